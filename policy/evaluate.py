@@ -1,0 +1,140 @@
+"""Held-out prompts, answered before and after: reward, gold score, KL, length, with intervals.
+
+Shapes: P prompts, S answers to each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from policy.reinforce import pack_groups, token_logps
+from policy.rollouts.protocol import RolloutEngine
+from reward.scorer import Scorer
+from rlhf.core.chat import Chat
+from rlhf.core.models import PeftModel, autocast, role
+from rlhf.core.records import Message, Prompt
+from rlhf.core.tensors import segment_sum
+from rlhf.data.checks import gold_score
+
+FIGURES = ("reward", "gold", "kl", "length")
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer to a held-out prompt; `kl` is the sum of its log-ratios to the reference."""
+
+    answer: str
+    reward: float
+    gold: float | None
+    kl: float
+    length: int
+    finished: bool
+
+
+def answer_prompts(
+    model: PeftModel,
+    engine: RolloutEngine,
+    scorer: Scorer,
+    chat: Chat,
+    prompts: Sequence[Prompt],
+    *,
+    samples: int,
+    seed: int,
+    tokens_per_batch: int,
+) -> list[list[Answer]]:
+    """Sample, score and measure `samples` answers to each prompt, by the policy as it is now."""
+    engine.sync(model)
+    groups = engine.generate([chat.prompt_ids(p.messages) for p in prompts], samples=samples, seed=seed)
+    scores = scorer.score(
+        [
+            (*prompt.messages, Message("assistant", rollout.text))
+            for prompt, group in zip(prompts, groups, strict=True)
+            for rollout in group
+        ]
+    )
+    kl = [0.0] * len(scores)
+    with torch.no_grad(), autocast(model.get_base_model()):
+        for row in pack_groups(groups, tokens_per_batch, chat.pad_id):
+            packed = row.packed.to(model.device)
+            with role(model, None):
+                reference_M, _, _ = token_logps(model, packed)
+            logps_M, _, answer_M = token_logps(model, packed)
+            kl_N = segment_sum(logps_M - reference_M, answer_M, len(row.answers))
+            for place, value in zip(row.answers, kl_N.tolist(), strict=True):
+                kl[place] = value
+    figures = iter(zip(scores, kl, strict=True))
+    return [
+        [
+            Answer(
+                answer=rollout.text,
+                reward=score.reward,
+                gold=None if prompt.check is None else gold_score(prompt.check, rollout.text),
+                kl=value,
+                length=len(rollout.completion_ids),
+                finished=rollout.finished,
+            )
+            for rollout, (score, value) in zip(group, figures, strict=False)
+        ]
+        for prompt, group in zip(prompts, groups, strict=True)
+    ]
+
+
+def compare(
+    prompts: Sequence[Prompt], before: Sequence[Sequence[Answer]], after: Sequence[Sequence[Answer]], seed: int
+) -> dict[str, Any]:
+    """eval.json: means before and after, and the paired difference with its 95 % interval.
+
+    A prompt is the unit that is resampled: its answers before and after are compared with one another, and the
+    interval is the percentile bootstrap over prompts.
+    """
+    return {
+        "before": {name: _mean(before, name) for name in FIGURES},
+        "after": {name: _mean(after, name) for name in FIGURES},
+        "difference": {name: _difference(before, after, name, seed) for name in FIGURES},
+        "prompts": len(prompts),
+        "samples": len(before[0]),
+        "answers": [
+            {
+                "prompt": [{"role": m.role, "content": m.content} for m in prompt.messages],
+                "source": prompt.source,
+                "before": _as_dict(first[0]),
+                "after": _as_dict(second[0]),
+            }
+            for prompt, first, second in zip(prompts, before, after, strict=True)
+        ],
+    }
+
+
+def _per_prompt(answers: Sequence[Sequence[Answer]], name: str) -> list[float | None]:
+    means: list[float | None] = []
+    for group in answers:
+        values = [getattr(answer, name) for answer in group]
+        means.append(None if any(value is None for value in values) else float(np.mean(values)))
+    return means
+
+
+def _mean(answers: Sequence[Sequence[Answer]], name: str) -> float | None:
+    known = [value for value in _per_prompt(answers, name) if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _difference(
+    before: Sequence[Sequence[Answer]], after: Sequence[Sequence[Answer]], name: str, seed: int
+) -> dict[str, Any] | None:
+    pairs = zip(_per_prompt(before, name), _per_prompt(after, name), strict=True)
+    differences_P = np.array([b - a for a, b in pairs if a is not None and b is not None])
+    if not differences_P.size:
+        return None
+    draws = np.random.default_rng(seed).integers(0, len(differences_P), (RESAMPLES, len(differences_P)))
+    low, high = np.percentile(differences_P[draws].mean(axis=1), [2.5, 97.5])
+    return {"mean": float(differences_P.mean()), "ci95": [float(low), float(high)]}
+
+
+def _as_dict(answer: Answer) -> Mapping[str, Any]:
+    return {name: getattr(answer, name) for name in Answer.__slots__}

@@ -1,0 +1,269 @@
+"""What `rlhf align-policy` does, as a straight line: prompts, base, roles, engine, updates, before and after.
+
+Departures from NVIDIA's recipe (arXiv 2410.01257): LoRA in place of full fine-tuning; the reference and the reward model are
+roles on the policy's own base; the KL penalty is what the config names; checkpoints are not chosen by a validation reward.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import set_seed
+
+from policy.evaluate import answer_prompts, compare
+from policy.reinforce import ReinforceTrainer, trainer_arguments
+from policy.rollouts.protocol import RolloutEngine, Sampling, seed_of
+from policy.rollouts.transformers_engine import TransformersEngine
+from reward.scorer import Scorer
+from rlhf.config.policy import PolicyConfig
+from rlhf.core import checkpoints
+from rlhf.core.chat import Chat
+from rlhf.core.errors import ConfigError, DataError
+from rlhf.core.models import POLICY, fingerprint, load_causal, lora_config, resolve_base
+from rlhf.core.progress import Progress
+from rlhf.core.records import Prompt
+from rlhf.core.runs import RunFolder, atomic_folder
+from rlhf.data.drops import DropReport
+from rlhf.data.load import load_prompts
+from rlhf.data.split import held_out
+
+HELD_OUT_SHARE = 0.2
+"""At most this share of the prompts is held out; of these the first `evaluation.prompts` are answered."""
+CLOSING_TOKENS = 8
+"""What a chat template may add after an answer."""
+
+
+@dataclass(frozen=True)
+class PromptData:
+    """Prompts to practise on, prompts held out, and what was left out."""
+
+    training: list[Prompt]
+    held_out: list[Prompt]
+    drops: DropReport
+
+
+def align_policy(config: PolicyConfig, *, resume: bool = False) -> Path:
+    """Align a policy, and answer held-out prompts before and after; returns the run folder."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    set_seed(config.seed)
+    with RunFolder.create(config.output, config, resume=resume, command="align-policy") as run:
+        chat = load_chat(config)
+        data = load_data(config, chat)
+        for line in (*chat.notes, *data.drops.lines()):
+            print(line)
+        run.write_json("drops.json", data.drops.as_dict())
+        trainer = build_trainer(config, chat, data.training, run)
+        evaluation = Evaluation(config, trainer, data.held_out)
+        before = evaluation.answers()
+        checkpoint, passed_over = checkpoints.latest(run.checkpoints) if resume else (None, [])
+        for line in passed_over:
+            print(line)
+        run.truncate(checkpoints.step_of(checkpoint) if checkpoint else 0)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        save_final(config, trainer, chat, run)
+        run.write_json("eval.json", compare(data.held_out, before, evaluation.answers(), config.seed))
+    return config.output
+
+
+def load_chat(config: PolicyConfig) -> Chat:
+    """The tokenizer and template of the base."""
+    base = resolve_base(config.model.base)
+    return Chat.load(base, revision=config.model.revision, template_date=config.model.template_date)
+
+
+def load_data(config: PolicyConfig, chat: Chat) -> PromptData:
+    """Prompts of all sources, without those that are too long, and the held-out ones taken off.
+
+    Raises:
+        ConfigError: prompt and answer together do not fit.
+        DataError: no prompts are left to practise on, or none to hold out.
+    """
+    longest = config.data.max_prompt_tokens + config.rollouts.max_new_tokens
+    if longest > config.model.max_length:
+        raise ConfigError(
+            f"data.max_prompt_tokens + rollouts.max_new_tokens = {longest}.",
+            allowed=f"at most model.max_length = {config.model.max_length}",
+            fix=f"model.max_length={longest}",
+        )
+    prompts, drops = load_prompts(config.data.prompts, seed=config.seed)
+    fitting = []
+    for prompt in prompts:
+        if len(chat.prompt_ids(prompt.messages)) > config.data.max_prompt_tokens:
+            drops.drop("longer than data.max_prompt_tokens", prompt.source or "a prompt")
+        else:
+            fitting.append(prompt)
+    training = [p for p in fitting if not held_out(p.messages, HELD_OUT_SHARE, "evaluation")]
+    kept_back = [p for p in fitting if held_out(p.messages, HELD_OUT_SHARE, "evaluation")]
+    if not training or not kept_back:
+        raise DataError(
+            f"{len(training)} prompts are left to practise on, and {len(kept_back)} to hold out.\n"
+            + "\n".join(drops.lines()),
+            allowed="some of both",
+            fix="raise data.max_prompt_tokens, or add prompts",
+        )
+    random.Random(config.seed).shuffle(kept_back)
+    return PromptData(training, kept_back[: config.evaluation.prompts], drops)
+
+
+def build_trainer(
+    config: PolicyConfig, chat: Chat, prompts: Sequence[Prompt], run: RunFolder
+) -> ReinforceTrainer:
+    """The base with its roles, the engine, and the loop around them."""
+    base = load_causal(
+        config.model.base,
+        revision=config.model.revision,
+        dtype=config.model.dtype,
+        quantization=config.model.quantization,
+    )
+    progress = Progress(config.steps, "update")
+
+    def record(step: int, figures: Mapping[str, float], samples: Sequence[Mapping[str, Any]]) -> None:
+        run.metrics(step, figures)
+        run.samples(samples)
+        shown = {"reward": "reward/mean", "gold": "gold/mean", "kl": "kl/mean", "tokens": "length/mean"}
+        progress.update(step, **{short: figures[name] for short, name in shown.items() if name in figures})
+
+    trainer = ReinforceTrainer(
+        base,
+        trainer_arguments(
+            config.optimizer,
+            config.rollouts,
+            folder=str(run.checkpoints),
+            steps=config.steps,
+            bfloat16=config.model.dtype == "bfloat16",
+            seed=config.seed,
+            save_every=config.save_every,
+            gradient_checkpointing=config.model.gradient_checkpointing,
+        ),
+        lora_config(**config.adapter.model_dump()),
+        chat,
+        prompts=prompts,
+        order=draw_order(len(prompts), config.steps, config.rollouts.prompts_per_step, config.seed),
+        engine=build_engine(config, chat),
+        rollouts=config.rollouts,
+        algorithm=config.algorithm,
+        tokens_per_batch=config.tokens_per_batch,
+        record=record,
+    )
+    trainer.scorer = Scorer.share(config.reward, trainer.model, chat, tokens_per_batch=config.tokens_per_batch)
+    longest = config.data.max_prompt_tokens + config.rollouts.max_new_tokens + CLOSING_TOKENS
+    if longest > trainer.scorer.max_length:
+        raise ConfigError(
+            f"Prompt, answer and closing tokens may reach {longest} tokens.",
+            allowed=f"at most {trainer.scorer.max_length}, the length the reward model was trained for",
+            fix="lower data.max_prompt_tokens or rollouts.max_new_tokens, or train with a larger model.max_length",
+        )
+    return trainer
+
+
+def build_engine(config: PolicyConfig, chat: Chat) -> RolloutEngine:
+    """The engine the config names."""
+    sampling = Sampling(config.rollouts.max_new_tokens, config.rollouts.temperature, chat.stop_ids)
+    if config.rollouts.engine == "transformers":
+        return TransformersEngine(sampling, chat)
+    from policy.rollouts.vllm_engine import VLLMEngine  # imported when asked for: vllm may not be installed
+
+    return VLLMEngine(
+        resolve_base(config.model.base),
+        sampling,
+        chat,
+        revision=config.model.revision,
+        rank=config.adapter.rank,
+        max_model_len=config.data.max_prompt_tokens + config.rollouts.max_new_tokens,
+        max_sequences=config.rollouts.prompts_per_step * config.rollouts.samples_per_prompt,
+        dtype=config.model.dtype,
+        quantization=config.model.quantization,
+        memory_gib=config.rollouts.memory_gib,
+        gpu_memory_share=config.rollouts.gpu_memory_share,
+        seed=config.seed,
+    )
+
+
+def draw_order(prompts: int, steps: int, prompts_per_step: int, seed: int) -> list[int]:
+    """Which prompt each draw takes: one shuffled pass after another; a step never draws a prompt twice if it can help it."""
+    generator = random.Random(seed)
+    order: list[int] = []
+    while len(order) < steps * prompts_per_step:
+        order += generator.sample(range(prompts), prompts)
+    return order[: steps * prompts_per_step]
+
+
+class Evaluation:
+    """The same held-out prompts and seeds, whenever it is asked."""
+
+    def __init__(self, config: PolicyConfig, trainer: ReinforceTrainer, prompts: Sequence[Prompt]) -> None:
+        self.config, self.trainer, self.prompts = config, trainer, prompts
+
+    def answers(self) -> Any:
+        """Answers of the policy as it is now."""
+        return answer_prompts(
+            self.trainer.model,
+            self.trainer.engine,
+            self.trainer.scorer,
+            self.trainer.chat,
+            self.prompts,
+            samples=self.config.evaluation.samples,
+            seed=seed_of(self.config.seed, -1),
+            tokens_per_batch=self.config.tokens_per_batch,
+        )
+
+
+def save_final(config: PolicyConfig, trainer: ReinforceTrainer, chat: Chat, run: RunFolder) -> None:
+    """The policy's adapter, tokenizer and card, under their final name only when whole."""
+    card = {
+        "base": config.model.base,
+        "revision": config.model.revision,
+        "fingerprint": fingerprint(trainer.model.get_base_model()),
+        "template_date": config.model.template_date,
+        "template_hash": chat.template_hash,
+        "reward": config.reward,
+    }
+    with atomic_folder(run.final) as folder:
+        trainer.model.save_pretrained(str(folder), selected_adapters=[POLICY])
+        chat.tokenizer.save_pretrained(folder)
+        (folder / "policy.json").write_text(json.dumps(card, indent=1))
+        (folder / "README.md").write_text(_card_text(config))
+
+
+def dry_run(config: PolicyConfig) -> list[str]:
+    """What a run would do, without doing it."""
+    data = load_data(config, load_chat(config))
+    rollouts, kl = config.rollouts, config.algorithm.kl
+    answers = rollouts.prompts_per_step * rollouts.samples_per_prompt
+    return [
+        *data.drops.lines(),
+        f"{len(data.training)} prompts to practise on, {len(data.held_out)} held out",
+        f"{config.steps} updates of {rollouts.prompts_per_step} prompts x {rollouts.samples_per_prompt} answers "
+        f"= {answers} answers of at most {rollouts.max_new_tokens} tokens, by {rollouts.engine}",
+        f"KL penalty: {kl.coefficient:g} x {kl.reduction} of {kl.estimator} over an answer's tokens; "
+        f"unfinished answers: {config.algorithm.unfinished}",
+    ]
+
+
+def _card_text(config: PolicyConfig) -> str:
+    kl = config.algorithm.kl
+    return f"""---
+base_model: {config.model.base}
+library_name: peft
+pipeline_tag: text-generation
+---
+# Aligned policy
+
+A LoRA adapter trained for {config.steps} updates by REINFORCE with a leave-one-out baseline over
+{config.rollouts.samples_per_prompt} answers a prompt, against the reward model `{config.reward}`, with {kl.coefficient:g} x {kl.reduction} of
+{kl.estimator} as KL penalty. eval.json of the run holds reward, KL and length before and after, on held-out prompts.
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE), FOLDER)
+```
+"""

@@ -1,0 +1,1 @@
+"""Engines that sample answers, behind one protocol."""

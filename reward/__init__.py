@@ -1,0 +1,1 @@
+"""Scores: annotate, learn, check, serve."""

@@ -1,0 +1,115 @@
+"""Rows of all sources -> items to train on and to validate on; and how a stage draws from them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from reward.batches import Item, make_items
+from rlhf.config.reward import RewardConfig, StageConfig
+from rlhf.core.chat import Chat
+from rlhf.core.errors import DataError
+from rlhf.core.models import resolve_base
+from rlhf.core.records import Conversation, Preference, Rating
+from rlhf.data.drops import DropReport
+from rlhf.data.load import join_ratings, load_comparisons, load_preferences, load_ratings
+from rlhf.data.split import held_out
+
+IN_BENCHMARK = "prompt is in the benchmark"
+Record = TypeVar("Record", Preference, Rating)
+
+
+@dataclass(frozen=True)
+class RewardData:
+    """Items to train on and to validate on, and what was left out."""
+
+    training: list[Item]
+    validation: list[Item]
+    drops: DropReport
+
+
+def load_chat(config: RewardConfig) -> Chat:
+    """The tokenizer and template of the base."""
+    base = resolve_base(config.model.base)
+    return Chat.load(base, revision=config.model.revision, template_date=config.model.template_date)
+
+
+def load_data(config: RewardConfig, chat: Chat) -> RewardData:
+    """Rows of all sources as items, split by a hash of the prompt.
+
+    Raises:
+        DataError: nothing is left for a stage.
+    """
+    drops = DropReport()
+    preferences: list[Preference] = []
+    ratings: list[Rating] = []
+    if config.data.preferences:
+        preferences, report = load_preferences(
+            config.data.preferences, seed=config.seed, max_spread=config.data.max_spread
+        )
+        drops = drops.merge(report)
+    if config.data.ratings:
+        ratings, report = load_ratings(config.data.ratings, seed=config.seed)
+        drops = drops.merge(report)
+    benchmark = {c.prompt for c in load_comparisons(config.benchmark)[0]} if config.benchmark else set()
+    preferences = _without(benchmark, preferences, drops)
+    ratings = _without(benchmark, ratings, drops)
+    preferences, ratings = join_ratings(preferences, ratings)
+
+    def side(validation: bool) -> list[Item]:
+        share = config.data.validation_share
+        return make_items(
+            [p for p in preferences if held_out(p.prompt, share, "validation") == validation],
+            [r for r in ratings if held_out(r.prompt, share, "validation") == validation],
+            chat,
+            attributes=config.attributes,
+            max_length=config.model.max_length,
+            report=drops,
+        )
+
+    data = RewardData(side(False), side(True), drops)
+    for stage in config.stages:
+        if not items_of(stage, data.training):
+            raise DataError(
+                f"Stage {stage.name!r} has nothing to learn from.\n" + "\n".join(drops.lines()),
+                fix="look at the drop report above; raise model.max_length or widen data",
+            )
+    return data
+
+
+def items_of(stage: StageConfig, items: Sequence[Item]) -> list[Item]:
+    """The items that carry a target of one of the stage's terms."""
+
+    def counts(item: Item) -> bool:
+        rated = any(value is not None for row in item.ratings for value in row)
+        return (stage.regression_weight > 0 and rated) or (stage.preference_weight > 0 and item.strength != 0)
+
+    return [item for item in items if counts(item)]
+
+
+def steps_of(stage: StageConfig, items: int) -> int:
+    """Updates of a stage: whole batches in its epochs, at least one, at most max_steps."""
+    steps = max(1, int(stage.epochs * items / stage.batch_size))
+    return min(steps, stage.max_steps) if stage.max_steps else steps
+
+
+def draw_order(items: int, draws: int, seed: int) -> list[int]:
+    """Which item each draw takes: one shuffled pass after another."""
+    generator = random.Random(seed)
+    order: list[int] = []
+    while len(order) < draws:
+        order += generator.sample(range(items), items)
+    return order[:draws]
+
+
+def _without(benchmark: set[Conversation], records: Sequence[Record], drops: DropReport) -> list[Record]:
+    """Leave out what has a prompt of the benchmark: its figure would not be a held-out one."""
+    kept = []
+    for record in records:
+        if record.prompt in benchmark:
+            drops.drop(IN_BENCHMARK, record.source or "a row")
+        else:
+            kept.append(record)
+    return kept

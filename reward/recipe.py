@@ -1,0 +1,171 @@
+"""What `rlhf train-reward` does, as a straight line: rows, records, items, stages, evaluation.
+
+Departures from NVIDIA's recipe (arXiv 2410.01257, NeMo-Aligner's documentation): LoRA in place of full fine-tuning; the
+head starts from a ridge regression; the prompt of a pair is computed once; the chat template of the base in place of
+`<extra_id_…>` markers; the two losses may also be trained together; held-out rows are split off by a hash of the prompt.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import set_seed
+
+from reward.benchmark import evaluate
+from reward.data import RewardData, draw_order, items_of, load_chat, load_data, steps_of
+from reward.head_start import fit_head
+from reward.save import save_final
+from reward.scorer import Scorer
+from reward.trainer import HybridRewardTrainer, Record, trainer_arguments
+from rlhf.config.reward import RewardConfig
+from rlhf.core import checkpoints
+from rlhf.core.chat import Chat
+from rlhf.core.errors import ConfigError
+from rlhf.core.models import (
+    PeftModel,
+    enable_packed_scores,
+    load_classifier,
+    lora_config,
+    reward_head,
+    with_adapter,
+)
+from rlhf.core.progress import Progress
+from rlhf.core.runs import RunFolder, atomic_write_text
+from rlhf.data.load import load_comparisons
+
+
+def train_reward(config: RewardConfig, *, resume: bool = False) -> Path:
+    """Train, evaluate and save a reward model; returns the run folder."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    set_seed(config.seed)
+    with RunFolder.create(config.output, config, resume=resume, command="train-reward") as run:
+        chat = load_chat(config)
+        data = load_data(config, chat)
+        for line in (*chat.notes, *data.drops.lines()):
+            print(line)
+        run.write_json("drops.json", data.drops.as_dict())
+        model = build_model(config, chat)
+        train_stages(config, data, model, chat, run, resume=resume)
+        save_final(config, model, chat, run.final)
+        del model
+        result, rows = evaluate_final(config, run)
+        run.write_json("eval.json", {**result, "drops": data.drops.as_dict()})
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        atomic_write_text(run.path / "eval_rows.jsonl", lines)
+    return config.output
+
+
+def build_model(config: RewardConfig, chat: Chat) -> PeftModel:
+    """The base as a classifier, with a fresh adapter and head.
+
+    Raises:
+        ConfigError: model.max_length is longer than the base can take.
+    """
+    model = load_classifier(
+        config.model.base,
+        attributes=config.attributes,
+        revision=config.model.revision,
+        dtype=config.model.dtype,
+        quantization=config.model.quantization,
+        pad_id=chat.pad_id,
+    )
+    context = model.config.get_text_config().max_position_embeddings
+    if config.model.max_length > context:
+        raise ConfigError(
+            f"model.max_length is {config.model.max_length}.",
+            allowed=f"at most {context}, the context of {config.model.base!r}",
+            fix=f"model.max_length={context}",
+        )
+    if torch.cuda.is_available() and config.model.quantization == "none":
+        model = model.to("cuda")
+    enable_packed_scores(model)
+    return with_adapter(model, lora_config(**config.adapter.model_dump(), head=True))
+
+
+def train_stages(
+    config: RewardConfig, data: RewardData, model: PeftModel, chat: Chat, run: RunFolder, *, resume: bool
+) -> None:
+    """Run the stages one after another; each hands its best weights to the next."""
+    checkpoint, passed_over = checkpoints.latest(run.checkpoints) if resume else (None, [])
+    for line in passed_over:
+        print(line)
+    run.truncate(checkpoints.step_of(checkpoint) if checkpoint else 0)
+    reached = checkpoints.stage_of(checkpoint) if checkpoint else None
+    items = {stage.name: items_of(stage, data.training) for stage in config.stages}
+    steps = {stage.name: steps_of(stage, len(items[stage.name])) for stage in config.stages}
+    if checkpoint is None and config.head_start:
+        first = items[config.stages[0].name]
+        order = draw_order(len(first), min(config.head_start, len(first)), config.seed)
+        fit_head(
+            model, reward_head(model), [first[i] for i in order], budget=config.tokens_per_batch, pad_id=chat.pad_id
+        )
+    with Progress(sum(steps.values()), "update") as progress:
+        offset = 0
+        for number, stage in enumerate(config.stages):
+            if reached in (None, stage.name):
+                here, held = items[stage.name], items_of(stage, data.validation)
+                trainer = HybridRewardTrainer(
+                    model,
+                    trainer_arguments(
+                        stage,
+                        folder=str(run.checkpoints),
+                        steps=steps[stage.name],
+                        bfloat16=config.model.dtype == "bfloat16",
+                        seed=config.seed,
+                        evaluate_every=config.validate_every,
+                        save_every=config.save_every,
+                        has_validation=bool(held),
+                        gradient_checkpointing=config.model.gradient_checkpointing,
+                    ),
+                    chat.tokenizer,
+                    stage=stage,
+                    items=here,
+                    order=draw_order(len(here), steps[stage.name] * stage.batch_size, config.seed + number),
+                    validation=held,
+                    tokens_per_batch=config.tokens_per_batch,
+                    step_offset=offset,
+                    record=recorder(run, progress),
+                )
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+                trainer.finish_stage()
+                reached = checkpoint = None
+            offset += steps[stage.name]
+
+
+def recorder(run: RunFolder, progress: Progress) -> Record:
+    """Figures to metrics.jsonl, and the few that people watch to the progress line."""
+    shown = {"loss": "loss/total", "accuracy": "reward/accuracy"}
+
+    def record(step: int, figures: Any) -> None:
+        run.metrics(step, figures)
+        if "loss/total" in figures:
+            progress.update(step, **{short: figures[name] for short, name in shown.items() if name in figures})
+
+    return record
+
+
+def evaluate_final(config: RewardConfig, run: RunFolder) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Score the benchmark with the model as it was saved."""
+    if config.benchmark is None:
+        return {}, []
+    comparisons, _ = load_comparisons(config.benchmark)
+    return evaluate(comparisons, Scorer.load(run.final))
+
+
+def dry_run(config: RewardConfig) -> list[str]:
+    """What a run would do, without doing it: the drop report, and each stage's items and updates."""
+    data = load_data(config, load_chat(config))
+    lines = data.drops.lines()
+    for stage in config.stages:
+        items = items_of(stage, data.training)
+        terms = {"regression": stage.regression_weight, f"{stage.preference_loss} BT": stage.preference_weight}
+        objective = " + ".join(f"{weight:g} x {name}" for name, weight in terms.items() if weight)
+        lines.append(
+            f"stage {stage.name}: {objective}; {len(items)} items, {len(items_of(stage, data.validation))} held "
+            f"out; {steps_of(stage, len(items))} updates of {stage.batch_size} at {stage.optimizer.learning_rate:g}"
+        )
+    return lines

@@ -1,0 +1,141 @@
+"""Conversations -> rewards. The only room of `reward/` that `policy/` enters.
+
+A reward model is an adapter and a head on a causal base. A scorer loads that base itself, or hangs the two on a base that
+is there already, so that policy, reference and reward share one copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rlhf.core.chat import Chat
+from rlhf.core.errors import DataError, DivergenceError, ModelError
+from rlhf.core.models import PeftModel, REWARD, RewardAdapter, apply_head, autocast, load_causal, packed_inputs, role
+from rlhf.core.packing import PackedBatch, Tree, pack
+from rlhf.core.records import Conversation
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What a reward model says of one conversation: the reward, and every attribute by name."""
+
+    reward: float
+    attributes: dict[str, float]
+
+
+class Scorer:
+    """A reward model that is ready to score. Made by `load` (own base) or `share` (a base that is there).
+
+    Attributes:
+        attributes: names of the head's outputs; the first is the reward.
+        chat: the door to token ids, with the template the model was trained with.
+    """
+
+    def __init__(
+        self, model: PeftModel, head: nn.Linear, chat: Chat, adapter: RewardAdapter, tokens_per_batch: int
+    ) -> None:
+        self.model, self.head, self.chat, self.tokens_per_batch = model, head, chat, tokens_per_batch
+        self.attributes: tuple[str, ...] = tuple(adapter.card["attributes"])
+        self.max_length: int = adapter.card["max_length"]
+        if chat.template_hash != adapter.card["template_hash"]:
+            raise ModelError(
+                "The chat template here is not the one the reward model was trained with "
+                f"({chat.template_hash[:12]}… instead of {adapter.card['template_hash'][:12]}…).",
+                allowed="the tokenizer saved beside the reward model, and the same model.template_date",
+                fix=f"set model.template_date={adapter.card['template_date']!r}, or keep the template of the base",
+            )
+
+    @classmethod
+    def load(cls, path: str | Path, *, tokens_per_batch: int = 2048) -> Scorer:
+        """A reward model from its `final/` folder, on a base of its own.
+
+        Raises:
+            ModelError: no reward model there, its head is missing, or its base cannot be loaded.
+        """
+        folder = Path(path)
+        adapter = RewardAdapter.read(folder)
+        card = adapter.card
+        base = load_causal(
+            card["base"], revision=card["revision"], dtype=card["dtype"], quantization=card["quantization"]
+        )
+        if torch.cuda.is_available() and card["quantization"] == "none":
+            base = base.to("cuda")
+        model, head = adapter.hang_on(base)
+        chat = Chat.load(folder, template_date=card["template_date"])
+        return cls(model, head, chat, adapter, tokens_per_batch)
+
+    @classmethod
+    def share(
+        cls, path: str | Path, model: PreTrainedModel | PeftModel, chat: Chat, *, tokens_per_batch: int = 2048
+    ) -> Scorer:
+        """A reward model hung on a base that is there already, as one more role.
+
+        Raises:
+            ModelError: the reward model belongs to another base, or to another chat template.
+        """
+        adapter = RewardAdapter.read(Path(path))
+        wrapped, head = adapter.hang_on(model)
+        return cls(wrapped, head, chat, adapter, tokens_per_batch)
+
+    def score(self, conversations: Sequence[Conversation]) -> list[Score]:
+        """Score conversations that end with the assistant's message.
+
+        Conversations with the same beginning that stand next to each other share its computation.
+
+        Raises:
+            DataError: a conversation does not end with the assistant, or is longer than the model was trained for.
+            DivergenceError: a score is not a finite number.
+        """
+        if not conversations:
+            return []
+        sequences = [self.chat.conversation_ids(conversation) for conversation in conversations]
+        for index, ids in enumerate(sequences):
+            if len(ids) > self.max_length:
+                raise DataError(
+                    f"Conversation {index + 1} of {len(sequences)} has {len(ids)} tokens.",
+                    allowed=f"at most {self.max_length}, the length the reward model was trained for",
+                    fix="shorten it, or train with a larger model.max_length",
+                )
+        trees = [Tree.of_sequences(group) for group in _neighbours(conversations, sequences)]
+        first = [0]
+        for tree in trees:
+            first.append(first[-1] + len(tree.branches))
+        scores_NA = torch.empty(len(sequences), len(self.attributes))
+        with role(self.model, REWARD), torch.inference_mode():
+            for batch in pack(trees, self.tokens_per_batch, pad_id=self.chat.pad_id):
+                places = [place for t in batch.trees for place in range(first[t], first[t + 1])]
+                scores_NA[places] = self._forward(batch.to(self.model.device)).cpu()
+        for index, row in enumerate(scores_NA):
+            if not torch.isfinite(row).all():
+                raise DivergenceError(
+                    f"The score of conversation {index + 1} of {len(sequences)} is not a finite number.",
+                    fix="the reward model has diverged: train it with a lower learning rate",
+                )
+        return [
+            Score(row[0], dict(zip(self.attributes, row, strict=True))) for row in scores_NA.tolist()
+        ]
+
+    def _forward(self, batch: PackedBatch) -> Tensor:
+        trunk = self.model.get_base_model()
+        body = getattr(trunk, trunk.base_model_prefix)
+        with autocast(trunk):
+            hidden_RTD = body(**packed_inputs(batch), use_cache=False).last_hidden_state
+        return apply_head(self.head, hidden_RTD[batch.last_tokens_N()])
+
+
+def _neighbours(conversations: Iterable[Conversation], sequences: Iterable[list[int]]) -> list[list[list[int]]]:
+    """Sequences grouped where consecutive conversations have the same prompt."""
+    groups: list[list[list[int]]] = []
+    before: Conversation | None = None
+    for conversation, ids in zip(conversations, sequences, strict=True):
+        if conversation[:-1] != before:
+            groups.append([])
+            before = conversation[:-1]
+        groups[-1].append(ids)
+    return groups

@@ -1,0 +1,264 @@
+"""TRL's RewardTrainer with packed batches and the hybrid loss.
+
+One batch of the trainer is one whole update: it is packed into rows of `tokens_per_batch` tokens, each row does its own forward
+and backward pass, and every loss term is divided by its count over the whole update. So the budget bounds memory and
+changes no gradient.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from torch import Tensor
+from torch.utils.data import SequentialSampler
+from transformers.trainer_callback import PrinterCallback
+from trl import RewardConfig as TRLRewardConfig
+from trl import RewardTrainer
+
+from reward.batches import Item, RewardBatch, batches
+from reward.losses import bradley_terry, regression
+from rlhf.config.reward import StageConfig
+from rlhf.core.checkpoints import SafeCheckpoints, best_file, load_trainable, save_trainable
+from rlhf.core.errors import DivergenceError
+from rlhf.core.models import PeftModel, packed_inputs
+
+REWARD_INDEX = 0  # the first attribute is the reward
+
+
+Record = Callable[[int, Mapping[str, float | str]], None]
+"""Receives an update's number and figures; validations come by the same way."""
+
+
+class HybridRewardTrainer(SafeCheckpoints, RewardTrainer):  # type: ignore[misc]
+    """One stage of reward training.
+
+    Args:
+        model: a sequence classifier with packed scores enabled, wrapped by PEFT.
+        arguments: from `trainer_arguments`.
+        tokenizer: its pad token is already right.
+        stage: the objective.
+        items: training items, in any order.
+        order: which item each draw takes; its length is updates x batch size. The order is made beforehand, so that a
+            resumed run needs no sampler state.
+        validation: held-out items; may be empty.
+        tokens_per_batch: token budget of a packed row.
+        step_offset: updates of the stages before this one.
+        record: receives the figures.
+    """
+
+    def __init__(
+        self,
+        model: PeftModel,
+        arguments: TRLRewardConfig,
+        tokenizer: Any,
+        *,
+        stage: StageConfig,
+        items: Sequence[Item],
+        order: Sequence[int],
+        validation: Sequence[Item],
+        tokens_per_batch: int,
+        step_offset: int,
+        record: Record,
+    ) -> None:
+        self.stage, self.items, self.validation = stage, items, validation
+        self.tokens_per_batch, self.step_offset, self.record = tokens_per_batch, step_offset, record
+        self.stage_name = stage.name
+        self.figures: dict[str, float | str] = {}
+        labels = model.config.id2label
+        model.config.num_labels = 1  # TRL admits one output only, for its own loss; ours has one an attribute
+        super().__init__(
+            model=model,
+            args=arguments,
+            data_collator=lambda rows: {"items": [self.items[row["item"]] for row in rows]},
+            train_dataset=Dataset.from_dict({"item": list(order)}),
+            eval_dataset=Dataset.from_dict({"item": list(range(len(validation)))}) if validation else None,
+            processing_class=tokenizer,
+        )
+        model.config.id2label = labels
+        model.config.label2id = {name: index for index, name in labels.items()}
+        self.remove_callback(PrinterCallback)
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: object = None) -> Tensor:
+        """One update: forward and backward over each packed row of the batch."""
+        started = time.perf_counter()
+        model.train()
+        items: list[Item] = inputs["items"]
+        counts = self._counts(items)
+        world = self.accelerator.num_processes  # gradients are averaged over processes; ours are sums
+        sums: dict[str, float] = {}
+        packed = list(batches(items, self.tokens_per_batch, pad_id=self.processing_class.pad_token_id))
+        for number, batch in enumerate(packed):
+            synchronise = number == len(packed) - 1
+            with nullcontext() if synchronise else self.accelerator.no_sync(model):
+                with self.compute_loss_context_manager():
+                    loss, figures = self._row_loss(model, batch, counts)
+                self.accelerator.backward(loss * world)
+            _add(sums, figures)
+        self.figures = {**self._summary(sums, counts), "time/step": time.perf_counter() - started}
+        total = torch.tensor(sums["loss/total"], device=self.args.device)
+        if not torch.isfinite(total):
+            raise DivergenceError(
+                f"The loss of stage {self.stage.name!r} is {total.item()} at update {self.state.global_step + 1}.",
+                fix="lower stages.N.optimizer.learning_rate, and look at the rows of this update in the data",
+            )
+        return total
+
+    def _row_loss(
+        self, model: Any, batch: RewardBatch, counts: Mapping[str, float]
+    ) -> tuple[Tensor, dict[str, float]]:
+        """This row's share of the update's loss, and sums for the log."""
+        device = self.args.device
+        packed = batch.packed.to(device)
+        scores_NA = model(**packed_inputs(packed), score_at=packed.last_tokens_N())
+        rewards_N = scores_NA[:, REWARD_INDEX]
+        chosen_B, rejected_B = rewards_N[batch.chosen_B.to(device)], rewards_N[batch.rejected_B.to(device)]
+        ratings_NA, present_NA = batch.ratings_NA.to(device), batch.present_NA.to(device)
+        mse = regression(scores_NA, ratings_NA, present_NA, counts["ratings"])
+        bt = bradley_terry(
+            chosen_B, rejected_B, batch.strength_B.to(device), self.stage.preference_loss, counts["pairs"]
+        )
+        loss = self.stage.regression_weight * mse + self.stage.preference_weight * bt
+        margin_B = (chosen_B - rejected_B).detach()
+        figures = {
+            "loss/total": loss.item(),
+            "loss/regression": mse.item(),
+            "loss/bt": bt.item(),
+            "rewards": rewards_N.sum().item(),
+            "rewards_squared": rewards_N.square().sum().item(),
+            "margins": margin_B.sum().item(),
+            "right": float((margin_B > 0).sum()),  # a tie is wrong, as in RewardBench
+            "tokens/useful": packed.useful_tokens,
+            "tokens/computed": int((packed.tree_RT >= 0).sum()),
+        }
+        return loss, figures
+
+    def _counts(self, items: Sequence[Item]) -> dict[str, float]:
+        """What the denominators count, over the whole update and all processes."""
+        local = [
+            float(sum(value is not None for item in items for row in item.ratings for value in row)),
+            float(sum(item.strength != 0 for item in items)),
+            float(sum(len(item.ratings) for item in items)),
+        ]
+        summed = self.accelerator.reduce(torch.tensor(local, device=self.args.device), reduction="sum")
+        return dict(zip(("ratings", "pairs", "responses"), summed.tolist(), strict=True))
+
+    def _summary(self, sums: Mapping[str, float], counts: Mapping[str, float]) -> dict[str, float | str]:
+        names = sorted(sums)
+        reduced = self.accelerator.reduce(torch.tensor([sums[n] for n in names], dtype=torch.float64), reduction="sum")
+        total = dict(zip(names, reduced.tolist(), strict=True))
+        mean = total["rewards"] / counts["responses"]
+        figures: dict[str, float | str] = {
+            "stage": self.stage.name,
+            "loss/total": total["loss/total"],
+            "reward/mean": mean,
+            "reward/std": max(total["rewards_squared"] / counts["responses"] - mean**2, 0.0) ** 0.5,
+            "tokens/useful": total["tokens/useful"],
+            "tokens/computed": total["tokens/computed"],
+        }
+        if counts["ratings"]:
+            figures["loss/regression"] = total["loss/regression"]
+        if counts["pairs"]:
+            figures["loss/bt"] = total["loss/bt"]
+            figures["reward/margin"] = total["margins"] / counts["pairs"]
+            figures["reward/accuracy"] = total["right"] / counts["pairs"]
+        return figures
+
+    @torch.no_grad()
+    def evaluate(self, *_: object, **__: object) -> dict[str, float]:
+        """Loss, accuracy and squared error on the held-out items; keeps count of the best."""
+        self.model.eval()
+        mine = self.validation[self.accelerator.process_index :: self.accelerator.num_processes]
+        counts = self._counts(mine)
+        sums: dict[str, float] = {}
+        for batch in batches(mine, self.tokens_per_batch, pad_id=self.processing_class.pad_token_id):
+            with self.compute_loss_context_manager():
+                _add(sums, self._row_loss(self.model, batch, counts)[1])
+        self.model.train()
+        summary = self._summary(sums, counts)
+        figures = {"validation/loss": float(summary["loss/total"])}
+        for name, source in {"mse": "loss/regression", "accuracy": "reward/accuracy"}.items():
+            if source in summary:
+                figures[f"validation/{name}"] = float(summary[source])
+        self.record(self.step_offset + self.state.global_step, figures)
+        return {"eval_loss": figures["validation/loss"]}
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: object) -> bool:
+        is_best = bool(super()._determine_best_metric(metrics, trial))
+        if is_best and self.args.should_save:
+            trained = self.accelerator.unwrap_model(self.model)
+            save_trainable(trained, best_file(Path(self.args.output_dir), self.stage.name))
+        return is_best
+
+    def finish_stage(self) -> None:
+        """Go back to the weights with the lowest validation loss, where there was a validation."""
+        best = best_file(Path(self.args.output_dir), self.stage.name)
+        if best.exists():
+            load_trainable(self.accelerator.unwrap_model(self.model), best)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Pass an update's figures on; transformers' own closing summary is left out."""
+        if "loss" not in logs:
+            return
+        optimizer = {"optimizer/lr": logs["learning_rate"], "optimizer/grad_norm": logs["grad_norm"]}
+        self.record(self.step_offset + self.state.global_step, {**self.figures, **optimizer})
+
+    def floating_point_ops(self, inputs: object) -> int:
+        """Not counted: transformers' estimate knows neither packing nor adapters."""
+        return 0
+
+    # What TRL does to a data set of text is done in `reward.batches`.
+    def _prepare_dataset(self, dataset: Dataset, *_: object, **__: object) -> Dataset:
+        return dataset
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Iterator[int]:
+        return SequentialSampler(self.train_dataset)  # type: ignore[return-value]
+
+
+def trainer_arguments(
+    stage: StageConfig, *, folder: str, steps: int, bfloat16: bool, seed: int, evaluate_every: int, save_every: int,
+    has_validation: bool, gradient_checkpointing: bool,
+) -> TRLRewardConfig:
+    """A stage's settings in transformers' words."""
+    optimizer = stage.optimizer
+    return TRLRewardConfig(
+        output_dir=folder,
+        per_device_train_batch_size=max(1, stage.batch_size // PartialState().num_processes),
+        max_steps=steps,
+        learning_rate=optimizer.learning_rate,
+        lr_scheduler_type={"constant": "constant_with_warmup"}.get(optimizer.schedule, optimizer.schedule),
+        warmup_steps=optimizer.warmup_steps,
+        weight_decay=optimizer.weight_decay,
+        adam_beta1=optimizer.betas[0],
+        adam_beta2=optimizer.betas[1],
+        max_grad_norm=optimizer.max_grad_norm,
+        bf16=bfloat16,
+        use_cpu=not torch.cuda.is_available(),
+        gradient_checkpointing=gradient_checkpointing,
+        eval_strategy="steps" if has_validation else "no",
+        eval_steps=evaluate_every,
+        metric_for_best_model="eval_loss" if has_validation else None,
+        greater_is_better=False,
+        save_strategy="steps",
+        save_steps=save_every,
+        logging_steps=1,
+        seed=seed,
+        report_to="none",
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        disable_dropout=False,
+        dataloader_pin_memory=False,
+        logging_nan_inf_filter=False,
+        max_length=None,
+    )
+
+
+def _add(sums: dict[str, float], figures: Mapping[str, float]) -> None:
+    for name, value in figures.items():
+        sums[name] = sums.get(name, 0.0) + value

@@ -1,0 +1,40 @@
+"""The arguments that the two training commands share, so that they read and behave alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import BaseModel
+
+from rlhf.config.explain import describe
+
+Config = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The config file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Config keys to set instead, as in model.base=embedded or stages.0.epochs=2.",
+    ),
+]
+Output = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="The run folder; wins over `output` in the config.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check the config, count the data, say what would run, and stop.")
+]
+
+
+def explain_option(schema: type[BaseModel]) -> Any:
+    """An option that, like `--help`, needs no config: it prints every key of the schema and ends."""
+
+    def show(wanted: bool) -> None:
+        if wanted:
+            typer.echo(describe(schema))
+            raise typer.Exit
+
+    return typer.Option(
+        "--explain", is_eager=True, callback=show, help="List every key of the config, and stop."
+    )

@@ -1,0 +1,125 @@
+"""`rlhf score`: the reward of every conversation in a file."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from reward.benchmark import ScoreLike, ScorerLike
+from rlhf.commands.output import require_output_file
+from rlhf.core.errors import DataError, DivergenceError, OutputError
+from rlhf.core.progress import Progress
+from rlhf.core.records import Conversation
+from rlhf.data.files import file_rows, missing_path
+from rlhf.data.messages import read_prompt
+from rlhf.data.rows import Row
+
+_SHAPE = '{"messages": [{"role": "user", "content": "..."}, ..., {"role": "assistant", "content": "..."}]}'
+_CHUNK = 64  # lines held in memory at a time
+
+
+def score(
+    model: Annotated[str, typer.Argument(help="A reward model: the `final` folder of a `train-reward` run.")],
+    input_: Annotated[
+        Path,
+        typer.Option("--input", metavar="FILE", help="One JSON object a line with `messages`; .jsonl[.gz]."),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="Where the scored lines go; a name ending in .gz is compressed."),
+    ],
+) -> None:
+    """Score every conversation of a file with a reward model.
+
+    Each line {"messages": [...]} ends with the assistant's message and comes back with all its own keys, plus
+    "reward" (a number) and "attributes" (a number for each attribute the model rates); keys of these names
+    are replaced. All lines are checked before the first is scored, and the output appears only when it is
+    complete.
+
+    Example: rlhf score runs/demo/reward/final --input answers.jsonl --output scored.jsonl
+    """
+    from reward.scorer import Scorer  # torch loads only when the command runs
+
+    require_output_file(output)
+    if output.exists() and input_.exists() and output.samefile(input_):
+        raise OutputError(f"{output} is the input.", fix="name another file as --output")
+    total = sum(1 for _ in read_conversations(input_))
+    if total == 0:
+        raise DataError(f"{input_} holds no conversation.", allowed=f"one object a line: {_SHAPE}")
+    scorer = Scorer.load(model)
+    rows = read_conversations(input_)
+    done = 0
+    with _atomic_lines(output) as file, Progress(total, "lines") as progress:
+        while chunk := list(itertools.islice(rows, _CHUNK)):
+            for scored in _scored(chunk, scorer):
+                file.write(json.dumps(scored, allow_nan=False) + "\n")
+            done += len(chunk)
+            progress.update(done)
+    Console(highlight=False).print(f"Wrote {done} scores to {output}.", markup=False, soft_wrap=True)
+
+
+def read_conversations(path: Path) -> Iterator[tuple[Row, Conversation]]:
+    """Streams the conversations of a JSONL file with their rows; blank lines are passed over.
+
+    Raises:
+        DataError: the file cannot be read, or a line is not `{"messages": [...]}` ending with the assistant.
+    """
+    if not path.name.endswith((".jsonl", ".jsonl.gz")):
+        raise DataError(f"{path} is no JSON Lines file by its name.", allowed="FILE.jsonl or FILE.jsonl.gz")
+    if not path.exists():
+        raise missing_path(path)
+    for place, values in file_rows(path):
+        if not isinstance(values, dict) or not isinstance(values.get("messages"), list):
+            raise DataError(f"{place}: no object with a list `messages`", allowed=_SHAPE)
+        row = Row(place, values)
+        conversation = read_prompt(row, "messages")
+        if not conversation or conversation[-1].role != "assistant":
+            last = f"ends with the {conversation[-1].role}'s message" if conversation else "is empty"
+            raise DataError(f"{place}: the conversation {last}", allowed=_SHAPE)
+        try:
+            json.dumps(values, allow_nan=False)
+        except ValueError as error:
+            raise DataError(f"{place}: NaN or Infinity", allowed="numbers that JSON has") from error
+        yield row, conversation
+
+
+def _scored(chunk: Sequence[tuple[Row, Conversation]], scorer: ScorerLike) -> Iterator[dict[str, Any]]:
+    for (row, _), result in zip(chunk, _scores(chunk, scorer), strict=True):
+        for name, value in {"reward": result.reward, **result.attributes}.items():
+            if not math.isfinite(value):
+                raise DivergenceError(f"{row.place}: the model's {name} is {value}.", allowed="finite scores")
+        yield {**row.values, "reward": result.reward, "attributes": dict(result.attributes)}
+
+
+def _scores(chunk: Sequence[tuple[Row, Conversation]], scorer: ScorerLike) -> list[ScoreLike]:
+    """The scores of a chunk; an error names the line it is about."""
+    try:
+        return list(scorer.score([conversation for _, conversation in chunk]))
+    except (DataError, DivergenceError) as error:
+        if len(chunk) == 1:
+            place = chunk[0][0].place
+            raise type(error)(f"{place}: {error.found}", allowed=error.allowed, fix=error.fix) from error
+    return [score for one in chunk for score in _scores([one], scorer)]
+
+
+@contextmanager
+def _atomic_lines(path: Path) -> Iterator[IO[str]]:
+    """A text file that gets its name only when the block ends well; otherwise nothing is left behind."""
+    opener = gzip.open if path.suffix == ".gz" else open
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with opener(temporary, "wt", encoding="utf-8") as file:
+            yield file
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

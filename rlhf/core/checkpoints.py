@@ -1,0 +1,190 @@
+"""Checkpoints without pickle: what a killed run needs to continue to the same numbers.
+
+A checkpoint is a folder `step-N` with safetensors (trained weights, AdamW moments, generator states) and JSON (trainer state, learning-rate
+schedule), sealed by a manifest of hashes. It is written under another name and renamed at the end, so that a folder
+that carries the right name but not the right hashes was torn by the machine, and the one before it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from rlhf.core.errors import OutputError
+from rlhf.core.runs import atomic_folder, atomic_write_text
+
+MANIFEST, WEIGHTS, MOMENTS, STATE = "manifest.json", "trainable.safetensors", "optimizer.safetensors", "state.json"
+TRAINER_STATE = "trainer_state.json"  # transformers looks for this name when it resumes
+KEEP = 2
+
+
+def trainable_state(model: nn.Module) -> dict[str, Tensor]:
+    """The trained parameters by name."""
+    return {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def save_trainable(model: nn.Module, file: Path) -> None:
+    """Write the trained parameters, whole or not at all."""
+    unfinished = file.with_suffix(".unfinished")
+    save_file(trainable_state(model), unfinished)
+    unfinished.replace(file)
+
+
+def best_file(checkpoints: Path, stage: str) -> Path:
+    """Where the best weights of a stage are kept while it runs."""
+    return checkpoints / f"best-{stage}.safetensors"
+
+
+def load_trainable(model: nn.Module, file: Path) -> None:
+    """Put saved parameters back; every one must have its place.
+
+    Raises:
+        OutputError: the file is of a run with another adapter.
+    """
+    saved = load_file(file)
+    here = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if saved.keys() != here.keys() or any(saved[name].shape != here[name].shape for name in saved):
+        raise OutputError(
+            f"{file} was written by a run with another adapter.",
+            allowed="the adapter settings the run was started with",
+            fix="resume with the run's own config.yaml, or start again with another --output",
+        )
+    with torch.no_grad():
+        for name, parameter in here.items():
+            parameter.copy_(saved[name])
+
+
+def latest(checkpoints: Path) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint, and a sentence for each torn one that was passed over."""
+    found = sorted(checkpoints.glob("step-*"), key=step_of, reverse=True)
+    passed_over = []
+    for folder in found:
+        if is_whole(folder):
+            return folder, passed_over
+        passed_over.append(f"{folder.name} is torn (its hashes do not agree) and was passed over.")
+    return None, passed_over
+
+
+def step_of(checkpoint: Path) -> int:
+    """The update a checkpoint was written after, counted over all stages."""
+    return int(checkpoint.name.split("-")[1])
+
+
+def stage_of(checkpoint: Path) -> str:
+    """The name of the stage a checkpoint belongs to."""
+    return str(json.loads((checkpoint / STATE).read_text())["stage"])
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether every file of the manifest is there with its hash."""
+    manifest = folder / MANIFEST
+    if not manifest.exists():
+        return False
+    try:
+        hashes = json.loads(manifest.read_text())
+    except json.JSONDecodeError:
+        return False
+    return all((folder / name).exists() and _digest(folder / name) == digest for name, digest in hashes.items())
+
+
+def seal(folder: Path) -> None:
+    """Write the manifest over everything in the folder."""
+    hashes = {file.name: _digest(file) for file in sorted(folder.iterdir()) if file.name != MANIFEST}
+    atomic_write_text(folder / MANIFEST, json.dumps(hashes, indent=1))
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+class SafeCheckpoints:
+    """Gives a transformers Trainer these checkpoints in place of its own, which are pickled.
+
+    Mixed in before the trainer's class. `step_offset` and `stage_name` let a run of several stages number and tell its
+    checkpoints.
+    """
+
+    step_offset: int = 0
+    stage_name: str = ""
+
+    # What the trainer brings.
+    model: Any
+    optimizer: Any
+    lr_scheduler: Any
+    state: Any
+    args: Any
+    accelerator: Any
+
+    def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
+        if not self.args.should_save:
+            return
+        checkpoints = Path(self.args.output_dir)
+        with atomic_folder(checkpoints / f"step-{self.step_offset + self.state.global_step}") as folder:
+            trained = self.accelerator.unwrap_model(self.model)
+            save_file(trainable_state(trained), folder / WEIGHTS)
+            save_file(_moments(trained, self.optimizer), folder / MOMENTS)
+            save_file(_generators(), folder / "generators.safetensors")
+            state = {"schedule": self.lr_scheduler.state_dict(), "python": random.getstate(), "stage": self.stage_name}
+            (folder / STATE).write_text(json.dumps(state))
+            self.state.save_to_json(str(folder / TRAINER_STATE))
+            seal(folder)
+        kept = sorted(checkpoints.glob("step-*"), key=step_of)
+        for old in kept[:-KEEP]:
+            shutil.rmtree(old)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_trainable(self.accelerator.unwrap_model(model or self.model), Path(resume_from_checkpoint) / WEIGHTS)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        folder = Path(checkpoint)
+        named = dict(self.accelerator.unwrap_model(self.model).named_parameters())
+        for key, value in load_file(folder / MOMENTS).items():
+            name, kind = key.rsplit("/", 1)
+            parameter = named[name]
+            # AdamW keeps its step counter as a float tensor on the CPU, the moments beside the parameter.
+            placed = value if kind == "step" else value.to(parameter.device)
+            self.optimizer.state[parameter][kind] = placed
+        self.lr_scheduler.load_state_dict(json.loads((folder / STATE).read_text())["schedule"])
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        folder = Path(checkpoint)
+        states = load_file(folder / "generators.safetensors")
+        torch.set_rng_state(states["torch"])
+        for index in range(torch.cuda.device_count()):
+            torch.cuda.set_rng_state(states[f"cuda.{index}"], index)
+        numpy_state = json.loads(bytes(states["numpy"].tolist()).decode())
+        np.random.set_state((numpy_state[0], np.array(numpy_state[1], dtype=np.uint32), *numpy_state[2:]))
+        version, internal, gauss = json.loads((folder / STATE).read_text())["python"]
+        random.setstate((version, tuple(internal), gauss))
+
+
+def _moments(model: nn.Module, optimizer: Any) -> dict[str, Tensor]:
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[parameter]}/{kind}": value.detach().cpu().contiguous()
+        for parameter, moments in optimizer.state.items()
+        for kind, value in moments.items()
+    }
+
+
+def _generators() -> dict[str, Tensor]:
+    name, keys, *rest = np.random.get_state()
+    numpy_state = json.dumps([name, np.asarray(keys).tolist(), *rest]).encode()
+    states = {"torch": torch.get_rng_state(), "numpy": torch.tensor(list(numpy_state), dtype=torch.uint8)}
+    for index in range(torch.cuda.device_count()):
+        states[f"cuda.{index}"] = torch.cuda.get_rng_state(index)
+    return states

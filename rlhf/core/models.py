@@ -1,0 +1,293 @@
+"""The one door to transformers' model classes, peft and bitsandbytes: bases, adapters, heads, and the roles on one base.
+
+A *role* is what the base does with one adapter: `policy` samples, `reward` scores, the *reference* is the base with no
+adapter. Adapters and heads are kept in float32 whatever the base's format: an update of 1e-6 would vanish in
+bfloat16. A reward model on disk is a PEFT adapter for `AutoModelForSequenceClassification`, its head among the adapter's
+weights; here its adapter is hung on a causal model and the head kept beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from peft import PeftModel as PeftModel  # the others' door to the class
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+)
+
+from rlhf.core.embedded import embedded_model
+from rlhf.core.errors import ModelError
+from rlhf.core.packing import PackedBatch
+
+POLICY = "default"  # the name TRL's trainers give the adapter they train
+REWARD = "reward"
+HEAD = "score"  # the name transformers gives the head of a sequence classifier
+ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+def resolve_base(base: str) -> str:
+    """The folder or Hugging Face name that `base` stands for; `embedded` is made on first use."""
+    return str(embedded_model()) if base == "embedded" else base
+
+
+def load_causal(base: str, *, revision: str | None, dtype: str, quantization: str) -> PreTrainedModel:
+    """The frozen base as a causal language model.
+
+    Raises:
+        ModelError: nothing that transformers can load is there.
+    """
+    return _load(AutoModelForCausalLM, base, revision=revision, dtype=dtype, quantization=quantization)
+
+
+def load_classifier(
+    base: str, *, attributes: list[str], revision: str | None, dtype: str, quantization: str, pad_id: int
+) -> PreTrainedModel:
+    """The base with a fresh head of one output an attribute, as transformers' own sequence classifier.
+
+    The head starts at zero: every response scores the same until something is learnt, so that the first loss of a
+    Bradley-Terry term is log 2 on any base.
+    """
+    labels = dict(enumerate(attributes))
+    model = _load(
+        AutoModelForSequenceClassification,
+        base,
+        revision=revision,
+        dtype=dtype,
+        quantization=quantization,
+        id2label=labels,
+        label2id={name: index for index, name in labels.items()},
+        pad_token_id=pad_id,
+    )
+    nn.init.zeros_(getattr(model, HEAD).weight)
+    return model
+
+
+def _load(
+    auto_class: Any, base: str, *, revision: str | None, dtype: str, quantization: str, **extra: Any
+) -> PreTrainedModel:
+    if quantization == "nf4":
+        extra["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=getattr(torch, dtype),
+            bnb_4bit_use_double_quant=True,
+            llm_int8_skip_modules=["lm_head", HEAD],
+        )
+    try:
+        model: PreTrainedModel = auto_class.from_pretrained(
+            resolve_base(base), revision=revision, dtype=getattr(torch, dtype), attn_implementation="sdpa", **extra
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"No model could be loaded from {base!r}: {str(error).splitlines()[0]}",
+            allowed="`embedded`, a folder with config.json and safetensors weights, or a Hugging Face name",
+            fix="check the spelling; for a gated model run `hf auth login` first",
+        ) from error
+    model.requires_grad_(False)
+    return model
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """Sixteen hex digits that tell one base from another: its shape, and a sample of its embedding in bfloat16.
+
+    Quantization leaves the embedding as it is, so a base has one fingerprint in every format.
+    """
+    config = model.config.get_text_config()
+    shape = [config.model_type, config.hidden_size, config.num_hidden_layers, config.vocab_size]
+    sample = model.get_input_embeddings().weight.detach()[:: max(1, config.vocab_size // 64), :64]
+    values = sample.to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes()
+    return hashlib.sha256(json.dumps(shape).encode() + values).hexdigest()[:16]
+
+
+def lora_config(
+    *, rank: int, alpha: float, dropout: float, targets: str | list[str], head: bool = False
+) -> LoraConfig:
+    """PEFT's description of an adapter; with `head`, of a sequence classifier whose head is trained and saved too."""
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=targets,
+        task_type="SEQ_CLS" if head else "CAUSAL_LM",
+        modules_to_save=[HEAD] if head else None,
+    )
+
+
+def with_adapter(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
+    """The model with a fresh trainable adapter, in float32.
+
+    Raises:
+        ModelError: no layer of the model has one of the named targets.
+    """
+    try:
+        wrapped = get_peft_model(model, config)
+    except ValueError as error:
+        raise ModelError(
+            f"The adapter does not fit this model: {error}",
+            allowed="`all-linear`, or names of its linear layers, such as q_proj",
+            fix="adapter.targets=all-linear",
+        ) from error
+    for parameter in wrapped.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return wrapped
+
+
+def reward_head(model: PeftModel) -> nn.Module:
+    """The trained head of a classifier that wears an adapter: PEFT keeps the original beside it."""
+    head = getattr(model.get_base_model(), HEAD)
+    return head.modules_to_save[model.active_adapter]  # type: ignore[no-any-return]
+
+
+def packed_inputs(batch: PackedBatch) -> dict[str, Tensor]:
+    """A packed batch as the arguments of a transformers model."""
+    return {"input_ids": batch.ids_RT, "position_ids": batch.positions_RT, "attention_mask": batch.mask_R1TT()}
+
+
+def enable_packed_scores(classifier: PreTrainedModel) -> None:
+    """Teach a sequence classifier `model(..., score_at=(rows_N, columns_N)) -> scores_NA`, in float32.
+
+    transformers' own forward reads one score a row, at its last token; a packed row holds many. The call goes through the
+    model's forward, so that the wrappers of distributed training see it.
+    """
+    original = classifier.forward
+
+    def forward(self: Any, *args: Any, score_at: tuple[Tensor, Tensor] | None = None, **kwargs: Any) -> Any:
+        if score_at is None:
+            return original(*args, **kwargs)
+        hidden_RTD = getattr(self, self.base_model_prefix)(*args, **kwargs, use_cache=False).last_hidden_state
+        return apply_head(getattr(self, HEAD), hidden_RTD[score_at])
+
+    classifier.forward = types.MethodType(forward, classifier)  # type: ignore[method-assign]
+
+
+def autocast(model: PreTrainedModel) -> contextlib.AbstractContextManager[Any]:
+    """The context a forward pass runs in: float32 adapters compute in the base's format, as they do in training."""
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=model.dtype == torch.bfloat16)
+
+
+def apply_head(head: nn.Module, hidden_ND: Tensor) -> Tensor:
+    """scores_NA = head(hidden_ND) in float32, autocast or not: bfloat16 would tie close responses."""
+    with torch.autocast(hidden_ND.device.type, enabled=False):
+        return head(hidden_ND.float())  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def role(model: PeftModel, adapter: str | None) -> Iterator[None]:
+    """Within the block the base wears `adapter`, or none; afterwards the one it wore before, trainable as it was."""
+    with _kept_trainable(model):
+        if adapter is None:
+            with model.disable_adapter():
+                yield
+            return
+        before = model.active_adapter
+        model.set_adapter(adapter, inference_mode=True)
+        try:
+            yield
+        finally:
+            model.set_adapter(before)
+
+
+@contextlib.contextmanager
+def _kept_trainable(model: PeftModel) -> Iterator[None]:
+    """Whatever PEFT does to `requires_grad` when adapters are added or switched is undone afterwards."""
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    try:
+        yield
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in trainable)
+
+
+@dataclass(frozen=True)
+class RewardAdapter:
+    """A reward model on disk, read: what `final/` of a reward run holds beside its tokenizer."""
+
+    config: LoraConfig
+    lora: Mapping[str, Tensor]
+    head_AD: Tensor
+    card: Mapping[str, Any]
+    """reward.json: base, fingerprint, attributes, template_hash, template_date, max_length."""
+
+    @classmethod
+    def read(cls, folder: Path) -> RewardAdapter:
+        """Read a folder.
+
+        Raises:
+            ModelError: not a reward model, its head is missing, or a file is torn.
+        """
+        for name in (ADAPTER_CONFIG, ADAPTER_FILE, "reward.json"):
+            if not (folder / name).exists():
+                raise ModelError(
+                    f"{folder} is not a reward model of this project: {name} is missing.",
+                    allowed="the final/ folder of a `rlhf train-reward` run",
+                    fix=f"use {folder / 'final'}" if (folder / "final").exists() else "rlhf train-reward CONFIG.yaml",
+                )
+        try:
+            weights = load_file(folder / ADAPTER_FILE)
+        except SafetensorError as error:
+            raise ModelError(f"{folder / ADAPTER_FILE} cannot be read: {error}", fix="copy or train it again") from error
+        heads = [name for name in weights if name.split(".")[-2] == HEAD]
+        if len(heads) != 1:
+            raise ModelError(
+                f"{folder / ADAPTER_FILE} holds {len(heads)} reward heads.",
+                allowed=f"one weight named …{HEAD}.weight; without it every score would be random",
+                fix="save the adapter with modules_to_save=['score'], or train it again",
+            )
+        head = weights.pop(heads[0])
+        card = json.loads((folder / "reward.json").read_text())
+        if head.shape[0] != len(card["attributes"]):
+            raise ModelError(
+                f"The head has {head.shape[0]} outputs, reward.json names {len(card['attributes'])} attributes.",
+                fix="use the two files of one run",
+            )
+        return cls(LoraConfig.from_pretrained(str(folder)), weights, head.float(), card)
+
+    def hang_on(self, model: PreTrainedModel | PeftModel) -> tuple[PeftModel, nn.Linear]:
+        """Put the adapter on a causal base as the role `reward`, frozen; returns the model and the head.
+
+        Raises:
+            ModelError: the adapter was trained on another base.
+        """
+        base = model.get_base_model() if isinstance(model, PeftModel) else model
+        found = fingerprint(base)
+        if found != self.card["fingerprint"]:
+            raise ModelError(
+                f"The reward model was trained on {self.card['base']!r} (fingerprint {self.card['fingerprint']}), "
+                f"the base here is {base.config.name_or_path!r} ({found}).",
+                allowed="a reward model on the same base: its adapter means nothing on another",
+                fix=f"set model.base={self.card['base']}, or train a reward model on this base",
+            )
+        config = LoraConfig(**{**self.config.to_dict(), "modules_to_save": None, "task_type": "CAUSAL_LM"})
+        config.inference_mode = True
+        if isinstance(model, PeftModel):
+            wrapped = model
+            with _kept_trainable(wrapped):
+                wrapped.add_adapter(REWARD, config)
+        else:
+            wrapped = PeftModel(model, config, adapter_name=REWARD)
+        result = set_peft_model_state_dict(wrapped, dict(self.lora), adapter_name=REWARD)
+        if result.unexpected_keys:
+            raise ModelError(
+                f"{len(result.unexpected_keys)} weights of the reward adapter have no place in the base, "
+                f"the first is {result.unexpected_keys[0]}.",
+                fix="use the base the adapter was trained on",
+            )
+        head = nn.Linear(self.head_AD.shape[1], self.head_AD.shape[0], bias=False, device=base.device)
+        head.weight = nn.Parameter(self.head_AD.to(base.device), requires_grad=False)
+        return wrapped, head

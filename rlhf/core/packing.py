@@ -1,0 +1,162 @@
+"""Packing: many sequences in one row of tokens, what they share computed once.
+
+A `Tree` is a shared beginning and its branches: the prompt and the two responses of a preference, or a prompt and its
+sampled answers. Trees are laid one after another into rows of at most `budget` tokens. Position ids restart, so that each
+branch sits where it would sit alone; the attention mask lets a token see the trunk of its own tree and the
+earlier tokens of its own branch, and nothing else. Every branch so gets exactly the hidden states of an unpacked run, up to
+the rounding of the number format.
+
+Shapes: R rows, T tokens in a row, N branches (sequences) over all rows.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """Token ids of a shared beginning, and of what follows it in each branch; a branch has at least one token."""
+
+    trunk: tuple[int, ...]
+    branches: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self) -> None:
+        if not self.branches or not all(self.branches):
+            raise ValueError("a tree needs branches, and every branch at least one token")
+
+    @classmethod
+    def of_sequences(cls, sequences: Sequence[Sequence[int]]) -> Tree:
+        """The tree of whole sequences: their longest common beginning becomes the trunk."""
+        if not sequences or not all(len(ids) for ids in sequences):
+            raise ValueError("sequences must not be empty")
+        shared = len(os.path.commonprefix([tuple(ids) for ids in sequences]))
+        # A branch keeps at least one token: the score of a sequence is read at a token of its own.
+        shared = min(shared, min(len(ids) for ids in sequences) - 1)
+        trunk = tuple(sequences[0][:shared])
+        return cls(trunk, tuple(tuple(ids[shared:]) for ids in sequences))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens this tree takes in a row."""
+        return len(self.trunk) + sum(map(len, self.branches))
+
+    @property
+    def useful_tokens(self) -> int:
+        """Tokens an unpacked, unshared run would process."""
+        return len(self.trunk) * len(self.branches) + sum(map(len, self.branches))
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """Rows ready for a forward pass. Branches are numbered in the order of the trees given to `pack`."""
+
+    ids_RT: Tensor
+    positions_RT: Tensor
+    tree_RT: Tensor
+    """Number of the tree a token belongs to; -1 is padding."""
+    branch_RT: Tensor
+    """Number of the branch over the whole batch; -1 is the trunk (or padding)."""
+    trees: tuple[int, ...]
+    """Which of the trees given to `pack` are here, by their index, in the order of `branch_RT`."""
+    useful_tokens: int
+
+    def mask_R1TT(self) -> Tensor:
+        """The attention mask, True where a token may look: [R, 1, T query, T key]."""
+        same_tree = self.tree_RT[:, :, None] == self.tree_RT[:, None, :]
+        key_in_trunk = (self.branch_RT == -1)[:, None, :]
+        same_branch = self.branch_RT[:, :, None] == self.branch_RT[:, None, :]
+        length = self.ids_RT.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool, device=self.ids_RT.device).tril()
+        return (same_tree & (key_in_trunk | same_branch) & causal)[:, None]
+
+    def last_tokens_N(self) -> tuple[Tensor, Tensor]:
+        """Row and column of the last token of each branch."""
+        rows, columns = torch.nonzero(self.branch_RT >= 0, as_tuple=True)
+        branches = self.branch_RT[rows, columns]
+        # nonzero walks row by row, left to right: the last write of a branch is its last token.
+        order = torch.arange(len(branches), device=branches.device)
+        last_N = torch.zeros(int(branches.max()) + 1, dtype=torch.long, device=branches.device)
+        last_N.scatter_reduce_(0, branches, order, reduce="amax")
+        return rows[last_N], columns[last_N]
+
+    def next_ids_RT(self) -> Tensor:
+        """For each token the id that follows it in its own branch; -100 in trunks, at ends of branches and in padding.
+
+        For the first token of a branch to have a predictor, the trunk must end one token before the prompt does.
+        """
+        following = torch.full_like(self.ids_RT, -100)
+        same = (self.branch_RT[:, :-1] == self.branch_RT[:, 1:]) & (self.branch_RT[:, :-1] >= 0)
+        following[:, :-1][same] = self.ids_RT[:, 1:][same]
+        return following
+
+    def to(self, device: torch.device | str) -> PackedBatch:
+        """The same batch on another device."""
+        return PackedBatch(
+            ids_RT=self.ids_RT.to(device),
+            positions_RT=self.positions_RT.to(device),
+            tree_RT=self.tree_RT.to(device),
+            branch_RT=self.branch_RT.to(device),
+            trees=self.trees,
+            useful_tokens=self.useful_tokens,
+        )
+
+
+def pack(trees: Sequence[Tree], budget: int, *, pad_id: int) -> Iterator[PackedBatch]:
+    """Lay trees into batches of one row of at most `budget` tokens each; longest first, first fit.
+
+    A tree longer than the budget gets a row of its own: a tree is never cut. Branches of a batch are numbered from 0,
+    in the order of `PackedBatch.trees`.
+    """
+    bins: list[list[int]] = []
+    free: list[int] = []
+    for index in sorted(range(len(trees)), key=lambda i: (-trees[i].tokens, i)):
+        size = trees[index].tokens
+        place = next((b for b, room in enumerate(free) if size <= room), None)
+        if place is None:
+            bins.append([index])
+            free.append(budget - size)
+        else:
+            bins[place].append(index)
+            free[place] -= size
+    for members in bins:
+        yield _row(trees, tuple(sorted(members)), pad_id)
+
+
+def _row(trees: Sequence[Tree], members: tuple[int, ...], pad_id: int) -> PackedBatch:
+    ids: list[int] = []
+    positions: list[int] = []
+    tree_of: list[int] = []
+    branch_of: list[int] = []
+    next_branch = 0
+    for number, index in enumerate(members):
+        tree = trees[index]
+        start = len(tree.trunk)
+        ids += tree.trunk
+        positions += range(start)
+        branch_of += [-1] * start
+        for branch in tree.branches:
+            ids += branch
+            positions += range(start, start + len(branch))
+            branch_of += [next_branch] * len(branch)
+            next_branch += 1
+        tree_of += [number] * tree.tokens
+
+    # Rows are rounded up to a multiple of 16, the grain of the matrix kernels, so that few shapes exist.
+    padding = -len(ids) % 16
+    def row(values: list[int], fill: int) -> Tensor:
+        return torch.tensor([values + [fill] * padding])
+
+    return PackedBatch(
+        ids_RT=row(ids, pad_id),
+        positions_RT=row(positions, 0),
+        tree_RT=row(tree_of, -1),
+        branch_RT=row(branch_of, -1),
+        trees=members,
+        useful_tokens=sum(trees[index].useful_tokens for index in members),
+    )

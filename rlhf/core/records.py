@@ -1,0 +1,100 @@
+"""What flows through the house: plain, frozen records. No torch here.
+
+    rows -> Rating, Preference -> the reward model
+    rows -> Prompt -> Rollout -> the policy
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Role = Literal["system", "user", "assistant"]
+
+HELPSTEER_ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+"""The five attributes of HelpSteer2 in its own order; helpfulness, the reward, comes first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+Conversation = tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rating:
+    """A response with attribute ratings, each on the scale 0 to 4; an absent attribute is not rated."""
+
+    prompt: Conversation
+    response: str
+    ratings: Mapping[str, float]
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """Two responses to one prompt and how strongly one is preferred.
+
+    `strength` is in -3..3 without 0: negative prefers `response_1`, positive `response_2`. The ratings
+    of either response, where they are known, let one row feed both terms of the hybrid loss.
+    """
+
+    prompt: Conversation
+    response_1: str
+    response_2: str
+    strength: int
+    ratings_1: Mapping[str, float] = field(default_factory=dict)
+    ratings_2: Mapping[str, float] = field(default_factory=dict)
+    source: str = ""
+
+    @property
+    def chosen(self) -> str:
+        """The preferred response."""
+        return self.response_2 if self.strength > 0 else self.response_1
+
+    @property
+    def rejected(self) -> str:
+        """The response that was not preferred."""
+        return self.response_1 if self.strength > 0 else self.response_2
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt to sample answers for; `check` says how code can check an answer (see `rlhf.data.checks`)."""
+
+    messages: Conversation
+    source: str = ""
+    check: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One benchmark item in RewardBench's shape: a conversation, a better and a worse answer."""
+
+    prompt: Conversation
+    chosen: str
+    rejected: str
+    subset: str
+    section: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One sampled answer.
+
+    `completion_ids` includes the stop token when `finished`; `logprobs` are the engine's, one a token, of
+    the distribution it sampled from (empty where the engine does not tell). `text` is the decoded answer
+    without special tokens.
+    """
+
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finished: bool
+    text: str

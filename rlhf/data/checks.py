@@ -1,0 +1,140 @@
+"""The gold score: how far an answer keeps to its request, read off by code, dense in [0, 1].
+
+    gold = sqrt(constraint * relevance) * form
+
+`constraint` belongs to the family; each factor in it falls gradually:
+
+    words      at most `limit` words
+    shorten    the same, of what was said a turn before
+    sentence   one sentence, of at most `limit` words
+    opening    the same, beginning with the words of `start`
+    include    the same, with the words `wanted` in it
+    list       `count` lines, each with a number or a bullet and of at most `limit` words
+
+`relevance` is 0.4 for the name of the topic and 0.3 each for up to two words that belong to it. `form` takes from
+answers that win without saying anything: a word or two, one word over and over, topic words and nothing else, the
+request said back, and (except in a list) an answer without an end. The root keeps half-good answers apart from bad
+ones. What no factor sees: whether a statement is true, and whether words stand in an order that makes sense.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from rlhf.core.errors import DataError
+
+Check = Mapping[str, Any]
+
+SLACK = 2.0  # credit for brevity is gone at (1 + SLACK) times the allowed words
+UNMET = 0.2  # what is left where a required beginning, word or bullet is missing
+FEWEST_WORDS = 4
+_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+_BULLET = re.compile(r"^\s*(?:[-*•–]|\d+[.)])\s+")
+_END = r"[.!?][\"'”’)*]*"
+_ENDED = re.compile(_END + r"\s*$")
+_SENTENCE_BREAK = re.compile(_END + r"\s+|\n+")
+
+
+def gold_score(check: Check, answer: str) -> float:
+    """How well `answer` does what `check` asks, in [0, 1].
+
+    Raises:
+        DataError: the check names a family that does not exist.
+    """
+    constraint = CONSTRAINTS.get(check.get("family", ""))
+    if constraint is None:
+        raise DataError(f"a check of the family {check.get('family')!r}", allowed=", ".join(CONSTRAINTS))
+    return math.sqrt(constraint(check, answer) * relevance(check, answer)) * _form(check, answer)
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text in lower case; numbers count, punctuation does not."""
+    return _WORD.findall(text.lower())
+
+
+def mentions(word: str, said: Collection[str]) -> bool:
+    """Whether `word` is among the words `said`, as it stands or inflected in a regular way."""
+    stem = word.removesuffix("e")
+    regular = (word, word + "s", word + "es", stem + "ed", stem + "ing", word.removesuffix("y") + "ies")
+    return any(form in said for form in regular)
+
+
+def relevance(check: Check, answer: str) -> float:
+    """0.4 for the name of the topic, 0.3 each for up to two distinct words that belong to it."""
+    said = set(words_of(answer))
+    related = sum(mentions(word, said) for word in check["related"])
+    return 0.4 * mentions(check["key"], said) + 0.3 * min(related, 2)
+
+
+def _form(check: Check, answer: str) -> float:
+    said = words_of(answer)
+    if not said:
+        return 0.0
+    enough = min(1.0, len(said) / FEWEST_WORDS)
+    varied = min(1.0, len(set(said)) / len(said) / 0.6)
+    topical = sum(any(mentions(word, {one}) for word in (check["key"], *check["related"])) for one in said)
+    joined = min(1.0, 0.2 + 4 * (1 - topical / len(said)))
+    asked = _triples(words_of(check["request"]))
+    own = [triple not in asked for triple in _triples(said)]
+    original = min(1.0, 2 * sum(own) / len(own)) if own else 1.0
+    ended = 1.0 if check["family"] == "list" or _ENDED.search(answer) else 0.5
+    return enough * varied * joined * original * ended
+
+
+def _triples(words: list[str]) -> list[tuple[str, ...]]:
+    return list(zip(words, words[1:], words[2:], strict=False))
+
+
+def _brevity(limit: int, said: int) -> float:
+    return min(1.0, max(0.0, 1.0 - (said - limit) / (SLACK * limit)))
+
+
+def _words(check: Check, answer: str) -> float:
+    return _brevity(check["limit"], len(words_of(answer)))
+
+
+def _sentence(check: Check, answer: str) -> float:
+    sentences = [part for part in _SENTENCE_BREAK.split(answer) if words_of(part)]
+    return _words(check, answer) / max(1, len(sentences))
+
+
+def _opening(check: Check, answer: str) -> float:
+    start, said = words_of(check["start"]), words_of(answer)
+    kept = 0
+    while kept < min(len(start), len(said)) and start[kept] == said[kept]:
+        kept += 1
+    return _met(kept / len(start)) * _sentence(check, answer)
+
+
+def _include(check: Check, answer: str) -> float:
+    said = words_of(answer)
+    found = sum(word in said for word in check["wanted"])
+    return _met(found / len(check["wanted"])) * _sentence(check, answer)
+
+
+def _list(check: Check, answer: str) -> float:
+    lines = [line for line in answer.splitlines() if words_of(_BULLET.sub("", line))]
+    count: int = check["count"]
+    right_count = max(0.0, 1.0 - abs(len(lines) - count) / count)
+    kept = [
+        _met(bool(_BULLET.match(line))) * _brevity(check["limit"], len(words_of(_BULLET.sub("", line))))
+        for line in lines
+    ]
+    return right_count * sum(kept) / max(1, len(kept))
+
+
+def _met(share: float) -> float:
+    return UNMET + (1 - UNMET) * share
+
+
+CONSTRAINTS: Mapping[str, Callable[[Check, str], float]] = {
+    "words": _words,
+    "shorten": _words,
+    "sentence": _sentence,
+    "opening": _opening,
+    "include": _include,
+    "list": _list,
+}

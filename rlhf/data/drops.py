@@ -1,0 +1,56 @@
+"""The drop report: what was read, what was dropped, why and where."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+EXAMPLES = 3
+"""Places remembered for each reason."""
+
+
+@dataclass(slots=True)
+class DropReport:
+    """Counts of the rows read, and of the dropped ones by reason, with the first places of each."""
+
+    read: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> int:
+        """Rows read and not dropped."""
+        return self.read - self.reasons.total()
+
+    def drop(self, reason: str, place: str) -> None:
+        """Count one row that was read and is of no use."""
+        self.reasons[reason] += 1
+        places = self.examples.setdefault(reason, [])
+        if len(places) < EXAMPLES:
+            places.append(place)
+
+    def merge(self, other: DropReport) -> Self:
+        """Add another report's counts to this one, which is returned."""
+        self.read += other.read
+        self.reasons.update(other.reasons)
+        for reason, places in other.examples.items():
+            self.examples[reason] = (self.examples.get(reason, []) + places)[:EXAMPLES]
+        return self
+
+    def lines(self) -> list[str]:
+        """The report for people: a total, then one line a reason, the most frequent first."""
+        lines = [f"{self.read:,} rows read, {self.kept:,} kept, {self.reasons.total():,} dropped"]
+        for reason, count in self.reasons.most_common():
+            places = ", ".join(self.examples[reason])
+            more = ", ..." if count > len(self.examples[reason]) else ""
+            lines.append(f"  {count:>7,}  {reason}: {places}{more}")
+        return lines
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report for JSON: `{"read", "kept", "dropped": {reason: {"count", "examples"}}}`."""
+        dropped = {
+            reason: {"count": count, "examples": list(self.examples[reason])}
+            for reason, count in self.reasons.most_common()
+        }
+        return {"read": self.read, "kept": self.kept, "dropped": dropped}

@@ -1,0 +1,29 @@
+"""Data sets by their Hugging Face name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rlhf.core.errors import DataError
+
+
+def hub_rows(name: str, split: str, *, data_dir: str | None = None) -> Iterator[tuple[str, Any]]:
+    """Each row of one split, with its place `NAME (SPLIT): row N`.
+
+    Raises:
+        DataError: the data set is not found, has no such split, or the Hub cannot be reached.
+    """
+    import datasets
+
+    try:
+        table = datasets.load_dataset(name, data_dir=data_dir, split=split)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(
+            f"{name!r} is no file or folder here, and the Hub gave no split {split!r} of it: {reason}",
+            allowed="`demo`, a local file or folder, or the name and split of a data set the Hub can serve",
+            fix=f"where the Hub can be reached, `hf download {name} --repo-type dataset --local-dir FOLDER`; "
+            "then set `path: FOLDER`",
+        ) from error
+    return ((f"{name} ({split}): row {number}", dict(row)) for number, row in enumerate(table, start=1))

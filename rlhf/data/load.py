@@ -1,0 +1,211 @@
+"""From configured sources to records and a drop report: what the two commands call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TypeVar
+
+from rlhf.config.schema import DataSource
+from rlhf.core.errors import ConfigError, DataError
+from rlhf.core.records import Comparison, Preference, Prompt, Rating
+from rlhf.data import columns, helpsteer, rules
+from rlhf.data.drops import DropReport
+from rlhf.data.rows import DEMO, Row, read_rows, synthetic_rows
+
+Record = TypeVar("Record")
+Readers = Mapping[str, Callable[[Row, DataSource], Record]]
+REWARDBENCH = DataSource(path="allenai/reward-bench", split="filtered")
+
+
+def load_ratings(sources: Sequence[DataSource], *, seed: int) -> tuple[list[Rating], DropReport]:
+    """Rated responses; one read before with the same ratings is a duplicate.
+
+    Raises:
+        ConfigError: a source whose format or column map holds no ratings.
+        DataError: a malformed row, or nothing left.
+    """
+    readers: Readers[Rating] = {"helpsteer2": helpsteer.rating, "columns": columns.rating}
+    return _load("ratings", sources, seed, readers, _rating_key)
+
+
+def load_preferences(
+    sources: Sequence[DataSource], *, seed: int, max_spread: int
+) -> tuple[list[Preference], DropReport]:
+    """Preferences; one with the chosen and rejected response of an earlier one is a duplicate.
+
+    Args:
+        max_spread: of raw annotations, see `rlhf.data.annotations.aggregate`.
+
+    Raises:
+        ConfigError: a source whose format or column map holds no preferences.
+        DataError: a malformed row, or nothing left.
+    """
+    readers: Readers[Preference] = {
+        "helpsteer2-preference": partial(helpsteer.preference, max_spread=max_spread),
+        "columns": columns.preference,
+    }
+    return _load(
+        "preferences", sources, seed, readers, lambda item: (item.prompt, item.chosen, item.rejected)
+    )
+
+
+def load_prompts(sources: Sequence[DataSource], *, seed: int) -> tuple[list[Prompt], DropReport]:
+    """Prompts, each once; any of the three formats has some.
+
+    Raises:
+        ConfigError: a column map with names that prompts do not have.
+        DataError: a malformed row, or nothing left.
+    """
+    readers: Readers[Prompt] = {
+        "helpsteer2": helpsteer.prompt,
+        "helpsteer2-preference": helpsteer.prompt,
+        "columns": columns.prompt,
+    }
+    return _load("prompts", sources, seed, readers, lambda item: item.messages)
+
+
+def load_comparisons(path: str) -> tuple[list[Comparison], DropReport]:
+    """A benchmark in RewardBench's columns: `rewardbench`, `demo`, a file, or a local copy of its folder.
+
+    Repeated items are kept, as benchmarks count them.
+
+    Raises:
+        DataError: a malformed row, or nothing left.
+    """
+    if path == DEMO:
+        rows: Iterable[Row] = (
+            Row(place, values) for place, values in synthetic_rows("benchmark", "validation")
+        )
+    else:
+        source = REWARDBENCH if path == "rewardbench" else REWARDBENCH.model_copy(update={"path": path})
+        rows = read_rows(source, seed=0)
+    report = DropReport()
+    items = list(_records(rows, columns.comparison, report, key=None, seen=set()))
+    _require_some(items, "comparisons", [path], report)
+    return items, report
+
+
+def join_ratings(
+    preferences: Sequence[Preference], ratings: Sequence[Rating]
+) -> tuple[list[Preference], list[Rating]]:
+    """Attach ratings to the preferences whose prompt and response they rate; left-over ones come back too.
+
+    A rated response is attached once, to the first preference it is a side of, so that no rating counts twice
+    in a loss. Several ratings of one response are attached as the mean of each attribute.
+    """
+    waiting: dict[tuple[Hashable, str], list[Rating]] = {}
+    for rating in ratings:
+        waiting.setdefault((rating.prompt, rating.response), []).append(rating)
+    joined = []
+    for item in preferences:
+        first = _mean_ratings(waiting.pop((item.prompt, item.response_1), []))
+        second = _mean_ratings(waiting.pop((item.prompt, item.response_2), []))
+        if first or second:
+            item = replace(
+                item, ratings_1={**item.ratings_1, **first}, ratings_2={**item.ratings_2, **second}
+            )
+        joined.append(item)
+    return joined, [rating for group in waiting.values() for rating in group]
+
+
+def _mean_ratings(group: Sequence[Rating]) -> dict[str, float]:
+    values: dict[str, list[float]] = {}
+    for rating in group:
+        for attribute, value in rating.ratings.items():
+            values.setdefault(attribute, []).append(value)
+    return {attribute: sum(items) / len(items) for attribute, items in values.items()}
+
+
+def _rating_key(rating: Rating) -> Hashable:
+    return rating.prompt, rating.response, tuple(sorted(rating.ratings.items()))
+
+
+def _load(
+    kind: columns.Kind,
+    sources: Sequence[DataSource],
+    seed: int,
+    readers: Readers[Record],
+    key: Callable[[Record], Hashable],
+) -> tuple[list[Record], DropReport]:
+    for source in sources:
+        _check_source(source, kind, readers)
+    report, records, seen = DropReport(), list[Record](), set[Hashable]()
+    for source in sources:
+        own = DropReport()
+        read = _bind(readers[source.format], source)
+        found = list(_records(read_rows(source, seed=seed), read, own, key=key, seen=seen))
+        if kind == "ratings" and (found or own.reasons[rules.NO_RATING]):
+            _require_named_attributes(source, [record for record in found if isinstance(record, Rating)])
+        records.extend(found)
+        report.merge(own)
+    if sources:
+        _require_some(records, kind, [source.path for source in sources], report)
+    return records, report
+
+
+def _bind(reader: Callable[[Row, DataSource], Record], source: DataSource) -> Callable[[Row], Record]:
+    return lambda row: reader(row, source)
+
+
+def _records(
+    rows: Iterable[Row],
+    read: Callable[[Row], Record],
+    report: DropReport,
+    *,
+    key: Callable[[Record], Hashable] | None,
+    seen: set[Hashable],
+) -> Iterator[Record]:
+    for row in rows:
+        report.read += 1
+        try:
+            record = read(row)
+        except rules.UnusableRowError as unusable:
+            report.drop(str(unusable), row.place)
+            continue
+        if key is not None:
+            identity = key(record)
+            if identity in seen:
+                report.drop(rules.DUPLICATE, row.place)
+                continue
+            seen.add(identity)
+        yield record
+
+
+def _check_source(source: DataSource, kind: columns.Kind, formats: Iterable[str]) -> None:
+    known = sorted(formats)
+    if source.format not in known:
+        raise ConfigError(
+            f"{source.path}: format {source.format!r} holds no {kind}", allowed=" or ".join(known)
+        )
+    if source.path == DEMO and source.format == "columns" and kind != "prompts":
+        raise ConfigError(
+            f"{DEMO} with `format: columns` holds prompts, no {kind}",
+            fix=f"set `format: {next(name for name in known if name != 'columns')}`",
+        )
+    if source.format == "columns":
+        columns.check_columns(source, kind)
+    elif source.columns:
+        raise ConfigError(
+            f"{source.path}: `columns` is given, but `format: {source.format}` fixes the columns"
+        )
+
+
+def _require_named_attributes(source: DataSource, ratings: Sequence[Rating]) -> None:
+    """A column map that names a column no row has would otherwise leave an attribute unrated in silence."""
+    rated = {attribute for rating in ratings for attribute in rating.ratings}
+    for attribute, column in columns.attributes(source).items():
+        if attribute not in rated:
+            raise DataError(
+                f"columns.{attribute}: no row of {source.path} has a number in {column!r}",
+                allowed="the name of a column, or `COLUMN.KEY` for a key of a dictionary column",
+            )
+
+
+def _require_some(records: Sequence[object], kind: str, paths: Sequence[str], report: DropReport) -> None:
+    if not records:
+        raise DataError(
+            "\n".join([f"no usable {kind} in {', '.join(paths)}:", *report.lines()]),
+            fix="look at the rows named above; `where`, `limit` and `split` decide which rows are read",
+        )

@@ -1,0 +1,154 @@
+"""Rows of any source: where they come from, which of them are read, and how a column is read from one."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rlhf.core.errors import DataError, did_you_mean
+from rlhf.data.files import file_rows, folder_files, missing_path
+from rlhf.data.hub import hub_rows
+from rlhf.data.select import drawn, matching, of_split
+
+DemoKind = Literal["helpsteer2", "helpsteer2-preference", "prompts", "benchmark"]
+
+if TYPE_CHECKING:
+    from rlhf.config.schema import DataSource
+
+DEMO = "demo"
+MEND = "mend or delete this row"
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+FILE_ENDING = re.compile(r"\.(jsonl?|parquet|gz|csv|tsv|txt|zip|zst|arrow)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row and its place (`file:line`).
+
+    A column is named as it stands in the row, or by a path into a dictionary column: `ratings.depth` is the
+    key `depth` of the column `ratings`. A null is the same as an absent column.
+    """
+
+    place: str
+    values: Mapping[str, Any]
+
+    def find(self, column: str) -> Any:
+        """The value of a column, or None."""
+        return _find(self.values, column)
+
+    def get(self, column: str) -> Any:
+        """The value of a column.
+
+        Raises:
+            DataError: the row has no such column, or a null in it.
+        """
+        value = self.find(column)
+        if value is None:
+            names = [name for name, present in self.values.items() if present is not None]
+            raise DataError(
+                f"{self.place}: no column {column!r}.{did_you_mean(column, names)}",
+                allowed=f"this row has {', '.join(names) or 'no columns'}",
+                fix="mend the row, or name the right column under `columns` (with `format: columns`)",
+            )
+        return value
+
+    def wrong(self, column: str, allowed: str, fix: str = MEND) -> DataError:
+        """The error for a column whose value cannot be used."""
+        value = repr(self.find(column))
+        shown = value if len(value) <= 60 else value[:57] + "..."
+        return DataError(f"{self.place}: column {column!r} is {shown}", allowed=allowed, fix=fix)
+
+    def text(self, column: str) -> str:
+        """A column that must be a string."""
+        value = self.get(column)
+        if not isinstance(value, str):
+            raise self.wrong(column, "a string")
+        return value
+
+    def number(self, column: str, low: float, high: float, fix: str = MEND) -> float:
+        """A column that must be a number from `low` to `high`."""
+        value = self.get(column)
+        if not is_number(value) or not low <= value <= high:
+            raise self.wrong(column, f"a number from {low:g} to {high:g}", fix)
+        return float(value)
+
+    def integer(self, column: str, low: int, high: int) -> int:
+        """A column that must be a whole number from `low` to `high`."""
+        value = self.get(column)
+        if not is_number(value) or value != int(value) or not low <= value <= high:
+            raise self.wrong(column, f"a whole number from {low} to {high}")
+        return int(value)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number (a truth value is none)."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def read_rows(source: DataSource, *, seed: int) -> Iterator[Row]:
+    """The rows of a source, in its order: those that match `where`, at most `limit` of them, drawn by `seed`.
+
+    Raises:
+        DataError: no such file, folder or data set; a row that is not an object; `where` matches nothing.
+    """
+    rows: Iterator[Row] = (_row(place, values) for place, values in _raw_rows(source))
+    if source.format == "helpsteer2-preference":
+        rows = of_split(rows, source)
+    if source.where:
+        rows = matching(rows, source)
+    if source.limit is not None:
+        rows = drawn(rows, source.limit, seed)
+    return rows
+
+
+def synthetic_rows(kind: DemoKind, split: str) -> Iterator[tuple[str, Any]]:
+    """The synthetic rows this project makes itself, with their places."""
+    from rlhf.data import demo
+
+    rows = demo.demo_rows(kind, split)
+    return ((f"{DEMO} {kind} ({split}): row {number}", row) for number, row in enumerate(rows, start=1))
+
+
+def looks_local(path: str) -> bool:
+    """Whether a path is meant as a file or folder rather than a Hugging Face name."""
+    explicit = path.startswith(("/", "./", "../", "~")) or FILE_ENDING.search(path) is not None
+    return explicit or HUB_NAME.fullmatch(path) is None or Path(path).exists()
+
+
+def _raw_rows(source: DataSource) -> Iterator[tuple[str, Any]]:
+    preferences = source.format == "helpsteer2-preference"
+    split = source.split
+    if source.format == "helpsteer2":
+        split = {"val": "validation"}.get(split, split)
+    if source.path == DEMO:
+        return synthetic_rows("prompts" if source.format == "columns" else source.format, split)
+    if not looks_local(source.path):
+        if preferences:
+            return hub_rows(source.path, "train", data_dir="preference")
+        return hub_rows(source.path, split)
+    path = Path(source.path).expanduser()
+    if path.is_dir():
+        files = folder_files(path, split, preferences=preferences)
+        return itertools.chain.from_iterable(file_rows(file) for file in files)
+    if not path.exists():
+        raise missing_path(path)
+    return file_rows(path)
+
+
+def _row(place: str, values: Any) -> Row:
+    if not isinstance(values, dict):
+        raise DataError(f"{place}: a {type(values).__name__}", allowed="an object with named columns")
+    return Row(place, values)
+
+
+def _find(values: Mapping[str, Any], column: str) -> Any:
+    if column in values:
+        return values[column]
+    head, _, tail = column.partition(".")
+    inner = values.get(head)
+    return _find(inner, tail) if tail and isinstance(inner, Mapping) else None

@@ -1,0 +1,45 @@
+"""The rules by which a well-formed row is of no use, with the reasons a drop report names."""
+
+from __future__ import annotations
+
+from rlhf.core.records import Conversation
+
+BLANK_PROMPT = "blank prompt"
+UNANSWERABLE_PROMPT = "prompt does not end with the user's turn"
+EMPTY_RESPONSE = "empty response"
+IDENTICAL_RESPONSES = "identical responses"
+TIE = "tie (strength 0)"
+FEW_ANNOTATIONS = "fewer than three valid annotations"
+NO_RATING = "no rating"
+SCALE_UNKNOWN = "scale unknown"
+DUPLICATE = "duplicate"
+
+
+class UnusableRowError(Exception):
+    """Says why a row is of no use by rule; the loader catches it and counts the row."""
+
+
+def require_prompt(prompt: Conversation) -> None:
+    """The last turn must be the user's, and must say something."""
+    if not prompt or prompt[-1].role != "user":
+        raise UnusableRowError(UNANSWERABLE_PROMPT)
+    if not prompt[-1].content.strip():
+        raise UnusableRowError(BLANK_PROMPT)
+
+
+def require_responses(*responses: str) -> None:
+    """A response must hold more than white space."""
+    if not all(response.strip() for response in responses):
+        raise UnusableRowError(EMPTY_RESPONSE)
+
+
+def require_difference(first: str, second: str) -> None:
+    """Two responses must differ in more than the white space around them."""
+    if first.strip() == second.strip():
+        raise UnusableRowError(IDENTICAL_RESPONSES)
+
+
+def require_strength(strength: int) -> None:
+    """A preference must prefer one side."""
+    if strength == 0:
+        raise UnusableRowError(TIE)

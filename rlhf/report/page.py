@@ -1,0 +1,237 @@
+"""`write_report`: from a run folder to its report.html."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from rlhf.core.runs import atomic_write_text
+from rlhf.report import policy, reward
+from rlhf.report.charts import PLOT, Chart, line_chart
+from rlhf.report.files import RunFiles, read_run
+from rlhf.report.numbers import duration, finite, fixed
+from rlhf.report.series import POINT_LIMIT, Series
+from rlhf.report.verdict import Verdict, policy_verdict
+
+
+def write_report(run: Path, output: Path | None = None) -> Path:
+    """Write one self-contained page on a run folder, to `run/report.html` or to `output`; return its path.
+
+    A run may still be going: the page says what is missing.
+
+    Raises:
+        DataError: the folder does not exist, or holds none of a run's files.
+    """
+    files = read_run(run)
+    target = output or run / "report.html"
+    atomic_write_text(target, render(files))
+    return target
+
+
+def render(run: RunFiles) -> str:
+    """The page as text. By its own security policy it may run its two scripts, and load nothing at all."""
+    environment = Environment(
+        loader=PackageLoader("rlhf.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["plot"] = PLOT
+    guard, script, style = (_asset(name) for name in ("guard.js", "page.js", "page.css"))
+    content = _policy_page(run) if run.kind == "policy" else _reward_page(run)
+    return environment.get_template("page.html").render(
+        run=run,
+        name="/".join(run.path.resolve().parts[-2:]),
+        missing=missing(run),
+        more=_other_charts(run, content.pop("shown")),
+        config=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True) if run.config else "",
+        environment=_flat(run.environment),
+        thinned=len(run.metrics) > POINT_LIMIT,
+        guard=guard,
+        script=script,
+        style=style,
+        hashes=" ".join(_hash(text) for text in (guard, script)),
+        **content,
+    )
+
+
+def _policy_page(run: RunFiles) -> dict[str, Any]:
+    charts, shown = policy.policy_charts(run)
+    answers = policy.pairs(run.evaluation)
+    compared = policy.compared(run.evaluation)
+    verdict = policy_verdict(run.evaluation)
+    place, judge = _reward_evaluation(run)
+    return {
+        "title": "Policy alignment",
+        "verdict": verdict if compared else _going(run, verdict),
+        "facts": _policy_facts(run),
+        "compared": compared,
+        "charts": charts,
+        "shown": shown,
+        "answers": answers,
+        "tally": policy.tally(answers),
+        "has_gold": any(pair.gold is not None for pair in answers),
+        "sampled": policy.sampled(run),
+        "table": reward.reward_table(judge),
+        "length_correlation": reward.length_correlation(judge),
+        "table_source": place,
+        "drops": reward.dropped(run.drops),
+    }
+
+
+def _reward_page(run: RunFiles) -> dict[str, Any]:
+    charts, shown = reward.reward_charts(run)
+    verdict = reward.reward_verdict(run.evaluation)
+    table = reward.reward_table(run.evaluation)
+    return {
+        "title": "Reward model",
+        "verdict": verdict if table else _going(run, verdict),
+        "facts": _reward_facts(run),
+        "compared": [],
+        "charts": charts,
+        "shown": shown,
+        "answers": [],
+        "tally": {},
+        "has_gold": False,
+        "sampled": [],
+        "table": table,
+        "length_correlation": reward.length_correlation(run.evaluation),
+        "table_source": "",
+        "drops": reward.dropped(run.drops),
+    }
+
+
+def _going(run: RunFiles, verdict: Verdict) -> Verdict:
+    """What can be said before the evaluation: how far the run is, and what its own rewards did."""
+    said = [f"{run.last_step:,} steps are logged."] if run.metrics else ["No step is logged yet."]
+    values = [value for _, value in run.values("reward/mean")]
+    if run.kind == "policy" and len(values) >= 4:
+        width = min(10, len(values) // 2)
+        first, last = sum(values[:width]) / width, sum(values[-width:]) / width
+        said.append(
+            f"In training, the mean reward of the first {width} steps was {fixed(first, 2)}, that of the last {width} "
+            f"{fixed(last, 2)}; these are prompts it practises on, so this proves nothing yet."
+        )
+    return Verdict(verdict.tone, verdict.label, verdict.sentence, said)
+
+
+def missing(run: RunFiles) -> list[str]:
+    """Plain sentences on what the page cannot show, and why."""
+    absent = {
+        "config.yaml": "the settings are not shown.",
+        "environment.json": "versions and machine are not shown.",
+        "metrics.jsonl": "there are no curves.",
+        "samples.jsonl": "there are no answers from training.",
+        "eval.json": "it comes at the end of a run, and with it the verdict.",
+    }
+    if run.kind == "reward":
+        del absent["samples.jsonl"]
+    said = [
+        f"{name} is not there: {what}" for name, what in absent.items() if not (run.path / name).is_file()
+    ]
+    if run.evaluation.get("before") and not run.evaluation.get("after"):
+        said.append("eval.json holds the figures before training only.")
+    steps = finite(run.config.get("steps"))
+    if run.metrics and steps and run.last_step < steps:
+        said.append(
+            f"The run stands at step {run.last_step:,} of {steps:,.0f}: it is still going, or was stopped."
+        )
+    return said + run.notes
+
+
+def _time(run: RunFiles) -> list[tuple[str, str]]:
+    seconds = sum(value for _, value in run.values("time/step"))
+    return [("Training time", duration(seconds))] if seconds else []
+
+
+def _base(run: RunFiles) -> list[tuple[str, str]]:
+    base = (run.config.get("model") or {}).get("base")
+    rank = (run.config.get("adapter") or {}).get("rank")
+    found = [("Base", str(base))] if base else []
+    return [*found, ("Adapter", f"LoRA, rank {rank}")] if rank else found
+
+
+def _policy_facts(run: RunFiles) -> list[tuple[str, str]]:
+    kl = (run.config.get("algorithm") or {}).get("kl") or {}
+    facts = _base(run)
+    if kl:
+        facts.append(
+            ("KL penalty", f"{kl.get('coefficient')} × {kl.get('estimator')}, {kl.get('reduction')}")
+        )
+    if run.metrics:
+        facts.append(("Updates", f"{run.last_step:,}"))
+    if finite(run.evaluation.get("prompts")):
+        samples = run.evaluation.get("samples")
+        facts.append(("Evaluated on", f"{run.evaluation['prompts']} held-out prompts × {samples or 1}"))
+    return [*facts, *_time(run)]
+
+
+def _reward_facts(run: RunFiles) -> list[tuple[str, str]]:
+    facts = _base(run)
+    names = [str(stage.get("name")) for stage in run.config.get("stages") or []]
+    if names:
+        facts.append(("Stages", ", ".join(names)))
+    if run.metrics:
+        facts.append(("Updates", f"{run.last_step:,}"))
+    return [*facts, *_time(run)]
+
+
+def _reward_evaluation(run: RunFiles) -> tuple[str, dict[str, Any]]:
+    """The evaluation of the reward model that the policy learnt from, where its run folder can be found.
+
+    The config's path is read from the working directory, as the run read it, then from the folders above.
+    """
+    named = run.config.get("reward")
+    if not isinstance(named, str):
+        return "", {}
+    for root in (Path(), *run.path.resolve().parents):
+        file = (root / named).parent / "eval.json"
+        if (root / named).is_dir() and file.is_file():
+            try:
+                found = json.loads(file.read_text(encoding="utf-8"))
+            except json.JSONDecodeError as error:
+                run.notes.append(f"The reward model's evaluation {file} cannot be read: {error}")
+                return named, {}
+            return named, found if isinstance(found, dict) else {}
+    run.notes.append(f"The reward model's evaluation was not found beside {named}: its table is not shown.")
+    return named, {}
+
+
+def _other_charts(run: RunFiles, shown: set[str]) -> list[Chart]:
+    """Every other metric, as a small curve under its own name."""
+    names = sorted({name for row in run.metrics for name in row} - shown - {"step"})
+    starts = reward.stages(run)
+    charts = [
+        line_chart(name, "", [Series(name, run.values(name))], span=run.span, stages=starts) for name in names
+    ]
+    return [chart for chart in charts if chart]
+
+
+def _flat(found: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows = []
+    for key, value in found.items():
+        if isinstance(value, dict):
+            rows.extend(_flat(value, f"{prefix}{key}."))
+        else:
+            rows.append(
+                (f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list) else str(value))
+            )
+    return rows
+
+
+def _asset(name: str) -> Markup:
+    return Markup((resources.files("rlhf.report") / "templates" / name).read_text(encoding="utf-8"))  # noqa: S704
+
+
+def _hash(text: str) -> str:
+    """A script's hash as a content security policy names it."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

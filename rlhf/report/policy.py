@@ -1,0 +1,197 @@
+"""What is shown of a policy: before and after in figures, the curves, and the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf.report.charts import Chart, Mark, line_chart, stacked_chart
+from rlhf.report.files import RunFiles
+from rlhf.report.numbers import finite, fixed, signed
+from rlhf.report.scales import Scale
+from rlhf.report.series import Series
+from rlhf.report.verdict import Change, change
+
+SAMPLES_SHOWN = 6
+QUANTITIES = {
+    "reward": ("Reward", "points"),
+    "gold": ("Gold score", "0 to 1"),
+    "kl": ("KL", "nats per answer"),
+    "length": ("Length", "tokens"),
+    "finished": ("Finished", "share of answers"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One quantity before and after; `bar` places zero, the mean and the interval on a strip 240 wide."""
+
+    name: str
+    unit: str
+    change: Change
+    bar: tuple[float, float, float, float] | None
+
+
+def compared(evaluation: Mapping[str, Any]) -> list[Compared]:
+    """The quantities that were measured before and after."""
+    found = [(*label, change(evaluation, key)) for key, label in QUANTITIES.items()]
+    return [Compared(name, unit, one, _bar(one)) for name, unit, one in found if one]
+
+
+def _bar(one: Change) -> tuple[float, float, float, float] | None:
+    if one.low is None or one.high is None:
+        return None
+    reach = 1.1 * max(abs(one.low), abs(one.high), abs(one.mean)) or 1.0
+    scale = Scale(-reach, reach, 4, 236)
+    return scale(0.0), scale(one.mean), scale(one.low), scale(one.high)
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One answer, and what is known of it."""
+
+    text: str
+    finished: bool | None
+    facts: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A prompt, the answers before and after, and the change by which pairs are ranked (None: not known)."""
+
+    prompt: Sequence[tuple[str, str]]
+    before: Side
+    after: Side
+    reward: float | None
+    gold: float | None
+
+    @property
+    def changes(self) -> list[tuple[str, str, str]]:
+        """Name, signed change and direction, for the head of the card."""
+        found = (("gold", self.gold), ("reward", self.reward))
+        return [(name, signed(value, 2), _direction(value)) for name, value in found if value is not None]
+
+
+def _direction(value: float) -> str:
+    return "better" if value > 0 else "worse" if value < 0 else "same"
+
+
+def pairs(evaluation: Mapping[str, Any]) -> list[Pair]:
+    """The answers before and after, the greatest gain first: by gold score where there is one, then reward."""
+    found = []
+    for row in evaluation.get("answers") or []:
+        before, after = row.get("before") or {}, row.get("after") or {}
+        reward, gold = (_difference(before.get(name), after.get(name)) for name in ("reward", "gold"))
+        found.append(Pair(turns(row.get("prompt")), side(before), side(after), reward, gold))
+    return sorted(found, key=_rank)
+
+
+def _rank(pair: Pair) -> tuple[bool, float, bool, float]:
+    """What is not known comes last."""
+    return pair.gold is None, -(pair.gold or 0.0), pair.reward is None, -(pair.reward or 0.0)
+
+
+def tally(found: Sequence[Pair]) -> dict[str, int]:
+    """How many answers became better, the same, worse: by gold score where any has one, else by reward."""
+    name = "gold" if any(pair.gold is not None for pair in found) else "reward"
+    values = [value for pair in found if (value := getattr(pair, name)) is not None]
+    return {word: sum(_direction(value) == word for value in values) for word in ("better", "same", "worse")}
+
+
+def _difference(before: Any, after: Any) -> float | None:
+    low, high = finite(before), finite(after)
+    return None if low is None or high is None else round(high - low, 6)
+
+
+def turns(prompt: Any) -> list[tuple[str, str]]:
+    """The messages of a prompt as (role, content); a plain string is the user's."""
+    if isinstance(prompt, str):
+        return [("user", prompt)]
+    return [(str(turn.get("role", "")), str(turn.get("content", ""))) for turn in prompt or []]
+
+
+def side(row: Mapping[str, Any]) -> Side:
+    """One answer with its figures written out."""
+    facts = []
+    for key, name, decimals in (
+        ("reward", "reward", 2),
+        ("gold", "gold", 2),
+        ("kl", "KL", 2),
+        ("length", "tokens", 0),
+    ):
+        value = finite(row.get(key))
+        if value is not None:
+            facts.append((name, fixed(value, decimals)))
+    finished = row.get("finished")
+    return Side(str(row.get("answer", "")), None if finished is None else bool(finished), facts)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """Answers sampled in one step of training, from the lowest reward to the highest."""
+
+    step: int
+    total: int
+    shown: Sequence[tuple[Sequence[tuple[str, str]], Side]]
+
+
+def sampled(run: RunFiles) -> list[Sampled]:
+    """A few answers of the first and of the last step, evenly chosen over the range of rewards."""
+    found = []
+    for step, rows in run.samples.items():
+        ordered = sorted(rows, key=lambda row: finite(row.get("reward")) or 0.0)
+        count = min(SAMPLES_SHOWN, len(ordered))
+        chosen = [ordered[round(i * (len(ordered) - 1) / max(1, count - 1))] for i in range(count)]
+        found.append(Sampled(step, len(rows), [(turns(row.get("prompt")), side(row)) for row in chosen]))
+    return found
+
+
+def policy_charts(run: RunFiles) -> tuple[list[Chart], set[str]]:
+    """The curves, and the names of the metrics they show."""
+    shown: set[str] = set()
+
+    def gather(names: Mapping[str, str]) -> list[Series]:
+        shown.update(names)
+        return [Series(label, run.values(name)) for name, label in names.items()]
+
+    def draw(title: str, unit: str, names: Mapping[str, str], **options: Any) -> Chart | None:
+        return line_chart(title, unit, gather(names), span=run.span, **options)
+
+    bound = finite((run.config.get("rollouts") or {}).get("logprob_bound"))
+    zero = [Mark(0.0, "")]
+    stop = [Mark(bound, "a mean above this stops the run")] if bound else []
+    apart = {"engine/logprob_difference": "mean", "engine/logprob_difference_max": "largest"}
+    time = {"time/rollout": "rollout", "time/score": "score", "time/update": "update", "time/sync": "sync"}
+    per_token = {"kl/mean": "k1", "kl/k3_mean": "k3"}
+    charts = [
+        draw("Reward", "mean of a step's answers, points", {"reward/mean": "reward"}),
+        draw("Gold score", "mean, answers checked by code", {"gold/mean": "gold"}),
+        draw("KL per token", "nats, two estimates", per_token, levels=zero),
+        draw("KL per answer", "nats, summed over its tokens", {"kl/sum": "k1"}, levels=zero),
+        draw("Length", "tokens, mean", {"length/mean": "length"}, zero=True),
+        draw(
+            "Finished answers",
+            "share within the token limit",
+            {"length/finished_share": "finished"},
+            share=True,
+        ),
+        draw("Entropy", "nats per token", {"policy/entropy": "entropy"}, zero=True),
+        draw("Engine against trainer", "nats, difference of log-probabilities", apart, log=True, levels=stop),
+        stacked_chart("Time", "seconds a step", _time(run, gather(time)), span=run.span),
+        draw("Gradient norm", "before clipping", {"optimizer/grad_norm": "norm"}, zero=True),
+    ]
+    return [chart for chart in charts if chart], shown
+
+
+def _time(run: RunFiles, series: list[Series]) -> list[Series]:
+    """The parts of a step's time, and what none of them covers."""
+    known = [dict(one.points) for one in series if one.points]
+    if not known:
+        return []
+    rest = [
+        (step, max(0.0, whole - sum(at[step] for at in known)))
+        for step, whole in run.values("time/step")
+        if all(step in at for at in known)
+    ]
+    return [*series, Series("other", rest)] if any(value > 0.05 for _, value in rest) else series

@@ -1,0 +1,229 @@
+"""What is shown of a reward model: its verdict, its table, what was dropped, its curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf.report.charts import Chart, Mark, line_chart
+from rlhf.report.files import RunFiles
+from rlhf.report.numbers import DASH, finite, fixed, percent, signed, wilson
+from rlhf.report.series import Series
+from rlhf.report.verdict import Verdict
+
+BAR_LEFT, BAR_RIGHT = 4.0, 196.0
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """Places on a bar from 0 to 100 %: the accuracy, its interval, the length baseline (None: not known)."""
+
+    at: float
+    low: float | None
+    high: float | None
+    baseline: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class TableRow:
+    """One line of the table, written out."""
+
+    name: str
+    accuracy: str
+    interval: str
+    count: str
+    baseline: str
+    bar: Bar
+    total: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """A share of right comparisons, of how many, its 95 % interval, and the share the longer answer wins."""
+
+    name: str
+    share: float
+    count: int | None
+    interval: tuple[float, float] | None
+    baseline: float | None
+
+
+def accuracies(found: Any, intervals: Any = None) -> list[Accuracy]:
+    """`{name: {"accuracy", "count", "ci95", "length_baseline"}}` or `{name: accuracy}`, in the file's order.
+
+    An interval that is not given is computed where the count is known.
+    """
+    rows = []
+    for name, value in (found or {}).items():
+        entry = value if isinstance(value, Mapping) else {"accuracy": value}
+        share, count = finite(entry.get("accuracy")), int(finite(entry.get("count")) or 0) or None
+        if share is not None:
+            interval = _interval(entry.get("ci95") or (intervals or {}).get(name), share, count)
+            rows.append(Accuracy(name, share, count, interval, finite(entry.get("length_baseline"))))
+    return rows
+
+
+def overall(evaluation: Mapping[str, Any]) -> Accuracy | None:
+    """All comparisons; an interval the file lacks is computed only where the subsets pool to this figure."""
+    share = finite(evaluation.get("overall"))
+    if share is None:
+        return None
+    subsets = accuracies(evaluation.get("subsets"))
+    total = sum(subset.count or 0 for subset in subsets)
+    right = sum(subset.share * (subset.count or 0) for subset in subsets)
+    pooled = total > 0 and abs(right / total - share) < 0.0005
+    given = (evaluation.get("intervals") or {}).get("overall")
+    interval = _interval(given, share, total if pooled else None)
+    return Accuracy("Overall", share, total or None, interval, finite(evaluation.get("length_baseline")))
+
+
+def _interval(given: Any, share: float, count: int | None) -> tuple[float, float] | None:
+    if given:
+        low, high = (finite(end) for end in given)
+        return None if low is None or high is None else (low, high)
+    return wilson(share, count) if count else None
+
+
+def reward_table(evaluation: Mapping[str, Any]) -> list[tuple[str, list[TableRow]]]:
+    """Titled groups of rows: all together, sections, subsets."""
+    everything = overall(evaluation)
+    groups = [
+        ("", [everything] if everything else []),
+        (
+            "Sections",
+            accuracies(evaluation.get("sections"), (evaluation.get("intervals") or {}).get("sections")),
+        ),
+        ("Subsets", accuracies(evaluation.get("subsets"))),
+    ]
+    return [(title, [_row(one, total=not title) for one in rows]) for title, rows in groups if rows]
+
+
+def length_correlation(evaluation: Mapping[str, Any]) -> str:
+    """How reward and length go together within pairs, signed; empty where it is not known."""
+    found = finite(evaluation.get("length_correlation"))
+    return "" if found is None else signed(found, 2)
+
+
+def _row(found: Accuracy, *, total: bool) -> TableRow:
+    low, high = found.interval or (None, None)
+
+    def place(share: float | None) -> float | None:
+        return None if share is None else round(BAR_LEFT + share * (BAR_RIGHT - BAR_LEFT), 1)
+
+    return TableRow(
+        name=found.name,
+        accuracy=percent(found.share),
+        interval="" if low is None or high is None else f"{fixed(100 * low, 1)}{DASH}{fixed(100 * high, 1)}",
+        count=f"{found.count:,}" if found.count else "",
+        baseline="" if found.baseline is None else percent(found.baseline),
+        bar=Bar(place(found.share) or BAR_LEFT, place(low), place(high), place(found.baseline)),
+        total=total,
+    )
+
+
+def reward_verdict(evaluation: Mapping[str, Any]) -> Verdict:
+    """Better than chance, and better than always taking the longer answer?"""
+    found = overall(evaluation)
+    if found is None:
+        return Verdict(
+            "open", "No verdict yet", "The reward model has not been evaluated on held-out comparisons yet."
+        )
+    sentence = f"The reward model picks the better answer in {percent(found.share)} of "
+    sentence += f"{found.count:,} held-out comparisons" if found.count else "the held-out comparisons"
+    if found.interval is None:
+        return Verdict("open", "Accuracy", f"{sentence}.", _baseline(found))
+    low, high = found.interval
+    sentence += f" (95\N{NO-BREAK SPACE}% interval {fixed(100 * low, 1)} to {fixed(100 * high, 1)})"
+    if high < 0.5:
+        return Verdict(
+            "bad", "Worse than chance", f"{sentence}: it prefers the worse answers.", _baseline(found)
+        )
+    if low <= 0.5:
+        return Verdict(
+            "flat",
+            "Not better than chance",
+            f"{sentence}: no measurable difference from a coin.",
+            _baseline(found),
+        )
+    if found.baseline is not None and low <= found.baseline:
+        return Verdict("flat", "Not better than length", f"{sentence}.", _baseline(found))
+    return Verdict("good", "It learnt to judge", f"{sentence}.", _baseline(found))
+
+
+def _baseline(found: Accuracy) -> list[str]:
+    if found.baseline is None:
+        return []
+    gap = 100 * (found.share - found.baseline)
+    start = f"Always taking the longer answer would be right in {percent(found.baseline)}"
+    if found.interval and found.interval[0] <= found.baseline <= found.interval[1]:
+        return [f"{start}: the model does not measurably differ from that."]
+    return [
+        f"{start}: the model is {fixed(abs(gap), 1)} points {'better' if gap > 0 else 'worse'} than that."
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """The rows read and kept, and why the others were not: reason, how many, the first places."""
+
+    read: str
+    kept: str
+    reasons: Sequence[tuple[str, str, str]]
+
+
+def dropped(drops: Mapping[str, Any]) -> Dropped | None:
+    """`{"read", "kept", "dropped": {reason: {"count", "examples"}}}` written out, the largest count first."""
+    if not drops:
+        return None
+    found = [
+        (reason, _whole(entry.get("count")), entry.get("examples") or [])
+        for reason, entry in (drops.get("dropped") or {}).items()
+    ]
+    found.sort(key=lambda entry: -entry[1])
+    reasons = [(reason, f"{count:,}", ", ".join(map(str, places))) for reason, count, places in found]
+    return Dropped(f"{_whole(drops.get('read')):,}", f"{_whole(drops.get('kept')):,}", reasons)
+
+
+def _whole(value: Any) -> int:
+    return int(finite(value) or 0)
+
+
+def stages(run: RunFiles) -> list[Mark]:
+    """Where each stage begins; none where the run has a single one."""
+    marks: list[Mark] = []
+    for row in run.metrics:
+        name = row.get("stage")
+        if isinstance(name, str) and (not marks or marks[-1].label != name):
+            marks.append(Mark(row["step"], name))
+    return marks if len(marks) > 1 else []
+
+
+def reward_charts(run: RunFiles) -> tuple[list[Chart], set[str]]:
+    """The curves, and the names of the metrics they show."""
+    shown: set[str] = {"stage"}
+    starts = stages(run)
+
+    def draw(
+        title: str, unit: str, names: Mapping[str, str], *, exact: bool = False, **options: Any
+    ) -> Chart | None:
+        shown.update(names)
+        series = [Series(label, run.values(name), exact) for name, label in names.items()]
+        return line_chart(title, unit, series, span=run.span, stages=starts, **options)
+
+    right = {"validation/accuracy": "held-out pairs", "reward/accuracy": "training pairs"}
+    lost = {"validation/loss": "loss", "validation/mse": "squared error of the ratings"}
+    charts = [
+        draw("Accuracy", "pairs judged right", right, share=True, levels=[Mark(0.5, "chance")]),
+        draw(
+            "Margin",
+            "reward, chosen \N{MINUS SIGN} rejected",
+            {"reward/margin": "margin"},
+            levels=[Mark(0, "")],
+        ),
+        draw("Regression loss", "squared error of the ratings", {"loss/regression": "regression"}, zero=True),
+        draw("Preference loss", "Bradley\N{EN DASH}Terry, nats", {"loss/bt": "preference"}, zero=True),
+        draw("Validation loss", "on held-out rows", lost),
+        draw("Learning rate", "", {"optimizer/lr": "learning rate"}, zero=True, exact=True),
+    ]
+    return [chart for chart in charts if chart], shown

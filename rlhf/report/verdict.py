@@ -1,0 +1,165 @@
+"""Did it work? One sentence, computed from the evaluation before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rlhf.report.numbers import decimals_for, finite, fixed, percent, signed
+
+Tone = Literal["good", "flat", "bad", "open"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the page says first: two or three words, one sentence, and what qualifies it."""
+
+    tone: Tone
+    label: str
+    sentence: str
+    more: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A quantity before and after, the mean difference, its 95 % interval (None where none was computed)."""
+
+    before: float
+    after: float
+    mean: float
+    low: float | None
+    high: float | None
+
+    @property
+    def rose(self) -> bool:
+        """The whole interval lies above zero."""
+        return self.low is not None and self.low > 0
+
+    @property
+    def fell(self) -> bool:
+        """The whole interval lies below zero."""
+        return self.high is not None and self.high < 0
+
+    @property
+    def decimals(self) -> int:
+        """Decimals that show the difference, or its interval where that is wider, with two digits."""
+        half = 0.0 if self.low is None or self.high is None else (self.high - self.low) / 2
+        return decimals_for(max(abs(self.mean), half))
+
+    def write(self, value: float) -> str:
+        """A value of this quantity, with as many decimals as its change needs."""
+        return fixed(value, self.decimals)
+
+    @property
+    def difference(self) -> str:
+        """The mean difference, signed."""
+        return signed(self.mean, self.decimals)
+
+    @property
+    def interval(self) -> str:
+        """The 95 % interval of the difference, or the empty string."""
+        if self.low is None or self.high is None:
+            return ""
+        return f"{self.write(self.low)} to {self.write(self.high)}"
+
+    def sentence(self, name: str) -> str:
+        """`Gold score rose from 0.31 to 0.52 (+0.21, 95 % interval 0.16 to 0.26)`, without its full stop."""
+        before, after = self.write(self.before), self.write(self.after)
+        if not self.interval:
+            return f"{name} went from {before} to {after} ({self.difference}, no interval was computed)"
+        found = f"({self.difference}, 95\N{NO-BREAK SPACE}% interval {self.interval})"
+        if self.rose or self.fell:
+            return f"{name} {'rose' if self.rose else 'fell'} from {before} to {after} {found}"
+        return f"{name} did not change measurably: {before} before, {after} after {found}"
+
+
+def change(evaluation: Mapping[str, Any], name: str) -> Change | None:
+    """One quantity out of eval.json; None where either side is missing or null."""
+    before, after = (finite((evaluation.get(side) or {}).get(name)) for side in ("before", "after"))
+    if before is None or after is None:
+        return None
+    found = (evaluation.get("difference") or {}).get(name) or {}
+    mean = finite(found.get("mean"))
+    low, high = (found.get("ci95") or (None, None))[:2]
+    return Change(before, after, after - before if mean is None else mean, finite(low), finite(high))
+
+
+def policy_verdict(evaluation: Mapping[str, Any]) -> Verdict:
+    """The verdict on a policy: by the gold score where there is one, else by the reward alone."""
+    reward, gold = change(evaluation, "reward"), change(evaluation, "gold")
+    if reward is None and gold is None:
+        return Verdict("open", "No verdict yet", "The policy has not been evaluated on held-out prompts yet.")
+    at = _at_a_kl(evaluation.get("after") or {})
+    if gold is None:
+        assert reward is not None
+        verdict = _by_reward(reward, at)
+    else:
+        verdict = _by_gold(gold, reward, at)
+    return Verdict(verdict.tone, verdict.label, verdict.sentence, [*verdict.more, *_length(evaluation)])
+
+
+def _at_a_kl(after: Mapping[str, Any]) -> str:
+    """How far the policy went. The file's KL is summed over an answer; over all tokens it is that by the mean length."""
+    kl, length = finite(after.get("kl")), finite(after.get("length"))
+    if kl is None:
+        return ""
+    per_answer = f"{fixed(kl, decimals_for(abs(kl)))} per answer"
+    if not length:
+        return f" at a KL of {per_answer}"
+    return f" at a KL of {fixed(kl / length, decimals_for(abs(kl / length)))} per token ({per_answer})"
+
+
+def _by_gold(gold: Change, reward: Change | None, at: str) -> Verdict:
+    sentence = f"{gold.sentence('Gold score')}{at}."
+    more = [f"{reward.sentence('The reward')}."] if reward else []
+    if gold.fell and reward and reward.rose:
+        sentence = f"{gold.sentence('Gold score')} while {reward.sentence('the reward')}{at}."
+        return Verdict(
+            "bad",
+            "Warning: reward hacking",
+            sentence,
+            [
+                "The policy learnt to please the reward model at the cost of right answers. "
+                "Read the worst answers below; then raise the KL coefficient, stop earlier, or mend the reward model."
+            ],
+        )
+    if gold.fell:
+        return Verdict("bad", "It got worse", sentence, more)
+    if gold.rose:
+        return Verdict("good", "It worked", sentence, more)
+    if not gold.interval:
+        return Verdict("open", "No verdict", sentence, more)
+    if reward and reward.rose:
+        more.append(
+            "Only the reward model sees a gain, the checks do not: look for answers that please without being right."
+        )
+    return Verdict("flat", "No measurable change", sentence, more)
+
+
+def _by_reward(reward: Change, at: str) -> Verdict:
+    sentence = f"{reward.sentence('Reward')}{at}."
+    caution = (
+        "These prompts carry no check, so there is no gold score: this is the reward model's own opinion, "
+        "and only reading the answers tells whether they are better."
+    )
+    if reward.rose:
+        return Verdict("open", "The reward rose", sentence, [caution])
+    if reward.fell:
+        return Verdict("bad", "The reward fell", sentence, [caution])
+    if not reward.interval:
+        return Verdict("open", "No verdict", sentence, [caution])
+    return Verdict("flat", "No measurable change", sentence, [caution])
+
+
+def _length(evaluation: Mapping[str, Any]) -> list[str]:
+    """A word of caution where answers became much longer or shorter (by half, or by a third)."""
+    length = change(evaluation, "length")
+    if length is None or length.before <= 0 or 2 / 3 <= length.after / length.before <= 1.5:
+        return []
+    word = "longer" if length.after > length.before else "shorter"
+    much = percent(abs(length.after / length.before - 1), 0)
+    return [
+        f"Answers became {much} {word} ({length.write(length.before)} to {length.write(length.after)} tokens): "
+        "check that the length itself is not what is rewarded."
+    ]

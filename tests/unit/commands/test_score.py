@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import Result
+
+Rlhf = Callable[..., Result]
+
+
+def line(answer: str, **others: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": "Well?"}, {"role": "assistant", "content": answer}]
+    return {"messages": messages, **others}
+
+
+def write(path: Path, rows: list[Any]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read(path: Path) -> list[Any]:
+    return [json.loads(text) for text in path.read_text().splitlines()]
+
+
+@pytest.mark.usefixtures("scorer")
+def test_every_line_comes_back_with_its_own_keys(rlhf: Rlhf, tmp_path: Path) -> None:
+    first = line("++", id=7, note={"deep": [None, "grün", "\ud83d"]})
+    second = {**line("+", reward="old"), "attributes": "old"}
+    write(tmp_path / "in.jsonl", [first, second])
+    result = rlhf("score", "model", "--input", "in.jsonl", "--output", "out.jsonl")
+    assert result.exit_code == 0, result.output
+    assert "Wrote 2 scores to out.jsonl." in result.stdout
+    assert read(tmp_path / "out.jsonl") == [
+        {**first, "reward": 2.0, "attributes": {"turns": 2.0}},
+        {**second, "reward": 1.0, "attributes": {"turns": 2.0}},
+    ]
+
+
+def test_a_long_file_passes_in_chunks_and_keeps_its_order(rlhf: Rlhf, scorer: Any, tmp_path: Path) -> None:
+    write(tmp_path / "in.jsonl", [line("+" * (i % 7), id=i) for i in range(150)])
+    assert rlhf("score", "model", "--input", "in.jsonl", "--output", "out.jsonl").exit_code == 0
+    assert scorer.batches == [64, 64, 22]
+    assert [(row["id"], row["reward"]) for row in read(tmp_path / "out.jsonl")] == [
+        (i, float(i % 7)) for i in range(150)
+    ]
+
+
+@pytest.mark.usefixtures("scorer")
+def test_compressed_files_in_and_out(rlhf: Rlhf, tmp_path: Path) -> None:
+    with gzip.open(tmp_path / "in.jsonl.gz", "wt") as file:
+        file.write(json.dumps(line("+++")) + "\n\n")
+    assert rlhf("score", "model", "--input", "in.jsonl.gz", "--output", "out.jsonl.gz").exit_code == 0
+    with gzip.open(tmp_path / "out.jsonl.gz", "rt") as file:
+        assert [json.loads(text)["reward"] for text in file] == [3.0]
+
+
+BAD_LINES = {
+    '{"messages": [': "in.jsonl:2: not valid JSON",
+    '["messages"]': "in.jsonl:2: no object with a list `messages`",
+    '{"prompt": "x"}': "in.jsonl:2: no object with a list `messages`",
+    '{"messages": "x"}': "in.jsonl:2: no object with a list `messages`",
+    '{"messages": []}': "in.jsonl:2: the conversation is empty",
+    '{"messages": [{"role": "user", "content": "x"}]}': "in.jsonl:2: the conversation ends with the user's message",
+    '{"messages": [{"role": "bot", "content": "x"}]}': "in.jsonl:2: column 'messages' is",
+    '{"messages": [{"role": "assistant", "content": 3}]}': "in.jsonl:2: column 'messages' is",
+    json.dumps(line("+", weight=float("nan"))): "in.jsonl:2: NaN or Infinity",
+}
+
+
+@pytest.mark.parametrize("bad", BAD_LINES)
+def test_a_malformed_line_is_named_before_anything_is_scored(
+    rlhf: Rlhf, scorer: Any, tmp_path: Path, bad: str
+) -> None:
+    (tmp_path / "in.jsonl").write_text(f"{json.dumps(line('+'))}\n{bad}\n")
+    result = rlhf("score", "model", "--input", "in.jsonl", "--output", "out.jsonl")
+    assert result.exit_code == 2
+    assert BAD_LINES[bad] in result.stderr
+    assert scorer.batches == []
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_a_failure_half_way_leaves_the_older_output_alone(rlhf: Rlhf, scorer: Any, tmp_path: Path) -> None:
+    scorer.longest = 4
+    write(tmp_path / "in.jsonl", [*[line("+")] * 70, line("too long")])
+    (tmp_path / "out.jsonl").write_text("older\n")
+    result = rlhf("score", "model", "--input", "in.jsonl", "--output", "out.jsonl")
+    assert result.exit_code == 2
+    assert "in.jsonl:71: a conversation is too long\nAllowed: at most 4 characters" in result.stderr
+    assert (tmp_path / "out.jsonl").read_text() == "older\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+def test_a_reward_that_is_no_number_is_a_failed_run(rlhf: Rlhf, scorer: Any, tmp_path: Path) -> None:
+    scorer.reward = lambda text: float("inf") if text == "++" else 0.0
+    write(tmp_path / "in.jsonl", [line("+"), line("++")])
+    result = rlhf("score", "model", "--input", "in.jsonl", "--output", "out.jsonl")
+    assert result.exit_code == 1
+    assert "in.jsonl:2: the model's reward is inf" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("input_", "output", "message"),
+    [
+        ("nowhere.jsonl", "out.jsonl", "nowhere.jsonl does not exist"),
+        ("empty.jsonl", "out.jsonl", "empty.jsonl holds no conversation"),
+        ("in.txt", "out.jsonl", "in.txt is no JSON Lines file by its name"),
+        ("in.jsonl", "in.jsonl", "in.jsonl is the input"),
+        ("in.jsonl", "no/out.jsonl", "the folder no does not exist"),
+        ("in.jsonl", ".", "--output . is a folder"),
+    ],
+)
+@pytest.mark.usefixtures("scorer")
+def test_a_mistake_is_one_message_and_exit_code_2(
+    rlhf: Rlhf, tmp_path: Path, input_: str, output: str, message: str
+) -> None:
+    for name, text in {"in.jsonl": json.dumps(line("+")), "empty.jsonl": "\n", "in.txt": "hello"}.items():
+        (tmp_path / name).write_text(text)
+    result = rlhf("score", "model", "--input", input_, "--output", output)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.output

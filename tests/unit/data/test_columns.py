@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from rlhf.config.schema import DataSource
+from rlhf.core.errors import ConfigError, DataError
+from rlhf.core.records import Message, Preference, Prompt
+from rlhf.data.load import load_preferences, load_prompts, load_ratings
+
+ASKED = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 1+1?"}]
+PROMPT = (Message("system", "Be brief."), Message("user", "What is 1+1?"))
+
+
+def answer(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
+
+
+@pytest.fixture
+def ratings_of(write_rows: Callable[..., str]) -> Callable[..., Any]:
+    def load(*rows: dict[str, Any], **options: Any) -> Any:
+        path = write_rows("rows.jsonl", [{"prompt": "q", "response": "a", **row} for row in rows])
+        ratings, report = load_ratings([DataSource(path=path, **options)], seed=0)
+        return [dict(rating.ratings) for rating in ratings], report
+
+    return load
+
+
+@pytest.fixture
+def preferences_of(write_rows: Callable[..., str]) -> Callable[..., Any]:
+    def load(*rows: dict[str, Any], **options: Any) -> Any:
+        source = DataSource(path=write_rows("rows.jsonl", rows), **options)
+        return load_preferences([source], seed=0, max_spread=2)
+
+    return load
+
+
+def test_a_dictionary_of_ratings_is_read_whole(ratings_of: Callable[..., Any]) -> None:
+    ratings, _ = ratings_of({"ratings": {"helpfulness": 3, "depth": None, "wit": 1.5}})
+    assert ratings == [{"helpfulness": 3.0, "wit": 1.5}]
+
+
+def test_named_attributes_alone_are_read_from_columns_and_keys(ratings_of: Callable[..., Any]) -> None:
+    columns = {"helpfulness": "useful", "correctness": "ratings.factuality"}
+    row = {"useful": 2, "coherence": 4, "ratings": {"factuality": 1, "depth": 3}}
+    assert ratings_of(row, columns=columns)[0] == [{"helpfulness": 2.0, "correctness": 1.0}]
+
+
+def test_without_a_dictionary_the_five_attributes_are_columns(ratings_of: Callable[..., Any]) -> None:
+    assert ratings_of({"helpfulness": 2, "verbosity": 0, "wit": 9})[0] == [
+        {"helpfulness": 2.0, "verbosity": 0.0}
+    ]
+
+
+def test_a_scale_is_mapped_to_0_to_4(ratings_of: Callable[..., Any]) -> None:
+    rows = [{"response": str(value), "ratings": {"helpfulness": value}} for value in (1, 3.25, 10)]
+    # (1-1)/9*4, (3.25-1)/9*4, (10-1)/9*4
+    assert ratings_of(*rows, scale=(1, 10))[0] == [
+        {"helpfulness": 0.0},
+        {"helpfulness": 1.0},
+        {"helpfulness": 4.0},
+    ]
+
+
+def test_each_row_may_name_its_scale(ratings_of: Callable[..., Any]) -> None:
+    rows = [
+        {"response": "1", "ratings": {"helpfulness": 5}, "range": [1, 5]},
+        {"response": "2", "ratings": {"helpfulness": 5}, "range": [0, 10]},
+        {"response": "3", "ratings": {"helpfulness": 5}, "range": "helpfulness 1-5"},
+        {"response": "4", "ratings": {"helpfulness": 5}, "range": [5, 1]},
+        {"response": "5", "ratings": {"helpfulness": 5}},
+        {"response": "6", "ratings": {"helpfulness": None}, "range": [1, 5]},
+    ]
+    ratings, report = ratings_of(*rows, scale="row", columns={"scale": "range"})
+    assert ratings == [{"helpfulness": 4.0}, {"helpfulness": 2.0}]
+    assert report.reasons == {"scale unknown": 3, "no rating": 1}
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "message"),
+    [
+        ({"ratings": {"wit": 5}}, {}, r":1: column 'ratings\.wit' is 5\n.*0 to 4\nDo this: set `scale:"),
+        ({"ratings": [5]}, {}, r":1: column 'ratings' is \[5\]"),
+        ({}, {}, ":1: no column 'ratings'"),
+        ({"response": 5, "ratings": {"wit": 1}}, {}, r":1: column 'response' is 5"),
+        (
+            {"ratings": {"wit": 1}},
+            {"columns": {"depth": "ratings.deep"}},
+            r"columns\.depth: no row of .* 'ratings\.deep'",
+        ),
+    ],
+)
+def test_malformed_ratings(
+    ratings_of: Callable[..., Any], row: dict[str, Any], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        ratings_of(row, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"columns": {"promt": "q"}}, r"columns\.promt: .* Did you mean 'prompt'"),
+        ({"columns": {"chosen": "a"}}, r"columns\.chosen: a source of ratings has no 'chosen'"),
+        ({"scale": (5, 1)}, r"scale: \[5\.0, 1\.0\]"),
+        ({"format": "helpsteer2-preference"}, "holds no ratings\nAllowed: columns or helpsteer2"),
+        ({"format": "helpsteer2", "columns": {"prompt": "q"}}, "fixes the columns"),
+        ({"path": "demo"}, "Do this: set `format: helpsteer2`"),
+    ],
+)
+def test_a_source_that_cannot_hold_ratings(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_ratings([DataSource(**{"path": "absent.jsonl", **options})], seed=0)
+
+
+def test_two_responses_and_a_strength(preferences_of: Callable[..., Any]) -> None:
+    row = {"prompt": ASKED, "a": "3", "b": answer("2"), "preference_strength": 2.0, "source": "quiz"}
+    preferences, _ = preferences_of(row, columns={"response_1": "a", "response_2": "b"})
+    assert preferences == [Preference(PROMPT, "3", "2", 2, source="quiz")]
+
+
+def test_chosen_and_rejected(preferences_of: Callable[..., Any]) -> None:
+    preferences, _ = preferences_of({"prompt": "q", "chosen": "2", "rejected": "3"})
+    assert [(item.response_1, item.response_2, item.strength) for item in preferences] == [("2", "3", -1)]
+
+
+def test_chosen_and_rejected_with_a_margin(preferences_of: Callable[..., Any]) -> None:
+    rows = [{"prompt": "q", "chosen": "2", "rejected": str(margin), "margin": margin} for margin in (3, 0)]
+    preferences, report = preferences_of(*rows, columns={"strength": "margin"})
+    assert [item.strength for item in preferences] == [-3]
+    assert report.reasons == {"tie (strength 0)": 1}
+
+
+def test_conversations_stand_for_the_prompt(preferences_of: Callable[..., Any]) -> None:
+    row = {"chosen": ASKED + answer("2"), "rejected": ASKED + answer("3")}
+    expected = [(PROMPT, "2", "3")]
+    for rows in (row, {**row, "prompt": ASKED}):
+        preferences, _ = preferences_of(rows)
+        assert [(item.prompt, item.chosen, item.rejected) for item in preferences] == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"chosen": "2", "rejected": "3"}, ":1: no column 'prompt'"),
+        ({"chosen": answer("2"), "rejected": answer("3")}, ":1: no column 'prompt'"),
+        ({"prompt": "q", "chosen": "2"}, ":1: no column 'rejected'"),
+        ({"prompt": "q", "chosen": ASKED, "rejected": "3"}, "the last is the assistant's"),
+        (
+            {"chosen": ASKED + answer("2"), "rejected": ASKED[1:] + answer("3")},
+            "column 'rejected' is .*\n.*prompt's own",
+        ),
+        (
+            {"prompt": [{"role": "human", "content": "q"}], "chosen": "2", "rejected": "3"},
+            "roles system, user, assistant",
+        ),
+        (
+            {"prompt": [{"role": "user", "content": None}], "chosen": "2", "rejected": "3"},
+            "column 'prompt' is",
+        ),
+        ({"prompt": "q", "response_1": "2", "response_2": "3"}, ":1: no column 'preference_strength'"),
+        (
+            {"prompt": "q", "response_1": "2", "response_2": "3", "preference_strength": 1.5},
+            "a whole number from -3 to 3",
+        ),
+    ],
+)
+def test_malformed_preferences(preferences_of: Callable[..., Any], row: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        preferences_of(row)
+
+
+def test_prompts_keep_source_and_check(write_rows: Callable[..., str]) -> None:
+    path = write_rows(
+        "rows.jsonl", [{"prompt": ASKED, "family": "sums", "check": {"is": 2}}, {"prompt": "q"}]
+    )
+    prompts, _ = load_prompts([DataSource(path=path, columns={"source": "family"})], seed=0)
+    assert prompts == [
+        Prompt(PROMPT, source="sums", check={"is": 2}),
+        Prompt((Message("user", "q"),), source=path),
+    ]
+
+
+def test_a_check_is_a_dictionary(write_rows: Callable[..., str]) -> None:
+    path = write_rows("rows.jsonl", [{"prompt": "q", "check": "two"}])
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: column 'check' is 'two'"):
+        load_prompts([DataSource(path=path)], seed=0)

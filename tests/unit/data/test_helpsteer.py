@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlhf.config.schema import DataSource
+from rlhf.core.errors import DataError
+from rlhf.core.records import Message, Rating
+from rlhf.data.helpsteer import split_turns
+from rlhf.data.load import load_preferences, load_prompts, load_ratings
+
+TWO_TURNS = "Hi.\n<extra_id_1>Assistant\nHello!\n<extra_id_1>User\nHow are you?"
+RATED = {
+    "prompt": "What is 1+1?",
+    "response": "2",
+    "helpfulness": 4,
+    "correctness": 4,
+    "coherence": 4,
+    "complexity": 0,
+    "verbosity": 1,
+}
+
+
+def pair(strength: int, annotations: list[int] | None = None, **other: Any) -> dict[str, Any]:
+    """A row of preference/preference.jsonl.gz."""
+    statement = f"@Response {1 if strength < 0 else 2} is better."
+    row = {
+        "split": "train",
+        "prompt": "What is 1+1?",
+        "response_1": "2",
+        "response_2": "3",
+        "preference_strength": strength,
+        "preference_statement": statement,
+        "preference_elaboration": "It is right.",
+        "three_most_similar_preferences": [
+            {"statement": statement, "elaboration": "It is right.", "strength": strength}
+        ],
+        **other,
+    }
+    if annotations is not None:
+        raw = [{"strength": annotation, "justification": "It is right."} for annotation in annotations]
+        row["all_preferences_unprocessed"] = raw
+    return row
+
+
+def preferences_of(path: str, split: str = "train", max_spread: int = 2) -> Any:
+    source = DataSource(path=path, format="helpsteer2-preference", split=split)
+    return load_preferences([source], seed=0, max_spread=max_spread)
+
+
+def test_turns_are_split_at_the_markers() -> None:
+    assert split_turns(TWO_TURNS) == (
+        Message("user", "Hi."),
+        Message("assistant", "Hello!"),
+        Message("user", "How are you?"),
+    )
+    assert split_turns("Is <extra_id_1>User a token?") == (Message("user", "Is <extra_id_1>User a token?"),)
+
+
+@pytest.fixture
+def folder(write_rows: Callable[..., str], tmp_path: Path) -> str:
+    """A folder in the layout of nvidia/HelpSteer2."""
+    write_rows("train.jsonl.gz", [RATED, {**RATED, "response": "3", "helpfulness": 0}, RATED])
+    write_rows("validation.jsonl.gz", [{**RATED, "prompt": TWO_TURNS}])
+    write_rows("preference/preference.jsonl.gz", [pair(-3), pair(2, prompt=TWO_TURNS, split="val")])
+    spread = {
+        name: [4, 1, 2] for name in ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+    }
+    write_rows("disagreements/disagreements.jsonl.gz", [{**RATED, **spread}])
+    return str(tmp_path)
+
+
+def test_ratings_of_a_folder(folder: str) -> None:
+    ratings, report = load_ratings([DataSource(path=folder, format="helpsteer2")], seed=0)
+    attributes = {
+        "helpfulness": 4.0,
+        "correctness": 4.0,
+        "coherence": 4.0,
+        "complexity": 0.0,
+        "verbosity": 1.0,
+    }
+    assert ratings[0] == Rating((Message("user", "What is 1+1?"),), "2", attributes, source=folder)
+    assert [rating.response for rating in ratings] == ["2", "3"]
+    assert report.as_dict()["dropped"] == {
+        "duplicate": {"count": 1, "examples": [f"{folder}/train.jsonl.gz:3"]}
+    }
+
+
+@pytest.mark.parametrize("split", ["validation", "val"])
+def test_the_validation_split_has_two_names(folder: str, split: str) -> None:
+    ratings, _ = load_ratings([DataSource(path=folder, format="helpsteer2", split=split)], seed=0)
+    assert [len(rating.prompt) for rating in ratings] == [3]
+    preferences, _ = preferences_of(folder, split)
+    assert [(item.strength, len(item.prompt)) for item in preferences] == [(2, 3)]
+
+
+def test_preferences_of_a_folder_and_of_its_file(folder: str) -> None:
+    preferences, report = preferences_of(folder)
+    assert [(item.strength, item.chosen, item.rejected) for item in preferences] == [(-3, "2", "3")]
+    assert report.read == 1
+    assert [item.strength for item in preferences_of(folder + "/preference/preference.jsonl.gz")[0]] == [-3]
+
+
+def test_a_split_that_is_not_there(folder: str) -> None:
+    with pytest.raises(DataError, match=r"no row whose split is 'test'\nAllowed: split: train, val"):
+        preferences_of(folder, "test")
+
+
+def test_prompts_of_either_file(folder: str) -> None:
+    sources = [DataSource(path=folder, format=name) for name in ("helpsteer2", "helpsteer2-preference")]
+    prompts, report = load_prompts(sources, seed=0)
+    assert [prompt.messages for prompt in prompts] == [(Message("user", "What is 1+1?"),)]
+    assert report.reasons == {"duplicate": 3}
+
+
+def test_raw_annotations_come_before_the_stated_strength(write_rows: Callable[..., str]) -> None:
+    # -2, -3, -3 average to -8/3, rounded -3; the stated strength of 1 is not looked at.
+    path = write_rows("rows.jsonl", [pair(1, [-2, -3, -3, 2, -100])])
+    assert [item.strength for item in preferences_of(path)[0]] == [-3]
+
+
+def test_each_drop_has_its_reason_and_place(write_rows: Callable[..., str]) -> None:
+    rows = [
+        pair(-3, [-3, 1, 3]),
+        pair(0, [-1, 1, 1]),
+        pair(0),
+        pair(2, [2, -100, 2]),
+        pair(2, response_1="same", response_2="same\n"),
+        pair(2, response_1=" "),
+        pair(2, prompt="\n"),
+        pair(2, prompt="Hi.\n<extra_id_1>Assistant\nHello!"),
+        pair(2, [2, 2, 2]),
+        pair(-3, response_1="3", response_2="2"),  # the same choice on the other side
+        pair(-3),  # the opposite choice: another opinion, kept
+    ]
+    path = write_rows("rows.jsonl", rows)
+    preferences, report = preferences_of(path)
+    assert [item.strength for item in preferences] == [2, -3]
+    assert report.examples == {
+        "annotators disagree (spread > 2)": [f"{path}:1"],
+        "tie (strength 0)": [f"{path}:2", f"{path}:3"],
+        "fewer than three valid annotations": [f"{path}:4"],
+        "identical responses": [f"{path}:5"],
+        "empty response": [f"{path}:6"],
+        "blank prompt": [f"{path}:7"],
+        "prompt does not end with the user's turn": [f"{path}:8"],
+        "duplicate": [f"{path}:10"],
+    }
+    assert (report.read, report.kept) == (11, 2)
+
+
+def test_a_larger_spread_may_be_allowed(write_rows: Callable[..., str]) -> None:
+    path = write_rows("rows.jsonl", [pair(1, [-1, 2, 3])])  # spread 4, mean 4/3
+    assert [item.strength for item in preferences_of(path, max_spread=4)[0]] == [1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"helpfulness": 5}, "column 'helpfulness' is 5\nAllowed: a number from 0 to 4"),
+        ({"helpfulness": "4"}, "column 'helpfulness' is '4'"),
+        ({"coherence": None}, "no column 'coherence'"),
+        ({"prompt": ["What?"]}, "column 'prompt' is"),
+    ],
+)
+def test_a_malformed_rating_is_an_error_with_its_line(
+    write_rows: Callable[..., str], change: dict[str, Any], message: str
+) -> None:
+    path = write_rows("rows.jsonl.gz", [RATED, {**RATED, **change}])
+    with pytest.raises(DataError) as caught:
+        load_ratings([DataSource(path=path, format="helpsteer2")], seed=0)
+    assert str(caught.value).startswith(f"{path}:2: {message}")
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (pair(4), "column 'preference_strength' is 4\nAllowed: a whole number from -3 to 3"),
+        (pair(1, [1, 2, 7]), "column 'all_preferences_unprocessed' is"),
+        (pair(1, response_2=None), "no column 'response_2'. Did you mean 'response_1'?"),
+    ],
+)
+def test_a_malformed_preference_is_an_error_with_its_line(
+    write_rows: Callable[..., str], row: dict[str, Any], message: str
+) -> None:
+    path = write_rows("rows.jsonl", [pair(-3), row])
+    with pytest.raises(DataError) as caught:
+        preferences_of(path)
+    assert str(caught.value).startswith(f"{path}:2: {message}")

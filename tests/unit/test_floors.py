@@ -1,0 +1,223 @@
+"""Who may import whom: the floors of the house, the doors to the vendors' libraries, and what loads without torch.
+
+    rlhf.core <- rlhf.config <- rlhf.data, rlhf.report <- reward <- policy <- the roof (rlhf.commands, rlhf.cli, ...)
+
+Imports are read from the source, those inside functions and under TYPE_CHECKING included: an arrow is an arrow.
+"""
+
+from __future__ import annotations
+
+import ast
+import fnmatch
+import importlib.metadata
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+OURS = ("rlhf", "reward", "policy")
+
+FLOORS = {
+    "rlhf.core": 0,
+    "rlhf.config": 1,
+    "rlhf.data": 2,
+    "rlhf.report": 2,
+    "reward": 3,
+    "policy": 4,
+    "rlhf": 5,
+}
+"""Height of each room; a module imports its own room and lower floors. What else lies in `rlhf` is the roof."""
+
+ENTRANCES = {("policy", "reward"): "reward.scorer"}
+"""(room, other room): the one module by which it may be entered."""
+
+DOORS = {
+    "peft": ("rlhf.core.models", "rlhf.core.models.*"),
+    "bitsandbytes": ("rlhf.core.models", "rlhf.core.models.*"),
+    "trl": ("reward.trainer", "policy.reinforce"),
+    "vllm": ("policy.rollouts.vllm_*",),
+}
+"""Vendor's library: the modules that may import it."""
+
+HEAVY = ("torch", "transformers")
+LIGHT = ("rlhf", "rlhf.config*", "rlhf.data*", "rlhf.report*", "rlhf.core.errors", "rlhf.core.records")
+"""These import nothing HEAVY, and neither does what they import; nor does `rlhf.cli`, until a command runs."""
+
+PART_OF = {"annotated_types": "pydantic", "markupsafe": "jinja2", "pydantic_core": "pydantic"}
+"""Packages that come with a declared one and are made to be imported beside it."""
+
+
+class Import(NamedTuple):
+    """One import: `module` (ours) imports `name`, which stands at `place`."""
+
+    module: str
+    name: str
+    place: str
+
+
+def imports_of(source: str, module: str, file: str = "") -> Iterator[Import]:
+    """Every import in a source text; `from a import b` counts as `a.b`."""
+    for node in ast.walk(ast.parse(source)):
+        names: list[str] = []
+        match node:
+            case ast.Import():
+                names = [alias.name for alias in node.names]
+            case ast.ImportFrom(module=str(origin), level=0):
+                names = [f"{origin}.{alias.name}" for alias in node.names]
+            case ast.ImportFrom(level=level) if level:
+                names = [f"{OURS[0]}.?"]  # relative: the linter refuses it; here it must not slip through
+            case ast.Call(
+                func=ast.Attribute(attr="import_module") | ast.Name(id="import_module" | "__import__"),
+                args=[ast.Constant(value=str(name)), *_],
+            ):
+                names = [name]
+        for name in names:
+            yield Import(module, name, f"{file}:{getattr(node, 'lineno', 0)}")
+
+
+def within(name: str, room: str) -> bool:
+    """Whether a dotted name is the room or lies in it."""
+    return name == room or name.startswith(f"{room}.")
+
+
+def room_of(name: str) -> str:
+    """The room a dotted name of ours lies in: the longest that fits."""
+    return max((room for room in FLOORS if within(name, room)), key=len)
+
+
+def matches(module: str, patterns: Iterable[str]) -> bool:
+    """Whether a module's dotted name fits one of the patterns."""
+    return any(fnmatch.fnmatchcase(module, pattern) for pattern in patterns)
+
+
+def fault(imported: Import) -> str | None:
+    """What is wrong with an import, or None."""
+    module, name, _ = imported
+    vendor = name.partition(".")[0]
+    if vendor in DOORS and not matches(module, DOORS[vendor]):
+        return f"{vendor} is imported only by {', '.join(DOORS[vendor])}"
+    if vendor in HEAVY and matches(module, LIGHT):
+        return f"{module} must load without {vendor}"
+    # rlhf/__init__.py is the public door: it points up, but lazily, which the test of light modules holds.
+    if vendor not in OURS or module == "rlhf" or name == "rlhf.__version__":
+        return None
+    here, there = room_of(module), room_of(name)
+    if here == there:
+        return None
+    if there == "rlhf":
+        return f"the roof lies above {here}"
+    if FLOORS[there] >= FLOORS[here]:
+        return f"{there} lies above {here}, or beside it"
+    entrance = ENTRANCES.get((here, there))
+    return f"{here} enters {there} by {entrance} alone" if entrance and not within(name, entrance) else None
+
+
+def our_modules() -> dict[str, Path]:
+    """Every module of the packages, by dotted name."""
+    files = (file for package in OURS for file in sorted((ROOT / package).rglob("*.py")))
+    parts = {file: file.relative_to(ROOT).with_suffix("").parts for file in files}
+    return {".".join(p[:-1] if p[-1] == "__init__" else p): file for file, p in parts.items()}
+
+
+def our_imports() -> list[Import]:
+    """Every import in the packages."""
+    return [
+        found
+        for module, file in our_modules().items()
+        for found in imports_of(file.read_text(encoding="utf-8"), module, str(file.relative_to(ROOT)))
+    ]
+
+
+def report(imports: Iterable[Import]) -> str:
+    """One line a violation: place, what is imported, what is wrong with it."""
+    return "\n".join(f"{i.place}: {i.name}: {why}" for i in imports if (why := fault(i)))
+
+
+def test_imports_keep_to_the_floors_and_doors() -> None:
+    imports = our_imports()
+    assert len(imports) > 100, "the packages were not found"
+    violations = report(imports)
+    assert not violations, f"\n{violations}"
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "reason"),
+    [
+        ("rlhf.core.runs", "import rlhf.config.load", "rlhf.config lies above rlhf.core"),
+        ("rlhf.config.load", "from rlhf.data import demo", "rlhf.data lies above rlhf.config"),
+        ("rlhf.report.page", "from rlhf.data.load import load_prompts", "or beside it"),
+        ("reward.scorer", "def f():\n    from policy.kl import k1", "policy lies above reward"),
+        ("policy.recipe", "from rlhf.commands import score", "the roof lies above policy"),
+        ("policy.recipe", "from rlhf import cli", "the roof lies above policy"),
+        ("policy.recipe", "from reward import trainer", "policy enters reward by reward.scorer alone"),
+        ("policy.recipe", "import reward.losses", "policy enters reward by reward.scorer alone"),
+        ("reward.trainer", "from peft import PeftModel", "peft is imported only by rlhf.core.models"),
+        ("rlhf.core.chat", "import bitsandbytes as bnb", "bitsandbytes is imported only by"),
+        ("reward.recipe", "from trl.trainer import RewardTrainer", "trl is imported only by"),
+        ("policy.rollouts.protocol", "import vllm", "vllm is imported only by"),
+        ("policy.kl", "import importlib\nimportlib.import_module('vllm.lora')", "vllm is imported only by"),
+        ("rlhf.config.load", "import torch.nn", "rlhf.config.load must load without torch"),
+        ("rlhf.core.records", "from torch import Tensor", "rlhf.core.records must load without torch"),
+        ("reward.losses", "from .trainer import x", "the roof lies above reward"),
+    ],
+)
+def test_a_violation_is_caught(module: str, source: str, reason: str) -> None:
+    assert reason in report(imports_of(source, module, "made_up.py"))
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("policy.recipe", "from reward.scorer import Scorer\nfrom reward import scorer"),
+        ("policy.rollouts.vllm_engine", "import vllm\nfrom policy.kl import k1"),
+        ("rlhf.commands.score", "from reward.trainer import x\nfrom rlhf.cli import y"),
+        ("rlhf.data.load", "from rlhf.config.schema import DataSource\nfrom rlhf.core import errors"),
+        ("rlhf.core.models", "import torch, peft, rewarding, rlhf.core.chat"),
+    ],
+)
+def test_an_allowed_import_is_let_through(module: str, source: str) -> None:
+    assert report(imports_of(source, module)) == ""
+
+
+LOAD_AND_LOOK = """
+import importlib, sys
+heavy, *modules = sys.argv[1:]
+for module in modules:
+    importlib.import_module(module)
+    if loaded := set(heavy.split()) & set(sys.modules):
+        sys.exit(f"{module} loads {', '.join(loaded)}")
+"""
+
+
+def test_light_modules_load_without_torch() -> None:
+    light = [module for module in our_modules() if matches(module, (*LIGHT, "rlhf.cli"))]
+    command = [sys.executable, "-c", LOAD_AND_LOOK, " ".join(HEAVY), *light]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_library_imported_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    lines = [*project["dependencies"], *extras["cpu"], *extras["gpu"]]
+    declared = {normal(re.split(r"[^\w.-]", line, maxsplit=1)[0]) for line in lines}
+    owners = importlib.metadata.packages_distributions()
+    missing = []
+    for found in our_imports():
+        top = found.name.partition(".")[0]
+        package = PART_OF.get(top, top)
+        distributions = {normal(owner) for owner in owners.get(package, [package])}
+        if package not in (*OURS, *sys.stdlib_module_names) and not distributions & declared:
+            missing.append(f"{found.place}: {package} is not among pyproject.toml's dependencies")
+    assert not missing, "\n" + "\n".join(missing)
+
+
+def normal(distribution: str) -> str:
+    """A distribution's name as indexes compare it."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
