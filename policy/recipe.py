@@ -157,8 +157,8 @@ def build_trainer(
     if longest > trainer.scorer.max_length:
         raise ConfigError(
             f"Prompt, answer and closing tokens may reach {longest} tokens.",
-            allowed=f"at most {trainer.scorer.max_length}, the length the reward model was trained for",
-            fix="lower data.max_prompt_tokens or rollouts.max_new_tokens, or train with a larger model.max_length",
+            allowed=f"at most {trainer.scorer.max_length}, the context of the reward model's base",
+            fix="lower data.max_prompt_tokens or rollouts.max_new_tokens",
         )
     return trainer
 

@@ -58,7 +58,7 @@ def make_items(
     """Tokenise records; what is longer than `max_length` is dropped and counted in `report`."""
     items = []
     for preference in preferences:
-        tree = _tree(chat, preference.prompt, (preference.response_1, preference.response_2))
+        tree = _pair_tree(chat, preference)
         targets = (_row(preference.ratings_1, attributes), _row(preference.ratings_2, attributes))
         items.append(Item(tree, targets, preference.strength, preference.source))
     for rating in ratings:
@@ -66,11 +66,16 @@ def make_items(
         items.append(Item(tree, (_row(rating.ratings, attributes),), 0, rating.source))
     kept = []
     for item in items:
-        if len(item.tree.trunk) + max(map(len, item.tree.branches)) > max_length:
+        if item.tree.longest > max_length:
             report.drop(TOO_LONG, item.source or "a row")
         else:
             kept.append(item)
     return kept
+
+
+def fits(preference: Preference, chat: Chat, max_length: int) -> bool:
+    """Whether both sides of a pair are at most `max_length` tokens long."""
+    return _pair_tree(chat, preference).longest <= max_length
 
 
 def batches(items: Sequence[Item], budget: int, *, pad_id: int) -> Iterator[RewardBatch]:
@@ -100,6 +105,10 @@ def _with_targets(packed: PackedBatch, members: Sequence[Item]) -> RewardBatch:
         rejected_B=torch.tensor(rejected, dtype=torch.long),
         strength_B=torch.tensor(strength, dtype=torch.float32),
     )
+
+
+def _pair_tree(chat: Chat, preference: Preference) -> Tree:
+    return _tree(chat, preference.prompt, (preference.response_1, preference.response_2))
 
 
 def _tree(chat: Chat, prompt: Conversation, responses: Sequence[str]) -> Tree:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from reward.batches import Item, make_items
+from reward.batches import Item, fits, make_items
 from rlhf.config.reward import RewardConfig, StageConfig
 from rlhf.core.chat import Chat
 from rlhf.core.errors import DataError
 from rlhf.core.models import resolve_base
-from rlhf.core.records import Conversation, Preference, Rating
+from rlhf.core.records import Comparison, Conversation, Preference, Rating
 from rlhf.data.drops import DropReport
 from rlhf.data.load import join_ratings, load_comparisons, load_preferences, load_ratings
 from rlhf.data.split import held_out
@@ -27,6 +27,8 @@ class RewardData:
 
     training: list[Item]
     validation: list[Item]
+    held_out: list[Comparison]
+    """The pairs of `validation` in the benchmark's form, with their source as subset."""
     drops: DropReport
 
 
@@ -58,18 +60,25 @@ def load_data(config: RewardConfig, chat: Chat) -> RewardData:
     ratings = _without(benchmark, ratings, drops)
     preferences, ratings = join_ratings(preferences, ratings)
 
+    def on_side(record: Preference | Rating, validation: bool) -> bool:
+        return held_out(record.prompt, config.data.validation_share, "validation") == validation
+
     def side(validation: bool) -> list[Item]:
-        share = config.data.validation_share
         return make_items(
-            [p for p in preferences if held_out(p.prompt, share, "validation") == validation],
-            [r for r in ratings if held_out(r.prompt, share, "validation") == validation],
+            [p for p in preferences if on_side(p, validation)],
+            [r for r in ratings if on_side(r, validation)],
             chat,
             attributes=config.attributes,
             max_length=config.model.max_length,
             report=drops,
         )
 
-    data = RewardData(side(False), side(True), drops)
+    pairs = [
+        Comparison(p.prompt, p.chosen, p.rejected, subset=p.source or "held out")
+        for p in preferences
+        if on_side(p, True) and fits(p, chat, config.model.max_length)
+    ]
+    data = RewardData(side(False), side(True), pairs, drops)
     for stage in config.stages:
         if not items_of(stage, data.training):
             raise DataError(

@@ -17,14 +17,14 @@ from torch import Tensor
 from reward.batches import Item, RewardBatch, batches
 from rlhf.core.models import PeftModel, autocast, packed_inputs
 
-RIDGE = 0.03
-"""Penalty on the weights, in units of the features' mean squared norm: fits the average and the strongest directions only."""
+RIDGE = 0.01
+"""Penalty on the weights, in units of the features' mean squared norm."""
 
 
 def ridge(features_KD: Tensor, targets_K: Tensor) -> Tensor:
-    """w_D = argmin sum_k (x_k . w - y_k)^2 + K lambda |w|^2, with lambda = RIDGE x mean |x_k|^2 / D... in the dual form.
+    """w_D = argmin sum_k (x_k . w - y_k)^2 + lambda |w|^2, with lambda = RIDGE x mean_k |x_k|^2.
 
-    The dual, w = X' (X X' + K lambda I)^-1 y, needs a K x K system: K is a few hundred where D may be 8,192.
+    Solved in its dual form, w = X' (X X' + lambda I)^-1 y: a K x K system, where D may be 8,192.
     """
     X, y = features_KD.double(), targets_K.double()
     gram_KK = X @ X.T

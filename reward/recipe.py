@@ -52,8 +52,8 @@ def train_reward(config: RewardConfig, *, resume: bool = False) -> Path:
         train_stages(config, data, model, chat, run, resume=resume)
         save_final(config, model, chat, run.final)
         del model
-        result, rows = evaluate_final(config, run)
-        run.write_json("eval.json", {**result, "drops": data.drops.as_dict()})
+        result, rows = evaluate_final(config, data, run)
+        run.write_json("eval.json", {**result, "training_drops": data.drops.as_dict()})
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         atomic_write_text(run.path / "eval_rows.jsonl", lines)
     return config.output
@@ -148,12 +148,17 @@ def recorder(run: RunFolder, progress: Progress) -> Record:
     return record
 
 
-def evaluate_final(config: RewardConfig, run: RunFolder) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Score the benchmark with the model as it was saved."""
+def evaluate_final(
+    config: RewardConfig, data: RewardData, run: RunFolder
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Score the benchmark and the held-out pairs (by source) with the model as it was saved."""
+    scorer = Scorer.load(run.final)
+    held, held_rows = evaluate(data.held_out, scorer) if data.held_out else ({}, [])
     if config.benchmark is None:
-        return {}, []
-    comparisons, _ = load_comparisons(config.benchmark)
-    return evaluate(comparisons, Scorer.load(run.final))
+        return held, held_rows
+    comparisons, drops = load_comparisons(config.benchmark)
+    result, rows = evaluate(comparisons, scorer, drops=drops)
+    return {**result, "held_out": held, "drops": drops.as_dict()}, [*rows, *held_rows]
 
 
 def dry_run(config: RewardConfig) -> list[str]:

@@ -21,7 +21,8 @@ def save_final(config: RewardConfig, model: PeftModel, chat: Chat, final: Path) 
         "dtype": config.model.dtype,
         "quantization": config.model.quantization,
         "attributes": config.attributes,
-        "max_length": config.model.max_length,
+        "trained_length": config.model.max_length,
+        "max_length": model.config.get_text_config().max_position_embeddings,
         "template_date": config.model.template_date,
         "template_hash": chat.template_hash,
     }

@@ -89,7 +89,7 @@ class Scorer:
         Conversations with the same beginning that stand next to each other share its computation.
 
         Raises:
-            DataError: a conversation does not end with the assistant, or is longer than the model was trained for.
+            DataError: a conversation does not end with the assistant, or is longer than the base's context.
             DivergenceError: a score is not a finite number.
         """
         if not conversations:
@@ -99,8 +99,8 @@ class Scorer:
             if len(ids) > self.max_length:
                 raise DataError(
                     f"Conversation {index + 1} of {len(sequences)} has {len(ids)} tokens.",
-                    allowed=f"at most {self.max_length}, the length the reward model was trained for",
-                    fix="shorten it, or train with a larger model.max_length",
+                    allowed=f"at most {self.max_length}, the context of the reward model's base",
+                    fix="shorten it",
                 )
         trees = [Tree.of_sequences(group) for group in _neighbours(conversations, sequences)]
         first = [0]

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from rlhf.commands.options import Config, DryRun, Output, Overrides, Resume, explain_option
 from rlhf.config.load import load_config
 from rlhf.config.policy import PolicyConfig
+from rlhf.report import write_report
+from rlhf.report.verdict import change, policy_verdict
 
 
 def command(
@@ -36,4 +43,29 @@ def command(
         for line in recipe.dry_run(told):
             typer.echo(line)
         return
-    typer.echo(f"Done: {recipe.align_policy(told, resume=resume)}")
+    run = recipe.align_policy(told, resume=resume)
+    evaluation = json.loads((run / "eval.json").read_text())
+    verdict = policy_verdict(evaluation)
+    Console().print(before_and_after(evaluation))
+    typer.echo("\n".join([f"{verdict.label}. {verdict.sentence}", *verdict.more]))
+    typer.echo(f"Peak memory of all processes: {peak_of(run):.2f} GiB")
+    typer.echo(f"Policy: {run / 'final'}\nReport: {write_report(run)}")
+
+
+def before_and_after(evaluation: Mapping[str, Any]) -> Table:
+    """The held-out prompts' means before and after, and the difference with its interval."""
+    table = Table(title=f"{evaluation['prompts']} held-out prompts, {evaluation['samples']} answers to each")
+    for column in ("", "before", "after", "difference", "95 % interval"):
+        table.add_column(column, justify="right" if column else "left")
+    for name in ("reward", "gold", "kl", "length"):
+        found = change(evaluation, name)
+        if found is not None:
+            before, after = found.write(found.before), found.write(found.after)
+            table.add_row(name, before, after, found.difference, found.interval)
+    return table
+
+
+def peak_of(run: Path) -> float:
+    """Highest memory of the run's processes in GiB, as its metrics tell it."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return max(json.loads(line).get("memory/peak_gib", 0.0) for line in lines)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
+from rlhf.commands.evaluate_reward import print_result
 from rlhf.commands.options import Config, DryRun, Output, Overrides, Resume, explain_option
 from rlhf.config.load import load_config
 from rlhf.config.reward import RewardConfig
+from rlhf.report import write_report
 
 
 def command(
@@ -35,4 +39,10 @@ def command(
         for line in recipe.dry_run(told):
             typer.echo(line)
         return
-    typer.echo(f"Done: {recipe.train_reward(told, resume=resume)}")
+    run = recipe.train_reward(told, resume=resume)
+    evaluation = json.loads((run / "eval.json").read_text())
+    console = Console()
+    for result in (evaluation.get("held_out"), evaluation):
+        if result and result.get("subsets"):
+            print_result(result, console)
+    typer.echo(f"Model: {run / 'final'}\nReport: {write_report(run)}")

@@ -76,7 +76,7 @@ class RewardConfig(RunConfig):
     """What it learns from."""
     stages: list[StageConfig] = Field(min_length=1)
     """Trained in this order."""
-    head_start: CountOrZero = 128
+    head_start: CountOrZero = 1024
     """Items on which the head is fitted before training, by ridge regression on the frozen base; 0 starts it at zero."""
     tokens_per_batch: Count = 1024
     """Token budget of one packed forward pass: bounds memory, changes no gradient."""

@@ -222,7 +222,7 @@ class RewardAdapter:
     lora: Mapping[str, Tensor]
     head_AD: Tensor
     card: Mapping[str, Any]
-    """reward.json: base, fingerprint, attributes, template_hash, template_date, max_length."""
+    """reward.json: base, fingerprint, attributes, template_hash, template_date, trained_length, max_length (the base's context)."""
 
     @classmethod
     def read(cls, folder: Path) -> RewardAdapter:

@@ -47,6 +47,11 @@ class Tree:
         return len(self.trunk) + sum(map(len, self.branches))
 
     @property
+    def longest(self) -> int:
+        """Tokens of the longest of its sequences."""
+        return len(self.trunk) + max(map(len, self.branches))
+
+    @property
     def useful_tokens(self) -> int:
         """Tokens an unpacked, unshared run would process."""
         return len(self.trunk) * len(self.branches) + sum(map(len, self.branches))

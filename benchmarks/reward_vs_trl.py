@@ -1,0 +1,159 @@
+"""TRL's stock RewardTrainer on the pairs of a reward config, beside a finished run of ours on the same config.
+
+    python benchmarks/reward_vs_trl.py configs/reward/local-pairs.yaml runs/local-pairs
+
+Same base, same pairs (the same token ids), same adapter rank and targets, one epoch, bfloat16. TRL runs with its length-grouped
+sampler, 8 pairs a batch and a constant learning rate of 2e-4, unless told otherwise; ours with what the config says,
+ratings included. Both are scored on the same held-out pairs and the same benchmark file by the same function.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForSequenceClassification
+from trl import RewardConfig as TRLRewardConfig
+from trl import RewardTrainer
+
+from reward.benchmark import evaluate
+from reward.data import load_chat, load_data
+from reward.scorer import Score
+from rlhf.config.load import load_config
+from rlhf.config.reward import RewardConfig
+from rlhf.core.chat import Chat
+from rlhf.core.errors import DataError
+from rlhf.core.models import resolve_base
+from rlhf.core.records import Conversation
+from rlhf.data.load import load_comparisons
+
+
+@dataclass
+class PlainScorer:
+    """A sequence classifier of transformers, one conversation at a time."""
+
+    model: Any
+    chat: Chat
+
+    def score(self, conversations: Sequence[Conversation]) -> list[Score]:
+        """logits[:, 0] at the last token."""
+        scores = []
+        for conversation in conversations:
+            ids = self.chat.conversation_ids(conversation)
+            if len(ids) > self.model.config.max_position_embeddings:
+                raise DataError("longer than the base's context")
+            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+                reward = float(self.model(input_ids=torch.tensor([ids])).logits[0, 0])
+            scores.append(Score(reward, {}))
+        return scores
+
+
+def train_with_trl(config: RewardConfig, chat: Chat, *, batch: int, learning_rate: float, seed: int) -> tuple[Any, float]:
+    """TRL's trainer on the config's pairs; returns the model and the seconds of `train()`."""
+    data = load_data(config, chat)
+    pairs = [item for item in data.training if item.strength]
+    # The very token ids of our run, through TRL's door for tokenised data.
+    rows = []
+    for item in pairs:
+        first, second = [[*item.tree.trunk, *branch] for branch in item.tree.branches]
+        chosen, rejected = (second, first) if item.strength > 0 else (first, second)
+        rows.append({"chosen_ids": chosen, "rejected_ids": rejected})
+    model = AutoModelForSequenceClassification.from_pretrained(
+        resolve_base(config.model.base), num_labels=1, dtype=torch.bfloat16
+    )
+    arguments = TRLRewardConfig(
+        tempfile.mkdtemp(),
+        per_device_train_batch_size=batch,
+        num_train_epochs=1,
+        learning_rate=learning_rate,
+        lr_scheduler_type="constant",
+        max_length=config.model.max_length,
+        train_sampling_strategy="group_by_length",
+        length_column_name="length",
+        remove_unused_columns=False,
+        bf16=True,
+        use_cpu=True,
+        gradient_checkpointing=False,
+        logging_steps=10,
+        report_to="none",
+        save_strategy="no",
+        seed=seed,
+    )
+    for row in rows:
+        row["length"] = max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+    trainer = RewardTrainer(
+        model,
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=chat.tokenizer,
+        peft_config=LoraConfig(
+            task_type="SEQ_CLS",
+            r=config.adapter.rank,
+            lora_alpha=config.adapter.alpha,
+            target_modules=config.adapter.targets,
+            modules_to_save=["score"],
+        ),
+    )
+    started = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - started
+    useful = sum(item.tree.useful_tokens for item in pairs)
+    print(f"TRL: {len(pairs)} pairs, {useful} useful tokens in {seconds:.0f} s: {useful / seconds:.0f} tokens/s")
+    return trainer.model.eval(), useful / seconds
+
+
+def main() -> None:
+    """Train, score, print the table, and write it as JSON beside our run."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("run", type=Path, help="a finished `rlhf train-reward` run of the same config")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--learning-rate", type=float, default=2e-4)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    config = load_config(arguments.config, RewardConfig)
+    chat = load_chat(config)
+    model, trl_speed = train_with_trl(
+        config, chat, batch=arguments.batch, learning_rate=arguments.learning_rate, seed=arguments.seed
+    )
+    scorer = PlainScorer(model, chat)
+    comparisons, drops = load_comparisons(str(config.benchmark))
+    theirs = {**evaluate(comparisons, scorer, drops=drops)[0]}
+    theirs["held_out"] = evaluate(load_data(config, chat).held_out, scorer)[0]
+    ours = json.loads((arguments.run / "eval.json").read_text())
+    steps = [json.loads(line) for line in (arguments.run / "metrics.jsonl").open()]
+    steps = [step for step in steps if "tokens/useful" in step]
+    our_speed = sum(step["tokens/useful"] for step in steps) / sum(step["time/step"] for step in steps)
+    show(ours, theirs, our_speed / trl_speed)
+    result = {"trl": theirs, "trl_tokens_per_second": trl_speed, "speed_ratio": our_speed / trl_speed}
+    (arguments.run / "trl.json").write_text(json.dumps(result, indent=1))
+
+
+def show(ours: dict[str, Any], theirs: dict[str, Any], ratio: float) -> None:
+    """The table: accuracy by subset, ours, TRL's, and the longer answer's."""
+    table = Table(title="Accuracy in %")
+    for column in ("subset", "pairs", "ours", "TRL", "longer answer"):
+        table.add_column(column, justify="left" if column == "subset" else "right")
+    for title, mine, other in (("held out", ours["held_out"], theirs["held_out"]), ("benchmark", ours, theirs)):
+        for name, row in mine["subsets"].items():
+            figures = (row["accuracy"], other["subsets"][name]["accuracy"], row["length_baseline"])
+            table.add_row(f"{title}: {name}", str(row["count"]), *(f"{100 * value:.1f}" for value in figures))
+        figures = (mine["overall"], other["overall"], mine["length_baseline"])
+        table.add_row(f"{title}: overall", str(mine["count"]), *(f"{100 * value:.1f}" for value in figures))
+    Console().print(table)
+    print(f"Useful tokens a second while training, ours / TRL: {ratio:.2f}")
+
+
+if __name__ == "__main__":
+    main()
