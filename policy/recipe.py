@@ -203,6 +203,8 @@ class Evaluation:
 
     def answers(self) -> Any:
         """Answers of the policy as it is now."""
+        samples = self.config.evaluation.samples
+        print(f"Answering {len(self.prompts)} held-out prompts, {samples} times each.", flush=True)
         return answer_prompts(
             self.trainer.model,
             self.trainer.engine,

@@ -35,7 +35,7 @@ from rlhf.config.schema import OptimizerConfig
 from rlhf.core.chat import Chat
 from rlhf.core.checkpoints import SafeCheckpoints
 from rlhf.core.errors import DivergenceError, EngineError
-from rlhf.core.models import packed_inputs, role
+from rlhf.core.models import enable_packed_logprobs, packed_inputs, role
 from rlhf.core.packing import PackedBatch, Tree, pack
 from rlhf.core.records import Message, Prompt, Rollout
 from rlhf.data.checks import gold_score
@@ -76,12 +76,11 @@ def pack_groups(groups: Sequence[Sequence[Rollout]], budget: int, pad_id: int) -
 def token_logps(model: Any, packed: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities of the answers' tokens in a packed row: (logps_M, entropy_M, answer_M).
 
-    Through TRL's fused head, which never holds the logits of a whole row, at the sampling temperature.
+    At the temperature `enable_packed_logprobs` was given: log-probabilities of the distribution that was sampled.
     """
-    labels_RT = packed.next_ids_RT()
-    output = model(**packed_inputs(packed), shift_labels=labels_RT, fused_lm_head=True)
-    here = labels_RT != -100
-    return output.log_probs[here], output.entropy[here], packed.branch_RT[here]
+    next_ids_RT = packed.next_ids_RT()
+    logps_M, entropy_M = model(**packed_inputs(packed), next_ids=next_ids_RT)
+    return logps_M, entropy_M, packed.branch_RT[next_ids_RT != -100]
 
 
 class ReinforceTrainer(SafeCheckpoints, RLOOTrainer):  # type: ignore[misc]
@@ -132,9 +131,8 @@ class ReinforceTrainer(SafeCheckpoints, RLOOTrainer):  # type: ignore[misc]
             peft_config=adapter,
         )
         self.remove_callback(PrinterCallback)
-        for parameter in self.model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
+        enable_packed_logprobs(self.model.get_base_model(), rollouts.temperature)
+        float32_trainable(self.model)
 
     def _prepare_inputs(self, generation_batch: list[dict[str, str]]) -> dict[str, Any]:
         """Sample and score the answers of one update."""

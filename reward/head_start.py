@@ -9,7 +9,7 @@ Shapes: N responses, D hidden units, K equations.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,36 +17,57 @@ from torch import Tensor
 from reward.batches import Item, RewardBatch, batches
 from rlhf.core.models import PeftModel, autocast, packed_inputs
 
-RIDGE = 0.01
-"""Penalty on the weights, in units of the features' mean squared norm."""
+PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+"""Candidates, in units of the features' mean squared norm; clean ratings take a small one, noisy preferences a large one."""
 
 
 def ridge(features_KD: Tensor, targets_K: Tensor) -> Tensor:
-    """w_D = argmin sum_k (x_k . w - y_k)^2 + lambda |w|^2, with lambda = RIDGE x mean_k |x_k|^2.
+    """w_D = argmin sum_k (x_k . w - y_k)^2 + lambda |w|^2, with the lambda of the smallest leave-one-out error.
 
-    Solved in its dual form, w = X' (X X' + lambda I)^-1 y: a K x K system, where D may be 8,192.
+    In the dual form, w = X' (G + lambda I)^-1 y with the Gram matrix G = X X' = Q diag(g) Q': a K x K problem, where D may be
+    8,192. With H = Q diag(g / (g + lambda)) Q' the error of equation k, left out, is (y - H y)_k / (1 - H_kk).
     """
-    X, y = features_KD.double(), targets_K.double()
-    gram_KK = X @ X.T
-    penalty = RIDGE * gram_KK.diagonal().mean()
-    weights_K = torch.linalg.solve(gram_KK + penalty * torch.eye(len(y), dtype=X.dtype), y)
-    return (X.T @ weights_K).float()
+    X_KD, y_K = features_KD.double(), targets_K.double()
+    gram_KK = X_KD @ X_KD.T
+    scale = float(gram_KK.diagonal().mean())
+    g_K, Q_KK = torch.linalg.eigh(gram_KK)
+    rotated_K = Q_KK.T @ y_K
+
+    def left_out(penalty: float) -> float:
+        shrink_K = g_K / (g_K + penalty)
+        residual_K = y_K - Q_KK @ (shrink_K * rotated_K)
+        leverage_K = (Q_KK.square() * shrink_K).sum(dim=1)
+        return float((residual_K / (1 - leverage_K)).square().mean())
+
+    penalty = min((candidate * scale for candidate in PENALTIES), key=left_out)
+    return (X_KD.T @ (Q_KK @ (rotated_K / (g_K + penalty)))).float()
 
 
 @torch.no_grad()
-def fit_head(model: PeftModel, head: torch.nn.Module, items: Sequence[Item], *, budget: int, pad_id: int) -> None:
+def fit_head(
+    model: PeftModel,
+    head: torch.nn.Module,
+    items: Sequence[Item],
+    *,
+    budget: int,
+    pad_id: int,
+    done: Callable[[int], None] = lambda items: None,
+) -> None:
     """Set each row of the head by the ratings of its attribute; the reward's also by the pairs' strengths.
 
-    An attribute that none of the items rates keeps a row of zeros.
+    An attribute that none of the items rates keeps a row of zeros. `done` is told how many items have been read.
     """
     base = model.get_base_model()
     body = getattr(base, base.base_model_prefix)
     equations: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in range(head.weight.shape[0])]
+    read = 0
     for batch in batches(items, budget, pad_id=pad_id):
         packed = batch.packed.to(model.device)
         with autocast(base), model.disable_adapter():
             hidden_RTD = body(**packed_inputs(packed), use_cache=False).last_hidden_state
         _collect(batch, hidden_RTD[packed.last_tokens_N()].float().cpu(), equations)
+        read += len(packed.trees)
+        done(read)
     for row, (features, targets) in enumerate(equations):
         if features:
             head.weight[row] = ridge(torch.cat(features), torch.cat(targets)).to(head.weight)

@@ -100,9 +100,16 @@ def train_stages(
     if checkpoint is None and config.head_start:
         first = items[config.stages[0].name]
         order = draw_order(len(first), min(config.head_start, len(first)), config.seed)
-        fit_head(
-            model, reward_head(model), [first[i] for i in order], budget=config.tokens_per_batch, pad_id=chat.pad_id
-        )
+        print(f"Fitting the head on {len(order)} items, before the adapter is trained.")
+        with Progress(len(order), "item") as progress:
+            fit_head(
+                model,
+                reward_head(model),
+                [first[i] for i in order],
+                budget=config.tokens_per_batch,
+                pad_id=chat.pad_id,
+                done=progress.update,
+            )
     with Progress(sum(steps.values()), "update") as progress:
         offset = 0
         for number, stage in enumerate(config.stages):
@@ -152,6 +159,7 @@ def evaluate_final(
     config: RewardConfig, data: RewardData, run: RunFolder
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Score the benchmark and the held-out pairs (by source) with the model as it was saved."""
+    print("Scoring the held-out pairs" + (" and the benchmark." if config.benchmark else "."))
     scorer = Scorer.load(run.final)
     held, held_rows = evaluate(data.held_out, scorer) if data.held_out else ({}, [])
     if config.benchmark is None:

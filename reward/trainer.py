@@ -27,7 +27,7 @@ from reward.losses import bradley_terry, regression
 from rlhf.config.reward import StageConfig
 from rlhf.core.checkpoints import SafeCheckpoints, best_file, load_trainable, save_trainable
 from rlhf.core.errors import DivergenceError
-from rlhf.core.models import PeftModel, packed_inputs
+from rlhf.core.models import PeftModel, float32_trainable, packed_inputs
 
 REWARD_INDEX = 0  # the first attribute is the reward
 
@@ -83,6 +83,7 @@ class HybridRewardTrainer(SafeCheckpoints, RewardTrainer):  # type: ignore[misc]
         )
         model.config.id2label = labels
         model.config.label2id = {name: index for index, name in labels.items()}
+        float32_trainable(self.model)
         self.remove_callback(PrinterCallback)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: object = None) -> Tensor:

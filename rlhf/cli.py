@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 from typing import Any
 
@@ -21,9 +22,13 @@ QUIET = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRL_EXPERIMENTAL_SILENCE": "1",
-    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
 }
 """Environment variables that keep libraries from talking over a run; one that is set already stays."""
+
+CHATTY = ("bitsandbytes", "torch._library.triton")
+"""Loggers that report optional kernels a machine without a GPU does not have."""
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 INTERRUPTED = 130
@@ -84,6 +89,8 @@ def main() -> None:
     """Run `rlhf` as typed."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     app(prog_name="rlhf")
 
 

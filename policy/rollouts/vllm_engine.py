@@ -66,7 +66,7 @@ class VLLMEngine:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         if not on_gpu:
-            # vLLM reads whole GiB; less is asked for in bytes below.
+            # The threads are torch's, and the trainer's too.
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         LLM = _import_vllm(cpu=not on_gpu)
         memory: dict[str, Any] = (
@@ -92,6 +92,7 @@ class VLLMEngine:
             logprobs_mode="processed_logprobs",  # of the distribution that was sampled, temperature included
             seed=seed,
             disable_log_stats=True,
+            use_tqdm_on_load=False,
             **memory,
         )
 

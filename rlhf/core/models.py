@@ -29,9 +29,11 @@ from transformers import (
     BitsAndBytesConfig,
     PreTrainedModel,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from rlhf.core.embedded import embedded_model
 from rlhf.core.errors import ModelError
+from rlhf.core.logprobs import token_logprobs
 from rlhf.core.packing import PackedBatch
 
 POLICY = "default"  # the name TRL's trainers give the adapter they train
@@ -88,6 +90,7 @@ def _load(
             bnb_4bit_use_double_quant=True,
             llm_int8_skip_modules=["lm_head", HEAD],
         )
+    disable_progress_bar()  # a bar for what takes a second
     try:
         model: PreTrainedModel = auto_class.from_pretrained(
             resolve_base(base), revision=revision, dtype=getattr(torch, dtype), attn_implementation="sdpa", **extra
@@ -142,10 +145,15 @@ def with_adapter(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
             allowed="`all-linear`, or names of its linear layers, such as q_proj",
             fix="adapter.targets=all-linear",
         ) from error
-    for parameter in wrapped.parameters():
+    float32_trainable(wrapped)
+    return wrapped
+
+
+def float32_trainable(model: nn.Module) -> None:
+    """Put the trained parameters in float32; TRL's trainers make them bfloat16 on a 4-bit base."""
+    for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    return wrapped
 
 
 def reward_head(model: PeftModel) -> nn.Module:
@@ -174,6 +182,34 @@ def enable_packed_scores(classifier: PreTrainedModel) -> None:
         return apply_head(getattr(self, HEAD), hidden_RTD[score_at])
 
     classifier.forward = types.MethodType(forward, classifier)  # type: ignore[method-assign]
+
+
+def enable_packed_logprobs(model: PreTrainedModel, temperature: float) -> None:
+    """Teach a causal model `model(..., next_ids=ids_RT) -> (logps_M, entropy_M)`, for the ids that are not -100.
+
+    The head is applied to the tokens that are asked for and to no other.
+
+    Raises:
+        ModelError: the model does more to its logits than multiply (soft-capping, scaling, a bias).
+    """
+    config = model.config.get_text_config()
+    extras = [name for name in ("final_logit_softcapping", "logit_scale", "logits_scaling") if getattr(config, name, None)]
+    if extras or getattr(model.get_output_embeddings(), "bias", None) is not None:
+        raise ModelError(
+            f"{config.model_type} changes its logits after the head ({', '.join(extras) or 'a bias'}).",
+            allowed="models whose logits are the product of hidden states and head, such as Llama, Qwen or Mistral",
+        )
+    original = model.forward
+
+    def forward(self: Any, *args: Any, next_ids: Tensor | None = None, **kwargs: Any) -> Any:
+        if next_ids is None:
+            return original(*args, **kwargs)
+        hidden_RTD = getattr(self, self.base_model_prefix)(*args, **kwargs, use_cache=False).last_hidden_state
+        asked_RT = next_ids != -100
+        weight_VD = self.get_output_embeddings().weight
+        return token_logprobs(hidden_RTD[asked_RT], weight_VD, next_ids[asked_RT], temperature)
+
+    model.forward = types.MethodType(forward, model)
 
 
 def autocast(model: PreTrainedModel) -> contextlib.AbstractContextManager[Any]:
@@ -275,6 +311,7 @@ class RewardAdapter:
             )
         config = LoraConfig(**{**self.config.to_dict(), "modules_to_save": None, "task_type": "CAUSAL_LM"})
         config.inference_mode = True
+        config.lora_dropout = 0.0  # the model around it may be training the policy, and a score is no draw
         if isinstance(model, PeftModel):
             wrapped = model
             with _kept_trainable(wrapped):

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from rlhf.core.chat import Chat
+from rlhf.core.errors import DataError, ModelError
+from rlhf.core.records import Message
+
+PLAIN = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+DATED = "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{{ date_string }}" + PLAIN
+QUESTION = (Message("user", "What is 2 + 2?"),)
+ANSWERED = (*QUESTION, Message("assistant", "4, I think ."))
+
+
+@pytest.fixture
+def tokenizer(tiny_base: Path) -> Any:
+    return AutoTokenizer.from_pretrained(tiny_base)
+
+
+def small_tokenizer(*words: str, **special: str) -> Any:
+    """A tokenizer of a few words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token=words[0]))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    made = PreTrainedTokenizerFast(tokenizer_object=inner, **special)
+    made.chat_template = PLAIN
+    return made
+
+
+def test_a_prompt_is_the_beginning_of_its_conversation(tiny_chat: Chat) -> None:
+    prompt, whole = tiny_chat.prompt_ids(QUESTION), tiny_chat.conversation_ids(ANSWERED)
+    assert whole[: len(prompt)] == prompt
+    text = tiny_chat.tokenizer.decode(whole)
+    assert text.endswith("<|im_start|>assistant\n4, I think .<|im_end|>\n")
+    # The system turn and the two of the conversation begin once each; nothing is put before them again.
+    assert text.count("<|im_start|>") == 3
+
+
+def test_an_answer_is_decoded_as_it_was_written(tiny_chat: Chat) -> None:
+    prompt, whole = tiny_chat.prompt_ids(QUESTION), tiny_chat.conversation_ids(ANSWERED)
+    answer = whole[len(prompt) : -1]  # without the newline that the template puts after the turn
+    assert answer[-1] in tiny_chat.stop_ids
+    assert tiny_chat.decode(answer) == "4, I think ."  # the space before the full stop too
+
+
+@pytest.mark.parametrize("messages", [(), QUESTION])
+def test_only_an_answered_conversation_can_be_scored(tiny_chat: Chat, messages: tuple[Message, ...]) -> None:
+    with pytest.raises(DataError, match="does not end with the assistant's message"):
+        tiny_chat.conversation_ids(messages)
+
+
+def test_stop_ids_come_from_config_tokenizer_and_template(tokenizer: Any) -> None:
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    assert Chat(tokenizer).stop_ids == (end,)
+    assert Chat(tokenizer, stop_ids=[7, end]).stop_ids == (7, end)
+    tokenizer.eos_token = "<|endoftext|>"  # the template still ends its turns with <|im_end|>
+    tokenizer.pad_token = "<unk>" if "<unk>" in tokenizer.get_vocab() else tokenizer.convert_ids_to_tokens(9)
+    assert Chat(tokenizer).stop_ids == (pad, end)
+
+
+def test_padding_that_ends_an_answer_is_mended_aloud(tokenizer: Any, tmp_path: Path) -> None:
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(tmp_path)
+    chat = Chat.load(tmp_path)
+    assert chat.pad_id == tokenizer.convert_tokens_to_ids("<|endoftext|>") == chat.tokenizer.pad_token_id
+    assert chat.pad_id not in chat.stop_ids
+    assert chat.notes == [
+        "The tokenizer's padding token was '<|im_end|>', which also ends an answer; '<|endoftext|>' is used instead."
+    ]
+
+
+def test_missing_padding_is_mended_aloud() -> None:
+    chat = Chat(small_tokenizer("<unk>", "<|end|>", "hello", unk_token="<unk>", eos_token="<|end|>"))
+    assert chat.notes == ["The tokenizer's padding token was none; '<unk>' is used instead."]
+    assert chat.pad_id == 0
+
+
+def test_padding_that_is_right_is_left_alone(tiny_chat: Chat) -> None:
+    assert tiny_chat.notes == []
+
+
+def test_no_token_is_free_for_padding() -> None:
+    tokenizer = small_tokenizer("<|end|>", "hello", eos_token="<|end|>", pad_token="<|end|>")
+    with pytest.raises(ModelError) as caught:
+        Chat(tokenizer)
+    message = str(caught.value)
+    assert message.startswith("The tokenizer pads with the token that ends an answer, and has no free special token.")
+    assert "Allowed: a padding token that is not one of the stop ids (0,)" in message
+    assert "<|endoftext|>" in message.split("Do this:")[1]
+    assert caught.value.exit_code == 2
+
+
+def test_no_token_ends_an_answer() -> None:
+    tokenizer = small_tokenizer("hello", "<pad>", pad_token="<pad>")
+    with pytest.raises(ModelError, match="names a token that ends an answer"):
+        Chat(tokenizer)
+
+
+def test_no_chat_template(tokenizer: Any, tmp_path: Path) -> None:
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="has no chat template") as caught:
+        Chat.load(tmp_path)
+    assert "use the -Instruct version" in caught.value.fix
+
+
+def test_no_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="No tokenizer could be loaded from '.*nowhere'") as caught:
+        Chat.load(tmp_path / "nowhere")
+    assert "`embedded`, a folder with a tokenizer, or a Hugging Face name" in str(caught.value)
+
+
+def test_the_date_is_pinned(tokenizer: Any) -> None:
+    tokenizer.chat_template = DATED
+    chat = Chat(tokenizer, template_date="26 Jul 2024")
+    assert chat.tokenizer.decode(chat.prompt_ids(QUESTION)).startswith("26 Jul 2024<user>What is")
+    # Another date is another template: its rewards are not comparable.
+    hashes = {Chat(tokenizer, template_date=date).template_hash for date in ("26 Jul 2024", "27 Jul 2024")}
+    assert len(hashes) == 2
+    assert chat.template_hash in hashes
+
+
+def test_another_template_has_another_hash(tokenizer: Any, tiny_chat: Chat) -> None:
+    assert Chat(tokenizer).template_hash == tiny_chat.template_hash
+    tokenizer.chat_template += " "
+    assert Chat(tokenizer).template_hash != tiny_chat.template_hash

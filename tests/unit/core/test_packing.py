@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlhf.core.packing import PackedBatch, Tree, pack
+
+PAD = 0
+ids = st.integers(1, 9)
+sequences = st.lists(st.lists(ids, min_size=1, max_size=8), min_size=1, max_size=4)
+trees = st.builds(
+    Tree,
+    st.lists(ids, max_size=6).map(tuple),
+    st.lists(st.lists(ids, min_size=1, max_size=5).map(tuple), min_size=1, max_size=4).map(tuple),
+)
+forests = st.lists(trees, min_size=1, max_size=8)
+few = settings(max_examples=60, deadline=None)
+
+
+def one_batch(*trees: Tree) -> PackedBatch:
+    (batch,) = pack(trees, 10_000, pad_id=PAD)
+    return batch
+
+
+def tokens_of(batch: PackedBatch) -> list[list[tuple[int, int, int]]]:
+    """Each row as (tree, branch, id), padding left out."""
+    rows = zip(batch.tree_RT.tolist(), batch.branch_RT.tolist(), batch.ids_RT.tolist(), strict=True)
+    return [[cell for cell in zip(*row, strict=True) if cell[0] != -1] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("given_sequences", "trunk", "branches"),
+    [
+        ([(1, 2, 3), (1, 2, 4, 5)], (1, 2), ((3,), (4, 5))),
+        ([(1, 2), (3, 4)], (), ((1, 2), (3, 4))),
+        # One is the beginning of the other: a branch keeps a token to be scored at.
+        ([(1, 2), (1, 2, 3)], (1,), ((2,), (2, 3))),
+        ([(1, 2, 3), (1, 2, 3)], (1, 2), ((3,), (3,))),
+        ([(7,)], (), ((7,),)),
+        ([(1, 2, 3)], (1, 2), ((3,),)),
+    ],
+)
+def test_the_trunk_is_the_longest_common_beginning(
+    given_sequences: list[tuple[int, ...]], trunk: tuple[int, ...], branches: tuple[tuple[int, ...], ...]
+) -> None:
+    tree = Tree.of_sequences(given_sequences)
+    assert (tree.trunk, tree.branches) == (trunk, branches)
+
+
+@few
+@given(sequences)
+def test_a_tree_gives_its_sequences_back(given_sequences: list[list[int]]) -> None:
+    tree = Tree.of_sequences(given_sequences)
+    assert [list(tree.trunk + branch) for branch in tree.branches] == given_sequences
+    assert tree.longest == max(map(len, given_sequences))
+    assert tree.useful_tokens == sum(map(len, given_sequences))
+    assert tree.tokens == len(tree.trunk) + sum(len(s) - len(tree.trunk) for s in given_sequences)
+
+
+@pytest.mark.parametrize("bad", [[], [[1], []]])
+def test_empty_sequences_are_refused(bad: list[list[int]]) -> None:
+    with pytest.raises(ValueError, match="must not be empty"):
+        Tree.of_sequences(bad)
+
+
+@pytest.mark.parametrize("branches", [(), ((1,), ())])
+def test_a_tree_without_branches_is_refused(branches: tuple[tuple[int, ...], ...]) -> None:
+    with pytest.raises(ValueError, match="at least one token"):
+        Tree((1,), branches)
+
+
+@few
+@given(forests, st.integers(1, 40))
+def test_every_tree_is_in_exactly_one_batch_within_the_budget(forest: list[Tree], budget: int) -> None:
+    packed = list(pack(forest, budget, pad_id=PAD))
+    assert sorted(itertools.chain.from_iterable(batch.trees for batch in packed)) == list(range(len(forest)))
+    for batch in packed:
+        used = sum(forest[index].tokens for index in batch.trees)
+        assert used <= budget or len(batch.trees) == 1
+        assert batch.ids_RT.shape == (1, used + -used % 16)  # rounded up to the grain of 16
+        assert batch.useful_tokens == sum(forest[index].useful_tokens for index in batch.trees)
+
+
+@few
+@given(forests, st.integers(1, 40))
+def test_a_batch_holds_the_tokens_of_its_trees_in_order(forest: list[Tree], budget: int) -> None:
+    for batch in pack(forest, budget, pad_id=PAD):
+        expected, branch = [], 0
+        for number, index in enumerate(batch.trees):
+            expected += [(number, -1, token) for token in forest[index].trunk]
+            for one in forest[index].branches:
+                expected += [(number, branch, token) for token in one]
+                branch += 1
+        assert tokens_of(batch) == [expected]
+
+
+def test_first_fit_leaves_no_room_that_a_later_tree_could_take() -> None:
+    forest = [Tree((), ((1,) * size,)) for size in (3, 7, 4, 6)]
+    assert [batch.trees for batch in pack(forest, 10, pad_id=PAD)] == [(0, 1), (2, 3)]
+
+
+@few
+@given(forests)
+def test_positions_are_those_of_the_sequence_alone(forest: list[Tree]) -> None:
+    batch = one_batch(*forest)
+    expected: list[int] = []
+    for tree in forest:
+        expected += range(len(tree.trunk))
+        for branch in tree.branches:
+            expected += range(len(tree.trunk), len(tree.trunk) + len(branch))
+    assert batch.positions_RT[0, : len(expected)].tolist() == expected
+
+
+@few
+@given(forests)
+def test_the_mask_is_what_the_definition_says(forest: list[Tree]) -> None:
+    """A token sees the trunk of its own tree and its own branch, up to itself; nothing else."""
+    batch = one_batch(*forest)
+    (row,) = tokens_of(batch)
+    mask = batch.mask_R1TT()[0, 0]
+    assert batch.mask_R1TT().shape == (1, 1, *2 * [batch.ids_RT.shape[1]])
+    for query, (tree, branch, _) in enumerate(row):
+        for key in range(mask.shape[1]):
+            sees = (
+                key <= query
+                and row[key][0] == tree
+                and (row[key][1] == -1 or row[key][1] == branch)
+            )
+            assert bool(mask[query, key]) == sees, (query, key)
+    # Padding sees something, or softmax would divide by zero, and no real token.
+    assert mask[len(row) :].any(dim=1).all()
+    assert not mask[len(row) :, : len(row)].any()
+
+
+@few
+@given(forests)
+def test_the_last_token_of_each_branch(forest: list[Tree]) -> None:
+    batch = one_batch(*forest)
+    rows, columns = batch.last_tokens_N()
+    (row,) = tokens_of(batch)
+    for number, (r, c) in enumerate(zip(rows.tolist(), columns.tolist(), strict=True)):
+        assert r == 0
+        assert c == max(place for place, (_, branch, _) in enumerate(row) if branch == number)
+    assert len(rows) == sum(len(tree.branches) for tree in forest)
+
+
+@few
+@given(forests)
+def test_the_next_token_is_found_within_a_branch_only(forest: list[Tree]) -> None:
+    batch = one_batch(*forest)
+    (row,) = tokens_of(batch)
+    following = batch.next_ids_RT()[0].tolist()
+    for place, (_, branch, _) in enumerate(row):
+        goes_on = branch >= 0 and place + 1 < len(row) and row[place + 1][1] == branch
+        assert following[place] == (row[place + 1][2] if goes_on else -100)
+    assert set(following[len(row) :]) <= {-100}
+
+
+def test_by_hand() -> None:
+    batch = one_batch(Tree((5, 6), ((7, 8), (9,))), Tree((), ((3, 4),)))
+    pad = [PAD] * 9
+    assert batch.ids_RT.tolist() == [[5, 6, 7, 8, 9, 3, 4, *pad]]
+    assert batch.positions_RT.tolist() == [[0, 1, 2, 3, 2, 0, 1, *[0] * 9]]
+    assert batch.branch_RT.tolist() == [[-1, -1, 0, 0, 1, 2, 2, *[-1] * 9]]
+    assert batch.last_tokens_N()[1].tolist() == [3, 4, 6]
+    assert batch.next_ids_RT()[0, :7].tolist() == [-100, -100, 8, -100, -100, 4, -100]
+    seen = [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 4], [5], [5, 6]]
+    mask = batch.mask_R1TT()[0, 0]
+    assert [torch.nonzero(mask[query]).flatten().tolist() for query in range(7)] == seen
