@@ -1,6 +1,7 @@
 """TRL's stock RewardTrainer on the pairs of a reward config, beside a finished run of ours on the same config.
 
-    python benchmarks/reward_vs_trl.py configs/reward/local-pairs.yaml runs/local-pairs
+    python benchmarks/reward_vs_trl.py configs/reward/local-pairs.yaml runs/local-pairs            # accuracy
+    python benchmarks/reward_vs_trl.py configs/reward/local-pairs.yaml runs/local-pairs --speed    # useful tokens/s
 
 Same base, same pairs (the same token ids), same adapter rank and targets, one epoch, bfloat16. TRL runs with its length-grouped
 sampler, 8 pairs a batch and a constant learning rate of 2e-4, unless told otherwise; ours with what the config says,
@@ -59,7 +60,9 @@ class PlainScorer:
         return scores
 
 
-def train_with_trl(config: RewardConfig, chat: Chat, *, batch: int, learning_rate: float, seed: int) -> tuple[Any, float]:
+def train_with_trl(
+    config: RewardConfig, chat: Chat, *, batch: int, learning_rate: float, seed: int
+) -> tuple[Any, float]:
     """TRL's trainer on the config's pairs; returns the model and the seconds of `train()`."""
     data = load_data(config, chat)
     pairs = [item for item in data.training if item.strength]
@@ -109,7 +112,9 @@ def train_with_trl(config: RewardConfig, chat: Chat, *, batch: int, learning_rat
     trainer.train()
     seconds = time.perf_counter() - started
     useful = sum(item.tree.useful_tokens for item in pairs)
-    print(f"TRL: {len(pairs)} pairs, {useful} useful tokens in {seconds:.0f} s: {useful / seconds:.0f} tokens/s")
+    print(
+        f"TRL: {len(pairs)} pairs, {useful} useful tokens in {seconds:.0f} s: {useful / seconds:.0f} tokens/s"
+    )
     return trainer.model.eval(), useful / seconds
 
 
@@ -145,7 +150,10 @@ def show(ours: dict[str, Any], theirs: dict[str, Any], ratio: float) -> None:
     table = Table(title="Accuracy in %")
     for column in ("subset", "pairs", "ours", "TRL", "longer answer"):
         table.add_column(column, justify="left" if column == "subset" else "right")
-    for title, mine, other in (("held out", ours["held_out"], theirs["held_out"]), ("benchmark", ours, theirs)):
+    for title, mine, other in (
+        ("held out", ours["held_out"], theirs["held_out"]),
+        ("benchmark", ours, theirs),
+    ):
         for name, row in mine["subsets"].items():
             figures = (row["accuracy"], other["subsets"][name]["accuracy"], row["length_baseline"])
             table.add_row(f"{title}: {name}", str(row["count"]), *(f"{100 * value:.1f}" for value in figures))

@@ -23,6 +23,8 @@ def leave_one_out(rewards_PG: Tensor, counted_PG: Tensor) -> Tensor:
         raise ValueError(f"shapes must be equal, got {tuple(rewards_PG.shape)} and {tuple(counted_PG.shape)}")
     counted_rewards_PG = rewards_PG.masked_fill(~counted_PG, 0.0)
     siblings_PG = counted_PG.sum(dim=1, keepdim=True) - counted_PG.long()
-    baseline_PG = (counted_rewards_PG.sum(dim=1, keepdim=True) - counted_rewards_PG) / siblings_PG.clamp(min=1)
+    baseline_PG = (counted_rewards_PG.sum(dim=1, keepdim=True) - counted_rewards_PG) / siblings_PG.clamp(
+        min=1
+    )
     worth = counted_PG & (siblings_PG > 0)
     return (counted_rewards_PG - baseline_PG).masked_fill(~worth, 0.0)

@@ -86,7 +86,10 @@ def answer_prompts(
 
 
 def compare(
-    prompts: Sequence[Prompt], before: Sequence[Sequence[Answer]], after: Sequence[Sequence[Answer]], seed: int
+    prompts: Sequence[Prompt],
+    before: Sequence[Sequence[Answer]],
+    after: Sequence[Sequence[Answer]],
+    seed: int,
 ) -> dict[str, Any]:
     """eval.json: means before and after, and the paired difference with its 95 % interval.
 

@@ -133,8 +133,8 @@ def build_trainer(
     trainer = ReinforceTrainer(
         base,
         trainer_arguments(
-            config.optimizer,
             config.rollouts,
+            **config.optimizer.model_dump(),
             folder=str(run.checkpoints),
             steps=config.steps,
             bfloat16=config.model.dtype == "bfloat16",
@@ -152,7 +152,9 @@ def build_trainer(
         tokens_per_batch=config.tokens_per_batch,
         record=record,
     )
-    trainer.scorer = Scorer.share(config.reward, trainer.model, chat, tokens_per_batch=config.tokens_per_batch)
+    trainer.scorer = Scorer.share(
+        config.reward, trainer.model, chat, tokens_per_batch=config.tokens_per_batch
+    )
     longest = config.data.max_prompt_tokens + config.rollouts.max_new_tokens + CLOSING_TOKENS
     if longest > trainer.scorer.max_length:
         raise ConfigError(

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import SequentialSampler
@@ -31,13 +30,13 @@ from policy.rollouts.protocol import RolloutEngine, seed_of
 from policy.statistics import UpdateStatistics
 from reward.scorer import Scorer
 from rlhf.config.policy import AlgorithmConfig, RolloutConfig
-from rlhf.config.schema import OptimizerConfig
 from rlhf.core.chat import Chat
 from rlhf.core.checkpoints import SafeCheckpoints
 from rlhf.core.errors import DivergenceError, EngineError
-from rlhf.core.models import enable_packed_logprobs, packed_inputs, role
+from rlhf.core.models import enable_packed_logprobs, float32_trainable, packed_inputs, role
 from rlhf.core.packing import PackedBatch, Tree, pack
 from rlhf.core.records import Message, Prompt, Rollout
+from rlhf.core.training import trainer_settings
 from rlhf.data.checks import gold_score
 
 Record = Callable[[int, Mapping[str, float], Sequence[Mapping[str, Any]]], None]
@@ -83,7 +82,7 @@ def token_logps(model: Any, packed: PackedBatch) -> tuple[Tensor, Tensor, Tensor
     return logps_M, entropy_M, packed.branch_RT[next_ids_RT != -100]
 
 
-class ReinforceTrainer(SafeCheckpoints, RLOOTrainer):  # type: ignore[misc]
+class ReinforceTrainer(SafeCheckpoints, RLOOTrainer):
     """The REINFORCE loop.
 
     Args:
@@ -212,7 +211,9 @@ class ReinforceTrainer(SafeCheckpoints, RLOOTrainer):  # type: ignore[misc]
         shape = (-1, self.num_generations)
         return leave_one_out((rewards_N - penalty_N).view(shape), counted_N.view(shape)).flatten()
 
-    def _finish(self, inputs: Mapping[str, Any], statistics: UpdateStatistics, times: Mapping[str, float]) -> None:
+    def _finish(
+        self, inputs: Mapping[str, Any], statistics: UpdateStatistics, times: Mapping[str, float]
+    ) -> None:
         """Check what must hold, and keep the update's figures and answers for the log."""
         figures = statistics.figures()
         step = self.state.global_step
@@ -241,7 +242,11 @@ class ReinforceTrainer(SafeCheckpoints, RLOOTrainer):  # type: ignore[misc]
         known = [gold for gold in golds if gold is not None]
         if known:
             figures["gold/mean"] = sum(known) / len(known)
-        self.figures = {**figures, **times, "time/step": sum(v for k, v in times.items() if k.startswith("time/"))}
+        self.figures = {
+            **figures,
+            **times,
+            "time/step": sum(v for k, v in times.items() if k.startswith("time/")),
+        }
         self.samples = statistics.samples(step + 1, inputs["prompts"], golds)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -263,46 +268,13 @@ def _scored_by_scorer(*_: object, **__: object) -> list[float]:
     raise NotImplementedError
 
 
-def trainer_arguments(
-    optimizer: OptimizerConfig,
-    rollouts: RolloutConfig,
-    *,
-    folder: str,
-    steps: int,
-    bfloat16: bool,
-    seed: int,
-    save_every: int,
-    gradient_checkpointing: bool,
-) -> RLOOConfig:
-    """The run's settings in TRL's words."""
-    answers = rollouts.prompts_per_step * rollouts.samples_per_prompt
+def trainer_arguments(rollouts: RolloutConfig, **settings: Any) -> RLOOConfig:
+    """The run's settings in TRL's words; `settings` are those of `trainer_settings`."""
     return RLOOConfig(
-        output_dir=folder,
-        per_device_train_batch_size=max(1, answers // PartialState().num_processes),
+        **trainer_settings(batch_size=rollouts.prompts_per_step * rollouts.samples_per_prompt, **settings),
         num_generations=rollouts.samples_per_prompt,
         steps_per_generation=1,
         max_completion_length=rollouts.max_new_tokens,
         temperature=rollouts.temperature,
-        max_steps=steps,
-        learning_rate=optimizer.learning_rate,
-        lr_scheduler_type={"constant": "constant_with_warmup"}.get(optimizer.schedule, optimizer.schedule),
-        warmup_steps=optimizer.warmup_steps,
-        weight_decay=optimizer.weight_decay,
-        adam_beta1=optimizer.betas[0],
-        adam_beta2=optimizer.betas[1],
-        max_grad_norm=optimizer.max_grad_norm,
-        bf16=bfloat16,
-        use_cpu=not torch.cuda.is_available(),
-        gradient_checkpointing=gradient_checkpointing,
-        save_strategy="steps",
-        save_steps=save_every,
-        logging_steps=1,
-        seed=seed,
-        report_to="none",
-        remove_unused_columns=False,
         shuffle_dataset=False,
-        disable_tqdm=True,
-        disable_dropout=False,
-        dataloader_pin_memory=False,
-        logging_nan_inf_filter=False,
     )

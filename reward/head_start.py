@@ -40,18 +40,19 @@ def ridge(features_KD: Tensor, targets_K: Tensor) -> Tensor:
         return float((residual_K / (1 - leverage_K)).square().mean())
 
     penalty = min((candidate * scale for candidate in PENALTIES), key=left_out)
-    return (X_KD.T @ (Q_KK @ (rotated_K / (g_K + penalty)))).float()
+    weights_D: Tensor = X_KD.T @ (Q_KK @ (rotated_K / (g_K + penalty)))
+    return weights_D.float()
 
 
 @torch.no_grad()
 def fit_head(
     model: PeftModel,
-    head: torch.nn.Module,
+    head: torch.nn.Linear,
     items: Sequence[Item],
     *,
     budget: int,
     pad_id: int,
-    done: Callable[[int], None] = lambda items: None,
+    done: Callable[[int], None],
 ) -> None:
     """Set each row of the head by the ratings of its attribute; the reward's also by the pairs' strengths.
 
@@ -73,7 +74,9 @@ def fit_head(
             head.weight[row] = ridge(torch.cat(features), torch.cat(targets)).to(head.weight)
 
 
-def _collect(batch: RewardBatch, hidden_ND: Tensor, equations: list[tuple[list[Tensor], list[Tensor]]]) -> None:
+def _collect(
+    batch: RewardBatch, hidden_ND: Tensor, equations: list[tuple[list[Tensor], list[Tensor]]]
+) -> None:
     for attribute, (features, targets) in enumerate(equations):
         rated_N = batch.present_NA[:, attribute]
         features.append(hidden_ND[rated_N])

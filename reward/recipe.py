@@ -118,7 +118,8 @@ def train_stages(
                 trainer = HybridRewardTrainer(
                     model,
                     trainer_arguments(
-                        stage,
+                        **stage.optimizer.model_dump(),
+                        batch_size=stage.batch_size,
                         folder=str(run.checkpoints),
                         steps=steps[stage.name],
                         bfloat16=config.model.dtype == "bfloat16",
@@ -150,7 +151,9 @@ def recorder(run: RunFolder, progress: Progress) -> Record:
     def record(step: int, figures: Any) -> None:
         run.metrics(step, figures)
         if "loss/total" in figures:
-            progress.update(step, **{short: figures[name] for short, name in shown.items() if name in figures})
+            progress.update(
+                step, **{short: figures[name] for short, name in shown.items() if name in figures}
+            )
 
     return record
 
@@ -175,7 +178,10 @@ def dry_run(config: RewardConfig) -> list[str]:
     lines = data.drops.lines()
     for stage in config.stages:
         items = items_of(stage, data.training)
-        terms = {"regression": stage.regression_weight, f"{stage.preference_loss} BT": stage.preference_weight}
+        terms = {
+            "regression": stage.regression_weight,
+            f"{stage.preference_loss} BT": stage.preference_weight,
+        }
         objective = " + ".join(f"{weight:g} x {name}" for name, weight in terms.items() if weight)
         lines.append(
             f"stage {stage.name}: {objective}; {len(items)} items, {len(items_of(stage, data.validation))} held "

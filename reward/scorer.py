@@ -14,9 +14,18 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rlhf.core.adapters import RewardAdapter
 from rlhf.core.chat import Chat
-from rlhf.core.errors import DataError, DivergenceError, ModelError
-from rlhf.core.models import PeftModel, REWARD, RewardAdapter, apply_head, autocast, load_causal, packed_inputs, role
+from rlhf.core.errors import DataError, DivergenceError
+from rlhf.core.models import (
+    REWARD,
+    PeftModel,
+    apply_head,
+    autocast,
+    load_causal,
+    packed_inputs,
+    role,
+)
 from rlhf.core.packing import PackedBatch, Tree, pack
 from rlhf.core.records import Conversation
 
@@ -43,16 +52,9 @@ class Scorer:
         self.model, self.head, self.chat, self.tokens_per_batch = model, head, chat, tokens_per_batch
         self.attributes: tuple[str, ...] = tuple(adapter.card["attributes"])
         self.max_length: int = adapter.card["max_length"]
-        if chat.template_hash != adapter.card["template_hash"]:
-            raise ModelError(
-                "The chat template here is not the one the reward model was trained with "
-                f"({chat.template_hash[:12]}… instead of {adapter.card['template_hash'][:12]}…).",
-                allowed="the tokenizer saved beside the reward model, and the same model.template_date",
-                fix=f"set model.template_date={adapter.card['template_date']!r}, or keep the template of the base",
-            )
 
     @classmethod
-    def load(cls, path: str | Path, *, tokens_per_batch: int = 2048) -> Scorer:
+    def load(cls, path: str | Path, *, tokens_per_batch: int = 1024) -> Scorer:
         """A reward model from its `final/` folder, on a base of its own.
 
         Raises:
@@ -66,13 +68,14 @@ class Scorer:
         )
         if torch.cuda.is_available() and card["quantization"] == "none":
             base = base.to("cuda")
-        model, head = adapter.hang_on(base)
         chat = Chat.load(folder, template_date=card["template_date"])
+        adapter.lora.check_template(chat)
+        model, head = adapter.hang_on(base)
         return cls(model, head, chat, adapter, tokens_per_batch)
 
     @classmethod
     def share(
-        cls, path: str | Path, model: PreTrainedModel | PeftModel, chat: Chat, *, tokens_per_batch: int = 2048
+        cls, path: str | Path, model: PreTrainedModel | PeftModel, chat: Chat, *, tokens_per_batch: int = 1024
     ) -> Scorer:
         """A reward model hung on a base that is there already, as one more role.
 
@@ -80,6 +83,7 @@ class Scorer:
             ModelError: the reward model belongs to another base, or to another chat template.
         """
         adapter = RewardAdapter.read(Path(path))
+        adapter.lora.check_template(chat)  # before anything is changed
         wrapped, head = adapter.hang_on(model)
         return cls(wrapped, head, chat, adapter, tokens_per_batch)
 
@@ -117,9 +121,7 @@ class Scorer:
                     f"The score of conversation {index + 1} of {len(sequences)} is not a finite number.",
                     fix="the reward model has diverged: train it with a lower learning rate",
                 )
-        return [
-            Score(row[0], dict(zip(self.attributes, row, strict=True))) for row in scores_NA.tolist()
-        ]
+        return [Score(row[0], dict(zip(self.attributes, row, strict=True))) for row in scores_NA.tolist()]
 
     def _forward(self, batch: PackedBatch) -> Tensor:
         trunk = self.model.get_base_model()
@@ -129,7 +131,9 @@ class Scorer:
         return apply_head(self.head, hidden_RTD[batch.last_tokens_N()])
 
 
-def _neighbours(conversations: Iterable[Conversation], sequences: Iterable[list[int]]) -> list[list[list[int]]]:
+def _neighbours(
+    conversations: Iterable[Conversation], sequences: Iterable[list[int]]
+) -> list[list[list[int]]]:
     """Sequences grouped where consecutive conversations have the same prompt."""
     groups: list[list[list[int]]] = []
     before: Conversation | None = None

@@ -8,13 +8,12 @@ changes no gradient.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import SequentialSampler
@@ -28,6 +27,7 @@ from rlhf.config.reward import StageConfig
 from rlhf.core.checkpoints import SafeCheckpoints, best_file, load_trainable, save_trainable
 from rlhf.core.errors import DivergenceError
 from rlhf.core.models import PeftModel, float32_trainable, packed_inputs
+from rlhf.core.training import trainer_settings
 
 REWARD_INDEX = 0  # the first attribute is the reward
 
@@ -36,7 +36,7 @@ Record = Callable[[int, Mapping[str, float | str]], None]
 """Receives an update's number and figures; validations come by the same way."""
 
 
-class HybridRewardTrainer(SafeCheckpoints, RewardTrainer):  # type: ignore[misc]
+class HybridRewardTrainer(SafeCheckpoints, RewardTrainer):
     """One stage of reward training.
 
     Args:
@@ -152,7 +152,9 @@ class HybridRewardTrainer(SafeCheckpoints, RewardTrainer):  # type: ignore[misc]
 
     def _summary(self, sums: Mapping[str, float], counts: Mapping[str, float]) -> dict[str, float | str]:
         names = sorted(sums)
-        reduced = self.accelerator.reduce(torch.tensor([sums[n] for n in names], dtype=torch.float64), reduction="sum")
+        reduced = self.accelerator.reduce(
+            torch.tensor([sums[n] for n in names], dtype=torch.float64), reduction="sum"
+        )
         total = dict(zip(names, reduced.tolist(), strict=True))
         mean = total["rewards"] / counts["responses"]
         figures: dict[str, float | str] = {
@@ -222,40 +224,14 @@ class HybridRewardTrainer(SafeCheckpoints, RewardTrainer):  # type: ignore[misc]
         return SequentialSampler(self.train_dataset)  # type: ignore[return-value]
 
 
-def trainer_arguments(
-    stage: StageConfig, *, folder: str, steps: int, bfloat16: bool, seed: int, evaluate_every: int, save_every: int,
-    has_validation: bool, gradient_checkpointing: bool,
-) -> TRLRewardConfig:
-    """A stage's settings in transformers' words."""
-    optimizer = stage.optimizer
+def trainer_arguments(*, evaluate_every: int, has_validation: bool, **settings: Any) -> TRLRewardConfig:
+    """A stage's settings in TRL's words; `settings` are those of `trainer_settings`."""
     return TRLRewardConfig(
-        output_dir=folder,
-        per_device_train_batch_size=max(1, stage.batch_size // PartialState().num_processes),
-        max_steps=steps,
-        learning_rate=optimizer.learning_rate,
-        lr_scheduler_type={"constant": "constant_with_warmup"}.get(optimizer.schedule, optimizer.schedule),
-        warmup_steps=optimizer.warmup_steps,
-        weight_decay=optimizer.weight_decay,
-        adam_beta1=optimizer.betas[0],
-        adam_beta2=optimizer.betas[1],
-        max_grad_norm=optimizer.max_grad_norm,
-        bf16=bfloat16,
-        use_cpu=not torch.cuda.is_available(),
-        gradient_checkpointing=gradient_checkpointing,
+        **trainer_settings(**settings),
         eval_strategy="steps" if has_validation else "no",
         eval_steps=evaluate_every,
         metric_for_best_model="eval_loss" if has_validation else None,
         greater_is_better=False,
-        save_strategy="steps",
-        save_steps=save_every,
-        logging_steps=1,
-        seed=seed,
-        report_to="none",
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        disable_dropout=False,
-        dataloader_pin_memory=False,
-        logging_nan_inf_filter=False,
         max_length=None,
     )
 

@@ -1,3 +1,44 @@
-"""RLHF alignment: a hybrid reward model and a REINFORCE loop on one frozen base model."""
+"""RLHF alignment: a hybrid reward model and a REINFORCE loop on one frozen base model.
+
+The names imported below are the public API. Each is loaded when it is first used, so that `import rlhf` stays light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from policy.shared_base import SharedBase as SharedBase
+    from reward.scorer import Score as Score
+    from reward.scorer import Scorer as Scorer
+    from rlhf.config.schema import DataSource as DataSource
+    from rlhf.core.errors import RlhfError as RlhfError
+    from rlhf.core.records import Message as Message
+    from rlhf.core.records import Prompt as Prompt
+    from rlhf.data.checks import gold_score as gold_score
+    from rlhf.data.load import load_prompts as load_prompts
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "DataSource": "rlhf.config.schema",
+    "Message": "rlhf.core.records",
+    "Prompt": "rlhf.core.records",
+    "RlhfError": "rlhf.core.errors",
+    "Score": "reward.scorer",
+    "Scorer": "reward.scorer",
+    "SharedBase": "policy.shared_base",
+    "gold_score": "rlhf.data.checks",
+    "load_prompts": "rlhf.data.load",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'rlhf' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

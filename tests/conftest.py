@@ -22,6 +22,7 @@ os.environ.update(
         "VLLM_HOST_IP": "127.0.0.1",  # or vLLM looks for the machine's address in the network
         "TOKENIZERS_PARALLELISM": "false",
         "MPLBACKEND": "agg",
+        "OMP_NUM_THREADS": "1",  # tiny models are no faster on two, and much slower on two that are busy
     }
 )
 
@@ -65,7 +66,9 @@ def write_tiny_base(folder: Path, seed: int) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-    model.generation_config = GenerationConfig(eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id)
+    model.generation_config = GenerationConfig(
+        eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
+    )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

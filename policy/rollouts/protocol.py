@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-
 from rlhf.core.chat import Chat
 from rlhf.core.models import PeftModel
 from rlhf.core.records import Rollout
@@ -45,7 +44,11 @@ def seed_of(*parts: int) -> int:
 
 
 def as_rollout(
-    prompt: Sequence[int], completion: Sequence[int], logprobs: Sequence[float], stop_ids: tuple[int, ...], chat: Chat
+    prompt: Sequence[int],
+    completion: Sequence[int],
+    logprobs: Sequence[float],
+    stop_ids: tuple[int, ...],
+    chat: Chat,
 ) -> Rollout:
     """An engine's tokens as a record; finished means that the last token is a stop id."""
     return Rollout(

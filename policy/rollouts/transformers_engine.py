@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from policy.rollouts.protocol import Sampling, as_rollout
 from rlhf.core.chat import Chat
@@ -21,32 +23,34 @@ class TransformersEngine:
 
     def __init__(self, sampling: Sampling, chat: Chat) -> None:
         self.sampling, self.chat = sampling, chat
-        self.model: PeftModel | None = None
+        self.model: PeftModel | PreTrainedModel | None = None
 
-    def sync(self, model: PeftModel) -> None:
+    def sync(self, model: PeftModel | PreTrainedModel) -> None:
         """Remember the model; its weights are already there."""
         self.model = model
 
     def generate(self, prompts: Sequence[Sequence[int]], *, samples: int, seed: int) -> list[list[Rollout]]:
-        """One padded batch of all prompts and samples."""
+        """One padded batch of all prompts and samples; at temperature 0 each token is the likeliest."""
         if self.model is None:
             raise EngineError("generate was called before sync.")
         repeated = [list(ids) for ids in prompts for _ in range(samples)]
         width = max(map(len, repeated))
         device = self.model.device
-        input_ids = torch.tensor([[self.chat.pad_id] * (width - len(ids)) + ids for ids in repeated], device=device)
+        input_ids = torch.tensor(
+            [[self.chat.pad_id] * (width - len(ids)) + ids for ids in repeated], device=device
+        )
         mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in repeated], device=device)
+        drawing: dict[str, Any] = {"do_sample": False}
+        if self.sampling.temperature > 0:
+            drawing = {"do_sample": True, "temperature": self.sampling.temperature, "top_k": 0, "top_p": 1.0}
         was_training = self.model.training
         self.model.eval()
-        with torch.random.fork_rng(), torch.inference_mode(), autocast(self.model.get_base_model()):
+        with torch.random.fork_rng(), torch.inference_mode(), autocast(self.model):
             torch.manual_seed(seed)
             output = self.model.generate(
                 input_ids=input_ids,
                 attention_mask=mask,
-                do_sample=True,
-                temperature=self.sampling.temperature,
-                top_k=0,
-                top_p=1.0,
+                **drawing,
                 max_new_tokens=self.sampling.max_new_tokens,
                 eos_token_id=list(self.sampling.stop_ids),
                 pad_token_id=self.chat.pad_id,
@@ -61,5 +65,7 @@ class TransformersEngine:
 
     def _cut(self, ids: list[int]) -> list[int]:
         """Up to and including the first stop id; what follows is padding."""
-        end = next((place + 1 for place, token in enumerate(ids) if token in self.sampling.stop_ids), len(ids))
+        end = next(
+            (place + 1 for place, token in enumerate(ids) if token in self.sampling.stop_ids), len(ids)
+        )
         return ids[:end]

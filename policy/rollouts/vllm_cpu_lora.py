@@ -64,7 +64,10 @@ def _adapters(adapter_of_token: Tensor) -> Iterator[tuple[int, slice | Tensor]]:
     used = torch.unique(adapter_of_token).tolist()
     for adapter in used:
         if adapter >= 0:
-            yield adapter, slice(None) if len(used) == 1 else (adapter_of_token == adapter).nonzero().squeeze(1)
+            yield (
+                adapter,
+                slice(None) if len(used) == 1 else (adapter_of_token == adapter).nonzero().squeeze(1),
+            )
 
 
 def _matrix(weights: Tensor, adapter: int, dtype: torch.dtype) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from policy.rollouts.protocol import Sampling, as_rollout, seed_of
 from rlhf.core.chat import Chat
 from rlhf.core.errors import EngineError, ModelError
-from rlhf.core.models import PeftModel, POLICY
+from rlhf.core.models import POLICY, PeftModel
 from rlhf.core.records import Rollout
 
 
@@ -131,12 +131,20 @@ class VLLMEngine:
             for place in range(len(prompts))
         ]
         outputs = self.engine.generate(
-            [{"prompt_token_ids": list(ids)} for ids in prompts], settings, lora_request=self.request, use_tqdm=False
+            [{"prompt_token_ids": list(ids)} for ids in prompts],
+            settings,
+            lora_request=self.request,
+            use_tqdm=False,
         )
-        groups = [[self._rollout(ids, answer) for answer in out.outputs] for ids, out in zip(prompts, outputs, strict=True)]
+        groups = [
+            [self._rollout(ids, answer) for answer in out.outputs]
+            for ids, out in zip(prompts, outputs, strict=True)
+        ]
         short = [place for place, group in enumerate(groups) if len(group) != samples]
         if short:
-            raise EngineError(f"vLLM returned fewer than {samples} answers to {len(short)} of {len(prompts)} prompts.")
+            raise EngineError(
+                f"vLLM returned fewer than {samples} answers to {len(short)} of {len(prompts)} prompts."
+            )
         return groups
 
     def _rollout(self, prompt: Sequence[int], answer: Any) -> Rollout:

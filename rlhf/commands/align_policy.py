@@ -68,4 +68,4 @@ def before_and_after(evaluation: Mapping[str, Any]) -> Table:
 def peak_of(run: Path) -> float:
     """Highest memory of the run's processes in GiB, as its metrics tell it."""
     lines = (run / "metrics.jsonl").read_text().splitlines()
-    return max(json.loads(line).get("memory/peak_gib", 0.0) for line in lines)
+    return max(float(json.loads(line).get("memory/peak_gib", 0.0)) for line in lines)

@@ -30,7 +30,9 @@ class Chat:
         notes: what was mended on loading, in sentences for people.
     """
 
-    def __init__(self, tokenizer: Any, *, stop_ids: Sequence[int] = (), template_date: str = "26 Jul 2024") -> None:
+    def __init__(
+        self, tokenizer: Any, *, stop_ids: Sequence[int] = (), template_date: str = "26 Jul 2024"
+    ) -> None:
         if not tokenizer.chat_template:
             raise ModelError(
                 f"The tokenizer of {tokenizer.name_or_path!r} has no chat template.",
@@ -46,7 +48,9 @@ class Chat:
         self.template_hash = hashlib.sha256(text.encode()).hexdigest()
 
     @classmethod
-    def load(cls, base: str | Path, *, revision: str | None = None, template_date: str = "26 Jul 2024") -> Chat:
+    def load(
+        cls, base: str | Path, *, revision: str | None = None, template_date: str = "26 Jul 2024"
+    ) -> Chat:
         """The chat of a model folder or Hugging Face name.
 
         Raises:
@@ -106,7 +110,11 @@ class Chat:
         if self.tokenizer.eos_token_id is not None:
             found.append(self.tokenizer.eos_token_id)
         vocabulary = self.tokenizer.get_vocab()
-        found += [vocabulary[token] for token in TURN_ENDS if token in vocabulary and token in self.tokenizer.chat_template]
+        found += [
+            vocabulary[token]
+            for token in TURN_ENDS
+            if token in vocabulary and token in self.tokenizer.chat_template
+        ]
         if not found:
             raise ModelError(
                 "Neither the generation config, the tokenizer nor the template names a token that ends an answer.",
@@ -121,7 +129,9 @@ class Chat:
         vocabulary = self.tokenizer.get_vocab()
         for token in FREE_FOR_PADDING:
             if token in vocabulary and vocabulary[token] not in self.stop_ids:
-                was = "none" if pad is None else repr(self.tokenizer.pad_token) + ", which also ends an answer"
+                was = (
+                    "none" if pad is None else repr(self.tokenizer.pad_token) + ", which also ends an answer"
+                )
                 self.notes.append(f"The tokenizer's padding token was {was}; {token!r} is used instead.")
                 self.tokenizer.pad_token = token
                 return int(vocabulary[token])

@@ -22,7 +22,12 @@ from torch import Tensor, nn
 from rlhf.core.errors import OutputError
 from rlhf.core.runs import atomic_folder, atomic_write_text
 
-MANIFEST, WEIGHTS, MOMENTS, STATE = "manifest.json", "trainable.safetensors", "optimizer.safetensors", "state.json"
+MANIFEST, WEIGHTS, MOMENTS, STATE = (
+    "manifest.json",
+    "trainable.safetensors",
+    "optimizer.safetensors",
+    "state.json",
+)
 TRAINER_STATE = "trainer_state.json"  # transformers looks for this name when it resumes
 KEEP = 2
 
@@ -66,7 +71,7 @@ def load_trainable(model: nn.Module, file: Path) -> None:
 def latest(checkpoints: Path) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint, and a sentence for each torn one that was passed over."""
     found = sorted(checkpoints.glob("step-*"), key=step_of, reverse=True)
-    passed_over = []
+    passed_over: list[str] = []
     for folder in found:
         if is_whole(folder):
             return folder, passed_over
@@ -93,7 +98,9 @@ def is_whole(folder: Path) -> bool:
         hashes = json.loads(manifest.read_text())
     except json.JSONDecodeError:
         return False
-    return all((folder / name).exists() and _digest(folder / name) == digest for name, digest in hashes.items())
+    return all(
+        (folder / name).exists() and _digest(folder / name) == digest for name, digest in hashes.items()
+    )
 
 
 def seal(folder: Path) -> None:
@@ -134,7 +141,11 @@ class SafeCheckpoints:
             save_file(trainable_state(trained), folder / WEIGHTS)
             save_file(_moments(trained, self.optimizer), folder / MOMENTS)
             save_file(_generators(), folder / "generators.safetensors")
-            state = {"schedule": self.lr_scheduler.state_dict(), "python": random.getstate(), "stage": self.stage_name}
+            state = {
+                "schedule": self.lr_scheduler.state_dict(),
+                "python": random.getstate(),
+                "stage": self.stage_name,
+            }
             (folder / STATE).write_text(json.dumps(state))
             self.state.save_to_json(str(folder / TRAINER_STATE))
             seal(folder)
@@ -143,7 +154,9 @@ class SafeCheckpoints:
             shutil.rmtree(old)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        load_trainable(self.accelerator.unwrap_model(model or self.model), Path(resume_from_checkpoint) / WEIGHTS)
+        load_trainable(
+            self.accelerator.unwrap_model(model or self.model), Path(resume_from_checkpoint) / WEIGHTS
+        )
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:

@@ -14,7 +14,9 @@ CHUNK = 512
 """Tokens whose logits are held at once: 512 x 128,256 words in float32 are 262 MB."""
 
 
-def token_logprobs(hidden_MD: Tensor, head_VD: Tensor, targets_M: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def token_logprobs(
+    hidden_MD: Tensor, head_VD: Tensor, targets_M: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
     """(logps_M, entropy_M) of softmax(hidden W' / temperature); only logps carry a gradient, and only to `hidden_MD`.
 
         logp_m = z_m[target] - log sum_v exp z_m[v],  z = hidden W' / temperature
@@ -35,7 +37,7 @@ class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_MD: Tensor, head_VD: Tensor, targets_M: Tensor, temperature: float) -> Any:
         logps, entropies, sums = [], [], []
-        for hidden_CD, targets_C in zip(hidden_MD.split(CHUNK), targets_M.split(CHUNK), strict=True):
+        for hidden_CD, targets_C in zip(*_chunks(hidden_MD, targets_M), strict=True):
             logits_CV = (hidden_CD @ head_VD.T).float().div_(temperature)
             log_sum_C = logits_CV.logsumexp(dim=1)
             logps.append(logits_CV.gather(1, targets_C[:, None]).squeeze(1) - log_sum_C)
@@ -56,7 +58,11 @@ class _TokenLogprobs(torch.autograd.Function):
         hidden_MD, head_VD, targets_M, log_sum_M = ctx.saved_tensors
         parts = []
         for hidden_CD, targets_C, log_sum_C, gradient_C in zip(
-            hidden_MD.split(CHUNK), targets_M.split(CHUNK), log_sum_M.split(CHUNK), gradient_M.split(CHUNK), strict=True
+            hidden_MD.split(CHUNK),
+            targets_M.split(CHUNK),
+            log_sum_M.split(CHUNK),
+            gradient_M.split(CHUNK),
+            strict=True,
         ):
             # d logp / d z = onehot(target) - p
             logits_CV = (hidden_CD @ head_VD.T).float().div_(ctx.temperature)
@@ -65,3 +71,7 @@ class _TokenLogprobs(torch.autograd.Function):
             slope_CV.mul_((gradient_C / ctx.temperature)[:, None])
             parts.append(slope_CV.to(head_VD.dtype) @ head_VD)
         return (torch.cat(parts) if parts else torch.zeros_like(hidden_MD)), None, None, None
+
+
+def _chunks(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    return [torch.split(tensor, CHUNK) for tensor in tensors]

@@ -12,16 +12,12 @@ import contextlib
 import hashlib
 import json
 import types
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from peft import LoraConfig, get_peft_model
 from peft import PeftModel as PeftModel  # the others' door to the class
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -39,7 +35,6 @@ from rlhf.core.packing import PackedBatch
 POLICY = "default"  # the name TRL's trainers give the adapter they train
 REWARD = "reward"
 HEAD = "score"  # the name transformers gives the head of a sequence classifier
-ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 def resolve_base(base: str) -> str:
@@ -93,7 +88,11 @@ def _load(
     disable_progress_bar()  # a bar for what takes a second
     try:
         model: PreTrainedModel = auto_class.from_pretrained(
-            resolve_base(base), revision=revision, dtype=getattr(torch, dtype), attn_implementation="sdpa", **extra
+            resolve_base(base),
+            revision=revision,
+            dtype=getattr(torch, dtype),
+            attn_implementation="sdpa",
+            **extra,
         )
     except (OSError, ValueError) as error:
         raise ModelError(
@@ -156,7 +155,7 @@ def float32_trainable(model: nn.Module) -> None:
             parameter.data = parameter.data.float()
 
 
-def reward_head(model: PeftModel) -> nn.Module:
+def reward_head(model: PeftModel) -> nn.Linear:
     """The trained head of a classifier that wears an adapter: PEFT keeps the original beside it."""
     head = getattr(model.get_base_model(), HEAD)
     return head.modules_to_save[model.active_adapter]  # type: ignore[no-any-return]
@@ -164,7 +163,11 @@ def reward_head(model: PeftModel) -> nn.Module:
 
 def packed_inputs(batch: PackedBatch) -> dict[str, Tensor]:
     """A packed batch as the arguments of a transformers model."""
-    return {"input_ids": batch.ids_RT, "position_ids": batch.positions_RT, "attention_mask": batch.mask_R1TT()}
+    return {
+        "input_ids": batch.ids_RT,
+        "position_ids": batch.positions_RT,
+        "attention_mask": batch.mask_R1TT(),
+    }
 
 
 def enable_packed_scores(classifier: PreTrainedModel) -> None:
@@ -193,7 +196,11 @@ def enable_packed_logprobs(model: PreTrainedModel, temperature: float) -> None:
         ModelError: the model does more to its logits than multiply (soft-capping, scaling, a bias).
     """
     config = model.config.get_text_config()
-    extras = [name for name in ("final_logit_softcapping", "logit_scale", "logits_scaling") if getattr(config, name, None)]
+    extras = [
+        name
+        for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")
+        if getattr(config, name, None)
+    ]
     if extras or getattr(model.get_output_embeddings(), "bias", None) is not None:
         raise ModelError(
             f"{config.model_type} changes its logits after the head ({', '.join(extras) or 'a bias'}).",
@@ -226,7 +233,7 @@ def apply_head(head: nn.Module, hidden_ND: Tensor) -> Tensor:
 @contextlib.contextmanager
 def role(model: PeftModel, adapter: str | None) -> Iterator[None]:
     """Within the block the base wears `adapter`, or none; afterwards the one it wore before, trainable as it was."""
-    with _kept_trainable(model):
+    with kept_trainable(model):
         if adapter is None:
             with model.disable_adapter():
                 yield
@@ -240,7 +247,7 @@ def role(model: PeftModel, adapter: str | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _kept_trainable(model: PeftModel) -> Iterator[None]:
+def kept_trainable(model: PeftModel) -> Iterator[None]:
     """Whatever PEFT does to `requires_grad` when adapters are added or switched is undone afterwards."""
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     try:
@@ -248,83 +255,3 @@ def _kept_trainable(model: PeftModel) -> Iterator[None]:
     finally:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in trainable)
-
-
-@dataclass(frozen=True)
-class RewardAdapter:
-    """A reward model on disk, read: what `final/` of a reward run holds beside its tokenizer."""
-
-    config: LoraConfig
-    lora: Mapping[str, Tensor]
-    head_AD: Tensor
-    card: Mapping[str, Any]
-    """reward.json: base, fingerprint, attributes, template_hash, template_date, trained_length, max_length (the base's context)."""
-
-    @classmethod
-    def read(cls, folder: Path) -> RewardAdapter:
-        """Read a folder.
-
-        Raises:
-            ModelError: not a reward model, its head is missing, or a file is torn.
-        """
-        for name in (ADAPTER_CONFIG, ADAPTER_FILE, "reward.json"):
-            if not (folder / name).exists():
-                raise ModelError(
-                    f"{folder} is not a reward model of this project: {name} is missing.",
-                    allowed="the final/ folder of a `rlhf train-reward` run",
-                    fix=f"use {folder / 'final'}" if (folder / "final").exists() else "rlhf train-reward CONFIG.yaml",
-                )
-        try:
-            weights = load_file(folder / ADAPTER_FILE)
-        except SafetensorError as error:
-            raise ModelError(f"{folder / ADAPTER_FILE} cannot be read: {error}", fix="copy or train it again") from error
-        heads = [name for name in weights if name.split(".")[-2] == HEAD]
-        if len(heads) != 1:
-            raise ModelError(
-                f"{folder / ADAPTER_FILE} holds {len(heads)} reward heads.",
-                allowed=f"one weight named …{HEAD}.weight; without it every score would be random",
-                fix="save the adapter with modules_to_save=['score'], or train it again",
-            )
-        head = weights.pop(heads[0])
-        card = json.loads((folder / "reward.json").read_text())
-        if head.shape[0] != len(card["attributes"]):
-            raise ModelError(
-                f"The head has {head.shape[0]} outputs, reward.json names {len(card['attributes'])} attributes.",
-                fix="use the two files of one run",
-            )
-        return cls(LoraConfig.from_pretrained(str(folder)), weights, head.float(), card)
-
-    def hang_on(self, model: PreTrainedModel | PeftModel) -> tuple[PeftModel, nn.Linear]:
-        """Put the adapter on a causal base as the role `reward`, frozen; returns the model and the head.
-
-        Raises:
-            ModelError: the adapter was trained on another base.
-        """
-        base = model.get_base_model() if isinstance(model, PeftModel) else model
-        found = fingerprint(base)
-        if found != self.card["fingerprint"]:
-            raise ModelError(
-                f"The reward model was trained on {self.card['base']!r} (fingerprint {self.card['fingerprint']}), "
-                f"the base here is {base.config.name_or_path!r} ({found}).",
-                allowed="a reward model on the same base: its adapter means nothing on another",
-                fix=f"set model.base={self.card['base']}, or train a reward model on this base",
-            )
-        config = LoraConfig(**{**self.config.to_dict(), "modules_to_save": None, "task_type": "CAUSAL_LM"})
-        config.inference_mode = True
-        config.lora_dropout = 0.0  # the model around it may be training the policy, and a score is no draw
-        if isinstance(model, PeftModel):
-            wrapped = model
-            with _kept_trainable(wrapped):
-                wrapped.add_adapter(REWARD, config)
-        else:
-            wrapped = PeftModel(model, config, adapter_name=REWARD)
-        result = set_peft_model_state_dict(wrapped, dict(self.lora), adapter_name=REWARD)
-        if result.unexpected_keys:
-            raise ModelError(
-                f"{len(result.unexpected_keys)} weights of the reward adapter have no place in the base, "
-                f"the first is {result.unexpected_keys[0]}.",
-                fix="use the base the adapter was trained on",
-            )
-        head = nn.Linear(self.head_AD.shape[1], self.head_AD.shape[0], bias=False, device=base.device)
-        head.weight = nn.Parameter(self.head_AD.to(base.device), requires_grad=False)
-        return wrapped, head

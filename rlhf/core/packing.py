@@ -154,6 +154,7 @@ def _row(trees: Sequence[Tree], members: tuple[int, ...], pad_id: int) -> Packed
 
     # Rows are rounded up to a multiple of 16, the grain of the matrix kernels, so that few shapes exist.
     padding = -len(ids) % 16
+
     def row(values: list[int], fill: int) -> Tensor:
         return torch.tensor([values + [fill] * padding])
 

@@ -1,7 +1,7 @@
 """What flows through the house: plain, frozen records. No torch here.
 
-    rows -> Rating, Preference -> the reward model
-    rows -> Prompt -> Rollout -> the policy
+rows -> Rating, Preference -> the reward model
+rows -> Prompt -> Rollout -> the policy
 """
 
 from __future__ import annotations

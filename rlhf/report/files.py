@@ -68,7 +68,8 @@ def read_run(path: Path) -> RunFiles:
     config = _mapping(path / "config.yaml", notes)
     evaluation = _mapping(path / "eval.json", notes)
     metrics = _metrics(path / "metrics.jsonl", notes)
-    drops = evaluation.get("drops") or (_mapping(path / "drops.json", notes))
+    # drops.json counts the rows of training; eval.json, those of the benchmark.
+    drops = _mapping(path / "drops.json", notes) or evaluation.get("drops")
     return RunFiles(
         path=path,
         kind=_kind(path, config, evaluation, metrics),

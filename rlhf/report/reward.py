@@ -95,6 +95,7 @@ def reward_table(evaluation: Mapping[str, Any]) -> list[tuple[str, list[TableRow
             accuracies(evaluation.get("sections"), (evaluation.get("intervals") or {}).get("sections")),
         ),
         ("Subsets", accuracies(evaluation.get("subsets"))),
+        ("Held out from training, by source", accuracies((evaluation.get("held_out") or {}).get("subsets"))),
     ]
     return [(title, [_row(one, total=not title) for one in rows]) for title, rows in groups if rows]
 

@@ -38,8 +38,8 @@ ENTRANCES = {("policy", "reward"): "reward.scorer"}
 """(room, other room): the one module by which it may be entered."""
 
 DOORS = {
-    "peft": ("rlhf.core.models", "rlhf.core.models.*"),
-    "bitsandbytes": ("rlhf.core.models", "rlhf.core.models.*"),
+    "peft": ("rlhf.core.models", "rlhf.core.adapters"),
+    "bitsandbytes": ("rlhf.core.models",),
     "trl": ("reward.trainer", "policy.reinforce"),
     "vllm": ("policy.rollouts.vllm_*",),
 }

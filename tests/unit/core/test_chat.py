@@ -11,7 +11,10 @@ from rlhf.core.errors import DataError, ModelError
 from rlhf.core.records import Message
 
 PLAIN = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
-DATED = "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{{ date_string }}" + PLAIN
+DATED = (
+    "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{{ date_string }}"
+    + PLAIN
+)
 QUESTION = (Message("user", "What is 2 + 2?"),)
 ANSWERED = (*QUESTION, Message("assistant", "4, I think ."))
 
@@ -90,7 +93,9 @@ def test_no_token_is_free_for_padding() -> None:
     with pytest.raises(ModelError) as caught:
         Chat(tokenizer)
     message = str(caught.value)
-    assert message.startswith("The tokenizer pads with the token that ends an answer, and has no free special token.")
+    assert message.startswith(
+        "The tokenizer pads with the token that ends an answer, and has no free special token."
+    )
     assert "Allowed: a padding token that is not one of the stop ids (0,)" in message
     assert "<|endoftext|>" in message.split("Do this:")[1]
     assert caught.value.exit_code == 2

@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rlhf.core.adapters import RewardAdapter
 from rlhf.core.errors import ModelError
 from rlhf.core.models import (
     HEAD,
     POLICY,
     REWARD,
     PeftModel,
-    RewardAdapter,
     enable_packed_scores,
     fingerprint,
     load_causal,
@@ -35,9 +35,7 @@ def causal(base: Path, dtype: str = "float32", quantization: str = "none") -> An
 
 def policy(base: Path) -> PeftModel:
     """A causal model with an adapter that changes something."""
-    model = with_adapter(
-        causal(base), lora_config(rank=4, alpha=8, dropout=0.0, targets="all-linear")
-    )
+    model = with_adapter(causal(base), lora_config(rank=4, alpha=8, dropout=0.0, targets="all-linear"))
     torch.manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -82,7 +80,12 @@ def test_a_fresh_classifier_scores_zero(tiny_base: Path) -> None:
 def test_what_is_trained_is_float32_whatever_the_base(tiny_base: Path, quantization: str) -> None:
     model = with_adapter(
         load_classifier(
-            str(tiny_base), attributes=["a"], revision=None, dtype="bfloat16", quantization=quantization, pad_id=0
+            str(tiny_base),
+            attributes=["a"],
+            revision=None,
+            dtype="bfloat16",
+            quantization=quantization,
+            pad_id=0,
         ),
         lora_config(rank=4, alpha=8, dropout=0.0, targets="all-linear", head=True),
     )

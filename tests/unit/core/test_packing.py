@@ -125,11 +125,7 @@ def test_the_mask_is_what_the_definition_says(forest: list[Tree]) -> None:
     assert batch.mask_R1TT().shape == (1, 1, *2 * [batch.ids_RT.shape[1]])
     for query, (tree, branch, _) in enumerate(row):
         for key in range(mask.shape[1]):
-            sees = (
-                key <= query
-                and row[key][0] == tree
-                and (row[key][1] == -1 or row[key][1] == branch)
-            )
+            sees = key <= query and row[key][0] == tree and (row[key][1] == -1 or row[key][1] == branch)
             assert bool(mask[query, key]) == sees, (query, key)
     # Padding sees something, or softmax would divide by zero, and no real token.
     assert mask[len(row) :].any(dim=1).all()

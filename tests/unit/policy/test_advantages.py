@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from policy.advantages import leave_one_out
 
 groups = st.integers(2, 6).flatmap(
-    lambda size: st.lists(st.lists(st.floats(-100, 100), min_size=size, max_size=size), min_size=1, max_size=4)
+    lambda size: st.lists(
+        st.lists(st.floats(-100, 100), min_size=size, max_size=size), min_size=1, max_size=4
+    )
 )
 
 
@@ -52,7 +54,9 @@ def test_the_advantages_of_a_group_sum_to_zero(values: list[list[float]]) -> Non
 def test_a_constant_added_to_a_group_changes_nothing(values: list[list[float]], constant: float) -> None:
     rewards = torch.tensor(values, dtype=torch.double)
     counted = all_counted(rewards)
-    assert torch.allclose(leave_one_out(rewards, counted), leave_one_out(rewards + constant, counted), atol=1e-9)
+    assert torch.allclose(
+        leave_one_out(rewards, counted), leave_one_out(rewards + constant, counted), atol=1e-9
+    )
 
 
 def test_shapes_must_agree() -> None:

@@ -62,4 +62,6 @@ def test_the_sum_is_the_mean_times_the_length(values: list[float], estimator: Es
     d = torch.tensor(values, dtype=torch.double)
     answer = torch.zeros(len(values), dtype=torch.long)
     total = kl_of_answers(d, answer, 1, estimator, "sum").item()
-    assert total == pytest.approx(kl_of_answers(d, answer, 1, estimator, "mean").item() * len(values), abs=1e-9)
+    assert total == pytest.approx(
+        kl_of_answers(d, answer, 1, estimator, "mean").item() * len(values), abs=1e-9
+    )

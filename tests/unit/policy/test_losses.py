@@ -41,7 +41,7 @@ def test_a_step_down_the_gradient_raises_good_answers_and_lowers_bad_ones(logps:
 
 def test_the_gradient_is_trls_at_ratio_1(logps: torch.Tensor) -> None:
     """trl/trainer/rloo_trainer.py, `_compute_loss`: -min(r A, clip(r) A), r = exp(log pi - log pi_old), pi_old = pi."""
-    sums = torch.stack([logps[ANSWER == n].sum() for n in range(3)])
+    sums = torch.stack([logps[n == ANSWER].sum() for n in range(3)])
     ratio = torch.exp(sums - sums.detach())
     trl = -torch.min(ratio * ADVANTAGES, torch.clamp(ratio, 0.8, 1.2) * ADVANTAGES).mean()
     (theirs,) = torch.autograd.grad(trl, logps)

@@ -125,7 +125,9 @@ def test_shares_add_up_to_the_whole() -> None:
     chosen, rejected, strength = torch.randn(6), torch.randn(6), torch.randint(1, 4, (6,)).float()
     for kind in KINDS:
         whole = bradley_terry(chosen, rejected, strength, kind, 6.0)
-        halves = [bradley_terry(chosen[s], rejected[s], strength[s], kind, 6.0) for s in (slice(2), slice(2, 6))]
+        halves = [
+            bradley_terry(chosen[s], rejected[s], strength[s], kind, 6.0) for s in (slice(2), slice(2, 6))
+        ]
         assert torch.allclose(halves[0] + halves[1], whole)
 
 

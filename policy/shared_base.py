@@ -1,0 +1,183 @@
+"""One base, loaded once, with a reward model and any number of policies on it: the project from Python.
+
+base = SharedBase.load("embedded")
+base.add_reward("runs/demo/reward/final")
+base.add_policy("runs/demo/policy/final")
+base.answer(["Tell me about tea."], policy="policy")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from transformers import PreTrainedModel
+
+from policy.rollouts.protocol import Sampling
+from policy.rollouts.transformers_engine import TransformersEngine
+from reward.scorer import Score, Scorer
+from rlhf.core import adapters
+from rlhf.core.chat import Chat
+from rlhf.core.errors import DataError, ModelError, did_you_mean
+from rlhf.core.models import PeftModel, load_causal, resolve_base, role
+from rlhf.core.records import Conversation, Message
+
+
+class SharedBase:
+    """A frozen base model that answers as itself or as one of its policies, and scores with its reward model.
+
+    Attributes:
+        chat: the door to token ids.
+    """
+
+    def __init__(self, model: PreTrainedModel, chat: Chat) -> None:
+        self.chat = chat
+        self._model: PreTrainedModel | PeftModel = model.eval()
+        self._scorer: Scorer | None = None
+        self._roles: dict[str, str] = {}  # what a policy is called here -> in PEFT, where few names are free
+
+    @classmethod
+    def load(
+        cls,
+        base: str = "embedded",
+        *,
+        revision: str | None = None,
+        dtype: Literal["bfloat16", "float32"] = "bfloat16",
+        quantization: Literal["none", "nf4"] = "none",
+        template_date: str = "26 Jul 2024",
+    ) -> SharedBase:
+        """Load the base; the arguments are the keys of a config's `model`.
+
+        Raises:
+            ModelError: no model, or no tokenizer with a chat template, can be loaded from `base`.
+        """
+        chat = Chat.load(resolve_base(base), revision=revision, template_date=template_date)
+        model = load_causal(base, revision=revision, dtype=dtype, quantization=quantization)
+        if torch.cuda.is_available() and quantization == "none":
+            model = model.to("cuda")
+        return cls(model, chat)
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """Names of the policies on the base, in the order they came."""
+        return tuple(self._roles)
+
+    def add_reward(self, folder: str | Path) -> None:
+        """Hang a reward model on the base, in place of an earlier one: `final/` of a `train-reward` run.
+
+        Raises:
+            ModelError: no reward model there, its head is missing, or it is for another base or chat template.
+        """
+        self._scorer = Scorer.share(folder, self._model, self.chat)
+        self._model = self._scorer.model.eval()
+
+    def add_policy(self, folder: str | Path, name: str = "policy") -> None:
+        """Hang a policy on the base, in place of one of the same name: `final/` of an `align-policy` run.
+
+        Raises:
+            ModelError: no policy there, or it is for another base or chat template.
+        """
+        adapter = adapters.read_policy(Path(folder))
+        adapter.check_template(self.chat)
+        self._model = adapter.hang_on(self._model, self._role(name)).eval()
+
+    def blend(self, name: str, weights: Mapping[str, float]) -> None:
+        """Make a policy whose weight update is exactly the weighted sum of those of other policies.
+
+        The base is the update 0: `{"policy": 0.5}` is half way from the base to the policy, 1.5 half as far again.
+
+        Raises:
+            ModelError: `weights` is empty or names a policy that is not there.
+        """
+        if not weights or name in weights or not all(map(math.isfinite, weights.values())):
+            raise ModelError(
+                f"{dict(weights)} is no recipe for the blend {name!r}.",
+                allowed="a finite weight for each of one or more other policies, such as {'policy': 0.5}",
+            )
+        for part in weights:
+            self._check_policy(part)
+        parts = {self._roles[part]: weight for part, weight in weights.items()}
+        adapters.blend(self._model, self._role(name), parts)
+        self._model.eval()
+
+    def answer(
+        self,
+        prompts: Sequence[str | Conversation],
+        *,
+        policy: str | None = None,
+        samples: int = 1,
+        max_new_tokens: int = 128,
+        temperature: float = 1.0,
+        seed: int = 0,
+    ) -> list[list[str]]:
+        """Sample answers to each prompt, all in one batch; the same arguments give the same answers.
+
+        Args:
+            prompts: what the user says, or conversations that wait for the assistant.
+            policy: who answers: a policy by name, or None for the base alone.
+            samples: answers to each prompt.
+            max_new_tokens: where an answer is cut off.
+            temperature: 1 draws from the model's own distribution, 0 takes the likeliest token each time.
+            seed: of the draws.
+
+        Raises:
+            ModelError: no policy of that name is there.
+            DataError: a prompt and an answer to it may be longer than the base's context.
+        """
+        if policy is not None:
+            self._check_policy(policy)
+        prompt_ids = [self.chat.prompt_ids(_conversation(prompt)) for prompt in prompts]
+        if not prompt_ids:
+            return []
+        longest, context = (
+            max(map(len, prompt_ids)),
+            self._model.config.get_text_config().max_position_embeddings,
+        )
+        if longest + max_new_tokens > context:
+            raise DataError(
+                f"The longest prompt has {longest} tokens; with an answer it may reach {longest + max_new_tokens}.",
+                allowed=f"{context} tokens, the context of the base",
+                fix="shorten the prompt, or lower max_new_tokens",
+            )
+        engine = TransformersEngine(Sampling(max_new_tokens, temperature, self.chat.stop_ids), self.chat)
+        engine.sync(self._model)
+        with self._wearing(policy):
+            groups = engine.generate(prompt_ids, samples=samples, seed=seed)
+        return [[rollout.text for rollout in group] for group in groups]
+
+    def score(self, conversations: Sequence[Conversation]) -> list[Score]:
+        """Score conversations that end with the assistant's message.
+
+        Raises:
+            ModelError: no reward model hangs on the base.
+            DataError: a conversation does not end with the assistant, or is longer than the base's context.
+        """
+        if self._scorer is None:
+            raise ModelError(
+                "No reward model hangs on this base.", fix='base.add_reward("runs/demo/reward/final")'
+            )
+        return self._scorer.score(conversations)
+
+    def _wearing(self, policy: str | None) -> contextlib.AbstractContextManager[None]:
+        if isinstance(self._model, PeftModel):
+            return role(self._model, None if policy is None else self._roles[policy])
+        return contextlib.nullcontext()  # nothing hangs on it yet
+
+    def _check_policy(self, name: str) -> None:
+        if name not in self.policies:
+            raise ModelError(
+                f"No policy {name!r} hangs on this base.{did_you_mean(name, self.policies)}",
+                allowed=", ".join(map(repr, self.policies)) or "none yet",
+                fix=f'base.add_policy("runs/demo/policy/final", name={name!r})',
+            )
+
+    def _role(self, name: str) -> str:
+        return self._roles.setdefault(name, f"policy_{len(self._roles)}")
+
+
+def _conversation(prompt: str | Conversation) -> Conversation:
+    return (Message("user", prompt),) if isinstance(prompt, str) else prompt

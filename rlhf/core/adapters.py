@@ -1,0 +1,196 @@
+"""Adapters on disk, hung on a base as roles: reward models (adapter and head), policies, and blends of policies.
+
+A folder holds PEFT's two files and a card that says with which base and chat template the adapter was trained: on
+another base, or under another template, it means nothing. What is hung is frozen.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rlhf.core.chat import Chat
+from rlhf.core.errors import ModelError
+from rlhf.core.models import HEAD, REWARD, PeftModel, fingerprint, kept_trainable
+
+ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter's folder, read."""
+
+    kind: str
+    """What it is, in words for people."""
+    config: LoraConfig
+    weights: Mapping[str, Tensor]
+    card: Mapping[str, Any]
+    """base, revision, fingerprint, template_hash, template_date, and what else its kind needs."""
+
+    @classmethod
+    def read(cls, folder: Path, *, kind: str, card: str, command: str) -> Adapter:
+        """Read a folder.
+
+        Raises:
+            ModelError: it is missing, holds something else, or a file in it is torn.
+        """
+        for name in ("", ADAPTER_CONFIG, ADAPTER_FILE, card):
+            if not (folder / name).exists():
+                why = f"{name} is missing" if name else "there is no such folder"
+                final = folder / "final"
+                raise ModelError(
+                    f"{folder} is not a {kind} of this project: {why}.",
+                    allowed=f"the final/ folder of a `rlhf {command}` run",
+                    fix=f"use {final}" if final.exists() else f"rlhf {command} CONFIG.yaml",
+                )
+        try:
+            weights = load_file(folder / ADAPTER_FILE)
+        except SafetensorError as error:
+            raise ModelError(
+                f"{folder / ADAPTER_FILE} cannot be read: {error}", fix="copy or train it again"
+            ) from error
+        described = json.loads((folder / card).read_text("utf-8"))
+        return cls(kind, LoraConfig.from_pretrained(str(folder)), weights, described)
+
+    def check_template(self, chat: Chat) -> None:
+        """Compare the chat template with the one the adapter was trained with.
+
+        Raises:
+            ModelError: it is another.
+        """
+        trained_with = self.card["template_hash"]
+        if chat.template_hash != trained_with:
+            raise ModelError(
+                f"The chat template here is not the one the {self.kind} was trained with "
+                f"({chat.template_hash[:12]}… instead of {trained_with[:12]}…).",
+                allowed=f"the tokenizer saved beside the {self.kind}, and the same model.template_date",
+                fix=f"set model.template_date={self.card['template_date']!r}, or keep the template of the base",
+            )
+
+    def hang_on(self, model: PreTrainedModel | PeftModel, name: str) -> PeftModel:
+        """Put the adapter on a causal base as the role `name`, frozen, in place of an earlier one of that name.
+
+        Raises:
+            ModelError: the adapter was trained on another base, or has weights without a place in it.
+        """
+        base = model.get_base_model() if isinstance(model, PeftModel) else model
+        found = fingerprint(base)
+        if found != self.card["fingerprint"]:
+            raise ModelError(
+                f"The {self.kind} was trained on {self.card['base']!r} (fingerprint {self.card['fingerprint']}), "
+                f"the base here is {base.config.name_or_path!r} ({found}).",
+                allowed=f"a {self.kind} on the same base: its adapter means nothing on another",
+                fix=f"set model.base={self.card['base']}, or train a {self.kind} on this base",
+            )
+        config = LoraConfig(**{**self.config.to_dict(), "modules_to_save": None, "task_type": "CAUSAL_LM"})
+        config.inference_mode = True
+        config.lora_dropout = 0.0  # the model around it may be training the policy, and a role is no draw
+        if isinstance(model, PeftModel):
+            wrapped = model
+            with kept_trainable(wrapped):
+                _make_room(wrapped, name)
+                wrapped.add_adapter(name, config)
+        else:
+            wrapped = PeftModel(model, config, adapter_name=name)
+        result = set_peft_model_state_dict(wrapped, dict(self.weights), adapter_name=name)
+        if result.unexpected_keys:
+            raise ModelError(
+                f"{len(result.unexpected_keys)} weights of the {self.kind}'s adapter have no place in the base, "
+                f"the first is {result.unexpected_keys[0]}.",
+                fix="use the base the adapter was trained on",
+            )
+        return wrapped
+
+
+def read_policy(folder: Path) -> Adapter:
+    """What `final/` of a policy run holds beside its tokenizer.
+
+    Raises:
+        ModelError: not a policy, or a file is torn.
+    """
+    return Adapter.read(folder, kind="policy", card="policy.json", command="align-policy")
+
+
+@dataclass(frozen=True)
+class RewardAdapter:
+    """A reward model on disk, read: what `final/` of a reward run holds beside its tokenizer."""
+
+    lora: Adapter
+    head_AD: Tensor
+
+    @property
+    def card(self) -> Mapping[str, Any]:
+        """reward.json: an adapter's card, and attributes, trained_length, max_length (the base's context)."""
+        return self.lora.card
+
+    @classmethod
+    def read(cls, folder: Path) -> RewardAdapter:
+        """Read a folder.
+
+        Raises:
+            ModelError: not a reward model, its head is missing, or a file is torn.
+        """
+        adapter = Adapter.read(folder, kind="reward model", card="reward.json", command="train-reward")
+        heads = [name for name in adapter.weights if name.split(".")[-2] == HEAD]
+        if len(heads) != 1:
+            raise ModelError(
+                f"{folder / ADAPTER_FILE} holds {len(heads)} reward heads.",
+                allowed=f"one weight named …{HEAD}.weight; without it every score would be random",
+                fix="save the adapter with modules_to_save=['score'], or train it again",
+            )
+        head = adapter.weights[heads[0]]
+        if head.shape[0] != len(adapter.card["attributes"]):
+            raise ModelError(
+                f"The head has {head.shape[0]} outputs, reward.json names {len(adapter.card['attributes'])} attributes.",
+                fix="use the two files of one run",
+            )
+        weights = {name: weight for name, weight in adapter.weights.items() if name not in heads}
+        return cls(replace(adapter, weights=weights), head.float())
+
+    def hang_on(self, model: PreTrainedModel | PeftModel) -> tuple[PeftModel, nn.Linear]:
+        """Put the adapter on a causal base as the role `reward`, frozen; returns the model and the head.
+
+        Raises:
+            ModelError: the adapter was trained on another base.
+        """
+        wrapped = self.lora.hang_on(model, REWARD)
+        head = nn.Linear(self.head_AD.shape[1], self.head_AD.shape[0], bias=False, device=wrapped.device)
+        head.weight = nn.Parameter(self.head_AD.to(wrapped.device), requires_grad=False)
+        return wrapped, head
+
+
+def blend(model: PeftModel, name: str, weights: Mapping[str, float]) -> None:
+    """Hang the role `name`, whose weight update is exactly the weighted sum of those of other roles.
+
+        dW = sum_i w_i s_i B_i A_i = [B_1 … B_n] [w_1 s_1 A_1; …; w_n s_n A_n]
+
+    with s = alpha / rank, so ranks add up. PEFT's `cat` does this. Its `linear` sums A and B each for itself, whose product
+    has cross terms B_i A_j; for one adapter alone, where PEFT takes it, there are none.
+
+    Raises:
+        ModelError: an adapter is more than a product of two matrices (DoRA), or is scaled in another way (rsLoRA).
+    """
+    for part in weights:
+        config = model.peft_config[part]
+        if config.use_dora or config.use_rslora:
+            raise ModelError(
+                "An adapter that is not plain LoRA cannot be blended.",
+                allowed="adapters without use_dora and use_rslora",
+            )
+    with kept_trainable(model):
+        _make_room(model, name)
+        model.add_weighted_adapter(list(weights), list(weights.values()), name, combination_type="cat")
+
+
+def _make_room(model: PeftModel, name: str) -> None:
+    if name in model.peft_config:
+        model.delete_adapter(name)

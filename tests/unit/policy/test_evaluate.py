@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from policy.evaluate import Answer, compare
+from rlhf.core.records import Message, Prompt
+
+PROMPTS = [Prompt((Message("user", f"Q{n}"),), source="here") for n in range(6)]
+
+
+def answer(reward: float = 0.0, gold: float | None = 0.5, kl: float = 0.0, length: int = 4) -> Answer:
+    return Answer("text", reward, gold, kl, length, finished=True)
+
+
+def answers(rewards: list[list[float]]) -> list[list[Answer]]:
+    return [[answer(reward) for reward in group] for group in rewards]
+
+
+BEFORE = answers([[0.0, 1.0], [2.0, 4.0], [-1.0, 1.0], [5.0, 5.0], [0.5, 0.5], [3.0, 1.0]])
+
+
+def shifted(by: float) -> list[list[Answer]]:
+    return [[replace(one, reward=one.reward + by) for one in group] for group in BEFORE]
+
+
+@pytest.mark.parametrize("by", [0.75, -0.75])
+def test_a_constant_difference_is_certain_and_has_its_sign(by: float) -> None:
+    """Prompts differ much from one another; what counts is the difference within each."""
+    difference = compare(PROMPTS, BEFORE, shifted(by), seed=0)["difference"]["reward"]
+    assert difference["mean"] == pytest.approx(by)
+    assert difference["ci95"] == pytest.approx([by, by])
+
+
+def test_means_by_hand() -> None:
+    result = compare(PROMPTS, BEFORE, shifted(1.0), seed=0)
+    assert result["before"]["reward"] == pytest.approx((0.5 + 3.0 + 0.0 + 5.0 + 0.5 + 2.0) / 6)
+    assert result["after"]["reward"] == pytest.approx(result["before"]["reward"] + 1)
+    assert result["before"]["length"] == 4.0 and result["before"]["gold"] == 0.5
+    assert (result["prompts"], result["samples"]) == (6, 2)
+
+
+def test_the_interval_is_the_bootstrap_over_prompts() -> None:
+    gains = [0.1, -0.4, 0.9, 0.3, 0.2, -0.1]
+    after = [
+        [replace(one, reward=one.reward + gain) for one in group]
+        for group, gain in zip(BEFORE, gains, strict=True)
+    ]
+    difference = compare(PROMPTS, BEFORE, after, seed=0)["difference"]["reward"]
+    assert difference["mean"] == pytest.approx(sum(gains) / 6)
+    # All 6^6 ways to draw six prompts, each as likely as the others.
+    means = [sum(draw) / 6 for draw in itertools.product(gains, repeat=6)]
+    assert difference["ci95"] == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=0.02)
+    again = compare(PROMPTS, BEFORE, after, seed=0)["difference"]["reward"]
+    assert again == difference
+    assert compare(PROMPTS, BEFORE, after, seed=1)["difference"]["reward"] != difference
+
+
+def test_gold_where_answers_can_be_checked() -> None:
+    mixed = [[answer(gold=None)] * 2, [answer(gold=0.25), answer(gold=0.75)]]
+    better = [[answer(gold=None)] * 2, [answer(gold=1.0), answer(gold=1.0)]]
+    result = compare(PROMPTS[:2], mixed, better, seed=0)
+    assert (result["before"]["gold"], result["after"]["gold"]) == (0.5, 1.0)
+    assert result["difference"]["gold"] == {"mean": 0.5, "ci95": [0.5, 0.5]}
+
+
+def test_gold_where_none_can() -> None:
+    result = compare(PROMPTS[:1], [[answer(gold=None)]], [[answer(gold=None)]], seed=0)
+    assert (result["before"]["gold"], result["difference"]["gold"]) == (None, None)
+    assert result["answers"][0]["before"]["gold"] is None
+
+
+def test_the_shape_of_eval_json() -> None:
+    result: dict[str, Any] = compare(PROMPTS, BEFORE, shifted(1.0), seed=0)
+    figures = {"reward", "gold", "kl", "length"}
+    assert set(result["before"]) == set(result["after"]) == set(result["difference"]) == figures
+    assert len(result["answers"]) == 6
+    assert result["answers"][1] == {
+        "prompt": [{"role": "user", "content": "Q1"}],
+        "source": "here",
+        "before": {
+            "answer": "text", "reward": 2.0, "gold": 0.5, "kl": 0.0, "length": 4, "finished": True,
+        },
+        "after": {
+            "answer": "text", "reward": 3.0, "gold": 0.5, "kl": 0.0, "length": 4, "finished": True,
+        },
+    }  # fmt: skip

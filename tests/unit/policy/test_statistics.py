@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from policy.statistics import UpdateStatistics, peak_memory_gib
+from rlhf.core.records import Message, Prompt, Rollout
+
+
+def rollout(length: int, *, finished: bool = True, logprobs: tuple[float, ...] = ()) -> Rollout:
+    return Rollout((1, 2), tuple(range(length)), logprobs, finished, f"{length} tokens")
+
+
+ROLLOUTS = [
+    rollout(2, logprobs=(-1.0, -2.0)),
+    rollout(1, logprobs=(-3.0,)),
+    rollout(3, finished=False, logprobs=(-1.0, -1.0, -1.0)),
+]
+REWARDS = [1.0, 0.0, 5.0]
+
+
+def statistics(rollouts: list[Rollout] = ROLLOUTS) -> UpdateStatistics:
+    """Two rows; the first holds the last answer, so that places matter."""
+    gathered = UpdateStatistics(REWARDS, rollouts)
+    common: dict[str, Any] = {"entropy_M": torch.tensor([1.0, 2.0, 3.0])}
+    gathered.add(
+        [2],
+        loss=0.5,
+        advantages_N=torch.tensor([4.0]),
+        penalty_N=torch.tensor([0.6]),
+        log_ratio_M=torch.tensor([0.5, -0.5, 1.0]),
+        logps_M=torch.tensor([-1.0, -1.5, -1.0]),
+        answer_M=torch.tensor([0, 0, 0]),
+        **common,
+    )
+    gathered.add(
+        [0, 1],
+        loss=-0.25,
+        advantages_N=torch.tensor([-1.0, -3.0]),
+        penalty_N=torch.tensor([0.2, 0.1]),
+        log_ratio_M=torch.tensor([1.0, 1.0, -3.0]),
+        logps_M=torch.tensor([-1.0, -2.0, -3.3]),
+        answer_M=torch.tensor([0, 0, 1]),
+        **common,
+    )
+    return gathered
+
+
+def test_figures_by_hand() -> None:
+    ratios = [0.5, -0.5, 1.0, 1.0, 1.0, -3.0]
+    figures = statistics().figures()
+    memory = figures.pop("memory/peak_gib")
+    assert 0 < memory < 1000
+    # Lengths 2, 1, 3 and rewards 1, 0, 5: deviations (0, -1, 1) and (-1, -2, 3).
+    correlation = (2 + 3) / math.sqrt(2 * 14)
+    advantages = [-1.0, -3.0, 4.0]
+    assert figures == pytest.approx(
+        {
+            "loss/policy": 0.25,
+            "reward/mean": 2.0,
+            "reward/std": math.sqrt(14 / 3),
+            "kl/mean": 0.0,
+            "kl/sum": (2.0 - 3.0 + 1.0) / 3,
+            "kl/abs_mean": 7 / 6,
+            "kl/k2_mean": sum(d * d / 2 for d in ratios) / 6,
+            "kl/k3_mean": sum(math.exp(-d) - 1 + d for d in ratios) / 6,
+            "kl/penalty": 0.3,
+            "length/mean": 2.0,
+            "length/finished_share": 2 / 3,
+            "length/reward_correlation": correlation,
+            "policy/entropy": 2.0,
+            "advantage/std": math.sqrt(sum(a * a for a in advantages) / 3),
+            "engine/logprob_difference": (0.5 + 0.3) / 6,
+            "engine/logprob_difference_max": 0.5,
+        },
+        abs=1e-5,
+    )
+
+
+def test_an_engine_without_logprobs_is_not_compared() -> None:
+    silent = [rollout(2), rollout(1), rollout(3)]
+    assert not any(name.startswith("engine/") for name in statistics(silent).figures())
+
+
+@pytest.mark.parametrize("rewards", [[2.0, 2.0, 2.0], [1.0, 2.0, 3.0]])
+def test_the_correlation_of_a_constant_is_zero(rewards: list[float]) -> None:
+    gathered = statistics([rollout(2)] * 3)
+    gathered.rewards = rewards
+    assert gathered.figures()["length/reward_correlation"] == 0.0
+
+
+def test_samples_keep_the_order_of_the_answers() -> None:
+    prompts = [Prompt((Message("system", "S"), Message("user", f"Q{n}"))) for n in range(3)]
+    rows = statistics().samples(7, prompts, [None, 0.5, 1.0])
+    assert rows[0] == {
+        "step": 7,
+        "prompt": [{"role": "system", "content": "S"}, {"role": "user", "content": "Q0"}],
+        "answer": "2 tokens",
+        "reward": 1.0,
+        "gold": None,
+        "kl": 2.0,
+        "length": 2,
+        "finished": True,
+    }
+    assert [row["kl"] for row in rows] == [2.0, -3.0, 1.0]
+    assert [row["gold"] for row in rows] == [None, 0.5, 1.0]
+    assert [row["finished"] for row in rows] == [True, True, False]
+
+
+def test_peak_memory_only_grows() -> None:
+    before = peak_memory_gib()
+    held = torch.ones(64 * 2**20)
+    assert before <= peak_memory_gib()
+    assert peak_memory_gib() > 0.2 and len(held)

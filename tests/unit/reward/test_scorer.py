@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from reward.scorer import Score, Scorer
+from rlhf.core.chat import Chat
+from rlhf.core.errors import DataError, DivergenceError, ModelError
+from rlhf.core.models import load_causal
+from rlhf.core.records import HELPSTEER_ATTRIBUTES, Conversation, Message
+
+PROMPTS = ["Name a colour.", "What is the capital of France, and why?", "Count to three."]
+ANSWERS = ["Blue.", "One, two, three, four, five.", "I do not know.", "Paris " * 30]
+
+
+def conversation(prompt: str, answer: str) -> Conversation:
+    return Message("user", prompt), Message("assistant", answer)
+
+
+ALL = [conversation(prompt, answer) for prompt in PROMPTS for answer in ANSWERS]
+
+
+def values(scores: list[Score]) -> torch.Tensor:
+    return torch.tensor([list(score.attributes.values()) for score in scores])
+
+
+@pytest.fixture(scope="module")
+def scorer(tiny_reward: Path) -> Scorer:
+    return Scorer.load(tiny_reward)
+
+
+@pytest.fixture(scope="module")
+def alone(scorer: Scorer) -> torch.Tensor:
+    """Each conversation scored by itself."""
+    return torch.cat([values(scorer.score([one])) for one in ALL])
+
+
+@pytest.fixture
+def final(tiny_reward: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_reward, tmp_path / "final"))
+
+
+def test_the_first_attribute_is_the_reward(scorer: Scorer) -> None:
+    (score,) = scorer.score(ALL[:1])
+    assert tuple(score.attributes) == HELPSTEER_ATTRIBUTES == scorer.attributes
+    assert score.reward == score.attributes["helpfulness"]
+    assert scorer.score([]) == []
+
+
+def test_scores_are_far_apart(alone: torch.Tensor) -> None:
+    """Or the tests below could not fail."""
+    distance = (alone[:, None] - alone[None]).abs().amax(dim=2)
+    assert distance[~torch.eye(len(ALL), dtype=torch.bool)].min() > 0.05
+
+
+@pytest.mark.parametrize("budget", [1, 64, 200, 4096])
+def test_a_score_does_not_depend_on_the_budget(tiny_reward: Path, alone: torch.Tensor, budget: int) -> None:
+    together = values(Scorer.load(tiny_reward, tokens_per_batch=budget).score(ALL))
+    assert torch.allclose(together, alone, atol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_score_does_not_depend_on_order_and_neighbours(
+    scorer: Scorer, alone: torch.Tensor, seed: int
+) -> None:
+    order = torch.randperm(len(ALL), generator=torch.Generator().manual_seed(seed))
+    some = order[: 4 + seed * 3].tolist()
+    assert torch.allclose(values(scorer.score([ALL[place] for place in some])), alone[some], atol=1e-4)
+
+
+def test_the_same_conversation_twice_has_the_same_score(scorer: Scorer, alone: torch.Tensor) -> None:
+    first, second = values(scorer.score([ALL[0], ALL[0]]))
+    assert torch.allclose(first, second, atol=1e-5) and torch.allclose(first, alone[0], atol=1e-4)
+
+
+def test_the_dropout_of_training_does_not_reach_a_score(scorer: Scorer, alone: torch.Tensor) -> None:
+    assert (
+        json.loads((Path(scorer_folder(scorer)) / "adapter_config.json").read_text())["lora_dropout"] == 0.5
+    )
+    scorer.model.train()
+    try:
+        assert torch.allclose(values(scorer.score(ALL)), alone, atol=1e-4)
+    finally:
+        scorer.model.eval()
+
+
+def scorer_folder(scorer: Scorer) -> str:
+    return str(scorer.chat.tokenizer.name_or_path)
+
+
+def test_scores_on_a_shared_base_are_those_on_an_own_one(
+    tiny_base: Path, tiny_chat: Chat, tiny_reward: Path, alone: torch.Tensor
+) -> None:
+    base = load_causal(str(tiny_base), revision=None, dtype="float32", quantization="none")
+    shared = Scorer.share(tiny_reward, base, tiny_chat)
+    assert shared.model.get_base_model() is base  # not a copy
+    assert torch.allclose(values(shared.score(ALL)), alone, atol=1e-4)
+
+
+def test_plain_transformers_and_peft_give_the_same_scores(
+    tiny_base: Path, tiny_reward: Path, tiny_chat: Chat, alone: torch.Tensor
+) -> None:
+    """What the model card tells others to do."""
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    base = AutoModelForSequenceClassification.from_pretrained(tiny_base, num_labels=5)
+    model = PeftModel.from_pretrained(base, tiny_reward).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_reward)
+    for one, expected in zip(ALL, alone, strict=True):
+        ids = tokenizer.apply_chat_template(
+            [{"role": message.role, "content": message.content} for message in one],
+            return_tensors="pt",
+            return_dict=True,
+        )
+        with torch.no_grad():
+            assert torch.allclose(model(**ids).logits[0], expected, atol=1e-4)
+
+
+def test_a_bfloat16_base_gives_nearly_the_same(final: Path, alone: torch.Tensor) -> None:
+    card = json.loads((final / "reward.json").read_text())
+    (final / "reward.json").write_text(json.dumps({**card, "dtype": "bfloat16"}))
+    scores = values(Scorer.load(final).score(ALL))
+    assert (scores - alone).abs().mean() < 0.1 * alone.std()
+
+
+def test_no_head(final: Path) -> None:
+    file = final / "adapter_model.safetensors"
+    save_file({name: w for name, w in load_file(file).items() if "score" not in name}, file)
+    with pytest.raises(ModelError, match="holds 0 reward heads") as caught:
+        Scorer.load(final)
+    assert caught.value.exit_code == 2
+
+
+def test_another_base(final: Path, other_base: Path) -> None:
+    card = json.loads((final / "reward.json").read_text())
+    (final / "reward.json").write_text(json.dumps({**card, "base": str(other_base)}))
+    with pytest.raises(ModelError, match="The reward model was trained on") as caught:
+        Scorer.load(final)
+    assert "its adapter means nothing on another" in caught.value.allowed
+
+
+def test_another_template(final: Path, tiny_base: Path) -> None:
+    base = load_causal(str(tiny_base), revision=None, dtype="float32", quantization="none")
+    with pytest.raises(ModelError, match="not the one the reward model was trained with") as caught:
+        Scorer.share(final, base, Chat.load(tiny_base, template_date="1 Jan 2030"))
+    assert "set model.template_date='26 Jul 2024'" in caught.value.fix
+    template = final / "chat_template.jinja"
+    template.write_text(template.read_text() + " ")
+    with pytest.raises(ModelError, match="not the one the reward model was trained with"):
+        Scorer.load(final)
+
+
+def test_a_conversation_that_is_too_long(scorer: Scorer) -> None:
+    long = conversation("Count.", "one " * 600)
+    with pytest.raises(DataError, match=r"Conversation 2 of 2 has 6\d\d tokens") as caught:
+        scorer.score([ALL[0], long])
+    assert "at most 512, the context of the reward model's base" in caught.value.allowed
+
+
+def test_a_conversation_without_an_answer(scorer: Scorer) -> None:
+    with pytest.raises(DataError, match="does not end with the assistant's message"):
+        scorer.score([ALL[0], (Message("user", "And?"),)])
+
+
+def test_a_score_that_is_not_a_number_is_never_passed_on(
+    scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight: Any = scorer.head.weight.clone()
+    weight[1, 0] = float("nan")  # one attribute, not the reward
+    monkeypatch.setattr(scorer.head, "weight", torch.nn.Parameter(weight, requires_grad=False))
+    with pytest.raises(
+        DivergenceError, match="score of conversation 1 of 2 is not a finite number"
+    ) as caught:
+        scorer.score(ALL[:2])
+    assert caught.value.exit_code == 1
