@@ -83,7 +83,9 @@ class SharedBase:
         """
         adapter = adapters.read_policy(Path(folder))
         adapter.check_template(self.chat)
-        self._model = adapter.hang_on(self._model, self._role(name)).eval()
+        role_name = self._role_name(name)
+        self._model = adapter.hang_on(self._model, role_name).eval()
+        self._roles[name] = role_name
 
     def blend(self, name: str, weights: Mapping[str, float]) -> None:
         """Make a policy whose weight update is exactly the weighted sum of those of other policies.
@@ -101,8 +103,10 @@ class SharedBase:
         for part in weights:
             self._check_policy(part)
         parts = {self._roles[part]: weight for part, weight in weights.items()}
-        adapters.blend(self._model, self._role(name), parts)
+        role_name = self._role_name(name)
+        adapters.blend(self._model, role_name, parts)
         self._model.eval()
+        self._roles[name] = role_name
 
     def answer(
         self,
@@ -175,8 +179,8 @@ class SharedBase:
                 fix=f'base.add_policy("runs/demo/policy/final", name={name!r})',
             )
 
-    def _role(self, name: str) -> str:
-        return self._roles.setdefault(name, f"policy_{len(self._roles)}")
+    def _role_name(self, policy: str) -> str:
+        return self._roles.get(policy, f"policy_{len(self._roles)}")
 
 
 def _conversation(prompt: str | Conversation) -> Conversation:

@@ -190,7 +190,10 @@ class HybridRewardTrainer(SafeCheckpoints, RewardTrainer):
             if source in summary:
                 figures[f"validation/{name}"] = float(summary[source])
         self.record(self.step_offset + self.state.global_step, figures)
-        return {"eval_loss": figures["validation/loss"]}
+        metrics = {"eval_loss": figures["validation/loss"]}
+        # Without this the trainer would not know, and would do it once more at the end of the stage.
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: object) -> bool:
         is_best = bool(super()._determine_best_metric(metrics, trial))

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import socket
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:  # tests of rlhf.config and rlhf.data run without torch
+    from typer.testing import Result
+
+    from policy.reinforce import ReinforceTrainer
     from rlhf.core.chat import Chat
+    from rlhf.core.records import Conversation, Rollout
 
 # Set before any library is imported, since most read them once.
 os.environ.update(
@@ -85,6 +92,17 @@ def other_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_base(tmp_path_factory.mktemp("tiny") / "other", seed=1)
 
 
+def randomise(model: Any, seed: int, scale: float = 0.2) -> None:
+    """Give whatever is trained random values, so that adapter and head change something."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(0, scale, generator=generator)
+
+
 @pytest.fixture(scope="session")
 def tiny_chat(tiny_base: Path) -> Chat:
     from rlhf.core.chat import Chat
@@ -95,8 +113,6 @@ def tiny_chat(tiny_base: Path) -> Chat:
 @pytest.fixture(scope="session")
 def tiny_reward(tiny_base: Path, tiny_chat: Chat, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The `final/` folder of a reward model on the tiny base: random adapter, random head, dropout while training."""
-    import torch
-
     from reward.recipe import build_model
     from reward.save import save_final
     from rlhf.config.reward import RewardConfig
@@ -111,11 +127,109 @@ def tiny_reward(tiny_base: Path, tiny_chat: Chat, tmp_path_factory: pytest.TempP
         }
     )
     model = build_model(config, tiny_chat)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.normal_(0, 0.2, generator=generator)
+    randomise(model, seed=1)
     folder = tmp_path_factory.mktemp("reward") / "final"
     save_final(config, model, tiny_chat, folder)
     return folder
+
+
+@pytest.fixture
+def policy_trainer(
+    tiny_base: Path, tiny_chat: Chat, tiny_reward: Path, tmp_path: Path
+) -> Callable[..., ReinforceTrainer]:
+    """Makes the policy's trainer on the tiny base with a random adapter, given answers and given rewards."""
+    from types import SimpleNamespace
+
+    from policy.recipe import build_trainer
+    from rlhf.config.load import load_config
+    from rlhf.config.policy import PolicyConfig
+    from rlhf.core.records import Prompt
+
+    def make(
+        prompts: Sequence[Conversation], groups: list[list[Rollout]], rewards: Sequence[float], *overrides: str
+    ) -> ReinforceTrainer:
+        file = tmp_path / "policy.yaml"
+        file.write_text(f"output: unused\nreward: {tiny_reward}\ndata: {{prompts: [{{path: demo}}]}}\n")
+        fixed = [
+            f"model.base={tiny_base}",
+            "model.dtype=float32",
+            "adapter.rank=4",
+            "rollouts.engine=transformers",
+            f"rollouts.prompts_per_step={len(groups)}",
+            f"rollouts.samples_per_prompt={len(groups[0])}",
+            "data.max_prompt_tokens=200",
+        ]
+        config = load_config(file, PolicyConfig, [*fixed, *overrides])
+        run: Any = SimpleNamespace(checkpoints=tmp_path / "checkpoints")
+        trainer = build_trainer(config, tiny_chat, [Prompt(messages) for messages in prompts], run)
+        given: Any = SimpleNamespace(sync=lambda model: None, generate=lambda ids, samples, seed: groups)
+        trainer.engine = given
+        scorer: Any = SimpleNamespace(
+            score=lambda conversations: [SimpleNamespace(reward=reward) for reward in rewards]
+        )
+        trainer.scorer = scorer
+        randomise(trainer.model, seed=2, scale=0.1)
+        trainer.state.global_step = 1  # a fresh adapter is expected at 0
+        return trainer
+
+    return make
+
+
+@pytest.fixture
+def rlhf_command() -> Callable[..., Result]:
+    """Runs `rlhf` as typed, in this process."""
+    from typer.testing import CliRunner
+
+    from rlhf import cli
+
+    return lambda *words: CliRunner().invoke(cli.app, [str(word) for word in words], prog_name="rlhf")
+
+
+@pytest.fixture(scope="session")
+def reward_config(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reward run of two stages on the tiny base and a little of the synthetic data: seconds."""
+    from rlhf.data.demo import demo_rows
+
+    folder = tmp_path_factory.mktemp("configs")
+    for kind, rows in (("helpsteer2", 80), ("helpsteer2-preference", 40)):
+        some = itertools.islice(demo_rows(kind, "train"), rows)  # type: ignore[arg-type]
+        (folder / f"{kind}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    file = folder / "reward.yaml"
+    file.write_text(f"""
+output: unused
+model: {{base: {tiny_base}, dtype: float32, max_length: 400}}
+adapter: {{rank: 4, alpha: 8, dropout: 0.1}}
+data:
+  ratings: [{{path: {folder}/helpsteer2.jsonl, format: helpsteer2}}]
+  preferences: [{{path: {folder}/helpsteer2-preference.jsonl, format: helpsteer2-preference}}]
+  validation_share: 0.2
+stages:
+  - {{name: ratings, regression_weight: 1.0, max_steps: 5, batch_size: 4, optimizer: {{warmup_steps: 2}}}}
+  - {{name: pairs, preference_weight: 1.0, max_steps: 4, batch_size: 4, optimizer: {{schedule: cosine, warmup_steps: 1}}}}
+head_start: 16
+tokens_per_batch: 512
+validate_every: 2
+save_every: 2
+""")
+    return file
+
+
+@pytest.fixture(scope="session")
+def policy_config(tiny_base: Path, tiny_reward: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy run of three updates on the tiny base and a little of the synthetic data: seconds."""
+    file = tmp_path_factory.mktemp("configs") / "policy.yaml"
+    file.write_text(f"""
+output: unused
+reward: {tiny_reward}
+model: {{base: {tiny_base}, dtype: float32, max_length: 400}}
+adapter: {{rank: 4, alpha: 8}}
+data: {{prompts: [{{path: demo, limit: 60}}], max_prompt_tokens: 200}}
+rollouts: {{engine: transformers, prompts_per_step: 2, samples_per_prompt: 3, max_new_tokens: 6}}
+algorithm: {{unfinished: keep}}
+optimizer: {{learning_rate: 1.0e-2, warmup_steps: 0}}
+steps: 3
+save_every: 2
+tokens_per_batch: 512
+evaluation: {{prompts: 3, samples: 2}}
+""")
+    return file

@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import LoraConfig, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -173,22 +175,30 @@ def blend(model: PeftModel, name: str, weights: Mapping[str, float]) -> None:
 
         dW = sum_i w_i s_i B_i A_i = [B_1 … B_n] [w_1 s_1 A_1; …; w_n s_n A_n]
 
-    with s = alpha / rank, so ranks add up. PEFT's `cat` does this. Its `linear` sums A and B each for itself, whose product
-    has cross terms B_i A_j; for one adapter alone, where PEFT takes it, there are none.
+    with s = alpha / rank, so ranks add up. PEFT's `add_weighted_adapter` rounds to the base's format even with its exact
+    `cat`; its `linear` adds up the A and the B, whose product has cross terms B_i A_j besides.
 
     Raises:
-        ModelError: an adapter is more than a product of two matrices (DoRA), or is scaled in another way (rsLoRA).
+        ModelError: an adapter is more than a product of two matrices (DoRA).
     """
-    for part in weights:
-        config = model.peft_config[part]
-        if config.use_dora or config.use_rslora:
-            raise ModelError(
-                "An adapter that is not plain LoRA cannot be blended.",
-                allowed="adapters without use_dora and use_rslora",
-            )
+    if any(model.peft_config[part].use_dora for part in weights):
+        raise ModelError("A DoRA adapter cannot be blended.", allowed="LoRA adapters, whose updates add up")
+    layers = {
+        place: layer
+        for place, layer in model.get_base_model().named_modules()
+        if isinstance(layer, LoraLayer) and weights.keys() & layer.lora_A.keys()
+    }
+    rank = sum(model.peft_config[part].r for part in weights)
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(layers), inference_mode=True)
     with kept_trainable(model):
         _make_room(model, name)
-        model.add_weighted_adapter(list(weights), list(weights.values()), name, combination_type="cat")
+        model.add_adapter(name, config)
+    for layer in layers.values():
+        parts = [part for part in weights if part in layer.lora_A]
+        factors_A = [weights[part] * layer.scaling[part] * layer.lora_A[part].weight.data for part in parts]
+        factors_B = [layer.lora_B[part].weight.data for part in parts]
+        layer.lora_A[name].weight.data = torch.cat(factors_A)
+        layer.lora_B[name].weight.data = torch.cat(factors_B, dim=1)
 
 
 def _make_room(model: PeftModel, name: str) -> None:

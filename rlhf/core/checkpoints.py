@@ -170,6 +170,9 @@ class SafeCheckpoints:
             placed = value if kind == "step" else value.to(parameter.device)
             self.optimizer.state[parameter][kind] = placed
         self.lr_scheduler.load_state_dict(json.loads((folder / STATE).read_text())["schedule"])
+        # The schedule sets the next rate after an update; the one of this update is the optimizer's to remember.
+        for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is None:

@@ -45,6 +45,10 @@ class UserError(RlhfError):
 
     exit_code = 2
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython and Jupyter show in place of a stack trace: the message."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class ConfigError(UserError):
     """A config key, value or override that cannot be used."""

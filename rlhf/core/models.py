@@ -23,6 +23,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     BitsAndBytesConfig,
+    GenerationConfig,
     PreTrainedModel,
 )
 from transformers.utils.logging import disable_progress_bar
@@ -48,7 +49,14 @@ def load_causal(base: str, *, revision: str | None, dtype: str, quantization: st
     Raises:
         ModelError: nothing that transformers can load is there.
     """
-    return _load(AutoModelForCausalLM, base, revision=revision, dtype=dtype, quantization=quantization)
+    model = _load(AutoModelForCausalLM, base, revision=revision, dtype=dtype, quantization=quantization)
+    # How answers are drawn is for the config to say: a model's own top_p or repetition penalty would bend the
+    # distribution that log-probabilities are taken of.
+    own = model.generation_config
+    model.generation_config = GenerationConfig(
+        bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id
+    )
+    return model
 
 
 def load_classifier(

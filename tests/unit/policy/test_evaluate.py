@@ -55,9 +55,7 @@ def test_the_interval_is_the_bootstrap_over_prompts() -> None:
     # All 6^6 ways to draw six prompts, each as likely as the others.
     means = [sum(draw) / 6 for draw in itertools.product(gains, repeat=6)]
     assert difference["ci95"] == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=0.02)
-    again = compare(PROMPTS, BEFORE, after, seed=0)["difference"]["reward"]
-    assert again == difference
-    assert compare(PROMPTS, BEFORE, after, seed=1)["difference"]["reward"] != difference
+    assert compare(PROMPTS, BEFORE, after, seed=0)["difference"]["reward"] == difference
 
 
 def test_gold_where_answers_can_be_checked() -> None:

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import itertools
-import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,10 +27,22 @@ ANSWERED = [
 LENGTH = 8
 
 
-def write_policy(folder: Path, base: Path, chat: Chat, *, rank: int, alpha: float, seed: int) -> Path:
+def write_policy(
+    folder: Path,
+    base: Path,
+    chat: Chat,
+    *,
+    rank: int,
+    alpha: float,
+    seed: int,
+    targets: str | list[str] = "all-linear",
+    rslora: bool = False,
+) -> Path:
     """The `final/` folder of a policy whose update is large enough to be heard."""
     causal = load_causal(str(base), revision=None, dtype="float32", quantization="none")
-    model = with_adapter(causal, lora_config(rank=rank, alpha=alpha, dropout=0.0, targets="all-linear"))
+    adapter = lora_config(rank=rank, alpha=alpha, dropout=0.0, targets=targets)
+    adapter.use_rslora = rslora
+    model = with_adapter(causal, adapter)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -65,8 +75,9 @@ def other_final(tiny_base: Path, tiny_chat: Chat, tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture
-def base(tiny_base: Path) -> SharedBase:
-    return SharedBase.load(str(tiny_base), dtype="float32")
+def base(tiny_base: Path, tiny_chat: Chat) -> SharedBase:
+    causal = load_causal(str(tiny_base), revision=None, dtype="float32", quantization="none")
+    return SharedBase(causal, tiny_chat)
 
 
 def greedy(base: SharedBase, policy: str | None = None) -> list[list[str]]:
@@ -148,11 +159,13 @@ def test_roles_do_not_disturb_each_other(
         assert score.attributes == pytest.approx(wanted.attributes, abs=1e-5)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("dtype", "quantization"), [("float32", "none"), ("bfloat16", "none"), ("bfloat16", "nf4")]
+)
 def test_a_blend_is_the_weighted_sum_of_the_updates(
-    tiny_base: Path, final: Path, other_final: Path, dtype: Any
+    tiny_base: Path, final: Path, other_final: Path, dtype: Any, quantization: Any
 ) -> None:
-    base = SharedBase.load(str(tiny_base), dtype=dtype)
+    base = SharedBase.load(str(tiny_base), dtype=dtype, quantization=quantization)
     base.add_policy(final, "one")
     base.add_policy(other_final, "two")
     base.blend("both", {"one": 0.7, "two": -0.4})
@@ -165,17 +178,37 @@ def test_a_blend_is_the_weighted_sum_of_the_updates(
         torch.testing.assert_close(half[place], 0.5 * update, atol=1e-5, rtol=0)
 
 
-def test_summing_the_factors_would_not_be_the_sum_of_the_updates(
+def test_a_blend_is_what_peft_concatenates_and_not_what_it_sums(
     base: SharedBase, tiny_chat: Chat, final: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
     base.add_policy(final, "one")
     base.add_policy(write_policy(tmp_path / "final", tiny_base, tiny_chat, rank=4, alpha=8, seed=3), "two")
-    names = [base._roles["one"], base._roles["two"]]
-    base._model.add_weighted_adapter(names, [0.5, 0.5], "linear", combination_type="linear")
-    base._roles["linear"] = "linear"
-    one, two, linear = (updates(base, name) for name in ("one", "two", "linear"))
-    for place, update in one.items():
-        assert (linear[place] - 0.5 * update - 0.5 * two[place]).abs().max() > 0.1
+    base.blend("ours", {"one": 0.7, "two": -0.4})
+    for kind in ("cat", "linear"):
+        parts = [base._roles["one"], base._roles["two"]]
+        base._model.add_weighted_adapter(parts, [0.7, -0.4], kind, combination_type=kind)
+        base._roles[kind] = kind
+    ours, cat, linear = (updates(base, name) for name in ("ours", "cat", "linear"))
+    for place, update in ours.items():
+        torch.testing.assert_close(update, cat[place], atol=1e-5, rtol=0)
+        assert (linear[place] - update).abs().max() > 0.1
+
+
+def test_policies_with_other_layers_and_scales_can_be_blended(
+    base: SharedBase, tiny_base: Path, tiny_chat: Chat, final: Path, tmp_path: Path
+) -> None:
+    narrow = write_policy(
+        tmp_path / "narrow", tiny_base, tiny_chat, rank=2, alpha=6, seed=3, targets=["q_proj"], rslora=True
+    )
+    base.add_policy(final)
+    base.add_policy(narrow, "narrow")
+    base.blend("both", {"narrow": 2.0, "policy": 1.0})
+    wide, few, both = (updates(base, name) for name in ("policy", "narrow", "both"))
+    assert {place.split(".")[-1] for place in few} == {"q_proj"} and len(both) == 14
+    for place, update in both.items():
+        expected = wide[place] + 2 * few[place] if place in few else wide[place]
+        torch.testing.assert_close(update, expected, atol=1e-5, rtol=0)
+    assert len(set(map(str, (greedy(base, "both"), greedy(base, "policy"), greedy(base, "narrow"))))) == 3
 
 
 def test_a_blend_with_nothing_is_the_base_and_with_all_of_it_the_policy(
@@ -285,15 +318,12 @@ def test_any_name_will_do(
     assert base.score(ANSWERED) == scores
 
 
-def test_an_adapter_that_is_not_plain_cannot_be_blended(
-    base: SharedBase, final: Path, tmp_path: Path
-) -> None:
-    folder = Path(shutil.copytree(final, tmp_path / "final"))
-    config = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps({**config, "use_rslora": True}))
-    base.add_policy(folder)
-    with pytest.raises(ModelError, match="An adapter that is not plain LoRA cannot be blended"):
+def test_a_dora_adapter_cannot_be_blended(base: SharedBase, final: Path) -> None:
+    base.add_policy(final)
+    base._model.peft_config[base._roles["policy"]].use_dora = True
+    with pytest.raises(ModelError, match="A DoRA adapter cannot be blended"):
         base.blend("half", {"policy": 0.5})
+    assert base.policies == ("policy",)
 
 
 def test_a_prompt_that_leaves_no_room(base: SharedBase) -> None:

@@ -1,0 +1,164 @@
+"""Packing is arithmetic, not a method: the policy's log-probabilities, loss and gradient do not depend on it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from policy.reinforce import pack_groups, token_logps
+from rlhf.core.chat import Chat
+from rlhf.core.packing import PackedBatch
+from rlhf.core.records import Conversation, Message, Rollout
+
+P, G = 5, 3
+TEMPERATURE = 0.7
+BUDGETS = (1, 64, 256, 4096)
+
+PROMPTS: list[Conversation] = [(Message("user", "Say something. " * n),) for n in range(1, P + 1)]
+
+
+@pytest.fixture(scope="module")
+def groups(tiny_chat: Chat) -> list[list[Rollout]]:
+    """Answers of 1 to 20 random tokens; two of a group are finished."""
+    draw = random.Random(0)
+
+    def rollout(prompt: Conversation, finished: bool) -> Rollout:
+        ids = [draw.randrange(100, 40_000) for _ in range(draw.randint(1, 20))]
+        if finished:
+            ids.append(tiny_chat.stop_ids[0])
+        return Rollout(tuple(tiny_chat.prompt_ids(prompt)), tuple(ids), (), finished, tiny_chat.decode(ids))
+
+    return [[rollout(prompt, finished=g > 0) for g in range(G)] for prompt in PROMPTS]
+
+
+@pytest.fixture(scope="module")
+def rewards() -> list[float]:
+    return torch.randn(P * G, generator=torch.Generator().manual_seed(0)).tolist()
+
+
+def padded_logps(model: Any, groups: list[list[Rollout]]) -> list[Tensor]:
+    """log softmax of the logits of one padded batch, per answer."""
+    rollouts = [rollout for group in groups for rollout in group]
+    rows = [[*r.prompt_ids, *r.completion_ids] for r in rollouts]
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    whole = torch.log_softmax(model(input_ids=ids, attention_mask=mask).logits.float() / TEMPERATURE, dim=-1)
+    found = []
+    for logps, rollout in zip(whole, rollouts, strict=True):
+        start = len(rollout.prompt_ids) - 1  # what is predicted there is the first token of the answer
+        places = torch.arange(start, start + len(rollout.completion_ids))
+        found.append(logps[places, torch.tensor(rollout.completion_ids)])
+    return found
+
+
+def packed_logps(model: Any, groups: list[list[Rollout]], budget: int) -> list[Tensor]:
+    found: dict[int, Tensor] = {}
+    for row in pack_groups(groups, budget, pad_id=0):
+        logps, entropy, answer = token_logps(model, row.packed)
+        assert logps.shape == entropy.shape == answer.shape
+        found |= {place: logps[answer == number] for number, place in enumerate(row.answers)}
+        assert [groups[place // G][place % G] for place in row.answers] == row.rollouts
+    return [found[place] for place in range(P * G)]
+
+
+@pytest.fixture
+def trainer(
+    policy_trainer: Callable[..., Any], groups: list[list[Rollout]], rewards: list[float]
+) -> Any:
+    return policy_trainer(PROMPTS, groups, rewards, f"rollouts.temperature={TEMPERATURE}")
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_log_probabilities(trainer: Any, groups: list[list[Rollout]], budget: int) -> None:
+    trainer.model.eval()
+    with torch.no_grad():
+        expected = padded_logps(trainer.model, groups)
+        for ours, theirs in zip(packed_logps(trainer.model, groups, budget), expected, strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_a_wrong_mask_moves_them(
+    trainer: Any, groups: list[list[Rollout]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test above can fail."""
+
+    def all_causal(self: PackedBatch) -> Tensor:
+        length = self.ids_RT.shape[1]
+        return torch.ones(length, length, dtype=torch.bool).tril()[None, None]
+
+    monkeypatch.setattr(PackedBatch, "mask_R1TT", all_causal)
+    trainer.model.eval()
+    with torch.no_grad():
+        expected = padded_logps(trainer.model, groups)
+        moved = [
+            float((ours - theirs).abs().max())
+            for ours, theirs in zip(packed_logps(trainer.model, groups, 4096), expected, strict=True)
+        ]
+    assert sum(distance > 0.01 for distance in moved) == P * G - 1  # all but the first answer of the row
+
+
+def update(trainer: Any, budget: int) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Figures and gradients of one update."""
+    trainer.tokens_per_batch = budget
+    batch = [trainer.train_dataset[place] for place in range(P * G)]
+    trainer.training_step(trainer.model, batch)
+    found = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
+    trainer.model.zero_grad()
+    return dict(trainer.figures), found
+
+
+@pytest.mark.parametrize("unfinished", ["drop", "keep", "penalty"])
+@pytest.mark.parametrize("reduction", ["sequence_sum", "token_mean"])
+def test_the_gradient_does_not_depend_on_the_budget(
+    policy_trainer: Callable[..., Any],
+    groups: list[list[Rollout]],
+    rewards: list[float],
+    unfinished: str,
+    reduction: str,
+) -> None:
+    told = [
+        f"algorithm.reduction={reduction}",
+        "algorithm.kl.coefficient=0.1",
+        f"algorithm.unfinished={unfinished}",
+        *(["algorithm.unfinished_reward=-2"] if unfinished == "penalty" else []),
+    ]
+    trainer = policy_trainer(PROMPTS, groups, rewards, *told)
+    figures, expected = update(trainer, 4096)
+    assert expected
+    for budget in (1, 128, 256):
+        others, found = update(trainer, budget)
+        for name in ("loss/policy", "kl/mean", "kl/sum", "kl/k3_mean", "policy/entropy", "advantage/std"):
+            assert others[name] == pytest.approx(figures[name], rel=1e-4, abs=1e-6), name
+        for name, gradient in expected.items():
+            assert (found[name] - gradient).norm() <= 1e-4 * gradient.norm(), name
+
+
+def test_the_loss_is_that_of_the_definition(
+    trainer: Any, groups: list[list[Rollout]], rewards: list[float]
+) -> None:
+    """-mean over answers of A sum of log pi, A leave-one-out of reward - 0.05 x sum of log-ratios; cut ones dropped."""
+    figures, ours = update(trainer, 256)
+    logps = padded_logps(trainer.model, groups)
+    with torch.no_grad(), trainer.model.disable_adapter():
+        reference = padded_logps(trainer.model, groups)
+    kl = [float((a - b).sum().detach()) for a, b in zip(logps, reference, strict=True)]
+    loss = torch.zeros(())
+    for p in range(P):
+        kept = [p * G + g for g in range(G) if groups[p][g].finished]
+        assert len(kept) == 2
+        worth = {place: rewards[place] - 0.05 * kl[place] for place in kept}
+        for place in kept:
+            (sibling,) = set(kept) - {place}
+            loss = loss - (worth[place] - worth[sibling]) * logps[place].sum() / (P * G)
+    loss.backward()
+    assert figures["loss/policy"] == pytest.approx(loss.item(), rel=1e-4)
+    assert figures["kl/sum"] == pytest.approx(sum(kl) / (P * G), rel=1e-4)
+    for name, parameter in trainer.model.named_parameters():
+        if parameter.requires_grad:
+            assert (ours[name] - parameter.grad).norm() <= 1e-4 * parameter.grad.norm(), name

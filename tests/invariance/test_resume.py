@@ -1,0 +1,190 @@
+"""An interrupted run, resumed, is the unbroken one: every loss, reward and KL to the last digit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from typer.testing import CliRunner, Result
+
+from rlhf import cli
+from rlhf.core.runs import RunFolder
+
+Rlhf = Callable[..., Result]
+MEASURED = ("time/", "memory/", "engine/tokens_per_second")  # what a clock or a gauge says
+
+
+class Killed(BaseException):
+    """Stands for the power going off: nothing in the program catches it."""
+
+
+def figures(run: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without timings."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if not name.startswith(MEASURED)} for row in rows]
+
+
+def assert_same_run(run: Path, unbroken: Path) -> None:
+    assert figures(run) == figures(unbroken)
+    ours, theirs = (load_file(folder / "final" / "adapter_model.safetensors") for folder in (run, unbroken))
+    assert ours.keys() == theirs.keys()
+    assert all((ours[name] == theirs[name]).all() for name in ours)
+
+
+def start(words: list[str]) -> Result:
+    return CliRunner().invoke(cli.app, words, prog_name="rlhf")
+
+
+def policy_words(config: Path, run: Path) -> list[str]:
+    """Five updates; the learning rate of each is another, so that one forgotten would be seen."""
+    return ["align-policy", str(config), "steps=5", "optimizer.warmup_steps=6", "--output", str(run)]
+
+
+@pytest.fixture(scope="module")
+def unbroken_reward(reward_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "reward"
+    result = start(["train-reward", str(reward_config), "--output", str(folder)])
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unbroken_policy(policy_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "policy"
+    result = start(policy_words(policy_config, folder))
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.fixture
+def kill_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], pytest.MonkeyPatch]:
+    """The next run ends as if killed, just after it logged this update."""
+
+    def arm(step: int) -> pytest.MonkeyPatch:
+        log = RunFolder.metrics
+
+        def metrics(self: RunFolder, now: int, values: Any) -> None:
+            log(self, now, values)
+            if now == step:
+                raise Killed
+
+        monkeypatch.setattr(RunFolder, "metrics", metrics)
+        return monkeypatch
+
+    return arm
+
+
+def interrupt(kill_at: Callable[[int], pytest.MonkeyPatch], step: int, words: list[str]) -> None:
+    armed = kill_at(step)
+    with pytest.raises(Killed):
+        start(words)
+    armed.undo()
+
+
+# Updates 1 to 5 are stage one, 6 to 9 stage two; checkpoints after 2, 4, 5 (the end of its stage), 7 and 9.
+@pytest.mark.parametrize("step", [3, 6, 8])
+def test_a_reward_run(
+    reward_config: Path,
+    unbroken_reward: Path,
+    kill_at: Callable[[int], pytest.MonkeyPatch],
+    tmp_path: Path,
+    step: int,
+) -> None:
+    words = ["train-reward", str(reward_config), "--output", str(tmp_path / "run")]
+    interrupt(kill_at, step, words)
+    assert not (tmp_path / "run" / "final").exists()
+    assert figures(tmp_path / "run") == figures(unbroken_reward)[: len(figures(tmp_path / "run"))]
+    result = start([*words, "--resume"])
+    assert result.exit_code == 0, result.output
+    assert_same_run(tmp_path / "run", unbroken_reward)
+    ours, theirs = (json.loads((run / "eval.json").read_text()) for run in (tmp_path / "run", unbroken_reward))
+    assert ours == theirs
+
+
+# Checkpoints after 2, 4 and 5; at 1 there is none yet.
+@pytest.mark.parametrize("step", [1, 5])
+def test_a_policy_run(
+    policy_config: Path,
+    unbroken_policy: Path,
+    kill_at: Callable[[int], pytest.MonkeyPatch],
+    tmp_path: Path,
+    step: int,
+) -> None:
+    run = tmp_path / "run"
+    words = policy_words(policy_config, run)
+    interrupt(kill_at, step, words)
+    result = start([*words, "--resume"])
+    assert result.exit_code == 0, result.output
+    assert_same_run(run, unbroken_policy)
+    for name in ("samples.jsonl", "eval.json"):
+        assert (run / name).read_text() == (unbroken_policy / name).read_text()
+
+
+def test_a_policy_run_that_goes_on_further_than_it_was_told(
+    policy_config: Path, unbroken_policy: Path, tmp_path: Path
+) -> None:
+    words = policy_words(policy_config, tmp_path / "run")
+    for told in (["steps=3"], ["--resume"]):
+        result = start([*words, *told])
+        assert result.exit_code == 0, result.output
+    assert_same_run(tmp_path / "run", unbroken_policy)
+
+
+def test_a_torn_checkpoint_is_passed_over_aloud(
+    policy_config: Path, unbroken_policy: Path, kill_at: Callable[[int], pytest.MonkeyPatch], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    words = policy_words(policy_config, run)
+    interrupt(kill_at, 5, words)
+    assert sorted(folder.name for folder in (run / "checkpoints").iterdir()) == ["step-2", "step-4"]
+    weights = run / "checkpoints" / "step-4" / "trainable.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1  # one bit of one number
+    weights.write_bytes(content)
+    result = start([*words, "--resume"])
+    assert result.exit_code == 0, result.output
+    assert "step-4 is torn (its hashes do not agree) and was passed over." in result.output
+    assert_same_run(run, unbroken_policy)
+
+
+def test_no_whole_checkpoint_means_starting_over(
+    policy_config: Path, unbroken_policy: Path, kill_at: Callable[[int], pytest.MonkeyPatch], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    words = policy_words(policy_config, run)
+    interrupt(kill_at, 3, words)
+    (run / "checkpoints" / "step-2" / "manifest.json").unlink()
+    result = start([*words, "--resume"])
+    assert result.exit_code == 0, result.output
+    assert "step-2 is torn" in result.output
+    assert_same_run(run, unbroken_policy)
+
+
+def test_a_reward_run_killed_by_the_system(reward_config: Path, unbroken_reward: Path, tmp_path: Path) -> None:
+    """A real process and a real SIGKILL, at whatever it was doing then."""
+    run = tmp_path / "run"
+    words = ["train-reward", str(reward_config), "--output", str(run)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rlhf.cli", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    until = time.monotonic() + 120
+    while not list((run / "checkpoints").glob("step-*")):
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (run / "final").exists()
+    result = start([*words, "--resume"])
+    assert result.exit_code == 0, result.output
+    assert_same_run(run, unbroken_reward)
+    left = [file.name for file in run.rglob("*") if file.name.endswith((".half-written", ".unfinished"))]
+    assert left == []

@@ -1,0 +1,155 @@
+"""`rlhf align-policy` through the real command, and what it leaves behind."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from typer.testing import CliRunner, Result
+
+from rlhf import cli
+
+Rlhf = Callable[..., Result]
+
+EVERY_UPDATE = {
+    "step", "reward/mean", "reward/std", "gold/mean", "kl/mean", "kl/sum", "kl/abs_mean", "kl/k2_mean", "kl/k3_mean",
+    "kl/penalty", "length/mean", "length/finished_share", "length/reward_correlation", "loss/policy", "policy/entropy",
+    "advantage/std", "optimizer/lr", "optimizer/grad_norm", "engine/tokens_per_second", "time/step", "time/rollout",
+    "time/sync", "time/score", "time/update", "memory/peak_gib",
+}  # fmt: skip
+FROM_THE_ENGINE = {"engine/logprob_difference", "engine/logprob_difference_max"}
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, policy_config: Path) -> tuple[Path, str]:
+    """A run of three updates, and what it printed."""
+    folder = tmp_path_factory.mktemp("runs") / "policy"
+    words = ["align-policy", str(policy_config), "--output", str(folder)]
+    result = CliRunner().invoke(cli.app, words, prog_name="rlhf")
+    assert result.exit_code == 0, result.output
+    return folder, result.output
+
+
+def test_the_run_folder(run: tuple[Path, str]) -> None:
+    folder, printed = run
+    assert sorted(file.name for file in folder.iterdir() if file.name != ".lock") == [
+        "checkpoints",
+        "config.yaml",
+        "drops.json",
+        "environment.json",
+        "eval.json",
+        "final",
+        "metrics.jsonl",
+        "report.html",
+        "samples.jsonl",
+    ]
+    assert yaml.safe_load((folder / "config.yaml").read_text())["output"] == str(folder)
+    assert "60 rows read, 60 kept, 0 dropped" in printed
+    assert "Peak memory" in printed
+    assert sorted(entry.name for entry in (folder / "checkpoints").iterdir()) == ["step-2", "step-3"]
+    assert (folder / "report.html").read_text().startswith("<!DOCTYPE html>")
+
+
+def test_metrics(run: tuple[Path, str]) -> None:
+    rows = lines(run[0] / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert all(set(row) == EVERY_UPDATE for row in rows)
+    first, second, _ = rows
+    # A fresh adapter changes nothing: at the first update the policy is the reference, exactly.
+    assert [first[name] for name in EVERY_UPDATE if name.startswith("kl/")] == [0.0] * 6
+    assert second["kl/abs_mean"] > 0.001
+    for row in rows:
+        assert row["kl/penalty"] == pytest.approx(0.05 * row["kl/sum"], abs=1e-6)
+        assert row["time/step"] == pytest.approx(
+            sum(row[f"time/{part}"] for part in ("rollout", "sync", "score", "update"))
+        )
+        assert row["optimizer/lr"] == 0.01
+
+
+def test_samples(run: tuple[Path, str]) -> None:
+    rows = lines(run[0] / "samples.jsonl")
+    assert [row["step"] for row in rows] == [step for step in (1, 2, 3) for _ in range(2 * 3)]
+    for row in rows:
+        assert set(row) == {"step", "prompt", "answer", "reward", "gold", "kl", "length", "finished"}
+        assert {"role", "content"} == set(row["prompt"][-1]) and row["prompt"][-1]["role"] == "user"
+        assert 0 <= row["gold"] <= 1
+        assert row["finished"] or row["length"] == 6
+    for step, metrics in enumerate(lines(run[0] / "metrics.jsonl"), start=1):
+        mine = [row for row in rows if row["step"] == step]
+        assert metrics["reward/mean"] == pytest.approx(sum(row["reward"] for row in mine) / 6, rel=1e-5)
+        assert metrics["kl/sum"] == pytest.approx(sum(row["kl"] for row in mine) / 6, abs=1e-6)
+        # Two prompts, three answers to each, next to each other.
+        assert len({json.dumps(row["prompt"]) for row in mine[:3]}) == 1
+        assert len({json.dumps(row["prompt"]) for row in mine}) == 2
+
+
+def test_eval_json(run: tuple[Path, str]) -> None:
+    result = json.loads((run[0] / "eval.json").read_text())
+    figures = {"reward", "gold", "kl", "length"}
+    assert set(result["before"]) == set(result["after"]) == set(result["difference"]) == figures
+    assert result["before"]["kl"] == 0.0 and result["after"]["kl"] != 0.0
+    assert (result["prompts"], result["samples"], len(result["answers"])) == (3, 2, 3)
+    for name, difference in result["difference"].items():
+        assert difference["mean"] == pytest.approx(result["after"][name] - result["before"][name], abs=1e-9)
+        low, high = difference["ci95"]
+        assert low <= difference["mean"] <= high
+    for pair in result["answers"]:
+        for side in ("before", "after"):
+            assert set(pair[side]) == {"answer", "reward", "gold", "kl", "length", "finished"}
+
+
+def test_held_out_prompts_are_not_practised_on(run: tuple[Path, str]) -> None:
+    practised = {json.dumps(row["prompt"]) for row in lines(run[0] / "samples.jsonl")}
+    held = {json.dumps(pair["prompt"]) for pair in json.loads((run[0] / "eval.json").read_text())["answers"]}
+    assert len(held) == 3 and not practised & held
+
+
+def test_the_policy_loads_with_plain_peft(run: tuple[Path, str], tiny_base: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    final = run[0] / "final"
+    base = AutoModelForCausalLM.from_pretrained(tiny_base)
+    ids = AutoTokenizer.from_pretrained(final)("Hello there", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        before = base(ids).logits
+        model = PeftModel.from_pretrained(base, final).eval()
+        assert model.active_adapters == ["default"] and len(model.peft_config) == 1  # without the reward model's
+        assert (model(ids).logits - before).abs().max() > 0.01
+    card = json.loads((final / "policy.json").read_text())
+    assert card["base"] == str(tiny_base)
+
+
+def test_the_same_run_twice_is_the_same(
+    run: tuple[Path, str], rlhf_command: Rlhf, policy_config: Path, tmp_path: Path
+) -> None:
+    result = rlhf_command("align-policy", policy_config, "--output", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "run" / "samples.jsonl").read_text() == (run[0] / "samples.jsonl").read_text()
+    assert (tmp_path / "run" / "eval.json").read_text() == (run[0] / "eval.json").read_text()
+
+
+def test_a_policy_on_a_4_bit_base(rlhf_command: Rlhf, policy_config: Path, tmp_path: Path) -> None:
+    words = ["model.quantization=nf4", "model.dtype=bfloat16", "adapter.dropout=0.1"]
+    result = rlhf_command("align-policy", policy_config, *words, "--output", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    rows = lines(tmp_path / "run" / "metrics.jsonl")
+    assert rows[0]["kl/abs_mean"] == 0.0 < rows[2]["kl/abs_mean"]
+
+
+def test_a_dry_run_counts_and_leaves_nothing(rlhf_command: Rlhf, policy_config: Path, tmp_path: Path) -> None:
+    result = rlhf_command("align-policy", policy_config, "--dry-run", "--output", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert "3 updates of 2 prompts x 3 answers = 6 answers of at most 6 tokens, by transformers" in result.stdout
+    assert "KL penalty: 0.05 x sum of k1" in result.stdout
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,74 @@
+"""`rlhf align-policy` on the embedded model with vLLM in the same process, as the demo does it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed")
+
+
+@pytest.fixture(scope="module")
+def reward(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reward model on the embedded base with a fresh adapter and a random head."""
+    from reward.recipe import build_model, load_chat
+    from reward.save import save_final
+    from rlhf.config.reward import RewardConfig
+    from rlhf.core.models import reward_head
+
+    config = RewardConfig.model_validate(
+        {
+            "output": "unused",
+            "adapter": {"rank": 4},
+            "data": {"ratings": [{"path": "demo", "format": "helpsteer2"}]},
+            "stages": [{"name": "ratings", "regression_weight": 1}],
+        }
+    )
+    chat = load_chat(config)
+    model = build_model(config, chat)
+    torch.nn.init.normal_(reward_head(model).weight, std=0.05, generator=torch.Generator().manual_seed(0))
+    folder = tmp_path_factory.mktemp("reward") / "final"
+    save_final(config, model, chat, folder)
+    return folder
+
+
+def test_engine_and_trainer_agree_at_every_sync(reward: Path, tmp_path: Path) -> None:
+    config = tmp_path / "policy.yaml"
+    config.write_text(f"""
+output: {tmp_path / "run"}
+reward: {reward}
+model: {{base: embedded, max_length: 256}}
+adapter: {{rank: 8, alpha: 16}}
+data: {{prompts: [{{path: demo, limit: 40}}], max_prompt_tokens: 200}}
+rollouts: {{engine: vllm, prompts_per_step: 2, samples_per_prompt: 4, max_new_tokens: 16, memory_gib: 0.25, logprob_bound: 0.2}}
+algorithm: {{unfinished: keep}}
+optimizer: {{learning_rate: 5.0e-3, warmup_steps: 0}}
+steps: 2
+tokens_per_batch: 1024
+evaluation: {{prompts: 2, samples: 1}}
+""")
+    # A process of its own: vLLM keeps what it takes until the process ends.
+    words = [sys.executable, "-m", "rlhf.cli", "align-policy", str(config)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows: list[dict[str, Any]] = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [row["step"] for row in rows] == [1, 2]
+    for row in rows:
+        # bfloat16 on both sides, other kernels: hundredths.
+        assert 0 < row["engine/logprob_difference"] < 0.2
+        assert row["engine/logprob_difference"] < row["engine/logprob_difference_max"]
+    assert rows[0]["kl/abs_mean"] == 0.0
+    # After one large update the policy is far from the base: an engine that still sampled from the base would show it.
+    assert rows[1]["kl/abs_mean"] > 2 * rows[1]["engine/logprob_difference"]
+    result = json.loads((tmp_path / "run" / "eval.json").read_text())
+    assert result["before"]["kl"] == 0.0
+    assert (tmp_path / "run" / "report.html").exists()
