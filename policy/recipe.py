@@ -25,7 +25,7 @@ from rlhf.config.policy import PolicyConfig
 from rlhf.core import checkpoints
 from rlhf.core.chat import Chat
 from rlhf.core.errors import ConfigError, DataError
-from rlhf.core.models import POLICY, fingerprint, load_causal, lora_config, resolve_base
+from rlhf.core.models import POLICY, check_targets, fingerprint, load_causal, lora_config, resolve_base
 from rlhf.core.progress import Progress
 from rlhf.core.records import Prompt
 from rlhf.core.runs import RunFolder, atomic_folder
@@ -122,6 +122,8 @@ def build_trainer(
         dtype=config.model.dtype,
         quantization=config.model.quantization,
     )
+    adapter = lora_config(**config.adapter.model_dump())
+    check_targets(base, adapter)
     progress = Progress(config.steps, "update")
 
     def record(step: int, figures: Mapping[str, float], samples: Sequence[Mapping[str, Any]]) -> None:
@@ -142,7 +144,7 @@ def build_trainer(
             save_every=config.save_every,
             gradient_checkpointing=config.model.gradient_checkpointing,
         ),
-        lora_config(**config.adapter.model_dump()),
+        adapter,
         chat,
         prompts=prompts,
         order=draw_order(len(prompts), config.steps, config.rollouts.prompts_per_step, config.seed),

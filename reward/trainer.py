@@ -53,6 +53,8 @@ class HybridRewardTrainer(SafeCheckpoints, RewardTrainer):
         record: receives the figures.
     """
 
+    control: Any  # transformers' own
+
     def __init__(
         self,
         model: PeftModel,

@@ -146,7 +146,10 @@ def policy_trainer(
     from rlhf.core.records import Prompt
 
     def make(
-        prompts: Sequence[Conversation], groups: list[list[Rollout]], rewards: Sequence[float], *overrides: str
+        prompts: Sequence[Conversation],
+        groups: list[list[Rollout]],
+        rewards: Sequence[float],
+        *overrides: str,
     ) -> ReinforceTrainer:
         file = tmp_path / "policy.yaml"
         file.write_text(f"output: unused\nreward: {tiny_reward}\ndata: {{prompts: [{{path: demo}}]}}\n")

@@ -29,7 +29,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from rlhf.core.embedded import embedded_model
-from rlhf.core.errors import ModelError
+from rlhf.core.errors import ModelError, did_you_mean
 from rlhf.core.logprobs import token_logprobs
 from rlhf.core.packing import PackedBatch
 
@@ -132,26 +132,40 @@ def lora_config(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=targets,
+        target_modules=targets if targets == "all-linear" or isinstance(targets, list) else [targets],
         task_type="SEQ_CLS" if head else "CAUSAL_LM",
         modules_to_save=[HEAD] if head else None,
     )
+
+
+def check_targets(model: PreTrainedModel, config: LoraConfig) -> None:
+    """Make sure that the base has every layer the adapter is for: PEFT is content with one of them.
+
+    Raises:
+        ModelError: a target is no layer of the model, or is its head.
+    """
+    if isinstance(config.target_modules, str):  # `all-linear`
+        return
+    names = {name.rpartition(".")[2] for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    names -= {"lm_head", HEAD}  # log-probabilities are computed from the head as it is; a reward has its own
+    missing = sorted(set(config.target_modules) - names)
+    if missing:
+        raise ModelError(
+            f"The adapter does not fit this model, which has no layer {', '.join(missing)}."
+            f"{did_you_mean(missing[0], names)}",
+            allowed=f"`all-linear`, or some of {', '.join(sorted(names))}",
+            fix="adapter.targets=all-linear",
+        )
 
 
 def with_adapter(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     """The model with a fresh trainable adapter, in float32.
 
     Raises:
-        ModelError: no layer of the model has one of the named targets.
+        ModelError: the model lacks a layer that the adapter is for.
     """
-    try:
-        wrapped = get_peft_model(model, config)
-    except ValueError as error:
-        raise ModelError(
-            f"The adapter does not fit this model: {error}",
-            allowed="`all-linear`, or names of its linear layers, such as q_proj",
-            fix="adapter.targets=all-linear",
-        ) from error
+    check_targets(model, config)
+    wrapped = get_peft_model(model, config)
     float32_trainable(wrapped)
     return wrapped
 
@@ -192,7 +206,7 @@ def enable_packed_scores(classifier: PreTrainedModel) -> None:
         hidden_RTD = getattr(self, self.base_model_prefix)(*args, **kwargs, use_cache=False).last_hidden_state
         return apply_head(getattr(self, HEAD), hidden_RTD[score_at])
 
-    classifier.forward = types.MethodType(forward, classifier)  # type: ignore[method-assign]
+    classifier.forward = types.MethodType(forward, classifier)
 
 
 def enable_packed_logprobs(model: PreTrainedModel, temperature: float) -> None:

@@ -68,9 +68,7 @@ def packed_logps(model: Any, groups: list[list[Rollout]], budget: int) -> list[T
 
 
 @pytest.fixture
-def trainer(
-    policy_trainer: Callable[..., Any], groups: list[list[Rollout]], rewards: list[float]
-) -> Any:
+def trainer(policy_trainer: Callable[..., Any], groups: list[list[Rollout]], rewards: list[float]) -> Any:
     return policy_trainer(PROMPTS, groups, rewards, f"rollouts.temperature={TEMPERATURE}")
 
 

@@ -56,7 +56,21 @@ def config(tiny_base: Path) -> RewardConfig:
 def items(tiny_chat: Chat) -> list[Item]:
     """Ten pairs, some of them rated, and four rated responses, of all lengths and in no order."""
     draw = random.Random(0)
-    words = "the a river runs blue and cold over seven stones because rain fell".split()
+    words = [
+        "the",
+        "a",
+        "river",
+        "runs",
+        "blue",
+        "and",
+        "cold",
+        "over",
+        "seven",
+        "stones",
+        "because",
+        "rain",
+        "fell",
+    ]
 
     def text(length: int) -> str:
         return " ".join(draw.choices(words, k=length))

@@ -106,7 +106,9 @@ def test_a_reward_run(
     result = start([*words, "--resume"])
     assert result.exit_code == 0, result.output
     assert_same_run(tmp_path / "run", unbroken_reward)
-    ours, theirs = (json.loads((run / "eval.json").read_text()) for run in (tmp_path / "run", unbroken_reward))
+    ours, theirs = (
+        json.loads((run / "eval.json").read_text()) for run in (tmp_path / "run", unbroken_reward)
+    )
     assert ours == theirs
 
 
@@ -169,7 +171,9 @@ def test_no_whole_checkpoint_means_starting_over(
     assert_same_run(run, unbroken_policy)
 
 
-def test_a_reward_run_killed_by_the_system(reward_config: Path, unbroken_reward: Path, tmp_path: Path) -> None:
+def test_a_reward_run_killed_by_the_system(
+    reward_config: Path, unbroken_reward: Path, tmp_path: Path
+) -> None:
     """A real process and a real SIGKILL, at whatever it was doing then."""
     run = tmp_path / "run"
     words = ["train-reward", str(reward_config), "--output", str(run)]

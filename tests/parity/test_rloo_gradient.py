@@ -35,7 +35,9 @@ def groups(tiny_chat: Chat) -> list[list[Rollout]]:
     def rollout(prompt: Conversation, g: int) -> Rollout:
         ids = [draw.randrange(100, 40_000) for _ in range(draw.randint(1, 14))]
         ids = [ids, [*ids, stop], [stop], ids][g]
-        return Rollout(tuple(tiny_chat.prompt_ids(prompt)), tuple(ids), (), ids[-1] == stop, tiny_chat.decode(ids))
+        return Rollout(
+            tuple(tiny_chat.prompt_ids(prompt)), tuple(ids), (), ids[-1] == stop, tiny_chat.decode(ids)
+        )
 
     return [[rollout(prompt, g) for g in range(G)] for prompt in PROMPTS]
 
@@ -121,7 +123,9 @@ def case(
 ) -> Case:
     """Our gradient and TRL's; what is told to ours only comes last."""
 
-    def run(coefficient: float, temperature: float, *others: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def run(
+        coefficient: float, temperature: float, *others: str
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         ours = policy_trainer(
             PROMPTS,
             groups,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -124,7 +123,9 @@ def test_the_policy_loads_with_plain_peft(run: tuple[Path, str], tiny_base: Path
     with torch.no_grad():
         before = base(ids).logits
         model = PeftModel.from_pretrained(base, final).eval()
-        assert model.active_adapters == ["default"] and len(model.peft_config) == 1  # without the reward model's
+        assert (
+            model.active_adapters == ["default"] and len(model.peft_config) == 1
+        )  # without the reward model's
         assert (model(ids).logits - before).abs().max() > 0.01
     card = json.loads((final / "policy.json").read_text())
     assert card["base"] == str(tiny_base)
@@ -150,6 +151,8 @@ def test_a_policy_on_a_4_bit_base(rlhf_command: Rlhf, policy_config: Path, tmp_p
 def test_a_dry_run_counts_and_leaves_nothing(rlhf_command: Rlhf, policy_config: Path, tmp_path: Path) -> None:
     result = rlhf_command("align-policy", policy_config, "--dry-run", "--output", tmp_path / "run")
     assert result.exit_code == 0, result.output
-    assert "3 updates of 2 prompts x 3 answers = 6 answers of at most 6 tokens, by transformers" in result.stdout
+    assert (
+        "3 updates of 2 prompts x 3 answers = 6 answers of at most 6 tokens, by transformers" in result.stdout
+    )
     assert "KL penalty: 0.05 x sum of k1" in result.stdout
     assert not (tmp_path / "run").exists()

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -21,6 +23,19 @@ from rlhf.core.errors import DataError, RunError
 REWARD = "output: runs/x\ndata: {ratings: [{path: demo}]}\nstages: [{name: a, regression_weight: 1}]\n"
 POLICY = "output: runs/p\nreward: runs/x/final\ndata: {prompts: [{path: demo}]}\n"
 
+EVALUATION = {
+    "train_reward": "{}",
+    "align_policy": json.dumps(
+        {
+            "before": {"reward": 1.0},
+            "after": {"reward": 2.0},
+            "difference": {"reward": {"mean": 1.0, "ci95": [0.5, 1.5]}},
+            "prompts": 8,
+            "samples": 2,
+        }
+    ),
+}
+
 Calls = list[tuple[str, Any, bool | None]]
 
 
@@ -37,12 +52,15 @@ def configs(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
-    """Recipes that only note how they were called."""
+    """Recipes that only note how they were called, and leave the least a run folder can hold."""
     noted: Calls = []
 
     def runner(name: str) -> Callable[..., Path]:
         def start(config: Any, *, resume: bool) -> Path:
             noted.append((name, config, resume))
+            config.output.mkdir()
+            (config.output / "eval.json").write_text(EVALUATION[name])
+            (config.output / "metrics.jsonl").write_text('{"step": 1, "memory/peak_gib": 1.25}\n')
             return config.output
 
         return start
@@ -98,14 +116,18 @@ def test_explain_needs_no_config(name: str) -> None:
     ("name", "function"), [("train-reward", "train_reward"), ("align-policy", "align_policy")]
 )
 def test_a_command_hands_its_config_to_its_recipe(
-    name: str, function: str, configs: dict[str, str], calls: Calls
+    name: str, function: str, configs: dict[str, str], calls: Calls, tmp_path: Path
 ) -> None:
-    result = run(name, configs[name], "adapter.rank=4", "--output", "elsewhere", "seed=9", "--resume")
+    output = tmp_path / "elsewhere"
+    result = run(name, configs[name], "adapter.rank=4", "--output", str(output), "seed=9", "--resume")
     assert result.exit_code == 0, result.output
     ((called, config, resume),) = calls
     assert (called, resume) == (function, True)
-    assert (config.adapter.rank, config.seed, config.output) == (4, 9, Path("elsewhere"))
-    assert result.stdout == "Done: elsewhere\n"
+    assert (config.adapter.rank, config.seed, config.output) == (4, 9, output)
+    assert f"{output / 'final'}\nReport: {output / 'report.html'}\n" in result.stdout
+    if name == "align-policy":
+        assert re.search(r"reward\W+1\.0+\W+2\.0+\W+\+1\.0+\W+0\.50* to 1\.50*", result.stdout)
+        assert "Peak memory of all processes: 1.25 GiB" in result.stdout
 
 
 @pytest.mark.parametrize("name", ["train-reward", "align-policy"])

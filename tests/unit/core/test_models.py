@@ -134,9 +134,16 @@ def test_a_base_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_targets_that_the_model_does_not_have(tiny_base: Path) -> None:
-    with pytest.raises(ModelError, match="The adapter does not fit this model") as caught:
-        with_adapter(causal(tiny_base), lora_config(rank=4, alpha=8, dropout=0.0, targets=["c_attn"]))
+    config = lora_config(rank=4, alpha=8, dropout=0.0, targets=["q_proj", "v_porj"])
+    with pytest.raises(ModelError, match="which has no layer v_porj. Did you mean 'v_proj'?") as caught:
+        with_adapter(causal(tiny_base), config)
     assert caught.value.fix == "adapter.targets=all-linear"
+
+
+def test_a_single_target_may_stand_without_a_list(tiny_base: Path) -> None:
+    model = with_adapter(causal(tiny_base), lora_config(rank=4, alpha=8, dropout=0.0, targets="q_proj"))
+    assert len(trainable(model)) == 2 * 2  # two layers, A and B
+    assert all(".q_proj." in name for name in trainable(model))
 
 
 @pytest.mark.parametrize("missing", ["adapter_config.json", "adapter_model.safetensors", "reward.json"])

@@ -35,7 +35,9 @@ def prompts(tiny_chat: Chat) -> list[list[int]]:
     return [tiny_chat.prompt_ids((Message("user", text),)) for text in ("Hi.", "Name seven colours, please.")]
 
 
-def engine(chat: Chat, model: Any, temperature: float = 1.0, stop_ids: tuple[int, ...] = ()) -> TransformersEngine:
+def engine(
+    chat: Chat, model: Any, temperature: float = 1.0, stop_ids: tuple[int, ...] = ()
+) -> TransformersEngine:
     made = TransformersEngine(Sampling(LENGTH, temperature, stop_ids or chat.stop_ids), chat)
     made.sync(model)
     return made
@@ -111,7 +113,13 @@ def test_the_models_own_taste_in_sampling_is_not_asked(
 
     bent = LlamaForCausalLM.from_pretrained(tiny_base)
     bent.generation_config = GenerationConfig(
-        do_sample=True, temperature=0.1, top_k=5, top_p=0.5, min_p=0.2, repetition_penalty=1.5, no_repeat_ngram_size=1
+        do_sample=True,
+        temperature=0.1,
+        top_k=5,
+        top_p=0.5,
+        min_p=0.2,
+        repetition_penalty=1.5,
+        no_repeat_ngram_size=1,
     )
     bent.save_pretrained(tmp_path)
     assert answers(tmp_path) == answers(tiny_base)

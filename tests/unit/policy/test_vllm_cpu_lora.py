@@ -61,10 +61,7 @@ def test_shrink(
     vllm_ops.shrink(inputs, weights, theirs, tokens, 0.5)
     assert close(ours, theirs)
     by_hand = torch.stack(
-        [
-            0.5 * weights[a, 0].float() @ row.float()
-            for a, row in zip(adapter_of_token, inputs, strict=True)
-        ]
+        [0.5 * weights[a, 0].float() @ row.float() for a, row in zip(adapter_of_token, inputs, strict=True)]
     )
     assert torch.allclose(ours[:, :RANK], by_hand, atol=1e-4)
     assert torch.equal(ours[:, RANK:], start[:, RANK:])

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reward.batches import Item
+from reward.data import IN_BENCHMARK, draw_order, items_of, load_data, steps_of
+from rlhf.config.reward import RewardConfig, StageConfig
+from rlhf.core.chat import Chat
+from rlhf.core.packing import Tree
+from rlhf.data.split import held_out
+from rlhf.core.records import Message
+
+TREE = Tree((1,), ((2,),))
+PAIR = Item(Tree((1,), ((2,), (3,))), ((None,), (None,)), 2)
+RATED = Item(TREE, ((1.0,),))
+BOTH = Item(Tree((1,), ((2,), (3,))), ((1.0,), (None,)), -1)
+BARE = Item(Tree((1,), ((2,), (3,))), ((None,), (None,)), 0)
+
+
+def stage(**values: Any) -> StageConfig:
+    return StageConfig.model_validate({"name": "one", **values})
+
+
+def test_a_stage_takes_the_items_that_carry_one_of_its_targets() -> None:
+    items = [PAIR, RATED, BOTH, BARE]
+    assert items_of(stage(regression_weight=1), items) == [RATED, BOTH]
+    assert items_of(stage(preference_weight=1), items) == [PAIR, BOTH]
+    assert items_of(stage(regression_weight=1, preference_weight=1), items) == [PAIR, RATED, BOTH]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "max_steps", "expected"),
+    [(1, None, 3), (2, None, 6), (0.5, None, 1), (0.01, None, 1), (1, 2, 2), (1, 9, 3)],
+)
+def test_updates_of_a_stage(epochs: float, max_steps: int | None, expected: int) -> None:
+    told = stage(regression_weight=1, epochs=epochs, max_steps=max_steps, batch_size=4)
+    assert steps_of(told, items=13) == expected  # 13 / 4 = 3 whole batches an epoch
+
+
+def test_every_item_is_drawn_once_an_epoch_and_more_draws_only_add() -> None:
+    order = draw_order(5, 12, seed=3)
+    assert len(order) == 12 and sorted(order[:5]) == sorted(order[5:10]) == list(range(5))
+    assert draw_order(5, 7, seed=3) == order[:7]
+    assert draw_order(5, 12, seed=4) != order
+
+
+@pytest.fixture
+def config(tiny_base: Path, tmp_path: Path) -> RewardConfig:
+    rows = [
+        {"prompt": f"Question {n}?", "response_1": "yes", "response_2": "no no no", "preference_strength": 2}
+        for n in range(60)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    benchmark = [
+        {"prompt": f"Question {n}?", "chosen": "a", "rejected": "b", "subset": "s"} for n in (0, 1, 2, 99)
+    ]
+    (tmp_path / "benchmark.jsonl").write_text("".join(json.dumps(row) + "\n" for row in benchmark))
+    return RewardConfig.model_validate(
+        {
+            "output": "unused",
+            "model": {"base": str(tiny_base), "max_length": 100},
+            "data": {"preferences": [{"path": str(tmp_path / "pairs.jsonl")}], "validation_share": 0.3},
+            "stages": [{"name": "pairs", "preference_weight": 1}],
+            "benchmark": str(tmp_path / "benchmark.jsonl"),
+        }
+    )
+
+
+def test_sides_are_decided_by_the_prompt_and_the_benchmark_is_kept_out(
+    config: RewardConfig, tiny_chat: Chat
+) -> None:
+    data = load_data(config, tiny_chat)
+    assert data.drops.reasons == {IN_BENCHMARK: 3}
+    assert len(data.training) + len(data.validation) == 57
+    prompts = [(Message("user", f"Question {n}?"),) for n in range(3, 60)]
+    held = [prompt for prompt in prompts if held_out(prompt, 0.3, "validation")]
+    assert 5 < len(held) == len(data.validation) < 30
+    assert [pair.prompt for pair in data.held_out] == held
+    assert {(pair.chosen, pair.rejected) for pair in data.held_out} == {("no no no", "yes")}
+    trained = {item.tree.trunk for item in data.training}
+    assert not trained & {item.tree.trunk for item in data.validation}
+
+
+def test_the_held_out_pairs_are_the_validation_pairs(config: RewardConfig, tiny_chat: Chat) -> None:
+    """What is too long to be validated on is not evaluated either."""
+    length = len(tiny_chat.conversation_ids((Message("user", "Question 3?"), Message("assistant", "no no no"))))
+    short = config.model_copy(update={"model": config.model.model_copy(update={"max_length": length})})
+    data = load_data(short, tiny_chat)  # one token a digit: questions from 10 on are one longer
+    assert 0 < len(data.training) + len(data.validation) <= 7
+    assert len(data.held_out) == len(data.validation)
