@@ -17,7 +17,7 @@ from policy.rollouts.protocol import RolloutEngine
 from reward.scorer import Scorer
 from rlhf.core.chat import Chat
 from rlhf.core.models import PeftModel, autocast, role
-from rlhf.core.records import Message, Prompt
+from rlhf.core.records import Message, Prompt, Rollout
 from rlhf.core.tensors import segment_sum
 from rlhf.data.checks import gold_score
 
@@ -58,16 +58,7 @@ def answer_prompts(
             for rollout in group
         ]
     )
-    kl = [0.0] * len(scores)
-    with torch.no_grad(), autocast(model.get_base_model()):
-        for row in pack_groups(groups, tokens_per_batch, chat.pad_id):
-            packed = row.packed.to(model.device)
-            with role(model, None):
-                reference_M, _, _ = token_logps(model, packed)
-            logps_M, _, answer_M = token_logps(model, packed)
-            kl_N = segment_sum(logps_M - reference_M, answer_M, len(row.answers))
-            for place, value in zip(row.answers, kl_N.tolist(), strict=True):
-                kl[place] = value
+    kl = _kl_to_reference(model, groups, tokens_per_batch, chat.pad_id)
     figures = iter(zip(scores, kl, strict=True))
     return [
         [
@@ -83,6 +74,26 @@ def answer_prompts(
         ]
         for prompt, group in zip(prompts, groups, strict=True)
     ]
+
+
+def _kl_to_reference(
+    model: PeftModel, groups: Sequence[Sequence[Rollout]], tokens_per_batch: int, pad_id: int
+) -> list[float]:
+    """The sum of log-ratios of each answer, in the order of the groups; without the adapter's dropout."""
+    kl = [0.0] * sum(map(len, groups))
+    was_training = model.training
+    model.eval()
+    with torch.no_grad(), autocast(model.get_base_model()):
+        for row in pack_groups(groups, tokens_per_batch, pad_id):
+            packed = row.packed.to(model.device)
+            with role(model, None):
+                reference_M, _, _ = token_logps(model, packed)
+            logps_M, _, answer_M = token_logps(model, packed)
+            kl_N = segment_sum(logps_M - reference_M, answer_M, len(row.answers))
+            for place, value in zip(row.answers, kl_N.tolist(), strict=True):
+                kl[place] = value
+    model.train(was_training)
+    return kl
 
 
 def compare(

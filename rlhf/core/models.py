@@ -109,7 +109,22 @@ def _load(
             fix="check the spelling; for a gated model run `hf auth login` first",
         ) from error
     model.requires_grad_(False)
+    if quantization == "nf4":
+        _keep_4_bit_weights_differentiable(model)
     return model
+
+
+def _keep_4_bit_weights_differentiable(model: PreTrainedModel) -> None:
+    """Keep bitsandbytes from repacking weights in place on CPUs with AVX512-BF16.
+
+    It does so at the first forward pass out of training mode, for a kernel that has no backward pass: from then on the
+    gradient would end at every layer, silently, and the logits would be others than in training.
+    """
+    from bitsandbytes.nn import Linear4bit  # not needed for other bases, and slow to import
+
+    for layer in model.modules():
+        if isinstance(layer, Linear4bit):
+            layer.support_avx512bf16_for_cpu = False
 
 
 def fingerprint(model: PreTrainedModel) -> str:

@@ -112,6 +112,12 @@ def trl_gradients(
 Case = Callable[..., tuple[dict[str, Tensor], dict[str, Tensor]]]
 
 
+@pytest.fixture(scope="module")
+def known() -> dict[tuple[float, float], dict[str, Tensor]]:
+    """TRL's gradients by coefficient and temperature."""
+    return {}
+
+
 @pytest.fixture
 def case(
     policy_trainer: Callable[..., Any],
@@ -119,6 +125,7 @@ def case(
     tiny_chat: Chat,
     groups: list[list[Rollout]],
     rewards: list[float],
+    known: dict[tuple[float, float], dict[str, Tensor]],
     tmp_path: Path,
 ) -> Case:
     """Our gradient and TRL's; what is told to ours only comes last."""
@@ -144,16 +151,18 @@ def case(
         ours.training_step(ours.model, [ours.train_dataset[place] for place in range(P * G)])
         assert ours.figures["kl/abs_mean"] > 0.1  # far enough from the reference for the penalty to count
         mine = gradients(ours.model)
-        theirs = trl_gradients(
-            tiny_base,
-            tiny_chat,
-            adapter,
-            groups,
-            rewards,
-            tmp_path / "trl",
-            coefficient=coefficient,
-            temperature=temperature,
-        )
+        if (coefficient, temperature) not in known:  # the adapter is the same each time
+            known[coefficient, temperature] = trl_gradients(
+                tiny_base,
+                tiny_chat,
+                adapter,
+                groups,
+                rewards,
+                tmp_path / "trl",
+                coefficient=coefficient,
+                temperature=temperature,
+            )
+        theirs = known[coefficient, temperature]
         assert mine.keys() == theirs.keys() and len(mine) == 2 * 7 * 2
         return mine, theirs
 

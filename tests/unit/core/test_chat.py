@@ -63,7 +63,7 @@ def test_stop_ids_come_from_config_tokenizer_and_template(tokenizer: Any) -> Non
     assert Chat(tokenizer).stop_ids == (end,)
     assert Chat(tokenizer, stop_ids=[7, end]).stop_ids == (7, end)
     tokenizer.eos_token = "<|endoftext|>"  # the template still ends its turns with <|im_end|>
-    tokenizer.pad_token = "<unk>" if "<unk>" in tokenizer.get_vocab() else tokenizer.convert_ids_to_tokens(9)
+    tokenizer.pad_token = "<|im_start|>"
     assert Chat(tokenizer).stop_ids == (pad, end)
 
 

@@ -29,7 +29,10 @@ class Bench(SafeCheckpoints):
         self.accelerator = SimpleNamespace(unwrap_model=lambda model: model)
         self.args = SimpleNamespace(should_save=True, output_dir=str(folder))
         self.state = SimpleNamespace(
-            global_step=0, save_to_json=lambda file: Path(file).write_text(json.dumps({"global_step": self.state.global_step}))
+            global_step=0,
+            save_to_json=lambda file: Path(file).write_text(
+                json.dumps({"global_step": self.state.global_step})
+            ),
         )
         self.stage_name = "first"
 
@@ -41,7 +44,7 @@ class Bench(SafeCheckpoints):
         self.lr_scheduler.step()
         self.optimizer.zero_grad()
         self.state.global_step += 1
-        return float(loss)
+        return loss.item()
 
     def save(self) -> None:
         self._save_checkpoint(self.model, None)
@@ -62,7 +65,9 @@ def test_what_follows_a_checkpoint_is_the_same_again(tmp_path: Path) -> None:
     torch.manual_seed(99)
     resumed.load(tmp_path / "step-3")
     assert [resumed.update() for _ in range(3)] == expected
-    assert all(torch.equal(a, b) for a, b in zip(resumed.model.parameters(), bench.model.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(resumed.model.parameters(), bench.model.parameters(), strict=True)
+    )
 
 
 def test_only_what_is_trained_is_kept_and_nothing_is_pickled(tmp_path: Path) -> None:
@@ -133,4 +138,6 @@ def test_weights_of_another_adapter_are_refused(tmp_path: Path) -> None:
         checkpoints.load_trainable(wider, file)
     assert caught.value.exit_code == 2
     with pytest.raises(OutputError, match="another adapter"):
-        checkpoints.load_trainable(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1)), file)  # more is trained here
+        checkpoints.load_trainable(
+            nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1)), file
+        )  # more is trained here

@@ -35,8 +35,8 @@ def causal(base: Path, dtype: str = "float32", quantization: str = "none") -> An
 
 def policy(base: Path) -> PeftModel:
     """A causal model with an adapter that changes something."""
-    model = with_adapter(causal(base), lora_config(rank=4, alpha=8, dropout=0.0, targets="all-linear"))
     torch.manual_seed(0)
+    model = with_adapter(causal(base), lora_config(rank=4, alpha=8, dropout=0.0, targets="all-linear"))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:

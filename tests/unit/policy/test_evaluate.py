@@ -2,13 +2,21 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from policy.evaluate import Answer, compare
+from policy.evaluate import Answer, answer_prompts, compare
+from policy.rollouts.protocol import Sampling
+from policy.rollouts.transformers_engine import TransformersEngine
+from reward.scorer import Scorer
+from rlhf.core.chat import Chat
+from rlhf.core.models import enable_packed_logprobs, load_causal, lora_config, with_adapter
 from rlhf.core.records import Message, Prompt
+from rlhf.data.demo import demo_rows
 
 PROMPTS = [Prompt((Message("user", f"Q{n}"),), source="here") for n in range(6)]
 
@@ -87,3 +95,49 @@ def test_the_shape_of_eval_json() -> None:
             "answer": "text", "reward": 3.0, "gold": 0.5, "kl": 0.0, "length": 4, "finished": True,
         },
     }  # fmt: skip
+
+
+@pytest.fixture
+def model(tiny_base: Path) -> Any:
+    """A policy that was trained with dropout, as it is left by the trainer: in training mode."""
+    base = load_causal(str(tiny_base), revision=None, dtype="float32", quantization="none")
+    enable_packed_logprobs(base, temperature=1.0)
+    torch.manual_seed(0)
+    wrapped = with_adapter(base, lora_config(rank=4, alpha=8, dropout=0.5, targets="all-linear"))
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.1)
+    return wrapped.train()
+
+
+def test_answers_are_measured_as_they_are(model: Any, tiny_chat: Chat, tiny_reward: Path) -> None:
+    """Reward, gold score, KL and length of each answer, against what each means; without dropout."""
+    engine = TransformersEngine(Sampling(8, 1.0, tiny_chat.stop_ids), tiny_chat)
+    scorer = Scorer.share(tiny_reward, model, tiny_chat)
+    check = next(row["check"] for row in demo_rows("prompts", "train"))
+    asked = [
+        Prompt((Message("user", "Hi."),)),
+        Prompt((Message("user", "Name a colour, please."),), check=check),
+    ]
+    groups = answer_prompts(model, engine, scorer, tiny_chat, asked, samples=2, seed=3, tokens_per_batch=64)
+    assert model.training
+    model.eval()
+    rollouts = engine.generate([tiny_chat.prompt_ids(p.messages) for p in asked], samples=2, seed=3)
+    own = Scorer.load(tiny_reward)
+    for prompt, group, sampled in zip(asked, groups, rollouts, strict=True):
+        for found, rollout in zip(group, sampled, strict=True):
+            assert (found.answer, found.length) == (rollout.text, len(rollout.completion_ids))
+            assert found.finished == rollout.finished
+            (score,) = own.score([(*prompt.messages, Message("assistant", rollout.text))])
+            assert found.reward == pytest.approx(score.reward, abs=1e-4)
+            assert (found.gold is None) == (prompt.check is None)
+            ids = torch.tensor([[*rollout.prompt_ids, *rollout.completion_ids]])
+            start = len(rollout.prompt_ids) - 1
+            with torch.no_grad():
+                ours = torch.log_softmax(model(ids).logits[0], dim=-1)
+                with model.disable_adapter():
+                    reference = torch.log_softmax(model(ids).logits[0], dim=-1)
+            ratio = (ours - reference)[torch.arange(start, ids.shape[1] - 1), ids[0, start + 1 :]]
+            assert found.kl == pytest.approx(float(ratio.sum()), abs=1e-3)
+            assert abs(found.kl) > 0.01

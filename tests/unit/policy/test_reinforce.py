@@ -106,7 +106,9 @@ def test_the_penalty_is_named_by_the_config(
         )
     )
     other = update(
-        policy_trainer(PROMPTS, groups, REWARDS, "algorithm.kl={estimator: k2, reduction: sum, coefficient: 0.1}")
+        policy_trainer(
+            PROMPTS, groups, REWARDS, "algorithm.kl={estimator: k2, reduction: sum, coefficient: 0.1}"
+        )
     )
     assert other["kl/abs_mean"] == pytest.approx(figures["kl/abs_mean"])  # all are logged, one is charged
     lengths = [len(rollout.completion_ids) for group in groups for rollout in group]

@@ -11,8 +11,8 @@ from reward.data import IN_BENCHMARK, draw_order, items_of, load_data, steps_of
 from rlhf.config.reward import RewardConfig, StageConfig
 from rlhf.core.chat import Chat
 from rlhf.core.packing import Tree
-from rlhf.data.split import held_out
 from rlhf.core.records import Message
+from rlhf.data.split import held_out
 
 TREE = Tree((1,), ((2,),))
 PAIR = Item(Tree((1,), ((2,), (3,))), ((None,), (None,)), 2)
@@ -87,7 +87,9 @@ def test_sides_are_decided_by_the_prompt_and_the_benchmark_is_kept_out(
 
 def test_the_held_out_pairs_are_the_validation_pairs(config: RewardConfig, tiny_chat: Chat) -> None:
     """What is too long to be validated on is not evaluated either."""
-    length = len(tiny_chat.conversation_ids((Message("user", "Question 3?"), Message("assistant", "no no no"))))
+    length = len(
+        tiny_chat.conversation_ids((Message("user", "Question 3?"), Message("assistant", "no no no")))
+    )
     short = config.model_copy(update={"model": config.model.model_copy(update={"max_length": length})})
     data = load_data(short, tiny_chat)  # one token a digit: questions from 10 on are one longer
     assert 0 < len(data.training) + len(data.validation) <= 7
