@@ -31,6 +31,12 @@ class Item:
     strength: int = 0
     source: str = ""
 
+    @property
+    def rows(self) -> int:
+        """Rows it was made of: a pair's own, and one for each of its responses that a rating was joined to."""
+        rated = sum(any(value is not None for value in row) for row in self.ratings)
+        return rated + 1 if self.strength else 1
+
 
 @dataclass(frozen=True, slots=True)
 class RewardBatch:
@@ -67,7 +73,8 @@ def make_items(
     kept = []
     for item in items:
         if item.tree.longest > max_length:
-            report.drop(TOO_LONG, item.source or "a row")
+            for _ in range(item.rows):
+                report.drop(TOO_LONG, item.source or "a row")
         else:
             kept.append(item)
     return kept

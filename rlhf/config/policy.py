@@ -124,3 +124,11 @@ class PolicyConfig(RunConfig):
     """Token budget of one packed forward pass; a prompt and its answers always stay together."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Before and after."""
+
+    @model_validator(mode="after")
+    def _no_dropout(self) -> Self:
+        if self.adapter.dropout:
+            raise ValueError(
+                "adapter.dropout must be 0 for a policy: with it every log-probability, and so the KL, is noise"
+            )
+        return self

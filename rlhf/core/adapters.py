@@ -56,11 +56,9 @@ class Adapter:
                 )
         try:
             weights = load_file(folder / ADAPTER_FILE)
-        except SafetensorError as error:
-            raise ModelError(
-                f"{folder / ADAPTER_FILE} cannot be read: {error}", fix="copy or train it again"
-            ) from error
-        described = json.loads((folder / card).read_text("utf-8"))
+            described = json.loads((folder / card).read_text("utf-8"))
+        except (SafetensorError, json.JSONDecodeError) as error:
+            raise ModelError(f"A file of {folder} is torn: {error}", fix="copy or train it again") from error
         return cls(kind, LoraConfig.from_pretrained(str(folder)), weights, described)
 
     def check_template(self, chat: Chat) -> None:

@@ -22,7 +22,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from rlhf.core.environment import environment
-from rlhf.core.errors import ConfigError, OutputError
+from rlhf.core.errors import ConfigError, OutputError, UserError
 
 LOCK, CONFIG, ENVIRONMENT = ".lock", "config.yaml", "environment.json"
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
@@ -139,6 +139,10 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # A run that was refused before its first update leaves the folder as it found it, ready for the mended config.
+        if kind and issubclass(kind, UserError) and not self.resumed and not (self.path / METRICS).exists():
+            for entry in self.path.iterdir():
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         self.close()
 
 

@@ -168,11 +168,13 @@ def test_a_reward_model_without_its_head(final: Path) -> None:
     assert caught.value.exit_code == 2
 
 
-def test_a_torn_adapter(final: Path) -> None:
-    file = final / "adapter_model.safetensors"
-    file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(ModelError, match="adapter_model.safetensors cannot be read"):
+@pytest.mark.parametrize(("name", "left"), [("adapter_model.safetensors", 1000), ("reward.json", 20)])
+def test_a_torn_reward_model(final: Path, name: str, left: int) -> None:
+    file = final / name
+    file.write_bytes(file.read_bytes()[:left])
+    with pytest.raises(ModelError, match="is torn") as caught:
         RewardAdapter.read(final)
+    assert caught.value.exit_code == 2
 
 
 def test_head_and_card_of_two_runs(final: Path) -> None:

@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel
 
 from rlhf.core import runs
-from rlhf.core.errors import ConfigError, OutputError
+from rlhf.core.errors import ConfigError, DataError, OutputError
 from rlhf.core.runs import RunFolder, atomic_folder, atomic_write_text
 
 
@@ -302,3 +302,23 @@ def test_what_a_killed_run_left_half_written_is_cleared(tmp_path: Path) -> None:
     open_run(tmp_path, resume=True).close()
     assert names(tmp_path) == {".lock", "config.yaml", "environment.json", "checkpoints"}
     assert names(tmp_path / "checkpoints") == set()
+
+
+def test_a_run_refused_before_its_first_update_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with pytest.raises(DataError), open_run(path) as run:
+        run.write_json("drops.json", {})
+        raise DataError("no rows")
+    with open_run(path) as run:
+        run.metrics(1, {"loss/total": 1.0})
+    assert (path / "config.yaml").exists()
+
+
+def test_a_run_refused_after_its_first_update_is_kept(tmp_path: Path) -> None:
+    with (
+        pytest.raises(DataError),
+        open_run(tmp_path / "run") as run,
+    ):
+        run.metrics(1, {"loss/total": 1.0})
+        raise DataError("a row")
+    assert (tmp_path / "run" / "metrics.jsonl").read_text().startswith('{"step": 1')
