@@ -304,21 +304,22 @@ def test_what_a_killed_run_left_half_written_is_cleared(tmp_path: Path) -> None:
     assert names(tmp_path / "checkpoints") == set()
 
 
-def test_a_run_refused_before_its_first_update_leaves_nothing_in_the_way(tmp_path: Path) -> None:
-    path = tmp_path / "run"
-    with pytest.raises(DataError), open_run(path) as run:
-        run.write_json("drops.json", {})
-        raise DataError("no rows")
+def refuse(path: Path, *, after_an_update: bool) -> None:
     with open_run(path) as run:
-        run.metrics(1, {"loss/total": 1.0})
-    assert (path / "config.yaml").exists()
+        run.write_json("drops.json", {})
+        if after_an_update:
+            run.metrics(1, {"loss/total": 1.0})
+        raise DataError("no rows")
+
+
+def test_a_run_refused_before_its_first_update_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        refuse(tmp_path / "run", after_an_update=False)
+    assert names(tmp_path / "run") == set()
+    open_run(tmp_path / "run").close()
 
 
 def test_a_run_refused_after_its_first_update_is_kept(tmp_path: Path) -> None:
-    with (
-        pytest.raises(DataError),
-        open_run(tmp_path / "run") as run,
-    ):
-        run.metrics(1, {"loss/total": 1.0})
-        raise DataError("a row")
+    with pytest.raises(DataError):
+        refuse(tmp_path / "run", after_an_update=True)
     assert (tmp_path / "run" / "metrics.jsonl").read_text().startswith('{"step": 1')

@@ -53,7 +53,9 @@ def test_what_is_too_long_is_dropped_and_counted(tiny_chat: Chat) -> None:
         [preference(1), long], [], tiny_chat, attributes=ATTRIBUTES, max_length=length, report=report
     )
     assert len(kept) == 1
-    assert (report.reasons, report.examples) == ({TOO_LONG: 1}, {TOO_LONG: ["here"]})
+    # The pair's own row, and the rows of the ratings that were joined to it.
+    rows = 1 + bool(long.ratings_1) + bool(long.ratings_2)
+    assert (report.reasons, report.examples) == ({TOO_LONG: rows}, {TOO_LONG: ["here"] * rows})
     assert fits(preference(1), tiny_chat, length) and not fits(preference(1), tiny_chat, length - 1)
     assert items([preference(1)], [], tiny_chat, length - 1) == []
 
