@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -157,7 +158,9 @@ class VLLMEngine:
 
 def _import_vllm(*, cpu: bool) -> Any:
     try:
-        import vllm
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # vLLM's, on torch's names
+            import vllm
     except ModuleNotFoundError as error:
         raise ModelError(
             f"rollouts.engine is vllm, and it cannot be imported: {error}.",

@@ -141,7 +141,7 @@ def test_the_same_run_twice_is_the_same(
 
 
 def test_a_policy_on_a_4_bit_base(rlhf_command: Rlhf, policy_config: Path, tmp_path: Path) -> None:
-    words = ["model.quantization=nf4", "model.dtype=bfloat16", "adapter.dropout=0.1"]
+    words = ["model.quantization=nf4", "model.dtype=bfloat16"]
     result = rlhf_command("align-policy", policy_config, *words, "--output", tmp_path / "run")
     assert result.exit_code == 0, result.output
     rows = lines(tmp_path / "run" / "metrics.jsonl")

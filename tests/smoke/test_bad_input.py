@@ -196,3 +196,8 @@ def test_a_loss_that_explodes_is_a_failed_run(refused: Callable[..., str], tmp_p
     assert "at update 3." in said  # the first has no learning rate yet, the second still a finite loss
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["step"] == 2
+
+
+def test_dropout_in_a_policy(refused: Callable[..., str]) -> None:
+    said = refused("align-policy", "adapter.dropout=0.1")
+    assert "adapter.dropout must be 0 for a policy" in said
