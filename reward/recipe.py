@@ -8,6 +8,7 @@ head starts from a ridge regression; the prompt of a pair is computed once; the 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,9 @@ from rlhf.core.models import (
     with_adapter,
 )
 from rlhf.core.progress import Progress
+from rlhf.core.records import Comparison
 from rlhf.core.runs import RunFolder, atomic_write_text
+from rlhf.data.drops import DropReport
 from rlhf.data.load import load_comparisons
 
 
@@ -162,13 +165,18 @@ def evaluate_final(
     config: RewardConfig, data: RewardData, run: RunFolder
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Score the benchmark and the held-out pairs (by source) with the model as it was saved."""
-    print("Scoring the held-out pairs" + (" and the benchmark." if config.benchmark else "."))
     scorer = Scorer.load(run.final)
-    held, held_rows = evaluate(data.held_out, scorer) if data.held_out else ({}, [])
+
+    def judge(what: str, pairs: Sequence[Comparison], drops: DropReport | None) -> Any:
+        print(f"Scoring {what}.")
+        with Progress(len(pairs), "pair") as progress:
+            return evaluate(pairs, scorer, drops=drops, on_progress=progress.update)
+
+    held, held_rows = judge("the held-out pairs", data.held_out, None) if data.held_out else ({}, [])
     if config.benchmark is None:
         return held, held_rows
     comparisons, drops = load_comparisons(config.benchmark)
-    result, rows = evaluate(comparisons, scorer, drops=drops)
+    result, rows = judge("the benchmark", comparisons, drops)
     return {**result, "held_out": held, "drops": drops.as_dict()}, [*rows, *held_rows]
 
 
