@@ -34,8 +34,8 @@ from reward.scorer import Score
 from rlhf.config.load import load_config
 from rlhf.config.reward import RewardConfig
 from rlhf.core.chat import Chat
+from rlhf.core.embedded import resolve_base
 from rlhf.core.errors import DataError
-from rlhf.core.models import resolve_base
 from rlhf.core.records import Conversation
 from rlhf.data.load import load_comparisons
 

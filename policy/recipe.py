@@ -24,11 +24,13 @@ from reward.scorer import Scorer
 from rlhf.config.policy import PolicyConfig
 from rlhf.core import checkpoints
 from rlhf.core.chat import Chat
+from rlhf.core.embedded import resolve_base
 from rlhf.core.errors import ConfigError, DataError
-from rlhf.core.models import POLICY, check_targets, fingerprint, load_causal, lora_config, resolve_base
+from rlhf.core.models import POLICY, check_targets, fingerprint, load_causal, lora_config
 from rlhf.core.progress import Progress
 from rlhf.core.records import Prompt
 from rlhf.core.runs import RunFolder, atomic_folder
+from rlhf.core.training import draw_order
 from rlhf.data.drops import DropReport
 from rlhf.data.load import load_prompts
 from rlhf.data.split import held_out
@@ -74,8 +76,8 @@ def align_policy(config: PolicyConfig, *, resume: bool = False) -> Path:
 
 def load_chat(config: PolicyConfig) -> Chat:
     """The tokenizer and template of the base."""
-    base = resolve_base(config.model.base)
-    return Chat.load(base, revision=config.model.revision, template_date=config.model.template_date)
+    model = config.model
+    return Chat.load(model.base, revision=model.revision, template_date=model.template_date)
 
 
 def load_data(config: PolicyConfig, chat: Chat) -> PromptData:
@@ -147,7 +149,7 @@ def build_trainer(
         adapter,
         chat,
         prompts=prompts,
-        order=draw_order(len(prompts), config.steps, config.rollouts.prompts_per_step, config.seed),
+        order=draw_order(len(prompts), config.steps * config.rollouts.prompts_per_step, config.seed),
         engine=build_engine(config, chat),
         rollouts=config.rollouts,
         algorithm=config.algorithm,
@@ -188,15 +190,6 @@ def build_engine(config: PolicyConfig, chat: Chat) -> RolloutEngine:
         gpu_memory_share=config.rollouts.gpu_memory_share,
         seed=config.seed,
     )
-
-
-def draw_order(prompts: int, steps: int, prompts_per_step: int, seed: int) -> list[int]:
-    """Which prompt each draw takes: one shuffled pass after another; a step never draws a prompt twice if it can help it."""
-    generator = random.Random(seed)
-    order: list[int] = []
-    while len(order) < steps * prompts_per_step:
-        order += generator.sample(range(prompts), prompts)
-    return order[: steps * prompts_per_step]
 
 
 class Evaluation:

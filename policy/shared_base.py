@@ -23,7 +23,7 @@ from reward.scorer import Score, Scorer
 from rlhf.core import adapters
 from rlhf.core.chat import Chat
 from rlhf.core.errors import DataError, ModelError, did_you_mean
-from rlhf.core.models import PeftModel, load_causal, resolve_base, role
+from rlhf.core.models import PeftModel, load_causal, role
 from rlhf.core.records import Conversation, Message
 
 
@@ -55,7 +55,7 @@ class SharedBase:
         Raises:
             ModelError: no model, or no tokenizer with a chat template, can be loaded from `base`.
         """
-        chat = Chat.load(resolve_base(base), revision=revision, template_date=template_date)
+        chat = Chat.load(base, revision=revision, template_date=template_date)
         model = load_causal(base, revision=revision, dtype=dtype, quantization=quantization)
         if torch.cuda.is_available() and quantization == "none":
             model = model.to("cuda")

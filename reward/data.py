@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -11,7 +10,6 @@ from reward.batches import Item, fits, make_items
 from rlhf.config.reward import RewardConfig, StageConfig
 from rlhf.core.chat import Chat
 from rlhf.core.errors import DataError
-from rlhf.core.models import resolve_base
 from rlhf.core.records import Comparison, Conversation, Preference, Rating
 from rlhf.data.drops import DropReport
 from rlhf.data.load import join_ratings, load_comparisons, load_preferences, load_ratings
@@ -34,8 +32,8 @@ class RewardData:
 
 def load_chat(config: RewardConfig) -> Chat:
     """The tokenizer and template of the base."""
-    base = resolve_base(config.model.base)
-    return Chat.load(base, revision=config.model.revision, template_date=config.model.template_date)
+    model = config.model
+    return Chat.load(model.base, revision=model.revision, template_date=model.template_date)
 
 
 def load_data(config: RewardConfig, chat: Chat) -> RewardData:
@@ -102,15 +100,6 @@ def steps_of(stage: StageConfig, items: int) -> int:
     """Updates of a stage: whole batches in its epochs, at least one, at most max_steps."""
     steps = max(1, int(stage.epochs * items / stage.batch_size))
     return min(steps, stage.max_steps) if stage.max_steps else steps
-
-
-def draw_order(items: int, draws: int, seed: int) -> list[int]:
-    """Which item each draw takes: one shuffled pass after another."""
-    generator = random.Random(seed)
-    order: list[int] = []
-    while len(order) < draws:
-        order += generator.sample(range(items), items)
-    return order[:draws]
 
 
 def _without(benchmark: set[Conversation], records: Sequence[Record], drops: DropReport) -> list[Record]:

@@ -16,7 +16,7 @@ import torch
 from transformers import set_seed
 
 from reward.benchmark import evaluate
-from reward.data import RewardData, draw_order, items_of, load_chat, load_data, steps_of
+from reward.data import RewardData, items_of, load_chat, load_data, steps_of
 from reward.head_start import fit_head
 from reward.save import save_final
 from reward.scorer import Scorer
@@ -36,6 +36,7 @@ from rlhf.core.models import (
 from rlhf.core.progress import Progress
 from rlhf.core.records import Comparison
 from rlhf.core.runs import RunFolder, atomic_write_text
+from rlhf.core.training import draw_order
 from rlhf.data.drops import DropReport
 from rlhf.data.load import load_comparisons
 

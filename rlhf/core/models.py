@@ -28,7 +28,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from rlhf.core.embedded import embedded_model
+from rlhf.core.embedded import resolve_base
 from rlhf.core.errors import ModelError, did_you_mean
 from rlhf.core.logprobs import token_logprobs
 from rlhf.core.packing import PackedBatch
@@ -36,11 +36,6 @@ from rlhf.core.packing import PackedBatch
 POLICY = "default"  # the name TRL's trainers give the adapter they train
 REWARD = "reward"
 HEAD = "score"  # the name transformers gives the head of a sequence classifier
-
-
-def resolve_base(base: str) -> str:
-    """The folder or Hugging Face name that `base` stands for; `embedded` is made on first use."""
-    return str(embedded_model()) if base == "embedded" else base
 
 
 def load_causal(base: str, *, revision: str | None, dtype: str, quantization: str) -> PreTrainedModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import torch
@@ -57,3 +58,12 @@ def trainer_settings(
         "disable_dropout": False,  # the adapter's is the config's to say
         "dataloader_pin_memory": False,
     }
+
+
+def draw_order(items: int, draws: int, seed: int) -> list[int]:
+    """Which item each draw takes: one shuffled pass after another."""
+    generator = random.Random(seed)
+    order: list[int] = []
+    while len(order) < draws:
+        order += generator.sample(range(items), items)
+    return order[:draws]

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from policy.recipe import draw_order
 from policy.reinforce import answer_tree, pack_groups, token_logps
 from rlhf.core.chat import Chat
 from rlhf.core.errors import DivergenceError, EngineError
 from rlhf.core.records import Conversation, Message, Prompt, Rollout
+from rlhf.core.training import draw_order
 
 PROMPTS: list[Conversation] = [(Message("user", "Hi."),), (Message("user", "Name seven colours."),)]
 REWARDS = [1.0, 2.0, -1.0, 4.0]
@@ -169,8 +169,8 @@ def test_a_reward_that_is_no_number_stops_the_run(
 
 
 def test_every_prompt_is_drawn_once_before_any_is_drawn_again() -> None:
-    order = draw_order(7, steps=6, prompts_per_step=3, seed=0)
+    order = draw_order(7, 18, seed=0)
     assert len(order) == 18
     assert sorted(order[:7]) == sorted(order[7:14]) == list(range(7))
-    assert draw_order(7, steps=4, prompts_per_step=3, seed=0) == order[:12]  # more steps only add
-    assert draw_order(7, steps=6, prompts_per_step=3, seed=1) != order
+    assert draw_order(7, 12, seed=0) == order[:12]  # more steps only add
+    assert draw_order(7, 18, seed=1) != order

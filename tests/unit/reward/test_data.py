@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from reward.batches import Item
-from reward.data import IN_BENCHMARK, draw_order, items_of, load_data, steps_of
+from reward.data import IN_BENCHMARK, items_of, load_data, steps_of
 from rlhf.config.reward import RewardConfig, StageConfig
 from rlhf.core.chat import Chat
 from rlhf.core.packing import Tree
 from rlhf.core.records import Message
+from rlhf.core.training import draw_order
 from rlhf.data.split import held_out
 
 TREE = Tree((1,), ((2,),))
