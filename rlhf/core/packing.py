@@ -1,10 +1,13 @@
-"""Packing: many sequences in one row of tokens, what they share computed once.
+"""Packing: many sequences in few rows of tokens, what they share computed once.
 
 A `Tree` is a shared beginning and its branches: the prompt and the two responses of a preference, or a prompt and its
-sampled answers. Trees are laid one after another into rows of at most `budget` tokens. Position ids restart, so that each
-branch sits where it would sit alone; the attention mask lets a token see the trunk of its own tree and the
-earlier tokens of its own branch, and nothing else. Every branch so gets exactly the hidden states of an unpacked run, up to
-the rounding of the number format.
+sampled answers. Trees are laid one after another into rows, and rows of like length into batches of at most `budget` tokens.
+Position ids restart, so that each branch sits where it would sit alone; the attention mask lets a token see the trunk of its
+own tree and the earlier tokens of its own branch, and nothing else. Every branch so gets exactly the hidden states of an
+unpacked run, up to the rounding of the number format.
+
+Rows are short, about as long as the longest tree, because a dense mask costs the square of the row: four rows of 256 tokens
+train 1.6 times as fast as one of 1,024 (`benchmarks/row_length.py`).
 
 Shapes: R rows, T tokens in a row, N branches (sequences) over all rows.
 """
@@ -17,6 +20,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+SHORT_ROW = 256
+"""Trees shorter than this share a row: below it, attention costs little beside the matrix products."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,57 +118,77 @@ class PackedBatch:
         )
 
 
-def pack(trees: Sequence[Tree], budget: int, *, pad_id: int) -> Iterator[PackedBatch]:
-    """Lay trees into batches of one row of at most `budget` tokens each; longest first, first fit.
+def pack(
+    trees: Sequence[Tree], budget: int, *, pad_id: int, short_row: int = SHORT_ROW
+) -> Iterator[PackedBatch]:
+    """Lay trees into batches of at most `budget` tokens (rounded up to 16), padding included.
 
-    A tree longer than the budget gets a row of its own: a tree is never cut. Branches of a batch are numbered from 0,
-    in the order of `PackedBatch.trees`.
+    A tree is never cut: one that is longer than the budget is a batch of its own. Longest first, each tree goes to the first
+    row with room; a new row has room for its first tree, or for `short_row` tokens. Rows are then batched in order of length.
+    Branches of a batch are numbered from 0, in the order of `PackedBatch.trees`.
     """
-    bins: list[list[int]] = []
+    rows: list[list[int]] = []
     free: list[int] = []
     for index in sorted(range(len(trees)), key=lambda i: (-trees[i].tokens, i)):
         size = trees[index].tokens
-        place = next((b for b, room in enumerate(free) if size <= room), None)
+        place = next((row for row, room in enumerate(free) if size <= room), None)
         if place is None:
-            bins.append([index])
-            free.append(budget - size)
+            rows.append([index])
+            free.append(max(size, min(short_row, budget)) - size)
         else:
-            bins[place].append(index)
+            rows[place].append(index)
             free[place] -= size
-    for members in bins:
-        yield _row(trees, tuple(sorted(members)), pad_id)
+    lengths = [_rounded(sum(trees[index].tokens for index in members)) for members in rows]
+    batch: list[list[int]] = []
+    longest = 0
+    for number in sorted(range(len(rows)), key=lambda i: (-lengths[i], i)):
+        if batch and longest * (len(batch) + 1) > _rounded(budget):
+            yield _batch(trees, batch, pad_id)
+            batch = []
+        longest = longest if batch else lengths[number]
+        batch.append(sorted(rows[number]))
+    if batch:
+        yield _batch(trees, batch, pad_id)
 
 
-def _row(trees: Sequence[Tree], members: tuple[int, ...], pad_id: int) -> PackedBatch:
-    ids: list[int] = []
-    positions: list[int] = []
-    tree_of: list[int] = []
-    branch_of: list[int] = []
-    next_branch = 0
-    for number, index in enumerate(members):
-        tree = trees[index]
-        start = len(tree.trunk)
-        ids += tree.trunk
-        positions += range(start)
-        branch_of += [-1] * start
-        for branch in tree.branches:
-            ids += branch
-            positions += range(start, start + len(branch))
-            branch_of += [next_branch] * len(branch)
-            next_branch += 1
-        tree_of += [number] * tree.tokens
+def _rounded(length: int) -> int:
+    """Up to a multiple of 16, the grain of the matrix kernels, so that few shapes exist."""
+    return length + -length % 16
 
-    # Rows are rounded up to a multiple of 16, the grain of the matrix kernels, so that few shapes exist.
-    padding = -len(ids) % 16
 
-    def row(values: list[int], fill: int) -> Tensor:
-        return torch.tensor([values + [fill] * padding])
-
+def _batch(trees: Sequence[Tree], rows: Sequence[Sequence[int]], pad_id: int) -> PackedBatch:
+    length = _rounded(max(sum(trees[index].tokens for index in members) for members in rows))
+    cells: dict[str, list[list[int]]] = {"ids": [], "positions": [], "tree": [], "branch": []}
+    next_tree = next_branch = 0
+    for members in rows:
+        ids: list[int] = []
+        positions: list[int] = []
+        tree_of: list[int] = []
+        branch_of: list[int] = []
+        for index in members:
+            tree = trees[index]
+            start = len(tree.trunk)
+            ids += tree.trunk
+            positions += range(start)
+            branch_of += [-1] * start
+            for branch in tree.branches:
+                ids += branch
+                positions += range(start, start + len(branch))
+                branch_of += [next_branch] * len(branch)
+                next_branch += 1
+            tree_of += [next_tree] * tree.tokens
+            next_tree += 1
+        padding = length - len(ids)
+        cells["ids"].append(ids + [pad_id] * padding)
+        cells["positions"].append(positions + [0] * padding)
+        cells["tree"].append(tree_of + [-1] * padding)
+        cells["branch"].append(branch_of + [-1] * padding)
+    members_of_all = tuple(index for members in rows for index in members)
     return PackedBatch(
-        ids_RT=row(ids, pad_id),
-        positions_RT=row(positions, 0),
-        tree_RT=row(tree_of, -1),
-        branch_RT=row(branch_of, -1),
-        trees=members,
-        useful_tokens=sum(trees[index].useful_tokens for index in members),
+        ids_RT=torch.tensor(cells["ids"]),
+        positions_RT=torch.tensor(cells["positions"]),
+        tree_RT=torch.tensor(cells["tree"]),
+        branch_RT=torch.tensor(cells["branch"]),
+        trees=members_of_all,
+        useful_tokens=sum(trees[index].useful_tokens for index in members_of_all),
     )

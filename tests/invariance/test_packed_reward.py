@@ -129,13 +129,12 @@ def test_hidden_states(model: Any, items: list[Item], budget: int) -> None:
     body = model.get_base_model().model
     with torch.no_grad():
         for batch in pack([item.tree for item in items], budget, pad_id=0):
-            hidden = body(**packed_inputs(batch), use_cache=False).last_hidden_state[0]
+            hidden = body(**packed_inputs(batch), use_cache=False).last_hidden_state
             branch = 0
             for number, index in enumerate(batch.trees):
                 for ids in sequences(items)[index]:
-                    mine = (batch.tree_RT[0] == number) & torch.isin(
-                        batch.branch_RT[0], torch.tensor([-1, branch])
-                    )
+                    own = torch.isin(batch.branch_RT, torch.tensor([-1, branch]))
+                    mine = (batch.tree_RT == number) & own
                     expected = body(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0]
                     assert torch.allclose(hidden[mine], expected, atol=1e-4)
                     branch += 1

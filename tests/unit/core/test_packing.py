@@ -21,8 +21,8 @@ forests = st.lists(trees, min_size=1, max_size=8)
 few = settings(max_examples=60, deadline=None)
 
 
-def one_batch(*trees: Tree) -> PackedBatch:
-    (batch,) = pack(trees, 10_000, pad_id=PAD)
+def one_batch(*trees: Tree, short_row: int = 256) -> PackedBatch:
+    (batch,) = pack(trees, 10_000, pad_id=PAD, short_row=short_row)
     return batch
 
 
@@ -79,23 +79,27 @@ def test_every_tree_is_in_exactly_one_batch_within_the_budget(forest: list[Tree]
     packed = list(pack(forest, budget, pad_id=PAD))
     assert sorted(itertools.chain.from_iterable(batch.trees for batch in packed)) == list(range(len(forest)))
     for batch in packed:
-        used = sum(forest[index].tokens for index in batch.trees)
-        assert used <= budget or len(batch.trees) == 1
-        assert batch.ids_RT.shape == (1, used + -used % 16)  # rounded up to the grain of 16
+        rows, length = batch.ids_RT.shape
+        assert rows * length <= budget + -budget % 16 or len(batch.trees) == 1
+        used = [len(row) for row in tokens_of(batch)]
+        assert length == max(used) + -max(used) % 16  # rounded up to the grain of 16
+        assert sum(used) == sum(forest[index].tokens for index in batch.trees)
         assert batch.useful_tokens == sum(forest[index].useful_tokens for index in batch.trees)
 
 
 @few
-@given(forests, st.integers(1, 40))
-def test_a_batch_holds_the_tokens_of_its_trees_in_order(forest: list[Tree], budget: int) -> None:
-    for batch in pack(forest, budget, pad_id=PAD):
+@given(forests, st.integers(1, 120), st.integers(1, 40))
+def test_a_batch_holds_the_tokens_of_its_trees_in_order(
+    forest: list[Tree], budget: int, short_row: int
+) -> None:
+    for batch in pack(forest, budget, pad_id=PAD, short_row=short_row):
         expected, branch = [], 0
         for number, index in enumerate(batch.trees):
             expected += [(number, -1, token) for token in forest[index].trunk]
             for one in forest[index].branches:
                 expected += [(number, branch, token) for token in one]
                 branch += 1
-        assert tokens_of(batch) == [expected]
+        assert list(itertools.chain.from_iterable(tokens_of(batch))) == expected
 
 
 def test_first_fit_leaves_no_room_that_a_later_tree_could_take() -> None:
@@ -115,45 +119,60 @@ def test_positions_are_those_of_the_sequence_alone(forest: list[Tree]) -> None:
     assert batch.positions_RT[0, : len(expected)].tolist() == expected
 
 
+short_rows = st.sampled_from([16, 256])
+"""Many rows in a batch, or one."""
+
+
 @few
-@given(forests)
-def test_the_mask_is_what_the_definition_says(forest: list[Tree]) -> None:
+@given(forests, short_rows)
+def test_the_mask_is_what_the_definition_says(forest: list[Tree], short_row: int) -> None:
     """A token sees the trunk of its own tree and its own branch, up to itself; nothing else."""
-    batch = one_batch(*forest)
-    (row,) = tokens_of(batch)
-    mask = batch.mask_R1TT()[0, 0]
-    assert batch.mask_R1TT().shape == (1, 1, *2 * [batch.ids_RT.shape[1]])
-    for query, (tree, branch, _) in enumerate(row):
-        for key in range(mask.shape[1]):
-            sees = key <= query and row[key][0] == tree and (row[key][1] == -1 or row[key][1] == branch)
-            assert bool(mask[query, key]) == sees, (query, key)
-    # Padding sees something, or softmax would divide by zero, and no real token.
-    assert mask[len(row) :].any(dim=1).all()
-    assert not mask[len(row) :, : len(row)].any()
+    batch = one_batch(*forest, short_row=short_row)
+    rows, length = batch.ids_RT.shape
+    assert batch.mask_R1TT().shape == (rows, 1, length, length)
+    for row, mask in zip(tokens_of(batch), batch.mask_R1TT()[:, 0], strict=True):
+        for query, (tree, branch, _) in enumerate(row):
+            for key in range(mask.shape[1]):
+                sees = key <= query and row[key][0] == tree and (row[key][1] == -1 or row[key][1] == branch)
+                assert bool(mask[query, key]) == sees, (query, key)
+        # Padding sees something, or softmax would divide by zero, and no real token.
+        assert mask[len(row) :].any(dim=1).all()
+        assert not mask[len(row) :, : len(row)].any()
 
 
 @few
-@given(forests)
-def test_the_last_token_of_each_branch(forest: list[Tree]) -> None:
-    batch = one_batch(*forest)
+@given(forests, short_rows)
+def test_the_last_token_of_each_branch(forest: list[Tree], short_row: int) -> None:
+    batch = one_batch(*forest, short_row=short_row)
+    last = {
+        branch: (r, c)
+        for r, row in enumerate(tokens_of(batch))
+        for c, (_, branch, _) in enumerate(row)
+        if branch >= 0
+    }
     rows, columns = batch.last_tokens_N()
-    (row,) = tokens_of(batch)
-    for number, (r, c) in enumerate(zip(rows.tolist(), columns.tolist(), strict=True)):
-        assert r == 0
-        assert c == max(place for place, (_, branch, _) in enumerate(row) if branch == number)
+    assert dict(enumerate(zip(rows.tolist(), columns.tolist(), strict=True))) == last
     assert len(rows) == sum(len(tree.branches) for tree in forest)
 
 
 @few
-@given(forests)
-def test_the_next_token_is_found_within_a_branch_only(forest: list[Tree]) -> None:
-    batch = one_batch(*forest)
-    (row,) = tokens_of(batch)
-    following = batch.next_ids_RT()[0].tolist()
-    for place, (_, branch, _) in enumerate(row):
-        goes_on = branch >= 0 and place + 1 < len(row) and row[place + 1][1] == branch
-        assert following[place] == (row[place + 1][2] if goes_on else -100)
-    assert set(following[len(row) :]) <= {-100}
+@given(forests, short_rows)
+def test_the_next_token_is_found_within_a_branch_only(forest: list[Tree], short_row: int) -> None:
+    batch = one_batch(*forest, short_row=short_row)
+    for row, following in zip(tokens_of(batch), batch.next_ids_RT().tolist(), strict=True):
+        for place, (_, branch, _) in enumerate(row):
+            goes_on = branch >= 0 and place + 1 < len(row) and row[place + 1][1] == branch
+            assert following[place] == (row[place + 1][2] if goes_on else -100)
+        assert set(following[len(row) :]) <= {-100}
+
+
+def test_rows_are_short_and_batched_with_their_like() -> None:
+    """Attention costs the square of a row, so trees go side by side rather than one after another."""
+    forest = [Tree((), ((1,) * size,)) for size in (100, 30, 90, 10, 95)]
+    batches = list(pack(forest, 208, pad_id=PAD, short_row=32))
+    # Rows: 100 (padded to 112), 95 (96), 90 + 0, and 30; the row of 30 has no room for 10, that of 100 neither.
+    assert [batch.trees for batch in batches] == [(0,), (4, 2), (1, 3)]
+    assert [tuple(batch.ids_RT.shape) for batch in batches] == [(1, 112), (2, 96), (2, 32)]
 
 
 def test_by_hand() -> None:
