@@ -72,7 +72,9 @@ class DataSource(Strict):
     revision: str | None = None
     """Git revision of a Hugging Face name."""
     split: str = "train"
-    """Which split of a folder, a Hub data set or a preference file; any other single file is one split."""
+    """Which split of a folder, a Hub data set or a preference file; any other single file is one split. Of `helpsteer2` also `disagreements`: every annotator's ratings of each response."""
+    annotations: Literal["published", "raw"] = "published"
+    """For `helpsteer2-preference`: NVIDIA's own aggregate `preference_strength` (without its zeros the paper's set), or ours of `all_preferences_unprocessed`; `rlhf inspect` shows where the two differ."""
     columns: dict[str, str] = Field(default_factory=dict)
     """For `columns`: our name -> the data set's column, or `COLUMN.KEY` inside a dictionary column. Ours: prompt, response, ratings, scale, response_1, response_2, preference_strength, chosen, rejected, strength, check, source; in ratings any other name is an attribute, and once attributes are named only those are read."""
     scale: tuple[float, float] | Literal["row"] = (0.0, 4.0)

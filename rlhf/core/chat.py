@@ -7,7 +7,11 @@ date, one place where a reward is read (the last token of the rendered conversat
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import itertools
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,8 @@ from rlhf.core.records import Conversation
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>")
 # Tokens that may serve as padding where a tokenizer pads with its end of text.
 FREE_FOR_PADDING = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<pad>", "[PAD]", "<unk>")
+
+TOGETHER = 32  # conversations that a thread turns into ids at a time
 
 
 class Chat:
@@ -42,6 +48,7 @@ class Chat:
             )
         self.tokenizer = tokenizer
         self.template_date = template_date
+        self._ids: dict[int, int] = {}
         self.notes: list[str] = []
         self.stop_ids = self._find_stop_ids(stop_ids)
         self.pad_id = self._find_pad_id()
@@ -78,7 +85,7 @@ class Chat:
 
     def prompt_ids(self, messages: Conversation) -> list[int]:
         """Ids of a conversation that waits for the assistant's answer."""
-        return self._render(messages, add_generation_prompt=True)
+        return self._render([messages], add_generation_prompt=True)[0]
 
     def conversation_ids(self, messages: Conversation) -> list[int]:
         """Ids of a whole conversation; a reward model reads its score at the last of them.
@@ -86,27 +93,72 @@ class Chat:
         Raises:
             DataError: the conversation does not end with the assistant's message.
         """
-        if not messages or messages[-1].role != "assistant":
-            raise DataError(
-                "A conversation to be scored does not end with the assistant's message.",
-                allowed="messages that end with {'role': 'assistant', 'content': …}",
-            )
-        return self._render(messages, add_generation_prompt=False)
+        return self._render([_answered(messages)], add_generation_prompt=False)[0]
+
+    def conversations_ids(self, conversations: Iterable[Conversation]) -> Iterator[list[int]]:
+        """`conversation_ids` of many, in their order; made on all cores while the first are in use.
+
+        Raises:
+            DataError: a conversation does not end with the assistant's message.
+        """
+        return self._render_many(map(_answered, conversations), add_generation_prompt=False)
+
+    def prompts_ids(self, prompts: Iterable[Conversation]) -> Iterator[list[int]]:
+        """`prompt_ids` of many, in their order; made on all cores while the first are in use."""
+        return self._render_many(prompts, add_generation_prompt=True)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of an answer, without special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
-    def _render(self, messages: Conversation, *, add_generation_prompt: bool) -> list[int]:
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token by itself, special tokens included; bytes that are no text as the vocabulary has them."""
+        alone = [str(self.tokenizer.decode([one])) for one in ids]
+        names = self.tokenizer.convert_ids_to_tokens(list(ids))
+        return [name if "\ufffd" in text else text for text, name in zip(alone, names, strict=True)]
+
+    def special_ids(self) -> frozenset[int]:
+        """Ids of the tokens that are no text: beginnings and ends of turns, padding and their like."""
+        added = self.tokenizer.added_tokens_decoder.items()
+        return frozenset(self.tokenizer.all_special_ids) | {one for one, token in added if token.special}
+
+    def _render_many(
+        self, conversations: Iterable[Conversation], *, add_generation_prompt: bool
+    ) -> Iterator[list[int]]:
+        # The tokenizer works outside Python's lock, so that threads are enough. They stay a little ahead, no more:
+        # what is not used yet is held in memory.
+        some = iter(conversations)
+        threads = os.cpu_count() or 1
+        ahead: deque[Future[list[list[int]]]] = deque()
+        # The first one is rendered alone: it settles the tokenizer's state, which threads may only read.
+        for first in itertools.islice(some, 1):
+            yield from self._render([first], add_generation_prompt=add_generation_prompt)
+        with ThreadPoolExecutor(threads) as pool:
+            while chunk := list(itertools.islice(some, TOGETHER)):
+                ahead.append(pool.submit(self._render, chunk, add_generation_prompt=add_generation_prompt))
+                if len(ahead) > 2 * threads:
+                    yield from ahead.popleft().result()
+            for rendered in ahead:
+                yield from rendered.result()
+
+    def _render(
+        self, conversations: Sequence[Conversation], *, add_generation_prompt: bool
+    ) -> list[list[int]]:
         # Templates that write a date take it as `date_string`; the others ignore it.
         rendered = self.tokenizer.apply_chat_template(
-            [{"role": message.role, "content": message.content} for message in messages],
+            [
+                [{"role": message.role, "content": message.content} for message in conversation]
+                for conversation in conversations
+            ],
             tokenize=True,
             return_dict=True,
             add_generation_prompt=add_generation_prompt,
+            tokenizer_kwargs={"return_attention_mask": False},
             date_string=self.template_date,
         )
-        return list(rendered["input_ids"])
+        # An id is one object, however often it stands in the data: a token then takes 8 bytes instead of 40.
+        shared = self._ids.setdefault
+        return [[shared(one, one) for one in ids] for ids in rendered["input_ids"]]
 
     def _find_stop_ids(self, named: Sequence[int]) -> tuple[int, ...]:
         found = list(named)
@@ -143,3 +195,12 @@ class Chat:
             allowed=f"a padding token that is not one of the stop ids {self.stop_ids}",
             fix=f"add one of {', '.join(FREE_FOR_PADDING)} to the tokenizer and save it beside the model",
         )
+
+
+def _answered(messages: Conversation) -> Conversation:
+    if not messages or messages[-1].role != "assistant":
+        raise DataError(
+            "A conversation to be scored does not end with the assistant's message.",
+            allowed="messages that end with {'role': 'assistant', 'content': …}",
+        )
+    return messages

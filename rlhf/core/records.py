@@ -75,13 +75,37 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One benchmark item in RewardBench's shape: a conversation, a better and a worse answer."""
+    """One benchmark item in RewardBench's shape: a conversation, a better and a worse answer.
+
+    `strength` is how strongly `chosen` is preferred, 1 to 3; None where nobody said.
+    """
 
     prompt: Conversation
     chosen: str
     rejected: str
     subset: str
     section: str = ""
+    strength: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One benchmark item with several right and several wrong answers; in RM-Bench one of each style."""
+
+    prompt: Conversation
+    chosen: tuple[str, ...]
+    rejected: tuple[str, ...]
+    subset: str
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Answers to one prompt, each with its true quality: what best-of-n picks from."""
+
+    prompt: Conversation
+    responses: tuple[str, ...]
+    scores: tuple[float, ...]
+    subset: str
 
 
 @dataclass(frozen=True, slots=True)

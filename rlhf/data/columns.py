@@ -134,6 +134,8 @@ def preference(row: Row, source: DataSource) -> Preference:
 def comparison(row: Row) -> Comparison:
     """A benchmark item in RewardBench's columns; an empty answer is a fair one to compare.
 
+    It may have a `strength` of 0 to 3, or a signed `preference_strength`, of which only the size counts here.
+
     Raises:
         DataError: a column is missing or of the wrong type.
         UnusableRowError: a rule says why the row is of no use.
@@ -143,7 +145,16 @@ def comparison(row: Row) -> Comparison:
     section = "" if row.find("section") is None else row.text("section")
     rules.require_prompt(messages)
     rules.require_difference(chosen, rejected)
-    return Comparison(messages, chosen, rejected, subset=subset, section=section)
+    return Comparison(messages, chosen, rejected, subset=subset, section=section, strength=_strength(row))
+
+
+def _strength(row: Row) -> int | None:
+    for column, low in (("strength", 0), ("preference_strength", -STRONGEST)):
+        if row.find(column) is not None:
+            strength = row.integer(column, low, STRONGEST)
+            rules.require_strength(strength)
+            return abs(strength)
+    return None
 
 
 def _column(source: DataSource, name: str) -> str:

@@ -17,6 +17,8 @@ class DropReport:
     read: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
+    sources: dict[str, DropReport] = field(default_factory=dict)
+    """The same counts for each source, where a report covers several."""
 
     @property
     def kept(self) -> int:
@@ -31,11 +33,13 @@ class DropReport:
             places.append(place)
 
     def merge(self, other: DropReport) -> Self:
-        """Add another report's counts to this one, which is returned."""
+        """Add another report's counts, and its sources, to this one, which is returned."""
         self.read += other.read
         self.reasons.update(other.reasons)
         for reason, places in other.examples.items():
             self.examples[reason] = (self.examples.get(reason, []) + places)[:EXAMPLES]
+        for name, part in other.sources.items():
+            self.sources.setdefault(name, DropReport()).merge(part)
         return self
 
     def lines(self) -> list[str]:

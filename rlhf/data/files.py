@@ -14,19 +14,23 @@ from rlhf.core.errors import DataError, did_you_mean
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 READABLE = "a file ending in .jsonl, .json or .parquet (also .gz), or a folder of such files"
-PREFERENCE_FILES = ("preference/preference", "preference")
-"""Where nvidia/HelpSteer2 keeps its preferences, all splits in one file."""
+LFS_POINTER = b"version https://git-lfs.github.com/"
+"""What stands in the place of a file that git cloned and git-LFS did not fetch."""
+PARQUET_ROWS = 1024
+"""Rows of a parquet file that are in memory as Python objects at a time."""
+AGAIN = "download or copy the file again: it is not whole"
 
 
 def file_rows(path: Path) -> Iterator[tuple[str, Any]]:
     """Each row of a file, with its place: `file:line` for JSON Lines, else `file: row N`.
 
     Raises:
-        DataError: another kind of file, or one that cannot be read or parsed.
+        DataError: another kind of file, or one that is not whole, cannot be read or cannot be parsed.
     """
     suffix = _suffix(path)
     if suffix not in SUFFIXES:
         raise DataError(f"{path} ends in {path.suffix!r}", allowed=READABLE)
+    _require_fetched(path)
     if suffix == ".parquet":
         return _parquet_rows(path)
     if suffix == ".json" and _starts_with_bracket(path):
@@ -34,30 +38,28 @@ def file_rows(path: Path) -> Iterator[tuple[str, Any]]:
     return _line_rows(path)
 
 
-def folder_files(folder: Path, split: str, *, preferences: bool) -> list[Path]:
+def folder_files(folder: Path, split: str, *, inner: bool = False) -> list[Path]:
     """The files of one split: `SPLIT.jsonl.gz` and its like, or parquet shards `[data/]SPLIT-*.parquet`.
 
     Args:
-        preferences: look for HelpSteer2's preference file instead, which holds every split.
+        inner: look into a folder of the same name first, as in `preference/preference.jsonl.gz`.
 
     Raises:
         DataError: the folder has no such file; the message lists what it has.
     """
-    for stem in PREFERENCE_FILES if preferences else (split,):
+    for stem in (f"{split}/{split}", split) if inner else (split,):
         for name in (stem + suffix + end for suffix in SUFFIXES for end in (".gz", "")):
             if (folder / name).is_file():
                 return [folder / name]
-    if not preferences:
-        for pattern in (f"{split}-*.parquet", f"data/{split}-*.parquet"):
-            if shards := sorted(folder.glob(pattern)):
-                return shards
-    wanted = f"{PREFERENCE_FILES[0]}.jsonl.gz" if preferences else f"{split}.jsonl.gz"
+    for pattern in (f"{split}-*.parquet", f"data/{split}-*.parquet"):
+        if shards := sorted(folder.glob(pattern)):
+            return shards
     readable = sorted(
         str(path.relative_to(folder)) for path in folder.rglob("*") if _suffix(path) in SUFFIXES
     )
     found = ", ".join(readable[:8]) + (", ..." if len(readable) > 8 else "") if readable else "no data files"
     raise DataError(
-        f"{folder} has no {wanted}; it has: {found}",
+        f"{folder} has no {f'{split}/' if inner else ''}{split}.jsonl.gz; it has: {found}",
         allowed="SPLIT.jsonl, .json or .parquet (also .gz), or [data/]SPLIT-*.parquet",
         fix="set `split` to one of the splits in the folder, or `path` to the file itself",
     )
@@ -83,19 +85,33 @@ def _open(path: Path) -> io.BufferedIOBase:
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
 
 
+def _require_fetched(path: Path) -> None:
+    """Refuse what a broken download leaves in the place of the data."""
+    with path.open("rb") as stream:
+        head = stream.read(len(LFS_POINTER))
+    if not head:
+        raise DataError(f"{path}:1: the file is empty", fix=AGAIN)
+    if head == LFS_POINTER:
+        raise DataError(
+            f"{path}:1: a pointer of git-LFS, not the data it stands for",
+            fix="run `git lfs pull` in the folder it was cloned to, or download the file by other means",
+        )
+
+
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """The lines of a file, counted from 1; a file that breaks off is an error of the data."""
+    number = 0
     try:
         with _open(path) as stream:
-            yield from enumerate(stream, start=1)
+            for line in stream:
+                number += 1
+                yield number, line
     except (OSError, EOFError, zlib.error) as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(f"{path}:{number + 1}", error) from error
 
 
-def _unreadable(path: Path, error: Exception) -> DataError:
-    return DataError(
-        f"{path} cannot be read: {error}", fix="check the file, or copy it again: it may be cut short"
-    )
+def _unreadable(place: str, error: Exception) -> DataError:
+    return DataError(f"{place}: cannot be read from here on ({error})", fix=AGAIN)
 
 
 def _starts_with_bracket(path: Path) -> bool:
@@ -106,10 +122,16 @@ def _starts_with_bracket(path: Path) -> bool:
 
 
 def _line_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    found = False
     for number, line in _lines(path):
         if line.strip():
+            found = True
             place = f"{path}:{number}"
-            yield place, _parse(line, place, "one JSON object a line", "mend or delete this line")
+            # A last line without its end may have been cut off.
+            fix = "mend or delete this line" if line.endswith(b"\n") else f"mend this line; or {AGAIN}"
+            yield place, _parse(line, place, "one JSON object a line", fix)
+    if not found:
+        raise DataError(f"{path}:1: the file holds no rows", allowed="one JSON object a line", fix=AGAIN)
 
 
 def _array_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -138,9 +160,9 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         with _open(path) as stream:
             table = pq.ParquetFile(pa.BufferReader(stream.read()) if path.suffix == ".gz" else stream)
-            for batch in table.iter_batches():
+            for batch in table.iter_batches(batch_size=PARQUET_ROWS):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}: row {number}", row
     except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(f"{path}: row {number + 1}", error) from error

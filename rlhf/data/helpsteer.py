@@ -9,16 +9,18 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from rlhf.core.errors import DataError
 from rlhf.core.records import HELPSTEER_ATTRIBUTES, Conversation, Message, Preference, Prompt, Rating
 from rlhf.data import rules
-from rlhf.data.annotations import NEITHER_VALID, aggregate
-from rlhf.data.rows import Row
+from rlhf.data.annotations import NEITHER_VALID, aggregate, aggregate_ratings
+from rlhf.data.rows import Row, is_number
 
 if TYPE_CHECKING:
     from rlhf.config.schema import DataSource
 
 TURN = re.compile(r"\n<extra_id_1>(User|Assistant)\n")
 STRONGEST = 3
+STRENGTH = "preference_strength"
 ANNOTATIONS = "all_preferences_unprocessed"
 
 
@@ -37,25 +39,35 @@ def prompt(row: Row, source: DataSource) -> Prompt:
     return Prompt(messages, source=source.path)
 
 
-def rating(row: Row, source: DataSource) -> Rating:
+def rating(row: Row, source: DataSource, *, max_spread: int) -> Rating:
     """A row of HelpSteer2: `prompt`, `response` and five attributes on the scale 0 to 4.
+
+    In its file `disagreements` each attribute is a list, one rating an annotator: these are aggregated by the
+    rules of `rlhf.data.annotations`.
 
     Raises:
         DataError: a column is missing, of the wrong type or out of range.
         UnusableRowError: a rule says why the row is of no use.
     """
     messages, response = split_turns(row.text("prompt")), row.text("response")
-    ratings = {attribute: row.number(attribute, 0, 4) for attribute in HELPSTEER_ATTRIBUTES}
+    people = annotators_ratings(row)
+    ratings = {} if people else {name: row.number(name, 0, 4) for name in HELPSTEER_ATTRIBUTES}
     rules.require_prompt(messages)
     rules.require_responses(response)
+    if people:
+        aggregated = aggregate_ratings(people, max_spread)
+        if isinstance(aggregated, str):
+            raise rules.UnusableRowError(aggregated)
+        ratings = aggregated
     return Rating(messages, response, ratings, source=source.path)
 
 
 def preference(row: Row, source: DataSource, *, max_spread: int) -> Preference:
     """A row of HelpSteer2-Preference: `prompt`, `response_1`, `response_2` and how strongly one is preferred.
 
-    Where the raw annotations (`all_preferences_unprocessed`) are present they are aggregated by the rules of
-    `rlhf.data.annotations`; elsewhere `preference_strength`, NVIDIA's own aggregate, is taken.
+    `annotations: published` takes `preference_strength`, NVIDIA's aggregate: the public file holds the tasks whose
+    annotators agree, so that dropping its zeros gives the paper's set. `annotations: raw` aggregates
+    `all_preferences_unprocessed` by the rules of `rlhf.data.annotations`.
 
     Raises:
         DataError: a column is missing, of the wrong type or out of range.
@@ -63,12 +75,13 @@ def preference(row: Row, source: DataSource, *, max_spread: int) -> Preference:
     """
     messages = split_turns(row.text("prompt"))
     first, second = row.text("response_1"), row.text("response_2")
-    strengths = _annotations(row)
-    stated = 0 if strengths else row.integer("preference_strength", -STRONGEST, STRONGEST)
+    raw = source.annotations == "raw"
+    strengths = annotators_strengths(row) if raw else []
+    stated = 0 if raw else published_strength(row)
     rules.require_prompt(messages)
     rules.require_responses(first, second)
     rules.require_difference(first, second)
-    if strengths:
+    if raw:
         result = aggregate(strengths, max_spread)
         if result.strength is None:
             raise rules.UnusableRowError(result.reason)
@@ -77,11 +90,32 @@ def preference(row: Row, source: DataSource, *, max_spread: int) -> Preference:
     return Preference(messages, first, second, stated, source=source.path)
 
 
-def _annotations(row: Row) -> list[int]:
+def published_strength(row: Row) -> int:
+    """NVIDIA's aggregate, -3..3.
+
+    Raises:
+        DataError: the row has none, or one out of range.
+    """
+    if row.find(STRENGTH) is None and row.find(ANNOTATIONS) is not None:
+        raise DataError(
+            f"{row.place}: no {STRENGTH!r}, but raw annotations",
+            allowed=f"a whole number from -{STRONGEST} to {STRONGEST} where `annotations: published`, the default",
+            fix="set `annotations: raw` of this source",
+        )
+    return row.integer(STRENGTH, -STRONGEST, STRONGEST)
+
+
+def annotators_strengths(row: Row) -> list[int]:
+    """Every annotator's strength, -3..3 or `NEITHER_VALID`.
+
+    Raises:
+        DataError: the row has no list of annotations, or one of them is malformed.
+    """
     value = row.find(ANNOTATIONS)
-    if not value:
-        return []
     allowed = f'a list of {{"strength": -{STRONGEST}..{STRONGEST}, or {NEITHER_VALID} for neither valid}}'
+    if value is None:
+        fix = "set `annotations: published` of this source, which takes `preference_strength`"
+        raise DataError(f"{row.place}: no column {ANNOTATIONS!r}", allowed=allowed, fix=fix)
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise row.wrong(ANNOTATIONS, allowed)
     strengths = []
@@ -91,3 +125,21 @@ def _annotations(row: Row) -> list[int]:
             raise row.wrong(ANNOTATIONS, allowed)
         strengths.append(int(strength))
     return strengths
+
+
+def annotators_ratings(row: Row) -> dict[str, list[int]]:
+    """Every annotator's rating of each attribute, 0..4; empty where the row holds one number each.
+
+    Raises:
+        DataError: some attributes are lists and others are not, or a rating is out of range.
+    """
+    if not any(isinstance(row.find(name), list) for name in HELPSTEER_ATTRIBUTES):
+        return {}
+    allowed = "as for the other attributes, a list of whole numbers from 0 to 4, one an annotator"
+    ratings: dict[str, list[int]] = {}
+    for name in HELPSTEER_ATTRIBUTES:
+        values = row.get(name)
+        if not isinstance(values, list) or not all(is_number(v) and v in range(5) for v in values):
+            raise row.wrong(name, allowed)
+        ratings[name] = [int(value) for value in values]
+    return ratings

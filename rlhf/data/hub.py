@@ -8,8 +8,10 @@ from typing import Any
 from rlhf.core.errors import DataError
 
 
-def hub_rows(name: str, split: str, *, data_dir: str | None = None) -> Iterator[tuple[str, Any]]:
-    """Each row of one split, with its place `NAME (SPLIT): row N`.
+def hub_rows(
+    name: str, split: str, *, data_dir: str | None = None, revision: str | None = None
+) -> Iterator[tuple[str, Any]]:
+    """Each row of one split, with its place `NAME (SPLIT): row N`, or `NAME/DATA_DIR (SPLIT): row N`.
 
     Raises:
         DataError: the data set is not found, has no such split, or the Hub cannot be reached.
@@ -17,7 +19,7 @@ def hub_rows(name: str, split: str, *, data_dir: str | None = None) -> Iterator[
     import datasets
 
     try:
-        table = datasets.load_dataset(name, data_dir=data_dir, split=split)
+        table = datasets.load_dataset(name, data_dir=data_dir, split=split, revision=revision)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
@@ -26,4 +28,5 @@ def hub_rows(name: str, split: str, *, data_dir: str | None = None) -> Iterator[
             fix=f"where the Hub can be reached, `hf download {name} --repo-type dataset --local-dir FOLDER`; "
             "then set `path: FOLDER`",
         ) from error
-    return ((f"{name} ({split}): row {number}", dict(row)) for number, row in enumerate(table, start=1))
+    where = f"{name}/{data_dir}" if data_dir else name
+    return ((f"{where} ({split}): row {number}", dict(row)) for number, row in enumerate(table, start=1))

@@ -11,6 +11,7 @@ from rlhf.config.schema import DataSource
 from rlhf.core.errors import ConfigError, DataError
 from rlhf.core.records import Comparison, Preference, Prompt, Rating
 from rlhf.data import columns, helpsteer, rules
+from rlhf.data.annotations import PAPER_SPREAD
 from rlhf.data.drops import DropReport
 from rlhf.data.rows import DEMO, Row, read_rows, synthetic_rows
 
@@ -19,14 +20,22 @@ Readers = Mapping[str, Callable[[Row, DataSource], Record]]
 REWARDBENCH = DataSource(path="allenai/reward-bench", split="filtered")
 
 
-def load_ratings(sources: Sequence[DataSource], *, seed: int) -> tuple[list[Rating], DropReport]:
+def load_ratings(
+    sources: Sequence[DataSource], *, seed: int, max_spread: int = PAPER_SPREAD
+) -> tuple[list[Rating], DropReport]:
     """Rated responses; one read before with the same ratings is a duplicate.
+
+    Args:
+        max_spread: of raw ratings, see `rlhf.data.annotations.aggregate_ratings`.
 
     Raises:
         ConfigError: a source whose format or column map holds no ratings.
         DataError: a malformed row, or nothing left.
     """
-    readers: Readers[Rating] = {"helpsteer2": helpsteer.rating, "columns": columns.rating}
+    readers: Readers[Rating] = {
+        "helpsteer2": partial(helpsteer.rating, max_spread=max_spread),
+        "columns": columns.rating,
+    }
     return _load("ratings", sources, seed, readers, _rating_key)
 
 
@@ -82,8 +91,8 @@ def load_comparisons(path: str) -> tuple[list[Comparison], DropReport]:
         source = REWARDBENCH if path == "rewardbench" else REWARDBENCH.model_copy(update={"path": path})
         rows = read_rows(source, seed=0)
     report = DropReport()
-    items = list(_records(rows, columns.comparison, report, key=None, seen=set()))
-    _require_some(items, "comparisons", [path], report)
+    items = list(read_records(rows, columns.comparison, report, key=None, seen=set()))
+    require_some(items, "comparisons", [path], report)
     return items, report
 
 
@@ -131,25 +140,32 @@ def _load(
 ) -> tuple[list[Record], DropReport]:
     for source in sources:
         _check_source(source, kind, readers)
-    report, records, seen = DropReport(), list[Record](), set[Hashable]()
+    report, loaded, seen = DropReport(), list[Record](), set[Hashable]()
     for source in sources:
         own = DropReport()
         read = _bind(readers[source.format], source)
-        found = list(_records(read_rows(source, seed=seed), read, own, key=key, seen=seen))
+        found = list(read_records(read_rows(source, seed=seed), read, own, key=key, seen=seen))
         if kind == "ratings" and (found or own.reasons[rules.NO_RATING]):
             _require_named_attributes(source, [record for record in found if isinstance(record, Rating)])
-        records.extend(found)
-        report.merge(own)
+        loaded.extend(found)
+        report.merge(DropReport(sources={_label(source, kind): own}).merge(own))
     if sources:
-        _require_some(records, kind, [source.path for source in sources], report)
-    return records, report
+        require_some(loaded, kind, [source.path for source in sources], report)
+    return loaded, report
+
+
+def _label(source: DataSource, kind: columns.Kind) -> str:
+    """What a report calls a source: two of the same file differ in their split or in `where`."""
+    split = "" if source.format == "columns" else f" ({source.split})"
+    where = "; ".join(f"{column}: {', '.join(map(str, values))}" for column, values in source.where.items())
+    return f"{kind} of {source.path}{split}" + (f" where {where}" if where else "")
 
 
 def _bind(reader: Callable[[Row, DataSource], Record], source: DataSource) -> Callable[[Row], Record]:
     return lambda row: reader(row, source)
 
 
-def _records(
+def read_records(
     rows: Iterable[Row],
     read: Callable[[Row], Record],
     report: DropReport,
@@ -157,6 +173,7 @@ def _records(
     key: Callable[[Record], Hashable] | None,
     seen: set[Hashable],
 ) -> Iterator[Record]:
+    """The records of the rows that are of use; `key` tells a duplicate, `report` counts what is left out."""
     for row in rows:
         report.read += 1
         try:
@@ -203,7 +220,8 @@ def _require_named_attributes(source: DataSource, ratings: Sequence[Rating]) -> 
             )
 
 
-def _require_some(records: Sequence[object], kind: str, paths: Sequence[str], report: DropReport) -> None:
+def require_some(records: Sequence[object], kind: str, paths: Sequence[str], report: DropReport) -> None:
+    """Refuse a source of which nothing is left, with its drop report."""
     if not records:
         raise DataError(
             "\n".join([f"no usable {kind} in {', '.join(paths)}:", *report.lines()]),

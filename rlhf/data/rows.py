@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rlhf.config.schema import DataSource
 
 DEMO = "demo"
+PREFERENCE, DISAGREEMENTS = "preference", "disagreements"
 MEND = "mend or delete this row"
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 FILE_ENDING = re.compile(r"\.(jsonl?|parquet|gz|csv|tsv|txt|zip|zst|arrow)$")
@@ -121,23 +122,28 @@ def looks_local(path: str) -> bool:
 
 
 def _raw_rows(source: DataSource) -> Iterator[tuple[str, Any]]:
-    preferences = source.format == "helpsteer2-preference"
-    split = source.split
+    split, inner = source.split, _inner_folder(source)
     if source.format == "helpsteer2":
         split = {"val": "validation"}.get(split, split)
     if source.path == DEMO:
         return synthetic_rows("prompts" if source.format == "columns" else source.format, split)
     if not looks_local(source.path):
-        if preferences:
-            return hub_rows(source.path, "train", data_dir="preference")
-        return hub_rows(source.path, split)
+        split = "train" if inner else split  # the Hub puts a folder's only file under this name
+        return hub_rows(source.path, split, data_dir=inner, revision=source.revision)
     path = Path(source.path).expanduser()
     if path.is_dir():
-        files = folder_files(path, split, preferences=preferences)
+        files = folder_files(path, inner or split, inner=inner is not None)
         return itertools.chain.from_iterable(file_rows(file) for file in files)
     if not path.exists():
         raise missing_path(path)
     return file_rows(path)
+
+
+def _inner_folder(source: DataSource) -> str | None:
+    """The folder in which nvidia/HelpSteer2 keeps what does not fit the schema of its ratings."""
+    if source.format == "helpsteer2-preference":
+        return PREFERENCE
+    return DISAGREEMENTS if source.format == "helpsteer2" and source.split == DISAGREEMENTS else None
 
 
 def _row(place: str, values: Any) -> Row:

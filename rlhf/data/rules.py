@@ -10,6 +10,7 @@ EMPTY_RESPONSE = "empty response"
 IDENTICAL_RESPONSES = "identical responses"
 TIE = "tie (strength 0)"
 FEW_ANNOTATIONS = "fewer than three valid annotations"
+UNMATCHED_ANNOTATORS = "attributes with different numbers of annotators"
 NO_RATING = "no rating"
 SCALE_UNKNOWN = "scale unknown"
 DUPLICATE = "duplicate"
@@ -17,6 +18,11 @@ DUPLICATE = "duplicate"
 
 class UnusableRowError(Exception):
     """Says why a row is of no use by rule; the loader catches it and counts the row."""
+
+
+def disagreement(max_spread: int) -> str:
+    """The reason for a row whose annotators differ by more than `max_spread`."""
+    return f"annotators disagree (spread > {max_spread})"
 
 
 def require_prompt(prompt: Conversation) -> None:

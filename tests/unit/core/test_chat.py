@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
 
-from rlhf.core.chat import Chat
+from rlhf.core.chat import TOGETHER, Chat
 from rlhf.core.errors import DataError, ModelError
 from rlhf.core.records import Message
 
@@ -135,3 +137,67 @@ def test_another_template_has_another_hash(tokenizer: Any, tiny_chat: Chat) -> N
     assert Chat(tokenizer).template_hash == tiny_chat.template_hash
     tokenizer.chat_template += " "
     assert Chat(tokenizer).template_hash != tiny_chat.template_hash
+
+
+def many(count: int) -> list[tuple[Message, ...]]:
+    """Conversations of many lengths and shapes; more than the threads take at a time."""
+    texts = ["Tea.", "naïve 🙂 <|im_end|>", "  spaces \n\n and lines ", "words " * 70, "12,345.678", "日本語"]
+    return [
+        (
+            *((Message("system", f"Number {number}."),) if number % 3 == 0 else ()),
+            Message("user", texts[number % 6] + str(number)),
+            *((Message("assistant", "So."), Message("user", "And?")) if number % 4 == 0 else ()),
+            Message("assistant", texts[number % 5]),
+        )
+        for number in range(count)
+    ]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 33, 500])
+def test_many_at_once_are_the_same_ids_in_the_same_order(tiny_chat: Chat, count: int) -> None:
+    conversations = many(count)
+    assert list(tiny_chat.conversations_ids(conversations)) == [
+        tiny_chat.conversation_ids(one) for one in conversations
+    ]
+    prompts = [one[:-1] for one in conversations]
+    assert list(tiny_chat.prompts_ids(prompts)) == [tiny_chat.prompt_ids(one) for one in prompts]
+
+
+def test_the_ids_are_those_of_the_rendered_text(tiny_chat: Chat) -> None:
+    for ids, conversation in zip(tiny_chat.conversations_ids(many(40)), many(40), strict=True):
+        messages = [{"role": message.role, "content": message.content} for message in conversation]
+        text = tiny_chat.tokenizer.apply_chat_template(messages, tokenize=False)
+        assert ids == tiny_chat.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def test_many_are_made_a_little_ahead_and_not_all_at_once(tiny_chat: Chat) -> None:
+    asked = 0
+
+    def endless() -> Iterator[tuple[Message, ...]]:
+        nonlocal asked
+        while True:
+            asked += 1
+            yield ANSWERED
+
+    some = tiny_chat.conversations_ids(endless())
+    assert [next(some) for _ in range(3)] == 3 * [tiny_chat.conversation_ids(ANSWERED)]
+    some.close()  # type: ignore[attr-defined]
+    assert asked <= TOGETHER * (2 * (os.cpu_count() or 1) + 2)
+
+
+def test_one_that_cannot_be_scored_stops_the_many(tiny_chat: Chat) -> None:
+    with pytest.raises(DataError, match="does not end with the assistant's message"):
+        list(tiny_chat.conversations_ids([*many(50), QUESTION]))
+
+
+def test_pieces_show_each_token_and_what_is_special(tiny_chat: Chat) -> None:
+    ids = tiny_chat.conversation_ids((Message("user", "Tea 𒀀"), Message("assistant", "Yes.")))
+    pieces = tiny_chat.pieces(ids)
+    assert len(pieces) == len(ids)
+    assert pieces[0] == "<|im_start|>" and "user" in pieces and pieces[-2:] == ["<|im_end|>", "\n"]
+    assert not any("\ufffd" in piece for piece in pieces)  # bytes of a rare letter, each a token
+    special = tiny_chat.special_ids()
+    assert [piece for piece, one in zip(pieces, ids, strict=True) if one in special] == 3 * [
+        "<|im_start|>",
+        "<|im_end|>",
+    ]

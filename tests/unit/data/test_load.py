@@ -20,6 +20,8 @@ def test_sources_are_read_in_order_and_reported_together(write_rows: Callable[..
     assert [prompt.messages[0].content for prompt in prompts] == ["a", "b", "c"]
     assert (report.read, report.kept) == (5, 3)
     assert report.examples == {"blank prompt": [f"{first}:2"], "duplicate": [f"{second}:1"]}
+    apart = {name: (part.read, part.kept) for name, part in report.sources.items()}
+    assert apart == {f"prompts of {first}": (3, 2), f"prompts of {second}": (2, 1)}
 
 
 def test_nothing_left_shows_why(write_rows: Callable[..., str]) -> None:
@@ -35,7 +37,7 @@ def test_nothing_left_shows_why(write_rows: Callable[..., str]) -> None:
 
 
 def test_an_empty_file_has_nothing_left(write_rows: Callable[..., str]) -> None:
-    with pytest.raises(DataError, match="0 rows read"):
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: the file is empty"):
         load_prompts([DataSource(path=write_rows("rows.jsonl", []))], seed=0)
 
 
@@ -108,8 +110,9 @@ def test_a_comparison_without_a_subset(write_rows: Callable[..., str]) -> None:
 def test_rewardbench_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
-    def load_dataset(name: str, *, data_dir: str | None, split: str) -> datasets.Dataset:
-        assert (name, data_dir, split) == ("allenai/reward-bench", None, "filtered")
+    def load_dataset(name: str, *, split: str, **others: None) -> datasets.Dataset:
+        assert (name, split) == ("allenai/reward-bench", "filtered")
+        assert not any(others.values())
         row = {"prompt": "q", "chosen": "a", "chosen_model": "m", "rejected": "b", "rejected_model": "n"}
         return datasets.Dataset.from_list([{**row, "subset": "alpacaeval-easy", "id": 0}])
 
@@ -119,7 +122,7 @@ def test_rewardbench_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("split", ["train", "val", "validation"])
 def test_the_synthetic_ratings_join_the_synthetic_preferences(split: str) -> None:
-    pairs = DataSource(path="demo", format="helpsteer2-preference", split=split)
+    pairs = DataSource(path="demo", format="helpsteer2-preference", split=split, annotations="raw")
     preferences, report = load_preferences([pairs], seed=0, max_spread=2)
     ratings, _ = load_ratings([DataSource(path="demo", format="helpsteer2", split=split)], seed=0)
     assert report.read == len({(rating.prompt) for rating in ratings})

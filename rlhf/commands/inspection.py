@@ -1,0 +1,243 @@
+"""What `rlhf inspect` finds out, as plain values: sources, agreement, targets, lengths, and one example in tokens."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rlhf.config.policy import PolicyConfig
+from rlhf.config.reward import RewardConfig
+from rlhf.config.schema import DataSource, ModelConfig
+from rlhf.core.chat import Chat
+from rlhf.core.progress import Progress
+from rlhf.core.records import Conversation, Message, Preference, Prompt, Rating
+from rlhf.data.agreement import agreement, annotated_pairs, annotated_ratings, rating_agreement
+from rlhf.data.drops import DropReport
+from rlhf.data.lengths import lengths_of
+from rlhf.data.load import load_prompts
+
+
+def inspect_reward(config: RewardConfig) -> dict[str, Any]:
+    """A reward run's data, without a model.
+
+    Raises:
+        DataError: a malformed row, or a kind of source of which nothing is left.
+    """
+    from reward.data import load_records
+
+    chat = _chat(config.model)
+    preferences, ratings, drops = load_records(config)
+    counts = [*_token_counts(chat, _conversations(preferences, ratings))]
+    limit = config.model.max_length
+    sides, single = counts[: 2 * len(preferences)], counts[2 * len(preferences) :]
+    longest = map(max, sides[::2], sides[1::2])
+    fitting = [item for item, count in zip(preferences, longest, strict=True) if count <= limit]
+    fitting_single = [item for item, count in zip(ratings, single, strict=True) if count <= limit]
+    return {
+        "command": "train-reward",
+        **_data_report(drops),
+        "agreement": _agreement(config.data.preferences, config.seed, config.data.max_spread),
+        "rating_agreement": _rating_agreement(config.data.ratings, config.seed, config.data.max_spread),
+        "targets": _targets(preferences, ratings, config.attributes),
+        "lengths": asdict(lengths_of(counts, limit)) if counts else None,
+        "limit": "model.max_length",
+        "too_long": {
+            "pairs": len(preferences) - len(fitting),
+            "single ratings": len(ratings) - len(fitting_single),
+        },
+        "tokenizer": _tokenizer(config.model, chat),
+        "example": _scored_example(chat, fitting, fitting_single),
+    }
+
+
+def inspect_policy(config: PolicyConfig) -> dict[str, Any]:
+    """An alignment run's prompts, without a model.
+
+    Raises:
+        DataError: a malformed row, or nothing left.
+    """
+    chat = _chat(config.model)
+    prompts, drops = load_prompts(config.data.prompts, seed=config.seed)
+    counts = []
+    with Progress(len(prompts), "prompt") as progress:
+        for ids in chat.prompts_ids(prompt.messages for prompt in prompts):
+            counts.append(len(ids))
+            progress.update(len(counts))
+    limit = config.data.max_prompt_tokens
+    fitting = [prompt for prompt, count in zip(prompts, counts, strict=True) if count <= limit]
+    return {
+        "command": "align-policy",
+        **_data_report(drops),
+        "targets": {
+            "prompts": len(prompts),
+            "with a check": sum(prompt.check is not None for prompt in prompts),
+            "of several turns": sum(len(prompt.messages) > 2 for prompt in prompts),
+        },
+        "lengths": asdict(lengths_of(counts, limit)),
+        "limit": "data.max_prompt_tokens",
+        "too_long": {"prompts": len(prompts) - len(fitting)},
+        "tokenizer": _tokenizer(config.model, chat),
+        "example": _asked_example(chat, fitting),
+    }
+
+
+def _chat(model: ModelConfig) -> Chat:
+    return Chat.load(model.base, revision=model.revision, template_date=model.template_date)
+
+
+def _tokenizer(model: ModelConfig, chat: Chat) -> dict[str, Any]:
+    return {
+        "base": model.base,
+        "template_date": chat.template_date,
+        "template_hash": chat.template_hash,
+        "stop_ids": list(chat.stop_ids),
+        "pad_id": chat.pad_id,
+        "notes": chat.notes,
+    }
+
+
+def _data_report(drops: DropReport) -> dict[str, Any]:
+    """The sources apart, and what was dropped after them, as for being in the benchmark."""
+    later = drops.as_dict()["dropped"]
+    for part in drops.sources.values():
+        for reason, count in part.reasons.items():
+            later[reason]["count"] -= count
+    later = {reason: entry for reason, entry in later.items() if entry["count"]}
+    return {
+        "sources": {name: part.as_dict() for name, part in drops.sources.items()},
+        "dropped_later": later,
+    }
+
+
+def _conversations(preferences: Sequence[Preference], ratings: Sequence[Rating]) -> list[Conversation]:
+    """Both sides of every pair, then every single rated response."""
+    sides = [
+        (*pair.prompt, Message("assistant", response))
+        for pair in preferences
+        for response in (pair.response_1, pair.response_2)
+    ]
+    return [*sides, *((*rating.prompt, Message("assistant", rating.response)) for rating in ratings)]
+
+
+def _token_counts(chat: Chat, conversations: Sequence[Conversation]) -> Iterator[int]:
+    with Progress(len(conversations), "conversation") as progress:
+        for number, ids in enumerate(chat.conversations_ids(conversations), start=1):
+            progress.update(number)
+            yield len(ids)
+
+
+def _agreement(sources: Sequence[DataSource], seed: int, max_spread: int) -> dict[str, Any]:
+    """By source, where there are raw annotations."""
+    found = {}
+    for source in sources:
+        if source.format == "helpsteer2-preference":
+            result = agreement(annotated_pairs(source, seed=seed), max_spread)
+            if result is not None:
+                found[f"{source.path} ({source.split})"] = {
+                    **asdict(result),
+                    "annotations_key": source.annotations,
+                }
+    return found
+
+
+def _rating_agreement(sources: Sequence[DataSource], seed: int, max_spread: int) -> dict[str, Any]:
+    found = {}
+    for source in sources:
+        if source.format == "helpsteer2":
+            by_attribute = rating_agreement(annotated_ratings(source, seed=seed), max_spread)
+            if by_attribute:
+                found[f"{source.path} ({source.split})"] = by_attribute
+    return found
+
+
+def _targets(
+    preferences: Sequence[Preference], ratings: Sequence[Rating], attributes: Sequence[str]
+) -> dict[str, Any]:
+    """What there is to learn: pairs and ratings, and how far the two say the same."""
+    rated = Counter(bool(pair.ratings_1) + bool(pair.ratings_2) for pair in preferences)
+    first = attributes[0]
+    both = [
+        (pair.strength, pair.ratings_2[first] - pair.ratings_1[first])
+        for pair in preferences
+        if first in pair.ratings_1 and first in pair.ratings_2
+    ]
+    single = Counter(
+        name for rating in (*_joined(preferences), *(r.ratings for r in ratings)) for name in rating
+    )
+    return {
+        "pairs": len(preferences),
+        "pairs with both responses rated": rated[2],
+        "pairs with one response rated": rated[1],
+        "pairs without ratings": rated[0],
+        "single rated responses": len(ratings),
+        "ratings by attribute": {name: single[name] for name in attributes},
+        "attributes in the data that are not learnt": sorted(set(single) - set(attributes)),
+        "strengths": dict(sorted(Counter(pair.strength for pair in preferences).items())),
+        "second response preferred": _share([pair.strength > 0 for pair in preferences]),
+        "longer response preferred": _share(
+            [
+                len(pair.chosen) > len(pair.rejected)
+                for pair in preferences
+                if len(pair.chosen) != len(pair.rejected)
+            ]
+        ),
+        f"correlation of strength and difference in {first}": _correlation(both),
+    }
+
+
+def _joined(preferences: Sequence[Preference]) -> Iterator[Any]:
+    for pair in preferences:
+        yield from (side for side in (pair.ratings_1, pair.ratings_2) if side)
+
+
+def _share(truths: Sequence[bool]) -> float | None:
+    return sum(truths) / len(truths) if truths else None
+
+
+def _correlation(points: Sequence[tuple[float, float]]) -> float | None:
+    """Pearson's, where both sides vary."""
+    columns = [*zip(*points, strict=True)]
+    if len(points) < 2 or any(len(set(column)) == 1 for column in columns):
+        return None
+    return statistics.correlation(*columns)
+
+
+def _scored_example(
+    chat: Chat, preferences: Sequence[Preference], ratings: Sequence[Rating]
+) -> dict[str, Any] | None:
+    """The first conversation that is scored: the preferred side of a pair, or a rated response."""
+    for pair in itertools.islice(preferences, 1):
+        ratings_of = pair.ratings_2 if pair.strength > 0 else pair.ratings_1
+        target = {"preferred by": abs(pair.strength), **ratings_of}
+        ids = chat.conversation_ids((*pair.prompt, Message("assistant", pair.chosen)))
+        return {**_tokens(chat, ids), "read_at": len(ids) - 1, "source": pair.source, "target": target}
+    for one in itertools.islice(ratings, 1):
+        ids = chat.conversation_ids((*one.prompt, Message("assistant", one.response)))
+        return {
+            **_tokens(chat, ids),
+            "read_at": len(ids) - 1,
+            "source": one.source,
+            "target": dict(one.ratings),
+        }
+    return None
+
+
+def _asked_example(chat: Chat, prompts: Sequence[Prompt]) -> dict[str, Any] | None:
+    """The first prompt, as the policy is given it."""
+    for prompt in itertools.islice(prompts, 1):
+        ids = chat.prompt_ids(prompt.messages)
+        return {**_tokens(chat, ids), "source": prompt.source, "check": prompt.check}
+    return None
+
+
+def _tokens(chat: Chat, ids: Sequence[int]) -> dict[str, Any]:
+    special = chat.special_ids()
+    return {
+        "ids": list(ids),
+        "pieces": chat.pieces(ids),
+        "special": [place for place, one in enumerate(ids) if one in special],
+    }

@@ -1,0 +1,72 @@
+"""Pairs out of ratings: two responses to one prompt, of which one was rated higher.
+
+Source: HelpSteer2 (arXiv 2406.08673) makes its DPO set so: the response of higher helpfulness is chosen, ties are
+dropped. It uses no strength; the rule for one is ours.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+
+from rlhf.core.records import Conversation, Preference, Rating
+from rlhf.data import rules
+from rlhf.data.drops import DropReport
+
+WEAKEST, STRONGEST = 1, 3
+PREFERRED_ALREADY = "rated pair that has a preference already"
+SOURCE = "rated pairs"
+SHOWN = 40  # characters of a prompt, in the place of a pair that is not made
+
+
+def pair_rated(
+    ratings: Sequence[Rating], attribute: str, *, among: Sequence[Preference] = ()
+) -> tuple[list[Preference], DropReport]:
+    """A preference for every two responses to one prompt whose ratings of `attribute` differ.
+
+        |strength| = clamp(round(|difference|), 1, 3), halves rounded up; the higher rated response is preferred
+
+    A response rated more than once counts with its mean. The preferences carry no ratings yet: `join_ratings`
+    attaches each of them once, however many pairs a response is in. In the report each pair counts as one row.
+
+    Args:
+        attribute: the one that decides; responses without it make no pair.
+        among: preferences that are there already; their pairs are not made again.
+    """
+    known = {(item.prompt, frozenset((item.response_1, item.response_2))) for item in among}
+    report, made = DropReport(), list[Preference]()
+    for prompt, rated in _by_prompt(ratings, attribute).items():
+        for (first, one), (second, other) in itertools.combinations(rated.items(), 2):
+            source = f"{one[0].source}: {SOURCE}" if one[0].source else SOURCE
+            place = f"{source}, {prompt[-1].content[:SHOWN]!r}"
+            report.read += 1
+            difference = _mean(other, attribute) - _mean(one, attribute)
+            if (prompt, frozenset((first, second))) in known:
+                report.drop(PREFERRED_ALREADY, place)
+            elif difference == 0:
+                report.drop(rules.TIE, place)
+            elif first.strip() == second.strip():
+                report.drop(rules.IDENTICAL_RESPONSES, place)
+            else:
+                made.append(Preference(prompt, first, second, strength_of(difference), source=source))
+    return made, DropReport(sources={SOURCE: report}).merge(report)
+
+
+def strength_of(difference: float) -> int:
+    """The strength of a pair whose second response is rated higher by `difference`, which is not 0."""
+    size = min(STRONGEST, max(WEAKEST, math.floor(abs(difference) + 0.5)))
+    return size if difference > 0 else -size
+
+
+def _by_prompt(ratings: Sequence[Rating], attribute: str) -> Mapping[Conversation, dict[str, list[Rating]]]:
+    """Prompt -> response -> its ratings, in the order they came."""
+    grouped: dict[Conversation, dict[str, list[Rating]]] = {}
+    for rating in ratings:
+        if attribute in rating.ratings:
+            grouped.setdefault(rating.prompt, {}).setdefault(rating.response, []).append(rating)
+    return grouped
+
+
+def _mean(group: Sequence[Rating], attribute: str) -> float:
+    return math.fsum(rating.ratings[attribute] for rating in group) / len(group)
