@@ -63,12 +63,13 @@ def make_items(
 ) -> list[Item]:
     """Tokenise records; what is longer than `max_length` is dropped and counted in `report`."""
     items = []
+    sequences = chat.conversations_ids(_conversations(preferences, ratings))
     for preference in preferences:
-        tree = _pair_tree(chat, preference)
+        tree = Tree.of_sequences([next(sequences), next(sequences)])
         targets = (_row(preference.ratings_1, attributes), _row(preference.ratings_2, attributes))
         items.append(Item(tree, targets, preference.strength, preference.source))
     for rating in ratings:
-        tree = _tree(chat, rating.prompt, (rating.response,))
+        tree = Tree.of_sequences([next(sequences)])
         items.append(Item(tree, (_row(rating.ratings, attributes),), 0, rating.source))
     kept = []
     for item in items:
@@ -82,7 +83,22 @@ def make_items(
 
 def fits(preference: Preference, chat: Chat, max_length: int) -> bool:
     """Whether both sides of a pair are at most `max_length` tokens long."""
-    return _pair_tree(chat, preference).longest <= max_length
+    sides = _conversations([preference], [])
+    return all(len(chat.conversation_ids(side)) <= max_length for side in sides)
+
+
+def singles(item: Item) -> list[Item]:
+    """The responses of an item, each for itself with its ratings: what a loss that compares nothing draws.
+
+    So a batch of 128 is 128 responses, drawn apart, whether or not there is a preference between two of them.
+    """
+    if len(item.ratings) == 1:
+        return [item]
+    trunk = item.tree.trunk
+    return [
+        Item(Tree.of_sequences([trunk + branch]), (row,), 0, item.source)
+        for branch, row in zip(item.tree.branches, item.ratings, strict=True)
+    ]
 
 
 def batches(items: Sequence[Item], budget: int, *, pad_id: int) -> Iterator[RewardBatch]:
@@ -114,14 +130,13 @@ def _with_targets(packed: PackedBatch, members: Sequence[Item]) -> RewardBatch:
     )
 
 
-def _pair_tree(chat: Chat, preference: Preference) -> Tree:
-    return _tree(chat, preference.prompt, (preference.response_1, preference.response_2))
-
-
-def _tree(chat: Chat, prompt: Conversation, responses: Sequence[str]) -> Tree:
-    return Tree.of_sequences(
-        [chat.conversation_ids((*prompt, Message("assistant", response))) for response in responses]
-    )
+def _conversations(preferences: Sequence[Preference], ratings: Sequence[Rating]) -> Iterator[Conversation]:
+    """What is scored: both sides of every pair, then every rated response."""
+    for pair in preferences:
+        yield (*pair.prompt, Message("assistant", pair.response_1))
+        yield (*pair.prompt, Message("assistant", pair.response_2))
+    for rating in ratings:
+        yield (*rating.prompt, Message("assistant", rating.response))
 
 
 def _row(ratings: Mapping[str, float], attributes: Sequence[str]) -> tuple[float | None, ...]:

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from reward.batches import Item, fits, make_items
+from reward.batches import Item, fits, make_items, singles
 from rlhf.config.reward import RewardConfig, StageConfig
 from rlhf.core.chat import Chat
 from rlhf.core.errors import DataError
 from rlhf.core.records import Comparison, Conversation, Preference, Rating
 from rlhf.data.drops import DropReport
 from rlhf.data.load import join_ratings, load_comparisons, load_preferences, load_ratings
+from rlhf.data.pairs import pair_rated
 from rlhf.data.split import held_out
 
 IN_BENCHMARK = "prompt is in the benchmark"
@@ -26,7 +27,7 @@ class RewardData:
     training: list[Item]
     validation: list[Item]
     held_out: list[Comparison]
-    """The pairs of `validation` in the benchmark's form, with their source as subset."""
+    """The pairs of the test prompts, or without any of `validation`, in the benchmark's form, with their source as subset."""
     drops: DropReport
 
 
@@ -42,41 +43,31 @@ def load_data(config: RewardConfig, chat: Chat) -> RewardData:
     Raises:
         DataError: nothing is left for a stage.
     """
-    drops = DropReport()
-    preferences: list[Preference] = []
-    ratings: list[Rating] = []
-    if config.data.preferences:
-        preferences, report = load_preferences(
-            config.data.preferences, seed=config.seed, max_spread=config.data.max_spread
-        )
-        drops = drops.merge(report)
-    if config.data.ratings:
-        ratings, report = load_ratings(config.data.ratings, seed=config.seed)
-        drops = drops.merge(report)
-    benchmark = {c.prompt for c in load_comparisons(config.benchmark)[0]} if config.benchmark else set()
-    preferences = _without(benchmark, preferences, drops)
-    ratings = _without(benchmark, ratings, drops)
-    preferences, ratings = join_ratings(preferences, ratings)
+    preferences, ratings, drops = load_records(config)
 
-    def on_side(record: Preference | Rating, validation: bool) -> bool:
-        return held_out(record.prompt, config.data.validation_share, "validation") == validation
+    def side_of(record: Preference | Rating) -> str:
+        if held_out(record.prompt, config.data.test_share, "test"):
+            return "test"
+        validates = held_out(record.prompt, config.data.validation_share, "validation")
+        return "validation" if validates else "training"
 
-    def side(validation: bool) -> list[Item]:
+    def side(name: str) -> list[Item]:
         return make_items(
-            [p for p in preferences if on_side(p, validation)],
-            [r for r in ratings if on_side(r, validation)],
+            [p for p in preferences if side_of(p) == name],
+            [r for r in ratings if side_of(r) == name],
             chat,
             attributes=config.attributes,
             max_length=config.model.max_length,
             report=drops,
         )
 
+    judged = "test" if config.data.test_share else "validation"
     pairs = [
-        Comparison(p.prompt, p.chosen, p.rejected, subset=p.source or "held out")
+        Comparison(p.prompt, p.chosen, p.rejected, subset=p.source or "held out", strength=abs(p.strength))
         for p in preferences
-        if on_side(p, True) and fits(p, chat, config.model.max_length)
+        if side_of(p) == judged and fits(p, chat, config.model.max_length)
     ]
-    data = RewardData(side(False), side(True), pairs, drops)
+    data = RewardData(side("training"), side("validation"), pairs, drops)
     for stage in config.stages:
         if not items_of(stage, data.training):
             raise DataError(
@@ -86,13 +77,41 @@ def load_data(config: RewardConfig, chat: Chat) -> RewardData:
     return data
 
 
+def load_records(config: RewardConfig) -> tuple[list[Preference], list[Rating], DropReport]:
+    """Preferences with the ratings of their responses joined to them, the ratings that are left over, and the drops.
+
+    Raises:
+        DataError: a malformed row, or a kind of source of which nothing is left.
+    """
+    drops = DropReport()
+    preferences: list[Preference] = []
+    ratings: list[Rating] = []
+    spread = config.data.max_spread
+    if config.data.preferences:
+        preferences, report = load_preferences(config.data.preferences, seed=config.seed, max_spread=spread)
+        drops = drops.merge(report)
+    if config.data.ratings:
+        ratings, report = load_ratings(config.data.ratings, seed=config.seed, max_spread=spread)
+        drops = drops.merge(report)
+    benchmark = {c.prompt for c in load_comparisons(config.benchmark)[0]} if config.benchmark else set()
+    preferences = _without(benchmark, preferences, drops)
+    ratings = _without(benchmark, ratings, drops)
+    if config.data.pair_rated:
+        made, report = pair_rated(ratings, config.attributes[0], among=preferences)
+        preferences += made
+        drops = drops.merge(report)
+    return *join_ratings(preferences, ratings), drops
+
+
 def items_of(stage: StageConfig, items: Sequence[Item]) -> list[Item]:
-    """The items that carry a target of one of the stage's terms."""
+    """The items that carry a target of one of the stage's terms; of ratings alone, single responses."""
 
     def counts(item: Item) -> bool:
         rated = any(value is not None for row in item.ratings for value in row)
         return (stage.regression_weight > 0 and rated) or (stage.preference_weight > 0 and item.strength != 0)
 
+    if stage.preference_weight == 0:
+        items = [single for item in items for single in singles(item)]
     return [item for item in items if counts(item)]
 
 

@@ -56,6 +56,17 @@ def bradley_terry(
     return loss_B.sum() / max(denominator, 1.0)
 
 
+def centering(chosen_B: Tensor, rejected_B: Tensor, denominator: float) -> Tensor:
+    """Pulls the rewards of a pair towards a mean of zero, which Bradley-Terry leaves open.
+
+        L = sum over pairs of (r_chosen + r_rejected)^2 / denominator
+
+    Source: "Helping or Herding?" (arXiv 2312.09244); the form is that of TRL's `center_rewards_coefficient`.
+    """
+    _same_shape(chosen_B, rejected_B)
+    return (chosen_B + rejected_B).square().sum() / max(denominator, 1.0)
+
+
 def _same_shape(*tensors: Tensor) -> None:
     """Refuse to broadcast: a [B] against a [B, 1] would silently become all pairs."""
     shapes = {tuple(tensor.shape) for tensor in tensors}

@@ -2,7 +2,8 @@
 
 Departures from NVIDIA's recipe (arXiv 2410.01257, NeMo-Aligner's documentation): LoRA in place of full fine-tuning; the
 head starts from a ridge regression; the prompt of a pair is computed once; the chat template of the base in place of
-`<extra_id_…>` markers; the two losses may also be trained together; held-out rows are split off by a hash of the prompt.
+`<extra_id_…>` markers; the two losses may also be trained together; held-out rows are split off by a hash of the prompt,
+and ExPO's factor is chosen on their pairs, not on RewardBench.
 """
 
 from __future__ import annotations
@@ -15,13 +16,17 @@ from typing import Any
 import torch
 from transformers import set_seed
 
+from reward.batches import Item
 from reward.benchmark import evaluate
+from reward.card import write_card
 from reward.data import RewardData, items_of, load_chat, load_data, steps_of
+from reward.expo import extrapolate_stages, held_pairs
 from reward.head_start import fit_head
 from reward.save import save_final
 from reward.scorer import Scorer
+from reward.start import begin_from
 from reward.trainer import HybridRewardTrainer, Record, trainer_arguments
-from rlhf.config.reward import RewardConfig
+from rlhf.config.reward import START, RewardConfig
 from rlhf.core import checkpoints
 from rlhf.core.chat import Chat
 from rlhf.core.errors import ConfigError
@@ -52,12 +57,15 @@ def train_reward(config: RewardConfig, *, resume: bool = False) -> Path:
         for line in (*chat.notes, *data.drops.lines()):
             print(line)
         run.write_json("drops.json", data.drops.as_dict())
+        pairs = held_pairs(config, data)
         model = build_model(config, chat)
         train_stages(config, data, model, chat, run, resume=resume)
-        save_final(config, model, chat, run.final)
+        made_of = extrapolate_stages(config, config.expo, pairs, model, chat, run) if config.expo else None
+        save_final(config, model, chat, run.final, extrapolated=made_of)
         del model
         result, rows = evaluate_final(config, data, run)
         run.write_json("eval.json", {**result, "training_drops": data.drops.as_dict()})
+        write_card(run.final, config, data, result)
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         atomic_write_text(run.path / "eval_rows.jsonl", lines)
     return config.output
@@ -101,19 +109,8 @@ def train_stages(
     reached = checkpoints.stage_of(checkpoint) if checkpoint else None
     items = {stage.name: items_of(stage, data.training) for stage in config.stages}
     steps = {stage.name: steps_of(stage, len(items[stage.name])) for stage in config.stages}
-    if checkpoint is None and config.head_start:
-        first = items[config.stages[0].name]
-        order = draw_order(len(first), min(config.head_start, len(first)), config.seed)
-        print(f"Fitting the head on {len(order)} items, before the adapter is trained.")
-        with Progress(len(order), "item") as progress:
-            fit_head(
-                model,
-                reward_head(model),
-                [first[i] for i in order],
-                budget=config.tokens_per_batch,
-                pad_id=chat.pad_id,
-                done=progress.update,
-            )
+    if checkpoint is None:
+        begin(config, items[config.stages[0].name], model, chat, run)
     with Progress(sum(steps.values()), "update") as progress:
         offset = 0
         for number, stage in enumerate(config.stages):
@@ -146,6 +143,25 @@ def train_stages(
                 trainer.finish_stage()
                 reached = checkpoint = None
             offset += steps[stage.name]
+
+
+def begin(config: RewardConfig, first: Sequence[Item], model: PeftModel, chat: Chat, run: RunFolder) -> None:
+    """Where training begins: another reward model, or a head fitted on items of the first stage, or neither."""
+    if config.start is not None:
+        begin_from(Path(config.start), config, model, chat)
+        checkpoints.save_trainable(model, checkpoints.best_file(run.checkpoints, START))
+    elif config.head_start:
+        order = draw_order(len(first), min(config.head_start, len(first)), config.seed)
+        print(f"Fitting the head on {len(order)} items, before the adapter is trained.")
+        with Progress(len(order), "item") as progress:
+            fit_head(
+                model,
+                reward_head(model),
+                [first[i] for i in order],
+                budget=config.tokens_per_batch,
+                pad_id=chat.pad_id,
+                done=progress.update,
+            )
 
 
 def recorder(run: RunFolder, progress: Progress) -> Record:
@@ -185,15 +201,24 @@ def dry_run(config: RewardConfig) -> list[str]:
     """What a run would do, without doing it: the drop report, and each stage's items and updates."""
     data = load_data(config, load_chat(config))
     lines = data.drops.lines()
+    if config.start is not None:
+        lines.append(f"begins with the adapter and the head of {config.start}")
     for stage in config.stages:
         items = items_of(stage, data.training)
         terms = {
             "regression": stage.regression_weight,
             f"{stage.preference_loss} BT": stage.preference_weight,
         }
+        if stage.centering_weight:
+            terms["centring"] = stage.centering_weight
         objective = " + ".join(f"{weight:g} x {name}" for name, weight in terms.items() if weight)
         lines.append(
             f"stage {stage.name}: {objective}; {len(items)} items, {len(items_of(stage, data.validation))} held "
             f"out; {steps_of(stage, len(items))} updates of {stage.batch_size} at {stage.optimizer.learning_rate:g}"
+        )
+    if config.expo is not None:
+        lines.append(
+            f"then ExPO from {config.expo.weak} to {config.expo.strong}, its factor chosen on "
+            f"{len(held_pairs(config, data))} held-out pairs"
         )
     return lines

@@ -22,7 +22,7 @@ from trl import RewardConfig as TRLRewardConfig
 from trl import RewardTrainer
 
 from reward.batches import Item, RewardBatch, batches
-from reward.losses import bradley_terry, regression
+from reward.losses import bradley_terry, centering, regression
 from rlhf.config.reward import StageConfig
 from rlhf.core.checkpoints import SafeCheckpoints, best_file, load_trainable, save_trainable
 from rlhf.core.errors import DivergenceError
@@ -127,12 +127,16 @@ class HybridRewardTrainer(SafeCheckpoints, RewardTrainer):
         bt = bradley_terry(
             chosen_B, rejected_B, batch.strength_B.to(device), self.stage.preference_loss, counts["pairs"]
         )
+        centre = centering(chosen_B, rejected_B, counts["pairs"])
         loss = self.stage.regression_weight * mse + self.stage.preference_weight * bt
+        if self.stage.centering_weight:
+            loss = loss + self.stage.centering_weight * centre
         margin_B = (chosen_B - rejected_B).detach()
         figures = {
             "loss/total": loss.item(),
             "loss/regression": mse.item(),
             "loss/bt": bt.item(),
+            "loss/centering": centre.item(),
             "rewards": rewards_N.sum().item(),
             "rewards_squared": rewards_N.square().sum().item(),
             "margins": margin_B.sum().item(),
@@ -171,6 +175,8 @@ class HybridRewardTrainer(SafeCheckpoints, RewardTrainer):
             figures["loss/regression"] = total["loss/regression"]
         if counts["pairs"]:
             figures["loss/bt"] = total["loss/bt"]
+            if self.stage.centering_weight:
+                figures["loss/centering"] = total["loss/centering"]
             figures["reward/margin"] = total["margins"] / counts["pairs"]
             figures["reward/accuracy"] = total["right"] / counts["pairs"]
         return figures
@@ -205,10 +211,13 @@ class HybridRewardTrainer(SafeCheckpoints, RewardTrainer):
         return is_best
 
     def finish_stage(self) -> None:
-        """Go back to the weights with the lowest validation loss, where there was a validation."""
+        """Go back to the weights with the lowest validation loss; without validation the last ones are kept in their place."""
         best = best_file(Path(self.args.output_dir), self.stage.name)
-        if best.exists():
-            load_trainable(self.accelerator.unwrap_model(self.model), best)
+        trained = self.accelerator.unwrap_model(self.model)
+        if self.validation and best.exists():
+            load_trainable(trained, best)
+        elif self.args.should_save:
+            save_trainable(trained, best)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Pass an update's figures on; transformers' own closing summary is left out."""

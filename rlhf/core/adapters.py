@@ -7,24 +7,41 @@ another base, or under another template, it means nothing. What is hung is froze
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import LoraConfig, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf.core.chat import Chat
 from rlhf.core.errors import ModelError
-from rlhf.core.models import HEAD, REWARD, PeftModel, fingerprint, kept_trainable
+from rlhf.core.lowrank import Factors, Update, padded, rank_of, weighted_sum
+from rlhf.core.models import (
+    HEAD,
+    POLICY,
+    REWARD,
+    PeftModel,
+    fingerprint,
+    float32_trainable,
+    kept_trainable,
+    reward_head,
+)
 
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+PREFIX = "base_model.model."
+"""What PEFT writes before the name of every weight."""
+HEAD_WEIGHT = f"{PREFIX}{HEAD}.weight"
+BEYOND_LORA = ("use_dora", "rank_pattern", "alpha_pattern", "lora_bias", "layer_replication")
+"""Settings that make an adapter more than one product of two matrices, of one rank and scale, a layer."""
+PICKS_LAYERS = ("layers_to_transform", "layers_pattern", "exclude_modules")
+"""Settings that narrow what an adapter's target names mean."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +127,30 @@ class Adapter:
             )
         return wrapped
 
+    def update(self) -> Update:
+        """What the adapter adds to the weights of the base, by layer, as factors that hold its scale.
+
+        Raises:
+            ModelError: that is more than a product of two matrices a layer (DoRA, ranks that differ by layer).
+        """
+        beyond = [name for name in BEYOND_LORA if getattr(self.config, name)]
+        ends = (".lora_A.weight", ".lora_B.weight")
+        beyond += [name for name in self.weights if not name.endswith(ends)]
+        if beyond:
+            raise ModelError(
+                f"The {self.kind}'s adapter is more than a LoRA: it has {beyond[0]}.",
+                allowed="LoRA adapters, whose updates are products of two matrices and add up",
+            )
+        root = math.sqrt if self.config.use_rslora else float
+        scale = self.config.lora_alpha / root(self.config.r)
+        return {
+            name.removesuffix(ends[0]).removeprefix(PREFIX): Factors(
+                self.weights[name.replace(*ends)].float(), scale * self.weights[name].float()
+            )
+            for name in self.weights
+            if name.endswith(ends[0])
+        }
+
 
 def read_policy(folder: Path) -> Adapter:
     """What `final/` of a policy run holds beside its tokenizer.
@@ -168,12 +209,98 @@ class RewardAdapter:
         return wrapped, head
 
 
+def read_role(folder: Path) -> RewardAdapter | Adapter:
+    """A reward model or a policy, as the card in the folder says.
+
+    Raises:
+        ModelError: neither, or a file is torn.
+    """
+    if (folder / "reward.json").exists():
+        return RewardAdapter.read(folder)
+    if (folder / "policy.json").exists():
+        return read_policy(folder)
+    final = folder / "final"
+    raise ModelError(
+        f"{folder} is neither a reward model nor a policy of this project.",
+        allowed="the final/ folder of a `train-reward` or `align-policy` run",
+        fix=f"use {final}" if final.exists() else "check the path",
+    )
+
+
+def common_targets(configs: Sequence[LoraConfig], update: Update) -> list[str]:
+    """The layers of an update as PEFT's target names: the adapters' own where those are plain, else every layer's."""
+    plain = all(
+        not isinstance(config.target_modules, str)
+        and not any(getattr(config, name, None) for name in PICKS_LAYERS)
+        for config in configs
+    )
+    return sorted({name for config in configs for name in config.target_modules} if plain else update)
+
+
+def write_adapter(
+    folder: Path, update: Update, head_AD: Tensor | None, *, targets: Sequence[str], base: str
+) -> None:
+    """Write PEFT's two files into a folder: an update as a LoRA of scale 1, with a reward head where there is one."""
+    rank, weights = rank_of(update), dict[str, Tensor]()
+    for layer, factors in update.items():
+        B_OR, A_RI = padded(factors, rank)
+        weights[f"{PREFIX}{layer}.lora_A.weight"] = A_RI.contiguous()
+        weights[f"{PREFIX}{layer}.lora_B.weight"] = B_OR.contiguous()
+    if head_AD is not None:
+        weights[HEAD_WEIGHT] = head_AD.contiguous()
+    LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        target_modules=list(targets),
+        task_type="CAUSAL_LM" if head_AD is None else "SEQ_CLS",
+        modules_to_save=None if head_AD is None else [HEAD],
+        base_model_name_or_path=base,
+        inference_mode=True,
+    ).save_pretrained(str(folder))
+    save_file(weights, folder / ADAPTER_FILE, metadata={"format": "pt"})
+
+
+def replace_trained(model: PeftModel, update: Update, head_AD: Tensor | None) -> None:
+    """Put an update, and a head where there is one, in place of those a model was trained with; the rank may be another.
+
+    In place: PEFT cannot take away a classifier's only adapter and give it another.
+    """
+    rank, config = rank_of(update), model.peft_config[POLICY]
+    config.r, config.lora_alpha, config.use_rslora = rank, rank, False
+    for place, layer in model.get_base_model().named_modules():
+        if isinstance(layer, LoraLayer):
+            A, B = layer.lora_A[POLICY], layer.lora_B[POLICY]
+            factors = update.get(place) or Factors(B.weight[:, :0], A.weight[:0])
+            B_OR, A_RI = padded(factors, rank)
+            A.weight.data, B.weight.data = A_RI.to(A.weight), B_OR.to(B.weight)
+            A.out_features = B.in_features = layer.r[POLICY] = layer.lora_alpha[POLICY] = rank
+            layer.scaling[POLICY] = 1.0
+    if head_AD is not None:
+        reward_head(model).weight.data.copy_(head_AD)
+
+
+def put_weights(model: PeftModel, weights: Mapping[str, Tensor]) -> None:
+    """Give the trained adapter, and the head beside it, the weights of a file, all of them.
+
+    Raises:
+        ModelError: a weight has no place in the model, or another shape there.
+    """
+    try:
+        result = set_peft_model_state_dict(model, dict(weights), adapter_name=POLICY)
+    except RuntimeError as error:  # torch's word for another shape
+        raise ModelError(f"An adapter does not fit the model: {error}") from error
+    if result.unexpected_keys:
+        raise ModelError(
+            f"{len(result.unexpected_keys)} weights of the adapter have no place in the model, "
+            f"the first is {result.unexpected_keys[0]}."
+        )
+    float32_trainable(model)
+
+
 def blend(model: PeftModel, name: str, weights: Mapping[str, float]) -> None:
     """Hang the role `name`, whose weight update is exactly the weighted sum of those of other roles.
 
-        dW = sum_i w_i s_i B_i A_i = [B_1 … B_n] [w_1 s_1 A_1; …; w_n s_n A_n]
-
-    with s = alpha / rank, so ranks add up. PEFT's `add_weighted_adapter` rounds to the base's format even with its exact
+    See `rlhf.core.lowrank.weighted_sum`: ranks add up. PEFT's `add_weighted_adapter` rounds to the base's format even with its exact
     `cat`; its `linear` adds up the A and the B, whose product has cross terms B_i A_j besides.
 
     Raises:
@@ -193,10 +320,16 @@ def blend(model: PeftModel, name: str, weights: Mapping[str, float]) -> None:
         model.add_adapter(name, config)
     for layer in layers.values():
         parts = [part for part in weights if part in layer.lora_A]
-        factors_A = [weights[part] * layer.scaling[part] * layer.lora_A[part].weight.data for part in parts]
-        factors_B = [layer.lora_B[part].weight.data for part in parts]
-        layer.lora_A[name].weight.data = torch.cat(factors_A)
-        layer.lora_B[name].weight.data = torch.cat(factors_B, dim=1)
+        factors = weighted_sum(
+            [
+                (
+                    weights[part] * layer.scaling[part],
+                    Factors(layer.lora_B[part].weight.data, layer.lora_A[part].weight.data),
+                )
+                for part in parts
+            ]
+        )
+        layer.lora_A[name].weight.data, layer.lora_B[name].weight.data = factors.A_RI, factors.B_OR
 
 
 def _make_room(model: PeftModel, name: str) -> None:

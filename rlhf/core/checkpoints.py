@@ -148,6 +148,7 @@ class SafeCheckpoints:
             }
             (folder / STATE).write_text(json.dumps(state))
             self.state.save_to_json(str(folder / TRAINER_STATE))
+            self.save_own(folder)
             seal(folder)
         kept = sorted(checkpoints.glob("step-*"), key=step_of)
         for old in kept[:-KEEP]:
@@ -173,6 +174,13 @@ class SafeCheckpoints:
         # The schedule sets the next rate after an update; the one of this update is the optimizer's to remember.
         for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
+        self.load_own(folder)
+
+    def save_own(self, folder: Path) -> None:
+        """Write what else the trainer must remember into a checkpoint; nothing, unless overridden."""
+
+    def load_own(self, folder: Path) -> None:
+        """Take up what `save_own` wrote."""
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is None:

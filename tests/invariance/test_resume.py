@@ -112,6 +112,56 @@ def test_a_reward_run(
     assert ours == theirs
 
 
+EXPO = ["expo={weak: ratings, strong: pairs, factors: [1.25, 1.5], refine: 0.05}"]
+
+
+@pytest.fixture(scope="module")
+def unbroken_expo(reward_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "expo"
+    result = start(["train-reward", str(reward_config), *EXPO, "--output", str(folder)])
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.mark.parametrize("when", ["in stage one", "in stage two", "in the search"])
+def test_a_reward_run_that_ends_in_an_extrapolation(
+    reward_config: Path,
+    unbroken_expo: Path,
+    kill_at: Callable[[int], pytest.MonkeyPatch],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    when: str,
+) -> None:
+    run = tmp_path / "run"
+    words = ["train-reward", str(reward_config), *EXPO, "--output", str(run)]
+    if when == "in the search":
+        from reward import expo
+
+        judged = iter(range(3))
+        judge = expo.judge_pairs
+
+        def judge_twice(*given: Any, **options: Any) -> Any:
+            if next(judged) == 2:
+                raise Killed
+            return judge(*given, **options)
+
+        monkeypatch.setattr(expo, "judge_pairs", judge_twice)
+        with pytest.raises(Killed):
+            start(words)
+        monkeypatch.setattr(expo, "judge_pairs", judge)
+        assert (run / "stages" / "pairs").exists() and not (run / "expo.json").exists()
+    else:
+        interrupt(kill_at, {"in stage one": 3, "in stage two": 8}[when], words)
+    assert not (run / "final").exists()
+    result = start([*words, "--resume"])
+    assert result.exit_code == 0, result.output
+    assert_same_run(run, unbroken_expo)
+    assert (run / "expo.json").read_text() == (unbroken_expo / "expo.json").read_text()
+    for stage in ("ratings", "pairs"):
+        weights = Path("stages", stage, "adapter_model.safetensors")
+        assert (run / weights).read_bytes() == (unbroken_expo / weights).read_bytes()
+
+
 def test_a_policy_run(
     policy_config: Path,
     unbroken_policy: Path,

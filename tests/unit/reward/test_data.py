@@ -28,7 +28,8 @@ def stage(**values: Any) -> StageConfig:
 
 def test_a_stage_takes_the_items_that_carry_one_of_its_targets() -> None:
     items = [PAIR, RATED, BOTH, BARE]
-    assert items_of(stage(regression_weight=1), items) == [RATED, BOTH]
+    single = Item(Tree((1,), ((2,),)), ((1.0,),))  # of the pair, the response that is rated
+    assert items_of(stage(regression_weight=1), items) == [RATED, single]
     assert items_of(stage(preference_weight=1), items) == [PAIR, BOTH]
     assert items_of(stage(regression_weight=1, preference_weight=1), items) == [PAIR, RATED, BOTH]
 
@@ -81,7 +82,7 @@ def test_sides_are_decided_by_the_prompt_and_the_benchmark_is_kept_out(
     held = [prompt for prompt in prompts if held_out(prompt, 0.3, "validation")]
     assert 5 < len(held) == len(data.validation) < 30
     assert [pair.prompt for pair in data.held_out] == held
-    assert {(pair.chosen, pair.rejected) for pair in data.held_out} == {("no no no", "yes")}
+    assert {(pair.chosen, pair.rejected, pair.strength) for pair in data.held_out} == {("no no no", "yes", 2)}
     trained = {item.tree.trunk for item in data.training}
     assert not trained & {item.tree.trunk for item in data.validation}
 
@@ -95,3 +96,15 @@ def test_the_held_out_pairs_are_the_validation_pairs(config: RewardConfig, tiny_
     data = load_data(short, tiny_chat)  # one token a digit: questions from 10 on are one longer
     assert 0 < len(data.training) + len(data.validation) <= 7
     assert len(data.held_out) == len(data.validation)
+
+
+def test_test_prompts_are_neither_trained_nor_validated_on(config: RewardConfig, tiny_chat: Chat) -> None:
+    data_config = config.data.model_copy(update={"test_share": 0.4})
+    data = load_data(config.model_copy(update={"data": data_config}), tiny_chat)
+    prompts = [(Message("user", f"Question {n}?"),) for n in range(3, 60)]
+    test = [prompt for prompt in prompts if held_out(prompt, 0.4, "test")]
+    assert 10 < len(test) < 40
+    assert [pair.prompt for pair in data.held_out] == test
+    assert len(data.training) + len(data.validation) + len(test) == 57
+    rest = [prompt for prompt in prompts if prompt not in test]
+    assert len(data.validation) == sum(held_out(prompt, 0.3, "validation") for prompt in rest) > 0

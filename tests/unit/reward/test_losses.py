@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import math
-from typing import get_args
+from collections import defaultdict
+from types import SimpleNamespace
+from typing import Any, get_args
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reward.losses import PreferenceLoss, bradley_terry, regression
+from reward.losses import PreferenceLoss, bradley_terry, centering, regression
 
 KINDS: tuple[PreferenceLoss, ...] = get_args(PreferenceLoss)
 
@@ -52,17 +54,50 @@ def test_equal_rewards_cost_log_2_a_pair_of_strength_1(kind: PreferenceLoss) -> 
     assert loss.item() == pytest.approx(math.log(2))
 
 
-def test_regular_and_margin_are_trls_formula() -> None:
+def trls_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | None, centre: float | None) -> float:
+    """What TRL's own RewardTrainer computes of these rewards, in the mode of evaluation."""
+    from trl import RewardTrainer
+
+    same = SimpleNamespace(gather=lambda x: x, gather_for_metrics=lambda x: x)
+    trainer: Any = SimpleNamespace(
+        model=SimpleNamespace(training=False),
+        args=SimpleNamespace(center_rewards_coefficient=centre),
+        accelerator=same,
+        _metrics={"eval": defaultdict(list)},
+        _total_train_tokens=0,
+    )
+    logits = torch.cat([chosen, rejected])[:, None]  # the first half chosen, the second rejected
+    inputs = {} if margin is None else {"margin": margin}
+    return RewardTrainer.compute_loss(trainer, lambda **_: SimpleNamespace(logits=logits), inputs).item()
+
+
+def test_regular_margin_and_centring_are_trls() -> None:
     torch.manual_seed(0)
     chosen, rejected, strength = torch.randn(7), torch.randn(7), torch.randint(1, 4, (7,)).float()
-    # trl/trainer/reward_trainer.py, compute_loss.
-    assert torch.allclose(
-        bradley_terry(chosen, rejected, strength, "regular", 7.0), -F.logsigmoid(chosen - rejected).mean()
-    )
-    assert torch.allclose(
-        bradley_terry(chosen, rejected, strength, "margin", 7.0),
-        -F.logsigmoid(chosen - rejected - strength).mean(),
-    )
+    regular = bradley_terry(chosen, rejected, strength, "regular", 7.0)
+    margin = bradley_terry(chosen, rejected, strength, "margin", 7.0)
+    assert regular.item() == pytest.approx(trls_loss(chosen, rejected, None, None))
+    assert margin.item() == pytest.approx(trls_loss(chosen, rejected, strength, None))
+    centred = margin + 0.3 * centering(chosen, rejected, 7.0)
+    assert centred.item() == pytest.approx(trls_loss(chosen, rejected, strength, 0.3))
+    assert centred.item() != pytest.approx(margin.item(), rel=0.01)
+
+
+def test_centring_by_hand() -> None:
+    # (2 + 1)^2 + (0 - 0.5)^2 = 9.25, over two pairs.
+    chosen, rejected = vector(2.0, 0.0), vector(1.0, -0.5)
+    assert centering(chosen, rejected, 2.0).item() == pytest.approx(9.25 / 2)
+    assert centering(vector(1.5), vector(-1.5), 1.0).item() == 0.0  # around zero already, however far apart
+
+
+def test_gradient_of_centring() -> None:
+    torch.manual_seed(0)
+    chosen, rejected = (torch.randn(4, dtype=torch.double, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(lambda c, r: centering(c, r, 4.0), (chosen, rejected))
+    centering(chosen, rejected, 4.0).backward()
+    assert chosen.grad is not None and rejected.grad is not None
+    slope = 2 * (chosen + rejected).detach() / 4
+    assert torch.allclose(chosen.grad, slope) and torch.allclose(rejected.grad, slope)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -129,11 +164,14 @@ def test_shares_add_up_to_the_whole() -> None:
             bradley_terry(chosen[s], rejected[s], strength[s], kind, 6.0) for s in (slice(2), slice(2, 6))
         ]
         assert torch.allclose(halves[0] + halves[1], whole)
+    halves = [centering(chosen[s], rejected[s], 6.0) for s in (slice(2), slice(2, 6))]
+    assert torch.allclose(halves[0] + halves[1], (chosen + rejected).square().mean())
 
 
 def test_nothing_there_costs_nothing() -> None:
     empty = torch.zeros(0)
     assert bradley_terry(empty, empty, empty, "scaled", 0.0).item() == 0.0
+    assert centering(empty, empty, 0.0).item() == 0.0
     absent = torch.zeros(2, 1, dtype=torch.bool)
     assert regression(torch.ones(2, 1), torch.ones(2, 1), absent, 0.0).item() == 0.0
 
@@ -142,5 +180,7 @@ def test_nothing_there_costs_nothing() -> None:
 def test_broadcasting_is_refused(kind: PreferenceLoss) -> None:
     with pytest.raises(ValueError, match=r"shapes must be equal, got \[\(2,\), \(2, 1\), \(2,\)\]"):
         bradley_terry(torch.zeros(2), torch.zeros(2, 1), torch.ones(2), kind, 2.0)
+    with pytest.raises(ValueError, match="shapes must be equal"):
+        centering(torch.zeros(2), torch.zeros(2, 1), 2.0)
     with pytest.raises(ValueError, match="shapes must be equal"):
         regression(torch.zeros(2, 1), torch.zeros(2), torch.ones(2, 1, dtype=torch.bool), 2.0)

@@ -1,0 +1,181 @@
+"""ExPO at the end of a run: which factor between two stages judges the most held-out pairs right.
+
+Source of the search: arXiv 2410.01257 (factor 1.52); its grid of 1.1 to 2.0 and then steps of 0.01 is from memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from reward.batches import Item, batches
+from reward.data import RewardData
+from reward.losses import bradley_terry
+from reward.save import save_final
+from reward.trainer import REWARD_INDEX
+from rlhf.config.reward import ExpoConfig, RewardConfig
+from rlhf.core.adapters import RewardAdapter, replace_trained
+from rlhf.core.chat import Chat
+from rlhf.core.checkpoints import best_file, load_trainable
+from rlhf.core.errors import DataError
+from rlhf.core.extrapolation import Extrapolation, extrapolate
+from rlhf.core.lowrank import rank_of
+from rlhf.core.models import PeftModel, autocast, packed_inputs
+from rlhf.core.progress import Progress
+from rlhf.core.runs import RunFolder
+
+STAGES = "stages"
+"""The folder of a run that keeps the weak and the strong model, each as a `final/` of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A factor, and what its model makes of the held-out pairs."""
+
+    factor: float
+    accuracy: float
+    """Share of pairs whose better answer scores strictly higher."""
+    loss: float
+    """Mean of -log sigmoid(chosen - rejected), in nats."""
+
+
+def held_pairs(config: RewardConfig, data: RewardData) -> list[Item]:
+    """The held-out pairs the factor is chosen on; none are needed where a run has no ExPO.
+
+    Raises:
+        DataError: there is none.
+    """
+    if config.expo is None:
+        return []
+    pairs = [item for item in data.validation if item.strength]
+    if not pairs:
+        raise DataError(
+            "expo has no held-out pairs to choose its factor on.",
+            allowed="a data.validation_share that leaves at least one pair",
+            fix="raise data.validation_share; or take expo out, and later: rlhf extrapolate WEAK STRONG --factor X",
+        )
+    return pairs
+
+
+def search(judge: Callable[[float], Trial], expo: ExpoConfig) -> list[Trial]:
+    """Every factor that was tried, in rising order: 1 and the given ones, then fine steps around the best of them."""
+    coarse = sorted({1.0, *expo.factors})
+    trials = [judge(factor) for factor in coarse]
+    if expo.refine is not None:
+        trials += [judge(factor) for factor in between_neighbours(coarse, best(trials).factor, expo.refine)]
+    return sorted(trials, key=lambda trial: trial.factor)
+
+
+def best(trials: Sequence[Trial]) -> Trial:
+    """The most accurate; of equals the one with the lower loss; of these the smallest factor."""
+    return min(trials, key=lambda trial: (-trial.accuracy, trial.loss, trial.factor))
+
+
+def between_neighbours(factors: Sequence[float], middle: float, step: float) -> list[float]:
+    """Multiples of `step` away from one of the rising `factors`, as far as the factors beside it."""
+    place = list(factors).index(middle)
+    low, high = factors[max(place - 1, 0)], factors[min(place + 1, len(factors) - 1)]
+    steps = range(-round((middle - low) / step), round((high - middle) / step) + 1)
+    fine = [round(middle + count * step, 10) for count in steps]
+    return [factor for factor in fine if low < factor < high and factor not in factors]
+
+
+@torch.no_grad()
+def judge_pairs(model: PeftModel, pairs: Sequence[Item], *, budget: int, pad_id: int) -> tuple[float, float]:
+    """Accuracy and Bradley-Terry loss of a reward model on pairs."""
+    model.eval()
+    right, loss = 0, 0.0
+    for batch in batches(pairs, budget, pad_id=pad_id):
+        packed = batch.packed.to(model.device)
+        with autocast(model.get_base_model()):
+            scores_NA = model(**packed_inputs(packed), score_at=packed.last_tokens_N())
+        rewards_N = scores_NA[:, REWARD_INDEX].double().cpu()
+        chosen_B, rejected_B = rewards_N[batch.chosen_B], rewards_N[batch.rejected_B]
+        right += int((chosen_B > rejected_B).sum())
+        loss += bradley_terry(chosen_B, rejected_B, batch.strength_B.double(), "regular", len(pairs)).item()
+    return right / len(pairs), loss
+
+
+def extrapolate_stages(
+    config: RewardConfig,
+    expo: ExpoConfig,
+    pairs: Sequence[Item],
+    model: PeftModel,
+    chat: Chat,
+    run: RunFolder,
+) -> dict[str, object]:
+    """Choose the factor; the model then wears what came of it.
+
+    Leaves expo.json and, in `stages/`, the weak and the strong model. Returns what `final/` is made of.
+    """
+    weak, strong = (_keep_stage(name, config, model, chat, run) for name in (expo.weak, expo.strong))
+
+    def wear(factor: float, rank: int | None = None) -> Extrapolation:
+        made = extrapolate(weak, strong, factor, rank)
+        replace_trained(model, made.update, made.head_AD)
+        return made
+
+    def judge(factor: float) -> Trial:
+        wear(factor)
+        accuracy, loss = judge_pairs(model, pairs, budget=config.tokens_per_batch, pad_id=chat.pad_id)
+        progress.update(progress.done + 1, factor=factor, accuracy=accuracy)
+        return Trial(factor, accuracy, loss)
+
+    print(f"Extrapolating from {expo.weak} to {expo.strong}, judged on {len(pairs)} held-out pairs.")
+    with Progress(_most_trials(expo), "factor") as progress:
+        trials = search(judge, expo)
+    chosen = best(trials)
+    made = wear(chosen.factor, expo.rank)
+    made_of: dict[str, object] = {
+        "weak": f"{STAGES}/{expo.weak}",
+        "strong": f"{STAGES}/{expo.strong}",
+        "factor": chosen.factor,
+        "rank": rank_of(made.update),
+        "truncation_error": made.error,
+    }
+    run.write_json(
+        "expo.json", {**made_of, "pairs": len(pairs), "trials": [asdict(trial) for trial in trials]}
+    )
+    for line in _told(trials, chosen, made, run.path / STAGES / expo.strong):
+        print(line)
+    return made_of
+
+
+def _keep_stage(
+    name: str, config: RewardConfig, model: PeftModel, chat: Chat, run: RunFolder
+) -> RewardAdapter:
+    """The model as a stage left it, kept in a folder of its own."""
+    load_trainable(model, best_file(run.checkpoints, name))
+    names = [stage.name for stage in config.stages]
+    trained = config.stages[: names.index(name) + 1] if name in names else []
+    folder = run.path / STAGES / name
+    save_final(config.model_copy(update={"stages": trained}), model, chat, folder)
+    return RewardAdapter.read(folder)
+
+
+def _most_trials(expo: ExpoConfig) -> int:
+    """At most so many factors will be tried."""
+    coarse = sorted({1.0, *expo.factors})
+    fine = [] if expo.refine is None else [between_neighbours(coarse, one, expo.refine) for one in coarse]
+    return len(coarse) + max(map(len, fine), default=0)
+
+
+def _told(trials: Sequence[Trial], chosen: Trial, made: Extrapolation, strong: Path) -> list[str]:
+    plain = next(trial for trial in trials if trial.factor == 1.0)
+    if chosen.factor == 1.0:
+        said = [
+            f"No other factor does better than 1: the strong model itself is saved ({plain.accuracy:.1%} right)."
+        ]
+    else:
+        said = [
+            f"Factor {chosen.factor:g} is the best of {len(trials)}: {chosen.accuracy:.1%} right, loss {chosen.loss:.4f}; "
+            f"the strong model, factor 1: {plain.accuracy:.1%}, {plain.loss:.4f}. The latter stays in {strong}."
+        ]
+    if made.error:
+        said.append(
+            f"Cut to rank {rank_of(made.update)}: relative error {made.error:.3g} of the weight updates."
+        )
+    return said

@@ -1,0 +1,234 @@
+"""Every row of the paper's table through the real command, ExPO and another model to start from included."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+from typer.testing import CliRunner, Result
+
+from reward.scorer import Scorer
+from rlhf import cli
+from rlhf.config.recipes import RECIPES
+from rlhf.core.records import Message
+
+Rlhf = Callable[..., Result]
+CONVERSATION = (Message("user", "Hi."), Message("assistant", "Hello there."))
+QUICK = {
+    "epochs": 1,
+    "max_steps": 1,
+    "batch_size": 4,
+    "optimizer": {"learning_rate": 1e-2, "warmup_steps": 0},
+}
+
+
+@pytest.fixture(scope="module")
+def recipe_config(reward_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny run's config with the settings that recipes choose from: one update a stage."""
+    told = yaml.safe_load(reward_config.read_text())
+    told["stages"] = [{"name": name, **QUICK} for name in ("regression", "preference")]
+    told["recipe"] = "hybrid"
+    file = tmp_path_factory.mktemp("configs") / "recipe.yaml"
+    file.write_text(yaml.safe_dump(told))
+    return file
+
+
+@pytest.fixture(scope="module")
+def expo_run(recipe_config: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The paper's best recipe, with some updates for the stages to part, and what it printed."""
+    run = tmp_path_factory.mktemp("runs") / "expo"
+    words = [
+        "recipe=helpfulness-bt-scaled-expo",
+        "stages.1.max_steps=6",
+        "stages.1.epochs=9",
+        "expo.refine=0.05",
+    ]
+    result = CliRunner().invoke(cli.app, ["train-reward", str(recipe_config), *words, "--output", str(run)])
+    assert result.exit_code == 0, result.output
+    return run, result.stdout
+
+
+def updates(run: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if "loss/total" in row]
+
+
+def reward_of(final: Path) -> float:
+    return Scorer.load(final).score([CONVERSATION])[0].reward
+
+
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if not name.endswith("expo")])
+def test_a_recipe_trains(rlhf_command: Rlhf, recipe_config: Path, tmp_path: Path, recipe: str) -> None:
+    run = tmp_path / "run"
+    result = rlhf_command("train-reward", recipe_config, f"recipe={recipe}", "--output", run)
+    assert result.exit_code == 0, result.output
+    assert [row["stage"] for row in updates(run)] == list(RECIPES[recipe].stages)
+    (score,) = Scorer.load(run / "final").score([CONVERSATION])
+    assert tuple(score.attributes) == RECIPES[recipe].attributes
+
+
+def test_expo_leaves_the_best_factor_and_what_it_came_from(expo_run: tuple[Path, str]) -> None:
+    run, printed = expo_run
+    found = json.loads((run / "expo.json").read_text())
+    trials = {trial["factor"]: trial for trial in found["trials"]}
+    assert set(trials) >= {1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0}
+    chosen = min(found["trials"], key=lambda trial: (-trial["accuracy"], trial["loss"], trial["factor"]))
+    assert found["factor"] == chosen["factor"]
+    assert f"on {found['pairs']} held-out pairs" in printed
+    assert ("is the best of" if chosen["factor"] > 1 else "the strong model itself is saved") in printed
+    weak, strong, final = (load(run / folder) for folder in (found["weak"], found["strong"], "final"))
+    head = "base_model.model.score.weight"
+    expected = weak[head] + found["factor"] * (strong[head] - weak[head])
+    assert final[head].allclose(expected, atol=1e-6) and not weak[head].equal(strong[head])
+    card = json.loads((run / "final" / "reward.json").read_text())
+    assert card["extrapolated"]["factor"] == found["factor"]
+
+
+def load(folder: Path) -> dict[str, Any]:
+    return dict(load_file(folder / "adapter_model.safetensors"))
+
+
+def test_what_is_saved_is_what_was_judged(expo_run: tuple[Path, str]) -> None:
+    """The held-out accuracy of the saved model, from its folder, is the one the search saw."""
+    run, _ = expo_run
+    found = json.loads((run / "expo.json").read_text())
+    chosen = next(trial for trial in found["trials"] if trial["factor"] == found["factor"])
+    evaluation = json.loads((run / "eval.json").read_text())
+    assert evaluation["count"] == found["pairs"]
+    assert evaluation["overall"] == pytest.approx(chosen["accuracy"])
+
+
+def test_a_factor_beyond_1_is_what_the_command_makes_of_the_stages(
+    rlhf_command: Rlhf, recipe_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from reward import expo
+
+    monkeypatch.setattr(expo, "best", lambda trials: trials[-1])  # whatever so few pairs say
+    run, out = tmp_path / "run", tmp_path / "out"
+    words = [
+        "recipe=helpfulness-bt-scaled-expo",
+        "expo.factors=[1.7]",
+        "expo.refine=",
+        "stages.1.max_steps=3",
+    ]
+    result = rlhf_command("train-reward", recipe_config, *words, "stages.1.epochs=9", "--output", run)
+    assert result.exit_code == 0, result.output
+    weak, strong = (run / "stages" / name for name in ("regression", "preference"))
+    assert (
+        "Factor 1.7 is the best of 2:" in result.stdout and f"The latter stays in {strong}." in result.stdout
+    )
+    made = rlhf_command("extrapolate", weak, strong, "--factor=1.7", "--output", out)
+    assert made.exit_code == 0, made.output
+    assert reward_of(out) == pytest.approx(reward_of(run / "final"), abs=1e-5)
+    assert json.loads((run / "final" / "adapter_config.json").read_text())["r"] == 2 * 4
+    assert abs(reward_of(out) - reward_of(strong)) > 1e-3
+
+
+def test_a_factor_of_1_is_the_strong_model(rlhf_command: Rlhf, recipe_config: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = ["recipe=helpfulness-bt-scaled-expo", "expo.factors=[1.0]", "expo.refine="]
+    result = rlhf_command("train-reward", recipe_config, *words, "--output", run)
+    assert result.exit_code == 0, result.output
+    assert "No other factor does better than 1: the strong model itself is saved" in result.stdout
+    assert reward_of(run / "final") == pytest.approx(reward_of(run / "stages" / "preference"), abs=1e-6)
+
+
+def test_a_rank_is_kept_and_its_error_told(rlhf_command: Rlhf, recipe_config: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = ["recipe=helpfulness-bt-scaled-expo", "expo.rank=2", "stages.1.max_steps=3", "stages.1.epochs=9"]
+    result = rlhf_command("train-reward", recipe_config, *words, "--output", run)
+    assert result.exit_code == 0, result.output
+    assert json.loads((run / "final" / "adapter_config.json").read_text())["r"] == 2
+    found = json.loads((run / "expo.json").read_text())
+    assert found["rank"] == 2 and 0 < found["truncation_error"] < 1
+    assert f"Cut to rank 2: relative error {found['truncation_error']:.3g}" in result.stdout
+
+
+def test_a_start_takes_the_place_of_the_regression(
+    expo_run: tuple[Path, str], rlhf_command: Rlhf, recipe_config: Path, tmp_path: Path
+) -> None:
+    run, helpfulness = tmp_path / "run", expo_run[0] / "stages" / "regression"
+    slow = "stages.1.optimizer.learning_rate=1e-12"
+    words = ["recipe=helpfulness-bt-regular", f"start={helpfulness}", slow, "head_start=16"]
+    result = rlhf_command("train-reward", recipe_config, *words, "--output", run)
+    assert result.exit_code == 0, result.output
+    assert [row["stage"] for row in updates(run)] == ["preference"]
+    assert "Fitting the head" not in result.output
+    # A learning rate of almost nothing leaves the model it started from, head and all.
+    assert reward_of(run / "final") == pytest.approx(reward_of(helpfulness), abs=1e-5)
+    again = rlhf_command("train-reward", run / "config.yaml", "--output", run, "--resume")
+    assert again.exit_code == 0, again.output
+
+
+def test_expo_from_a_start(
+    expo_run: tuple[Path, str], rlhf_command: Rlhf, recipe_config: Path, tmp_path: Path
+) -> None:
+    run, helpfulness = tmp_path / "run", expo_run[0] / "stages" / "regression"
+    words = ["recipe=helpfulness-bt-scaled-expo", f"start={helpfulness}", "expo.refine="]
+    result = rlhf_command("train-reward", recipe_config, *words, "--output", run)
+    assert result.exit_code == 0, result.output
+    assert json.loads((run / "expo.json").read_text())["weak"] == "stages/start"
+    ours, theirs = load(run / "stages" / "start"), load(helpfulness)
+    assert ours.keys() == theirs.keys() and all(ours[name].equal(theirs[name]) for name in ours)
+
+
+def test_stages_without_validation_are_kept_as_they_ended(
+    rlhf_command: Rlhf, recipe_config: Path, tmp_path: Path
+) -> None:
+    words = ["recipe=helpfulness-bt-scaled", "data.validation_share=0", "--output", tmp_path / "run"]
+    result = rlhf_command("train-reward", recipe_config, *words)
+    assert result.exit_code == 0, result.output
+    checkpoints = tmp_path / "run" / "checkpoints"
+    kept = load_file(checkpoints / "best-preference.safetensors")
+    last = load_file(checkpoints / "step-2" / "trainable.safetensors")
+    assert all(kept[name].equal(last[name]) for name in last)
+
+
+def test_centring_is_logged_and_weighs(rlhf_command: Rlhf, recipe_config: Path, tmp_path: Path) -> None:
+    words = ["recipe=bt-regular", "stages.1.centering_weight=0.5", "--output", tmp_path / "run"]
+    result = rlhf_command("train-reward", recipe_config, *words)
+    assert result.exit_code == 0, result.output
+    (row,) = updates(tmp_path / "run")
+    assert row["loss/centering"] > 0
+    assert row["loss/total"] == pytest.approx(row["loss/bt"] + 0.5 * row["loss/centering"], rel=1e-5)
+
+
+def refused(result: Result) -> str:
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    return " ".join(result.stderr.split("Error: ")[1].split())
+
+
+def test_mistakes(
+    expo_run: tuple[Path, str], rlhf_command: Rlhf, recipe_config: Path, tmp_path: Path
+) -> None:
+    def train(*words: str) -> str:
+        return refused(rlhf_command("train-reward", recipe_config, *words, "--output", tmp_path / "run"))
+
+    helpfulness = expo_run[0] / "stages" / "regression"
+    said = train("recipe=bt-regular", f"start={helpfulness}", "adapter.rank=8")
+    assert said.startswith(f"Training cannot begin from {helpfulness}: adapter.rank: 4 there, 8 here")
+    assert train("recipe=bt-regular", "start=runs/nowhere/final").startswith(
+        "runs/nowhere/final is not a reward model"
+    )
+    expo = train("recipe=helpfulness-bt-scaled-expo", "data.validation_share=0")
+    assert expo.startswith("expo has no held-out pairs to choose its factor on.")
+    assert "found 'bt-scald'. Did you mean 'bt-scaled'?" in train("recipe=bt-scald")
+    assert not (tmp_path / "run" / "final").exists()
+
+
+def test_a_dry_run_tells_of_start_and_expo(
+    expo_run: tuple[Path, str], rlhf_command: Rlhf, recipe_config: Path
+) -> None:
+    helpfulness = expo_run[0] / "stages" / "regression"
+    words = ["recipe=helpfulness-bt-scaled-expo", f"start={helpfulness}", "stages.1.centering_weight=0.01"]
+    result = rlhf_command("train-reward", recipe_config, *words, "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert f"begins with the adapter and the head of {helpfulness}" in result.stdout
+    assert "stage preference: 1 x scaled BT + 0.01 x centring;" in result.stdout
+    assert "then ExPO from start to preference, its factor chosen on" in result.stdout

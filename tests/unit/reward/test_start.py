@@ -1,0 +1,83 @@
+"""Beginning from another reward model: its adapter and its head, or one clear message."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from reward.recipe import build_model
+from reward.scorer import Scorer
+from reward.start import begin_from
+from rlhf.config.reward import RewardConfig
+from rlhf.core.chat import Chat
+from rlhf.core.errors import ModelError
+from rlhf.core.models import PeftModel
+from rlhf.core.records import HELPSTEER_ATTRIBUTES, Message
+
+CONVERSATION = (Message("user", "Hi."), Message("assistant", "Hello there."))
+
+
+def config(base: Path, start: Path, **more: Any) -> RewardConfig:
+    return RewardConfig.model_validate(
+        {
+            "output": "unused",
+            "model": {"base": str(base), "dtype": "float32", "max_length": 256},
+            "adapter": {"rank": 4, "alpha": 8},
+            "data": {"ratings": [{"path": "demo", "format": "helpsteer2"}]},
+            "stages": [{"name": "regression", "regression_weight": 1}],
+            "start": str(start),
+            **more,
+        }
+    )
+
+
+def scores(model: PeftModel, chat: Chat) -> list[float]:
+    with torch.no_grad():
+        logits = model.eval()(input_ids=torch.tensor([chat.conversation_ids(CONVERSATION)])).logits
+    return list(logits[0].tolist())
+
+
+def test_the_model_scores_as_the_one_it_starts_from(
+    tiny_base: Path, tiny_chat: Chat, tiny_reward: Path
+) -> None:
+    told = config(tiny_base, tiny_reward)
+    model = build_model(told, tiny_chat)
+    assert scores(model, tiny_chat) == [0.0] * len(HELPSTEER_ATTRIBUTES)
+    begin_from(tiny_reward, told, model, tiny_chat)
+    (there,) = Scorer.load(tiny_reward).score([CONVERSATION])
+    assert scores(model, tiny_chat) == pytest.approx(list(there.attributes.values()), abs=1e-5)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert len(trained) == 2 * 7 * 2 + 1 and all(p.dtype == torch.float32 for p in trained.values())
+
+
+def test_every_difference_is_named_at_once(tiny_base: Path, tiny_chat: Chat, tiny_reward: Path) -> None:
+    told = config(
+        tiny_base,
+        tiny_reward,
+        adapter={"rank": 8, "alpha": 4, "targets": ["q_proj"]},
+        attributes=["helpfulness"],
+        model={"base": str(tiny_base), "dtype": "float32", "max_length": 256, "template_date": "1 Jan 2030"},
+    )
+    chat = Chat(tiny_chat.tokenizer, stop_ids=tiny_chat.stop_ids, template_date="1 Jan 2030")
+    model = build_model(told, chat)
+    before = scores(model, chat)
+    with pytest.raises(ModelError, match=f"Training cannot begin from {tiny_reward}:") as caught:
+        begin_from(tiny_reward, told, model, chat)
+    said = str(caught.value)
+    assert "adapter.rank: 4 there, 8 here" in said
+    assert "adapter.alpha: 8.0 there, 4.0 here" in said
+    assert "adapter.targets: " in said and "['q_proj'] here" in said
+    assert "['helpfulness'] here" in said
+    assert f"chat template: {tiny_chat.template_hash[:12]} there" in said
+    assert "base:" not in said
+    assert caught.value.exit_code == 2
+    assert scores(model, chat) == before  # nothing was changed
+
+
+def test_another_base(other_base: Path, tiny_chat: Chat, tiny_reward: Path) -> None:
+    told = config(other_base, tiny_reward)
+    with pytest.raises(ModelError, match="base: [0-9a-f]{16} there, [0-9a-f]{16} here"):
+        begin_from(tiny_reward, told, build_model(told, tiny_chat), tiny_chat)
