@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlhf.core.errors import DataError, did_you_mean
+from rlhf.core.intervals import wilson_interval
 from rlhf.core.records import Comparison
 
 SECTIONS: dict[str, tuple[str, ...]] = {
@@ -51,8 +52,10 @@ EXAMPLE_COUNTS: dict[str, int] = {
 }
 """RewardBench's weight of each subset within its section."""
 
+REWARDBENCH_PAIRS = 2985
+"""The pairs of RewardBench's `filtered` split."""
+
 _SECTION_OF = {subset: section for section, subsets in SECTIONS.items() for subset in subsets}
-_Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 
 
 def rewardbench_scores(subset_accuracy: Mapping[str, float]) -> dict[str, Any]:
@@ -90,18 +93,6 @@ def rewardbench_scores(subset_accuracy: Mapping[str, float]) -> dict[str, Any]:
     return {"sections": sections, "overall": math.fsum(sections.values()) / len(sections)}
 
 
-def wilson_interval(accuracy: float, count: float) -> list[float]:
-    """The 95 % Wilson score interval `[low, high]` of a share seen in `count` trials.
-
-    centre = (p + z^2/2n) / (1 + z^2/n), half width = z sqrt(p(1-p)/n + z^2/4n^2) / (1 + z^2/n), z = 1.96.
-    For a weighted mean pass Kish's effective count, (sum w)^2 / sum w^2.
-    """
-    scale = 1 + _Z95**2 / count
-    centre = (accuracy + _Z95**2 / (2 * count)) / scale
-    half = _Z95 * math.sqrt(accuracy * (1 - accuracy) / count + _Z95**2 / (4 * count**2)) / scale
-    return [max(0.0, centre - half), min(1.0, centre + half)]
-
-
 def aggregation_rule(comparisons: Sequence[Comparison]) -> tuple[str, list[str], list[float]]:
     """The rule's name, and each pair's section and weight within it.
 
@@ -127,6 +118,22 @@ def aggregation_rule(comparisons: Sequence[Comparison]) -> tuple[str, list[str],
         )
     rule = "pairs" if bare else "sections"
     return rule, [item.section for item in comparisons], [1.0] * len(comparisons)
+
+
+def coverage(comparisons: Sequence[Comparison]) -> list[str]:
+    """A sentence where only a part of RewardBench was judged: its score is that of the whole."""
+    here = {item.subset for item in comparisons}
+    known = len(here & EXAMPLE_COUNTS.keys())
+    if known and here != EXAMPLE_COUNTS.keys():
+        return [
+            f"{known} of RewardBench's {len(EXAMPLE_COUNTS)} subsets are here: this is no RewardBench score."
+        ]
+    if known and len(comparisons) != REWARDBENCH_PAIRS:
+        return [
+            f"{len(comparisons):,} pairs were judged, RewardBench has {REWARDBENCH_PAIRS:,}: "
+            "each subset keeps RewardBench's weight, but the score is not that of the whole."
+        ]
+    return []
 
 
 def aggregate(

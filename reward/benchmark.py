@@ -8,38 +8,29 @@ answer with more characters is better", ties wrong) is aggregated by the same ru
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from reward.aggregate import aggregate, aggregation_rule, rewardbench_scores, wilson_interval
-from rlhf.core.errors import DataError, DivergenceError, ModelError
-from rlhf.core.records import Comparison, Conversation, Message
+from reward.aggregate import aggregate, aggregation_rule, coverage, rewardbench_scores
+from reward.breakdown import by_length, by_strength, score_distribution, shares
+from reward.calibration import calibration
+from reward.judging import (
+    CHUNK,
+    TOLERANCE,
+    Group,
+    Progressed,
+    Scored,
+    ScoreLike,
+    ScorerLike,
+    judge,
+    self_check,
+)
+from rlhf.core.errors import DataError
+from rlhf.core.records import Comparison
 from rlhf.data.drops import DropReport
 
-TOLERANCE = 0.1
-"""How far a score may move with its batch, see `self_check`: bfloat16 alone moves them by some hundredths."""
-
 __all__ = ["TOLERANCE", "ScoreLike", "ScorerLike", "evaluate", "rewardbench_scores", "self_check"]
-
-
-class ScoreLike(Protocol):
-    """What one conversation scored: see `reward.scorer.Score`."""
-
-    @property
-    def reward(self) -> float:
-        """The reward."""
-
-    @property
-    def attributes(self) -> Mapping[str, float]:
-        """Every attribute by name."""
-
-
-class ScorerLike(Protocol):
-    """Anything that scores conversations ending with the assistant's message: see `reward.scorer.Scorer`."""
-
-    def score(self, conversations: Sequence[Conversation]) -> Sequence[ScoreLike]:
-        """One score a conversation, in their order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,52 +44,7 @@ class _Judged:
     correct: bool
     length_chosen: int
     length_rejected: int
-
-
-def self_check(
-    scorer: ScorerLike, conversations: Sequence[Conversation], tolerance: float = TOLERANCE
-) -> dict[str, Any]:
-    """Scores a handful of conversations alone, together and in reversed order, and compares.
-
-    difference = |in company - alone| / max(1, largest |alone|), for the reward and each attribute: absolute
-    for small scores, and a share of their size for large ones, with which rounding grows.
-
-    Returns:
-        `{"largest_difference": x, "tolerance": tolerance, "count": conversations checked}`.
-
-    Raises:
-        ModelError: a score depends on its batch by more than `tolerance`.
-        DivergenceError: a score is not a finite number.
-    """
-    alone = _values([score for conversation in conversations for score in scorer.score([conversation])])
-    together = _values(scorer.score(conversations))
-    backwards = _values(scorer.score(conversations[::-1])[::-1])
-    largest = 0.0
-    for name in alone[0]:
-        scale = max(1.0, *(abs(values[name]) for values in alone))
-        for number, (expected, *others) in enumerate(zip(alone, together, backwards, strict=True), 1):
-            for other in others:
-                difference = abs(other[name] - expected[name]) / scale
-                largest = max(largest, difference)
-                if difference > tolerance:
-                    raise ModelError(
-                        f"Scores depend on the batch: conversation {number} of the self-check has {name} "
-                        f"{expected[name]:.4g} alone and {other[name]:.4g} beside {len(conversations) - 1} "
-                        f"others (difference {difference:.3g}, scores up to {scale:.3g} being 1).",
-                        allowed=f"a difference up to {tolerance:g}",
-                        fix="check that padding is masked and pad differs from eos; if the model is merely "
-                        "imprecise, load it in float32 or raise the tolerance",
-                    )
-    return {"largest_difference": largest, "tolerance": tolerance, "count": len(conversations)}
-
-
-def _values(scores: Sequence[ScoreLike]) -> list[dict[str, float]]:
-    table = [{"reward": score.reward, **score.attributes} for score in scores]
-    for number, values in enumerate(table, 1):
-        for name, value in values.items():
-            if not math.isfinite(value):
-                raise DivergenceError(f"Conversation {number} of the self-check has {name} {value}.")
-    return table
+    strength: int | None
 
 
 def evaluate(
@@ -107,22 +53,22 @@ def evaluate(
     *,
     drops: DropReport | None = None,
     tolerance: float = TOLERANCE,
-    chunk: int = 8,
-    on_progress: Callable[[int], None] | None = None,
+    chunk: int = CHUNK,
+    on_progress: Progressed | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Judges every pair and aggregates by `reward.aggregate`'s rule for these subsets and sections.
 
-    `chunk` pairs are scored at a time, and `on_progress` hears how many are done. The first chunk also gives
-    the self-check its pairs, short to long. A pair that the scorer refuses with a DataError (too long) is left
-    out and counted in `drops`; without `drops` it ends the evaluation.
+    The options are those of `reward.judging.judge`.
 
     Returns:
         The result and its rows. Result: `{"subsets": {name: {"accuracy", "count", "ci95", "ties",
         "length_baseline"}}, "sections": {name: accuracy}, "overall", "length_baseline", "count",
         "intervals": {"sections": {name: [low, high]}, "overall": [low, high]}, "length_correlation",
-        "aggregation": the rule's name, "self_check": {...}}`. Intervals: 95 % Wilson, over Kish's effective
-        count where pairs weigh differently. A row: `{"id", "subset", "reward_chosen", "reward_rejected",
-        "correct", "length_chosen", "length_rejected"}`, lengths in characters.
+        "aggregation": the rule's name, "self_check": {...}, "notes": [sentences]}`, and over all pairs alike
+        `"calibration"`, `"strengths"`, `"lengths"` and `"scores"` as `reward.calibration` and
+        `reward.breakdown` give them. Intervals: 95 % Wilson, over Kish's effective count where pairs weigh
+        differently. A row: `{"id", "subset", "reward_chosen", "reward_rejected", "correct",
+        "length_chosen", "length_rejected"}`, lengths in characters, and `"strength"` where it is known.
 
     Raises:
         DataError: no comparisons, or only some of them name a section; a refused pair, or a whole subset of
@@ -131,23 +77,18 @@ def evaluate(
         ModelError: scores depend on the batch.
     """
     rule, *_ = aggregation_rule(comparisons)
-    rows: list[_Judged] = []
-    checked: dict[str, Any] = {}
-    for start in range(0, len(comparisons), chunk):
-        batch = list(enumerate(comparisons[start : start + chunk], start + 1))
-        rows += _judge_or_drop(batch, scorer, drops)
-        if rows and not checked:
-            checked = self_check(scorer, _handful([comparisons[row.id - 1] for row in rows]), tolerance)
-        if on_progress:
-            on_progress(min(start + chunk, len(comparisons)))
-    rule_left, sections, weights = aggregation_rule([comparisons[row.id - 1] for row in rows])
-    if rule_left != rule:
-        lost = {item.subset for item in comparisons} - {row.subset for row in rows}
-        raise DataError(
-            f"The reward model refused every pair of {', '.join(sorted(lost))}.",
-            allowed=f"at least one pair of each subset, as the rule {rule!r} needs them",
-            fix="use a reward model with a larger max_length",
-        )
+    scored, checked = judge(
+        [_group(item) for item in comparisons],
+        scorer,
+        unit="comparison",
+        drops=drops,
+        tolerance=tolerance,
+        chunk=chunk,
+        on_progress=on_progress,
+    )
+    kept = [comparisons[one.id - 1] for one in scored]
+    sections, weights = _same_rule(rule, comparisons, kept)
+    rows = [_judged(item, one) for item, one in zip(kept, scored, strict=True)]
     correct = [row.correct for row in rows]
     longer = [row.length_chosen > row.length_rejected for row in rows]
     scores, overall, intervals = aggregate(correct, sections, weights)
@@ -161,82 +102,73 @@ def evaluate(
         "length_correlation": _length_correlation(rows),
         "aggregation": rule,
         "self_check": checked,
+        "notes": coverage(kept),
+        **_details(rows),
     }
-    return result, [asdict(row) for row in rows]
+    return result, [_row(row) for row in rows]
 
 
-def _handful(comparisons: Sequence[Comparison], count: int = 4) -> list[Conversation]:
-    """Both conversations of up to `count` pairs, at even steps from the shortest to the longest.
+def _same_rule(
+    rule: str, comparisons: Sequence[Comparison], kept: Sequence[Comparison]
+) -> tuple[list[str], list[float]]:
+    """Section and weight of the pairs that are left, by the rule of all of them."""
+    rule_left, sections, weights = aggregation_rule(kept)
+    if rule_left != rule:
+        lost = {item.subset for item in comparisons} - {item.subset for item in kept}
+        raise DataError(
+            f"The reward model refused every pair of {', '.join(sorted(lost))}.",
+            allowed=f"at least one pair of each subset, as the rule {rule!r} needs them",
+            fix="use a reward model with a larger max_length",
+        )
+    return sections, weights
 
-    Lengths far apart make much padding, and a pair's shared prompt may be computed once: where a batch would
-    show in the scores.
-    """
-    ranked = sorted(comparisons, key=lambda item: len(item.chosen) + len(item.rejected))
-    count = min(count, len(ranked))
-    picked = [ranked[i * (len(ranked) - 1) // max(1, count - 1)] for i in range(count)]
-    return [conversation for item in picked for conversation in _conversations(item)]
+
+def _group(item: Comparison) -> Group:
+    return Group(item.prompt, (item.chosen, item.rejected), ("chosen", "rejected"), f"subset {item.subset!r}")
 
 
-def _conversations(item: Comparison) -> tuple[Conversation, Conversation]:
-    return (
-        (*item.prompt, Message("assistant", item.chosen)),
-        (*item.prompt, Message("assistant", item.rejected)),
+def _judged(item: Comparison, scored: Scored) -> _Judged:
+    chosen, rejected = scored.rewards
+    return _Judged(
+        scored.id,
+        item.subset,
+        chosen,
+        rejected,
+        chosen > rejected,
+        len(item.chosen),
+        len(item.rejected),
+        item.strength,
     )
 
 
-def _judge_or_drop(
-    batch: Sequence[tuple[int, Comparison]], scorer: ScorerLike, drops: DropReport | None
-) -> list[_Judged]:
-    try:
-        return _judge(batch, scorer)
-    except DataError as error:
-        if len(batch) == 1:
-            number, item = batch[0]
-            place = f"comparison {number} (subset {item.subset!r})"
-            if drops is None:
-                raise DataError(f"{place}: {error.found}", allowed=error.allowed, fix=error.fix) from error
-            drops.drop(f"refused by the reward model; allowed: {error.allowed}", place)
-            return []
-    return [row for one in batch for row in _judge_or_drop([one], scorer, drops)]
+def _row(row: _Judged) -> dict[str, Any]:
+    return {name: value for name, value in asdict(row).items() if value is not None}
 
 
-def _judge(batch: Sequence[tuple[int, Comparison]], scorer: ScorerLike) -> list[_Judged]:
-    conversations = [conversation for _, item in batch for conversation in _conversations(item)]
-    try:
-        scores = [float(score.reward) for score in scorer.score(conversations)]
-    except DivergenceError as error:
-        where = f"comparisons {batch[0][0]} to {batch[-1][0]}"
-        raise DivergenceError(f"{where}: {error.found}", allowed=error.allowed, fix=error.fix) from error
-    rows = []
-    for (number, item), chosen, rejected in zip(batch, scores[::2], scores[1::2], strict=True):
-        for which, reward in (("chosen", chosen), ("rejected", rejected)):
-            if not math.isfinite(reward):
-                raise DivergenceError(
-                    f"comparison {number} (subset {item.subset!r}): the {which} answer's reward is {reward}.",
-                    allowed="finite rewards; a failed score is not a wrong answer",
-                )
-        right = chosen > rejected
-        lengths = len(item.chosen), len(item.rejected)
-        rows.append(_Judged(number, item.subset, chosen, rejected, right, *lengths))
-    return rows
+def _details(rows: Sequence[_Judged]) -> dict[str, Any]:
+    correct = [row.correct for row in rows]
+    chosen, rejected = [row.reward_chosen for row in rows], [row.reward_rejected for row in rows]
+    lengths = [row.length_chosen for row in rows], [row.length_rejected for row in rows]
+    return {
+        "calibration": calibration([good - bad for good, bad in zip(chosen, rejected, strict=True)]),
+        "strengths": by_strength(correct, [row.strength for row in rows]),
+        "lengths": by_length(correct, *lengths),
+        "scores": score_distribution(chosen, rejected),
+    }
 
 
 def _subsets(rows: Sequence[_Judged]) -> dict[str, dict[str, Any]]:
     groups: dict[str, list[_Judged]] = {}
     for row in rows:
         groups.setdefault(row.subset, []).append(row)
-    table = {}
-    for subset, group in groups.items():
-        count = len(group)
-        accuracy = sum(row.correct for row in group) / count
-        table[subset] = {
-            "accuracy": accuracy,
-            "count": count,
-            "ci95": wilson_interval(accuracy, count),
+    return {
+        subset: {
+            **shares([row.correct for row in group]),
             "ties": sum(row.reward_chosen == row.reward_rejected for row in group),
-            "length_baseline": sum(row.length_chosen > row.length_rejected for row in group) / count,
+            "length_baseline": sum(row.length_chosen > row.length_rejected for row in group) / len(group),
         }
-    return table
+        for subset, group in groups.items()
+    }
 
 
 def _length_correlation(rows: Sequence[_Judged]) -> float | None:

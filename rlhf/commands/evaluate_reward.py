@@ -1,126 +1,117 @@
-"""`rlhf evaluate-reward`: how often a reward model prefers the better of two answers."""
+"""`rlhf evaluate-reward`: how well a reward model tells good answers from bad ones."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from reward.benchmark import TOLERANCE, evaluate
+from reward.choices import evaluate_best_of_n, evaluate_choices
+from reward.rm_bench import evaluate_rm_bench
+from rlhf.commands.judged import print_result
+from rlhf.commands.options import Form, Label
 from rlhf.commands.output import require_output_file
 from rlhf.core.progress import Progress
 from rlhf.core.runs import atomic_write_text
-from rlhf.data.load import load_comparisons
+from rlhf.data.benchmarks import Kind, load_benchmark
 
-_RULES = {
-    "rewardbench": "RewardBench v1: sections weighted by its example counts, overall = mean of the four",
-    "sections": "section = mean over its pairs, overall = mean of the sections",
-    "pairs": "overall = mean over all pairs (the rows name no section)",
+Data = Annotated[
+    str,
+    typer.Option(
+        metavar="FILE",
+        help="`demo` (synthetic, made by this project), `rewardbench`, `rewardbench-2` or `rm-bench` (from the "
+        "hub), or a file (.jsonl, .json, .parquet, also .gz) in one of the forms above.",
+    ),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Write the result here as JSON, and the rewards of each row beside it: eval.json, eval_rows.jsonl.",
+    ),
+]
+Tolerance = Annotated[
+    float,
+    typer.Option(
+        min=0.0, help="How far scores may move with their batch, as a share of max(1, largest score)."
+    ),
+]
+
+JUDGES: Mapping[Kind, tuple[str, Callable[..., Any]]] = {
+    "pairs": ("pairs", evaluate),
+    "rm-bench": ("items", evaluate_rm_bench),
+    "one-of-many": ("rows", evaluate_choices),
+    "best-of-n": ("rows", evaluate_best_of_n),
 }
+"""By the kind of benchmark: what one line is called, and who judges it."""
 
 
 def evaluate_reward(
-    model: Annotated[str, typer.Argument(help="A reward model: the `final` folder of a `train-reward` run.")],
-    data: Annotated[
+    model: Annotated[
         str,
-        typer.Option(
-            metavar="FILE",
-            help="`demo` (synthetic, made by this project), `rewardbench` (allenai/reward-bench from the hub), "
-            "or a file (.jsonl, also .gz) with the columns prompt (string or messages), chosen, rejected, "
-            "subset and, on every row or on none, section.",
+        typer.Argument(
+            help="A reward model: the `final` folder of a `train-reward` run, or another's (see --form)."
         ),
-    ] = "demo",
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Write the result here as JSON, and each pair's rewards beside it: eval.json, eval_rows.jsonl.",
-        ),
-    ] = None,
-    tolerance: Annotated[
-        float,
-        typer.Option(
-            min=0.0, help="How far scores may move with their batch, as a share of max(1, largest score)."
-        ),
-    ] = TOLERANCE,
+    ],
+    data: Data = "demo",
+    output: Output = None,
+    tolerance: Tolerance = TOLERANCE,
+    form: Form = "auto",
+    label: Label = None,
 ) -> None:
-    """Measure a reward model on pairs of a better and a worse answer.
+    """Measure a reward model: on pairs of answers, by style, or by what it picks out of many.
 
-    Prints accuracy by subset with a 95 % interval, beside the baseline that always prefers the longer answer,
-    then sections and overall. A tie counts as wrong. A pair longer than the model was trained for is left out
-    and counted. Scores that change with the batch are an error.
+    The columns of the first row say what a file is; `prompt` is a string or a list of messages:
+
+    - Pairs: chosen, rejected, subset and, on every row or on none, section. Gives accuracy by subset, section and
+    overall beside the baseline that always prefers the longer answer; by strength of the preference (where a row has a
+    strength or preference_strength of 1 to 3) and by length; calibration; where the rewards lie.
+
+    - RM-Bench: chosen and rejected are lists of three styles, and domain. Gives easy, normal and hard, and the matrix.
+
+    - One of many, as RewardBench 2: chosen and rejected are lists, and subset. Right where the best right answer
+    beats every wrong one.
+
+    - Best of n: responses and their true scores, two lists. Gives the mean true score of the model's pick out of 1, 2, 4,
+    ... answers, beside a random pick and the best there is.
+
+    A tie counts as wrong. Answers longer than the model can take are left out with their row and counted. Scores that
+    change with the batch, or are no numbers, are an error.
 
     Example: rlhf evaluate-reward runs/demo/reward/final --data rewardbench --output eval.json
     """
-    from reward.scorer import Scorer  # torch loads only when the command runs
+    from reward.foreign import load_scorer  # torch loads only when the command runs
 
     if output is not None:
         require_output_file(output)
-    comparisons, drops = load_comparisons(data)
-    scorer = Scorer.load(model)
-    with Progress(len(comparisons), "pairs") as progress:
-        result, rows = evaluate(
-            comparisons, scorer, drops=drops, tolerance=tolerance, on_progress=progress.update
+    benchmark = load_benchmark(data)
+    drops = benchmark.drops
+    unit, judge = JUDGES[benchmark.kind]
+    scorer = load_scorer(model, form=form, label=label)
+    with Progress(len(benchmark.items), unit) as progress:
+        result, rows = judge(
+            benchmark.items, scorer, drops=drops, tolerance=tolerance, on_progress=progress.update
         )
-    result = {"model": model, "data": data, **result, "drops": drops.as_dict()}
+    result = {"model": model, "data": data, "kind": benchmark.kind, **result, "drops": drops.as_dict()}
     console = Console(highlight=False)
-    print_result(result, console)
+    print_result(benchmark.kind, result, console)
     for line in drops.lines():
         console.print(line, markup=False, soft_wrap=True)
     if output is not None:
-        rows_path = output.with_name(f"{output.stem}_rows.jsonl")
-        atomic_write_text(rows_path, "".join(json.dumps(row) + "\n" for row in rows))
-        atomic_write_text(output, json.dumps(result, indent=2, allow_nan=False) + "\n")
-        console.print(f"Wrote {output} and {rows_path}.", markup=False, soft_wrap=True)
+        write_result(output, result, rows)
+        console.print(f"Wrote {output} and {_rows_path(output)}.", markup=False, soft_wrap=True)
 
 
-def print_result(result: Mapping[str, Any], console: Console) -> None:
-    """Prints what `reward.benchmark.evaluate` found: subsets, sections, overall, and what to be wary of."""
-    table = Table(title="Accuracy in %, ties wrong", title_justify="left")
-    table.add_column("subset")
-    for header in ("pairs", "accuracy", "95 % interval", "longer answer"):
-        table.add_column(header, justify="right")
-    for name, subset in result["subsets"].items():
-        baseline = _percent(subset["length_baseline"])
-        table.add_row(
-            name, str(subset["count"]), _percent(subset["accuracy"]), _interval(subset["ci95"]), baseline
-        )
-    intervals = result["intervals"]
-    for i, (name, accuracy) in enumerate(result["sections"].items()):
-        if i == 0:
-            table.add_section()
-        table.add_row(f"Section {name}", "", _percent(accuracy), _interval(intervals["sections"][name]), "")
-    table.add_section()
-    table.add_row(
-        "Overall",
-        str(result["count"]),
-        _percent(result["overall"]),
-        _interval(intervals["overall"]),
-        _percent(result["length_baseline"]),
-    )
-    console.print(table)
-    console.print(f"Rule: {_RULES[result['aggregation']]}.", markup=False)
-    if ties := sum(subset["ties"] for subset in result["subsets"].values()):
-        console.print(f"{ties} of {result['count']} pairs are ties, counted as wrong.", markup=False)
-    correlation = result["length_correlation"]
-    shown = "not defined" if correlation is None else f"{correlation:+.2f}"
-    check = result["self_check"]
-    console.print(
-        f"Correlation of reward and length within pairs: {shown}. Self-check: {check['count']} scores change by "
-        f"up to {check['largest_difference']:.2g} with the batch (allowed: {check['tolerance']:g}).",
-        markup=False,
-        soft_wrap=True,
-    )
+def write_result(output: Path, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write the result, and its rows beside it."""
+    atomic_write_text(_rows_path(output), "".join(json.dumps(row) + "\n" for row in rows))
+    atomic_write_text(output, json.dumps(result, indent=2, allow_nan=False) + "\n")
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
-
-
-def _interval(bounds: list[float]) -> str:
-    return f"{_percent(bounds[0])} - {_percent(bounds[1])}"
+def _rows_path(output: Path) -> Path:
+    return output.with_name(f"{output.stem}_rows.jsonl")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -53,6 +53,12 @@ class Chart:
     stages: list[Mark]
     hover: dict[str, Any]
     stacked: bool = False
+    axis: str = "step"
+    """What the horizontal axis counts, as the page and the hover name it."""
+    under: str = ""
+    """Path of a line to compare with, under the series, where a level is not enough."""
+    strips: str = ""
+    """Path of the intervals of the first series' dots."""
 
 
 def line_chart(
@@ -146,6 +152,19 @@ def stacked_chart(
         hover=hover,
         stacked=True,
     )
+
+
+def hover(
+    points: Mapping[str, Sequence[Point]],
+    x: Scale,
+    y: Scale,
+    write: Callable[[float], str],
+    labels: Mapping[float, str],
+) -> dict[str, Any]:
+    """What the script shows where the axis counts no steps: `labels` name the places it snaps to."""
+    found = _hover({name: list(series) for name, series in points.items()}, x, y, write)
+    places = sorted({place for series in points.values() for place, _ in series})
+    return {**found, "step": [labels[place] for place in places]}
 
 
 def _step_scale(span: tuple[float, float]) -> Scale:

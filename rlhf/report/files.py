@@ -30,6 +30,7 @@ class RunFiles:
     samples: dict[int, list[Row]]
     evaluation: Row
     drops: Row
+    expo: Row = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def values(self, name: str) -> list[tuple[float, float]]:
@@ -79,6 +80,7 @@ def read_run(path: Path) -> RunFiles:
         samples=_samples(path / "samples.jsonl", notes),
         evaluation=evaluation,
         drops=drops if isinstance(drops, dict) else {},
+        expo=_mapping(path / "expo.json", notes),
         notes=notes,
     )
 

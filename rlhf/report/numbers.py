@@ -1,4 +1,4 @@
-"""How figures are written for people, and the one interval that is computed here."""
+"""How figures are written for people."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 MINUS = "\N{MINUS SIGN}"
 DASH = "\N{EN DASH}"
-Z_95 = 1.959964
 
 
 def finite(value: Any) -> float | None:
@@ -66,17 +65,3 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a share out of `count` trials.
-
-        (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)
-
-    Source: Wilson (1927), "Probable inference, the law of succession, and statistical inference".
-    """
-    spread = Z_95 * Z_95 / count
-    middle = share + spread / 2
-    half = Z_95 * math.sqrt(share * (1 - share) / count + spread / (4 * count))
-    low, high = (middle - half) / (1 + spread), (middle + half) / (1 + spread)
-    return min(share, max(0.0, low)), max(share, min(1.0, high))  # rounding may not push the share out

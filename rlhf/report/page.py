@@ -16,8 +16,10 @@ from markupsafe import Markup
 from rlhf.core.runs import atomic_write_text
 from rlhf.report import policy, reward
 from rlhf.report.charts import PLOT, Chart, line_chart
+from rlhf.report.expo import expo_charts
 from rlhf.report.files import RunFiles, read_run
 from rlhf.report.numbers import duration, finite, fixed
+from rlhf.report.score_charts import score_charts
 from rlhf.report.series import POINT_LIMIT, Series
 from rlhf.report.verdict import Verdict, policy_verdict
 
@@ -83,6 +85,7 @@ def _policy_page(run: RunFiles) -> dict[str, Any]:
         "sampled": policy.sampled(run),
         "table": reward.reward_table(judge),
         "length_correlation": reward.length_correlation(judge),
+        "score_charts": [],
         "table_source": place,
         "drops": reward.dropped(run.drops),
     }
@@ -105,6 +108,7 @@ def _reward_page(run: RunFiles) -> dict[str, Any]:
         "sampled": [],
         "table": table,
         "length_correlation": reward.length_correlation(run.evaluation),
+        "score_charts": [*score_charts(run.evaluation), *expo_charts(run.expo)],
         "table_source": "",
         "drops": reward.dropped(run.drops),
     }

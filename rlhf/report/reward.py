@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rlhf.core.intervals import wilson_interval
 from rlhf.report.charts import Chart, Mark, line_chart
 from rlhf.report.files import RunFiles
-from rlhf.report.numbers import DASH, finite, fixed, percent, signed, wilson
+from rlhf.report.numbers import DASH, finite, fixed, percent, signed
 from rlhf.report.series import Series
 from rlhf.report.verdict import Verdict
 
@@ -82,12 +83,15 @@ def _interval(given: Any, share: float, count: int | None) -> tuple[float, float
     if given:
         low, high = (finite(end) for end in given)
         return None if low is None or high is None else (low, high)
-    return wilson(share, count) if count else None
+    if not count:
+        return None
+    low, high = wilson_interval(share, count)
+    return low, high
 
 
 def reward_table(evaluation: Mapping[str, Any]) -> list[tuple[str, list[TableRow]]]:
     """Titled groups of rows: all together, sections, subsets."""
-    everything = overall(evaluation)
+    everything, held_out = overall(evaluation), evaluation.get("held_out") or {}
     groups = [
         ("", [everything] if everything else []),
         (
@@ -95,9 +99,26 @@ def reward_table(evaluation: Mapping[str, Any]) -> list[tuple[str, list[TableRow
             accuracies(evaluation.get("sections"), (evaluation.get("intervals") or {}).get("sections")),
         ),
         ("Subsets", accuracies(evaluation.get("subsets"))),
-        ("Held out from training, by source", accuracies((evaluation.get("held_out") or {}).get("subsets"))),
+        ("By length of the better answer", _lengths(evaluation)),
+        ("By strength of the preference", _strengths(evaluation)),
+        ("Held out from training, by source", accuracies(held_out.get("subsets"))),
+        ("Held out, by strength of the preference", _strengths(held_out)),
     ]
     return [(title, [_row(one, total=not title) for one in rows]) for title, rows in groups if rows]
+
+
+def _lengths(evaluation: Mapping[str, Any]) -> list[Accuracy]:
+    """Where the better answer is the shorter or the longer one, and the mean of the two, which length cannot win."""
+    found = dict(evaluation.get("lengths") or {})
+    both = found.pop("controlled", None)
+    rows = accuracies({name: part for name, part in found.items() if name != "same"})
+    return [*rows, *accuracies({"mean of the two": both})] if len(rows) > 1 else []
+
+
+def _strengths(evaluation: Mapping[str, Any]) -> list[Accuracy]:
+    """One row a strength; nothing where all preferences are equally strong."""
+    rows = accuracies(evaluation.get("strengths"))
+    return rows if len(rows) > 1 else []
 
 
 def length_correlation(evaluation: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ for (const figure of document.querySelectorAll("figure[data-hover]")) {
     shown = index;
     rule.setAttribute("x1", px[index]);
     rule.setAttribute("x2", px[index]);
-    tip.querySelector(".at").textContent = "step " + step[index];
+    tip.querySelector(".at").textContent = figure.dataset.axis + " " + step[index];
     rows.forEach((row, i) => {
       const known = row.value[index] !== null;
       cells[i].textContent = known ? row.value[index] : "\u2013";

@@ -27,10 +27,12 @@ class FakeScorer:
     """Rewards the number of "+" in the last message; refuses more than `longest` characters."""
 
     batches: list[int] = field(default_factory=list)
+    options: tuple[str, str | None] | None = None
     reward: Callable[[str], float] = lambda text: float(text.count("+"))
     longest: int = 1000
 
-    def load(self, path: str) -> FakeScorer:
+    def load(self, path: str, form: str, label: str | None) -> FakeScorer:
+        self.options = (form, label)
         if path != "model":
             raise ModelError(f"{path} is not a reward model")
         return self
@@ -49,7 +51,8 @@ class FakeScorer:
 @pytest.fixture
 def scorer(monkeypatch: pytest.MonkeyPatch) -> FakeScorer:
     fake = FakeScorer()
-    monkeypatch.setitem(sys.modules, "reward.scorer", types.SimpleNamespace(Scorer=fake))
+    foreign = types.SimpleNamespace(load_scorer=lambda model, *, form, label: fake.load(model, form, label))
+    monkeypatch.setitem(sys.modules, "reward.foreign", foreign)
     return fake
 
 

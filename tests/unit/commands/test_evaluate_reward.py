@@ -36,11 +36,20 @@ def test_the_table_shows_what_the_file_says(rlhf: Rlhf, tmp_path: Path) -> None:
     # Wilson, two of two: low = 2 / (2 + 1.96^2) = 34.2 %; one of two is symmetric: 9.5 to 90.5 %.
     assert cells[0] == ["sums", "2", "100.0", "34.2 - 100.0", "50.0"]
     assert cells[1] == ["words", "2", "50.0", "9.5 - 90.5", "50.0"]
-    assert [row[:3] for row in cells[2:]] == [
+    assert [row[:3] for row in cells[2:5]] == [
         ["Section Easy", "", "100.0"],
         ["Section Hard", "", "50.0"],
         ["Overall", "4", "75.0"],
     ]
+    # Better answer shorter: Q2, Q3, of which the first is right; longer: Q1 and Q5.
+    assert [row[:3] for row in cells[5:8]] == [
+        ["the better answer is the shorter", "2", "50.0"],
+        ["the better answer is the longer", "2", "100.0"],
+        ["Mean of shorter and longer", "", "75.0"],
+    ]
+    # Rewards of the better answers: 2, 1, 1, 1; of the worse: 1, 0, 1, 0.
+    assert [row[:2] for row in cells[8:]] == [["chosen", "1.25"], ["rejected", "0.50"]]
+    assert "Brier score" in result.stdout
     assert "overall = mean of the sections" in result.stdout
     assert "1 of 4 pairs are ties, counted as wrong." in result.stdout
     assert "5 rows read, 4 kept, 1 dropped" in result.stdout
@@ -125,3 +134,48 @@ def test_a_mistake_is_one_message_and_exit_code_2(
     assert message in result.stderr
     assert "Traceback" not in result.output
     assert scorer.batches == []  # found before anything was scored
+
+
+@pytest.mark.usefixtures("scorer")
+@pytest.mark.parametrize(
+    ("row", "kind", "seen"),
+    [
+        (
+            {"chosen": ["+", "++", "+++"], "rejected": ["-", "+", "++"], "domain": "chat"},
+            "rm-bench",
+            ["│ chat    │       1 │ 100.0 │  100.0 │  0.0 │ 66.7 │", "No item of math, code, safety"],
+        ),
+        (
+            {"chosen": ["++"], "rejected": ["+", ".", "+"], "subset": "Math"},
+            "one-of-many",
+            ["│ Math    │    1 │    100.0 │", "Share of right answers among the picks of n", "│ 4 │"],
+        ),
+        (
+            {"responses": ["+", "++", "+++"], "scores": [5, 1, 3]},
+            "best-of-n",
+            ["│ 2 │       1 │  2.333 │", "│  3.000 │         4.333 │", "in 33.3 %"],
+        ),
+    ],
+)
+def test_other_kinds_are_known_by_their_columns(
+    rlhf: Rlhf, tmp_path: Path, row: dict[str, Any], kind: str, seen: list[str]
+) -> None:
+    write(tmp_path / "rows.jsonl", [{"prompt": "Q", **row}])
+    result = rlhf("evaluate-reward", "model", "--data", "rows.jsonl", "--output", "eval.json")
+    assert result.exit_code == 0, result.output
+    for text in seen:
+        assert text in result.stdout
+    written = json.loads((tmp_path / "eval.json").read_text())
+    assert (written["kind"], written["count"]) == (kind, 1)
+    assert json.loads((tmp_path / "eval_rows.jsonl").read_text())["id"] == 1
+
+
+def test_a_wrong_domain_is_one_message_before_anything_is_scored(
+    rlhf: Rlhf, scorer: Any, tmp_path: Path
+) -> None:
+    row = {"prompt": "Q", "chosen": ["a"] * 3, "rejected": ["b"] * 3, "domain": "poetry"}
+    write(tmp_path / "rows.jsonl", [row])
+    result = rlhf("evaluate-reward", "model", "--data", "rows.jsonl")
+    assert result.exit_code == 2
+    assert "rows.jsonl:1: RM-Bench has no domain 'poetry'" in result.stderr
+    assert scorer.batches == []

@@ -48,6 +48,14 @@ def test_a_long_file_passes_in_chunks_and_keeps_its_order(rlhf: Rlhf, scorer: An
     ]
 
 
+def test_form_and_label_are_handed_on(rlhf: Rlhf, scorer: Any, tmp_path: Path) -> None:
+    write(tmp_path / "in.jsonl", [line("+")])
+    words = ("score", "model", "--input", "in.jsonl", "--output", "out.jsonl")
+    assert rlhf(*words).exit_code == 0 and scorer.options == ("auto", None)
+    assert rlhf(*words, "--form", "classifier", "--label", "help").exit_code == 0
+    assert scorer.options == ("classifier", "help")
+
+
 @pytest.mark.usefixtures("scorer")
 def test_compressed_files_in_and_out(rlhf: Rlhf, tmp_path: Path) -> None:
     with gzip.open(tmp_path / "in.jsonl.gz", "wt") as file:
@@ -106,7 +114,7 @@ def test_a_reward_that_is_no_number_is_a_failed_run(rlhf: Rlhf, scorer: Any, tmp
     ("input_", "output", "message"),
     [
         ("nowhere.jsonl", "out.jsonl", "nowhere.jsonl does not exist"),
-        ("empty.jsonl", "out.jsonl", "empty.jsonl holds no conversation"),
+        ("empty.jsonl", "out.jsonl", "empty.jsonl:1: the file holds no rows"),
         ("in.txt", "out.jsonl", "in.txt is no JSON Lines file by its name"),
         ("in.jsonl", "in.jsonl", "in.jsonl is the input"),
         ("in.jsonl", "no/out.jsonl", "the folder no does not exist"),

@@ -215,8 +215,33 @@ def reward_evaluation() -> Row:
             "overall": [0.601, 0.672],
         },
         "length_correlation": 0.12,
+        "calibration": {"ece": 0.0677, "brier": 0.231, "log_loss": 0.653, "bins": reliability_bins()},
+        "scores": {
+            "chosen": {"median": 0.4},
+            "rejected": {"median": -0.1},
+            "histogram": {
+                "edges": [-2, -1, 0, 1, 2],
+                "chosen": [60, 150, 250, 160],
+                "rejected": [90, 240, 200, 90],
+            },
+        },
         "drops": {"read": 9125, "kept": 7118, "dropped": dropped},
     }
+
+
+def reliability_bins() -> list[Row]:
+    """Ten bins of confidence; the last three are empty."""
+    counts = (250, 160, 90, 60, 30, 20, 10, 0, 0, 0)
+    return [
+        {
+            "low": 0.5 + i / 20,
+            "high": 0.55 + i / 20,
+            "count": count,
+            "confidence": 0.525 + i / 20 if count else None,
+            "accuracy": 0.56 + i / 40 if count else None,
+        }
+        for i, count in enumerate(counts)
+    ]
 
 
 def make_reward_run(path: Path, *, steps: int = 80) -> Path:

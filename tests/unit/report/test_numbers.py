@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-import pytest
-
 from rlhf.report.numbers import (
     decimals_for,
     duration,
@@ -15,7 +13,6 @@ from rlhf.report.numbers import (
     short,
     signed,
     tick_labels,
-    wilson,
 )
 
 
@@ -62,14 +59,3 @@ def test_finite_refuses_what_is_no_number() -> None:
         None,
         None,
     ]
-
-
-@pytest.mark.parametrize(("right", "count"), [(0, 10), (5, 10), (10, 10), (673, 1000)])
-def test_wilson_solves_its_defining_equation(right: int, count: int) -> None:
-    """The ends are the shares p0 whose distance to p is 1.96 of p0's own standard errors."""
-    share = right / count
-    low, high = wilson(share, count)
-    assert 0 <= low <= share <= high <= 1
-    for end in (low, high):
-        if 0 < end < 1:
-            assert abs(share - end) == pytest.approx(1.959964 * math.sqrt(end * (1 - end) / count), rel=1e-6)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from rlhf.core.intervals import wilson_interval
 from rlhf.report.files import read_run
-from rlhf.report.numbers import wilson
 from rlhf.report.reward import dropped, overall, reward_charts, reward_table, reward_verdict, stages
 
 SUBSETS = {"a": {"accuracy": 0.8, "count": 100}, "b": {"accuracy": 0.6, "count": 300}}
@@ -26,7 +26,7 @@ def test_the_table_has_everything_in_order() -> None:
     total, section, first = groups[0][1][0], groups[1][1][0], groups[2][1][0]
     assert (total.accuracy, total.count, total.baseline) == (f"65.0{S}%", "400", f"50.0{S}%")
     assert (section.interval, section.count) == ("60.0\N{EN DASH}80.0", "")
-    low, high = wilson(0.8, 100)
+    low, high = wilson_interval(0.8, 100)
     assert first.interval == f"{100 * low:.1f}\N{EN DASH}{100 * high:.1f}"
 
 
@@ -36,7 +36,7 @@ def test_a_mean_of_sections_gets_no_interval_of_pooled_pairs() -> None:
     assert found.interval is None
     pooled = overall({"subsets": SUBSETS, "overall": 0.65})
     assert pooled is not None
-    assert pooled.interval == wilson(0.65, 400)
+    assert pooled.interval == tuple(wilson_interval(0.65, 400))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
@@ -12,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reward.aggregate import EXAMPLE_COUNTS, SECTIONS, rewardbench_scores, wilson_interval
+from reward.aggregate import EXAMPLE_COUNTS, REWARDBENCH_PAIRS, SECTIONS, rewardbench_scores
 from reward.benchmark import evaluate, self_check
 from rlhf.core.errors import DataError, DivergenceError, ModelError
+from rlhf.core.intervals import wilson_interval
 from rlhf.core.records import Comparison, Conversation, Message
 from rlhf.data.drops import DropReport
 
@@ -122,6 +124,46 @@ def test_rows_sections_and_baseline_by_hand() -> None:
     assert result["intervals"]["sections"]["Left"] == pytest.approx(wilson_interval(0.5, 4))
     # Pairs weigh 1/8, four times, and 1/2 in the overall score: 1 / (4/64 + 1/4) = 3.2 effective pairs.
     assert result["intervals"]["overall"] == pytest.approx(wilson_interval(0.75, 3.2))
+
+
+def test_the_details_by_hand() -> None:
+    comparisons = [
+        Comparison(PROMPT, "++", "+", "a", strength=3),  # right, margin 1; longer
+        Comparison(PROMPT, "+", "+++", "a", strength=1),  # wrong, margin -2; shorter
+        Comparison(PROMPT, "+", "+.", "a", strength=1),  # a tie: wrong, margin 0; shorter
+        Comparison(PROMPT, "++", ".", "a"),  # right, margin 2; longer
+    ]
+    result, rows = evaluate(comparisons, TextScorer(lambda text: text.count("+")))
+    assert [row.get("strength") for row in rows] == [3, 1, 1, None] and "strength" not in rows[3]
+    assert {level: part["accuracy"] for level, part in result["strengths"].items()} == {"1": 0.0, "3": 1.0}
+    assert (result["lengths"]["shorter"]["accuracy"], result["lengths"]["longer"]["accuracy"]) == (0.0, 1.0)
+    assert result["lengths"]["controlled"] == 0.5
+    wrong = [1 - 1 / (1 + math.exp(-margin)) for margin in (1, -2, 0, 2)]
+    assert result["calibration"]["brier"] == pytest.approx(sum(x * x for x in wrong) / 4)
+    assert (result["scores"]["chosen"]["mean"], result["scores"]["rejected"]["mean"]) == (1.5, 1.25)
+    assert sum(result["scores"]["histogram"]["chosen"]) == 4
+    json.dumps(result, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("subsets", "notes"),
+    [
+        (["mine", "hers"], []),
+        (["hep-go", "mine"], ["1 of RewardBench's 23 subsets are here: this is no RewardBench score."]),
+        ([*EXAMPLE_COUNTS][:22], ["22 of RewardBench's 23 subsets are here: this is no RewardBench score."]),
+        ([*EXAMPLE_COUNTS], ["23 pairs were judged, RewardBench has 2,985: each subset keeps"]),
+        (
+            [name for name, n in EXAMPLE_COUNTS.items() for _ in range(447 if name == "math-prm" else n)],
+            [],
+        ),
+    ],
+)
+def test_half_of_rewardbench_is_called_so(subsets: list[str], notes: list[str]) -> None:
+    result, _ = evaluate([pair("+", "", subset) for subset in subsets], TextScorer(len), chunk=1000)
+    assert len(result["notes"]) == len(notes)
+    assert all(said.startswith(start) for said, start in zip(result["notes"], notes, strict=True))
+    assert result["aggregation"] == ("rewardbench" if len(set(subsets)) == 23 else "pairs")
+    assert (len(subsets) == REWARDBENCH_PAIRS) == (len(subsets) > 1000)
 
 
 def test_without_sections_the_overall_is_the_mean_over_pairs() -> None:
@@ -284,17 +326,6 @@ def test_large_scores_are_compared_in_proportion() -> None:
             return [Score(100.0 if len(conversations) == 1 else 104.0) for _ in conversations]
 
     assert self_check(Coarse(), [PROMPT, PROMPT])["largest_difference"] == pytest.approx(0.04)
-
-
-@given(st.floats(0, 1), st.integers(1, 10_000))
-def test_wilsons_bounds_are_where_the_normal_test_just_accepts(share: float, count: int) -> None:
-    # By definition both bounds solve (share - p)^2 = z^2 p (1 - p) / n.
-    low, high = wilson_interval(share, count)
-    assert 0 <= low <= high <= 1
-    for bound in (low, high):
-        assert (share - bound) ** 2 == pytest.approx(
-            1.959964**2 * bound * (1 - bound) / count, rel=1e-4, abs=1e-9
-        )
 
 
 ANSWERS = st.text(alphabet="ab.", max_size=6)

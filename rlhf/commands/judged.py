@@ -1,0 +1,202 @@
+"""What `rlhf evaluate-reward` prints: one function for each kind of benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+Result = Mapping[str, Any]
+
+_RULES = {
+    "rewardbench": "RewardBench v1: sections weighted by its example counts, overall = mean of the four",
+    "sections": "section = mean over its pairs, overall = mean of the sections",
+    "pairs": "overall = mean over all pairs (the rows name no section)",
+    "subsets": "right where the best right answer beats every wrong one; overall = mean of the subsets",
+    "rm-bench": "RM-Bench: each right answer against each wrong one, overall = mean of the four domains",
+    "domains": "each right answer against each wrong one, overall = mean of the domains that are here",
+}
+_QUANTILES = {"p05": "5 %", "p25": "25 %", "median": "median", "p75": "75 %", "p95": "95 %"}
+
+
+def print_pairs(result: Result, console: Console) -> None:
+    """What `reward.benchmark.evaluate` found: subsets, sections, overall, and what to be wary of."""
+    _print_subsets(result, "pairs", {"longer answer": "length_baseline"}, console)
+    _print_parts(result, console)
+    calibration = result["calibration"]
+    correlation = result["length_correlation"]
+    console.print(
+        f"Calibration, for models trained by Bradley-Terry: the probability sigmoid(margin) is off by "
+        f"{_percent(calibration['ece'])} points on average; Brier score {calibration['brier']:.3f} (a coin: 0.250), log "
+        f"loss {calibration['log_loss']:.3f} (a coin: 0.693).\n"
+        f"Correlation of reward and length within pairs: {_number(correlation, '+.2f')}.",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def print_rm_bench(result: Result, console: Console) -> None:
+    """What `reward.rm_bench.evaluate_rm_bench` found: domains by level, then the matrix of styles."""
+    intervals = result["intervals"]
+    table = _table("Accuracy in %, ties wrong", "domain")
+    for header in ("prompts", "easy", "normal", "hard", "all", "95 % interval"):
+        table.add_column(header, justify="right")
+    for name, domain in result["domains"].items():
+        by_level = [_percent(domain[level]) for level in ("easy", "normal", "hard")]
+        interval = _interval(intervals["sections"][name])
+        table.add_row(name, str(domain["count"]), *by_level, _percent(domain["accuracy"]), interval)
+    table.add_section()
+    by_level = [_percent(share) for share in result["levels"].values()]
+    interval = _interval(intervals["overall"])
+    table.add_row("Overall", str(result["count"]), *by_level, _percent(result["overall"]), interval)
+    console.print(table)
+    matrix = _table("By style: a row is the right answer's, a column the wrong one's", "")
+    for style in result["styles"]:
+        matrix.add_column(style, justify="right")
+    for style, row in zip(result["styles"], result["matrix"], strict=True):
+        matrix.add_row(style, *map(_percent, row))
+    console.print(matrix)
+    ends = ", ".join(f"{level} {_interval(intervals['levels'][level])}" for level in result["levels"])
+    console.print(f"95 % intervals overall: {ends}.", soft_wrap=True)
+    console.print(
+        "Easy: below the diagonal, the right answer has the fancier style; hard: above it, the wrong one has. "
+        f"Always taking the longer answer: {_percent(result['length_baseline'])}.",
+        soft_wrap=True,
+    )
+    _print_rule(result, console)
+
+
+def print_one_of_many(result: Result, console: Console) -> None:
+    """What `reward.choices.evaluate_choices` found: subsets, overall, and the curve."""
+    _print_subsets(result, "rows", {"longest answer": "length_baseline", "chance": "chance"}, console)
+    _print_curve("Share of right answers among the picks of n", result["best_of_n"], console, percent=True)
+
+
+def print_best_of_n(result: Result, console: Console) -> None:
+    """What `reward.choices.evaluate_best_of_n` found: the curve, and how often pairs are in order."""
+    _print_curve("Mean true score of the answer picked out of n", result["best_of_n"], console)
+    if len(result["subsets"]) > 1:
+        for name, subset in result["subsets"].items():
+            _print_curve(f"{name} ({subset['count']} prompts)", subset["best_of_n"], console)
+    pairs = result["pair_accuracy"]
+    if pairs["accuracy"] is not None:
+        console.print(
+            f"Of two answers to one prompt, the better one has the higher reward in {_percent(pairs['accuracy'])} % "
+            f"(95 % interval {_interval(pairs['ci95'])}, {pairs['prompts']} prompts, ties wrong).",
+            soft_wrap=True,
+        )
+
+
+PRINTERS: Mapping[str, Callable[[Result, Console], None]] = {
+    "pairs": print_pairs,
+    "rm-bench": print_rm_bench,
+    "one-of-many": print_one_of_many,
+    "best-of-n": print_best_of_n,
+}
+"""By the kind of benchmark, see `rlhf.data.benchmarks`."""
+
+
+def print_result(kind: str, result: Result, console: Console) -> None:
+    """Print a result of this kind, what to be wary of, and the self-check."""
+    PRINTERS[kind](result, console)
+    for note in result["notes"]:
+        console.print(f"Note: {note}", markup=False, soft_wrap=True)
+    check = result["self_check"]
+    console.print(
+        f"Self-check: {check['count']} scores change by up to {check['largest_difference']:.2g} with the batch "
+        f"(allowed: {check['tolerance']:g}).",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _print_subsets(result: Result, unit: str, baselines: Mapping[str, str], console: Console) -> None:
+    """Subsets, sections and overall; `baselines`: a column's header and the key it shows."""
+    table = _table("Accuracy in %, ties wrong", "subset")
+    for header in (unit, "accuracy", "95 % interval", *baselines):
+        table.add_column(header, justify="right")
+    for name, subset in result["subsets"].items():
+        shown = [_percent(subset[key]) for key in baselines.values()]
+        table.add_row(
+            name, str(subset["count"]), _percent(subset["accuracy"]), _interval(subset["ci95"]), *shown
+        )
+    intervals = result["intervals"]
+    for i, (name, accuracy) in enumerate(result["sections"].items()):
+        if i == 0:
+            table.add_section()
+        table.add_row(f"Section {name}", "", _percent(accuracy), _interval(intervals["sections"][name]), "")
+    table.add_section()
+    shown = [_percent(result[key]) for key in baselines.values()]
+    interval = _interval(intervals["overall"])
+    table.add_row("Overall", str(result["count"]), _percent(result["overall"]), interval, *shown)
+    console.print(table)
+    _print_rule(result, console)
+    if ties := sum(subset["ties"] for subset in result["subsets"].values()):
+        console.print(f"{ties} of {result['count']} {unit} are ties, counted as wrong.", markup=False)
+
+
+def _print_parts(result: Result, console: Console) -> None:
+    """Accuracy by strength and by length, and where the rewards lie."""
+    table = _table("By strength of the preference and by length", "pairs where")
+    for header in ("pairs", "accuracy", "95 % interval"):
+        table.add_column(header, justify="right")
+    parts = {f"the strength is {level}": part for level, part in result["strengths"].items()}
+    lengths = result["lengths"]
+    names = {"shorter": "the shorter", "longer": "the longer", "same": "as long as the other"}
+    parts |= {f"the better answer is {name}": lengths[key] for key, name in names.items()}
+    for name, part in parts.items():
+        if part["count"]:
+            table.add_row(name, str(part["count"]), _percent(part["accuracy"]), _interval(part["ci95"]))
+    if lengths["controlled"] is not None:
+        table.add_section()
+        table.add_row("Mean of shorter and longer", "", _percent(lengths["controlled"]), "")
+    console.print(table)
+    rewards = _table("Rewards", "answers")
+    for header in ("mean", *_QUANTILES.values()):
+        rewards.add_column(header, justify="right")
+    for side in ("chosen", "rejected"):
+        found = result["scores"][side]
+        rewards.add_row(side, *(f"{found[key]:.2f}" for key in ("mean", *_QUANTILES)))
+    console.print(rewards)
+
+
+def _print_curve(title: str, curve: Sequence[Result], console: Console, *, percent: bool = False) -> None:
+    """One line an n; the gap is the one from a random pick to the best there is."""
+    table = _table(title + (", in %" if percent else ""), "n")
+    for header in ("prompts", "picked", "95 % interval", "random", "best there is", "gap closed"):
+        table.add_column(header, justify="right")
+
+    def write(value: float) -> str:
+        return _percent(value) if percent else f"{value:.3f}"
+
+    for row in curve:
+        ends = row["ci95"]
+        interval = "" if ends is None else f"{write(ends[0])} - {write(ends[1])}"
+        way = "" if row["share"] is None else f"{_percent(row['share'])} %"
+        figures = [write(row["score"]), interval, write(row["random"]), write(row["oracle"]), way]
+        table.add_row(str(row["n"]), str(row["prompts"]), *figures)
+    console.print(table)
+
+
+def _table(title: str, first: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column(first)
+    return table
+
+
+def _print_rule(result: Result, console: Console) -> None:
+    console.print(f"Rule: {_RULES[result['aggregation']]}.", markup=False, soft_wrap=True)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _interval(bounds: Sequence[float] | None) -> str:
+    return "" if bounds is None else f"{_percent(bounds[0])} - {_percent(bounds[1])}"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "not defined" if value is None else format(value, form)

@@ -1,0 +1,107 @@
+"""Two pictures of a reward model's scores: can its margins be believed, and where do its rewards lie?"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+from rlhf.core.intervals import wilson_interval
+from rlhf.report.charts import BOTTOM, LEFT, RIGHT, TOP, Chart, Drawn, Mark, hover
+from rlhf.report.numbers import DASH, finite, fixed, percent, short, tick_labels
+from rlhf.report.scales import Scale, bounds, round_ticks
+
+SURE = 0.5
+"""The least confidence a preference can have; the axis begins here."""
+
+
+def score_charts(evaluation: Mapping[str, Any]) -> list[Chart]:
+    """The reliability diagram and the histogram, where the evaluation has their figures."""
+    charts = (reliability(evaluation.get("calibration") or {}), histogram(evaluation.get("scores") or {}))
+    return [chart for chart in charts if chart]
+
+
+def reliability(found: Mapping[str, Any]) -> Chart | None:
+    """Share of right pairs over the confidence sigmoid(|margin|); a calibrated model lies on the diagonal.
+
+    Args:
+        found: `{"ece", "bins": [{"low", "high", "count", "confidence", "accuracy"}]}`.
+    """
+    ece, bins = finite(found.get("ece")), [one for one in found.get("bins") or [] if one.get("count")]
+    if ece is None or not bins:
+        return None
+    ends = {one["confidence"]: wilson_interval(one["accuracy"], one["count"]) for one in bins}
+    lowest = min(low for low, _ in ends.values())
+    x, y = Scale(SURE, 1.02, LEFT, RIGHT), Scale(min(0.4, lowest), 1.02, BOTTOM, TOP)
+    points = [(one["confidence"], one["accuracy"]) for one in bins]
+    labels = {
+        one[
+            "confidence"
+        ]: f"{fixed(100 * one['low'], 0)}{DASH}{percent(one['high'], 0)}, {one['count']:,} pairs"
+        for one in bins
+    }
+    line = "L".join(f"{x(confidence):g} {y(accuracy):g}" for confidence, accuracy in points)
+    dots = "".join(f"M{x(confidence):g} {y(accuracy):g}h0" for confidence, accuracy in points)
+    return Chart(
+        title="Reliability",
+        unit="pairs judged right, by the confidence sigmoid(|margin|)",
+        note="Strips: 95 % intervals. Margins of a model that was not trained by Bradley\N{EN DASH}Terry are no log-odds.",
+        summary=f"off by {fixed(100 * ece, 1)} points on average",
+        drawn=[Drawn("pairs judged right", dots, f"M{line}", large=True)],
+        x_ticks=[Mark(x(tick), percent(tick, 0)) for tick in round_ticks(SURE, 1.0)],
+        y_ticks=[Mark(y(tick), percent(tick, 0)) for tick in round_ticks(y.low, 1.0)],
+        levels=[],
+        stages=[],
+        hover=hover({"pairs judged right": points}, x, y, lambda share: percent(share, 1), labels),
+        axis="confidence",
+        under=f"M{x(SURE):g} {y(SURE):g}L{x(1.0):g} {y(1.0):g}",
+        strips="".join(f"M{x(at):g} {y(low):g}V{y(high):g}" for at, (low, high) in ends.items()),
+    )
+
+
+def histogram(found: Mapping[str, Any]) -> Chart | None:
+    """How many of the better and of the worse answers have a reward in each bin, as two outlines.
+
+    Args:
+        found: `{"chosen": {"median"}, "rejected": {"median"}, "histogram": {"edges", "chosen", "rejected"}}`.
+    """
+    bars = found.get("histogram") or {}
+    edges = bars.get("edges") or []
+    sides = {"better answers": "chosen", "worse answers": "rejected"}
+    if len(edges) < 2 or any(len(bars.get(side) or []) != len(edges) - 1 for side in sides.values()):
+        return None
+    counts = {name: [float(count) for count in bars[side]] for name, side in sides.items()}
+    x = Scale(edges[0], edges[-1], LEFT, RIGHT)
+    y = Scale(
+        0.0, bounds([count for column in counts.values() for count in column], zero=True)[1], BOTTOM, TOP
+    )
+    middles = [(low + high) / 2 for low, high in itertools.pairwise(edges)]
+    labels = {(low + high) / 2: f"{short(low)} to {short(high)}" for low, high in itertools.pairwise(edges)}
+    ticks = round_ticks(x.low, x.high, 6)
+    heights = round_ticks(0.0, y.high)
+    better, worse = (short((found.get(side) or {}).get("median", 0.0)) for side in sides.values())
+    return Chart(
+        title="Rewards",
+        unit="answers by their reward",
+        note="The outermost bins also hold what lies beyond.",
+        summary=f"medians {better} and {worse}",
+        drawn=[Drawn(name, "", _stairs(edges, column, x, y)) for name, column in counts.items()],
+        x_ticks=[Mark(x(tick), label) for tick, label in zip(ticks, tick_labels(ticks), strict=True)],
+        y_ticks=[Mark(y(tick), label) for tick, label in zip(heights, tick_labels(heights), strict=True)],
+        levels=[],
+        stages=[],
+        hover=hover(
+            {name: list(zip(middles, column, strict=True)) for name, column in counts.items()},
+            x,
+            y,
+            lambda count: fixed(count, 0),
+            labels,
+        ),
+        axis="reward",
+    )
+
+
+def _stairs(edges: list[float], counts: list[float], x: Scale, y: Scale) -> str:
+    """An outline of bars: up, along, down."""
+    steps = "".join(f"V{y(count):g}H{x(edge):g}" for edge, count in zip(edges[1:], counts, strict=True))
+    return f"M{x(edges[0]):g} {y(0.0):g}{steps}V{y(0.0):g}"
