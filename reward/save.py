@@ -1,4 +1,4 @@
-"""What `final/` of a reward run holds: adapter and head, tokenizer, reward.json and a card."""
+"""What `final/` of a reward run holds: adapter and head, tokenizer, reward.json and a card (`reward.card`)."""
 
 from __future__ import annotations
 
@@ -6,14 +6,21 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from reward.card import card_text
 from rlhf.config.reward import RewardConfig
 from rlhf.core.chat import Chat
 from rlhf.core.models import PeftModel, fingerprint
 from rlhf.core.runs import atomic_folder
 
 
-def save_final(config: RewardConfig, model: PeftModel, chat: Chat, final: Path) -> None:
-    """Write the folder, under its final name only when whole."""
+def save_final(
+    config: RewardConfig,
+    model: PeftModel,
+    chat: Chat,
+    final: Path,
+    extrapolated: Mapping[str, object] | None = None,
+) -> None:
+    """Write the folder, under its final name only when whole; `extrapolated`: the models it was made of, and how."""
     card = {
         "base": config.model.base,
         "revision": config.model.revision,
@@ -25,47 +32,9 @@ def save_final(config: RewardConfig, model: PeftModel, chat: Chat, final: Path) 
         "max_length": model.config.get_text_config().max_position_embeddings,
         "template_date": config.model.template_date,
         "template_hash": chat.template_hash,
-    }
+    } | ({"extrapolated": extrapolated} if extrapolated else {})
     with atomic_folder(final) as folder:
         model.save_pretrained(str(folder))
         chat.tokenizer.save_pretrained(folder)
         (folder / "reward.json").write_text(json.dumps(card, indent=1))
-        (folder / "README.md").write_text(_card_text(config, card))
-
-
-def _card_text(config: RewardConfig, card: Mapping[str, object]) -> str:
-    attributes = ", ".join(config.attributes)
-    stages = "\n".join(
-        f"- {s.name}: regression x {s.regression_weight:g}, "
-        f"{s.preference_loss} Bradley-Terry x {s.preference_weight:g}"
-        for s in config.stages
-    )
-    sources = "\n".join(
-        f"- {s.path} ({s.format}, {s.split})" for s in (*config.data.ratings, *config.data.preferences)
-    )
-    return f"""---
-base_model: {config.model.base}
-library_name: peft
-pipeline_tag: text-classification
----
-# Reward model
-
-A LoRA adapter and a linear head with the outputs {attributes}; the first is the reward, read at the last token
-of the rendered conversation. Rewards compare answers to one prompt, not answers to different prompts.
-
-Stages:
-{stages}
-
-Data:
-{sources}
-
-SHA-256 of the chat template with the date {card["template_date"]}: {card["template_hash"]}
-
-```python
-from peft import PeftModel
-from transformers import AutoModelForSequenceClassification
-
-base = AutoModelForSequenceClassification.from_pretrained(BASE, num_labels={len(config.attributes)})
-model = PeftModel.from_pretrained(base, FOLDER)  # logits[:, 0] is the reward
-```
-"""
+        (folder / "README.md").write_text(card_text(config, card, chat.tokenizer.chat_template, final))

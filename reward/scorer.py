@@ -99,13 +99,7 @@ class Scorer:
         if not conversations:
             return []
         sequences = [self.chat.conversation_ids(conversation) for conversation in conversations]
-        for index, ids in enumerate(sequences):
-            if len(ids) > self.max_length:
-                raise DataError(
-                    f"Conversation {index + 1} of {len(sequences)} has {len(ids)} tokens.",
-                    allowed=f"at most {self.max_length}, the context of the reward model's base",
-                    fix="shorten it",
-                )
+        require_length(sequences, self.max_length)
         trees = [Tree.of_sequences(group) for group in _neighbours(conversations, sequences)]
         first = [0]
         for tree in trees:
@@ -115,13 +109,7 @@ class Scorer:
             for batch in pack(trees, self.tokens_per_batch, pad_id=self.chat.pad_id):
                 places = [place for t in batch.trees for place in range(first[t], first[t + 1])]
                 scores_NA[places] = self._forward(batch.to(self.model.device)).cpu()
-        for index, row in enumerate(scores_NA):
-            if not torch.isfinite(row).all():
-                raise DivergenceError(
-                    f"The score of conversation {index + 1} of {len(sequences)} is not a finite number.",
-                    fix="the reward model has diverged: train it with a lower learning rate",
-                )
-        return [Score(row[0], dict(zip(self.attributes, row, strict=True))) for row in scores_NA.tolist()]
+        return as_scores(scores_NA, self.attributes)
 
     def _forward(self, batch: PackedBatch) -> Tensor:
         trunk = self.model.get_base_model()
@@ -129,6 +117,36 @@ class Scorer:
         with autocast(trunk):
             hidden_RTD = body(**packed_inputs(batch), use_cache=False).last_hidden_state
         return apply_head(self.head, hidden_RTD[batch.last_tokens_N()])
+
+
+def require_length(sequences: Sequence[Sequence[int]], longest: int) -> None:
+    """Make sure that every conversation fits into the context.
+
+    Raises:
+        DataError: one does not.
+    """
+    for index, ids in enumerate(sequences):
+        if len(ids) > longest:
+            raise DataError(
+                f"Conversation {index + 1} of {len(sequences)} has {len(ids)} tokens.",
+                allowed=f"at most {longest}, the context of the reward model's base",
+                fix="shorten it",
+            )
+
+
+def as_scores(scores_NA: Tensor, attributes: Sequence[str], reward: int = 0) -> list[Score]:
+    """A row of scores for each conversation, by name; output number `reward` is the reward.
+
+    Raises:
+        DivergenceError: a score is not a finite number.
+    """
+    for index, row in enumerate(scores_NA):
+        if not torch.isfinite(row).all():
+            raise DivergenceError(
+                f"The score of conversation {index + 1} of {len(scores_NA)} is not a finite number.",
+                fix="the reward model has diverged: train it with a lower learning rate",
+            )
+    return [Score(row[reward], dict(zip(attributes, row, strict=True))) for row in scores_NA.tolist()]
 
 
 def _neighbours(

@@ -26,6 +26,22 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Check the config, count the data, say what would run, and stop.")
 ]
 
+Form = Annotated[
+    str,
+    typer.Option(
+        metavar="FORM",
+        help="`ours`, `classifier` (any AutoModelForSequenceClassification), `nemotron` (NVIDIA's -Reward-HF: the "
+        "logit of vocabulary id 0), or `auto`, which looks at reward.json and config.json.",
+    ),
+]
+Label = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Which output of a classifier is the reward, if it has several and not the first.",
+    ),
+]
+
 
 def explain_option(schema: type[BaseModel]) -> Any:
     """An option that, like `--help`, needs no config: it prints every key of the schema and ends."""

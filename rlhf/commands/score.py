@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 from reward.benchmark import ScoreLike, ScorerLike
+from rlhf.commands.options import Form, Label
 from rlhf.commands.output import require_output_file
 from rlhf.core.errors import DataError, DivergenceError, OutputError
 from rlhf.core.progress import Progress
@@ -29,7 +30,12 @@ _CHUNK = 64  # lines held in memory at a time
 
 
 def score(
-    model: Annotated[str, typer.Argument(help="A reward model: the `final` folder of a `train-reward` run.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A reward model: the `final` folder of a `train-reward` run, or another's (see --form)."
+        ),
+    ],
     input_: Annotated[
         Path,
         typer.Option("--input", metavar="FILE", help="One JSON object a line with `messages`; .jsonl[.gz]."),
@@ -38,6 +44,8 @@ def score(
         Path,
         typer.Option(metavar="FILE", help="Where the scored lines go; a name ending in .gz is compressed."),
     ],
+    form: Form = "auto",
+    label: Label = None,
 ) -> None:
     """Score every conversation of a file with a reward model.
 
@@ -48,15 +56,13 @@ def score(
 
     Example: rlhf score runs/demo/reward/final --input answers.jsonl --output scored.jsonl
     """
-    from reward.scorer import Scorer  # torch loads only when the command runs
+    from reward.foreign import load_scorer  # torch loads only when the command runs
 
     require_output_file(output)
     if output.exists() and input_.exists() and output.samefile(input_):
         raise OutputError(f"{output} is the input.", fix="name another file as --output")
     total = sum(1 for _ in read_conversations(input_))
-    if total == 0:
-        raise DataError(f"{input_} holds no conversation.", allowed=f"one object a line: {_SHAPE}")
-    scorer = Scorer.load(model)
+    scorer = load_scorer(model, form=form, label=label)
     rows = read_conversations(input_)
     done = 0
     with _atomic_lines(output) as file, Progress(total, "lines") as progress:

