@@ -1,0 +1,1 @@
+"""The page's template: a package, so that it is installed with it."""

@@ -1,0 +1,59 @@
+"""What a search's config refuses, and says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rlhf.config.load import load_config
+from rlhf.config.search import SearchConfig
+from rlhf.core.errors import ConfigError
+
+GOOD = """
+command: train-reward
+config: base.yaml
+parameters: {adapter.rank: {low: 2, high: 8}}
+objective: {metric: overall}
+output: out
+"""
+
+
+def load(tmp_path: Path, *overrides: str) -> SearchConfig:
+    file = tmp_path / "search.yaml"
+    file.write_text(GOOD)
+    return load_config(file, SearchConfig, overrides)
+
+
+def test_defaults(tmp_path: Path) -> None:
+    told = load(tmp_path)
+    assert (told.trials, told.pruning, told.storage, told.objective.direction) == (20, None, None, "maximize")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trials=0", "trials: found 0\nAllowed: a whole number of at least 1"),
+        ("timeout=0", "timeout: found 0\nAllowed: a number above 0"),
+        ("parameters={}", "parameters: found {}"),
+        ("parameters={adapter.rank: {low: 8, high: 2}}", "low must be below high, found 8 and 2"),
+        ("parameters={adapter.rank: {low: 8}}", "a range needs low and high, or give choices"),
+        ("parameters={adapter.rank: {low: 0, high: 1, log: true}}", "with log, low must be above 0, found 0"),
+        ("parameters={adapter.rank: {low: 1, high: 9, log: true, step: 2}}", "log and step cannot both"),
+        ("parameters={adapter.rank: {choices: [1], low: 1}}", "choices stand alone"),
+        ("parameters={adapter.rank: {choices: []}}", "parameters.adapter.rank.choices: found []"),
+        (
+            "parameters={adapter.rank: {low: 1, hihg: 2}}",
+            "'parameters.adapter.rank.hihg'. Did you mean 'high'?",
+        ),
+        ("parameters={output: {choices: [a, b]}}", "each trial's output is OUTPUT/trials/N"),
+        ("overrides=[output=x]", "each trial's output is OUTPUT/trials/N"),
+        ("command=train", "command: found \"train\"\nAllowed: one of 'train-reward', 'align-policy'"),
+        ("objective={metric: overall, direction: max}", "one of 'maximize', 'minimize'"),
+        ("pruning={metric: loss/total, method: hyperband}", "one of 'median', 'halving'"),
+    ],
+)
+def test_a_mistake_is_said_with_what_is_allowed(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load(tmp_path, override)
+    assert message in str(raised.value)

@@ -1,0 +1,122 @@
+"""The searched keys against the config they belong to, and the words that a trial is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from rlhf.config.load import load_config
+from rlhf.config.reward import RewardConfig
+from rlhf.config.search import SearchConfig
+from rlhf.core.errors import ConfigError
+from rlhf.search.space import Space, base_config, read_space
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def space(write_search: Write) -> Callable[..., Space]:
+    def read(parameters: dict[str, Any], **told: Any) -> Space:
+        file = write_search(parameters=parameters, **told)
+        search = load_config(file, SearchConfig)
+        base_config(search)
+        return read_space(search, file)
+
+    return read
+
+
+def test_the_schema_tells_whole_numbers_from_others(space: Callable[..., Space]) -> None:
+    found = space(
+        {
+            "adapter.rank": {"low": 2, "high": 8, "step": 2},
+            "stages.0.max_steps": {"low": 10, "high": 40, "log": True},
+            "stages.0.regression_weight": {"low": 0, "high": 2},
+            "stages.0.preference_loss": {"choices": ["scaled", "margin"]},
+            "attributes": {"choices": [["helpfulness"], ["helpfulness", "verbosity"]]},
+        }
+    )
+    assert dict(found.distributions) == {
+        "adapter.rank": IntDistribution(2, 8, step=2),
+        "stages.0.max_steps": IntDistribution(10, 40, log=True),
+        "stages.0.regression_weight": FloatDistribution(0.0, 2.0),
+        "stages.0.preference_loss": CategoricalDistribution(["scaled", "margin"]),
+        "attributes": CategoricalDistribution(['["helpfulness"]', '["helpfulness", "verbosity"]']),
+    }
+
+
+def test_the_words_of_a_trial_set_just_its_values(space: Callable[..., Space], tmp_path: Path) -> None:
+    found = space(
+        {
+            "stages.0.optimizer.learning_rate": {"low": 1e-5, "high": 1e-4},
+            "attributes": {"choices": [["helpfulness"], ["helpfulness", "verbosity"]]},
+            "benchmark": {"choices": [None, "1.5", "a b"]},
+        }
+    )
+    for number in range(12):
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=number))
+        stored = found.propose(study.ask())
+        words = found.words(stored)
+        told = load_config(tmp_path / "base.yaml", RewardConfig, words, tmp_path)
+        values = found.values(stored)
+        assert told.stages[0].optimizer.learning_rate == values["stages.0.optimizer.learning_rate"]
+        assert told.attributes == values["attributes"] and isinstance(told.attributes, list)
+        assert told.benchmark == values["benchmark"]
+
+
+@pytest.mark.parametrize(
+    ("key", "told", "message"),
+    [
+        ("adapter.rnk", {"low": 1, "high": 4}, "unknown key 'adapter.rnk'. Did you mean 'rank'?"),
+        ("stages.1.epochs", {"low": 1, "high": 4}, "'stages' is a list of 1, and has no item '1'"),
+        (
+            "adapter.rank",
+            {"low": 0, "high": 4},
+            "adapter.rank: found 0.0\nAllowed: a whole number of at least 1",
+        ),
+        ("adapter.rank", {"low": 1.5, "high": 4}, "adapter.rank: found 1.5\nAllowed: a whole number"),
+        ("adapter.rank", {"low": 1, "high": 4, "step": 0.5}, "found step 0.5\nAllowed: a whole step"),
+        (
+            "adapter.dropout",
+            {"low": 0, "high": 2},
+            "adapter.dropout: found 2.0\nAllowed: a number from 0 to 1",
+        ),
+        (
+            "stages.0.preference_loss",
+            {"choices": ["scaled", "marginal"]},
+            'found "marginal"\nAllowed: one of',
+        ),
+        ("stages.0.preference_loss", {"low": 1, "high": 2}, "stages.0.preference_loss: found 1.0"),
+        ("data.ratings", {"choices": [[]]}, "regression_weight above 0, but data.ratings is empty"),
+    ],
+)
+def test_a_key_or_value_the_config_does_not_allow(
+    space: Callable[..., Space], key: str, told: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        space({key: told})
+    assert message in str(raised.value)
+    assert f"search.yaml: parameters: {key}" in str(raised.value)
+    assert "command line" not in str(raised.value)
+
+
+def test_a_bad_override_or_base_config(space: Callable[..., Space]) -> None:
+    with pytest.raises(ConfigError, match=r"^overrides: unknown key 'adpter'. Did you mean 'adapter'"):
+        space({"adapter.rank": {"low": 1, "high": 4}}, overrides=["adpter.rank=3"])
+    with pytest.raises(ConfigError, match="there is no such file"):
+        space({"adapter.rank": {"low": 1, "high": 4}}, config="nowhere.yaml")
+
+
+def test_the_shipped_searches_fit_their_configs() -> None:
+    files = sorted(Path("configs/search").glob("*.yaml"))
+    assert len(files) == 2
+    for file in files:
+        search = load_config(file, SearchConfig)
+        assert len(read_space(search, file).distributions) == len(
+            yaml.safe_load(file.read_text())["parameters"]
+        )

@@ -1,0 +1,154 @@
+"""The study's storage: what is said where it cannot be used, what is never said, and whose results it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rlhf.config.load import load_config
+from rlhf.config.search import SearchConfig
+from rlhf.core.errors import ConfigError
+from rlhf.search.folder import write_config
+from rlhf.search.space import read_space
+from rlhf.search.storage import SharedStudy, look_at_study, open_study, shown_url
+
+Write = Callable[..., Path]
+BASE = {"adapter": {"rank": 16}, "output": "unused"}
+
+
+@pytest.fixture
+def told(write_search: Write, tmp_path: Path) -> Callable[..., SearchConfig]:
+    (tmp_path / "out").mkdir()
+    return lambda **keys: load_config(write_search(**keys), SearchConfig)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql+psycopg://me:hunter2@host:5432/db", "postgresql+psycopg://me:***@host:5432/db"),
+        ("mysql://host/db?password=hunter2&ssl=1", "mysql://host/db?..."),
+        ("postgresql://me:${PASSWORD}@host/db", "postgresql://me:***@host/db"),
+        ("${STORAGE}", "${STORAGE}"),
+        ("hunter2", "(not a URL)"),
+        ("sqlite:////a/b.db", "sqlite:////a/b.db"),
+    ],
+)
+def test_a_url_is_shown_without_its_secrets(url: str, shown: str) -> None:
+    assert shown_url(url) == shown
+
+
+def test_the_written_config_keeps_no_secret(told: Callable[..., SearchConfig], tmp_path: Path) -> None:
+    write_config(told(storage="postgresql://me:hunter2@host/db?sslpassword=hunter2"))
+    text = (tmp_path / "out" / "config.yaml").read_text()
+    assert "hunter2" not in text
+    assert yaml.safe_load(text)["storage"] == "postgresql://me:***@host/db?..."
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        (
+            "sqlite:////nowhere/at/all.db",
+            "storage sqlite:////nowhere/at/all.db: unable to open database file",
+        ),
+        ("nonsense", "storage (not a URL): it is not a URL"),
+        ("oracledb9://me:hunter2@host/db", "Can't load plugin: sqlalchemy.dialects:oracledb9"),
+        ("postgresql://me:hunter2@host/db", "no driver for postgresql is installed"),
+        ("postgresql://me:${NOT_SET_HERE}@host/db", "the environment variable NOT_SET_HERE is not set"),
+    ],
+)
+@pytest.mark.parametrize("use", [lambda told: open_study(told, BASE), look_at_study])
+def test_a_storage_that_cannot_be_used(
+    told: Callable[..., SearchConfig], use: Callable[[SearchConfig], Any], url: str, message: str
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        use(told(storage=url))
+    assert message in str(raised.value)
+    assert "hunter2" not in str(raised.value)
+
+
+def test_a_secret_in_a_query_is_not_said(told: Callable[..., SearchConfig], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"a.db\?...: String is not true/false: '\*\*\*'"):
+        open_study(told(storage=f"sqlite:///{tmp_path}/a.db?uri=hunter2"), BASE)
+
+
+def test_looking_creates_nothing(told: Callable[..., SearchConfig], tmp_path: Path) -> None:
+    assert look_at_study(told()) is None
+    assert list((tmp_path / "out").iterdir()) == []
+    assert look_at_study(told(storage=f"sqlite:///{tmp_path}/elsewhere.db")) is None
+    assert not (tmp_path / "elsewhere.db").exists()
+    assert open_study(told(study="another"), BASE).trials() == []
+    assert look_at_study(told()) is None
+    assert look_at_study(told(study="another")) is not None
+
+
+def with_a_trial(told: SearchConfig, place: Path) -> SharedStudy:
+    shared = open_study(told, BASE)
+    trial = shared.open_trial(shared.study.ask().number, told.seed)
+    read_space(told, place).propose(trial)
+    return shared
+
+
+@pytest.mark.parametrize(
+    ("keys", "base", "line"),
+    [
+        (
+            {"objective": {"metric": "held_out.overall"}},
+            BASE,
+            'objective.metric: was "overall", is "held_out.overall"',
+        ),
+        ({"parameters": {"adapter.rank": {"low": 2, "high": 4}}}, BASE, "parameters.adapter.rank: was null"),
+        ({}, {**BASE, "adapter": {"rank": 8}}, "base.adapter.rank: was 16, is 8"),
+        ({"pruning": {"metric": "loss/total"}}, BASE, "pruning: was null"),
+    ],
+)
+def test_results_of_another_search_are_not_taken(
+    told: Callable[..., SearchConfig], tmp_path: Path, keys: dict[str, Any], base: dict[str, Any], line: str
+) -> None:
+    shared = with_a_trial(told(), tmp_path)
+    shared.study.tell(0, 0.5)
+    assert len(open_study(told(trials=99, seed=5, launch=[]), {**BASE, "output": "moved"}).trials()) == 1
+    with pytest.raises(ConfigError, match="holds 1 trials of another search") as raised:
+        open_study(told(**keys), base)
+    assert line in str(raised.value)
+
+
+def test_before_any_result_a_mended_config_takes_over(
+    told: Callable[..., SearchConfig], tmp_path: Path
+) -> None:
+    with_a_trial(told(), tmp_path)
+    assert (
+        len(open_study(told(objective={"metric": "held_out.overall"}), BASE).trials()) == 1
+    )  # would run the same
+    assert open_study(told(), {**BASE, "adapter": {"rank": 8}}).trials() == []  # would not: set aside
+    with pytest.raises(ConfigError, match='was "maximize", is "minimize"'):
+        open_study(
+            told(objective={"metric": "overall", "direction": "minimize"}), {**BASE, "adapter": {"rank": 8}}
+        )
+
+
+def test_what_is_proposed_depends_on_seed_number_and_results_alone(
+    told: Callable[..., SearchConfig], tmp_path: Path
+) -> None:
+    search = told()
+    space = read_space(search, tmp_path)
+
+    def proposals(seed: int, reopen: bool) -> list[Any]:
+        shared = open_study(told(study=f"{seed} {reopen}"), BASE)
+        for number in range(14):  # the first ten are random, then the results guide
+            if reopen:
+                shared = open_study(told(study=f"{seed} {reopen}"), BASE)
+            trial = shared.open_trial(shared.study.ask().number, seed)
+            (value,) = space.propose(trial).values()
+            assert trial.number == number
+            shared.study.tell(trial, -abs(float(value or 0) - 1e-3))  # type: ignore[arg-type]
+        return [trial.params for trial in shared.trials()]
+
+    unbroken = proposals(0, False)
+    assert unbroken == proposals(0, True)
+    assert unbroken != proposals(1, False)
+    assert len({next(iter(one.values())) for one in unbroken}) == len(unbroken)
