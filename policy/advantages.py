@@ -1,8 +1,24 @@
-"""From rewards to what each answer is worth. Shapes: P prompts, G answers to each."""
+"""From rewards to what each answer is worth. Shapes: N answers, P prompts, G answers to each."""
 
 from __future__ import annotations
 
+from typing import Literal
+
+import torch
 from torch import Tensor
+
+Unfinished = Literal["drop", "keep", "penalty"]
+
+
+def by_unfinished_rule(
+    rewards_N: Tensor, finished_N: Tensor, rule: Unfinished, unfinished_reward: float | None
+) -> tuple[Tensor, Tensor]:
+    """(rewards_N, counted_N): `drop` counts finished answers only, `keep` all as they are, `penalty` gives cut ones a reward."""
+    if rule == "drop":
+        return rewards_N, finished_N
+    if rule == "penalty":
+        rewards_N = torch.where(finished_N, rewards_N, float(unfinished_reward or 0.0))
+    return rewards_N, torch.ones_like(finished_N)
 
 
 def leave_one_out(rewards_PG: Tensor, counted_PG: Tensor) -> Tensor:
@@ -19,8 +35,7 @@ def leave_one_out(rewards_PG: Tensor, counted_PG: Tensor) -> Tensor:
 
     Source: Ahmadian et al. (arXiv 2402.14740), equation 7; over finished answers as NeMo-Aligner's `reinforce.py` does.
     """
-    if rewards_PG.shape != counted_PG.shape:
-        raise ValueError(f"shapes must be equal, got {tuple(rewards_PG.shape)} and {tuple(counted_PG.shape)}")
+    _check_shapes(rewards_PG, counted_PG)
     counted_rewards_PG = rewards_PG.masked_fill(~counted_PG, 0.0)
     siblings_PG = counted_PG.sum(dim=1, keepdim=True) - counted_PG.long()
     baseline_PG = (counted_rewards_PG.sum(dim=1, keepdim=True) - counted_rewards_PG) / siblings_PG.clamp(
@@ -28,3 +43,26 @@ def leave_one_out(rewards_PG: Tensor, counted_PG: Tensor) -> Tensor:
     )
     worth = counted_PG & (siblings_PG > 0)
     return (counted_rewards_PG - baseline_PG).masked_fill(~worth, 0.0)
+
+
+def aligner_advantage(rewards_PG: Tensor, finished_PG: Tensor) -> Tensor:
+    """NeMo-Aligner's advantage to the letter, its slip for unfinished answers included.
+
+        A_pi = R_pi - sum over finished j != i of R_pj / (finished_p - 1)    where finished_p > 1, else 0
+
+    The divisor is meant for an answer that is finished itself: for one that is not, all finished_p siblings are summed and
+    divided by one less.
+
+    Source: NeMo-Aligner, nemo_aligner/utils/ppo_utils.py, `calculate_rloo_baseline`.
+    """
+    _check_shapes(rewards_PG, finished_PG)
+    finished_rewards_PG = rewards_PG.masked_fill(~finished_PG, 0.0)
+    finished_P1 = finished_PG.sum(dim=1, keepdim=True)
+    others_PG = finished_rewards_PG.sum(dim=1, keepdim=True) - finished_rewards_PG
+    baseline_PG = others_PG / (finished_P1 - 1).clamp(min=1)
+    return torch.where(finished_P1 > 1, rewards_PG - baseline_PG, torch.zeros_like(rewards_PG))
+
+
+def _check_shapes(rewards_PG: Tensor, counted_PG: Tensor) -> None:
+    if rewards_PG.shape != counted_PG.shape:
+        raise ValueError(f"shapes must be equal, got {tuple(rewards_PG.shape)} and {tuple(counted_PG.shape)}")

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from policy.reinforce import pack_groups, token_logps
+from policy.importance import engine_logps
+from policy.probe import EngineProbe
 from policy.rollouts.protocol import RolloutEngine
+from policy.rows import pack_groups, token_logps
 from reward.scorer import Scorer
 from rlhf.core.chat import Chat
 from rlhf.core.models import PeftModel, autocast, role
@@ -47,8 +49,13 @@ def answer_prompts(
     samples: int,
     seed: int,
     tokens_per_batch: int,
+    probe: EngineProbe | None = None,
 ) -> list[list[Answer]]:
-    """Sample, score and measure `samples` answers to each prompt, by the policy as it is now."""
+    """Sample, score and measure `samples` answers to each prompt, by the policy as it is now.
+
+    Args:
+        probe: takes the engine's log-probabilities beside the trainer's, for the caller to check.
+    """
     engine.sync(model)
     groups = engine.generate([chat.prompt_ids(p.messages) for p in prompts], samples=samples, seed=seed)
     scores = scorer.score(
@@ -58,7 +65,7 @@ def answer_prompts(
             for rollout in group
         ]
     )
-    kl = _kl_to_reference(model, groups, tokens_per_batch, chat.pad_id)
+    kl = _kl_to_reference(model, groups, tokens_per_batch, chat.pad_id, probe)
     figures = iter(zip(scores, kl, strict=True))
     return [
         [
@@ -77,7 +84,11 @@ def answer_prompts(
 
 
 def _kl_to_reference(
-    model: PeftModel, groups: Sequence[Sequence[Rollout]], tokens_per_batch: int, pad_id: int
+    model: PeftModel,
+    groups: Sequence[Sequence[Rollout]],
+    tokens_per_batch: int,
+    pad_id: int,
+    probe: EngineProbe | None,
 ) -> list[float]:
     """The sum of log-ratios of each answer, in the order of the groups; without the adapter's dropout."""
     kl = [0.0] * sum(map(len, groups))
@@ -89,6 +100,9 @@ def _kl_to_reference(
             with role(model, None):
                 reference_M, _, _ = token_logps(model, packed)
             logps_M, _, answer_M = token_logps(model, packed)
+            if probe is not None:
+                engine_M = engine_logps(row.rollouts, like=logps_M)
+                probe.add(engine_M, logps_M, reference_M, answer_M, len(row.answers))
             kl_N = segment_sum(logps_M - reference_M, answer_M, len(row.answers))
             for place, value in zip(row.answers, kl_N.tolist(), strict=True):
                 kl[place] = value

@@ -1,33 +1,85 @@
-"""The policy's objective. Shapes: M tokens of all answers, N answers."""
+"""The policy's objectives. Shapes: M tokens of all answers, N answers."""
 
 from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from rlhf.core.tensors import segment_mean, segment_sum
 
-Reduction = Literal["sequence_sum", "token_mean"]
+Reduction = Literal["sequence_sum", "sequence_mean", "token_mean"]
 
 
 def reinforce(
-    logps_M: Tensor, answer_M: Tensor, advantages_N: Tensor, reduction: Reduction, denominator: float
+    logps_M: Tensor,
+    answer_M: Tensor,
+    advantages_N: Tensor,
+    reduction: Reduction,
+    denominator: float,
+    weights_M: Tensor | None = None,
 ) -> Tensor:
     """REINFORCE: raise the log-probability of answers better than their siblings.
 
-        sequence_sum  L = - sum_n A_n sum_t log pi(a_nt) / denominator
-        token_mean    L = - sum_n A_n mean_t log pi(a_nt) / denominator
+        sequence_sum   L = - sum_n A_n sum_t w_nt log pi(a_nt) / answers
+        sequence_mean  L = - sum_n A_n mean_t w_nt log pi(a_nt) / answers
+        token_mean     L = - sum_n A_n sum_t w_nt log pi(a_nt) / tokens
 
-    At the first update on fresh samples the gradient of `sequence_sum` is that of TRL's RLOO (its ratio is 1).
+    `sequence_sum` is the policy gradient, and `token_mean` the same on a scale that does not grow with length;
+    `sequence_mean` gives a token of a short answer more weight than one of a long answer. At the first update on fresh samples
+    the gradient of `sequence_sum` is that of TRL's RLOO (its ratio is 1).
 
     Args:
         logps_M: log-probabilities with gradient.
         advantages_N: constants.
-        denominator: answers in the whole update, so that rows and processes add up to one mean.
+        denominator: answers or, for `token_mean`, tokens of the whole update, so that rows and processes add up to one mean.
+        weights_M: importance weights; constants.
 
-    Source: NeMo-Aligner's `megatron_gpt_reinforce_actor.py` (token_mean); arXiv 2402.14740 (sequence_sum).
+    Source: NeMo-Aligner's `megatron_gpt_reinforce_actor.py` (sequence_mean, since its micro-batches hold one answer);
+    arXiv 2402.14740 (sequence_sum).
     """
-    reduce = {"sequence_sum": segment_sum, "token_mean": segment_mean}[reduction]
-    logp_N = reduce(logps_M, answer_M, len(advantages_N))
+    reduce = {"sequence_sum": segment_sum, "sequence_mean": segment_mean, "token_mean": segment_sum}[
+        reduction
+    ]
+    weighted_M = logps_M if weights_M is None else weights_M.detach() * logps_M
+    logp_N = reduce(weighted_M, answer_M, len(advantages_N))
     return -(advantages_N.detach() * logp_N).sum() / denominator
+
+
+def clipped_sequence_ratio(
+    logps_M: Tensor,
+    old_logps_M: Tensor,
+    answer_M: Tensor,
+    advantages_N: Tensor,
+    clip: float,
+    denominator: float,
+    weights_N: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """PPO's clipped objective with one ratio an answer, as TRL's RLOO has it: (loss, clipped_N).
+
+        r_n = exp(sum_t log pi(a_nt) - log pi_old(a_nt))
+        L = - sum_n w_n min(r_n A_n, clip(r_n, 1 - clip, 1 + clip) A_n) / denominator
+
+    On the first pass over fresh answers r = 1: the value is the mean advantage, the gradient REINFORCE's. `clipped_N` tells
+    the answers whose gradient the clip takes away.
+
+    Args:
+        logps_M: log-probabilities with gradient.
+        old_logps_M: of the policy that sampled; constants.
+        advantages_N: constants.
+        clip: how far the ratio may go from 1.
+        denominator: answers in the whole update.
+        weights_N: importance weights; constants.
+
+    Source: Schulman et al. (arXiv 1707.06347), equation 7; TRL's rloo_trainer.py, `_compute_loss`.
+    """
+    advantages_N = advantages_N.detach()
+    log_ratio_N = segment_sum(logps_M - old_logps_M.detach(), answer_M, len(advantages_N))
+    ratio_N = log_ratio_N.exp()
+    objective_N = torch.min(ratio_N * advantages_N, ratio_N.clamp(1 - clip, 1 + clip) * advantages_N)
+    if weights_N is not None:
+        objective_N = objective_N * weights_N.detach()
+    too_low_N = (ratio_N < 1 - clip) & (advantages_N < 0)
+    too_high_N = (ratio_N > 1 + clip) & (advantages_N > 0)
+    return -objective_N.sum() / denominator, (too_low_N | too_high_N).detach()

@@ -16,18 +16,20 @@ from typing import Any
 import torch
 from transformers import set_seed
 
+from policy.describe import card_text, describe_algorithm
 from policy.evaluate import answer_prompts, compare
-from policy.reinforce import ReinforceTrainer, trainer_arguments
+from policy.probe import EngineProbe
 from policy.rollouts.protocol import RolloutEngine, Sampling, seed_of
 from policy.rollouts.transformers_engine import TransformersEngine
+from policy.trainer import PolicyTrainer, trainer_arguments
 from reward.scorer import Scorer
-from rlhf.config.policy import PolicyConfig
+from rlhf.config.policy import ImportanceConfig, PolicyConfig
 from rlhf.core import checkpoints
 from rlhf.core.chat import Chat
 from rlhf.core.embedded import resolve_base
 from rlhf.core.errors import ConfigError, DataError
 from rlhf.core.models import POLICY, check_targets, fingerprint, load_causal, lora_config
-from rlhf.core.progress import Progress
+from rlhf.core.progress import Progress, close_live_lines
 from rlhf.core.records import Prompt
 from rlhf.core.runs import RunFolder, atomic_folder
 from rlhf.core.training import draw_order
@@ -69,8 +71,10 @@ def align_policy(config: PolicyConfig, *, resume: bool = False) -> Path:
             print(line)
         run.truncate(checkpoints.step_of(checkpoint) if checkpoint else 0)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        stopped = keep_best(trainer)
         save_final(config, trainer, chat, run)
-        run.write_json("eval.json", compare(data.held_out, before, evaluation.answers(), config.seed))
+        compared = compare(data.held_out, before, evaluation.answers(), config.seed)
+        run.write_json("eval.json", compared | {"stopped": stopped})
     return config.output
 
 
@@ -116,7 +120,7 @@ def load_data(config: PolicyConfig, chat: Chat) -> PromptData:
 
 def build_trainer(
     config: PolicyConfig, chat: Chat, prompts: Sequence[Prompt], run: RunFolder
-) -> ReinforceTrainer:
+) -> PolicyTrainer:
     """The base with its roles, the engine, and the loop around them."""
     base = load_causal(
         config.model.base,
@@ -134,7 +138,7 @@ def build_trainer(
         shown = {"reward": "reward/mean", "gold": "gold/mean", "kl": "kl/mean", "tokens": "length/mean"}
         progress.update(step, **{short: figures[name] for short, name in shown.items() if name in figures})
 
-    trainer = ReinforceTrainer(
+    trainer = PolicyTrainer(
         base,
         trainer_arguments(
             config.rollouts,
@@ -192,17 +196,30 @@ def build_engine(config: PolicyConfig, chat: Chat) -> RolloutEngine:
     )
 
 
+def keep_best(trainer: PolicyTrainer) -> dict[str, Any] | None:
+    """Of a run that its KL budget ended, put the best weights back; returns why it ended, or None."""
+    control = trainer.kl_control
+    if control.stopped is None:
+        return None
+    control.put_best_back(trainer.model)
+    close_live_lines()
+    print(control.sentence(), flush=True)
+    return control.stopped | {"sentence": control.sentence()}
+
+
 class Evaluation:
     """The same held-out prompts and seeds, whenever it is asked."""
 
-    def __init__(self, config: PolicyConfig, trainer: ReinforceTrainer, prompts: Sequence[Prompt]) -> None:
+    def __init__(self, config: PolicyConfig, trainer: PolicyTrainer, prompts: Sequence[Prompt]) -> None:
         self.config, self.trainer, self.prompts = config, trainer, prompts
 
     def answers(self) -> Any:
         """Answers of the policy as it is now."""
         samples = self.config.evaluation.samples
         print(f"Answering {len(self.prompts)} held-out prompts, {samples} times each.", flush=True)
-        return answer_prompts(
+        told = self.config.rollouts.importance_sampling or ImportanceConfig()
+        probe = EngineProbe(told.level, told.cap)
+        answers = answer_prompts(
             self.trainer.model,
             self.trainer.engine,
             self.trainer.scorer,
@@ -211,15 +228,20 @@ class Evaluation:
             samples=self.config.evaluation.samples,
             seed=seed_of(self.config.seed, -1),
             tokens_per_batch=self.config.tokens_per_batch,
+            probe=probe,
         )
+        probe.check(self.config.rollouts.logprob_bound, "on the held-out prompts")
+        return answers
 
 
-def save_final(config: PolicyConfig, trainer: ReinforceTrainer, chat: Chat, run: RunFolder) -> None:
+def save_final(config: PolicyConfig, trainer: PolicyTrainer, chat: Chat, run: RunFolder) -> None:
     """The policy's adapter, tokenizer and card, under their final name only when whole."""
     card = {
         "base": config.model.base,
         "revision": config.model.revision,
         "fingerprint": fingerprint(trainer.model.get_base_model()),
+        "dtype": config.model.dtype,
+        "quantization": config.model.quantization,
         "template_date": config.model.template_date,
         "template_hash": chat.template_hash,
         "reward": config.reward,
@@ -228,41 +250,18 @@ def save_final(config: PolicyConfig, trainer: ReinforceTrainer, chat: Chat, run:
         trainer.model.save_pretrained(str(folder), selected_adapters=[POLICY])
         chat.tokenizer.save_pretrained(folder)
         (folder / "policy.json").write_text(json.dumps(card, indent=1))
-        (folder / "README.md").write_text(_card_text(config))
+        (folder / "README.md").write_text(card_text(config))
 
 
 def dry_run(config: PolicyConfig) -> list[str]:
     """What a run would do, without doing it."""
     data = load_data(config, load_chat(config))
-    rollouts, kl = config.rollouts, config.algorithm.kl
+    rollouts = config.rollouts
     answers = rollouts.prompts_per_step * rollouts.samples_per_prompt
     return [
         *data.drops.lines(),
         f"{len(data.training)} prompts to practise on, {len(data.held_out)} held out",
         f"{config.steps} updates of {rollouts.prompts_per_step} prompts x {rollouts.samples_per_prompt} answers "
         f"= {answers} answers of at most {rollouts.max_new_tokens} tokens, by {rollouts.engine}",
-        f"KL penalty: {kl.coefficient:g} x {kl.reduction} of {kl.estimator} over an answer's tokens; "
-        f"unfinished answers: {config.algorithm.unfinished}",
+        *describe_algorithm(config.algorithm, rollouts.max_new_tokens),
     ]
-
-
-def _card_text(config: PolicyConfig) -> str:
-    kl = config.algorithm.kl
-    return f"""---
-base_model: {config.model.base}
-library_name: peft
-pipeline_tag: text-generation
----
-# Aligned policy
-
-A LoRA adapter trained for {config.steps} updates by REINFORCE with a leave-one-out baseline over
-{config.rollouts.samples_per_prompt} answers a prompt, against the reward model `{config.reward}`, with {kl.coefficient:g} x {kl.reduction} of
-{kl.estimator} as KL penalty. eval.json of the run holds reward, KL and length before and after, on held-out prompts.
-
-```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE), FOLDER)
-```
-"""

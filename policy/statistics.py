@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import resource
 import sys
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from policy.kl import kl_of_tokens
+from policy.algorithms.protocol import Measured
+from policy.kl import Estimator, kl_of_answers, kl_of_tokens
 from rlhf.core.records import Prompt, Rollout
 from rlhf.core.tensors import segment_sum
+
+KL_NAMES: Mapping[Estimator, tuple[str, str]] = {
+    "k1": ("kl/mean", "kl/sum"),
+    "abs": ("kl/abs_mean", "kl/abs_sum"),
+    "k2": ("kl/k2_mean", "kl/k2_sum"),
+    "k3": ("kl/k3_mean", "kl/k3_sum"),
+}
+"""Estimator: its mean over all tokens of the update, and the mean over answers of its sum."""
 
 
 class UpdateStatistics:
@@ -21,70 +31,80 @@ class UpdateStatistics:
     Args:
         rewards: one an answer, as the reward model gave them.
         rollouts: the answers, in the same order.
+        passes: over the answers; losses and the algorithm's own figures are means over them.
     """
 
-    def __init__(self, rewards: Sequence[float], rollouts: Sequence[Rollout]) -> None:
+    def __init__(self, rewards: Sequence[float], rollouts: Sequence[Rollout], passes: int = 1) -> None:
         self.rewards, self.rollouts = list(rewards), list(rollouts)
         self.kl_sum = [0.0] * len(rollouts)
-        self.advantages = [0.0] * len(rollouts)
-        self.penalties = [0.0] * len(rollouts)
-        self.loss = 0.0
+        self.charged = [0.0] * len(rollouts)
+        self.advantages: list[Tensor] = []
         self.log_ratios: list[Tensor] = []
+        self.sums: dict[Estimator, float] = dict.fromkeys(get_args(Estimator), 0.0)
         self.entropies: list[Tensor] = []
-        self.differences: list[Tensor] = []
+        self.passes = passes
+        self.losses: dict[str, float] = defaultdict(float)
+        self.own: dict[str, float] = defaultdict(float)
 
     def add(
         self,
         answers: Sequence[int],
+        measured: Measured,
         *,
-        loss: float,
-        advantages_N: Tensor,
-        penalty_N: Tensor,
-        log_ratio_M: Tensor,
-        logps_M: Tensor,
+        advantages: Tensor,
+        charged_N: Tensor,
         entropy_M: Tensor,
-        answer_M: Tensor,
     ) -> None:
-        """One packed row; `answers` are its answers' places in the update."""
-        self.loss += loss
-        kl_N = segment_sum(log_ratio_M, answer_M, len(answers))
+        """One packed row as it was sampled; `answers` are its answers' places in the update."""
+        log_ratio_M = measured.logps_M - measured.reference_M
+        kl_N = segment_sum(log_ratio_M, measured.answer_M, len(answers))
         for row, place in enumerate(answers):
             self.kl_sum[place] = float(kl_N[row])
-            self.advantages[place] = float(advantages_N[row])
-            self.penalties[place] = float(penalty_N[row])
+            self.charged[place] = float(charged_N[row])
+        for estimator in self.sums:
+            of_answers = kl_of_answers(log_ratio_M, measured.answer_M, len(answers), estimator, "sum")
+            self.sums[estimator] += float(of_answers.sum())
+        self.advantages.append(advantages.cpu())
         self.log_ratios.append(log_ratio_M.cpu())
         self.entropies.append(entropy_M.detach().cpu())
-        engine = [logprob for place in answers for logprob in self.rollouts[place].logprobs]
-        if len(engine) == logps_M.numel():  # an engine may not report them
-            self.differences.append((torch.tensor(engine) - logps_M.cpu()).abs())
 
-    def figures(self) -> dict[str, float]:
-        """Names as in metrics.jsonl."""
+    def add_losses(self, losses: Mapping[str, float], own: Mapping[str, float]) -> None:
+        """One row's share of a pass: of each term of the loss, and the algorithm's own figures, summed over answers."""
+        for name, value in losses.items():
+            self.losses[name] += value
+        for name, value in own.items():
+            self.own[name] += value
+
+    def figures(self, coefficient: float) -> dict[str, float]:
+        """Names as in metrics.jsonl.
+
+        Args:
+            coefficient: of the KL, in this update.
+        """
+        count = len(self.rollouts)
         lengths = torch.tensor([float(len(rollout.completion_ids)) for rollout in self.rollouts])
         rewards = torch.tensor(self.rewards)
         log_ratio = torch.cat(self.log_ratios)
+        charged = sum(self.charged) / count
         figures = {
-            "loss/policy": self.loss,
+            **{name: value / self.passes for name, value in self.losses.items()},
             "reward/mean": rewards.mean().item(),
             "reward/std": rewards.std(correction=0).item(),
-            "kl/mean": log_ratio.mean().item(),
-            "kl/sum": sum(self.kl_sum) / len(self.kl_sum),
-            "kl/abs_mean": log_ratio.abs().mean().item(),
-            "kl/k2_mean": kl_of_tokens(log_ratio, "k2").mean().item(),
-            "kl/k3_mean": kl_of_tokens(log_ratio, "k3").mean().item(),
-            "kl/penalty": sum(self.penalties) / len(self.penalties),
+            "kl/charged": charged,
+            "kl/coefficient": coefficient,
+            "kl/penalty": coefficient * charged,
             "length/mean": lengths.mean().item(),
-            "length/finished_share": sum(r.finished for r in self.rollouts) / len(self.rollouts),
+            "length/finished_share": sum(r.finished for r in self.rollouts) / count,
             "length/reward_correlation": _correlation(lengths, rewards),
             "policy/entropy": torch.cat(self.entropies).mean().item(),
-            "advantage/std": torch.tensor(self.advantages).std(correction=0).item(),
+            "advantage/std": torch.cat(self.advantages).std(correction=0).item(),
             "memory/peak_gib": peak_memory_gib(),
         }
-        if self.differences:
-            difference = torch.cat(self.differences)
-            figures["engine/logprob_difference"] = difference.mean().item()
-            figures["engine/logprob_difference_max"] = difference.max().item()
-        return figures
+        for estimator, (mean, total) in KL_NAMES.items():
+            figures[mean] = kl_of_tokens(log_ratio, estimator).mean().item()
+            figures[total] = self.sums[estimator] / count
+        own = {name: value / count / self.passes for name, value in self.own.items()}
+        return figures | own
 
     def samples(
         self, step: int, prompts: Sequence[Prompt], golds: Sequence[float | None]

@@ -15,7 +15,7 @@ import pytest
 if TYPE_CHECKING:  # tests of rlhf.config and rlhf.data run without torch
     from typer.testing import Result
 
-    from policy.reinforce import ReinforceTrainer
+    from policy.trainer import PolicyTrainer
     from rlhf.core.chat import Chat
     from rlhf.core.records import Conversation, Rollout
 
@@ -136,7 +136,7 @@ def tiny_reward(tiny_base: Path, tiny_chat: Chat, tmp_path_factory: pytest.TempP
 @pytest.fixture
 def policy_trainer(
     tiny_base: Path, tiny_chat: Chat, tiny_reward: Path, tmp_path: Path
-) -> Callable[..., ReinforceTrainer]:
+) -> Callable[..., PolicyTrainer]:
     """Makes the policy's trainer on the tiny base with a random adapter, given answers and given rewards."""
     from types import SimpleNamespace
 
@@ -150,9 +150,12 @@ def policy_trainer(
         groups: list[list[Rollout]],
         rewards: Sequence[float],
         *overrides: str,
-    ) -> ReinforceTrainer:
+    ) -> PolicyTrainer:
         file = tmp_path / "policy.yaml"
-        file.write_text(f"output: unused\nreward: {tiny_reward}\ndata: {{prompts: [{{path: demo}}]}}\n")
+        file.write_text(
+            f"output: unused\nreward: {tiny_reward}\ndata: {{prompts: [{{path: demo}}]}}\n"
+            "algorithm: {reduction: sequence_sum, kl: {estimator: k1, reduction: sum, coefficient: 0.05}}\n"
+        )
         fixed = [
             f"model.base={tiny_base}",
             "model.dtype=float32",
@@ -228,7 +231,7 @@ model: {{base: {tiny_base}, dtype: float32, max_length: 400}}
 adapter: {{rank: 4, alpha: 8}}
 data: {{prompts: [{{path: demo, limit: 60}}], max_prompt_tokens: 200}}
 rollouts: {{engine: transformers, prompts_per_step: 2, samples_per_prompt: 3, max_new_tokens: 6}}
-algorithm: {{unfinished: keep}}
+algorithm: {{reduction: sequence_sum, kl: {{estimator: k1, reduction: sum, coefficient: 0.05}}, unfinished: keep}}
 optimizer: {{learning_rate: 1.0e-2, warmup_steps: 0}}
 steps: 3
 save_every: 2

@@ -1,4 +1,4 @@
-"""One update of ours against one of TRL's own RLOOTrainer: same adapter, prompts, answers and rewards."""
+"""Our updates against those of TRL's own RLOOTrainer: same adapter, prompts, answers and rewards."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import random
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,10 +27,9 @@ PROMPTS: list[Conversation] = [
 ]
 
 
-@pytest.fixture(scope="module")
-def groups(tiny_chat: Chat) -> list[list[Rollout]]:
+def draw_groups(tiny_chat: Chat, seed: int) -> list[list[Rollout]]:
     """Answers of 1 to 15 tokens; two of each group are cut off, and one is a lone stop token."""
-    draw = random.Random(0)
+    draw = random.Random(seed)
     stop = tiny_chat.stop_ids[0]
 
     def rollout(prompt: Conversation, g: int) -> Rollout:
@@ -40,6 +40,11 @@ def groups(tiny_chat: Chat) -> list[list[Rollout]]:
         )
 
     return [[rollout(prompt, g) for g in range(G)] for prompt in PROMPTS]
+
+
+@pytest.fixture(scope="module")
+def groups(tiny_chat: Chat) -> list[list[Rollout]]:
+    return draw_groups(tiny_chat, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -62,23 +67,26 @@ class GivenAnswers(RLOOTrainer):  # type: ignore[misc]
         return self.answers
 
 
-def trl_gradients(
+def messages() -> list[list[dict[str, str]]]:
+    """The prompt of each answer."""
+    return [[{"role": m.role, "content": m.content} for m in prompt] for prompt in PROMPTS for _ in range(G)]
+
+
+def trl_trainer(
     base: Path,
     chat: Chat,
     adapter: dict[str, Tensor],
-    groups: list[list[Rollout]],
-    rewards: list[float],
+    rewards: Callable[[], list[float]],
     folder: Path,
     *,
     coefficient: float,
     temperature: float,
-) -> dict[str, Tensor]:
-    """The gradient of one `training_step` of TRL's."""
-    rollouts = [rollout for group in groups for rollout in group]
-    dicts = [[{"role": m.role, "content": m.content} for m in prompt] for prompt in PROMPTS for _ in range(G)]
+    **options: Any,
+) -> GivenAnswers:
+    """TRL's trainer with our adapter's values."""
     trainer = GivenAnswers(
         model=load_causal(str(base), revision=None, dtype="float32", quantization="none"),
-        reward_funcs=lambda completions, **_: rewards,
+        reward_funcs=lambda completions, **_: rewards(),
         args=RLOOConfig(
             output_dir=str(folder),
             per_device_train_batch_size=P * G,
@@ -92,21 +100,25 @@ def trl_gradients(
             gradient_checkpointing=False,
             disable_dropout=False,
             report_to="none",
+            **options,
         ),
-        train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in dicts]),
+        train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in messages()]),
         processing_class=copy.deepcopy(chat.tokenizer),
         peft_config=lora_config(rank=4, alpha=4.0, dropout=0.0, targets="all-linear"),
     )
-    trainer.answers = [list(rollout.completion_ids) for rollout in rollouts]
-    trainer.expected_prompts = [list(rollout.prompt_ids) for rollout in rollouts]
     with torch.no_grad():
         for name, parameter in trainer.model.named_parameters():
             if parameter.requires_grad:
                 parameter.copy_(adapter.pop(name))
     assert not adapter
     trainer.current_gradient_accumulation_steps = 1  # `train` sets it
-    trainer.training_step(trainer.model, [{"prompt": prompt} for prompt in dicts], None)
-    return gradients(trainer.model)
+    return trainer
+
+
+def give(trainer: GivenAnswers, groups: list[list[Rollout]]) -> None:
+    rollouts = [rollout for group in groups for rollout in group]
+    trainer.answers = [list(rollout.completion_ids) for rollout in rollouts]
+    trainer.expected_prompts = [list(rollout.prompt_ids) for rollout in rollouts]
 
 
 Case = Callable[..., tuple[dict[str, Tensor], dict[str, Tensor]]]
@@ -152,16 +164,18 @@ def case(
         assert ours.figures["kl/abs_mean"] > 0.1  # far enough from the reference for the penalty to count
         mine = gradients(ours.model)
         if (coefficient, temperature) not in known:  # the adapter is the same each time
-            known[coefficient, temperature] = trl_gradients(
+            trainer = trl_trainer(
                 tiny_base,
                 tiny_chat,
                 adapter,
-                groups,
-                rewards,
+                lambda: rewards,
                 tmp_path / "trl",
                 coefficient=coefficient,
                 temperature=temperature,
             )
+            give(trainer, groups)
+            trainer.training_step(trainer.model, [{"prompt": prompt} for prompt in messages()], None)
+            known[coefficient, temperature] = gradients(trainer.model)
         theirs = known[coefficient, temperature]
         assert mine.keys() == theirs.keys() and len(mine) == 2 * 7 * 2
         return mine, theirs
@@ -187,7 +201,7 @@ def test_the_gradient_of_an_update_is_trls(case: Case, coefficient: float, tempe
 @pytest.mark.parametrize(
     "other",
     [
-        "algorithm.reduction=token_mean",
+        "algorithm.reduction=sequence_mean",
         "algorithm.unfinished=drop",
         "algorithm.kl.estimator=abs",
         "algorithm.kl.reduction=mean",
@@ -197,3 +211,82 @@ def test_the_gradient_of_an_update_is_trls(case: Case, coefficient: float, tempe
 def test_another_setting_is_another_gradient(case: Case, other: str) -> None:
     """The test above can fail."""
     assert distance(*case(0.05, 1.0, other)) > 0.01
+
+
+def step(model: Any, optimizer: torch.optim.Optimizer) -> float:
+    """What transformers does after `training_step`; returns the gradient's norm."""
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return float(norm)
+
+
+@pytest.mark.parametrize(("updates", "epochs"), [(3, 1), (2, 2)])
+def test_rloo_is_trls_over_several_updates(
+    policy_trainer: Callable[..., Any],
+    tiny_base: Path,
+    tiny_chat: Chat,
+    rewards: list[float],
+    tmp_path: Path,
+    updates: int,
+    epochs: int,
+) -> None:
+    """Losses, KL, clipped shares, gradient norms and weights; a pass after the first has ratios other than 1."""
+    answers = [draw_groups(tiny_chat, seed) for seed in range(updates)]
+    draw = torch.Generator().manual_seed(1)
+    scores = [torch.randn(P * G, generator=draw).tolist() for _ in range(updates)]
+    ours = policy_trainer(
+        PROMPTS,
+        answers[0],
+        rewards,
+        "adapter.alpha=4",
+        "tokens_per_batch=200",
+        "algorithm={name: rloo}",
+        f"algorithm.epochs={epochs}",
+    )
+    adapter = {name: p.detach().clone() for name, p in ours.model.named_parameters() if p.requires_grad}
+    now = iter(scores)
+    theirs = trl_trainer(
+        tiny_base,
+        tiny_chat,
+        dict(adapter),
+        lambda: next(now),
+        tmp_path / "trl",
+        coefficient=0.05,  # TRL's default, and what `name: rloo` implies
+        temperature=1.0,
+        num_iterations=epochs,
+    )
+    default = RLOOConfig.__dataclass_fields__["beta"].default
+    assert (theirs.epsilon_low, theirs.epsilon_high, default) == (0.2, 0.2, 0.05)
+    optimizers = [torch.optim.SGD(t.model.parameters(), lr=0.3) for t in (ours, theirs)]
+    ours.optimizer = optimizers[0]
+    batch = [{"prompt": prompt} for prompt in messages()]
+    seen = []
+    for groups, reward in zip(answers, scores, strict=True):
+        give(theirs, groups)
+        losses, clipped, norm = [], [], 0.0
+        for _ in range(epochs):
+            losses.append(float(theirs.training_step(theirs.model, batch, None)))
+            clipped.append(theirs._metrics["train"]["clip_ratio/region_mean"][-1])
+            norm = step(theirs.model, optimizers[1])
+        ours.engine.generate = lambda *_, given=groups, **__: given
+        ours.scorer.score = lambda _, given=reward: [SimpleNamespace(reward=value) for value in given]
+        ours.training_step(ours.model, [ours.train_dataset[place] for place in range(P * G)])
+        figures = ours.figures
+        assert step(ours.model, optimizers[0]) == pytest.approx(norm, rel=1e-3)
+        assert figures["loss/policy"] == pytest.approx(sum(losses) / epochs, rel=1e-3, abs=1e-5)
+        assert figures["kl/mean"] == pytest.approx(theirs._metrics["train"]["kl"][-1], rel=1e-3)
+        assert figures["ratio/clipped_share"] == pytest.approx(sum(clipped) / epochs, abs=1e-6)
+        seen.append(figures)
+    moved = 0.0
+    trained = dict(ours.model.named_parameters())
+    for name, their in theirs.model.named_parameters():
+        if their.requires_grad:
+            way = (their.detach() - adapter.pop(name)).norm()
+            assert (trained[name] - their).norm() < 1e-3 * way, name
+            moved += float(way)
+    assert not adapter
+    assert moved > 0.1
+    if epochs > 1:  # or the losses and shares above would have compared zeros
+        assert max(abs(figures["loss/policy"]) for figures in seen) > 0.01
+        assert max(figures["ratio/clipped_share"] for figures in seen) > 0.05

@@ -18,7 +18,7 @@ Rlhf = Callable[..., Result]
 
 EVERY_UPDATE = {
     "step", "reward/mean", "reward/std", "gold/mean", "kl/mean", "kl/sum", "kl/abs_mean", "kl/k2_mean", "kl/k3_mean",
-    "kl/penalty", "length/mean", "length/finished_share", "length/reward_correlation", "loss/policy", "policy/entropy",
+    "kl/abs_sum", "kl/k2_sum", "kl/k3_sum", "kl/penalty", "kl/charged", "kl/coefficient", "length/mean", "length/finished_share", "length/reward_correlation", "loss/policy", "policy/entropy",
     "advantage/std", "optimizer/lr", "optimizer/grad_norm", "engine/tokens_per_second", "time/step", "time/rollout",
     "time/sync", "time/score", "time/update", "memory/peak_gib",
 }  # fmt: skip
@@ -65,9 +65,11 @@ def test_metrics(run: tuple[Path, str]) -> None:
     assert all(set(row) == EVERY_UPDATE for row in rows)
     first, second, _ = rows
     # A fresh adapter changes nothing: at the first update the policy is the reference, exactly.
-    assert [first[name] for name in EVERY_UPDATE if name.startswith("kl/")] == [0.0] * 6
+    distances = {name for name in EVERY_UPDATE if name.startswith("kl/")} - {"kl/coefficient"}
+    assert {first[name] for name in distances} == {0.0} and len(distances) == 10
     assert second["kl/abs_mean"] > 0.001
     for row in rows:
+        assert row["kl/coefficient"] == 0.05 and row["kl/charged"] == pytest.approx(row["kl/sum"], abs=1e-6)
         assert row["kl/penalty"] == pytest.approx(0.05 * row["kl/sum"], abs=1e-6)
         assert row["time/step"] == pytest.approx(
             sum(row[f"time/{part}"] for part in ("rollout", "sync", "score", "update"))
@@ -154,5 +156,29 @@ def test_a_dry_run_counts_and_leaves_nothing(rlhf_command: Rlhf, policy_config: 
     assert (
         "3 updates of 2 prompts x 3 answers = 6 answers of at most 6 tokens, by transformers" in result.stdout
     )
-    assert "KL penalty: 0.05 x sum of k1" in result.stdout
+    assert "KL penalty: 0.05 x sum of k1 over an answer's tokens, in the reward" in result.stdout
+    assert "In TRL's convention (beta x sum of k1, in the reward): beta = 0.05 = coefficient" in result.stdout
     assert not (tmp_path / "run").exists()
+
+
+def test_a_spent_kl_budget_ends_the_run_in_good_order(
+    rlhf_command: Rlhf, policy_config: Path, tmp_path: Path
+) -> None:
+    words = ["steps=6", "algorithm.kl.budget=1.0e-6", "--output", tmp_path / "run"]
+    result = rlhf_command("align-policy", policy_config, *words)
+    assert result.exit_code == 0, result.output
+    stopped = json.loads((tmp_path / "run" / "eval.json").read_text())["stopped"]
+    rows = lines(tmp_path / "run" / "metrics.jsonl")
+    # Every update before the last is within the budget, and the last is the first beyond it.
+    within = [row["kl/sum"] <= 1e-6 for row in rows]
+    assert within == [True] * (len(rows) - 1) + [False] and len(rows) < 6
+    assert (stopped["reason"], stopped["update"], stopped["budget"]) == ("kl budget", len(rows), 1e-6)
+    assert stopped["kl"] == rows[-1]["kl/sum"] and stopped["kept"]["update"] == len(rows) - 2
+    assert stopped["sentence"] in result.output
+    assert "is beyond algorithm.kl.budget = 1e-06; the weights after update" in stopped["sentence"]
+    assert (tmp_path / "run" / "final" / "policy.json").exists()
+    assert not (tmp_path / "run" / "checkpoints" / f"step-{len(rows)}").exists()
+
+
+def test_a_run_that_was_not_ended_early_says_so(run: tuple[Path, str]) -> None:
+    assert json.loads((run[0] / "eval.json").read_text())["stopped"] is None

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policy.advantages import leave_one_out
+from policy.advantages import aligner_advantage, by_unfinished_rule, leave_one_out
 
 groups = st.integers(2, 6).flatmap(
     lambda size: st.lists(
@@ -62,3 +62,28 @@ def test_a_constant_added_to_a_group_changes_nothing(values: list[list[float]], 
 def test_shapes_must_agree() -> None:
     with pytest.raises(ValueError, match=r"got \(2, 3\) and \(2, 1\)"):
         leave_one_out(torch.zeros(2, 3), torch.ones(2, 1, dtype=torch.bool))
+
+
+def test_aligners_advantage_by_hand() -> None:
+    rewards = torch.tensor([[1.0, 3.0, 8.0, 5.0], [2.0, 7.0, 1.0, 0.0], [4.0, 4.0, 9.0, 1.0]])
+    finished = torch.tensor([[True, True, True, False], [False, True, False, False], [False] * 4])
+    expected = [
+        # Finished: against the two others. Cut off: the sum of three finished ones divided by 3 - 1.
+        [1 - (3 + 8) / 2, 3 - (1 + 8) / 2, 8 - (1 + 3) / 2, 5 - (1 + 3 + 8) / 2],
+        [0.0] * 4,  # one finished: the baseline is the reward
+        [0.0] * 4,
+    ]
+    assert aligner_advantage(rewards, finished).tolist() == expected
+    all_finished = torch.ones_like(finished)
+    assert torch.equal(aligner_advantage(rewards, all_finished), leave_one_out(rewards, all_finished))
+
+
+def test_the_rule_for_unfinished_answers() -> None:
+    rewards, finished = torch.tensor([1.0, 2.0]), torch.tensor([True, False])
+    for rule, worth, counted in (
+        ("drop", [1.0, 2.0], [True, False]),
+        ("keep", [1.0, 2.0], [True, True]),
+        ("penalty", [1.0, -3.0], [True, True]),
+    ):
+        found = by_unfinished_rule(rewards, finished, rule, -3.0)  # type: ignore[arg-type]
+        assert [one.tolist() for one in found] == [worth, counted]

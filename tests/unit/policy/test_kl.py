@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policy.kl import Estimator, kl_of_answers, kl_of_tokens
+from policy.kl import Estimator, kl_loss, kl_of_answers, kl_of_tokens, trl_beta
 
 ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
 ratios = st.lists(st.floats(-5, 5), min_size=1, max_size=20)
@@ -65,3 +65,81 @@ def test_the_sum_is_the_mean_times_the_length(values: list[float], estimator: Es
     assert total == pytest.approx(
         kl_of_answers(d, answer, 1, estimator, "mean").item() * len(values), abs=1e-9
     )
+
+
+POLICY = torch.tensor([0.5, 0.25, 0.15, 0.1], dtype=torch.double)
+REFERENCE = torch.tensor([0.2, 0.2, 0.3, 0.3], dtype=torch.double)
+
+
+def gradient_of(value: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    return torch.autograd.grad(value, logits, retain_graph=True)[0]
+
+
+def test_what_the_loss_pulls_towards() -> None:
+    """E_policy[gradient of the estimate], exactly, against the gradient of what the estimator stands for."""
+    logits = POLICY.log().requires_grad_()
+    logps = torch.log_softmax(logits, dim=0)
+    policy, d = logps.exp(), logps - REFERENCE.log()
+    pulls = {
+        estimator: sum(
+            POLICY[a]
+            * gradient_of(
+                kl_loss(
+                    logps[a : a + 1],
+                    REFERENCE.log()[a : a + 1],
+                    torch.tensor([0]),
+                    torch.tensor([True]),
+                    estimator,
+                    "sum",
+                    1.0,
+                ),
+                logits,
+            )
+            for a in range(4)
+        )
+        for estimator in ESTIMATORS
+    }
+    targets = {
+        "k1": torch.zeros(4, dtype=torch.double),
+        "abs": gradient_of((policy - REFERENCE).abs().sum(), logits),
+        "k2": gradient_of((policy * d).sum(), logits),
+        "k3": gradient_of(-(REFERENCE * d).sum(), logits),  # KL(reference || policy)
+    }
+    for estimator in ESTIMATORS:
+        assert torch.allclose(torch.as_tensor(pulls[estimator]), targets[estimator], atol=1e-12), estimator
+    assert (targets["k2"] - targets["k3"]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_the_gradient_of_the_loss_is_the_finite_difference(estimator: Estimator, reduction: str) -> None:
+    logps = torch.tensor([-1.0, -2.0, -0.5, -3.0, -1.2], dtype=torch.double, requires_grad=True)
+    reference = torch.tensor([-1.5, -1.0, -0.7, -2.0, -1.0], dtype=torch.double)
+    answer, counted = torch.tensor([0, 0, 1, 1, 2]), torch.tensor([True, True, False])
+
+    def value(at: torch.Tensor) -> torch.Tensor:
+        return kl_loss(at, reference, answer, counted, estimator, reduction, 2.0)  # type: ignore[arg-type]
+
+    assert torch.autograd.gradcheck(value, (logps,))
+
+
+def test_the_loss_by_hand() -> None:
+    logps, reference = torch.tensor([-1.0, -2.0, -3.0]), torch.tensor([-2.0, -1.0, -1.0])
+    answer, counted = torch.tensor([0, 0, 1]), torch.tensor([True, True])
+    # d = 1, -1, -2; the mean over 2 answers of sums 1 + 1 and 2.
+    assert kl_loss(logps, reference, answer, counted, "abs", "sum", 2.0).item() == pytest.approx(2.0)
+    assert kl_loss(logps, reference, answer, counted, "k2", "mean", 2.0).item() == pytest.approx(1.25)
+    only = torch.tensor([True, False])
+    assert kl_loss(logps, reference, answer, only, "abs", "sum", 1.0).item() == pytest.approx(2.0)
+
+
+def test_trls_beta() -> None:
+    assert trl_beta(0.05, "k1", "sum", 200, 0.01) == 0.05
+    assert trl_beta(0.01, "k3", "mean", 200, 0.01) == pytest.approx(5e-5)
+    # Log-ratios drawn as the formula takes them: normal, mean kl, variance 2 kl. Both charge an answer of 10 tokens as much.
+    kl, length = 0.02, 10
+    d = kl + math.sqrt(2 * kl) * torch.randn(400_000, generator=torch.Generator().manual_seed(0))
+    assert (-d).exp().mean().item() == pytest.approx(1.0, abs=2e-3)
+    charged = 0.3 * d.abs().mean().item()
+    beta = trl_beta(0.3, "abs", "mean", length, kl)
+    assert beta * length * kl == pytest.approx(charged, rel=0.02)

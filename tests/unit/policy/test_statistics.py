@@ -1,57 +1,67 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
 
+from policy.algorithms.protocol import Measured
 from policy.statistics import UpdateStatistics, peak_memory_gib
 from rlhf.core.records import Message, Prompt, Rollout
 
 
-def rollout(length: int, *, finished: bool = True, logprobs: tuple[float, ...] = ()) -> Rollout:
-    return Rollout((1, 2), tuple(range(length)), logprobs, finished, f"{length} tokens")
+def rollout(length: int, *, finished: bool = True) -> Rollout:
+    return Rollout((1, 2), tuple(range(length)), (), finished, f"{length} tokens")
 
 
 ROLLOUTS = [
-    rollout(2, logprobs=(-1.0, -2.0)),
-    rollout(1, logprobs=(-3.0,)),
-    rollout(3, finished=False, logprobs=(-1.0, -1.0, -1.0)),
+    rollout(2),
+    rollout(1),
+    rollout(3, finished=False),
 ]
 REWARDS = [1.0, 0.0, 5.0]
 
 
-def statistics(rollouts: list[Rollout] = ROLLOUTS) -> UpdateStatistics:
+def measured(log_ratio: list[float], answer: list[int]) -> Measured:
+    """A row of which only the log-ratios matter here."""
+    count = len(set(answer))
+    return Measured(
+        rewards_N=torch.zeros(count),
+        penalty_N=torch.zeros(count),
+        finished_N=torch.ones(count, dtype=torch.bool),
+        answer_M=torch.tensor(answer),
+        logps_M=torch.tensor(log_ratio),
+        reference_M=torch.zeros(len(answer)),
+        importance_M=None,
+        group_size=count,
+    )
+
+
+def statistics(rollouts: list[Rollout] = ROLLOUTS, passes: int = 1) -> UpdateStatistics:
     """Two rows; the first holds the last answer, so that places matter."""
-    gathered = UpdateStatistics(REWARDS, rollouts)
-    common: dict[str, Any] = {"entropy_M": torch.tensor([1.0, 2.0, 3.0])}
+    gathered = UpdateStatistics(REWARDS, rollouts, passes)
     gathered.add(
         [2],
-        loss=0.5,
-        advantages_N=torch.tensor([4.0]),
-        penalty_N=torch.tensor([0.6]),
-        log_ratio_M=torch.tensor([0.5, -0.5, 1.0]),
-        logps_M=torch.tensor([-1.0, -1.5, -1.0]),
-        answer_M=torch.tensor([0, 0, 0]),
-        **common,
+        measured([0.5, -0.5, 1.0], [0, 0, 0]),
+        advantages=torch.tensor([4.0]),
+        charged_N=torch.tensor([0.6]),
+        entropy_M=torch.tensor([1.0, 2.0, 3.0]),
     )
     gathered.add(
         [0, 1],
-        loss=-0.25,
-        advantages_N=torch.tensor([-1.0, -3.0]),
-        penalty_N=torch.tensor([0.2, 0.1]),
-        log_ratio_M=torch.tensor([1.0, 1.0, -3.0]),
-        logps_M=torch.tensor([-1.0, -2.0, -3.3]),
-        answer_M=torch.tensor([0, 0, 1]),
-        **common,
+        measured([1.0, 1.0, -3.0], [0, 0, 1]),
+        advantages=torch.tensor([-1.0, -3.0]),
+        charged_N=torch.tensor([0.2, 0.1]),
+        entropy_M=torch.tensor([1.0, 2.0, 3.0]),
     )
+    gathered.add_losses({"loss/policy": 0.5}, {"ratio/clipped_share": 1.0})
+    gathered.add_losses({"loss/policy": -0.25, "loss/kl": 0.125}, {"ratio/clipped_share": 2.0})
     return gathered
 
 
 def test_figures_by_hand() -> None:
     ratios = [0.5, -0.5, 1.0, 1.0, 1.0, -3.0]
-    figures = statistics().figures()
+    figures = statistics().figures(coefficient=0.5)
     memory = figures.pop("memory/peak_gib")
     assert 0 < memory < 1000
     # Lengths 2, 1, 3 and rewards 1, 0, 5: deviations (0, -1, 1) and (-1, -2, 3).
@@ -60,6 +70,7 @@ def test_figures_by_hand() -> None:
     assert figures == pytest.approx(
         {
             "loss/policy": 0.25,
+            "loss/kl": 0.125,
             "reward/mean": 2.0,
             "reward/std": math.sqrt(14 / 3),
             "kl/mean": 0.0,
@@ -67,29 +78,33 @@ def test_figures_by_hand() -> None:
             "kl/abs_mean": 7 / 6,
             "kl/k2_mean": sum(d * d / 2 for d in ratios) / 6,
             "kl/k3_mean": sum(math.exp(-d) - 1 + d for d in ratios) / 6,
-            "kl/penalty": 0.3,
+            "kl/abs_sum": 7 / 3,
+            "kl/k2_sum": sum(d * d / 2 for d in ratios) / 3,
+            "kl/k3_sum": sum(math.exp(-d) - 1 + d for d in ratios) / 3,
+            "kl/charged": 0.3,
+            "kl/coefficient": 0.5,
+            "kl/penalty": 0.15,
+            "ratio/clipped_share": 1.0,
             "length/mean": 2.0,
             "length/finished_share": 2 / 3,
             "length/reward_correlation": correlation,
             "policy/entropy": 2.0,
             "advantage/std": math.sqrt(sum(a * a for a in advantages) / 3),
-            "engine/logprob_difference": (0.5 + 0.3) / 6,
-            "engine/logprob_difference_max": 0.5,
         },
         abs=1e-5,
     )
 
 
-def test_an_engine_without_logprobs_is_not_compared() -> None:
-    silent = [rollout(2), rollout(1), rollout(3)]
-    assert not any(name.startswith("engine/") for name in statistics(silent).figures())
+def test_losses_are_means_over_the_passes() -> None:
+    figures = statistics(passes=2).figures(coefficient=0.0)
+    assert (figures["loss/policy"], figures["ratio/clipped_share"]) == (0.125, 0.5)
 
 
 @pytest.mark.parametrize("rewards", [[2.0, 2.0, 2.0], [1.0, 2.0, 3.0]])
 def test_the_correlation_of_a_constant_is_zero(rewards: list[float]) -> None:
     gathered = statistics([rollout(2)] * 3)
     gathered.rewards = rewards
-    assert gathered.figures()["length/reward_correlation"] == 0.0
+    assert gathered.figures(0.0)["length/reward_correlation"] == 0.0
 
 
 def test_samples_keep_the_order_of_the_answers() -> None:

@@ -1,0 +1,1 @@
+"""How rewards become an update: one file an algorithm."""

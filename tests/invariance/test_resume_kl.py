@@ -1,0 +1,85 @@
+"""What the KL has learnt of a run survives an interruption: the steered coefficient, the best weights, the end by budget."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from typer.testing import CliRunner, Result
+
+from rlhf import cli
+from rlhf.core.runs import RunFolder
+
+MEASURED = ("time/", "memory/", "engine/tokens_per_second")  # what a clock or a gauge says
+
+
+class Killed(BaseException):
+    """Stands for the power going off: nothing in the program catches it."""
+
+
+def figures(run: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without timings."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if not name.startswith(MEASURED)} for row in rows]
+
+
+def start(config: Path, run: Path, *words: str) -> Result:
+    told = ["align-policy", str(config), "--output", str(run), *words]
+    return CliRunner().invoke(cli.app, told, prog_name="rlhf")
+
+
+def killed_and_resumed(
+    monkeypatch: pytest.MonkeyPatch, config: Path, run: Path, *words: str, after: int
+) -> Result:
+    """A run that ends as if killed just after it logged this update, and is taken up again."""
+    log = RunFolder.metrics
+
+    def metrics(self: RunFolder, now: int, values: Any) -> None:
+        log(self, now, values)
+        if now == after:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, "metrics", metrics)
+        with pytest.raises(Killed):
+            start(config, run, *words)
+    return start(config, run, *words, "--resume")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        # An algorithm of two passes and a steered coefficient that moves by a tenth each update.
+        [
+            "algorithm={name: rloo, epochs: 2, unfinished: keep, kl: {target: 1.0e-3, horizon: 12}}",
+            "steps=5",
+        ],
+        # A coefficient in the loss, and a budget that ends the run at some update after the checkpoint.
+        [
+            "algorithm={unfinished: keep, kl: {estimator: k2, placement: loss, target: 0.5, horizon: 12, budget: 0.05}}",
+            "optimizer.learning_rate=2.0e-3",
+            "steps=12",
+        ],
+    ],
+    ids=["steered", "budget"],
+)
+def test_resumed_is_unbroken(
+    policy_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    unbroken, run = tmp_path / "unbroken", tmp_path / "run"
+    result = start(policy_config, unbroken, *words)
+    assert result.exit_code == 0, result.output
+    rows = figures(unbroken)
+    coefficients = [row["kl/coefficient"] for row in rows]
+    assert len(set(coefficients)) == len(rows) > 3  # it moves, so that a forgotten one would be seen
+    result = killed_and_resumed(monkeypatch, policy_config, run, *words, after=3)  # checkpoint after 2
+    assert result.exit_code == 0, result.output
+    assert figures(run) == rows
+    assert (run / "eval.json").read_text() == (unbroken / "eval.json").read_text()
+    ours, theirs = (load_file(one / "final" / "adapter_model.safetensors") for one in (run, unbroken))
+    assert all((ours[name] == theirs[name]).all() for name in theirs)
+    stopped = json.loads((run / "eval.json").read_text())["stopped"]
+    assert (stopped is not None) == ("budget" in str(words)) == (len(rows) < int(words[-1].split("=")[1]))

@@ -1,0 +1,87 @@
+"""A toy language task through the real loop: answers of few tokens, the reward is the share of those on one side of the embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from policy.recipe import build_trainer
+from policy.rollouts.protocol import Sampling
+from policy.rollouts.transformers_engine import TransformersEngine
+from rlhf.config.load import load_config
+from rlhf.config.policy import PolicyConfig
+from rlhf.core.chat import Chat
+from rlhf.core.records import Conversation, Message, Prompt
+
+PROMPTS = [Prompt((Message("user", f"Say {word}."),)) for word in ("this", "that", "more", "less")]
+UPDATES, LAST = 10, 3
+
+
+class ShareOfGoodIds:
+    """Scores an answer by its ids, which it takes from the engine: a text may be tokenised in more than one way."""
+
+    def __init__(self, engine: TransformersEngine, good: Tensor) -> None:
+        self.good = good
+        self.generate = engine.generate
+        engine.generate = self.remember  # type: ignore[method-assign]
+
+    def remember(self, *args: Any, **kwargs: Any) -> Any:
+        self.groups = self.generate(*args, **kwargs)
+        return self.groups
+
+    def score(self, conversations: Sequence[Conversation]) -> list[Any]:
+        ids = [rollout.completion_ids for group in self.groups for rollout in group]
+        assert len(ids) == len(conversations)
+        return [SimpleNamespace(reward=float(self.good[list(one)].float().mean())) for one in ids]
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        "{unfinished: keep}",
+        "{compat: true}",
+        "{name: rloo}",
+    ],
+)
+def test_the_reward_rises(
+    tiny_base: Path, tiny_chat: Chat, tiny_reward: Path, tmp_path: Path, algorithm: str
+) -> None:
+    """A policy that draws ids without regard to the reward has 0.5; in a few updates it must have 0.7."""
+    file = tmp_path / "policy.yaml"
+    file.write_text(f"""
+output: unused
+reward: {tiny_reward}
+model: {{base: {tiny_base}, dtype: float32, max_length: 64}}
+adapter: {{rank: 4, alpha: 8}}
+data: {{prompts: [{{path: demo}}], max_prompt_tokens: 40}}
+rollouts: {{engine: transformers, prompts_per_step: 2, samples_per_prompt: 16, max_new_tokens: 4}}
+optimizer: {{learning_rate: 5.0e-2, warmup_steps: 0}}
+steps: {UPDATES}
+save_every: 1000
+tokens_per_batch: 2048
+algorithm: {algorithm}
+""")
+    config = load_config(file, PolicyConfig)
+    rewards: list[float] = []
+    run: Any = SimpleNamespace(
+        checkpoints=tmp_path / "checkpoints",
+        metrics=lambda step, figures: rewards.append(figures["reward/mean"]),
+        samples=lambda rows: None,
+    )
+    trainer = build_trainer(config, tiny_chat, PROMPTS, run)
+    # Half of the words, and learnable: the head is the embedding, so one hidden unit raises them all.
+    good = trainer.model.get_input_embeddings().weight[:, 0] > 0
+    # Every fifth id ends an answer, so that `compat` has finished answers to learn from.
+    stops = tuple(range(0, len(good), 5)) if "compat" in algorithm else tiny_chat.stop_ids
+    engine = TransformersEngine(Sampling(4, 1.0, stops), tiny_chat)
+    trainer.engine = engine
+    trainer.scorer = ShareOfGoodIds(engine, good)  # type: ignore[assignment]
+    trainer.train()
+    assert len(rewards) == UPDATES
+    assert rewards[0] == pytest.approx(0.5, abs=0.2)
+    assert sum(rewards[-LAST:]) / LAST > 0.7, rewards

@@ -1,0 +1,114 @@
+"""What an algorithm implies, and what does not go together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rlhf.config.load import load_config
+from rlhf.config.policy import AlgorithmConfig, PolicyConfig
+from rlhf.core.errors import ConfigError
+
+CONFIGS = sorted((Path(__file__).parents[3] / "configs" / "policy").glob("*.yaml"))
+
+
+def resolved(**told: Any) -> dict[str, Any]:
+    return AlgorithmConfig.model_validate(told).model_dump(mode="json")
+
+
+KL = {"placement": "reward", "target": None, "horizon": 10_000.0, "budget": None}
+ALIGNER = {
+    "name": "reinforce",
+    "compat": False,
+    "reduction": "token_mean",
+    "clip": None,
+    "epochs": 1,
+    "kl": {"estimator": "abs", "reduction": "mean", "coefficient": 0.01, **KL},
+    "unfinished": "drop",
+    "unfinished_reward": None,
+}
+TRL = {
+    "name": "rloo",
+    "compat": False,
+    "reduction": "sequence_sum",
+    "clip": 0.2,
+    "epochs": 1,
+    "kl": {"estimator": "k1", "reduction": "sum", "coefficient": 0.05, **KL},
+    "unfinished": "keep",
+    "unfinished_reward": None,
+}
+
+
+def test_each_algorithm_is_as_its_authors_have_it() -> None:
+    assert resolved() == resolved(name="reinforce") == ALIGNER
+    assert resolved(compat=True) == ALIGNER | {"compat": True, "reduction": "sequence_mean"}
+    assert resolved(name="rloo") == TRL
+
+
+def test_what_is_said_wins() -> None:
+    assert resolved(name="rloo", kl={"coefficient": 0.2}, unfinished="drop") == TRL | {
+        "kl": TRL["kl"] | {"coefficient": 0.2},  # type: ignore[operator]
+        "unfinished": "drop",
+    }
+    assert resolved(kl={"estimator": "k3"})["kl"]["reduction"] == "mean"
+
+
+def test_the_resolved_config_means_the_same_again() -> None:
+    for told in ({}, {"compat": True}, {"name": "rloo"}, {"name": "rloo", "kl": {"target": 3, "budget": 9}}):
+        once = resolved(**told)
+        assert resolved(**yaml.safe_load(yaml.safe_dump(once))) == once
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_the_projects_configs_name_what_they_use(file: Path) -> None:
+    load_config(file, PolicyConfig)
+    told = yaml.safe_load(file.read_text())["algorithm"]
+    assert {"name", "reduction", "kl", "unfinished"} <= told.keys()
+    assert {"estimator", "reduction", "placement", "coefficient"} <= told["kl"].keys()
+
+
+MINIMAL = "output: runs/x\nreward: runs/r/final\ndata: {prompts: [{path: demo}]}\n"
+
+
+def load(folder: Path, *words: str) -> PolicyConfig:
+    (folder / "p.yaml").write_text(MINIMAL)
+    return load_config(folder / "p.yaml", PolicyConfig, words)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["algorithm.compat=true", "algorithm.name=rloo"], "compat goes with name: reinforce"),
+        (["algorithm.compat=true", "algorithm.unfinished=keep"], "compat goes with .* unfinished: drop"),
+        (["algorithm.clip=0.1"], "clip goes with name: rloo"),
+        (["algorithm.name=rloo", "algorithm.clip=null"], "clip goes with name: rloo, which needs it"),
+        (["algorithm.name=rloo", "algorithm.reduction=token_mean"], "reduction must be sequence_sum"),
+        (["algorithm.epochs=2"], "reinforce has no ratio to correct a second pass"),
+        (["algorithm.kl.target=3", "algorithm.kl.coefficient=0"], "cannot start at 0"),
+        (["algorithm.unfinished=penalty"], "unfinished_reward goes with unfinished: penalty"),
+        (["algorithm.name=rlo"], "Allowed: one of 'reinforce', 'rloo'"),
+        (["algorithm=3"], "algorithm: found 3"),
+        (["algorithm.kl.estimator=k4"], "algorithm.kl.estimator: found \"k4\""),
+        (["algorithm.kl.horizont=5"], "unknown key 'algorithm.kl.horizont'. Did you mean 'horizon'"),
+        (["rollouts.importance_sampling.cap=0.5"], "a number of at least 1"),
+        (["rollouts.importance_sampling=on"], "rollouts.importance_sampling: found true"),
+        (
+            ["algorithm.name=rloo", "rollouts.importance_sampling={level: token}"],
+            "rollouts.importance_sampling.level must be sequence",
+        ),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together(tmp_path: Path, words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(tmp_path, *words)
+    assert caught.value.exit_code == 2
+
+
+def test_importance_sampling_is_off_however_it_is_spelt(tmp_path: Path) -> None:
+    for word in ("off", "'off'", "null"):
+        assert load(tmp_path, f"rollouts.importance_sampling={word}").rollouts.importance_sampling is None
+    on = load(tmp_path, "rollouts.importance_sampling={level: sequence}").rollouts.importance_sampling
+    assert on is not None and (on.level, on.cap) == ("sequence", 2.0)
