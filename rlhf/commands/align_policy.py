@@ -14,6 +14,7 @@ from rich.table import Table
 from rlhf.commands.options import Config, DryRun, Output, Overrides, Resume, explain_option
 from rlhf.config.load import load_config
 from rlhf.config.policy import PolicyConfig
+from rlhf.doctor.preflight import require_fit
 from rlhf.report import write_report
 from rlhf.report.verdict import change, policy_verdict
 
@@ -43,8 +44,11 @@ def command(
         for line in recipe.dry_run(told):
             typer.echo(line)
         return
+    require_fit(told)
     run = recipe.align_policy(told, resume=resume)
     evaluation = json.loads((run / "eval.json").read_text())
+    if stopped := evaluation.get("stopped"):
+        typer.echo(stopped["sentence"])
     verdict = policy_verdict(evaluation)
     Console().print(before_and_after(evaluation))
     typer.echo("\n".join([f"{verdict.label}. {verdict.sentence}", *verdict.more]))

@@ -1,0 +1,58 @@
+"""All checks, by group, and the few that a run makes before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rlhf.doctor import checks_machine as machine
+from rlhf.doctor import checks_run as run
+from rlhf.doctor.facts import Facts
+from rlhf.doctor.results import Check, Result
+
+CHECKS: Mapping[str, Sequence[Check]] = {
+    "Packages": (
+        machine.python,
+        machine.versions,
+        machine.one_vllm,
+        machine.torch_works,
+        machine.optional_packages,
+        machine.bitsandbytes,
+        machine.vllm,
+    ),
+    "Machine": (
+        machine.gpus,
+        machine.driver,
+        machine.bfloat16,
+        machine.peers,
+        run.memory,
+        machine.processor,
+        machine.shared_memory,
+        machine.open_files,
+    ),
+    "Model": (run.base, run.hub, run.length, run.tokenizer, run.trained),
+    "Data": (run.sources,),
+    "Disk": (run.output, run.output_disk, run.cache_disk),
+}
+"""By group, in the order they are shown."""
+
+PREFLIGHT: Sequence[Check] = (
+    machine.versions,
+    machine.one_vllm,
+    run.memory,
+    machine.processor,
+    machine.shared_memory,
+    run.output_disk,
+)
+"""What files and package metadata answer in milliseconds; the config itself is judged by the run."""
+
+
+def examine(facts: Facts) -> dict[str, list[Result]]:
+    """Every line, by group; groups without one are left out."""
+    found = {group: [line for check in checks for line in check(facts)] for group, checks in CHECKS.items()}
+    return {group: lines for group, lines in found.items() if lines}
+
+
+def quick_look(facts: Facts) -> list[Result]:
+    """The warnings and problems that `PREFLIGHT` finds."""
+    found = [line for check in PREFLIGHT for line in check(facts)]
+    return [line for line in found if line.verdict in ("warning", "problem")]

@@ -1,0 +1,249 @@
+"""Checks of the run that a config describes: facts in, lines out; nothing where there is no config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rlhf.doctor.checks_machine import cards
+from rlhf.doctor.facts import EMBEDDED, MIB, Facts, Run, Shape, Tokens, Torch, Trouble
+from rlhf.doctor.results import Result, size
+
+BYTES = {"bfloat16": 2.0, "float32": 4.0}
+NF4_BYTES = 0.5 + 1 / 64 + 4 / 64 / 256
+"""A weight in 4 bits, its share of a scale of 8 bits for 64 weights, and of one of 32 bits for 256 such scales."""
+FLOAT32 = 4
+CHECKPOINTS = 3
+"""Checkpoints on disk at a time: those that are kept, and the one that is being written."""
+ADAM = 3
+"""Numbers a trained parameter has in a checkpoint: itself and AdamW's two moments."""
+LEAST_OUTPUT = 256 * MIB
+EMBEDDED_BYTES = 270 * MIB
+"""The embedded model as it is converted into the cache."""
+BUSY = 0.7
+"""Share of the memory above which what a step computes will hardly fit beside the weights."""
+
+
+def base_bytes(shape: Shape, dtype: str, quantization: str) -> int:
+    """The base in memory: embeddings and head are never in 4 bits."""
+    if quantization == "none":
+        return round(shape.parameters * BYTES[dtype])
+    return round(shape.linear * NF4_BYTES + (shape.parameters - shape.linear) * BYTES[dtype])
+
+
+def output_bytes(shape: Shape) -> int:
+    """What a run leaves at its fullest: checkpoints, the best adapter so far, and the final one, in float32."""
+    return FLOAT32 * shape.adapter * (CHECKPOINTS * ADAM + 2)
+
+
+def base(facts: Facts) -> Iterator[Result]:
+    """Whether the base is there, by its config and its weight files."""
+    if facts.run is None:
+        return
+    found = facts.run.base
+    if isinstance(found.shape, Trouble):
+        hidden = found.hub is not None and not found.hub.cached and not found.hub.offline
+        yield Result("Base", "not checked" if hidden else "problem", found.shape.found, found.shape.fix)
+    elif found.stored is not None and found.missing:
+        shown = ", ".join(found.missing[:3]) + (
+            f" and {len(found.missing) - 3} more" if len(found.missing) > 3 else ""
+        )
+        fix = f"copy or download {found.name} again"
+        yield Result("Base", "problem", f"weight files are missing: {shown}", fix)
+    elif found.shape is not None:
+        billions = f"{found.shape.parameters / 1e9:.3g} billion parameters"
+        yield Result("Base", "ok", f"{found.name}: {billions}, context {found.shape.context:,}")
+
+
+def hub(facts: Facts) -> Iterator[Result]:
+    """Of a base by its Hugging Face name: in the cache, or reachable."""
+    said = facts.run.base.hub if facts.run else None
+    if facts.run is None or said is None:
+        return
+    name, token = facts.run.base.name, "a token is there" if said.token else "no token is there"
+    if said.cached:
+        yield Result("Hub", "ok", f"{name} is in the cache")
+    elif said.offline:
+        fix = f"unset HF_HUB_OFFLINE, or `hf download {name}` where the Hub can be reached"
+        yield Result("Hub", "problem", f"{name} is not in the cache, and HF_HUB_OFFLINE is set", fix)
+    elif isinstance(said.answer, Trouble):
+        yield Result("Hub", "problem", f"{said.answer.found} ({token})", said.answer.fix)
+    else:
+        yield Result("Hub", "ok", f"{name} can be downloaded: {size(said.answer or 0)} of weights ({token})")
+
+
+def length(facts: Facts) -> Iterator[Result]:
+    """Whether the longest conversation fits into the base's context."""
+    if facts.run is None or not isinstance(facts.run.base.shape, Shape):
+        return
+    longest, context = facts.run.config.model.max_length, facts.run.base.shape.context
+    if longest > context:
+        found = f"model.max_length is {longest:,}, the base's context {context:,}"
+        yield Result("Length", "problem", found, f"model.max_length={context}")
+    else:
+        yield Result("Length", "ok", f"{longest:,} of {context:,} tokens")
+
+
+def tokenizer(facts: Facts) -> Iterator[Result]:
+    """Padding, ends of an answer, and the template's date."""
+    said = facts.run.tokens if facts.run else None
+    if facts.run is None:
+        return
+    if said is None:
+        yield Result("Tokenizer", "not checked", "it comes with the base, which is not here")
+    elif isinstance(said, Trouble):
+        yield Result("Tokenizer", "problem", said.found, said.fix)
+    else:
+        note = " ".join(said.notes)
+        yield Result("Padding", "ok", f"{said.pad}, which ends no answer" + (f". {note}" if note else ""))
+        yield Result("Stop ids", "ok", ", ".join(said.stops))
+        date = facts.run.config.model.template_date
+        dated = f"writes a date, pinned to {date}" if said.dated else "writes no date"
+        yield Result("Template", "ok", f"{dated}; hash {said.template_hash[:12]}…")
+
+
+def memory(facts: Facts) -> Iterator[Result]:
+    """Whether the weights fit: in a card, or without one in the machine's memory."""
+    if facts.run is None or (facts.torch is None and facts.host.nvidia):
+        return
+    weights = _weights(facts.run)
+    if weights is None:
+        return
+    rollouts = getattr(facts.run.config, "rollouts", None)
+    engine = rollouts is not None and rollouts.engine == "vllm"
+    if isinstance(facts.torch, Torch) and facts.torch.gpus:
+        share = rollouts.gpu_memory_share if rollouts is not None and engine else 0.0
+        yield _card_memory(weights, min(card.memory for card in facts.torch.gpus), share, cards(facts))
+        return
+    need, there = weights * (2 if engine else 1), facts.host.memory
+    found = f"{size(need)} of weights{' in two copies' if engine else ''}, {size(there)} of memory"
+    fix = "a smaller base, model.quantization=nf4, or a larger machine"
+    if need > there:
+        yield Result("Memory", "problem", found, fix)
+    elif need > BUSY * there:
+        yield Result("Memory", "warning", f"{found}: little is left for the steps", fix)
+    else:
+        yield Result("Memory", "ok", found)
+
+
+def _card_memory(weights: int, card: int, share: float, count: int) -> Result:
+    """Weights of trainer and engine in one card; sharding over several is for `rlhf plan` to say."""
+    trainer, engine = (1 - share) * card, share * card
+    found = f"{size(weights)} of weights, {size(card)} on a card"
+    if share:
+        found += f", of which {share:.0%} is vLLM's (rollouts.gpu_memory_share)"
+    fix = "model.quantization=nf4, or a larger card"
+    if weights > trainer or (share and weights > engine):
+        tight = (
+            "vLLM's copy does not fit" if share and weights > engine else "the weights do not fit into one"
+        )
+        return Result("GPU memory", "problem" if count == 1 else "warning", f"{found}: {tight}", fix)
+    if weights > BUSY * trainer or (share and weights > 0.9 * engine):
+        return Result("GPU memory", "warning", f"{found}: little is left for the steps", fix)
+    return Result("GPU memory", "ok", found)
+
+
+def _weights(run: Run) -> int | None:
+    """Bytes of the base in memory: by its shape, or if that is not known by its files, which are in bfloat16."""
+    model = run.config.model
+    if isinstance(run.base.shape, Shape):
+        return base_bytes(run.base.shape, model.dtype, model.quantization)
+    if run.base.stored is None:
+        return None
+    share = NF4_BYTES if model.quantization == "nf4" else BYTES[model.dtype]
+    return round(run.base.stored / BYTES["bfloat16"] * share)
+
+
+def sources(facts: Facts) -> Iterator[Result]:
+    """Whether each data source is there and its first rows are of use."""
+    for source in facts.run.sources if facts.run else ():
+        if source.read is None:
+            yield Result(
+                "Data", "not checked", f"{source.name}: on the Hub", "`--dry-run` downloads and reads it"
+            )
+        elif isinstance(source.read, Trouble):
+            yield Result("Data", "problem", f"{source.name}: {source.read.found}", source.read.fix)
+        else:
+            read, kept = source.read
+            found = f"{source.name}: {kept:,} of the {read:,} rows looked at are of use"
+            few = kept < read / 2
+            yield Result("Data", "warning" if few else "ok", found, "`--dry-run` says why" if few else "")
+
+
+def output(facts: Facts) -> Iterator[Result]:
+    """Whether the output folder is free."""
+    if facts.run is None:
+        return
+    path = facts.run.output.path
+    if not facts.run.output.write:
+        yield Result("Output", "problem", f"{path} cannot be written to", "--output DIR")
+    elif facts.run.holds == "a run":
+        yield Result(
+            "Output", "warning", f"{path} holds a run", "--resume to go on with it, or another --output"
+        )
+    elif facts.run.holds == "something else":
+        yield Result("Output", "problem", f"{path} holds something that is no run", "another --output")
+    else:
+        yield Result("Output", "ok", f"{path} is free")
+
+
+def output_disk(facts: Facts) -> Iterator[Result]:
+    """Room for checkpoints and the final adapter."""
+    if facts.run is None:
+        return
+    shape, free = facts.run.base.shape, facts.run.output.free
+    need = max(output_bytes(shape) if isinstance(shape, Shape) else 0, LEAST_OUTPUT)
+    fix = "free some, or --output on another disk"
+    if free < need:
+        yield Result(
+            "Disk", "problem", f"{size(free)} free at {facts.run.output.path}, {size(need)} needed", fix
+        )
+    elif free < 2 * need:
+        found = (
+            f"{size(free)} free at {facts.run.output.path}, {size(need)} needed: a second run would fill it"
+        )
+        yield Result("Disk", "warning", found, fix)
+    else:
+        yield Result("Disk", "ok", f"{size(free)} free at {facts.run.output.path}, {size(need)} needed")
+
+
+def cache_disk(facts: Facts) -> Iterator[Result]:
+    """Room for the base's files, where they are yet to come."""
+    if facts.run is None:
+        return
+    found, cache = facts.run.base, facts.run.cache
+    need = EMBEDDED_BYTES if found.name == EMBEDDED and found.stored is None else 0
+    if found.hub is not None and not found.hub.cached and isinstance(found.hub.answer, int):
+        need = found.hub.answer
+    if not need:
+        return
+    told = f"{size(cache.free)} free at {cache.path}, {size(need)} of weights to come"
+    variable = "RLHF_CACHE" if found.name == EMBEDDED else "HF_HOME"
+    if not cache.write:
+        yield Result("Cache", "problem", f"{cache.path} cannot be written to", f"export {variable}=FOLDER")
+    elif cache.free < need:
+        yield Result("Cache", "problem", told, f"free some, or export {variable}=FOLDER on another disk")
+    else:
+        yield Result("Cache", "ok", told)
+
+
+def trained(facts: Facts) -> Iterator[Result]:
+    """Whether the reward model that the config names is whole, and of this base and template."""
+    if facts.run is None:
+        return
+    model, tokens = facts.run.config.model, facts.run.tokens
+    for one in facts.run.trained:
+        if isinstance(one.card, Trouble):
+            yield Result(one.key, "problem", one.card.found, one.card.fix)
+        elif isinstance(tokens, Tokens) and one.card["template_hash"] != tokens.template_hash:
+            date = one.card["template_date"]
+            found = f"{one.folder} was trained with another chat template, or with the date {date}"
+            yield Result(
+                one.key, "problem", found, f"model.template_date={date!r}, or the base's own template"
+            )
+        elif one.card["base"] != model.base:
+            found = f"{one.folder} was trained on {one.card['base']}, model.base is {model.base}: the run compares weights"
+            yield Result(
+                one.key, "warning", found, f"model.base={one.card['base']}, unless they are the same"
+            )
+        else:
+            yield Result(one.key, "ok", f"{one.folder}: whole, same base, same template")

@@ -1,0 +1,39 @@
+"""The doctor's quick look before a run: what would make it fail later is said before anything is loaded."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from rlhf.config.policy import PolicyConfig
+from rlhf.config.reward import RewardConfig
+from rlhf.core.errors import RunError
+from rlhf.doctor import machine
+from rlhf.doctor.checks import quick_look
+from rlhf.doctor.facts import Facts
+from rlhf.doctor.results import Result
+from rlhf.doctor.run import quick_run
+
+
+def preflight(config: RewardConfig | PolicyConfig) -> list[Result]:
+    """Warnings and problems of this machine for this run, in milliseconds and without torch."""
+    return quick_look(Facts(machine.packages(), machine.host(ask_driver=False), run=quick_run(config)))
+
+
+def require_fit(config: RewardConfig | PolicyConfig) -> None:
+    """Print the warnings, once for all processes of a run, and stop at a problem.
+
+    Raises:
+        RunError: this machine cannot do the run.
+    """
+    found = preflight(config)
+    problems = [line for line in found if line.verdict == "problem"]
+    if problems:
+        raise RunError(
+            "This machine is not ready for the run.\n"
+            + "\n".join(f"{line.name}: {line.found}\n  {line.fix}" for line in problems),
+            fix="mend this; `rlhf doctor CONFIG.yaml` looks at everything",
+        )
+    if os.environ.get("RANK", "0") == "0":
+        for line in found:
+            print(f"Warning: {line.name}: {line.found}. Do this: {line.fix}", file=sys.stderr)

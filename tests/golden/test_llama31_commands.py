@@ -1,0 +1,115 @@
+"""Both commands on a Llama of two layers with Llama-3.1's real vocabulary: 128,256 tokens, three stop ids, a dated template."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from rlhf import cli
+
+REWARD = """
+output: unused
+model: {{base: {base}, max_length: 256}}
+adapter: {{rank: 4, alpha: 8}}
+data:
+  ratings: [{{path: demo, format: helpsteer2, limit: 60}}]
+  preferences: [{{path: demo, format: helpsteer2-preference, limit: 30}}]
+  validation_share: 0.2
+stages:
+  - {{name: hybrid, regression_weight: 1.0, preference_weight: 1.0, max_steps: 2, batch_size: 4, optimizer: {{warmup_steps: 0}}}}
+head_start: 8
+tokens_per_batch: 512
+"""
+POLICY = """
+output: unused
+model: {{base: {base}, max_length: 256}}
+adapter: {{rank: 4, alpha: 8}}
+reward: {reward}
+data: {{prompts: [{{path: demo, limit: 40}}], max_prompt_tokens: 200}}
+rollouts: {{engine: transformers, prompts_per_step: 2, samples_per_prompt: 2, max_new_tokens: 6}}
+algorithm: {{unfinished: keep}}
+steps: 2
+tokens_per_batch: 512
+evaluation: {{prompts: 2, samples: 2}}
+"""
+
+
+@pytest.fixture(scope="module")
+def base(llama31_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights, in the tokenizer's folder with the ids of Llama-3.1's own config."""
+    import torch
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("llama31") / "base"
+    shutil.copytree(llama31_tokenizer, folder)
+    config = LlamaConfig(
+        vocab_size=128_256,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
+        bos_token_id=128_000,
+        eos_token_id=[128_001, 128_008, 128_009],
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config)
+    model.generation_config = GenerationConfig.from_pretrained(llama31_tokenizer)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, str]]:
+    def run(command: str, text: str, **told: Any) -> tuple[Path, str]:
+        folder = tmp_path_factory.mktemp(command)
+        config = folder / "config.yaml"
+        config.write_text(text.format(base=base, **told))
+        words = [command, str(config), "--output", str(folder / "run")]
+        result: Result = CliRunner().invoke(cli.app, words, prog_name="rlhf")
+        assert result.exit_code == 0, result.output
+        return folder / "run", result.output
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def reward(run: Callable[..., tuple[Path, str]]) -> tuple[Path, str]:
+    return run("train-reward", REWARD)
+
+
+def figures(folder: Path, name: str) -> list[float]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row[name] for row in rows if name in row]
+
+
+def test_train_reward(reward: tuple[Path, str]) -> None:
+    folder, printed = reward
+    assert "padding token was none; '<|finetune_right_pad_id|>' is used instead." in printed
+    assert len(figures(folder, "loss/total")) == 2
+    card = json.loads((folder / "final" / "reward.json").read_text())
+    assert card["template_date"] == "26 Jul 2024"
+    kept = json.loads((Path(__file__).parent / "llama31_ids.json").read_text(encoding="utf-8"))
+    assert card["template_hash"] == kept["template_hash"]
+    saved = json.loads((folder / "final" / "tokenizer_config.json").read_text())
+    assert saved["pad_token"] == "<|finetune_right_pad_id|>"
+    assert saved["eos_token"] == "<|eot_id|>"
+
+
+def test_align_policy(reward: tuple[Path, str], run: Callable[..., tuple[Path, str]]) -> None:
+    folder, _ = run("align-policy", POLICY, reward=reward[0] / "final")
+    assert figures(folder, "step") == [1, 2]
+    # The first update starts at the base, whatever the vocabulary.
+    assert figures(folder, "kl/abs_mean")[0] == 0.0
+    assert (folder / "final" / "adapter_model.safetensors").exists()
+    evaluation = json.loads((folder / "eval.json").read_text())
+    assert evaluation["before"]["kl"] == 0.0

@@ -1,0 +1,254 @@
+"""Each verdict on a run, from made-up facts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from rlhf.doctor import checks_run as checks
+from rlhf.doctor.checks import CHECKS, examine, quick_look
+from rlhf.doctor.facts import GIB, MIB, Disk, Facts, Gpu, Hub, Run, Shape, Source, Tokens, Torch, Trouble
+from rlhf.doctor.results import Check, Result, size
+
+Only = Callable[[Check, Facts], Result]
+SHAPE = Shape(parameters=8_000_000_000, linear=7_000_000_000, adapter=40_000_000, context=131_072)
+
+
+def with_run(facts: Facts, **values: Any) -> Facts:
+    assert facts.run is not None
+    return replace(facts, run=replace(facts.run, **values))
+
+
+def with_base(facts: Facts, **values: Any) -> Facts:
+    assert facts.run is not None
+    return with_run(facts, base=replace(facts.run.base, **values))
+
+
+def with_card(facts: Facts, memory: int) -> Facts:
+    return replace(facts, torch=Torch("13.0", None, (Gpu("card", memory, memory, bfloat16=True),), None))
+
+
+def test_a_healthy_run_has_no_fault(healthy: Facts, several: Facts) -> None:
+    for facts in (healthy, several):
+        lines = [line for group in examine(facts).values() for line in group]
+        assert {line.verdict for line in lines} == {"ok"}
+        assert len(lines) >= 18
+        assert quick_look(facts) == []
+
+
+def test_without_a_config_only_the_machine_is_judged(healthy: Facts) -> None:
+    assert set(examine(replace(healthy, run=None))) == {"Packages", "Machine"}
+    assert set(examine(healthy)) == set(CHECKS)
+
+
+def test_every_fault_says_how_to_mend_it(healthy: Facts) -> None:
+    full = with_run(healthy, output=Disk("runs", 0, write=False), holds="something else")
+    broken = with_base(full, shape=Trouble("no such folder", "check the spelling"))
+    faults = [line for lines in examine(broken).values() for line in lines if line.verdict == "problem"]
+    assert {line.name for line in faults} >= {"Base", "Output", "Disk"}
+    assert all(line.fix for line in faults)
+
+
+def test_the_bytes_of_a_base() -> None:
+    assert checks.base_bytes(SHAPE, "bfloat16", "none") == 16_000_000_000
+    assert checks.base_bytes(SHAPE, "float32", "none") == 32_000_000_000
+    # 7e9 weights of half a byte, a byte for each 64 and four for each 64 x 256; the other 1e9 in bfloat16
+    expected = 7e9 / 2 + 7e9 / 64 + 7e9 / 64 / 256 * 4 + 2e9
+    assert checks.base_bytes(SHAPE, "bfloat16", "nf4") == pytest.approx(expected)
+
+
+def test_the_checkpoints_counted_are_those_kept() -> None:
+    from rlhf.core.checkpoints import KEEP
+
+    assert checks.CHECKPOINTS == KEEP + 1
+    # three checkpoints of the adapter with two moments, the best and the final adapter, in four bytes
+    assert checks.output_bytes(SHAPE) == 40_000_000 * 4 * (3 * 3 + 2)
+
+
+def test_a_base_that_does_not_exist(healthy: Facts, only: Only) -> None:
+    line = only(checks.base, with_base(healthy, shape=Trouble("no model at ./nowhere", "check the spelling")))
+    assert (line.verdict, line.found, line.fix) == ("problem", "no model at ./nowhere", "check the spelling")
+
+
+def test_a_base_that_the_hub_has_is_not_a_problem(healthy: Facts, only: Only) -> None:
+    unknown = with_base(healthy, shape=Trouble("no config.json here"), hub=Hub(False, False, True, 16 * GIB))
+    assert only(checks.base, unknown).verdict == "not checked"
+    assert only(checks.hub, unknown).verdict == "ok"
+
+
+def test_missing_weight_files(healthy: Facts, only: Only) -> None:
+    line = only(checks.base, with_base(healthy, missing=("model-00002-of-00004.safetensors",)))
+    assert line.verdict == "problem"
+    assert "weight files are missing: model-00002-of-00004.safetensors" in line.found
+
+
+@pytest.mark.parametrize(
+    ("hub", "verdict", "words"),
+    [
+        (Hub(True, True, False), "ok", "in the cache"),
+        (Hub(False, True, True), "problem", "HF_HUB_OFFLINE is set"),
+        (Hub(False, False, True, 16 * GIB), "ok", "16.0 GiB of weights (a token is there)"),
+        (Hub(False, False, False, Trouble("gated", "hf auth login")), "problem", "gated (no token is there)"),
+    ],
+)
+def test_a_base_on_the_hub(hub: Hub, verdict: str, words: str, healthy: Facts, only: Only) -> None:
+    assert list(checks.hub(healthy)) == []
+    line = only(checks.hub, with_base(healthy, hub=hub))
+    assert line.verdict == verdict
+    assert words in line.found
+
+
+def test_a_length_beyond_the_context(healthy: Facts, told: Callable[..., Run], only: Only) -> None:
+    assert only(checks.length, replace(healthy, run=told(model={"max_length": 131_072}))).verdict == "ok"
+    line = only(checks.length, replace(healthy, run=told(model={"max_length": 131_073})))
+    assert (line.verdict, line.fix) == ("problem", "model.max_length=131072")
+
+
+def test_the_tokenizer(healthy: Facts, only: Only) -> None:
+    lines = {line.name: line for line in checks.tokenizer(healthy)}
+    assert lines["Padding"].found == "<pad> (4), which ends no answer"
+    assert lines["Stop ids"].found == "<eos> (1), <eot> (9)"
+    assert lines["Template"].found == "writes a date, pinned to 26 Jul 2024; hash aaaaaaaaaaaa…"
+    trouble = with_run(healthy, tokens=Trouble("no chat template", "use the -Instruct version"))
+    assert only(checks.tokenizer, trouble).verdict == "problem"
+    assert only(checks.tokenizer, with_run(healthy, tokens=None)).verdict == "not checked"
+
+
+def test_weights_in_a_card(healthy: Facts, told: Callable[..., Run], reward_run: Run, only: Only) -> None:
+    # 16 GB of weights: vLLM has 0.35 of the card, the trainer the rest.
+    assert only(checks.memory, healthy).verdict == "ok"  # 80 GiB: 28 for vLLM
+    small = with_card(healthy, 40 * GIB)  # 14 GiB for vLLM, and 14.9 are needed
+    line = only(checks.memory, small)
+    assert line.verdict == "problem"
+    assert "35% is vLLM's" in line.found
+    assert only(checks.memory, replace(small, run=reward_run)).verdict == "ok"
+    assert only(checks.memory, replace(with_card(healthy, 16 * GIB), run=reward_run)).verdict == "warning"
+    assert only(checks.memory, replace(with_card(healthy, 14 * GIB), run=reward_run)).verdict == "problem"
+    in_4_bits = told(model={"quantization": "nf4"})  # 5.2 GiB
+    assert only(checks.memory, replace(with_card(healthy, 24 * GIB), run=in_4_bits)).verdict == "ok"
+
+
+def test_weights_that_several_cards_may_share(several: Facts, only: Only) -> None:
+    assert isinstance(several.torch, Torch)
+    small = tuple(replace(card, memory=24 * GIB) for card in several.torch.gpus)
+    assert (
+        only(checks.memory, replace(several, torch=replace(several.torch, gpus=small))).verdict == "warning"
+    )
+
+
+@pytest.mark.parametrize(
+    ("memory", "engine", "verdict"),
+    # 14.9 GiB of weights, in two copies where vLLM samples
+    [(29, "vllm", "problem"), (31, "vllm", "warning"), (64, "vllm", "ok"), (29, "transformers", "ok")],
+)
+def test_weights_without_a_card(
+    memory: int, engine: str, verdict: str, healthy: Facts, told: Callable[..., Run], only: Only
+) -> None:
+    host = replace(healthy.host, memory=memory * GIB)
+    run = told(rollouts={"engine": engine})
+    facts = replace(healthy, torch=Torch(None, None, (), None), host=host, run=run)
+    assert only(checks.memory, facts).verdict == verdict
+
+
+def test_before_torch_is_asked_memory_is_judged_by_files(healthy: Facts, only: Only) -> None:
+    unknown = replace(with_base(healthy, shape=None), torch=None)
+    assert list(checks.memory(unknown)) == []  # there is a card, of unknown size
+    no_card = replace(unknown, host=replace(unknown.host, nvidia=False, memory=29 * GIB))
+    assert only(checks.memory, no_card).verdict == "problem"  # 16 GB twice
+    assert list(checks.memory(with_base(no_card, stored=None))) == []
+
+
+@pytest.mark.parametrize(
+    ("read", "verdict"),
+    [
+        ((600, 600), "ok"),
+        ((600, 299), "warning"),
+        (Trouble("no such file", "mend"), "problem"),
+        (None, "not checked"),
+    ],
+)
+def test_data(read: Any, verdict: str, healthy: Facts, only: Only) -> None:
+    facts = with_run(healthy, sources=(Source("data.prompts.0: x.jsonl", read),))
+    line = only(checks.sources, facts)
+    assert line.verdict == verdict
+    assert line.found.startswith("data.prompts.0: x.jsonl: ")
+
+
+@pytest.mark.parametrize(
+    ("write", "holds", "verdict"),
+    [
+        (True, "nothing", "ok"),
+        (True, "a run", "warning"),
+        (True, "something else", "problem"),
+        (False, "nothing", "problem"),
+    ],
+)
+def test_the_output_folder(write: bool, holds: str, verdict: str, healthy: Facts, only: Only) -> None:
+    facts = with_run(healthy, output=Disk("runs/mine", 500 * GIB, write=write), holds=holds)
+    assert only(checks.output, facts).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("free", "verdict"), [(0, "problem"), (GIB, "problem"), (3 * GIB, "warning"), (4 * GIB, "ok")]
+)
+def test_room_for_checkpoints(free: int, verdict: str, healthy: Facts, only: Only) -> None:
+    # 40 million numbers of four bytes, eleven times: 1.64 GiB
+    line = only(checks.output_disk, with_run(healthy, output=Disk("runs/mine", free)))
+    assert line.verdict == verdict
+    assert f"{size(free)} free at runs/mine, 1.6 GiB needed" in line.found
+
+
+def test_room_for_a_download(healthy: Facts, only: Only) -> None:
+    assert list(checks.cache_disk(healthy)) == []  # all is there
+    to_come = with_base(healthy, name="some/model", stored=None, hub=Hub(False, False, True, 16 * GIB))
+    assert only(checks.cache_disk, to_come).verdict == "ok"
+    line = only(checks.cache_disk, with_run(to_come, cache=Disk("/cache", 15 * GIB)))
+    assert line.verdict == "problem"
+    assert "HF_HOME" in line.fix
+    embedded = with_run(with_base(healthy, stored=None), cache=Disk("/cache", 100 * MIB))
+    assert "RLHF_CACHE" in only(checks.cache_disk, embedded).fix
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict", "fix"),
+    [
+        ({}, "ok", ""),
+        (
+            {"template_hash": "b" * 64, "template_date": "27 Jul 2024"},
+            "problem",
+            "model.template_date='27 Jul 2024'",
+        ),
+        ({"base": "another"}, "warning", "model.base=another"),
+    ],
+)
+def test_the_reward_model(change: dict[str, str], verdict: str, fix: str, healthy: Facts, only: Only) -> None:
+    assert healthy.run is not None
+    (trained,) = healthy.run.trained
+    assert not isinstance(trained.card, Trouble)
+    line = only(
+        checks.trained, with_run(healthy, trained=(replace(trained, card={**trained.card, **change}),))
+    )
+    assert line.verdict == verdict
+    assert line.fix.startswith(fix)
+
+
+def test_a_reward_model_that_is_not_there(healthy: Facts, only: Only) -> None:
+    assert healthy.run is not None
+    (trained,) = healthy.run.trained
+    missing = replace(trained, card=Trouble("there is no such folder", "rlhf train-reward CONFIG.yaml"))
+    line = only(checks.trained, with_run(healthy, trained=(missing,)))
+    assert (line.verdict, line.fix) == ("problem", "rlhf train-reward CONFIG.yaml")
+
+
+def test_tokens_are_what_they_say(healthy: Facts) -> None:
+    assert healthy.run is not None
+    assert isinstance(healthy.run.tokens, Tokens)
+    noted = with_run(
+        healthy, tokens=replace(healthy.run.tokens, notes=("It was none; '<pad>' is used.",), dated=False)
+    )
+    lines = {line.name: line.found for line in checks.tokenizer(noted)}
+    assert lines["Padding"].endswith("It was none; '<pad>' is used.")
+    assert lines["Template"].startswith("writes no date")
