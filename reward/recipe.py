@@ -8,6 +8,7 @@ and ExPO's factor is chosen on their pairs, not on RewardBench.
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,6 +64,9 @@ def train_reward(config: RewardConfig, *, resume: bool = False) -> Path:
         made_of = extrapolate_stages(config, config.expo, pairs, model, chat, run) if config.expo else None
         save_final(config, model, chat, run.final, extrapolated=made_of)
         del model
+        gc.collect()  # a reference cycle holds the base, and the scorer loads its own
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
         result, rows = evaluate_final(config, data, run)
         run.write_json("eval.json", {**result, "training_drops": data.drops.as_dict()})
         write_card(run.final, config, data, result)

@@ -14,14 +14,30 @@ class Command:
 
 
 COMMANDS = {
+    "doctor": Command(
+        "rlhf.commands.doctor:command", "Look for what would make a run fail, before it starts."
+    ),
+    "inspect": Command(
+        "rlhf.commands.inspect:command", "Look at the data of a config, down to one example in tokens."
+    ),
     "train-reward": Command("rlhf.commands.train_reward:command", "Train a reward model."),
     "evaluate-reward": Command(
         "rlhf.commands.evaluate_reward:evaluate_reward",
         "Measure a reward model on pairs of answers.",
     ),
     "score": Command("rlhf.commands.score:score", "Score every conversation of a file with a reward model."),
+    "extrapolate": Command(
+        "rlhf.commands.extrapolate:command",
+        "Go on in the direction from a weak model to a strong one (ExPO).",
+    ),
+    "paper-table": Command(
+        "rlhf.commands.paper_table:command", "Train every row of the paper's reward table, and compare."
+    ),
     "align-policy": Command("rlhf.commands.align_policy:command", "Align a policy with a reward model."),
+    "export": Command("rlhf.commands.export:command", "Merge a model into plain weights, for use elsewhere."),
+    "search": Command("rlhf.commands.search:command", "Search for good values of config keys."),
     "report": Command("rlhf.commands.report:command", "Write one page on a run: verdict, curves, answers."),
+    "plan": Command("rlhf.commands.plan:command", "Say what a config needs of which cards."),
     "embedded-model": Command(
         "rlhf.commands.embedded_model:command", "Put the embedded model, SmolLM2, into the cache."
     ),

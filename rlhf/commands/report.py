@@ -10,11 +10,16 @@ from rich.console import Console
 
 from rlhf.core.errors import OutputError
 from rlhf.report import write_report
+from rlhf.search.page import write_page
+from rlhf.search.results import RESULTS
 
 
 def command(
     run: Annotated[
-        Path, typer.Argument(help="The folder of a `train-reward` or `align-policy` run, finished or not.")
+        Path,
+        typer.Argument(
+            help="The folder of a `train-reward` or `align-policy` run, finished or not; or of a search."
+        ),
     ],
     output: Annotated[
         Path | None, typer.Option(help="Write the page here instead of to RUN/report.html.")
@@ -31,4 +36,5 @@ def command(
         raise OutputError(
             f"The page cannot be written to {output}.", allowed="a file in a folder that exists"
         )
-    Console().print(f"Wrote {write_report(run, output)}", markup=False, soft_wrap=True)
+    write = write_page if (run / RESULTS).is_file() else write_report
+    Console().print(f"Wrote {write(run, output)}", markup=False, soft_wrap=True)

@@ -28,9 +28,11 @@ FLOORS = {
     "rlhf.config": 1,
     "rlhf.data": 2,
     "rlhf.report": 2,
+    "rlhf.search": 3,
     "reward": 3,
     "policy": 4,
-    "rlhf": 5,
+    "rlhf.plan": 5,
+    "rlhf": 6,
 }
 """Height of each room; a module imports its own room and lower floors. What else lies in `rlhf` is the roof."""
 
@@ -39,17 +41,38 @@ ENTRANCES = {("policy", "reward"): "reward.scorer"}
 
 DOORS = {
     "peft": ("rlhf.core.models", "rlhf.core.adapters"),
-    "bitsandbytes": ("rlhf.core.models",),
-    "trl": ("reward.trainer", "policy.reinforce"),
-    "vllm": ("policy.rollouts.vllm_*",),
+    # The doctor tries both, each in a process of its own; the plan packs 4-bit layers that have no data.
+    "bitsandbytes": ("rlhf.core.models", "rlhf.doctor.probes", "rlhf.plan.empty"),
+    "trl": ("reward.trainer", "policy.trainer"),
+    "vllm": ("policy.rollouts.vllm_*", "rlhf.doctor.probes"),
+    "optuna": ("rlhf.search.*",),
+    "sqlalchemy": ("rlhf.search.storage",),
 }
 """Vendor's library: the modules that may import it."""
 
 HEAVY = ("torch", "transformers")
-LIGHT = ("rlhf", "rlhf.config*", "rlhf.data*", "rlhf.report*", "rlhf.core.errors", "rlhf.core.records")
+LIGHT = (
+    "rlhf",
+    "rlhf.config*",
+    "rlhf.data*",
+    "rlhf.report*",
+    "rlhf.search*",
+    "rlhf.core.errors",
+    "rlhf.core.records",
+    "rlhf.doctor.checks*",
+    "rlhf.doctor.facts",
+    "rlhf.doctor.machine",
+    "rlhf.doctor.preflight",
+)
 """These import nothing HEAVY, and neither does what they import; nor does `rlhf.cli`, until a command runs."""
 
-PART_OF = {"annotated_types": "pydantic", "markupsafe": "jinja2", "pydantic_core": "pydantic"}
+PART_OF = {
+    "annotated_types": "pydantic",
+    "huggingface_hub": "transformers",
+    "markupsafe": "jinja2",
+    "packaging": "transformers",
+    "pydantic_core": "pydantic",
+}
 """Packages that come with a declared one and are made to be imported beside it."""
 
 

@@ -1,0 +1,99 @@
+"""`rlhf plan`: what a config needs of which cards, before anything is rented."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from rlhf.commands.options import Config, Overrides
+from rlhf.commands.output import require_output_file
+from rlhf.core.errors import OutputError
+
+
+def command(
+    config: Config,
+    overrides: Overrides = None,
+    gpus: Annotated[
+        str,
+        typer.Option(
+            metavar="CARDS",
+            help="8xH100-80GB, 4x8xH200 (machines x cards), or plain sizes: 2x24GB, 1x48GB.",
+        ),
+    ] = "1x80GB",
+    rollout_gpus: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CARDS", help="Cards of vLLM servers; without it the engine shares the trainer's."
+        ),
+    ] = None,
+    parallel: Annotated[
+        str,
+        typer.Option(
+            metavar="HOW", help="auto (the first that fits), one, ddp, fsdp, fsdp-offload or zero3."
+        ),
+    ] = "auto",
+    utilisation: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="Share of the cards' peak that training reaches.")
+    ] = 0.35,
+    price: Annotated[
+        float | None, typer.Option(min=0.0, metavar="DOLLARS", help="Of one card and hour, instead of ours.")
+    ] = None,
+    item_tokens: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Mean tokens of a pair or rated response.")
+    ] = None,
+    prompt_tokens: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Mean tokens of a prompt.")
+    ] = None,
+    answer_tokens: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Mean tokens of an answer.")
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the memory of each phase: .png or .svg.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON, in bytes.")] = False,
+) -> None:
+    """Say what a training config needs of which cards, before anything is rented.
+
+    Runs the real update once on tensors without data: no weights, no network, no GPU, under a minute. Prints the highest memory
+    of one card in each phase by kind, whether it fits and what to change if not, and time and cost under stated assumptions.
+    The config is one of `train-reward` or `align-policy`; the exit code is 0 whether it fits or not.
+
+    \b
+    Example:
+      rlhf plan configs/reward/llama-3.1-8b.yaml --gpus 1x24GB
+      rlhf plan configs/policy/llama-3.1-8b.yaml model.quantization=nf4 --gpus 8xH100-80GB --picture plan.png
+    """
+    if picture is not None:
+        require_output_file(picture)
+        if picture.suffix not in (".png", ".svg"):
+            raise OutputError(f"--picture {picture}", allowed="a name that ends with .png or .svg")
+    from rlhf.plan.configs import load_either
+    from rlhf.plan.gpus import parse_gpus  # light: a mistake is told before torch is loaded
+
+    cluster = parse_gpus(gpus, price)
+    servers = parse_gpus(rollout_gpus, price) if rollout_gpus else None
+    told = load_either(config, overrides or ())
+    from rlhf.plan import report
+    from rlhf.plan.phases import Tracer, check_strategy
+    from rlhf.plan.request import Assumptions, Request
+    from rlhf.plan.shapes import load_shape
+
+    if parallel != "auto":
+        check_strategy(parallel, cluster)
+    tracer = Tracer(load_shape(told.model.base, told.model.revision))
+    start = "one" if cluster.count == 1 else "ddp"
+    request = Request(told, cluster, start if parallel == "auto" else parallel, servers)
+    assumed = Assumptions(utilisation, item_tokens, prompt_tokens, answer_tokens)
+    plan = report.make_plan(request, tracer, assumed, choose=parallel == "auto")
+    if picture is not None:
+        report.draw(plan, picture)
+    if as_json:
+        typer.echo(json.dumps(report.as_json(plan), indent=2))
+    else:
+        report.show(plan, Console(highlight=False))
+        if picture is not None:
+            typer.echo(f"Picture: {picture}")

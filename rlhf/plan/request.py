@@ -1,0 +1,86 @@
+"""What a plan is asked about: a config, the cards, how they share the work, and what is assumed of speed and length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf.config.policy import PolicyConfig
+from rlhf.config.reward import RewardConfig
+from rlhf.plan.gpus import Cluster
+from rlhf.plan.trace import Row
+
+GRAIN = 16  # rows are padded to a multiple of this, see rlhf.core.packing
+CLOSING = 1  # tokens a branch has beside its answer: the prompt's last
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What no trace can know; every one of them can be said on the command line."""
+
+    utilisation: float = 0.35
+    """Share of the cards' peak that training reaches, recomputation counted as work."""
+    item_tokens: int | None = None
+    """Mean tokens of a pair or a rated response; None is a quarter of model.max_length."""
+    prompt_tokens: int | None = None
+    """Mean tokens of a prompt; None is an eighth of data.max_prompt_tokens."""
+    answer_tokens: int | None = None
+    """Mean tokens of an answer; None is half of rollouts.max_new_tokens."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One plan."""
+
+    config: RewardConfig | PolicyConfig
+    cluster: Cluster
+    strategy: str
+    """A name of `sharding.STRATEGIES`."""
+    servers: Cluster | None = None
+    """Cards of rollout servers; None is the engine in the trainer's own processes."""
+
+
+def longest_tree(config: RewardConfig | PolicyConfig) -> int:
+    """Tokens of the longest thing that is never cut: a pair, or a prompt with all its answers."""
+    if isinstance(config, PolicyConfig):
+        rollouts = config.rollouts
+        return config.data.max_prompt_tokens + rollouts.samples_per_prompt * (
+            rollouts.max_new_tokens + CLOSING
+        )
+    has_pairs = bool(config.data.preferences) or config.data.pair_rated
+    return config.model.max_length * (2 if has_pairs else 1)
+
+
+def row_of(config: RewardConfig | PolicyConfig) -> Row:
+    """The largest row a run of this config can make."""
+    tokens = max(config.tokens_per_batch, longest_tree(config))
+    tokens += -tokens % GRAIN
+    adapter, model = config.adapter, config.model
+    shared: dict[str, Any] = {
+        "tokens": tokens,
+        "dtype": model.dtype,
+        "quantization": model.quantization,
+        "checkpointing": model.gradient_checkpointing,
+        "rank": adapter.rank,
+        "dropout": adapter.dropout,
+        "targets": adapter.targets if isinstance(adapter.targets, str) else tuple(adapter.targets),
+    }
+    if isinstance(config, RewardConfig):
+        sequences = 2 * max(1, tokens // config.model.max_length)
+        outputs = len(config.attributes)
+        return Row(command="train-reward", sequences=sequences, asked=0, outputs=outputs, **shared)
+    groups = max(1, tokens // longest_tree(config))
+    return Row(
+        command="align-policy",
+        sequences=groups * config.rollouts.samples_per_prompt,
+        asked=tokens,
+        outputs=1,
+        reward_rank=adapter.rank,
+        **shared,
+    )
+
+
+def changed(config: Any, key: str, value: Any) -> Any:
+    """The config with one key, dotted, set to another value."""
+    name, _, rest = key.partition(".")
+    return config.model_copy(update={name: changed(getattr(config, name), rest, value) if rest else value})

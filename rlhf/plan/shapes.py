@@ -1,0 +1,66 @@
+"""The shape of a model without its weights and without network: from its config.json, or of the few that are packaged here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, LlamaConfig
+
+from rlhf.core.errors import ModelError, did_you_mean
+
+_LLAMA_3_1 = {"vocab_size": 128_256, "max_position_embeddings": 131_072, "num_key_value_heads": 8}
+
+PACKAGED: dict[str, dict[str, Any]] = {
+    "embedded": {
+        "vocab_size": 49_152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": True,
+    },
+    "meta-llama/Llama-3.1-8B-Instruct": {
+        **_LLAMA_3_1,
+        "hidden_size": 4096,
+        "intermediate_size": 14_336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+    },
+    "meta-llama/Llama-3.1-70B-Instruct": {
+        **_LLAMA_3_1,
+        "hidden_size": 8192,
+        "intermediate_size": 28_672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+    },
+}
+"""Name: the figures of its public config.json (model cards of SmolLM2-135M-Instruct and Llama-3.1)."""
+
+
+def load_shape(base: str, revision: str | None = None) -> Any:
+    """The transformers config of `model.base`: a folder, a name in the Hub's cache, or a packaged name.
+
+    Raises:
+        ModelError: nothing is known of it on this machine, or transformers does not know its kind.
+    """
+    file = Path(base) / "config.json"
+    if base in PACKAGED and not file.exists():
+        return LlamaConfig(**PACKAGED[base], pad_token_id=0)
+    try:
+        return AutoConfig.from_pretrained(base, revision=revision, local_files_only=True).get_text_config()
+    except (OSError, ValueError, KeyError) as error:
+        if file.exists():
+            raise ModelError(
+                f"{file} cannot be read as a model's config: {str(error).splitlines()[0]}",
+                allowed="the config.json of a model that transformers knows",
+                fix="copy it again from the model's page",
+            ) from error
+        raise ModelError(
+            f"The shape of {base!r} is not known on this machine: there is no such folder, and the Hub's cache has no "
+            f"config.json of it.{did_you_mean(base, PACKAGED)}",
+            allowed=f"a folder with a config.json, a model that was downloaded before, or {', '.join(PACKAGED)}",
+            fix=f"hf download {base} config.json   (a kilobyte), or model.base=FOLDER",
+        ) from error

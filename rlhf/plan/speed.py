@@ -1,0 +1,201 @@
+"""Tokens a second, hours and dollars: FLOPs from the trace, the rest stated assumptions.
+
+seconds of a row  = max(FLOPs / (peak x utilisation), bytes gathered / link)
+seconds of a step of the engine: see rlhf.plan.engine
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rlhf.config.policy import PolicyConfig
+from rlhf.config.reward import RewardConfig, StageConfig
+from rlhf.config.schema import DataSource
+from rlhf.plan.engine import decode_seconds, weight_bytes
+from rlhf.plan.gpus import NODE_LINK, PCIE
+from rlhf.plan.phases import Engine, Tracer, engine_of, held
+from rlhf.plan.request import Assumptions, Request, row_of
+from rlhf.plan.sharding import moved_bytes
+from rlhf.plan.trace import WEIGHTS
+
+KNOWN_ROWS = {
+    ("nvidia/HelpSteer2", "helpsteer2"): 20_324,
+    ("nvidia/HelpSteer2", "helpsteer2-preference"): 6_766,
+}
+"""Items of public data sets' training splits, as the recipes use them (NeMo-Aligner's documentation)."""
+
+
+PASSES = {"validation": "scoring"}
+"""Phase: what its pass is called in a trace, where that is something else."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One phase's work."""
+
+    name: str
+    tokens_per_second: float
+    hours: float
+
+
+@dataclass(frozen=True)
+class Bill:
+    """A whole run's time and price; None is not known."""
+
+    phases: list[Speed]
+    updates: int | None
+    hours: float | None
+    dollars: float | None
+    per: str
+    """What hours and dollars are of."""
+    at_once: int | None = None
+    """Answers under way together in one engine."""
+    parallel: int = 1
+    """Cards of one engine."""
+
+
+def bill(request: Request, tracer: Tracer, told: Assumptions) -> Bill | None:
+    """Time and price; None where the card's speed is not known (a plain size)."""
+    card = request.cluster.card
+    if card.tflops is None or (request.servers and request.servers.card.tflops is None):
+        return None
+    config = request.config
+    if isinstance(config, RewardConfig):
+        tokens, updates = _reward_work(config, told)
+        items = {"update": tokens, "validation": _validation_tokens(config, told)}
+    else:
+        tokens, updates = _policy_tokens(config, told), config.steps
+        items = {"scoring": tokens, "reference": tokens, "update": tokens * config.algorithm.epochs}
+    counted = updates or 1000
+    speeds = []
+    for name, of_update in items.items():
+        rate = _rate(request, tracer, told, PASSES.get(name, name))
+        speeds.append(Speed(name, rate, counted * of_update / rate / 3600))
+    engine = engine_of(request, tracer)
+    if isinstance(config, PolicyConfig) and engine is not None:
+        seconds, answered = _rollout_seconds(config, tracer, engine, told)
+        speeds.insert(0, Speed("rollouts", answered / seconds, counted * seconds / 3600))
+    hours = sum(speed.hours for speed in speeds)
+    prices = [
+        (cluster.count, cluster.card.price) for cluster in (request.cluster, request.servers) if cluster
+    ]
+    known = all(price is not None for _, price in prices)
+    dollars = hours * sum(count * (price or 0.0) for count, price in prices) if known else None
+    return Bill(
+        speeds,
+        updates,
+        hours,
+        dollars,
+        "the run" if updates else "1,000 updates",
+        engine.memory.at_once if engine else None,
+        engine.parallel if engine else 1,
+    )
+
+
+def _rate(request: Request, tracer: Tracer, told: Assumptions, name: str) -> float:
+    """Tokens a second of all cards in one of the trainer's phases."""
+    row = row_of(request.config)
+    traced, cluster = tracer(row), request.cluster
+    assert cluster.card.tflops is not None
+    computing = traced.flops[name] / (cluster.card.tflops * 1e12 * told.utilisation)
+    passes = (3 if row.checkpointing else 2) if name == "update" else 1
+    weights = traced.peaks[name].kinds[WEIGHTS]
+    moved = moved_bytes(request.strategy, held(request, tracer), weights, cluster.count, passes)
+    link = min(cluster.link, PCIE) if request.strategy == "fsdp-offload" else cluster.link
+    return cluster.count * row.tokens / max(computing, moved / (link * 1e9))
+
+
+def _reward_work(config: RewardConfig, told: Assumptions) -> tuple[float, int | None]:
+    """Mean tokens of an update, and updates of all stages; None where a data set's size is not known here."""
+    item = told.item_tokens or config.model.max_length // 4
+    steps = [_steps(config, stage) for stage in config.stages]
+    known = [count for count in steps if count is not None]
+    updates = sum(known) if len(known) == len(steps) else None
+    weights = known if updates else [1] * len(config.stages)
+    items = sum(stage.batch_size * w for stage, w in zip(config.stages, weights, strict=True)) / sum(weights)
+    return items * item, updates
+
+
+def _validation_tokens(config: RewardConfig, told: Assumptions) -> float:
+    """Held-out tokens read, spread over the updates between two validations; unknown data sets count as none."""
+    sources = [*config.data.ratings, *config.data.preferences]
+    rows = sum(_rows(source) or 0 for source in sources) / max(1, len(config.stages))
+    item = told.item_tokens or config.model.max_length // 4
+    return rows * config.data.validation_share * item / config.validate_every
+
+
+def _steps(config: RewardConfig, stage: StageConfig) -> int | None:
+    """Updates of a stage, as far as the config and the data sets known here tell."""
+    sources = [
+        *(config.data.ratings if stage.regression_weight else ()),
+        *(config.data.preferences if stage.preference_weight else ()),
+    ]
+    rows = [_rows(source) for source in sources]
+    if any(count is None for count in rows):
+        return stage.max_steps
+    items = sum(count or 0 for count in rows) * (1 - config.data.validation_share)
+    steps = math.ceil(items * stage.epochs / stage.batch_size)
+    return min(steps, stage.max_steps) if stage.max_steps else steps
+
+
+def _rows(source: DataSource) -> int | None:
+    known = KNOWN_ROWS.get((source.path, source.format))
+    return source.limit if known is None else min(known, source.limit or known)
+
+
+def _policy_lengths(config: PolicyConfig, told: Assumptions) -> tuple[int, int]:
+    prompt = told.prompt_tokens or max(1, config.data.max_prompt_tokens // 8)
+    return prompt, told.answer_tokens or max(1, config.rollouts.max_new_tokens // 2)
+
+
+def _policy_tokens(config: PolicyConfig, told: Assumptions) -> float:
+    """Packed tokens of an update: every prompt once, and its answers."""
+    prompt, answer = _policy_lengths(config, told)
+    rollouts = config.rollouts
+    return rollouts.prompts_per_step * (prompt + rollouts.samples_per_prompt * answer)
+
+
+def _rollout_seconds(
+    config: PolicyConfig, tracer: Tracer, engine: Engine, told: Assumptions
+) -> tuple[float, float]:
+    """Seconds of an update's rollouts, and the tokens answered: prompts read once, then one token a step, in turns."""
+    prompt, answer = _policy_lengths(config, told)
+    answers = config.rollouts.prompts_per_step * config.rollouts.samples_per_prompt
+    card = engine.cluster.card
+    # vLLM admits answers by the blocks they fill, so the mean length counts here, and not the greatest.
+    fitting = engine.memory.cache // (engine.memory.token_bytes * (prompt + answer))
+    together = max(1, fitting) * engine.replicas
+    assert card.tflops is not None
+    assert card.bandwidth is not None
+    flops = engine.parallel * card.tflops * 1e12 * told.utilisation
+    parameters = weight_bytes(tracer.shape, 1, "none")
+    turns = max(1.0, answers / together)
+    step = decode_seconds(
+        engine.memory,
+        sequences=min(answers, together) // engine.replicas or 1,
+        context=prompt + answer / 2,
+        bandwidth=card.bandwidth * 1e9,
+        flops=flops,
+        parameters=parameters,
+    )
+    reading = 2 * parameters * config.rollouts.prompts_per_step * prompt / (flops * engine.replicas)
+    return reading + turns * answer * step, answers * answer
+
+
+def assumptions(request: Request, told: Assumptions) -> Mapping[str, str]:
+    """What was assumed, in words."""
+    config = request.config
+    lengths = (
+        f"{told.item_tokens or config.model.max_length // 4} tokens a pair or rated response (--item-tokens)"
+        if isinstance(config, RewardConfig)
+        else "{} tokens a prompt, {} an answer (--prompt-tokens, --answer-tokens)".format(
+            *_policy_lengths(config, told)
+        )
+    )
+    return {
+        "lengths": lengths,
+        "utilisation": f"{told.utilisation:.0%} of the data sheet's peak, recomputation included (--utilisation)",
+        "links": f"{request.cluster.card.link:g} GB/s between cards of a machine, {NODE_LINK:g} between machines",
+    }

@@ -1,0 +1,123 @@
+"""Traces against arithmetic done by hand, and against themselves: carried on from few layers, or run through all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from transformers import LlamaConfig
+
+from rlhf.plan.phases import KINDS
+from rlhf.plan.shapes import load_shape
+from rlhf.plan.trace import Row, trace
+
+SMALL = LlamaConfig(
+    vocab_size=1000,
+    hidden_size=128,
+    intermediate_size=256,
+    num_hidden_layers=5,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    tie_word_embeddings=False,
+    pad_token_id=0,
+)
+REWARD = Row(
+    command="train-reward",
+    tokens=256,
+    sequences=8,
+    asked=0,
+    dtype="bfloat16",
+    quantization="none",
+    checkpointing=False,
+    rank=4,
+    dropout=0.0,
+    targets="all-linear",
+    outputs=5,
+)
+POLICY = replace(REWARD, command="align-policy", asked=200, outputs=1, reward_rank=4)
+
+LAYERS = 5
+LINEAR = 2 * 128 * 128 + 2 * 128 * 64 + 3 * 128 * 256
+"""Weights of the matrices of one layer of SMALL: queries and output, keys and values, the three of the MLP."""
+ADAPTER = 4 * (2 * (128 + 128) + 2 * (128 + 64) + 2 * (128 + 256) + (256 + 128))
+"""Parameters of rank 4 on one layer."""
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        REWARD,
+        replace(REWARD, checkpointing=True),
+        replace(REWARD, quantization="nf4", dropout=0.1),
+        replace(POLICY, checkpointing=True, tokens=16, asked=9, rank=64),  # gradients outweigh activations
+        replace(POLICY, dtype="float32", targets=("q_proj", "v_proj")),
+    ],
+)
+def test_few_layers_carried_on_are_all_layers(row: Row) -> None:
+    carried_on, whole = trace(SMALL, row), trace(SMALL, row, whole=True)
+    assert carried_on.flops == whole.flops
+    for name, peak in whole.peaks.items():
+        assert carried_on.peaks[name].total == peak.total, name
+        kinds = {kind: size for kind, size in carried_on.peaks[name].kinds.items() if size}
+        assert kinds == dict(peak.kinds), name
+    for name in ("layer_bytes", "outer_bytes", "scale_bytes"):
+        assert getattr(carried_on, name) == pytest.approx(getattr(whole, name), abs=0), name
+
+
+def test_what_stands_still_is_counted_to_the_byte() -> None:
+    kinds = trace(SMALL, POLICY).peaks["update"].kinds
+    norms = LAYERS * 2 * 128 + 128
+    frequencies = 2 * (32 // 2) * 4  # two float32 tables of half a head
+    assert kinds["weights"] == 2 * (LAYERS * LINEAR + norms + 2 * 1000 * 128) + frequencies + 4 * 128 * 1
+    assert kinds["adapters"] == 4 * LAYERS * ADAPTER * 2  # the policy's and the reward's, float32
+    assert kinds["gradients"] == 4 * LAYERS * ADAPTER
+    assert kinds["optimizer"] == 2 * 4 * LAYERS * ADAPTER
+
+
+def test_four_bits_are_half_a_byte_and_scales() -> None:
+    packed = trace(SMALL, replace(REWARD, quantization="nf4"))
+    plain = trace(SMALL, REWARD)
+    weights = LAYERS * LINEAR
+    tables = 4 * (16 + 1 + 256)  # the sixteen values, the offset, the values of the scales
+    assert packed.scale_bytes == weights // 64 + LAYERS * (7 * tables + 4 * (1 + 1 + 1 + 1 + 3 * 2))
+    saved = plain.peaks["update"].kinds["weights"] - packed.peaks["update"].kinds["weights"]
+    assert saved == 2 * weights - weights // 2 - packed.scale_bytes
+
+
+def test_flops_are_those_of_the_matrices() -> None:
+    row = replace(REWARD, checkpointing=True)
+    flops = trace(SMALL, row).flops
+    forward = 2 * 256 * LAYERS * (LINEAR + ADAPTER)
+    attention = LAYERS * 4 * 256 * 256 * 128  # two products of T x T x hidden
+    head, rotary = 2 * 8 * 128 * 5, 2 * 256 * 16
+    assert flops["scoring"] == forward + attention + head + rotary
+    # Backwards: the layers again; gradients to the inputs of all matrices, to the adapters', and two and a half attentions.
+    backward = 2 * 256 * LAYERS * (LINEAR + 2 * ADAPTER) + 2.5 * attention
+    assert flops["update"] == pytest.approx(2 * forward + 2 * attention + backward, rel=0.02)
+
+
+def test_checkpointing_keeps_one_hidden_state_a_layer() -> None:
+    long = replace(REWARD, tokens=2048)
+    plain = trace(SMALL, long).peaks["update"].kinds["activations"]
+    kept = trace(SMALL, replace(long, checkpointing=True)).peaks["update"].kinds["activations"]
+    assert kept < plain / 3
+    deeper = SMALL.to_dict() | {"num_hidden_layers": 25}
+    more = (
+        trace(LlamaConfig(**deeper), replace(long, checkpointing=True)).peaks["update"].kinds["activations"]
+    )
+    assert more - kept == pytest.approx(20 * 2 * 2048 * 128, rel=1e-3)
+
+
+def test_the_real_70b_update() -> None:
+    """LoRA r32 in bfloat16 on 4,096 tokens with gradient checkpointing."""
+    shape = load_shape("meta-llama/Llama-3.1-70B-Instruct")
+    row = replace(REWARD, tokens=4096, rank=32, checkpointing=True, outputs=1, sequences=4)
+    peak = trace(shape, row).peaks["update"]
+    attention, mlp = 2 * 8192 * 8192 + 2 * 8192 * 1024, 3 * 8192 * 28672
+    weights = 80 * (attention + mlp + 2 * 8192) + 8192 + 128256 * 8192  # a classifier has no output embedding
+    assert peak.kinds["weights"] == pytest.approx(2 * weights, rel=1e-6)
+    inputs_and_outputs = 2 * (8192 + 8192) + 2 * (8192 + 1024) + 3 * (8192 + 28672)
+    assert peak.kinds["adapters"] == pytest.approx(4 * 80 * 32 * inputs_and_outputs, rel=1e-3)
+    assert peak.kinds["activations"] > 80 * 4096 * 8192 * 2
+    assert 140 < peak.total / 2**30 < 147
+    assert set(peak.kinds) <= set(KINDS)
