@@ -24,6 +24,7 @@ from rlhf.config.reward import RewardConfig
 from rlhf.core.errors import DataError
 from rlhf.core.progress import Progress
 from rlhf.core.runs import atomic_write_text
+from rlhf.report.comparison import write_comparison
 
 RESAMPLES = 10_000
 Shares = NDArray[np.float64]
@@ -234,6 +235,19 @@ def tables(summary: Mapping[str, Any]) -> list[list[list[str]]]:
     return [rows, claims]
 
 
+def lead(summary: Mapping[str, Any]) -> list[str]:
+    """What came of it, in two sentences."""
+    verdicts = [claim["verdict"] for claim in summary["claims"]]
+    best = max(summary["rows"].values(), key=lambda row: row["accuracy"])
+    counts = f"{verdicts.count('holds')} hold here, {verdicts.count('does not hold')} do not"
+    return [
+        f"Of {len(verdicts)} things the paper's table says, {counts}, {verdicts.count('open')} stay open.",
+        f"The best row is “{best['title']}” with {_percent(best['accuracy'])} % ({_span(best)}) of "
+        f"{summary['pairs']} held-out pairs; the longer answer gets {_percent(summary['longer_answer'])} %. "
+        "A claim holds where the 95 % interval of the paired difference lies above zero.",
+    ]
+
+
 def markdown(summary: Mapping[str, Any]) -> str:
     """The two tables as Markdown."""
     texts = []
@@ -250,6 +264,20 @@ def _percent(share: float) -> str:
 def _span(row: Mapping[str, Any]) -> str:
     low, high = row["ci95"]
     return f"{_percent(low)} to {_percent(high)}"
+
+
+def write(folder: Path, summary: Mapping[str, Any]) -> Path:
+    """table.json, table.md, table.svg and the page with all of it; returns the page."""
+    atomic_write_text(folder / "table.json", json.dumps(summary, indent=1) + "\n")
+    atomic_write_text(folder / "table.md", markdown(summary))
+    draw(summary, folder / "table.svg")
+    return write_comparison(
+        folder,
+        title="The paper's reward table",
+        lead=lead(summary),
+        picture=folder / "table.svg",
+        tables=dict(zip(("Accuracy", "What the paper says"), tables(summary), strict=True)),
+    )
 
 
 def draw(summary: Mapping[str, Any], path: Path) -> None:

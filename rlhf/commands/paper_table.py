@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,8 +15,7 @@ from rich.table import Table
 from rlhf.commands.options import Config, Output, Overrides
 from rlhf.config.load import load_config
 from rlhf.config.reward import RewardConfig
-from rlhf.core.errors import ConfigError, RlhfError
-from rlhf.core.runs import atomic_write_text
+from rlhf.core.errors import ConfigError, RunError
 
 
 def command(
@@ -34,7 +32,7 @@ def command(
     Regression on all attributes and on helpfulness, Bradley-Terry in three forms, from scratch and from the
     helpfulness model, ExPO, and both losses at once, judged on the same held-out pairs (see data.test_share). The
     config's stages are called `regression` and `preference`; each row takes those it needs. Run again, it goes on
-    with what is missing. Writes RUN/table.md, table.json and table.svg.
+    with what is missing. Writes RUN/report.html, and table.md, table.json and table.svg beside it.
 
     \b
     Example:
@@ -49,42 +47,38 @@ def command(
         )
     from reward import paper_table  # torch loads only when the command runs
 
-    def run(*words: str) -> None:
-        # A process a run gives all its memory back, and behaves as when the row is trained alone.
-        if code := subprocess.run([sys.executable, "-m", "rlhf.cli", *words], check=False).returncode:
-            raise RlhfError(
-                f"`rlhf {' '.join(words)}` ended with exit code {code}.", fix="its message is above"
-            )
-
     def train(name: str, seed: int, folder: Path, start: Path | None) -> None:
-        more = [f"start={start}"] if start else []
+        settings = [f"recipe={name}", f"seed={seed}", *([f"start={start}"] if start else [])]
         resume = ["--resume"] if folder.exists() else []
-        settings = [*(overrides or ()), f"recipe={name}", f"seed={seed}", *more]
-        run("train-reward", str(config), *settings, "--output", str(folder), *resume)
+        _run("train-reward", config, *(overrides or ()), *settings, "--output", folder, *resume)
 
     def extrapolate(weak: Path, strong: Path, seed: int, folder: Path) -> None:
         final = folder / "final"
         if not final.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            run(
-                "extrapolate",
-                *(str(one / "final") for one in (weak, strong)),
-                f"--factor={factor}",
-                f"--output={final}",
-            )
-        paper_table.judge(
-            load_config(config, RewardConfig, [*(overrides or ()), f"seed={seed}"], folder), final, folder
-        )
+            _run("extrapolate", weak / "final", strong / "final", f"--factor={factor}", "--output", final)
+        row = load_config(config, RewardConfig, [*(overrides or ()), f"seed={seed}"], folder)
+        paper_table.judge(row, final, folder)
 
     chosen = list(range(seeds))
     paper_table.train_table(told.output, chosen, train=train, extrapolate=extrapolate, say=typer.echo)
     summary = paper_table.summarise(*paper_table.correct_RSP(told.output, chosen), chosen)
-    summary["factor"] = factor
-    atomic_write_text(told.output / "table.json", json.dumps(summary, indent=1) + "\n")
-    atomic_write_text(told.output / "table.md", paper_table.markdown(summary))
-    paper_table.draw(summary, told.output / "table.svg")
+    page = paper_table.write(told.output, {**summary, "factor": factor})
     show(paper_table.tables(summary))
-    typer.echo(f"Wrote table.md, table.json and table.svg to {told.output}.")
+    typer.echo("\n".join(paper_table.lead(summary)))
+    typer.echo(f"Report: {page}; the same as table.md, table.json and table.svg beside it.")
+
+
+def _run(*words: object) -> None:
+    """One of our commands as a process of its own: it gives all its memory back, and does what it does when typed.
+
+    Raises:
+        RunError: it failed.
+    """
+    command = [str(word) for word in words]
+    code = subprocess.run([sys.executable, "-m", "rlhf.cli", *command], check=False).returncode
+    if code:
+        raise RunError(f"`rlhf {' '.join(command)}` ended with exit code {code}.", fix="its message is above")
 
 
 def show(tables: Sequence[Sequence[Sequence[str]]]) -> None:

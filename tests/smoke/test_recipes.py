@@ -232,3 +232,38 @@ def test_a_dry_run_tells_of_start_and_expo(
     assert f"begins with the adapter and the head of {helpfulness}" in result.stdout
     assert "stage preference: 1 x scaled BT + 0.01 x centring;" in result.stdout
     assert "then ExPO from start to preference, its factor chosen on" in result.stdout
+
+
+def test_the_paper_table_trains_every_row_and_goes_on_where_it_was(
+    recipe_config: Path, tmp_path: Path, rlhf_command: Rlhf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows run in this process instead of one each, which would import torch ten times."""
+    ran: list[list[str]] = []
+
+    def in_process(*words: object) -> None:
+        ran.append([str(word) for word in words])
+        result = CliRunner().invoke(cli.app, ran[-1])
+        assert result.exit_code == 0, result.output
+
+    monkeypatch.setattr("rlhf.commands.paper_table._run", in_process)
+    words = ["paper-table", str(recipe_config), "data.test_share=0.3", "--seeds", "1", "--output"]
+    result = rlhf_command(*words, str(tmp_path / "table"))
+    assert result.exit_code == 0, result.output
+    assert [words[0] for words in ran].count("train-reward") == len(RECIPES) - 1
+    table = json.loads((tmp_path / "table" / "table.json").read_text())
+    assert list(table["rows"]) == list(RECIPES) and table["factor"] == 1.52
+    assert all(0 <= row["accuracy"] <= 1 for row in table["rows"].values())
+    expo = json.loads((tmp_path / "table/seed-0/helpfulness-bt-scaled-expo/final/reward.json").read_text())
+    assert expo["attributes"] == ["helpfulness"]
+    assert "Bradley-Terry, margin" in (tmp_path / "table" / "report.html").read_text()
+    ran.clear()
+    assert rlhf_command(*words, str(tmp_path / "table")).exit_code == 0
+    assert not ran  # everything is there
+
+
+def test_the_paper_table_wants_pairs_that_chose_nothing(
+    recipe_config: Path, tmp_path: Path, rlhf_command: Rlhf
+) -> None:
+    result = rlhf_command("paper-table", str(recipe_config), "--output", str(tmp_path / "table"))
+    assert result.exit_code == 2
+    assert "data.test_share is 0" in result.output and "data.test_share=0.2" in result.output

@@ -1,0 +1,50 @@
+"""One page on a comparison of runs: a sentence or two, a picture, and tables of cells."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from rlhf.core.runs import atomic_write_text
+
+
+def write_comparison(
+    folder: Path,
+    *,
+    title: str,
+    lead: Sequence[str],
+    picture: Path,
+    tables: Mapping[str, Sequence[Sequence[str]]],
+) -> Path:
+    """Write `folder/report.html`, self-contained and without scripts; returns its path.
+
+    Args:
+        title: what is compared.
+        lead: what came of it; the first line is the shortest.
+        picture: an SVG file.
+        tables: rows of cells by their heading, the head first.
+    """
+    environment = Environment(
+        loader=PackageLoader("rlhf.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style = resources.files("rlhf.report") / "templates" / "page.css"
+    page = environment.get_template("comparison.html").render(
+        title=title,
+        name="/".join(folder.resolve().parts[-2:]),
+        lead=lead,
+        picture=base64.b64encode(picture.read_bytes()).decode(),
+        tables=[(heading, head, rows) for heading, (head, *rows) in tables.items()],
+        style=Markup(style.read_text(encoding="utf-8")),  # noqa: S704
+    )
+    target = folder / "report.html"
+    atomic_write_text(target, page)
+    return target
