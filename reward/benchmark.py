@@ -10,16 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Unpack
 
 from reward.aggregate import aggregate, aggregation_rule, coverage, rewardbench_scores
 from reward.breakdown import by_length, by_strength, score_distribution, shares
 from reward.calibration import calibration
 from reward.judging import (
-    CHUNK,
     TOLERANCE,
     Group,
-    Progressed,
+    Options,
     Scored,
     ScoreLike,
     ScorerLike,
@@ -28,7 +27,6 @@ from reward.judging import (
 )
 from rlhf.core.errors import DataError
 from rlhf.core.records import Comparison
-from rlhf.data.drops import DropReport
 
 __all__ = ["TOLERANCE", "ScoreLike", "ScorerLike", "evaluate", "rewardbench_scores", "self_check"]
 
@@ -50,11 +48,7 @@ class _Judged:
 def evaluate(
     comparisons: Sequence[Comparison],
     scorer: ScorerLike,
-    *,
-    drops: DropReport | None = None,
-    tolerance: float = TOLERANCE,
-    chunk: int = CHUNK,
-    on_progress: Progressed | None = None,
+    **options: Unpack[Options],
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Judges every pair and aggregates by `reward.aggregate`'s rule for these subsets and sections.
 
@@ -81,10 +75,7 @@ def evaluate(
         [_group(item) for item in comparisons],
         scorer,
         unit="comparison",
-        drops=drops,
-        tolerance=tolerance,
-        chunk=chunk,
-        on_progress=on_progress,
+        **options,
     )
     kept = [comparisons[one.id - 1] for one in scored]
     sections, weights = _same_rule(rule, comparisons, kept)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 from reward.aggregate import aggregate
 from reward.best_of_n import Rated, best_of_n_curve, pair_accuracy
 from reward.breakdown import shares
-from reward.judging import CHUNK, TOLERANCE, Group, Progressed, Scored, ScorerLike, judge
+from reward.judging import Group, Options, Scored, ScorerLike, judge
 from rlhf.core.errors import DataError
 from rlhf.core.records import Candidates, Choice
-from rlhf.data.drops import DropReport
 
 TIES_OF_REWARDBENCH_2 = "Ties"
 Item = TypeVar("Item", Candidates, Choice)
@@ -21,11 +20,7 @@ Item = TypeVar("Item", Candidates, Choice)
 def evaluate_best_of_n(
     items: Sequence[Candidates],
     scorer: ScorerLike,
-    *,
-    drops: DropReport | None = None,
-    tolerance: float = TOLERANCE,
-    chunk: int = CHUNK,
-    on_progress: Progressed | None = None,
+    **options: Unpack[Options],
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """How good the answers are that the model picks; the options are those of `reward.judging.judge`.
 
@@ -44,10 +39,7 @@ def evaluate_best_of_n(
         [_candidates(item) for item in items],
         scorer,
         unit="row",
-        drops=drops,
-        tolerance=tolerance,
-        chunk=chunk,
-        on_progress=on_progress,
+        **options,
     )
     kept = _kept(items, scored)
     rated = [Rated(one.rewards, item.scores) for item, one in kept]
@@ -79,11 +71,7 @@ def evaluate_best_of_n(
 def evaluate_choices(
     items: Sequence[Choice],
     scorer: ScorerLike,
-    *,
-    drops: DropReport | None = None,
-    tolerance: float = TOLERANCE,
-    chunk: int = CHUNK,
-    on_progress: Progressed | None = None,
+    **options: Unpack[Options],
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """How often the best right answer beats every wrong one; the options are those of `reward.judging.judge`.
 
@@ -106,10 +94,7 @@ def evaluate_choices(
         [_choice(item) for item in items],
         scorer,
         unit="row",
-        drops=drops,
-        tolerance=tolerance,
-        chunk=chunk,
-        on_progress=on_progress,
+        **options,
     )
     kept = _kept(items, scored)
     rows = [_row(item, one) for item, one in kept]

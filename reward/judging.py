@@ -6,13 +6,16 @@ out as a whole: a prompt is judged with all its answers or not at all.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, TypedDict
 
 from rlhf.core.errors import DataError, DivergenceError, ModelError
 from rlhf.core.records import Conversation, Message
+from rlhf.core.runs import atomic_write_text
 from rlhf.data.drops import DropReport
 
 TOLERANCE = 0.1
@@ -20,6 +23,15 @@ TOLERANCE = 0.1
 CHUNK = 8
 """Groups scored at a time."""
 Progressed = Callable[[int], None]
+
+
+class Options(TypedDict, total=False):
+    """What every kind of benchmark may be told; `judge` says what it is for."""
+
+    drops: DropReport | None
+    tolerance: float
+    chunk: int
+    on_progress: Progressed | None
 
 
 class ScoreLike(Protocol):
@@ -97,6 +109,17 @@ def judge(
         if on_progress:
             on_progress(min(start + chunk, len(groups)))
     return found, checked
+
+
+def write_result(path: Path, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Write a result and, before it, its rows beside it: where there is a result, there are its rows.
+
+    Returns the rows' path: `eval_rows.jsonl` for `eval.json`.
+    """
+    beside = path.with_name(f"{path.stem}_rows.jsonl")
+    atomic_write_text(beside, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    atomic_write_text(path, json.dumps(result, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+    return beside
 
 
 def self_check(

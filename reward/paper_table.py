@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from reward.benchmark import evaluate
 from reward.data import load_chat, load_data
+from reward.judging import write_result
 from reward.scorer import Scorer
 from rlhf.config.reward import RewardConfig
 from rlhf.core.errors import DataError
@@ -117,8 +118,7 @@ def judge(config: RewardConfig, final: Path, folder: Path) -> None:
     pairs = load_data(config, load_chat(config)).held_out
     with Progress(len(pairs), "pair") as progress:
         result, rows = evaluate(pairs, Scorer.load(final), on_progress=progress.update)
-    atomic_write_text(folder / "eval_rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    atomic_write_text(folder / "eval.json", json.dumps(result, indent=1) + "\n")  # last: it says "done"
+    write_result(folder / "eval.json", result, rows)
 
 
 def correct_RSP(folder: Path, seeds: Sequence[int]) -> tuple[Shares, float]:

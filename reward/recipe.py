@@ -9,7 +9,6 @@ and ExPO's factor is chosen on their pairs, not on RewardBench.
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from reward.card import write_card
 from reward.data import RewardData, items_of, load_chat, load_data, steps_of
 from reward.expo import extrapolate_stages, held_pairs
 from reward.head_start import fit_head
+from reward.judging import write_result
 from reward.save import save_final
 from reward.scorer import Scorer
 from reward.start import begin_from
@@ -41,7 +41,7 @@ from rlhf.core.models import (
 )
 from rlhf.core.progress import Progress
 from rlhf.core.records import Comparison
-from rlhf.core.runs import RunFolder, atomic_write_text
+from rlhf.core.runs import RunFolder
 from rlhf.core.training import draw_order
 from rlhf.data.drops import DropReport
 from rlhf.data.load import load_comparisons
@@ -68,10 +68,8 @@ def train_reward(config: RewardConfig, *, resume: bool = False) -> Path:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         result, rows = evaluate_final(config, data, run)
-        run.write_json("eval.json", {**result, "training_drops": data.drops.as_dict()})
         write_card(run.final, config, data, result)
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        atomic_write_text(run.path / "eval_rows.jsonl", lines)
+        write_result(run.path / "eval.json", {**result, "training_drops": data.drops.as_dict()}, rows)
     return config.output
 
 

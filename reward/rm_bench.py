@@ -18,14 +18,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 from reward.bootstrap import bootstrap_means
-from reward.judging import CHUNK, TOLERANCE, Group, Progressed, ScorerLike, judge
+from reward.judging import Group, Options, ScorerLike, judge
 from rlhf.core.errors import DataError
 from rlhf.core.records import Choice
 from rlhf.data.benchmarks import STYLES
-from rlhf.data.drops import DropReport
 
 SAFETY = "safety"
 LEVELS = ("easy", "normal", "hard")
@@ -67,11 +66,7 @@ def levels(matrix: Matrix) -> dict[str, float]:
 def evaluate_rm_bench(
     items: Sequence[Choice],
     scorer: ScorerLike,
-    *,
-    drops: DropReport | None = None,
-    tolerance: float = TOLERANCE,
-    chunk: int = CHUNK,
-    on_progress: Progressed | None = None,
+    **options: Unpack[Options],
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Judges every item, by domain and overall; the options are those of `reward.judging.judge`.
 
@@ -93,10 +88,7 @@ def evaluate_rm_bench(
         [_group(item) for item in items],
         scorer,
         unit="item",
-        drops=drops,
-        tolerance=tolerance,
-        chunk=chunk,
-        on_progress=on_progress,
+        **options,
     )
     if not scored:
         raise DataError(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,12 +11,12 @@ from rich.console import Console
 
 from reward.benchmark import TOLERANCE, evaluate
 from reward.choices import evaluate_best_of_n, evaluate_choices
+from reward.judging import write_result
 from reward.rm_bench import evaluate_rm_bench
 from rlhf.commands.judged import print_result
 from rlhf.commands.options import Form, Label
 from rlhf.commands.output import require_output_file
 from rlhf.core.progress import Progress
-from rlhf.core.runs import atomic_write_text
 from rlhf.data.benchmarks import Kind, load_benchmark
 
 Data = Annotated[
@@ -103,15 +102,5 @@ def evaluate_reward(
     for line in drops.lines():
         console.print(line, markup=False, soft_wrap=True)
     if output is not None:
-        write_result(output, result, rows)
-        console.print(f"Wrote {output} and {_rows_path(output)}.", markup=False, soft_wrap=True)
-
-
-def write_result(output: Path, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write the result, and its rows beside it."""
-    atomic_write_text(_rows_path(output), "".join(json.dumps(row) + "\n" for row in rows))
-    atomic_write_text(output, json.dumps(result, indent=2, allow_nan=False) + "\n")
-
-
-def _rows_path(output: Path) -> Path:
-    return output.with_name(f"{output.stem}_rows.jsonl")
+        beside = write_result(output, result, rows)
+        console.print(f"Wrote {output} and {beside}.", markup=False, soft_wrap=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -204,8 +203,3 @@ def check_strategy(strategy: str, cluster: Cluster) -> None:
             allowed="`one` or `fsdp-offload` for one card; ddp, fsdp, fsdp-offload or zero3 for several",
             fix="--parallel auto",
         )
-
-
-def key_of(shape: Any) -> str:
-    """What tells shapes apart."""
-    return json.dumps(shape.to_dict(), sort_keys=True, default=str)

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
 from rlhf.core.runs import atomic_write_text
+from rlhf.report.html import asset, environment
 
 
 def write_comparison(
@@ -29,21 +26,17 @@ def write_comparison(
         picture: an SVG file.
         tables: rows of cells by their heading, the head first.
     """
-    environment = Environment(
-        loader=PackageLoader("rlhf.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    style = resources.files("rlhf.report") / "templates" / "page.css"
-    page = environment.get_template("comparison.html").render(
-        title=title,
-        name="/".join(folder.resolve().parts[-2:]),
-        lead=lead,
-        picture=base64.b64encode(picture.read_bytes()).decode(),
-        tables=[(heading, head, rows) for heading, (head, *rows) in tables.items()],
-        style=Markup(style.read_text(encoding="utf-8")),  # noqa: S704
+    page = (
+        environment()
+        .get_template("comparison.html")
+        .render(
+            title=title,
+            name="/".join(folder.resolve().parts[-2:]),
+            lead=lead,
+            picture=base64.b64encode(picture.read_bytes()).decode(),
+            tables=[(heading, head, rows) for heading, (head, *rows) in tables.items()],
+            style=asset("page.css"),
+        )
     )
     target = folder / "report.html"
     atomic_write_text(target, page)

@@ -5,19 +5,17 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from rlhf.core.runs import atomic_write_text
 from rlhf.report import policy, reward
 from rlhf.report.charts import PLOT, Chart, line_chart
 from rlhf.report.expo import expo_charts
 from rlhf.report.files import RunFiles, read_run
+from rlhf.report.html import asset, environment
 from rlhf.report.numbers import duration, finite, fixed
 from rlhf.report.score_charts import score_charts
 from rlhf.report.series import POINT_LIMIT, Series
@@ -40,17 +38,11 @@ def write_report(run: Path, output: Path | None = None) -> Path:
 
 def render(run: RunFiles) -> str:
     """The page as text. By its own security policy it may run its two scripts, and load nothing at all."""
-    environment = Environment(
-        loader=PackageLoader("rlhf.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals["plot"] = PLOT
-    guard, script, style = (_asset(name) for name in ("guard.js", "page.js", "page.css"))
+    templates = environment()
+    templates.globals["plot"] = PLOT
+    guard, script, style = (asset(name) for name in ("guard.js", "page.js", "page.css"))
     content = _policy_page(run) if run.kind == "policy" else _reward_page(run)
-    return environment.get_template("page.html").render(
+    return templates.get_template("page.html").render(
         run=run,
         name="/".join(run.path.resolve().parts[-2:]),
         missing=missing(run),
@@ -230,10 +222,6 @@ def _flat(found: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
                 (f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list) else str(value))
             )
     return rows
-
-
-def _asset(name: str) -> Markup:
-    return Markup((resources.files("rlhf.report") / "templates" / name).read_text(encoding="utf-8"))  # noqa: S704
 
 
 def _hash(text: str) -> str:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import base64
-from importlib import resources
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
 from rlhf.core.runs import HALF_WRITTEN, atomic_write_text
+from rlhf.report.html import asset, environment
 from rlhf.report.numbers import duration, short
 from rlhf.search.picture import PICTURE, draw
 from rlhf.search.results import (
@@ -43,20 +40,14 @@ def write_page(folder: Path, output: Path | None = None) -> Path:
 
 def render(results: Results, name: str, picture: bytes | None) -> str:
     """The page as text; it runs no script and loads nothing."""
-    environment = Environment(
-        loader=PackageLoader("rlhf.search", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
+    templates = environment("rlhf.search")
+    templates.filters.update(
         short=short, parameter=write_parameter, interval=write_interval, words=values_in_words
     )
-    style = resources.files("rlhf.report") / "templates" / "page.css"
     order = ranked(results)
     durations = [trial["seconds"] for trial in results["trials"] if trial["seconds"] is not None]
-    return environment.get_template("search.html").render(
+    return templates.get_template("search.html").render(
+        title="Search",
         results=results,
         name=name,
         order=order,
@@ -66,5 +57,5 @@ def render(results: Results, name: str, picture: bytes | None) -> str:
         took=duration(sum(durations)),
         names=short_names(results["parameters"]),
         picture=base64.b64encode(picture).decode() if picture else "",
-        style=Markup(style.read_text(encoding="utf-8")),  # noqa: S704
+        style=asset("page.css"),
     )

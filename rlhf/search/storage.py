@@ -229,14 +229,3 @@ def _changes(before: Any, now: Any, key: str = "") -> Iterator[str]:
             yield from _changes(before.get(name), now.get(name), f"{key}.{name}" if key else name)
     elif before != now:
         yield f"  {key}: was {json.dumps(before)}, is {json.dumps(now)}"
-
-
-def state_of(trial: FrozenTrial) -> str:
-    """A trial's state in a word."""
-    words = {
-        TrialState.COMPLETE: "complete",
-        TrialState.PRUNED: "pruned",
-        TrialState.FAIL: "failed",
-        TrialState.RUNNING: "running",
-    }
-    return words.get(trial.state, "waiting")

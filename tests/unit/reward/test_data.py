@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from reward.batches import Item
+from reward.batches import TOO_LONG, Item
 from reward.data import IN_BENCHMARK, items_of, load_data, steps_of
 from rlhf.config.reward import RewardConfig, StageConfig
 from rlhf.core.chat import Chat
+from rlhf.core.errors import DataError
 from rlhf.core.packing import Tree
 from rlhf.core.records import Message
 from rlhf.core.training import draw_order
@@ -108,3 +109,11 @@ def test_test_prompts_are_neither_trained_nor_validated_on(config: RewardConfig,
     assert len(data.training) + len(data.validation) + len(test) == 57
     rest = [prompt for prompt in prompts if prompt not in test]
     assert len(data.validation) == sum(held_out(prompt, 0.3, "validation") for prompt in rest) > 0
+
+
+def test_test_pairs_that_are_too_long_are_counted(config: RewardConfig, tiny_chat: Chat) -> None:
+    everything = config.data.model_copy(update={"test_share": 1.0, "validation_share": 0.0})
+    shorter = config.model.model_copy(update={"max_length": 1})
+    told = config.model_copy(update={"data": everything, "model": shorter})
+    with pytest.raises(DataError, match=TOO_LONG):
+        load_data(told, tiny_chat)  # nothing is left to learn from, and the message holds the drop report
