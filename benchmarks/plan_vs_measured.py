@@ -178,12 +178,9 @@ def compare_policy(
     )
     trainer = build_trainer(config, chat, prompts, run)
     trainer.engine = SimpleNamespace(sync=lambda _: None, generate=lambda *_, **__: groups)  # type: ignore[assignment]
-    scorer = trainer.scorer
     trees = [Tree(group[0].prompt_ids, tuple(r.completion_ids for r in group)) for group in groups]
-    scoring = allocator_peak(lambda: score_trees(scorer, trees, tokens))
-    trainer.scorer = SimpleNamespace(  # type: ignore[assignment]
-        score=lambda found: [SimpleNamespace(reward=random.random()) for _ in found]
-    )
+    scoring = allocator_peak(lambda: score_trees(trainer.rewards.scorer, trees, tokens))
+    trainer.rewards = SimpleNamespace(of=lambda _, rollouts: [random.random() for _ in rollouts])  # type: ignore[assignment]
     weights = weights_of(trainer.model)
     update = peak_of_step(trainer)
     # A plan asks for every token of a row, the most there can be; here the prompts' tokens are known.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from policy.kl import trl_beta
-from rlhf.config.policy import AlgorithmConfig, PolicyConfig
+from rlhf.config.algorithm import AlgorithmConfig
+from rlhf.config.policy import PolicyConfig
 
 EXAMPLE_KL = 0.05
 """Nats a token at which `abs` is compared with k1 in a dry run: their ratio is not the same everywhere."""

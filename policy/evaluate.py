@@ -14,12 +14,12 @@ import torch
 
 from policy.importance import engine_logps
 from policy.probe import EngineProbe
+from policy.rewards.protocol import Rewards
 from policy.rollouts.protocol import RolloutEngine
 from policy.rows import pack_groups, token_logps
-from reward.scorer import Scorer
 from rlhf.core.chat import Chat
 from rlhf.core.models import PeftModel, autocast, role
-from rlhf.core.records import Message, Prompt, Rollout
+from rlhf.core.records import Prompt, Rollout
 from rlhf.core.tensors import segment_sum
 from rlhf.data.checks import gold_score
 
@@ -42,7 +42,7 @@ class Answer:
 def answer_prompts(
     model: PeftModel,
     engine: RolloutEngine,
-    scorer: Scorer,
+    rewards: Rewards,
     chat: Chat,
     prompts: Sequence[Prompt],
     *,
@@ -58,26 +58,23 @@ def answer_prompts(
     """
     engine.sync(model)
     groups = engine.generate([chat.prompt_ids(p.messages) for p in prompts], samples=samples, seed=seed)
-    scores = scorer.score(
-        [
-            (*prompt.messages, Message("assistant", rollout.text))
-            for prompt, group in zip(prompts, groups, strict=True)
-            for rollout in group
-        ]
+    rewarded = rewards.of(
+        [prompt for prompt, group in zip(prompts, groups, strict=True) for _ in group],
+        [rollout for group in groups for rollout in group],
     )
     kl = _kl_to_reference(model, groups, tokens_per_batch, chat.pad_id, probe)
-    figures = iter(zip(scores, kl, strict=True))
+    figures = iter(zip(rewarded, kl, strict=True))
     return [
         [
             Answer(
                 answer=rollout.text,
-                reward=score.reward,
+                reward=reward,
                 gold=None if prompt.check is None else gold_score(prompt.check, rollout.text),
                 kl=value,
                 length=len(rollout.completion_ids),
                 finished=rollout.finished,
             )
-            for rollout, (score, value) in zip(group, figures, strict=False)
+            for rollout, (reward, value) in zip(group, figures, strict=False)
         ]
         for prompt, group in zip(prompts, groups, strict=True)
     ]

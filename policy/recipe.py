@@ -19,11 +19,13 @@ from transformers import set_seed
 from policy.describe import card_text, describe_algorithm
 from policy.evaluate import answer_prompts, compare
 from policy.probe import EngineProbe
+from policy.rewards.shared import SharedReward
 from policy.rollouts.protocol import RolloutEngine, Sampling, seed_of
 from policy.rollouts.transformers_engine import TransformersEngine
 from policy.trainer import PolicyTrainer, trainer_arguments
 from reward.scorer import Scorer
-from rlhf.config.policy import ImportanceConfig, PolicyConfig
+from rlhf.config.policy import PolicyConfig
+from rlhf.config.rollouts import ImportanceConfig
 from rlhf.core import checkpoints
 from rlhf.core.chat import Chat
 from rlhf.core.embedded import resolve_base
@@ -160,14 +162,13 @@ def build_trainer(
         tokens_per_batch=config.tokens_per_batch,
         record=record,
     )
-    trainer.scorer = Scorer.share(
-        config.reward, trainer.model, chat, tokens_per_batch=config.tokens_per_batch
-    )
+    scorer = Scorer.share(config.reward, trainer.model, chat, tokens_per_batch=config.tokens_per_batch)
+    trainer.rewards = SharedReward(scorer)
     longest = config.data.max_prompt_tokens + config.rollouts.max_new_tokens + CLOSING_TOKENS
-    if longest > trainer.scorer.max_length:
+    if longest > scorer.max_length:
         raise ConfigError(
             f"Prompt, answer and closing tokens may reach {longest} tokens.",
-            allowed=f"at most {trainer.scorer.max_length}, the context of the reward model's base",
+            allowed=f"at most {scorer.max_length}, the context of the reward model's base",
             fix="lower data.max_prompt_tokens or rollouts.max_new_tokens",
         )
     return trainer
@@ -222,7 +223,7 @@ class Evaluation:
         answers = answer_prompts(
             self.trainer.model,
             self.trainer.engine,
-            self.trainer.scorer,
+            self.trainer.rewards,
             self.trainer.chat,
             self.prompts,
             samples=self.config.evaluation.samples,

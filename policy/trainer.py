@@ -29,20 +29,22 @@ from trl import RLOOConfig, RLOOTrainer
 from policy.algorithms.protocol import Algorithm, Measured
 from policy.algorithms.reinforce import Reinforce
 from policy.algorithms.rloo import RLOO
+from policy.experience import Experience, gather
 from policy.kl_control import KLControl
 from policy.probe import EngineProbe
+from policy.rewards.protocol import Rewards
 from policy.rollouts.protocol import RolloutEngine, seed_of
 from policy.rows import pack_groups, token_logps
 from policy.statistics import UpdateStatistics
 from policy.update import Update
-from reward.scorer import Scorer
-from rlhf.config.policy import AlgorithmConfig, ImportanceConfig, RolloutConfig
+from rlhf.config.algorithm import AlgorithmConfig
+from rlhf.config.rollouts import ImportanceConfig, RolloutConfig
 from rlhf.core.chat import Chat
 from rlhf.core.checkpoints import SafeCheckpoints, trainable_state
 from rlhf.core.errors import DivergenceError
 from rlhf.core.models import enable_packed_logprobs, float32_trainable, role
 from rlhf.core.packing import PackedBatch
-from rlhf.core.records import Message, Prompt
+from rlhf.core.records import Prompt
 from rlhf.core.training import trainer_settings
 from rlhf.data.checks import gold_score
 
@@ -71,7 +73,7 @@ class PolicyTrainer(SafeCheckpoints, RLOOTrainer):
         record: receives figures and answers.
     """
 
-    scorer: Scorer  # hung on the base by the recipe, once TRL has made the policy's adapter
+    rewards: Rewards  # given by the recipe, once TRL has made the policy's adapter
 
     def __init__(
         self,
@@ -110,42 +112,26 @@ class PolicyTrainer(SafeCheckpoints, RLOOTrainer):
         enable_packed_logprobs(self.model.get_base_model(), rollouts.temperature)
         float32_trainable(self.model)
 
-    def _prepare_inputs(self, generation_batch: list[dict[str, str]]) -> dict[str, Any]:
+    def _prepare_inputs(self, generation_batch: list[dict[str, str]]) -> Experience:
         """Sample and score the answers of one update."""
-        places = [int(row["prompt"]) for row in generation_batch[:: self.num_generations]]
-        prompts = [self.prompts[place] for place in places]
-        ids = [self.chat.prompt_ids(prompt.messages) for prompt in prompts]
-        started = time.perf_counter()
-        self.engine.sync(self.model)
-        synced = time.perf_counter()
-        seed = seed_of(self.args.seed, self.state.global_step, self.accelerator.process_index)
-        groups = self.engine.generate(ids, samples=self.num_generations, seed=seed)
-        sampled = time.perf_counter()
-        flat = [(prompt, rollout) for prompt, group in zip(prompts, groups, strict=True) for rollout in group]
-        conversations = [(*prompt.messages, Message("assistant", rollout.text)) for prompt, rollout in flat]
-        rewards = [score.reward for score in self.scorer.score(conversations)]
-        scored = time.perf_counter()
-        tokens = sum(len(rollout.completion_ids) for _, rollout in flat)
-        return {
-            "prompts": [prompt for prompt, _ in flat],
-            "groups": groups,
-            "rewards": rewards,
-            "times": {
-                "time/sync": synced - started,
-                "time/rollout": sampled - synced,
-                "time/score": scored - sampled,
-                "engine/tokens_per_second": tokens / (sampled - synced),
-            },
-        }
+        return gather(
+            self.model,
+            self.engine,
+            self.rewards,
+            self.chat,
+            [self.prompts[int(row["prompt"])] for row in generation_batch[:: self.num_generations]],
+            samples=self.num_generations,
+            seed=seed_of(self.args.seed, self.state.global_step, self.accelerator.process_index),
+        )
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: object = None) -> Tensor:
         """One update: sample, score, then forward and backward over each packed row, as often as the algorithm says."""
         model.train()
-        inputs = self._prepare_inputs(inputs)
+        experience = self._prepare_inputs(inputs)
         started = time.perf_counter()
-        rows = pack_groups(inputs["groups"], self.tokens_per_batch, self.chat.pad_id)
-        rewards_N = torch.tensor(inputs["rewards"], device=self.args.device)
-        update = self._update(inputs)
+        rows = pack_groups(experience.groups, self.tokens_per_batch, self.chat.pad_id)
+        rewards_N = torch.tensor(experience.rewards, device=self.args.device)
+        update = self._update(experience)
         measured: list[tuple[Measured, Tensor]] = []
         for epoch in range(self.algorithm.epochs):
             if epoch:
@@ -162,13 +148,13 @@ class PolicyTrainer(SafeCheckpoints, RLOOTrainer):
                         measured.append(update.measure(row, rewards_N[row.answers], *sampled))
                     loss = update.loss(logps_M, row.rollouts, *measured[number])
                     self.accelerator.backward(loss * self.accelerator.num_processes)
-        times = {**inputs["times"], "time/update": time.perf_counter() - started}
-        self._finish(inputs["prompts"], update, times)
+        times = {**experience.times, "time/update": time.perf_counter() - started}
+        self._finish(experience.prompts, update, times)
         return torch.tensor(self.figures["loss/policy"], device=self.args.device)
 
-    def _update(self, inputs: Mapping[str, Any]) -> Update:
+    def _update(self, experience: Experience) -> Update:
         """What the update is divided by, over all processes, and where its figures go."""
-        rollouts = [rollout for group in inputs["groups"] for rollout in group]
+        rollouts = experience.rollouts
         own = torch.tensor(
             [self.algorithm.denominator(rollouts), sum(self.algorithm.counted(rollouts))],
             device=self.args.device,
@@ -184,7 +170,7 @@ class PolicyTrainer(SafeCheckpoints, RLOOTrainer):
             self.num_generations,
             max(denominator, 1.0),  # where nothing counts there is nothing to divide
             max(counted, 1.0),
-            UpdateStatistics(inputs["rewards"], rollouts, self.algorithm.epochs),
+            UpdateStatistics(experience.rewards, rollouts, self.algorithm.epochs),
             EngineProbe(told.level, told.cap),
         )
 
@@ -280,7 +266,7 @@ def check_update(number: int, figures: Mapping[str, float]) -> None:
 
 
 def _scored_by_scorer(*_: object, **__: object) -> list[float]:
-    """TRL asks for a reward function; rewards come from the scorer instead, in `_prepare_inputs`."""
+    """TRL asks for a reward function; rewards come from `Rewards` instead, in `_prepare_inputs`."""
     raise NotImplementedError
 
 

@@ -17,7 +17,8 @@ from policy.kl import kl_loss, kl_of_answers
 from policy.probe import EngineProbe
 from policy.rows import Row
 from policy.statistics import UpdateStatistics
-from rlhf.config.policy import ImportanceConfig, KLConfig
+from rlhf.config.algorithm import KLConfig
+from rlhf.config.rollouts import ImportanceConfig
 from rlhf.core.records import Rollout
 
 

@@ -170,10 +170,8 @@ def policy_trainer(
         trainer = build_trainer(config, tiny_chat, [Prompt(messages) for messages in prompts], run)
         given: Any = SimpleNamespace(sync=lambda model: None, generate=lambda ids, samples, seed: groups)
         trainer.engine = given
-        scorer: Any = SimpleNamespace(
-            score=lambda conversations: [SimpleNamespace(reward=reward) for reward in rewards]
-        )
-        trainer.scorer = scorer
+        known: Any = SimpleNamespace(of=lambda prompts, rollouts: list(rewards))
+        trainer.rewards = known
         randomise(trainer.model, seed=2, scale=0.1)
         trainer.state.global_step = 1  # a fresh adapter is expected at 0
         return trainer

@@ -32,7 +32,7 @@ from policy.advantages import aligner_advantage
 from policy.algorithms.leave_one_out import LeaveOneOut
 from policy.algorithms.protocol import Measured, Objective
 from policy.losses import Reduction, reinforce
-from rlhf.config.policy import AlgorithmConfig
+from rlhf.config.algorithm import AlgorithmConfig
 from rlhf.core.records import Rollout
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from policy.algorithms.leave_one_out import LeaveOneOut
 from policy.algorithms.protocol import Measured, Objective
 from policy.losses import clipped_sequence_ratio
-from rlhf.config.policy import AlgorithmConfig
+from rlhf.config.algorithm import AlgorithmConfig
 from rlhf.core.records import Rollout
 from rlhf.core.tensors import segment_mean
 

@@ -301,7 +301,7 @@ def _reward_passes(model: PeftModel, _: nn.Module, batch: PackedBatch, row: Row,
 
 
 def _policy_passes(model: PeftModel, head: nn.Module, batch: PackedBatch, row: Row, ledger: Ledger) -> None:
-    """As `ReinforceTrainer.training_step`: the reward, the reference, then the policy forwards and backwards."""
+    """As `PolicyTrainer.training_step`: the reward, the reference, then the policy forwards and backwards."""
     base = model.get_base_model()
     with ledger.during("scoring"), torch.no_grad(), role(model, REWARD):
         with autocast(base):

@@ -6,7 +6,6 @@ import copy
 import random
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -270,7 +269,7 @@ def test_rloo_is_trls_over_several_updates(
             clipped.append(theirs._metrics["train"]["clip_ratio/region_mean"][-1])
             norm = step(theirs.model, optimizers[1])
         ours.engine.generate = lambda *_, given=groups, **__: given
-        ours.scorer.score = lambda _, given=reward: [SimpleNamespace(reward=value) for value in given]
+        ours.rewards.of = lambda *_, given=reward: given
         ours.training_step(ours.model, [ours.train_dataset[place] for place in range(P * G)])
         figures = ours.figures
         assert step(ours.model, optimizers[0]) == pytest.approx(norm, rel=1e-3)

@@ -16,28 +16,21 @@ from policy.rollouts.transformers_engine import TransformersEngine
 from rlhf.config.load import load_config
 from rlhf.config.policy import PolicyConfig
 from rlhf.core.chat import Chat
-from rlhf.core.records import Conversation, Message, Prompt
+from rlhf.core.records import Message, Prompt, Rollout
 
 PROMPTS = [Prompt((Message("user", f"Say {word}."),)) for word in ("this", "that", "more", "less")]
 UPDATES, LAST = 10, 3
 
 
 class ShareOfGoodIds:
-    """Scores an answer by its ids, which it takes from the engine: a text may be tokenised in more than one way."""
+    """Rewards an answer by its ids: a text may be tokenised in more than one way."""
 
-    def __init__(self, engine: TransformersEngine, good: Tensor) -> None:
+    def __init__(self, good: Tensor) -> None:
         self.good = good
-        self.generate = engine.generate
-        engine.generate = self.remember  # type: ignore[method-assign]
 
-    def remember(self, *args: Any, **kwargs: Any) -> Any:
-        self.groups = self.generate(*args, **kwargs)
-        return self.groups
-
-    def score(self, conversations: Sequence[Conversation]) -> list[Any]:
-        ids = [rollout.completion_ids for group in self.groups for rollout in group]
-        assert len(ids) == len(conversations)
-        return [SimpleNamespace(reward=float(self.good[list(one)].float().mean())) for one in ids]
+    def of(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[float]:
+        assert len(prompts) == len(rollouts)
+        return [float(self.good[list(rollout.completion_ids)].float().mean()) for rollout in rollouts]
 
 
 @pytest.mark.parametrize(
@@ -78,9 +71,8 @@ algorithm: {algorithm}
     good = trainer.model.get_input_embeddings().weight[:, 0] > 0
     # Every fifth id ends an answer, so that `compat` has finished answers to learn from.
     stops = tuple(range(0, len(good), 5)) if "compat" in algorithm else tiny_chat.stop_ids
-    engine = TransformersEngine(Sampling(4, 1.0, stops), tiny_chat)
-    trainer.engine = engine
-    trainer.scorer = ShareOfGoodIds(engine, good)  # type: ignore[assignment]
+    trainer.engine = TransformersEngine(Sampling(4, 1.0, stops), tiny_chat)
+    trainer.rewards = ShareOfGoodIds(good)
     trainer.train()
     assert len(rewards) == UPDATES
     assert rewards[0] == pytest.approx(0.5, abs=0.2)

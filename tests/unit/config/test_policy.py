@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
+from rlhf.config.algorithm import AlgorithmConfig
 from rlhf.config.load import load_config
-from rlhf.config.policy import AlgorithmConfig, PolicyConfig
+from rlhf.config.policy import PolicyConfig
 from rlhf.core.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parents[3] / "configs" / "policy").glob("*.yaml"))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from policy.algorithms.protocol import Measured
 from policy.trainer import ALGORITHMS
-from rlhf.config.policy import AlgorithmConfig
+from rlhf.config.algorithm import AlgorithmConfig
 from rlhf.core.records import Rollout
 
 G = 3

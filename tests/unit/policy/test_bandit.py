@@ -11,7 +11,7 @@ from torch import Tensor
 from policy.algorithms.protocol import Measured
 from policy.kl import kl_loss, kl_of_answers
 from policy.trainer import ALGORITHMS
-from rlhf.config.policy import AlgorithmConfig
+from rlhf.config.algorithm import AlgorithmConfig
 from rlhf.core.records import Rollout
 
 REWARD = torch.tensor([0.0, 1.0, 2.0, 0.5])

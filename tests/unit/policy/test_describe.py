@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from policy.describe import describe_algorithm
-from rlhf.config.policy import AlgorithmConfig
+from rlhf.config.algorithm import AlgorithmConfig
 
 
 def lines(**told: Any) -> list[str]:

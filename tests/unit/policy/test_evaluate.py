@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from policy.evaluate import Answer, answer_prompts, compare
+from policy.rewards.shared import SharedReward
 from policy.rollouts.protocol import Sampling
 from policy.rollouts.transformers_engine import TransformersEngine
 from reward.scorer import Scorer
@@ -114,13 +115,13 @@ def model(tiny_base: Path) -> Any:
 def test_answers_are_measured_as_they_are(model: Any, tiny_chat: Chat, tiny_reward: Path) -> None:
     """Reward, gold score, KL and length of each answer, against what each means; without dropout."""
     engine = TransformersEngine(Sampling(8, 1.0, tiny_chat.stop_ids), tiny_chat)
-    scorer = Scorer.share(tiny_reward, model, tiny_chat)
+    rewards = SharedReward(Scorer.share(tiny_reward, model, tiny_chat))
     check = next(row["check"] for row in demo_rows("prompts", "train"))
     asked = [
         Prompt((Message("user", "Hi."),)),
         Prompt((Message("user", "Name a colour, please."),), check=check),
     ]
-    groups = answer_prompts(model, engine, scorer, tiny_chat, asked, samples=2, seed=3, tokens_per_batch=64)
+    groups = answer_prompts(model, engine, rewards, tiny_chat, asked, samples=2, seed=3, tokens_per_batch=64)
     assert model.training
     model.eval()
     rollouts = engine.generate([tiny_chat.prompt_ids(p.messages) for p in asked], samples=2, seed=3)

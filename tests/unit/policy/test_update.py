@@ -12,7 +12,8 @@ from policy.probe import EngineProbe
 from policy.rows import Row, pack_groups
 from policy.statistics import UpdateStatistics
 from policy.update import Update
-from rlhf.config.policy import AlgorithmConfig, ImportanceConfig, KLConfig
+from rlhf.config.algorithm import AlgorithmConfig, KLConfig
+from rlhf.config.rollouts import ImportanceConfig
 from rlhf.core.records import Rollout
 
 ROLLOUTS = [Rollout((1,), (5, 6), (-1.0, -1.5), True, ""), Rollout((1,), (7,), (-2.0,), True, "")]

@@ -335,18 +335,3 @@ def test_folders_that_are_not_this_search(rlhf_command: Rlhf, write_search: Writ
     assert (
         result.exit_code == 2 and "trials/0 is no trial of the study 'search', which has 0" in result.stderr
     )
-
-
-def test_the_report_command_knows_a_search(rlhf_command: Rlhf, write_search: Write, tmp_path: Path) -> None:
-    parameters = {
-        "benchmark": {"choices": ["<b>one</b>", "$two"]},
-        RATE: {"low": 1e-5, "high": 1e-2, "log": True},
-    }
-    rlhf_command("search", write_search(parameters=parameters, trials=3))
-    page = tmp_path / "page.html"
-    result = rlhf_command("report", tmp_path / "out", "--output", page)
-    assert result.exit_code == 0, result.output
-    assert "<b>one</b>" not in page.read_text() and "&lt;b&gt;one&lt;/b&gt;" in page.read_text()
-    (tmp_path / "out" / "search.json").write_text("{")
-    result = rlhf_command("report", tmp_path / "out")
-    assert result.exit_code == 2 and "search.json cannot be read" in result.stderr
