@@ -12,7 +12,7 @@ import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -24,7 +24,7 @@ from rlhf.core import adapters
 from rlhf.core.chat import Chat
 from rlhf.core.errors import DataError, ModelError, did_you_mean
 from rlhf.core.models import PeftModel, load_causal, role
-from rlhf.core.records import Conversation, Message
+from rlhf.core.records import Conversation, Message, Rollout
 
 
 class SharedBase:
@@ -60,6 +60,11 @@ class SharedBase:
         if torch.cuda.is_available() and quantization == "none":
             model = model.to("cuda")
         return cls(model, chat)
+
+    @property
+    def context(self) -> int:
+        """Tokens that the base can take, prompt and answer together."""
+        return int(self._model.config.get_text_config().max_position_embeddings)
 
     @property
     def policies(self) -> tuple[str, ...]:
@@ -132,26 +137,53 @@ class SharedBase:
             ModelError: no policy of that name is there.
             DataError: a prompt and an answer to it may be longer than the base's context.
         """
+        rollouts = self.rollouts(
+            prompts,
+            policy=policy,
+            samples=samples,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+        )
+        return [[rollout.text for rollout in group] for group in rollouts]
+
+    def rollouts(
+        self,
+        prompts: Sequence[str | Conversation],
+        *,
+        policy: str | None,
+        samples: int,
+        max_new_tokens: int,
+        temperature: float,
+        seed: int,
+        streamer: Any = None,
+    ) -> list[list[Rollout]]:
+        """What `answer` does, with the tokens of each answer and whether it came to its end.
+
+        Args:
+            streamer: transformers' TextStreamer or its like, which hears each token of a single answer.
+
+        Raises:
+            ModelError: no policy of that name is there.
+            DataError: a prompt and an answer to it may be longer than the base's context.
+        """
         if policy is not None:
             self._check_policy(policy)
         prompt_ids = [self.chat.prompt_ids(_conversation(prompt)) for prompt in prompts]
         if not prompt_ids:
             return []
-        longest, context = (
-            max(map(len, prompt_ids)),
-            self._model.config.get_text_config().max_position_embeddings,
-        )
-        if longest + max_new_tokens > context:
+        longest = max(map(len, prompt_ids))
+        if longest + max_new_tokens > self.context:
             raise DataError(
                 f"The longest prompt has {longest} tokens; with an answer it may reach {longest + max_new_tokens}.",
-                allowed=f"{context} tokens, the context of the base",
+                allowed=f"{self.context} tokens, the context of the base",
                 fix="shorten the prompt, or lower max_new_tokens",
             )
         engine = TransformersEngine(Sampling(max_new_tokens, temperature, self.chat.stop_ids), self.chat)
+        engine.streamer = streamer
         engine.sync(self._model)
         with self._wearing(policy):
-            groups = engine.generate(prompt_ids, samples=samples, seed=seed)
-        return [[rollout.text for rollout in group] for group in groups]
+            return engine.generate(prompt_ids, samples=samples, seed=seed)
 
     def score(self, conversations: Sequence[Conversation]) -> list[Score]:
         """Score conversations that end with the assistant's message.

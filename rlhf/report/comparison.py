@@ -17,6 +17,7 @@ def write_comparison(
     lead: Sequence[str],
     picture: Path,
     tables: Mapping[str, Sequence[Sequence[str]]],
+    notes: Sequence[str] = (),
 ) -> Path:
     """Write `folder/report.html`, self-contained and without scripts; returns its path.
 
@@ -25,6 +26,7 @@ def write_comparison(
         lead: what came of it; the first line is the shortest.
         picture: an SVG file.
         tables: rows of cells by their heading, the head first.
+        notes: what the figures are, in sentences below the picture.
     """
     page = (
         environment()
@@ -34,6 +36,7 @@ def write_comparison(
             name="/".join(folder.resolve().parts[-2:]),
             lead=lead,
             picture=base64.b64encode(picture.read_bytes()).decode(),
+            notes=notes,
             tables=[(heading, head, rows) for heading, (head, *rows) in tables.items()],
             style=asset("page.css"),
         )

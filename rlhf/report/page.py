@@ -48,7 +48,7 @@ def render(run: RunFiles) -> str:
         missing=missing(run),
         more=_other_charts(run, content.pop("shown")),
         config=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True) if run.config else "",
-        environment=_flat(run.environment),
+        environment=flat(run.environment),
         thinned=len(run.metrics) > POINT_LIMIT,
         guard=guard,
         script=script,
@@ -186,8 +186,8 @@ def _reward_evaluation(run: RunFiles) -> tuple[str, dict[str, Any]]:
 
     The config's path is read from the working directory, as the run read it, then from the folders above.
     """
-    named = run.config.get("reward")
-    if not isinstance(named, str):
+    named = _reward_folder(run.config.get("reward"))
+    if named is None:
         return "", {}
     for root in (Path(), *run.path.resolve().parents):
         file = (root / named).parent / "eval.json"
@@ -202,6 +202,14 @@ def _reward_evaluation(run: RunFiles) -> tuple[str, dict[str, Any]]:
     return named, {}
 
 
+def _reward_folder(named: Any) -> str | None:
+    """The first reward model on the policy's base, of one folder or of a list of rewards."""
+    if isinstance(named, str):
+        return named
+    folders = [one.get("adapter") for one in named or [] if isinstance(one, dict)]
+    return next((folder for folder in folders if isinstance(folder, str)), None)
+
+
 def _other_charts(run: RunFiles, shown: set[str]) -> list[Chart]:
     """Every other metric, as a small curve under its own name."""
     names = sorted({name for row in run.metrics for name in row} - shown - {"step"})
@@ -212,11 +220,12 @@ def _other_charts(run: RunFiles, shown: set[str]) -> list[Chart]:
     return [chart for chart in charts if chart]
 
 
-def _flat(found: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def flat(found: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Every value of nested mappings under its dotted key, as text."""
     rows = []
     for key, value in found.items():
         if isinstance(value, dict):
-            rows.extend(_flat(value, f"{prefix}{key}."))
+            rows.extend(flat(value, f"{prefix}{key}."))
         else:
             rows.append(
                 (f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list) else str(value))

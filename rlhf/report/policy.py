@@ -16,6 +16,7 @@ from rlhf.report.verdict import Change, change
 SAMPLES_SHOWN = 6
 QUANTITIES = {
     "reward": ("Reward", "points"),
+    "held_out": ("Held-out reward", "points"),
     "gold": ("Gold score", "0 to 1"),
     "kl": ("KL", "nats per answer"),
     "length": ("Length", "tokens"),
@@ -116,6 +117,7 @@ def side(row: Mapping[str, Any]) -> Side:
     facts = []
     for key, name, decimals in (
         ("reward", "reward", 2),
+        ("held_out", "held-out reward", 2),
         ("gold", "gold", 2),
         ("kl", "KL", 2),
         ("length", "tokens", 0),
@@ -164,8 +166,17 @@ def policy_charts(run: RunFiles) -> tuple[list[Chart], set[str]]:
     apart = {"engine/logprob_difference": "mean", "engine/logprob_difference_max": "largest"}
     time = {"time/rollout": "rollout", "time/score": "score", "time/update": "update", "time/sync": "sync"}
     per_token = {"kl/mean": "k1", "kl/k3_mean": "k3"}
+    clipped = {"ratio/clipped_share": "ratios", "value/clipped_share": "values"}
+    lost = any(value for _, value in run.values("reward/missing"))
+    shown.add("reward/missing")  # all zeros are no curve
     charts = [
         draw("Reward", "mean of a step's answers, points", {"reward/mean": "reward"}),
+        draw(
+            "Held-out reward", "points, by a reward it does not learn from", {"reward/held_out": "held-out"}
+        ),
+        draw("Answers without a reward", "of a step, left out", {"reward/missing": "missing"})
+        if lost
+        else None,
         draw("Gold score", "mean, answers checked by code", {"gold/mean": "gold"}),
         draw("KL per token", "nats, two estimates", per_token, levels=zero),
         draw("KL per answer", "nats, summed over its tokens", {"kl/sum": "k1"}, levels=zero),
@@ -177,6 +188,14 @@ def policy_charts(run: RunFiles) -> tuple[list[Chart], set[str]]:
             share=True,
         ),
         draw("Entropy", "nats per token", {"policy/entropy": "entropy"}, zero=True),
+        draw("Value", "points, what comes after a token", {"return/mean": "came", "value/mean": "expected"}),
+        draw(
+            "What the critic foresees",
+            "share of the variance of what comes",
+            {"value/explained_variance": "explained"},
+            levels=zero,
+        ),
+        draw("Clipped", "share of ratios, of values", clipped, share=True),
         draw("Engine against trainer", "nats, difference of log-probabilities", apart, log=True, levels=stop),
         stacked_chart("Time", "seconds a step", _time(run, gather(time)), span=run.span),
         draw("Gradient norm", "before clipping", {"optimizer/grad_norm": "norm"}, zero=True),

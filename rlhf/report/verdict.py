@@ -88,15 +88,19 @@ def change(evaluation: Mapping[str, Any], name: str) -> Change | None:
 def policy_verdict(evaluation: Mapping[str, Any]) -> Verdict:
     """The verdict on a policy: by the gold score where there is one, else by the reward alone."""
     reward, gold = change(evaluation, "reward"), change(evaluation, "gold")
+    held_out = change(evaluation, "held_out")
     if reward is None and gold is None:
         return Verdict("open", "No verdict yet", "The policy has not been evaluated on held-out prompts yet.")
     at = _at_a_kl(evaluation.get("after") or {})
     if gold is None:
         assert reward is not None
-        verdict = _by_reward(reward, at)
+        verdict = _by_reward(reward, at) if held_out is None else _by_held_out(reward, held_out, at)
     else:
         verdict = _by_gold(gold, reward, at)
-    return Verdict(verdict.tone, verdict.label, verdict.sentence, [*verdict.more, *_length(evaluation)])
+    more = [] if gold is None or held_out is None else _beside_gold(held_out, reward)
+    return Verdict(
+        verdict.tone, verdict.label, verdict.sentence, [*verdict.more, *more, *_length(evaluation)]
+    )
 
 
 def _at_a_kl(after: Mapping[str, Any]) -> str:
@@ -132,7 +136,7 @@ def _by_gold(gold: Change, reward: Change | None, at: str) -> Verdict:
         return Verdict("open", "No verdict", sentence, more)
     if reward and reward.rose:
         more.append(
-            "Only the reward model sees a gain, the checks do not: look for answers that please without being right."
+            "The reward model sees a gain, the checks do not: look for answers that please without being right."
         )
     return Verdict("flat", "No measurable change", sentence, more)
 
@@ -150,6 +154,40 @@ def _by_reward(reward: Change, at: str) -> Verdict:
     if not reward.interval:
         return Verdict("open", "No verdict", sentence, [caution])
     return Verdict("flat", "No measurable change", sentence, [caution])
+
+
+def _by_held_out(reward: Change, held_out: Change, at: str) -> Verdict:
+    """Without a gold score, a reward that it did not learn from is the next best witness."""
+    sentence, more = f"{reward.sentence('Reward')}{at}.", [f"{held_out.sentence('The held-out reward')}."]
+    if reward.rose and held_out.fell:
+        sentence = f"{reward.sentence('Reward')} while {held_out.sentence('the held-out reward')}{at}."
+        hacked = (
+            "The policy learnt what pleases its own reward alone. Read the worst answers below; then raise the KL "
+            "coefficient, stop earlier, or mend the reward model."
+        )
+        return Verdict("bad", "Warning: reward hacking", sentence, [hacked])
+    if reward.rose and held_out.rose:
+        more.append(
+            "A reward that the policy did not learn from sees the gain too. Both may have the same blind spots."
+        )
+        return Verdict("good", "The reward rose", sentence, more)
+    if reward.rose:
+        more.append(
+            "Only the reward it learnt from sees a gain: look for answers that please without being better."
+        )
+        return Verdict("open", "The reward rose", sentence, more)
+    plain = _by_reward(reward, at)
+    return Verdict(plain.tone, plain.label, sentence, more)
+
+
+def _beside_gold(held_out: Change, reward: Change | None) -> list[str]:
+    """What the held-out reward adds to a verdict by the gold score."""
+    said = [f"{held_out.sentence('The held-out reward')}."]
+    if held_out.fell and reward and reward.rose:
+        said.append(
+            "The reward rose while the held-out reward fell: the policy learns what pleases its own reward model alone."
+        )
+    return said
 
 
 def _length(evaluation: Mapping[str, Any]) -> list[str]:

@@ -63,6 +63,22 @@ def test_every_curve_of_a_policy_is_there(policy_run: Path) -> None:
     assert '<span class="name">kl/abs_mean</span>' in page, "every other metric has its curve too"
 
 
+def test_a_critic_has_its_curves(policy_run: Path) -> None:
+    file = policy_run / "metrics.jsonl"
+    critic = {
+        "return/mean": 1.5,
+        "value/mean": 1.0,
+        "value/explained_variance": -0.25,
+        "ratio/clipped_share": 0.1,
+    }
+    rows = [json.loads(line) | critic for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    charts, shown = policy_charts(read_run(policy_run))
+    titles = [chart.title for chart in charts]
+    assert titles[titles.index("Entropy") + 1 :][:3] == ["Value", "What the critic foresees", "Clipped"]
+    assert critic.keys() <= shown
+
+
 def test_sampled_answers_span_the_range_of_rewards(policy_run: Path) -> None:
     run = read_run(policy_run)
     rewards = sorted(row["reward"] for row in run.samples[60])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from reward.scorer import Score, Scorer
+from reward.scorer import Score, Scorer, score_each
 from rlhf.core.chat import Chat
 from rlhf.core.errors import DataError, DivergenceError, ModelError
 from rlhf.core.models import load_causal
@@ -101,6 +102,46 @@ def test_scores_on_a_shared_base_are_those_on_an_own_one(
     shared = Scorer.share(tiny_reward, base, tiny_chat)
     assert shared.model.get_base_model() is base  # not a copy
     assert torch.allclose(values(shared.score(ALL)), alone, atol=1e-4)
+
+
+def test_two_reward_models_on_one_base_keep_apart(
+    tiny_base: Path, tiny_chat: Chat, tiny_reward: Path, alone: torch.Tensor, tmp_path: Path
+) -> None:
+    """The second is the first with a head of the other sign."""
+    turned = tmp_path / "turned"
+    shutil.copytree(tiny_reward, turned)
+    weights = load_file(turned / "adapter_model.safetensors")
+    (head,) = [name for name in weights if name.endswith("score.weight")]
+    weights[head] = -weights[head]
+    save_file(weights, turned / "adapter_model.safetensors")
+    base = load_causal(str(tiny_base), revision=None, dtype="float32", quantization="none")
+    first = Scorer.share(tiny_reward, base, tiny_chat)
+    second = Scorer.share(turned, first.model, tiny_chat, name="held_out")
+    assert second.model.get_base_model() is base
+    assert set(second.model.peft_config) == {"reward", "held_out"}
+    for _ in range(2):
+        assert torch.allclose(values(first.score(ALL)), alone, atol=1e-4)
+        assert torch.allclose(values(second.score(ALL)), -alone, atol=1e-4)
+
+
+def test_what_cannot_be_scored_spoils_no_other() -> None:
+    """Five conversations, of which the second and the last are at fault: halves, down to the two."""
+    calls: list[int] = []
+
+    def score(some: Sequence[int]) -> list[str]:
+        calls.append(len(some))
+        for one in some:
+            if one < 0:
+                raise DataError(f"{one} is too long")
+        return [str(one) for one in some]
+
+    told: Any = [1, -2, 3, 4, -5]
+    found = score_each(score, told)  # type: ignore[arg-type]
+    assert [one for one in found if isinstance(one, str)] == ["1", "3", "4"]
+    assert [str(found[1]), str(found[4])] == ["-2 is too long", "-5 is too long"]
+    calls.clear()
+    assert score_each(score, [1, 2, 3]) == ["1", "2", "3"] and calls == [3]  # type: ignore[arg-type,list-item]
+    assert score_each(score, []) == [] and calls == [3]  # type: ignore[arg-type]
 
 
 def test_plain_transformers_and_peft_give_the_same_scores(

@@ -1,0 +1,100 @@
+"""Answers that are not all there yet, kept so that a killed run can go on."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
+
+from rlhf.core.errors import OutputError
+from rlhf.data.judge_formats import Reply
+
+Replies = list[Reply] | str
+"""What a question was answered, once a sample; or why it was not."""
+
+
+class Draft:
+    """Answers so far, one line a batch, in a hidden file beside the output; a torn last line is made again.
+
+    Args:
+        output: the file that is to be written.
+        settings: what decides the answers; a draft of others is not gone on with.
+
+    Raises:
+        OutputError: a draft of other settings is there, or another process is writing it.
+    """
+
+    def __init__(self, output: Path, settings: Mapping[str, Any]) -> None:
+        self.path = output.with_name(f".{output.name}.draft")
+        self.batches: list[dict[int, Replies]] = []
+        self._file = self.path.open("a+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._read(json.loads(json.dumps(settings)))
+        except BlockingIOError:
+            self._file.close()
+            raise OutputError(f"Another process is writing {output}.", fix="wait for its end") from None
+        except BaseException:
+            self._file.close()
+            raise
+
+    def append(self, replies: Mapping[int, Replies]) -> None:
+        """Keep a batch, by the questions' positions."""
+        plain = {
+            position: found if isinstance(found, str) else [asdict(reply) for reply in found]
+            for position, found in replies.items()
+        }
+        self._write({"replies": plain})
+
+    def remove(self) -> None:
+        """Take the draft away: its answers are in the output."""
+        self.path.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def _read(self, settings: dict[str, Any]) -> None:
+        self._file.seek(0)
+        rows, whole = [], 0
+        for line in self._file:
+            if not line.endswith(b"\n"):
+                break
+            rows.append(json.loads(line))
+            whole += len(line)
+        self._file.truncate(whole)
+        if not rows:
+            self._write(settings)
+            return
+        before, *batches = rows
+        changed = [
+            f"  {name}: was {before.get(name)}, is {settings.get(name)}"
+            for name in settings | before
+            if before.get(name) != settings.get(name)
+        ]
+        if changed:
+            raise OutputError(
+                "\n".join([f"{self.path} holds answers of an unfinished run with other settings:", *changed]),
+                allowed="the same settings, to go on with it",
+                fix=f"type the earlier settings, or rm {self.path}",
+            )
+        self.batches = [
+            {int(position): _replies(found) for position, found in row["replies"].items()} for row in batches
+        ]
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(row).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def _replies(kept: str | Sequence[Mapping[str, Any]]) -> Replies:
+    if isinstance(kept, str):
+        return kept
+    return [Reply(tuple(one["turns"]), tuple(one["finished"]), tuple(one["tokens"])) for one in kept]

@@ -1,0 +1,120 @@
+"""`rlhf chat`: talk with a policy in the terminal, or through a pipe."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from rlhf.commands.generate import Policy, Seed
+from rlhf.core.errors import DataError
+from rlhf.core.records import Conversation, Message, Rollout
+
+if TYPE_CHECKING:
+    from reward.scorer import Score
+
+COMMANDS = "/reset starts anew, /quit (or the end of the input) ends"
+
+
+def command(
+    policy: Policy,
+    base: Annotated[
+        bool, typer.Option("--base", help="The base answers too, below the policy, in the same conversation.")
+    ] = False,
+    reward: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="`final` of a `train-reward` run on the same base: scores each answer."
+        ),
+    ] = None,
+    temperature: Annotated[
+        float,
+        typer.Option(min=0.0, help="1 samples from the model's own distribution, 0 takes the likeliest."),
+    ] = 0.7,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+    seed: Seed = 0,
+) -> None:
+    """Talk with a policy; what was said before is part of the conversation.
+
+    Type a line and read the answer as it comes. /reset starts a new conversation, /quit ends. With a pipe as input,
+    every line is one turn: printf 'Hello\\nAnd now shorter\\n' | rlhf chat POLICY.
+
+    \b
+    Example:
+      rlhf chat runs/demo/policy/final --base --reward runs/demo/reward/final
+    """
+    from transformers import TextStreamer  # torch loads only when the command runs
+
+    from policy.shared_base import SharedBase
+    from policy.speaker import Speaker
+
+    speaker = Speaker.read(policy)
+    shared = SharedBase.load(**speaker.model)
+    if speaker.folder is not None:
+        shared.add_policy(speaker.folder)
+    if reward is not None:
+        shared.add_reward(reward)
+    who: dict[str, str | None] = {speaker.name: None if speaker.folder is None else "policy"}
+    if base and speaker.folder is not None:
+        who["base"] = None
+    streamer: Any = TextStreamer(shared.chat.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    answer = partial(
+        shared.rollouts, samples=1, max_new_tokens=max_new_tokens, temperature=temperature, streamer=streamer
+    )
+    console = Console(highlight=False)
+    talk(answer, who, console, _lines(console), shared.score if reward else None, seed)
+
+
+def talk(
+    answer: Callable[..., list[list[Rollout]]],
+    who: Mapping[str, str | None],
+    console: Console,
+    lines: Iterator[str],
+    score: Callable[[Sequence[Conversation]], Sequence[Score]] | None,
+    seed: int,
+) -> None:
+    """Turns until the input ends; the conversation goes on with the answers of the first of `who`."""
+    conversation: Conversation = ()
+    for turn, line in enumerate(lines, start=1):
+        if line.startswith("/"):
+            known = line == "/reset"
+            conversation = () if known else conversation
+            console.print(
+                "A new conversation." if known else f"{line} is not known: {COMMANDS}.",
+                style="dim",
+                markup=False,
+            )
+            continue
+        asked, said = (*conversation, Message("user", line)), []
+        for name, role in who.items():
+            console.print(f"{name}:", style="bold", markup=False)
+            try:
+                ((rollout,),) = answer([asked], policy=role, seed=seed + turn)
+            except DataError as error:  # the context is full
+                console.print(f"{error}\n/reset starts a new conversation.", style="red", markup=False)
+                break
+            said.append(Message("assistant", rollout.text))
+            told = [f"reward {score([(*asked, said[-1])])[0].reward:.2f}"] if score else []
+            told += [] if rollout.finished else [f"cut off at {len(rollout.completion_ids)} tokens"]
+            console.print("  ".join(told), style="dim", end="\n" if told else "")
+        else:
+            conversation = (*asked, said[0])
+
+
+def _lines(console: Console) -> Iterator[str]:
+    """What is typed, with a prompt on a terminal, up to /quit or the end; blank lines are passed over."""
+    if sys.stdin.isatty():
+        console.print(f"Type a line; {COMMANDS}.", style="dim")
+    while True:
+        if sys.stdin.isatty():
+            console.print("you: ", style="bold", end="")
+        line = sys.stdin.readline()
+        if not line or line.strip() == "/quit":
+            return
+        if line.strip():
+            yield line.strip()

@@ -1,0 +1,215 @@
+"""`rlhf compare`: two policies on the same prompts, by a reward model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from rlhf.commands.compared import print_comparison
+from rlhf.commands.generate import Batch, Seed
+from rlhf.commands.options import Form, Label
+from rlhf.commands.output import require_output_folder
+from rlhf.core.errors import ConfigError, DataError
+from rlhf.core.progress import Progress
+from rlhf.core.records import Prompt
+from rlhf.core.runs import atomic_folder, atomic_write_text
+from rlhf.data.answer_files import read_prompts
+from rlhf.data.drops import DropReport
+
+if TYPE_CHECKING:
+    from policy.contest import Bases, Drawing, Side
+    from reward.sides import Pair
+
+SIDE = (
+    "a policy's `final` folder, a base (`embedded`, a folder, a Hugging Face name), or answers written by `rlhf "
+    "generate --format jsonl`"
+)
+
+
+A = Annotated[str, typer.Argument(metavar="A", help=f"One side: {SIDE}.")]
+B = Annotated[str, typer.Argument(metavar="B", help="The other side, likewise.")]
+Reward = Annotated[
+    str, typer.Option(metavar="MODEL", help="The reward model that judges: ours, or another's (see --form).")
+]
+Prompts = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Rows with a column `prompt`, `demo`, or a run's folder for the prompts it held out. Left out, those "
+        "of the answer files.",
+    ),
+]
+HeldOut = Annotated[
+    str | None,
+    typer.Option(metavar="MODEL", help="A second reward model, which nothing was trained on, judges too."),
+]
+BestOf = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N,N,...",
+        help="Also the best of n answers of B by the reward, as a yardstick: 1,2,4,8,16. B then answers as often as "
+        "the largest n.",
+    ),
+]
+SamplesOfEach = Annotated[int, typer.Option(min=1, help="Answers of each side to each prompt.")]
+Heat = Annotated[
+    float, typer.Option(min=0.0, help="1 samples from the model's own distribution, 0 takes the likeliest.")
+]
+Longest = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
+Folder = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="A new folder for report.html, compare.json and compare_rows.jsonl, every answer with its rewards.",
+    ),
+]
+
+
+def command(
+    a: A,
+    b: B,
+    reward: Reward,
+    prompts: Prompts = None,
+    held_out: HeldOut = None,
+    best_of: BestOf = None,
+    samples: SamplesOfEach = 2,
+    temperature: Heat = 1.0,
+    max_new_tokens: Longest = 256,
+    batch: Batch = 16,
+    seed: Seed = 0,
+    output: Folder = None,
+    form: Form = "auto",
+    label: Label = None,
+) -> None:
+    """Say whose answers a reward model prefers, by how much, and what length has to do with it.
+
+    Every answer of A meets every answer of B to the same prompt; a tie counts half. Intervals are 95 %, by bootstrap
+    over prompts. Beside the win rate: the mean reward and length of both, the win rate among answers of like
+    length, and what it would be at equal lengths by logistic regression. Prompts that code can check have a gold
+    score. Answers are sampled by transformers; for many prompts let `rlhf generate --engine vllm` write them first.
+
+    \b
+    Examples:
+      rlhf compare runs/demo/policy/final embedded --prompts runs/demo/policy --reward runs/demo/reward/final
+      rlhf compare mine.jsonl base.jsonl --reward runs/demo/reward/final --best-of 1,2,4,8 --output runs/compared
+    """
+    sizes = _sizes(best_of)
+    if output is not None:
+        require_output_folder(output)
+    from policy.contest import Bases, Drawing, Side, on_one_base  # torch loads only when the command runs
+    from reward.sides import compare_sides
+
+    drops, bases = DropReport(), Bases()
+    sides = on_one_base([Side.read(word, drops) for word in (a, b)])
+    asked = _prompts(prompts, sides, drops)
+    drawing = Drawing(temperature, max_new_tokens, batch, seed)
+    pairs = _pairs(
+        sides, asked, bases, drawing, [samples, max([samples, *sizes])], max(sizes, default=1), drops
+    )
+    judges = _judges(reward, held_out, bases, form, label)
+    with Progress(len(pairs) * len(judges), "prompts scored") as progress:
+        result, rows = compare_sides(pairs, judges, sizes=sizes, drops=drops, on_progress=progress.update)
+    result = {
+        "a": a,
+        "b": b,
+        "names": _names(sides),
+        "reward": reward,
+        "held_out": held_out,
+        "samples": [len(pairs[0].a), len(pairs[0].b)],
+        **result,
+        "drops": drops.as_dict(),
+    }
+    console = Console(highlight=False)
+    print_comparison(result, drops.lines() if drops.reasons else [], console)
+    if output is not None:
+        _write(output, result, rows)
+        console.print(f"Report: {output / 'report.html'}", markup=False, soft_wrap=True)
+
+
+def _sizes(told: str | None) -> list[int]:
+    if told is None:
+        return []
+    parts = [part.strip() for part in told.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ConfigError(
+            f"--best-of {told} is no list of numbers.",
+            allowed="whole numbers from 1",
+            fix="--best-of 1,2,4,8,16",
+        )
+    return sorted({int(part) for part in parts})
+
+
+def _prompts(told: str | None, sides: Sequence[Side], drops: DropReport) -> list[Prompt]:
+    """The prompts that were named; else those of the first answer file."""
+    if told is not None:
+        found, report = read_prompts(told)
+        drops.merge(report)
+        return found
+    for side in sides:
+        if side.prompts:
+            return side.prompts
+    raise DataError(
+        "No prompts: neither side is a file of answers.",
+        fix="--prompts FILE, or --prompts RUN for the prompts that a run held out",
+    )
+
+
+def _pairs(
+    sides: Sequence[Side],
+    prompts: Sequence[Prompt],
+    bases: Bases,
+    drawing: Drawing,
+    samples: Sequence[int],
+    least: int,
+    drops: DropReport,
+) -> list[Pair]:
+    from policy.contest import answers_of, paired
+    from reward.sides import Pair
+
+    told, left = [], list(prompts)
+    for side, letter, count in zip(sides, "AB", samples, strict=True):
+        with Progress(len(left), f"prompts answered by {letter}") as progress:
+            answers = answers_of(side, count, left, bases, drawing, drops, progress.update)
+        left = [prompt for prompt in left if prompt.messages in answers]
+        if not left:
+            raise DataError(
+                "\n".join([f"No prompt is left that {letter} can answer.", *drops.lines()]),
+                allowed="files with some of the same prompts; prompts that fit into the context with an answer",
+            )
+        told.append(answers)
+    return [Pair(*found) for found in paired(left, *told, least_b=least)]
+
+
+def _judges(reward: str, held_out: str | None, bases: Bases, form: str, label: str | None) -> dict[str, Any]:
+    """The reward models by name; the first shares a side's base where it was trained on it."""
+    from reward.foreign import load_scorer
+
+    may_share = form in ("auto", "ours") and label is None
+    shared = bases.judge(reward) if may_share else None
+    judges: dict[str, Any] = {"reward": shared or load_scorer(reward, form=form, label=label)}
+    if held_out is not None:
+        judges["held_out"] = load_scorer(held_out, form=form, label=label)
+    return judges
+
+
+def _names(sides: Sequence[Side]) -> list[str]:
+    """What tables call the sides: their own names where these differ."""
+    first, second = (side.name for side in sides)
+    return [first, second] if first != second else [f"{first} (A)", f"{second} (B)"]
+
+
+def _write(output: Path, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    from rlhf.report.winrate import write_page
+
+    with atomic_folder(output) as folder:
+        lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+        atomic_write_text(folder / "compare_rows.jsonl", "".join(lines))
+        atomic_write_text(
+            folder / "compare.json", json.dumps(result, ensure_ascii=False, allow_nan=False, indent=2) + "\n"
+        )
+        write_page(folder, result, rows, name="/".join(output.resolve().parts[-2:]))
