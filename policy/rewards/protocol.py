@@ -1,16 +1,66 @@
-"""What the loop asks of whoever rewards answers."""
+"""What the loop asks of whoever rewards answers, and what they ask of a single source."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
+from rlhf.core.errors import RewardError
 from rlhf.core.records import Prompt, Rollout
+
+
+@dataclass(frozen=True)
+class Missing:
+    """An answer's reward that could not be computed, and why."""
+
+    reason: str
+
+
+class Source(Protocol):
+    """One way to judge answers."""
+
+    def of(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[float | Missing]:
+        """A finite reward for each answer, or why there is none; `prompts` holds one prompt for each, so the same one stands there several times."""
+        ...
+
+
+@dataclass(frozen=True)
+class Given:
+    """What answers are worth.
+
+    A reward that could not be computed is NaN: whoever forgets to leave it out gets NaN, and not a wrong number.
+    """
+
+    rewards: list[float]
+    """Added up over the sources, with their weights."""
+    columns: Mapping[str, list[float]] = field(default_factory=dict)
+    """The rewards of each source by its name, without its weight; empty where there is one source."""
+    missing: Mapping[int, str] = field(default_factory=dict)
+    """Why an answer has no reward, by its place."""
+
+    @property
+    def known(self) -> list[bool]:
+        """Which answers have a reward."""
+        return [not math.isnan(reward) for reward in self.rewards]
+
+    def none_known(self) -> RewardError:
+        """The error for answers of which none has a reward."""
+        return RewardError(
+            f"None of the {len(self.rewards)} answers has a reward. Of the first: {self.missing.get(0, 'not known why')}",
+            allowed="with reward_shaping.missing=drop some answers may be without, not all",
+            fix="mend the reward that fails",
+        )
 
 
 class Rewards(Protocol):
     """Says what answers are worth."""
 
-    def of(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[float]:
-        """One reward for each answer; `prompts` holds one prompt for each, so the same one stands there several times."""
+    def of(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> Given:
+        """One reward for each answer.
+
+        Raises:
+            RewardError: one could not be computed, where that is not allowed, or none could.
+        """
         ...

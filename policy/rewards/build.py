@@ -1,0 +1,120 @@
+"""The config's rewards, made ready."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from policy.rewards.function import FunctionReward, GoldReward, load_function
+from policy.rewards.model import ModelReward
+from policy.rewards.protocol import Source
+from policy.rewards.server import ServerReward
+from policy.rewards.weighted import Part, WeightedRewards
+from reward.foreign import load_scorer
+from reward.scorer import Scorer
+from rlhf.config.policy import PolicyConfig
+from rlhf.config.rewards import GOLD, Kind, names_of
+from rlhf.config.rewards import Source as SourceConfig
+from rlhf.core.chat import Chat
+from rlhf.core.errors import ConfigError, ModelError
+from rlhf.core.models import REWARD, PeftModel
+
+HELD_OUT = "held_out"
+CLOSING_TOKENS = 8
+"""What a chat template may add after an answer."""
+
+
+class RewardBuilder:
+    """Makes sources around one policy.
+
+    Args:
+        model: the base with the policy's adapter; reward models on the same base become further roles of it.
+    """
+
+    def __init__(self, config: PolicyConfig, model: PeftModel, chat: Chat) -> None:
+        self.config, self.model, self.chat = config, model, chat
+        self.longest = config.data.max_prompt_tokens + config.rollouts.max_new_tokens + CLOSING_TOKENS
+
+    def rewards(self) -> WeightedRewards:
+        """What the policy learns from.
+
+        Raises:
+            UserError: one of the rewards cannot be had.
+        """
+        sources = self.config.reward
+        parts = [
+            Part(name, source.weight, self._make(source, REWARD if not place else f"{REWARD}_{place + 1}"))
+            for place, (name, source) in enumerate(zip(names_of(sources), sources, strict=True))
+        ]
+        return WeightedRewards(parts, self.config.reward_shaping.missing)
+
+    def held_out(self) -> WeightedRewards | None:
+        """What only watches, if anything.
+
+        Raises:
+            UserError: it cannot be had.
+        """
+        told = self.config.held_out_reward
+        if told is None:
+            return None
+        return WeightedRewards(
+            [Part(HELD_OUT, 1.0, self._make(told, HELD_OUT))], self.config.reward_shaping.missing
+        )
+
+    def _make(self, source: SourceConfig, role: str) -> Source:
+        makers: Mapping[Kind, Callable[[SourceConfig, str], Source]] = {
+            "adapter": self._adapter,
+            "classifier": self._classifier,
+            "server": lambda told, _: server(told),
+            "function": lambda told, _: function(told),
+        }
+        return makers[source.kind](source, role)
+
+    def _adapter(self, source: SourceConfig, role: str) -> Source:
+        scorer = Scorer.share(
+            source.place, self.model, self.chat, tokens_per_batch=self.config.tokens_per_batch, name=role
+        )
+        if self.longest > scorer.max_length:
+            raise ConfigError(
+                f"Prompt, answer and closing tokens may reach {self.longest} tokens.",
+                allowed=f"at most {scorer.max_length}, the context of the reward model's base",
+                fix="lower data.max_prompt_tokens or rollouts.max_new_tokens",
+            )
+        return ModelReward(scorer)
+
+    def _classifier(self, source: SourceConfig, role: str) -> Source:
+        try:
+            scorer = load_scorer(
+                source.place, label=source.label, tokens_per_batch=self.config.tokens_per_batch
+            )
+        except ModelError as error:
+            raise ModelError(
+                f"The reward {source.words()}: {error.found}",
+                allowed="a folder or Hugging Face name of an AutoModelForSequenceClassification with a chat template, or a "
+                "final/ folder of `rlhf train-reward`",
+                fix="try it: rlhf score MODEL --input FILE.jsonl --output FILE.jsonl",
+            ) from error
+        return ModelReward(scorer)
+
+
+def server(source: SourceConfig) -> ServerReward:
+    """A client of the server that a config names."""
+    return ServerReward(source.place, token_env=source.token_env, timeout=source.timeout)
+
+
+def function(source: SourceConfig) -> FunctionReward | GoldReward:
+    """The function that a config names."""
+    return GoldReward() if source.place == GOLD else FunctionReward(load_function(source.place), source.place)
+
+
+def check_sources(config: PolicyConfig) -> None:
+    """Try what can be tried before any model is loaded: functions are there, servers answer and take the token.
+
+    Raises:
+        UserError: one cannot be had.
+    """
+    held_out = [] if config.held_out_reward is None else [config.held_out_reward]
+    for source in (*config.reward, *held_out):
+        if source.kind == "function":
+            function(source)
+        if source.kind == "server":
+            server(source).check()

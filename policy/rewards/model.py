@@ -1,0 +1,33 @@
+"""Rewards by a reward model in this process: a role on the policy's own base, or a model with weights of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from policy.rewards.protocol import Missing
+from reward.foreign import PlainScorer
+from reward.scorer import Scorer, score_each
+from rlhf.core.errors import RlhfError
+from rlhf.core.records import Conversation, Message, Prompt, Rollout
+
+
+class ModelReward:
+    """A scorer that is asked for the reward of an answer, read as text after its prompt."""
+
+    def __init__(self, scorer: Scorer | PlainScorer) -> None:
+        self.scorer = scorer
+
+    def of(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[float | Missing]:
+        """The reward of each answer; answers of one prompt that follow one another share its computation."""
+        scores = score_each(self.scorer.score, conversations_of(prompts, rollouts))
+        return [
+            Missing(score.found) if isinstance(score, RlhfError) else float(score.reward) for score in scores
+        ]
+
+
+def conversations_of(prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[Conversation]:
+    """Each prompt with its answer."""
+    return [
+        (*prompt.messages, Message("assistant", rollout.text))
+        for prompt, rollout in zip(prompts, rollouts, strict=True)
+    ]

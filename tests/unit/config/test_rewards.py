@@ -1,0 +1,116 @@
+"""`reward`, `reward_shaping` and `held_out_reward`: what may stand there, and what the log calls it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rlhf.config.load import load_config
+from rlhf.config.policy import PolicyConfig
+from rlhf.config.rewards import RewardSource, ShapingConfig, names_of
+from rlhf.core.errors import ConfigError
+
+
+def load(folder: Path, told: str, *words: str) -> PolicyConfig:
+    (folder / "p.yaml").write_text(f"output: runs/x\ndata: {{prompts: [{{path: demo}}]}}\n{told}")
+    return load_config(folder / "p.yaml", PolicyConfig, words)
+
+
+def test_a_folder_is_the_common_case_and_stays_one_word(tmp_path: Path) -> None:
+    config = load(tmp_path, "reward: a/final\n", "reward=b/final")
+    assert config.reward == [RewardSource(adapter="b/final")]
+    assert config.model_dump(mode="json")["reward"] == "b/final"
+    assert (config.reward[0].kind, config.reward[0].place, config.reward[0].weight) == (
+        "adapter",
+        "b/final",
+        1.0,
+    )
+    assert config.held_out_reward is None and config.reward_shaping == ShapingConfig()
+
+
+def test_one_source_and_a_list_of_sources(tmp_path: Path) -> None:
+    one = load(tmp_path, "reward: {function: gold, weight: 2}\n")
+    assert [source.words() for source in one.reward] == ["function gold"]
+    several = load(
+        tmp_path,
+        "reward: [a/final, {classifier: b, label: good, weight: -0.5}]\nheld_out_reward: c/final\n",
+        "reward.1.weight=0.25",
+    )
+    assert [(source.kind, source.weight) for source in several.reward] == [
+        ("adapter", 1.0),
+        ("classifier", 0.25),
+    ]
+    assert several.held_out_reward is not None
+    assert (several.held_out_reward.place, several.held_out_reward.every) == ("c/final", 1)
+    assert several.reward_folders == [("reward", "a/final"), ("held_out_reward", "c/final")]
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "reward: a\n",
+        "reward: {adapter: a, weight: 2}\n",
+        "reward: [a, {server: 'https://host:1/below', timeout: 3}]\nheld_out_reward: {function: gold, every: 5}\n",
+        "reward: a\nreward_shaping: {normalise: running, clip: [-1, 1], length_penalty: {per_token: 0.1}, missing: drop}\n",
+    ],
+)
+def test_the_resolved_config_means_the_same_again(tmp_path: Path, told: str) -> None:
+    config = load(tmp_path, told)
+    again = yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))
+    assert PolicyConfig.model_validate(again) == config
+
+
+def names(*told: dict[str, Any]) -> list[str]:
+    return names_of([RewardSource.model_validate(one) for one in told])
+
+
+def test_what_the_log_calls_each() -> None:
+    assert names({"adapter": "a"}, {"adapter": "b"}, {"adapter": "c", "name": "help"}) == [
+        "adapter",
+        "adapter_2",
+        "help",
+    ]
+    assert names({"function": "x.py:brevity"}, {"function": "gold"}, {"classifier": "c"}) == [
+        "brevity",
+        "gold",
+        "classifier",
+    ]
+    # reward/mean is in the log already.
+    assert names({"function": "x.py:mean"}) == ["mean_2"]
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ("", "the key 'reward' is missing"),
+        ("reward: 3\n", "reward.0: found 3\nAllowed: a mapping with the keys adapter, classifier, server, function"),
+        ("reward: []\n", r"reward: found \[\]\nAllowed: a list of at least 1"),
+        ("reward: {adaptor: a}\n", "unknown key 'reward.0.adaptor'. Did you mean 'adapter'?"),
+        ("reward: {adapter: a, server: 'http://h:1'}\n", "reward.0: a reward has one of .* found adapter and server"),
+        ("reward: {weight: 1}\n", "found none of them"),
+        ("reward: {adapter: a, label: b}\n", "label goes with classifier, not with adapter"),
+        ("reward: {function: gold, timeout: 3}\n", "timeout goes with server, not with function"),
+        ("reward: {server: 'localhost:8800'}\n", "write http://HOST:PORT, and put the token into \\$RLHF_REWARD_TOKEN"),
+        ("reward: {server: 'http://token@host:1'}\n", "write http://HOST:PORT"),
+        ("reward: {function: brevity}\n", "write FILE.py:NAME, MODULE:NAME or gold"),
+        ("reward: {adapter: a, weight: much}\n", "reward.0.weight: found \"much\""),
+        ("reward: [a, {adapter: b, name: adapter}]\n", "the name 'adapter' stands twice"),
+        ("reward: {adapter: a, name: std}\n", "the name 'std' is taken"),
+        ("reward: {adapter: a, name: 'a b'}\n", "reward.0.name: found \"a b\""),
+        ("reward: [a, b]\nheld_out_reward: b\n", "held_out_reward is one the policy learns from: b"),
+        ("reward: a\nheld_out_reward: {adapter: b, weight: 2}\n", "unknown key 'held_out_reward.weight'"),
+        ("reward: a\nheld_out_reward: {adapter: b, every: 0}\n", "held_out_reward.every: found 0"),
+        ("reward: a\nreward_shaping: {clip: [1, 1]}\n", r"clip: found \[1.0, 1.0\]; write \[lowest, highest\]"),
+        ("reward: a\nreward_shaping: {normalise: bach}\n", "Do this: reward_shaping.normalise=batch"),
+        ("reward: a\nreward_shaping: {missing: zero}\n", "Allowed: one of 'error', 'drop'"),
+        ("reward: a\nreward_shaping: {length_penalty: 0.1}\n", "a mapping with the keys per_token, above"),
+        ("reward: a\nreward_shaping: {length_penalty: {per_token: -1}}\n", "a number above 0"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be(tmp_path: Path, told: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(tmp_path, told)
+    assert caught.value.exit_code == 2
