@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from policy.critic import critic_start
 from policy.kl import trl_beta
 from rlhf.config.algorithm import AlgorithmConfig
 from rlhf.config.policy import PolicyConfig
@@ -29,9 +30,10 @@ def describe_algorithm(algorithm: AlgorithmConfig, longest: int) -> list[str]:
             f", x 2 / sqrt(pi k), the mean of |d| over that of d, for a KL of k = {nats:g} nats a token"
         )
     compat = ", with NeMo-Aligner's slips" if algorithm.compat else ""
+    by_token = " of each token" if algorithm.critic is not None and kl.placement == "reward" else ""
     lines = [
         f"Algorithm: {algorithm.name}{compat}; loss: {algorithm.reduction}; unfinished answers: {algorithm.unfinished}",
-        f"KL penalty: {kl.coefficient:g} x {kl.reduction} of {kl.estimator} over an answer's tokens, in the {kl.placement}",
+        f"KL penalty: {kl.coefficient:g} x {kl.reduction} of {kl.estimator} over an answer's tokens, in the {kl.placement}{by_token}",
         f"In TRL's convention (beta x sum of k1, in the reward): beta = {beta:.3g} = {formula}",
     ]
     if kl.target is not None:
@@ -43,10 +45,69 @@ def describe_algorithm(algorithm: AlgorithmConfig, longest: int) -> list[str]:
     return lines
 
 
+def describe_rewards(config: PolicyConfig) -> list[str]:
+    """What answers are worth, and what the algorithm is given of it, in words."""
+    shaping, penalty = config.reward_shaping, config.reward_shaping.length_penalty
+    lines = [f"Reward: {reward_words(config)}"]
+    steps = [
+        "" if shaping.normalise == "none" else f"normalised by the {shaping.normalise} mean and deviation",
+        "" if shaping.clip is None else f"clipped to {shaping.clip[0]:g} .. {shaping.clip[1]:g}",
+        "" if penalty is None else f"less {penalty.per_token:g} for each token above {penalty.above}",
+    ]
+    if shaping.active:
+        lines.append(f"The algorithm is given it {', then '.join(step for step in steps if step)}")
+    if shaping.missing == "drop":
+        lines.append("Answers whose reward cannot be computed are left out and counted")
+    if config.held_out_reward is not None:
+        every = config.held_out_reward.every
+        when = "each update" if every == 1 else f"one update in {every}"
+        lines.append(f"Held-out reward: {config.held_out_reward.words()}, asked before, after, and at {when}")
+    return lines
+
+
+def describe_roles(config: PolicyConfig) -> list[str]:
+    """What stands on the base beside policy and reward: the reference and, where there is one, the critic."""
+    reference = (
+        "the base" if config.start is None else f"a frozen copy of {config.start}, which the policy starts as"
+    )
+    lines = [f"Reference: {reference}"]
+    algorithm, critic, start = config.algorithm, config.algorithm.critic, critic_start(config)
+    if critic is not None:
+        begins = "from a fresh adapter and a head of zeros" if start is None else f"as {start.adapter}"
+        clip = "no clip" if critic.clip is None else f"values clipped at {critic.clip:g}"
+        whitened = ", whitened over the update" if critic.whiten else ""
+        alone = f"; learns alone for {critic.warmup_steps} updates" if critic.warmup_steps else ""
+        lines += [
+            f"Critic: one more adapter and a head of one output; begins {begins}; learning rate {critic.learning_rate:g}, {clip}{alone}",
+            f"Advantages: one a token, discount {critic.discount:g}, lambda {critic.gae_lambda:g}{whitened}",
+            f"Passes over the answers of an update: {algorithm.epochs}, each with a step of policy and critic",
+        ]
+    return lines
+
+
+def reward_words(config: PolicyConfig) -> str:
+    """`adapter runs/reward/final + 0.5 x function gold`."""
+    return " + ".join(
+        source.words() if source.weight == 1 else f"{source.weight:g} x {source.words()}"
+        for source in config.reward
+    )
+
+
 def card_text(config: PolicyConfig) -> str:
     """What README.md of a policy's folder says."""
     algorithm, kl = config.algorithm, config.algorithm.kl
-    name = {"reinforce": "REINFORCE", "rloo": "RLOO"}[algorithm.name]
+    samples = config.rollouts.samples_per_prompt
+    siblings = f"with a leave-one-out baseline over {samples} answers a prompt"
+    how = {
+        "reinforce": f"REINFORCE {siblings}",
+        "rloo": f"RLOO {siblings}",
+        "ppo": f"PPO with a critic on the same base and {samples} answers a prompt",
+    }[algorithm.name]
+    begun = (
+        ""
+        if config.start is None
+        else f", begun from the policy `{config.start}`, which is the reference too"
+    )
     return f"""---
 base_model: {config.model.base}
 library_name: peft
@@ -54,9 +115,9 @@ pipeline_tag: text-generation
 ---
 # Aligned policy
 
-A LoRA adapter trained for at most {config.steps} updates by {name} with a leave-one-out baseline over
-{config.rollouts.samples_per_prompt} answers a prompt, against the reward model `{config.reward}`, with {kl.coefficient:g} x {kl.reduction} of
-{kl.estimator} as KL penalty in the {kl.placement}. eval.json of the run holds reward, KL and length before and after, on held-out prompts.
+A LoRA adapter trained for at most {config.steps} updates by {how}{begun},
+against the reward `{reward_words(config)}`, with {kl.coefficient:g} x {kl.reduction} of {kl.estimator} as KL penalty in the {kl.placement}.
+eval.json of the run holds reward, KL and length before and after, on held-out prompts.
 
 ```python
 from peft import PeftModel

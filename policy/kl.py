@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from rlhf.core.tensors import segment_mean, segment_sum
@@ -41,6 +42,16 @@ def kl_of_tokens(log_ratio_M: Tensor, estimator: Estimator) -> Tensor:
         "k2": lambda: log_ratio_M.square() / 2,
         "k3": lambda: (-log_ratio_M).exp() - 1 + log_ratio_M,
     }[estimator]()
+
+
+def kl_charges(
+    log_ratio_M: Tensor, answer_M: Tensor, answers: int, estimator: Estimator, reduction: Reduction
+) -> Tensor:
+    """Each token's share of what its answer is charged: its KL or, for the mean, that divided by the answer's tokens."""
+    kl_M = kl_of_tokens(log_ratio_M, estimator)
+    if reduction == "sum":
+        return kl_M
+    return kl_M / segment_sum(torch.ones_like(kl_M), answer_M, answers)[answer_M]
 
 
 def kl_of_answers(

@@ -11,6 +11,9 @@ from rlhf.core.tensors import segment_mean, segment_sum
 
 Reduction = Literal["sequence_sum", "sequence_mean", "token_mean"]
 
+_REDUCE = {"sequence_sum": segment_sum, "sequence_mean": segment_mean, "token_mean": segment_sum}
+"""Tokens of an answer to one number; `token_mean` differs from `sequence_sum` by its denominator."""
+
 
 def reinforce(
     logps_M: Tensor,
@@ -39,11 +42,8 @@ def reinforce(
     Source: NeMo-Aligner's `megatron_gpt_reinforce_actor.py` (sequence_mean, since its micro-batches hold one answer);
     arXiv 2402.14740 (sequence_sum).
     """
-    reduce = {"sequence_sum": segment_sum, "sequence_mean": segment_mean, "token_mean": segment_sum}[
-        reduction
-    ]
     weighted_M = logps_M if weights_M is None else weights_M.detach() * logps_M
-    logp_N = reduce(weighted_M, answer_M, len(advantages_N))
+    logp_N = _REDUCE[reduction](weighted_M, answer_M, len(advantages_N))
     return -(advantages_N.detach() * logp_N).sum() / denominator
 
 
@@ -83,3 +83,83 @@ def clipped_sequence_ratio(
     too_low_N = (ratio_N < 1 - clip) & (advantages_N < 0)
     too_high_N = (ratio_N > 1 + clip) & (advantages_N > 0)
     return -objective_N.sum() / denominator, (too_low_N | too_high_N).detach()
+
+
+def clipped_token_ratio(
+    logps_M: Tensor,
+    old_logps_M: Tensor,
+    answer_M: Tensor,
+    advantages_M: Tensor,
+    answers: int,
+    reduction: Reduction,
+    clip: float,
+    denominator: float,
+    weights_M: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """PPO's clipped objective with one ratio a token: (loss, clipped_M).
+
+        r_t = exp(log pi(a_t) - log pi_old(a_t))
+        L = - sum_n reduce_t w_t min(r_t A_t, clip(r_t, 1 - clip, 1 + clip) A_t) / denominator
+
+    The reductions are those of `reinforce`. `clipped_M` tells the tokens whose gradient the clip takes away.
+
+    Args:
+        logps_M: log-probabilities with gradient.
+        old_logps_M: of the policy that sampled; constants.
+        advantages_M: constants.
+        answers: N.
+        clip: how far the ratio may go from 1.
+        denominator: answers or, for `token_mean`, tokens of the whole update.
+        weights_M: importance weights; constants.
+
+    Source: Schulman et al. (arXiv 1707.06347), equation 7; NeMo-Aligner's `megatron_gpt_ppo_actor.py` (token_mean).
+    """
+    advantages_M = advantages_M.detach()
+    ratio_M = (logps_M - old_logps_M.detach()).exp()
+    objective_M = torch.min(ratio_M * advantages_M, ratio_M.clamp(1 - clip, 1 + clip) * advantages_M)
+    if weights_M is not None:
+        objective_M = objective_M * weights_M.detach()
+    too_low_M = (ratio_M < 1 - clip) & (advantages_M < 0)
+    too_high_M = (ratio_M > 1 + clip) & (advantages_M > 0)
+    loss = -_REDUCE[reduction](objective_M, answer_M, answers).sum() / denominator
+    return loss, (too_low_M | too_high_M).detach()
+
+
+def clipped_value_loss(
+    values_M: Tensor,
+    old_values_M: Tensor,
+    returns_M: Tensor,
+    counted_M: Tensor,
+    answer_M: Tensor,
+    answers: int,
+    reduction: Reduction,
+    clip: float | None,
+    denominator: float,
+) -> tuple[Tensor, Tensor]:
+    """PPO's loss of the critic: (loss, clipped_M).
+
+        v'_t = v_old + clip(v_t - v_old, -clip, clip)
+        L = 1/2 sum_n reduce_t max((v_t - R_t)^2, (v'_t - R_t)^2) / denominator, over tokens that count
+
+    The larger of the two: a value that came nearer to its return by more than `clip` has no gradient to come nearer still,
+    and `clipped_M` tells where; one that went away from it is drawn back however far it is.
+
+    Args:
+        values_M: with gradient.
+        old_values_M: when sampled; constants.
+        returns_M: constants; anything where a token does not count.
+        answers: N.
+        clip: None leaves the values free.
+        denominator: as of the policy's loss.
+
+    Source: NeMo-Aligner's `megatron_gpt_critic.py`, `loss_func`; TRL's former PPOTrainer.
+    """
+    old_M, returns_M = old_values_M.detach(), returns_M.detach().masked_fill(~counted_M, 0.0)
+    error_M = (values_M - returns_M).square()
+    clipped_M = torch.zeros_like(counted_M)
+    if clip is not None:
+        held_M = (old_M + (values_M - old_M).clamp(-clip, clip) - returns_M).square()
+        clipped_M = (held_M > error_M).detach() & counted_M
+        error_M = torch.max(error_M, held_M)
+    error_M = error_M.masked_fill(~counted_M, 0.0)
+    return _REDUCE[reduction](error_M, answer_M, answers).sum() / (2 * denominator), clipped_M

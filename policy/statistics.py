@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 from collections import defaultdict
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from policy.algorithms.protocol import Measured
 from policy.kl import Estimator, kl_of_answers, kl_of_tokens
+from rlhf.core.errors import DivergenceError
 from rlhf.core.records import Prompt, Rollout
 from rlhf.core.tensors import segment_sum
 
@@ -29,12 +31,23 @@ class UpdateStatistics:
     """Collects what the rows of one update computed, and names it.
 
     Args:
-        rewards: one an answer, as the reward model gave them.
+        rewards: one an answer, as they were given; NaN where there is none.
         rollouts: the answers, in the same order.
         passes: over the answers; losses and the algorithm's own figures are means over them.
+        columns: further rewards of each answer by name, for the log alone.
+        missing: why an answer has no reward, by its place.
     """
 
-    def __init__(self, rewards: Sequence[float], rollouts: Sequence[Rollout], passes: int = 1) -> None:
+    def __init__(
+        self,
+        rewards: Sequence[float],
+        rollouts: Sequence[Rollout],
+        passes: int = 1,
+        *,
+        columns: Mapping[str, Sequence[float]] | None = None,
+        missing: Mapping[int, str] | None = None,
+    ) -> None:
+        self.columns, self.missing = columns or {}, missing or {}
         self.rewards, self.rollouts = list(rewards), list(rollouts)
         self.kl_sum = [0.0] * len(rollouts)
         self.charged = [0.0] * len(rollouts)
@@ -51,7 +64,6 @@ class UpdateStatistics:
         answers: Sequence[int],
         measured: Measured,
         *,
-        advantages: Tensor,
         charged_N: Tensor,
         entropy_M: Tensor,
     ) -> None:
@@ -64,7 +76,6 @@ class UpdateStatistics:
         for estimator in self.sums:
             of_answers = kl_of_answers(log_ratio_M, measured.answer_M, len(answers), estimator, "sum")
             self.sums[estimator] += float(of_answers.sum())
-        self.advantages.append(advantages.cpu())
         self.log_ratios.append(log_ratio_M.cpu())
         self.entropies.append(entropy_M.detach().cpu())
 
@@ -84,18 +95,21 @@ class UpdateStatistics:
         count = len(self.rollouts)
         lengths = torch.tensor([float(len(rollout.completion_ids)) for rollout in self.rollouts])
         rewards = torch.tensor(self.rewards)
+        known = ~torch.isnan(rewards)
         log_ratio = torch.cat(self.log_ratios)
         charged = sum(self.charged) / count
         figures = {
             **{name: value / self.passes for name, value in self.losses.items()},
-            "reward/mean": rewards.mean().item(),
-            "reward/std": rewards.std(correction=0).item(),
+            "reward/mean": rewards[known].mean().item(),
+            "reward/std": rewards[known].std(correction=0).item(),
+            "reward/missing": count - int(known.sum()),
+            **{f"reward/{name}": torch.tensor(one).nanmean().item() for name, one in self.columns.items()},
             "kl/charged": charged,
             "kl/coefficient": coefficient,
             "kl/penalty": coefficient * charged,
             "length/mean": lengths.mean().item(),
             "length/finished_share": sum(r.finished for r in self.rollouts) / count,
-            "length/reward_correlation": _correlation(lengths, rewards),
+            "length/reward_correlation": _correlation(lengths[known], rewards[known]),
             "policy/entropy": torch.cat(self.entropies).mean().item(),
             "advantage/std": torch.cat(self.advantages).std(correction=0).item(),
             "memory/peak_gib": peak_memory_gib(),
@@ -116,20 +130,22 @@ class UpdateStatistics:
                 "prompt": [{"role": m.role, "content": m.content} for m in prompt.messages],
                 "answer": rollout.text,
                 "reward": reward,
+                **{f"reward/{name}": column[place] for name, column in self.columns.items()},
+                **({"missing": self.missing[place]} if place in self.missing else {}),
                 "gold": gold,
                 "kl": kl,
                 "length": len(rollout.completion_ids),
                 "finished": rollout.finished,
             }
-            for prompt, rollout, reward, gold, kl in zip(
-                prompts, self.rollouts, self.rewards, golds, self.kl_sum, strict=True
+            for place, (prompt, rollout, reward, gold, kl) in enumerate(
+                zip(prompts, self.rollouts, self.rewards, golds, self.kl_sum, strict=True)
             )
         ]
 
 
 def _correlation(a: Tensor, b: Tensor) -> float:
-    """Pearson's r; 0 where one of the two is constant."""
-    if a.std(correction=0) == 0 or b.std(correction=0) == 0:
+    """Pearson's r; 0 where one of the two is constant, or there are none."""
+    if not len(a) or a.std(correction=0) == 0 or b.std(correction=0) == 0:
         return 0.0
     return float(torch.corrcoef(torch.stack([a, b]))[0, 1])
 
@@ -141,3 +157,23 @@ def peak_memory_gib() -> float:
     # Linux counts in KiB, macOS in bytes.
     unit = 1 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def check_update(number: int, figures: Mapping[str, float]) -> None:
+    """Make sure that the loss is a number, and that the policy starts as the reference.
+
+    Raises:
+        DivergenceError: one of them does not hold.
+    """
+    for name in ("loss/policy", "loss/value", "loss/kl"):
+        if not math.isfinite(figures.get(name, 0.0)):
+            raise DivergenceError(
+                f"The {name.removeprefix('loss/')} loss is {figures[name]} at update {number}.",
+                fix="lower optimizer.learning_rate; samples.jsonl holds the answers of the updates before",
+            )
+    if number == 1 and not figures["kl/abs_mean"] <= 1e-4:
+        raise DivergenceError(
+            f"Before the first update the policy is not the reference: mean |log-ratio| is {figures['kl/abs_mean']:.2g}.",
+            allowed="0: a fresh adapter changes nothing",
+            fix="start from a fresh adapter",
+        )

@@ -2,8 +2,10 @@
 
 One batch of the trainer is one update: P prompts with G answers each. A prompt and its answers stay in one packed row, so that a
 row has all that its advantages need: the forward pass that is differentiated also gives the log-probabilities of the
-KL penalty, and no further pass of the policy is made. The reference is the base without its adapter. An algorithm of
-several epochs goes over the same rows again, with an optimizer step after each; the last step is transformers' own.
+KL penalty, and no further pass of the policy is made. The reference is the base without its adapter, or the adapter that the
+policy started from. An algorithm of several epochs goes over the same rows again, with an optimizer step after each; the last
+step is transformers' own. Where there is a critic, all rows are measured before the first loss, since advantages are whitened
+over the update; its pass over a row follows the policy's, and the two are clipped and stepped apart.
 
 Replaced: sampler, rollouts, scoring, loss, log and checkpoints. Theirs: the loop, optimizer, schedule, launching.
 
@@ -12,10 +14,9 @@ Shapes: P prompts of a row, G answers each, N = P x G answers, M tokens of all a
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +27,32 @@ from torch.utils.data import SequentialSampler
 from transformers.trainer_callback import PrinterCallback
 from trl import RLOOConfig, RLOOTrainer
 
+from policy.ahead import Ahead
+from policy.algorithms.ppo import PPO
 from policy.algorithms.protocol import Algorithm, Measured
 from policy.algorithms.reinforce import Reinforce
 from policy.algorithms.rloo import RLOO
-from policy.experience import Experience, gather
+from policy.critic import give_own_group, split_parameters, token_values
+from policy.experience import Answers, Experience, gather, sample
+from policy.gathering import all_probes, all_statistics, all_times
 from policy.kl_control import KLControl
+from policy.passes import idle_passes, measuring_passes, reference_logps
 from policy.probe import EngineProbe
 from policy.rewards.protocol import Rewards
+from policy.rewards.shaping import Shaping
 from policy.rollouts.protocol import RolloutEngine, seed_of
-from policy.rows import pack_groups, token_logps
-from policy.statistics import UpdateStatistics
+from policy.rows import Row, pack_groups, token_logps
+from policy.statistics import UpdateStatistics, check_update
 from policy.update import Update
 from rlhf.config.algorithm import AlgorithmConfig
 from rlhf.config.rollouts import ImportanceConfig, RolloutConfig
+from rlhf.core import processes
 from rlhf.core.chat import Chat
 from rlhf.core.checkpoints import SafeCheckpoints, trainable_state
-from rlhf.core.errors import DivergenceError
-from rlhf.core.models import enable_packed_logprobs, float32_trainable, role
-from rlhf.core.packing import PackedBatch
+from rlhf.core.models import CRITIC, enable_packed_logprobs, float32_trainable, role
 from rlhf.core.records import Prompt
-from rlhf.core.training import trainer_settings
+from rlhf.core.sharding import passes_behind, settle
+from rlhf.core.training import AcrossProcesses, trainer_settings
 from rlhf.data.checks import gold_score
 
 Record = Callable[[int, Mapping[str, float], Sequence[Mapping[str, Any]]], None]
@@ -54,10 +61,11 @@ Record = Callable[[int, Mapping[str, float], Sequence[Mapping[str, Any]]], None]
 ALGORITHMS: Mapping[str, Callable[[AlgorithmConfig], Algorithm]] = {
     "reinforce": Reinforce.of,
     "rloo": RLOO.of,
+    "ppo": PPO.of,
 }
 
 
-class PolicyTrainer(SafeCheckpoints, RLOOTrainer):
+class PolicyTrainer(AcrossProcesses, SafeCheckpoints, RLOOTrainer):
     """The loop around an algorithm.
 
     Args:
@@ -73,7 +81,12 @@ class PolicyTrainer(SafeCheckpoints, RLOOTrainer):
         record: receives figures and answers.
     """
 
-    rewards: Rewards  # given by the recipe, once TRL has made the policy's adapter
+    # Given by the recipe, once TRL has made the policy's adapter.
+    rewards: Rewards
+    shaping: Shaping
+    held_out: Rewards | None = None
+    held_out_every: int = 1
+    ahead: Ahead | None = None
 
     def __init__(
         self,
@@ -90,9 +103,10 @@ class PolicyTrainer(SafeCheckpoints, RLOOTrainer):
         tokens_per_batch: int,
         record: Record,
     ) -> None:
-        self.chat, self.prompts, self.engine = chat, prompts, engine
+        self.chat, self.prompts, self.order, self.engine = chat, prompts, order, engine
         self.rollouts, self.kl = rollouts, algorithm.kl
         self.algorithm = ALGORITHMS[algorithm.name](algorithm)
+        self.critic = algorithm.critic
         self.kl_control = KLControl(
             self.kl.coefficient, target=self.kl.target, horizon=self.kl.horizon, budget=self.kl.budget
         )
@@ -100,6 +114,8 @@ class PolicyTrainer(SafeCheckpoints, RLOOTrainer):
         self.figures: dict[str, float] = {}
         self.samples: list[Mapping[str, Any]] = []
         draws = [place for place in order for _ in range(rollouts.samples_per_prompt)]
+        # With a critic each pass trains one of the two, and DDP must not wait for the other.
+        arguments.ddp_find_unused_parameters = algorithm.critic is not None
         super().__init__(
             model=model,
             reward_funcs=_scored_by_scorer,
@@ -114,49 +130,83 @@ class PolicyTrainer(SafeCheckpoints, RLOOTrainer):
 
     def _prepare_inputs(self, generation_batch: list[dict[str, str]]) -> Experience:
         """Sample and score the answers of one update."""
-        return gather(
-            self.model,
-            self.engine,
-            self.rewards,
-            self.chat,
-            [self.prompts[int(row["prompt"])] for row in generation_batch[:: self.num_generations]],
-            samples=self.num_generations,
-            seed=seed_of(self.args.seed, self.state.global_step, self.accelerator.process_index),
-        )
+        prompts = [self.prompts[int(row["prompt"])] for row in generation_batch[:: self.num_generations]]
+        held_out = None if self.state.global_step % self.held_out_every else self.held_out
+        return gather(self._sample(prompts), prompts, self.rewards, held_out)
+
+    def _sample(self, prompts: Sequence[Prompt]) -> Answers:
+        """Answers by the policy as it is or, where they are made ahead, as it was an update before."""
+        step, samples, ids = self.state.global_step, self.num_generations, self._prompt_ids(prompts)
+        seed = self._sampling_seed(step)
+        if self.ahead is None:
+            return sample(self.model, self.engine, ids, samples=samples, seed=seed)
+        first = ((step + 1) * self.accelerator.num_processes + self.accelerator.process_index) * len(prompts)
+        coming = [self.prompts[place] for place in self.order[first : first + len(prompts)]]
+        following = (self._prompt_ids(coming), self._sampling_seed(step + 1)) if coming else None
+        return self.ahead.sample(self.model, ids, seed, following)
+
+    def _prompt_ids(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        return [self.chat.prompt_ids(prompt.messages) for prompt in prompts]
+
+    def _sampling_seed(self, step: int) -> int:
+        return seed_of(self.args.seed, step, self.accelerator.process_index)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: object = None) -> Tensor:
         """One update: sample, score, then forward and backward over each packed row, as often as the algorithm says."""
         model.train()
         experience = self._prepare_inputs(inputs)
         started = time.perf_counter()
-        rows = pack_groups(experience.groups, self.tokens_per_batch, self.chat.pad_id)
-        rewards_N = torch.tensor(experience.rewards, device=self.args.device)
-        update = self._update(experience)
-        measured: list[tuple[Measured, Tensor]] = []
+        rows = pack_groups(experience.groups, self.tokens_per_batch, self.chat.pad_id, self.args.device)
+        shaped = self.shaping.of(experience.given, [len(r.completion_ids) for r in experience.rollouts])
+        rewards_N = torch.tensor(shaped, device=self.args.device)
+        update = self._update(experience, shaped)
+        has_critic = self.algorithm.critic is not None
+        behind = passes_behind(len(rows), model)
+        if has_critic:
+            for _ in range(behind):
+                with self.compute_loss_context_manager():
+                    measuring_passes(model, self.model, rows[0])
+            update.settle([self._measure(model, row, rewards_N, update) for row in rows])
         for epoch in range(self.algorithm.epochs):
             if epoch:
                 self._step_between_epochs(model)
+            for _ in range(behind):
+                with self._gradients(model, synchronise=False), self.compute_loss_context_manager():
+                    first = epoch == 0 and not has_critic
+                    backward = self.accelerator.backward
+                    idle_passes(model, self.model, rows[0], backward, measuring=first, has_critic=has_critic)
             for number, row in enumerate(rows):
-                packed = row.packed.to(self.args.device)
-                reference_M = self._reference(model, packed) if epoch == 0 else None
-                synchronise = number == len(rows) - 1
-                with nullcontext() if synchronise else self.accelerator.no_sync(model):
+                last = number == len(rows) - 1
+                with self._gradients(model, synchronise=last):
                     with self.compute_loss_context_manager():
-                        logps_M, entropy_M, answer_M = token_logps(model, packed)
-                    if reference_M is not None:
+                        logps_M, entropy_M, answer_M = token_logps(model, row.packed)
+                    if number == len(update.settled):  # the first pass of an algorithm without a critic
+                        with self.compute_loss_context_manager():
+                            reference_M = reference_logps(model, self.model, row)
                         sampled = (logps_M.detach(), reference_M, entropy_M, answer_M)
-                        measured.append(update.measure(row, rewards_N[row.answers], *sampled))
-                    loss = update.loss(logps_M, row.rollouts, *measured[number])
+                        update.settle([update.measure(row, rewards_N[row.answers], *sampled)])
+                    loss = update.loss(number, row, logps_M)
                     self.accelerator.backward(loss * self.accelerator.num_processes)
+                if has_critic:
+                    with self._gradients(model, synchronise=last), role(self.model, CRITIC):
+                        with self.compute_loss_context_manager():
+                            values_M = token_values(model, row.packed)
+                        loss = update.value_loss(number, values_M)
+                        self.accelerator.backward(loss * self.accelerator.num_processes)
+        if self.ahead is not None:
+            with torch.no_grad(), self.compute_loss_context_manager():
+                self.ahead.compare(self.model, rows[0], update, lambda row: token_logps(model, row.packed))
+            settle(self.model)  # it is the shards that the optimizer changes
         times = {**experience.times, "time/update": time.perf_counter() - started}
         self._finish(experience.prompts, update, times)
         return torch.tensor(self.figures["loss/policy"], device=self.args.device)
 
-    def _update(self, experience: Experience) -> Update:
+    def _update(self, experience: Experience, shaped: Sequence[float]) -> Update:
         """What the update is divided by, over all processes, and where its figures go."""
-        rollouts = experience.rollouts
+        given, rollouts = experience.given, experience.rollouts
+        known = [rollout for rollout, has in zip(rollouts, given.known, strict=True) if has]
         own = torch.tensor(
-            [self.algorithm.denominator(rollouts), sum(self.algorithm.counted(rollouts))],
+            [self.algorithm.denominator(known), sum(self.algorithm.counted(known))],
             device=self.args.device,
         )
         denominator, counted = self.accelerator.reduce(own, "sum").tolist()
@@ -170,24 +220,58 @@ class PolicyTrainer(SafeCheckpoints, RLOOTrainer):
             self.num_generations,
             max(denominator, 1.0),  # where nothing counts there is nothing to divide
             max(counted, 1.0),
-            UpdateStatistics(experience.rewards, rollouts, self.algorithm.epochs),
+            UpdateStatistics(
+                given.rewards,
+                rollouts,
+                self.algorithm.epochs,
+                columns=experience.columns | ({"shaped": shaped} if self.shaping.config.active else {}),
+                missing=given.missing,
+            ),
             EngineProbe(told.level, told.cap),
+            lambda own: self.accelerator.reduce(own, "sum"),
         )
 
-    def _reference(self, model: Any, packed: PackedBatch) -> Tensor:
-        with torch.no_grad(), role(self.model, None), self.compute_loss_context_manager():
-            return token_logps(model, packed)[0]
+    def _gradients(self, model: Any, *, synchronise: bool) -> AbstractContextManager[Any]:
+        """Gradients of a row are added up on each process, and those of an epoch over the processes at its end."""
+        return nullcontext() if synchronise else self.accelerator.no_sync(model)
+
+    def _measure(self, model: Any, row: Row, rewards_N: Tensor, update: Update) -> Measured:
+        """A row as it was sampled, for an algorithm that needs all rows before its first loss."""
+        with self.compute_loss_context_manager():
+            sampled = measuring_passes(model, self.model, row)
+        return update.measure(row, rewards_N[row.answers], *sampled)
 
     def _step_between_epochs(self, model: Any) -> None:
         """What transformers does after the last epoch; the learning rate changes by update."""
-        self.accelerator.clip_grad_norm_(model.parameters(), self.args.max_grad_norm)
+        self._clip_grad_norm(model)
         self.optimizer.step()
         model.zero_grad()
 
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Theirs, with a group and a learning rate for the critic."""
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        if self.critic is not None:
+            trained = self.model if model is None else model
+            give_own_group(optimizer, trained, self.critic.learning_rate, self.args.weight_decay)
+        return optimizer
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        """Theirs; policy and critic each by its own norm, the policy's is logged. In the critic's warm-up the policy has none."""
+        if self.critic is None:
+            return super()._clip_grad_norm(model)
+        policy, critic = split_parameters(model)
+        if self.state.global_step < self.critic.warmup_steps:
+            for parameter in policy:
+                parameter.grad = None  # AdamW passes over it
+        self.accelerator.clip_grad_norm_(critic, self.args.max_grad_norm)
+        return self.accelerator.clip_grad_norm_(policy, self.args.max_grad_norm)
+
     def _finish(self, prompts: Sequence[Prompt], update: Update, times: Mapping[str, float]) -> None:
         """Check what must hold, and keep the update's figures and answers for the log."""
-        statistics, probe, number = update.statistics, update.probe, self.state.global_step + 1
-        figures = statistics.figures(update.coefficient) | probe.figures()
+        statistics, probe = all_statistics(update.statistics), all_probes(update.probe)
+        number, times = self.state.global_step + 1, all_times(times)
+        prompts = [prompt for own in processes.gathered(list(prompts)) for prompt in own]
+        figures = statistics.figures(update.coefficient) | update.own_figures | probe.figures()
         check_update(number, figures)
         probe.check(self.rollouts.logprob_bound, f"at update {number}")
         golds = [
@@ -204,16 +288,12 @@ class PolicyTrainer(SafeCheckpoints, RLOOTrainer):
 
     def _observe(self, update: int, figures: Mapping[str, float], answers: int) -> None:
         """Steer the KL's coefficient, and end the run where its budget is spent; all processes alike."""
-        own = torch.tensor(
-            [figures[name] for name in ("kl/charged", "kl/sum", "reward/mean")], dtype=torch.float64
-        )
-        charged, kl, reward = self.accelerator.reduce(own.to(self.args.device), "mean").tolist()
         self.kl_control.observe(
             update,
-            charged=charged,
-            kl=kl,
-            reward=reward,
-            answers=answers * self.accelerator.num_processes,
+            charged=figures["kl/charged"],
+            kl=figures["kl/sum"],
+            reward=figures["reward/mean"],
+            answers=answers,
             weights=lambda: trainable_state(self.accelerator.unwrap_model(self.model)),
         )
         if self.kl_control.stopped is not None:
@@ -221,15 +301,23 @@ class PolicyTrainer(SafeCheckpoints, RLOOTrainer):
 
     def _save_checkpoint(self, model: Any, trial: object) -> None:
         if self.kl_control.stopped is None:  # a resumed run goes back to before the end, and ends again
+            if self.ahead is not None:
+                self.ahead.hold()
             super()._save_checkpoint(model, trial)
 
     def save_own(self, folder: Path) -> None:
         """What a checkpoint holds besides weights, moments and generators."""
         self.kl_control.save(folder)
+        self.shaping.save(folder)
+        if self.ahead is not None:
+            self.ahead.save(folder)
 
     def load_own(self, folder: Path) -> None:
         """Take up what `save_own` wrote."""
         self.kl_control.load(folder)
+        self.shaping.load(folder)
+        if self.ahead is not None:
+            self.ahead.load(folder)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Pass an update's figures on; transformers' own closing summary is left out."""
@@ -243,26 +331,6 @@ class PolicyTrainer(SafeCheckpoints, RLOOTrainer):
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Any:
         return SequentialSampler(self.train_dataset)
-
-
-def check_update(number: int, figures: Mapping[str, float]) -> None:
-    """Make sure that the loss is a number, and that the policy starts as the reference.
-
-    Raises:
-        DivergenceError: one of them does not hold.
-    """
-    for name in ("loss/policy", "loss/kl"):
-        if not math.isfinite(figures.get(name, 0.0)):
-            raise DivergenceError(
-                f"The {name.removeprefix('loss/')} loss is {figures[name]} at update {number}.",
-                fix="lower optimizer.learning_rate; samples.jsonl holds the answers of the updates before",
-            )
-    if number == 1 and not figures["kl/abs_mean"] <= 1e-4:
-        raise DivergenceError(
-            f"Before the first update the policy is not the reference: mean |log-ratio| is {figures['kl/abs_mean']:.2g}.",
-            allowed="0: a fresh adapter changes nothing",
-            fix="start from a fresh adapter",
-        )
 
 
 def _scored_by_scorer(*_: object, **__: object) -> list[float]:

@@ -6,25 +6,25 @@ Shapes: N answers of a row, M their tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from policy.algorithms.protocol import Algorithm, Measured
+from policy.algorithms.protocol import Algorithm, Measured, Total, Worth
 from policy.importance import engine_logps, importance_weights
-from policy.kl import kl_loss, kl_of_answers
+from policy.kl import kl_charges, kl_loss
 from policy.probe import EngineProbe
 from policy.rows import Row
 from policy.statistics import UpdateStatistics
 from rlhf.config.algorithm import KLConfig
 from rlhf.config.rollouts import ImportanceConfig
-from rlhf.core.records import Rollout
+from rlhf.core.tensors import segment_sum
 
 
 @dataclass(frozen=True)
 class Update:
-    """Turns the rows of one update into losses, and keeps their figures.
+    """Turns the rows of one update into losses, and keeps their figures: `measure`, then `settle`, then the losses of each pass.
 
     Args:
         algorithm: from rewards to a loss.
@@ -32,8 +32,9 @@ class Update:
         coefficient: of the KL, now.
         importance: how the engine's mismatch is corrected; None leaves it.
         group_size: answers to a prompt.
-        loss_denominator: of the algorithm's term, over the whole update and all processes.
+        loss_denominator: of the algorithm's terms, over the whole update and all processes.
         counted: answers that take part, over the whole update and all processes.
+        total: sums a tensor over all processes.
     """
 
     algorithm: Algorithm
@@ -45,6 +46,11 @@ class Update:
     counted: float
     statistics: UpdateStatistics
     probe: EngineProbe
+    total: Total
+    settled: list[tuple[Measured, Worth]] = field(default_factory=list)
+    """Rows with their worth, in the order they came."""
+    own_figures: dict[str, float] = field(default_factory=dict)
+    """The algorithm's, of the whole update."""
 
     def measure(
         self,
@@ -54,8 +60,9 @@ class Update:
         reference_M: Tensor,
         entropy_M: Tensor,
         answer_M: Tensor,
-    ) -> tuple[Measured, Tensor]:
-        """A row as it was sampled, and its advantages."""
+        values_M: Tensor | None = None,
+    ) -> Measured:
+        """A row as it was sampled."""
         answers = len(row.answers)
         engine_M = engine_logps(row.rollouts, like=logps_M)
         self.probe.add(engine_M, logps_M, reference_M, answer_M, answers)
@@ -64,32 +71,38 @@ class Update:
             level, cap = self.importance.level, self.importance.cap
             weights_M = importance_weights(logps_M, engine_M, answer_M, answers, level, cap)
         log_ratio_M = logps_M - reference_M
-        charged_N = kl_of_answers(log_ratio_M, answer_M, answers, self.kl.estimator, self.kl.reduction)
+        charged_M = kl_charges(log_ratio_M, answer_M, answers, self.kl.estimator, self.kl.reduction)
         in_reward = self.kl.placement == "reward"
         measured = Measured(
             rewards_N=rewards_N,
-            penalty_N=self.coefficient * charged_N if in_reward else torch.zeros_like(charged_N),
+            penalty_M=self.coefficient * charged_M if in_reward else torch.zeros_like(charged_M),
             finished_N=torch.tensor([rollout.finished for rollout in row.rollouts], device=logps_M.device),
             answer_M=answer_M,
             logps_M=logps_M,
             reference_M=reference_M,
             importance_M=weights_M,
             group_size=self.group_size,
+            values_M=values_M,
         )
-        advantages = self.algorithm.advantages(measured)
-        self.statistics.add(
-            row.answers, measured, advantages=advantages, charged_N=charged_N, entropy_M=entropy_M
-        )
-        return measured, advantages
+        charged_N = segment_sum(charged_M, answer_M, answers)
+        self.statistics.add(row.answers, measured, charged_N=charged_N, entropy_M=entropy_M)
+        return measured
 
-    def loss(
-        self, logps_M: Tensor, rollouts: Sequence[Rollout], measured: Measured, advantages: Tensor
-    ) -> Tensor:
-        """The row's share of the loss, the KL included where it stands in the loss."""
-        objective = self.algorithm.objective(logps_M, measured, advantages, self.loss_denominator)
+    def settle(self, rows: Sequence[Measured]) -> None:
+        """Find what the answers of some rows are worth: of all of them, or of one on its way to its loss."""
+        worths, figures = self.algorithm.worth(rows, self.total)
+        self.settled.extend(zip(rows, worths, strict=True))
+        self.own_figures.update(figures)
+        self.statistics.advantages.extend(worth.advantages.cpu() for worth in worths)
+
+    def loss(self, number: int, row: Row, logps_M: Tensor) -> Tensor:
+        """A row's share of the policy's loss, the KL included where it stands in the loss."""
+        measured, worth = self.settled[number]
+        objective = self.algorithm.objective(logps_M, measured, worth.advantages, self.loss_denominator)
         loss, terms = objective.loss, {"loss/policy": objective.loss.item()}
         if self.kl.placement == "loss":
-            counted_N = torch.tensor(self.algorithm.counted(rollouts), device=logps_M.device)
+            counted_N = torch.tensor(self.algorithm.counted(row.rollouts), device=logps_M.device)
+            counted_N = counted_N & measured.known_N
             kl = self.coefficient * kl_loss(
                 logps_M,
                 measured.reference_M,
@@ -102,3 +115,12 @@ class Update:
             loss, terms["loss/kl"] = loss + kl, kl.item()
         self.statistics.add_losses(terms, objective.figures)
         return loss
+
+    def value_loss(self, number: int, values_M: Tensor) -> Tensor:
+        """A row's share of the critic's loss."""
+        critic, (measured, worth) = self.algorithm.critic, self.settled[number]
+        assert critic is not None  # asked for where there is one, and it has returns then
+        assert worth.returns_M is not None
+        objective = critic.objective(values_M, measured, worth.returns_M, self.loss_denominator)
+        self.statistics.add_losses({"loss/value": objective.loss.item()}, objective.figures)
+        return objective.loss

@@ -10,30 +10,32 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from policy.advantages import Unfinished, by_unfinished_rule, leave_one_out
-from policy.algorithms.protocol import Measured
-from rlhf.core.records import Rollout
+from policy.advantages import by_unfinished_rule, leave_one_out
+from policy.algorithms.counting import Counting
+from policy.algorithms.protocol import Measured, Total, Worth
 
 
 @dataclass(frozen=True)
-class LeaveOneOut:
+class LeaveOneOut(Counting):
     """Advantages by the leave-one-out baseline, under a rule for unfinished answers."""
 
-    unfinished: Unfinished
-    unfinished_reward: float | None
+    @property
+    def critic(self) -> None:
+        """None: the siblings are the baseline."""
+        return None
 
-    def counted(self, rollouts: Sequence[Rollout]) -> list[bool]:
-        """All answers, or the finished ones where the rule drops the others."""
-        return [rollout.finished or self.unfinished != "drop" for rollout in rollouts]
+    def worth(self, rows: Sequence[Measured], total: Total) -> tuple[list[Worth], dict[str, float]]:
+        """The advantages of each row, which need no other."""
+        return [Worth(self.advantages(measured)) for measured in rows], {}
 
     def advantages(self, measured: Measured) -> Tensor:
-        """One for each answer: its penalised reward against its siblings'."""
+        """One for each answer: its penalised reward against its siblings'; 0 where it has none."""
         rewards_N, counted_N = by_unfinished_rule(
             measured.rewards_N, measured.finished_N, self.unfinished, self.unfinished_reward
         )
-        shape = (-1, measured.group_size)
+        shape, known_N = (-1, measured.group_size), measured.known_N
         worth_PG = (rewards_N - measured.penalty_N).view(shape)
-        return self.compare(worth_PG, counted_N.view(shape)).flatten()
+        return self.compare(worth_PG, (counted_N & known_N).view(shape)).flatten().masked_fill(~known_N, 0.0)
 
     def compare(self, rewards_PG: Tensor, counted_PG: Tensor) -> Tensor:
         """Each penalised reward against the rest of its group."""

@@ -51,10 +51,7 @@ class Reinforce(LeaveOneOut):
 
     def denominator(self, rollouts: Sequence[Rollout]) -> float:
         """The answers that count or, for `token_mean`, their tokens."""
-        counted = [r for r, counts in zip(rollouts, self.counted(rollouts), strict=True) if counts]
-        if self.reduction == "token_mean":
-            return float(sum(len(rollout.completion_ids) for rollout in counted))
-        return float(len(counted))
+        return self.counted_size(rollouts, self.reduction)
 
     def objective(
         self, logps_M: Tensor, measured: Measured, advantages: Tensor, denominator: float

@@ -11,6 +11,7 @@ import pytest
 from torch import Tensor
 
 from policy.recipe import build_trainer
+from policy.rewards.protocol import Given
 from policy.rollouts.protocol import Sampling
 from policy.rollouts.transformers_engine import TransformersEngine
 from rlhf.config.load import load_config
@@ -28,9 +29,9 @@ class ShareOfGoodIds:
     def __init__(self, good: Tensor) -> None:
         self.good = good
 
-    def of(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[float]:
+    def of(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> Given:
         assert len(prompts) == len(rollouts)
-        return [float(self.good[list(rollout.completion_ids)].float().mean()) for rollout in rollouts]
+        return Given([float(self.good[list(r.completion_ids)].float().mean()) for r in rollouts])
 
 
 @pytest.mark.parametrize(
@@ -39,6 +40,7 @@ class ShareOfGoodIds:
         "{unfinished: keep}",
         "{compat: true}",
         "{name: rloo}",
+        "{name: ppo, unfinished: keep, critic: {learning_rate: 1.0e-2}}",
     ],
 )
 def test_the_reward_rises(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from policy.algorithms.protocol import Measured
+from policy.algorithms.protocol import Algorithm, Measured
 from policy.trainer import ALGORITHMS
 from rlhf.config.algorithm import AlgorithmConfig
 from rlhf.core.records import Rollout
@@ -27,7 +27,7 @@ def rollouts() -> list[Rollout]:
 def measured(logps: Tensor, weights: Tensor | None = None) -> Measured:
     return Measured(
         rewards_N=torch.tensor(REWARDS, dtype=torch.double),
-        penalty_N=torch.tensor(PENALTY, dtype=torch.double),
+        penalty_M=by_answer([penalty / length for penalty, length in zip(PENALTY, LENGTHS, strict=True)]),
         finished_N=torch.tensor(FINISHED),
         answer_M=torch.repeat_interleave(torch.arange(6), torch.tensor(LENGTHS)),
         logps_M=logps.detach(),
@@ -43,11 +43,17 @@ def logps() -> Tensor:
     return -torch.rand(sum(LENGTHS), generator=generator, dtype=torch.double).requires_grad_()
 
 
+def advantages(algorithm: Algorithm, row: Measured) -> Tensor:
+    (worth,), figures = algorithm.worth([row], lambda own: own)
+    assert figures == {} and worth.returns_M is None
+    return worth.advantages
+
+
 def gradient(told: dict[str, Any], logps: Tensor, weights: Tensor | None = None) -> Tensor:
     config = AlgorithmConfig.model_validate(told)
     algorithm = ALGORITHMS[config.name](config)
     row = measured(logps, weights)
-    loss = algorithm.objective(logps, row, algorithm.advantages(row), algorithm.denominator(rollouts())).loss
+    loss = algorithm.objective(logps, row, advantages(algorithm, row), algorithm.denominator(rollouts())).loss
     return torch.autograd.grad(loss, logps)[0]
 
 
@@ -75,9 +81,9 @@ def test_reinforce_with_aligners_slips(logps: Tensor) -> None:
 
 def test_aligners_slip_of_the_divisor_is_in_the_advantages_alone(logps: Tensor) -> None:
     config = AlgorithmConfig.model_validate({"compat": True})
-    advantages = ALGORITHMS["reinforce"](config).advantages(measured(logps))
+    found = advantages(ALGORITHMS["reinforce"](config), measured(logps))
     # The cut answer: against the sum of two finished siblings, divided by 2 - 1.
-    assert advantages.tolist() == pytest.approx([R[0] - R[1], R[1] - R[0], R[2] - (R[0] + R[1]), 0, 0, 0])
+    assert found.tolist() == pytest.approx([R[0] - R[1], R[1] - R[0], R[2] - (R[0] + R[1]), 0, 0, 0])
 
 
 def test_rloo(logps: Tensor) -> None:
@@ -107,7 +113,7 @@ def test_a_better_answer_becomes_likelier(logps: Tensor) -> None:
 def test_more_kl_is_less_reward() -> None:
     logps = torch.zeros(sum(LENGTHS), dtype=torch.double)
     algorithm = ALGORITHMS["rloo"](AlgorithmConfig.model_validate({"name": "rloo"}))
-    free = algorithm.advantages(measured(logps))
+    free = advantages(algorithm, measured(logps))
     row = measured(logps)
-    row.penalty_N[1] += 1.0
-    assert algorithm.advantages(row)[1] == free[1] - 1.0
+    row.penalty_M[1:3] += 0.5  # the two tokens of the second answer
+    assert advantages(algorithm, row)[1] == free[1] - 1.0

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from policy.algorithms.protocol import Measured
-from policy.kl import kl_loss, kl_of_answers
+from policy.kl import kl_loss, kl_of_tokens
 from policy.trainer import ALGORITHMS
 from rlhf.config.algorithm import AlgorithmConfig
 from rlhf.core.records import Rollout
@@ -39,8 +39,8 @@ def learn(told: dict[str, Any], *, biased_engine: bool = False) -> Tensor:
     """The policy after some updates of the loop in small: sample, measure, advantages, objective, step."""
     config = AlgorithmConfig.model_validate(told)
     algorithm, kl = ALGORITHMS[config.name](config), config.kl
-    logits = REFERENCE.log().requires_grad_()
-    optimizer = torch.optim.Adam([logits], lr=0.05, betas=(0.5, 0.9))
+    logits, value = REFERENCE.log().requires_grad_(), torch.zeros((), requires_grad=True)
+    optimizer = torch.optim.Adam([logits, value], lr=0.05, betas=(0.5, 0.9))
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, total_iters=UPDATES)
     draw = torch.Generator().manual_seed(0)
     count = PROMPTS * GROUP
@@ -53,23 +53,28 @@ def learn(told: dict[str, Any], *, biased_engine: bool = False) -> Tensor:
         engine = torch.log_softmax(engine, dim=0)
         actions = torch.multinomial(engine.exp(), count, replacement=True, generator=draw)
         reference_M, old_M = REFERENCE.log()[actions], logps.detach()[actions]
-        penalty_N = kl.coefficient * kl_of_answers(
-            old_M - reference_M, answer_M, count, kl.estimator, kl.reduction
-        )
+        penalty_M = kl.coefficient * kl_of_tokens(old_M - reference_M, kl.estimator)
         measured = Measured(
             rewards_N=REWARD[actions],
-            penalty_N=penalty_N if kl.placement == "reward" else torch.zeros(count),
+            penalty_M=penalty_M if kl.placement == "reward" else torch.zeros(count),
             finished_N=torch.ones(count, dtype=torch.bool),
             answer_M=answer_M,
             logps_M=old_M,
             reference_M=reference_M,
             importance_M=(old_M - engine[actions]).exp() if biased_engine else None,
             group_size=GROUP,
+            values_M=value.detach().expand(count) if algorithm.critic else None,
         )
-        advantages = algorithm.advantages(measured)
+        (worth,), _ = algorithm.worth([measured], lambda own: own)
         for _ in range(algorithm.epochs):
             logps_M = torch.log_softmax(logits, dim=0)[actions]
-            loss = algorithm.objective(logps_M, measured, advantages, algorithm.denominator(rollouts)).loss
+            denominator = algorithm.denominator(rollouts)
+            loss = algorithm.objective(logps_M, measured, worth.advantages, denominator).loss
+            if algorithm.critic is not None and worth.returns_M is not None:
+                expected_M = value.expand(count)
+                loss = (
+                    loss + algorithm.critic.objective(expected_M, measured, worth.returns_M, denominator).loss
+                )
             if kl.placement == "loss":
                 loss = loss + kl.coefficient * kl_loss(
                     logps_M, reference_M, answer_M, measured.finished_N, kl.estimator, kl.reduction, count
@@ -104,8 +109,11 @@ def test_the_optima_are_apart() -> None:
         {"kl": IN_REWARD, "compat": True},
         {"kl": IN_REWARD, "name": "rloo"},
         {"kl": IN_REWARD, "name": "rloo", "epochs": 2},
+        {"kl": IN_REWARD, "name": "ppo"},
+        {"kl": IN_REWARD, "name": "ppo", "epochs": 1, "critic": {"whiten": False, "clip": None}},
         {"kl": IN_LOSS | {"estimator": "k2"}},
         {"kl": IN_LOSS | {"estimator": "k2"}, "name": "rloo"},
+        {"kl": IN_LOSS | {"estimator": "k2"}, "name": "ppo", "critic": {"whiten": False}},
     ],
     ids=str,
 )
@@ -124,9 +132,10 @@ def test_k1_in_the_loss_holds_nothing_back() -> None:
 
 
 def test_without_a_penalty_the_best_answer_wins() -> None:
-    for name in ("reinforce", "rloo"):
+    for name in ("reinforce", "rloo", "ppo"):
         assert float(learn({"name": name, "kl": {"coefficient": 0}})[2]) > 0.95, name
 
 
-def test_importance_weights_undo_an_engine_that_samples_otherwise() -> None:
-    assert distance(learn({"kl": IN_REWARD}, biased_engine=True), tilted()) < 0.03
+@pytest.mark.parametrize("name", ["reinforce", "ppo"])
+def test_importance_weights_undo_an_engine_that_samples_otherwise(name: str) -> None:
+    assert distance(learn({"name": name, "kl": IN_REWARD}, biased_engine=True), tilted()) < 0.03

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from policy.describe import describe_algorithm
+from policy.describe import card_text, describe_algorithm, describe_roles
 from rlhf.config.algorithm import AlgorithmConfig
+from rlhf.config.policy import PolicyConfig
 
 
 def lines(**told: Any) -> list[str]:
@@ -25,6 +26,55 @@ def test_reinforce() -> None:
 
 def test_rloo_is_in_trls_convention_already() -> None:
     assert lines(name="rloo")[2].endswith("beta = 0.05 = coefficient")
+
+
+def test_ppo_charges_the_kl_token_by_token() -> None:
+    assert lines(name="ppo")[:2] == [
+        "Algorithm: ppo; loss: token_mean; unfinished answers: drop",
+        "KL penalty: 0.01 x sum of k1 over an answer's tokens, in the reward of each token",
+    ]
+    assert lines(name="ppo", kl={"placement": "loss"})[1].endswith("in the loss")
+
+
+def config(**told: Any) -> PolicyConfig:
+    return PolicyConfig.model_validate(
+        {"output": "runs/p", "reward": "runs/r/final", "data": {"prompts": [{"path": "demo"}]}, **told}
+    )
+
+
+def test_the_roles_beside_the_policy() -> None:
+    assert describe_roles(config()) == ["Reference: the base"]
+    told = config(
+        start="runs/1/final",
+        reward={"function": "gold"},
+        algorithm={
+            "name": "ppo",
+            "epochs": 3,
+            "critic": {"whiten": False, "clip": None, "gae_lambda": 1, "warmup_steps": 5},
+        },
+    )
+    assert describe_roles(told) == [
+        "Reference: a frozen copy of runs/1/final, which the policy starts as",
+        "Critic: one more adapter and a head of one output; begins from a fresh adapter and a head of zeros; learning rate 0.0003, "
+        "no clip; learns alone for 5 updates",
+        "Advantages: one a token, discount 1, lambda 1",
+        "Passes over the answers of an update: 3, each with a step of policy and critic",
+    ]
+    assert "begins as runs/r/final; " in describe_roles(config(algorithm={"name": "ppo"}))[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("reinforce", "by REINFORCE with a leave-one-out baseline over 4 answers a prompt,"),
+        ("rloo", "by RLOO with a leave-one-out baseline over 4 answers a prompt,"),
+        ("ppo", "by PPO with a critic on the same base and 4 answers a prompt,"),
+    ],
+)
+def test_the_card_names_the_algorithm(name: str, said: str) -> None:
+    assert said in card_text(config(algorithm={"name": name}))
+    begun = card_text(config(algorithm={"name": name}, start="runs/1/final"))
+    assert "begun from the policy `runs/1/final`, which is the reference too" in begun
 
 
 def test_what_else_there_is_to_say() -> None:

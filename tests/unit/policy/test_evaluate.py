@@ -10,11 +10,14 @@ import pytest
 import torch
 
 from policy.evaluate import Answer, answer_prompts, compare
-from policy.rewards.shared import SharedReward
+from policy.rewards.model import ModelReward
+from policy.rewards.protocol import Given
+from policy.rewards.weighted import Part, WeightedRewards
 from policy.rollouts.protocol import Sampling
 from policy.rollouts.transformers_engine import TransformersEngine
 from reward.scorer import Scorer
 from rlhf.core.chat import Chat
+from rlhf.core.errors import RewardError
 from rlhf.core.models import enable_packed_logprobs, load_causal, lora_config, with_adapter
 from rlhf.core.records import Message, Prompt
 from rlhf.data.demo import demo_rows
@@ -89,6 +92,7 @@ def test_the_shape_of_eval_json() -> None:
     assert result["answers"][1] == {
         "prompt": [{"role": "user", "content": "Q1"}],
         "source": "here",
+        "check": None,
         "before": {
             "answer": "text", "reward": 2.0, "gold": 0.5, "kl": 0.0, "length": 4, "finished": True,
         },
@@ -115,7 +119,8 @@ def model(tiny_base: Path) -> Any:
 def test_answers_are_measured_as_they_are(model: Any, tiny_chat: Chat, tiny_reward: Path) -> None:
     """Reward, gold score, KL and length of each answer, against what each means; without dropout."""
     engine = TransformersEngine(Sampling(8, 1.0, tiny_chat.stop_ids), tiny_chat)
-    rewards = SharedReward(Scorer.share(tiny_reward, model, tiny_chat))
+    scorer = ModelReward(Scorer.share(tiny_reward, model, tiny_chat))
+    rewards = WeightedRewards([Part("adapter", 1.0, scorer)], "error")
     check = next(row["check"] for row in demo_rows("prompts", "train"))
     asked = [
         Prompt((Message("user", "Hi."),)),
@@ -142,3 +147,46 @@ def test_answers_are_measured_as_they_are(model: Any, tiny_chat: Chat, tiny_rewa
             ratio = (ours - reference)[torch.arange(start, ids.shape[1] - 1), ids[0, start + 1 :]]
             assert found.kl == pytest.approx(float(ratio.sum()), abs=1e-3)
             assert abs(found.kl) > 0.01
+
+
+def test_a_held_out_reward_is_one_figure_more() -> None:
+    first = [[replace(one, held_out=2.0) for one in group] for group in BEFORE]
+    second = [[replace(one, held_out=1.5) for one in group] for group in shifted(1.0)]
+    result = compare(PROMPTS, first, second, seed=0)
+    assert (result["before"]["held_out"], result["after"]["held_out"]) == (2.0, 1.5)
+    assert result["difference"]["held_out"] == {"mean": -0.5, "ci95": [-0.5, -0.5]}
+    assert result["answers"][0]["after"]["held_out"] == 1.5
+    assert "held_out" not in compare(PROMPTS, BEFORE, BEFORE, seed=0)["before"]
+
+
+def test_an_answer_without_a_reward_is_in_no_mean() -> None:
+    first = [[answer(1.0), replace(answer(), reward=None)], [answer(3.0), answer(5.0)]]
+    second = [[answer(2.0), answer(4.0)], [replace(answer(), reward=None)] * 2]
+    result = compare(PROMPTS[:2], first, second, seed=0)
+    assert (result["before"]["reward"], result["after"]["reward"]) == ((1.0 + 4.0) / 2, 3.0)
+    assert result["difference"]["reward"]["mean"] == 2.0  # of the prompt that has both
+    assert result["missing"] == {"before": 1, "after": 2}
+
+
+class Told:
+    """Rewards that are given."""
+
+    def __init__(self, *rewards: float) -> None:
+        self.rewards = list(rewards)
+
+    def of(self, prompts: Any, rollouts: Any) -> Given:
+        return Given(self.rewards, missing={0: "it is ill"})
+
+
+def test_rewards_that_are_missing_in_an_evaluation(model: Any, tiny_chat: Chat) -> None:
+    engine = TransformersEngine(Sampling(3, 1.0, tiny_chat.stop_ids), tiny_chat)
+    nan = float("nan")
+
+    def ask(rewards: Told, held_out: Told | None = None) -> list[Answer]:
+        told: Any = {"samples": 2, "seed": 3, "tokens_per_batch": 64, "held_out": held_out}
+        return answer_prompts(model, engine, rewards, tiny_chat, PROMPTS[:1], **told)[0]
+
+    assert [one.reward for one in ask(Told(nan, 2.0))] == [None, 2.0]
+    assert [one.held_out for one in ask(Told(1.0, 2.0), Told(-1.0, nan))] == [-1.0, None]
+    with pytest.raises(RewardError, match="None of the 2 answers has a reward. Of the first: it is ill"):
+        ask(Told(nan, nan))

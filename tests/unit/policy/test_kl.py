@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policy.kl import Estimator, kl_loss, kl_of_answers, kl_of_tokens, trl_beta
+from policy.kl import Estimator, kl_charges, kl_loss, kl_of_answers, kl_of_tokens, trl_beta
 
 ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
 ratios = st.lists(st.floats(-5, 5), min_size=1, max_size=20)
@@ -131,6 +131,20 @@ def test_the_loss_by_hand() -> None:
     assert kl_loss(logps, reference, answer, counted, "k2", "mean", 2.0).item() == pytest.approx(1.25)
     only = torch.tensor([True, False])
     assert kl_loss(logps, reference, answer, only, "abs", "sum", 1.0).item() == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_what_tokens_are_charged_adds_up_to_what_their_answer_is(estimator: Estimator) -> None:
+    d, answer = torch.tensor([1.0, -3.0, 0.5, 2.0]), torch.tensor([0, 0, 0, 1])
+    kl = kl_of_tokens(d, estimator)
+    assert torch.equal(kl_charges(d, answer, 2, estimator, "sum"), kl)
+    assert torch.allclose(
+        kl_charges(d, answer, 2, estimator, "mean"), kl / torch.tensor([3.0, 3.0, 3.0, 1.0])
+    )
+    mean = kl_of_answers(d, answer, 2, estimator, "mean")
+    assert kl_charges(d, answer, 2, estimator, "mean")[:3].sum().item() == pytest.approx(
+        mean[0].item(), abs=1e-6
+    )
 
 
 def test_trls_beta() -> None:

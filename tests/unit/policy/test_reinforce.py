@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from policy.rewards.protocol import Given
 from policy.rows import answer_tree, pack_groups, token_logps
 from rlhf.core.chat import Chat
-from rlhf.core.errors import DivergenceError, EngineError
+from rlhf.core.errors import DivergenceError, EngineError, RewardError
 from rlhf.core.records import Conversation, Message, Prompt, Rollout
 from rlhf.core.training import draw_order
 
@@ -163,8 +164,11 @@ def test_a_policy_that_does_not_start_as_the_reference_stops_the_run(
 def test_a_reward_that_is_no_number_stops_the_run(
     policy_trainer: Callable[..., Any], groups: list[list[Rollout]]
 ) -> None:
-    trainer = policy_trainer(PROMPTS, groups, [1.0, math.nan, 0.0, 0.0])
+    trainer = policy_trainer(PROMPTS, groups, [1.0, math.inf, 0.0, 0.0])
     with pytest.raises(DivergenceError, match="The policy loss is nan at update 2"):
+        update(trainer)
+    trainer.rewards.of = lambda *_: Given([1.0, math.nan, 0.0, 0.0])
+    with pytest.raises(RewardError, match="1 of 4 answers have no reward"):
         update(trainer)
 
 

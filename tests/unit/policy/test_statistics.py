@@ -27,7 +27,7 @@ def measured(log_ratio: list[float], answer: list[int]) -> Measured:
     count = len(set(answer))
     return Measured(
         rewards_N=torch.zeros(count),
-        penalty_N=torch.zeros(count),
+        penalty_M=torch.zeros(len(answer)),
         finished_N=torch.ones(count, dtype=torch.bool),
         answer_M=torch.tensor(answer),
         logps_M=torch.tensor(log_ratio),
@@ -43,17 +43,16 @@ def statistics(rollouts: list[Rollout] = ROLLOUTS, passes: int = 1) -> UpdateSta
     gathered.add(
         [2],
         measured([0.5, -0.5, 1.0], [0, 0, 0]),
-        advantages=torch.tensor([4.0]),
         charged_N=torch.tensor([0.6]),
         entropy_M=torch.tensor([1.0, 2.0, 3.0]),
     )
     gathered.add(
         [0, 1],
         measured([1.0, 1.0, -3.0], [0, 0, 1]),
-        advantages=torch.tensor([-1.0, -3.0]),
         charged_N=torch.tensor([0.2, 0.1]),
         entropy_M=torch.tensor([1.0, 2.0, 3.0]),
     )
+    gathered.advantages += [torch.tensor([4.0]), torch.tensor([-1.0, -3.0])]
     gathered.add_losses({"loss/policy": 0.5}, {"ratio/clipped_share": 1.0})
     gathered.add_losses({"loss/policy": -0.25, "loss/kl": 0.125}, {"ratio/clipped_share": 2.0})
     return gathered
@@ -73,6 +72,7 @@ def test_figures_by_hand() -> None:
             "loss/kl": 0.125,
             "reward/mean": 2.0,
             "reward/std": math.sqrt(14 / 3),
+            "reward/missing": 0,
             "kl/mean": 0.0,
             "kl/sum": (2.0 - 3.0 + 1.0) / 3,
             "kl/abs_mean": 7 / 6,
@@ -130,3 +130,23 @@ def test_peak_memory_only_grows() -> None:
     held = torch.ones(64 * 2**20)
     assert before <= peak_memory_gib()
     assert peak_memory_gib() > 0.2 and len(held)
+
+
+def test_missing_rewards_and_further_columns() -> None:
+    """Rewards 1, none, 5: mean 3, deviation 2; lengths 2 and 3 of those that have one rise with them."""
+    gathered = UpdateStatistics(
+        [1.0, math.nan, 5.0],
+        ROLLOUTS,
+        columns={"gold": [0.5, math.nan, 0.25], "held_out": [1.0, 2.0, 3.0]},
+        missing={1: "gold: no check"},
+    )
+    row = measured([0.0, 0.0, 0.0], [0, 1, 2])
+    gathered.add([0, 1, 2], row, charged_N=torch.zeros(3), entropy_M=torch.zeros(3))
+    gathered.advantages.append(torch.zeros(3))
+    figures = gathered.figures(0.0)
+    assert (figures["reward/mean"], figures["reward/std"], figures["reward/missing"]) == (3.0, 2.0, 1)
+    assert (figures["reward/gold"], figures["reward/held_out"]) == (0.375, 2.0)
+    assert figures["length/reward_correlation"] == pytest.approx(1.0)
+    first, second, _ = gathered.samples(1, [Prompt((Message("user", "Q"),))] * 3, [None] * 3)
+    assert (first["reward/gold"], first["reward/held_out"], "missing" in first) == (0.5, 1.0, False)
+    assert math.isnan(second["reward"]) and second["missing"] == "gold: no check"

@@ -34,6 +34,7 @@ def update(kl: dict[str, Any], importance: ImportanceConfig | None = None) -> Up
         2.0,
         UpdateStatistics([3.0, 1.0], ROLLOUTS),
         EngineProbe("token", 2.0),
+        lambda own: own,
     )
 
 
@@ -45,11 +46,10 @@ def row() -> Row:
 def step(one: Update) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Penalty, advantages and the gradient of the loss."""
     logps = LOGPS.clone().requires_grad_()
-    measured, advantages = one.measure(
-        row(), torch.tensor([3.0, 1.0]), LOGPS, REFERENCE, torch.zeros(3), ANSWER
-    )
-    loss = one.loss(logps, ROLLOUTS, measured, advantages)
-    return measured.penalty_N, advantages, torch.autograd.grad(loss, logps)[0]
+    one.settle([one.measure(row(), torch.tensor([3.0, 1.0]), LOGPS, REFERENCE, torch.zeros(3), ANSWER)])
+    loss = one.loss(0, row(), logps)
+    ((measured, worth),) = one.settled
+    return measured.penalty_N, worth.advantages, torch.autograd.grad(loss, logps)[0]
 
 
 def test_in_the_reward() -> None:

@@ -1,8 +1,9 @@
-"""Our three operations against vLLM's own, on random inputs."""
+"""What our products add against vLLM's own, on random inputs."""
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,27 +14,33 @@ from policy.rollouts import vllm_cpu_lora
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed")
 
-RANK, WIDTH, OUT = 8, 24, 40
-ADAPTERS = pytest.mark.parametrize(
+RANK, WIDTH, ADAPTERS = 8, 24, 3
+ADAPTER_OF_TOKEN = pytest.mark.parametrize(
     "adapter_of_token",
     [[0, 0, 0, 0, 0], [1, 1, 1, 1, 1], [0, 2, 1, 2, 0], [2]],
     ids=["all of one", "all of another", "mixed", "one token"],
 )
+SLICES = pytest.mark.parametrize("slices", [(40,), (40, 16, 16)], ids=["one part", "query, key and value"])
 FORMATS = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 
 
 @pytest.fixture(scope="module")
-def vllm_ops() -> SimpleNamespace:
-    """vLLM's own functions, also where this process has replaced them already."""
-    import vllm.lora.ops.torch_ops.lora_ops as stock
+def stock() -> Callable[..., None]:
+    """vLLM's own product, also where this process has replaced it already."""
+    import vllm.lora.punica_wrapper.punica_cpu as module
 
-    spec = importlib.util.spec_from_file_location("stock_lora_ops", stock.__file__)
+    spec = importlib.util.spec_from_file_location("vllm.lora.punica_wrapper.stock_cpu", module.__file__)
     assert spec is not None and spec.loader is not None
     original: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(original)
-    return SimpleNamespace(
-        shrink=original.bgmv_shrink, expand=original.bgmv_expand, expand_slice=original.bgmv_expand_slice
-    )
+
+    def add(y: Any, x: Any, a: Any, b: Any, scale: float, slices: Any, adapter_of_token: Any) -> None:
+        wrapper = original.PunicaWrapperCPU(len(x), len(x), "cpu")
+        wrapper._token_lora_indices[: len(x)] = adapter_of_token
+        wrapper.indices_len[0] = len(x)
+        wrapper.add_lora_linear(y, x, a, b, scale, slices)
+
+    return add
 
 
 @pytest.fixture(autouse=True)
@@ -41,87 +48,80 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-def close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
-    tolerance = 1e-5 if ours.dtype == torch.float32 else 0.1  # bfloat16 keeps eight bits of numbers up to 30
-    return torch.allclose(ours, theirs, atol=tolerance, rtol=tolerance)
+def stacks(slices: tuple[int, ...], dtype: torch.dtype) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    a = tuple(torch.randn(ADAPTERS, 1, RANK, WIDTH, dtype=dtype) for _ in slices)
+    return a, tuple(torch.randn(ADAPTERS, 1, out, RANK, dtype=dtype) for out in slices)
 
 
-@ADAPTERS
-@FORMATS
-@pytest.mark.parametrize("padded_rank", [RANK, 16])
-def test_shrink(
-    vllm_ops: SimpleNamespace, adapter_of_token: list[int], dtype: torch.dtype, padded_rank: int
-) -> None:
-    tokens = torch.tensor(adapter_of_token)
-    inputs = torch.randn(len(tokens), WIDTH, dtype=dtype)
-    weights = torch.randn(3, 1, RANK, WIDTH, dtype=dtype)
-    start = torch.randn(len(tokens), padded_rank)  # float32, as vLLM's buffer is; what lies beyond RANK stays
-    ours, theirs = start.clone(), start.clone()
-    vllm_cpu_lora.shrink(inputs, weights, ours, tokens, 0.5)
-    vllm_ops.shrink(inputs, weights, theirs, tokens, 0.5)
-    assert close(ours, theirs)
-    by_hand = torch.stack(
-        [0.5 * weights[a, 0].float() @ row.float() for a, row in zip(adapter_of_token, inputs, strict=True)]
+def wrapper(adapter_of_token: Any) -> SimpleNamespace:
+    return SimpleNamespace(
+        tokens_by_adapter=vllm_cpu_lora.tokens_by_adapter(torch.tensor(adapter_of_token)), factors={}
     )
-    assert torch.allclose(ours[:, :RANK], by_hand, atol=1e-4)
-    assert torch.equal(ours[:, RANK:], start[:, RANK:])
 
 
-@ADAPTERS
+@ADAPTER_OF_TOKEN
+@SLICES
 @FORMATS
-@pytest.mark.parametrize("out", [OUT, OUT - 8, OUT + 8], ids=["equal", "narrower", "wider"])
-@pytest.mark.parametrize("add", [True, False])
-def test_expand(
-    vllm_ops: SimpleNamespace, adapter_of_token: list[int], dtype: torch.dtype, out: int, add: bool
+def test_the_sum_is_vllms(
+    stock: Callable[..., None], adapter_of_token: list[int], slices: tuple[int, ...], dtype: torch.dtype
 ) -> None:
-    tokens = torch.tensor(adapter_of_token)
-    inputs = torch.randn(len(tokens), RANK)
-    weights = torch.randn(3, 1, OUT, RANK, dtype=dtype)
-    start = torch.randn(len(tokens), out, dtype=dtype)
+    a, b = stacks(slices, dtype)
+    x = torch.randn(len(adapter_of_token), WIDTH, dtype=dtype)
+    start = torch.randn(len(adapter_of_token), sum(slices), dtype=dtype)
     ours, theirs = start.clone(), start.clone()
-    vllm_cpu_lora.expand(inputs, weights, ours, tokens, add)
-    vllm_ops.expand(inputs, weights, theirs, tokens, add)
-    assert close(ours, theirs)
-    assert not torch.equal(ours, start)
+    vllm_cpu_lora.add_lora_linear(wrapper(adapter_of_token), ours, x, a, b, 0.5, slices)
+    stock(theirs, x, a, b, 0.5, slices, torch.tensor(adapter_of_token))
+    by_hand = start.float().clone()
+    for token, adapter in enumerate(adapter_of_token):
+        parts = [
+            0.5 * outer[adapter, 0].float() @ inner[adapter, 0].float() @ x[token].float()
+            for inner, outer in zip(a, b, strict=True)
+        ]
+        by_hand[token] += torch.cat(parts)
+    # bfloat16 keeps eight bits, of numbers up to about 60
+    tolerance = 1e-4 if dtype == torch.float32 else 0.3
+    assert torch.allclose(ours.float(), by_hand, atol=tolerance, rtol=0)
+    assert torch.allclose(theirs.float(), by_hand, atol=tolerance, rtol=0)
+    assert not torch.allclose(ours.float(), start.float(), atol=10 * tolerance, rtol=0)
 
 
-@ADAPTERS
-@FORMATS
-@pytest.mark.parametrize("add", [True, False])
-def test_expand_slice(
-    vllm_ops: SimpleNamespace, adapter_of_token: list[int], dtype: torch.dtype, add: bool
-) -> None:
-    tokens = torch.tensor(adapter_of_token)
-    inputs = torch.randn(len(tokens), RANK)
-    weights = torch.randn(3, 1, OUT, RANK, dtype=dtype)
-    start = torch.randn(len(tokens), 3 * OUT, dtype=dtype)  # as a fused query, key and value have it
-    ours, theirs = start.clone(), start.clone()
-    vllm_cpu_lora.expand_slice(inputs, weights, ours, tokens, OUT, OUT, add)
-    vllm_ops.expand_slice(inputs, weights, theirs, tokens, OUT, OUT, add)
-    assert close(ours, theirs)
-    untouched = [slice(0, OUT), slice(2 * OUT, 3 * OUT)]
-    assert all(torch.equal(ours[:, part], start[:, part]) for part in untouched)
-
-
-def test_a_token_without_an_adapter_is_left_as_it_is() -> None:
+@pytest.mark.parametrize("adapter_of_token", [[-1, 0, -1], [-1, -1, -1]])
+def test_a_token_without_an_adapter_is_left_as_it_is(adapter_of_token: list[int]) -> None:
     """vLLM marks it by -1, which its own functions take for the last adapter."""
-    tokens = torch.tensor([-1, 0, -1])
-    start = torch.randn(3, OUT)
+    a, b = stacks((40,), torch.float32)
+    start = torch.randn(3, 40)
     ours = start.clone()
-    vllm_cpu_lora.expand(torch.randn(3, RANK), torch.randn(2, 1, OUT, RANK), ours, tokens)
-    assert torch.equal(ours[[0, 2]], start[[0, 2]])
-    assert not torch.equal(ours[1], start[1])
+    vllm_cpu_lora.add_lora_linear(wrapper(adapter_of_token), ours, torch.randn(3, WIDTH), a, b, 1.0, (40,))
+    assert [bool((row != before).any()) for row, before in zip(ours, start, strict=True)] == [
+        adapter >= 0 for adapter in adapter_of_token
+    ]
 
 
 def test_they_are_put_where_vllm_looks_them_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vllm.lora.ops.torch_ops import lora_ops
-    from vllm.lora.punica_wrapper import punica_cpu
+    """And a layer's joined factors are forgotten when an adapter is written into the layers, not at every step."""
+    from vllm.lora.model_manager import LoRAModelManager
+    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-    names = {"bgmv_shrink": "shrink", "bgmv_expand": "expand", "bgmv_expand_slice": "expand_slice"}
-    for module in (lora_ops, punica_cpu):
-        for name in names:
-            monkeypatch.setattr(module, name, getattr(module, name))  # put back after the test
+    before = dict(vars(PunicaWrapperCPU))
+    for name in ("update_metadata", "add_lora_linear", "add_lora_embedding", "add_lora_logits", "factors"):
+        monkeypatch.setattr(
+            PunicaWrapperCPU, name, before.get(name, {}), raising=False
+        )  # put back afterwards
+    written = iter([True, False])
+    monkeypatch.setattr(PunicaWrapperCPU, "add_lora_linear", None)  # as if nothing were replaced yet
+    monkeypatch.setattr(PunicaWrapperCPU, "update_metadata", lambda self: None)
+    monkeypatch.setattr(LoRAModelManager, "activate_adapter", lambda self, lora_id: next(written))
     vllm_cpu_lora.use_matrix_products()
-    for module in (lora_ops, punica_cpu):
-        for name, ours in names.items():
-            assert getattr(module, name) is getattr(vllm_cpu_lora, ours)
+    assert PunicaWrapperCPU.add_lora_linear is vllm_cpu_lora.add_lora_linear
+
+    made: Any = PunicaWrapperCPU(4, 4, "cpu")
+    made._token_lora_indices[:] = torch.tensor([1, 1, -1, 1])
+    made.indices_len[0] = 4
+    made.update_metadata()
+    assert {adapter: tokens.tolist() for adapter, tokens in made.tokens_by_adapter.items()} == {1: [0, 1, 3]}
+
+    manager: Any = SimpleNamespace(punica_wrapper_mapping={"language_model": made})
+    made.factors = {"old": ()}
+    assert LoRAModelManager.activate_adapter(manager, 7) and made.factors == {}
+    made.factors = {"still right": ()}
+    assert not LoRAModelManager.activate_adapter(manager, 7) and made.factors == {"still right": ()}

@@ -1,0 +1,29 @@
+"""What all algorithms share: which answers of an update take part, and what its loss is divided by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from policy.advantages import Unfinished
+from policy.losses import Reduction
+from rlhf.core.records import Rollout
+
+
+@dataclass(frozen=True)
+class Counting:
+    """A rule for unfinished answers."""
+
+    unfinished: Unfinished
+    unfinished_reward: float | None
+
+    def counted(self, rollouts: Sequence[Rollout]) -> list[bool]:
+        """All answers, or the finished ones where the rule drops the others."""
+        return [rollout.finished or self.unfinished != "drop" for rollout in rollouts]
+
+    def counted_size(self, rollouts: Sequence[Rollout], reduction: Reduction) -> float:
+        """The answers that count or, for `token_mean`, their tokens."""
+        counted = [r for r, counts in zip(rollouts, self.counted(rollouts), strict=True) if counts]
+        if reduction == "token_mean":
+            return float(sum(len(rollout.completion_ids) for rollout in counted))
+        return float(len(counted))

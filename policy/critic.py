@@ -1,0 +1,94 @@
+"""PPO's critic: one more adapter on the policy's base, and a head of one output.
+
+It starts as the reward model, where that is one adapter on the same base, so that it expects of a text what the reward model would
+give it; or from an adapter that changes nothing and a head of zeros.
+
+Shapes: A attributes of the reward model, D hidden units, M tokens of all answers of a row.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlhf.config.policy import PolicyConfig
+from rlhf.config.rewards import RewardSource
+from rlhf.core.adapters import RewardAdapter
+from rlhf.core.models import (
+    CRITIC,
+    VALUE_HEAD,
+    PeftModel,
+    enable_packed_values,
+    float32_trainable,
+    kept_trainable,
+    lora_config,
+    packed_inputs,
+)
+from rlhf.core.packing import PackedBatch
+
+
+def critic_start(config: PolicyConfig) -> RewardSource | None:
+    """The reward model that the critic starts as; None where it starts from nothing.
+
+    So it does too where the reward is another, or several, or on another scale.
+    """
+    critic, only = config.algorithm.critic, config.reward[0]
+    fits = len(config.reward) == 1 and config.reward_shaping.normalise == "none"
+    return only if critic is not None and critic.start == "reward" and fits and only.adapter else None
+
+
+def hang_critic(model: PeftModel, config: PolicyConfig) -> None:
+    """Put the critic on the policy's base, to be trained beside it.
+
+    Raises:
+        ModelError: the reward model it starts as belongs to another base.
+    """
+    base, start = model.get_base_model(), critic_start(config)
+    head = nn.Linear(base.config.get_text_config().hidden_size, 1, bias=False, device=model.device)
+    nn.init.zeros_(head.weight)
+    if start is not None and start.adapter is not None:
+        reward = RewardAdapter.read(Path(start.adapter))
+        reward.lora.hang_on(model, CRITIC)
+        with torch.no_grad():
+            head.weight.copy_(start.weight * reward.head_AD[:1])
+    else:
+        with kept_trainable(model):
+            model.add_adapter(CRITIC, lora_config(**config.adapter.model_dump()))
+    enable_packed_values(base, head)
+    for name, parameter in model.named_parameters():
+        if _is_critic(name):
+            parameter.requires_grad_(True)
+    float32_trainable(model)
+
+
+def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """What is trained: the policy's parameters, and the critic's."""
+    trained = [(_is_critic(name), one) for name, one in model.named_parameters() if one.requires_grad]
+    return [one for critic, one in trained if not critic], [one for critic, one in trained if critic]
+
+
+def give_own_group(
+    optimizer: torch.optim.Optimizer, model: nn.Module, learning_rate: float, weight_decay: float
+) -> None:
+    """Move the critic's parameters to a group of the optimizer that has their own learning rate."""
+    _, critic = split_parameters(model)
+    own = {id(parameter) for parameter in critic}
+    for group in optimizer.param_groups:
+        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in own]
+    optimizer.add_param_group({"params": critic, "lr": learning_rate, "weight_decay": weight_decay})
+
+
+def _is_critic(name: str) -> bool:
+    return bool({CRITIC, VALUE_HEAD} & set(name.split(".")))
+
+
+def token_values(model: Any, packed: PackedBatch) -> Tensor:
+    """What the critic, being worn, expects before each token of the answers in a packed row: values_M.
+
+    Read at the token before, as log-probabilities are: what is still to come once that one stands.
+    """
+    values_M: Tensor = model(**packed_inputs(packed), value_at=packed.next_ids_RT() != -100)
+    return values_M

@@ -1,0 +1,212 @@
+"""What PPO makes of the rows of an update, against the same written out in loops."""
+
+from __future__ import annotations
+
+import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from policy.algorithms.ppo import PPO
+from policy.algorithms.protocol import Measured, Worth
+from policy.algorithms.reinforce import Reinforce
+from rlhf.config.algorithm import AlgorithmConfig
+from rlhf.core.records import Rollout
+
+LENGTHS = [2, 3, 1, 2]
+FINISHED = [True, False, True, True]
+REWARDS = [1.0, 4.0, -1.0, 2.0]
+PENALTY = [0.5, 0.0, 0.25, 0.0, -0.5, 1.0, 0.0, 0.125]
+VALUES = [0.5, 1.0, 2.0, 3.0, 0.0, -2.0, 1.5, 0.25]
+ANSWER = torch.repeat_interleave(torch.arange(4), torch.tensor(LENGTHS))
+OLD = torch.linspace(-3, -1, 8, dtype=torch.double)
+
+
+def ppo(**told: Any) -> PPO:
+    return PPO.of(AlgorithmConfig.model_validate({"name": "ppo", **told}))
+
+
+def measured(**other: Any) -> Measured:
+    row = Measured(
+        rewards_N=torch.tensor(REWARDS, dtype=torch.double),
+        penalty_M=torch.tensor(PENALTY, dtype=torch.double),
+        finished_N=torch.tensor(FINISHED),
+        answer_M=ANSWER,
+        logps_M=OLD,
+        reference_M=OLD,
+        importance_M=None,
+        group_size=2,
+        values_M=torch.tensor(VALUES, dtype=torch.double),
+    )
+    return replace(row, **other)
+
+
+def cut(row: Measured, part: slice, answers: slice) -> Measured:
+    """Some answers of a row as a row of their own."""
+    assert row.values_M is not None
+    return replace(
+        row,
+        rewards_N=row.rewards_N[answers],
+        penalty_M=row.penalty_M[part],
+        finished_N=row.finished_N[answers],
+        answer_M=row.answer_M[part] - row.answer_M[part][0],
+        logps_M=row.logps_M[part],
+        reference_M=row.reference_M[part],
+        values_M=row.values_M[part],
+    )
+
+
+def by_hand(rewards: list[float], gae_lambda: float) -> list[float]:
+    """The advantages of all tokens, discount 1."""
+    found: list[float] = []
+    for answer in range(4):
+        places = [place for place in range(8) if ANSWER[place] == answer]
+        later, next_value, own = 0.0, 0.0, []
+        for place in reversed(places):
+            reward = -PENALTY[place] + (rewards[answer] if place == places[-1] else 0.0)
+            later = reward + next_value - VALUES[place] + gae_lambda * later
+            next_value = VALUES[place]
+            own.append(later)
+        found += own[::-1]
+    return found
+
+
+def worth(algorithm: PPO, *rows: Measured) -> tuple[list[Worth], dict[str, float]]:
+    return algorithm.worth(rows, lambda own: own)
+
+
+def moments(values: list[float]) -> tuple[float, float]:
+    mean = sum(values) / len(values)
+    return mean, sum((value - mean) ** 2 for value in values) / len(values)
+
+
+def test_advantages_returns_and_figures() -> None:
+    (only,), figures = worth(ppo(unfinished="keep", critic={"whiten": False, "gae_lambda": 0.9}), measured())
+    expected = by_hand(REWARDS, 0.9)
+    returns = [a + v for a, v in zip(expected, VALUES, strict=True)]
+    assert only.advantages.tolist() == pytest.approx(expected)
+    assert only.returns_M is not None and only.returns_M.tolist() == pytest.approx(returns)
+    missed, of_returns = moments(expected)[1], moments(returns)[1]
+    assert figures == pytest.approx(
+        {
+            "advantage/std": math.sqrt(missed),
+            "return/mean": moments(returns)[0],
+            "value/mean": sum(VALUES) / 8,
+            "value/explained_variance": 1 - missed / of_returns,
+        }
+    )
+
+
+def test_whitened_over_all_rows() -> None:
+    rows = [cut(measured(), slice(0, 5), slice(0, 2)), cut(measured(), slice(5, 8), slice(2, 4))]
+    found, figures = worth(ppo(unfinished="keep"), *rows)
+    plain = by_hand(REWARDS, 0.95)
+    mean, variance = moments(plain)
+    expected = [(a - mean) / math.sqrt(variance + 1e-8) for a in plain]
+    assert torch.cat([one.advantages for one in found]).tolist() == pytest.approx(expected)
+    # Returns are on the reward's own scale, and the spread is told as it was before.
+    returns = torch.cat([one.returns_M for one in found if one.returns_M is not None])
+    assert returns.tolist() == pytest.approx([a + v for a, v in zip(plain, VALUES, strict=True)])
+    assert figures["advantage/std"] == pytest.approx(math.sqrt(variance))
+
+
+def test_what_the_rule_for_unfinished_answers_does() -> None:
+    """The second answer is cut off."""
+    of_it = ANSWER == 1
+    plain = torch.tensor(by_hand(REWARDS, 0.95), dtype=torch.double)
+    (dropped,), _ = worth(ppo(unfinished="drop"), measured())
+    mean, variance = moments(plain[~of_it].tolist())
+    expected = ((plain - mean) / math.sqrt(variance + 1e-8)).masked_fill(of_it, 0.0)
+    assert torch.allclose(dropped.advantages, expected)
+    punished = ppo(unfinished="penalty", unfinished_reward=-7, critic={"whiten": False})
+    (found,), _ = worth(punished, measured())
+    assert found.advantages.tolist() == pytest.approx(by_hand([1.0, -7.0, -1.0, 2.0], 0.95))
+
+
+def test_an_answer_without_a_reward_takes_no_part() -> None:
+    algorithm = ppo(unfinished="keep")
+    rewards = torch.tensor(REWARDS, dtype=torch.double)
+    rewards[1] = math.nan
+    row = measured(rewards_N=rewards)
+    (found,), figures = worth(algorithm, row)
+    finished_only, others = worth(ppo(unfinished="drop"), measured())
+    assert torch.equal(found.advantages, finished_only[0].advantages) and figures == others
+    assert found.returns_M is not None
+    values = torch.zeros(8, dtype=torch.double, requires_grad=True)
+    loss = algorithm.critic.objective(values, row, found.returns_M, 1.0).loss
+    (gradient,) = torch.autograd.grad(loss, values)
+    assert torch.isfinite(gradient).all() and not gradient[ANSWER == 1].any()
+    assert gradient[ANSWER != 1].abs().min() > 0
+
+
+def test_better_than_expected_becomes_likelier_and_expected() -> None:
+    algorithm = ppo(unfinished="keep", critic={"whiten": False})
+    row = measured()
+    (found,), _ = worth(algorithm, row)
+    assert found.returns_M is not None and row.values_M is not None
+    logps, values = OLD.clone().requires_grad_(), row.values_M.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(algorithm.objective(logps, row, found.advantages, 8.0).loss, logps)
+    assert torch.allclose(slope, -found.advantages / 8)  # the ratio is 1
+    (rise,) = torch.autograd.grad(algorithm.critic.objective(values, row, found.returns_M, 8.0).loss, values)
+    assert torch.allclose(rise, -(found.returns_M - row.values_M) / 8)
+
+
+def test_the_share_of_clipped_tokens_is_a_mean_over_answers() -> None:
+    algorithm = ppo(unfinished="keep", clip=0.1)
+    logps = OLD.clone()
+    logps[0] += 0.5  # one of two tokens
+    logps[5] += 0.5  # the only token
+    objective = algorithm.objective(logps, measured(), torch.ones(8, dtype=torch.double), 8.0)
+    assert objective.figures == {"ratio/clipped_share": 0.5 + 1.0}
+
+
+def test_the_denominator_is_what_counts() -> None:
+    rollouts = [
+        Rollout((1,), tuple(range(n)), (), done, "") for n, done in zip(LENGTHS, FINISHED, strict=True)
+    ]
+    assert ppo().denominator(rollouts) == 5  # tokens of finished answers
+    assert ppo(unfinished="keep").denominator(rollouts) == 8
+    assert ppo(reduction="sequence_sum").denominator(rollouts) == 3
+
+
+@pytest.mark.parametrize("reduction", ["token_mean", "sequence_sum", "sequence_mean"])
+@pytest.mark.parametrize("unfinished", ["keep", "drop"])
+def test_without_a_critic_to_speak_of_it_is_reinforce_on_the_bare_reward(
+    reduction: str, unfinished: str
+) -> None:
+    """Values 0, lambda and discount 1, no KL, no whitening, one pass."""
+    told = {"reduction": reduction, "unfinished": unfinished}
+    algorithm = ppo(**told, critic={"whiten": False, "gae_lambda": 1.0})
+    other = Reinforce.of(AlgorithmConfig.model_validate(told))
+    row = measured(penalty_M=torch.zeros(8).double(), values_M=torch.zeros(8).double())
+    logps = OLD.clone().requires_grad_()
+    (found,), _ = worth(algorithm, row)
+    (ours,) = torch.autograd.grad(algorithm.objective(logps, row, found.advantages, 8.0).loss, logps)
+    (theirs,) = torch.autograd.grad(other.objective(logps, row, row.rewards_N, 8.0).loss, logps)
+    assert torch.allclose(ours, theirs, rtol=1e-12, atol=0) and theirs.any()
+
+
+def test_rows_of_other_processes_count_in_the_whitening() -> None:
+    """Two processes, each with a part of the row, come to what one process comes to."""
+    whole, of_whole = worth(ppo(unfinished="keep"), measured())
+    parts = [cut(measured(), slice(0, 5), slice(0, 2)), cut(measured(), slice(5, 8), slice(2, 4))]
+    together, heard = threading.Barrier(2), [torch.zeros(()), torch.zeros(())]
+
+    def process(number: int) -> tuple[list[Worth], dict[str, float]]:
+        def total(own: Tensor) -> Tensor:
+            together.wait()  # the sum before has been taken by both
+            heard[number] = own
+            together.wait()
+            return heard[0] + heard[1]
+
+        return ppo(unfinished="keep").worth([parts[number]], total)
+
+    with ThreadPoolExecutor(2) as pool:
+        (first, figures), (second, others) = pool.map(process, range(2))
+    assert torch.allclose(torch.cat([first[0].advantages, second[0].advantages]), whole[0].advantages)
+    assert figures == others == pytest.approx(of_whole)
