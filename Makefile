@@ -14,7 +14,7 @@ $(if $(wildcard $(LOCK)),,$(error BACKEND is '$(BACKEND)'; allowed are cpu and g
 STAMP   := .venv/.installed-$(shell { cat $(INPUTS); pwd; } | sha256sum | cut -c1-16)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow check format lock clean
+.PHONY: help venv demo test test-slow bench check format lock clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -46,6 +46,9 @@ demo: $(STAMP)  ## train a reward model, align a policy with it, write the repor
 
 test: check  ## everything a change must pass: check, then the tests
 	$(BIN)/python -m pytest -m "not slow" --durations=10 $(PYTEST_ARGS)
+
+bench: $(STAMP)  ## side by side with TRL: speed, memory, scaling (40 minutes on 2 idle cores; BENCH_ARGS=--quick: 5)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/bench.py --output runs/bench $(BENCH_ARGS)
 
 test-slow: $(STAMP)  ## the tests that `make test` leaves out
 	$(BIN)/python -m pytest -m slow --durations=10 $(PYTEST_ARGS)

@@ -30,6 +30,7 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
 from policy.recipe import build_trainer
+from policy.rewards.protocol import Given
 from reward.batches import Item
 from reward.recipe import build_model
 from reward.save import save_final
@@ -131,7 +132,9 @@ def compare_reward(
     validation = allocator_peak(
         trainer.evaluate
     )  # after training has begun: accelerate has put autocast around the model
-    planned = trace(load_shape(base), row_of(config), on_gpu=False)
+    # A plan takes pairs that share half their tokens; here they share none, and attention goes by what a token sees.
+    row = replace(row_of(config), sequences=2)
+    planned = trace(load_shape(base), row, on_gpu=False)
     return [
         Compared(
             "update", added(planned.peaks["update"]), update, planned.peaks["update"].kinds[WEIGHTS], weights
@@ -141,7 +144,13 @@ def compare_reward(
 
 
 def compare_policy(
-    base: str, *, dtype: str, quantization: str, checkpointing: bool, tokens: int
+    base: str,
+    *,
+    dtype: str,
+    quantization: str,
+    checkpointing: bool,
+    tokens: int,
+    algorithm: str = "reinforce",
 ) -> list[Compared]:
     """One update of `align-policy`, the reference in it, and its scoring: rows of one group that fill the budget."""
     prompt, answer = tokens // 8, tokens * 7 // 8 // GROUP - 1
@@ -164,6 +173,7 @@ def compare_policy(
                 "samples_per_prompt": GROUP,
                 "max_new_tokens": answer,
             },
+            "algorithm": {"name": algorithm},
             "steps": 1,
             "tokens_per_batch": tokens,
         }
@@ -177,19 +187,18 @@ def compare_policy(
         checkpoints=Path(tempfile.mkdtemp()), metrics=lambda *_: None, samples=lambda *_: None
     )
     trainer = build_trainer(config, chat, prompts, run)
-    trainer.engine = SimpleNamespace(sync=lambda _: None, generate=lambda *_, **__: groups)  # type: ignore[assignment]
+    trainer.engine = SimpleNamespace(sync=lambda _: None, generate=lambda *_, **__: groups, figures=dict)  # type: ignore[assignment]
     trees = [Tree(group[0].prompt_ids, tuple(r.completion_ids for r in group)) for group in groups]
-    scoring = allocator_peak(lambda: score_trees(trainer.rewards.scorer, trees, tokens))
-    trainer.rewards = SimpleNamespace(of=lambda _, rollouts: [random.random() for _ in rollouts])  # type: ignore[assignment]
+    scoring = allocator_peak(lambda: score_trees(trainer.rewards.parts[0].source.scorer, trees, tokens))
+    trainer.rewards = SimpleNamespace(of=lambda _, rollouts: Given([random.random() for _ in rollouts]))  # type: ignore[assignment]
     weights = weights_of(trainer.model)
     update = peak_of_step(trainer)
     # A plan asks for every token of a row, the most there can be; here the prompts' tokens are known.
     row = replace(row_of(config), asked=GROUP * answer)
     planned = trace(load_shape(base), row, on_gpu=False)
+    passes = [planned.peaks[name] for name in ("update", "critic", "measuring") if name in planned.peaks]
     return [
-        Compared(
-            "update", added(planned.peaks["update"]), update, planned.peaks["update"].kinds[WEIGHTS], weights
-        ),
+        Compared("update", max(map(added, passes)), update, planned.peaks["update"].kinds[WEIGHTS], weights),
         Compared("scoring", added(planned.peaks["scoring"], gradients=False), scoring),
     ]
 

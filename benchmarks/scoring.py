@@ -33,7 +33,7 @@ from rlhf.core.embedded import resolve_base
 from rlhf.core.records import Conversation, Message
 from rlhf.data.load import load_comparisons
 
-BATCH_SIZES = (4, 8, 16)
+BATCH_SIZES = (1, 2, 4, 8)
 
 
 def conversations_of(path: str, pairs: int | None, scorer: Scorer) -> list[Conversation]:
@@ -94,6 +94,7 @@ def main() -> None:
         "--merged", action="store_true", help="merge the other side's adapter into its weights"
     )
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     logging.set_verbosity_error()  # the head is said to be missing before PEFT brings it
     scorer = Scorer.load(arguments.model, tokens_per_batch=arguments.tokens_per_batch)
     plain = Plain(arguments.model, scorer, merged=arguments.merged)
@@ -107,11 +108,12 @@ def main() -> None:
         ways[f"transformers, batches of {size}"] = lambda size=size: plain.score(conversations, size)  # type: ignore[misc]
     difference = require_equal({name: way() for name, way in ways.items()})  # also warms up
     seconds: dict[str, list[float]] = {name: [] for name in ways}
+    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
     for _ in range(arguments.rounds):
         for name, way in ways.items():
-            started = time.perf_counter()
+            started = clock()
             way()
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(clock() - started)
     show(seconds, conversations, scorer, difference)
 
 

@@ -18,25 +18,29 @@ from policy.rewards.protocol import Rewards
 from policy.rollouts.protocol import RolloutEngine
 from policy.rows import pack_groups, token_logps
 from rlhf.core.chat import Chat
-from rlhf.core.models import PeftModel, autocast, role
+from rlhf.core.models import PeftModel, autocast, reference_role, role
 from rlhf.core.records import Prompt, Rollout
+from rlhf.core.sharding import in_step
 from rlhf.core.tensors import segment_sum
 from rlhf.data.checks import gold_score
 
 FIGURES = ("reward", "gold", "kl", "length")
+HELD_OUT = "held_out"
+"""One figure more, where a held-out reward watches."""
 RESAMPLES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer to a held-out prompt; `kl` is the sum of its log-ratios to the reference."""
+    """One answer to a held-out prompt; `kl` is the sum of its log-ratios to the reference, a reward that is missing is None."""
 
     answer: str
-    reward: float
+    reward: float | None
     gold: float | None
     kl: float
     length: int
     finished: bool
+    held_out: float | None = None
 
 
 def answer_prompts(
@@ -49,21 +53,23 @@ def answer_prompts(
     samples: int,
     seed: int,
     tokens_per_batch: int,
+    held_out: Rewards | None = None,
     probe: EngineProbe | None = None,
 ) -> list[list[Answer]]:
-    """Sample, score and measure `samples` answers to each prompt, by the policy as it is now.
+    """Sample, score and measure `samples` answers to each prompt, by the policy as it is now; rewards are the bare ones.
 
     Args:
+        held_out: a reward that the policy does not learn from.
         probe: takes the engine's log-probabilities beside the trainer's, for the caller to check.
     """
     engine.sync(model)
     groups = engine.generate([chat.prompt_ids(p.messages) for p in prompts], samples=samples, seed=seed)
-    rewarded = rewards.of(
-        [prompt for prompt, group in zip(prompts, groups, strict=True) for _ in group],
-        [rollout for group in groups for rollout in group],
-    )
+    asked = [prompt for prompt, group in zip(prompts, groups, strict=True) for _ in group]
+    rollouts = [rollout for group in groups for rollout in group]
+    rewarded = _rewards(rewards, asked, rollouts)
+    watched = [None] * len(rollouts) if held_out is None else _rewards(held_out, asked, rollouts)
     kl = _kl_to_reference(model, groups, tokens_per_batch, chat.pad_id, probe)
-    figures = iter(zip(rewarded, kl, strict=True))
+    figures = iter(zip(rewarded, watched, kl, strict=True))
     return [
         [
             Answer(
@@ -73,11 +79,19 @@ def answer_prompts(
                 kl=value,
                 length=len(rollout.completion_ids),
                 finished=rollout.finished,
+                held_out=second,
             )
-            for rollout, (reward, value) in zip(group, figures, strict=False)
+            for rollout, (reward, second, value) in zip(group, figures, strict=False)
         ]
         for prompt, group in zip(prompts, groups, strict=True)
     ]
+
+
+def _rewards(rewards: Rewards, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[float | None]:
+    given = rewards.of(prompts, rollouts)
+    if not any(given.known):
+        raise given.none_known()
+    return [reward if known else None for reward, known in zip(given.rewards, given.known, strict=True)]
 
 
 def _kl_to_reference(
@@ -92,12 +106,11 @@ def _kl_to_reference(
     was_training = model.training
     model.eval()
     with torch.no_grad(), autocast(model.get_base_model()):
-        for row in pack_groups(groups, tokens_per_batch, pad_id):
-            packed = row.packed.to(model.device)
-            with role(model, None):
-                reference_M, _, _ = token_logps(model, packed)
-            logps_M, _, answer_M = token_logps(model, packed)
-            if probe is not None:
+        for row, counted in in_step(pack_groups(groups, tokens_per_batch, pad_id, model.device), model):
+            with role(model, reference_role(model)):
+                reference_M, _, _ = token_logps(model, row.packed)
+            logps_M, _, answer_M = token_logps(model, row.packed)
+            if probe is not None and counted:
                 engine_M = engine_logps(row.rollouts, like=logps_M)
                 probe.add(engine_M, logps_M, reference_M, answer_M, len(row.answers))
             kl_N = segment_sum(logps_M - reference_M, answer_M, len(row.answers))
@@ -118,18 +131,22 @@ def compare(
     A prompt is the unit that is resampled: its answers before and after are compared with one another, and the
     interval is the percentile bootstrap over prompts.
     """
+    watched = any(answer.held_out is not None for group in before for answer in group)
+    names = (*FIGURES, HELD_OUT) if watched else FIGURES
     return {
-        "before": {name: _mean(before, name) for name in FIGURES},
-        "after": {name: _mean(after, name) for name in FIGURES},
-        "difference": {name: _difference(before, after, name, seed) for name in FIGURES},
+        "before": {name: _mean(before, name) for name in names},
+        "after": {name: _mean(after, name) for name in names},
+        "difference": {name: _difference(before, after, name, seed) for name in names},
+        "missing": {"before": _missing(before), "after": _missing(after)},
         "prompts": len(prompts),
         "samples": len(before[0]),
         "answers": [
             {
                 "prompt": [{"role": m.role, "content": m.content} for m in prompt.messages],
                 "source": prompt.source,
-                "before": _as_dict(first[0]),
-                "after": _as_dict(second[0]),
+                "check": prompt.check,
+                "before": _as_dict(first[0], watched=watched),
+                "after": _as_dict(second[0], watched=watched),
             }
             for prompt, first, second in zip(prompts, before, after, strict=True)
         ],
@@ -139,9 +156,13 @@ def compare(
 def _per_prompt(answers: Sequence[Sequence[Answer]], name: str) -> list[float | None]:
     means: list[float | None] = []
     for group in answers:
-        values = [getattr(answer, name) for answer in group]
-        means.append(None if any(value is None for value in values) else float(np.mean(values)))
+        values = [value for answer in group if (value := getattr(answer, name)) is not None]
+        means.append(float(np.mean(values)) if values else None)
     return means
+
+
+def _missing(answers: Sequence[Sequence[Answer]]) -> int:
+    return sum(answer.reward is None for group in answers for answer in group)
 
 
 def _mean(answers: Sequence[Sequence[Answer]], name: str) -> float | None:
@@ -161,5 +182,5 @@ def _difference(
     return {"mean": float(differences_P.mean()), "ci95": [float(low), float(high)]}
 
 
-def _as_dict(answer: Answer) -> Mapping[str, Any]:
-    return {name: getattr(answer, name) for name in Answer.__slots__}
+def _as_dict(answer: Answer, *, watched: bool) -> Mapping[str, Any]:
+    return {name: getattr(answer, name) for name in Answer.__slots__ if watched or name != HELD_OUT}

@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from rlhf.core.sharding import put
 
 MOST_ERROR = 0.2
 WINDOW = 8
@@ -93,10 +94,7 @@ class KLControl:
 
     def put_best_back(self, model: nn.Module) -> None:
         """Give the model its best weights again; where no update was within the budget, it stays as it is."""
-        parameters = dict(model.named_parameters())
-        with torch.no_grad():
-            for name, value in self.best_weights.items():
-                parameters[name].copy_(value)
+        put(model, self.best_weights)
 
     def sentence(self) -> str:
         """What is said of a run that ended early."""

@@ -25,10 +25,15 @@ class EngineProbe:
     Args:
         level: of the importance weights whose figures are kept.
         cap: where they are cut off, or would be.
+
+    Attributes:
+        sampler: where the answers are of an older policy, the same with its log-probabilities in place of the trainer's: what
+            the two policies differ by is no fault of the engine.
     """
 
     def __init__(self, level: Level, cap: float) -> None:
         self.level, self.cap = level, cap
+        self.sampler: EngineProbe | None = None
         self.to_policy: list[Tensor] = []
         self.to_reference: list[Tensor] = []
         self.weights: list[Tensor] = []
@@ -52,10 +57,16 @@ class EngineProbe:
         if not self.to_policy:
             return {}
         difference, reference, weights = map(torch.cat, (self.to_policy, self.to_reference, self.weights))
-        return {
+        engine = {
             "engine/logprob_difference": difference.abs().mean().item(),
             "engine/logprob_difference_max": difference.abs().max().item(),
             "engine/reference_difference": reference.abs().mean().item(),
+        }
+        if self.sampler is not None:
+            lagged = {"engine/lagged_difference": engine["engine/logprob_difference"]}
+            told = self.sampler.figures()
+            engine = {name: told[name] for name in engine} | lagged
+        return engine | {
             "importance/mean": weights.mean().item(),
             "importance/max": weights.max().item(),
             "importance/truncated_share": (weights > self.cap).float().mean().item(),

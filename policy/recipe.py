@@ -7,6 +7,7 @@ roles on the policy's own base; the KL penalty is what the config names; checkpo
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,17 +17,24 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from policy.describe import card_text, describe_algorithm
-from policy.evaluate import answer_prompts, compare
+from policy.ahead import Ahead
+from policy.describe import card_text, describe_algorithm, describe_rewards, describe_roles
+from policy.evaluate import Answer, answer_prompts, compare
+from policy.gathering import all_probes
 from policy.probe import EngineProbe
-from policy.rewards.shared import SharedReward
+from policy.rewards.build import RewardBuilder, check_sources
+from policy.rewards.shaping import Shaping
+from policy.roles import check_start, hang_roles
 from policy.rollouts.protocol import RolloutEngine, Sampling, seed_of
+from policy.rollouts.server_client import Server
+from policy.rollouts.server_engine import ServerEngine, adapter_folder
+from policy.rollouts.server_fleet import Fleet
+from policy.rollouts.server_start import Wanted
 from policy.rollouts.transformers_engine import TransformersEngine
 from policy.trainer import PolicyTrainer, trainer_arguments
-from reward.scorer import Scorer
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.rollouts import ImportanceConfig
-from rlhf.core import checkpoints
+from rlhf.core import checkpoints, processes, sharding
 from rlhf.core.chat import Chat
 from rlhf.core.embedded import resolve_base
 from rlhf.core.errors import ConfigError, DataError
@@ -41,8 +49,6 @@ from rlhf.data.split import held_out
 
 HELD_OUT_SHARE = 0.2
 """At most this share of the prompts is held out; of these the first `evaluation.prompts` are answered."""
-CLOSING_TOKENS = 8
-"""What a chat template may add after an answer."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +71,15 @@ def align_policy(config: PolicyConfig, *, resume: bool = False) -> Path:
         for line in (*chat.notes, *data.drops.lines()):
             print(line)
         run.write_json("drops.json", data.drops.as_dict())
+        check_sources(config)
+        check_start(config, chat)
+        processes.share(config.rollouts.prompts_per_step, "rollouts.prompts_per_step")
         trainer = build_trainer(config, chat, data.training, run)
         evaluation = Evaluation(config, trainer, data.held_out)
         before = evaluation.answers()
-        checkpoint, passed_over = checkpoints.latest(run.checkpoints) if resume else (None, [])
+        checkpoint, passed_over = (
+            processes.from_main(lambda: checkpoints.latest(run.checkpoints)) if resume else (None, [])
+        )
         for line in passed_over:
             print(line)
         run.truncate(checkpoints.step_of(checkpoint) if checkpoint else 0)
@@ -140,6 +151,7 @@ def build_trainer(
         shown = {"reward": "reward/mean", "gold": "gold/mean", "kl": "kl/mean", "tokens": "length/mean"}
         progress.update(step, **{short: figures[name] for short, name in shown.items() if name in figures})
 
+    engine = build_engine(config, chat)
     trainer = PolicyTrainer(
         base,
         trainer_arguments(
@@ -156,21 +168,24 @@ def build_trainer(
         chat,
         prompts=prompts,
         order=draw_order(len(prompts), config.steps * config.rollouts.prompts_per_step, config.seed),
-        engine=build_engine(config, chat),
+        engine=engine,
         rollouts=config.rollouts,
         algorithm=config.algorithm,
         tokens_per_batch=config.tokens_per_batch,
         record=record,
     )
-    scorer = Scorer.share(config.reward, trainer.model, chat, tokens_per_batch=config.tokens_per_batch)
-    trainer.rewards = SharedReward(scorer)
-    longest = config.data.max_prompt_tokens + config.rollouts.max_new_tokens + CLOSING_TOKENS
-    if longest > scorer.max_length:
-        raise ConfigError(
-            f"Prompt, answer and closing tokens may reach {longest} tokens.",
-            allowed=f"at most {scorer.max_length}, the context of the reward model's base",
-            fix="lower data.max_prompt_tokens or rollouts.max_new_tokens",
-        )
+    builder = RewardBuilder(config, trainer.model, chat)
+    trainer.rewards, trainer.held_out = builder.rewards(), builder.held_out()
+    if config.held_out_reward is not None:
+        trainer.held_out_every = config.held_out_reward.every
+    trainer.shaping = Shaping(
+        config.reward_shaping,
+        lambda own: trainer.accelerator.reduce(own.to(trainer.args.device), "sum").cpu(),
+    )
+    if config.rollouts.overlap and isinstance(engine, ServerEngine):
+        trainer.ahead = Ahead(engine, config.rollouts.samples_per_prompt)
+    hang_roles(config, trainer.model, chat)
+    sharding.shard(trainer.model)
     return trainer
 
 
@@ -179,6 +194,8 @@ def build_engine(config: PolicyConfig, chat: Chat) -> RolloutEngine:
     sampling = Sampling(config.rollouts.max_new_tokens, config.rollouts.temperature, chat.stop_ids)
     if config.rollouts.engine == "transformers":
         return TransformersEngine(sampling, chat)
+    if config.rollouts.engine == "servers":
+        return server_engine(config, sampling, chat)
     from policy.rollouts.vllm_engine import VLLMEngine  # imported when asked for: vllm may not be installed
 
     return VLLMEngine(
@@ -193,6 +210,27 @@ def build_engine(config: PolicyConfig, chat: Chat) -> RolloutEngine:
         quantization=config.model.quantization,
         memory_gib=config.rollouts.memory_gib,
         gpu_memory_share=config.rollouts.gpu_memory_share,
+        seed=config.seed,
+    )
+
+
+def server_engine(config: PolicyConfig, sampling: Sampling, chat: Chat) -> ServerEngine:
+    """The servers the config names, each looked at."""
+    rollouts = config.rollouts
+    wanted = Wanted(
+        base=config.model.base,
+        folder=resolve_base(config.model.base),
+        rank=config.adapter.rank,
+        length=config.data.max_prompt_tokens + rollouts.max_new_tokens,
+        token_env=rollouts.token_env,
+        sampling=sampling,
+    )
+    token = os.environ.get(rollouts.token_env, "").strip() or None
+    servers = [Server(url, token=token, timeout=rollouts.timeout) for url in rollouts.servers]
+    return ServerEngine(
+        Fleet(servers, wanted),
+        chat,
+        folder=adapter_folder(config.output, rollouts.adapter_folder),
         seed=config.seed,
     )
 
@@ -214,24 +252,30 @@ class Evaluation:
     def __init__(self, config: PolicyConfig, trainer: PolicyTrainer, prompts: Sequence[Prompt]) -> None:
         self.config, self.trainer, self.prompts = config, trainer, prompts
 
-    def answers(self) -> Any:
-        """Answers of the policy as it is now."""
+    def answers(self) -> list[list[Answer]]:
+        """Answers of the policy as it is now; the prompts are dealt out to the processes, if there is one for each."""
         samples = self.config.evaluation.samples
         print(f"Answering {len(self.prompts)} held-out prompts, {samples} times each.", flush=True)
         told = self.config.rollouts.importance_sampling or ImportanceConfig()
         probe = EngineProbe(told.level, told.cap)
-        answers = answer_prompts(
+        dealt = processes.count() <= len(self.prompts)
+        own = answer_prompts(
             self.trainer.model,
             self.trainer.engine,
             self.trainer.rewards,
             self.trainer.chat,
-            self.prompts,
+            processes.mine(self.prompts) if dealt else self.prompts,
             samples=self.config.evaluation.samples,
-            seed=seed_of(self.config.seed, -1),
+            seed=seed_of(self.config.seed, -1) + processes.index(),
             tokens_per_batch=self.config.tokens_per_batch,
+            held_out=self.trainer.held_out,
             probe=probe,
         )
-        probe.check(self.config.rollouts.logprob_bound, "on the held-out prompts")
+        all_probes(probe).check(self.config.rollouts.logprob_bound, "on the held-out prompts")
+        answers = processes.dealt_back(processes.gathered(own)) if dealt else processes.said_by_main(own)
+        rewards = [answer.reward for group in answers for answer in group]
+        if missing := rewards.count(None):
+            print(f"{missing} of {len(rewards)} answers have no reward and are left out.", flush=True)
         return answers
 
 
@@ -245,18 +289,27 @@ def save_final(config: PolicyConfig, trainer: PolicyTrainer, chat: Chat, run: Ru
         "quantization": config.model.quantization,
         "template_date": config.model.template_date,
         "template_hash": chat.template_hash,
-        "reward": config.reward,
+        "start": config.start,
+        "reward": config.model_dump(mode="json")["reward"],
     }
-    with atomic_folder(run.final) as folder:
-        trainer.model.save_pretrained(str(folder), selected_adapters=[POLICY])
-        chat.tokenizer.save_pretrained(folder)
-        (folder / "policy.json").write_text(json.dumps(card, indent=1))
-        (folder / "README.md").write_text(card_text(config))
+    weights = checkpoints.trainable_state(trainer.model)
+
+    def write() -> None:
+        with atomic_folder(run.final) as folder:
+            trainer.model.save_pretrained(str(folder), selected_adapters=[POLICY], state_dict=weights)
+            chat.tokenizer.save_pretrained(folder)
+            (folder / "policy.json").write_text(json.dumps(card, indent=1))
+            (folder / "README.md").write_text(card_text(config))
+
+    processes.on_main(write)
 
 
 def dry_run(config: PolicyConfig) -> list[str]:
     """What a run would do, without doing it."""
-    data = load_data(config, load_chat(config))
+    chat = load_chat(config)
+    data = load_data(config, chat)
+    check_sources(config)
+    check_start(config, chat)
     rollouts = config.rollouts
     answers = rollouts.prompts_per_step * rollouts.samples_per_prompt
     return [
@@ -264,5 +317,7 @@ def dry_run(config: PolicyConfig) -> list[str]:
         f"{len(data.training)} prompts to practise on, {len(data.held_out)} held out",
         f"{config.steps} updates of {rollouts.prompts_per_step} prompts x {rollouts.samples_per_prompt} answers "
         f"= {answers} answers of at most {rollouts.max_new_tokens} tokens, by {rollouts.engine}",
+        *describe_rewards(config),
         *describe_algorithm(config.algorithm, rollouts.max_new_tokens),
+        *describe_roles(config),
     ]

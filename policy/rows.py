@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rlhf.core.models import packed_inputs
@@ -32,8 +33,10 @@ def answer_tree(group: Sequence[Rollout]) -> Tree:
     return Tree(prompt[:-1], tuple((prompt[-1], *rollout.completion_ids) for rollout in group))
 
 
-def pack_groups(groups: Sequence[Sequence[Rollout]], budget: int, pad_id: int) -> list[Row]:
-    """Groups laid into rows; a group is never cut."""
+def pack_groups(
+    groups: Sequence[Sequence[Rollout]], budget: int, pad_id: int, device: torch.device | str = "cpu"
+) -> list[Row]:
+    """Groups laid into rows on a device; a group is never cut."""
     first = [0]
     for group in groups:
         first.append(first[-1] + len(group))
@@ -41,7 +44,7 @@ def pack_groups(groups: Sequence[Sequence[Rollout]], budget: int, pad_id: int) -
     rows = []
     for packed in pack([answer_tree(group) for group in groups], budget, pad_id=pad_id):
         answers = [place for index in packed.trees for place in range(first[index], first[index + 1])]
-        rows.append(Row(packed, answers, [flat[place] for place in answers]))
+        rows.append(Row(packed.to(device), answers, [flat[place] for place in answers]))
     return rows
 
 

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging
 
-from reward.benchmark import ScorerLike
 from reward.scorer import Score, Scorer, as_scores, require_length
 from rlhf.core.chat import Chat
 from rlhf.core.embedded import resolve_base
@@ -44,7 +43,7 @@ def load_scorer(
     revision: str | None = None,
     dtype: str = "auto",
     tokens_per_batch: int = 1024,
-) -> ScorerLike:
+) -> Scorer | PlainScorer:
     """A reward model that is ready to score.
 
     Args:

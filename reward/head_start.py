@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from reward.batches import Item, RewardBatch, batches
-from rlhf.core.models import PeftModel, autocast, packed_inputs
+from rlhf.core.models import PeftModel, autocast, hidden_states, role
 
 PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Candidates, in units of the features' mean squared norm; clean ratings take a small one, noisy preferences a large one."""
@@ -58,14 +58,12 @@ def fit_head(
 
     An attribute that none of the items rates keeps a row of zeros. `done` is told how many items have been read.
     """
-    base = model.get_base_model()
-    body = getattr(base, base.base_model_prefix)
     equations: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in range(head.weight.shape[0])]
     read = 0
     for batch in batches(items, budget, pad_id=pad_id):
         packed = batch.packed.to(model.device)
-        with autocast(base), model.disable_adapter():
-            hidden_RTD = body(**packed_inputs(packed), use_cache=False).last_hidden_state
+        with autocast(model.get_base_model()), role(model, None):
+            hidden_RTD = hidden_states(model, packed)
         _collect(batch, hidden_RTD[packed.last_tokens_N()].float().cpu(), equations)
         read += len(packed.trees)
         done(read)

@@ -20,15 +20,16 @@ from reward.batches import Item
 from reward.benchmark import evaluate
 from reward.card import write_card
 from reward.data import RewardData, items_of, load_chat, load_data, steps_of
+from reward.dealt import DealtScorer
 from reward.expo import extrapolate_stages, held_pairs
 from reward.head_start import fit_head
-from reward.judging import write_result
+from reward.judging import CHUNK, write_result
 from reward.save import save_final
 from reward.scorer import Scorer
 from reward.start import begin_from
 from reward.trainer import HybridRewardTrainer, Record, trainer_arguments
 from rlhf.config.reward import START, RewardConfig
-from rlhf.core import checkpoints
+from rlhf.core import checkpoints, processes, sharding
 from rlhf.core.chat import Chat
 from rlhf.core.errors import ConfigError
 from rlhf.core.models import (
@@ -36,7 +37,7 @@ from rlhf.core.models import (
     enable_packed_scores,
     load_classifier,
     lora_config,
-    reward_head,
+    put_head,
     with_adapter,
 )
 from rlhf.core.progress import Progress
@@ -59,6 +60,7 @@ def train_reward(config: RewardConfig, *, resume: bool = False) -> Path:
             print(line)
         run.write_json("drops.json", data.drops.as_dict())
         pairs = held_pairs(config, data)
+        check_processes(config)
         model = build_model(config, chat)
         train_stages(config, data, model, chat, run, resume=resume)
         made_of = extrapolate_stages(config, config.expo, pairs, model, chat, run) if config.expo else None
@@ -68,9 +70,26 @@ def train_reward(config: RewardConfig, *, resume: bool = False) -> Path:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         result, rows = evaluate_final(config, data, run)
-        write_card(run.final, config, data, result)
-        write_result(run.path / "eval.json", {**result, "training_drops": data.drops.as_dict()}, rows)
+        told = {**result, "training_drops": data.drops.as_dict()}
+        processes.on_main(lambda: write_card(run.final, config, data, result))
+        processes.on_main(lambda: write_result(run.path / "eval.json", told, rows))
     return config.output
+
+
+def check_processes(config: RewardConfig) -> None:
+    """Make sure that the run can be dealt out to its processes.
+
+    Raises:
+        ConfigError: a batch cannot be dealt out evenly, or a step needs the whole model in one process.
+    """
+    for number, stage in enumerate(config.stages):
+        processes.share(stage.batch_size, f"stages.{number}.batch_size")
+    if config.expo is not None and sharding.asked_for():
+        raise ConfigError(
+            "expo tries weights of other ranks, and the model is sharded.",
+            allowed="expo in one process, or with DDP",
+            fix="take expo out, and later: rlhf extrapolate WEAK STRONG --factor X",
+        )
 
 
 def build_model(config: RewardConfig, chat: Chat) -> PeftModel:
@@ -94,7 +113,7 @@ def build_model(config: RewardConfig, chat: Chat) -> PeftModel:
             allowed=f"at most {context}, the context of {config.model.base!r}",
             fix=f"model.max_length={context}",
         )
-    if torch.cuda.is_available() and config.model.quantization == "none":
+    if torch.cuda.is_available() and config.model.quantization == "none" and not sharding.asked_for():
         model = model.to("cuda")
     enable_packed_scores(model)
     return with_adapter(model, lora_config(**config.adapter.model_dump(), head=True))
@@ -104,15 +123,21 @@ def train_stages(
     config: RewardConfig, data: RewardData, model: PeftModel, chat: Chat, run: RunFolder, *, resume: bool
 ) -> None:
     """Run the stages one after another; each hands its best weights to the next."""
-    checkpoint, passed_over = checkpoints.latest(run.checkpoints) if resume else (None, [])
+    checkpoint, passed_over = (
+        processes.from_main(lambda: checkpoints.latest(run.checkpoints)) if resume else (None, [])
+    )
     for line in passed_over:
         print(line)
     run.truncate(checkpoints.step_of(checkpoint) if checkpoint else 0)
     reached = checkpoints.stage_of(checkpoint) if checkpoint else None
     items = {stage.name: items_of(stage, data.training) for stage in config.stages}
     steps = {stage.name: steps_of(stage, len(items[stage.name])) for stage in config.stages}
-    if checkpoint is None:
-        begin(config, items[config.stages[0].name], model, chat, run)
+    if checkpoint is None and config.start is not None:
+        begin_from(Path(config.start), config, model, chat)
+        checkpoints.save_trainable(model, checkpoints.best_file(run.checkpoints, START))
+    sharding.shard(model)
+    if checkpoint is None and config.start is None and config.head_start:
+        start_head(config, items[config.stages[0].name], model, chat)
     with Progress(sum(steps.values()), "update") as progress:
         offset = 0
         for number, stage in enumerate(config.stages):
@@ -147,23 +172,24 @@ def train_stages(
             offset += steps[stage.name]
 
 
-def begin(config: RewardConfig, first: Sequence[Item], model: PeftModel, chat: Chat, run: RunFolder) -> None:
-    """Where training begins: another reward model, or a head fitted on items of the first stage, or neither."""
-    if config.start is not None:
-        begin_from(Path(config.start), config, model, chat)
-        checkpoints.save_trainable(model, checkpoints.best_file(run.checkpoints, START))
-    elif config.head_start:
-        order = draw_order(len(first), min(config.head_start, len(first)), config.seed)
-        print(f"Fitting the head on {len(order)} items, before the adapter is trained.")
-        with Progress(len(order), "item") as progress:
-            fit_head(
-                model,
-                reward_head(model),
-                [first[i] for i in order],
-                budget=config.tokens_per_batch,
-                pad_id=chat.pad_id,
-                done=progress.update,
-            )
+def start_head(config: RewardConfig, first: Sequence[Item], model: PeftModel, chat: Chat) -> None:
+    """Fit the head on items of the first stage."""
+    order = draw_order(len(first), min(config.head_start, len(first)), config.seed)
+    print(f"Fitting the head on {len(order)} items, before the adapter is trained.")
+    hidden = model.config.get_text_config().hidden_size
+    with torch.random.fork_rng(devices=[]):  # its own start is no draw of the run
+        fitted = torch.nn.Linear(hidden, len(config.attributes), bias=False)
+    torch.nn.init.zeros_(fitted.weight)
+    with Progress(len(order), "item") as progress:
+        fit_head(
+            model,
+            fitted,
+            [first[i] for i in order],
+            budget=config.tokens_per_batch,
+            pad_id=chat.pad_id,
+            done=progress.update,
+        )
+    put_head(model, fitted.weight.detach())
 
 
 def recorder(run: RunFolder, progress: Progress) -> Record:
@@ -184,12 +210,15 @@ def evaluate_final(
     config: RewardConfig, data: RewardData, run: RunFolder
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Score the benchmark and the held-out pairs (by source) with the model as it was saved."""
-    scorer = Scorer.load(run.final)
+    loaded = Scorer.load(run.final)
+    scorer = loaded if processes.count() == 1 else DealtScorer(loaded)
+
+    chunk = CHUNK * processes.count()
 
     def judge(what: str, pairs: Sequence[Comparison], drops: DropReport | None) -> Any:
         print(f"Scoring {what}.")
         with Progress(len(pairs), "pair") as progress:
-            return evaluate(pairs, scorer, drops=drops, on_progress=progress.update)
+            return evaluate(pairs, scorer, drops=drops, on_progress=progress.update, chunk=chunk)
 
     held, held_rows = judge("the held-out pairs", data.held_out, None) if data.held_out else ({}, [])
     if config.benchmark is None:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from reward.card import card_text
 from rlhf.config.reward import RewardConfig
+from rlhf.core import processes
 from rlhf.core.chat import Chat
+from rlhf.core.checkpoints import trainable_state
 from rlhf.core.models import PeftModel, fingerprint
 from rlhf.core.runs import atomic_folder
 
@@ -20,7 +22,7 @@ def save_final(
     final: Path,
     extrapolated: Mapping[str, object] | None = None,
 ) -> None:
-    """Write the folder, under its final name only when whole; `extrapolated`: the models it was made of, and how."""
+    """Write the folder, under its final name only when whole; all processes must call. `extrapolated`: the models it was made of, and how."""
     card = {
         "base": config.model.base,
         "revision": config.model.revision,
@@ -33,8 +35,13 @@ def save_final(
         "template_date": config.model.template_date,
         "template_hash": chat.template_hash,
     } | ({"extrapolated": extrapolated} if extrapolated else {})
-    with atomic_folder(final) as folder:
-        model.save_pretrained(str(folder))
-        chat.tokenizer.save_pretrained(folder)
-        (folder / "reward.json").write_text(json.dumps(card, indent=1))
-        (folder / "README.md").write_text(card_text(config, card, chat.tokenizer.chat_template, final))
+    weights = trainable_state(model)
+
+    def write() -> None:
+        with atomic_folder(final) as folder:
+            model.save_pretrained(str(folder), state_dict=weights)
+            chat.tokenizer.save_pretrained(folder)
+            (folder / "reward.json").write_text(json.dumps(card, indent=1))
+            (folder / "README.md").write_text(card_text(config, card, chat.tokenizer.chat_template, final))
+
+    processes.on_main(write)

@@ -6,9 +6,10 @@ is there already, so that policy, reference and reward share one copy.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +17,19 @@ from transformers import PreTrainedModel
 
 from rlhf.core.adapters import RewardAdapter
 from rlhf.core.chat import Chat
-from rlhf.core.errors import DataError, DivergenceError
+from rlhf.core.errors import DataError, DivergenceError, RlhfError
 from rlhf.core.models import (
     REWARD,
     PeftModel,
     apply_head,
     autocast,
+    hidden_states,
     load_causal,
-    packed_inputs,
     role,
 )
 from rlhf.core.packing import PackedBatch, Tree, pack
 from rlhf.core.records import Conversation
+from rlhf.core.sharding import asked_for, in_step
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +49,16 @@ class Scorer:
     """
 
     def __init__(
-        self, model: PeftModel, head: nn.Linear, chat: Chat, adapter: RewardAdapter, tokens_per_batch: int
+        self,
+        model: PeftModel,
+        head: nn.Linear,
+        chat: Chat,
+        adapter: RewardAdapter,
+        tokens_per_batch: int,
+        name: str = REWARD,
     ) -> None:
         self.model, self.head, self.chat, self.tokens_per_batch = model, head, chat, tokens_per_batch
+        self.name = name
         self.attributes: tuple[str, ...] = tuple(adapter.card["attributes"])
         self.max_length: int = adapter.card["max_length"]
 
@@ -66,7 +75,7 @@ class Scorer:
         base = load_causal(
             card["base"], revision=card["revision"], dtype=card["dtype"], quantization=card["quantization"]
         )
-        if torch.cuda.is_available() and card["quantization"] == "none":
+        if torch.cuda.is_available() and card["quantization"] == "none" and not asked_for():
             base = base.to("cuda")
         chat = Chat.load(folder, template_date=card["template_date"])
         adapter.lora.check_template(chat)
@@ -75,17 +84,23 @@ class Scorer:
 
     @classmethod
     def share(
-        cls, path: str | Path, model: PreTrainedModel | PeftModel, chat: Chat, *, tokens_per_batch: int = 1024
+        cls,
+        path: str | Path,
+        model: PreTrainedModel | PeftModel,
+        chat: Chat,
+        *,
+        tokens_per_batch: int = 1024,
+        name: str = REWARD,
     ) -> Scorer:
-        """A reward model hung on a base that is there already, as one more role.
+        """A reward model hung on a base that is there already, as the role `name`, in place of an earlier one of that name.
 
         Raises:
             ModelError: the reward model belongs to another base, or to another chat template.
         """
         adapter = RewardAdapter.read(Path(path))
         adapter.lora.check_template(chat)  # before anything is changed
-        wrapped, head = adapter.hang_on(model)
-        return cls(wrapped, head, chat, adapter, tokens_per_batch)
+        wrapped, head = adapter.hang_on(model, name)
+        return cls(wrapped, head, chat, adapter, tokens_per_batch, name)
 
     def score(self, conversations: Sequence[Conversation]) -> list[Score]:
         """Score conversations that end with the assistant's message.
@@ -105,18 +120,37 @@ class Scorer:
         for tree in trees:
             first.append(first[-1] + len(tree.branches))
         scores_NA = torch.empty(len(sequences), len(self.attributes))
-        with role(self.model, REWARD), torch.inference_mode():
-            for batch in pack(trees, self.tokens_per_batch, pad_id=self.chat.pad_id):
+        with role(self.model, self.name), torch.inference_mode():
+            for batch, _ in in_step(pack(trees, self.tokens_per_batch, pad_id=self.chat.pad_id), self.model):
                 places = [place for t in batch.trees for place in range(first[t], first[t + 1])]
                 scores_NA[places] = self._forward(batch.to(self.model.device)).cpu()
         return as_scores(scores_NA, self.attributes)
 
     def _forward(self, batch: PackedBatch) -> Tensor:
-        trunk = self.model.get_base_model()
-        body = getattr(trunk, trunk.base_model_prefix)
-        with autocast(trunk):
-            hidden_RTD = body(**packed_inputs(batch), use_cache=False).last_hidden_state
-        return apply_head(self.head, hidden_RTD[batch.last_tokens_N()])
+        with autocast(self.model.get_base_model()):
+            hidden_RTD = hidden_states(self.model, batch)
+        return apply_head(self.head.to(hidden_RTD.device), hidden_RTD[batch.last_tokens_N()])
+
+
+S = TypeVar("S")
+
+
+def score_each(
+    score: Callable[[Sequence[Conversation]], Sequence[S]], conversations: Sequence[Conversation]
+) -> list[S | RlhfError]:
+    """Score what can be scored: a conversation that cannot be has the error in place of its score, and spoils no other.
+
+    Together at first; only where that fails in halves, down to the one at fault.
+    """
+    if not conversations:
+        return []
+    try:
+        return list(score(conversations))
+    except (DataError, DivergenceError) as error:
+        if len(conversations) == 1:
+            return [error]
+    middle = len(conversations) // 2
+    return [*score_each(score, conversations[:middle]), *score_each(score, conversations[middle:])]
 
 
 def require_length(sequences: Sequence[Sequence[int]], longest: int) -> None:

@@ -7,6 +7,7 @@ changes no gradient.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -24,10 +25,12 @@ from trl import RewardTrainer
 from reward.batches import Item, RewardBatch, batches
 from reward.losses import bradley_terry, centering, regression
 from rlhf.config.reward import StageConfig
+from rlhf.core import processes
 from rlhf.core.checkpoints import SafeCheckpoints, best_file, load_trainable, save_trainable
 from rlhf.core.errors import DivergenceError
-from rlhf.core.models import PeftModel, float32_trainable, packed_inputs
-from rlhf.core.training import trainer_settings
+from rlhf.core.models import PeftModel, packed_inputs
+from rlhf.core.sharding import in_step
+from rlhf.core.training import AcrossProcesses, trainer_settings
 
 REWARD_INDEX = 0  # the first attribute is the reward
 
@@ -36,7 +39,7 @@ Record = Callable[[int, Mapping[str, float | str]], None]
 """Receives an update's number and figures; validations come by the same way."""
 
 
-class HybridRewardTrainer(SafeCheckpoints, RewardTrainer):
+class HybridRewardTrainer(AcrossProcesses, SafeCheckpoints, RewardTrainer):
     """One stage of reward training.
 
     Args:
@@ -75,6 +78,9 @@ class HybridRewardTrainer(SafeCheckpoints, RewardTrainer):
         self.figures: dict[str, float | str] = {}
         labels = model.config.id2label
         model.config.num_labels = 1  # TRL admits one output only, for its own loss; ours has one an attribute
+        model.is_loaded_in_4bit = (
+            False  # or TRL would round what is trained to bfloat16, at the start of every stage
+        )
         super().__init__(
             model=model,
             args=arguments,
@@ -83,9 +89,9 @@ class HybridRewardTrainer(SafeCheckpoints, RewardTrainer):
             eval_dataset=Dataset.from_dict({"item": list(range(len(validation)))}) if validation else None,
             processing_class=tokenizer,
         )
+        del model.is_loaded_in_4bit
         model.config.id2label = labels
         model.config.label2id = {name: index for index, name in labels.items()}
-        float32_trainable(self.model)
         self.remove_callback(PrinterCallback)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: object = None) -> Tensor:
@@ -96,22 +102,26 @@ class HybridRewardTrainer(SafeCheckpoints, RewardTrainer):
         counts = self._counts(items)
         world = self.accelerator.num_processes  # gradients are averaged over processes; ours are sums
         sums: dict[str, float] = {}
-        packed = list(batches(items, self.tokens_per_batch, pad_id=self.processing_class.pad_token_id))
-        for number, batch in enumerate(packed):
-            synchronise = number == len(packed) - 1
+        passes = list(in_step(self._packed(items), model))
+        for number, (batch, counted) in enumerate(passes):
+            synchronise = number == len(passes) - 1
             with nullcontext() if synchronise else self.accelerator.no_sync(model):
                 with self.compute_loss_context_manager():
                     loss, figures = self._row_loss(model, batch, counts)
-                self.accelerator.backward(loss * world)
-            _add(sums, figures)
+                self.accelerator.backward(loss * world * counted)
+            if counted:
+                _add(sums, figures)
         self.figures = {**self._summary(sums, counts), "time/step": time.perf_counter() - started}
-        total = torch.tensor(sums["loss/total"], device=self.args.device)
-        if not torch.isfinite(total):
+        total = float(self.figures["loss/total"])
+        if not math.isfinite(total):
             raise DivergenceError(
-                f"The loss of stage {self.stage.name!r} is {total.item()} at update {self.state.global_step + 1}.",
+                f"The loss of stage {self.stage.name!r} is {total} at update {self.state.global_step + 1}.",
                 fix="lower stages.N.optimizer.learning_rate, and look at the rows of this update in the data",
             )
-        return total
+        return torch.tensor(total, device=self.args.device)
+
+    def _packed(self, items: Sequence[Item]) -> Iterator[RewardBatch]:
+        return batches(items, self.tokens_per_batch, pad_id=self.processing_class.pad_token_id)
 
     def _row_loss(
         self, model: Any, batch: RewardBatch, counts: Mapping[str, float]
@@ -159,7 +169,8 @@ class HybridRewardTrainer(SafeCheckpoints, RewardTrainer):
     def _summary(self, sums: Mapping[str, float], counts: Mapping[str, float]) -> dict[str, float | str]:
         names = sorted(sums)
         reduced = self.accelerator.reduce(
-            torch.tensor([sums[n] for n in names], dtype=torch.float64), reduction="sum"
+            torch.tensor([sums[n] for n in names], dtype=torch.float64, device=self.args.device),
+            reduction="sum",
         )
         total = dict(zip(names, reduced.tolist(), strict=True))
         mean = total["rewards"] / counts["responses"]
@@ -185,12 +196,14 @@ class HybridRewardTrainer(SafeCheckpoints, RewardTrainer):
     def evaluate(self, *_: object, **__: object) -> dict[str, float]:
         """Loss, accuracy and squared error on the held-out items; keeps count of the best."""
         self.model.eval()
-        mine = self.validation[self.accelerator.process_index :: self.accelerator.num_processes]
+        mine = processes.mine(self.validation)
         counts = self._counts(mine)
         sums: dict[str, float] = {}
-        for batch in batches(mine, self.tokens_per_batch, pad_id=self.processing_class.pad_token_id):
+        for batch, counted in in_step(self._packed(mine or self.validation[:1]), self.model):
             with self.compute_loss_context_manager():
-                _add(sums, self._row_loss(self.model, batch, counts)[1])
+                figures = self._row_loss(self.model, batch, counts)[1]
+            # Where there are fewer items than processes, some have none, but the same names.
+            _add(sums, figures if counted and mine else dict.fromkeys(figures, 0.0))
         self.model.train()
         summary = self._summary(sums, counts)
         figures = {"validation/loss": float(summary["loss/total"])}
@@ -205,7 +218,7 @@ class HybridRewardTrainer(SafeCheckpoints, RewardTrainer):
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: object) -> bool:
         is_best = bool(super()._determine_best_metric(metrics, trial))
-        if is_best and self.args.should_save:
+        if is_best:
             trained = self.accelerator.unwrap_model(self.model)
             save_trainable(trained, best_file(Path(self.args.output_dir), self.stage.name))
         return is_best
@@ -216,7 +229,7 @@ class HybridRewardTrainer(SafeCheckpoints, RewardTrainer):
         trained = self.accelerator.unwrap_model(self.model)
         if self.validation and best.exists():
             load_trainable(trained, best)
-        elif self.args.should_save:
+        else:
             save_trainable(trained, best)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

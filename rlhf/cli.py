@@ -14,6 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from rlhf.commands import COMMANDS
 from rlhf.core.errors import RlhfError
+from rlhf.core.processes import hush_followers, let_main_speak_first
 
 QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
@@ -52,6 +53,7 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except RlhfError as error:
+            let_main_speak_first()
             _say("Error", str(error))
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
@@ -89,6 +91,7 @@ def main() -> None:
     """Run `rlhf` as typed."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    hush_followers()
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
     app(prog_name="rlhf")

@@ -141,6 +141,7 @@ def policy_trainer(
     from types import SimpleNamespace
 
     from policy.recipe import build_trainer
+    from policy.rewards.protocol import Given
     from rlhf.config.load import load_config
     from rlhf.config.policy import PolicyConfig
     from rlhf.core.records import Prompt
@@ -168,9 +169,11 @@ def policy_trainer(
         config = load_config(file, PolicyConfig, [*fixed, *overrides])
         run: Any = SimpleNamespace(checkpoints=tmp_path / "checkpoints")
         trainer = build_trainer(config, tiny_chat, [Prompt(messages) for messages in prompts], run)
-        given: Any = SimpleNamespace(sync=lambda model: None, generate=lambda ids, samples, seed: groups)
+        given: Any = SimpleNamespace(
+            sync=lambda model: None, generate=lambda ids, samples, seed: groups, figures=dict
+        )
         trainer.engine = given
-        known: Any = SimpleNamespace(of=lambda prompts, rollouts: list(rewards))
+        known: Any = SimpleNamespace(of=lambda prompts, rollouts: Given(list(rewards)))
         trainer.rewards = known
         randomise(trainer.model, seed=2, scale=0.1)
         trainer.state.global_step = 1  # a fresh adapter is expected at 0
@@ -237,3 +240,15 @@ tokens_per_batch: 512
 evaluation: {{prompts: 3, samples: 2}}
 """)
     return file
+
+
+@pytest.fixture(scope="session")
+def fake_vllm() -> Any:
+    """The module `fake_vllm`, beside this file."""
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("fake_vllm", Path(__file__).parent / "fake_vllm.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -36,6 +36,10 @@ class RolloutEngine(Protocol):
         """
         ...
 
+    def figures(self) -> dict[str, float]:
+        """What the engine counted since it was last asked, named as in metrics.jsonl."""
+        ...
+
 
 def seed_of(*parts: int) -> int:
     """A seed of 31 bits for one draw among many, from the run's seed and the draw's coordinates."""

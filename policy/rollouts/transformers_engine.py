@@ -24,6 +24,7 @@ class TransformersEngine:
     def __init__(self, sampling: Sampling, chat: Chat) -> None:
         self.sampling, self.chat = sampling, chat
         self.model: PeftModel | PreTrainedModel | None = None
+        self.streamer: Any = None  # hears each token of a single answer, see transformers' TextStreamer
 
     def sync(self, model: PeftModel | PreTrainedModel) -> None:
         """Remember the model; its weights are already there."""
@@ -54,6 +55,7 @@ class TransformersEngine:
                 max_new_tokens=self.sampling.max_new_tokens,
                 eos_token_id=list(self.sampling.stop_ids),
                 pad_token_id=self.chat.pad_id,
+                streamer=self.streamer,
             )
         self.model.train(was_training)
         answers = [self._cut(row) for row in output[:, width:].tolist()]
@@ -62,6 +64,10 @@ class TransformersEngine:
             for ids, answer in zip(repeated, answers, strict=True)
         ]
         return [rollouts[start : start + samples] for start in range(0, len(rollouts), samples)]
+
+    def figures(self) -> dict[str, float]:
+        """None."""
+        return {}
 
     def _cut(self, ids: list[int]) -> list[int]:
         """Up to and including the first stop id; what follows is padding."""

@@ -1,74 +1,90 @@
 """vLLM's LoRA on a CPU, with matrix products.
 
 vLLM 0.31 gathers a copy of the adapter's weights for every token on a CPU (`vllm/lora/ops/torch_ops/lora_ops.py`): 16 bits
-x rank x width a token and layer. Here each adapter in use is multiplied once with all of its tokens. The results are the same;
-`benchmarks/rollouts.py` measures the difference in speed.
+x rank x width a token and layer. Here each adapter in use is multiplied once with all of its tokens, by two products a layer; which
+tokens those are is found once a step. The results are the same; `benchmarks/rollouts.py` measures the speed.
+
+Shapes: T tokens, D inputs of a layer, O outputs, R ranks of all its slices together. A layer that vLLM fuses, such as query, key
+and value, has a slice for each part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+Tokens = slice | Tensor
+"""Places of tokens; a slice, for which nothing is copied, where one adapter has them all."""
+
 
 def use_matrix_products() -> None:
-    """Replace the three operations where vLLM's CPU backend looks them up."""
-    from vllm.lora.ops.torch_ops import lora_ops
-    from vllm.lora.punica_wrapper import punica_cpu
+    """Replace what adapters add in vLLM's CPU backend."""
+    from vllm.lora.model_manager import LoRAModelManager
+    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-    for module in (lora_ops, punica_cpu):
-        module.bgmv_shrink = shrink
-        module.bgmv_expand = expand
-        module.bgmv_expand_slice = expand_slice
+    if PunicaWrapperCPU.add_lora_linear is add_lora_linear:
+        return
+    stock_update, stock_activate = PunicaWrapperCPU.update_metadata, LoRAModelManager.activate_adapter
 
+    def update_metadata(self: Any, *args: Any, **kwargs: Any) -> None:
+        stock_update(self, *args, **kwargs)
+        self.tokens_by_adapter = tokens_by_adapter(self.token_lora_indices)
 
-def shrink(
-    inputs: Tensor, weights: Tensor, output: Tensor, adapter_of_token: Tensor, scaling: float = 1.0
-) -> None:
-    """output[t, :rank] = scaling * A[adapter of t] @ inputs[t]; tokens with adapter -1 are left as they are."""
-    for adapter, tokens in _adapters(adapter_of_token):
-        matrix = _matrix(weights, adapter, output.dtype)
-        output[tokens, : matrix.shape[0]] = scaling * (inputs[tokens].to(output.dtype) @ matrix.T)
+    def activate_adapter(self: Any, lora_id: int) -> bool:
+        changed: bool = stock_activate(self, lora_id)
+        if changed:  # weights were written into the layers
+            for wrapper in self.punica_wrapper_mapping.values():
+                wrapper.factors = {}
+        return changed
 
-
-def expand(
-    inputs: Tensor, weights: Tensor, output: Tensor, adapter_of_token: Tensor, add_inputs: bool = True
-) -> None:
-    """output[t] (+)= B[adapter of t] @ inputs[t]; adapter and layer may be padded to different widths."""
-    for adapter, tokens in _adapters(adapter_of_token):
-        product = inputs[tokens].to(output.dtype) @ _matrix(weights, adapter, output.dtype).T
-        width = min(product.shape[1], output.shape[1])
-        if add_inputs:
-            output[tokens, :width] += product[:, :width]
-        else:
-            output[tokens, :width] = product[:, :width]
+    LoRAModelManager.activate_adapter = activate_adapter
+    PunicaWrapperCPU.update_metadata = update_metadata
+    PunicaWrapperCPU.factors = {}
+    PunicaWrapperCPU.add_lora_linear = add_lora_linear
+    PunicaWrapperCPU.add_lora_embedding = PunicaWrapperCPU.add_lora_logits = add_nothing
 
 
-def expand_slice(
-    inputs: Tensor,
-    weights: Tensor,
-    output: Tensor,
-    adapter_of_token: Tensor,
-    slice_offset: int,
-    slice_size: int,
-    add_inputs: bool = True,
-) -> None:
-    """`expand` into a slice of the output: layers that vLLM fuses have one adapter for each part."""
-    expand(inputs, weights, output[:, slice_offset : slice_offset + slice_size], adapter_of_token, add_inputs)
-
-
-def _adapters(adapter_of_token: Tensor) -> Iterator[tuple[int, slice | Tensor]]:
-    """Each adapter in use and its tokens; a slice, without copying, where one adapter has them all."""
+def tokens_by_adapter(adapter_of_token: Tensor) -> dict[int, Tokens]:
+    """Each adapter in use and its tokens; those marked -1 have none."""
     used = torch.unique(adapter_of_token).tolist()
-    for adapter in used:
-        if adapter >= 0:
-            yield (
-                adapter,
-                slice(None) if len(used) == 1 else (adapter_of_token == adapter).nonzero().squeeze(1),
-            )
+    if len(used) == 1:
+        return {adapter: slice(None) for adapter in used if adapter >= 0}
+    return {adapter: (adapter_of_token == adapter).nonzero().squeeze(1) for adapter in used if adapter >= 0}
 
 
-def _matrix(weights: Tensor, adapter: int, dtype: torch.dtype) -> Tensor:
-    return weights[adapter].reshape(weights.shape[-2:]).to(dtype)
+def add_lora_linear(
+    self: Any,
+    y: Tensor,
+    x: Tensor,
+    lora_a_stacked: tuple[Tensor, ...],
+    lora_b_stacked: tuple[Tensor, ...],
+    scale: float,
+    *_: Any,
+    **__: Any,
+) -> None:
+    """y[t] += scale * B A x[t], with A and B those of token t's adapter; in place.
+
+    The product with A is rounded to the number format of x, as vLLM's is before the product with B.
+    """
+    for adapter, tokens in self.tokens_by_adapter.items():
+        key = (id(lora_a_stacked), adapter)  # a layer keeps its stacks as long as it lives
+        if key not in self.factors:
+            self.factors[key] = joined(lora_a_stacked, lora_b_stacked, adapter)
+        a_DR, b_RO = self.factors[key]
+        if isinstance(tokens, slice):
+            y.addmm_(x @ a_DR, b_RO, alpha=scale)
+        else:
+            y.index_add_(0, tokens, (x[tokens] @ a_DR) @ b_RO, alpha=scale)
+
+
+def joined(a: Sequence[Tensor], b: Sequence[Tensor], adapter: int) -> tuple[Tensor, Tensor]:
+    """(a_DR, b_RO): an adapter's slices side by side, so that a layer is two products."""
+    a_RD = torch.cat([stack[adapter, 0] for stack in a])
+    return a_RD.T, torch.block_diag(*(stack[adapter, 0] for stack in b)).T  # type: ignore[no-untyped-call]
+
+
+def add_nothing(self: Any, *_: Any, **__: Any) -> None:
+    """What adapters add to embedding and logits: ours have no part there, and vLLM would gather and add zeros."""

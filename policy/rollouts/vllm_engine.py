@@ -17,7 +17,9 @@ from typing import Any
 import torch
 
 from policy.rollouts.protocol import Sampling, as_rollout, seed_of
+from rlhf.core import processes
 from rlhf.core.chat import Chat
+from rlhf.core.checkpoints import trainable_state
 from rlhf.core.errors import EngineError, ModelError
 from rlhf.core.models import POLICY, PeftModel
 from rlhf.core.records import Rollout
@@ -94,17 +96,28 @@ class VLLMEngine:
             seed=seed,
             disable_log_stats=True,
             use_tqdm_on_load=False,
+            # Beside other processes vLLM takes this one's card, and must not look for a group of its own.
+            distributed_executor_backend="external_launcher" if processes.count() > 1 else None,
             **memory,
         )
 
     def sync(self, model: PeftModel) -> None:
         """Hand over the policy's adapter under a new name, and forget the one before."""
+        folder = Path(self.folder.name) / str(self.adapters + 1)
+        model.save_pretrained(
+            str(folder),
+            selected_adapters=[POLICY],
+            save_embedding_layers=False,
+            state_dict=trainable_state(model),
+        )
+        self.load(folder)
+
+    def load(self, folder: Path) -> None:
+        """Wear the adapter in a folder, such as a policy's `final/`, and forget the one before."""
         from vllm.lora.request import LoRARequest
 
         before = self.request
         self.adapters += 1
-        folder = Path(self.folder.name) / str(self.adapters)
-        model.save_pretrained(str(folder), selected_adapters=[POLICY], save_embedding_layers=False)
         self.request = LoRARequest(f"policy-{self.adapters}", self.adapters, str(folder))
         if before is not None:
             self.engine.llm_engine.remove_lora(before.lora_int_id)
@@ -148,6 +161,10 @@ class VLLMEngine:
             )
         return groups
 
+    def figures(self) -> dict[str, float]:
+        """None."""
+        return {}
+
     def _rollout(self, prompt: Sequence[int], answer: Any) -> Rollout:
         ids = list(answer.token_ids)
         if not ids:
@@ -169,6 +186,8 @@ def _import_vllm(*, cpu: bool) -> Any:
         ) from error
     if cpu:
         from policy.rollouts.vllm_cpu_lora import use_matrix_products
+        from policy.rollouts.vllm_cpu_sampler import use_inverse_distribution
 
         use_matrix_products()
+        use_inverse_distribution()
     return vllm.LLM

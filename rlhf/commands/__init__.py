@@ -26,6 +26,7 @@ COMMANDS = {
         "Measure a reward model on pairs of answers.",
     ),
     "score": Command("rlhf.commands.score:score", "Score every conversation of a file with a reward model."),
+    "serve-reward": Command("rlhf.commands.serve_reward:command", "Serve a reward model over HTTP."),
     "extrapolate": Command(
         "rlhf.commands.extrapolate:command",
         "Go on in the direction from a weak model to a strong one (ExPO).",
@@ -34,6 +35,12 @@ COMMANDS = {
         "rlhf.commands.paper_table:command", "Train every row of the paper's reward table, and compare."
     ),
     "align-policy": Command("rlhf.commands.align_policy:command", "Align a policy with a reward model."),
+    "generate": Command(
+        "rlhf.commands.generate:command", "Answer a file of questions, in the judges' own formats."
+    ),
+    "compare": Command("rlhf.commands.compare:command", "Compare two policies by a reward model."),
+    "frontier": Command("rlhf.commands.frontier:command", "Draw reward against KL, run beside run."),
+    "chat": Command("rlhf.commands.chat:command", "Talk with a policy."),
     "export": Command("rlhf.commands.export:command", "Merge a model into plain weights, for use elsewhere."),
     "search": Command("rlhf.commands.search:command", "Search for good values of config keys."),
     "report": Command("rlhf.commands.report:command", "Write one page on a run: verdict, curves, answers."),

@@ -14,6 +14,7 @@ from rich.table import Table
 from rlhf.commands.options import Config, DryRun, Output, Overrides, Resume, explain_option
 from rlhf.config.load import load_config
 from rlhf.config.policy import PolicyConfig
+from rlhf.core.processes import is_main
 from rlhf.doctor.preflight import require_fit
 from rlhf.report import write_report
 from rlhf.report.verdict import change, policy_verdict
@@ -46,6 +47,8 @@ def command(
         return
     require_fit(told)
     run = recipe.align_policy(told, resume=resume)
+    if not is_main():
+        return
     evaluation = json.loads((run / "eval.json").read_text())
     if stopped := evaluation.get("stopped"):
         typer.echo(stopped["sentence"])
@@ -61,11 +64,11 @@ def before_and_after(evaluation: Mapping[str, Any]) -> Table:
     table = Table(title=f"{evaluation['prompts']} held-out prompts, {evaluation['samples']} answers to each")
     for column in ("", "before", "after", "difference", "95 % interval"):
         table.add_column(column, justify="right" if column else "left")
-    for name in ("reward", "gold", "kl", "length"):
+    for name in ("reward", "held_out", "gold", "kl", "length"):
         found = change(evaluation, name)
         if found is not None:
             before, after = found.write(found.before), found.write(found.after)
-            table.add_row(name, before, after, found.difference, found.interval)
+            table.add_row(name.replace("_", "-"), before, after, found.difference, found.interval)
     return table
 
 

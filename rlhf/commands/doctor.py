@@ -13,9 +13,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from rlhf.commands.inspect import schema_of
 from rlhf.commands.options import Output, Overrides
-from rlhf.config.load import load_config
+from rlhf.config.either import load_either
 from rlhf.config.reward import RewardConfig
 from rlhf.doctor import machine
 from rlhf.doctor.checks import examine
@@ -54,7 +53,7 @@ def command(
     Example:
       rlhf doctor configs/reward/llama-3.1-8b.yaml model.quantization=nf4
     """
-    told = None if config is None else load_config(config, schema_of(config), overrides or (), output)
+    told = None if config is None else load_either(config, overrides or (), output)
     with Console(stderr=True).status("Looking at the machine") as status:
         packages, host, torch = machine.packages(), machine.host(), machine.torch()
         # A reward run samples nothing, and vLLM takes longest.

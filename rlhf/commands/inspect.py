@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from rlhf.commands.options import Config, Overrides
-from rlhf.config.load import load_config
-from rlhf.config.policy import PolicyConfig
+from rlhf.config.either import load_either
 from rlhf.config.reward import RewardConfig
 from rlhf.data.agreement import signed
 
@@ -44,7 +41,7 @@ def command(
     Example:
       rlhf inspect configs/reward/demo.yaml model.max_length=256
     """
-    told = load_config(config, schema_of(config), overrides or ())
+    told = load_either(config, overrides or ())
     from rlhf.commands import inspection  # the tokenizer's library loads only when the command runs
 
     if isinstance(told, RewardConfig):
@@ -55,15 +52,6 @@ def command(
         typer.echo(json.dumps({"config": str(config), **found}, indent=2, allow_nan=False))
     else:
         show(found, Console(highlight=False))
-
-
-def schema_of(path: Path) -> type[RewardConfig] | type[PolicyConfig]:
-    """Which command a config is for; one that cannot be read is left to `load_config`, which says why."""
-    try:
-        keys = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return RewardConfig
-    return PolicyConfig if isinstance(keys, dict) and "reward" in keys else RewardConfig
 
 
 def show(found: Mapping[str, Any], console: Console) -> None:

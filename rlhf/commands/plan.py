@@ -27,14 +27,13 @@ def command(
     rollout_gpus: Annotated[
         str | None,
         typer.Option(
-            metavar="CARDS", help="Cards of vLLM servers; without it the engine shares the trainer's."
+            metavar="CARDS",
+            help="Cards of vLLM servers, equally many for each of rollouts.servers (default: the fewest that hold them).",
         ),
     ] = None,
     parallel: Annotated[
         str,
-        typer.Option(
-            metavar="HOW", help="auto (the first that fits), one, ddp, fsdp, fsdp-offload or zero3."
-        ),
+        typer.Option(metavar="HOW", help="auto (the first that fits), one, ddp, fsdp or fsdp-offload."),
     ] = "auto",
     utilisation: Annotated[
         float, typer.Option(min=0.01, max=1.0, help="Share of the cards' peak that training reaches.")
@@ -43,14 +42,10 @@ def command(
         float | None, typer.Option(min=0.0, metavar="DOLLARS", help="Of one card and hour, instead of ours.")
     ] = None,
     item_tokens: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Mean tokens of a pair or rated response.")
-    ] = None,
-    prompt_tokens: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Mean tokens of a prompt.")
-    ] = None,
-    answer_tokens: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Mean tokens of an answer.")
-    ] = None,
+        int, typer.Option(min=1, metavar="N", help="Mean tokens of a pair or rated response.")
+    ] = 1024,
+    prompt_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Mean tokens of a prompt.")] = 256,
+    answer_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Mean tokens of an answer.")] = 512,
     picture: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the memory of each phase: .png or .svg.")
     ] = None,
@@ -71,22 +66,23 @@ def command(
         require_output_file(picture)
         if picture.suffix not in (".png", ".svg"):
             raise OutputError(f"--picture {picture}", allowed="a name that ends with .png or .svg")
-    from rlhf.plan.configs import load_either
+    from rlhf.config.either import load_either
     from rlhf.plan.gpus import parse_gpus  # light: a mistake is told before torch is loaded
 
     cluster = parse_gpus(gpus, price)
     servers = parse_gpus(rollout_gpus, price) if rollout_gpus else None
     told = load_either(config, overrides or ())
     from rlhf.plan import report
-    from rlhf.plan.phases import Tracer, check_strategy
+    from rlhf.plan.phases import Tracer, check_shares, check_strategy, with_servers
     from rlhf.plan.request import Assumptions, Request
     from rlhf.plan.shapes import load_shape
 
     if parallel != "auto":
         check_strategy(parallel, cluster)
+    check_shares(told, cluster)
     tracer = Tracer(load_shape(told.model.base, told.model.revision))
     start = "one" if cluster.count == 1 else "ddp"
-    request = Request(told, cluster, start if parallel == "auto" else parallel, servers)
+    request = with_servers(Request(told, cluster, start if parallel == "auto" else parallel, servers), tracer)
     assumed = Assumptions(utilisation, item_tokens, prompt_tokens, answer_tokens)
     plan = report.make_plan(request, tracer, assumed, choose=parallel == "auto")
     if picture is not None:

@@ -12,6 +12,7 @@ from rlhf.commands.judged import print_result
 from rlhf.commands.options import Config, DryRun, Output, Overrides, Resume, explain_option
 from rlhf.config.load import load_config
 from rlhf.config.reward import RewardConfig
+from rlhf.core.processes import is_main
 from rlhf.doctor.preflight import require_fit
 from rlhf.report import write_report
 
@@ -44,6 +45,8 @@ def command(
         return
     require_fit(told)
     run = recipe.train_reward(told, resume=resume)
+    if not is_main():
+        return
     evaluation = json.loads((run / "eval.json").read_text())
     console = Console()
     for result in (evaluation.get("held_out"), evaluation):

@@ -72,7 +72,7 @@ def describe(schema: type[BaseModel]) -> str:
     """Every key of a schema with what it allows, its default and its doc line, as a page to read."""
     lines = [
         (schema.__doc__ or schema.__name__).splitlines()[0],
-        "A key of a list item holds its number for N.",
+        "A key of a list item holds its number for N. `extends: FILE` starts from the keys of another file.",
         "",
     ]
     for key in keys(schema):
@@ -256,7 +256,8 @@ def _bounds(metadata: Sequence[Any]) -> dict[str, Any]:
 
 def _value(data: Any, parts: Parts) -> Any:
     for part in parts:
-        data = data[part]
+        if isinstance(part, str) or isinstance(data, list):  # one thing may stand for a list of one
+            data = data[part]
     return data
 
 

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from rlhf.config.explain import Parts, Problem, dotted, problems
-from rlhf.core.errors import ConfigError, did_you_mean
+from rlhf.config.files import Source, line_of, parse, place_of, read_keys
+from rlhf.core.errors import ConfigError
 
 T = TypeVar("T", bound=BaseModel)
-
-MOST_NAMES = 12
-"""How many files a message lists at most."""
 
 
 def load_config(path: Path, schema: type[T], overrides: Sequence[str] = (), output: Path | None = None) -> T:
     """Read a config file, apply `key.sub=value` words in order, and check the result.
 
-    A relative path inside the file is relative to the current folder, as for any other tool.
+    A relative path inside the file is relative to the current folder, as for any other tool; that of `extends`, which starts
+    from the keys of another file, to the file's own.
 
     Args:
         path: the YAML file.
@@ -32,8 +30,7 @@ def load_config(path: Path, schema: type[T], overrides: Sequence[str] = (), outp
     Raises:
         ConfigError: the file cannot be read, or a key or value is not allowed; all such mistakes are listed.
     """
-    text = _read(path)
-    data, node = _parse(text, str(path))
+    data, sources = read_keys(path)
     if data is None:
         data = {}
     if not isinstance(data, dict):
@@ -50,77 +47,8 @@ def load_config(path: Path, schema: type[T], overrides: Sequence[str] = (), outp
         return schema.model_validate(data)
     except ValidationError as error:
         found = problems(error, schema, data)
-    found.sort(key=lambda problem: _line(node, problem.parts)[0])
-    raise _config_error(path, found, [_place(path, problem.parts, node, typed) for problem in found])
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML's safe loader, which by itself would let the second of two equal keys win in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            if key.value in seen:
-                problem = f"the key {key.value!r} stands twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep=deep)
-
-
-def _read(path: Path) -> str:
-    try:
-        if path.exists() and not path.is_dir():
-            return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        found = f"{path}: is not text (byte {error.start} is not UTF-8)"
-        raise ConfigError(found, allowed="a YAML file in UTF-8") from None
-    except PermissionError:
-        raise ConfigError(f"{path}: may not be read", fix=f"chmod u+r {path}") from None
-    raise _missing(path)
-
-
-def _missing(path: Path) -> ConfigError:
-    """The error for a path that is no file, with the configs nearby."""
-    folder = path if path.is_dir() else path.parent
-    what = "is a folder, not a config file" if path.is_dir() else "there is no such file"
-    names = sorted(str(found) for found in folder.glob("*.y*ml"))
-    if not names:
-        what += "" if folder.is_dir() else f", and no folder {folder}"
-        names = sorted(str(found) for found in Path("configs").rglob("*.y*ml"))
-    hint = did_you_mean(str(path), [name for name in names if Path(name).stem == path.stem] or names)
-    listed = ", ".join(names[:MOST_NAMES])
-    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-    return ConfigError(
-        f"config {path}: {what} (looked from {Path.cwd()}).{hint}",
-        allowed=listed + more,
-        fix="" if hint else "give the path of a YAML file",
-    )
-
-
-def _parse(text: str, place: str) -> tuple[Any, yaml.Node | None]:
-    """The data of a YAML text, and its nodes, which know their lines."""
-    try:
-        loader = _StrictLoader(text)
-        try:
-            node = loader.get_single_node()
-            return (None if node is None else loader.construct_document(node)), node
-        finally:
-            loader.dispose()
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        lines = text.splitlines()
-        if mark is None or not 0 <= mark.line < len(lines):
-            raise ConfigError(f"{place}: is not valid YAML: {error.problem}") from None
-        fix = (
-            "indent with spaces"
-            if "\t" in lines[mark.line]
-            else f"mend this line: {lines[mark.line].strip()}"
-        )
-        raise ConfigError(f"{place}:{mark.line + 1}: is not valid YAML: {error.problem}", fix=fix) from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{place}: is not valid YAML: {error}") from None
+    found.sort(key=lambda problem: line_of(sources[0].node, problem.parts)[0])
+    raise _config_error(path, found, [_place(sources, problem.parts, typed) for problem in found])
 
 
 def _apply(data: dict[str, Any], override: str) -> Parts:
@@ -132,7 +60,7 @@ def _apply(data: dict[str, Any], override: str) -> Parts:
             f"command line: found {override!r}", allowed="key=value, for example model.base=embedded"
         )
     try:
-        value, _ = _parse(text, "")
+        value, _ = parse(text, "")
     except ConfigError:
         raise ConfigError(
             f"command line: the value of {override!r} is not valid YAML",
@@ -171,34 +99,14 @@ def _step_name(at: Any, name: str, above: str, override: str) -> str | int:
     return int(name)
 
 
-def _place(path: Path, parts: Parts, node: yaml.Node | None, typed: Sequence[Parts]) -> str:
+def _place(sources: Sequence[Source], parts: Parts, typed: Sequence[Parts]) -> str:
     """Where a key stands: the command line if it was typed, else file and line."""
     if any(parts[: len(one)] == one for one in typed):
         return "command line"
-    line, depth = _line(node, parts)
-    if depth < len(parts) and any(one[: len(parts)] == parts for one in typed):
+    place, stands_there = place_of(sources, parts)
+    if not stands_there and any(one[: len(parts)] == parts for one in typed):
         return "command line"
-    return f"{path}:{line}" if line else str(path)
-
-
-def _line(node: yaml.Node | None, parts: Parts) -> tuple[int, int]:
-    """The line (from 1; 0 if unknown) of the deepest part found, and how many parts were found."""
-    line = 0
-    for depth, part in enumerate(parts):
-        if isinstance(node, yaml.MappingNode):
-            pairs: Mapping[str, tuple[yaml.Node, yaml.Node]] = {
-                pair[0].value: pair for pair in node.value if isinstance(pair[0], yaml.ScalarNode)
-            }
-            if str(part) not in pairs:
-                return line, depth
-            key, node = pairs[str(part)]
-            line = key.start_mark.line + 1
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-            line = node.start_mark.line + 1
-        else:
-            return line, depth
-    return line, len(parts)
+    return place
 
 
 def _config_error(path: Path, found: Sequence[Problem], places: Sequence[str]) -> ConfigError:

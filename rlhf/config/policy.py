@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from rlhf.config.algorithm import AlgorithmConfig
+from rlhf.config.rewards import HeldOut, ShapingConfig, Sources, check_names
 from rlhf.config.rollouts import RolloutConfig
 from rlhf.config.schema import (
     AdapterConfig,
@@ -52,11 +53,17 @@ class PolicyConfig(RunConfig):
     """An alignment run."""
 
     model: ModelConfig = ModelConfig()
-    """The frozen base: the reference, and the ground of policy and reward."""
+    """The frozen base: the reference where there is no `start`, and the ground of policy, reward and critic."""
     adapter: AdapterConfig = AdapterConfig()
     """The adapter that becomes the policy."""
-    reward: str
-    """A reward model: the `final/` folder of `rlhf train-reward`, on the same base."""
+    start: str | None = None
+    """Begin from an aligned policy (its `final/` folder) with the same base, template and adapter settings: a second round, in which a frozen copy of it is the reference. null: a fresh adapter, and the base is the reference."""
+    reward: Sources = Field(min_length=1)
+    """A reward model: the `final/` folder of `rlhf train-reward`, on the same base. Or one or a list of other rewards, which are added up."""
+    reward_shaping: ShapingConfig = ShapingConfig()
+    """What the algorithm is given in place of the bare reward."""
+    held_out_reward: HeldOut = None
+    """A reward, given like one of `reward`, that only watches: a policy that pleases `reward` alone is shown by it. Null is none."""
     data: PolicyDataConfig
     """What it practises on."""
     rollouts: RolloutConfig = RolloutConfig()
@@ -82,6 +89,24 @@ class PolicyConfig(RunConfig):
                 "rloo has one ratio an answer: rollouts.importance_sampling.level must be sequence"
             )
         return self
+
+    @model_validator(mode="after")
+    def _rewards_apart(self) -> Self:
+        check_names(self.reward)
+        held_out = self.held_out_reward
+        if held_out is not None and held_out.place in [source.place for source in self.reward]:
+            raise ValueError(f"held_out_reward is one the policy learns from: {held_out.place}; name another")
+        return self
+
+    @property
+    def reward_folders(self) -> list[tuple[Literal["reward", "held_out_reward"], str]]:
+        """The reward models on the policy's base: the key that names each, and its folder."""
+        folders: list[tuple[Literal["reward", "held_out_reward"], str]] = [
+            ("reward", source.adapter) for source in self.reward if source.adapter is not None
+        ]
+        if self.held_out_reward is not None and self.held_out_reward.adapter is not None:
+            folders.append(("held_out_reward", self.held_out_reward.adapter))
+        return folders
 
     @model_validator(mode="after")
     def _no_dropout(self) -> Self:

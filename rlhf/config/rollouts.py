@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from rlhf.config.schema import Count, Number, Positive, Strict
+
+TOKEN_ENV = "RLHF_ROLLOUT_TOKEN"  # noqa: S105 - the name of a variable
 
 
 class ImportanceConfig(Strict):
@@ -23,11 +26,31 @@ def _off(value: object) -> object:
     return None if value is False or value == "off" else value
 
 
+def _address(told: str) -> str:
+    """A server's address, without the `/v1` that other clients want."""
+    if not re.fullmatch(r"https?://[^?#@\s]+", told):
+        raise ValueError(f"found {told!r}; write http://HOST:PORT, and put a token into the environment")
+    return told.rstrip("/").removesuffix("/v1")
+
+
+Address = Annotated[str, AfterValidator(_address)]
+
+
 class RolloutConfig(Strict):
     """How answers are sampled."""
 
-    engine: Literal["vllm", "transformers"] = "vllm"
-    """vLLM in this process, or transformers' own generate where vLLM is not installed."""
+    engine: Literal["vllm", "servers", "transformers"] = "vllm"
+    """vLLM in this process; stock vLLM servers, here or elsewhere; or transformers' own generate where vLLM is not installed."""
+    servers: list[Address] = Field(default_factory=list)
+    """Addresses of vLLM's OpenAI servers, such as http://127.0.0.1:8000; all serve the base, and take the adapter over HTTP."""
+    token_env: str = TOKEN_ENV
+    """With servers: the environment variable that holds their token, where they want one."""
+    adapter_folder: str | None = None
+    """With servers: a folder that they see too, under the same path, where the adapter is left for them; null is `adapters/` in the run folder."""
+    timeout: Positive = 1800.0
+    """With servers: seconds to wait for the answers to one prompt before the server is given up."""
+    overlap: Literal[0, 1] = 0
+    """With servers: 1 samples the answers of an update while the one before is made, by a policy that is one update old; it needs `importance_sampling`."""
     prompts_per_step: Count = 16
     """Prompts in one update, over all processes."""
     samples_per_prompt: Annotated[int, Field(ge=2)] = 4
@@ -44,3 +67,24 @@ class RolloutConfig(Strict):
     """The run stops when engine and trainer differ by more than this, in the mean over a batch's tokens."""
     importance_sampling: Annotated[ImportanceConfig | None, BeforeValidator(_off)] = None
     """Correct what mismatch of engine and trainer remains; `off` (null) only logs what the weights would be."""
+
+    @model_validator(mode="after")
+    def _servers_fit(self) -> Self:
+        if (self.engine == "servers") != bool(self.servers):
+            raise ValueError("servers goes with engine: servers, which needs it, and only with it")
+        if len(set(self.servers)) < len(self.servers):
+            raise ValueError("servers: one address stands there twice")
+        if self.engine != "servers":
+            fields = type(self).model_fields
+            told = [key for key in ONLY_WITH_SERVERS if getattr(self, key) != fields[key].default]
+            if told:
+                raise ValueError(f"{told[0]} goes with engine: servers, and only with it")
+        if self.overlap and self.importance_sampling is None:
+            raise ValueError(
+                "overlap: 1 learns from answers of a policy that is one update old, which only importance_sampling corrects: "
+                "add importance_sampling: {level: sequence} (rloo) or {level: token}, or take overlap: 0"
+            )
+        return self
+
+
+ONLY_WITH_SERVERS = ("token_env", "adapter_folder", "timeout", "overlap")

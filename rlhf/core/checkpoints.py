@@ -3,6 +3,9 @@
 A checkpoint is a folder `step-N` with safetensors (trained weights, AdamW moments, generator states) and JSON (trainer state, learning-rate
 schedule), sealed by a manifest of hashes. It is written under another name and renamed at the end, so that a folder
 that carries the right name but not the right hashes was torn by the machine, and the one before it is used.
+
+Everything in it is whole, whatever it was dealt out to, so that a run may go on in another number of processes. All processes
+take part in reading tensors together, the main one writes; on several machines the folder must be one that all of them see.
 """
 
 from __future__ import annotations
@@ -19,8 +22,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from rlhf.core import processes
 from rlhf.core.errors import OutputError
 from rlhf.core.runs import atomic_folder, atomic_write_text
+from rlhf.core.sharding import part_like, put, settle, whole
 
 MANIFEST, WEIGHTS, MOMENTS, STATE = (
     "manifest.json",
@@ -28,20 +33,31 @@ MANIFEST, WEIGHTS, MOMENTS, STATE = (
     "optimizer.safetensors",
     "state.json",
 )
+GENERATORS = "generators.safetensors"
 TRAINER_STATE = "trainer_state.json"  # transformers looks for this name when it resumes
 KEEP = 2
 
 
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
-    """The trained parameters by name."""
-    return {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+    """The trained parameters by name, whole; all processes must ask."""
+    settle(model)
+    return {name: _copy(p) for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return whole(tensor.detach()).cpu().contiguous()
 
 
 def save_trainable(model: nn.Module, file: Path) -> None:
-    """Write the trained parameters, whole or not at all."""
-    unfinished = file.with_suffix(".unfinished")
-    save_file(trainable_state(model), unfinished)
-    unfinished.replace(file)
+    """Write the trained parameters, whole or not at all; all processes must call, and go on when the file is there."""
+    state = trainable_state(model)
+
+    def write() -> None:
+        unfinished = file.with_suffix(".unfinished")
+        save_file(state, unfinished)
+        unfinished.replace(file)
+
+    processes.on_main(write)
 
 
 def best_file(checkpoints: Path, stage: str) -> Path:
@@ -55,6 +71,7 @@ def load_trainable(model: nn.Module, file: Path) -> None:
     Raises:
         OutputError: the file is of a run with another adapter.
     """
+    settle(model)
     saved = load_file(file)
     here = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if saved.keys() != here.keys() or any(saved[name].shape != here[name].shape for name in saved):
@@ -63,9 +80,7 @@ def load_trainable(model: nn.Module, file: Path) -> None:
             allowed="the adapter settings the run was started with",
             fix="resume with the run's own config.yaml, or start again with another --output",
         )
-    with torch.no_grad():
-        for name, parameter in here.items():
-            parameter.copy_(saved[name])
+    put(model, saved)
 
 
 def latest(checkpoints: Path) -> tuple[Path | None, list[str]]:
@@ -133,19 +148,23 @@ class SafeCheckpoints:
     accelerator: Any
 
     def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
-        if not self.args.should_save:
-            return
+        trained = self.accelerator.unwrap_model(self.model)
+        weights, moments = trainable_state(trained), _moments(trained, self.optimizer)
+        generators = processes.gathered(_generators())
+        processes.on_main(lambda: self._write_checkpoint(weights, moments, generators))
+
+    def _write_checkpoint(
+        self, weights: dict[str, Tensor], moments: dict[str, Tensor], generators: list[dict[str, Tensor]]
+    ) -> None:
         checkpoints = Path(self.args.output_dir)
         with atomic_folder(checkpoints / f"step-{self.step_offset + self.state.global_step}") as folder:
-            trained = self.accelerator.unwrap_model(self.model)
-            save_file(trainable_state(trained), folder / WEIGHTS)
-            save_file(_moments(trained, self.optimizer), folder / MOMENTS)
-            save_file(_generators(), folder / "generators.safetensors")
-            state = {
-                "schedule": self.lr_scheduler.state_dict(),
-                "python": random.getstate(),
-                "stage": self.stage_name,
+            save_file(weights, folder / WEIGHTS)
+            save_file(moments, folder / MOMENTS)
+            each = {
+                f"{index}/{name}": one for index, own in enumerate(generators) for name, one in own.items()
             }
+            save_file(each, folder / GENERATORS)
+            state = {"schedule": self.lr_scheduler.state_dict(), "stage": self.stage_name}
             (folder / STATE).write_text(json.dumps(state))
             self.state.save_to_json(str(folder / TRAINER_STATE))
             self.save_own(folder)
@@ -163,13 +182,15 @@ class SafeCheckpoints:
         if checkpoint is None:
             return
         folder = Path(checkpoint)
-        named = dict(self.accelerator.unwrap_model(self.model).named_parameters())
+        trained = self.accelerator.unwrap_model(self.model)
+        settle(trained)
+        named = dict(trained.named_parameters())
+        beside = self.optimizer.param_groups[0].get("fused")  # or AdamW keeps its step counter on the CPU
         for key, value in load_file(folder / MOMENTS).items():
             name, kind = key.rsplit("/", 1)
             parameter = named[name]
-            # AdamW keeps its step counter as a float tensor on the CPU, the moments beside the parameter.
-            placed = value if kind == "step" else value.to(parameter.device)
-            self.optimizer.state[parameter][kind] = placed
+            counter = value.to(parameter.device) if beside else value
+            self.optimizer.state[parameter][kind] = counter if kind == "step" else part_like(value, parameter)
         self.lr_scheduler.load_state_dict(json.loads((folder / STATE).read_text())["schedule"])
         # The schedule sets the next rate after an update; the one of this update is the optimizer's to remember.
         for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
@@ -185,30 +206,47 @@ class SafeCheckpoints:
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        folder = Path(checkpoint)
-        states = load_file(folder / "generators.safetensors")
+        saved = load_file(Path(checkpoint) / GENERATORS)
+        # A process that the run did not have before goes on from the main one's.
+        own = str(processes.index()) if f"{processes.index()}/torch" in saved else "0"
+        states = {name.partition("/")[2]: one for name, one in saved.items() if name.partition("/")[0] == own}
         torch.set_rng_state(states["torch"])
-        for index in range(torch.cuda.device_count()):
-            torch.cuda.set_rng_state(states[f"cuda.{index}"], index)
-        numpy_state = json.loads(bytes(states["numpy"].tolist()).decode())
-        np.random.set_state((numpy_state[0], np.array(numpy_state[1], dtype=np.uint32), *numpy_state[2:]))
-        version, internal, gauss = json.loads((folder / STATE).read_text())["python"]
+        if "cuda" in states:
+            torch.cuda.set_rng_state(states["cuda"])
+        name, keys, *rest = _from_bytes(states["numpy"])
+        np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+        version, internal, gauss = _from_bytes(states["python"])
         random.setstate((version, tuple(internal), gauss))
 
 
 def _moments(model: nn.Module, optimizer: Any) -> dict[str, Tensor]:
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    """AdamW's state by parameter and kind, whole; a process whose part of a parameter is empty may have none."""
+    settle(model)
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    kinds = processes.said_by_main({name: list(optimizer.state.get(p, ())) for name, p in trained.items()})
     return {
-        f"{names[parameter]}/{kind}": value.detach().cpu().contiguous()
-        for parameter, moments in optimizer.state.items()
-        for kind, value in moments.items()
+        f"{name}/{kind}": _copy(optimizer.state.get(parameter, {}).get(kind, torch.zeros_like(parameter)))
+        for name, parameter in trained.items()
+        for kind in kinds[name]
     }
 
 
 def _generators() -> dict[str, Tensor]:
+    """The states of this process's generators."""
     name, keys, *rest = np.random.get_state()
-    numpy_state = json.dumps([name, np.asarray(keys).tolist(), *rest]).encode()
-    states = {"torch": torch.get_rng_state(), "numpy": torch.tensor(list(numpy_state), dtype=torch.uint8)}
-    for index in range(torch.cuda.device_count()):
-        states[f"cuda.{index}"] = torch.cuda.get_rng_state(index)
+    states = {
+        "torch": torch.get_rng_state(),
+        "numpy": _as_bytes([name, np.asarray(keys).tolist(), *rest]),
+        "python": _as_bytes(random.getstate()),
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
     return states
+
+
+def _as_bytes(value: Any) -> Tensor:
+    return torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8)
+
+
+def _from_bytes(tensor: Tensor) -> Any:
+    return json.loads(bytes(tensor.tolist()).decode())

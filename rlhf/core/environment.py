@@ -30,6 +30,7 @@ def environment(command: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpus": os.cpu_count(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "revision": git_revision(),
         "versions": {name: version for name in PACKAGES if (version := _version(name))},
     }

@@ -8,6 +8,7 @@
     │   └── OutputError        an output folder that cannot be used
     └── RunError               a run that was right to start and failed: exit code 1
         ├── EngineError        the rollout engine returned nothing, or disagrees with the trainer
+        ├── RewardError        an answer's reward could not be computed
         └── DivergenceError    a loss, reward or KL that is not a number, or is out of bounds
 
 A message has three parts: what was *found*, what is *allowed*, and the *fix* to type.
@@ -72,6 +73,10 @@ class RunError(RlhfError):
 
 class EngineError(RunError):
     """The rollout engine failed, or its log-probabilities disagree with the trainer's."""
+
+
+class RewardError(RunError):
+    """An answer's reward could not be computed."""
 
 
 class DivergenceError(RunError):

@@ -1,7 +1,7 @@
 """The one door to transformers' model classes, peft and bitsandbytes: bases, adapters, heads, and the roles on one base.
 
-A *role* is what the base does with one adapter: `policy` samples, `reward` scores, the *reference* is the base with no
-adapter. Adapters and heads are kept in float32 whatever the base's format: an update of 1e-6 would vanish in
+A *role* is what the base does with one adapter: `policy` samples, `reward` scores, `critic` foresees the reward; the *reference*
+is the base with no adapter or, where the policy started from another, a frozen copy of that one. Adapters and heads are kept in float32 whatever the base's format: an update of 1e-6 would vanish in
 bfloat16. A reward model on disk is a PEFT adapter for `AutoModelForSequenceClassification`, its head among the adapter's
 weights; here its adapter is hung on a causal model and the head kept beside it.
 """
@@ -28,14 +28,23 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
+from rlhf.core import attention
+from rlhf.core.adapter_inputs import spare_casts
 from rlhf.core.embedded import resolve_base
 from rlhf.core.errors import ModelError, did_you_mean
 from rlhf.core.logprobs import token_logprobs
 from rlhf.core.packing import PackedBatch
+from rlhf.core.processes import said_by_main
+from rlhf.core.sharding import part_like, settle, through_root, whole
 
 POLICY = "default"  # the name TRL's trainers give the adapter they train
 REWARD = "reward"
+CRITIC = "critic"
+REFERENCE = "reference"
 HEAD = "score"  # the name transformers gives the head of a sequence classifier
+VALUE_HEAD = (
+    "value_head"  # the critic's, a part of the base that wears it, so that it is trained and saved with it
+)
 
 
 def load_causal(base: str, *, revision: str | None, dtype: str, quantization: str) -> PreTrainedModel:
@@ -86,6 +95,7 @@ def _load(
             bnb_4bit_quant_type="nf4",
             bnb_4bit_compute_dtype=getattr(torch, dtype),
             bnb_4bit_use_double_quant=True,
+            bnb_4bit_quant_storage=getattr(torch, dtype),  # the same bits in a format that FSDP2 can deal out
             llm_int8_skip_modules=["lm_head", HEAD],
         )
     disable_progress_bar()  # a bar for what takes a second
@@ -103,6 +113,7 @@ def _load(
             allowed="`embedded`, a folder with config.json and safetensors weights, or a Hugging Face name",
             fix="check the spelling; for a gated model run `hf auth login` first",
         ) from error
+    attention.enable(model)
     model.requires_grad_(False)
     if quantization == "nf4":
         _keep_4_bit_weights_differentiable(model)
@@ -125,13 +136,14 @@ def _keep_4_bit_weights_differentiable(model: PreTrainedModel) -> None:
 def fingerprint(model: PreTrainedModel) -> str:
     """Sixteen hex digits that tell one base from another: its shape, and a sample of its embedding in bfloat16.
 
-    Quantization leaves the embedding as it is, so a base has one fingerprint in every format.
+    Quantization leaves the embedding as it is, so a base has one fingerprint in every format. All processes must ask.
     """
     config = model.config.get_text_config()
     shape = [config.model_type, config.hidden_size, config.num_hidden_layers, config.vocab_size]
-    sample = model.get_input_embeddings().weight.detach()[:: max(1, config.vocab_size // 64), :64]
+    sample = whole(model.get_input_embeddings().weight.detach())[:: max(1, config.vocab_size // 64), :64]
     values = sample.to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes()
-    return hashlib.sha256(json.dumps(shape).encode() + values).hexdigest()[:16]
+    # With `fsdp_cpu_ram_efficient_loading` the main process alone has weights before they are dealt out.
+    return said_by_main(hashlib.sha256(json.dumps(shape).encode() + values).hexdigest()[:16])
 
 
 def lora_config(
@@ -175,6 +187,7 @@ def with_adapter(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
         ModelError: the model lacks a layer that the adapter is for.
     """
     check_targets(model, config)
+    spare_casts()
     wrapped = get_peft_model(model, config)
     float32_trainable(wrapped)
     return wrapped
@@ -183,7 +196,7 @@ def with_adapter(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
 def float32_trainable(model: nn.Module) -> None:
     """Put the trained parameters in float32; TRL's trainers make them bfloat16 on a 4-bit base."""
     for parameter in model.parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()
 
 
@@ -193,13 +206,29 @@ def reward_head(model: PeftModel) -> nn.Linear:
     return head.modules_to_save[model.active_adapter]  # type: ignore[no-any-return]
 
 
-def packed_inputs(batch: PackedBatch) -> dict[str, Tensor]:
+def put_head(model: PeftModel, weight_AD: Tensor) -> None:
+    """Give the trained head of a classifier another weight."""
+    settle(model)
+    head = reward_head(model)
+    with torch.no_grad():
+        head.weight.copy_(part_like(weight_AD, head.weight))
+
+
+def packed_inputs(batch: PackedBatch) -> dict[str, Any]:
     """A packed batch as the arguments of a transformers model."""
     return {
         "input_ids": batch.ids_RT,
         "position_ids": batch.positions_RT,
         "attention_mask": batch.mask_R1TT(),
+        "blocks": attention.blocks_of(batch),
     }
+
+
+def hidden_states(model: PeftModel, batch: PackedBatch) -> Tensor:
+    """hidden_RTD: what the base, with the adapter it wears, ends in before any head."""
+    trunk = model.get_base_model()
+    body = through_root(model, getattr(trunk, trunk.base_model_prefix))
+    return body(**packed_inputs(batch), use_cache=False).last_hidden_state  # type: ignore[no-any-return]
 
 
 def enable_packed_scores(classifier: PreTrainedModel) -> None:
@@ -254,15 +283,30 @@ def enable_packed_logprobs(model: PreTrainedModel, temperature: float) -> None:
             return original(*args, **kwargs)
         hidden_RTD = getattr(self, self.base_model_prefix)(*args, **kwargs, use_cache=False).last_hidden_state
         asked_RT = next_ids != -100
-        weight_VD = self.get_output_embeddings().weight
+        weight_VD = whole(self.get_output_embeddings().weight)
         return token_logprobs(hidden_RTD[asked_RT], weight_VD, next_ids[asked_RT], temperature)
+
+    model.forward = types.MethodType(forward, model)
+
+
+def enable_packed_values(model: PreTrainedModel, head: nn.Linear) -> None:
+    """Give a causal model a value head and teach it `model(..., value_at=asked_RT) -> values_M`, in float32."""
+    model.add_module(VALUE_HEAD, head)
+    original = model.forward
+
+    def forward(self: Any, *args: Any, value_at: Tensor | None = None, **kwargs: Any) -> Any:
+        if value_at is None:
+            return original(*args, **kwargs)
+        hidden_RTD = getattr(self, self.base_model_prefix)(*args, **kwargs, use_cache=False).last_hidden_state
+        return apply_head(getattr(self, VALUE_HEAD), hidden_RTD[value_at]).squeeze(1)
 
     model.forward = types.MethodType(forward, model)
 
 
 def autocast(model: PreTrainedModel) -> contextlib.AbstractContextManager[Any]:
     """The context a forward pass runs in: float32 adapters compute in the base's format, as they do in training."""
-    return torch.autocast(model.device.type, torch.bfloat16, enabled=model.dtype == torch.bfloat16)
+    device = "cuda" if torch.cuda.is_available() else model.device.type  # offloaded shards lie on the CPU
+    return torch.autocast(device, torch.bfloat16, enabled=model.dtype == torch.bfloat16)
 
 
 def apply_head(head: nn.Module, hidden_ND: Tensor) -> Tensor:
@@ -273,26 +317,34 @@ def apply_head(head: nn.Module, hidden_ND: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def role(model: PeftModel, adapter: str | None) -> Iterator[None]:
-    """Within the block the base wears `adapter`, or none; afterwards the one it wore before, trainable as it was."""
-    with kept_trainable(model):
-        if adapter is None:
-            with model.disable_adapter():
-                yield
-            return
-        before = model.active_adapter
-        model.set_adapter(adapter, inference_mode=True)
-        try:
+    """Within the block the base wears `adapter`, or none; afterwards the one it wore before. What is trained stays trainable."""
+    if adapter is None:
+        with kept_trainable(model), model.disable_adapter():
             yield
-        finally:
+        return
+    before = model.active_adapter
+    with kept_trainable(model):
+        model.set_adapter(adapter)
+    try:
+        yield
+    finally:
+        with kept_trainable(model):
             model.set_adapter(before)
+
+
+def reference_role(model: PeftModel) -> str | None:
+    """The role whose log-probabilities the policy is held to: the adapter it started from, or None, the base alone."""
+    return REFERENCE if REFERENCE in model.peft_config else None
 
 
 @contextlib.contextmanager
 def kept_trainable(model: PeftModel) -> Iterator[None]:
     """Whatever PEFT does to `requires_grad` when adapters are added or switched is undone afterwards."""
+    settle(model)
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     try:
         yield
     finally:
+        settle(model)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in trainable)

@@ -6,8 +6,8 @@ Position ids restart, so that each branch sits where it would sit alone; the att
 own tree and the earlier tokens of its own branch, and nothing else. Every branch so gets exactly the hidden states of an
 unpacked run, up to the rounding of the number format.
 
-Rows are short, about as long as the longest tree, because a dense mask costs the square of the row: four rows of 256 tokens
-train 1.6 times as fast as one of 1,024 (`benchmarks/row_length.py`).
+On a CPU a batch is one row, since attention there computes what each token sees and no more (`rlhf.core.attention`). A GPU's
+kernels take a dense mask, which costs the square of the row: rows there are short, about as long as the longest tree.
 
 Shapes: R rows, T tokens in a row, N branches (sequences) over all rows.
 """
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 SHORT_ROW = 256
-"""Trees shorter than this share a row: below it, attention costs little beside the matrix products."""
+"""Where attention costs the square of a row, trees shorter than this share one: below it, that is little beside the products."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,15 @@ class Tree:
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """Tokens `start` to `stop` of a row that follow one another: a trunk, or a branch, which also sees its trunk."""
+
+    start: int
+    stop: int
+    sees: tuple[slice, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class PackedBatch:
     """Rows ready for a forward pass. Branches are numbered in the order of the trees given to `pack`."""
 
@@ -76,6 +85,8 @@ class PackedBatch:
     trees: tuple[int, ...]
     """Which of the trees given to `pack` are here, by their index, in the order of `branch_RT`."""
     useful_tokens: int
+    spans: tuple[tuple[Span, ...], ...] = ()
+    """Trunks and branches of each row, from left to right: what the mask says, by where it changes."""
 
     def mask_R1TT(self) -> Tensor:
         """The attention mask, True where a token may look: [R, 1, T query, T key]."""
@@ -115,18 +126,22 @@ class PackedBatch:
             branch_RT=self.branch_RT.to(device),
             trees=self.trees,
             useful_tokens=self.useful_tokens,
+            spans=self.spans,
         )
 
 
 def pack(
-    trees: Sequence[Tree], budget: int, *, pad_id: int, short_row: int = SHORT_ROW
+    trees: Sequence[Tree], budget: int, *, pad_id: int, short_row: int | None = None
 ) -> Iterator[PackedBatch]:
     """Lay trees into batches of at most `budget` tokens (rounded up to 16), padding included.
 
     A tree is never cut: one that is longer than the budget is a batch of its own. Longest first, each tree goes to the first
-    row with room; a new row has room for its first tree, or for `short_row` tokens. Rows are then batched in order of length.
+    row with room; a new row has room for its first tree, or for `short_row` tokens (by default the whole budget, and `SHORT_ROW`
+    where there is a GPU). Rows are then batched in order of length.
     Branches of a batch are numbered from 0, in the order of `PackedBatch.trees`.
     """
+    if short_row is None:
+        short_row = SHORT_ROW if torch.cuda.is_available() else budget
     rows: list[list[int]] = []
     free: list[int] = []
     for index in sorted(range(len(trees)), key=lambda i: (-trees[i].tokens, i)):
@@ -160,7 +175,9 @@ def _batch(trees: Sequence[Tree], rows: Sequence[Sequence[int]], pad_id: int) ->
     length = _rounded(max(sum(trees[index].tokens for index in members) for members in rows))
     cells: dict[str, list[list[int]]] = {"ids": [], "positions": [], "tree": [], "branch": []}
     next_tree = next_branch = 0
+    spans: list[tuple[Span, ...]] = []
     for members in rows:
+        own: list[Span] = []
         ids: list[int] = []
         positions: list[int] = []
         tree_of: list[int] = []
@@ -168,16 +185,20 @@ def _batch(trees: Sequence[Tree], rows: Sequence[Sequence[int]], pad_id: int) ->
         for index in members:
             tree = trees[index]
             start = len(tree.trunk)
+            trunk = slice(len(ids), len(ids) + start)
+            own += [Span(trunk.start, trunk.stop)] if start else []
             ids += tree.trunk
             positions += range(start)
             branch_of += [-1] * start
             for branch in tree.branches:
+                own.append(Span(len(ids), len(ids) + len(branch), (trunk,)))
                 ids += branch
                 positions += range(start, start + len(branch))
                 branch_of += [next_branch] * len(branch)
                 next_branch += 1
             tree_of += [next_tree] * tree.tokens
             next_tree += 1
+        spans.append(tuple(own))
         padding = length - len(ids)
         cells["ids"].append(ids + [pad_id] * padding)
         cells["positions"].append(positions + [0] * padding)
@@ -191,4 +212,5 @@ def _batch(trees: Sequence[Tree], rows: Sequence[Sequence[int]], pad_id: int) ->
         branch_RT=torch.tensor(cells["branch"]),
         trees=members_of_all,
         useful_tokens=sum(trees[index].useful_tokens for index in members_of_all),
+        spans=tuple(spans),
     )

@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from rlhf.core.processes import is_main
+
 PLAIN_EVERY = 10.0
 """Seconds between two lines of a log."""
 RECENT = 20
@@ -127,7 +129,7 @@ def close_live_lines() -> None:
 @functools.cache
 def _standard_error() -> Console:
     # One console for all: two live lines on two consoles would overwrite one another.
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, quiet=not is_main())
 
 
 def _minutes(seconds: float) -> str:

@@ -21,6 +21,7 @@ from typing import Any, Self
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from rlhf.core import processes
 from rlhf.core.environment import environment
 from rlhf.core.errors import ConfigError, OutputError, UserError
 
@@ -29,12 +30,15 @@ METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 HALF_WRITTEN = ".half-written"
 """Ends the name of a file or folder on its way to its final name."""
 
-MAY_CHANGE = ("output", "steps", "stages.*.max_steps", "stages.*.epochs", "save_every", "threads")
-"""Config keys that a resumed run may give another value: how far it goes, not what a step does."""
+MAY_CHANGE = (
+    *("output", "steps", "stages.*.max_steps", "stages.*.epochs", "save_every", "threads"),
+    *("rollouts.servers*", "rollouts.token_env", "rollouts.adapter_folder", "rollouts.timeout"),
+)
+"""Config keys that a resumed run may give another value: how far it goes and where, not what a step does."""
 
 
 class RunFolder:
-    """One run's folder, held by one process at a time; of a run of several processes, by the main one.
+    """One run's folder, held by one process at a time; of a run of several processes, by the main one: in the others nothing is written.
 
     Attributes:
         path: the folder.
@@ -43,10 +47,10 @@ class RunFolder:
         resumed: whether there was a run to go on with.
     """
 
-    def __init__(self, path: Path, lock: int, *, resumed: bool) -> None:
+    def __init__(self, path: Path, lock: int | None, *, resumed: bool) -> None:
         self.path, self.resumed = path, resumed
         self.checkpoints, self.final = path / "checkpoints", path / "final"
-        self._lock: int | None = lock
+        self.writes, self._lock = lock is not None, lock
         os.register_at_fork(after_in_child=self._forget_lock)  # or an orphaned worker would hold the folder
 
     @classmethod
@@ -57,6 +61,13 @@ class RunFolder:
             OutputError: the folder is in use, or holds something and is not to be resumed or not a run.
             ConfigError: on resume, a key differs that would make it another run.
         """
+        processes.meet()
+        run = processes.on_main(lambda: cls._create(path, config, resume=resume, command=command))
+        resumed = processes.said_by_main(run is not None and run.resumed)
+        return run or cls(path, None, resumed=resumed)
+
+    @classmethod
+    def _create(cls, path: Path, config: BaseModel, *, resume: bool, command: str) -> RunFolder:
         _check_is_ours(path, resume=resume)
         run = cls(path, _acquire(path), resumed=resume and _occupied(path))
         try:
@@ -85,6 +96,8 @@ class RunFolder:
 
     def metrics(self, step: int, values: Mapping[str, float | str]) -> None:
         """Append one step's figures to metrics.jsonl; one that is not finite becomes null."""
+        if not self.writes:
+            return
         plain = {
             name: value if isinstance(value, int | str) else float(value) for name, value in values.items()
         }
@@ -92,11 +105,13 @@ class RunFolder:
 
     def samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows to samples.jsonl; each has its `step`."""
-        _append(self.path / SAMPLES, [{"step": row["step"], **row} for row in rows])
+        if self.writes:
+            _append(self.path / SAMPLES, [{"step": row["step"], **row} for row in rows])
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file of this run, whole or not at all; a number that is not finite becomes null."""
-        atomic_write_text(self.path / name, _as_json(content, indent=2) + "\n")
+        if self.writes:
+            atomic_write_text(self.path / name, _as_json(content, indent=2) + "\n")
 
     def read_json(self, name: str) -> Any:
         """Read a JSON file of this run.
@@ -118,7 +133,7 @@ class RunFolder:
         Raises:
             OutputError: a line other than the last is torn.
         """
-        for name in (METRICS, SAMPLES):
+        for name in (METRICS, SAMPLES) if self.writes else ():
             _keep_lines(self.path / name, after_step)
 
     def close(self) -> None:
@@ -140,7 +155,8 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # A run that was refused before its first update leaves the folder as it found it, ready for the mended config.
-        if kind and issubclass(kind, UserError) and not self.resumed and not (self.path / METRICS).exists():
+        refused = kind is not None and issubclass(kind, UserError) and not self.resumed
+        if self.writes and refused and not (self.path / METRICS).exists():
             for entry in self.path.iterdir():
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         self.close()

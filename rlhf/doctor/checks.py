@@ -29,7 +29,7 @@ CHECKS: Mapping[str, Sequence[Check]] = {
         machine.shared_memory,
         machine.open_files,
     ),
-    "Model": (run.base, run.hub, run.length, run.tokenizer, run.trained),
+    "Model": (run.base, run.hub, run.length, run.tokenizer, run.trained, run.servers),
     "Data": (run.sources,),
     "Disk": (run.output, run.output_disk, run.cache_disk),
 }

@@ -113,7 +113,7 @@ def gpus(facts: Facts) -> Iterator[Result]:
     else:
         found = f"the driver has {len(driver.cards)} x {driver.cards[0]}, torch sees none"
         hidden = facts.host.settings.get("CUDA_VISIBLE_DEVICES")
-        fix = "look at the line Driver, and at `dmesg`"
+        fix = "look at the line Driver, at `dmesg`, and with NVSwitch at `systemctl status nvidia-fabricmanager`"
         if hidden is not None:
             found, fix = f"{found}: CUDA_VISIBLE_DEVICES is {hidden!r}", "unset CUDA_VISIBLE_DEVICES"
         yield Result("GPUs", "problem", found, fix)

@@ -247,3 +247,12 @@ def trained(facts: Facts) -> Iterator[Result]:
             )
         else:
             yield Result(one.key, "ok", f"{one.folder}: whole, same base, same template")
+
+
+def servers(facts: Facts) -> Iterator[Result]:
+    """Whether the rollout servers answer, and serve this base with room enough."""
+    for one in facts.run.servers if facts.run else ():
+        if isinstance(one.length, Trouble):
+            yield Result("Rollouts", "problem", one.length.found, one.length.fix)
+        else:
+            yield Result("Rollouts", "ok", f"{one.url} serves the base, up to {one.length:,} tokens")

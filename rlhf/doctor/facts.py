@@ -139,13 +139,24 @@ class Source:
     read: tuple[int, int] | Trouble | None
 
 
+TrainedKey = Literal["reward", "held_out_reward", "start"]
+
+
 @dataclass(frozen=True, slots=True)
 class Trained:
     """A trained model that the config names: its folder, and its card or what is wrong with it."""
 
-    key: Literal["reward", "start"]
+    key: TrainedKey
     folder: str
     card: Mapping[str, str] | Trouble
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A rollout server that the config names, and the longest sequence it takes, or why it will not do."""
+
+    url: str
+    length: int | Trouble
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +171,7 @@ class Run:
     tokens: Tokens | Trouble | None = None
     sources: tuple[Source, ...] = ()
     trained: tuple[Trained, ...] = ()
+    servers: tuple[Served, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,22 +5,36 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.reward import RewardConfig
 from rlhf.config.schema import DataSource
-from rlhf.core.errors import RlhfError
+from rlhf.core.errors import ModelError, RlhfError
 from rlhf.data.drops import DropReport
 from rlhf.data.load import load_comparisons, load_preferences, load_prompts, load_ratings
 from rlhf.data.rows import DEMO, looks_local
-from rlhf.doctor.facts import EMBEDDED, Base, Hub, Run, Shape, Source, Tokens, Trained, Trouble
+from rlhf.doctor.facts import (
+    EMBEDDED,
+    Base,
+    Hub,
+    Run,
+    Served,
+    Shape,
+    Source,
+    Tokens,
+    Trained,
+    TrainedKey,
+    Trouble,
+)
 from rlhf.doctor.machine import disk
 from rlhf.doctor.probes import try_out
 
 if TYPE_CHECKING:
+    from policy.rollouts.server_client import Server
+    from policy.rollouts.server_start import Wanted
     from rlhf.core.chat import Chat
 
 FIRST_ROWS = 1000
@@ -78,6 +92,7 @@ def full_run(config: Config, say: Callable[[str], None]) -> Run:
         _tokens(chat) if chat is not None and not isinstance(chat, Trouble) else chat,
         tuple(sources),
         tuple(_trained(config)),
+        tuple(_servers(config)),
     )
 
 
@@ -218,14 +233,55 @@ def _read(source: DataSource, load: Callable[[DataSource], DropReport]) -> tuple
 
 
 def _trained(config: Config) -> Sequence[Trained]:
-    """The reward model that a policy is to follow, or that a reward run starts from."""
-    key: Literal["reward", "start"] = "reward" if isinstance(config, PolicyConfig) else "start"
-    folder = config.reward if isinstance(config, PolicyConfig) else config.start
-    if folder is None:
-        return ()
+    """The reward models on the base that a policy is to follow, or that a reward run starts from."""
+    if isinstance(config, PolicyConfig):
+        return [_trained_in(key, folder) for key, folder in config.reward_folders]
+    return () if config.start is None else (_trained_in("start", config.start),)
+
+
+def _servers(config: Config) -> Iterator[Served]:
+    """The rollout servers, each asked what it serves."""
+    if not isinstance(config, PolicyConfig) or not config.rollouts.servers:
+        return
+    from policy.rollouts.protocol import Sampling
+    from policy.rollouts.server_client import Server
+    from policy.rollouts.server_start import Wanted
+    from rlhf.core.embedded import NAME, cache_folder
+
+    rollouts, base = config.rollouts, config.model.base
+    wanted = Wanted(
+        base=base,
+        folder=str(cache_folder() / NAME) if base == EMBEDDED else base,
+        rank=config.adapter.rank,
+        length=config.data.max_prompt_tokens + rollouts.max_new_tokens,
+        token_env=rollouts.token_env,
+        sampling=Sampling(rollouts.max_new_tokens, rollouts.temperature, ()),
+    )
+    token = os.environ.get(rollouts.token_env, "").strip() or None
+    for url in rollouts.servers:
+        yield Served(url, _served(Server(url, token=token, timeout=rollouts.timeout), wanted))
+
+
+def _served(server: Server, wanted: Wanted) -> int | Trouble:
+    """The longest sequence a server takes, or why it will not do."""
+    from policy.rollouts.server_client import ServerError
+    from policy.rollouts.server_start import check_served, mistake
+
+    try:
+        served = server.models()[0]
+        check_served(served, server.url, wanted)
+        return int(served.get("max_model_len", wanted.length))
+    except ServerError as problem:
+        error = mistake(server, problem, wanted)
+    except ModelError as wrong:
+        error = wrong
+    return Trouble(error.found, error.fix)
+
+
+def _trained_in(key: TrainedKey, folder: str) -> Trained:
     from rlhf.core.adapters import RewardAdapter
 
     read = attempt(lambda: RewardAdapter.read(Path(folder)))
     if isinstance(read, Trouble):
-        return (Trained(key, folder, read),)
-    return (Trained(key, folder, {name: str(value) for name, value in read.card.items()}),)
+        return Trained(key, folder, read)
+    return Trained(key, folder, {name: str(value) for name, value in read.card.items()})

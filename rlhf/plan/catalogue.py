@@ -1,87 +1,216 @@
-"""Plans of the configs in `configs/` on usual machines, as `configs/plans.md`.
+"""The plans of the configs in `configs/`, written into their heads and into `configs/README.md`, between markers.
 
-python -m rlhf.plan.catalogue            # writes the file anew; a test compares
+python -m rlhf.plan.catalogue            # writes them anew; tests compare
 """
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
+from rlhf.config.either import load_either
 from rlhf.core.runs import atomic_write_text
-from rlhf.plan.changes import best_strategy, fits, larger, way_out
-from rlhf.plan.configs import load_either
+from rlhf.plan.changes import best_strategy, fits
 from rlhf.plan.gpus import GIB, PRICES_OF, parse_gpus
-from rlhf.plan.phases import Phase, Tracer, phases
+from rlhf.plan.phases import (
+    Phase,
+    Tracer,
+    check_shares,
+    engine_of,
+    host_bytes,
+    phases,
+    tightest,
+    with_servers,
+)
 from rlhf.plan.report import gib
-from rlhf.plan.request import Assumptions, Request, row_of
+from rlhf.plan.request import Assumptions, Request
 from rlhf.plan.shapes import load_shape
-from rlhf.plan.speed import assumptions, bill
+from rlhf.plan.speed import Bill, bill
 
-CONFIGS = ("reward/llama-3.1-8b", "reward/nemotron-70b", "policy/llama-3.1-8b", "policy/nemotron-70b")
-MACHINES = ("1xRTX4090", "1xL40S", "2xRTX4090", "1xH100", "8xH100", "4x8xH100")
-FILE = Path("configs/plans.md")
-
-HEAD = f"""# Plans
-
-What `rlhf plan` says of the configs here on usual machines; written by `python -m rlhf.plan.catalogue`, held by a test. Traced without
-weights, not run on a GPU by us. Memory is that of one card in its highest phase, in GiB. Hours and dollars are estimates at
-{Assumptions().utilisation:.0%} of the data sheet's peak and the prices of `rlhf/plan/gpus.py` ({PRICES_OF}).
-"""
+BEGIN, END = "<plan>", "</plan>"
+WIDTH = 140
 
 
-def lines(root: Path) -> Iterator[str]:
-    """The page, line by line."""
-    yield HEAD
-    tracers: dict[str, Tracer] = {}
-    for name in CONFIGS:
-        file = root / "configs" / f"{name}.yaml"
-        config = load_either(file)
-        tracer = tracers.setdefault(config.model.base, Tracer(load_shape(config.model.base)))
-        asked = Request(config, parse_gpus(MACHINES[0]), "one")
-        yield f"## configs/{name}.yaml\n"
-        yield f"Rows of at most {row_of(config).tokens:,} tokens; {assumptions(asked, Assumptions())['lengths']}.\n"
-        yield "| machine | as it stands | highest | changed so that it fits | highest | hours | $ |"
-        yield "| --- | --- | ---: | --- | ---: | ---: | ---: |"
-        for machine in MACHINES:
-            yield _row(replace(asked, cluster=parse_gpus(machine)), tracer)
+@dataclass(frozen=True)
+class Planned:
+    """A config, and cards that it is for."""
+
+    config: str
+    """Its name below `configs/`, without the ending."""
+    gpus: str
+    rollout_gpus: str | None = None
+    parallel: str = "auto"
+
+
+PLANNED = (
+    Planned("reward/llama-3.1-8b-24gb", "1xRTX4090"),
+    Planned("reward/llama-3.1-8b-24gb", "2xRTX4090"),
+    Planned("reward/llama-3.1-8b", "1xL40S"),
+    Planned("reward/llama-3.1-8b", "1xH100"),
+    Planned("reward/llama-3.1-8b", "8xH100"),
+    Planned("reward/llama-3.1-8b", "4x8xH100"),
+    Planned("reward/nemotron-70b-24gb", "1xRTX4090", parallel="fsdp-offload"),
+    Planned("reward/nemotron-70b-24gb", "2xRTX4090", parallel="fsdp-offload"),
+    Planned("reward/nemotron-70b-48gb", "1xL40S"),
+    Planned("reward/nemotron-70b-80gb", "1xH100"),
+    Planned("reward/nemotron-70b-lora", "8xH100"),
+    Planned("reward/nemotron-70b-lora", "4x8xH100"),
+    Planned("policy/llama-3.1-8b-24gb", "1xRTX4090"),
+    Planned("policy/llama-3.1-8b-24gb", "2xRTX4090"),
+    Planned("policy/llama-3.1-8b-48gb", "1xL40S"),
+    Planned("policy/llama-3.1-8b", "1xH100"),
+    Planned("policy/llama-3.1-8b", "8xH100"),
+    Planned("policy/llama-3.1-8b", "4x8xH100"),
+    Planned("policy/nemotron-70b-24gb", "1xRTX4090", "4xRTX4090", "fsdp-offload"),
+    Planned("policy/nemotron-70b-24gb", "2xRTX4090", "4xRTX4090", "fsdp-offload"),
+    Planned("policy/nemotron-70b-24gb", "1xL40S", "2xL40S", "fsdp-offload"),
+    Planned("policy/nemotron-70b-80gb", "1xH100", "1xH100"),
+    Planned("policy/nemotron-70b", "4xH100", "4xH100"),
+    Planned("policy/nemotron-70b-4nodes", "2x8xH100", "2x8xH100"),
+)
+"""From small cards to large ones, in the order of the table."""
+
+SHARED = {"one": "one card", "ddp": "DDP", "fsdp": "FSDP2", "fsdp-offload": "FSDP2, offloaded"}
+LAUNCH = {"ddp": "ddp.yaml", "fsdp": "fsdp2.yaml", "fsdp-offload": "fsdp2-qlora.yaml"}
+"""How the work is shared: the file of `configs/launch/` for it."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One plan of the catalogue."""
+
+    planned: Planned
+    request: Request
+    phases: list[Phase]
+    bill: Bill
+    parallel: int
+    host_bytes: int
+
+    @property
+    def options(self) -> str:
+        """What to type after the config."""
+        servers = f" --rollout-gpus {self.request.servers}" if self.request.servers else ""
+        how = f" --parallel {self.planned.parallel}" if self.planned.parallel != "auto" else ""
+        return f"--gpus {self.request.cluster}{servers}{how}"
+
+    def line(self) -> str:
+        """The plan in a line, for the head of a config."""
+        card, sizes = self.request.cluster.card.memory, []
+        for phase in self.phases:
+            of = "" if phase.card == card else f" of {phase.card / GIB:.1f}"
+            sizes.append(f"{phase.name} {gib(phase.total)}{of}")
+        rates = [f"{one.name} {one.tokens_per_second:,.0f}" for one in self.bill.phases]
+        each = self.parallel
+        servers = f", servers on {each} card{'s' if each > 1 else ''} each" if self.request.servers else ""
+        host = f" {gib(self.host_bytes)} GiB in the machine's memory." if self.host_bytes else ""
+        return (
+            f"{self.options} ({SHARED[self.request.strategy]}{servers}): {'fits' if fits(self.phases) else 'DOES NOT FIT'}. "
+            f"GiB of {card / GIB:.1f}: {', '.join(sizes)}.{host} Tokens/s: {', '.join(rates)}. {self.cost()}."
+        )
+
+    def row(self) -> str:
+        """The plan in a row of the table."""
+        worst, servers = tightest(self.request, self.phases), self.request.servers
+        cells = (
+            f"{self.request.cluster}" + (f" + {servers} for rollouts" if servers else ""),
+            f"`{self.planned.config}.yaml`",
+            self.shared(),
+            "yes" if fits(self.phases) else "NO",
+            f"{gib(worst.total)} of {worst.card / GIB:.1f}, {worst.name}",
+            f"{self.bill.hours:,.1f}",
+            f"{self.bill.dollars:,.0f}",
+        )
+        return f"| {' | '.join(cells)} |"
+
+    def shared(self) -> str:
+        """How the cards share the work, and with which launch file."""
+        how = self.request.strategy
+        return SHARED[how] + (f", `launch/{LAUNCH[how]}`" if how in LAUNCH else "")
+
+    def cost(self) -> str:
+        """Hours and dollars of the run."""
+        return f"{self.bill.hours:,.1f} hours, ${self.bill.dollars:,.0f}"
+
+
+class Catalogue:
+    """Plans of the configs in a folder, each base traced by one tracer."""
+
+    def __init__(self, configs: Path) -> None:
+        self.configs = configs
+        self._tracers: dict[str, Tracer] = {}
+
+    def entry(self, planned: Planned) -> Entry:
+        """Plan one config on its cards."""
+        config = load_either(self.configs / f"{planned.config}.yaml")
+        base = config.model.base
+        tracer = self._tracers.setdefault(base, Tracer(load_shape(base)))
+        cluster = parse_gpus(planned.gpus)
+        check_shares(config, cluster)
+        servers = parse_gpus(planned.rollout_gpus) if planned.rollout_gpus else None
+        start = "one" if cluster.count == 1 else "ddp"
+        strategy = start if planned.parallel == "auto" else planned.parallel
+        request = with_servers(Request(config, cluster, strategy, servers), tracer)
+        if planned.parallel == "auto":
+            request = best_strategy(request, tracer)
+        costs, engine = bill(request, tracer, Assumptions()), engine_of(request, tracer)
+        assert costs is not None  # the cards above are known ones
+        parallel = engine.parallel if engine else 1
+        return Entry(planned, request, phases(request, tracer), costs, parallel, host_bytes(request, tracer))
+
+    def head(self, config: str) -> Iterator[str]:
+        """The plans of a config, as comments."""
+        peak = f"{Assumptions().utilisation:.0%}"
+        yield (
+            f"# {BEGIN} `rlhf plan` with the words below: traced without weights, speed at {peak} of the data sheet's peak; not run on a GPU."
+        )
+        for planned in PLANNED:
+            if planned.config == config:
+                line = self.entry(planned).line()
+                yield from textwrap.wrap(line, WIDTH, initial_indent="# ", subsequent_indent="#   ")
+        yield f"# {END}"
+
+    def table(self) -> Iterator[str]:
+        """All plans, for the page."""
+        told = Assumptions()
+        yield f"<!-- {BEGIN} written by `python -m rlhf.plan.catalogue` -->"
+        yield (
+            f"Memory is that of the fullest card, in GiB. Hours and dollars of a whole run are estimates, at {told.utilisation:.0%} of the data "
+            f"sheet's peak and the prices of `rlhf/plan/gpus.py` ({PRICES_OF}), for {told.item_tokens:,} tokens a pair or rated response, "
+            f"{told.prompt_tokens} a prompt, {told.answer_tokens} an answer."
+        )
         yield ""
+        yield "| cards | config | shared out | fits | highest | hours | $ |"
+        yield "| --- | --- | --- | --- | --- | ---: | ---: |"
+        for planned in PLANNED:
+            yield self.entry(planned).row()
+        yield f"<!-- {END} -->"
 
 
-def _row(request: Request, tracer: Tracer) -> str:
-    request = best_strategy(request, tracer)
-    found = phases(request, tracer)
-    cells = [str(request.cluster), f"fits, {request.strategy}" if fits(found) else "no", _highest(found)]
-    runs: Request | None = request
-    if fits(found):
-        cells += ["", ""]
-    else:
-        out = way_out(request, tracer)
-        beyond = larger(request, tracer) if out is None else None
-        either = out or beyond
-        runs = either.request if either else None
-        if either is None:
-            cells += ["nothing that was tried", ""]
-        else:
-            words = [f"`{change}`" for change in either.changes]
-            if out is None:
-                words.insert(0, f"nothing on this machine; `--gpus {either.request.cluster}`")
-            cells += [", ".join(words), _highest(either.phases)]
-    costs = bill(runs, tracer, Assumptions()) if runs else None
-    if costs is None or costs.hours is None or costs.dollars is None:
-        cells += ["", ""]
-    else:
-        cells += [f"{costs.hours:,.1f}", f"{costs.dollars:,.0f}"]
-    return f"| {' | '.join(cells)} |"
+def between(text: str, lines: Iterator[str]) -> str:
+    """The text with what stands between the markers replaced, markers included; a config without them gets them at its top."""
+    block = "\n".join(lines) + "\n"
+    pattern = re.compile(rf"^[^\n]*{BEGIN}.*?{END}[^\n]*\n", flags=re.DOTALL | re.MULTILINE)
+    if pattern.search(text):
+        return pattern.sub(lambda _: block, text, count=1)
+    comments = re.match(r"(#[^\n]*\n)*", text)
+    assert comments is not None
+    return text[: comments.end()] + block + text[comments.end() :]
 
 
-def _highest(found: list[Phase]) -> str:
-    worst = max(found, key=lambda phase: (bool(phase.trouble), phase.total - phase.card))
-    why = " (vLLM has no room for a sequence)" if worst.trouble else ""
-    return f"{gib(worst.total)} of {worst.card / GIB:.1f}, {worst.name}{why}"
+def files(configs: Path) -> Iterator[tuple[Path, str]]:
+    """Every file that holds plans, and what it should be."""
+    catalogue = Catalogue(configs)
+    for name in dict.fromkeys(planned.config for planned in PLANNED):
+        file = configs / f"{name}.yaml"
+        yield file, between(file.read_text("utf-8"), catalogue.head(name))
+    page = configs / "README.md"
+    yield page, between(page.read_text("utf-8"), catalogue.table())
 
 
 if __name__ == "__main__":
-    atomic_write_text(FILE, "\n".join(lines(Path())))
-    print(f"Wrote {FILE}.")
+    for file, text in files(Path("configs")):
+        atomic_write_text(file, text)
+        print(f"Wrote {file}.")

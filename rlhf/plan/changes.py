@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from rlhf.config.policy import PolicyConfig
 from rlhf.plan.gpus import GIB, Cluster
-from rlhf.plan.phases import Phase, Tracer, engine_of, phases
+from rlhf.plan.phases import Phase, Tracer, engine_of, phases, tightest
 from rlhf.plan.request import Request, changed, longest_tree
 
 LARGEST = 64  # cards that are tried for a run that fits on no fewer
@@ -62,9 +62,10 @@ def single_changes(request: Request, tracer: Tracer) -> list[Change]:
     for make in STEPS:
         for step in make(request, tracer):
             after = phases(step.request, tracer)
-            saved = _overrun(now) - _overrun(after)
+            worst = tightest(step.request, after)
+            saved = _overrun(request, now) - _overrun(step.request, after)
             if saved > 0.05 * GIB or (fits(after) and not fits(now)):
-                found.append(Change(step.what, step.price, _highest(after), saved, fits(after)))
+                found.append(Change(step.what, step.price, worst.total, saved, fits(after)))
     return sorted(found, key=lambda change: (not change.fits, -change.saved))
 
 
@@ -115,19 +116,16 @@ def _apply(
     return request, said
 
 
-def _overrun(found: Sequence[Phase]) -> int:
+def _overrun(request: Request, found: Sequence[Phase]) -> int:
     """Bytes by which the worst phase misses its card; negative where it fits."""
-    return max(phase.total - phase.card for phase in found)
+    worst = tightest(request, found)
+    return worst.total - worst.card
 
 
 def _better(after: Request, before: Request, tracer: Tracer) -> bool:
     then, now = phases(after, tracer), phases(before, tracer)
     troubles = sum(bool(p.trouble) for p in then) - sum(bool(p.trouble) for p in now)
-    return troubles < 0 or (troubles == 0 and _overrun(then) < _overrun(now))
-
-
-def _highest(found: Sequence[Phase]) -> int:
-    return max(found, key=lambda phase: phase.total - phase.card).total
+    return troubles < 0 or (troubles == 0 and _overrun(after, then) < _overrun(before, now))
 
 
 def _checkpointing(request: Request, _: Tracer) -> Iterator[_Step]:
@@ -170,18 +168,23 @@ def _smaller_rows(request: Request, _: Tracer) -> Iterator[_Step]:
 
 
 def _servers(request: Request, tracer: Tracer) -> Iterator[_Step]:
-    """Rollouts on the fewest further cards of the same kind that hold the engine."""
+    """Rollouts on the fewest further cards that hold the engine."""
     config = request.config
-    if not isinstance(config, PolicyConfig) or request.servers:
+    if not isinstance(config, PolicyConfig):
         return
+    now = engine_of(request, tracer) if request.servers else None
+    if now is not None and now.memory.at_once:
+        return
+    elsewhere = changed(config, "rollouts.engine", "servers")
+    words = "" if config.rollouts.engine == "servers" else "rollouts.engine=servers "
+    card = (request.servers or request.cluster).card
     for count in (1, 2, 4, 8):
-        there = Cluster(request.cluster.card, count)
-        tried = replace(request, servers=there)
+        there = Cluster(card, count, len(config.rollouts.servers) or 1)
+        tried = replace(request, config=elsewhere, servers=there)
         engine = engine_of(tried, tracer)
         if engine is not None and engine.memory.at_once:
-            yield _Step(
-                f"--rollout-gpus {there}", "one more card" if count == 1 else f"{count} more cards", tried
-            )
+            price = "one more card" if there.count == 1 else f"{there.count} cards for rollouts"
+            yield _Step(f"{words}--rollout-gpus {there}", price, tried)
             return
 
 

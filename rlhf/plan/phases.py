@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rlhf.config.policy import PolicyConfig
+from rlhf.config.reward import RewardConfig
 from rlhf.core.errors import ConfigError
 from rlhf.plan.engine import EngineMemory, engine_memory, token_bytes, working_bytes
 from rlhf.plan.gpus import Cluster
 from rlhf.plan.ledger import ACTIVATIONS
+from rlhf.plan.passes import Row
 from rlhf.plan.request import Request, row_of
 from rlhf.plan.sharding import ALLOWANCE, BUFFERS, GATHERED, STRATEGIES, Held, allowance
-from rlhf.plan.trace import ADAPTERS, GRADIENTS, OPTIMIZER, WEIGHTS, Row, Trace, trace
+from rlhf.plan.trace import ADAPTERS, GRADIENTS, OPTIMIZER, WEIGHTS, Trace, trace
 
 ENGINE, CACHE = "engine", "KV cache"
 KINDS = (WEIGHTS, ADAPTERS, GRADIENTS, OPTIMIZER, ACTIVATIONS, GATHERED, ENGINE, CACHE, BUFFERS, ALLOWANCE)
 """Every kind of memory, in the order of the tables."""
+
+REWARD_PHASES = ("update", "validation")
+POLICY_PHASES = ("scoring", "log-probabilities", "update", "critic")
+"""After the rollouts. Scoring is left out where no reward model is on the base, the critic where there is none."""
+PASSES = {"validation": "scoring", "log-probabilities": "measuring"}
+"""Phase: what its pass is called in a trace, where that is something else."""
 
 SERVER_SHARE = 0.9
 """Share of its cards that a rollout server takes, vLLM's own default."""
@@ -77,32 +85,37 @@ class Engine:
 
 def held(request: Request, tracer: Tracer) -> Held:
     """What sharding has to know of the model."""
-    shape, traced = tracer.shape, tracer(row_of(request.config))
-    itemsize = 4 if request.config.model.dtype == "float32" else 2
-    per_weight = 0.5 if request.config.model.quantization == "nf4" else itemsize
-    return Held(traced, shape.num_hidden_layers, shape.hidden_size, per_weight)
+    return Held(tracer(row_of(request.config)), tracer.shape.num_hidden_layers)
 
 
 def phases(request: Request, tracer: Tracer) -> list[Phase]:
     """Every phase of the request's run, in the order of one update."""
-    traced = tracer(row_of(request.config))
-    update = max((traced.peaks[name] for name in ("update", "optimizer")), key=lambda peak: peak.total)
-    scoring = {kind: size for kind, size in traced.peaks["scoring"].kinds.items() if kind != GRADIENTS}
-    if not isinstance(request.config, PolicyConfig):
-        return [
-            _phase(request, tracer, "update", update.kinds),
-            _phase(request, tracer, "validation", scoring),
-        ]
+    config, peaks = request.config, tracer(row_of(request.config)).peaks
+    kinds = {name: peak.kinds for name, peak in peaks.items()}
+    if peaks["optimizer"].total > peaks["update"].total:
+        kinds["update"] = kinds["optimizer"]
+    if "scoring" in kinds:  # before there are gradients
+        kinds["scoring"] = {kind: size for kind, size in kinds["scoring"].items() if kind != GRADIENTS}
+    if not isinstance(config, PolicyConfig):
+        return [_phase(request, tracer, name, kinds[PASSES.get(name, name)]) for name in REWARD_PHASES]
     engine = engine_of(request, tracer)
     beside: dict[str, int] = {}
     if engine is not None and request.servers is None:
         beside = {ENGINE: engine.memory.weights, CACHE: engine.memory.cache}
     return [
         _rollouts(request, tracer, engine),
-        _phase(request, tracer, "scoring", scoring, beside),
-        _phase(request, tracer, "reference", traced.peaks["reference"].kinds, beside),
-        _phase(request, tracer, "update", update.kinds, beside),
+        *(
+            _phase(request, tracer, name, kinds[PASSES.get(name, name)], beside)
+            for name in POLICY_PHASES
+            if PASSES.get(name, name) in kinds
+        ),
     ]
+
+
+def tightest(request: Request, found: Sequence[Phase]) -> Phase:
+    """The phase that comes closest to its card, or cannot run; servers take what they are given, and count only where they cannot."""
+    own = [phase for phase in found if phase.name != "rollouts" or request.servers is None or not phase.fits]
+    return max(own, key=lambda phase: (bool(phase.trouble), phase.total - phase.card))
 
 
 def _phase(
@@ -156,18 +169,20 @@ def _too_small(config: PolicyConfig) -> str:
 def engine_of(request: Request, tracer: Tracer) -> Engine | None:
     """vLLM as the request has it; None where transformers generates, or nothing is sampled.
 
-    On servers an engine takes the fewest cards of a machine (1, 2, 4, 8 …) that hold the base and one sequence at least.
+    The servers that a config names share the cards equally. Where it names none, an engine is spread over as many cards of a machine
+    (1, 2, 4, 8 …) as let most answers be under way at once; over the fewest of these.
     """
     config = request.config
-    if not isinstance(config, PolicyConfig) or (
-        config.rollouts.engine == "transformers" and not request.servers
-    ):
+    if not isinstance(config, PolicyConfig):
+        return None
+    if config.rollouts.engine == "transformers" and not request.servers:
         return None
     where = request.servers or request.cluster
     share = SERVER_SHARE if request.servers else config.rollouts.gpu_memory_share
     answers = config.rollouts.prompts_per_step * config.rollouts.samples_per_prompt
     itemsize = 4 if config.model.dtype == "float32" else 2
-    adapter = tracer(row_of(config)).peaks["update"].kinds[GRADIENTS] * itemsize // 4  # as many as gradients
+    trained = tracer(row_of(config)).peaks["update"].kinds[GRADIENTS] * itemsize // 4
+    adapter = trained // (2 if config.algorithm.critic else 1)
 
     def of(parallel: int) -> Engine:
         sequences = max(1, answers * parallel // where.count)
@@ -185,8 +200,43 @@ def engine_of(request: Request, tracer: Tracer) -> Engine | None:
 
     if request.servers is None:
         return of(1)
+    if config.rollouts.servers:
+        return of(where.count // len(config.rollouts.servers))
     sizes = [size for size in (1, 2, 4, 8, 16) if size <= where.per_node and where.per_node % size == 0]
-    return next((engine for engine in map(of, sizes) if engine.memory.at_once), of(sizes[-1]))
+    return max(map(of, sizes), key=lambda engine: (engine.memory.at_once * engine.replicas, -engine.parallel))
+
+
+def with_servers(request: Request, tracer: Tracer) -> Request:
+    """The request with cards for the servers that its config names; where none were told, the fewest of the trainer's kind that do.
+
+    Raises:
+        ConfigError: the servers cannot share the cards.
+    """
+    config = request.config
+    if not isinstance(config, PolicyConfig) or config.rollouts.engine != "servers":
+        return request
+    number = len(config.rollouts.servers)
+    if request.servers is not None:
+        if request.servers.count % number or request.servers.count // number > request.servers.per_node:
+            raise ConfigError(
+                f"--rollout-gpus {request.servers} for the {number} servers of rollouts.servers.",
+                allowed="the same number of cards for each server, all in one machine",
+                fix=f"--rollout-gpus {Cluster(request.servers.card, 1, number)}",
+            )
+        return request
+    tried = [replace(request, servers=Cluster(request.cluster.card, cards, number)) for cards in (1, 2, 4, 8)]
+    engines = [(one, engine_of(one, tracer)) for one in tried]
+    return next((one for one, engine in engines if engine and engine.memory.at_once), tried[-1])
+
+
+def host_bytes(request: Request, tracer: Tracer) -> int:
+    """What a machine's own memory holds where the shards are offloaded to it: weights, adapters, gradients and moments."""
+    if request.strategy != "fsdp-offload":
+        return 0
+    traced = tracer(row_of(request.config))
+    kinds = traced.peaks["update"].kinds
+    stored = sum(kinds.get(kind, 0) for kind in (WEIGHTS, ADAPTERS, GRADIENTS, OPTIMIZER))
+    return (stored - traced.scale_bytes) // request.cluster.nodes
 
 
 def check_strategy(strategy: str, cluster: Cluster) -> None:
@@ -200,6 +250,27 @@ def check_strategy(strategy: str, cluster: Cluster) -> None:
     if (strategy == "one") != (cluster.count == 1) and strategy != "fsdp-offload":
         raise ConfigError(
             f"--parallel {strategy} with {cluster}.",
-            allowed="`one` or `fsdp-offload` for one card; ddp, fsdp, fsdp-offload or zero3 for several",
+            allowed="`one` or `fsdp-offload` for one card; ddp, fsdp or fsdp-offload for several",
             fix="--parallel auto",
         )
+
+
+def check_shares(config: RewardConfig | PolicyConfig, cluster: Cluster) -> None:
+    """Make sure that each card has the same share of an update, as a run demands.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    if isinstance(config, PolicyConfig):
+        counts = {"rollouts.prompts_per_step": config.rollouts.prompts_per_step}
+    else:
+        counts = {
+            f"stages.{number}.batch_size": stage.batch_size for number, stage in enumerate(config.stages)
+        }
+    for key, count in counts.items():
+        if count % cluster.count:
+            raise ConfigError(
+                f"{key} is {count}, over all cards, and {cluster} has {cluster.count} of them.",
+                allowed=f"a multiple of {cluster.count}",
+                fix=f"{key}={-(-count // cluster.count) * cluster.count}, or another number of cards",
+            )

@@ -10,9 +10,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from rlhf.config.policy import PolicyConfig
+from rlhf.config.rewards import Source
 from rlhf.plan.changes import Change, WayOut, best_strategy, fits, larger, single_changes, way_out
 from rlhf.plan.gpus import GIB, PRICES_OF
-from rlhf.plan.phases import KINDS, Phase, Tracer, phases
+from rlhf.plan.phases import KINDS, Engine, Phase, Tracer, engine_of, host_bytes, phases, tightest
 from rlhf.plan.request import Assumptions, Request, longest_tree, row_of
 from rlhf.plan.sharding import CONTEXT, FRAGMENTS, NCCL
 from rlhf.plan.speed import Bill, assumptions, bill
@@ -22,7 +24,6 @@ STRATEGY_NAMES = {
     "ddp": "DDP: everything on each card",
     "fsdp": "FSDP2: weights, gradients and moments shared out",
     "fsdp-offload": "FSDP2 with the shards in the machine's memory",
-    "zero3": "ZeRO-3, approximately",
 }
 
 
@@ -40,6 +41,10 @@ class Plan:
     way_out: WayOut | None
     beyond: WayOut | None
     """Where no change fits on these cards: more of them."""
+    engine: Engine | None = None
+    """vLLM as asked for."""
+    host_bytes: int = 0
+    """What offloading keeps in a machine's own memory."""
 
     @property
     def fits(self) -> bool:
@@ -51,14 +56,15 @@ def make_plan(request: Request, tracer: Tracer, told: Assumptions, *, choose: bo
     """Plan a request; with `choose`, find the way the cards share the work first."""
     if choose:
         request = best_strategy(request, tracer)
-    found = phases(request, tracer)
+    found, engine, host = phases(request, tracer), engine_of(request, tracer), host_bytes(request, tracer)
     if fits(found):
-        return Plan(request, told, found, bill(request, tracer, told), [], None, None)
+        return Plan(request, told, found, bill(request, tracer, told), [], None, None, engine, host)
     out = way_out(request, tracer)
     beyond = larger(request, tracer) if out is None else None
     runs = out or beyond
     priced = bill(runs.request, tracer, told) if runs else None
-    return Plan(request, told, found, priced, single_changes(request, tracer), out, beyond)
+    changes = single_changes(request, tracer)
+    return Plan(request, told, found, priced, changes, out, beyond, engine, host)
 
 
 def gib(size: float) -> str:
@@ -69,9 +75,7 @@ def gib(size: float) -> str:
 def show(plan: Plan, console: Console) -> None:
     """Print a plan."""
     request = plan.request
-    console.print(
-        f"{request.config.model.base} on {request.cluster}, {STRATEGY_NAMES[request.strategy]}", style="bold"
-    )
+    console.print(_title(plan), style="bold")
     console.print(f"Highest memory of one card, in GiB{_rows_note(request)}:")
     console.print(memory_table(plan.phases))
     for phase in plan.phases:
@@ -91,6 +95,15 @@ def show(plan: Plan, console: Console) -> None:
         )
     for line in notes(plan):
         console.print(line, style="dim")
+
+
+def _title(plan: Plan) -> str:
+    request, engine = plan.request, plan.engine
+    title = f"{request.config.model.base} on {request.cluster}, {STRATEGY_NAMES[request.strategy]}"
+    if request.servers is None or engine is None:
+        return title
+    each = "one card" if engine.parallel == 1 else f"{engine.parallel} cards (--tensor-parallel-size)"
+    return f"{title}; rollouts on {request.servers}, a vLLM server on {each}"
 
 
 def _rows_note(request: Request) -> str:
@@ -121,7 +134,7 @@ def memory_table(found: Sequence[Phase]) -> Table:
 
 
 def _verdict(plan: Plan) -> str:
-    worst = max(plan.phases, key=lambda phase: phase.total - phase.card)
+    worst = tightest(plan.request, plan.phases)
     room = abs(worst.card - worst.total) / GIB
     if plan.fits:
         return f"It fits, with {room:.1f} GiB to spare in its tightest phase ({worst.name})."
@@ -133,7 +146,9 @@ def _verdict(plan: Plan) -> str:
 def _change_table(changes: Sequence[Change]) -> Table:
     table = Table(title="Changes, each alone", title_justify="left", title_style="")
     for name in ("what to type", "saves GiB", "then", "fits", "its price"):
-        table.add_column(name, justify="right" if name in ("saves GiB", "then") else "left")
+        table.add_column(
+            name, justify="right" if name in ("saves GiB", "then") else "left", overflow="fold", min_width=4
+        )
     for change in changes:
         yes = "yes" if change.fits else "no"
         table.add_row(change.what, gib(change.saved), gib(change.highest), yes, change.price)
@@ -144,7 +159,7 @@ def _ways(plan: Plan) -> list[str]:
     if plan.fits:
         return []
     if plan.way_out is not None:
-        worst = max(plan.way_out.phases, key=lambda phase: phase.total - phase.card)
+        worst = tightest(plan.way_out.request, plan.way_out.phases)
         return [f"Fits together: {' '.join(plan.way_out.changes)} ({worst.name}: {gib(worst.total)} GiB)."]
     if plan.beyond is not None:
         extra = f" with {' '.join(plan.beyond.changes)}" if plan.beyond.changes else ""
@@ -190,9 +205,18 @@ def notes(plan: Plan) -> list[str]:
     lines = (
         [f"Assumed: {assumed['lengths']}; {assumed['utilisation']}; {assumed['links']}."] if plan.bill else []
     )
-    if plan.request.config.model.quantization == "nf4" and plan.request.strategy not in ("one", "ddp"):
+    own = [source.place for source in _sources(plan.request) if source.kind == "classifier"]
+    if own:
         lines.append(
-            "4-bit weights are shared out only where bitsandbytes stores them as bfloat16 (bnb_4bit_quant_storage)."
+            f"Not counted: the weights of {', '.join(own)}, which each process loads beside the base."
+        )
+    if plan.request.strategy.startswith("fsdp") and getattr(plan.request.config, "expo", None):
+        lines.append(
+            "A run with `expo` is refused under FSDP2: leave it out, and run `rlhf extrapolate` afterwards."
+        )
+    if plan.host_bytes:
+        lines.append(
+            f"Offloaded to the memory of each machine: {gib(plan.host_bytes)} GiB, and more while the model is loaded."
         )
     return [
         *lines,
@@ -200,6 +224,14 @@ def notes(plan: Plan) -> list[str]:
         f"Allowance, not traced: {gib(CONTEXT)} GiB CUDA context, {gib(NCCL)} GiB NCCL with several cards, "
         f"{FRAGMENTS:.0%} of activations for fragments. Loading is not planned.",
     ]
+
+
+def _sources(request: Request) -> list[Source]:
+    """Whoever rewards answers, the held-out one too."""
+    config = request.config
+    if not isinstance(config, PolicyConfig):
+        return []
+    return [*config.reward, *([config.held_out_reward] if config.held_out_reward else [])]
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -210,7 +242,9 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "model": request.config.model.base,
         "gpus": str(request.cluster),
         "rollout_gpus": str(request.servers) if request.servers else None,
+        "rollout_parallel": plan.engine.parallel if plan.engine else None,
         "parallel": request.strategy,
+        "host_bytes": plan.host_bytes,
         "row_tokens": row_of(request.config).tokens,
         "fits": plan.fits,
         "phases": [_phase_json(phase) for phase in plan.phases],

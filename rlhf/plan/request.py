@@ -8,7 +8,7 @@ from typing import Any
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.reward import RewardConfig
 from rlhf.plan.gpus import Cluster
-from rlhf.plan.trace import Row
+from rlhf.plan.passes import Row
 
 GRAIN = 16  # rows are padded to a multiple of this, see rlhf.core.packing
 CLOSING = 1  # tokens a branch has beside its answer: the prompt's last
@@ -20,12 +20,21 @@ class Assumptions:
 
     utilisation: float = 0.35
     """Share of the cards' peak that training reaches, recomputation counted as work."""
-    item_tokens: int | None = None
-    """Mean tokens of a pair or a rated response; None is a quarter of model.max_length."""
-    prompt_tokens: int | None = None
-    """Mean tokens of a prompt; None is an eighth of data.max_prompt_tokens."""
-    answer_tokens: int | None = None
-    """Mean tokens of an answer; None is half of rollouts.max_new_tokens."""
+    item_tokens: int = 1024
+    """Mean tokens of a pair or a rated response."""
+    prompt_tokens: int = 256
+    """Mean tokens of a prompt."""
+    answer_tokens: int = 512
+    """Mean tokens of an answer."""
+
+    def item(self, config: RewardConfig) -> int:
+        """Mean tokens of a pair or a rated response, which are no longer than the config lets them be."""
+        return min(self.item_tokens, longest_tree(config))
+
+    def lengths(self, config: PolicyConfig) -> tuple[int, int]:
+        """Mean tokens of a prompt and of an answer."""
+        prompt, answer = config.data.max_prompt_tokens, config.rollouts.max_new_tokens
+        return min(self.prompt_tokens, prompt), min(self.answer_tokens, answer)
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,9 @@ def row_of(config: RewardConfig | PolicyConfig) -> Row:
         sequences=groups * config.rollouts.samples_per_prompt,
         asked=tokens,
         outputs=1,
-        reward_rank=adapter.rank,
+        rewards=len(config.reward_folders),
+        reference=config.start is not None,
+        critic=config.algorithm.critic is not None,
         **shared,
     )
 

@@ -1,4 +1,4 @@
-"""What one card of several holds: the trace's bytes under DDP, FSDP2 or ZeRO-3, and what the cards say to one another.
+"""What one card of several holds: the trace's bytes under DDP or FSDP2, and what the cards say to one another.
 
 Formulas are per card, for n cards. `gathered` is what is whole for a moment; `buffers` is what the engines keep for themselves.
 """
@@ -28,9 +28,6 @@ class Held:
 
     trace: Trace
     layers: int
-    hidden: int
-    weight_itemsize: float
-    """Bytes a frozen weight takes, on average."""
 
 
 def alone(kinds: Mapping[str, int], _held: Held, _n: int) -> dict[str, int]:
@@ -78,22 +75,11 @@ def fsdp_offload(kinds: Mapping[str, int], held: Held, n: int) -> dict[str, int]
     }
 
 
-def zero3(kinds: Mapping[str, int], held: Held, n: int) -> dict[str, int]:
-    """Approximately: 1/n of everything, up to 10^9 parameters whole, and a bucket of hidden^2 gradients.
-
-    Source: DeepSpeed's `stage3_max_live_parameters` (default 1e9) and transformers' `reduce_bucket_size: auto`.
-    """
-    sharded = fsdp(kinds, held, n)
-    whole = min(kinds[WEIGHTS], int(1e9 * held.weight_itemsize))
-    return {**sharded, GATHERED: whole, BUFFERS: 4 * held.hidden**2}
-
-
 STRATEGIES: dict[str, Callable[[Mapping[str, int], Held, int], dict[str, int]]] = {
     "one": alone,
     "ddp": ddp,
     "fsdp": fsdp,
     "fsdp-offload": fsdp_offload,
-    "zero3": zero3,
 }
 """How the cards share the work, by name; `one` is a single card."""
 
@@ -104,8 +90,8 @@ def allowance(activations: int, n: int) -> int:
 
 
 def moved_bytes(strategy: str, held: Held, weights: int, n: int, passes: int) -> float:
-    """Bytes a card receives for one row: FSDP and ZeRO-3 gather all weights once for each pass over the layers."""
-    if strategy in ("fsdp", "fsdp-offload", "zero3"):
+    """Bytes a card receives for one row: FSDP gathers all weights once for each pass over the layers."""
+    if strategy in ("fsdp", "fsdp-offload"):
         return (
             passes
             * (weights - held.trace.scale_bytes)

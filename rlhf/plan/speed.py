@@ -1,13 +1,13 @@
 """Tokens a second, hours and dollars: FLOPs from the trace, the rest stated assumptions.
 
-seconds of a row  = max(FLOPs / (peak x utilisation), bytes gathered / link)
+seconds of a phase  = max(FLOPs / (peak x utilisation), bytes gathered / link)
 seconds of a step of the engine: see rlhf.plan.engine
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rlhf.config.policy import PolicyConfig
@@ -15,7 +15,7 @@ from rlhf.config.reward import RewardConfig, StageConfig
 from rlhf.config.schema import DataSource
 from rlhf.plan.engine import decode_seconds, weight_bytes
 from rlhf.plan.gpus import NODE_LINK, PCIE
-from rlhf.plan.phases import Engine, Tracer, engine_of, held
+from rlhf.plan.phases import PASSES, Engine, Tracer, engine_of, held
 from rlhf.plan.request import Assumptions, Request, row_of
 from rlhf.plan.sharding import moved_bytes
 from rlhf.plan.trace import WEIGHTS
@@ -25,10 +25,6 @@ KNOWN_ROWS = {
     ("nvidia/HelpSteer2", "helpsteer2-preference"): 6_766,
 }
 """Items of public data sets' training splits, as the recipes use them (NeMo-Aligner's documentation)."""
-
-
-PASSES = {"validation": "scoring"}
-"""Phase: what its pass is called in a trace, where that is something else."""
 
 
 @dataclass(frozen=True)
@@ -67,17 +63,25 @@ def bill(request: Request, tracer: Tracer, told: Assumptions) -> Bill | None:
         items = {"update": tokens, "validation": _validation_tokens(config, told)}
     else:
         tokens, updates = _policy_tokens(config, told), config.steps
-        items = {"scoring": tokens, "reference": tokens, "update": tokens * config.algorithm.epochs}
+        learnt = tokens * config.algorithm.epochs
+        items = {
+            "scoring": tokens * len(config.reward_folders),
+            "log-probabilities": tokens,
+            "update": learnt,
+            "critic": learnt if config.algorithm.critic else 0,
+        }
     counted = updates or 1000
     speeds = []
     for name, of_update in items.items():
-        rate = _rate(request, tracer, told, PASSES.get(name, name))
-        speeds.append(Speed(name, rate, counted * of_update / rate / 3600))
+        if not of_update:
+            continue
+        seconds = _seconds(request, tracer, told, name, of_update)
+        speeds.append(Speed(name, of_update / seconds, counted * seconds / 3600))
     engine = engine_of(request, tracer)
     if isinstance(config, PolicyConfig) and engine is not None:
         seconds, answered = _rollout_seconds(config, tracer, engine, told)
         speeds.insert(0, Speed("rollouts", answered / seconds, counted * seconds / 3600))
-    hours = sum(speed.hours for speed in speeds)
+    hours = _hours(config, speeds)
     prices = [
         (cluster.count, cluster.card.price) for cluster in (request.cluster, request.servers) if cluster
     ]
@@ -94,36 +98,47 @@ def bill(request: Request, tracer: Tracer, told: Assumptions) -> Bill | None:
     )
 
 
-def _rate(request: Request, tracer: Tracer, told: Assumptions, name: str) -> float:
-    """Tokens a second of all cards in one of the trainer's phases."""
+def _hours(config: RewardConfig | PolicyConfig, speeds: Sequence[Speed]) -> float:
+    """All phases one after another; with `overlap`, rollouts beside the others."""
+    times = [speed.hours for speed in speeds]
+    if isinstance(config, PolicyConfig) and config.rollouts.overlap:
+        return max(times[0], sum(times[1:]))
+    return sum(times)
+
+
+def _seconds(request: Request, tracer: Tracer, told: Assumptions, name: str, tokens: float) -> float:
+    """Seconds of a trainer's phase over the tokens of an update, which all cards share: computing, or waiting for weights."""
     row = row_of(request.config)
     traced, cluster = tracer(row), request.cluster
+    passed = PASSES.get(name, name)
     assert cluster.card.tflops is not None
-    computing = traced.flops[name] / (cluster.card.tflops * 1e12 * told.utilisation)
-    passes = (3 if row.checkpointing else 2) if name == "update" else 1
-    weights = traced.peaks[name].kinds[WEIGHTS]
+    rows = tokens / cluster.count / row.tokens
+    computing = rows * traced.flops[passed] / (cluster.card.tflops * 1e12 * told.utilisation)
+    gathers = {"update": 3 if row.checkpointing else 2, "measuring": 3 if row.critic else 1}
+    passes = gathers.get("update" if name == "critic" else passed, 1)
+    weights = traced.peaks[passed].kinds[WEIGHTS]
     moved = moved_bytes(request.strategy, held(request, tracer), weights, cluster.count, passes)
     link = min(cluster.link, PCIE) if request.strategy == "fsdp-offload" else cluster.link
-    return cluster.count * row.tokens / max(computing, moved / (link * 1e9))
+    # A card with less than a row to do gathers the weights all the same; validations are far between.
+    passes_over = rows if name == "validation" else max(1.0, rows)
+    return max(computing, passes_over * moved / (link * 1e9))
 
 
 def _reward_work(config: RewardConfig, told: Assumptions) -> tuple[float, int | None]:
     """Mean tokens of an update, and updates of all stages; None where a data set's size is not known here."""
-    item = told.item_tokens or config.model.max_length // 4
     steps = [_steps(config, stage) for stage in config.stages]
     known = [count for count in steps if count is not None]
     updates = sum(known) if len(known) == len(steps) else None
     weights = known if updates else [1] * len(config.stages)
     items = sum(stage.batch_size * w for stage, w in zip(config.stages, weights, strict=True)) / sum(weights)
-    return items * item, updates
+    return items * told.item(config), updates
 
 
 def _validation_tokens(config: RewardConfig, told: Assumptions) -> float:
     """Held-out tokens read, spread over the updates between two validations; unknown data sets count as none."""
     sources = [*config.data.ratings, *config.data.preferences]
     rows = sum(_rows(source) or 0 for source in sources) / max(1, len(config.stages))
-    item = told.item_tokens or config.model.max_length // 4
-    return rows * config.data.validation_share * item / config.validate_every
+    return rows * config.data.validation_share * told.item(config) / config.validate_every
 
 
 def _steps(config: RewardConfig, stage: StageConfig) -> int | None:
@@ -145,14 +160,9 @@ def _rows(source: DataSource) -> int | None:
     return source.limit if known is None else min(known, source.limit or known)
 
 
-def _policy_lengths(config: PolicyConfig, told: Assumptions) -> tuple[int, int]:
-    prompt = told.prompt_tokens or max(1, config.data.max_prompt_tokens // 8)
-    return prompt, told.answer_tokens or max(1, config.rollouts.max_new_tokens // 2)
-
-
 def _policy_tokens(config: PolicyConfig, told: Assumptions) -> float:
     """Packed tokens of an update: every prompt once, and its answers."""
-    prompt, answer = _policy_lengths(config, told)
+    prompt, answer = told.lengths(config)
     rollouts = config.rollouts
     return rollouts.prompts_per_step * (prompt + rollouts.samples_per_prompt * answer)
 
@@ -161,7 +171,7 @@ def _rollout_seconds(
     config: PolicyConfig, tracer: Tracer, engine: Engine, told: Assumptions
 ) -> tuple[float, float]:
     """Seconds of an update's rollouts, and the tokens answered: prompts read once, then one token a step, in turns."""
-    prompt, answer = _policy_lengths(config, told)
+    prompt, answer = told.lengths(config)
     answers = config.rollouts.prompts_per_step * config.rollouts.samples_per_prompt
     card = engine.cluster.card
     # vLLM admits answers by the blocks they fill, so the mean length counts here, and not the greatest.
@@ -188,10 +198,10 @@ def assumptions(request: Request, told: Assumptions) -> Mapping[str, str]:
     """What was assumed, in words."""
     config = request.config
     lengths = (
-        f"{told.item_tokens or config.model.max_length // 4} tokens a pair or rated response (--item-tokens)"
+        f"{told.item(config):,} tokens a pair or rated response (--item-tokens)"
         if isinstance(config, RewardConfig)
         else "{} tokens a prompt, {} an answer (--prompt-tokens, --answer-tokens)".format(
-            *_policy_lengths(config, told)
+            *told.lengths(config)
         )
     )
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable
 from typing import Any
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor
 
 from policy.rows import pack_groups, token_logps
+from rlhf.core import attention
 from rlhf.core.chat import Chat
-from rlhf.core.packing import PackedBatch
+from rlhf.core.packing import PackedBatch, Span
 from rlhf.core.records import Conversation, Message, Rollout
 
 P, G = 5, 3
@@ -81,16 +83,23 @@ def test_log_probabilities(trainer: Any, groups: list[list[Rollout]], budget: in
             assert torch.allclose(ours, theirs, atol=1e-4)
 
 
+@pytest.mark.parametrize("by_blocks", [True, False])
 def test_a_wrong_mask_moves_them(
-    trainer: Any, groups: list[list[Rollout]], monkeypatch: pytest.MonkeyPatch
+    trainer: Any, groups: list[list[Rollout]], by_blocks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The test above can fail."""
 
     def all_causal(self: PackedBatch) -> Tensor:
         length = self.ids_RT.shape[1]
-        return torch.ones(length, length, dtype=torch.bool).tril()[None, None]
+        return torch.ones(length, length, dtype=torch.bool).tril().expand(len(self.ids_RT), 1, -1, -1)
 
+    def whole_rows(batch: PackedBatch) -> list[attention.Block]:
+        spans = ((Span(0, batch.ids_RT.shape[1]),),) * len(batch.ids_RT)
+        return right(dataclasses.replace(batch, spans=spans)) if by_blocks else []
+
+    right = attention.blocks_of
     monkeypatch.setattr(PackedBatch, "mask_R1TT", all_causal)
+    monkeypatch.setattr(attention, "blocks_of", whole_rows)
     trainer.model.eval()
     with torch.no_grad():
         expected = padded_logps(trainer.model, groups)
@@ -127,12 +136,27 @@ def test_the_gradient_does_not_depend_on_the_budget(
         f"algorithm.unfinished={unfinished}",
         *(["algorithm.unfinished_reward=-2"] if unfinished == "penalty" else []),
     ]
-    trainer = policy_trainer(PROMPTS, groups, rewards, *told)
+    same_whatever_the_budget(policy_trainer(PROMPTS, groups, rewards, *told), 28)
+
+
+@pytest.mark.parametrize("unfinished", ["drop", "keep"])
+def test_ppos_gradients_do_not_depend_on_the_budget(
+    policy_trainer: Callable[..., Any], groups: list[list[Rollout]], rewards: list[float], unfinished: str
+) -> None:
+    """The policy's and the critic's; advantages are whitened over rows that are cut otherwise each time."""
+    told = f"algorithm={{name: ppo, epochs: 1, kl: {{coefficient: 0.1}}, unfinished: {unfinished}}}"
+    trainer = policy_trainer(PROMPTS, groups, rewards, told)
+    same_whatever_the_budget(trainer, 28 + 29, "loss/value", "value/mean", "value/explained_variance")
+
+
+def same_whatever_the_budget(trainer: Any, trained: int, *more: str) -> None:
+    """Figures, and the gradients of so many parameters."""
+    names = ("loss/policy", "kl/mean", "kl/sum", "kl/k3_mean", "policy/entropy", "advantage/std", *more)
     figures, expected = update(trainer, 4096)
-    assert expected
+    assert len(expected) == trained
     for budget in (1, 128, 256):
         others, found = update(trainer, budget)
-        for name in ("loss/policy", "kl/mean", "kl/sum", "kl/k3_mean", "policy/entropy", "advantage/std"):
+        for name in names:
             assert others[name] == pytest.approx(figures[name], rel=1e-4, abs=1e-6), name
         for name, gradient in expected.items():
             assert (found[name] - gradient).norm() <= 1e-4 * gradient.norm(), name

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +18,10 @@ from reward.batches import Item, make_items
 from reward.recipe import build_model
 from reward.trainer import HybridRewardTrainer, trainer_arguments
 from rlhf.config.reward import RewardConfig
+from rlhf.core import attention
 from rlhf.core.chat import Chat
-from rlhf.core.models import packed_inputs
-from rlhf.core.packing import PackedBatch, pack
+from rlhf.core.models import apply_head, packed_inputs, reward_head
+from rlhf.core.packing import PackedBatch, Span, pack
 from rlhf.core.records import Message, Preference, Rating
 from rlhf.data.drops import DropReport
 
@@ -150,21 +153,46 @@ def test_scores(model: Any, items: list[Item], budget: int) -> None:
 
 def all_causal(self: PackedBatch) -> Tensor:
     length = self.ids_RT.shape[1]
-    return torch.ones(length, length, dtype=torch.bool).tril()[None, None]
+    return torch.ones(length, length, dtype=torch.bool).tril().expand(len(self.ids_RT), 1, -1, -1)
+
+
+def one_span(batch: PackedBatch) -> tuple[tuple[Span, ...], ...]:
+    return ((Span(0, batch.ids_RT.shape[1]),),) * len(batch.ids_RT)
 
 
 def siblings_too(self: PackedBatch) -> Tensor:
     """A token also sees the branches before its own."""
     same_tree = self.tree_RT[:, :, None] == self.tree_RT[:, None, :]
-    return (same_tree & all_causal(self)[0])[:, None]
+    return (same_tree & all_causal(self)[:, 0])[:, None]
 
 
-@pytest.mark.parametrize("wrong", [all_causal, siblings_too])
+def a_span_a_tree(batch: PackedBatch) -> tuple[tuple[Span, ...], ...]:
+    rows = []
+    for numbers in batch.tree_RT.tolist():
+        starts = [place for place, one in enumerate(numbers) if place == 0 or one != numbers[place - 1]]
+        edges = itertools.pairwise([*starts, len(numbers)])
+        rows.append(tuple(Span(start, stop) for start, stop in edges if numbers[start] != -1))
+    return tuple(rows)
+
+
+@pytest.mark.parametrize("by_blocks", [True, False])
+@pytest.mark.parametrize(("mask", "spans"), [(all_causal, one_span), (siblings_too, a_span_a_tree)])
 def test_a_wrong_mask_moves_the_scores(
-    model: Any, items: list[Item], wrong: Callable[[PackedBatch], Tensor], monkeypatch: pytest.MonkeyPatch
+    model: Any,
+    items: list[Item],
+    mask: Callable[[PackedBatch], Tensor],
+    spans: Callable[[PackedBatch], tuple[tuple[Span, ...], ...]],
+    by_blocks: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The tests above can fail."""
-    monkeypatch.setattr(PackedBatch, "mask_R1TT", wrong)
+    right = attention.blocks_of
+    monkeypatch.setattr(PackedBatch, "mask_R1TT", mask)
+    monkeypatch.setattr(
+        attention,
+        "blocks_of",
+        lambda batch: right(dataclasses.replace(batch, spans=spans(batch))) if by_blocks else [],
+    )
     with torch.no_grad():
         moved = [
             float((score - alone(model, ids)).abs().max())
@@ -172,6 +200,31 @@ def test_a_wrong_mask_moves_the_scores(
             for score, ids in zip(scores[1:], group[1:], strict=True)  # the second of each pair has a sibling
         ]
     assert min(moved) > 0.01 and max(moved) > 0.5
+
+
+def test_packing_adds_nothing_to_the_error_of_bfloat16(model: Any, items: list[Item]) -> None:
+    """Beside transformers' own forward on a padded batch, both under autocast, measured against float32."""
+    pairs = [item for item in items if item.strength]
+    rows = [list(ids) for group in sequences(pairs) for ids in group]
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    ends = torch.arange(len(rows)), torch.tensor([len(row) - 1 for row in rows])
+
+    def both() -> tuple[Tensor, Tensor]:
+        hidden = model.get_base_model().model(input_ids=ids, attention_mask=mask).last_hidden_state
+        packed = [score for scores in packed_scores(model, pairs, 4096) for score in scores]
+        return apply_head(reward_head(model), hidden[ends]), torch.stack(packed)
+
+    def loss(scores_NA: Tensor) -> float:
+        return float(-F.logsigmoid(scores_NA[::2, 0] - scores_NA[1::2, 0]).mean())
+
+    with torch.no_grad():
+        padded, packed = both()
+        with torch.autocast("cpu", torch.bfloat16):
+            rough_padded, rough_packed = both()
+    assert loss(packed) == pytest.approx(loss(padded), abs=1e-5)
+    assert 0 < (rough_packed - packed).norm() < 1.3 * (rough_padded - padded).norm()
 
 
 def test_positions_matter(model: Any, items: list[Item]) -> None:

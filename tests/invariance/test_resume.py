@@ -168,14 +168,38 @@ def test_a_policy_run(
     kill_at: Callable[[int], pytest.MonkeyPatch],
     tmp_path: Path,
 ) -> None:
-    run = tmp_path / "run"
-    words = policy_words(policy_config, run)
+    interrupted_and_resumed(kill_at, policy_words(policy_config, tmp_path / "run"), unbroken_policy)
+
+
+def test_a_policy_run_with_a_critic_that_began_as_another_policy(
+    policy_config: Path,
+    unbroken_policy: Path,
+    kill_at: Callable[[int], pytest.MonkeyPatch],
+    tmp_path: Path,
+) -> None:
+    """Adapter, head and moments of the critic, two passes an update; the reference is read again from where it was."""
+    told = ["algorithm={name: ppo, epochs: 2, unfinished: keep}", f"start={unbroken_policy / 'final'}"]
+    unbroken = tmp_path / "unbroken"
+    result = start([*policy_words(policy_config, unbroken), *told])
+    assert result.exit_code == 0, result.output
+    assert figures(unbroken)[0]["kl/abs_mean"] == 0.0
+    interrupted_and_resumed(kill_at, [*policy_words(policy_config, tmp_path / "run"), *told], unbroken)
+    trained = load_file(unbroken / "checkpoints" / "step-5" / "trainable.safetensors")
+    resumed = load_file(tmp_path / "run" / "checkpoints" / "step-5" / "trainable.safetensors")
+    assert sum(".critic." in name or "value_head" in name for name in trained) == 2 * 7 * 2 + 1
+    assert all((trained[name] == resumed[name]).all() for name in trained)
+
+
+def interrupted_and_resumed(
+    kill_at: Callable[[int], pytest.MonkeyPatch], words: list[str], unbroken: Path
+) -> None:
+    run = Path(words[words.index("--output") + 1])
     interrupt(kill_at, 5, words)  # checkpoints after 2 and 4
     result = start([*words, "--resume"])
     assert result.exit_code == 0, result.output
-    assert_same_run(run, unbroken_policy)
+    assert_same_run(run, unbroken)
     for name in ("samples.jsonl", "eval.json"):
-        assert (run / name).read_text() == (unbroken_policy / name).read_text()
+        assert (run / name).read_text() == (unbroken / name).read_text()
 
 
 def test_a_policy_run_that_goes_on_further_than_it_was_told(

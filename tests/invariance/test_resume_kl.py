@@ -63,8 +63,15 @@ def killed_and_resumed(
             "optimizer.learning_rate=2.0e-3",
             "steps=12",
         ],
+        # Rewards normalised by all answers so far, beside a steered coefficient.
+        [
+            "algorithm={name: rloo, unfinished: keep, kl: {target: 1.0e-3, horizon: 12}}",
+            "reward_shaping={normalise: running, clip: [-1, 1]}",
+            "held_out_reward={function: gold, every: 2}",
+            "steps=4",
+        ],
     ],
-    ids=["steered", "budget"],
+    ids=["steered", "budget", "normalised"],
 )
 def test_resumed_is_unbroken(
     policy_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]

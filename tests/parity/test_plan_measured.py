@@ -56,6 +56,15 @@ def test_the_tiny_model(
     check(found, slack=0.5 * MIB)
 
 
+def test_a_critic_on_the_tiny_model(benchmark: ModuleType, tiny_base: Path) -> None:
+    told = {"dtype": "bfloat16", "quantization": "none", "checkpointing": False, "tokens": 512}
+    plain, _ = benchmark.compare_policy(str(tiny_base), **told)
+    found = benchmark.compare_policy(str(tiny_base), **told, algorithm="ppo")
+    check(found, slack=0.5 * MIB)
+    # Its gradients lie beside the policy's.
+    assert found[0].measured > plain.measured
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["compare_reward", "compare_policy"])
 @pytest.mark.parametrize(("dtype", "quantization", "checkpointing"), KINDS)

@@ -14,6 +14,7 @@ from datasets import Dataset
 from torch import Tensor
 from trl import RLOOConfig, RLOOTrainer
 
+from policy.rewards.protocol import Given
 from rlhf.core.chat import Chat
 from rlhf.core.models import load_causal, lora_config
 from rlhf.core.records import Conversation, Message, Rollout
@@ -269,7 +270,7 @@ def test_rloo_is_trls_over_several_updates(
             clipped.append(theirs._metrics["train"]["clip_ratio/region_mean"][-1])
             norm = step(theirs.model, optimizers[1])
         ours.engine.generate = lambda *_, given=groups, **__: given
-        ours.rewards.of = lambda *_, given=reward: given
+        ours.rewards.of = lambda *_, given=reward: Given(given)
         ours.training_step(ours.model, [ours.train_dataset[place] for place in range(P * G)])
         figures = ours.figures
         assert step(ours.model, optimizers[0]) == pytest.approx(norm, rel=1e-3)

@@ -10,40 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed")
 
 
-@pytest.fixture(scope="module")
-def reward(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A reward model on the embedded base with a fresh adapter and a random head."""
-    from reward.recipe import build_model, load_chat
-    from reward.save import save_final
-    from rlhf.config.reward import RewardConfig
-    from rlhf.core.models import reward_head
-
-    config = RewardConfig.model_validate(
-        {
-            "output": "unused",
-            "adapter": {"rank": 4},
-            "data": {"ratings": [{"path": "demo", "format": "helpsteer2"}]},
-            "stages": [{"name": "ratings", "regression_weight": 1}],
-        }
-    )
-    chat = load_chat(config)
-    model = build_model(config, chat)
-    torch.nn.init.normal_(reward_head(model).weight, std=0.05, generator=torch.Generator().manual_seed(0))
-    folder = tmp_path_factory.mktemp("reward") / "final"
-    save_final(config, model, chat, folder)
-    return folder
-
-
-def test_engine_and_trainer_agree_at_every_sync(reward: Path, tmp_path: Path) -> None:
+def test_engine_and_trainer_agree_at_every_sync(embedded_reward: Path, tmp_path: Path) -> None:
     config = tmp_path / "policy.yaml"
     config.write_text(f"""
 output: {tmp_path / "run"}
-reward: {reward}
+reward: {embedded_reward}
 model: {{base: embedded, max_length: 256}}
 adapter: {{rank: 8, alpha: 16}}
 data: {{prompts: [{{path: demo, limit: 40}}], max_prompt_tokens: 200}}

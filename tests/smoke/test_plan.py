@@ -40,7 +40,12 @@ def test_a_policy_run_as_json(plan: Rlhf, policy_config: Path, tmp_path: Path) -
     )
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
-    assert [phase["name"] for phase in told["phases"]] == ["rollouts", "scoring", "reference", "update"]
+    assert [phase["name"] for phase in told["phases"]] == [
+        "rollouts",
+        "scoring",
+        "log-probabilities",
+        "update",
+    ]
     for phase in told["phases"]:
         assert phase["total"] == sum(phase["kinds"].values())
         assert phase["fits"] == (phase["total"] <= phase["card"])
@@ -48,7 +53,7 @@ def test_a_policy_run_as_json(plan: Rlhf, policy_config: Path, tmp_path: Path) -
     assert told["parallel"] == "ddp"
     assert told["bill"]["updates"] == 3
     assert told["bill"]["dollars"] == pytest.approx(told["bill"]["hours"] * 3 * 2)
-    assert "reference" in {phase["name"] for phase in told["bill"]["phases"]}
+    assert "log-probabilities" in {phase["name"] for phase in told["bill"]["phases"]}
 
 
 def test_a_run_that_does_not_fit_is_told_what_does(plan: Rlhf, reward_config: Path) -> None:
@@ -57,6 +62,7 @@ def test_a_run_that_does_not_fit_is_told_what_does(plan: Rlhf, reward_config: Pa
             reward_config,
             "model.base=meta-llama/Llama-3.1-8B-Instruct",
             "model.dtype=bfloat16",
+            "model.max_length=2048",
             "--gpus",
             "1x16GB",
             "--json",
@@ -78,12 +84,15 @@ def test_a_run_that_does_not_fit_is_told_what_does(plan: Rlhf, reward_config: Pa
         (("--gpus", "8xH1000"), "the card 'H1000' is not known", "H100-80GB"),
         (("--gpus", "1x0GB"), "cannot hold a run", "1x24GB"),
         (("--gpus", "1x24GB", "--parallel", "ddp"), "--parallel ddp with 1x24GB", "fsdp-offload"),
-        (("--parallel", "tensor"), "'tensor' is not known", "zero3"),
+        (("--parallel", "tensor"), "'tensor' is not known", "fsdp-offload"),
         (
             ("model.base=nobody/unknown",),
             "'nobody/unknown' is not known on this machine",
             "Llama-3.1-8B-Instruct",
         ),
+        (("--gpus", "1x-24GB"), "'-24GB' is not known", "a plain size"),
+        (("--gpus", "0xH100"), "no card at all", "1xH100"),
+        (("--gpus", "3x1xL40S"), "stages.0.batch_size is 4, over all cards", "stages.0.batch_size=6"),
         (("--picture", "plan.gif"), "plan.gif", ".svg"),
         (("model.rank=3",), "rank", "model"),
     ],
@@ -97,10 +106,39 @@ def test_mistakes(plan: Rlhf, reward_config: Path, words: tuple[str, ...], found
     assert "Traceback" not in result.output
 
 
-@pytest.mark.slow
-def test_the_plans_of_the_configs_are_up_to_date() -> None:
-    from rlhf.plan.catalogue import FILE, lines
+SERVERS = ("rollouts.engine=servers", "rollouts.servers=[http://a:8000, http://b:8000]")
 
-    root = Path(__file__).parents[2]
-    written = (root / FILE).read_text("utf-8")
-    assert written == "\n".join(lines(root)), "python -m rlhf.plan.catalogue"
+
+def test_servers_get_the_fewest_cards_that_hold_them(plan: Rlhf, policy_config: Path) -> None:
+    told = json.loads(plan(policy_config, *SERVERS, "--gpus", "1xH100", "--json").stdout)
+    assert told["rollout_gpus"] == "2x1xH100-80GB"
+    assert told["rollout_parallel"] == 1
+    rollouts, *others = told["phases"]
+    assert set(rollouts["kinds"]) == {"engine", "KV cache", "allowance"}
+    assert all("engine" not in phase["kinds"] for phase in others)
+
+
+def test_servers_share_their_cards_equally(plan: Rlhf, policy_config: Path) -> None:
+    told = plan(policy_config, *SERVERS, "--rollout-gpus", "4xL40S")
+    assert "rollouts on 4xL40S-48GB, a vLLM server on 2 cards (--tensor-parallel-size)" in " ".join(
+        told.stdout.split()
+    )
+    result = plan(policy_config, *SERVERS, "--rollout-gpus", "3xL40S")
+    assert result.exit_code == 2
+    assert "--rollout-gpus 3xL40S-48GB for the 2 servers of rollouts.servers" in " ".join(
+        result.stderr.split()
+    )
+
+
+def test_the_critic_has_a_phase_of_its_own(plan: Rlhf, policy_config: Path) -> None:
+    told = json.loads(plan(policy_config, "algorithm.name=ppo", "--gpus", "1xH100", "--json").stdout)
+    assert [phase["name"] for phase in told["phases"]][-2:] == ["update", "critic"]
+    hours = {speed["name"]: speed["hours"] for speed in told["bill"]["phases"]}
+    assert 0 < hours["critic"] < hours["update"]
+
+
+def test_rewards_from_elsewhere_take_no_pass_and_are_named(plan: Rlhf, policy_config: Path) -> None:
+    told = plan(policy_config, "reward=[{function: gold}, {classifier: some/model}]", "--gpus", "1xH100")
+    said = " ".join(told.stdout.split())
+    assert "scoring" not in said
+    assert "Not counted: the weights of some/model" in said

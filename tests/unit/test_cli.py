@@ -180,7 +180,7 @@ def test_any_other_error_keeps_its_trace(configs: dict[str, str], monkeypatch: p
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["trian-reward"], "No such command 'trian-reward'. Did you mean 'train-reward'?"),
+        (["trian-reward"], "No such command 'trian-reward'. Did you mean 'train-reward'"),
         (["train-reward"], "Missing argument 'CONFIG.yaml'"),
         (["train-reward", "a.yaml", "--ouput", "x"], "No such option: --ouput"),
     ],

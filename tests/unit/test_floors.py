@@ -36,11 +36,12 @@ FLOORS = {
 }
 """Height of each room; a module imports its own room and lower floors. What else lies in `rlhf` is the roof."""
 
-ENTRANCES = {("policy", "reward"): "reward.scorer"}
-"""(room, other room): the one module by which it may be entered."""
+ENTRANCES = {("policy", "reward"): ("reward.scorer", "reward.foreign")}  # a policy may follow anybody's reward model
+"""(room, other room): the modules by which it may be entered."""
 
 DOORS = {
-    "peft": ("rlhf.core.models", "rlhf.core.adapters"),
+    # The third keeps PEFT's layers from casting what autocast casts back.
+    "peft": ("rlhf.core.models", "rlhf.core.adapters", "rlhf.core.adapter_inputs"),
     # The doctor tries both, each in a process of its own; the plan packs 4-bit layers that have no data.
     "bitsandbytes": ("rlhf.core.models", "rlhf.doctor.probes", "rlhf.plan.empty"),
     "trl": ("reward.trainer", "policy.trainer"),
@@ -137,8 +138,10 @@ def fault(imported: Import) -> str | None:
         return f"the roof lies above {here}"
     if FLOORS[there] >= FLOORS[here]:
         return f"{there} lies above {here}, or beside it"
-    entrance = ENTRANCES.get((here, there))
-    return f"{here} enters {there} by {entrance} alone" if entrance and not within(name, entrance) else None
+    entrances = ENTRANCES.get((here, there), ())
+    if not entrances or any(within(name, entrance) for entrance in entrances):
+        return None
+    return f"{here} enters {there} by {' and '.join(entrances)} alone"
 
 
 def our_modules() -> dict[str, Path]:
@@ -178,8 +181,8 @@ def test_imports_keep_to_the_floors_and_doors() -> None:
         ("reward.scorer", "def f():\n    from policy.kl import k1", "policy lies above reward"),
         ("policy.recipe", "from rlhf.commands import score", "the roof lies above policy"),
         ("policy.recipe", "from rlhf import cli", "the roof lies above policy"),
-        ("policy.recipe", "from reward import trainer", "policy enters reward by reward.scorer alone"),
-        ("policy.recipe", "import reward.losses", "policy enters reward by reward.scorer alone"),
+        ("policy.recipe", "from reward import trainer", "policy enters reward by reward.scorer and reward.foreign alone"),
+        ("policy.recipe", "import reward.losses", "policy enters reward by reward.scorer and reward.foreign alone"),
         ("reward.trainer", "from peft import PeftModel", "peft is imported only by rlhf.core.models"),
         ("rlhf.core.chat", "import bitsandbytes as bnb", "bitsandbytes is imported only by"),
         ("reward.recipe", "from trl.trainer import RewardTrainer", "trl is imported only by"),

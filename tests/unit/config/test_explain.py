@@ -53,7 +53,7 @@ def test_types_in_plain_words(annotation: Any, words: str) -> None:
 def test_the_page_shows_types_effective_defaults_and_doc_lines() -> None:
     assert describe(Outer).splitlines() == [
         "The page's first line.",
-        "A key of a list item holds its number for N.",
+        "A key of a list item holds its number for N. `extends: FILE` starts from the keys of another file.",
         "",
         "items: a list; required",
         "    Some items.",

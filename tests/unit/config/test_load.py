@@ -228,4 +228,4 @@ def test_paths_inside_a_config_stay_relative_to_the_current_folder(tmp_path: Pat
     file = tmp_path / "policy.yaml"
     file.write_text("output: runs/p\nreward: runs/r/final\ndata: {prompts: [{path: demo}]}\n")
     loaded = load_config(file, PolicyConfig)
-    assert (loaded.output, loaded.reward) == (Path("runs/p"), "runs/r/final")
+    assert (loaded.output, loaded.reward[0].place) == (Path("runs/p"), "runs/r/final")

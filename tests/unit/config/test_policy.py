@@ -27,6 +27,7 @@ ALIGNER = {
     "reduction": "token_mean",
     "clip": None,
     "epochs": 1,
+    "critic": None,
     "kl": {"estimator": "abs", "reduction": "mean", "coefficient": 0.01, **KL},
     "unfinished": "drop",
     "unfinished_reward": None,
@@ -37,8 +38,28 @@ TRL = {
     "reduction": "sequence_sum",
     "clip": 0.2,
     "epochs": 1,
+    "critic": None,
     "kl": {"estimator": "k1", "reduction": "sum", "coefficient": 0.05, **KL},
     "unfinished": "keep",
+    "unfinished_reward": None,
+}
+PPO = {
+    "name": "ppo",
+    "compat": False,
+    "reduction": "token_mean",
+    "clip": 0.2,
+    "epochs": 4,
+    "critic": {
+        "start": "reward",
+        "learning_rate": 3e-4,
+        "warmup_steps": 0,
+        "clip": 0.2,
+        "discount": 1.0,
+        "gae_lambda": 0.95,
+        "whiten": True,
+    },
+    "kl": {"estimator": "k1", "reduction": "sum", "coefficient": 0.01, **KL},
+    "unfinished": "drop",
     "unfinished_reward": None,
 }
 
@@ -47,6 +68,7 @@ def test_each_algorithm_is_as_its_authors_have_it() -> None:
     assert resolved() == resolved(name="reinforce") == ALIGNER
     assert resolved(compat=True) == ALIGNER | {"compat": True, "reduction": "sequence_mean"}
     assert resolved(name="rloo") == TRL
+    assert resolved(name="ppo") == PPO
 
 
 def test_what_is_said_wins() -> None:
@@ -55,10 +77,13 @@ def test_what_is_said_wins() -> None:
         "unfinished": "drop",
     }
     assert resolved(kl={"estimator": "k3"})["kl"]["reduction"] == "mean"
+    critic = resolved(name="ppo", critic={"gae_lambda": 1})["critic"]
+    assert critic == PPO["critic"] | {"gae_lambda": 1.0}  # type: ignore[operator]
 
 
 def test_the_resolved_config_means_the_same_again() -> None:
-    for told in ({}, {"compat": True}, {"name": "rloo"}, {"name": "rloo", "kl": {"target": 3, "budget": 9}}):
+    rloo = {"name": "rloo", "kl": {"target": 3, "budget": 9}}
+    for told in ({}, {"compat": True}, {"name": "rloo"}, rloo, {"name": "ppo", "critic": {"clip": None}}):
         once = resolved(**told)
         assert resolved(**yaml.safe_load(yaml.safe_dump(once))) == once
 
@@ -66,7 +91,10 @@ def test_the_resolved_config_means_the_same_again() -> None:
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_the_projects_configs_name_what_they_use(file: Path) -> None:
     load_config(file, PolicyConfig)
-    told = yaml.safe_load(file.read_text())["algorithm"]
+    told = yaml.safe_load(file.read_text())
+    if "extends" in told and "algorithm" not in told:
+        return  # it is the other file's
+    told = told["algorithm"]
     assert {"name", "reduction", "kl", "unfinished"} <= told.keys()
     assert {"estimator", "reduction", "placement", "coefficient"} <= told["kl"].keys()
 
@@ -84,13 +112,18 @@ def load(folder: Path, *words: str) -> PolicyConfig:
     [
         (["algorithm.compat=true", "algorithm.name=rloo"], "compat goes with name: reinforce"),
         (["algorithm.compat=true", "algorithm.unfinished=keep"], "compat goes with .* unfinished: drop"),
-        (["algorithm.clip=0.1"], "clip goes with name: rloo"),
-        (["algorithm.name=rloo", "algorithm.clip=null"], "clip goes with name: rloo, which needs it"),
+        (["algorithm.clip=0.1"], "clip goes with name: rloo or ppo"),
+        (["algorithm.name=rloo", "algorithm.clip=null"], "clip goes with name: rloo or ppo, which need it"),
+        (["algorithm.name=ppo", "algorithm.clip=null"], "clip goes with name: rloo or ppo, which need it"),
+        (["algorithm.name=ppo", "algorithm.critic=null"], "critic goes with name: ppo, which needs it"),
+        (["algorithm.critic={}"], "critic goes with name: ppo, which needs it, and only with it"),
+        (["algorithm.name=ppo", "algorithm.critic.gae_lambda=1.5"], "algorithm.critic.gae_lambda: found 1.5"),
+        (["algorithm.name=ppo", "algorithm.critic.lambda=1"], "unknown key 'algorithm.critic.lambda'"),
         (["algorithm.name=rloo", "algorithm.reduction=token_mean"], "reduction must be sequence_sum"),
         (["algorithm.epochs=2"], "reinforce has no ratio to correct a second pass"),
         (["algorithm.kl.target=3", "algorithm.kl.coefficient=0"], "cannot start at 0"),
         (["algorithm.unfinished=penalty"], "unfinished_reward goes with unfinished: penalty"),
-        (["algorithm.name=rlo"], "Allowed: one of 'reinforce', 'rloo'"),
+        (["algorithm.name=rlo"], "Allowed: one of 'reinforce', 'rloo', 'ppo'"),
         (["algorithm=3"], "algorithm: found 3"),
         (["algorithm.kl.estimator=k4"], "algorithm.kl.estimator: found \"k4\""),
         (["algorithm.kl.horizont=5"], "unknown key 'algorithm.kl.horizont'. Did you mean 'horizon'"),

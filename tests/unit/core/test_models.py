@@ -109,6 +109,7 @@ def test_roles_are_put_on_and_taken_off(tiny_base: Path, tiny_reward: Path) -> N
         assert torch.allclose(logits(model), reference, atol=1e-6)
     with role(model, REWARD):
         as_reward = logits(model)
+        assert trainable(model) == trained  # so that a role can be trained beside the policy
     assert not torch.allclose(as_reward, as_policy, atol=1e-2)
     assert not torch.allclose(as_reward, reference, atol=1e-2)
     assert model.active_adapter == POLICY and trainable(model) == trained

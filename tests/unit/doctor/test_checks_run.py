@@ -10,7 +10,21 @@ import pytest
 
 from rlhf.doctor import checks_run as checks
 from rlhf.doctor.checks import CHECKS, examine, quick_look
-from rlhf.doctor.facts import GIB, MIB, Disk, Facts, Gpu, Hub, Run, Shape, Source, Tokens, Torch, Trouble
+from rlhf.doctor.facts import (
+    GIB,
+    MIB,
+    Disk,
+    Facts,
+    Gpu,
+    Hub,
+    Run,
+    Served,
+    Shape,
+    Source,
+    Tokens,
+    Torch,
+    Trouble,
+)
 from rlhf.doctor.results import Check, Result, size
 
 Only = Callable[[Check, Facts], Result]
@@ -252,3 +266,17 @@ def test_tokens_are_what_they_say(healthy: Facts) -> None:
     lines = {line.name: line.found for line in checks.tokenizer(noted)}
     assert lines["Padding"].endswith("It was none; '<pad>' is used.")
     assert lines["Template"].startswith("writes no date")
+
+
+def test_rollout_servers(healthy: Facts, only: Only) -> None:
+    fine, lost = (
+        Served("http://a:8000", 4096),
+        Served("http://b:8000", Trouble("http://b:8000: no answer", "start it")),
+    )
+    facts = with_run(healthy, servers=(fine,))
+    assert only(checks.servers, facts).verdict == "ok"
+    assert "4,096 tokens" in only(checks.servers, facts).found
+    facts = with_run(healthy, servers=(lost,))
+    assert only(checks.servers, facts) == Result(
+        "Rollouts", "problem", "http://b:8000: no answer", "start it"
+    )

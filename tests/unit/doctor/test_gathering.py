@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -170,6 +171,12 @@ def test_the_reward_model_of_a_policy(policy_config: Path, tiny_reward: Path) ->
     run = full_run(load_config(policy_config, PolicyConfig, [f"reward={tiny_reward.parent}"]), quiet)
     assert isinstance(run.trained[0].card, Trouble)
     assert run.trained[0].card.fix == f"use {tiny_reward}"
+    words = [f"reward=[{{function: gold}}, {tiny_reward}]", "held_out_reward=runs/none/final"]
+    several = full_run(load_config(policy_config, PolicyConfig, words), quiet).trained
+    assert [(one.key, one.folder) for one in several] == [
+        ("reward", str(tiny_reward)),
+        ("held_out_reward", "runs/none/final"),
+    ]
 
 
 def test_what_lies_in_the_output_folder(tmp_path: Path) -> None:
@@ -210,3 +217,19 @@ def test_a_warning_is_printed_by_one_process_and_stops_nothing(
     monkeypatch.setenv("RANK", "1")
     require_fit(config("threads=4096"))
     assert capsys.readouterr().err == ""
+
+
+def test_rollout_servers_are_asked_what_they_serve(policy_config: Path, fake_vllm: Any) -> None:
+    base = load_config(policy_config, PolicyConfig).model.base
+    right, other = fake_vllm.FakeVLLM(base, max_model_len=4096), fake_vllm.FakeVLLM("models/other")
+    short, gone = fake_vllm.FakeVLLM(base, max_model_len=8), fake_vllm.FakeVLLM(base)
+    gone.kill()
+    addresses = ", ".join(server.url for server in (right, other, short, gone))
+    words = ["rollouts.engine=servers", f"rollouts.servers=[{addresses}]"]
+    served = full_run(load_config(policy_config, PolicyConfig, words), quiet).servers
+    for server in (right, other, short):
+        server.kill()
+    said = [one.length.found if isinstance(one.length, Trouble) else one.length for one in served]
+    assert said[0] == 4096
+    assert "serves models/other" in said[1] and "takes 8 tokens" in said[2] and gone.url in said[3]
+    assert all("--enable-lora" in one.length.fix for one in served[1:])

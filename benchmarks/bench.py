@@ -1,0 +1,47 @@
+"""All benchmarks one after another, and the table of targets against figures: `make bench`.
+
+    python benchmarks/bench.py                     # about 40 minutes on an idle machine of 2 cores
+    python benchmarks/bench.py --quick             # small sizes: whether everything runs
+
+Whatever else runs on the machine spoils the figures. One that fails is said at the end, and the others go on.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import summary
+from measuring import arguments, parse
+
+
+def main() -> None:
+    """Run them, print the table."""
+    told = parse(arguments(__doc__))
+    here = Path(__file__).parent
+    # Threads that wait must not take the cores from the side whose turn it is.
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+    words = ["--output", str(told.output), "--base", told.base, "--clock", told.clock]
+    words += ["--quick"] if told.quick else []
+    words += ["--data", str(told.data)] if told.data else []
+    failed = []
+    for name in summary.ORDER:
+        (told.output / f"{name}.json").unlink(missing_ok=True)  # not an older one in its place
+        print(f"{name} ...", flush=True)
+        started = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, str(here / f"{name}.py"), *words], env=environment, check=False
+        )
+        print(f"{name}: {(time.monotonic() - started) / 60:.1f} minutes\n", flush=True)
+        if done.returncode:
+            failed.append(name)
+    print(summary.markdown(summary.results(told.output)))
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""What a step must compute at the least, in floating-point operations: matrix products and attention, with LoRA on a frozen base.
+
+W: weights of the base's linear layers, head excluded; A: weights of the adapter; n tokens; v pairs of a token and one it may look at; d: width
+of all heads and layers together. A product with a weight is two operations a token; a look is 2 d for the score and 2 d for the sum.
+
+    forward            2 n (W + A) + 4 d v
+    backward           2 n W       + 4 n A + 8 d v       gradients of inputs, and of the adapter's weights
+    log-probabilities  2 m V D for m tokens of V words and D units: once forward, twice more for the gradient
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf.core.packing import Tree
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of a model with an adapter: W, A, d, V, D as above."""
+
+    base: int
+    adapter: int
+    attention: int
+    words: int
+    width: int
+
+    @classmethod
+    def of(cls, model: Any) -> Shape:
+        """The shape of a PEFT model; of several adapters the one that is active is counted."""
+        config = model.config.get_text_config()
+        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        base = adapter = 0
+        for name, weight in model.named_parameters():
+            if f".lora_A.{model.active_adapter}" in name or f".lora_B.{model.active_adapter}" in name:
+                adapter += weight.numel()
+            elif name.endswith("base_layer.weight"):
+                state = getattr(weight, "quant_state", None)  # 4-bit weights are packed
+                base += weight.numel() if state is None else state.shape.numel()
+        return cls(
+            base,
+            adapter,
+            config.num_hidden_layers * config.num_attention_heads * head,
+            config.vocab_size,
+            config.hidden_size,
+        )
+
+
+def looks(tree: Tree) -> int:
+    """v of a tree: each token looks at the trunk before it and at its own branch so far, itself included."""
+    trunk = len(tree.trunk)
+    return _triangle(trunk) + sum(trunk * len(branch) + _triangle(len(branch)) for branch in tree.branches)
+
+
+def _triangle(length: int) -> int:
+    return length * (length + 1) // 2
+
+
+def forward(shape: Shape, trees: Iterable[Tree], *, adapter: bool = True) -> int:
+    """One pass without gradients."""
+    weights = shape.base + (shape.adapter if adapter else 0)
+    return sum(2 * tree.tokens * weights + 4 * shape.attention * looks(tree) for tree in trees)
+
+
+def training(shape: Shape, trees: Iterable[Tree]) -> int:
+    """Forward and backward pass."""
+    return sum(
+        tree.tokens * (4 * shape.base + 6 * shape.adapter) + 12 * shape.attention * looks(tree)
+        for tree in trees
+    )
+
+
+def policy_update(shape: Shape, trees: Iterable[Tree], answer_tokens: int) -> int:
+    """Scoring, the reference's log-probabilities, and the policy's with their gradient."""
+    trees = list(trees)
+    head = 2 * shape.words * shape.width * answer_tokens
+    return (
+        forward(shape, trees)
+        + forward(shape, trees, adapter=False)
+        + training(shape, trees)
+        + head  # the reference's
+        + 3 * head
+    )

@@ -1,0 +1,300 @@
+"""What the benchmarks share: sides in processes of their own, rounds in turns, medians, results on disk.
+
+A side is one of the things compared. It runs in its own process, so that its peak memory is its own and nobody's libraries
+slow the other; it is started once and then answers requests one at a time, so that rounds alternate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from rich.console import Console
+from rich.table import Table
+
+from rlhf.core.environment import environment
+from rlhf.core.runs import atomic_write_text
+
+Handler = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+"""Answers one request of a side: JSON in, JSON out."""
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+CLOCKS: Mapping[str, Callable[[], float]] = {"wall": time.perf_counter, "processor": time.process_time}
+
+
+def arguments(doc: str | None) -> argparse.ArgumentParser:
+    """What every benchmark can be told."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--output", type=Path, default=Path("runs/bench"), help="folder of the JSON results")
+    parser.add_argument("--quick", action="store_true", help="small sizes: a look, not a result")
+    parser.add_argument("--base", default="embedded", help="the base model")
+    parser.add_argument(
+        "--data", type=Path, help="folder of real pairs and prompts; else what this project makes"
+    )
+    parser.add_argument(
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="`processor` counts this process's own time: on a busy machine, with OMP_NUM_THREADS=1",
+    )
+    parser.add_argument("--side", help=argparse.SUPPRESS)
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments, with the folder of real data where it is."""
+    told = parser.parse_args()
+    if told.data is None and SHARED_DATA.is_dir():
+        told.data = SHARED_DATA
+    return told
+
+
+class Side:
+    """One side of a comparison, in a process of its own.
+
+    Args:
+        script: the benchmark, which is run again as this side.
+        name: of the side, in the script's table of sides.
+        told: what it needs to get ready.
+        folder: where what it prints is kept.
+    """
+
+    def __init__(self, script: str, name: str, told: Mapping[str, Any], folder: Path) -> None:
+        self.name = name
+        folder.mkdir(parents=True, exist_ok=True)
+        self.log = folder / f"{Path(script).stem}-{name}.log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, script, "--side", name],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        self.ready = self.ask(**told)
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """Send a request and wait for the answer; `resident` and `peak` are the process's bytes."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        try:
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            code = self.process.wait()
+            tail = "\n".join(self.log.read_text("utf-8", "replace").splitlines()[-15:])
+            sys.exit(f"the side {self.name} ended with code {code}; the end of {self.log}:\n{tail}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        try:
+            self.process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def serve(side: Callable[[Mapping[str, Any]], Handler]) -> None:
+    """Be a side: read what it needs, get ready, answer requests until there are no more."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print must not stand between the answers
+    handle = side(json.loads(sys.stdin.readline()))
+    print(json.dumps(memory()), file=answers, flush=True)
+    for line in sys.stdin:
+        answer = handle(json.loads(line))
+        print(json.dumps({**answer, **memory()}), file=answers, flush=True)
+    answers.close()
+    sys.stdout.flush()
+    os._exit(0)  # engines with threads of their own do not always end
+
+
+def memory() -> dict[str, int]:
+    """Bytes this process holds now, and held at most since `forget_peak`."""
+    fields = dict(
+        line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line
+    )
+    return {name: int(fields[key].split()[0]) * 1024 for name, key in MEMORY.items()}
+
+
+MEMORY = {"resident": "VmRSS", "peak": "VmHWM"}
+
+
+def forget_peak() -> None:
+    """Count the peak from here on."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def timed(trainer: Any, clock: str) -> dict[str, Any]:
+    """Train; seconds from the first batch to the last step, and the most memory above that at the start."""
+    from transformers import TrainerCallback
+
+    now, seconds = CLOCKS[clock], {"begin": 0.0, "end": 0.0}
+
+    class Stopwatch(TrainerCallback):  # type: ignore[misc,unused-ignore]
+        def on_train_begin(self, *_: object, **__: object) -> None:
+            seconds["begin"] = now()
+
+        def on_step_end(self, *_: object, **__: object) -> None:
+            seconds["end"] = now()
+
+    stopwatch = Stopwatch()
+    trainer.add_callback(stopwatch)
+    forget_peak()
+    before = memory()["resident"]
+    trainer.train()
+    trainer.remove_callback(stopwatch)
+    return {"seconds": seconds["end"] - seconds["begin"], "added": memory()["peak"] - before}
+
+
+def in_turns(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Each side's figure in each round; the order is turned round after round."""
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds):
+        names = list(sides) if number % 2 == 0 else list(sides)[::-1]
+        for name in names:
+            found[name].append(sides[name]())
+            print(f"  round {number + 1} of {rounds}, {name}: {found[name][-1]:,.2f}", flush=True)
+    return found
+
+
+def ratio(over: Sequence[float], under: Sequence[float]) -> float:
+    """The median over the rounds of the ratio of two sides in the same round."""
+    return statistics.median(a / b for a, b in zip(over, under, strict=True))
+
+
+def line(
+    what: str,
+    measured: float | None,
+    unit: str = "",
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    note: str = "",
+) -> dict[str, Any]:
+    """One figure; `least` or `most` is its target, None for both is for information, `measured` None was not measured."""
+    return {"what": what, "measured": measured, "unit": unit, "least": least, "most": most, "note": note}
+
+
+def matmul_peak(clock: str, seconds: float = 0.5) -> float:
+    """GFLOP/s of the fastest of some large bfloat16 matrix products on this machine, now.
+
+    With `processor` it is that of one thread's time.
+    """
+    import torch
+
+    best = 0.0
+    now = CLOCKS[clock]
+    for size in (1024, 2048):
+        a, b = (torch.randn(size, size, dtype=torch.bfloat16) for _ in range(2))
+        a @ b
+        started, count = now(), 0
+        while now() - started < seconds:
+            a @ b
+            count += 1
+        best = max(best, count * 2 * size**3 / (now() - started) / 1e9)
+    return best
+
+
+def write_result(
+    told: argparse.Namespace, name: str, lines: Sequence[Mapping[str, Any]], details: Mapping[str, Any]
+) -> None:
+    """Print the figures, and write them with machine, versions and date under the output folder."""
+    show(name, lines)
+    result = {
+        "name": name,
+        "quick": told.quick,
+        "clock": told.clock,
+        "base": told.base,
+        "data": "real" if told.data else "synthetic",
+        "machine": machine(),
+        "environment": environment(" ".join(["python", *sys.argv])),
+        "lines": list(lines),
+        "details": dict(details),
+    }
+    told.output.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(told.output / f"{name}.json", json.dumps(result, indent=1) + "\n")
+
+
+def show(title: str, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Target and measured, one figure a row."""
+    table = Table(title=title, title_justify="left")
+    for column in ("", "target", "measured", ""):
+        table.add_column(column, overflow="fold")
+    for one in lines:
+        table.add_row(str(one["what"]), target(one), figure(one), verdict(one))
+    Console(width=130).print(table)
+
+
+def target(one: Mapping[str, Any]) -> str:
+    """The target in words."""
+    for bound, word in (("least", "at least"), ("most", "at most")):
+        if one[bound] is not None:
+            return f"{word} {number(one[bound])}{unit_of(one)}"
+    return ""
+
+
+def figure(one: Mapping[str, Any]) -> str:
+    """The measured value in words."""
+    if one["measured"] is None:
+        return f"not measured: {one['note']}" if one["note"] else "not measured"
+    return f"{number(one['measured'])}{unit_of(one)}" + (f" ({one['note']})" if one["note"] else "")
+
+
+def verdict(one: Mapping[str, Any]) -> str:
+    """Met or not; empty where there is no target, or no figure."""
+    if one["measured"] is None or (one["least"] is None and one["most"] is None):
+        return ""
+    met = one["measured"] >= one["least"] if one["least"] is not None else one["measured"] <= one["most"]
+    return "met" if met else "NOT met"
+
+
+def number(value: float) -> str:
+    """Three digits that count, or so."""
+    if value == 0:
+        return "0"
+    if abs(value) < 1e-3:
+        return f"{value:.1e}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def unit_of(one: Mapping[str, Any]) -> str:
+    """The unit after a number."""
+    unit = str(one["unit"])
+    return unit if unit in ("", "x") else f" {unit}"
+
+
+def machine() -> dict[str, Any]:
+    """The processor, its cores and memory, threads, and how busy the machine is."""
+    import torch
+
+    model = "unknown"
+    for row in Path("/proc/cpuinfo").read_text().splitlines():
+        if row.startswith("model name"):
+            model = row.split(":", 1)[1].strip()
+    total = int(Path("/proc/meminfo").read_text().split("MemTotal:")[1].split()[0]) * 1024
+    return {
+        "processor": model,
+        "cores": os.cpu_count(),
+        "memory_gib": round(total / 2**30, 1),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2),
+    }

@@ -1,0 +1,270 @@
+"""Peak memory of a policy's run: ours, TRL's RLOOTrainer with a separate reward model, and four separate models.
+
+    python benchmarks/policy_memory.py
+
+The peaks are resident sets of whole processes, libraries included: `rlhf align-policy` with its engine's copy of the base in it; TRL's trainer, which
+samples with the model it trains; and policy, reference, reward and critic each with a base of its own, as PPO is often run, for one
+update without any sampling. Prompts, answers, adapter and base are the same for all.
+
+What our roles add is read off torch's own account of the blocks it hands out: training the policy alone, on rewards that are given
+and without a reference, against the same update with the reference and the reward model, and with PPO's critic, in bfloat16 and in 4 bits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import policy_sides
+import policy_update
+from measuring import Handler, Side, arguments, line, parse, serve, write_result
+
+SIZES: dict[str, Any] = {
+    "answers": 32,
+    "longest_prompt": 128,
+    "new_tokens": 128,
+    "micro": 8,
+    "steps": 2,
+    "role_answers": 8,
+    "role_tokens": 48,
+}
+QUICK = {
+    "answers": 8,
+    "longest_prompt": 80,
+    "new_tokens": 16,
+    "micro": 4,
+    "steps": 1,
+    "role_answers": 4,
+    "role_tokens": 8,
+}
+GROUP = 4
+ROLES: Mapping[str, Any] = {
+    "alone": {"name": "rloo"},
+    "rloo": {"name": "rloo"},
+    "ppo": {"name": "ppo", "epochs": 1, "unfinished": "keep"},
+}
+"""What is trained: the policy alone, with reference and reward, and with a critic too."""
+
+FORMATS = {"bfloat16": "none", "NF4": "nf4"}
+
+
+def whole(told: Mapping[str, Any]) -> Handler:
+    """TRL's trainer with its own sampling."""
+    return policy_sides.theirs({**told, "engine": "transformers"})
+
+
+def four(told: Mapping[str, Any]) -> Handler:
+    """Policy, reference, reward and critic, each on a base of its own; one update in padded batches."""
+    import torch
+    from torch.nn import functional
+
+    from rlhf.config.schema import AdapterConfig
+    from rlhf.core.chat import Chat
+    from rlhf.core.models import load_causal, load_classifier, lora_config, with_adapter
+
+    chat = Chat.load(told["base"])
+    base = {"revision": None, "dtype": told["dtype"], "quantization": "none"}
+    lora = AdapterConfig().model_dump()
+    policy = with_adapter(load_causal(told["base"], **base), lora_config(**lora))
+    reference = load_causal(told["base"], **base)
+    reward = policy_sides.trl_reward(told, chat)
+    critic = with_adapter(
+        load_classifier(told["base"], attributes=["value"], pad_id=chat.pad_id, **base),
+        lora_config(**lora, head=True),
+    )
+    optimizer = torch.optim.AdamW(
+        [p for model in (policy, critic) for p in model.parameters() if p.requires_grad]
+    )
+    from samples import as_rollouts
+
+    rollouts = [one for group in as_rollouts(told["given"], chat) for one in group]
+
+    def logps(model: Any, ids: Any, mask: Any, width: int) -> Any:
+        logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=width + 1).logits[:, :-1]
+        return -functional.cross_entropy(logits.float().transpose(1, 2), ids[:, -width:], reduction="none")
+
+    def update(_: Mapping[str, Any]) -> Mapping[str, Any]:
+        for first in range(0, len(rollouts), told["micro"]):
+            some = rollouts[first : first + told["micro"]]
+            prompts = chat.tokenizer.pad(
+                {"input_ids": [list(one.prompt_ids) for one in some]},
+                padding_side="left",
+                return_tensors="pt",
+            )
+            answers = chat.tokenizer.pad(
+                {"input_ids": [list(one.completion_ids) for one in some]},
+                padding_side="right",
+                return_tensors="pt",
+            )
+            ids = torch.cat([prompts["input_ids"], answers["input_ids"]], dim=1)
+            mask = torch.cat([prompts["attention_mask"], answers["attention_mask"]], dim=1)
+            width = answers["input_ids"].shape[1]
+            with torch.autocast("cpu", torch.bfloat16):
+                with torch.no_grad():
+                    reference_logps = logps(reference, ids, mask, width)
+                    rewards = reward(input_ids=ids, attention_mask=mask).logits[:, :1]
+                (rewards * (logps(policy, ids, mask, width) - reference_logps)).mean().backward()
+                hidden = critic.get_base_model().model(input_ids=ids, attention_mask=mask).last_hidden_state
+                values = critic.get_base_model().score(hidden[:, -width:]).squeeze(-1)
+                (values - rewards).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return {}
+
+    return update
+
+
+def roles(told: Mapping[str, Any]) -> Handler:
+    """Bytes of one of our updates over what is there at its start, by torch's account; and of what the roles weigh."""
+    from plan_vs_measured import peak_of_step
+
+    from policy.rewards.protocol import Given
+    from rlhf.core.chat import Chat
+
+    trainer = policy_sides.our_trainer(told, Chat.load(told["base"]))
+    module: Any = importlib.import_module("policy.trainer")
+    measured, last = module.token_logps, dict[str, Any]()
+
+    def remembered(*args: Any) -> Any:
+        found = measured(*args)
+        last["logps"] = found[0].detach()
+        return found
+
+    if told["alone"]:
+        answers = sum(len(one["answers"]) for one in told["given"])
+        trainer.rewards = SimpleNamespace(of=lambda *_: Given([float(place % 3) for place in range(answers)]))
+        trainer._reference = lambda *_: last["logps"]  # noqa: SLF001  # no second pass
+
+    def update(_: Mapping[str, Any]) -> Mapping[str, Any]:
+        weights = dict.fromkeys(("base", "default", "reward", "critic"), 0)
+        gradients = 0
+        for name, parameter in trainer.model.named_parameters():
+            kind = next((kind for kind in weights if f".{kind}." in name), "base")
+            weights[kind] += parameter.untyped_storage().nbytes()
+            if parameter.requires_grad and kind != "default":
+                gradients += parameter.numel() * 4
+        with mock.patch.object(module, "token_logps", remembered):
+            peak = peak_of_step(trainer)
+        return {"peak_of_step": peak, "weights": weights, "critic_gradients": gradients}
+
+    return update
+
+
+SIDES = {"trl": whole, "four": four, **dict.fromkeys((f"roles-{name}" for name in ROLES), roles)}
+
+
+def align_policy(told: argparse.Namespace, sizes: Mapping[str, Any], reward: Path) -> int:
+    """Peak bytes of the command itself, in a process of its own."""
+    source: dict[str, Any] = {"path": "demo"}
+    if told.data:
+        from samples import PROMPT_SOURCES
+
+        source = {"path": str(told.data / "prompts.jsonl.gz"), "where": dict(PROMPT_SOURCES), "limit": 400}
+    config = {
+        "output": tempfile.mkdtemp() + "/run",
+        "reward": str(reward),
+        "model": {"base": told.base, "max_length": sizes["longest_prompt"] + sizes["new_tokens"]},
+        "data": {"prompts": [source], "max_prompt_tokens": sizes["longest_prompt"]},
+        "rollouts": {
+            "engine": told.engine,
+            "prompts_per_step": sizes["answers"] // GROUP,
+            "samples_per_prompt": GROUP,
+            "max_new_tokens": sizes["new_tokens"],
+        },
+        "algorithm": {"name": "rloo"},
+        "steps": sizes["steps"],
+        "evaluation": {"prompts": 2, "samples": 1},
+    }
+    file = told.output / "logs" / "policy_memory.yaml"
+    file.write_text(json.dumps(config))
+    with (told.output / "logs" / "policy_memory-ours.log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "rlhf.cli", "align-policy", str(file)],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        _, status, used = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"rlhf align-policy failed: see {log.name}")
+    return int(used.ru_maxrss) * 1024
+
+
+def role_lines(
+    told: argparse.Namespace, sizes: Mapping[str, Any]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """What reference, reward and critic add to training the policy alone, beyond adapters and heads."""
+    lines, details = [], dict[str, Any]()
+    for name, quantization in FORMATS.items():
+        reward = policy_sides.reward_model(told.base, told.output, quantization)
+        found = {}
+        for role, algorithm in ROLES.items():
+            shared = policy_update.told_for(
+                told,
+                {**sizes, "answers": sizes["role_answers"], "new_tokens": sizes["role_tokens"]},
+                GROUP,
+                reward=str(reward),
+                quantization=quantization,
+                alone=role == "alone",
+                algorithm=algorithm,
+                tokens_per_batch=512,
+            )
+            with Side(__file__, f"roles-{role}", shared, told.output / "logs") as side:
+                found[role] = side.ask()
+        alone = found["alone"]
+        trained = alone["weights"]["base"] + alone["weights"]["default"] + alone["peak_of_step"]
+        for role, who in {"rloo": "reference and reward", "ppo": "reference, reward and critic"}.items():
+            more = found[role]["peak_of_step"] - found[role]["critic_gradients"] - alone["peak_of_step"]
+            lines.append(
+                line(f"{name}: what {who} add beside adapters, heads and their gradients", 100 * more / trained, "%", most=5)
+            )  # fmt: skip
+        details[name] = found
+    return lines, details
+
+
+def whole_runs(
+    told: argparse.Namespace, sizes: Mapping[str, Any]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The peaks of whole processes."""
+    (told.output / "logs").mkdir(parents=True, exist_ok=True)
+    peaks = {"ours": align_policy(told, sizes, policy_sides.reward_model(told.base, told.output))}
+    shared = policy_update.told_for(told, sizes, GROUP, micro=sizes["micro"])
+    for name in ("trl", "four"):
+        with Side(__file__, name, shared, told.output / "logs") as side:
+            peaks[name] = side.ask()["peak"]
+    gib = {name: peak / 2**30 for name, peak in peaks.items()}
+    lines = [
+        line("Peak of align-policy beside TRL with a separate reward model", gib["ours"] / gib["trl"], "x", most=0.6),
+        line("Peak of align-policy beside four separate models", gib["ours"] / gib["four"], "x"),
+        line("Ours", gib["ours"], "GiB", note=f"rollouts by {told.engine}, in this process"),
+        line("TRL", gib["trl"], "GiB", note=f"{sizes['micro']} answers a micro-batch"),
+        line("Four models", gib["four"], "GiB", note="without rollouts"),
+    ]  # fmt: skip
+    return lines, {"peak_bytes": peaks}
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = arguments(__doc__)
+    parser.add_argument("--engine", choices=["vllm", "transformers"], default="vllm", help="of align-policy")
+    told = parse(parser)
+    if told.side:
+        serve(SIDES[told.side])
+        return
+    sizes = SIZES | (QUICK if told.quick else {})
+    lines, details = whole_runs(told, sizes)
+    more, behind = role_lines(told, sizes)
+    write_result(told, "policy_memory", lines + more, {"sizes": sizes, **details, "roles": behind})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,310 @@
+"""The two policy trainers that are compared: ours, and TRL's RLOOTrainer with a reward model of its own.
+
+Both update the same LoRA adapter by leave-one-out REINFORCE with a KL of coefficient 0.05, on the same prompts, either with answers
+that are given or with answers they sample. The reward is the same model: for ours an adapter on the policy's base, for TRL's
+merged into a base of its own, which is its fastest form.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from measuring import CLOCKS, Handler, timed
+from samples import as_prompts, as_rollouts
+
+COEFFICIENT = 0.05
+LEARNING_RATE = 1e-5
+
+
+def reward_model(base: str, output: Path, quantization: str = "none") -> Path:
+    """The folder of a reward model of one attribute on the base, its adapter and head random; made if it is not there."""
+    folder = output / f"reward-{Path(base).name}-{quantization}"
+    if folder.exists():
+        return folder.resolve()
+    import torch
+
+    from reward.recipe import build_model
+    from reward.save import save_final
+    from rlhf.config.reward import RewardConfig
+    from rlhf.core.chat import Chat
+
+    config = RewardConfig.model_validate(
+        {
+            "output": "unused",
+            "model": {"base": base, "quantization": quantization, "max_length": 256},
+            "attributes": ["reward"],
+            "data": {"preferences": [{"path": "demo", "format": "helpsteer2-preference"}]},
+            "stages": [{"name": "pairs", "preference_weight": 1}],
+        }
+    )
+    chat = Chat.load(base)
+    model = build_model(config, chat)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(0, 0.02, generator=generator)
+    save_final(config, model, chat, folder)
+    return folder.resolve()
+
+
+def our_config(told: Mapping[str, Any]) -> Any:
+    """An `align-policy` config: TRL's algorithm, everything else as it comes."""
+    from rlhf.config.policy import PolicyConfig
+
+    budget = {"tokens_per_batch": told["tokens_per_batch"]} if told.get("tokens_per_batch") else {}
+    return PolicyConfig.model_validate(
+        {
+            "output": "unused",
+            "reward": told["reward"],
+            "model": {
+                "base": told["base"],
+                "dtype": told["dtype"],
+                "quantization": told.get("quantization", "none"),
+                "max_length": told["longest_prompt"] + told["new_tokens"],
+            },
+            "adapter": {"rank": told.get("rank", 16), "alpha": 2.0 * told.get("rank", 16)},
+            "data": {"prompts": [{"path": "demo"}], "max_prompt_tokens": told["longest_prompt"]},
+            "rollouts": {
+                # Where answers are given no engine is asked, and this one takes no memory.
+                "engine": "transformers" if told["engine"] == "given" else told["engine"],
+                "prompts_per_step": len(told["given"]),
+                "samples_per_prompt": told["samples"],
+                "max_new_tokens": told["new_tokens"],
+            },
+            "algorithm": told.get("algorithm", {"name": "rloo"}),
+            "optimizer": {"learning_rate": LEARNING_RATE, "warmup_steps": 0, "weight_decay": 0.0},
+            "steps": told["steps"],
+            "save_every": 10**6,
+            **budget,
+        }
+    )
+
+
+def our_trainer(told: Mapping[str, Any], chat: Any) -> Any:
+    """`align-policy`'s trainer with all its roles on one base."""
+    from datasets import Dataset
+
+    from policy.recipe import build_trainer
+
+    run: Any = SimpleNamespace(
+        checkpoints=Path(tempfile.mkdtemp()), metrics=lambda *_: None, samples=lambda *_: None
+    )
+    trainer = build_trainer(our_config(told), chat, as_prompts(told["given"]), run)
+    # The answers that are given stand in the order of the prompts.
+    trainer.order = [place for _ in range(told["steps"]) for place in range(len(told["given"]))]
+    draws = [str(place) for place in trainer.order for _ in range(told["samples"])]
+    trainer.train_dataset = Dataset.from_dict({"prompt": draws})
+    # A benchmark keeps nothing.
+    trainer._save_checkpoint = lambda *_, **__: None  # type: ignore[method-assign]  # noqa: SLF001
+    if told["engine"] == "given":
+        groups = as_rollouts(told["given"], chat)
+        trainer.engine = SimpleNamespace(sync=lambda _: None, generate=lambda *_, **__: groups, figures=dict)
+    return trainer
+
+
+def ours(told: Mapping[str, Any]) -> Handler:
+    """Our loop: each request trains from a fresh adapter."""
+    from rlhf.core.chat import Chat
+
+    chat = Chat.load(told["base"])
+    trainer = our_trainer(told, chat)
+    figures: list[dict[str, float]] = []
+    trainer.record = lambda _, found, __: figures.append(dict(found))
+    stages = Stages(CLOCKS[told["clock"]])
+    base = trainer.model.get_base_model()
+    for owner, name, stage in (
+        (base, "forward", "forward"),
+        (getattr(base, base.base_model_prefix), "forward", "forward"),
+        (trainer.accelerator, "backward", "backward"),
+        (trainer.engine, "generate", "generate"),
+        (trainer.engine, "sync", "sync"),
+    ):
+        stages.watch(owner, name, stage)
+
+    def train(_: Mapping[str, Any]) -> Mapping[str, Any]:
+        figures.clear()
+        stages.seconds.clear()
+        forget_adapter(trainer.model)
+        answer = timed(trainer, told["clock"])
+        return answer | {
+            "reward": [one["reward/mean"] for one in figures],
+            "grad_norm": [one["optimizer/grad_norm"] for one in figures],
+            "length": [one["length/mean"] for one in figures],
+            "stages": dict(stages.seconds),
+        }
+
+    return train
+
+
+def theirs(told: Mapping[str, Any]) -> Handler:
+    """TRL's loop; a request may name another micro-batch, for which the trainer is made anew."""
+    from rlhf.core.chat import Chat
+
+    chat = Chat.load(told["base"])
+    made: dict[int, Any] = {}
+    if told.get("micro"):
+        made[told["micro"]] = trl_trainer(told, chat, told["micro"])
+
+    def train(asked: Mapping[str, Any]) -> Mapping[str, Any]:
+        micro = asked.get("micro") or told["micro"]
+        if micro not in made:
+            made.clear()
+            made[micro] = trl_trainer(told, chat, micro)
+        trainer = made[micro]
+        trainer.seen.clear()
+        forget_adapter(trainer.model)
+        return timed(trainer, told["clock"]) | {
+            "reward": [one["reward"] for one in trainer.seen],
+            "grad_norm": [one["grad_norm"] for one in trainer.seen],
+            "length": [one["completions/mean_length"] for one in trainer.seen],
+        }
+
+    return train
+
+
+def trl_trainer(told: Mapping[str, Any], chat: Any, micro: int) -> Any:
+    """TRL's RLOOTrainer, with given answers where they are given."""
+    import copy
+
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM
+    from transformers.trainer_callback import PrinterCallback
+    from trl import RLOOConfig, RLOOTrainer
+
+    from rlhf.config.schema import AdapterConfig
+    from rlhf.core.embedded import resolve_base
+    from rlhf.core.models import lora_config
+
+    given = as_rollouts(told["given"], chat) if told["engine"] == "given" else None
+
+    class WithAnswers(RLOOTrainer):  # type: ignore[misc]
+        """Its rollouts replaced where answers are given; scoring, KL, advantages and loss are TRL's."""
+
+        def _generate_single_turn(self, prompt_ids: Any, images: Any, multimodal_fields: Any) -> Any:
+            if given is None:
+                return super()._generate_single_turn(prompt_ids, images, multimodal_fields)
+            waiting = {group[0].prompt_ids: [list(one.completion_ids) for one in group] for group in given}
+            taken: dict[tuple[int, ...], int] = defaultdict(int)
+            answers = []
+            for ids in map(tuple, prompt_ids):
+                answers.append(waiting[ids][taken[ids]])
+                taken[ids] += 1
+            return answers
+
+        def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+            if "loss" in logs:
+                averages = {
+                    name: sum(values) / len(values) for name, values in self._metrics["train"].items()
+                }
+                self.seen.append({**averages, **logs})
+            self._metrics["train"].clear()
+
+    answers = len(told["given"]) * told["samples"]
+    trainer = WithAnswers(
+        AutoModelForCausalLM.from_pretrained(resolve_base(told["base"]), dtype=getattr(torch, told["dtype"])),
+        trl_reward(told, chat),
+        args=RLOOConfig(
+            tempfile.mkdtemp(),
+            num_generations=told["samples"],
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=answers // micro,
+            max_completion_length=told["new_tokens"],
+            max_steps=told["steps"],
+            learning_rate=LEARNING_RATE,
+            lr_scheduler_type="constant",
+            beta=COEFFICIENT,
+            logging_steps=1,
+            bf16=told["dtype"] == "bfloat16",
+            use_cpu=not torch.cuda.is_available(),
+            gradient_checkpointing=False,
+            shuffle_dataset=False,
+            report_to="none",
+            save_strategy="no",
+            dataloader_pin_memory=False,
+            disable_tqdm=True,
+            seed=0,
+        ),
+        train_dataset=Dataset.from_list([{"prompt": one["messages"]} for one in told["given"]]),
+        processing_class=copy.deepcopy(chat.tokenizer),
+        reward_processing_classes=copy.deepcopy(chat.tokenizer),
+        peft_config=lora_config(**AdapterConfig().model_dump()),
+    )
+    trainer.seen = []
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def trl_reward(told: Mapping[str, Any], chat: Any) -> Any:
+    """The reward model as plain weights: base and adapter merged."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    from rlhf.core.embedded import resolve_base
+    from rlhf.core.models import PeftModel
+
+    base = AutoModelForSequenceClassification.from_pretrained(
+        resolve_base(told["base"]),
+        num_labels=1,
+        dtype=getattr(torch, told["dtype"]),
+        pad_token_id=chat.pad_id,
+    )
+    return PeftModel.from_pretrained(base, told["reward"]).merge_and_unload()
+
+
+SIDES: Mapping[str, Callable[[Mapping[str, Any]], Handler]] = {"ours": ours, "trl": theirs}
+
+
+def forget_adapter(model: Any) -> None:
+    """Make a policy the reference again."""
+    import torch
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and "lora_B" in name:
+                parameter.zero_()
+
+
+class Stages:
+    """Seconds in each kind of work; a call within another one is part of that one."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self.now, self.seconds, self.inside = now, defaultdict[str, float](float), False
+
+    def watch(self, owner: Any, name: str, stage: str) -> None:
+        """Count the time in a method of an object from now on."""
+        inner = getattr(owner, name)
+
+        def outer(*args: Any, **kwargs: Any) -> Any:
+            with self.counting(stage):
+                return inner(*args, **kwargs)
+
+        setattr(owner, name, outer)
+
+    @contextlib.contextmanager
+    def counting(self, stage: str) -> Iterator[None]:
+        """The time in the block, unless it is counted already."""
+        if self.inside:
+            yield
+            return
+        self.inside, started = True, self.now()
+        try:
+            yield
+        finally:
+            self.inside = False
+            self.seconds[stage] += self.now() - started
+
+
+def same_work(mine: Mapping[str, Sequence[float]], other: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """How far the first update's mean reward is apart, in units of reward, and its gradient's norm, as a share."""
+    return {
+        "reward": abs(mine["reward"][0] - other["reward"][0]),
+        "grad_norm": abs(mine["grad_norm"][0] / other["grad_norm"][0] - 1),
+    }

@@ -1,0 +1,179 @@
+"""A policy's update, and a whole step, beside TRL's RLOOTrainer with a separate reward model.
+
+    python benchmarks/policy_update.py
+    python benchmarks/policy_update.py --quick --engine transformers
+
+The update is scoring, log-probabilities, KL, backward pass and optimizer on given answers, the same ones for both: prompts and texts of
+real data, groups of 4 and of 8. The whole step samples its answers too: ours by `--engine`, TRL's by transformers' `generate`,
+since its own vLLM path does not run on vLLM's CPU build. Sampled answers are not equally long on both sides, so that whole steps are compared
+by seconds for each sampled token. TRL runs with the fastest of several micro-batches; ours with the default of `tokens_per_batch`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import policy_sides
+from measuring import Side, arguments, in_turns, line, parse, ratio, serve, write_result
+from samples import groups
+
+SIZES: dict[str, Any] = {
+    "answers": 16,
+    "whole_answers": 32,
+    "group_sizes": [4, 8],
+    "longest_prompt": 128,
+    "new_tokens": 128,
+    "whole_new_tokens": 64,
+    "rounds": 3,
+    "whole_rounds": 2,
+}
+QUICK = {
+    "answers": 8,
+    "whole_answers": 8,
+    "longest_prompt": 80,
+    "new_tokens": 16,
+    "whole_new_tokens": 8,
+    "rounds": 1,
+    "whole_rounds": 1,
+}
+MICRO = (4, 8, 16)
+"""Answers in one forward pass of TRL's."""
+SIDES = policy_sides.SIDES
+
+
+def told_for(told: argparse.Namespace, sizes: Mapping[str, Any], group: int, **others: Any) -> dict[str, Any]:
+    """What both sides need: prompts, answers, and sizes."""
+    from rlhf.core.chat import Chat
+
+    given = groups(
+        told.data,
+        Chat.load(told.base),
+        prompts=sizes["answers"] // group,
+        samples=group,
+        longest_prompt=sizes["longest_prompt"],
+        longest_answer=sizes["new_tokens"],
+    )
+    return {
+        "base": told.base,
+        "clock": told.clock,
+        "dtype": "bfloat16",
+        "reward": str(policy_sides.reward_model(told.base, told.output)),
+        "given": given,
+        "samples": group,
+        "longest_prompt": sizes["longest_prompt"],
+        "new_tokens": sizes["new_tokens"],
+        "steps": 1,
+        "engine": "given",
+    } | others
+
+
+def compare_updates(
+    told: argparse.Namespace, sizes: Mapping[str, Any], group: int, micros: tuple[int, ...]
+) -> dict[str, Any]:
+    """Seconds of both sides for one update on given answers, and TRL's micro-batch."""
+    shared = told_for(told, sizes, group)
+    with ExitStack() as stack:
+        side = {
+            name: stack.enter_context(Side(__file__, name, shared, told.output / "logs")) for name in SIDES
+        }
+        tried = {micro: side["trl"].ask(micro=micro) for micro in micros if micro <= sizes["answers"]}
+        micro = min(tried, key=lambda one: float(tried[one]["seconds"]))
+        same = policy_sides.same_work(side["ours"].ask(), tried[micro])
+        found = in_turns(
+            {
+                "ours": lambda: float(side["ours"].ask()["seconds"]),
+                "trl": lambda: float(side["trl"].ask(micro=micro)["seconds"]),
+            },
+            sizes["rounds"],
+        )
+    tokens = [len(ids) for one in shared["given"] for ids in one["answers"]]
+    return {
+        "seconds": found,
+        "micro": micro,
+        "micro_batches": {str(m): a["seconds"] for m, a in tried.items()},
+        "same_work": same,
+        "mean_answer": statistics.mean(tokens),
+    }
+
+
+def compare_steps(told: argparse.Namespace, sizes: Mapping[str, Any], micro: int) -> dict[str, Any]:
+    """Whole steps of both sides: milliseconds for a sampled token, and what ours does besides computing."""
+    sizes = {**sizes, "answers": sizes["whole_answers"]}
+    shared = told_for(told, sizes, 4, new_tokens=sizes["whole_new_tokens"], micro=micro)
+    answers: dict[str, list[dict[str, Any]]] = {name: [] for name in SIDES}
+    engines = {"ours": told.engine, "trl": "transformers"}
+    with ExitStack() as stack:
+        side = {
+            name: stack.enter_context(
+                Side(__file__, name, {**shared, "engine": engines[name]}, told.output / "logs" / "step")
+            )
+            for name in SIDES
+        }
+
+        def one_step(name: str) -> float:
+            answer = side[name].ask()
+            answers[name].append(answer)
+            return float(1000 * answer["seconds"] / (sum(answer["length"]) * sizes["answers"]))
+
+        one_step("ours")  # warms up: an engine compiles
+        answers["ours"].clear()
+        found = in_turns({name: lambda name=name: one_step(name) for name in SIDES}, sizes["whole_rounds"])  # type: ignore[misc]
+    parts: dict[str, float] = {}
+    for answer in answers["ours"]:
+        for stage, seconds in answer["stages"].items():
+            parts[stage] = parts.get(stage, 0.0) + seconds
+    total = sum(answer["seconds"] for answer in answers["ours"])
+    computed = sum(parts.get(stage, 0.0) for stage in ("generate", "forward", "backward"))
+    return {
+        "milliseconds_a_token": found,
+        "seconds": {name: [answer["seconds"] for answer in answers[name]] for name in SIDES},
+        "stages": parts | {"other": total - computed - parts.get("sync", 0.0)},
+        "sync_share": parts.get("sync", 0.0) / total,
+        "overhead_share": (total - computed) / total,
+    }
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = arguments(__doc__)
+    parser.add_argument(
+        "--engine", choices=["vllm", "transformers"], default="vllm", help="of our whole step"
+    )
+    told = parse(parser)
+    if told.side:
+        serve(SIDES[told.side])
+        return
+    sizes = SIZES | (QUICK if told.quick else {})
+    lines, details = [], dict[str, Any]()
+    micros: tuple[int, ...] = MICRO
+    for group in sizes["group_sizes"]:
+        found = compare_updates(told, sizes, group, micros)
+        micros = (found["micro"],)
+        details[f"update, G = {group}"] = found
+        seconds, same = found["seconds"], found["same_work"]
+        lines += [
+            line(f"Policy update, G = {group}: speed beside TRL", ratio(seconds["trl"], seconds["ours"]), "x", least=2.0),
+            line("Ours", statistics.median(seconds["ours"]), "s", note=f"{sizes['answers']} answers"),
+            line("TRL", statistics.median(seconds["trl"]), "s", note=f"{found['micro']} answers a micro-batch"),
+            line("Same work: mean reward apart", same["reward"], most=0.1),
+            line("Same work: gradient norm apart", 100 * same["grad_norm"], "%", most=10),
+        ]  # fmt: skip
+    steps = compare_steps(told, sizes, micros[0])
+    rates = steps["milliseconds_a_token"]
+    details["step"] = steps
+    lines += [
+        line("Whole step with rollouts: speed beside TRL", ratio(rates["trl"], rates["ours"]), "x", least=1.5),
+        line("Ours", statistics.median(rates["ours"]), "ms a sampled token", note=told.engine),
+        line("TRL", statistics.median(rates["trl"]), "ms a sampled token", note="transformers"),
+        line("Adapter to the engine, share of a step", 100 * steps["sync_share"], "%", most=1),
+        line("All but generate, forward and backward, share of a step", 100 * steps["overhead_share"], "%", most=5),
+    ]  # fmt: skip
+    write_result(told, "policy_update", lines, {"sizes": sizes, **details})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,332 @@
+"""Reward training beside TRL's RewardTrainer: useful tokens a second, loss and memory, on the same pairs in the same updates.
+
+    python benchmarks/reward_training.py                    # real pairs of ../shared/data, or --data FOLDER; else the demo's
+    python benchmarks/reward_training.py --quick
+
+Useful tokens are those that a run without padding and without sharing would process. The updates are batches of TRL's
+length-grouped sampler, spread over one pass of the pairs, so that short and long ones are among them. TRL runs in bfloat16 with the
+fastest of several micro-batches; ours with the default of `tokens_per_batch`. Same base, adapter, head, plain Bradley-Terry loss and
+optimizer; every round starts from the same weights. Each side is a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import cost
+import samples
+from measuring import (
+    Handler,
+    Side,
+    arguments,
+    in_turns,
+    line,
+    matmul_peak,
+    parse,
+    ratio,
+    serve,
+    timed,
+    write_result,
+)
+
+from rlhf.config.reward import RewardConfig
+from rlhf.core.packing import Tree
+
+SIZES = {"limit": 2000, "longest": 512, "update": 16, "updates": 3, "rounds": 3, "exact_pairs": 3}
+QUICK = {"limit": 60, "longest": 256, "update": 4, "updates": 2, "rounds": 1, "exact_pairs": 2}
+MICRO = (2, 4, 8, 16)
+"""Pairs in one forward pass of TRL's, tried on the middle update."""
+
+
+def ours(told: Mapping[str, Any]) -> Handler:
+    """`train-reward`'s trainer on given pairs: [chosen ids, rejected ids]."""
+    from transformers import set_seed
+
+    from reward.batches import Item
+    from reward.recipe import build_model
+    from reward.trainer import HybridRewardTrainer, trainer_arguments
+    from rlhf.core.chat import Chat
+
+    set_seed(0)
+    config = RewardConfig.model_validate(
+        {
+            "output": "unused",
+            "model": {"base": told["base"], "dtype": told["dtype"], "max_length": told["longest"]},
+            "attributes": ["reward"],
+            "data": {"preferences": [{"path": "demo", "format": "helpsteer2-preference"}]},
+            "stages": [{"name": "pairs", "preference_weight": 1, "preference_loss": "regular"}],
+        }
+    )
+    chat = Chat.load(told["base"])
+    model = build_model(config, chat)
+    start(model)
+    items = [Item(Tree.of_sequences(pair[::-1]), ((None,), (None,)), 1) for pair in told["pairs"]]
+
+    def train(asked: Mapping[str, Any]) -> Mapping[str, Any]:
+        updates: list[list[int]] = asked["updates"]
+        losses: list[float] = []
+        start(model)
+        trainer = HybridRewardTrainer(
+            model,
+            trainer_arguments(
+                **config.stages[0].optimizer.model_dump() | {"warmup_steps": 0},
+                batch_size=len(updates[0]),
+                folder=tempfile.mkdtemp(),
+                steps=len(updates),
+                bfloat16=told["dtype"] == "bfloat16",
+                seed=0,
+                evaluate_every=10**6,
+                save_every=10**6,
+                has_validation=False,
+                gradient_checkpointing=False,
+            ),
+            chat.tokenizer,
+            stage=config.stages[0],
+            items=items,
+            order=[place for update in updates for place in update],
+            validation=[],
+            tokens_per_batch=asked["tokens_per_batch"] or config.tokens_per_batch,
+            step_offset=0,
+            record=lambda _, figures: losses.append(float(figures["loss/bt"])),
+        )
+        return timed(trainer, told["clock"]) | {"losses": losses} | {"shape": vars(cost.Shape.of(model))}
+
+    return train
+
+
+def theirs(told: Mapping[str, Any]) -> Handler:
+    """TRL's trainer on the same pairs, through its door for token ids."""
+    import torch
+    from datasets import Dataset
+    from torch.utils.data import SequentialSampler
+    from transformers import AutoModelForSequenceClassification, set_seed
+    from transformers.trainer_callback import PrinterCallback
+    from trl import RewardConfig as TRLRewardConfig
+    from trl import RewardTrainer
+
+    from rlhf.config.schema import AdapterConfig, OptimizerConfig
+    from rlhf.core.chat import Chat
+    from rlhf.core.embedded import resolve_base
+    from rlhf.core.models import lora_config, with_adapter
+
+    class InOrder(RewardTrainer):  # type: ignore[misc]
+        """The order was made by the sampler before, see `updates_of`."""
+
+        losses: list[float]
+
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+            return SequentialSampler(self.train_dataset)
+
+        def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+            if "loss" in logs:
+                self.losses.append(logs["loss"])
+
+    set_seed(0)
+    chat = Chat.load(told["base"])
+    base = AutoModelForSequenceClassification.from_pretrained(
+        resolve_base(told["base"]),
+        num_labels=1,
+        dtype=getattr(torch, told["dtype"]),
+        pad_token_id=chat.pad_id,
+    )
+    model = with_adapter(base, lora_config(**AdapterConfig().model_dump(), head=True))
+    start(model)
+    optimizer = OptimizerConfig()
+
+    def train(asked: Mapping[str, Any]) -> Mapping[str, Any]:
+        updates: list[list[int]] = asked["updates"]
+        pairs = [told["pairs"][place] for update in updates for place in update]
+        start(model)
+        trainer = InOrder(
+            model,
+            args=TRLRewardConfig(
+                tempfile.mkdtemp(),
+                per_device_train_batch_size=asked["micro"],
+                gradient_accumulation_steps=len(updates[0]) // asked["micro"],
+                max_steps=len(updates),
+                learning_rate=optimizer.learning_rate,
+                lr_scheduler_type="constant",
+                weight_decay=optimizer.weight_decay,
+                adam_beta1=optimizer.betas[0],
+                adam_beta2=optimizer.betas[1],
+                max_grad_norm=optimizer.max_grad_norm,
+                max_length=None,
+                bf16=told["dtype"] == "bfloat16",
+                use_cpu=not torch.cuda.is_available(),
+                gradient_checkpointing=False,
+                logging_steps=1,
+                report_to="none",
+                save_strategy="no",
+                remove_unused_columns=False,
+                dataloader_pin_memory=False,
+                disable_tqdm=True,
+                seed=0,
+            ),
+            train_dataset=Dataset.from_list([{"chosen_ids": c, "rejected_ids": r} for c, r in pairs]),
+            processing_class=chat.tokenizer,
+        )
+        trainer.losses = []
+        trainer.remove_callback(PrinterCallback)
+        return timed(trainer, told["clock"]) | {"losses": trainer.losses}
+
+    return train
+
+
+SIDES = {"ours": ours, "trl": theirs}
+
+
+def start(model: Any) -> None:
+    """The same weights for both sides: whatever is trained gets small random values, in the order of names."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for _, parameter in sorted(
+            (name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad
+        ):
+            parameter.data = parameter.data.float()
+            parameter.normal_(0, 0.02, generator=generator)
+            parameter.grad = None
+
+
+def updates_of(pairs: Sequence[Sequence[Sequence[int]]], size: int, count: int) -> list[list[int]]:
+    """`count` batches of one pass of transformers' length-grouped sampler over all pairs, evenly spread by length."""
+    import torch
+    from transformers.trainer_pt_utils import LengthGroupedSampler
+
+    lengths = [max(map(len, pair)) for pair in pairs]
+    sampler = LengthGroupedSampler(size, lengths=lengths, generator=torch.Generator().manual_seed(0))
+    order = list(sampler)
+    full = [order[first : first + size] for first in range(0, len(order) - size + 1, size)]
+    full.sort(key=lambda update: -sum(lengths[place] for place in update))
+    return [full[int((number + 0.5) * len(full) / count)] for number in range(count)]
+
+
+def measure(told: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The lines of the table, and what lies behind them."""
+    from rlhf.core.chat import Chat
+
+    sizes = SIZES | (QUICK if told.quick else {})
+    items = samples.pairs(told.data, Chat.load(told.base), limit=sizes["limit"], longest=sizes["longest"])
+    everything = [samples.sides_of(item) for item in items]
+    size = sizes["update"]
+    chosen = updates_of(everything, size, sizes["updates"])
+    pairs = [everything[place] for update in chosen for place in update]
+    updates = [list(range(first, first + size)) for first in range(0, len(pairs), size)]
+    shared = {"base": told.base, "clock": told.clock, "longest": sizes["longest"], "pairs": pairs}
+    logs = told.output / "logs"
+    with ExitStack() as stack:
+        sides = {
+            name: stack.enter_context(Side(__file__, name, {**shared, "dtype": "bfloat16"}, logs))
+            for name in SIDES
+        }
+        middle = [updates[len(updates) // 2]]
+        tried = {micro: sides["trl"].ask(updates=middle, micro=micro) for micro in MICRO if micro <= size}
+        micro = min(tried, key=lambda one: float(tried[one]["seconds"]))
+        print(f"TRL is fastest with {micro} pairs a micro-batch.", flush=True)
+        sides["ours"].ask(updates=middle, tokens_per_batch=None)  # warms up
+        answers: dict[str, list[dict[str, Any]]] = {name: [] for name in SIDES}
+        peaks: list[float] = []
+        useful = sum(len(ids) for pair in pairs for ids in pair)
+
+        def one_round(name: str) -> float:
+            settings = {"tokens_per_batch": None} if name == "ours" else {"micro": micro}
+            answers[name].append(sides[name].ask(updates=updates, **settings))
+            peaks.append(matmul_peak(told.clock))
+            return useful / float(answers[name][-1]["seconds"])
+
+        rates = in_turns({name: lambda name=name: one_round(name) for name in SIDES}, sizes["rounds"])  # type: ignore[misc]
+    memories = memory_at_equal_tokens(shared, pairs, updates, micro, logs)
+    own = [float(answer["losses"][0]) for answer in tried.values()]
+    lines = [
+        line("Reward training: useful tokens/s beside TRL", ratio(rates["ours"], rates["trl"]), "x", least=2.0),
+        line("Loss of an update, difference, float32", exact_losses(shared, sizes["exact_pairs"], logs), most=1e-5),
+        *bfloat16_losses(answers),
+        line("One update of TRL's with itself in other micro-batches, bfloat16", max(own) - min(own)),
+        line("Memory an update adds, beside TRL at the same tokens a batch", memories["ours"] / memories["trl"], "x", most=1.0),
+        line("Ours", statistics.median(rates["ours"]), "useful tokens/s"),
+        line("TRL", statistics.median(rates["trl"]), "useful tokens/s", note=f"{micro} pairs a micro-batch, length-grouped"),
+        *shares_of_peak(pairs, answers, statistics.median(peaks)),
+    ]  # fmt: skip
+    details = {
+        "sizes": sizes,
+        "useful_tokens": useful,
+        "rates": rates,
+        "micro_batches": {str(one): answer["seconds"] for one, answer in tried.items()},
+        "losses": {name: answers[name][0]["losses"] for name in SIDES},
+        "added_bytes": memories,
+        "matmul_gflops": peaks,
+    }
+    return lines, details
+
+
+def bfloat16_losses(answers: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """How far the losses of the first round are apart: its mean, and the update that is furthest."""
+    both = [answers[name][0]["losses"] for name in SIDES]
+    means = [statistics.mean(losses) for losses in both]
+    furthest = max(abs(mine - other) for mine, other in zip(*both, strict=True))
+    return [
+        line("Mean loss of a round's updates, difference, bfloat16", abs(means[0] - means[1]), most=1e-3),
+        line("The update that is furthest apart, bfloat16", furthest, note="rounding, see the next line"),
+    ]
+
+
+def shares_of_peak(
+    pairs: Sequence[Sequence[Sequence[int]]], answers: Mapping[str, Sequence[Mapping[str, Any]]], peak: float
+) -> list[dict[str, Any]]:
+    """The machine's peak, and what each side makes of it with the tokens it computes."""
+    shape = cost.Shape(**answers["ours"][0]["shape"])
+    operations = {
+        "ours": cost.training(shape, (Tree.of_sequences(pair) for pair in pairs)),
+        "trl": cost.training(shape, (Tree((), (tuple(ids),)) for pair in pairs for ids in pair)),
+    }
+    share = {
+        name: 100 * operations[name] / statistics.median(a["seconds"] for a in answers[name]) / 1e9 / peak
+        for name in SIDES
+    }
+    return [
+        line("Matrix products of this machine, bfloat16", peak, "GFLOP/s"),
+        line("Ours: share of that peak", share["ours"], "%"),
+        line("TRL: share of that peak, padding not counted", share["trl"], "%"),
+    ]
+
+
+def exact_losses(shared: Mapping[str, Any], pairs: int, logs: Any) -> float:
+    """How far the float32 losses of one update are apart."""
+    losses = []
+    for name in SIDES:
+        with Side(__file__, name, {**shared, "dtype": "float32"}, logs) as side:
+            answer = side.ask(updates=[list(range(pairs))], tokens_per_batch=None, micro=pairs)
+            losses.append(answer["losses"][0])
+    return abs(float(losses[0]) - float(losses[1]))
+
+
+def memory_at_equal_tokens(
+    shared: Mapping[str, Any], pairs: Sequence[Any], updates: list[list[int]], micro: int, logs: Any
+) -> dict[str, int]:
+    """Bytes that two updates of the longest batch add, in a fresh process each; ours has as many tokens a batch as TRL's padded one."""
+    tokens = micro * 2 * max(len(ids) for place in updates[0][:micro] for ids in pairs[place])
+    found = {}
+    for name in SIDES:
+        with Side(__file__, name, {**shared, "dtype": "bfloat16"}, logs) as side:
+            answer = side.ask(updates=[updates[0]] * 2, tokens_per_batch=tokens, micro=micro)
+            found[name] = int(answer["added"])
+    return found | {"tokens": tokens}
+
+
+def main() -> None:
+    """Measure, print, write."""
+    told = parse(arguments(__doc__))
+    if told.side:
+        serve(SIDES[told.side])
+        return
+    write_result(told, "reward_training", *measure(told))
+
+
+if __name__ == "__main__":
+    main()

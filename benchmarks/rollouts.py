@@ -1,0 +1,204 @@
+"""Tokens a second of our engines: vLLM with and without an adapter, and transformers' `generate`, on the same prompts.
+
+    python benchmarks/rollouts.py
+
+Every answer is as long as may be (no stop token ends it), so that all engines make the same number of tokens; the adapter
+has random weights. Three processes take turns: vLLM with LoRA, which samples with the adapter and without it; vLLM as it is
+without LoRA; and `generate` on the trainer's model, with the adapter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import statistics
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from measuring import CLOCKS, Handler, Side, arguments, in_turns, line, parse, ratio, serve, write_result
+from samples import groups
+
+LONGEST_PROMPT = 80
+SIZES = {"prompts": 8, "samples": 4, "new_tokens": 96, "rounds": 3}
+QUICK = {"prompts": 2, "samples": 2, "new_tokens": 8, "rounds": 1}
+
+
+def adapted_model(told: Mapping[str, Any]) -> Any:
+    """The base with a policy's adapter of random weights."""
+    import torch
+
+    from rlhf.core.models import load_causal, lora_config, with_adapter
+
+    model = with_adapter(
+        load_causal(told["base"], revision=None, dtype=told["dtype"], quantization="none"),
+        lora_config(rank=told["rank"], alpha=2.0 * told["rank"], dropout=0.0, targets="all-linear"),
+    )
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.02, generator=generator)
+    return model
+
+
+def vllm_side(told: Mapping[str, Any]) -> Handler:
+    """Our engine; `lora` false takes the adapter's place out of it."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # read when vllm is imported
+    import vllm
+
+    whole = vllm.LLM
+    # Every answer to the full length; our engine makes its SamplingParams by this name when it is asked.
+    vllm.SamplingParams = functools.partial(vllm.SamplingParams, ignore_eos=True)
+    if not told["lora"]:
+        vllm.LLM = functools.partial(without_lora, whole)
+    from policy.rollouts.protocol import Sampling
+    from policy.rollouts.vllm_engine import VLLMEngine
+    from rlhf.core.chat import Chat
+    from rlhf.core.embedded import resolve_base
+
+    chat = Chat.load(told["base"])
+    engine = VLLMEngine(
+        resolve_base(told["base"]),
+        Sampling(told["new_tokens"], 1.0, ()),
+        chat,
+        revision=None,
+        rank=told["rank"],
+        max_model_len=LONGEST_PROMPT + told["new_tokens"],
+        max_sequences=told["prompts"] * told["samples"],
+        dtype=told["dtype"],
+        quantization="none",
+        memory_gib=0.5,
+        gpu_memory_share=0.35,
+        seed=0,
+    )
+    if told["lora"]:
+        engine.sync(adapted_model(told))
+    request = engine.request
+    generate = timed(engine, told)
+
+    def answer(asked: Mapping[str, Any]) -> Mapping[str, Any]:
+        engine.request = request if asked["adapter"] else None
+        return generate(asked)
+
+    return answer
+
+
+def without_lora(make: Any, **settings: Any) -> Any:
+    """vLLM without its LoRA layers."""
+    return make(**{**settings, "enable_lora": False})
+
+
+def transformers_side(told: Mapping[str, Any]) -> Handler:
+    """transformers' `generate` on the model with its adapter, as our other engine runs it."""
+    from policy.rollouts.protocol import Sampling
+    from policy.rollouts.transformers_engine import TransformersEngine
+    from rlhf.core.chat import Chat
+
+    chat = Chat.load(told["base"])
+    engine = TransformersEngine(Sampling(told["new_tokens"], 1.0, chat.stop_ids), chat)
+    model = adapted_model(told)
+    model.generation_config.min_new_tokens = told["new_tokens"]
+    model.get_base_model().generation_config.min_new_tokens = told["new_tokens"]
+    engine.sync(model)
+    return timed(engine, told)
+
+
+def timed(engine: Any, told: Mapping[str, Any]) -> Handler:
+    """Answers a request by sampling; returns tokens a second."""
+    from rlhf.core.chat import Chat
+
+    chat = Chat.load(told["base"])
+    data = Path(told["data"]) if told["data"] else None
+    given = groups(
+        data, chat, prompts=told["prompts"], samples=1, longest_prompt=LONGEST_PROMPT, longest_answer=8
+    )
+    ids = [prompt_ids(chat, one) for one in given]
+    now = CLOCKS[told["clock"]]
+
+    def sample(asked: Mapping[str, Any]) -> Mapping[str, Any]:
+        started = now()
+        answers = engine.generate(ids, samples=told["samples"], seed=asked["seed"])
+        seconds = now() - started
+        lengths = [len(rollout.completion_ids) for group in answers for rollout in group]
+        return {"tokens_per_second": sum(lengths) / seconds, "tokens": sum(lengths)}
+
+    return sample
+
+
+def prompt_ids(chat: Any, one: Mapping[str, Any]) -> list[int]:
+    """Token ids of a prompt of `samples.groups`."""
+    from samples import as_prompts
+
+    return list(chat.prompt_ids(as_prompts([one])[0].messages))
+
+
+SIDES = {"vllm": vllm_side, "vllm-without-lora": vllm_side, "transformers": transformers_side}
+
+
+def measure(told: argparse.Namespace) -> dict[str, list[float]]:
+    """Tokens a second of each engine in each round; the first round warms up."""
+    sizes = SIZES | (QUICK if told.quick else {})
+    shared = {
+        "base": told.base,
+        "dtype": told.dtype,
+        "rank": told.rank,
+        "data": str(told.data) if told.data else None,
+        "clock": told.clock,
+        **sizes,
+    }
+    with ExitStack() as stack:
+        side = {
+            name: stack.enter_context(
+                Side(__file__, name, {**shared, "lora": name == "vllm"}, told.output / "logs")
+            )
+            for name in SIDES
+        }
+        counts: set[int] = set()
+
+        def rate(name: str, adapter: bool) -> float:
+            answer = side[name].ask(adapter=adapter, seed=0)
+            counts.add(answer["tokens"])
+            return float(answer["tokens_per_second"])
+
+        ways = {
+            "vLLM, adapter": lambda: rate("vllm", True),
+            "vLLM, LoRA on, no adapter": lambda: rate("vllm", False),
+            "vLLM without LoRA": lambda: rate("vllm-without-lora", False),
+            "transformers, adapter": lambda: rate("transformers", True),
+        }
+        for way in ways.values():
+            way()
+        found = in_turns(ways, sizes["rounds"])
+        assert len(counts) == 1, f"the engines made different numbers of tokens: {counts}"
+        return found
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = arguments(__doc__)
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--dtype", default="bfloat16")
+    told = parse(parser)
+    if told.side:
+        serve(SIDES[told.side])
+        return
+    found = measure(told)
+    adapter, base = found["vLLM, adapter"], found["vLLM without LoRA"]
+    lines = [
+        line("vLLM with an adapter beside the base alone", ratio(adapter, base), "x", least=0.85),
+        line(
+            "vLLM with an adapter beside transformers' generate",
+            ratio(adapter, found["transformers, adapter"]),
+            "x",
+            least=1.0,
+        ),
+        *(line(name, statistics.median(rates), "tokens/s") for name, rates in found.items()),
+    ]
+    write_result(told, "rollouts", lines, {"tokens_per_second": found, "rank": told.rank})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,290 @@
+"""Time and memory of our two steps against their sizes, with the exponent at the upper end, drawn beside the model's own cost.
+
+    python benchmarks/scaling.py
+
+Reward step: forward and backward of the packed pairs. Policy step: scoring, the reference's pass, and the policy's with its gradient, on given
+answers. One size grows at a time: the sequence, the share of it that is prompt, the answers of a group, the prompts of a batch, the adapter's rank. The
+exponent is the slope of the logarithms between the two largest sizes; the model's own cost is that of `benchmarks/cost.py`. A step that
+grows faster than it wastes something; the difference may be 0.15, which is what timing leaves open.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cost
+import policy_sides
+from measuring import CLOCKS, Handler, Side, arguments, line, parse, serve, write_result
+
+from rlhf.core.packing import Tree
+
+BASE_POINT = {"length": 256, "share": 0.25, "group": 4, "batch": 1, "rank": 8}
+"""Tokens of a sequence, share of it that is prompt, answers of a prompt, prompts, rank."""
+SIZES: dict[str, Any] = {
+    "length": [128, 256, 512, 1024],
+    "share": [0.125, 0.25, 0.5, 0.75],
+    "group": [2, 4, 8],
+    "batch": [1, 2, 4],
+    "rank": [8, 32, 128],
+    "rounds": 2,
+}
+QUICK = {
+    "length": [64, 128],
+    "share": [0.25, 0.5],
+    "group": [2, 4],
+    "batch": [1, 2],
+    "rank": [8, 16],
+    "rounds": 1,
+}
+TITLES = {
+    "length": "tokens of a sequence",
+    "share": "share that is prompt",
+    "group": "answers of a prompt",
+    "batch": "prompts of an update",
+    "rank": "rank of the adapter",
+}
+TOLERANCE = 0.15
+
+
+def trees_of(point: Mapping[str, float], branches: int) -> list[Tree]:
+    """Trees of random ids: what they are does not matter."""
+    draw = random.Random(0)
+    trunk = max(1, round(point["length"] * point["share"]))
+    branch = max(2, int(point["length"]) - trunk)
+
+    def ids(count: int) -> tuple[int, ...]:
+        return tuple(draw.randrange(10, 1000) for _ in range(count))
+
+    return [Tree(ids(trunk), tuple(ids(branch) for _ in range(branches))) for _ in range(int(point["batch"]))]
+
+
+def reward_step(told: Mapping[str, Any]) -> Handler:
+    """Our reward trainer's step on pairs; the size of a group does not matter to it."""
+    import tempfile
+
+    from reward.batches import Item
+    from reward.recipe import build_model
+    from reward.trainer import HybridRewardTrainer, trainer_arguments
+    from rlhf.config.reward import RewardConfig
+    from rlhf.core.chat import Chat
+
+    config = RewardConfig.model_validate(
+        {
+            "output": "unused",
+            "model": {"base": told["base"], "max_length": 64},
+            "adapter": {"rank": told["rank"], "alpha": 2.0 * told["rank"]},
+            "attributes": ["reward"],
+            "data": {"preferences": [{"path": "demo", "format": "helpsteer2-preference"}]},
+            "stages": [{"name": "pairs", "preference_weight": 1}],
+        }
+    )
+    chat = Chat.load(told["base"])
+    model = build_model(config, chat)
+    arguments_ = trainer_arguments(
+        **config.stages[0].optimizer.model_dump(),
+        batch_size=1,
+        folder=tempfile.mkdtemp(),
+        steps=1,
+        bfloat16=True,
+        seed=0,
+        evaluate_every=10**6,
+        save_every=10**6,
+        has_validation=False,
+        gradient_checkpointing=False,
+    )
+    trainer = HybridRewardTrainer(
+        model,
+        arguments_,
+        chat.tokenizer,
+        stage=config.stages[0],
+        items=[],
+        order=[0],
+        validation=[],
+        tokens_per_batch=config.tokens_per_batch,
+        step_offset=0,
+        record=lambda *_: None,
+    )
+    shape = cost.Shape.of(model)
+
+    def step(point: Mapping[str, Any]) -> Mapping[str, Any]:
+        trees = trees_of(point, 2)
+        items = [Item(tree, ((None,), (None,)), 1) for tree in trees]
+        return measured(trainer, {"items": items}, told["clock"], point["rounds"]) | {
+            "cost": cost.training(shape, trees)
+        }
+
+    return step
+
+
+def policy_step(told: Mapping[str, Any]) -> Handler:
+    """Our policy trainer's step on given answers."""
+    from policy.rows import answer_tree
+    from rlhf.core.chat import Chat
+    from rlhf.core.records import Rollout
+
+    chat = Chat.load(told["base"])
+    given = [{"messages": [{"role": "user", "content": "Hi."}], "answers": [[11, 12]] * 2}]
+    told = {**told, "given": given, "samples": 2, "longest_prompt": 64, "new_tokens": 64, "steps": 1, "engine": "given", "dtype": "bfloat16"}  # fmt: skip
+    trainer = policy_sides.our_trainer(told, chat)
+    shape = cost.Shape.of(trainer.model)
+    scorer = trainer.rewards.parts[0].source.scorer
+
+    def step(point: Mapping[str, Any]) -> Mapping[str, Any]:
+        groups = []
+        for tree in trees_of(point, int(point["group"])):
+            text = chat.decode(tree.branches[0])
+            groups.append([Rollout(tree.trunk, branch, (), True, text) for branch in tree.branches])
+        trees = [answer_tree(group) for group in groups]
+        trainer.engine = SimpleNamespace(sync=lambda _: None, generate=lambda *_, **__: groups, figures=dict)
+        trainer.rewards = TreeRewards(scorer, trees, int(point["group"]))
+        trainer.num_generations = int(point["group"])
+        rows = [{"prompt": "0"}] * (len(groups) * int(point["group"]))
+        asked = sum(len(one.completion_ids) for group in groups for one in group)
+        return measured(trainer, rows, told["clock"], point["rounds"]) | {
+            "cost": cost.policy_update(shape, trees, asked)
+        }
+
+    return step
+
+
+class TreeRewards:
+    """Scores given token ids as the scorer would their texts, whose tokens might be others."""
+
+    def __init__(self, scorer: Any, trees: Sequence[Tree], group: int) -> None:
+        self.scorer, self.trees, self.group = scorer, trees, group
+
+    def of(self, *_: object) -> Any:
+        """A made-up reward for each answer, after the work of scoring it."""
+        from plan_vs_measured import score_trees
+
+        from policy.rewards.protocol import Given
+
+        score_trees(self.scorer, self.trees, self.scorer.tokens_per_batch)
+        return Given([float(place % 3) for place in range(len(self.trees) * self.group)])
+
+
+def measured(trainer: Any, inputs: Any, clock: str, rounds: int) -> dict[str, Any]:
+    """Seconds of a step, the median of some; and the bytes torch hands out at once in another, which warms up."""
+    from plan_vs_measured import allocator_peak
+
+    now = CLOCKS[clock]
+    trainer.state.global_step = 1  # at the first step the policy must be the reference
+
+    def step() -> None:
+        trainer.training_step(trainer.model, inputs)
+        trainer.model.zero_grad()
+
+    peak, seconds = allocator_peak(step), []
+    for _ in range(rounds):
+        started = now()
+        step()
+        seconds.append(now() - started)
+    return {"seconds": statistics.median(seconds), "bytes": peak}
+
+
+SIDES: Mapping[str, Callable[[Mapping[str, Any]], Handler]] = {"reward": reward_step, "policy": policy_step}
+
+
+def slope(points: Sequence[tuple[float, float]]) -> float:
+    """The exponent between the last two points: d log y / d log x."""
+    (x1, y1), (x2, y2) = points[-2:]
+    return math.log(y2 / y1) / math.log(x2 / x1)
+
+
+def sweep(told: argparse.Namespace, sizes: Mapping[str, Any], kind: str) -> dict[str, list[dict[str, Any]]]:
+    """For each size the points measured: x, seconds, bytes, cost."""
+    reward = policy_sides.reward_model(told.base, told.output)
+    found: dict[str, list[dict[str, Any]]] = {}
+    shared = {"base": told.base, "clock": told.clock, "reward": str(reward)}
+    for rank in sizes["rank"]:
+        lora = rank == BASE_POINT["rank"]
+        with Side(__file__, kind, {**shared, "rank": rank}, told.output / "logs") as side:
+            names = [name for name in TITLES if name != "rank" and not (kind == "reward" and name == "group")]
+            for name in [*(names if lora else ()), "rank"]:
+                for value in sizes[name] if name != "rank" else [rank]:
+                    point = {**BASE_POINT, name: value} | (
+                        {"length": 64} if told.quick and name != "length" else {}
+                    )
+                    answer = side.ask(**point, rounds=sizes["rounds"])
+                    kept = {what: answer[what] for what in ("seconds", "bytes", "cost")}
+                    found.setdefault(name, []).append({"x": value, **kept})
+                    print(f"  {kind} step, {TITLES[name]} {value}: {answer['seconds']:.2f} s", flush=True)
+    return found
+
+
+def lines_of(kind: str, found: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """For each size: how much faster time and memory grow than the model's own cost."""
+    lines = []
+    for name, points in found.items():
+        exponent = {
+            what: slope([(one["x"], one[what]) for one in points]) for what in ("seconds", "bytes", "cost")
+        }
+        lines.append(
+            line(
+                f"{kind} step against {TITLES[name]}: exponent of time less the model's own",
+                exponent["seconds"] - exponent["cost"],
+                most=TOLERANCE,
+                note=f"time {exponent['seconds']:.2f}, memory {exponent['bytes']:.2f}, model's operations {exponent['cost']:.2f}",
+            )
+        )
+    return lines
+
+
+def draw(found: Mapping[str, Mapping[str, list[dict[str, Any]]]], file: Path) -> None:
+    """Time, memory and the model's operations, each as a multiple of its first point, on logarithmic axes."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(
+        len(found),
+        len(TITLES),
+        figsize=(2.6 * len(TITLES), 2.5 * len(found)),
+        layout="constrained",
+        squeeze=False,
+    )
+    looks = {"seconds": ("time", "#1f4e96", "o-"), "bytes": ("memory", "#b5651d", "s-"), "cost": ("model's operations", "#888888", "--")}  # fmt: skip
+    for row, (kind, curves) in zip(panels, found.items(), strict=True):
+        for axes, (name, title) in zip(row, TITLES.items(), strict=True):
+            if name not in curves:
+                axes.set_axis_off()
+                continue
+            for what, (label, colour, style) in looks.items():
+                values = [one[what] / curves[name][0][what] for one in curves[name]]
+                exponent = slope([(one["x"], one[what]) for one in curves[name]])
+                axes.plot([one["x"] for one in curves[name]], values, style, color=colour, markersize=3.5, linewidth=1.2, label=f"{label}, {exponent:.2f}")  # fmt: skip
+            axes.set_xscale("log", base=2)
+            axes.set_yscale("log", base=2)
+            axes.set_xticks([one["x"] for one in curves[name]], [f"{one['x']:g}" for one in curves[name]])
+            axes.minorticks_off()
+            axes.set_title(f"{kind}: {title}", fontsize=8)
+            axes.tick_params(labelsize=7)
+            axes.legend(fontsize=6, frameon=False)
+            axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def main() -> None:
+    """Measure, draw, print, write."""
+    told = parse(arguments(__doc__))
+    if told.side:
+        serve(SIDES[told.side])
+        return
+    sizes = SIZES | (QUICK if told.quick else {})
+    found = {kind: sweep(told, sizes, kind) for kind in SIDES}
+    draw(found, told.output / "scaling.svg")
+    lines = [one for kind, curves in found.items() for one in lines_of(kind.capitalize(), curves)]
+    write_result(told, "scaling", lines, {"base_point": BASE_POINT, "points": found})
+
+
+if __name__ == "__main__":
+    main()

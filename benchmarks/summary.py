@@ -1,0 +1,90 @@
+"""The table of targets and figures, in Markdown, from the files that the benchmarks wrote.
+
+python benchmarks/summary.py runs/bench                          # to the screen
+python benchmarks/summary.py runs/bench --into benchmarks/README.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from measuring import figure, target, verdict
+
+from rlhf.core.runs import atomic_write_text
+
+ORDER = ("reward_training", "policy_update", "policy_memory", "rollouts", "scaling")
+BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
+
+
+def results(folder: Path) -> list[dict[str, Any]]:
+    """What the benchmarks wrote, in the order of the table."""
+    files = {name: folder / f"{name}.json" for name in ORDER}
+    found = [json.loads(file.read_text("utf-8")) for file in files.values() if file.exists()]
+    if not found:
+        sys.exit(f"{folder} holds no results: run `make bench` first")
+    return found
+
+
+def markdown(found: Iterable[Mapping[str, Any]]) -> str:
+    """Machine and date, then one row a figure."""
+    found = list(found)
+    first = found[0]
+    machine, environment = first["machine"], first["environment"]
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+    rows = [
+        f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads, {machine['memory_gib']:g} GiB; {environment['started'][:10]}; "
+        f"base `{first['base']}`, {first['data']} data; {versions}.",
+        *(
+            [
+                "",
+                "**Not a result**: small sizes (`--quick`), or processor time on a busy machine (`--clock processor`).",
+            ]
+            if any(one["quick"] or one["clock"] != "wall" for one in found)
+            else []
+        ),
+        "",
+        "| | target | measured | |",
+        "| --- | --- | --- | --- |",
+    ]
+    for one in found:
+        rows.append(
+            f"| **{one['name'].replace('_', ' ')}** (load {one['machine']['load']:g} at its end) | | | |"
+        )
+        rows += [
+            f"| {row['what']} | {target(row)} | {figure(row)} | {verdict(row)} |" for row in one["lines"]
+        ]
+    missing = [name for name in ORDER if name not in {one["name"] for one in found}]
+    return "\n".join([*rows, *(["", f"Not run: {', '.join(missing)}."] if missing else [])]) + "\n"
+
+
+def put_into(file: Path, text: str) -> None:
+    """Replace what stands between the two marks of a file."""
+    whole = file.read_text("utf-8")
+    if BEGIN not in whole or END not in whole:
+        sys.exit(f"{file} lacks the lines {BEGIN} and {END}")
+    before, rest = whole.split(BEGIN, 1)
+    atomic_write_text(file, f"{before}{BEGIN}\n{text}{END}{rest.split(END, 1)[1]}")
+
+
+def main() -> None:
+    """Print the table, or put it into a file."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="where the results are")
+    parser.add_argument("--into", type=Path, help="a file with the marks between which the table stands")
+    told = parser.parse_args()
+    text = markdown(results(told.folder))
+    if told.into is None:
+        print(text, end="")
+    else:
+        put_into(told.into, text)
+
+
+if __name__ == "__main__":
+    main()

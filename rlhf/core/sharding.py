@@ -1,0 +1,141 @@
+"""FSDP2: a model whose weights are dealt out to the processes, each layer whole only while it computes.
+
+torch shards and gathers, accelerate says what (`fsdp2_prepare_model`), a file in `configs/launch/` asks for it. Here is what
+our passes need besides: all processes must make the same number of them, since every pass gathers weights from all.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from rlhf.core import processes
+from rlhf.core.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def asked_for() -> bool:
+    """Whether the launcher asks for sharded weights.
+
+    Raises:
+        ConfigError: it asks for FSDP 1.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        return False
+    version = os.environ.get("FSDP_VERSION", "1")
+    if version != "2":
+        raise ConfigError(
+            f"fsdp_version is {version}.",
+            allowed="2: FSDP 1 cannot shard float32 adapters beside a bfloat16 or 4-bit base",
+            fix="accelerate launch --config_file configs/launch/fsdp2.yaml",
+        )
+    return True
+
+
+def shard(model: Any) -> None:
+    """Deal a model's weights out to the processes, where the launcher asks for it; once all adapters hang on it.
+
+    Weights keep their formats: mixed precision is autocast's, and gradients of float32 adapters are summed in float32.
+    """
+    if not asked_for():
+        return
+    from accelerate import Accelerator
+    from accelerate.utils import fsdp2_prepare_model
+    from torch.distributed.fsdp import register_fsdp_forward_method
+
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    know_on_cpus(accelerator)
+    accelerator.state.fsdp_plugin.mixed_precision_policy = None
+    fsdp2_prepare_model(accelerator, model)
+    base = model.get_base_model()
+    base._is_fsdp_managed_module = True  # noqa: SLF001 (keeps `generate` in step, see transformers)
+    register_fsdp_forward_method(model, "generate")
+    # torch takes the module of the first pass for the root, and what is made in inference mode can never be trained.
+    bfloat16 = torch.autocast(accelerator.device.type, torch.bfloat16, enabled=base.dtype == torch.bfloat16)
+    with torch.no_grad(), bfloat16:
+        model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=accelerator.device))
+    settle(model)
+
+
+def is_sharded(model: Any) -> bool:
+    """Whether `shard` dealt out this model's weights."""
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(model, FSDPModule)
+
+
+def know_on_cpus(accelerator: Any) -> None:
+    """Tell accelerate that the run is sharded; by itself it knows on cards alone, and CPUs are what this is tested on."""
+    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+    state = accelerator.state
+    if asked_for() and state.distributed_type == DistributedType.MULTI_CPU:
+        state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, FullyShardedDataParallelPlugin()
+
+
+def through_root(model: Any, part: Callable[..., T]) -> Callable[..., T]:
+    """A part of a model's forward pass, to be called by itself: of a sharded model it gathers what the whole pass would."""
+    if not is_sharded(model):
+        return part
+    from torch.distributed.fsdp import register_fsdp_forward_method
+
+    model.part = lambda *args, **kwargs: part(
+        *args, **kwargs
+    )  # assigned itself, a module would become a part of the model
+    register_fsdp_forward_method(model, "part")
+    return model.part  # type: ignore[no-any-return]
+
+
+def settle(model: nn.Module) -> None:
+    """Let every layer be a shard again: after a pass some stay whole, and what is then changed in them is lost."""
+    if not is_sharded(model):
+        return
+    for module in model.modules():
+        if is_sharded(module):
+            module.reshard()  # type: ignore[operator]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that may be dealt out, in one piece; all processes must ask."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def part_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, of which every process has a copy, dealt out as another one is."""
+    moved = tensor.to(like.device)
+    if not hasattr(like, "full_tensor"):
+        return moved
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(moved, like.device_mesh, like.placements, src_data_rank=None)  # type: ignore[attr-defined]
+
+
+def put(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Give parameters, by name, the values of whole tensors."""
+    settle(model)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in values.items():
+            parameters[name].copy_(part_like(value, parameters[name]))
+
+
+def in_step(batches: Iterable[T], model: Any) -> Iterator[tuple[T, bool]]:
+    """Batches, each with True; of a sharded model the last one again, with False, until all processes are through.
+
+    There must be at least one. What is computed from a batch that comes with False is to change nothing.
+    """
+    own = list(batches)
+    for batch in own:
+        yield batch, True
+    for _ in range(passes_behind(len(own), model)):
+        yield own[-1], False
+
+
+def passes_behind(own: int, model: Any) -> int:
+    """How many passes more another process has to make through a sharded model than this one."""
+    return max(processes.gathered(own)) - own if is_sharded(model) else 0

@@ -1,0 +1,224 @@
+"""The models of a run and the passes of one update over one packed row, as the trainers make them; here on tensors without data.
+
+The models are our own, with adapters, packed rows and losses as in a run; attention and checkpointing are the vendors'.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from policy.critic import token_values
+from policy.kl import kl_of_answers
+from policy.losses import clipped_value_loss, reinforce
+from policy.rows import token_logps
+from reward.losses import bradley_terry, regression
+from rlhf.core.models import (
+    CRITIC,
+    REFERENCE,
+    REWARD,
+    PeftModel,
+    apply_head,
+    autocast,
+    enable_packed_logprobs,
+    enable_packed_scores,
+    enable_packed_values,
+    float32_trainable,
+    lora_config,
+    packed_inputs,
+    reference_role,
+    role,
+    with_adapter,
+)
+from rlhf.core.packing import PackedBatch, Span
+from rlhf.plan.empty import empty_base
+from rlhf.plan.ledger import Ledger
+
+
+@dataclass(frozen=True)
+class Row:
+    """One packed row of an update, and the model it goes through."""
+
+    command: Literal["train-reward", "align-policy"]
+    tokens: int
+    sequences: int
+    """Responses of pairs, or answers."""
+    asked: int
+    """Tokens whose log-probability is asked for; the policy's only."""
+    dtype: str
+    quantization: str
+    checkpointing: bool
+    rank: int
+    dropout: float
+    targets: str | tuple[str, ...]
+    outputs: int
+    """Attributes of the reward head."""
+    rewards: int = 0
+    """Reward models that are adapters on the policy's base; of the policy's rank."""
+    reference: bool = False
+    """Whether the reference is an adapter of its own, frozen; else it is the base alone."""
+    critic: bool = False
+    """Whether a critic, an adapter with a head, is trained beside the policy."""
+
+
+def build(shape: Any, row: Row) -> tuple[PeftModel, nn.Module]:
+    """The model with its adapters as `train-reward` or `align-policy` makes it, and the reward head of the latter."""
+    is_reward = row.command == "train-reward"
+    targets = row.targets if isinstance(row.targets, str) else list(row.targets)
+    names = [str(number) for number in range(row.outputs)]
+    base = empty_base(
+        copy.deepcopy(shape),
+        attributes=names if is_reward else None,
+        dtype=row.dtype,
+        quantization=row.quantization,
+    )
+    adapter = functools.partial(lora_config, alpha=1.0, targets=targets)
+    with torch.device("meta"):
+        if is_reward:
+            enable_packed_scores(base)
+            model = with_adapter(base, adapter(rank=row.rank, dropout=row.dropout, head=True))
+        else:
+            model = with_adapter(base, adapter(rank=row.rank, dropout=row.dropout))
+            enable_packed_logprobs(model.get_base_model(), 1.0)
+            for name in _roles(row):
+                model.add_adapter(name, adapter(rank=row.rank, dropout=0.0))
+                _train(model, name, name == CRITIC)
+            if row.critic:
+                enable_packed_values(model.get_base_model(), nn.Linear(shape.hidden_size, 1, bias=False))
+        head = nn.Linear(shape.hidden_size, row.outputs, bias=False).requires_grad_(False)
+    float32_trainable(model)
+    if row.checkpointing:
+        model.gradient_checkpointing_enable()
+        model.enable_input_require_grads()
+    model.train()
+    return model, nn.Identity() if is_reward else head
+
+
+def _roles(row: Row) -> list[str]:
+    """Adapters beside the policy's own."""
+    return [
+        *(f"{REWARD}_{number}" for number in range(row.rewards)),
+        *([REFERENCE] if row.reference else []),
+        *([CRITIC] if row.critic else []),
+    ]
+
+
+def _train(model: PeftModel, adapter: str, wanted: bool) -> None:
+    for name, parameter in model.named_parameters():
+        if f".{adapter}." in name:
+            parameter.requires_grad_(wanted)
+
+
+def body_of(model: PeftModel) -> Any:
+    """The base without its head."""
+    base = model.get_base_model()
+    return getattr(base, base.base_model_prefix)
+
+
+def packed_row(row: Row, *, on_gpu: bool) -> PackedBatch:
+    """A row without data. On a CPU attention goes by its branches, here of one length and without a trunk."""
+
+    def places() -> Tensor:
+        return torch.empty(1, row.tokens, dtype=torch.long)
+
+    return PackedBatch(
+        ids_RT=places(),
+        positions_RT=places(),
+        tree_RT=places(),
+        branch_RT=places(),
+        trees=(0,),
+        useful_tokens=0,
+        spans=() if on_gpu else (_branches(row),),
+    )
+
+
+def _branches(row: Row) -> tuple[Span, ...]:
+    edges = [row.tokens * number // row.sequences for number in range(row.sequences + 1)]
+    return tuple(Span(start, stop) for start, stop in itertools.pairwise(edges))
+
+
+def _reward_passes(model: PeftModel, _: nn.Module, batch: PackedBatch, row: Row, ledger: Ledger) -> None:
+    """As `HybridRewardTrainer._row_loss`: scores, both losses, backward; and the same without gradient."""
+
+    def scores() -> Tensor:
+        last_N = torch.empty(row.sequences, dtype=torch.long), torch.empty(row.sequences, dtype=torch.long)
+        with autocast(model.get_base_model()):
+            return model(**packed_inputs(batch), score_at=last_N)  # type: ignore[no-any-return]
+
+    with ledger.during("scoring"), torch.no_grad():
+        scores()
+    with ledger.during("update"):
+        scores_NA = scores()
+        half = row.sequences // 2
+        chosen_B, rejected_B = scores_NA[:half, 0], scores_NA[half : 2 * half, 0]
+        ratings_NA = torch.empty_like(scores_NA)
+        loss = regression(scores_NA, ratings_NA, ratings_NA > 0, 1.0)
+        loss = loss + bradley_terry(chosen_B, rejected_B, torch.empty(half), "scaled", 1.0)
+        with _backwards(ledger):
+            loss.backward()  # type: ignore[no-untyped-call]
+
+
+def _policy_passes(model: PeftModel, head: nn.Module, batch: PackedBatch, row: Row, ledger: Ledger) -> None:
+    """As `PolicyTrainer.training_step`: rewards, what the update keeps constant, then policy and critic forwards and backwards."""
+    base = model.get_base_model()
+    if row.rewards:
+        with ledger.during("scoring"), torch.no_grad(), role(model, f"{REWARD}_0"):
+            with autocast(base):
+                hidden_RTD = body_of(model)(**packed_inputs(batch), use_cache=False).last_hidden_state
+            rows_N = torch.empty(row.sequences, dtype=torch.long)
+            apply_head(head, hidden_RTD[rows_N, rows_N])
+            del hidden_RTD
+    with ledger.during("measuring"), torch.no_grad():
+        with role(model, reference_role(model)), autocast(base):
+            reference_M, _, _ = token_logps(model, batch)
+        if row.critic:  # all rows are measured before the first loss
+            with autocast(base):
+                token_logps(model, batch)
+            with role(model, CRITIC), autocast(base):
+                token_values(model, batch)
+    with ledger.during("update"):
+        with autocast(base):
+            logps_M, _, answer_M = token_logps(model, batch)
+        penalty_N = kl_of_answers(logps_M.detach() - reference_M, answer_M, row.sequences, "k1", "sum")
+        loss = reinforce(logps_M, answer_M, penalty_N, "sequence_sum", row.sequences)
+        with _backwards(ledger):
+            loss.backward()  # type: ignore[no-untyped-call]
+    if row.critic:
+        with ledger.during("critic"), role(model, CRITIC):
+            with autocast(base):
+                values_M = token_values(model, batch)
+            loss = clipped_value_loss(
+                values_M,
+                reference_M,
+                reference_M,
+                answer_M >= 0,
+                answer_M,
+                row.sequences,
+                "token_mean",
+                0.2,
+                row.asked,
+            )[0]
+            with _backwards(ledger):
+                loss.backward()  # type: ignore[no-untyped-call]
+
+
+PASSES: Mapping[str, Callable[[PeftModel, nn.Module, PackedBatch, Row, Ledger], None]] = {
+    "train-reward": _reward_passes,
+    "align-policy": _policy_passes,
+}
+
+
+@contextmanager
+def _backwards(ledger: Ledger) -> Iterator[None]:
+    """Levels of the backward pass are kept apart: a place there is another one than forwards."""
+    name = ledger.moment[0].partition(":")[0]
+    with ledger.during(f"{name}:backwards"):
+        yield

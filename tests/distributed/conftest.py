@@ -1,0 +1,141 @@
+"""Commands in one process and in two, with the launch files of `configs/launch/`."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+WORKER = Path(__file__).parent / "worker.py"
+PPO = "algorithm={name: ppo, kl: {estimator: k1, reduction: sum, coefficient: 0.05}, critic: {learning_rate: 1.0e-3}}"
+LONGEST = 300
+"""Seconds: a launch that hangs is a failure."""
+
+Outcome = Mapping[str, Any]
+Jobs = Mapping[str, Mapping[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def here() -> Callable[[Mapping[str, Any]], Outcome]:
+    """Runs a command in this process alone."""
+    spec = importlib.util.spec_from_file_location("distributed_worker", WORKER)
+    assert spec is not None
+    assert spec.loader is not None
+    worker = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(worker)
+
+    def run(job: Mapping[str, Any]) -> Outcome:
+        outcome: Outcome = worker.run(job)
+        assert not outcome.get("error"), outcome["error"]
+        return outcome
+
+    return run
+
+
+def launch(words: Sequence[str], *, strategy: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """`accelerate launch` with a file of `configs/launch/`, on two CPU processes of one thread each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    told = yaml.safe_load((ROOT / "configs" / "launch" / f"{strategy}.yaml").read_text())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    told |= {"use_cpu": True, "num_processes": 2, "main_process_ip": "127.0.0.1", "main_process_port": port}
+    file = folder / f"{strategy}.yaml"
+    file.write_text(yaml.safe_dump(told))
+    return subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file), *words],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE", "GLOO_SOCKET_IFNAME": "lo"},
+        capture_output=True,
+        text=True,
+        timeout=LONGEST,
+        check=False,
+    )
+
+
+def launched(jobs: Jobs, *, strategy: str, folder: Path) -> list[dict[str, Outcome]]:
+    """What each of two processes made of the jobs, one after another."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "jobs.json"
+    file.write_text(json.dumps(jobs))
+    done = launch([str(WORKER), str(file), str(folder / "outcomes")], strategy=strategy, folder=folder)
+    assert done.returncode == 0, done.stderr[-6000:]
+    every = [json.loads((folder / f"outcomes-{index}.json").read_text()) for index in range(2)]
+    faults = [one["error"] or one["output"] for own in every for one in own.values() if one.get("error")]
+    assert not faults, faults[0]
+    return every
+
+
+@pytest.fixture(scope="session")
+def words(reward_config: Path, policy_config: Path) -> Callable[..., list[str]]:
+    """A command as typed: few updates, no dropout, and more answers than processes."""
+    given = {
+        "reward": ["train-reward", str(reward_config), "adapter.dropout=0", "tokens_per_batch=256",
+                   "stages.0.max_steps=3", "stages.1.max_steps=3"],
+        "policy": ["align-policy", str(policy_config), "rollouts.prompts_per_step=4", "tokens_per_batch=256"],
+        "ppo": ["align-policy", str(policy_config), PPO, "rollouts.prompts_per_step=4", "tokens_per_batch=256",
+                "steps=2"],
+        "qlora": ["train-reward", str(reward_config), "adapter.dropout=0", "tokens_per_batch=256", "stages.0.max_steps=2",
+                  "stages.1.max_steps=1", "model.quantization=nf4", "model.dtype=bfloat16"],
+    }  # fmt: skip
+
+    def typed(kind: str, run: Path, *more: str) -> list[str]:
+        return [*given[kind], *more, "--output", str(run)]
+
+    return typed
+
+
+@pytest.fixture(scope="session")
+def alone(
+    here: Callable[[Mapping[str, Any]], Outcome],
+    words: Callable[..., list[str]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """Runs in one process: whole ones, and ones that were killed."""
+    folder = tmp_path_factory.mktemp("alone")
+    for kind in ("reward", "policy", "ppo", "qlora"):
+        assert here({"words": words(kind, folder / kind)})["exit"] == 0
+    for kind, step in KILLED_AT.items():
+        assert here({"words": words(kind, folder / f"killed-{kind}"), "kill_at": step})["exit"] == "killed"
+    return folder
+
+
+KILLED_AT = {"reward": 6, "policy": 3}
+"""Checkpoints are made after updates 2, 3 (the end of the first stage) and 5 of a reward run, and 2 of a policy's: it goes on in the
+middle of a stage, with moments."""
+
+
+@pytest.fixture(scope="session")
+def together(
+    request: pytest.FixtureRequest,
+    alone: Path,
+    words: Callable[..., list[str]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, list[dict[str, Outcome]]]:
+    """The same runs in two processes, those that were killed in one process resumed, and others killed; parametrised by strategy."""
+    folder = tmp_path_factory.mktemp(request.param)
+    jobs: dict[str, dict[str, Any]] = {}
+    for kind in ("reward", "policy", "ppo", *(["qlora"] if request.param == "fsdp2" else [])):
+        jobs[kind] = {"words": words(kind, folder / kind)}
+    for kind, step in KILLED_AT.items():
+        shutil.copytree(alone / f"killed-{kind}", folder / f"resumed-{kind}")
+        jobs[f"resumed-{kind}"] = {"words": [*words(kind, folder / f"resumed-{kind}"), "--resume"]}
+        if request.param == "fsdp2":  # the same code for both, and minutes are dear
+            jobs[f"killed-{kind}"] = {"words": words(kind, folder / f"killed-{kind}"), "kill_at": step}
+            jobs["sampled"] = {"words": words("policy", folder / "sampled", "steps=1"), "samples": True}
+    jobs["refused"] = {"words": words("reward", folder / "refused", "stages.1.batch_size=3")}
+    (folder / "occupied").mkdir()
+    (folder / "occupied" / "somebody's.txt").write_text("")
+    jobs["occupied"] = {"words": words("reward", folder / "occupied")}
+    return folder, launched(jobs, strategy=request.param, folder=folder)

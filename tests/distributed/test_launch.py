@@ -1,0 +1,88 @@
+"""`accelerate launch` as typed: who speaks, and how a launch ends. And what the files in `configs/launch/` say."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+from rlhf.commands import COMMANDS
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "configs" / "launch"
+ACCELERATE = sorted(FOLDER.glob("*.yaml"), key=lambda file: file.name)
+ACCELERATE.remove(FOLDER / "sky.yaml")
+
+
+@pytest.mark.parametrize("file", ACCELERATE, ids=lambda file: file.stem)
+def test_accelerate_reads_its_files(file: Path) -> None:
+    load_config_from_file(str(file))  # refuses keys it does not know
+    args = launch_command_parser().parse_args(["--config_file", str(file), "-m", "rlhf.cli"])
+    args, _, _ = _validate_launch_command(args)
+    assert args.mixed_precision == "no"
+    assert args.use_fsdp == file.stem.startswith("fsdp2")
+    if args.use_fsdp:
+        assert args.fsdp_version == 2
+
+
+def test_there_is_a_file_for_each_strategy() -> None:
+    assert {file.stem for file in ACCELERATE} == {"ddp", "fsdp2", "fsdp2-qlora"}
+
+
+@pytest.mark.parametrize("file", ["ddp.yaml", "fsdp2.yaml", "fsdp2-qlora.yaml", "slurm.sh", "sky.yaml"])
+def test_commands_and_files_that_are_named_exist(file: str) -> None:
+    text = (FOLDER / file).read_text()
+    for command in re.findall(r"rlhf\.cli ([a-z]\S*)|COMMAND[:=-]+\s*([a-z-]+)", text):
+        assert (command[0] or command[1]) in COMMANDS
+    named = re.findall(r"configs/\S+?\.(?:yaml|sh)", text)
+    assert named
+    for path in named:
+        assert (ROOT / path).exists() or path.endswith("/mine.yaml"), path
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+def test_the_scripts_are_bash() -> None:
+    sky = yaml.safe_load((FOLDER / "sky.yaml").read_text())
+    for script in ((FOLDER / "slurm.sh").read_text(), sky["setup"], sky["run"]):
+        done = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_launched_commands_are_accelerates() -> None:
+    """Every option of `accelerate launch` in the scripts is one it knows."""
+    known = {option for action in launch_command_parser()._actions for option in action.option_strings}
+    for file in ("slurm.sh", "sky.yaml"):
+        text = (FOLDER / file).read_text()
+        typed = text[text.rindex("accelerate launch") : text.rindex("-m rlhf.cli")]
+        options = re.findall(r"--\w+", typed)
+        assert {"--num_machines", "--num_processes", "--machine_rank", "--main_process_ip"} <= set(options)
+        assert set(options) <= known
+
+
+def test_an_error_is_told_once_and_ends_all(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}",
+         "-m", "rlhf.cli", "train-reward", str(tmp_path / "missing.yaml")],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert done.stderr.count("missing.yaml does not exist") + done.stderr.count("no such file") == 1, (
+        done.stderr
+    )

@@ -1,0 +1,97 @@
+"""One process of several: runs commands one after another, as they would be typed. Started by `accelerate launch`.
+
+    accelerate launch ... tests/distributed/worker.py JOBS.json OUTCOMES
+
+What the processes would draw differently is given instead: answers follow from the prompt alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from typer.testing import CliRunner
+
+from policy import recipe
+from policy.rollouts.protocol import as_rollout
+from rlhf import cli
+from rlhf.core import processes, sharding
+from rlhf.core.runs import RunFolder
+
+
+class Killed(BaseException):
+    """Stands for the power going off: nothing in the program catches it."""
+
+
+class GivenAnswers:
+    """In place of an engine: answers that follow from the prompt and their number."""
+
+    def __init__(self, chat: Any) -> None:
+        self.chat = chat
+
+    def sync(self, model: Any) -> None:
+        """Nothing to take over."""
+
+    def figures(self) -> dict[str, float]:
+        """None."""
+        return {}
+
+    def generate(self, prompts: Sequence[Sequence[int]], *, samples: int, seed: int) -> list[list[Any]]:
+        """Two to six tokens, then perhaps a stop id."""
+        return [[self._answer(list(ids), number) for number in range(samples)] for ids in prompts]
+
+    def _answer(self, prompt: list[int], number: int) -> Any:
+        draw = random.Random(hashlib.sha256(json.dumps([prompt, number]).encode()).hexdigest())
+        ids = [draw.randrange(1000, 2000) for _ in range(draw.randint(2, 6))]
+        if draw.random() < 0.5:
+            ids.append(self.chat.stop_ids[0])
+        return as_rollout(prompt, ids, [], self.chat.stop_ids, self.chat)
+
+
+def run(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Type one command; with `kill_at` it ends as if killed, just after it logged that update."""
+    log, build, shard = RunFolder.metrics, recipe.build_engine, sharding.shard
+    seen: list[bool] = []
+
+    def metrics(self: RunFolder, step: int, values: Any) -> None:
+        log(self, step, values)
+        if step == job.get("kill_at") and "optimizer/lr" in values:
+            raise Killed
+
+    def sharded(model: Any) -> None:
+        shard(model)
+        parts = {hasattr(parameter, "to_local") for parameter in model.parameters()}
+        assert len(parts) == 1, "some weights are dealt out, and some are not"
+        seen.extend(parts)
+
+    RunFolder.metrics, sharding.shard = metrics, sharded  # type: ignore[method-assign]
+    if not job.get("samples"):
+        recipe.build_engine = lambda config, chat: GivenAnswers(chat)  # type: ignore[assignment, return-value]
+    try:
+        result = CliRunner().invoke(cli.app, job["words"], prog_name="rlhf")
+        return {"exit": result.exit_code, "output": result.output, "sharded": seen, "error": _trace(result)}
+    except Killed:
+        return {"exit": "killed", "output": "", "sharded": seen}
+    finally:
+        RunFolder.metrics, recipe.build_engine, sharding.shard = log, build, shard  # type: ignore[method-assign]
+
+
+def _trace(result: Any) -> str:
+    import traceback
+
+    expected = result.exception is None or isinstance(result.exception, SystemExit)
+    return "" if expected else "".join(traceback.format_exception(result.exception))
+
+
+if __name__ == "__main__":
+    for name, value in cli.QUIET.items():
+        os.environ.setdefault(name, value)
+    jobs = json.loads(Path(sys.argv[1]).read_text())
+    outcomes = {name: run(job) for name, job in jobs.items()}
+    Path(f"{sys.argv[2]}-{processes.index()}.json").write_text(json.dumps(outcomes))

@@ -1,0 +1,33 @@
+"""What several commands are tried with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def embedded_reward(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reward model on the embedded base with a fresh adapter and a random head."""
+    import torch
+
+    from reward.recipe import build_model, load_chat
+    from reward.save import save_final
+    from rlhf.config.reward import RewardConfig
+    from rlhf.core.models import reward_head
+
+    config = RewardConfig.model_validate(
+        {
+            "output": "unused",
+            "adapter": {"rank": 4},
+            "data": {"ratings": [{"path": "demo", "format": "helpsteer2"}]},
+            "stages": [{"name": "ratings", "regression_weight": 1}],
+        }
+    )
+    chat = load_chat(config)
+    model = build_model(config, chat)
+    torch.nn.init.normal_(reward_head(model).weight, std=0.05, generator=torch.Generator().manual_seed(0))
+    folder = tmp_path_factory.mktemp("reward") / "final"
+    save_final(config, model, chat, folder)
+    return folder

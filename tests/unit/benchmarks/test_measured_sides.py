@@ -1,0 +1,125 @@
+"""Every benchmark runs to its end on the tiny model; its sides answer in this process, where no other libraries are loaded again."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
+
+
+class InThisProcess:
+    """Stands in for `measuring.Side`."""
+
+    def __init__(self, module: ModuleType, name: str, told: Mapping[str, Any]) -> None:
+        self.handle = module.SIDES[name](json.loads(json.dumps(told)))
+        self.memory: Callable[[], dict[str, int]] = sys.modules["measuring"].memory
+        self.ready = self.memory()
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        answer = self.handle(json.loads(json.dumps(request)))
+        return json.loads(json.dumps({**answer, **self.memory()}))  # type: ignore[no-any-return]
+
+    def __enter__(self) -> InThisProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tiny_base: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Runs a benchmark as typed, with small sizes; returns what it wrote."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.chdir(tmp_path)
+
+    def go(name: str, *words: str, **small: Any) -> dict[str, Any]:
+        module = importlib.import_module(name)
+        measuring = sys.modules["measuring"]
+        monkeypatch.setattr(measuring, "SHARED_DATA", tmp_path / "none")
+        if hasattr(module, "Side"):
+            monkeypatch.setattr(module, "Side", lambda _, side, told, __: InThisProcess(module, side, told))
+        growing = itertools.count(1)  # so little memory may be taken that nothing shows
+        monkeypatch.setattr(measuring, "memory", lambda: {"resident": 0, "peak": next(growing)})
+        monkeypatch.setattr(module, "QUICK", {**module.QUICK, **small})
+        monkeypatch.setattr(
+            sys, "argv", [name, "--quick", "--base", str(tiny_base), "--output", str(tmp_path), *words]
+        )
+        module.main()
+        return json.loads((tmp_path / f"{name}.json").read_text())  # type: ignore[no-any-return]
+
+    return go
+
+
+def measured(result: Mapping[str, Any], words: str) -> float:
+    (found,) = [one["measured"] for one in result["lines"] if words in one["what"]]
+    return float(found)
+
+
+def test_reward_training(run: Callable[..., dict[str, Any]]) -> None:
+    result = run("reward_training", limit=40, update=2)
+    assert (
+        measured(result, "round's updates, difference, bfloat16") < 1e-2
+    )  # the tiny model's scores are large
+    assert measured(result, "difference, float32") < 1e-5
+    first = [losses[0] for losses in result["details"]["losses"].values()]
+    assert all(
+        abs(loss - 0.693) > 1e-3 for loss in first
+    )  # the weights are not those at which every loss is log 2
+    assert result["details"]["useful_tokens"] > 100
+
+
+def test_policy_update(run: Callable[..., dict[str, Any]]) -> None:
+    result = run(
+        "policy_update",
+        "--engine",
+        "transformers",
+        answers=4,
+        whole_answers=4,
+        group_sizes=[2],
+        longest_prompt=150,
+    )
+    assert measured(result, "mean reward apart") < 0.1
+    assert measured(result, "gradient norm apart") < 10
+    stages = result["details"]["step"]["stages"]
+    assert set(stages) == {"generate", "forward", "backward", "sync", "other"}
+    assert all(seconds > 0 for seconds in stages.values())
+
+
+def test_policy_memory(run: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("policy_memory")
+    monkeypatch.setattr(module, "align_policy", lambda *_: 2**30)
+    monkeypatch.setattr(module, "FORMATS", {"bfloat16": "none"})
+    result = run("policy_memory", "--engine", "transformers", longest_prompt=150)
+    weights = result["details"]["roles"]["bfloat16"]["ppo"]["weights"]
+    assert weights["reward"] == weights["critic"] == weights["default"] > 0
+    assert measured(result, "what reference and reward add") < 1000  # of a model that weighs nothing
+
+
+def test_scaling(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    result = run("scaling", length=[32, 64], rank=[8, 16])
+    points = result["details"]["points"]
+    assert set(points["policy"]) == {"length", "share", "group", "batch", "rank"}
+    assert set(points["reward"]) == {"length", "share", "batch", "rank"}
+    shared, more = (one["cost"] for one in points["policy"]["share"])
+    assert more < shared  # what is in the prompt is computed once
+    assert "model's operations" in (tmp_path / "scaling.svg").read_text()
+
+
+@pytest.mark.slow
+def test_rollouts(tmp_path: Path) -> None:
+    """vLLM wants processes of its own."""
+    command = [sys.executable, BENCHMARKS / "rollouts.py", "--quick", "--output", tmp_path]
+    subprocess.run(list(map(str, command)), check=True, env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"})
+    result = json.loads((tmp_path / "rollouts.json").read_text())
+    assert all(rate > 0 for rates in result["details"]["tokens_per_second"].values() for rate in rates)

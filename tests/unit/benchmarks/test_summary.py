@@ -1,0 +1,140 @@
+"""The table says what was measured, and never more."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def found_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+def module(name: str) -> Any:
+    return importlib.import_module(name)
+
+
+def result(*lines: dict[str, Any], **others: Any) -> dict[str, Any]:
+    return {
+        "name": "rollouts",
+        "quick": False,
+        "clock": "wall",
+        "base": "embedded",
+        "data": "real",
+        "machine": {"processor": "P", "cores": 2, "threads": 2, "memory_gib": 8.0, "load": 0.1},
+        "environment": {"started": "2026-01-02T03:04:05", "versions": {"torch": "1"}},
+        "lines": list(lines),
+    } | others
+
+
+def test_a_target_is_met_or_not() -> None:
+    line, verdict = module("measuring").line, module("measuring").verdict
+    assert verdict(line("a", 2.0, least=2.0)) == verdict(line("a", 0.6, most=0.6)) == "met"
+    assert verdict(line("a", 1.99, least=2.0)) == verdict(line("a", 0.61, most=0.6)) == "NOT met"
+    assert (
+        verdict(line("a", float("nan"), least=2.0)) == verdict(line("a", float("nan"), most=2.0)) == "NOT met"
+    )
+    assert verdict(line("a", 1.0)) == verdict(line("a", None, least=2.0)) == ""
+
+
+def test_the_table(tmp_path: Path) -> None:
+    line, summary = module("measuring").line, module("summary")
+    rows = [
+        line("speed", 2.345, "x", least=2.0),
+        line("loss", 2e-4, most=1e-4),
+        line("peak", None, "GiB", note="no"),
+    ]
+    (tmp_path / "rollouts.json").write_text(json.dumps(result(*rows)))
+    text = summary.markdown(summary.results(tmp_path))
+    assert "| speed | at least 2x | 2.35x | met |" in text
+    assert "| loss | at most 1.0e-04 | 2.0e-04 | NOT met |" in text
+    assert "| peak |  | not measured: no |  |" in text
+    assert "2026-01-02" in text and "Not a result" not in text
+    assert "Not run: reward_training, policy_update, policy_memory, scaling." in text
+    assert "Not a result" in summary.markdown([result(quick=True)])
+    assert "Not a result" in summary.markdown([result(clock="processor")])
+
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{summary.BEGIN}\nold\n{summary.END}\nafter\n")
+    for _ in range(2):  # twice is once
+        summary.put_into(page, text)
+    assert page.read_text() == f"before\n{summary.BEGIN}\n{text}{summary.END}\nafter\n"
+    with pytest.raises(SystemExit, match="run `make bench` first"):
+        summary.results(tmp_path / "empty")
+
+
+def test_a_side_answers_from_a_process_of_its_own(tmp_path: Path) -> None:
+    script = tmp_path / "doubling.py"
+    script.write_text(f"""
+import sys
+sys.path.insert(0, {str(BENCHMARKS)!r})
+from measuring import serve
+def side(told):
+    print("libraries print what they like")
+    return lambda asked: {{"twice": told["times"] * asked["number"]}}
+serve(side)
+""")
+    measuring = module("measuring")
+    with measuring.Side(str(script), "any", {"times": 2}, tmp_path / "logs") as side:
+        assert [side.ask(number=number)["twice"] for number in (3, 4)] == [6, 8]
+        assert side.ask(number=1)["peak"] >= side.ready["resident"] > 10 * 2**20
+        pid = side.process.pid
+        with pytest.raises(SystemExit, match=r"(?s)the side any ended with code 1.*KeyError: 'number'"):
+            side.ask(wrong=1)
+    assert not Path(f"/proc/{pid}/exe").exists()
+    assert "libraries print what they like" in side.log.read_text()
+
+
+def test_rounds_take_turns() -> None:
+    order: list[str] = []
+
+    def way(name: str) -> Any:
+        def go() -> float:
+            order.append(name)
+            return float(len(order))
+
+        return go
+
+    found = module("measuring").in_turns({"a": way("a"), "b": way("b")}, 3)
+    assert order == ["a", "b", "b", "a", "a", "b"]
+    assert found == {"a": [1.0, 4.0, 5.0], "b": [2.0, 3.0, 6.0]}
+    assert module("measuring").ratio(found["b"], found["a"]) == 1.2  # the median of 2, 0.75 and 1.2
+
+
+def test_the_cost_of_a_tree_by_counting() -> None:
+    cost = module("cost")
+    from rlhf.core.packing import Tree
+
+    tree = Tree((1, 2), ((3, 4, 5), (6,)))
+    seen = [1, 2, 3, 4, 5, 3]  # keys each of its six tokens may look at
+    assert cost.looks(tree) == sum(seen)
+    shape = cost.Shape(base=100, adapter=10, attention=7, words=50, width=3)
+    assert cost.forward(shape, [tree]) == 6 * 2 * 110 + sum(seen) * 4 * 7
+    assert cost.forward(shape, [tree], adapter=False) == 6 * 2 * 100 + sum(seen) * 4 * 7
+    # Backward: gradients of inputs through both, of the adapter's weights, and twice the forward pass of attention.
+    backward = 6 * (2 * 100 + 4 * 10) + sum(seen) * 8 * 7
+    assert cost.training(shape, [tree]) == cost.forward(shape, [tree]) + backward
+    unshared = [Tree((), ((1, 2, 3, 4, 5),)), Tree((), ((1, 2, 6),))]
+    assert cost.training(shape, unshared) > cost.training(shape, [tree])
+
+
+def test_the_exponent_is_that_of_the_upper_end() -> None:
+    slope = module("scaling").slope
+    assert slope([(1, 100), (2, 100), (4, 400), (8, 1600)]) == pytest.approx(2)
+
+
+def test_updates_are_of_like_length() -> None:
+    updates_of = module("reward_training").updates_of
+    pairs = [([0] * length, [0] * (length % 7 + 1)) for length in range(1, 65)]
+    updates = updates_of(pairs, 8, 4)
+    assert [len(update) for update in updates] == [8] * 4
+    assert len({place for update in updates for place in update}) == 32
+    means = [sum(len(pairs[place][0]) for place in update) / 8 for update in updates]
+    assert means == sorted(means, reverse=True) and means[0] > 1.5 * means[-1]

@@ -1,0 +1,108 @@
+"""`extends`: what of another file is kept, what is replaced, and where a mistake is said to stand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rlhf.config.either import load_either
+from rlhf.config.files import read_keys
+from rlhf.config.load import load_config
+from rlhf.config.policy import PolicyConfig
+from rlhf.config.reward import RewardConfig
+from rlhf.core.errors import ConfigError
+
+BASE = """\
+output: runs/base
+seed: 3
+model:
+  base: embedded
+  max_length: 512
+adapter: {targets: [q_proj, v_proj]}
+data:
+  ratings: [{path: demo, format: helpsteer2}]
+stages:
+  - {name: first, regression_weight: 1, batch_size: 8}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "base.yaml").write_text(BASE)
+    return tmp_path
+
+
+def write(folder: Path, text: str, name: str = "small/card.yaml") -> Path:
+    file = folder / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(text)
+    return file
+
+
+def test_mappings_are_merged_and_lists_replaced(folder: Path) -> None:
+    file = write(
+        folder, "extends: ../base.yaml\nmodel: {max_length: 128}\nadapter: {rank: 4, targets: [o_proj]}\n"
+    )
+    told = load_config(file, RewardConfig, ["model.dtype=float32"])
+    assert (told.model.base, told.model.max_length, told.model.dtype) == ("embedded", 128, "float32")
+    assert (told.adapter.rank, told.adapter.targets) == (4, ["o_proj"])
+    assert (told.seed, str(told.output), told.stages[0].batch_size) == (3, "runs/base", 8)
+
+
+def test_a_chain_is_followed_to_its_end(folder: Path) -> None:
+    write(folder, "extends: ../base.yaml\nseed: 4\nmodel: {max_length: 128}\n", "small/middle.yaml")
+    told = load_config(write(folder, "extends: middle.yaml\nmodel: {max_length: 64}\n"), RewardConfig)
+    assert (told.seed, told.model.max_length, told.model.base) == (4, 64, "embedded")
+
+
+def test_what_a_config_is_for_may_stand_in_the_file_it_extends(folder: Path) -> None:
+    write(folder, "output: x\nreward: runs/x\ndata: {prompts: [{path: demo}]}\n", "policy.yaml")
+    file = write(folder, "extends: policy.yaml\nsteps: 5\n", "few.yaml")
+    told = load_either(file)
+    assert isinstance(told, PolicyConfig) and told.steps == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong", "place"),
+    [
+        ("model: {max_length: 0}\n", "model.max_length", "card.yaml:2"),
+        ("seed: 4\n", "stages.0.batch_size: found 0", "base.yaml:10"),
+        (
+            "stages:\n  - {name: a, batch_size: 0, regression_weight: 1}\n",
+            "batch_size: found 0",
+            "card.yaml:3",
+        ),
+        # The list is this file's: what one of its items lacks is not looked for in the other's.
+        ("stages:\n  - {regression_weight: 1}\n", "'stages.0.name' is missing", "card.yaml:3"),
+    ],
+)
+def test_a_mistake_is_placed_in_the_file_where_it_stands(
+    folder: Path, text: str, wrong: str, place: str
+) -> None:
+    (folder / "base.yaml").write_text(BASE.replace("batch_size: 8", "batch_size: 0"))
+    with pytest.raises(ConfigError) as error:
+        load_config(write(folder, f"extends: ../base.yaml\n{text}"), RewardConfig)
+    lines = [line for line in str(error.value).splitlines() if wrong in line]
+    assert len(lines) == 1 and place in lines[0], str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "found", "remedy"),
+    [
+        ("extends: card.yaml\n", "card.yaml:1: extends: card.yaml comes back to itself", "stands alone"),
+        ("seed: 1\nextends: 5\n", "card.yaml:2: extends: found 5", "one YAML file"),
+        ("extends: ../bse.yaml\n", "card.yaml:1: extends", "Did you mean"),
+        ("extends: list.yaml\n", "list.yaml holds no keys", "key: value"),
+        ("extends: back.yaml\n", "back.yaml:1: extends: card.yaml comes back to itself", "stands alone"),
+    ],
+)
+def test_what_cannot_be_extended(folder: Path, text: str, found: str, remedy: str) -> None:
+    file = write(folder, text)
+    write(folder, "- a\n", "small/list.yaml")
+    write(folder, "extends: card.yaml\n", "small/back.yaml")
+    with pytest.raises(ConfigError) as error:
+        read_keys(file)
+    assert found in str(error.value)
+    assert remedy in str(error.value)
+    assert error.value.exit_code == 2

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from rlhf.core import sharding
+from rlhf.core.errors import ConfigError
+
+
+@pytest.mark.parametrize(("asked", "version", "expected"), [("true", "2", True), ("false", "2", False)])
+def test_the_launcher_asks(
+    monkeypatch: pytest.MonkeyPatch, asked: str, version: str, *, expected: bool
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", asked)
+    monkeypatch.setenv("FSDP_VERSION", version)
+    assert sharding.asked_for() is expected
+
+
+def test_fsdp_1_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "1")
+    with pytest.raises(ConfigError, match="fsdp_version is 1") as caught:
+        sharding.asked_for()
+    assert caught.value.exit_code == 2
+
+
+def test_a_whole_model_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ACCELERATE_USE_FSDP", raising=False)
+    model = nn.Linear(2, 2)
+    sharding.shard(model)
+    assert not sharding.is_sharded(model)
+    assert sharding.whole(model.weight) is model.weight
+    assert list(sharding.in_step("ab", model)) == [("a", True), ("b", True)]
+    assert sharding.passes_behind(3, model) == 0
+    sharding.put(model, {"bias": torch.tensor([3.0, 4.0])})
+    assert model.bias.tolist() == [3.0, 4.0]
+    assert sharding.part_like(torch.ones(2, dtype=torch.float64), model.bias).dtype == torch.float64
