@@ -65,7 +65,7 @@ def test_the_environment_tells_no_names_and_no_secrets(
     assert "very-secret-value" not in text
     assert os.uname().nodename not in text
     assert set(json.loads(text)) == {
-        *("command", "started", "python", "platform", "cpus", "revision", "versions", "resumed")
+        *("command", "started", "python", "platform", "cpus", "processes", "revision", "versions", "resumed")
     }
 
 
