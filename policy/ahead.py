@@ -32,6 +32,7 @@ from rlhf.core.models import POLICY, PeftModel
 from rlhf.core.records import Rollout
 from rlhf.core.sharding import put
 
+LAG = "Answers are sampled one update ahead: by a policy that is one update old, which importance sampling corrects."
 GROUPS, SAMPLER = "ahead.json", "ahead.safetensors"
 Weights = Mapping[str, Tensor]
 Forward = Callable[[Row], tuple[Tensor, Tensor, Tensor]]

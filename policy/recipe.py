@@ -7,7 +7,6 @@ roles on the policy's own base; the KL penalty is what the config names; checkpo
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from policy.ahead import Ahead
+from policy.ahead import LAG, Ahead
 from policy.describe import card_text, describe_algorithm, describe_rewards, describe_roles
 from policy.evaluate import Answer, answer_prompts, compare
 from policy.gathering import all_probes
@@ -26,10 +25,8 @@ from policy.rewards.build import RewardBuilder, check_sources
 from policy.rewards.shaping import Shaping
 from policy.roles import check_start, hang_roles
 from policy.rollouts.protocol import RolloutEngine, Sampling, seed_of
-from policy.rollouts.server_client import Server
-from policy.rollouts.server_engine import ServerEngine, adapter_folder
-from policy.rollouts.server_fleet import Fleet
-from policy.rollouts.server_start import Wanted
+from policy.rollouts.server_engine import ServerEngine
+from policy.rollouts.server_setup import engine_of_servers
 from policy.rollouts.transformers_engine import TransformersEngine
 from policy.trainer import PolicyTrainer, trainer_arguments
 from rlhf.config.policy import PolicyConfig
@@ -184,6 +181,7 @@ def build_trainer(
     )
     if config.rollouts.overlap and isinstance(engine, ServerEngine):
         trainer.ahead = Ahead(engine, config.rollouts.samples_per_prompt)
+        print(LAG)
     hang_roles(config, trainer.model, chat)
     sharding.shard(trainer.model)
     return trainer
@@ -195,7 +193,7 @@ def build_engine(config: PolicyConfig, chat: Chat) -> RolloutEngine:
     if config.rollouts.engine == "transformers":
         return TransformersEngine(sampling, chat)
     if config.rollouts.engine == "servers":
-        return server_engine(config, sampling, chat)
+        return engine_of_servers(config, sampling, chat)
     from policy.rollouts.vllm_engine import VLLMEngine  # imported when asked for: vllm may not be installed
 
     return VLLMEngine(
@@ -210,27 +208,6 @@ def build_engine(config: PolicyConfig, chat: Chat) -> RolloutEngine:
         quantization=config.model.quantization,
         memory_gib=config.rollouts.memory_gib,
         gpu_memory_share=config.rollouts.gpu_memory_share,
-        seed=config.seed,
-    )
-
-
-def server_engine(config: PolicyConfig, sampling: Sampling, chat: Chat) -> ServerEngine:
-    """The servers the config names, each looked at."""
-    rollouts = config.rollouts
-    wanted = Wanted(
-        base=config.model.base,
-        folder=resolve_base(config.model.base),
-        rank=config.adapter.rank,
-        length=config.data.max_prompt_tokens + rollouts.max_new_tokens,
-        token_env=rollouts.token_env,
-        sampling=sampling,
-    )
-    token = os.environ.get(rollouts.token_env, "").strip() or None
-    servers = [Server(url, token=token, timeout=rollouts.timeout) for url in rollouts.servers]
-    return ServerEngine(
-        Fleet(servers, wanted),
-        chat,
-        folder=adapter_folder(config.output, rollouts.adapter_folder),
         seed=config.seed,
     )
 
@@ -317,6 +294,7 @@ def dry_run(config: PolicyConfig) -> list[str]:
         f"{len(data.training)} prompts to practise on, {len(data.held_out)} held out",
         f"{config.steps} updates of {rollouts.prompts_per_step} prompts x {rollouts.samples_per_prompt} answers "
         f"= {answers} answers of at most {rollouts.max_new_tokens} tokens, by {rollouts.engine}",
+        *([LAG] if rollouts.overlap else []),
         *describe_rewards(config),
         *describe_algorithm(config.algorithm, rollouts.max_new_tokens),
         *describe_roles(config),

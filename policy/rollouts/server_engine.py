@@ -176,11 +176,3 @@ class ServerEngine:
             for thread in self._under_way.threads:
                 thread.join()
             self._under_way = None
-
-
-def adapter_folder(output: Path, told: str | None) -> Path:
-    """Where a run leaves its adapters: in its own folder, or in one of its own within a folder for all."""
-    own = output.resolve()
-    if told is None:
-        return own / "adapters"
-    return Path(told).resolve() / f"{own.name}-{hashlib.sha256(str(own).encode()).hexdigest()[:8]}"

@@ -17,6 +17,7 @@ from typing import Any
 from policy.rollouts.server_answers import Answer, read_answers
 from policy.rollouts.server_client import Server, ServerError
 from policy.rollouts.server_start import Wanted, check_server, load_mistake
+from rlhf.core import processes
 from rlhf.core.errors import EngineError
 
 PAUSES = (0.5, 1.0, 2.0)
@@ -37,7 +38,8 @@ class Fleet:
     """
 
     def __init__(self, servers: Sequence[Server], wanted: Wanted) -> None:
-        self.servers, self.wanted, self.retried = list(servers), wanted, 0
+        first = processes.index() % len(servers)  # or the odd prompt of every process went to the same one
+        self.servers, self.wanted, self.retried = [*servers[first:], *servers[:first]], wanted, 0
         self._lock = threading.Lock()
         self._doubts = {server.url: threading.Lock() for server in servers}
 

@@ -60,3 +60,18 @@ def test_an_engine_without_the_adapter_stops_the_run_though_it_is_within_the_bou
         probe(noisy, reference).check(0.5, "at update 3")
     probe([-1.01, -1.99, -3.0], reference).check(0.5, "at update 3")  # the policy's, up to rounding
     probe([-1.01, -1.99, -3.0], POLICY.tolist()).check(0.5, "at update 1")  # both the same still
+
+
+def test_answers_of_an_older_policy_are_held_against_that_one() -> None:
+    present = probe([-1.5, -2.5, -3.5], [-1.0, -2.0, -3.0])  # half a nat from the present policy
+    alone = present.figures()
+    present.sampler = probe([-1.1, -2.0, -3.0], [-1.5, -2.0, -3.0])  # which is what the update changed
+    figures = present.figures()
+    assert figures["engine/lagged_difference"] == alone["engine/logprob_difference"] == 0.5
+    assert figures["engine/logprob_difference"] == pytest.approx(0.1 / 3)
+    assert figures["engine/reference_difference"] == pytest.approx(0.4 / 3)
+    assert figures["importance/mean"] == alone["importance/mean"]  # corrects the lag too
+    present.check(bound=0.1, when="at update 2")
+    present.sampler = probe([-1.5, -2.0, -3.0], [0.0] * 3)
+    with pytest.raises(EngineError, match="disagree at update 3"):
+        present.check(bound=0.1, when="at update 3")

@@ -15,8 +15,9 @@ import pytest
 from policy.rollouts import server_fleet
 from policy.rollouts.protocol import Sampling, seed_of
 from policy.rollouts.server_client import Server
-from policy.rollouts.server_engine import ServerEngine, adapter_folder
+from policy.rollouts.server_engine import ServerEngine
 from policy.rollouts.server_fleet import Fleet
+from policy.rollouts.server_setup import adapter_folder
 from policy.rollouts.server_start import Wanted
 from rlhf.core.chat import Chat
 from rlhf.core.errors import EngineError, ModelError
@@ -158,6 +159,18 @@ def test_prompts_go_where_there_is_least_to_do(start: Start, engine_of: Any) -> 
     servers = [start(disturb=lambda _: (gate.wait(), None)[1]) for _ in range(3)]
     synced(engine_of(*servers)).generate(PROMPTS, samples=1, seed=1)
     assert [len(server.completions) for server in servers] == [4, 4, 4]
+
+
+def test_each_process_begins_with_another_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    servers = [Server(f"http://127.0.0.1:{port}", token=None, timeout=1) for port in (1, 2, 3)]
+    wanted = Wanted(BASE, BASE, 4, 64, "MY_TOKEN", SAMPLING)
+    first = []
+    for rank in range(4):
+        monkeypatch.setenv("RANK", str(rank))
+        fleet = Fleet(servers, wanted)
+        assert sorted(server.url for server in fleet.servers) == sorted(server.url for server in servers)
+        first.append(fleet.servers[0].url[-1])
+    assert first == ["1", "2", "3", "1"]
 
 
 def test_an_adapter_is_written_once_and_loaded_everywhere(
