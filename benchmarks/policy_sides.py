@@ -185,7 +185,7 @@ def trl_trainer(told: Mapping[str, Any], chat: Any, micro: int) -> Any:
 
     given = as_rollouts(told["given"], chat) if told["engine"] == "given" else None
 
-    class WithAnswers(RLOOTrainer):  # type: ignore[misc]
+    class WithAnswers(RLOOTrainer):
         """Its rollouts replaced where answers are given; scoring, KL, advantages and loss are TRL's."""
 
         def _generate_single_turn(self, prompt_ids: Any, images: Any, multimodal_fields: Any) -> Any:

@@ -114,7 +114,7 @@ def theirs(told: Mapping[str, Any]) -> Handler:
     from rlhf.core.embedded import resolve_base
     from rlhf.core.models import lora_config, with_adapter
 
-    class InOrder(RewardTrainer):  # type: ignore[misc]
+    class InOrder(RewardTrainer):
         """The order was made by the sampler before, see `updates_of`."""
 
         losses: list[float]
@@ -272,7 +272,7 @@ def bfloat16_losses(answers: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[
     furthest = max(abs(mine - other) for mine, other in zip(*both, strict=True))
     return [
         line("Mean loss of a round's updates, difference, bfloat16", abs(means[0] - means[1]), most=1e-3),
-        line("The update that is furthest apart, bfloat16", furthest, note="rounding, see the next line"),
+        line("The update that is furthest apart, bfloat16", furthest, note="rounding: float32 agrees"),
     ]
 
 

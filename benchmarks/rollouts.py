@@ -13,7 +13,7 @@ import argparse
 import functools
 import os
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,7 @@ def vllm_side(told: Mapping[str, Any]) -> Handler:
 
     def answer(asked: Mapping[str, Any]) -> Mapping[str, Any]:
         engine.request = request if asked["adapter"] else None
+        engine.engine.reset_prefix_cache()  # in training the prompts and the adapter are new each time
         return generate(asked)
 
     return answer
@@ -163,7 +164,7 @@ def measure(told: argparse.Namespace) -> dict[str, list[float]]:
             counts.add(answer["tokens"])
             return float(answer["tokens_per_second"])
 
-        ways = {
+        ways: dict[str, Callable[[], float]] = {
             "vLLM, adapter": lambda: rate("vllm", True),
             "vLLM, LoRA on, no adapter": lambda: rate("vllm", False),
             "vLLM without LoRA": lambda: rate("vllm-without-lora", False),

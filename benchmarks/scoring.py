@@ -5,8 +5,11 @@
 
 The other side is AutoModelForSequenceClassification with the adapter by PEFT, in the same number format and under the same
 autocast, its batch size the best of those tried. Both start from messages and end with scores. They take turns; what is
-compared is the median of each over the rounds of one run. MODEL is the `final/` folder of `rlhf train-reward`, FILE has
-RewardBench's columns.
+compared is the median of each over the rounds of one run: processor time of one thread, so that other work hardly shows, and
+on a GPU the clock's. MODEL is the `final/` folder of `rlhf train-reward`, FILE has RewardBench's columns.
+
+On 2026-11-22, on a busy machine of 2 AMD EPYC cores, with a reward model on the embedded base and 24 real pairs of long answers
+(13,832 tokens, `--pairs 24 --rounds 5`), ours took 0.69 of the time of the best other one, batches of 2.
 """
 
 from __future__ import annotations

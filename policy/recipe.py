@@ -71,6 +71,7 @@ def align_policy(config: PolicyConfig, *, resume: bool = False) -> Path:
         check_sources(config)
         check_start(config, chat)
         processes.share(config.rollouts.prompts_per_step, "rollouts.prompts_per_step")
+        sharding.choose_loading(config.model.quantization)
         trainer = build_trainer(config, chat, data.training, run)
         evaluation = Evaluation(config, trainer, data.held_out)
         before = evaluation.answers()

@@ -61,6 +61,7 @@ def train_reward(config: RewardConfig, *, resume: bool = False) -> Path:
         run.write_json("drops.json", data.drops.as_dict())
         pairs = held_pairs(config, data)
         check_processes(config)
+        sharding.choose_loading(config.model.quantization)
         model = build_model(config, chat)
         train_stages(config, data, model, chat, run, resume=resume)
         made_of = extrapolate_stages(config, config.expo, pairs, model, chat, run) if config.expo else None

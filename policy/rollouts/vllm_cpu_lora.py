@@ -10,12 +10,15 @@ and value, has a slice for each part.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+Product = Callable[[Tensor], Tensor]
+SHAPES = 32
+"""So many numbers of tokens have their kernels kept; vLLM's own layers say the same."""
 Tokens = slice | Tensor
 """Places of tokens; a slice, for which nothing is copied, where one adapter has them all."""
 
@@ -67,23 +70,35 @@ def add_lora_linear(
 ) -> None:
     """y[t] += scale * B A x[t], with A and B those of token t's adapter; in place.
 
-    The product with A is rounded to the number format of x, as vLLM's is before the product with B.
+    Both products are rounded to the number format of x, as vLLM's are.
     """
     for adapter, tokens in self.tokens_by_adapter.items():
         key = (id(lora_a_stacked), adapter)  # a layer keeps its stacks as long as it lives
         if key not in self.factors:
             self.factors[key] = joined(lora_a_stacked, lora_b_stacked, adapter)
-        a_DR, b_RO = self.factors[key]
+        shrink, expand = self.factors[key]
+        added = expand(shrink(x[tokens]))
         if isinstance(tokens, slice):
-            y.addmm_(x @ a_DR, b_RO, alpha=scale)
+            y.add_(added, alpha=scale)
         else:
-            y.index_add_(0, tokens, (x[tokens] @ a_DR) @ b_RO, alpha=scale)
+            y.index_add_(0, tokens, added, alpha=scale)
 
 
-def joined(a: Sequence[Tensor], b: Sequence[Tensor], adapter: int) -> tuple[Tensor, Tensor]:
-    """(a_DR, b_RO): an adapter's slices side by side, so that a layer is two products."""
+def joined(a: Sequence[Tensor], b: Sequence[Tensor], adapter: int) -> tuple[Product, Product]:
+    """The products with A and with B, an adapter's slices side by side: two a layer, however many slices it has."""
     a_RD = torch.cat([stack[adapter, 0] for stack in a])
-    return a_RD.T, torch.block_diag(*(stack[adapter, 0] for stack in b)).T  # type: ignore[no-untyped-call]
+    b_OR = torch.block_diag(*(stack[adapter, 0] for stack in b))  # type: ignore[no-untyped-call]
+    return product_with(a_RD), product_with(b_OR)
+
+
+def product_with(weight_OI: Tensor) -> Product:
+    """x -> x W', by the kernel that vLLM multiplies its own layers with, where the machine has it: W is laid out for it once."""
+    from vllm import _custom_ops as ops
+
+    if not ops._supports_onednn:  # noqa: SLF001  # what vLLM's own layers ask
+        return lambda x_TI: x_TI @ weight_OI.T
+    handler = ops.create_onednn_mm(weight_OI.T, SHAPES)
+    return lambda x_TI: ops.onednn_mm(handler, x_TI, None)
 
 
 def add_nothing(self: Any, *_: Any, **__: Any) -> None:

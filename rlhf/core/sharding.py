@@ -37,6 +37,15 @@ def asked_for() -> bool:
     return True
 
 
+def choose_loading(quantization: str) -> None:
+    """Have every process make 4-bit weights for itself; called before they are loaded.
+
+    accelerate hands on no 4-bit weights, and where one process alone loads them the adapters that are drawn after it differ.
+    """
+    if quantization != "none":
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+
+
 def shard(model: Any) -> None:
     """Deal a model's weights out to the processes, where the launcher asks for it; once all adapters hang on it.
 

@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
+from rlhf.cli import QUIET
+
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).parent / "worker.py"
 PPO = "algorithm={name: ppo, kl: {estimator: k1, reduction: sum, coefficient: 0.05}, critic: {learning_rate: 1.0e-3}}"
@@ -56,7 +58,9 @@ def launch(words: Sequence[str], *, strategy: str, folder: Path) -> subprocess.C
     return subprocess.run(
         [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file), *words],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE", "GLOO_SOCKET_IFNAME": "lo"},
+        env=os.environ
+        | QUIET
+        | {"PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE", "GLOO_SOCKET_IFNAME": "lo"},
         capture_output=True,
         text=True,
         timeout=LONGEST,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import sys
 from collections.abc import Mapping, Sequence
@@ -90,8 +89,6 @@ def _trace(result: Any) -> str:
 
 
 if __name__ == "__main__":
-    for name, value in cli.QUIET.items():
-        os.environ.setdefault(name, value)
     jobs = json.loads(Path(sys.argv[1]).read_text())
     outcomes = {name: run(job) for name, job in jobs.items()}
     Path(f"{sys.argv[2]}-{processes.index()}.json").write_text(json.dumps(outcomes))

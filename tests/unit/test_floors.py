@@ -36,7 +36,9 @@ FLOORS = {
 }
 """Height of each room; a module imports its own room and lower floors. What else lies in `rlhf` is the roof."""
 
-ENTRANCES = {("policy", "reward"): ("reward.scorer", "reward.foreign")}  # a policy may follow anybody's reward model
+ENTRANCES = {
+    ("policy", "reward"): ("reward.scorer", "reward.foreign")
+}  # a policy may follow anybody's reward model
 """(room, other room): the modules by which it may be entered."""
 
 DOORS = {
@@ -181,8 +183,16 @@ def test_imports_keep_to_the_floors_and_doors() -> None:
         ("reward.scorer", "def f():\n    from policy.kl import k1", "policy lies above reward"),
         ("policy.recipe", "from rlhf.commands import score", "the roof lies above policy"),
         ("policy.recipe", "from rlhf import cli", "the roof lies above policy"),
-        ("policy.recipe", "from reward import trainer", "policy enters reward by reward.scorer and reward.foreign alone"),
-        ("policy.recipe", "import reward.losses", "policy enters reward by reward.scorer and reward.foreign alone"),
+        (
+            "policy.recipe",
+            "from reward import trainer",
+            "policy enters reward by reward.scorer and reward.foreign alone",
+        ),
+        (
+            "policy.recipe",
+            "import reward.losses",
+            "policy enters reward by reward.scorer and reward.foreign alone",
+        ),
         ("reward.trainer", "from peft import PeftModel", "peft is imported only by rlhf.core.models"),
         ("rlhf.core.chat", "import bitsandbytes as bnb", "bitsandbytes is imported only by"),
         ("reward.recipe", "from trl.trainer import RewardTrainer", "trl is imported only by"),

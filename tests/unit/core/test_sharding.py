@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from torch import nn
@@ -23,6 +25,13 @@ def test_fsdp_1_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="fsdp_version is 1") as caught:
         sharding.asked_for()
     assert caught.value.exit_code == 2
+
+
+def test_4_bit_weights_are_made_by_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for quantization, expected in (("none", "true"), ("nf4", "false")):
+        monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+        sharding.choose_loading(quantization)
+        assert os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == expected
 
 
 def test_a_whole_model_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,20 @@ def test_words_come_as_often_as_they_are_likely() -> None:
     assert torch.allclose(shares_V, probabilities_V, atol=5 * 0.5 / DRAWS**0.5)
 
 
+def test_blocks_change_nothing() -> None:
+    """Against one cumulative sum over all words, the last block not full."""
+    words, sequences = 3 * vllm_cpu_sampler.BLOCK + 7, 500
+    logits_NV = 3 * torch.randn(sequences, words, generator=torch.Generator().manual_seed(0))
+    probabilities_NV = logits_NV.softmax(-1)
+    cumulative_NV = probabilities_NV.double().cumsum(-1)
+    seeds = range(sequences)
+    levels_N = torch.cat([torch.rand(1, dtype=torch.float64, generator=g) for g in seeded(*seeds).values()])
+    expected_N = (cumulative_NV <= levels_N[:, None] * cumulative_NV[:, -1:]).sum(-1)
+    words_N = draw(probabilities_NV, seeded(*seeds))
+    assert torch.equal(words_N, expected_N)
+    assert words_N.max() >= 3 * vllm_cpu_sampler.BLOCK  # the last block is reached
+
+
 def test_a_sequence_draws_from_its_own_seed_alone() -> None:
     probabilities_NV = torch.full((3, 1000), 1e-3)
     together = draw(probabilities_NV, seeded(5, 6, 7)).tolist()
