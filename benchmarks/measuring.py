@@ -165,6 +165,15 @@ def timed(trainer: Any, clock: str) -> dict[str, Any]:
     return {"seconds": seconds["end"] - seconds["begin"], "added": memory()["peak"] - before}
 
 
+def fastest(
+    ask: Callable[[int], dict[str, Any]], settings: Sequence[int]
+) -> tuple[int, dict[int, dict[str, Any]]]:
+    """The setting whose answer took the fewest seconds, and all answers; a first request, which is not counted, warms up."""
+    ask(settings[0])
+    answers = {one: ask(one) for one in settings}
+    return min(answers, key=lambda one: float(answers[one]["seconds"])), answers
+
+
 def in_turns(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
     """Each side's figure in each round; the order is turned round after round."""
     found: dict[str, list[float]] = {name: [] for name in sides}

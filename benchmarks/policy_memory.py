@@ -2,8 +2,9 @@
 
     python benchmarks/policy_memory.py
 
-The peaks are resident sets of whole processes, libraries included: `rlhf align-policy` with its engine's copy of the base in it; TRL's trainer, which
-samples with the model it trains; and policy, reference, reward and critic each with a base of its own, as PPO is often run, for one
+The peaks are resident sets of whole processes, libraries included: `rlhf align-policy` with vLLM, which holds a copy of the base and its cache,
+and with transformers' `generate` on the model it trains; TRL's trainer, which can only do the latter here, with the micro-batch that is fastest and with
+the smallest; and policy, reference, reward and critic each with a base of its own, as PPO is often run, for one
 update without any sampling. Prompts, answers, adapter and base are the same for all.
 
 What our roles add is read off torch's own account of the blocks it hands out: training the policy alone, on rewards that are given
@@ -34,6 +35,8 @@ SIZES: dict[str, Any] = {
     "longest_prompt": 128,
     "new_tokens": 128,
     "micro": 8,
+    "lean_micro": 2,
+    "tokens_per_batch": 512,
     "steps": 2,
     "role_answers": 8,
     "role_tokens": 48,
@@ -43,6 +46,8 @@ QUICK = {
     "longest_prompt": 80,
     "new_tokens": 16,
     "micro": 4,
+    "lean_micro": 2,
+    "tokens_per_batch": 512,
     "steps": 1,
     "role_answers": 4,
     "role_tokens": 8,
@@ -163,7 +168,7 @@ def roles(told: Mapping[str, Any]) -> Handler:
 SIDES = {"trl": whole, "four": four, **dict.fromkeys((f"roles-{name}" for name in ROLES), roles)}
 
 
-def align_policy(told: argparse.Namespace, sizes: Mapping[str, Any], reward: Path) -> int:
+def align_policy(told: argparse.Namespace, sizes: Mapping[str, Any], reward: Path, engine: str) -> int:
     """Peak bytes of the command itself, in a process of its own."""
     source: dict[str, Any] = {"path": "demo"}
     if told.data:
@@ -176,13 +181,14 @@ def align_policy(told: argparse.Namespace, sizes: Mapping[str, Any], reward: Pat
         "model": {"base": told.base, "max_length": sizes["longest_prompt"] + sizes["new_tokens"]},
         "data": {"prompts": [source], "max_prompt_tokens": sizes["longest_prompt"]},
         "rollouts": {
-            "engine": told.engine,
+            "engine": engine,
             "prompts_per_step": sizes["answers"] // GROUP,
             "samples_per_prompt": GROUP,
             "max_new_tokens": sizes["new_tokens"],
         },
         "algorithm": {"name": "rloo"},
         "steps": sizes["steps"],
+        "tokens_per_batch": sizes["tokens_per_batch"],
         "evaluation": {"prompts": 2, "samples": 1},
     }
     file = told.output / "logs" / "policy_memory.yaml"
@@ -236,18 +242,30 @@ def whole_runs(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The peaks of whole processes."""
     (told.output / "logs").mkdir(parents=True, exist_ok=True)
-    peaks = {"ours": align_policy(told, sizes, policy_sides.reward_model(told.base, told.output))}
-    shared = policy_update.told_for(told, sizes, GROUP, micro=sizes["micro"])
-    for name in ("trl", "four"):
-        with Side(__file__, name, shared, told.output / "logs") as side:
-            peaks[name] = side.ask()["peak"]
+    reward = policy_sides.reward_model(told.base, told.output)
+    peaks = {engine: align_policy(told, sizes, reward, engine) for engine in told.engines}
+    for name, side, micro in (
+        ("trl", "trl", sizes["micro"]),
+        ("lean", "trl", sizes["lean_micro"]),
+        ("four", "four", sizes["micro"]),
+    ):
+        shared = policy_update.told_for(told, sizes, GROUP, micro=micro)
+        with Side(__file__, side, shared, told.output / "logs") as one:
+            peaks[name] = one.ask()["peak"]
     gib = {name: peak / 2**30 for name, peak in peaks.items()}
-    lines = [
-        line("Peak of align-policy beside TRL with a separate reward model", gib["ours"] / gib["trl"], "x", most=0.6),
-        line("Peak of align-policy beside four separate models", gib["ours"] / gib["four"], "x"),
-        line("Ours", gib["ours"], "GiB", note=f"rollouts by {told.engine}, in this process"),
-        line("TRL", gib["trl"], "GiB", note=f"{sizes['micro']} answers a micro-batch"),
-        line("Four models", gib["four"], "GiB", note="without rollouts"),
+    lines = []
+    for engine in told.engines:
+        who = f"Peak of align-policy, rollouts by {engine}"
+        lines += [
+            line(f"{who}: beside TRL with a separate reward model", gib[engine] / gib["trl"], "x", most=0.6),
+            line(f"{who}: beside TRL at its smallest micro-batch", gib[engine] / gib["lean"], "x"),
+            line(f"{who}: beside four separate models", gib[engine] / gib["four"], "x"),
+            line(who, gib[engine], "GiB", note=f"{sizes['tokens_per_batch']} tokens a batch"),
+        ]
+    lines += [
+        line("Peak of TRL, rollouts by transformers", gib["trl"], "GiB", note=f"{sizes['micro']} answers a micro-batch"),
+        line("Peak of TRL at its smallest micro-batch", gib["lean"], "GiB", note=f"{sizes['lean_micro']} answers"),
+        line("Peak of four separate models, without rollouts", gib["four"], "GiB", note=f"{sizes['micro']} answers"),
     ]  # fmt: skip
     return lines, {"peak_bytes": peaks}
 
@@ -255,7 +273,7 @@ def whole_runs(
 def main() -> None:
     """Measure, print, write."""
     parser = arguments(__doc__)
-    parser.add_argument("--engine", choices=["vllm", "transformers"], default="vllm", help="of align-policy")
+    parser.add_argument("--engines", nargs="+", default=["vllm", "transformers"], help="of align-policy")
     told = parse(parser)
     if told.side:
         serve(SIDES[told.side])

@@ -128,7 +128,10 @@ def ours(told: Mapping[str, Any]) -> Handler:
     ):
         stages.watch(owner, name, stage)
 
-    def train(_: Mapping[str, Any]) -> Mapping[str, Any]:
+    def train(asked: Mapping[str, Any]) -> Mapping[str, Any]:
+        if asked.get("tokens_per_batch"):
+            trainer.tokens_per_batch = asked["tokens_per_batch"]
+            trainer.rewards.parts[0].source.scorer.tokens_per_batch = asked["tokens_per_batch"]
         figures.clear()
         stages.seconds.clear()
         forget_adapter(trainer.model)

@@ -6,19 +6,19 @@
 The update is scoring, log-probabilities, KL, backward pass and optimizer on given answers, the same ones for both: prompts and texts of
 real data, groups of 4 and of 8. The whole step samples its answers too: ours by `--engine`, TRL's by transformers' `generate`,
 since its own vLLM path does not run on vLLM's CPU build. Sampled answers are not equally long on both sides, so that whole steps are compared
-by seconds for each sampled token. TRL runs with the fastest of several micro-batches; ours with the default of `tokens_per_batch`.
+by seconds for each sampled token. TRL runs with the fastest of several micro-batches, ours with the fastest of several `tokens_per_batch`.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import policy_sides
-from measuring import Side, arguments, in_turns, line, parse, ratio, serve, write_result
+from measuring import Side, arguments, fastest, in_turns, line, parse, ratio, serve, write_result
 from samples import groups
 
 SIZES: dict[str, Any] = {
@@ -41,7 +41,8 @@ QUICK = {
     "whole_rounds": 1,
 }
 MICRO = (4, 8, 16)
-"""Answers in one forward pass of TRL's."""
+BUDGETS = (512, 1024, 2048)
+"""Answers in one forward pass of TRL's and tokens in one of ours: both sides run with what is fastest at G = 4."""
 SIDES = policy_sides.SIDES
 
 
@@ -72,38 +73,51 @@ def told_for(told: argparse.Namespace, sizes: Mapping[str, Any], group: int, **o
 
 
 def compare_updates(
-    told: argparse.Namespace, sizes: Mapping[str, Any], group: int, micros: tuple[int, ...]
+    told: argparse.Namespace, sizes: Mapping[str, Any], group: int, settings: Mapping[str, Sequence[int]]
 ) -> dict[str, Any]:
-    """Seconds of both sides for one update on given answers, and TRL's micro-batch."""
+    """Seconds of both sides for one update on given answers, each with the fastest of its settings."""
     shared = told_for(told, sizes, group)
     with ExitStack() as stack:
         side = {
             name: stack.enter_context(Side(__file__, name, shared, told.output / "logs")) for name in SIDES
         }
-        tried = {micro: side["trl"].ask(micro=micro) for micro in micros if micro <= sizes["answers"]}
-        micro = min(tried, key=lambda one: float(tried[one]["seconds"]))
-        same = policy_sides.same_work(side["ours"].ask(), tried[micro])
+        ways = {
+            "ours": lambda one: side["ours"].ask(tokens_per_batch=one),
+            "trl": lambda one: side["trl"].ask(micro=one),
+        }
+        tried = {name: fastest(ways[name], settings[name]) for name in SIDES}
+        best = {name: one for name, (one, _) in tried.items()}
+        same = policy_sides.same_work(*(answers[best[name]] for name, (_, answers) in tried.items()))
         found = in_turns(
-            {
-                "ours": lambda: float(side["ours"].ask()["seconds"]),
-                "trl": lambda: float(side["trl"].ask(micro=micro)["seconds"]),
-            },
+            {name: lambda name=name: float(ways[name](best[name])["seconds"]) for name in SIDES},  # type: ignore[misc]
             sizes["rounds"],
         )
     tokens = [len(ids) for one in shared["given"] for ids in one["answers"]]
     return {
         "seconds": found,
-        "micro": micro,
-        "micro_batches": {str(m): a["seconds"] for m, a in tried.items()},
+        "best": best,
+        "tried": {
+            name: {str(one): answer["seconds"] for one, answer in answers.items()}
+            for name, (_, answers) in tried.items()
+        },
         "same_work": same,
         "mean_answer": statistics.mean(tokens),
     }
 
 
-def compare_steps(told: argparse.Namespace, sizes: Mapping[str, Any], micro: int) -> dict[str, Any]:
+def compare_steps(
+    told: argparse.Namespace, sizes: Mapping[str, Any], best: Mapping[str, int]
+) -> dict[str, Any]:
     """Whole steps of both sides: milliseconds for a sampled token, and what ours does besides computing."""
     sizes = {**sizes, "answers": sizes["whole_answers"]}
-    shared = told_for(told, sizes, 4, new_tokens=sizes["whole_new_tokens"], micro=micro)
+    shared = told_for(
+        told,
+        sizes,
+        4,
+        new_tokens=sizes["whole_new_tokens"],
+        micro=best["trl"],
+        tokens_per_batch=best["ours"],
+    )
     answers: dict[str, list[dict[str, Any]]] = {name: [] for name in SIDES}
     engines = {"ours": told.engine, "trl": "transformers"}
     with ExitStack() as stack:
@@ -119,8 +133,9 @@ def compare_steps(told: argparse.Namespace, sizes: Mapping[str, Any], micro: int
             answers[name].append(answer)
             return float(1000 * answer["seconds"] / (sum(answer["length"]) * sizes["answers"]))
 
-        one_step("ours")  # warms up: an engine compiles
-        answers["ours"].clear()
+        for name in SIDES:  # warms up: an engine compiles
+            one_step(name)
+            answers[name].clear()
         found = in_turns({name: lambda name=name: one_step(name) for name in SIDES}, sizes["whole_rounds"])  # type: ignore[misc]
     parts: dict[str, float] = {}
     for answer in answers["ours"]:
@@ -149,20 +164,24 @@ def main() -> None:
         return
     sizes = SIZES | (QUICK if told.quick else {})
     lines, details = [], dict[str, Any]()
-    micros: tuple[int, ...] = MICRO
+    settings: Mapping[str, Sequence[int]] = {
+        "ours": BUDGETS,
+        "trl": [one for one in MICRO if one <= sizes["answers"]],
+    }
     for group in sizes["group_sizes"]:
-        found = compare_updates(told, sizes, group, micros)
-        micros = (found["micro"],)
+        found = compare_updates(told, sizes, group, settings)
+        best = found["best"]
+        settings = {name: [one] for name, one in best.items()}
         details[f"update, G = {group}"] = found
         seconds, same = found["seconds"], found["same_work"]
         lines += [
             line(f"Policy update, G = {group}: speed beside TRL", ratio(seconds["trl"], seconds["ours"]), "x", least=2.0),
-            line("Ours", statistics.median(seconds["ours"]), "s", note=f"{sizes['answers']} answers"),
-            line("TRL", statistics.median(seconds["trl"]), "s", note=f"{found['micro']} answers a micro-batch"),
+            line("Ours", statistics.median(seconds["ours"]), "s", note=f"{sizes['answers']} answers, {best['ours']} tokens a batch"),
+            line("TRL", statistics.median(seconds["trl"]), "s", note=f"{best['trl']} answers a micro-batch"),
             line("Same work: mean reward apart", same["reward"], most=0.1),
             line("Same work: gradient norm apart", 100 * same["grad_norm"], "%", most=10),
         ]  # fmt: skip
-    steps = compare_steps(told, sizes, micros[0])
+    steps = compare_steps(told, sizes, best)
     rates = steps["milliseconds_a_token"]
     details["step"] = steps
     lines += [

@@ -5,7 +5,7 @@
 
 Useful tokens are those that a run without padding and without sharing would process. The updates are batches of TRL's
 length-grouped sampler, spread over one pass of the pairs, so that short and long ones are among them. TRL runs in bfloat16 with the
-fastest of several micro-batches; ours with the default of `tokens_per_batch`. Same base, adapter, head, plain Bradley-Terry loss and
+fastest of several micro-batches, ours with the fastest of several `tokens_per_batch`. Same base, adapter, head, plain Bradley-Terry loss and
 optimizer; every round starts from the same weights. Each side is a process of its own.
 """
 
@@ -24,6 +24,7 @@ from measuring import (
     Handler,
     Side,
     arguments,
+    fastest,
     in_turns,
     line,
     matmul_peak,
@@ -40,7 +41,8 @@ from rlhf.core.packing import Tree
 SIZES = {"limit": 2000, "longest": 512, "update": 16, "updates": 3, "rounds": 3, "exact_pairs": 3}
 QUICK = {"limit": 60, "longest": 256, "update": 4, "updates": 2, "rounds": 1, "exact_pairs": 2}
 MICRO = (2, 4, 8, 16)
-"""Pairs in one forward pass of TRL's, tried on the middle update."""
+BUDGETS = (512, 1024, 2048)
+"""Pairs in one forward pass of TRL's and tokens in one of ours: both sides run with what is fastest on the middle update."""
 
 
 def ours(told: Mapping[str, Any]) -> Handler:
@@ -90,7 +92,7 @@ def ours(told: Mapping[str, Any]) -> Handler:
             items=items,
             order=[place for update in updates for place in update],
             validation=[],
-            tokens_per_batch=asked["tokens_per_batch"] or config.tokens_per_batch,
+            tokens_per_batch=asked["tokens_per_batch"],
             step_offset=0,
             record=lambda _, figures: losses.append(float(figures["loss/bt"])),
         )
@@ -226,16 +228,21 @@ def measure(told: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, A
             for name in SIDES
         }
         middle = [updates[len(updates) // 2]]
-        tried = {micro: sides["trl"].ask(updates=middle, micro=micro) for micro in MICRO if micro <= size}
-        micro = min(tried, key=lambda one: float(tried[one]["seconds"]))
-        print(f"TRL is fastest with {micro} pairs a micro-batch.", flush=True)
-        sides["ours"].ask(updates=middle, tokens_per_batch=None)  # warms up
+        micro, tried = fastest(
+            lambda one: sides["trl"].ask(updates=middle, micro=one), [one for one in MICRO if one <= size]
+        )
+        budget, budgets = fastest(
+            lambda one: sides["ours"].ask(updates=middle, tokens_per_batch=one), BUDGETS
+        )
+        print(
+            f"Fastest: TRL with {micro} pairs a micro-batch, ours with {budget} tokens a batch.", flush=True
+        )
         answers: dict[str, list[dict[str, Any]]] = {name: [] for name in SIDES}
         peaks: list[float] = []
         useful = sum(len(ids) for pair in pairs for ids in pair)
 
         def one_round(name: str) -> float:
-            settings = {"tokens_per_batch": None} if name == "ours" else {"micro": micro}
+            settings = {"tokens_per_batch": budget} if name == "ours" else {"micro": micro}
             answers[name].append(sides[name].ask(updates=updates, **settings))
             peaks.append(matmul_peak(told.clock))
             return useful / float(answers[name][-1]["seconds"])
@@ -249,7 +256,7 @@ def measure(told: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, A
         *bfloat16_losses(answers),
         line("One update of TRL's with itself in other micro-batches, bfloat16", max(own) - min(own)),
         line("Memory an update adds, beside TRL at the same tokens a batch", memories["ours"] / memories["trl"], "x", most=1.0),
-        line("Ours", statistics.median(rates["ours"]), "useful tokens/s"),
+        line("Ours", statistics.median(rates["ours"]), "useful tokens/s", note=f"{budget} tokens a batch"),
         line("TRL", statistics.median(rates["trl"]), "useful tokens/s", note=f"{micro} pairs a micro-batch, length-grouped"),
         *shares_of_peak(pairs, answers, statistics.median(peaks)),
     ]  # fmt: skip
@@ -258,6 +265,7 @@ def measure(told: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, A
         "useful_tokens": useful,
         "rates": rates,
         "micro_batches": {str(one): answer["seconds"] for one, answer in tried.items()},
+        "budgets": {str(one): answer["seconds"] for one, answer in budgets.items()},
         "losses": {name: answers[name][0]["losses"] for name in SIDES},
         "added_bytes": memories,
         "matmul_gflops": peaks,
@@ -301,7 +309,7 @@ def exact_losses(shared: Mapping[str, Any], pairs: int, logs: Any) -> float:
     losses = []
     for name in SIDES:
         with Side(__file__, name, {**shared, "dtype": "float32"}, logs) as side:
-            answer = side.ask(updates=[list(range(pairs))], tokens_per_batch=None, micro=pairs)
+            answer = side.ask(updates=[list(range(pairs))], tokens_per_batch=1024, micro=pairs)
             losses.append(answer["losses"][0])
     return abs(float(losses[0]) - float(losses[1]))
 

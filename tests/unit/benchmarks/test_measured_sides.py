@@ -100,7 +100,7 @@ def test_policy_memory(run: Callable[..., dict[str, Any]], monkeypatch: pytest.M
     module = importlib.import_module("policy_memory")
     monkeypatch.setattr(module, "align_policy", lambda *_: 2**30)
     monkeypatch.setattr(module, "FORMATS", {"bfloat16": "none"})
-    result = run("policy_memory", "--engine", "transformers", longest_prompt=150)
+    result = run("policy_memory", longest_prompt=150)
     weights = result["details"]["roles"]["bfloat16"]["ppo"]["weights"]
     assert weights["reward"] == weights["critic"] == weights["default"] > 0
     assert measured(result, "what reference and reward add") < 1000  # of a model that weighs nothing
