@@ -72,7 +72,8 @@ class _Adapted(torch.autograd.Function):
         low_TR = x.flatten(end_dim=-2) @ a_RD.T
         y = nn.functional.linear(x, w_OD, c_O)
         y.view(-1, y.shape[-1]).addmm_(low_TR, b_OR.T, alpha=scale)
-        ctx.save_for_backward(x, low_TR, w_OD, a_RD, b_OR)
+        for_x = (w_OD, a_RD) if ctx.needs_input_grad[0] else (None, None)
+        ctx.save_for_backward(x, low_TR, *for_x, b_OR)
         ctx.scale = scale
         return y
 

@@ -16,7 +16,7 @@ import importlib
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb as _stock_rotation
 
@@ -33,8 +33,7 @@ def lighten(model: PreTrainedModel) -> None:
         if kind.__name__ in NORMS and kind.forward is not _norm:
             kind.stock_forward, kind.forward = kind.forward, _norm
     if model.config.model_type in ROTATIONS:
-        home = importlib.import_module(type(model).__module__)
-        home.apply_rotary_pos_emb = rotated
+        importlib.import_module(type(model).__module__).__dict__["apply_rotary_pos_emb"] = rotated
 
 
 def _norm(module: Any, x: Tensor) -> Tensor:
@@ -70,7 +69,7 @@ class _RMSNorm(torch.autograd.Function):
 def rotated(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
     """Queries and keys turned by their positions; in the place of transformers' `apply_rotary_pos_emb`."""
     if q.device.type != "cpu":
-        return _stock_rotation(q, k, cos, sin, unsqueeze_dim)
+        return _stock_rotation(q, k, cos, sin, unsqueeze_dim)  # type: ignore[no-any-return]
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
     return _Rotation.apply(q, cos, sin), _Rotation.apply(k, cos, sin)  # type: ignore[no-untyped-call]
 

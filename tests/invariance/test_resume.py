@@ -265,9 +265,7 @@ def test_a_full_disk_is_told_and_costs_no_more_than_a_kill(
 
     def full(*told: Any, **more: Any) -> None:
         if next(calls) >= good:
-            raise SafetensorError(
-                "Error while serializing: I/O error: No space left on device (os error 28)"
-            )
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
         real(*told, **more)
 
     monkeypatch.setattr(f"{module}.{write}", full)
