@@ -173,8 +173,7 @@ class PolicyTrainer(AcrossProcesses, SafeCheckpoints, RLOOTrainer):
             for _ in range(behind):
                 with self._gradients(model, synchronise=False), self.compute_loss_context_manager():
                     first = epoch == 0 and not has_critic
-                    backward = self.accelerator.backward
-                    idle_passes(model, self.model, rows[0], backward, measuring=first, has_critic=has_critic)
+                    idle_passes(model, self.model, rows[0], self.backward, measuring=first, has_critic=has_critic)
             for number, row in enumerate(rows):
                 last = number == len(rows) - 1
                 with self._gradients(model, synchronise=last):
@@ -186,13 +185,13 @@ class PolicyTrainer(AcrossProcesses, SafeCheckpoints, RLOOTrainer):
                         sampled = (logps_M.detach(), reference_M, entropy_M, answer_M)
                         update.settle([update.measure(row, rewards_N[row.answers], *sampled)])
                     loss = update.loss(number, row, logps_M)
-                    self.accelerator.backward(loss * self.accelerator.num_processes)
+                    self.backward(loss * self.accelerator.num_processes)
                 if has_critic:
                     with self._gradients(model, synchronise=last), role(self.model, CRITIC):
                         with self.compute_loss_context_manager():
                             values_M = token_values(model, row.packed)
                         loss = update.value_loss(number, values_M)
-                        self.accelerator.backward(loss * self.accelerator.num_processes)
+                        self.backward(loss * self.accelerator.num_processes)
         if self.ahead is not None:
             with torch.no_grad(), self.compute_loss_context_manager():
                 self.ahead.compare(self.model, rows[0], update, lambda row: token_logps(model, row.packed))

@@ -52,7 +52,8 @@ def launch(words: Sequence[str], *, strategy: str, folder: Path) -> subprocess.C
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    told |= {"use_cpu": True, "num_processes": 2, "main_process_ip": "127.0.0.1", "main_process_port": port}
+    told |= {"num_processes": 2, "main_process_ip": "127.0.0.1", "main_process_port": port}
+    told["use_cpu"] = strategy != "zero3"  # accelerate's way of saying: not with DeepSpeed, which finds out by itself
     file = folder / f"{strategy}.yaml"
     file.write_text(yaml.safe_dump(told))
     return subprocess.run(
@@ -135,7 +136,7 @@ def together(
     for kind, step in KILLED_AT.items():
         shutil.copytree(alone / f"killed-{kind}", folder / f"resumed-{kind}")
         jobs[f"resumed-{kind}"] = {"words": [*words(kind, folder / f"resumed-{kind}"), "--resume"]}
-        if request.param == "fsdp2":  # the same code for both, and minutes are dear
+        if request.param != "ddp":  # the same code as for one process, and minutes are dear
             jobs[f"killed-{kind}"] = {"words": words(kind, folder / f"killed-{kind}"), "kill_at": step}
             jobs["sampled"] = {"words": words("policy", folder / "sampled", "steps=1"), "samples": True}
     jobs["refused"] = {"words": words("reward", folder / "refused", "stages.1.batch_size=3")}
