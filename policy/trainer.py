@@ -259,11 +259,8 @@ class PolicyTrainer(AcrossProcesses, SafeCheckpoints, RLOOTrainer):
         if self.critic is None:
             return super()._clip_grad_norm(model)
         policy, critic = split_parameters(model)
-        if self.state.global_step < self.critic.warmup_steps:
-            for parameter in policy:
-                parameter.grad = None  # AdamW passes over it
-        self.accelerator.clip_grad_norm_(critic, self.args.max_grad_norm)
-        return self.accelerator.clip_grad_norm_(policy, self.args.max_grad_norm)
+        still = policy if self.state.global_step < self.critic.warmup_steps else []
+        return self.clip_apart(model, (critic, policy), still)[1]
 
     def _finish(self, prompts: Sequence[Prompt], update: Update, times: Mapping[str, float]) -> None:
         """Check what must hold, and keep the update's figures and answers for the log."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -62,6 +63,14 @@ class AcrossProcesses:
         if is_sharded(self.model):
             return autocast(self.model.get_base_model())
         return super().compute_loss_context_manager()  # type: ignore[misc, no-any-return]
+
+    def clip_apart(self, model: Any, groups: Sequence[Sequence[Any]], still: Sequence[Any]) -> list[Any]:
+        """Clip groups of parameters each by its own norm, which is returned; those that are still are not stepped either."""
+        if zero.is_dealt(model):
+            return zero.step_apart(model, groups, self.args.max_grad_norm, still)
+        for parameter in still:
+            parameter.grad = None  # AdamW passes over it
+        return [self.accelerator.clip_grad_norm_(group, self.args.max_grad_norm) for group in groups]
 
 
 def trainer_settings(

@@ -7,6 +7,7 @@ whole, so that checkpoints are this project's. `rlhf.core.sharding` is what othe
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -173,6 +174,44 @@ def step(engine: Any) -> Tensor:
     if engine.optimizer.overflow:
         raise DivergenceError("A gradient is not a finite number.", fix="lower optimizer.learning_rate")
     return torch.as_tensor(engine.get_global_grad_norm())
+
+
+def step_apart(engine: Any, groups: Sequence[Sequence[Any]], most: float, still: Sequence[Any]) -> list[Tensor]:
+    """Clip groups of parameters each by its own norm, and step; returns the norms. What is still keeps its value, and has no moments yet."""
+    from deepspeed.utils import safe_get_local_grad, safe_set_local_grad
+
+    for parameter in still:
+        safe_set_local_grad(parameter, torch.zeros_like(safe_get_local_grad(parameter)))
+    norms = []
+    for group in groups:
+        gradients = [safe_get_local_grad(parameter) for parameter in group]
+        square = torch.stack([one.square().sum() for one in gradients]).sum()
+        torch.distributed.all_reduce(square)
+        norms.append(square.sqrt())
+        for parameter, one in zip(group, gradients, strict=True):
+            safe_set_local_grad(parameter, one * (most / (norms[-1] + 1e-6)).clamp(max=1.0))
+    engine.optimizer.clip_grad = 0.0
+    with _held(engine.optimizer, {id(parameter) for parameter in still}):
+        step(engine)
+    for group in groups:  # the first pass after a step replaces gradients, of those it trains alone
+        for parameter in group:
+            safe_set_local_grad(parameter, torch.zeros_like(safe_get_local_grad(parameter)))
+    return norms
+
+
+@contextlib.contextmanager
+def _held(dealt: Any, still: set[int]) -> Iterator[None]:
+    """Within the block a step changes none of these parameters, whose gradients are zero; afterwards it is as if they had made none."""
+    held = [place for place, own in enumerate(dealt.fp16_groups) if id(own[0]) in still]
+    groups = [dealt.param_groups[dealt.sub_group_to_group_id[place]] for place in held]
+    rates = [group["lr"] for group in groups]
+    for group in groups:
+        group["lr"] = 0.0
+    yield
+    for group, rate in zip(groups, rates, strict=True):
+        group["lr"] = rate
+    for place in held:
+        dealt.optimizer.state.pop(dealt.fp32_partitioned_groups_flat[place])
 
 
 def moments(optimizer: Any) -> dict[int, dict[str, Tensor]]:
