@@ -47,6 +47,12 @@ class AcrossProcesses:
         zero.keep(self.model, self.model_wrapped)
         return done
 
+    def create_optimizer(self, model: Any = None) -> Any:
+        """transformers', without groups that hold nothing: DeepSpeed leaves them out, and a checkpoint must fit every strategy."""
+        optimizer = super().create_optimizer(model)  # type: ignore[misc]
+        optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+        return optimizer
+
     def backward(self, loss: Tensor) -> None:
         """accelerate's; with DeepSpeed gradients are summed until `_clip_grad_norm`, where accelerate would step each time."""
         if zero.is_dealt(self.model):
