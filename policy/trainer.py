@@ -173,7 +173,9 @@ class PolicyTrainer(AcrossProcesses, SafeCheckpoints, RLOOTrainer):
             for _ in range(behind):
                 with self._gradients(model, synchronise=False), self.compute_loss_context_manager():
                     first = epoch == 0 and not has_critic
-                    idle_passes(model, self.model, rows[0], self.backward, measuring=first, has_critic=has_critic)
+                    idle_passes(
+                        model, self.model, rows[0], self.backward, measuring=first, has_critic=has_critic
+                    )
             for number, row in enumerate(rows):
                 last = number == len(rows) - 1
                 with self._gradients(model, synchronise=last):

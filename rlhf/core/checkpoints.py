@@ -74,9 +74,7 @@ def load_trainable(model: nn.Module, file: Path) -> None:
     settle(model)
     saved = load_file(file)
     here = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if saved.keys() != here.keys() or any(
-        saved[name].shape != whole_shape(here[name]) for name in saved
-    ):
+    if saved.keys() != here.keys() or any(saved[name].shape != whole_shape(here[name]) for name in saved):
         raise OutputError(
             f"{file} was written by a run with another adapter.",
             allowed="the adapter settings the run was started with",
@@ -220,7 +218,9 @@ def _moments(model: nn.Module, optimizer: Any) -> dict[str, Tensor]:
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if zero.is_dealt(model):
         dealt = zero.moments(optimizer)
-        return {f"{name}/{kind}": _copy(one) for name, p in trained.items() for kind, one in dealt[id(p)].items()}
+        return {
+            f"{name}/{kind}": _copy(one) for name, p in trained.items() for kind, one in dealt[id(p)].items()
+        }
     kinds = processes.said_by_main({name: list(optimizer.state.get(p, ())) for name, p in trained.items()})
     return {
         f"{name}/{kind}": _copy(optimizer.state.get(parameter, {}).get(kind, torch.zeros_like(parameter)))

@@ -48,17 +48,8 @@ def choose_loading(quantization: str) -> None:
     """Have every process make 4-bit weights for itself; called before they are loaded.
 
     accelerate hands on no 4-bit weights, and where one process alone loads them the adapters that are drawn after it differ.
-
-    Raises:
-        ConfigError: DeepSpeed is asked for, which was not tried with them.
     """
     if quantization != "none":
-        if zero.asked_for():
-            raise ConfigError(
-                f"model.quantization is {quantization}, and the launcher asks for DeepSpeed.",
-                allowed="4 bits with DDP or FSDP2",
-                fix="accelerate launch --config_file configs/launch/fsdp2-qlora.yaml",
-            )
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
 
 
@@ -67,12 +58,13 @@ def shard(model: Any) -> None:
 
     Weights keep their formats: mixed precision is autocast's, and gradients of float32 adapters are summed in float32.
     """
+    if not asked_for():
+        return
     base = model.get_base_model()
-    if asked_for():
-        base._is_fsdp_managed_module = True  # noqa: SLF001 (keeps `generate` in step, see transformers)
+    base._is_fsdp_managed_module = True  # noqa: SLF001 (keeps `generate` in step, see transformers)
     if zero.asked_for():
         zero.deal(model)
-    elif fsdp_asked_for():
+    else:
         _shard_by_fsdp(model, base)
 
 
@@ -145,7 +137,8 @@ def whole(tensor: Tensor) -> Tensor:
     """A tensor that may be dealt out, in one piece and without its gradient; all processes must ask."""
     if hasattr(tensor, "ds_id"):
         return zero.whole(tensor)
-    return tensor.detach().full_tensor() if hasattr(tensor, "full_tensor") else tensor.detach()  # type: ignore[operator]
+    detached: Any = tensor.detach()
+    return detached.full_tensor() if hasattr(detached, "full_tensor") else detached  # type: ignore[no-any-return]
 
 
 def whole_shape(tensor: Any) -> torch.Size:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rlhf.core import processes, zero
@@ -25,14 +26,12 @@ class AcrossProcesses:
     is_deepspeed_enabled: bool
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Let accelerate know of sharded weights on CPUs too, and DeepSpeed of a bfloat16 run."""
+        """Let accelerate know of sharded weights on CPUs too."""
         super().create_accelerator_and_postprocess()  # type: ignore[misc]
         know_on_cpus(self.accelerator)
         self.is_fsdp_enabled = fsdp_asked_for()
         if zero.asked_for():
             zero.forget_default()
-            if self.args.bf16:
-                zero.autocast_inside(self.accelerator)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' loop; of a model that is sharded already the optimizer takes the shards, and no layer is sharded again."""
@@ -43,6 +42,8 @@ class AcrossProcesses:
             return super().train(*args, **kwargs)  # type: ignore[misc]
         self.is_deepspeed_enabled = False  # or transformers looks for DeepSpeed's own checkpoints
         zero.let_go(self.model)
+        if self.model.get_base_model().dtype == torch.bfloat16:
+            zero.autocast_inside(self.accelerator)
         done = super().train(*args, **kwargs)  # type: ignore[misc]
         zero.keep(self.model, self.model_wrapped)
         return done
@@ -115,7 +116,7 @@ def trainer_settings(
         "adam_beta1": betas[0],
         "adam_beta2": betas[1],
         "max_grad_norm": max_grad_norm,
-        "bf16": bfloat16,
+        "bf16": bfloat16 and not zero.asked_for(),  # DeepSpeed's engine is told of autocast itself
         "use_cpu": cpu,
         "ddp_backend": backend,
         "gradient_checkpointing": gradient_checkpointing,

@@ -68,7 +68,9 @@ def prepare() -> None:
     import deepspeed
 
     deepspeed.utils.logger.setLevel("ERROR")
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # or a CPU backend is compiled at the start
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = (
+        False  # or a CPU backend is compiled at the start
+    )
 
 
 def _check_launch(file: str) -> None:
@@ -76,7 +78,7 @@ def _check_launch(file: str) -> None:
         raise ConfigError(
             "The launcher asks for DeepSpeed, which is not installed.",
             allowed="DeepSpeed where it is installed, DDP, and FSDP2, which shards what ZeRO-3 shards",
-            fix="pip install 'rlhf[zero3]', or: accelerate launch --config_file configs/launch/fsdp2.yaml",
+            fix="make venv, which installs it, or: accelerate launch --config_file configs/launch/fsdp2.yaml",
         )
     found = {
         "zero_stage": (os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"), "3"),
@@ -145,12 +147,14 @@ def autocast_inside(accelerator: Any) -> None:
 
 def whole(tensor: Any) -> Tensor:
     """A copy of a dealt out parameter in one piece; in a pass that has it whole already, that one."""
-    if tensor.ds_status.name == "AVAILABLE":
-        return tensor.data  # type: ignore[no-any-return]
     import deepspeed
 
-    with deepspeed.zero.GatheredParameters([tensor]):
-        return tensor.data  # type: ignore[no-any-return] (what is let go is the parameter's hold of it)
+    if tensor.ds_status.name == "AVAILABLE":
+        gathered: Tensor = tensor.data
+    else:
+        with deepspeed.zero.GatheredParameters([tensor]):
+            gathered = tensor.data  # the parameter lets go of it afterwards
+    return gathered
 
 
 def put(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
@@ -176,7 +180,9 @@ def step(engine: Any) -> Tensor:
     return torch.as_tensor(engine.get_global_grad_norm())
 
 
-def step_apart(engine: Any, groups: Sequence[Sequence[Any]], most: float, still: Sequence[Any]) -> list[Tensor]:
+def step_apart(
+    engine: Any, groups: Sequence[Sequence[Any]], most: float, still: Sequence[Any]
+) -> list[Tensor]:
     """Clip groups of parameters each by its own norm, and step; returns the norms. What is still keeps its value, and has no moments yet."""
     from deepspeed.utils import safe_get_local_grad, safe_set_local_grad
 
