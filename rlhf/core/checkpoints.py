@@ -45,7 +45,7 @@ def trainable_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    return whole(tensor).cpu().contiguous()
+    return whole(tensor).detach().cpu().contiguous()
 
 
 def save_trainable(model: nn.Module, file: Path) -> None:

@@ -140,7 +140,7 @@ def fingerprint(model: PreTrainedModel) -> str:
     """
     config = model.config.get_text_config()
     shape = [config.model_type, config.hidden_size, config.num_hidden_layers, config.vocab_size]
-    sample = whole(model.get_input_embeddings().weight)[:: max(1, config.vocab_size // 64), :64]
+    sample = whole(model.get_input_embeddings().weight).detach()[:: max(1, config.vocab_size // 64), :64]
     values = sample.to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes()
     # With `fsdp_cpu_ram_efficient_loading` the main process alone has weights before they are dealt out.
     return said_by_main(hashlib.sha256(json.dumps(shape).encode() + values).hexdigest()[:16])

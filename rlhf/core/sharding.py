@@ -134,11 +134,10 @@ def settle(model: nn.Module) -> None:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor that may be dealt out, in one piece and without its gradient; all processes must ask."""
+    """A tensor that may be dealt out, in one piece; all processes must ask."""
     if hasattr(tensor, "ds_id"):
         return zero.whole(tensor)
-    detached: Any = tensor.detach()
-    return detached.full_tensor() if hasattr(detached, "full_tensor") else detached  # type: ignore[no-any-return]
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def whole_shape(tensor: Any) -> torch.Size:
