@@ -27,6 +27,7 @@ class AcrossProcesses:
 
     def create_accelerator_and_postprocess(self) -> None:
         """Let accelerate know of sharded weights on CPUs too."""
+        zero.choose_device()
         super().create_accelerator_and_postprocess()  # type: ignore[misc]
         know_on_cpus(self.accelerator)
         self.is_fsdp_enabled = fsdp_asked_for()

@@ -63,14 +63,19 @@ def prepare() -> None:
         os.environ[CONFIG] = json.dumps(SETTINGS)
         os.environ["ACCELERATE_CONFIG_DS_FIELDS"] = ""  # what the launch file says beside, which was checked
     os.environ["ACCELERATE_DEEPSPEED_ZERO3_INIT"] = "false"  # every process loads the whole base, see `deal`
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    choose_device()
     import deepspeed
 
     deepspeed.utils.logger.setLevel("ERROR")
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = (
         False  # or a CPU backend is compiled at the start
     )
+
+
+def choose_device() -> None:
+    """Tell DeepSpeed where it computes: where it is installed accelerate imports it in every run, and it would say that it found no card."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def _check_launch(file: str) -> None:
@@ -123,10 +128,7 @@ def keep(model: nn.Module, engine: Any) -> None:
 
 def let_go(model: nn.Module) -> None:
     """Take the engine's hooks off a model, which stays dealt out, for another engine's."""
-    from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
-
     model.__dict__.pop(ENGINE).destroy()
-    FWD_MODULE_STACK[:] = [module for module in FWD_MODULE_STACK if module is not model]
     for module in model.modules():  # DeepSpeed's later hooks would call the engine of the first ones
         for name in ("pre_bwd_fn", "post_bwd_fn", "applied_pre_backward_ref_cnt"):
             module.__dict__.pop(name, None)
