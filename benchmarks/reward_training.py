@@ -105,6 +105,7 @@ def theirs(told: Mapping[str, Any]) -> Handler:
     """TRL's trainer on the same pairs, through its door for token ids."""
     import torch
     from datasets import Dataset
+    from peft import get_peft_model
     from torch.utils.data import SequentialSampler
     from transformers import AutoModelForSequenceClassification, set_seed
     from transformers.trainer_callback import PrinterCallback
@@ -114,7 +115,7 @@ def theirs(told: Mapping[str, Any]) -> Handler:
     from rlhf.config.schema import AdapterConfig, OptimizerConfig
     from rlhf.core.chat import Chat
     from rlhf.core.embedded import resolve_base
-    from rlhf.core.models import lora_config, with_adapter
+    from rlhf.core.models import lora_config
 
     class InOrder(RewardTrainer):
         """The order was made by the sampler before, see `updates_of`."""
@@ -136,7 +137,8 @@ def theirs(told: Mapping[str, Any]) -> Handler:
         dtype=getattr(torch, told["dtype"]),
         pad_token_id=chat.pad_id,
     )
-    model = with_adapter(base, lora_config(**AdapterConfig().model_dump(), head=True))
+    # By PEFT's own hand: `with_adapter` would make its layers ours.
+    model = get_peft_model(base, lora_config(**AdapterConfig().model_dump(), head=True))
     start(model)
     optimizer = OptimizerConfig()
 

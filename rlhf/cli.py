@@ -13,6 +13,7 @@ from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from rlhf.commands import COMMANDS
+from rlhf.core.disk import full_disk
 from rlhf.core.errors import RlhfError
 from rlhf.core.processes import hush_followers, let_main_speak_first
 
@@ -56,6 +57,11 @@ class Commands(TyperGroup):
             let_main_speak_first()
             _say("Error", str(error))
             raise typer.Exit(error.exit_code) from None
+        except Exception as error:
+            if (fault := full_disk(error)) is None:
+                raise
+            _say("Error", str(fault))
+            raise typer.Exit(fault.exit_code) from None
         except KeyboardInterrupt:
             _say("Interrupted", "nothing half-written was left behind; a run goes on with --resume")
             raise typer.Exit(INTERRUPTED) from None

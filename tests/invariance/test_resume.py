@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
@@ -239,6 +241,46 @@ def test_no_whole_checkpoint_means_starting_over(
     result = start([*words, "--resume"])
     assert result.exit_code == 0, result.output
     assert "step-2 is torn" in result.output
+    assert_same_run(run, unbroken_policy)
+
+
+@pytest.mark.parametrize(
+    ("module", "write", "good"),
+    # A checkpoint is three files: the second one fails. Nothing but the result goes through peft.
+    [("rlhf.core.checkpoints", "save_file", 3), ("peft.peft_model", "safe_save_file", 0)],
+    ids=["at a checkpoint", "at the result"],
+)
+def test_a_full_disk_is_told_and_costs_no_more_than_a_kill(
+    policy_config: Path,
+    unbroken_policy: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    module: str,
+    write: str,
+    good: int,
+) -> None:
+    run = tmp_path / "run"
+    words = policy_words(policy_config, run)
+    real, calls = getattr(importlib.import_module(module), write), iter(range(100))
+
+    def full(*told: Any, **more: Any) -> None:
+        if next(calls) >= good:
+            raise SafetensorError(
+                "Error while serializing: I/O error: No space left on device (os error 28)"
+            )
+        real(*told, **more)
+
+    monkeypatch.setattr(f"{module}.{write}", full)
+    result = start(words)
+    monkeypatch.undo()
+    assert result.exit_code == 1, result.output
+    assert result.output.count("Error: The disk is full.") == 1
+    assert "Traceback" not in result.output
+    assert not (run / "final").exists()
+    left = [file.name for file in run.rglob("*") if file.name.endswith(".half-written")]
+    assert left == []
+    result = start([*words, "--resume"])
+    assert result.exit_code == 0, result.output
     assert_same_run(run, unbroken_policy)
 
 

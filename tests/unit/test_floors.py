@@ -43,7 +43,7 @@ ENTRANCES = {
 
 DOORS = {
     # The third keeps PEFT's layers from casting what autocast casts back.
-    "peft": ("rlhf.core.models", "rlhf.core.adapters", "rlhf.core.adapter_inputs"),
+    "peft": ("rlhf.core.models", "rlhf.core.adapters", "rlhf.core.adapter_layers"),
     # The doctor tries both, each in a process of its own; the plan packs 4-bit layers that have no data.
     "bitsandbytes": ("rlhf.core.models", "rlhf.doctor.probes", "rlhf.plan.empty"),
     "trl": ("reward.trainer", "policy.trainer"),

@@ -1,0 +1,94 @@
+"""Norms and rotations of Llama-like models on a CPU, in fewer passes over memory than transformers makes.
+
+    norm      y = w x / sqrt(mean x^2 + e)
+    rotation  y = x cos + rotate_half(x) sin
+
+Written as transformers has them, autograd keeps float32 copies of what it needs and makes a tensor for every sign. Here the formula of the
+gradient is written down. Forward, the numbers are transformers' own to the last bit for a norm; the gradients sum in float32. On other devices nothing changes:
+cards have kernels for this. `benchmarks/layers.py` measures it.
+
+Shapes: T tokens, D units, r one over the root.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb as _stock_rotation
+
+NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
+"""Classes of transformers whose forward is that of `LlamaRMSNorm`, word for word: a test reads them."""
+ROTATIONS = ("llama", "mistral", "qwen2", "qwen3")
+"""Kinds of models whose `apply_rotary_pos_emb` is Llama's, word for word."""
+
+
+def lighten(model: PreTrainedModel) -> None:
+    """Compute so in this model; rotations, which are a function of transformers' module, in all models of its kind."""
+    for module in model.modules():
+        kind = type(module)
+        if kind.__name__ in NORMS and kind.forward is not _norm:
+            kind.stock_forward, kind.forward = kind.forward, _norm
+    if model.config.model_type in ROTATIONS:
+        home = importlib.import_module(type(model).__module__)
+        home.apply_rotary_pos_emb = rotated
+
+
+def _norm(module: Any, x: Tensor) -> Tensor:
+    frozen = not module.weight.requires_grad
+    if x.device.type != "cpu" or module.weight.dtype != x.dtype or not frozen:
+        return module.stock_forward(x)  # type: ignore[no-any-return]
+    return rms_norm(x, module.weight, module.variance_epsilon)
+
+
+def rms_norm(x: Tensor, w_D: Tensor, epsilon: float) -> Tensor:
+    """w x / sqrt(mean x^2 + epsilon) over the last axis, summed in float32; w is frozen."""
+    return _RMSNorm.apply(x, w_D, epsilon)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w_D: Tensor, epsilon: float) -> Tensor:
+        x_TD = x.float()
+        r_T1 = x_TD.square().mean(-1, keepdim=True).add_(epsilon).rsqrt_()
+        ctx.save_for_backward(x, w_D, r_T1)
+        return (x_TD * r_T1).to(x.dtype).mul_(w_D)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        # n = x r,  d_x = r (g - n mean(n g)),  g = d_y w
+        x, w_D, r_T1 = ctx.saved_tensors
+        n_TD = x * r_T1
+        g_TD = (gradients[0] * w_D).float()
+        mean_T1 = torch.linalg.vecdot(n_TD, g_TD).unsqueeze(-1) / n_TD.shape[-1]
+        return g_TD.addcmul(n_TD, mean_T1, value=-1).mul_(r_T1).to(x.dtype), None, None
+
+
+def rotated(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
+    """Queries and keys turned by their positions; in the place of transformers' `apply_rotary_pos_emb`."""
+    if q.device.type != "cpu":
+        return _stock_rotation(q, k, cos, sin, unsqueeze_dim)
+    cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
+    return _Rotation.apply(q, cos, sin), _Rotation.apply(k, cos, sin)  # type: ignore[no-untyped-call]
+
+
+class _Rotation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        y, half = x * cos, x.shape[-1] // 2
+        y[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
+        y[..., half:].addcmul_(x[..., :half], sin[..., half:])
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        cos, sin = ctx.saved_tensors
+        d_y = gradients[0]
+        d_x, half = d_y * cos, d_y.shape[-1] // 2
+        d_x[..., :half].addcmul_(d_y[..., half:], sin[..., half:])
+        d_x[..., half:].addcmul_(d_y[..., :half], sin[..., :half], value=-1)
+        return d_x, None, None
