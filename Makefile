@@ -66,7 +66,7 @@ format: $(STAMP)  ## reformat, and mend what the linter can mend
 # Pins are kept where they still fit; LOCK_ARGS=--upgrade moves them all, LOCK_ARGS="-P trl" one.
 LOCK_ARGS ?=
 RESOLVE = build/lock/bin/uv pip compile pyproject.toml --quiet --no-header --no-annotate --no-emit-index-url \
-          --python-version 3.11 --python-platform x86_64-manylinux_2_28 --extra dev $(LOCK_ARGS)
+          --python-version 3.11 --python-platform x86_64-manylinux_2_28 --extra dev --extra zero3 $(LOCK_ARGS)
 
 lock:  ## resolve requirements/cpu.txt and gpu.txt anew from pyproject.toml
 	$(PYTHON) -m venv build/lock

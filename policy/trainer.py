@@ -173,8 +173,9 @@ class PolicyTrainer(AcrossProcesses, SafeCheckpoints, RLOOTrainer):
             for _ in range(behind):
                 with self._gradients(model, synchronise=False), self.compute_loss_context_manager():
                     first = epoch == 0 and not has_critic
-                    backward = self.accelerator.backward
-                    idle_passes(model, self.model, rows[0], backward, measuring=first, has_critic=has_critic)
+                    idle_passes(
+                        model, self.model, rows[0], self.backward, measuring=first, has_critic=has_critic
+                    )
             for number, row in enumerate(rows):
                 last = number == len(rows) - 1
                 with self._gradients(model, synchronise=last):
@@ -186,13 +187,13 @@ class PolicyTrainer(AcrossProcesses, SafeCheckpoints, RLOOTrainer):
                         sampled = (logps_M.detach(), reference_M, entropy_M, answer_M)
                         update.settle([update.measure(row, rewards_N[row.answers], *sampled)])
                     loss = update.loss(number, row, logps_M)
-                    self.accelerator.backward(loss * self.accelerator.num_processes)
+                    self.backward(loss * self.accelerator.num_processes)
                 if has_critic:
                     with self._gradients(model, synchronise=last), role(self.model, CRITIC):
                         with self.compute_loss_context_manager():
                             values_M = token_values(model, row.packed)
                         loss = update.value_loss(number, values_M)
-                        self.accelerator.backward(loss * self.accelerator.num_processes)
+                        self.backward(loss * self.accelerator.num_processes)
         if self.ahead is not None:
             with torch.no_grad(), self.compute_loss_context_manager():
                 self.ahead.compare(self.model, rows[0], update, lambda row: token_logps(model, row.packed))
@@ -260,11 +261,8 @@ class PolicyTrainer(AcrossProcesses, SafeCheckpoints, RLOOTrainer):
         if self.critic is None:
             return super()._clip_grad_norm(model)
         policy, critic = split_parameters(model)
-        if self.state.global_step < self.critic.warmup_steps:
-            for parameter in policy:
-                parameter.grad = None  # AdamW passes over it
-        self.accelerator.clip_grad_norm_(critic, self.args.max_grad_norm)
-        return self.accelerator.clip_grad_norm_(policy, self.args.max_grad_norm)
+        still = policy if self.state.global_step < self.critic.warmup_steps else []
+        return self.clip_apart(model, (critic, policy), still)[1]
 
     def _finish(self, prompts: Sequence[Prompt], update: Update, times: Mapping[str, float]) -> None:
         """Check what must hold, and keep the update's figures and answers for the log."""

@@ -29,7 +29,7 @@ from rlhf.core.models import (
 )
 from rlhf.core.packing import PackedBatch, Tree, pack
 from rlhf.core.records import Conversation
-from rlhf.core.sharding import asked_for, in_step
+from rlhf.core.sharding import asked_for, in_step, without_gradients
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ class Scorer:
         for tree in trees:
             first.append(first[-1] + len(tree.branches))
         scores_NA = torch.empty(len(sequences), len(self.attributes))
-        with role(self.model, self.name), torch.inference_mode():
+        with role(self.model, self.name), without_gradients(self.model):
             for batch, _ in in_step(pack(trees, self.tokens_per_batch, pad_id=self.chat.pad_id), self.model):
                 places = [place for t in batch.trees for place in range(first[t], first[t + 1])]
                 scores_NA[places] = self._forward(batch.to(self.model.device)).cpu()

@@ -108,7 +108,7 @@ class HybridRewardTrainer(AcrossProcesses, SafeCheckpoints, RewardTrainer):
             with nullcontext() if synchronise else self.accelerator.no_sync(model):
                 with self.compute_loss_context_manager():
                     loss, figures = self._row_loss(model, batch, counts)
-                self.accelerator.backward(loss * world * counted)
+                self.backward(loss * world * counted)
             if counted:
                 _add(sums, figures)
         self.figures = {**self._summary(sums, counts), "time/step": time.perf_counter() - started}

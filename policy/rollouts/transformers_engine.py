@@ -13,6 +13,7 @@ from rlhf.core.chat import Chat
 from rlhf.core.errors import EngineError
 from rlhf.core.models import PeftModel, autocast
 from rlhf.core.records import Rollout
+from rlhf.core.sharding import without_gradients
 
 
 class TransformersEngine:
@@ -46,7 +47,7 @@ class TransformersEngine:
             drawing = {"do_sample": True, "temperature": self.sampling.temperature, "top_k": 0, "top_p": 1.0}
         was_training = self.model.training
         self.model.eval()
-        with torch.random.fork_rng(), torch.inference_mode(), autocast(self.model):
+        with torch.random.fork_rng(), without_gradients(self.model), autocast(self.model):
             torch.manual_seed(seed)
             output = self.model.generate(
                 input_ids=input_ids,

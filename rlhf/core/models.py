@@ -35,7 +35,7 @@ from rlhf.core.errors import ModelError, did_you_mean
 from rlhf.core.logprobs import token_logprobs
 from rlhf.core.packing import PackedBatch
 from rlhf.core.processes import said_by_main
-from rlhf.core.sharding import part_like, settle, through_root, whole
+from rlhf.core.sharding import put, settle, through_root, whole
 
 POLICY = "default"  # the name TRL's trainers give the adapter they train
 REWARD = "reward"
@@ -141,7 +141,7 @@ def fingerprint(model: PreTrainedModel) -> str:
     """
     config = model.config.get_text_config()
     shape = [config.model_type, config.hidden_size, config.num_hidden_layers, config.vocab_size]
-    sample = whole(model.get_input_embeddings().weight.detach())[:: max(1, config.vocab_size // 64), :64]
+    sample = whole(model.get_input_embeddings().weight).detach()[:: max(1, config.vocab_size // 64), :64]
     values = sample.to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes()
     # With `fsdp_cpu_ram_efficient_loading` the main process alone has weights before they are dealt out.
     return said_by_main(hashlib.sha256(json.dumps(shape).encode() + values).hexdigest()[:16])
@@ -209,10 +209,8 @@ def reward_head(model: PeftModel) -> nn.Linear:
 
 def put_head(model: PeftModel, weight_AD: Tensor) -> None:
     """Give the trained head of a classifier another weight."""
-    settle(model)
-    head = reward_head(model)
-    with torch.no_grad():
-        head.weight.copy_(part_like(weight_AD, head.weight))
+    weight = reward_head(model).weight
+    put(model, {name: weight_AD for name, parameter in model.named_parameters() if parameter is weight})
 
 
 def packed_inputs(batch: PackedBatch) -> dict[str, Any]:

@@ -55,20 +55,32 @@ def meet() -> None:
     """Connect the processes; to be called before the first of the functions below.
 
     Raises:
-        ConfigError: the launcher asks for DeepSpeed.
+        ConfigError: the launcher asks for something of DeepSpeed that does not work here.
     """
     if count() == 1:
         return
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        raise ConfigError(
-            "The launcher asks for DeepSpeed, whose engine steps after each packed row and keeps moments without names.",
-            allowed="DDP, and FSDP2, which shards what ZeRO-3 shards",
-            fix="accelerate launch --config_file configs/launch/fsdp2.yaml",
-        )
-    import torch
     from accelerate import PartialState
 
-    PartialState(cpu=not torch.cuda.is_available(), timeout=LONGEST_WAIT)
+    from rlhf.core import zero
+
+    if zero.asked_for():
+        zero.prepare()
+    cpu, backend = means()
+    PartialState(cpu=cpu, backend=backend, timeout=LONGEST_WAIT)
+
+
+def means() -> tuple[bool, str | None]:
+    """Whether accelerate is told to use CPUs alone, and by which backend processes talk, where it cannot tell.
+
+    Told of CPUs it would leave DeepSpeed out, and not told it would take each process for the only one.
+    """
+    import torch
+
+    from rlhf.core import zero
+
+    if torch.cuda.is_available():
+        return False, None
+    return (False, "gloo") if count() > 1 and zero.asked_for() else (True, None)
 
 
 def share(total: int, key: str) -> int:

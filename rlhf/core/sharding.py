@@ -1,26 +1,33 @@
-"""FSDP2: a model whose weights are dealt out to the processes, each layer whole only while it computes.
+"""A model whose weights are dealt out to the processes, each layer whole only while it computes: FSDP2, or DeepSpeed ZeRO-3.
 
-torch shards and gathers, accelerate says what (`fsdp2_prepare_model`), a file in `configs/launch/` asks for it. Here is what
-our passes need besides: all processes must make the same number of them, since every pass gathers weights from all.
+torch shards and gathers, accelerate says what (`fsdp2_prepare_model`), a file in `configs/launch/` asks for it; for the other
+engine, which is asked for in the same way, see `rlhf.core.zero`. Here is what our passes need besides: all processes must make the
+same number of them, since every pass gathers weights from all.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from rlhf.core import processes
+from rlhf.core import processes, zero
 from rlhf.core.errors import ConfigError
 
 T = TypeVar("T")
 
 
 def asked_for() -> bool:
-    """Whether the launcher asks for sharded weights.
+    """Whether the launcher asks for sharded weights, by either engine."""
+    return zero.asked_for() or fsdp_asked_for()
+
+
+def fsdp_asked_for() -> bool:
+    """Whether the launcher asks for FSDP2.
 
     Raises:
         ConfigError: it asks for FSDP 1.
@@ -53,6 +60,15 @@ def shard(model: Any) -> None:
     """
     if not asked_for():
         return
+    base = model.get_base_model()
+    base._is_fsdp_managed_module = True  # noqa: SLF001 (keeps `generate` in step, see transformers)
+    if zero.asked_for():
+        zero.deal(model)
+    else:
+        _shard_by_fsdp(model, base)
+
+
+def _shard_by_fsdp(model: Any, base: Any) -> None:
     from accelerate import Accelerator
     from accelerate.utils import fsdp2_prepare_model
     from torch.distributed.fsdp import register_fsdp_forward_method
@@ -61,8 +77,6 @@ def shard(model: Any) -> None:
     know_on_cpus(accelerator)
     accelerator.state.fsdp_plugin.mixed_precision_policy = None
     fsdp2_prepare_model(accelerator, model)
-    base = model.get_base_model()
-    base._is_fsdp_managed_module = True  # noqa: SLF001 (keeps `generate` in step, see transformers)
     register_fsdp_forward_method(model, "generate")
     # torch takes the module of the first pass for the root, and what is made in inference mode can never be trained.
     bfloat16 = torch.autocast(accelerator.device.type, torch.bfloat16, enabled=base.dtype == torch.bfloat16)
@@ -73,6 +87,11 @@ def shard(model: Any) -> None:
 
 def is_sharded(model: Any) -> bool:
     """Whether `shard` dealt out this model's weights."""
+    return is_fsdp(model) or zero.is_dealt(model)
+
+
+def is_fsdp(model: Any) -> bool:
+    """Whether it was FSDP2 that dealt them out."""
     from torch.distributed.fsdp import FSDPModule
 
     return isinstance(model, FSDPModule)
@@ -83,13 +102,18 @@ def know_on_cpus(accelerator: Any) -> None:
     from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
     state = accelerator.state
-    if asked_for() and state.distributed_type == DistributedType.MULTI_CPU:
+    if fsdp_asked_for() and state.distributed_type == DistributedType.MULTI_CPU:
         state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, FullyShardedDataParallelPlugin()
+
+
+def without_gradients(model: nn.Module) -> AbstractContextManager[Any]:
+    """torch's inference mode; with DeepSpeed, which gives parameters new data at each pass, they could never be trained again."""
+    return torch.no_grad() if zero.is_dealt(model) else torch.inference_mode()
 
 
 def through_root(model: Any, part: Callable[..., T]) -> Callable[..., T]:
     """A part of a model's forward pass, to be called by itself: of a sharded model it gathers what the whole pass would."""
-    if not is_sharded(model):
+    if not is_fsdp(model):
         return part
     from torch.distributed.fsdp import register_fsdp_forward_method
 
@@ -101,17 +125,24 @@ def through_root(model: Any, part: Callable[..., T]) -> Callable[..., T]:
 
 
 def settle(model: nn.Module) -> None:
-    """Let every layer be a shard again: after a pass some stay whole, and what is then changed in them is lost."""
-    if not is_sharded(model):
+    """Let every layer be a shard again: after a pass of FSDP2 some stay whole, and what is then changed in them is lost."""
+    if not is_fsdp(model):
         return
     for module in model.modules():
-        if is_sharded(module):
+        if is_fsdp(module):
             module.reshard()  # type: ignore[operator]
 
 
 def whole(tensor: Tensor) -> Tensor:
     """A tensor that may be dealt out, in one piece; all processes must ask."""
+    if hasattr(tensor, "ds_id"):
+        return zero.whole(tensor)
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def whole_shape(tensor: Any) -> torch.Size:
+    """The shape of a tensor that may be dealt out, in one piece."""
+    return tensor.ds_shape if hasattr(tensor, "ds_id") else tensor.shape  # type: ignore[no-any-return]
 
 
 def part_like(tensor: Tensor, like: Tensor) -> Tensor:
@@ -128,6 +159,9 @@ def put(model: nn.Module, values: Mapping[str, Tensor]) -> None:
     """Give parameters, by name, the values of whole tensors."""
     settle(model)
     parameters = dict(model.named_parameters())
+    if zero.is_dealt(model):
+        zero.put(parameters, values)
+        return
     with torch.no_grad():
         for name, value in values.items():
             parameters[name].copy_(part_like(value, parameters[name]))

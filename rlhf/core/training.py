@@ -3,41 +3,82 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from rlhf.core import processes
+from rlhf.core import processes, zero
 from rlhf.core.models import autocast
-from rlhf.core.sharding import asked_for, is_sharded, know_on_cpus, settle
+from rlhf.core.sharding import fsdp_asked_for, is_fsdp, is_sharded, know_on_cpus, settle
 
 
 class AcrossProcesses:
     """What both trainers need of transformers' Trainer where there are several processes; mixed in before its class."""
 
     model: Any
+    model_wrapped: Any
     accelerator: Any
+    args: Any
     is_fsdp_enabled: bool
+    is_deepspeed_enabled: bool
 
     def create_accelerator_and_postprocess(self) -> None:
         """Let accelerate know of sharded weights on CPUs too."""
+        zero.choose_device()
         super().create_accelerator_and_postprocess()  # type: ignore[misc]
         know_on_cpus(self.accelerator)
-        self.is_fsdp_enabled = asked_for()
+        self.is_fsdp_enabled = fsdp_asked_for()
+        if zero.asked_for():
+            zero.forget_default()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' loop; of a model that is sharded already the optimizer takes the shards, and no layer is sharded again."""
-        if is_sharded(self.model):
+        if is_fsdp(self.model):
             settle(self.model)
             self.accelerator.state.fsdp_plugin.auto_wrap_policy = None
-        return super().train(*args, **kwargs)  # type: ignore[misc]
+        if not zero.is_dealt(self.model):
+            return super().train(*args, **kwargs)  # type: ignore[misc]
+        self.is_deepspeed_enabled = False  # or transformers looks for DeepSpeed's own checkpoints
+        zero.let_go(self.model)
+        if self.model.get_base_model().dtype == torch.bfloat16:
+            zero.autocast_inside(self.accelerator)
+        done = super().train(*args, **kwargs)  # type: ignore[misc]
+        zero.keep(self.model, self.model_wrapped)
+        return done
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """transformers', without groups that hold nothing: DeepSpeed leaves them out, and a checkpoint must fit every strategy."""
+        optimizer = super().create_optimizer(model)  # type: ignore[misc]
+        optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+        return optimizer
+
+    def backward(self, loss: Tensor) -> None:
+        """accelerate's; with DeepSpeed gradients are summed until `_clip_grad_norm`, where accelerate would step each time."""
+        if zero.is_dealt(self.model):
+            self.model_wrapped.backward(loss)
+        else:
+            self.accelerator.backward(loss)
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        """transformers'; DeepSpeed clips and steps in one, and the optimizer's own step, which follows, does nothing."""
+        return zero.step(model) if zero.is_dealt(model) else super()._clip_grad_norm(model)  # type: ignore[misc]
 
     def compute_loss_context_manager(self) -> AbstractContextManager[Any]:
         """Autocast, which accelerate puts around the forward pass of every model but a sharded one."""
         if is_sharded(self.model):
             return autocast(self.model.get_base_model())
         return super().compute_loss_context_manager()  # type: ignore[misc, no-any-return]
+
+    def clip_apart(self, model: Any, groups: Sequence[Sequence[Any]], still: Sequence[Any]) -> list[Any]:
+        """Clip groups of parameters each by its own norm, which is returned; those that are still are not stepped either."""
+        if zero.is_dealt(model):
+            return zero.step_apart(model, groups, self.args.max_grad_norm, still)
+        for parameter in still:
+            parameter.grad = None  # AdamW passes over it
+        return [self.accelerator.clip_grad_norm_(group, self.args.max_grad_norm) for group in groups]
 
 
 def trainer_settings(
@@ -64,6 +105,7 @@ def trainer_settings(
         batch_size: of one update, over all processes; it can be dealt out evenly, see `processes.share`.
         bfloat16: compute in bfloat16; adapters and heads stay in float32.
     """
+    cpu, backend = processes.means()
     return {
         "output_dir": folder,
         "max_steps": steps,
@@ -75,8 +117,9 @@ def trainer_settings(
         "adam_beta1": betas[0],
         "adam_beta2": betas[1],
         "max_grad_norm": max_grad_norm,
-        "bf16": bfloat16,
-        "use_cpu": not torch.cuda.is_available(),
+        "bf16": bfloat16 and not zero.asked_for(),  # DeepSpeed's engine is told of autocast itself
+        "use_cpu": cpu,
+        "ddp_backend": backend,
         "gradient_checkpointing": gradient_checkpointing,
         "save_strategy": "steps",
         "save_steps": save_every,

@@ -30,15 +30,21 @@ def test_accelerate_reads_its_files(file: Path) -> None:
     args, _, _ = _validate_launch_command(args)
     assert args.mixed_precision == "no"
     assert args.use_fsdp == file.stem.startswith("fsdp2")
+    assert args.use_deepspeed == (file.stem == "zero3")
     if args.use_fsdp:
         assert args.fsdp_version == 2
+    if args.use_deepspeed:
+        assert args.zero_stage == 3
+        assert args.zero3_init_flag is False
 
 
 def test_there_is_a_file_for_each_strategy() -> None:
-    assert {file.stem for file in ACCELERATE} == {"ddp", "fsdp2", "fsdp2-qlora"}
+    assert {file.stem for file in ACCELERATE} == {"ddp", "fsdp2", "fsdp2-qlora", "zero3"}
 
 
-@pytest.mark.parametrize("file", ["ddp.yaml", "fsdp2.yaml", "fsdp2-qlora.yaml", "slurm.sh", "sky.yaml"])
+@pytest.mark.parametrize(
+    "file", ["ddp.yaml", "fsdp2.yaml", "fsdp2-qlora.yaml", "zero3.yaml", "slurm.sh", "sky.yaml"]
+)
 def test_commands_and_files_that_are_named_exist(file: str) -> None:
     text = (FOLDER / file).read_text()
     for command in re.findall(r"rlhf\.cli ([a-z]\S*)|COMMAND[:=-]+\s*([a-z-]+)", text):

@@ -12,10 +12,12 @@ from safetensors.torch import load_file
 
 Together = tuple[Path, list[dict[str, Mapping[str, Any]]]]
 MEASURED = ("time/", "memory/", "engine/tokens_per_second")  # what a clock or a gauge says
-EVERY = pytest.mark.parametrize("together", ["ddp", "fsdp2"], indirect=True)
-SHARDED = pytest.mark.parametrize("together", ["fsdp2"], indirect=True)
+EVERY = pytest.mark.parametrize("together", ["ddp", "fsdp2", "zero3"], indirect=True)
+SHARDED = pytest.mark.parametrize("together", ["fsdp2", "zero3"], indirect=True)
 CLOSE = 2e-5
 """Sums of float32 in another order: relative to a figure, or to 1 where it is smaller; some ten of them follow one another."""
+CLOSE_IN_EPOCHS = 1e-3
+"""The same of PPO, which makes several steps of 1e-2 an update: where a gradient is next to nothing, AdamW's first ones follow its rounding."""
 
 
 def rows(file: Path) -> list[dict[str, Any]]:
@@ -46,7 +48,7 @@ def test_two_processes_give_the_numbers_of_one(together: Together, alone: Path, 
     folder, outcomes = together
     assert [own[kind]["exit"] for own in outcomes] == [0, 0]
     assert json.loads((folder / kind / "environment.json").read_text())["processes"] == 2
-    assert_same_run(folder / kind, alone / kind)
+    assert_same_run(folder / kind, alone / kind, CLOSE_IN_EPOCHS if kind == "ppo" else CLOSE)
 
 
 @SHARDED
@@ -62,7 +64,7 @@ def test_a_4_bit_base_is_dealt_out_too(together: Together, alone: Path) -> None:
 @EVERY
 def test_weights_are_dealt_out_where_that_is_asked_for(together: Together) -> None:
     folder, outcomes = together
-    expected = folder.name.startswith("fsdp2")
+    expected = not folder.name.startswith("ddp")
     for own in outcomes:
         assert own["reward"]["sharded"]
         assert own["policy"]["sharded"]

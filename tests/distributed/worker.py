@@ -65,7 +65,10 @@ def run(job: Mapping[str, Any]) -> dict[str, Any]:
 
     def sharded(model: Any) -> None:
         shard(model)
-        parts = {hasattr(parameter, "to_local") for parameter in model.parameters()}
+        parts = {
+            hasattr(parameter, "to_local") or (hasattr(parameter, "ds_tensor") and parameter.numel() == 0)
+            for parameter in model.parameters()
+        }
         assert len(parts) == 1, "some weights are dealt out, and some are not"
         seen.extend(parts)
 

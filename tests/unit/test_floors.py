@@ -48,6 +48,7 @@ DOORS = {
     "bitsandbytes": ("rlhf.core.models", "rlhf.doctor.probes", "rlhf.plan.empty"),
     "trl": ("reward.trainer", "policy.trainer"),
     "vllm": ("policy.rollouts.vllm_*", "rlhf.doctor.probes"),
+    "deepspeed": ("rlhf.core.zero",),
     "optuna": ("rlhf.search.*",),
     "sqlalchemy": ("rlhf.search.storage",),
 }
@@ -241,7 +242,7 @@ def test_light_modules_load_without_torch() -> None:
 def test_every_library_imported_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    lines = [*project["dependencies"], *extras["cpu"], *extras["gpu"]]
+    lines = [*project["dependencies"], *extras["cpu"], *extras["gpu"], *extras["zero3"]]
     declared = {normal(re.split(r"[^\w.-]", line, maxsplit=1)[0]) for line in lines}
     owners = importlib.metadata.packages_distributions()
     missing = []

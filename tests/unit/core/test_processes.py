@@ -64,11 +64,3 @@ def test_followers_do_not_print(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     print("twice")
     sys.stdout.close()
     assert capsys.readouterr().out == ""
-
-
-@pytest.mark.usefixtures("second_of_three")
-def test_deepspeed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(ConfigError, match="DeepSpeed") as caught:
-        processes.meet()
-    assert "fsdp2.yaml" in caught.value.fix

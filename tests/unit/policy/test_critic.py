@@ -204,8 +204,8 @@ def test_the_critic_steps_at_its_own_rate_and_is_clipped_by_its_own_norm(
     trainer = policy_trainer(PROMPTS, groups, REWARDS, *words, "optimizer.learning_rate=0.25")
     optimizer = trainer.create_optimizer()
     policy, critic = split_parameters(trainer.model)
-    assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25, 0.5]
-    assert [len(group["params"]) for group in optimizer.param_groups] == [len(policy), 0, len(critic)]
+    assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.5]
+    assert [len(group["params"]) for group in optimizer.param_groups] == [len(policy), len(critic)]
     update(trainer)
     norms = [
         torch.stack([p.grad.norm() for p in part if p.grad is not None]).norm() for part in (policy, critic)
