@@ -66,13 +66,13 @@ format: $(STAMP)  ## reformat, and mend what the linter can mend
 # Pins are kept where they still fit; LOCK_ARGS=--upgrade moves them all, LOCK_ARGS="-P trl" one.
 LOCK_ARGS ?=
 RESOLVE = build/lock/bin/uv pip compile pyproject.toml --quiet --no-header --no-annotate --no-emit-index-url \
-          --python-version 3.11 --python-platform x86_64-manylinux_2_28 --extra dev --extra zero3 $(LOCK_ARGS)
+          --python-version 3.11 --python-platform x86_64-manylinux_2_28 --extra dev $(LOCK_ARGS)
 
 lock:  ## resolve requirements/cpu.txt and gpu.txt anew from pyproject.toml
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet uv==0.13.9
 	cp requirements/cpu.txt requirements/gpu.txt build/
-	$(RESOLVE) --extra cpu --excludes requirements/cpu.without.txt --overrides requirements/cpu.override.txt -o build/cpu.txt
+	$(RESOLVE) --extra cpu --extra zero3 --excludes requirements/cpu.without.txt --overrides requirements/cpu.override.txt -o build/cpu.txt
 	$(RESOLVE) --extra gpu -o build/gpu.txt
 	@for name in cpu gpu; do \
 	  { grep '^#' requirements/$$name.txt; cat build/$$name.txt; } > build/new.txt && mv build/new.txt requirements/$$name.txt; done

@@ -83,7 +83,7 @@ def _check_launch(file: str) -> None:
         raise ConfigError(
             "The launcher asks for DeepSpeed, which is not installed.",
             allowed="DeepSpeed where it is installed, DDP, and FSDP2, which shards what ZeRO-3 shards",
-            fix="make venv, which installs it, or: accelerate launch --config_file configs/launch/fsdp2.yaml",
+            fix="pip install -e '.[zero3]', or: accelerate launch --config_file configs/launch/fsdp2.yaml",
         )
     found = {
         "zero_stage": (os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"), "3"),

@@ -119,7 +119,8 @@ def test_as_on_whole_weights(tiny_base: Path, make: Make, tmp_path: Path, kind: 
     assert made.error == 0.0
     expected = dense_extrapolation(tiny_base, weak, strong, FACTOR)
     found = with_transformers(tiny_base, tmp_path / "out")
-    assert torch.allclose(found, expected, atol=1e-5, rtol=1e-5)
+    # Hidden states of a few units, by float32 sums in another order: 1.2e-5 apart on a processor with AMX.
+    assert torch.allclose(found, expected, atol=3e-5, rtol=1e-5)
     for other in (weak, strong):
         assert (with_transformers(tiny_base, other) - expected).abs().max() > 1e-2
 
