@@ -1,11 +1,11 @@
-"""Norms and rotations of Llama-like models on a CPU, in fewer passes over memory than transformers makes.
+"""Norms and rotations of Llama-like models, in fewer passes over memory than transformers makes.
 
     norm      y = w x / sqrt(mean x^2 + e)
     rotation  y = x cos + rotate_half(x) sin
 
 Written as transformers has them, autograd keeps float32 copies of what it needs and makes a tensor for every sign. Here the formula of the
-gradient is written down. Forward, the numbers are transformers' own to the last bit for a norm; the gradients sum in float32. On other devices nothing changes:
-cards have kernels for this. `benchmarks/layers.py` measures it.
+gradient is written down. A norm is transformers' own to the last bit; gradients sum in float32. `benchmarks/layers.py` measures it on a CPU; on
+GPUs, where memory is spared too, it was not run by us.
 
 Shapes: T tokens, D units, r one over the root.
 """
@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb as _stock_rotation
 
 NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
 """Classes of transformers whose forward is that of `LlamaRMSNorm`, word for word: a test reads them."""
@@ -37,8 +36,7 @@ def lighten(model: PreTrainedModel) -> None:
 
 
 def _norm(module: Any, x: Tensor) -> Tensor:
-    frozen = not module.weight.requires_grad
-    if x.device.type != "cpu" or module.weight.dtype != x.dtype or not frozen:
+    if module.weight.requires_grad or module.weight.dtype != x.dtype:
         return module.stock_forward(x)  # type: ignore[no-any-return]
     return rms_norm(x, module.weight, module.variance_epsilon)
 
@@ -68,8 +66,6 @@ class _RMSNorm(torch.autograd.Function):
 
 def rotated(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
     """Queries and keys turned by their positions; in the place of transformers' `apply_rotary_pos_emb`."""
-    if q.device.type != "cpu":
-        return _stock_rotation(q, k, cos, sin, unsqueeze_dim)  # type: ignore[no-any-return]
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
     return _Rotation.apply(q, cos, sin), _Rotation.apply(k, cos, sin)  # type: ignore[no-untyped-call]
 

@@ -140,6 +140,7 @@ ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_
 
 FLOPS: dict[Any, Callable[..., int]] = {
     **flop_registry,
+    torch.ops.aten.addmm_: flop_registry[torch.ops.aten.addmm],  # adapters are summed in place
     ATTENTION: _of_shapes(sdpa_flop_count, 3),
     ATTENTION_BACKWARD: _of_shapes(sdpa_backward_flop_count, 4),
 }

@@ -123,3 +123,20 @@ def test_rollouts(tmp_path: Path) -> None:
     subprocess.run(list(map(str, command)), check=True, env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"})
     result = json.loads((tmp_path / "rollouts.json").read_text())
     assert all(rate > 0 for rates in result["details"]["tokens_per_second"].values() for rate in rates)
+
+
+def test_layers(run: Callable[..., dict[str, Any]]) -> None:
+    from peft.tuners.lora.layer import Linear
+    from transformers.models.llama import modeling_llama
+
+    from rlhf.core import adapter_layers, layers
+
+    result = run("layers", limit=8)
+    rates = result["details"]["rates"]
+    assert len(rates) == 3
+    assert all(rate > 0 for found in rates.values() for rate in found)
+    assert measured(result, "Speed of an update, PEFT's and transformers'") == 1
+    # What was taken out for a while is in place again.
+    assert Linear.forward is adapter_layers.adapted
+    assert modeling_llama.LlamaRMSNorm.forward is layers._norm
+    assert modeling_llama.apply_rotary_pos_emb is layers.rotated
