@@ -108,8 +108,8 @@ def _kl_to_reference(
     with torch.no_grad(), autocast(model.get_base_model()):
         for row, counted in in_step(pack_groups(groups, tokens_per_batch, pad_id, model.device), model):
             with role(model, reference_role(model)):
-                reference_M, _, _ = token_logps(model, row.packed)
-            logps_M, _, answer_M = token_logps(model, row.packed)
+                reference_M, _, _ = token_logps(model, row.packed, entropy=False)
+            logps_M, _, answer_M = token_logps(model, row.packed, entropy=False)
             if probe is not None and counted:
                 engine_M = engine_logps(row.rollouts, like=logps_M)
                 probe.add(engine_M, logps_M, reference_M, answer_M, len(row.answers))

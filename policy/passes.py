@@ -21,7 +21,7 @@ from rlhf.core.models import CRITIC, PeftModel, reference_role, role
 def reference_logps(model: Any, peft: PeftModel, row: Row) -> Tensor:
     """Log-probabilities by what the policy is held to."""
     with torch.no_grad(), role(peft, reference_role(peft)):
-        return token_logps(model, row.packed)[0]
+        return token_logps(model, row.packed, entropy=False)[0]
 
 
 def measuring_passes(model: Any, peft: PeftModel, row: Row) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

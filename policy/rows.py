@@ -48,11 +48,11 @@ def pack_groups(
     return rows
 
 
-def token_logps(model: Any, packed: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probabilities of the answers' tokens in a packed row: (logps_M, entropy_M, answer_M).
+def token_logps(model: Any, packed: PackedBatch, *, entropy: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities of the answers' tokens in a packed row: (logps_M, entropy_M, answer_M); without `entropy` it is zeros.
 
     At the temperature `enable_packed_logprobs` was given: log-probabilities of the distribution that was sampled.
     """
     next_ids_RT = packed.next_ids_RT()
-    logps_M, entropy_M = model(**packed_inputs(packed), next_ids=next_ids_RT)
+    logps_M, entropy_M = model(**packed_inputs(packed), next_ids=next_ids_RT, entropy=entropy)
     return logps_M, entropy_M, packed.branch_RT[next_ids_RT != -100]

@@ -267,7 +267,7 @@ def require_plain_logits(model: PreTrainedModel) -> None:
 
 
 def enable_packed_logprobs(model: PreTrainedModel, temperature: float) -> None:
-    """Teach a causal model `model(..., next_ids=ids_RT) -> (logps_M, entropy_M)`, for the ids that are not -100.
+    """Teach a causal model `model(..., next_ids=ids_RT, entropy=True) -> (logps_M, entropy_M)`, for the ids that are not -100.
 
     The head is applied to the tokens that are asked for and to no other.
 
@@ -277,13 +277,16 @@ def enable_packed_logprobs(model: PreTrainedModel, temperature: float) -> None:
     require_plain_logits(model)
     original = model.forward
 
-    def forward(self: Any, *args: Any, next_ids: Tensor | None = None, **kwargs: Any) -> Any:
+    def forward(
+        self: Any, *args: Any, next_ids: Tensor | None = None, entropy: bool = True, **kwargs: Any
+    ) -> Any:
         if next_ids is None:
             return original(*args, **kwargs)
         hidden_RTD = getattr(self, self.base_model_prefix)(*args, **kwargs, use_cache=False).last_hidden_state
         asked_RT = next_ids != -100
         weight_VD = whole(self.get_output_embeddings().weight)
-        return token_logprobs(hidden_RTD[asked_RT], weight_VD, next_ids[asked_RT], temperature)
+        targets_M = next_ids[asked_RT]
+        return token_logprobs(hidden_RTD[asked_RT], weight_VD, targets_M, temperature, entropy=entropy)
 
     model.forward = types.MethodType(forward, model)
 

@@ -178,7 +178,7 @@ def _policy_passes(model: PeftModel, head: nn.Module, batch: PackedBatch, row: R
             del hidden_RTD
     with ledger.during("measuring"), torch.no_grad():
         with role(model, reference_role(model)), autocast(base):
-            reference_M, _, _ = token_logps(model, batch)
+            reference_M, _, _ = token_logps(model, batch, entropy=False)
         if row.critic:  # all rows are measured before the first loss
             with autocast(base):
                 token_logps(model, batch)

@@ -29,6 +29,13 @@ def test_log_probabilities_and_entropy_are_those_of_the_whole_softmax(temperatur
     assert torch.allclose(entropy, -(whole.exp() * whole).sum(dim=1), atol=1e-5)
 
 
+def test_without_the_entropy_the_log_probabilities_are_the_same() -> None:
+    hidden, head, targets = tensors(torch.float32)
+    logps, entropy = token_logprobs(hidden, head, targets, 0.5, entropy=False)
+    assert torch.equal(logps, token_logprobs(hidden, head, targets, 0.5)[0])
+    assert torch.equal(entropy, torch.zeros(M))
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_the_gradient_is_that_of_the_whole_softmax(temperature: float) -> None:
     hidden, head, targets = tensors(torch.float32)
