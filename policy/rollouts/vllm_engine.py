@@ -81,25 +81,27 @@ class VLLMEngine:
         self.folder = tempfile.TemporaryDirectory(prefix="rlhf-adapter-")
         self.adapters = 0
         self.request: Any = None
-        self.engine = LLM(
-            model=base,
-            revision=revision,
-            dtype=dtype,
-            quantization="bitsandbytes" if quantization == "nf4" else None,
-            enable_lora=True,
-            max_lora_rank=max(8, 1 << (rank - 1).bit_length()),  # vLLM takes powers of two from 8
-            max_loras=1,
-            max_model_len=max_model_len,
-            max_num_seqs=max_sequences,
-            enforce_eager=not on_gpu,
-            logprobs_mode="processed_logprobs",  # of the distribution that was sampled, temperature included
-            seed=seed,
-            disable_log_stats=True,
-            use_tqdm_on_load=False,
-            # Beside other processes vLLM takes this one's card, and must not look for a group of its own.
-            distributed_executor_backend="external_launcher" if processes.count() > 1 else None,
-            **memory,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # as in `_import_vllm`
+            self.engine = LLM(
+                model=base,
+                revision=revision,
+                dtype=dtype,
+                quantization="bitsandbytes" if quantization == "nf4" else None,
+                enable_lora=True,
+                max_lora_rank=max(8, 1 << (rank - 1).bit_length()),  # vLLM takes powers of two from 8
+                max_loras=1,
+                max_model_len=max_model_len,
+                max_num_seqs=max_sequences,
+                enforce_eager=not on_gpu,
+                logprobs_mode="processed_logprobs",  # of the distribution that was sampled, temperature included
+                seed=seed,
+                disable_log_stats=True,
+                use_tqdm_on_load=False,
+                # Beside other processes vLLM takes this one's card, and must not look for a group of its own.
+                distributed_executor_backend="external_launcher" if processes.count() > 1 else None,
+                **memory,
+            )
 
     def sync(self, model: PeftModel) -> None:
         """Hand over the policy's adapter under a new name, and forget the one before."""

@@ -27,7 +27,6 @@ class AcrossProcesses:
 
     def create_accelerator_and_postprocess(self) -> None:
         """Let accelerate know of sharded weights on CPUs too."""
-        zero.choose_device()
         super().create_accelerator_and_postprocess()  # type: ignore[misc]
         know_on_cpus(self.accelerator)
         self.is_fsdp_enabled = fsdp_asked_for()
@@ -105,6 +104,7 @@ def trainer_settings(
         batch_size: of one update, over all processes; it can be dealt out evenly, see `processes.share`.
         bfloat16: compute in bfloat16; adapters and heads stay in float32.
     """
+    zero.choose_device()  # before there is a trainer, which imports DeepSpeed where it is installed
     cpu, backend = processes.means()
     return {
         "output_dir": folder,
