@@ -48,7 +48,7 @@ test: check  ## everything a change must pass: check, then the tests
 	$(BIN)/python -m pytest -m "not slow" --durations=10 $(PYTEST_ARGS)
 
 bench: $(STAMP)  ## side by side with TRL: speed, memory, scaling (40 minutes on 2 idle cores; BENCH_ARGS=--quick: 5)
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/bench.py --output runs/bench $(BENCH_ARGS)
+	$(BIN)/python benchmarks/bench.py --output runs/bench $(BENCH_ARGS)
 
 test-slow: $(STAMP)  ## the tests that `make test` leaves out
 	$(BIN)/python -m pytest -m slow --durations=10 $(PYTEST_ARGS)

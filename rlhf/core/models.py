@@ -28,8 +28,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from rlhf.core import attention, layers
-from rlhf.core.adapter_layers import lighten
+from rlhf.core import adapter_layers, attention, layers
 from rlhf.core.embedded import resolve_base
 from rlhf.core.errors import ModelError, did_you_mean
 from rlhf.core.logprobs import token_logprobs
@@ -115,6 +114,7 @@ def _load(
         ) from error
     attention.enable(model)
     layers.lighten(model)
+    adapter_layers.lighten()
     model.requires_grad_(False)
     if quantization == "nf4":
         _keep_4_bit_weights_differentiable(model)
@@ -188,7 +188,6 @@ def with_adapter(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
         ModelError: the model lacks a layer that the adapter is for.
     """
     check_targets(model, config)
-    lighten()
     wrapped = get_peft_model(model, config)
     float32_trainable(wrapped)
     return wrapped
