@@ -41,9 +41,7 @@ REWARD = "reward"
 CRITIC = "critic"
 REFERENCE = "reference"
 HEAD = "score"  # the name transformers gives the head of a sequence classifier
-VALUE_HEAD = (
-    "value_head"  # the critic's, a part of the base that wears it, so that it is trained and saved with it
-)
+VALUE_HEAD = "value_head"  # the critic's, trained and saved with the base that wears it
 
 
 def load_causal(base: str, *, revision: str | None, dtype: str, quantization: str) -> PreTrainedModel:
