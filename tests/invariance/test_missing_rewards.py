@@ -62,7 +62,10 @@ def test_an_answer_without_a_reward_takes_no_part(
     without, expected = update(policy_trainer(PROMPTS[:2], kept, rewards, *words), 4)
     assert gradients.keys() == expected.keys()
     for name, gradient in expected.items():
-        assert torch.allclose(gradients[name], gradient, atol=1e-5, rtol=1e-3), name
+        close = (
+            5e-6 * gradient.abs().max().item()
+        )  # float32 sums in another order err by the size of what is summed
+        assert torch.allclose(gradients[name], gradient, atol=close, rtol=1e-3), name
     assert max(float(gradient.abs().max()) for gradient in expected.values()) > 1e-3
     for name in ("loss/policy", "reward/mean", "reward/std", "reward/shaped", "length/reward_correlation"):
         assert with_them[name] == pytest.approx(without[name], abs=1e-5), name
