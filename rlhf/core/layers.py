@@ -19,14 +19,22 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rlhf.core import adapter_layers, attention
+
 NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
 """Classes of transformers whose forward is that of `LlamaRMSNorm`, word for word: a test reads them."""
 ROTATIONS = ("llama", "mistral", "qwen2", "qwen3")
 """Kinds of models whose `apply_rotary_pos_emb` is Llama's, word for word."""
 
 
-def lighten(model: PreTrainedModel) -> None:
-    """Compute so in this model; rotations, which are a function of transformers' module, in all models of its kind."""
+def enable(model: PreTrainedModel) -> None:
+    """Let a model compute by our attention, norms, rotations and adapted layers, on whatever device its tensors are.
+
+    Norms change in every model of these classes, rotations in every model of the kind and adapters in the process: a model that is to
+    be transformers' or PEFT's own needs a process of its own.
+    """
+    attention.enable(model)
+    adapter_layers.lighten()
     for module in model.modules():
         kind = type(module)
         if kind.__name__ in NORMS and kind.forward is not _norm:

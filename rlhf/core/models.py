@@ -28,7 +28,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from rlhf.core import adapter_layers, attention, layers
+from rlhf.core import attention, layers
 from rlhf.core.embedded import resolve_base
 from rlhf.core.errors import ModelError, did_you_mean
 from rlhf.core.logprobs import token_logprobs
@@ -110,9 +110,7 @@ def _load(
             allowed="`embedded`, a folder with config.json and safetensors weights, or a Hugging Face name",
             fix="check the spelling; for a gated model run `hf auth login` first",
         ) from error
-    attention.enable(model)
-    layers.lighten(model)
-    adapter_layers.lighten()
+    layers.enable(model)
     model.requires_grad_(False)
     if quantization == "nf4":
         _keep_4_bit_weights_differentiable(model)

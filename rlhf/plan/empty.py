@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
 from transformers.integrations import replace_with_bnb_linear
 
-from rlhf.core import attention
+from rlhf.core import layers
 from rlhf.core.models import HEAD
 
 BLOCK, NESTED_BLOCK = 64, 256  # weights that share a scale, and scales that share one; bitsandbytes' defaults
@@ -35,7 +35,7 @@ def empty_base(shape: Any, *, attributes: list[str] | None, dtype: str, quantiza
         else:
             shape.num_labels = len(attributes)
             model = AutoModelForSequenceClassification.from_config(shape, **extra)
-    attention.enable(model)
+    layers.enable(model)
     if quantization == "nf4":
         settings = BitsAndBytesConfig(
             load_in_4bit=True,
