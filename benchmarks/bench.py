@@ -24,7 +24,7 @@ def main() -> None:
     here = Path(__file__).parent
     # Threads are as a user has them: one that waits spins for a moment only, and the side whose turn it is not is asleep by then.
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
-    words = ["--output", str(told.output), "--base", told.base, "--clock", told.clock]
+    words = ["--output", str(told.output), "--base", told.base, "--clock", told.clock, "--dtype", told.dtype]
     words += ["--quick"] if told.quick else []
     words += ["--data", str(told.data)] if told.data else []
     failed = []

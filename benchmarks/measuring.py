@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rlhf.core.environment import environment
+from rlhf.core.formats import emulates_bfloat16
 from rlhf.core.runs import atomic_write_text
 
 Handler = Callable[[Mapping[str, Any]], Mapping[str, Any]]
@@ -46,6 +47,12 @@ def arguments(doc: str | None) -> argparse.ArgumentParser:
         choices=CLOCKS,
         default="wall",
         help="`processor` counts this process's own time: on a busy machine, with OMP_NUM_THREADS=1",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float32"),
+        default="float32" if emulates_bfloat16() else "bfloat16",
+        help="number format of both sides; bfloat16, or float32 where the processor only emulates that",
     )
     parser.add_argument("--side", help=argparse.SUPPRESS)
     return parser
@@ -203,8 +210,8 @@ def line(
     return {"what": what, "measured": measured, "unit": unit, "least": least, "most": most, "note": note}
 
 
-def matmul_peak(clock: str, seconds: float = 0.5) -> float:
-    """GFLOP/s of the fastest of some large bfloat16 matrix products on this machine, now.
+def matmul_peak(clock: str, dtype: str, seconds: float = 0.5) -> float:
+    """GFLOP/s of the fastest of some large matrix products in `dtype` on this machine, now.
 
     With `processor` it is that of one thread's time.
     """
@@ -213,7 +220,7 @@ def matmul_peak(clock: str, seconds: float = 0.5) -> float:
     best = 0.0
     now = CLOCKS[clock]
     for size in (1024, 2048):
-        a, b = (torch.randn(size, size, dtype=torch.bfloat16) for _ in range(2))
+        a, b = (torch.randn(size, size, dtype=getattr(torch, dtype)) for _ in range(2))
         a @ b
         started, count = now(), 0
         while now() - started < seconds:
@@ -232,6 +239,7 @@ def write_result(
         "name": name,
         "quick": told.quick,
         "clock": told.clock,
+        "dtype": told.dtype,
         "base": told.base,
         "data": "real" if told.data else "synthetic",
         "machine": machine(),

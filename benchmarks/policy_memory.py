@@ -60,7 +60,7 @@ ROLES: Mapping[str, Any] = {
 }
 """What is trained: the policy alone, with reference and reward, and with a critic too."""
 
-FORMATS = {"bfloat16": "none", "NF4": "nf4"}
+QUANTIZATIONS = ("none", "nf4")
 
 
 def whole(told: Mapping[str, Any]) -> Handler:
@@ -114,7 +114,7 @@ def four(told: Mapping[str, Any]) -> Handler:
             ids = torch.cat([prompts["input_ids"], answers["input_ids"]], dim=1)
             mask = torch.cat([prompts["attention_mask"], answers["attention_mask"]], dim=1)
             width = answers["input_ids"].shape[1]
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=told["dtype"] == "bfloat16"):
                 with torch.no_grad():
                     reference_logps = logps(reference, ids, mask, width)
                     rewards = reward(input_ids=ids, attention_mask=mask).logits[:, :1]
@@ -210,7 +210,8 @@ def role_lines(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """What reference, reward and critic add to training the policy alone, beyond adapters and heads."""
     lines, details = [], dict[str, Any]()
-    for name, quantization in FORMATS.items():
+    for quantization in QUANTIZATIONS:
+        name = told.dtype if quantization == "none" else "NF4"
         reward = policy_sides.reward_model(told.base, told.output, quantization)
         found = {}
         for role, algorithm in ROLES.items():

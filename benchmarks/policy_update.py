@@ -61,7 +61,7 @@ def told_for(told: argparse.Namespace, sizes: Mapping[str, Any], group: int, **o
     return {
         "base": told.base,
         "clock": told.clock,
-        "dtype": "bfloat16",
+        "dtype": told.dtype,
         "reward": str(policy_sides.reward_model(told.base, told.output)),
         "given": given,
         "samples": group,

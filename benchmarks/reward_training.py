@@ -4,7 +4,7 @@
     python benchmarks/reward_training.py --quick
 
 Useful tokens are those that a run without padding and without sharing would process. The updates are batches of TRL's
-length-grouped sampler, spread over one pass of the pairs, so that short and long ones are among them. TRL runs in bfloat16 with the
+length-grouped sampler, spread over one pass of the pairs, so that short and long ones are among them. TRL runs with the
 fastest of several micro-batches, ours with the fastest of several `tokens_per_batch`. Same base, adapter, head, plain Bradley-Terry loss and
 optimizer; every round starts from the same weights. Each side is a process of its own.
 """
@@ -80,7 +80,7 @@ def ours(told: Mapping[str, Any]) -> Handler:
                 batch_size=len(updates[0]),
                 folder=tempfile.mkdtemp(),
                 steps=len(updates),
-                bfloat16=told["dtype"] == "bfloat16",
+                dtype=told["dtype"],
                 seed=0,
                 evaluate_every=10**6,
                 save_every=10**6,
@@ -222,13 +222,16 @@ def measure(told: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, A
     chosen = updates_of(everything, size, sizes["updates"])
     pairs = [everything[place] for update in chosen for place in update]
     updates = [list(range(first, first + size)) for first in range(0, len(pairs), size)]
-    shared = {"base": told.base, "clock": told.clock, "longest": sizes["longest"], "pairs": pairs}
+    shared = {
+        "base": told.base,
+        "clock": told.clock,
+        "dtype": told.dtype,
+        "longest": sizes["longest"],
+        "pairs": pairs,
+    }
     logs = told.output / "logs"
     with ExitStack() as stack:
-        sides = {
-            name: stack.enter_context(Side(__file__, name, {**shared, "dtype": "bfloat16"}, logs))
-            for name in SIDES
-        }
+        sides = {name: stack.enter_context(Side(__file__, name, shared, logs)) for name in SIDES}
         middle = [updates[len(updates) // 2]]
         micro, tried = fastest(
             lambda one: sides["trl"].ask(updates=middle, micro=one), [one for one in MICRO if one <= size]
@@ -246,7 +249,7 @@ def measure(told: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, A
         def one_round(name: str) -> float:
             settings = {"tokens_per_batch": budget} if name == "ours" else {"micro": micro}
             answers[name].append(sides[name].ask(updates=updates, **settings))
-            peaks.append(matmul_peak(told.clock))
+            peaks.append(matmul_peak(told.clock, told.dtype))
             return useful / float(answers[name][-1]["seconds"])
 
         rates = in_turns({name: lambda name=name: one_round(name) for name in SIDES}, sizes["rounds"])  # type: ignore[misc]
@@ -255,12 +258,12 @@ def measure(told: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, A
     lines = [
         line("Reward training: useful tokens/s beside TRL", ratio(rates["ours"], rates["trl"]), "x", least=2.0),
         line("Loss of an update, difference, float32", exact_losses(shared, sizes["exact_pairs"], logs), most=1e-5),
-        *bfloat16_losses(answers),
-        line("One update of TRL's with itself in other micro-batches, bfloat16", max(own) - min(own)),
+        *whole_losses(answers, told.dtype),
+        line(f"One update of TRL's with itself in other micro-batches, {told.dtype}", max(own) - min(own)),
         line("Memory an update adds, beside TRL at the same tokens a batch", memories["ours"] / memories["trl"], "x", most=1.0),
         line("Ours", statistics.median(rates["ours"]), "useful tokens/s", note=f"{budget} tokens a batch"),
         line("TRL", statistics.median(rates["trl"]), "useful tokens/s", note=f"{micro} pairs a micro-batch, length-grouped"),
-        *shares_of_peak(pairs, answers, statistics.median(peaks)),
+        *shares_of_peak(pairs, answers, statistics.median(peaks), told.dtype),
     ]  # fmt: skip
     details = {
         "sizes": sizes,
@@ -275,19 +278,22 @@ def measure(told: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, A
     return lines, details
 
 
-def bfloat16_losses(answers: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+def whole_losses(answers: Mapping[str, Sequence[Mapping[str, Any]]], dtype: str) -> list[dict[str, Any]]:
     """How far the losses of the first round are apart: its mean, and the update that is furthest."""
     both = [answers[name][0]["losses"] for name in SIDES]
     means = [statistics.mean(losses) for losses in both]
     furthest = max(abs(mine - other) for mine, other in zip(*both, strict=True))
     return [
-        line("Mean loss of a round's updates, difference, bfloat16", abs(means[0] - means[1]), most=1e-3),
-        line("The update that is furthest apart, bfloat16", furthest, note="rounding: float32 agrees"),
+        line(f"Mean loss of a round's updates, difference, {dtype}", abs(means[0] - means[1]), most=1e-3),
+        line(f"The update that is furthest apart, {dtype}", furthest, note="rounding"),
     ]
 
 
 def shares_of_peak(
-    pairs: Sequence[Sequence[Sequence[int]]], answers: Mapping[str, Sequence[Mapping[str, Any]]], peak: float
+    pairs: Sequence[Sequence[Sequence[int]]],
+    answers: Mapping[str, Sequence[Mapping[str, Any]]],
+    peak: float,
+    dtype: str,
 ) -> list[dict[str, Any]]:
     """The machine's peak, and what each side makes of it with the tokens it computes."""
     shape = cost.Shape(**answers["ours"][0]["shape"])
@@ -300,7 +306,7 @@ def shares_of_peak(
         for name in SIDES
     }
     return [
-        line("Matrix products of this machine, bfloat16", peak, "GFLOP/s"),
+        line(f"Matrix products of this machine, {dtype}", peak, "GFLOP/s"),
         line("Ours: share of that peak", share["ours"], "%"),
         line("TRL: share of that peak, padding not counted", share["trl"], "%"),
     ]
@@ -323,7 +329,7 @@ def memory_at_equal_tokens(
     tokens = micro * 2 * max(len(ids) for place in updates[0][:micro] for ids in pairs[place])
     found = {}
     for name in SIDES:
-        with Side(__file__, name, {**shared, "dtype": "bfloat16"}, logs) as side:
+        with Side(__file__, name, shared, logs) as side:
             answer = side.ask(updates=[updates[0]] * 2, tokens_per_batch=tokens, micro=micro)
             found[name] = int(answer["added"])
     return found | {"tokens": tokens}

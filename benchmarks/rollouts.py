@@ -181,7 +181,6 @@ def main() -> None:
     """Measure, print, write."""
     parser = arguments(__doc__)
     parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--dtype", default="bfloat16")
     told = parse(parser)
     if told.side:
         serve(SIDES[told.side])

@@ -78,7 +78,7 @@ def reward_step(told: Mapping[str, Any]) -> Handler:
     config = RewardConfig.model_validate(
         {
             "output": "unused",
-            "model": {"base": told["base"], "max_length": 64},
+            "model": {"base": told["base"], "dtype": told["dtype"], "max_length": 64},
             "adapter": {"rank": told["rank"], "alpha": 2.0 * told["rank"]},
             "attributes": ["reward"],
             "data": {"preferences": [{"path": "demo", "format": "helpsteer2-preference"}]},
@@ -92,7 +92,7 @@ def reward_step(told: Mapping[str, Any]) -> Handler:
         batch_size=1,
         folder=tempfile.mkdtemp(),
         steps=1,
-        bfloat16=True,
+        dtype=told["dtype"],
         seed=0,
         evaluate_every=10**6,
         save_every=10**6,
@@ -131,7 +131,7 @@ def policy_step(told: Mapping[str, Any]) -> Handler:
 
     chat = Chat.load(told["base"])
     given = [{"messages": [{"role": "user", "content": "Hi."}], "answers": [[11, 12]] * 2}]
-    told = {**told, "given": given, "samples": 2, "longest_prompt": 64, "new_tokens": 64, "steps": 1, "engine": "given", "dtype": "bfloat16"}  # fmt: skip
+    told = {**told, "given": given, "samples": 2, "longest_prompt": 64, "new_tokens": 64, "steps": 1, "engine": "given"}  # fmt: skip
     trainer = policy_sides.our_trainer(told, chat)
     shape = cost.Shape.of(trainer.model)
     scorer = trainer.rewards.parts[0].source.scorer
@@ -202,7 +202,7 @@ def sweep(told: argparse.Namespace, sizes: Mapping[str, Any], kind: str) -> dict
     """For each size the points measured: x, seconds, bytes, cost."""
     reward = policy_sides.reward_model(told.base, told.output)
     found: dict[str, list[dict[str, Any]]] = {}
-    shared = {"base": told.base, "clock": told.clock, "reward": str(reward)}
+    shared = {"base": told.base, "clock": told.clock, "dtype": told.dtype, "reward": str(reward)}
     for rank in sizes["rank"]:
         lora = rank == BASE_POINT["rank"]
         with Side(__file__, kind, {**shared, "rank": rank}, told.output / "logs") as side:

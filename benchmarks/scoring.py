@@ -58,12 +58,12 @@ class Plain:
             resolve_base(card["base"]),
             revision=card["revision"],
             num_labels=len(scorer.attributes),
-            dtype=getattr(torch, card["dtype"]),
+            dtype=scorer.model.dtype,
             pad_token_id=scorer.chat.pad_id,
         )
         model = PeftModel.from_pretrained(base.to(scorer.model.device), folder)
         self.model = (model.merge_and_unload() if merged else model).eval()
-        self.chat, self.half = scorer.chat, card["dtype"] == "bfloat16"
+        self.chat, self.half = scorer.chat, scorer.model.dtype == torch.bfloat16
 
     def score(self, conversations: Sequence[Conversation], batch_size: int) -> list[float]:
         """The first output for each conversation, in batches of neighbours by length."""

@@ -17,7 +17,7 @@ from measuring import figure, target, verdict
 
 from rlhf.core.runs import atomic_write_text
 
-ORDER = ("reward_training", "policy_update", "policy_memory", "rollouts", "scaling")
+ORDER = ("products", "reward_training", "policy_update", "policy_memory", "rollouts", "scaling")
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
 
@@ -38,7 +38,7 @@ def markdown(found: Iterable[Mapping[str, Any]]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
     rows = [
         f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads, {machine['memory_gib']:g} GiB; {environment['started'][:10]}; "
-        f"base `{first['base']}`, {first['data']} data; {versions}.",
+        f"base `{first['base']}` in {first['dtype']}, {first['data']} data; {versions}.",
         *(
             [
                 "",

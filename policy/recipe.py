@@ -35,6 +35,7 @@ from rlhf.core import checkpoints, processes, sharding
 from rlhf.core.chat import Chat
 from rlhf.core.embedded import resolve_base
 from rlhf.core.errors import ConfigError, DataError
+from rlhf.core.formats import computed_in
 from rlhf.core.models import POLICY, check_targets, fingerprint, load_causal, lora_config
 from rlhf.core.progress import Progress, close_live_lines
 from rlhf.core.records import Prompt
@@ -157,7 +158,7 @@ def build_trainer(
             **config.optimizer.model_dump(),
             folder=str(run.checkpoints),
             steps=config.steps,
-            bfloat16=config.model.dtype == "bfloat16",
+            dtype=config.model.dtype,
             seed=config.seed,
             save_every=config.save_every,
             gradient_checkpointing=config.model.gradient_checkpointing,
@@ -205,7 +206,7 @@ def build_engine(config: PolicyConfig, chat: Chat) -> RolloutEngine:
         rank=config.adapter.rank,
         max_model_len=config.data.max_prompt_tokens + config.rollouts.max_new_tokens,
         max_sequences=config.rollouts.prompts_per_step * config.rollouts.samples_per_prompt,
-        dtype=config.model.dtype,
+        dtype=computed_in(config.model.dtype),
         quantization=config.model.quantization,
         memory_gib=config.rollouts.memory_gib,
         gpu_memory_share=config.rollouts.gpu_memory_share,

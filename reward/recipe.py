@@ -151,7 +151,7 @@ def train_stages(
                         batch_size=stage.batch_size,
                         folder=str(run.checkpoints),
                         steps=steps[stage.name],
-                        bfloat16=config.model.dtype == "bfloat16",
+                        dtype=config.model.dtype,
                         seed=config.seed,
                         evaluate_every=config.validate_every,
                         save_every=config.save_every,

@@ -38,7 +38,8 @@ class ModelConfig(Strict):
     revision: str | None = None
     """Git revision of a Hugging Face name."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Number format of the base weights and of the matrix products; adapters and heads are kept in float32."""
+    """Number format of the base weights and of the matrix products; adapters and heads are kept in float32. A processor that only emulates
+    bfloat16 computes in float32."""
     quantization: Literal["none", "nf4"] = "none"
     """`nf4` loads the base in 4 bits by bitsandbytes; adapters stay exact."""
     max_length: Count = 1024

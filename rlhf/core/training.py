@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rlhf.core import processes, zero
+from rlhf.core.formats import computed_in
 from rlhf.core.models import autocast
 from rlhf.core.sharding import fsdp_asked_for, is_fsdp, is_sharded, know_on_cpus, settle
 
@@ -85,7 +86,7 @@ def trainer_settings(
     folder: str,
     steps: int,
     batch_size: int,
-    bfloat16: bool,
+    dtype: str,
     seed: int,
     save_every: int,
     gradient_checkpointing: bool,
@@ -102,7 +103,7 @@ def trainer_settings(
         folder: where checkpoints go.
         steps: updates.
         batch_size: of one update, over all processes; it can be dealt out evenly, see `processes.share`.
-        bfloat16: compute in bfloat16; adapters and heads stay in float32.
+        dtype: the base's, as its config says; adapters and heads stay in float32.
     """
     zero.choose_device()  # before there is a trainer, which imports DeepSpeed where it is installed
     cpu, backend = processes.means()
@@ -117,7 +118,8 @@ def trainer_settings(
         "adam_beta1": betas[0],
         "adam_beta2": betas[1],
         "max_grad_norm": max_grad_norm,
-        "bf16": bfloat16 and not zero.asked_for(),  # DeepSpeed's engine is told of autocast itself
+        "bf16": computed_in(dtype) == "bfloat16"
+        and not zero.asked_for(),  # DeepSpeed's engine is told of autocast itself
         "use_cpu": cpu,
         "ddp_backend": backend,
         "gradient_checkpointing": gradient_checkpointing,

@@ -132,7 +132,7 @@ def driver(facts: Facts) -> Iterator[Result]:
 
 
 def bfloat16(facts: Facts) -> Iterator[Result]:
-    """Cards before Ampere emulate bfloat16."""
+    """Cards before Ampere emulate bfloat16, and so do processors without AVX512."""
     if facts.run is None or facts.run.config.model.dtype != "bfloat16" or not isinstance(facts.torch, Torch):
         return
     old = [card.name for card in facts.torch.gpus if not card.bfloat16]
@@ -141,6 +141,12 @@ def bfloat16(facts: Facts) -> Iterator[Result]:
         yield Result("bfloat16", "warning", f"{', '.join(old)} has no bfloat16 and would crawl", fix)
     elif facts.torch.gpus:
         yield Result("bfloat16", "ok", "every card multiplies it")
+    elif facts.torch.emulates_bfloat16:
+        yield Result(
+            "bfloat16",
+            "ok",
+            "the processor only emulates it: the base is computed in float32, at twice the memory",
+        )
 
 
 def peers(facts: Facts) -> Iterator[Result]:

@@ -46,12 +46,14 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Torch:
-    """What torch says of itself; `peers`: whether all cards reach one another's memory, None with fewer than two."""
+    """What torch says of itself; `peers`: whether all cards reach one another's memory, None with fewer than two; `emulates_bfloat16`: no card,
+    and a processor that multiplies bfloat16 in software."""
 
     cuda: str | None
     nccl: str | None
     gpus: tuple[Gpu, ...]
     peers: bool | None
+    emulates_bfloat16: bool = False
 
 
 @dataclass(frozen=True, slots=True)

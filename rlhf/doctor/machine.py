@@ -80,7 +80,7 @@ def torch() -> Torch | Trouble:
     if isinstance(found, Trouble):
         return found
     gpus = tuple(Gpu(**card) for card in found["gpus"])
-    return Torch(cuda=found["cuda"], nccl=found["nccl"], gpus=gpus, peers=found["peers"])
+    return Torch(**{**found, "gpus": gpus})
 
 
 def tried(names: Iterable[str], say: Callable[[str], None]) -> dict[str, str | Trouble]:

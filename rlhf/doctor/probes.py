@@ -35,6 +35,8 @@ def torch() -> dict[str, Any]:
     """Cards, CUDA and NCCL as torch sees them."""
     from torch import cuda, version
 
+    from rlhf.core.formats import emulates_bfloat16
+
     count = cuda.device_count() if cuda.is_available() else 0
     pairs = [(one, other) for one in range(count) for other in range(count) if one != other]
     return {
@@ -42,6 +44,7 @@ def torch() -> dict[str, Any]:
         "nccl": ".".join(map(str, cuda.nccl.version())) if count else None,  # type: ignore[no-untyped-call]
         "gpus": [_card(number) for number in range(count)],
         "peers": all(cuda.can_device_access_peer(*pair) for pair in pairs) if pairs else None,
+        "emulates_bfloat16": emulates_bfloat16(),
     }
 
 

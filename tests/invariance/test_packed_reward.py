@@ -264,7 +264,7 @@ def update(
             batch_size=stage.batch_size,
             folder=str(tmp_path),
             steps=1,
-            bfloat16=False,
+            dtype="float32",
             seed=0,
             evaluate_every=1,
             save_every=1,

@@ -16,6 +16,8 @@ from types import ModuleType
 
 import pytest
 
+from rlhf.core import formats
+
 MIB = 2**20
 KINDS = (
     ("bfloat16", "none", False),
@@ -23,6 +25,12 @@ KINDS = (
     ("float32", "none", False),
     ("bfloat16", "nf4", False),
 )
+
+
+@pytest.fixture(autouse=True)
+def in_the_planned_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow: a processor that emulates bfloat16 would compute in float32."""
+    monkeypatch.setattr(formats, "emulates_bfloat16", lambda: False)
 
 
 @pytest.fixture(scope="module")

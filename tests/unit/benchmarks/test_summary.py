@@ -27,6 +27,7 @@ def result(*lines: dict[str, Any], **others: Any) -> dict[str, Any]:
         "quick": False,
         "clock": "wall",
         "base": "embedded",
+        "dtype": "bfloat16",
         "data": "real",
         "machine": {"processor": "P", "cores": 2, "threads": 2, "memory_gib": 8.0, "load": 0.1},
         "environment": {"started": "2026-01-02T03:04:05", "versions": {"torch": "1"}},
@@ -57,7 +58,7 @@ def test_the_table(tmp_path: Path) -> None:
     assert "| loss | at most 1.0e-04 | 2.0e-04 | NOT met |" in text
     assert "| peak |  | not measured: no |  |" in text
     assert "2026-01-02" in text and "Not a result" not in text
-    assert "Not run: reward_training, policy_update, policy_memory, scaling." in text
+    assert "Not run: products, reward_training, policy_update, policy_memory, scaling." in text
     assert "Not a result" in summary.markdown([result(quick=True)])
     assert "Not a result" in summary.markdown([result(clock="processor")])
 

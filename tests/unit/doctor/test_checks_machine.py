@@ -129,6 +129,8 @@ def test_cards_without_bfloat16(healthy: Facts, told: Callable[..., Run], only: 
     assert only(checks.bfloat16, healthy).verdict == "ok"
     assert only(checks.bfloat16, old).verdict == "warning"
     assert list(checks.bfloat16(replace(old, run=told(model={"dtype": "float32"})))) == []
+    laptop = replace(healthy, torch=Torch(None, None, (), None, emulates_bfloat16=True))
+    assert "computed in float32" in only(checks.bfloat16, laptop).found
 
 
 def test_nccl_matters_to_several_cards(healthy: Facts, several: Facts, only: Only) -> None:

@@ -1,0 +1,25 @@
+"""Matrix products of this machine in bfloat16 and float32: where the first is the slower one, bases are computed in the second.
+
+    python benchmarks/products.py
+
+The rule in `rlhf/core/formats.py` is torch's; this measures what it is worth here.
+"""
+
+from __future__ import annotations
+
+from measuring import arguments, line, matmul_peak, parse, write_result
+
+from rlhf.core.formats import emulates_bfloat16
+
+
+def main() -> None:
+    """Measure, print, write."""
+    told = parse(arguments(__doc__))
+    peaks = {dtype: matmul_peak(told.clock, dtype) for dtype in ("bfloat16", "float32")}
+    lines = [line(f"Products in {dtype}", peak, "GFLOP/s") for dtype, peak in peaks.items()]
+    lines.append(line("bfloat16 beside float32", peaks["bfloat16"] / peaks["float32"], "x"))
+    write_result(told, "products", lines, {"emulates_bfloat16": emulates_bfloat16()})
+
+
+if __name__ == "__main__":
+    main()

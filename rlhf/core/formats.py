@@ -1,0 +1,34 @@
+"""The number format a base is computed in: the one its config asks for, unless the processor only emulates its products.
+
+Processors without AVX512 (most laptops) or ARM's bfloat16 multiply bfloat16 in software: 16 GFLOP/s where float32 reaches 127, on
+two cores of an AMD EPYC 7003 (`benchmarks/products.py`). There a base that is stored in bfloat16 is computed in float32: the same weights, twice
+their memory, and numbers that are rounded less.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+
+import torch
+
+NOTE = "This processor only emulates bfloat16: the base is computed in float32, which is much faster and takes more memory."
+
+
+def computed_in(dtype: str) -> str:
+    """`float32` for `bfloat16` where this machine has neither a card nor a processor that multiplies it; else `dtype`."""
+    if dtype != "bfloat16" or not emulates_bfloat16():
+        return dtype
+    _say_once(NOTE)
+    return "float32"
+
+
+@functools.cache
+def emulates_bfloat16() -> bool:
+    """Whether bfloat16 is multiplied in software here: by torch's own rule, which product it calls."""
+    return not torch.cuda.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001
+
+
+@functools.cache
+def _say_once(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)

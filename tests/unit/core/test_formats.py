@@ -1,0 +1,49 @@
+"""Where bfloat16 is only emulated, a base is computed in float32: the same weights, and one line that says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlhf.core import formats
+from rlhf.core.models import autocast, load_causal
+from rlhf.core.training import trainer_settings
+
+
+@pytest.fixture(params=[True, False], ids=["emulated", "multiplied"])
+def emulated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    monkeypatch.setattr(formats, "emulates_bfloat16", lambda: request.param)
+    formats._say_once.cache_clear()
+    return bool(request.param)
+
+
+def test_the_format(emulated: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        assert formats.computed_in("bfloat16") == ("float32" if emulated else "bfloat16")
+    assert formats.computed_in("float32") == "float32"
+    assert capsys.readouterr().err.count(formats.NOTE) == emulated
+
+
+def test_base_and_trainer_compute_in_it(emulated: bool, tiny_base: Path, tmp_path: Path) -> None:
+    model = load_causal(str(tiny_base), revision=None, dtype="bfloat16", quantization="none")
+    assert model.dtype == (torch.float32 if emulated else torch.bfloat16)
+    with autocast(model):
+        assert torch.is_autocast_enabled("cpu") is not emulated
+    told = {
+        "seed": 0,
+        "save_every": 1,
+        "gradient_checkpointing": False,
+        "learning_rate": 1e-4,
+        "schedule": "cosine",
+    }
+    told |= {"warmup_steps": 0, "weight_decay": 0.0, "betas": (0.9, 0.95), "max_grad_norm": 1.0}
+    settings = trainer_settings(folder=str(tmp_path), steps=1, batch_size=1, dtype="bfloat16", **told)
+    assert settings["bf16"] is not emulated
+
+
+def test_a_4_bit_base_computes_in_it(emulated: bool, tiny_base: Path) -> None:
+    model = load_causal(str(tiny_base), revision=None, dtype="bfloat16", quantization="nf4")
+    layer = model.get_submodule("model.layers.0.mlp.up_proj")
+    assert layer.compute_dtype == (torch.float32 if emulated else torch.bfloat16)
