@@ -252,3 +252,9 @@ def fake_vllm() -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def as_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bases in the format their config names, however slow: a processor that emulates bfloat16 would compute in float32."""
+    monkeypatch.setattr("rlhf.core.formats.emulates_bfloat16", lambda: False)

@@ -14,8 +14,9 @@ Together = tuple[Path, list[dict[str, Mapping[str, Any]]]]
 MEASURED = ("time/", "memory/", "engine/tokens_per_second")  # what a clock or a gauge says
 EVERY = pytest.mark.parametrize("together", ["ddp", "fsdp2", "zero3"], indirect=True)
 SHARDED = pytest.mark.parametrize("together", ["fsdp2", "zero3"], indirect=True)
-CLOSE = 2e-5
-"""Sums of float32 in another order: relative to a figure, or to 1 where it is smaller; some ten of them follow one another."""
+CLOSE = 5e-5
+"""Sums of float32 in another order: relative to a figure, or to 1 where it is smaller; some ten of them follow one another. Processors differ: one
+was 2.2e-5 off."""
 CLOSE_IN_EPOCHS = 1e-3
 """The same of PPO, which makes several steps of 1e-2 an update: where a gradient is next to nothing, AdamW's first ones follow its rounding."""
 

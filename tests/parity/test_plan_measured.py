@@ -16,7 +16,7 @@ from types import ModuleType
 
 import pytest
 
-from rlhf.core import formats
+pytestmark = pytest.mark.usefixtures("as_configured")
 
 MIB = 2**20
 KINDS = (
@@ -25,12 +25,6 @@ KINDS = (
     ("float32", "none", False),
     ("bfloat16", "nf4", False),
 )
-
-
-@pytest.fixture(autouse=True)
-def in_the_planned_format(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However slow: a processor that emulates bfloat16 would compute in float32."""
-    monkeypatch.setattr(formats, "emulates_bfloat16", lambda: False)
 
 
 @pytest.fixture(scope="module")

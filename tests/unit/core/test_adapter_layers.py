@@ -32,7 +32,7 @@ def made(base: Path, quantization: str, dtype: str, dropout: float = 0.0) -> Any
 
 
 @pytest.fixture(params=["none", "nf4"])
-def model(request: pytest.FixtureRequest, tiny_base: Path) -> Any:
+def model(request: pytest.FixtureRequest, tiny_base: Path, as_configured: None) -> Any:
     return made(tiny_base, request.param, "bfloat16")
 
 
