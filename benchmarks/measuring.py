@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rlhf.core.environment import environment
-from rlhf.core.formats import emulates_bfloat16
+from rlhf.core.formats import computed_in
 from rlhf.core.runs import atomic_write_text
 
 Handler = Callable[[Mapping[str, Any]], Mapping[str, Any]]
@@ -51,7 +51,7 @@ def arguments(doc: str | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--dtype",
         choices=("bfloat16", "float32"),
-        default="float32" if emulates_bfloat16() else "bfloat16",
+        default=computed_in("bfloat16"),
         help="number format of both sides; bfloat16, or float32 where the processor only emulates that",
     )
     parser.add_argument("--side", help=argparse.SUPPRESS)

@@ -8,7 +8,7 @@ the smallest; and policy, reference, reward and critic each with a base of its o
 update without any sampling. Prompts, answers, adapter and base are the same for all.
 
 What our roles add is read off torch's own account of the blocks it hands out: training the policy alone, on rewards that are given
-and without a reference, against the same update with the reference and the reward model, and with PPO's critic, in bfloat16 and in 4 bits.
+and without a reference, against the same update with the reference and the reward model, and with PPO's critic, on a whole base and on one in 4 bits.
 """
 
 from __future__ import annotations

@@ -258,7 +258,7 @@ def measure(told: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, A
     lines = [
         line("Reward training: useful tokens/s beside TRL", ratio(rates["ours"], rates["trl"]), "x", least=2.0),
         line("Loss of an update, difference, float32", exact_losses(shared, sizes["exact_pairs"], logs), most=1e-5),
-        *whole_losses(answers, told.dtype),
+        *losses_of_a_round(answers, told.dtype),
         line(f"One update of TRL's with itself in other micro-batches, {told.dtype}", max(own) - min(own)),
         line("Memory an update adds, beside TRL at the same tokens a batch", memories["ours"] / memories["trl"], "x", most=1.0),
         line("Ours", statistics.median(rates["ours"]), "useful tokens/s", note=f"{budget} tokens a batch"),
@@ -278,7 +278,7 @@ def measure(told: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, A
     return lines, details
 
 
-def whole_losses(answers: Mapping[str, Sequence[Mapping[str, Any]]], dtype: str) -> list[dict[str, Any]]:
+def losses_of_a_round(answers: Mapping[str, Sequence[Mapping[str, Any]]], dtype: str) -> list[dict[str, Any]]:
     """How far the losses of the first round are apart: its mean, and the update that is furthest."""
     both = [answers[name][0]["losses"] for name in SIDES]
     means = [statistics.mean(losses) for losses in both]

@@ -2,7 +2,7 @@
 
     python benchmarks/reward_vs_trl.py configs/reward/local-pairs.yaml runs/local-pairs
 
-Same base, same pairs (the same token ids), same adapter rank and targets, one epoch, bfloat16. TRL runs with its length-grouped
+Same base, same pairs (the same token ids), same adapter rank and targets, one epoch, the config's number format. TRL runs with its length-grouped
 sampler, 8 pairs a batch and a constant learning rate of 2e-4, unless told otherwise; ours with what the config says,
 ratings included. Both are scored on the same held-out pairs and the same benchmark file by the same function. The runs
 are made at different times, so their speeds are not compared here.
@@ -35,6 +35,7 @@ from rlhf.config.reward import RewardConfig
 from rlhf.core.chat import Chat
 from rlhf.core.embedded import resolve_base
 from rlhf.core.errors import DataError
+from rlhf.core.formats import computed_in
 from rlhf.core.records import Conversation
 from rlhf.data.load import load_comparisons
 
@@ -53,7 +54,8 @@ class PlainScorer:
             ids = self.chat.conversation_ids(conversation)
             if len(ids) > self.model.config.max_position_embeddings:
                 raise DataError("longer than the base's context")
-            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            half = self.model.dtype == torch.bfloat16
+            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=half):
                 reward = float(self.model(input_ids=torch.tensor([ids])).logits[0, 0])
             scores.append(Score(reward, {}))
         return scores
@@ -69,8 +71,9 @@ def train_with_trl(config: RewardConfig, chat: Chat, *, batch: int, learning_rat
         first, second = [[*item.tree.trunk, *branch] for branch in item.tree.branches]
         chosen, rejected = (second, first) if item.strength > 0 else (first, second)
         rows.append({"chosen_ids": chosen, "rejected_ids": rejected})
+    dtype = computed_in(config.model.dtype)
     model = AutoModelForSequenceClassification.from_pretrained(
-        resolve_base(config.model.base), num_labels=1, dtype=torch.bfloat16
+        resolve_base(config.model.base), num_labels=1, dtype=getattr(torch, dtype)
     )
     arguments = TRLRewardConfig(
         tempfile.mkdtemp(),
@@ -82,7 +85,7 @@ def train_with_trl(config: RewardConfig, chat: Chat, *, batch: int, learning_rat
         train_sampling_strategy="group_by_length",
         length_column_name="length",
         remove_unused_columns=False,
-        bf16=True,
+        bf16=dtype == "bfloat16",
         use_cpu=True,
         gradient_checkpointing=False,
         logging_steps=10,

@@ -12,15 +12,22 @@ import sys
 
 import torch
 
+from rlhf.core.processes import is_main
+
 NOTE = "This processor only emulates bfloat16: the base is computed in float32, which is much faster and takes more memory."
 
 
 def computed_in(dtype: str) -> str:
     """`float32` for `bfloat16` where this machine has neither a card nor a processor that multiplies it; else `dtype`."""
-    if dtype != "bfloat16" or not emulates_bfloat16():
-        return dtype
-    _say_once(NOTE)
-    return "float32"
+    return "float32" if dtype == "bfloat16" and emulates_bfloat16() else dtype
+
+
+def announced(dtype: str) -> str:
+    """`computed_in`, and one line on the terminal where that is another format than the config names."""
+    computed = computed_in(dtype)
+    if computed != dtype:
+        _say_once()
+    return computed
 
 
 @functools.cache
@@ -30,5 +37,6 @@ def emulates_bfloat16() -> bool:
 
 
 @functools.cache
-def _say_once(words: str) -> None:
-    print(words, file=sys.stderr, flush=True)
+def _say_once() -> None:
+    if is_main():  # of several processes
+        print(NOTE, file=sys.stderr, flush=True)

@@ -31,7 +31,7 @@ from transformers.utils.logging import disable_progress_bar
 from rlhf.core import attention, layers
 from rlhf.core.embedded import resolve_base
 from rlhf.core.errors import ModelError, did_you_mean
-from rlhf.core.formats import computed_in
+from rlhf.core.formats import announced
 from rlhf.core.logprobs import token_logprobs
 from rlhf.core.packing import PackedBatch
 from rlhf.core.processes import said_by_main
@@ -87,7 +87,7 @@ def load_classifier(
 def _load(
     auto_class: Any, base: str, *, revision: str | None, dtype: str, quantization: str, **extra: Any
 ) -> PreTrainedModel:
-    dtype = computed_in(dtype)
+    dtype = announced(dtype)
     if quantization == "nf4":
         extra["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,

@@ -107,6 +107,7 @@ def trainer_settings(
     """
     zero.choose_device()  # before there is a trainer, which imports DeepSpeed where it is installed
     cpu, backend = processes.means()
+    bfloat16 = computed_in(dtype) == "bfloat16"
     return {
         "output_dir": folder,
         "max_steps": steps,
@@ -118,8 +119,7 @@ def trainer_settings(
         "adam_beta1": betas[0],
         "adam_beta2": betas[1],
         "max_grad_norm": max_grad_norm,
-        "bf16": computed_in(dtype) == "bfloat16"
-        and not zero.asked_for(),  # DeepSpeed's engine is told of autocast itself
+        "bf16": bfloat16 and not zero.asked_for(),  # DeepSpeed's engine is told of autocast itself
         "use_cpu": cpu,
         "ddp_backend": backend,
         "gradient_checkpointing": gradient_checkpointing,

@@ -14,9 +14,10 @@ Together = tuple[Path, list[dict[str, Mapping[str, Any]]]]
 MEASURED = ("time/", "memory/", "engine/tokens_per_second")  # what a clock or a gauge says
 EVERY = pytest.mark.parametrize("together", ["ddp", "fsdp2", "zero3"], indirect=True)
 SHARDED = pytest.mark.parametrize("together", ["fsdp2", "zero3"], indirect=True)
-CLOSE = 5e-5
-"""Sums of float32 in another order: relative to a figure, or to 1 where it is smaller; some ten of them follow one another. Processors differ: one
-was 2.2e-5 off."""
+CLOSE = 2e-5
+"""Sums of float32 in another order: relative to a figure, or to 1 where it is smaller; some ten of them follow one another."""
+CLOSE_WEIGHTS = 5e-5
+"""The same of a weight: where a gradient is next to nothing, AdamW's first steps follow its rounding. 2.2e-5 on one processor, below 2e-5 on others."""
 CLOSE_IN_EPOCHS = 1e-3
 """The same of PPO, which makes several steps of 1e-2 an update: where a gradient is next to nothing, AdamW's first ones follow its rounding."""
 
@@ -40,7 +41,8 @@ def assert_same_run(run: Path, other: Path, close: float = CLOSE) -> None:
         assert one == pytest.approx(two, rel=close, abs=close)
     left, right = (load_file(folder / "final" / "adapter_model.safetensors") for folder in (run, other))
     assert left.keys() == right.keys()
-    assert max((left[name] - right[name]).abs().max().item() for name in left) < close
+    furthest = max((left[name] - right[name]).abs().max().item() for name in left)
+    assert furthest < max(close, CLOSE_WEIGHTS)
 
 
 @EVERY

@@ -19,11 +19,23 @@ def emulated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     return bool(request.param)
 
 
-def test_the_format(emulated: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    for _ in range(2):
-        assert formats.computed_in("bfloat16") == ("float32" if emulated else "bfloat16")
+def test_the_format(emulated: bool) -> None:
+    assert formats.computed_in("bfloat16") == ("float32" if emulated else "bfloat16")
     assert formats.computed_in("float32") == "float32"
-    assert capsys.readouterr().err.count(formats.NOTE) == emulated
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_line_says_so(
+    emulated: bool,
+    rank: int,
+    tiny_base: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(formats, "is_main", lambda: rank == 0)
+    for dtype in ("bfloat16", "bfloat16", "float32"):
+        load_causal(str(tiny_base), revision=None, dtype=dtype, quantization="none")
+    assert capsys.readouterr().err.count(formats.NOTE) == (emulated and rank == 0)
 
 
 def test_base_and_trainer_compute_in_it(emulated: bool, tiny_base: Path, tmp_path: Path) -> None:
