@@ -18,14 +18,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from rlhf.core.models import (
-    autocast,
-    enable_packed_scores,
-    load_classifier,
-    lora_config,
-    packed_inputs,
-    with_adapter,
-)
+from rlhf.core.forwards import enable_packed_scores, packed_inputs
+from rlhf.core.models import autocast, load_classifier, lora_config, with_adapter
 from rlhf.core.packing import PackedBatch, Tree, pack
 
 Shape = tuple[tuple[tuple[int, tuple[int, ...]], ...], int]

@@ -17,16 +17,8 @@ from torch import Tensor, nn
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.rewards import RewardSource
 from rlhf.core.adapters import RewardAdapter
-from rlhf.core.models import (
-    CRITIC,
-    VALUE_HEAD,
-    PeftModel,
-    enable_packed_values,
-    float32_trainable,
-    kept_trainable,
-    lora_config,
-    packed_inputs,
-)
+from rlhf.core.forwards import enable_packed_values, packed_inputs
+from rlhf.core.models import CRITIC, VALUE_HEAD, PeftModel, float32_trainable, kept_trainable, lora_config
 from rlhf.core.packing import PackedBatch
 
 

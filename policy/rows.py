@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf.core.models import packed_inputs
+from rlhf.core.forwards import packed_inputs
 from rlhf.core.packing import PackedBatch, Tree, pack
 from rlhf.core.records import Rollout
 

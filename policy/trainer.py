@@ -49,7 +49,8 @@ from rlhf.config.rollouts import ImportanceConfig, RolloutConfig
 from rlhf.core import processes
 from rlhf.core.chat import Chat
 from rlhf.core.checkpoints import SafeCheckpoints, trainable_state
-from rlhf.core.models import CRITIC, enable_packed_logprobs, float32_trainable, role
+from rlhf.core.forwards import enable_packed_logprobs
+from rlhf.core.models import CRITIC, float32_trainable, role
 from rlhf.core.records import Prompt
 from rlhf.core.sharding import passes_behind, settle
 from rlhf.core.training import AcrossProcesses, trainer_settings

@@ -22,8 +22,9 @@ from rlhf.core.chat import Chat
 from rlhf.core.checkpoints import best_file, load_trainable
 from rlhf.core.errors import DataError
 from rlhf.core.extrapolation import Extrapolation, extrapolate
+from rlhf.core.forwards import packed_inputs
 from rlhf.core.lowrank import rank_of
-from rlhf.core.models import PeftModel, autocast, packed_inputs
+from rlhf.core.models import PeftModel, autocast
 from rlhf.core.progress import Progress
 from rlhf.core.runs import RunFolder
 

@@ -23,6 +23,7 @@ from rlhf.core.adapters import RewardAdapter
 from rlhf.core.chat import Chat
 from rlhf.core.embedded import known_as
 from rlhf.core.errors import ModelError, did_you_mean
+from rlhf.core.forwards import require_plain_logits
 from rlhf.core.merging import (
     TOLERANCES,
     Verification,
@@ -33,7 +34,7 @@ from rlhf.core.merging import (
     verify,
     write_tokenizer,
 )
-from rlhf.core.models import HEAD, require_plain_logits
+from rlhf.core.models import HEAD
 from rlhf.core.records import Conversation
 from rlhf.core.runs import atomic_folder
 

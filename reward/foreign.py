@@ -24,7 +24,8 @@ from reward.scorer import Score, Scorer, as_scores, require_length
 from rlhf.core.chat import Chat
 from rlhf.core.embedded import resolve_base
 from rlhf.core.errors import ModelError, did_you_mean
-from rlhf.core.models import HEAD, apply_head, require_plain_logits
+from rlhf.core.forwards import apply_head, require_plain_logits
+from rlhf.core.models import HEAD
 from rlhf.core.records import Conversation
 
 FORMS = ("auto", "ours", "classifier", "nemotron")

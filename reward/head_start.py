@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from reward.batches import Item, RewardBatch, batches
-from rlhf.core.models import PeftModel, autocast, hidden_states, role
+from rlhf.core.forwards import hidden_states
+from rlhf.core.models import PeftModel, autocast, role
 
 PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Candidates, in units of the features' mean squared norm; clean ratings take a small one, noisy preferences a large one."""

@@ -32,14 +32,8 @@ from rlhf.config.reward import START, RewardConfig
 from rlhf.core import checkpoints, processes, sharding
 from rlhf.core.chat import Chat
 from rlhf.core.errors import ConfigError
-from rlhf.core.models import (
-    PeftModel,
-    enable_packed_scores,
-    load_classifier,
-    lora_config,
-    put_head,
-    with_adapter,
-)
+from rlhf.core.forwards import enable_packed_scores
+from rlhf.core.models import PeftModel, load_classifier, lora_config, put_head, with_adapter
 from rlhf.core.progress import Progress
 from rlhf.core.records import Comparison
 from rlhf.core.runs import RunFolder

@@ -18,15 +18,8 @@ from transformers import PreTrainedModel
 from rlhf.core.adapters import RewardAdapter
 from rlhf.core.chat import Chat
 from rlhf.core.errors import DataError, DivergenceError, RlhfError
-from rlhf.core.models import (
-    REWARD,
-    PeftModel,
-    apply_head,
-    autocast,
-    hidden_states,
-    load_causal,
-    role,
-)
+from rlhf.core.forwards import apply_head, hidden_states
+from rlhf.core.models import REWARD, PeftModel, autocast, load_causal, role
 from rlhf.core.packing import PackedBatch, Tree, pack
 from rlhf.core.records import Conversation
 from rlhf.core.sharding import asked_for, in_step, without_gradients

@@ -28,7 +28,8 @@ from rlhf.config.reward import StageConfig
 from rlhf.core import processes
 from rlhf.core.checkpoints import SafeCheckpoints, best_file, load_trainable, save_trainable
 from rlhf.core.errors import DivergenceError
-from rlhf.core.models import PeftModel, packed_inputs
+from rlhf.core.forwards import packed_inputs
+from rlhf.core.models import PeftModel
 from rlhf.core.sharding import in_step
 from rlhf.core.training import AcrossProcesses, trainer_settings
 

@@ -1,7 +1,7 @@
 """Attention of packed rows: every token looks at the trunk of its tree and at its own branch, and no other product is computed.
 
 transformers' models call the attention function that their config names; `packed` is ours. Given the `blocks` of a packed batch, which
-`rlhf.core.models.packed_inputs` sends along on a CPU, it multiplies each block of queries with the keys it sees. Without them
+`rlhf.core.forwards.packed_inputs` sends along on a CPU, it multiplies each block of queries with the keys it sees. Without them
 (generation, padded batches, GPUs) it is transformers' own `sdpa`, with the mask where there is one.
 
 On a CPU this replaces torch's fused kernel, whose bfloat16 products run at a fifth of what a plain matrix product reaches

@@ -21,19 +21,21 @@ from policy.kl import kl_of_answers
 from policy.losses import clipped_value_loss, reinforce
 from policy.rows import token_logps
 from reward.losses import bradley_terry, regression
+from rlhf.core.forwards import (
+    apply_head,
+    enable_packed_logprobs,
+    enable_packed_scores,
+    enable_packed_values,
+    packed_inputs,
+)
 from rlhf.core.models import (
     CRITIC,
     REFERENCE,
     REWARD,
     PeftModel,
-    apply_head,
     autocast,
-    enable_packed_logprobs,
-    enable_packed_scores,
-    enable_packed_values,
     float32_trainable,
     lora_config,
-    packed_inputs,
     reference_role,
     role,
     with_adapter,

@@ -20,7 +20,8 @@ from reward.trainer import HybridRewardTrainer, trainer_arguments
 from rlhf.config.reward import RewardConfig
 from rlhf.core import attention
 from rlhf.core.chat import Chat
-from rlhf.core.models import apply_head, packed_inputs, reward_head
+from rlhf.core.forwards import apply_head, packed_inputs
+from rlhf.core.models import reward_head
 from rlhf.core.packing import PackedBatch, Span, pack
 from rlhf.core.records import Message, Preference, Rating
 from rlhf.data.drops import DropReport

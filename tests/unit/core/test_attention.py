@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rlhf.core import attention
 from rlhf.core.attention import Block, blocks_of, blockwise_attention
-from rlhf.core.models import packed_inputs
+from rlhf.core.forwards import packed_inputs
 from rlhf.core.packing import PackedBatch, Span, Tree, pack
 
 HEADS, KINDS, UNITS = 4, 2, 8

@@ -11,12 +11,12 @@ from safetensors.torch import load_file, save_file
 
 from rlhf.core.adapters import RewardAdapter
 from rlhf.core.errors import ModelError
+from rlhf.core.forwards import enable_packed_scores
 from rlhf.core.models import (
     HEAD,
     POLICY,
     REWARD,
     PeftModel,
-    enable_packed_scores,
     fingerprint,
     load_causal,
     load_classifier,

@@ -121,7 +121,7 @@ def gradients(model: PeftModel) -> tuple[bool, bool]:
 def test_policy_and_critic_share_no_weight(
     model: PeftModel, tiny_base: Path, tiny_reward: Path, groups: list[list[Rollout]]
 ) -> None:
-    from rlhf.core.models import enable_packed_logprobs
+    from rlhf.core.forwards import enable_packed_logprobs
 
     enable_packed_logprobs(model.get_base_model(), 1.0)
     hang_critic(model, config(tiny_base, str(tiny_reward)))

@@ -18,7 +18,8 @@ from policy.rollouts.transformers_engine import TransformersEngine
 from reward.scorer import Scorer
 from rlhf.core.chat import Chat
 from rlhf.core.errors import RewardError
-from rlhf.core.models import enable_packed_logprobs, load_causal, lora_config, with_adapter
+from rlhf.core.forwards import enable_packed_logprobs
+from rlhf.core.models import load_causal, lora_config, with_adapter
 from rlhf.core.records import Message, Prompt
 from rlhf.data.demo import demo_rows
 

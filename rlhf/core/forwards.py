@@ -1,0 +1,118 @@
+"""What models of transformers are asked for beside their own forward pass: scores, log-probabilities and values of packed rows.
+
+Shapes: R rows, T tokens, D hidden units; N sequences, A attributes; M tokens of all answers, V words.
+"""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rlhf.core import attention
+from rlhf.core.errors import ModelError
+from rlhf.core.logprobs import token_logprobs
+from rlhf.core.models import HEAD, VALUE_HEAD, PeftModel
+from rlhf.core.packing import PackedBatch
+from rlhf.core.sharding import through_root, whole
+
+
+def packed_inputs(batch: PackedBatch) -> dict[str, Any]:
+    """A packed batch as the arguments of a transformers model."""
+    return {
+        "input_ids": batch.ids_RT,
+        "position_ids": batch.positions_RT,
+        "attention_mask": batch.mask_R1TT(),
+        "blocks": attention.blocks_of(batch),
+    }
+
+
+def hidden_states(model: PeftModel, batch: PackedBatch) -> Tensor:
+    """hidden_RTD: what the base, with the adapter it wears, ends in before any head."""
+    trunk = model.get_base_model()
+    body = through_root(model, getattr(trunk, trunk.base_model_prefix))
+    return body(**packed_inputs(batch), use_cache=False).last_hidden_state  # type: ignore[no-any-return]
+
+
+def enable_packed_scores(classifier: PreTrainedModel) -> None:
+    """Teach a sequence classifier `model(..., score_at=(rows_N, columns_N)) -> scores_NA`, in float32.
+
+    transformers' own forward reads one score a row, at its last token; a packed row holds many. The call goes through the
+    model's forward, so that the wrappers of distributed training see it.
+    """
+    original = classifier.forward
+
+    def forward(self: Any, *args: Any, score_at: tuple[Tensor, Tensor] | None = None, **kwargs: Any) -> Any:
+        if score_at is None:
+            return original(*args, **kwargs)
+        hidden_RTD = getattr(self, self.base_model_prefix)(*args, **kwargs, use_cache=False).last_hidden_state
+        return apply_head(getattr(self, HEAD), hidden_RTD[score_at])
+
+    classifier.forward = types.MethodType(forward, classifier)
+
+
+def require_plain_logits(model: PreTrainedModel) -> None:
+    """Make sure that a causal model's logits are hidden states times head, and nothing more.
+
+    Raises:
+        ModelError: the model does more to its logits (soft-capping, scaling, a bias).
+    """
+    config = model.config.get_text_config()
+    extras = [
+        name
+        for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")
+        if getattr(config, name, None)
+    ]
+    if extras or getattr(model.get_output_embeddings(), "bias", None) is not None:
+        raise ModelError(
+            f"{config.model_type} changes its logits after the head ({', '.join(extras) or 'a bias'}).",
+            allowed="models whose logits are the product of hidden states and head, such as Llama, Qwen or Mistral",
+        )
+
+
+def enable_packed_logprobs(model: PreTrainedModel, temperature: float) -> None:
+    """Teach a causal model `model(..., next_ids=ids_RT, entropy=True) -> (logps_M, entropy_M)`, for the ids that are not -100.
+
+    The head is applied to the tokens that are asked for and to no other.
+
+    Raises:
+        ModelError: the model does more to its logits than multiply, see `require_plain_logits`.
+    """
+    require_plain_logits(model)
+    original = model.forward
+
+    def forward(
+        self: Any, *args: Any, next_ids: Tensor | None = None, entropy: bool = True, **kwargs: Any
+    ) -> Any:
+        if next_ids is None:
+            return original(*args, **kwargs)
+        hidden_RTD = getattr(self, self.base_model_prefix)(*args, **kwargs, use_cache=False).last_hidden_state
+        asked_RT = next_ids != -100
+        weight_VD = whole(self.get_output_embeddings().weight)
+        targets_M = next_ids[asked_RT]
+        return token_logprobs(hidden_RTD[asked_RT], weight_VD, targets_M, temperature, entropy=entropy)
+
+    model.forward = types.MethodType(forward, model)
+
+
+def enable_packed_values(model: PreTrainedModel, head: nn.Linear) -> None:
+    """Give a causal model a value head and teach it `model(..., value_at=asked_RT) -> values_M`, in float32."""
+    model.add_module(VALUE_HEAD, head)
+    original = model.forward
+
+    def forward(self: Any, *args: Any, value_at: Tensor | None = None, **kwargs: Any) -> Any:
+        if value_at is None:
+            return original(*args, **kwargs)
+        hidden_RTD = getattr(self, self.base_model_prefix)(*args, **kwargs, use_cache=False).last_hidden_state
+        return apply_head(getattr(self, VALUE_HEAD), hidden_RTD[value_at]).squeeze(1)
+
+    model.forward = types.MethodType(forward, model)
+
+
+def apply_head(head: nn.Module, hidden_ND: Tensor) -> Tensor:
+    """scores_NA = head(hidden_ND) in float32, autocast or not: bfloat16 would tie close responses."""
+    with torch.autocast(hidden_ND.device.type, enabled=False):
+        return head(hidden_ND.float())  # type: ignore[no-any-return]
