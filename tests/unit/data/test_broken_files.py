@@ -82,7 +82,7 @@ def test_an_empty_file(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content"), [("train.jsonl.gz", gzip.compress(b"")), ("train.jsonl", b"\n \n")]
+    ("name", "content"), [("train.jsonl.gz", gzip.compress(b"", mtime=0)), ("train.jsonl", b"\n \n")]
 )
 def test_a_file_without_rows(tmp_path: Path, name: str, content: bytes) -> None:
     _, error = refused(tmp_path / name, content)
