@@ -47,6 +47,7 @@ def hang_critic(model: PeftModel, config: PolicyConfig) -> None:
         with torch.no_grad():
             head.weight.copy_(start.weight * reward.head_AD[:1])
     else:
+        assert config.adapter is not None  # the config's own check
         with kept_trainable(model):
             model.add_adapter(CRITIC, lora_config(**config.adapter.model_dump()))
     enable_packed_values(base, head)

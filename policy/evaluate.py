@@ -11,18 +11,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from policy.importance import engine_logps
 from policy.probe import EngineProbe
 from policy.rewards.protocol import Rewards
 from policy.rollouts.protocol import RolloutEngine
 from policy.rows import pack_groups, token_logps
+from policy.statistics import gold_scores
 from rlhf.core.chat import Chat
-from rlhf.core.models import PeftModel, autocast, reference_role, role
+from rlhf.core.models import PeftModel, autocast, base_of, reference_role, role
 from rlhf.core.records import Prompt, Rollout
 from rlhf.core.sharding import in_step
 from rlhf.core.tensors import segment_sum
-from rlhf.data.checks import gold_score
 
 FIGURES = ("reward", "gold", "kl", "length")
 HELD_OUT = "held_out"
@@ -44,7 +45,8 @@ class Answer:
 
 
 def answer_prompts(
-    model: PeftModel,
+    model: PeftModel | PreTrainedModel,
+    reference: PeftModel | PreTrainedModel,
     engine: RolloutEngine,
     rewards: Rewards,
     chat: Chat,
@@ -59,6 +61,7 @@ def answer_prompts(
     """Sample, score and measure `samples` answers to each prompt, by the policy as it is now; rewards are the bare ones.
 
     Args:
+        reference: what wears the role that the policy is held to: the model itself or, where that has no adapter, a frozen copy.
         held_out: a reward that the policy does not learn from.
         probe: takes the engine's log-probabilities beside the trainer's, for the caller to check.
     """
@@ -66,24 +69,25 @@ def answer_prompts(
     groups = engine.generate([chat.prompt_ids(p.messages) for p in prompts], samples=samples, seed=seed)
     asked = [prompt for prompt, group in zip(prompts, groups, strict=True) for _ in group]
     rollouts = [rollout for group in groups for rollout in group]
+    golds = gold_scores(asked, rollouts)
     rewarded = _rewards(rewards, asked, rollouts)
     watched = [None] * len(rollouts) if held_out is None else _rewards(held_out, asked, rollouts)
-    kl = _kl_to_reference(model, groups, tokens_per_batch, chat.pad_id, probe)
-    figures = iter(zip(rewarded, watched, kl, strict=True))
+    kl = _kl_to_reference(model, reference, groups, tokens_per_batch, chat.pad_id, probe)
+    figures = iter(zip(rewarded, golds, watched, kl, strict=True))
     return [
         [
             Answer(
                 answer=rollout.text,
                 reward=reward,
-                gold=None if prompt.check is None else gold_score(prompt.check, rollout.text),
+                gold=gold,
                 kl=value,
                 length=len(rollout.completion_ids),
                 finished=rollout.finished,
                 held_out=second,
             )
-            for rollout, (reward, second, value) in zip(group, figures, strict=False)
+            for rollout, (reward, gold, second, value) in zip(group, figures, strict=False)
         ]
-        for prompt, group in zip(prompts, groups, strict=True)
+        for group in groups
     ]
 
 
@@ -95,7 +99,8 @@ def _rewards(rewards: Rewards, prompts: Sequence[Prompt], rollouts: Sequence[Rol
 
 
 def _kl_to_reference(
-    model: PeftModel,
+    model: PeftModel | PreTrainedModel,
+    reference: PeftModel | PreTrainedModel,
     groups: Sequence[Sequence[Rollout]],
     tokens_per_batch: int,
     pad_id: int,
@@ -105,10 +110,10 @@ def _kl_to_reference(
     kl = [0.0] * sum(map(len, groups))
     was_training = model.training
     model.eval()
-    with torch.no_grad(), autocast(model.get_base_model()):
+    with torch.no_grad(), autocast(base_of(model)):
         for row, counted in in_step(pack_groups(groups, tokens_per_batch, pad_id, model.device), model):
-            with role(model, reference_role(model)):
-                reference_M, _, _ = token_logps(model, row.packed, entropy=False)
+            with role(reference, reference_role(reference)):
+                reference_M, _, _ = token_logps(reference, row.packed, entropy=False)
             logps_M, _, answer_M = token_logps(model, row.packed, entropy=False)
             if probe is not None and counted:
                 engine_M = engine_logps(row.rollouts, like=logps_M)

@@ -6,6 +6,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from transformers import PreTrainedModel
+
 from policy.rewards.protocol import Given, Rewards
 from policy.rollouts.protocol import RolloutEngine
 from rlhf.core.models import PeftModel
@@ -48,7 +50,12 @@ class Answers:
 
 
 def sample(
-    model: PeftModel, engine: RolloutEngine, prompts: Sequence[Sequence[int]], *, samples: int, seed: int
+    model: PeftModel | PreTrainedModel,
+    engine: RolloutEngine,
+    prompts: Sequence[Sequence[int]],
+    *,
+    samples: int,
+    seed: int,
 ) -> Answers:
     """Hand the policy to the engine and have it answer each prompt `samples` times."""
     started = time.perf_counter()

@@ -12,14 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from policy.critic import token_values
 from policy.rows import Row, token_logps
 from rlhf.core.models import CRITIC, PeftModel, reference_role, role
 
 
-def reference_logps(model: Any, peft: PeftModel, row: Row) -> Tensor:
-    """Log-probabilities by what the policy is held to."""
+def reference_logps(model: Any, peft: PeftModel | PreTrainedModel, row: Row) -> Tensor:
+    """Log-probabilities by what the policy is held to: a role on its own base, or a frozen copy of that, which has no wrapping."""
     with torch.no_grad(), role(peft, reference_role(peft)):
         return token_logps(model, row.packed, entropy=False)[0]
 
@@ -35,21 +36,21 @@ def measuring_passes(model: Any, peft: PeftModel, row: Row) -> tuple[Tensor, Ten
 
 def idle_passes(
     model: Any,
-    peft: PeftModel,
+    peft: PeftModel | PreTrainedModel,
     row: Row,
     backward: Callable[[Tensor], None],
     *,
-    measuring: bool,
+    reference: tuple[Any, PeftModel | PreTrainedModel] | None,
     has_critic: bool,
 ) -> None:
     """What a row takes, to no effect: all processes make the passes of a sharded model, also those with fewer rows.
 
     Args:
-        measuring: the pass over the reference is part of it.
+        reference: what `reference_logps` takes, where the pass over the reference is part of it.
     """
     logps_M, _, _ = token_logps(model, row.packed)
-    if measuring:
-        reference_logps(model, peft, row)
+    if reference is not None:
+        reference_logps(*reference, row)
     backward(0.0 * logps_M.sum())
     if has_critic:
         with role(peft, CRITIC):

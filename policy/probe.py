@@ -16,7 +16,7 @@ from policy.importance import Level, importance_weights
 from rlhf.core.errors import EngineError
 
 NEARER = 0.5
-"""An engine is taken to sample without the adapter when it is this much nearer to the reference than to the policy."""
+"""An engine is taken to sample from the reference when it is this much nearer to the reference than to the policy."""
 
 
 class EngineProbe:
@@ -76,7 +76,7 @@ class EngineProbe:
         """Stop the run where the two disagree.
 
         Raises:
-            EngineError: the mean |difference| is beyond the bound, or no number, or the engine ignores the adapter.
+            EngineError: the mean |difference| is beyond the bound, or no number, or the engine has not got the policy.
         """
         figures = self.figures()
         if not figures:
@@ -86,11 +86,11 @@ class EngineProbe:
             raise EngineError(
                 f"Engine and trainer disagree {when}: mean |difference of log-probabilities| is {difference:.3f}.",
                 allowed=f"at most {bound} (rollouts.logprob_bound)",
-                fix="the adapter did not reach the engine, or base and dtype differ between the two",
+                fix="the policy did not reach the engine, or base and dtype differ between the two",
             )
         if reference < NEARER * difference:
             raise EngineError(
-                f"The engine samples without the adapter {when}: its log-probabilities are {reference:.2g} from those of "
+                f"The engine samples from the reference {when}: its log-probabilities are {reference:.2g} from those of "
                 f"the reference, and {difference:.2g} from the policy's.",
-                fix="the adapter did not reach the engine; look for its message above",
+                fix="the policy did not reach the engine; look for its message above",
             )

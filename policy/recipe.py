@@ -1,12 +1,11 @@
 """What `rlhf align-policy` does, as a straight line: prompts, base, roles, engine, updates, before and after.
 
-Departures from NVIDIA's recipe (arXiv 2410.01257): LoRA in place of full fine-tuning; the reference and the reward model are
-roles on the policy's own base; the KL penalty is what the config names; checkpoints are not chosen by a validation reward.
+Departures from NVIDIA's recipe (arXiv 2410.01257): LoRA in place of full fine-tuning, unless `adapter` is null; the reference and the
+reward model are roles on one base; the KL penalty is what the config names; checkpoints are not chosen by a validation reward.
 """
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import set_seed
+from transformers import PreTrainedModel, set_seed
 
 from policy.ahead import LAG, Ahead
-from policy.describe import card_text, describe_algorithm, describe_rewards, describe_roles
+from policy.describe import describe_algorithm, describe_rewards, describe_roles
 from policy.evaluate import Answer, answer_prompts, compare
 from policy.gathering import all_probes
 from policy.probe import EngineProbe
@@ -28,6 +27,7 @@ from policy.rollouts.protocol import RolloutEngine, Sampling, seed_of
 from policy.rollouts.server_engine import ServerEngine
 from policy.rollouts.server_setup import engine_of_servers
 from policy.rollouts.transformers_engine import TransformersEngine
+from policy.save import save_final
 from policy.trainer import PolicyTrainer, trainer_arguments
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.rollouts import ImportanceConfig
@@ -36,10 +36,10 @@ from rlhf.core.chat import Chat
 from rlhf.core.embedded import resolve_base
 from rlhf.core.errors import ConfigError, DataError
 from rlhf.core.formats import computed_in
-from rlhf.core.models import POLICY, check_targets, fingerprint, load_causal, lora_config
+from rlhf.core.models import LoraConfig, check_targets, load_causal, lora_config
 from rlhf.core.progress import Progress, close_live_lines
 from rlhf.core.records import Prompt
-from rlhf.core.runs import RunFolder, atomic_folder
+from rlhf.core.runs import RunFolder
 from rlhf.core.training import draw_order
 from rlhf.data.drops import DropReport
 from rlhf.data.load import load_prompts
@@ -84,7 +84,7 @@ def align_policy(config: PolicyConfig, *, resume: bool = False) -> Path:
         run.truncate(checkpoints.step_of(checkpoint) if checkpoint else 0)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         stopped = keep_best(trainer)
-        save_final(config, trainer, chat, run)
+        save_final(config, trainer.model, chat, run)
         compared = compare(data.held_out, before, evaluation.answers(), config.seed)
         run.write_json("eval.json", compared | {"stopped": stopped})
     return config.output
@@ -134,14 +134,7 @@ def build_trainer(
     config: PolicyConfig, chat: Chat, prompts: Sequence[Prompt], run: RunFolder
 ) -> PolicyTrainer:
     """The base with its roles, the engine, and the loop around them."""
-    base = load_causal(
-        config.model.base,
-        revision=config.model.revision,
-        dtype=config.model.dtype,
-        quantization=config.model.quantization,
-    )
-    adapter = lora_config(**config.adapter.model_dump())
-    check_targets(base, adapter)
+    base, frozen, adapter = load_base(config)
     progress = Progress(config.steps, "update")
 
     def record(step: int, figures: Mapping[str, float], samples: Sequence[Mapping[str, Any]]) -> None:
@@ -167,14 +160,17 @@ def build_trainer(
         chat,
         prompts=prompts,
         order=draw_order(len(prompts), config.steps * config.rollouts.prompts_per_step, config.seed),
+        frozen=frozen,
         engine=engine,
         rollouts=config.rollouts,
         algorithm=config.algorithm,
         tokens_per_batch=config.tokens_per_batch,
         record=record,
     )
-    builder = RewardBuilder(config, trainer.model, chat)
+    builder = RewardBuilder(config, trainer.reference, chat)
     trainer.rewards, trainer.held_out = builder.rewards(), builder.held_out()
+    if frozen is not None:
+        trainer.frozen = builder.model
     if config.held_out_reward is not None:
         trainer.held_out_every = config.held_out_reward.every
     trainer.shaping = Shaping(
@@ -187,6 +183,42 @@ def build_trainer(
     hang_roles(config, trainer.model, chat)
     sharding.shard(trainer.model)
     return trainer
+
+
+def load_base(config: PolicyConfig) -> tuple[PreTrainedModel, PreTrainedModel | None, LoraConfig | None]:
+    """The base, and the adapter that is trained on it; or a base that is trained itself, and a copy of it that stays as it is.
+
+    The copy is kept in float32 as the other is, or their log-probabilities would differ before anything was learnt.
+
+    Raises:
+        ConfigError: all weights are to be trained, and sharded.
+        ModelError: no base is there, or it lacks a layer that the adapter is for.
+    """
+    model = config.model
+    if config.adapter is None and sharding.asked_for():
+        raise ConfigError(
+            "adapter is null: all weights are trained, and the launcher asks for sharded weights.",
+            allowed="weights whole on each card (configs/launch/ddp.yaml) or, sharded, an adapter",
+            fix="accelerate launch --config_file configs/launch/ddp.yaml",
+        )
+    if config.adapter is None:
+        both = [
+            load_causal(
+                model.base,
+                revision=model.revision,
+                dtype=model.dtype,
+                quantization="none",
+                kept_in_float32=True,
+            )
+            for _ in range(2)
+        ]
+        return both[0].requires_grad_(True), both[1].eval(), None
+    base = load_causal(
+        model.base, revision=model.revision, dtype=model.dtype, quantization=model.quantization
+    )
+    adapter = lora_config(**config.adapter.model_dump())
+    check_targets(base, adapter)
+    return base, None, adapter
 
 
 def build_engine(config: PolicyConfig, chat: Chat) -> RolloutEngine:
@@ -203,7 +235,7 @@ def build_engine(config: PolicyConfig, chat: Chat) -> RolloutEngine:
         sampling,
         chat,
         revision=config.model.revision,
-        rank=config.adapter.rank,
+        rank=None if config.adapter is None else config.adapter.rank,
         max_model_len=config.data.max_prompt_tokens + config.rollouts.max_new_tokens,
         max_sequences=config.rollouts.prompts_per_step * config.rollouts.samples_per_prompt,
         dtype=computed_in(config.model.dtype),
@@ -240,6 +272,7 @@ class Evaluation:
         dealt = processes.count() <= len(self.prompts)
         own = answer_prompts(
             self.trainer.model,
+            self.trainer.reference,
             self.trainer.engine,
             self.trainer.rewards,
             self.trainer.chat,
@@ -256,31 +289,6 @@ class Evaluation:
         if missing := rewards.count(None):
             print(f"{missing} of {len(rewards)} answers have no reward and are left out.", flush=True)
         return answers
-
-
-def save_final(config: PolicyConfig, trainer: PolicyTrainer, chat: Chat, run: RunFolder) -> None:
-    """The policy's adapter, tokenizer and card, under their final name only when whole."""
-    card = {
-        "base": config.model.base,
-        "revision": config.model.revision,
-        "fingerprint": fingerprint(trainer.model.get_base_model()),
-        "dtype": config.model.dtype,
-        "quantization": config.model.quantization,
-        "template_date": config.model.template_date,
-        "template_hash": chat.template_hash,
-        "start": config.start,
-        "reward": config.model_dump(mode="json")["reward"],
-    }
-    weights = checkpoints.trainable_state(trainer.model)
-
-    def write() -> None:
-        with atomic_folder(run.final) as folder:
-            trainer.model.save_pretrained(str(folder), selected_adapters=[POLICY], state_dict=weights)
-            chat.tokenizer.save_pretrained(folder)
-            (folder / "policy.json").write_text(json.dumps(card, indent=1))
-            (folder / "README.md").write_text(card_text(config))
-
-    processes.on_main(write)
 
 
 def dry_run(config: PolicyConfig) -> list[str]:

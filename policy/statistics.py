@@ -17,6 +17,7 @@ from policy.kl import Estimator, kl_of_answers, kl_of_tokens
 from rlhf.core.errors import DivergenceError
 from rlhf.core.records import Prompt, Rollout
 from rlhf.core.tensors import segment_sum
+from rlhf.data.checks import gold_score
 
 KL_NAMES: Mapping[Estimator, tuple[str, str]] = {
     "k1": ("kl/mean", "kl/sum"),
@@ -159,6 +160,14 @@ def peak_memory_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
+def gold_scores(prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[float | None]:
+    """What can be checked of each answer; None where its prompt has no check."""
+    return [
+        None if prompt.check is None else gold_score(prompt.check, rollout.text)
+        for prompt, rollout in zip(prompts, rollouts, strict=True)
+    ]
+
+
 def check_update(number: int, figures: Mapping[str, float]) -> None:
     """Make sure that the loss is a number, and that the policy starts as the reference.
 
@@ -174,6 +183,6 @@ def check_update(number: int, figures: Mapping[str, float]) -> None:
     if number == 1 and not figures["kl/abs_mean"] <= 1e-4:
         raise DivergenceError(
             f"Before the first update the policy is not the reference: mean |log-ratio| is {figures['kl/abs_mean']:.2g}.",
-            allowed="0: a fresh adapter changes nothing",
-            fix="start from a fresh adapter",
+            allowed="0: nothing has been learnt yet",
+            fix="start from a fresh adapter, or from the base that is the reference too",
         )

@@ -2,8 +2,8 @@
 
 One batch of the trainer is one update: P prompts with G answers each. A prompt and its answers stay in one packed row, so that a
 row has all that its advantages need: the forward pass that is differentiated also gives the log-probabilities of the
-KL penalty, and no further pass of the policy is made. The reference is the base without its adapter, or the adapter that the
-policy started from. An algorithm of several epochs goes over the same rows again, with an optimizer step after each; the last
+KL penalty, and no further pass of the policy is made. The reference is the base without its adapter, the adapter that the
+policy started from or, where all weights are trained, a frozen copy of the base. An algorithm of several epochs goes over the same rows again, with an optimizer step after each; the last
 step is transformers' own. Where there is a critic, all rows are measured before the first loss, since advantages are whitened
 over the update; its pass over a row follows the policy's, and the two are clipped and stepped apart.
 
@@ -28,10 +28,8 @@ from transformers.trainer_callback import PrinterCallback
 from trl import RLOOConfig, RLOOTrainer
 
 from policy.ahead import Ahead
-from policy.algorithms.ppo import PPO
-from policy.algorithms.protocol import Algorithm, Measured
-from policy.algorithms.reinforce import Reinforce
-from policy.algorithms.rloo import RLOO
+from policy.algorithms import ALGORITHMS
+from policy.algorithms.protocol import Measured
 from policy.critic import give_own_group, split_parameters, token_values
 from policy.experience import Answers, Experience, gather, sample
 from policy.gathering import all_probes, all_statistics, all_times
@@ -42,7 +40,7 @@ from policy.rewards.protocol import Rewards
 from policy.rewards.shaping import Shaping
 from policy.rollouts.protocol import RolloutEngine, seed_of
 from policy.rows import Row, pack_groups, token_logps
-from policy.statistics import UpdateStatistics, check_update
+from policy.statistics import UpdateStatistics, check_update, gold_scores
 from policy.update import Update
 from rlhf.config.algorithm import AlgorithmConfig
 from rlhf.config.rollouts import ImportanceConfig, RolloutConfig
@@ -50,20 +48,13 @@ from rlhf.core import processes
 from rlhf.core.chat import Chat
 from rlhf.core.checkpoints import SafeCheckpoints, trainable_state
 from rlhf.core.forwards import enable_packed_logprobs
-from rlhf.core.models import CRITIC, float32_trainable, role
+from rlhf.core.models import CRITIC, base_of, float32_trainable, role
 from rlhf.core.records import Prompt
 from rlhf.core.sharding import passes_behind, settle
 from rlhf.core.training import AcrossProcesses, trainer_settings
-from rlhf.data.checks import gold_score
 
 Record = Callable[[int, Mapping[str, float], Sequence[Mapping[str, Any]]], None]
 """Receives an update's number, its figures and its answers."""
-
-ALGORITHMS: Mapping[str, Callable[[AlgorithmConfig], Algorithm]] = {
-    "reinforce": Reinforce.of,
-    "rloo": RLOO.of,
-    "ppo": PPO.of,
-}
 
 
 class PolicyTrainer(AcrossProcesses, SafeCheckpoints, RLOOTrainer):
@@ -72,7 +63,8 @@ class PolicyTrainer(AcrossProcesses, SafeCheckpoints, RLOOTrainer):
     Args:
         model: the causal base; TRL gives it the policy's adapter.
         arguments: from `trainer_arguments`.
-        adapter: PEFT's description of the policy's adapter.
+        adapter: PEFT's description of the policy's adapter; None where the base's own weights are trained.
+        frozen: then a copy of the base that stays as it is.
         chat: the door to token ids.
         prompts: what to practise on.
         order: which prompt each draw takes; its length is updates x prompts an update.
@@ -93,9 +85,10 @@ class PolicyTrainer(AcrossProcesses, SafeCheckpoints, RLOOTrainer):
         self,
         model: Any,
         arguments: RLOOConfig,
-        adapter: Any,
+        adapter: Any | None,
         chat: Chat,
         *,
+        frozen: Any | None = None,
         prompts: Sequence[Prompt],
         order: Sequence[int],
         engine: RolloutEngine,
@@ -126,7 +119,9 @@ class PolicyTrainer(AcrossProcesses, SafeCheckpoints, RLOOTrainer):
             peft_config=adapter,
         )
         self.remove_callback(PrinterCallback)
-        enable_packed_logprobs(self.model.get_base_model(), rollouts.temperature)
+        self.frozen = None if frozen is None else frozen.to(self.args.device)
+        for trunk in {base_of(self.model), base_of(self.reference)}:
+            enable_packed_logprobs(trunk, rollouts.temperature)
         float32_trainable(self.model)
 
     def _prepare_inputs(self, generation_batch: list[dict[str, str]]) -> Experience:
@@ -174,8 +169,9 @@ class PolicyTrainer(AcrossProcesses, SafeCheckpoints, RLOOTrainer):
             for _ in range(behind):
                 with self._gradients(model, synchronise=False), self.compute_loss_context_manager():
                     first = epoch == 0 and not has_critic
+                    reference = self._reference(model) if first else None
                     idle_passes(
-                        model, self.model, rows[0], self.backward, measuring=first, has_critic=has_critic
+                        model, self.model, rows[0], self.backward, reference=reference, has_critic=has_critic
                     )
             for number, row in enumerate(rows):
                 last = number == len(rows) - 1
@@ -184,7 +180,7 @@ class PolicyTrainer(AcrossProcesses, SafeCheckpoints, RLOOTrainer):
                         logps_M, entropy_M, answer_M = token_logps(model, row.packed)
                     if number == len(update.settled):  # the first pass of an algorithm without a critic
                         with self.compute_loss_context_manager():
-                            reference_M = reference_logps(model, self.model, row)
+                            reference_M = reference_logps(*self._reference(model), row)
                         sampled = (logps_M.detach(), reference_M, entropy_M, answer_M)
                         update.settle([update.measure(row, rewards_N[row.answers], *sampled)])
                     loss = update.loss(number, row, logps_M)
@@ -233,6 +229,15 @@ class PolicyTrainer(AcrossProcesses, SafeCheckpoints, RLOOTrainer):
             lambda own: self.accelerator.reduce(own, "sum"),
         )
 
+    @property
+    def reference(self) -> Any:
+        """What the policy is held to hangs on it, and so do rewards: the policy's own base, or the frozen copy."""
+        return self.model if self.frozen is None else self.frozen
+
+    def _reference(self, model: Any) -> tuple[Any, Any]:
+        """The reference as it is called, and as its roles are switched."""
+        return (model if self.frozen is None else self.frozen), self.reference
+
     def _gradients(self, model: Any, *, synchronise: bool) -> AbstractContextManager[Any]:
         """Gradients of a row are added up on each process, and those of an epoch over the processes at its end."""
         return nullcontext() if synchronise else self.accelerator.no_sync(model)
@@ -273,12 +278,8 @@ class PolicyTrainer(AcrossProcesses, SafeCheckpoints, RLOOTrainer):
         figures = statistics.figures(update.coefficient) | update.own_figures | probe.figures()
         check_update(number, figures)
         probe.check(self.rollouts.logprob_bound, f"at update {number}")
-        golds = [
-            None if prompt.check is None else gold_score(prompt.check, rollout.text)
-            for prompt, rollout in zip(prompts, statistics.rollouts, strict=True)
-        ]
-        known = [gold for gold in golds if gold is not None]
-        if known:
+        golds = gold_scores(prompts, statistics.rollouts)
+        if known := [gold for gold in golds if gold is not None]:
             figures["gold/mean"] = sum(known) / len(known)
         self._observe(number, figures, len(golds))
         step_time = sum(value for name, value in times.items() if name.startswith("time/"))
@@ -346,4 +347,5 @@ def trainer_arguments(rollouts: RolloutConfig, **settings: Any) -> RLOOConfig:
         max_completion_length=rollouts.max_new_tokens,
         temperature=rollouts.temperature,
         shuffle_dataset=False,
+        beta=0.0,  # the KL and its reference are ours
     )

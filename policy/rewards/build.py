@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from transformers import PreTrainedModel
+
 from policy.rewards.function import FunctionReward, GoldReward, load_function
 from policy.rewards.model import ModelReward
 from policy.rewards.protocol import Source
@@ -27,10 +29,13 @@ class RewardBuilder:
     """Makes sources around one policy.
 
     Args:
-        model: the base with the policy's adapter; reward models on the same base become further roles of it.
+        model: the base with the policy's adapter, or a frozen copy of it; reward models on the same base become roles of it.
+
+    Attributes:
+        model: the same, with adapters where it had none.
     """
 
-    def __init__(self, config: PolicyConfig, model: PeftModel, chat: Chat) -> None:
+    def __init__(self, config: PolicyConfig, model: PeftModel | PreTrainedModel, chat: Chat) -> None:
         self.config, self.model, self.chat = config, model, chat
         self.longest = config.data.max_prompt_tokens + config.rollouts.max_new_tokens + CLOSING_TOKENS
 
@@ -73,6 +78,7 @@ class RewardBuilder:
         scorer = Scorer.share(
             source.place, self.model, self.chat, tokens_per_batch=self.config.tokens_per_batch, name=role
         )
+        self.model = scorer.model
         if self.longest > scorer.max_length:
             raise ConfigError(
                 f"Prompt, answer and closing tokens may reach {self.longest} tokens.",

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from transformers import PreTrainedModel
+
 from rlhf.core.chat import Chat
 from rlhf.core.models import PeftModel
 from rlhf.core.records import Rollout
@@ -22,14 +24,14 @@ class Sampling:
 
 
 class RolloutEngine(Protocol):
-    """Samples answers with the policy's latest adapter."""
+    """Samples answers with the policy as it was at the last sync."""
 
-    def sync(self, model: PeftModel) -> None:
-        """Take over the policy's adapter as it is now."""
+    def sync(self, model: PeftModel | PreTrainedModel) -> None:
+        """Take over the policy's adapter as it is now or, of one that is trained without, its weights."""
         ...
 
     def generate(self, prompts: Sequence[Sequence[int]], *, samples: int, seed: int) -> list[list[Rollout]]:
-        """`samples` answers to each prompt; the same seed and adapter give the same answers.
+        """`samples` answers to each prompt; the same seed and weights give the same answers.
 
         Raises:
             EngineError: a prompt came back without its answers.

@@ -19,6 +19,7 @@ from rlhf.core.embedded import resolve_base
 def engine_of_servers(config: PolicyConfig, sampling: Sampling, chat: Chat) -> ServerEngine:
     """The servers the config names, each looked at."""
     rollouts = config.rollouts
+    assert config.adapter is not None  # the config's own check
     wanted = Wanted(
         base=config.model.base,
         folder=resolve_base(config.model.base),

@@ -1,8 +1,8 @@
 """Rollouts by vLLM in this process.
 
 vLLM holds its own copy of the base and receives nothing but the adapter, as a new LoRA request after each update: megabytes in place of
-the whole model, and exact on a 4-bit base, where a merge would round the update away. The stock engine is used as it
-is; on GPUs it was not run by us.
+the whole model, and exact on a 4-bit base, where a merge would round the update away. Of a policy that is trained without an adapter it
+receives all weights (`vllm_weights.py`). The stock engine is used as it is; on GPUs it was not run by us.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ import os
 import tempfile
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from policy.rollouts.protocol import Sampling, as_rollout, seed_of
+from policy.rollouts.vllm_weights import WeightTransfer, kept_weights
 from rlhf.core import processes
 from rlhf.core.chat import Chat
 from rlhf.core.checkpoints import trainable_state
@@ -26,13 +29,13 @@ from rlhf.core.records import Rollout
 
 
 class VLLMEngine:
-    """vLLM with one adapter at a time.
+    """vLLM with one adapter at a time, or with weights that are loaded anew.
 
     Args:
         base: folder or Hugging Face name of the base.
         sampling: how answers are drawn.
         chat: decodes them.
-        rank: rank of the policy's adapter.
+        rank: rank of the policy's adapter; None where it has none, and its weights are handed over.
         max_model_len: longest prompt and answer together.
         max_sequences: answers under way at once.
         dtype: of the base.
@@ -49,7 +52,7 @@ class VLLMEngine:
         chat: Chat,
         *,
         revision: str | None,
-        rank: int,
+        rank: int | None,
         max_model_len: int,
         max_sequences: int,
         dtype: str,
@@ -81,16 +84,23 @@ class VLLMEngine:
         self.folder = tempfile.TemporaryDirectory(prefix="rlhf-adapter-")
         self.adapters = 0
         self.request: Any = None
-        with warnings.catch_warnings():
+        self.takes_weights = rank is None
+        self.transfer: WeightTransfer | None = None
+        lora: dict[str, Any] = {"enable_lora": False}
+        if rank is not None:  # vLLM takes powers of two from 8
+            lora = {
+                "enable_lora": True,
+                "max_lora_rank": max(8, 1 << (rank - 1).bit_length()),
+                "max_loras": 1,
+            }
+        kept = kept_weights() if self.takes_weights and not on_gpu else nullcontext()
+        with warnings.catch_warnings(), kept:
             warnings.simplefilter("ignore", FutureWarning)  # as in `_import_vllm`
             self.engine = LLM(
                 model=base,
                 revision=revision,
                 dtype=dtype,
                 quantization="bitsandbytes" if quantization == "nf4" else None,
-                enable_lora=True,
-                max_lora_rank=max(8, 1 << (rank - 1).bit_length()),  # vLLM takes powers of two from 8
-                max_loras=1,
                 max_model_len=max_model_len,
                 max_num_seqs=max_sequences,
                 enforce_eager=not on_gpu,
@@ -100,11 +110,16 @@ class VLLMEngine:
                 use_tqdm_on_load=False,
                 # Beside other processes vLLM takes this one's card, and must not look for a group of its own.
                 distributed_executor_backend="external_launcher" if processes.count() > 1 else None,
+                **lora,
                 **memory,
             )
 
-    def sync(self, model: PeftModel) -> None:
-        """Hand over the policy's adapter under a new name, and forget the one before."""
+    def sync(self, model: PeftModel | PreTrainedModel) -> None:
+        """Hand over the policy's adapter under a new name, and forget the one before; or its weights, in place of the ones before."""
+        if self.takes_weights:
+            self.transfer = self.transfer or WeightTransfer(model, self.engine)
+            self.transfer.sync_weights()
+            return
         folder = Path(self.folder.name) / str(self.adapters + 1)
         model.save_pretrained(
             str(folder),

@@ -54,8 +54,8 @@ class PolicyConfig(RunConfig):
 
     model: ModelConfig = ModelConfig()
     """The frozen base: the reference where there is no `start`, and the ground of policy, reward and critic."""
-    adapter: AdapterConfig = AdapterConfig()
-    """The adapter that becomes the policy."""
+    adapter: AdapterConfig | None = AdapterConfig()
+    """The adapter that becomes the policy. null: none, and all weights of the base are trained, beside a frozen copy of it that is the reference; see docs/full-fine-tuning.md."""
     start: str | None = None
     """Begin from an aligned policy (its `final/` folder) with the same base, template and adapter settings: a second round, in which a frozen copy of it is the reference. null: a fresh adapter, and the base is the reference."""
     reward: Sources = Field(min_length=1)
@@ -109,8 +109,26 @@ class PolicyConfig(RunConfig):
         return folders
 
     @model_validator(mode="after")
+    def _without_adapter(self) -> Self:
+        if self.adapter is not None:
+            return self
+        wanting = {
+            "model.quantization is nf4: weights in 4 bits cannot be trained": self.model.quantization
+            != "none",
+            "rollouts.engine is servers: stock servers take adapters, not weights": self.rollouts.engine
+            == "servers",
+            "algorithm.name is ppo: its critic is an adapter on the policy's base": self.algorithm.critic
+            is not None,
+            "start is a policy that is an adapter; to begin from a whole model, name it in model.base": self.start
+            is not None,
+        }
+        if found := [reason for reason, there in wanting.items() if there]:
+            raise ValueError("adapter is null, so all weights are trained; but " + "; ".join(found))
+        return self
+
+    @model_validator(mode="after")
     def _no_dropout(self) -> Self:
-        if self.adapter.dropout:
+        if self.adapter is not None and self.adapter.dropout:
             raise ValueError(
                 "adapter.dropout must be 0 for a policy: with it every log-probability, and so the KL, is noise"
             )

@@ -17,24 +17,27 @@ CHUNK = 128
 def token_logprobs(
     hidden_MD: Tensor, head_VD: Tensor, targets_M: Tensor, temperature: float, *, entropy: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """(logps_M, entropy_M) of softmax(hidden W' / temperature); only logps carry a gradient, and only to `hidden_MD`.
+    """(logps_M, entropy_M) of softmax(hidden W' / temperature); only logps carry a gradient.
 
         logp_m = z_m[target] - log sum_v exp z_m[v],  z = hidden W' / temperature
         entropy_m = - sum_v p_m[v] log p_m[v]
 
     Without `entropy`, which takes two passes over the logits more, zeros stand in its place.
 
-    The head is frozen: it has no gradient. The products are in the head's number format, the rest in float32; the
-    logits are computed again in the backward pass.
+    The products are in the head's number format, or autocast's, the rest in float32; the logits are computed again in the
+    backward pass. A frozen head has no gradient, that of a trained one is summed in float32.
 
     Raises:
         ValueError: shapes that do not belong together.
     """
     if hidden_MD.shape[0] != targets_M.shape[0] or hidden_MD.shape[1] != head_VD.shape[1]:
         raise ValueError(f"shapes {tuple(hidden_MD.shape)}, {tuple(head_VD.shape)}, {tuple(targets_M.shape)}")
-    return _TokenLogprobs.apply(  # type: ignore[no-any-return,no-untyped-call]
-        hidden_MD.to(head_VD.dtype), head_VD.detach(), targets_M, temperature, entropy
-    )
+    device = hidden_MD.device.type
+    computed_in = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head_VD.dtype
+    with torch.autocast(device, enabled=False):
+        return _TokenLogprobs.apply(  # type: ignore[no-any-return,no-untyped-call]
+            hidden_MD.to(computed_in), head_VD, targets_M, temperature, entropy
+        )
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -42,10 +45,11 @@ class _TokenLogprobs(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_MD: Tensor, head_VD: Tensor, targets_M: Tensor, temperature: float, entropy: bool
     ) -> Any:
+        weight_VD = head_VD.to(hidden_MD.dtype)
         logps_M, log_sum_M, entropy_M = hidden_MD.new_zeros(3, len(targets_M), dtype=torch.float32)
         for start in range(0, len(targets_M), CHUNK):
             chunk = slice(start, start + CHUNK)
-            logits_CV = _logits(hidden_MD[chunk], head_VD, temperature)
+            logits_CV = _logits(hidden_MD[chunk], weight_VD, temperature)
             logps_CV = torch.log_softmax(logits_CV, dim=1)
             places = torch.arange(len(logits_CV), device=logits_CV.device), targets_M[chunk]
             logps_M[chunk] = logps_CV[places]
@@ -62,16 +66,22 @@ class _TokenLogprobs(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> Any:
         gradient_M = gradients[0]
         hidden_MD, head_VD, targets_M, log_sum_M = ctx.saved_tensors
+        weight_VD = head_VD.to(hidden_MD.dtype)
+        of_head = ctx.needs_input_grad[1]
+        d_head_VD = torch.zeros_like(head_VD, dtype=torch.float32) if of_head else None
         parts = []
         for start in range(0, len(targets_M), CHUNK):
             chunk = slice(start, start + CHUNK)
             # d logp / d z = onehot(target) - p
-            slope_CV = _logits(hidden_MD[chunk], head_VD, ctx.temperature)
+            slope_CV = _logits(hidden_MD[chunk], weight_VD, ctx.temperature)
             scale_C1 = (gradient_M[chunk] / ctx.temperature)[:, None]
             slope_CV.sub_(log_sum_M[chunk, None]).exp_().mul_(-scale_C1)
             slope_CV.scatter_add_(1, targets_M[chunk, None], scale_C1)
-            parts.append(slope_CV.to(head_VD.dtype) @ head_VD)
-        return (torch.cat(parts) if parts else torch.zeros_like(hidden_MD)), None, None, None, None
+            if d_head_VD is not None:
+                d_head_VD.addmm_(slope_CV.T, hidden_MD[chunk].float())
+            parts.append(slope_CV.to(weight_VD.dtype) @ weight_VD)
+        d_hidden_MD = torch.cat(parts) if parts else torch.zeros_like(hidden_MD)
+        return d_hidden_MD, None if d_head_VD is None else d_head_VD.to(head_VD.dtype), None, None, None
 
 
 def _logits(hidden_CD: Tensor, head_VD: Tensor, temperature: float) -> Tensor:

@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
-from peft import PeftModel as PeftModel  # the others' door to the class
+from peft import LoraConfig as LoraConfig  # the others' door to both classes
+from peft import PeftModel as PeftModel
+from peft import get_peft_model
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -39,16 +40,27 @@ REWARD = "reward"
 CRITIC = "critic"
 REFERENCE = "reference"
 HEAD = "score"  # the name transformers gives the head of a sequence classifier
+COMPUTED_IN = "computed_in"
+"""The attribute of a model whose weights are kept in another format than its products are in."""
 VALUE_HEAD = "value_head"  # the critic's, trained and saved with the base that wears it
 
 
-def load_causal(base: str, *, revision: str | None, dtype: str, quantization: str) -> PreTrainedModel:
+def load_causal(
+    base: str, *, revision: str | None, dtype: str, quantization: str, kept_in_float32: bool = False
+) -> PreTrainedModel:
     """The frozen base as a causal language model.
+
+    Args:
+        kept_in_float32: weights are, and are computed in `dtype` by autocast: for a base that is trained itself, and for one that must
+            give the same numbers as it.
 
     Raises:
         ModelError: nothing that transformers can load is there.
     """
-    model = _load(AutoModelForCausalLM, base, revision=revision, dtype=dtype, quantization=quantization)
+    stored = "float32" if kept_in_float32 else dtype
+    model = _load(AutoModelForCausalLM, base, revision=revision, dtype=stored, quantization=quantization)
+    if kept_in_float32:
+        setattr(model, COMPUTED_IN, getattr(torch, announced(dtype)))
     # How answers are drawn is for the config to say: a model's own top_p or repetition penalty would bend the
     # distribution that log-probabilities are taken of.
     own = model.generation_config
@@ -208,14 +220,19 @@ def put_head(model: PeftModel, weight_AD: Tensor) -> None:
 
 
 def autocast(model: PreTrainedModel) -> contextlib.AbstractContextManager[Any]:
-    """The context a forward pass runs in: float32 adapters compute in the base's format, as they do in training."""
+    """The context a forward pass runs in: what is kept in float32 to be trained computes in the base's format."""
     device = "cuda" if torch.cuda.is_available() else model.device.type  # offloaded shards lie on the CPU
-    return torch.autocast(device, torch.bfloat16, enabled=model.dtype == torch.bfloat16)
+    computed_in = getattr(model, COMPUTED_IN, model.dtype)
+    return torch.autocast(device, torch.bfloat16, enabled=computed_in == torch.bfloat16)
 
 
 @contextlib.contextmanager
-def role(model: PeftModel, adapter: str | None) -> Iterator[None]:
+def role(model: PeftModel | PreTrainedModel, adapter: str | None) -> Iterator[None]:
     """Within the block the base wears `adapter`, or none; afterwards the one it wore before. What is trained stays trainable."""
+    if not isinstance(model, PeftModel):  # nothing hangs on it
+        assert adapter is None
+        yield
+        return
     if adapter is None:
         with kept_trainable(model), model.disable_adapter():
             yield
@@ -230,9 +247,14 @@ def role(model: PeftModel, adapter: str | None) -> Iterator[None]:
             model.set_adapter(before)
 
 
-def reference_role(model: PeftModel) -> str | None:
+def reference_role(model: PeftModel | PreTrainedModel) -> str | None:
     """The role whose log-probabilities the policy is held to: the adapter it started from, or None, the base alone."""
-    return REFERENCE if REFERENCE in model.peft_config else None
+    return REFERENCE if isinstance(model, PeftModel) and REFERENCE in model.peft_config else None
+
+
+def base_of(model: PeftModel | PreTrainedModel) -> PreTrainedModel:
+    """A model without what hangs on it: below its adapters, or itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ ADAM = 3
 LEAST_OUTPUT = 256 * MIB
 EMBEDDED_BYTES = 270 * MIB
 """The embedded model as it is converted into the cache."""
+TRAINED_WHOLE = "in float32: trained, frozen, gradients and AdamW's two moments"
 BUSY = 0.7
 """Share of the memory above which what a step computes will hardly fit beside the weights."""
 
@@ -31,8 +32,8 @@ def base_bytes(shape: Shape, dtype: str, quantization: str) -> int:
 
 
 def output_bytes(shape: Shape) -> int:
-    """What a run leaves at its fullest: checkpoints, the best adapter so far, and the final one, in float32."""
-    return FLOAT32 * shape.adapter * (CHECKPOINTS * ADAM + 2)
+    """What a run leaves at its fullest: checkpoints, the best weights so far, and the final ones, in float32."""
+    return FLOAT32 * shape.trained * (CHECKPOINTS * ADAM + 2)
 
 
 def base(facts: Facts) -> Iterator[Result]:
@@ -112,10 +113,20 @@ def memory(facts: Facts) -> Iterator[Result]:
     engine = rollouts is not None and rollouts.engine == "vllm"
     if isinstance(facts.torch, Torch) and facts.torch.gpus:
         share = rollouts.gpu_memory_share if rollouts is not None and engine else 0.0
-        yield _card_memory(weights, min(card.memory for card in facts.torch.gpus), share, cards(facts))
+        yield _card_memory(
+            _trainer(facts.run, weights),
+            weights,
+            min(card.memory for card in facts.torch.gpus),
+            share,
+            cards(facts),
+        )
         return
-    need, there = weights * (2 if engine else 1), facts.host.memory
-    found = f"{size(need)} of weights{' in two copies' if engine else ''}, {size(there)} of memory"
+    trainer = _trainer(facts.run, weights)
+    need, there = trainer + (weights if engine else 0), facts.host.memory
+    copies = " in two copies" if engine else ""
+    if trainer != weights:
+        copies = f" ({TRAINED_WHOLE}" + (", and the engine's copy)" if engine else ")")
+    found = f"{size(need)} of weights{copies}, {size(there)} of memory"
     fix = "a smaller base, model.quantization=nf4, or a larger machine"
     if need > there:
         yield Result("Memory", "problem", found, fix)
@@ -125,21 +136,27 @@ def memory(facts: Facts) -> Iterator[Result]:
         yield Result("Memory", "ok", found)
 
 
-def _card_memory(weights: int, card: int, share: float, count: int) -> Result:
+def _card_memory(weights: int, served: int, card: int, share: float, count: int) -> Result:
     """Weights of trainer and engine in one card; sharding over several is for `rlhf plan` to say."""
     trainer, engine = (1 - share) * card, share * card
-    found = f"{size(weights)} of weights, {size(card)} on a card"
+    whole = f" ({TRAINED_WHOLE})" if weights != served else ""
+    found = f"{size(weights)} of weights{whole}, {size(card)} on a card"
     if share:
         found += f", of which {share:.0%} is vLLM's (rollouts.gpu_memory_share)"
     fix = "model.quantization=nf4, or a larger card"
-    if weights > trainer or (share and weights > engine):
-        tight = (
-            "vLLM's copy does not fit" if share and weights > engine else "the weights do not fit into one"
-        )
+    if weights > trainer or (share and served > engine):
+        tight = "vLLM's copy does not fit" if share and served > engine else "the weights do not fit into one"
         return Result("GPU memory", "problem" if count == 1 else "warning", f"{found}: {tight}", fix)
-    if weights > BUSY * trainer or (share and weights > 0.9 * engine):
+    if weights > BUSY * trainer or (share and served > 0.9 * engine):
         return Result("GPU memory", "warning", f"{found}: little is left for the steps", fix)
     return Result("GPU memory", "ok", found)
+
+
+def _trainer(run: Run, weights: int) -> int:
+    """Bytes that a trainer holds between two passes: the base or, where all of it is trained, all that belongs to it."""
+    if run.config.adapter is not None or not isinstance(run.base.shape, Shape):
+        return weights
+    return FLOAT32 * run.base.shape.parameters * (2 + 1 + 2)
 
 
 def _weights(run: Run) -> int | None:
@@ -187,7 +204,7 @@ def output(facts: Facts) -> Iterator[Result]:
 
 
 def output_disk(facts: Facts) -> Iterator[Result]:
-    """Room for checkpoints and the final adapter."""
+    """Room for checkpoints and what is left at the end."""
     if facts.run is None:
         return
     shape, free = facts.run.base.shape, facts.run.output.free

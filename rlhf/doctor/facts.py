@@ -93,11 +93,11 @@ class Disk:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Counts of the base's parameters: all, those that 4 bits apply to, and those of the config's adapter."""
+    """Counts of parameters: the base's, those of it that 4 bits apply to, and those that are trained."""
 
     parameters: int
     linear: int
-    adapter: int
+    trained: int
     context: int
 
 

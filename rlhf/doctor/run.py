@@ -182,12 +182,16 @@ def _shape(config: Config) -> Shape:
         if isinstance(layer, nn.Linear) and name != "lm_head":
             layers[name].append(layer)
     linear = [layer for group in layers.values() for layer in group]
-    targets = config.adapter.targets
-    adapted = linear if targets == "all-linear" else [one for name in targets for one in layers.get(name, ())]
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    trained = parameters
+    if (adapter := config.adapter) is not None:
+        names = layers if adapter.targets == "all-linear" else adapter.targets
+        adapted = [layer for name in names for layer in layers.get(name, ())]
+        trained = adapter.rank * sum(layer.in_features + layer.out_features for layer in adapted)
     return Shape(
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=parameters,
         linear=sum(layer.weight.numel() for layer in linear),
-        adapter=config.adapter.rank * sum(layer.in_features + layer.out_features for layer in adapted),
+        trained=trained,
         context=shape.max_position_embeddings,
     )
 
@@ -249,6 +253,7 @@ def _servers(config: Config) -> Iterator[Served]:
     from rlhf.core.embedded import NAME, cache_folder
 
     rollouts, base = config.rollouts, config.model.base
+    assert config.adapter is not None  # the config's own check, where there are servers
     wanted = Wanted(
         base=base,
         folder=str(cache_folder() / NAME) if base == EMBEDDED else base,

@@ -7,6 +7,8 @@ from typing import Any
 
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.reward import RewardConfig
+from rlhf.config.schema import AdapterConfig
+from rlhf.core.errors import ConfigError
 from rlhf.plan.gpus import Cluster
 from rlhf.plan.passes import Row
 
@@ -64,7 +66,7 @@ def row_of(config: RewardConfig | PolicyConfig) -> Row:
     """The largest row a run of this config can make."""
     tokens = max(config.tokens_per_batch, longest_tree(config))
     tokens += -tokens % GRAIN
-    adapter, model = config.adapter, config.model
+    adapter, model = adapter_of(config), config.model
     shared: dict[str, Any] = {
         "tokens": tokens,
         "dtype": model.dtype,
@@ -89,6 +91,22 @@ def row_of(config: RewardConfig | PolicyConfig) -> Row:
         critic=config.algorithm.critic is not None,
         **shared,
     )
+
+
+def adapter_of(config: RewardConfig | PolicyConfig) -> AdapterConfig:
+    """The adapter a config has trained.
+
+    Raises:
+        ConfigError: it has all weights trained, which a plan does not know.
+    """
+    if config.adapter is None:
+        raise ConfigError(
+            "adapter is null: all weights are trained, and plans are made for adapters alone.",
+            allowed="a config with an adapter; without one a trainer holds 20 bytes a parameter (in float32 the trained and the "
+            "frozen weights, gradients, AdamW's two moments), and what passes keep",
+            fix="rlhf doctor CONFIG, which compares that with the machine",
+        )
+    return config.adapter
 
 
 def changed(config: Any, key: str, value: Any) -> Any:

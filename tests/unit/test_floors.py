@@ -46,7 +46,8 @@ DOORS = {
     "peft": ("rlhf.core.models", "rlhf.core.adapters", "rlhf.core.adapter_layers"),
     # The doctor tries both, each in a process of its own; the plan packs 4-bit layers that have no data.
     "bitsandbytes": ("rlhf.core.models", "rlhf.doctor.probes", "rlhf.plan.empty"),
-    "trl": ("reward.trainer", "policy.trainer"),
+    # The third hands weights to vLLM as TRL does.
+    "trl": ("reward.trainer", "policy.trainer", "policy.rollouts.vllm_weights"),
     "vllm": ("policy.rollouts.vllm_*", "rlhf.doctor.probes"),
     "deepspeed": ("rlhf.core.zero",),
     "optuna": ("rlhf.search.*",),

@@ -28,7 +28,7 @@ from rlhf.doctor.facts import (
 from rlhf.doctor.results import Check, Result, size
 
 Only = Callable[[Check, Facts], Result]
-SHAPE = Shape(parameters=8_000_000_000, linear=7_000_000_000, adapter=40_000_000, context=131_072)
+SHAPE = Shape(parameters=8_000_000_000, linear=7_000_000_000, trained=40_000_000, context=131_072)
 
 
 def with_run(facts: Facts, **values: Any) -> Facts:

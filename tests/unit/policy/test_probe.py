@@ -56,7 +56,7 @@ def test_disagreement_stops_the_run() -> None:
 def test_an_engine_without_the_adapter_stops_the_run_though_it_is_within_the_bound() -> None:
     reference = [-1.1, -2.2, -3.1]
     noisy = [-1.11, -2.19, -3.1]  # the reference's, up to rounding
-    with pytest.raises(EngineError, match="samples without the adapter at update 3"):
+    with pytest.raises(EngineError, match="samples from the reference at update 3"):
         probe(noisy, reference).check(0.5, "at update 3")
     probe([-1.01, -1.99, -3.0], reference).check(0.5, "at update 3")  # the policy's, up to rounding
     probe([-1.01, -1.99, -3.0], POLICY.tolist()).check(0.5, "at update 1")  # both the same still
