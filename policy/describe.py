@@ -7,6 +7,13 @@ from policy.kl import trl_beta
 from rlhf.config.algorithm import AlgorithmConfig
 from rlhf.config.policy import PolicyConfig
 
+USE_ADAPTER = """from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE), FOLDER)"""
+USE_WHOLE = """from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained(FOLDER)"""
 EXAMPLE_KL = 0.05
 """Nats a token at which `abs` is compared with k1 in a dry run: their ratio is not the same everywhere."""
 GRADIENTS = {
@@ -70,6 +77,8 @@ def describe_roles(config: PolicyConfig) -> list[str]:
     reference = (
         "the base" if config.start is None else f"a frozen copy of {config.start}, which the policy starts as"
     )
+    if config.adapter is None:
+        reference = "a frozen copy of the base; of the other all weights are trained, kept in float32"
     lines = [f"Reference: {reference}"]
     algorithm, critic, start = config.algorithm, config.algorithm.critic, critic_start(config)
     if critic is not None:
@@ -108,21 +117,24 @@ def card_text(config: PolicyConfig) -> str:
         if config.start is None
         else f", begun from the policy `{config.start}`, which is the reference too"
     )
+    whole = config.adapter is None
+    library, what, use = (
+        ("transformers", "A whole model, all weights of which were", USE_WHOLE)
+        if whole
+        else ("peft", "A LoRA adapter", USE_ADAPTER)
+    )
     return f"""---
 base_model: {config.model.base}
-library_name: peft
+library_name: {library}
 pipeline_tag: text-generation
 ---
 # Aligned policy
 
-A LoRA adapter trained for at most {config.steps} updates by {how}{begun},
+{what} trained for at most {config.steps} updates by {how}{begun},
 against the reward `{reward_words(config)}`, with {kl.coefficient:g} x {kl.reduction} of {kl.estimator} as KL penalty in the {kl.placement}.
 eval.json of the run holds reward, KL and length before and after, on held-out prompts.
 
 ```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE), FOLDER)
+{use}
 ```
 """

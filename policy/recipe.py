@@ -31,7 +31,7 @@ from policy.save import save_final
 from policy.trainer import PolicyTrainer, trainer_arguments
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.rollouts import ImportanceConfig
-from rlhf.core import checkpoints, processes, sharding
+from rlhf.core import checkpoints, processes, sharding, zero
 from rlhf.core.chat import Chat
 from rlhf.core.embedded import resolve_base
 from rlhf.core.errors import ConfigError, DataError
@@ -182,6 +182,8 @@ def build_trainer(
         print(LAG)
     hang_roles(config, trainer.model, chat)
     sharding.shard(trainer.model)
+    if trainer.frozen is not None:
+        sharding.shard(trainer.frozen)
     return trainer
 
 
@@ -191,15 +193,15 @@ def load_base(config: PolicyConfig) -> tuple[PreTrainedModel, PreTrainedModel | 
     The copy is kept in float32 as the other is, or their log-probabilities would differ before anything was learnt.
 
     Raises:
-        ConfigError: all weights are to be trained, and sharded.
+        ConfigError: all weights are to be trained, and sharded by DeepSpeed.
         ModelError: no base is there, or it lacks a layer that the adapter is for.
     """
     model = config.model
-    if config.adapter is None and sharding.asked_for():
+    if config.adapter is None and zero.asked_for():
         raise ConfigError(
-            "adapter is null: all weights are trained, and the launcher asks for sharded weights.",
-            allowed="weights whole on each card (configs/launch/ddp.yaml) or, sharded, an adapter",
-            fix="accelerate launch --config_file configs/launch/ddp.yaml",
+            "adapter is null: all weights are trained, and the launcher asks for DeepSpeed.",
+            allowed="DDP, or FSDP2, which shards what ZeRO-3 shards",
+            fix="accelerate launch --config_file configs/launch/fsdp2.yaml",
         )
     if config.adapter is None:
         both = [

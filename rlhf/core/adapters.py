@@ -35,6 +35,7 @@ from rlhf.core.models import (
 )
 
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+WHOLE = "config.json"  # a whole model's
 PREFIX = "base_model.model."
 """What PEFT writes before the name of every weight."""
 HEAD_WEIGHT = f"{PREFIX}{HEAD}.weight"
@@ -66,6 +67,8 @@ class Adapter:
             if not (folder / name).exists():
                 why = f"{name} is missing" if name else "there is no such folder"
                 final = folder / "final"
+                if (folder / WHOLE).exists():
+                    why += "; it is a whole model, which may stand where a base does"
                 raise ModelError(
                     f"{folder} is not a {kind} of this project: {why}.",
                     allowed=f"the final/ folder of a `rlhf {command}` run",
@@ -220,10 +223,13 @@ def read_role(folder: Path) -> RewardAdapter | Adapter:
     if (folder / "policy.json").exists():
         return read_policy(folder)
     final = folder / "final"
+    fix = f"use {final}" if final.exists() else "check the path"
+    if (folder / WHOLE).exists():
+        fix = "nothing: it is a whole model as it is"
     raise ModelError(
         f"{folder} is neither a reward model nor a policy of this project.",
         allowed="the final/ folder of a `train-reward` or `align-policy` run",
-        fix=f"use {final}" if final.exists() else "check the path",
+        fix=fix,
     )
 
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import functools
 import sys
+from typing import Any
 
 import torch
 
 from rlhf.core.processes import is_main
 
+COMPUTED_IN = "computed_in"
+"""The attribute of a model whose weights are kept in another format than its products are in."""
 NOTE = "This processor only emulates bfloat16: the base is computed in float32, which is much faster and takes more memory."
 
 
@@ -28,6 +31,11 @@ def announced(dtype: str) -> str:
     if computed != dtype:
         _say_once()
     return computed
+
+
+def products_in(model: Any) -> torch.dtype:
+    """The format a model's products are in: its weights' own, unless these are kept in another for the sake of training."""
+    return getattr(model, COMPUTED_IN, model.dtype)  # type: ignore[no-any-return]
 
 
 @functools.cache

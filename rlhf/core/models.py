@@ -31,7 +31,7 @@ from transformers.utils.logging import disable_progress_bar
 from rlhf.core import layers
 from rlhf.core.embedded import resolve_base
 from rlhf.core.errors import ModelError, did_you_mean
-from rlhf.core.formats import announced
+from rlhf.core.formats import COMPUTED_IN, announced, products_in
 from rlhf.core.processes import said_by_main
 from rlhf.core.sharding import put, settle, whole
 
@@ -40,8 +40,6 @@ REWARD = "reward"
 CRITIC = "critic"
 REFERENCE = "reference"
 HEAD = "score"  # the name transformers gives the head of a sequence classifier
-COMPUTED_IN = "computed_in"
-"""The attribute of a model whose weights are kept in another format than its products are in."""
 VALUE_HEAD = "value_head"  # the critic's, trained and saved with the base that wears it
 
 
@@ -222,8 +220,7 @@ def put_head(model: PeftModel, weight_AD: Tensor) -> None:
 def autocast(model: PreTrainedModel) -> contextlib.AbstractContextManager[Any]:
     """The context a forward pass runs in: what is kept in float32 to be trained computes in the base's format."""
     device = "cuda" if torch.cuda.is_available() else model.device.type  # offloaded shards lie on the CPU
-    computed_in = getattr(model, COMPUTED_IN, model.dtype)
-    return torch.autocast(device, torch.bfloat16, enabled=computed_in == torch.bfloat16)
+    return torch.autocast(device, torch.bfloat16, enabled=products_in(model) == torch.bfloat16)
 
 
 @contextlib.contextmanager

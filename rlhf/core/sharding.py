@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from rlhf.core import processes, zero
 from rlhf.core.errors import ConfigError
+from rlhf.core.formats import products_in
 
 T = TypeVar("T")
 
@@ -60,7 +61,7 @@ def shard(model: Any) -> None:
     """
     if not asked_for():
         return
-    base = model.get_base_model()
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
     base._is_fsdp_managed_module = True  # noqa: SLF001 (keeps `generate` in step, see transformers)
     if zero.asked_for():
         zero.deal(model)
@@ -79,7 +80,9 @@ def _shard_by_fsdp(model: Any, base: Any) -> None:
     fsdp2_prepare_model(accelerator, model)
     register_fsdp_forward_method(model, "generate")
     # torch takes the module of the first pass for the root, and what is made in inference mode can never be trained.
-    bfloat16 = torch.autocast(accelerator.device.type, torch.bfloat16, enabled=base.dtype == torch.bfloat16)
+    bfloat16 = torch.autocast(
+        accelerator.device.type, torch.bfloat16, enabled=products_in(base) == torch.bfloat16
+    )
     with torch.no_grad(), bfloat16:
         model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=accelerator.device))
     settle(model)

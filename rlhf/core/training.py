@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rlhf.core import processes, zero
 from rlhf.core.formats import computed_in
-from rlhf.core.models import autocast
+from rlhf.core.models import autocast, base_of
 from rlhf.core.sharding import fsdp_asked_for, is_fsdp, is_sharded, know_on_cpus, settle
 
 
@@ -69,7 +69,7 @@ class AcrossProcesses:
     def compute_loss_context_manager(self) -> AbstractContextManager[Any]:
         """Autocast, which accelerate puts around the forward pass of every model but a sharded one."""
         if is_sharded(self.model):
-            return autocast(self.model.get_base_model())
+            return autocast(base_of(self.model))
         return super().compute_loss_context_manager()  # type: ignore[misc, no-any-return]
 
     def clip_apart(self, model: Any, groups: Sequence[Sequence[Any]], still: Sequence[Any]) -> list[Any]:

@@ -81,11 +81,14 @@ def trl_trainer(
     *,
     coefficient: float,
     temperature: float,
+    whole: bool = False,
     **options: Any,
 ) -> GivenAnswers:
-    """TRL's trainer with our adapter's values."""
+    """TRL's trainer with the values of our adapter or, with `whole`, of our base."""
     trainer = GivenAnswers(
-        model=load_causal(str(base), revision=None, dtype="float32", quantization="none"),
+        model=load_causal(str(base), revision=None, dtype="float32", quantization="none").requires_grad_(
+            whole
+        ),
         reward_funcs=lambda completions, **_: rewards(),
         args=RLOOConfig(
             output_dir=str(folder),
@@ -104,7 +107,7 @@ def trl_trainer(
         ),
         train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in messages()]),
         processing_class=copy.deepcopy(chat.tokenizer),
-        peft_config=lora_config(rank=4, alpha=4.0, dropout=0.0, targets="all-linear"),
+        peft_config=None if whole else lora_config(rank=4, alpha=4.0, dropout=0.0, targets="all-linear"),
     )
     with torch.no_grad():
         for name, parameter in trainer.model.named_parameters():
@@ -125,8 +128,8 @@ Case = Callable[..., tuple[dict[str, Tensor], dict[str, Tensor]]]
 
 
 @pytest.fixture(scope="module")
-def known() -> dict[tuple[float, float], dict[str, Tensor]]:
-    """TRL's gradients by coefficient and temperature."""
+def known() -> dict[tuple[float, float, bool], dict[str, Tensor]]:
+    """TRL's gradients by coefficient and temperature, and whether all weights are trained."""
     return {}
 
 
@@ -137,19 +140,19 @@ def case(
     tiny_chat: Chat,
     groups: list[list[Rollout]],
     rewards: list[float],
-    known: dict[tuple[float, float], dict[str, Tensor]],
+    known: dict[tuple[float, float, bool], dict[str, Tensor]],
     tmp_path: Path,
 ) -> Case:
     """Our gradient and TRL's; what is told to ours only comes last."""
 
     def run(
-        coefficient: float, temperature: float, *others: str
+        coefficient: float, temperature: float, *others: str, whole: bool = False
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         ours = policy_trainer(
             PROMPTS,
             groups,
             rewards,
-            "adapter.alpha=4",
+            "adapter=null" if whole else "adapter.alpha=4",
             "tokens_per_batch=200",
             "algorithm.reduction=sequence_sum",
             "algorithm.unfinished=keep",
@@ -163,7 +166,7 @@ def case(
         ours.training_step(ours.model, [ours.train_dataset[place] for place in range(P * G)])
         assert ours.figures["kl/abs_mean"] > 0.1  # far enough from the reference for the penalty to count
         mine = gradients(ours.model)
-        if (coefficient, temperature) not in known:  # the adapter is the same each time
+        if (coefficient, temperature, whole) not in known:  # the weights are the same each time
             trainer = trl_trainer(
                 tiny_base,
                 tiny_chat,
@@ -172,12 +175,15 @@ def case(
                 tmp_path / "trl",
                 coefficient=coefficient,
                 temperature=temperature,
+                whole=whole,
             )
             give(trainer, groups)
             trainer.training_step(trainer.model, [{"prompt": prompt} for prompt in messages()], None)
-            known[coefficient, temperature] = gradients(trainer.model)
-        theirs = known[coefficient, temperature]
-        assert mine.keys() == theirs.keys() and len(mine) == 2 * 7 * 2
+            known[coefficient, temperature, whole] = gradients(trainer.model)
+        theirs = known[coefficient, temperature, whole]
+        layers, factors, outer = 2, 2, 2  # embedding, which is the head too, and the last norm
+        assert mine.keys() == theirs.keys()
+        assert len(mine) == (layers * (7 + 2) + outer if whole else layers * 7 * factors)
         return mine, theirs
 
     return run
@@ -192,6 +198,16 @@ def distance(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
 @pytest.mark.parametrize(("coefficient", "temperature"), [(0.0, 1.0), (0.05, 1.0), (0.05, 0.7), (1.0, 1.0)])
 def test_the_gradient_of_an_update_is_trls(case: Case, coefficient: float, temperature: float) -> None:
     mine, theirs = case(coefficient, temperature)
+    assert distance(mine, theirs) < 1e-5
+    for name, gradient in theirs.items():
+        assert gradient.norm() > 0
+        assert (mine[name] - gradient).norm() < 1e-4 * gradient.norm(), name
+
+
+@pytest.mark.parametrize(("coefficient", "temperature"), [(0.05, 0.7), (1.0, 1.0)])
+def test_so_it_is_where_all_weights_are_trained(case: Case, coefficient: float, temperature: float) -> None:
+    """Norms, embedding and head too; TRL's reference is a second model that it loads by itself."""
+    mine, theirs = case(coefficient, temperature, whole=True)
     assert distance(mine, theirs) < 1e-5
     for name, gradient in theirs.items():
         assert gradient.norm() > 0

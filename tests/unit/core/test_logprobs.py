@@ -48,13 +48,38 @@ def test_the_gradient_is_that_of_the_whole_softmax(temperature: float) -> None:
     assert torch.allclose(ours.grad, plain.grad, atol=1e-6)
 
 
-def test_the_head_has_no_gradient_and_the_entropy_gives_none() -> None:
+def test_a_frozen_head_has_no_gradient_and_the_entropy_gives_none() -> None:
     hidden, head, targets = tensors(torch.float32)
-    head.requires_grad_()
     logps, entropy = token_logprobs(hidden.requires_grad_(), head, targets, 1.0)
     assert logps.requires_grad and not entropy.requires_grad
     logps.sum().backward()
     assert head.grad is None
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_gradient_of_a_trained_head_is_that_of_the_whole_softmax(temperature: float) -> None:
+    hidden, head, targets = tensors(torch.float32)
+    weights = torch.linspace(-1, 2, M)
+    ours, plain = head.clone().requires_grad_(), head.clone().requires_grad_()
+    (token_logprobs(hidden, ours, targets, temperature)[0] * weights).sum().backward()
+    whole = torch.log_softmax(hidden @ plain.T / temperature, dim=1)
+    (whole[torch.arange(M), targets] * weights).sum().backward()
+    assert ours.grad is not None and plain.grad is not None
+    assert torch.allclose(ours.grad, plain.grad, atol=1e-6)
+
+
+def test_a_trained_head_is_multiplied_in_the_format_of_autocast_and_its_gradient_is_float32() -> None:
+    hidden, head, targets = tensors(torch.float32)
+    ours = head.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        logps, _ = token_logprobs(hidden, ours, targets, 1.0)
+    rounded = token_logprobs(hidden.bfloat16(), head.bfloat16(), targets, 1.0)[0]
+    assert torch.equal(logps, rounded) and not torch.equal(
+        logps, token_logprobs(hidden, head, targets, 1.0)[0]
+    )
+    logps.sum().backward()
+    assert ours.grad is not None and ours.grad.dtype == torch.float32
+    assert not torch.equal(ours.grad, ours.grad.bfloat16().float())
 
 
 def test_bfloat16_products_give_float32_results() -> None:
