@@ -5,8 +5,9 @@ PYTHON  ?= python3
 BACKEND ?= cpu
 # More arguments for pytest, for example: make test PYTEST_ARGS="-k losses -x"
 PYTEST_ARGS ?=
-# Processes that `make test` deals the files of tests out to, each on one thread; about 1.5 GB each.
+# Processes that the files of tests are dealt out to, each on one thread; about 1.5 GB each.
 WORKERS ?= 2
+PYTEST  := python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=10
 
 BIN     := .venv/bin
 LOCK    := requirements/$(BACKEND).txt
@@ -47,13 +48,13 @@ demo: $(STAMP)  ## train a reward model, align a policy with it, write the repor
 	@for run in reward policy; do echo "  $(CURDIR)/runs/demo/$$run/report.html"; done
 
 test: check  ## everything a change must pass: check, then the tests
-	$(BIN)/python -m pytest -m "not slow" --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=10 $(PYTEST_ARGS)
+	$(BIN)/$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 bench: $(STAMP)  ## side by side with TRL: speed, memory, scaling (40 minutes on 2 idle cores; BENCH_ARGS=--quick: 5)
 	$(BIN)/python benchmarks/bench.py --output runs/bench $(BENCH_ARGS)
 
 test-slow: $(STAMP)  ## the tests that `make test` leaves out
-	$(BIN)/python -m pytest -m slow --durations=10 $(PYTEST_ARGS)
+	$(BIN)/$(PYTEST) -m slow $(PYTEST_ARGS)
 
 check: $(STAMP)  ## format, lint, strict types, import rules
 	$(BIN)/python -m ruff format --check .

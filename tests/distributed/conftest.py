@@ -95,6 +95,8 @@ def words(reward_config: Path, policy_config: Path) -> Callable[..., list[str]]:
                 "steps=3"],
         "qlora": ["train-reward", str(reward_config), "adapter.dropout=0", "tokens_per_batch=256", "stages.0.max_steps=2",
                   "stages.1.max_steps=1", "model.quantization=nf4", "model.dtype=bfloat16"],
+        "whole": ["align-policy", str(policy_config), "adapter=null", "optimizer.learning_rate=1.0e-3", "steps=2",
+                  "rollouts.prompts_per_step=4", "tokens_per_batch=256"],
     }  # fmt: skip
 
     def typed(kind: str, run: Path, *more: str) -> list[str]:
@@ -111,7 +113,7 @@ def alone(
 ) -> Path:
     """Runs in one process: whole ones, and ones that were killed."""
     folder = tmp_path_factory.mktemp("alone")
-    for kind in ("reward", "policy", "ppo", "qlora"):
+    for kind in ("reward", "policy", "ppo", "qlora", "whole"):
         assert here({"words": words(kind, folder / kind)})["exit"] == 0
     for kind, step in KILLED_AT.items():
         assert here({"words": words(kind, folder / f"killed-{kind}"), "kill_at": step})["exit"] == "killed"
@@ -133,7 +135,7 @@ def together(
     """The same runs in two processes, those that were killed in one process resumed, and others killed; parametrised by strategy."""
     folder = tmp_path_factory.mktemp(request.param)
     jobs: dict[str, dict[str, Any]] = {}
-    for kind in ("reward", "policy", "ppo", *(["qlora"] if request.param != "ddp" else [])):
+    for kind in ("reward", "policy", "ppo", "whole", *(["qlora"] if request.param != "ddp" else [])):
         jobs[kind] = {"words": words(kind, folder / kind)}
     for kind, step in KILLED_AT.items():
         shutil.copytree(alone / f"killed-{kind}", folder / f"resumed-{kind}")

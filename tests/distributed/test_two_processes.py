@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 Together = tuple[Path, list[dict[str, Mapping[str, Any]]]]
 MEASURED = ("time/", "memory/", "engine/tokens_per_second")  # what a clock or a gauge says
-EVERY = pytest.mark.parametrize("together", ["ddp", "fsdp2", "zero3"], indirect=True)
-SHARDED = pytest.mark.parametrize("together", ["fsdp2", "zero3"], indirect=True)
+ZERO3 = pytest.param("zero3", marks=pytest.mark.slow)
+EVERY = pytest.mark.parametrize("together", ["ddp", "fsdp2", ZERO3], indirect=True)
+SHARDED = pytest.mark.parametrize("together", ["fsdp2", ZERO3], indirect=True)
+WHOLE = pytest.mark.parametrize("together", ["ddp", "fsdp2"], indirect=True)
 CLOSE = 2e-5
 """Sums of float32 in another order: relative to a figure, or to 1 where it is smaller; some ten of them follow one another."""
 CLOSE_WEIGHTS = 5e-5
@@ -39,10 +43,14 @@ def assert_same_run(run: Path, other: Path, close: float = CLOSE) -> None:
     for one, two in zip(ours, theirs, strict=True):
         assert one.pop("stage", None) == two.pop("stage", None)
         assert one == pytest.approx(two, rel=close, abs=close)
-    left, right = (load_file(folder / "final" / "adapter_model.safetensors") for folder in (run, other))
+    differences = weights_apart(run, other, "adapter_model.safetensors")
+    assert differences.max() < max(close, CLOSE_WEIGHTS)
+
+
+def weights_apart(run: Path, other: Path, file: str) -> Tensor:
+    left, right = (load_file(folder / "final" / file) for folder in (run, other))
     assert left.keys() == right.keys()
-    furthest = max((left[name] - right[name]).abs().max().item() for name in left)
-    assert furthest < max(close, CLOSE_WEIGHTS)
+    return torch.cat([(left[name] - right[name]).abs().flatten() for name in left])
 
 
 @EVERY
@@ -52,6 +60,24 @@ def test_two_processes_give_the_numbers_of_one(together: Together, alone: Path, 
     assert [own[kind]["exit"] for own in outcomes] == [0, 0]
     assert json.loads((folder / kind / "environment.json").read_text())["processes"] == 2
     assert_same_run(folder / kind, alone / kind, CLOSE_IN_EPOCHS if kind == "ppo" else CLOSE)
+
+
+@WHOLE
+def test_all_weights_are_trained_as_in_one_process(together: Together, alone: Path) -> None:
+    folder, outcomes = together
+    assert [own["whole"]["exit"] for own in outcomes] == [0, 0]
+    sharded = folder.name.startswith("fsdp2")  # the policy and the frozen copy, whenever they are asked
+    assert [set(own["whole"]["sharded"]) for own in outcomes] == [{sharded}] * 2
+    for one, two in zip(figures(folder / "whole"), figures(alone / "whole"), strict=True):
+        assert one == pytest.approx(two, rel=CLOSE, abs=CLOSE)
+    assert weights_apart(folder / "whole", alone / "whole", "model.safetensors").max() < CLOSE_WEIGHTS
+
+
+@pytest.mark.parametrize("together", [ZERO3], indirect=True)
+def test_deepspeed_is_refused_where_all_weights_are_trained(together: Together) -> None:
+    for own in together[1]:
+        assert own["whole"]["exit"] == 2
+        assert "all weights are trained, and the launcher asks for DeepSpeed" in own["whole"]["output"]
 
 
 @SHARDED

@@ -37,7 +37,9 @@ def figures(run: Path) -> list[dict[str, Any]]:
 
 def assert_same_run(run: Path, unbroken: Path) -> None:
     assert figures(run) == figures(unbroken)
-    ours, theirs = (load_file(folder / "final" / "adapter_model.safetensors") for folder in (run, unbroken))
+    whole = (run / "final" / "config.json").exists()
+    file = "model.safetensors" if whole else "adapter_model.safetensors"
+    ours, theirs = (load_file(folder / "final" / file) for folder in (run, unbroken))
     assert ours.keys() == theirs.keys()
     assert all((ours[name] == theirs[name]).all() for name in ours)
 
@@ -93,7 +95,7 @@ def interrupt(kill_at: Callable[[int], pytest.MonkeyPatch], step: int, words: li
 
 
 # Updates 1 to 5 are stage one, 6 to 9 stage two; checkpoints after 2, 4, 5 (the end of its stage), 7 and 9.
-@pytest.mark.parametrize("step", [6, 8])
+@pytest.mark.parametrize("step", [6, pytest.param(8, marks=pytest.mark.slow)])
 def test_a_reward_run(
     reward_config: Path,
     unbroken_reward: Path,
@@ -114,6 +116,10 @@ def test_a_reward_run(
     assert ours == theirs
 
 
+def slowly(value: Any) -> Any:
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
 EXPO = ["expo={weak: ratings, strong: pairs, factors: [1.25, 1.5], refine: 0.05}"]
 
 
@@ -125,7 +131,7 @@ def unbroken_expo(reward_config: Path, tmp_path_factory: pytest.TempPathFactory)
     return folder
 
 
-@pytest.mark.parametrize("when", ["in stage one", "in stage two", "in the search"])
+@pytest.mark.parametrize("when", [*map(slowly, ["in stage one", "in stage two"]), "in the search"])
 def test_a_reward_run_that_ends_in_an_extrapolation(
     reward_config: Path,
     unbroken_expo: Path,
@@ -171,6 +177,16 @@ def test_a_policy_run(
     tmp_path: Path,
 ) -> None:
     interrupted_and_resumed(kill_at, policy_words(policy_config, tmp_path / "run"), unbroken_policy)
+
+
+def test_a_policy_run_in_which_all_weights_are_trained(
+    policy_config: Path, kill_at: Callable[[int], pytest.MonkeyPatch], tmp_path: Path
+) -> None:
+    told = ["adapter=null", "optimizer.learning_rate=1.0e-3"]
+    unbroken = tmp_path / "unbroken"
+    result = start([*policy_words(policy_config, unbroken), *told])
+    assert result.exit_code == 0, result.output
+    interrupted_and_resumed(kill_at, [*policy_words(policy_config, tmp_path / "run"), *told], unbroken)
 
 
 def test_a_policy_run_with_a_critic_that_began_as_another_policy(

@@ -13,6 +13,7 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -46,10 +47,22 @@ def check(found: list, slack: float) -> None:  # type: ignore[type-arg]
             assert one.planned_weights == pytest.approx(one.measured_weights, rel=0.05), one
 
 
-@pytest.mark.parametrize("command", ["compare_reward", "compare_policy"])
-@pytest.mark.parametrize(("dtype", "quantization", "checkpointing"), KINDS)
+def tiny_cases() -> list[Any]:
+    """Policies in bfloat16 take minutes where a processor only emulates it."""
+    return [
+        pytest.param(
+            *kind,
+            command,
+            marks=[pytest.mark.slow] if kind[0] == "bfloat16" and command == "compare_policy" else [],
+        )
+        for kind in KINDS
+        for command in ("compare_reward", "compare_policy")
+    ]
+
+
+@pytest.mark.parametrize(("dtype", "quantization", "checkpointing", "command"), tiny_cases())
 def test_the_tiny_model(
-    benchmark: ModuleType, tiny_base: Path, command: str, dtype: str, quantization: str, checkpointing: bool
+    benchmark: ModuleType, tiny_base: Path, dtype: str, quantization: str, checkpointing: bool, command: str
 ) -> None:
     compare = getattr(benchmark, command)
     found = compare(
@@ -58,6 +71,7 @@ def test_the_tiny_model(
     check(found, slack=0.5 * MIB)
 
 
+@pytest.mark.slow
 def test_a_critic_on_the_tiny_model(benchmark: ModuleType, tiny_base: Path) -> None:
     told = {"dtype": "bfloat16", "quantization": "none", "checkpointing": False, "tokens": 512}
     plain, _ = benchmark.compare_policy(str(tiny_base), **told)

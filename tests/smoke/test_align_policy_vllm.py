@@ -14,6 +14,37 @@ import pytest
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed")
 
 
+def updates(config: Path, run: Path) -> list[dict[str, Any]]:
+    """Of a run in a process of its own: vLLM keeps what it takes until the process ends."""
+    words = [sys.executable, "-m", "rlhf.cli", "align-policy", str(config)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_all_weights_reach_the_engine_at_every_sync(tmp_path: Path) -> None:
+    config = tmp_path / "policy.yaml"
+    config.write_text(f"""
+output: {tmp_path / "run"}
+reward: {{function: gold}}
+model: {{base: embedded, max_length: 256}}
+adapter: null
+data: {{prompts: [{{path: demo, limit: 40}}], max_prompt_tokens: 200}}
+rollouts: {{engine: vllm, prompts_per_step: 2, samples_per_prompt: 3, max_new_tokens: 8, memory_gib: 0.1, logprob_bound: 0.2}}
+algorithm: {{unfinished: keep}}
+optimizer: {{learning_rate: 3.0e-5, warmup_steps: 0}}
+steps: 2
+tokens_per_batch: 1024
+evaluation: {{prompts: 2, samples: 1}}
+""")
+    rows = updates(config, tmp_path / "run")
+    assert [row["step"] for row in rows] == [1, 2]
+    assert rows[0]["kl/abs_mean"] == 0.0
+    # An engine that still sampled from the base would be as far from the policy as that is.
+    assert rows[1]["kl/abs_mean"] > 2 * rows[1]["engine/logprob_difference"] > 0
+    assert rows[1]["engine/reference_difference"] > 2 * rows[1]["engine/logprob_difference"]
+
+
 def test_engine_and_trainer_agree_at_every_sync(embedded_reward: Path, tmp_path: Path) -> None:
     config = tmp_path / "policy.yaml"
     config.write_text(f"""
@@ -29,13 +60,7 @@ steps: 2
 tokens_per_batch: 1024
 evaluation: {{prompts: 2, samples: 1}}
 """)
-    # A process of its own: vLLM keeps what it takes until the process ends.
-    words = [sys.executable, "-m", "rlhf.cli", "align-policy", str(config)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    rows: list[dict[str, Any]] = [
-        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    ]
+    rows = updates(config, tmp_path / "run")
     assert [row["step"] for row in rows] == [1, 2]
     for row in rows:
         # bfloat16 on both sides, other kernels: hundredths.

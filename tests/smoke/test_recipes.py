@@ -234,6 +234,7 @@ def test_a_dry_run_tells_of_start_and_expo(
     assert "then ExPO from start to preference, its factor chosen on" in result.stdout
 
 
+@pytest.mark.slow
 def test_the_paper_table_trains_every_row_and_goes_on_where_it_was(
     recipe_config: Path, tmp_path: Path, rlhf_command: Rlhf, monkeypatch: pytest.MonkeyPatch
 ) -> None:

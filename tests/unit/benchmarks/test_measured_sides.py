@@ -66,6 +66,7 @@ def measured(result: Mapping[str, Any], words: str) -> float:
     return float(found)
 
 
+@pytest.mark.slow
 def test_reward_training(run: Callable[..., dict[str, Any]]) -> None:
     result = run("reward_training", limit=40, update=2)
     assert measured(result, "Mean loss of a round's updates") < 1e-2  # the tiny model's scores are large
@@ -77,6 +78,7 @@ def test_reward_training(run: Callable[..., dict[str, Any]]) -> None:
     assert result["details"]["useful_tokens"] > 100
 
 
+@pytest.mark.slow
 def test_policy_update(run: Callable[..., dict[str, Any]]) -> None:
     result = run(
         "policy_update",
@@ -94,6 +96,7 @@ def test_policy_update(run: Callable[..., dict[str, Any]]) -> None:
     assert all(seconds > 0 for seconds in stages.values())
 
 
+@pytest.mark.slow
 def test_policy_memory(run: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module("policy_memory")
     monkeypatch.setattr(module, "align_policy", lambda *_: 2**30)
@@ -104,6 +107,7 @@ def test_policy_memory(run: Callable[..., dict[str, Any]], monkeypatch: pytest.M
     assert measured(result, "what reference and reward add") < 1000  # of a model that weighs nothing
 
 
+@pytest.mark.slow
 def test_scaling(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     result = run("scaling", length=[32, 64], rank=[8, 16])
     points = result["details"]["points"]
