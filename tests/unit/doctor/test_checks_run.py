@@ -167,6 +167,36 @@ def test_weights_without_a_card(
     assert only(checks.memory, facts).verdict == verdict
 
 
+@pytest.mark.parametrize(
+    ("memory", "engine", "verdict"),
+    # 8e9 parameters: trained and frozen weights, gradients and two moments in float32 are 149 GiB; vLLM's copy is 14.9.
+    [
+        (148, "transformers", "problem"),
+        (151, "transformers", "warning"),
+        (163, "vllm", "problem"),
+        (165, "vllm", "warning"),
+        (256, "vllm", "ok"),
+    ],
+)
+def test_memory_where_all_weights_are_trained(
+    memory: int, engine: str, verdict: str, healthy: Facts, told: Callable[..., Run], only: Only
+) -> None:
+    host = replace(healthy.host, memory=memory * GIB)
+    run = told(rollouts={"engine": engine}, adapter=None)
+    line = only(checks.memory, replace(healthy, torch=Torch(None, None, (), None), host=host, run=run))
+    assert line.verdict == verdict
+    assert "trained, frozen, gradients and AdamW's two moments" in line.found
+
+
+def test_a_card_where_all_weights_are_trained(healthy: Facts, told: Callable[..., Run], only: Only) -> None:
+    assert isinstance(healthy.torch, Torch)
+    card = replace(healthy.torch.gpus[0], memory=160 * GIB)
+    facts = replace(healthy, torch=replace(healthy.torch, gpus=(card,)))
+    for engine, verdict in (("transformers", "warning"), ("vllm", "problem")):  # vLLM takes its share
+        run = told(rollouts={"engine": engine}, adapter=None)
+        assert only(checks.memory, replace(facts, run=run)).verdict == verdict
+
+
 def test_before_torch_is_asked_memory_is_judged_by_files(healthy: Facts, only: Only) -> None:
     unknown = replace(with_base(healthy, shape=None), torch=None)
     assert list(checks.memory(unknown)) == []  # there is a card, of unknown size

@@ -95,7 +95,7 @@ def test_a_run_on_a_tiny_base(config: Callable[..., RewardConfig], tiny_base: Pa
     adapted = with_adapter(base, lora_config(**told.adapter.model_dump()))
     trained = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
     assert isinstance(run.base.shape, Shape)
-    assert (run.base.shape.parameters, run.base.shape.adapter) == (all_of_it, trained)
+    assert (run.base.shape.parameters, run.base.shape.trained) == (all_of_it, trained)
     assert run.base.shape.context == 512
     assert run.base.stored == (tiny_base / "model.safetensors").stat().st_size
     assert run.base.missing == ()
@@ -114,7 +114,7 @@ def test_a_run_on_a_tiny_base(config: Callable[..., RewardConfig], tiny_base: Pa
 def test_adapters_of_some_layers_only(config: Callable[..., RewardConfig]) -> None:
     run = full_run(config("adapter.targets=[q_proj]", "adapter.rank=3"), quiet)
     assert isinstance(run.base.shape, Shape)
-    assert run.base.shape.adapter == 2 * 3 * (64 + 64)  # two layers, q_proj 64 -> 64
+    assert run.base.shape.trained == 2 * 3 * (64 + 64)  # two layers, q_proj 64 -> 64
 
 
 def test_a_base_that_does_not_exist(config: Callable[..., RewardConfig]) -> None:
