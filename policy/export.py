@@ -27,6 +27,9 @@ from rlhf.core.models import POLICY, PeftModel, load_causal
 from rlhf.core.records import Conversation
 from rlhf.core.runs import atomic_folder
 
+OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+"""Keys of a generation config that mean nothing where answers are not drawn."""
+
 
 def export_policy(
     policy: Path,
@@ -96,6 +99,9 @@ def own_generation_config(base: str, revision: str | None, chat: Chat) -> Genera
     ends = [] if named is None else [named] if isinstance(named, int) else list(named)
     own.eos_token_id = list(dict.fromkeys([*ends, *chat.stop_ids]))
     own.pad_token_id = chat.pad_id
+    if not own.do_sample:  # transformers passes over them, and refuses to save them
+        for name in OF_SAMPLING:
+            setattr(own, name, None)
     return own
 
 

@@ -16,12 +16,13 @@ from transformers import PreTrainedModel
 
 from policy.critic import token_values
 from policy.rows import Row, token_logps
-from rlhf.core.models import CRITIC, PeftModel, reference_role, role
+from rlhf.core.models import CRITIC, PeftModel, autocast, base_of, reference_role, role
 
 
 def reference_logps(model: Any, peft: PeftModel | PreTrainedModel, row: Row) -> Tensor:
     """Log-probabilities by what the policy is held to: a role on its own base, or a frozen copy of that, which has no wrapping."""
-    with torch.no_grad(), role(peft, reference_role(peft)):
+    # What accelerate puts around the passes of the model that it prepared, a frozen copy must be given.
+    with torch.no_grad(), role(peft, reference_role(peft)), autocast(base_of(peft)):
         return token_logps(model, row.packed, entropy=False)[0]
 
 

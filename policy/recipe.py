@@ -167,6 +167,8 @@ def build_trainer(
         tokens_per_batch=config.tokens_per_batch,
         record=record,
     )
+    if frozen is not None and not sharding.asked_for():  # what is to be sharded goes there by shards
+        frozen.to(trainer.args.device)
     builder = RewardBuilder(config, trainer.reference, chat)
     trainer.rewards, trainer.held_out = builder.rewards(), builder.held_out()
     if frozen is not None:

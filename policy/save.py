@@ -2,45 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoConfig
 
 from policy.describe import card_text
 from policy.export import own_generation_config
 from rlhf.config.policy import PolicyConfig
 from rlhf.core import checkpoints, processes
 from rlhf.core.chat import Chat
-from rlhf.core.models import POLICY, base_of, fingerprint
+from rlhf.core.embedded import resolve_base
+from rlhf.core.models import POLICY, TRAINED_WHOLE, base_of, fingerprint
 from rlhf.core.runs import RunFolder, atomic_folder
+
+THE_TRAINERS = ("use_cache", "bos_token_id", "eos_token_id", "pad_token_id")
+"""Keys of a model's config that transformers' Trainer sets to its own ends."""
 
 
 def save_final(config: PolicyConfig, model: Any, chat: Chat, run: RunFolder) -> None:
     """The policy, its tokenizer and card, under their final name only when whole."""
-    weights, base_print = checkpoints.trainable_state(model), fingerprint(base_of(model))
-
-    def write() -> None:
-        with atomic_folder(run.final) as folder:
-            if config.adapter is None:
-                _write_whole(config, model, weights, chat, folder)
-            else:
-                _write_adapter(config, model, weights, chat, folder, base_print)
-            chat.tokenizer.save_pretrained(folder)
-            (folder / "README.md").write_text(card_text(config))
-
-    processes.on_main(write)
-
-
-def _write_adapter(
-    config: PolicyConfig, model: Any, weights: dict[str, Tensor], chat: Chat, folder: Path, base_print: str
-) -> None:
+    weights = checkpoints.trainable_state(model, everywhere=False)
     card = {
         "base": config.model.base,
         "revision": config.model.revision,
-        "fingerprint": base_print,
+        "fingerprint": fingerprint(base_of(model)),
         "dtype": config.model.dtype,
         "quantization": config.model.quantization,
         "template_date": config.model.template_date,
@@ -48,16 +39,39 @@ def _write_adapter(
         "start": config.start,
         "reward": config.model_dump(mode="json")["reward"],
     }
-    model.save_pretrained(str(folder), selected_adapters=[POLICY], state_dict=weights)
-    (folder / "policy.json").write_text(json.dumps(card, indent=1))
+
+    def write() -> None:
+        with atomic_folder(run.final) as folder:
+            if config.adapter is None:
+                _write_whole(model, weights, card, chat, folder)
+            else:
+                model.save_pretrained(str(folder), selected_adapters=[POLICY], state_dict=weights)
+                (folder / "policy.json").write_text(json.dumps(card, indent=1))
+            chat.tokenizer.save_pretrained(folder)
+            (folder / "README.md").write_text(card_text(config))
+
+    processes.on_main(write)
 
 
 def _write_whole(
-    config: PolicyConfig, model: Any, weights: dict[str, Tensor], chat: Chat, folder: Path
+    model: Any, weights: Mapping[str, Tensor], card: Mapping[str, Any], chat: Chat, folder: Path
 ) -> None:
-    """In the format the config names, as the base was: what is kept in float32 between updates needs no more to be used."""
-    dtype = getattr(torch, config.model.dtype)
-    model.save_pretrained(folder, state_dict={name: weight.to(dtype) for name, weight in weights.items()})
-    told = json.loads((folder / "config.json").read_text()) | {"dtype": config.model.dtype}
+    """In the format that the config names, as the base was: what is kept in float32 between updates needs no more to be used.
+
+    The card stands in config.json, and tells these weights from those of the base, which adapters on that do not fit.
+    """
+    dtype = getattr(torch, card["dtype"])
+    stored = model.state_dict().keys()
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in stored}
+    whole = {name: weight.to(dtype) for name, weight in weights.items()} | buffers
+    model.save_pretrained(folder, state_dict=whole)
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as handle:
+            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    base = AutoConfig.from_pretrained(resolve_base(card["base"]), revision=card["revision"])
+    told = json.loads((folder / "config.json").read_text())
+    told |= {key: getattr(base, key, None) for key in THE_TRAINERS}
+    told |= {"dtype": card["dtype"], TRAINED_WHOLE: {**card, "weights": digest.hexdigest()}}
     (folder / "config.json").write_text(json.dumps(told, indent=2))
-    own_generation_config(config.model.base, config.model.revision, chat).save_pretrained(folder)
+    own_generation_config(card["base"], card["revision"], chat).save_pretrained(folder)

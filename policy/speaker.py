@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from rlhf.core.adapters import read_policy
 from rlhf.core.chat import Chat
 from rlhf.core.embedded import resolve_base
 from rlhf.core.errors import ModelError, did_you_mean
+from rlhf.core.models import TRAINED_WHOLE
 from rlhf.core.records import Conversation, Rollout
 
 ENGINES = ("vllm", "transformers")
@@ -69,9 +71,16 @@ class Speaker:
             rank, place = int(adapter.config.r), folder
         else:
             _require_there(policy)
+            card = whole_card(folder)
             model = {"base": policy, **LOADED_AS}
-            chat, rank, place = Chat.load(policy), 8, None
+            model |= {key: card[key] for key in ("dtype", "template_date") if key in card}
+            chat, rank, place = Chat.load(policy, template_date=model["template_date"]), 8, None
         return cls(name_of(policy), place, model, rank, chat, _context(model["base"], model["revision"]))
+
+    @property
+    def card(self) -> Mapping[str, Any]:
+        """What a policy that was trained without an adapter says of its training; empty for an adapter, or a base."""
+        return {} if self.folder else whole_card(Path(self.model["base"]))
 
     def transformers(self, max_new_tokens: int) -> Sample:
         """Load it, and sample by transformers' own generate."""
@@ -119,6 +128,13 @@ class Speaker:
             return engine.generate(prompts, samples=samples, seed=seed)
 
         return sample
+
+
+def whole_card(folder: Path) -> Mapping[str, Any]:
+    """What the config.json of a policy that was trained without an adapter says of its training; empty where the folder holds none."""
+    file = folder / "config.json"
+    found: Mapping[str, Any] = json.loads(file.read_text()).get(TRAINED_WHOLE, {}) if file.is_file() else {}
+    return found
 
 
 def on_base(base: SharedBase, policy: str | None, max_new_tokens: int) -> Sample:

@@ -3,8 +3,8 @@
 One batch of the trainer is one update: P prompts with G answers each. A prompt and its answers stay in one packed row, so that a
 row has all that its advantages need: the forward pass that is differentiated also gives the log-probabilities of the
 KL penalty, and no further pass of the policy is made. The reference is the base without its adapter, the adapter that the
-policy started from or, where all weights are trained, a frozen copy of the base. An algorithm of several epochs goes over the same rows again, with an optimizer step after each; the last
-step is transformers' own. Where there is a critic, all rows are measured before the first loss, since advantages are whitened
+policy started from or, where all weights are trained, a frozen copy of the base. An algorithm of several epochs goes over the same
+rows again, with an optimizer step after each; the last step is transformers' own. Where there is a critic, all rows are measured before the first loss, since advantages are whitened
 over the update; its pass over a row follows the policy's, and the two are clipped and stepped apart.
 
 Replaced: sampler, rollouts, scoring, loss, log and checkpoints. Theirs: the loop, optimizer, schedule, launching.
@@ -50,7 +50,7 @@ from rlhf.core.checkpoints import SafeCheckpoints, trainable_state
 from rlhf.core.forwards import enable_packed_logprobs
 from rlhf.core.models import CRITIC, base_of, float32_trainable, role
 from rlhf.core.records import Prompt
-from rlhf.core.sharding import passes_behind, settle
+from rlhf.core.sharding import is_fsdp, passes_behind, settle
 from rlhf.core.training import AcrossProcesses, trainer_settings
 
 Record = Callable[[int, Mapping[str, float], Sequence[Mapping[str, Any]]], None]
@@ -119,7 +119,7 @@ class PolicyTrainer(AcrossProcesses, SafeCheckpoints, RLOOTrainer):
             peft_config=adapter,
         )
         self.remove_callback(PrinterCallback)
-        self.frozen = None if frozen is None else frozen.to(self.args.device)
+        self.frozen = frozen
         for trunk in {base_of(self.model), base_of(self.reference)}:
             enable_packed_logprobs(trunk, rollouts.temperature)
         float32_trainable(self.model)
@@ -168,8 +168,7 @@ class PolicyTrainer(AcrossProcesses, SafeCheckpoints, RLOOTrainer):
                 self._step_between_epochs(model)
             for _ in range(behind):
                 with self._gradients(model, synchronise=False), self.compute_loss_context_manager():
-                    first = epoch == 0 and not has_critic
-                    reference = self._reference(model) if first else None
+                    reference = None if epoch or has_critic else self._reference(model)
                     idle_passes(
                         model, self.model, rows[0], self.backward, reference=reference, has_critic=has_critic
                     )
@@ -239,8 +238,9 @@ class PolicyTrainer(AcrossProcesses, SafeCheckpoints, RLOOTrainer):
         return (model if self.frozen is None else self.frozen), self.reference
 
     def _gradients(self, model: Any, *, synchronise: bool) -> AbstractContextManager[Any]:
-        """Gradients of a row are added up on each process, and those of an epoch over the processes at its end."""
-        return nullcontext() if synchronise else self.accelerator.no_sync(model)
+        """Gradients are added up on each process, in one piece, until an epoch's end; sharded, those of all weights are too large."""
+        whole = self.frozen is not None and is_fsdp(model)
+        return nullcontext() if synchronise or whole else self.accelerator.no_sync(model)
 
     def _measure(self, model: Any, row: Row, rewards_N: Tensor, update: Update) -> Measured:
         """A row as it was sampled, for an algorithm that needs all rows before its first loss."""
@@ -307,17 +307,16 @@ class PolicyTrainer(AcrossProcesses, SafeCheckpoints, RLOOTrainer):
 
     def save_own(self, folder: Path) -> None:
         """What a checkpoint holds besides weights, moments and generators."""
-        self.kl_control.save(folder)
-        self.shaping.save(folder)
-        if self.ahead is not None:
-            self.ahead.save(folder)
+        for part in self._remembered():
+            part.save(folder)
 
     def load_own(self, folder: Path) -> None:
         """Take up what `save_own` wrote."""
-        self.kl_control.load(folder)
-        self.shaping.load(folder)
-        if self.ahead is not None:
-            self.ahead.load(folder)
+        for part in self._remembered():
+            part.load(folder)
+
+    def _remembered(self) -> list[Any]:
+        return [self.kl_control, self.shaping, *([] if self.ahead is None else [self.ahead])]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Pass an update's figures on; transformers' own closing summary is left out."""

@@ -26,6 +26,7 @@ from rlhf.core.checkpoints import trainable_state
 from rlhf.core.errors import EngineError, ModelError
 from rlhf.core.models import POLICY, PeftModel
 from rlhf.core.records import Rollout
+from rlhf.core.sharding import settle
 
 
 class VLLMEngine:
@@ -118,6 +119,7 @@ class VLLMEngine:
         """Hand over the policy's adapter under a new name, and forget the one before; or its weights, in place of the ones before."""
         if self.takes_weights:
             self.transfer = self.transfer or WeightTransfer(model, self.engine)
+            settle(model)  # TRL gathers shards
             self.transfer.sync_weights()
             return
         folder = Path(self.folder.name) / str(self.adapters + 1)

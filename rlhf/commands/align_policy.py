@@ -30,8 +30,8 @@ def command(
 ) -> None:
     """Align a policy with a reward model.
 
-    Samples answers to prompts, scores them, and moves the policy's adapter towards better ones, held close to the
-    base by a KL penalty. Leaves the adapter in RUN/final, and held-out prompts before and after in
+    Samples answers to prompts, scores them, and moves the policy's adapter, or all its weights, towards better ones, held
+    close to the base by a KL penalty. Leaves the policy in RUN/final, and held-out prompts before and after in
     RUN/eval.json. `--explain` lists every key of the config.
 
     \b

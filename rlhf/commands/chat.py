@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from rlhf.commands.generate import Policy, Seed
-from rlhf.core.errors import DataError
+from rlhf.core.errors import DataError, ModelError
 from rlhf.core.records import Conversation, Message, Rollout
 
 if TYPE_CHECKING:
@@ -54,6 +54,12 @@ def command(
     from policy.speaker import Speaker
 
     speaker = Speaker.read(policy)
+    if base and speaker.card:
+        raise ModelError(
+            f"--base: {policy} is a whole model, and its base is another one.",
+            allowed="--base beside a policy that is an adapter",
+            fix=f"rlhf compare {policy} BASE --prompts FILE",
+        )
     shared = SharedBase.load(**speaker.model)
     if speaker.folder is not None:
         shared.add_policy(speaker.folder)

@@ -109,7 +109,7 @@ def command(
     speaker = Speaker.read(policy)
     settings = {
         "policy": policy,
-        "adapter": _digest(speaker.folder / "adapter_model.safetensors") if speaker.folder else None,
+        "adapter": _trained(speaker),
         "questions": hashlib.sha256(repr(questions).encode("utf-8", "backslashreplace")).hexdigest()[:16],
         "format": format_,
         "engine": engine,
@@ -193,6 +193,10 @@ def _heat(question: Question, form: Format, told: float | None) -> float:
     return form.temperature if question.temperature is None else question.temperature
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
+def _trained(speaker: Speaker) -> str | None:
+    """What changes when a policy is trained again under its old name: its adapter's digest, or the one its whole model carries."""
+    if speaker.folder is None:
+        whole: str | None = speaker.card.get("weights")
+        return whole
+    with (speaker.folder / "adapter_model.safetensors").open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]

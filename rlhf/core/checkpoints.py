@@ -14,6 +14,7 @@ import hashlib
 import json
 import random
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,21 @@ TRAINER_STATE = "trainer_state.json"  # transformers looks for this name when it
 KEEP = 2
 
 
-def trainable_state(model: nn.Module) -> dict[str, Tensor]:
-    """The trained parameters by name, whole; all processes must ask."""
+def trainable_state(model: nn.Module, *, everywhere: bool = True) -> dict[str, Tensor]:
+    """The trained parameters by name, whole; all processes must ask.
+
+    Args:
+        everywhere: else only the main process keeps them, and each other one holds one at a time.
+    """
     settle(model)
-    return {name: _copy(p) for name, p in model.named_parameters() if p.requires_grad}
+    copies = ((name, _copy(p)) for name, p in model.named_parameters() if p.requires_grad)
+    return dict(copies) if everywhere else _kept_by_main(copies)
+
+
+def _kept_by_main(copies: Iterator[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Copies that all processes make together, one at a time, and one process keeps."""
+    main = processes.is_main()
+    return dict([copy for copy in copies if main])
 
 
 def _copy(tensor: Tensor) -> Tensor:
@@ -50,7 +62,7 @@ def _copy(tensor: Tensor) -> Tensor:
 
 def save_trainable(model: nn.Module, file: Path) -> None:
     """Write the trained parameters, whole or not at all; all processes must call, and go on when the file is there."""
-    state = trainable_state(model)
+    state = trainable_state(model, everywhere=False)
 
     def write() -> None:
         unfinished = file.with_suffix(".unfinished")
@@ -69,14 +81,14 @@ def load_trainable(model: nn.Module, file: Path) -> None:
     """Put saved parameters back; every one must have its place.
 
     Raises:
-        OutputError: the file is of a run with another adapter.
+        OutputError: the file is of a run that trained other weights.
     """
     settle(model)
     saved = load_file(file)
     here = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if saved.keys() != here.keys() or any(saved[name].shape != whole_shape(here[name]) for name in saved):
         raise OutputError(
-            f"{file} was written by a run with another adapter.",
+            f"{file} was written by a run that trained other weights.",
             allowed="the adapter settings the run was started with",
             fix="resume with the run's own config.yaml, or start again with another --output",
         )
@@ -149,7 +161,7 @@ class SafeCheckpoints:
 
     def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
         trained = self.accelerator.unwrap_model(self.model)
-        weights, moments = trainable_state(trained), _moments(trained, self.optimizer)
+        weights, moments = trainable_state(trained, everywhere=False), _moments(trained, self.optimizer)
         generators = processes.gathered(_generators())
         processes.on_main(lambda: self._write_checkpoint(weights, moments, generators))
 
@@ -213,20 +225,22 @@ class SafeCheckpoints:
 
 
 def _moments(model: nn.Module, optimizer: Any) -> dict[str, Tensor]:
-    """AdamW's state by parameter and kind, whole; a process whose part of a parameter is empty may have none."""
+    """AdamW's state by parameter and kind, whole, in the main process; where a part of a parameter is empty there may be none."""
     settle(model)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if zero.is_dealt(model):
         dealt = zero.moments(optimizer)
-        return {
-            f"{name}/{kind}": _copy(one) for name, p in trained.items() for kind, one in dealt[id(p)].items()
-        }
+        return _kept_by_main(
+            (f"{name}/{kind}", _copy(one))
+            for name, p in trained.items()
+            for kind, one in dealt[id(p)].items()
+        )
     kinds = processes.said_by_main({name: list(optimizer.state.get(p, ())) for name, p in trained.items()})
-    return {
-        f"{name}/{kind}": _copy(optimizer.state.get(parameter, {}).get(kind, torch.zeros_like(parameter)))
-        for name, parameter in trained.items()
+    return _kept_by_main(
+        (f"{name}/{kind}", _copy(optimizer.state.get(p, {}).get(kind, torch.zeros_like(p))))
+        for name, p in trained.items()
         for kind in kinds[name]
-    }
+    )
 
 
 def _put_moments(model: nn.Module, optimizer: Any, saved: dict[str, Tensor]) -> None:

@@ -91,7 +91,15 @@ def enable_packed_logprobs(model: PreTrainedModel, temperature: float) -> None:
             return original(*args, **kwargs)
         hidden_RTD = getattr(self, self.base_model_prefix)(*args, **kwargs, use_cache=False).last_hidden_state
         asked_RT = next_ids != -100
-        weight_VD = whole(self.get_output_embeddings().weight)
+        weight_VD = self.get_output_embeddings().weight
+        if weight_VD.requires_grad and hasattr(
+            weight_VD, "full_tensor"
+        ):  # gathered here, it would lose its gradient
+            raise ModelError(
+                f"FSDP2 does not gather the head of {self.config.model_type} with its last norm, and it is to be trained.",
+                fix="train an adapter, or on cards that hold all weights (configs/launch/ddp.yaml)",
+            )
+        weight_VD = whole(weight_VD)
         targets_M = next_ids[asked_RT]
         return token_logprobs(hidden_RTD[asked_RT], weight_VD, targets_M, temperature, entropy=entropy)
 

@@ -40,6 +40,7 @@ REWARD = "reward"
 CRITIC = "critic"
 REFERENCE = "reference"
 HEAD = "score"  # the name transformers gives the head of a sequence classifier
+TRAINED_WHOLE = "rlhf_policy"  # the key in config.json of a model all weights of which were trained: its card
 VALUE_HEAD = "value_head"  # the critic's, trained and saved with the base that wears it
 
 
@@ -142,10 +143,12 @@ def _keep_4_bit_weights_differentiable(model: PreTrainedModel) -> None:
 def fingerprint(model: PreTrainedModel) -> str:
     """Sixteen hex digits that tell one base from another: its shape, and a sample of its embedding in bfloat16.
 
-    Quantization leaves the embedding as it is, so a base has one fingerprint in every format. All processes must ask.
+    Training all weights may leave that sample as it was: what was trained so is also told by a hash in its config. Quantization leaves the embedding as it is, so a base has one fingerprint in every format. All processes must ask.
     """
     config = model.config.get_text_config()
     shape = [config.model_type, config.hidden_size, config.num_hidden_layers, config.vocab_size]
+    if trained := getattr(model.config, TRAINED_WHOLE, None):
+        shape.append(trained["weights"])
     sample = whole(model.get_input_embeddings().weight).detach()[:: max(1, config.vocab_size // 64), :64]
     values = sample.to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes()
     # With `fsdp_cpu_ram_efficient_loading` the main process alone has weights before they are dealt out.

@@ -127,7 +127,7 @@ def memory(facts: Facts) -> Iterator[Result]:
     if trainer != weights:
         copies = f" ({TRAINED_WHOLE}" + (", and the engine's copy)" if engine else ")")
     found = f"{size(need)} of weights{copies}, {size(there)} of memory"
-    fix = "a smaller base, model.quantization=nf4, or a larger machine"
+    fix = f"a smaller base, {'an adapter' if trainer != weights else 'model.quantization=nf4'}, or a larger machine"
     if need > there:
         yield Result("Memory", "problem", found, fix)
     elif need > BUSY * there:
@@ -143,7 +143,7 @@ def _card_memory(weights: int, served: int, card: int, share: float, count: int)
     found = f"{size(weights)} of weights{whole}, {size(card)} on a card"
     if share:
         found += f", of which {share:.0%} is vLLM's (rollouts.gpu_memory_share)"
-    fix = "model.quantization=nf4, or a larger card"
+    fix = f"{'an adapter, FSDP2' if whole else 'model.quantization=nf4'}, or a larger card"
     if weights > trainer or (share and served > engine):
         tight = "vLLM's copy does not fit" if share and served > engine else "the weights do not fit into one"
         return Result("GPU memory", "problem" if count == 1 else "warning", f"{found}: {tight}", fix)
@@ -154,9 +154,11 @@ def _card_memory(weights: int, served: int, card: int, share: float, count: int)
 
 def _trainer(run: Run, weights: int) -> int:
     """Bytes that a trainer holds between two passes: the base or, where all of it is trained, all that belongs to it."""
-    if run.config.adapter is not None or not isinstance(run.base.shape, Shape):
+    if run.config.adapter is not None:
         return weights
-    return FLOAT32 * run.base.shape.parameters * (2 + 1 + 2)
+    known = run.base.shape
+    parameters = known.parameters if isinstance(known, Shape) else weights / BYTES[run.config.model.dtype]
+    return round(FLOAT32 * parameters * (2 + 1 + 2))
 
 
 def _weights(run: Run) -> int | None:

@@ -77,18 +77,45 @@ def test_transformers_and_our_commands_take_it_as_a_model(
     assert result.exit_code == 2 and "nothing: it is a whole model as it is" in flat(result.output)
 
 
-def test_it_is_saved_in_the_format_of_its_base(
+@pytest.mark.usefixtures("as_configured")
+def test_it_is_computed_and_saved_in_the_format_of_its_base(
     rlhf_command: Rlhf, policy_config: Path, tmp_path: Path
 ) -> None:
     words = ["align-policy", policy_config, *WHOLE, "steps=1", "model.dtype=bfloat16"]
     result = rlhf_command(*words, "--output", tmp_path / "run")
     assert result.exit_code == 0, result.output
+    # In bfloat16 by autocast, the frozen copy too.
     assert lines(tmp_path / "run" / "metrics.jsonl")[0]["kl/abs_mean"] == 0.0
+    assert json.loads((tmp_path / "run" / "eval.json").read_text())["before"]["kl"] == 0.0
     kept = load_file(tmp_path / "run" / "checkpoints" / "step-1" / "trainable.safetensors")
     left = load_file(tmp_path / "run" / "final" / "model.safetensors")
     assert {weight.dtype for weight in kept.values()} == {torch.float32}  # for the next update
     assert {weight.dtype for weight in left.values()} == {torch.bfloat16}
     assert json.loads((tmp_path / "run" / "final" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_the_config_is_that_of_the_base_and_says_what_it_was_trained_as(run: Path, tiny_base: Path) -> None:
+    trained, base = (
+        json.loads((folder / "config.json").read_text()) for folder in (run / "final", tiny_base)
+    )
+    card = trained.pop("rlhf_policy")
+    assert card["base"] == str(tiny_base) and card["template_date"] == "26 Jul 2024"
+    assert trained == base
+
+
+def test_adapters_on_its_base_do_not_fit_it_however_little_it_moved(
+    rlhf_command: Rlhf, policy_config: Path, tmp_path: Path
+) -> None:
+    words = ["align-policy", policy_config, *WHOLE, "optimizer.learning_rate=1.0e-9", "steps=1"]
+    assert rlhf_command(*words, "--output", tmp_path / "run").exit_code == 0
+    again = ["align-policy", policy_config, f"model.base={tmp_path / 'run' / 'final'}"]
+    result = rlhf_command(*again, "--output", tmp_path / "again")
+    assert result.exit_code == 2 and "The reward model was trained on" in flat(result.output)
+
+
+def test_it_has_no_base_to_be_talked_with_beside_it(run: Path, rlhf_command: Rlhf) -> None:
+    result = rlhf_command("chat", run / "final", "--base")
+    assert result.exit_code == 2 and "is a whole model, and its base is another one" in flat(result.output)
 
 
 def test_a_dry_run_says_so(rlhf_command: Rlhf, policy_config: Path, tmp_path: Path) -> None:
