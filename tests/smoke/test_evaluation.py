@@ -29,7 +29,7 @@ def final(tiny_base: Path, tiny_chat: Chat, tmp_path_factory: pytest.TempPathFac
     """The `final/` folder of a policy with random weights on the tiny base."""
     import torch
 
-    from policy.recipe import save_final
+    from policy.save import save_final
     from rlhf.config.policy import PolicyConfig
     from rlhf.core.models import load_causal, lora_config, with_adapter
 
@@ -49,9 +49,8 @@ def final(tiny_base: Path, tiny_chat: Chat, tmp_path_factory: pytest.TempPathFac
             "data": {"prompts": [{"path": "demo"}]},
         }
     )
-    trainer: Any = SimpleNamespace(model=model, accelerator=SimpleNamespace(is_main_process=True))
     run: Any = SimpleNamespace(final=folder)
-    save_final(config, trainer, tiny_chat, run)
+    save_final(config, model, tiny_chat, run)
     return folder
 
 

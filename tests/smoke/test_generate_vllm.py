@@ -18,9 +18,9 @@ pytestmark = [
 def test_a_folder_is_worn_as_a_synced_adapter_is(tmp_path: Path) -> None:
     import torch
 
-    from policy.recipe import save_final
     from policy.rollouts.protocol import Sampling
     from policy.rollouts.vllm_engine import VLLMEngine
+    from policy.save import save_final
     from rlhf.config.policy import PolicyConfig
     from rlhf.core.chat import Chat
     from rlhf.core.embedded import resolve_base
@@ -36,9 +36,8 @@ def test_a_folder_is_worn_as_a_synced_adapter_is(tmp_path: Path) -> None:
             if parameter.requires_grad:
                 parameter.normal_(0, 0.02, generator=generator)
     told = {"output": "unused", "reward": "r", "data": {"prompts": [{"path": "demo"}]}}
-    trainer: Any = SimpleNamespace(model=model, accelerator=SimpleNamespace(is_main_process=True))
     run: Any = SimpleNamespace(final=tmp_path / "final")
-    save_final(PolicyConfig.model_validate(told), trainer, chat, run)
+    save_final(PolicyConfig.model_validate(told), model, chat, run)
     engine = VLLMEngine(
         resolve_base("embedded"),
         Sampling(12, 0.0, chat.stop_ids),

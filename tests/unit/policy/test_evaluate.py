@@ -127,7 +127,9 @@ def test_answers_are_measured_as_they_are(model: Any, tiny_chat: Chat, tiny_rewa
         Prompt((Message("user", "Hi."),)),
         Prompt((Message("user", "Name a colour, please."),), check=check),
     ]
-    groups = answer_prompts(model, engine, rewards, tiny_chat, asked, samples=2, seed=3, tokens_per_batch=64)
+    groups = answer_prompts(
+        model, model, engine, rewards, tiny_chat, asked, samples=2, seed=3, tokens_per_batch=64
+    )
     assert model.training
     model.eval()
     rollouts = engine.generate([tiny_chat.prompt_ids(p.messages) for p in asked], samples=2, seed=3)
@@ -185,7 +187,7 @@ def test_rewards_that_are_missing_in_an_evaluation(model: Any, tiny_chat: Chat) 
 
     def ask(rewards: Told, held_out: Told | None = None) -> list[Answer]:
         told: Any = {"samples": 2, "seed": 3, "tokens_per_batch": 64, "held_out": held_out}
-        return answer_prompts(model, engine, rewards, tiny_chat, PROMPTS[:1], **told)[0]
+        return answer_prompts(model, model, engine, rewards, tiny_chat, PROMPTS[:1], **told)[0]
 
     assert [one.reward for one in ask(Told(nan, 2.0))] == [None, 2.0]
     assert [one.held_out for one in ask(Told(1.0, 2.0), Told(-1.0, nan))] == [-1.0, None]

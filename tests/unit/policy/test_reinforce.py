@@ -120,9 +120,9 @@ def test_the_penalty_is_named_by_the_config(
 def test_gold_scores_where_a_prompt_can_be_checked(
     policy_trainer: Callable[..., Any], groups: list[list[Rollout]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from policy import trainer as loop
+    from policy import statistics
 
-    monkeypatch.setattr(loop, "gold_score", lambda check, answer: check["worth"])
+    monkeypatch.setattr(statistics, "gold_score", lambda check, answer: check["worth"])
     trainer = policy_trainer(PROMPTS, groups, REWARDS)
     batch_order = [int(trainer.train_dataset[place]["prompt"]) for place in (0, 2)]
     trainer.prompts = [Prompt(PROMPTS[0], check={"worth": 0.25}), Prompt(PROMPTS[1])]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from policy.recipe import save_final
+from policy.save import save_final
 from policy.shared_base import SharedBase
 from reward.scorer import Scorer
 from rlhf.config.policy import PolicyConfig
@@ -56,9 +56,7 @@ def write_policy(
             "data": {"prompts": [{"path": "demo"}]},
         }
     )
-    save_final(
-        config, cast(Any, SimpleNamespace(model=model)), chat, cast(Any, SimpleNamespace(final=folder))
-    )
+    save_final(config, model, chat, cast(Any, SimpleNamespace(final=folder)))
     return folder
 
 
