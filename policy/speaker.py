@@ -16,6 +16,7 @@ from rlhf.core.adapters import read_policy
 from rlhf.core.chat import Chat
 from rlhf.core.embedded import resolve_base
 from rlhf.core.errors import ModelError, did_you_mean
+from rlhf.core.formats import computed_in
 from rlhf.core.models import TRAINED_WHOLE
 from rlhf.core.records import Conversation, Rollout
 
@@ -111,7 +112,7 @@ class Speaker:
             rank=self.rank,
             max_model_len=min(longest, self.context),
             max_sequences=sequences,
-            dtype=self.model["dtype"],
+            dtype=computed_in(self.model["dtype"]),
             quantization=self.model["quantization"],
             memory_gib=memory_gib,
             gpu_memory_share=gpu_memory_share,

@@ -24,6 +24,7 @@ def test_a_folder_is_worn_as_a_synced_adapter_is(tmp_path: Path) -> None:
     from rlhf.config.policy import PolicyConfig
     from rlhf.core.chat import Chat
     from rlhf.core.embedded import resolve_base
+    from rlhf.core.formats import computed_in
     from rlhf.core.models import load_causal, lora_config, with_adapter
     from rlhf.core.records import Message
 
@@ -46,7 +47,7 @@ def test_a_folder_is_worn_as_a_synced_adapter_is(tmp_path: Path) -> None:
         rank=8,
         max_model_len=128,
         max_sequences=2,
-        dtype="bfloat16",
+        dtype=computed_in("bfloat16"),
         quantization="none",
         memory_gib=0.25,
         gpu_memory_share=0.3,
