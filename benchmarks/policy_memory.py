@@ -148,7 +148,7 @@ def roles(told: Mapping[str, Any]) -> Handler:
     if told["alone"]:
         answers = sum(len(one["answers"]) for one in told["given"])
         trainer.rewards = SimpleNamespace(of=lambda *_: Given([float(place % 3) for place in range(answers)]))
-        trainer._reference = lambda *_: last["logps"]  # noqa: SLF001  # no second pass
+        module.reference_logps = lambda *_: last["logps"]  # no second pass
 
     def update(_: Mapping[str, Any]) -> Mapping[str, Any]:
         weights = dict.fromkeys(("base", "default", "reward", "critic"), 0)
