@@ -39,7 +39,7 @@ $(STAMP):
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-demo: $(STAMP)  ## train a reward model, align a policy with it, write the reports (15 minutes on 2 cores)
+demo: $(STAMP)  ## train a reward model, align a policy with it, write the reports (9 to 35 minutes on 2 cores)
 	@if [ -e runs/demo ]; then echo "Replacing runs/demo, the demo of an earlier time."; rm -rf runs/demo; fi
 	$(BIN)/rlhf train-reward configs/reward/demo.yaml --output runs/demo/reward
 	$(BIN)/rlhf align-policy configs/policy/demo.yaml --output runs/demo/policy

@@ -14,13 +14,14 @@ import torch
 from transformers import PreTrainedModel
 
 from policy.importance import engine_logps
+from policy.passes import reference_logps
 from policy.probe import EngineProbe
 from policy.rewards.protocol import Rewards
 from policy.rollouts.protocol import RolloutEngine
 from policy.rows import pack_groups, token_logps
 from policy.statistics import gold_scores
 from rlhf.core.chat import Chat
-from rlhf.core.models import PeftModel, autocast, base_of, reference_role, role
+from rlhf.core.models import PeftModel, autocast, base_of
 from rlhf.core.records import Prompt, Rollout
 from rlhf.core.sharding import in_step
 from rlhf.core.tensors import segment_sum
@@ -112,8 +113,7 @@ def _kl_to_reference(
     model.eval()
     with torch.no_grad(), autocast(base_of(model)):
         for row, counted in in_step(pack_groups(groups, tokens_per_batch, pad_id, model.device), model):
-            with role(reference, reference_role(reference)):
-                reference_M, _, _ = token_logps(reference, row.packed, entropy=False)
+            reference_M = reference_logps(reference, reference, row)
             logps_M, _, answer_M = token_logps(model, row.packed, entropy=False)
             if probe is not None and counted:
                 engine_M = engine_logps(row.rollouts, like=logps_M)

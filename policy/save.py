@@ -65,13 +65,13 @@ def _write_whole(
     buffers = {name: buffer for name, buffer in model.named_buffers() if name in stored}
     whole = {name: weight.to(dtype) for name, weight in weights.items()} | buffers
     model.save_pretrained(folder, state_dict=whole)
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as handle:
-            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    digests = "".join(checkpoints.file_digest(file) for file in sorted(folder.glob("*.safetensors")))
     base = AutoConfig.from_pretrained(resolve_base(card["base"]), revision=card["revision"])
     told = json.loads((folder / "config.json").read_text())
     told |= {key: getattr(base, key, None) for key in THE_TRAINERS}
-    told |= {"dtype": card["dtype"], TRAINED_WHOLE: {**card, "weights": digest.hexdigest()}}
+    told |= {
+        "dtype": card["dtype"],
+        TRAINED_WHOLE: {**card, "weights": hashlib.sha256(digests.encode()).hexdigest()},
+    }
     (folder / "config.json").write_text(json.dumps(told, indent=2))
     own_generation_config(card["base"], card["revision"], chat).save_pretrained(folder)

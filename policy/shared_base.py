@@ -199,9 +199,7 @@ class SharedBase:
         return self._scorer.score(conversations)
 
     def _wearing(self, policy: str | None) -> contextlib.AbstractContextManager[None]:
-        if isinstance(self._model, PeftModel):
-            return role(self._model, None if policy is None else self._roles[policy])
-        return contextlib.nullcontext()  # nothing hangs on it yet
+        return role(self._model, None if policy is None else self._roles[policy])
 
     def _check_policy(self, name: str) -> None:
         if name not in self.policies:

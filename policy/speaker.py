@@ -46,6 +46,7 @@ class Speaker:
         rank: of the adapter.
         chat: the door to token ids.
         context: tokens that the base can take, prompt and answer together.
+        card: what a policy that was trained without an adapter says of its training; empty for an adapter, or a base.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Speaker:
     rank: int
     chat: Chat
     context: int
+    card: Mapping[str, Any]
 
     @classmethod
     def read(cls, policy: str) -> Speaker:
@@ -63,6 +65,7 @@ class Speaker:
             ModelError: none of these, or without a chat template.
         """
         folder = Path(policy)
+        card: Mapping[str, Any] = {}
         if folder.is_dir() and not (folder / "config.json").exists():
             adapter = read_policy(folder)
             model = {"base": adapter.card["base"]}
@@ -72,16 +75,12 @@ class Speaker:
             rank, place = int(adapter.config.r), folder
         else:
             _require_there(policy)
-            card = whole_card(folder)
+            card = _whole_card(folder)
             model = {"base": policy, **LOADED_AS}
             model |= {key: card[key] for key in ("dtype", "template_date") if key in card}
             chat, rank, place = Chat.load(policy, template_date=model["template_date"]), 8, None
-        return cls(name_of(policy), place, model, rank, chat, _context(model["base"], model["revision"]))
-
-    @property
-    def card(self) -> Mapping[str, Any]:
-        """What a policy that was trained without an adapter says of its training; empty for an adapter, or a base."""
-        return {} if self.folder else whole_card(Path(self.model["base"]))
+        context = _context(model["base"], model["revision"])
+        return cls(name_of(policy), place, model, rank, chat, context, card)
 
     def transformers(self, max_new_tokens: int) -> Sample:
         """Load it, and sample by transformers' own generate."""
@@ -131,7 +130,7 @@ class Speaker:
         return sample
 
 
-def whole_card(folder: Path) -> Mapping[str, Any]:
+def _whole_card(folder: Path) -> Mapping[str, Any]:
     """What the config.json of a policy that was trained without an adapter says of its training; empty where the folder holds none."""
     file = folder / "config.json"
     found: Mapping[str, Any] = json.loads(file.read_text()).get(TRAINED_WHOLE, {}) if file.is_file() else {}

@@ -198,5 +198,6 @@ def _trained(speaker: Speaker) -> str | None:
     if speaker.folder is None:
         whole: str | None = speaker.card.get("weights")
         return whole
-    with (speaker.folder / "adapter_model.safetensors").open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    from rlhf.core.checkpoints import file_digest
+
+    return file_digest(speaker.folder / "adapter_model.safetensors")[:16]

@@ -28,6 +28,7 @@ from rlhf.core.models import (
     POLICY,
     REWARD,
     PeftModel,
+    base_of,
     fingerprint,
     float32_trainable,
     kept_trainable,
@@ -102,7 +103,7 @@ class Adapter:
         Raises:
             ModelError: the adapter was trained on another base, or has weights without a place in it.
         """
-        base = model.get_base_model() if isinstance(model, PeftModel) else model
+        base = base_of(model)
         found = fingerprint(base)
         if found != self.card["fingerprint"]:
             raise ModelError(

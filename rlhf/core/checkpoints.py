@@ -126,17 +126,18 @@ def is_whole(folder: Path) -> bool:
     except json.JSONDecodeError:
         return False
     return all(
-        (folder / name).exists() and _digest(folder / name) == digest for name, digest in hashes.items()
+        (folder / name).exists() and file_digest(folder / name) == digest for name, digest in hashes.items()
     )
 
 
 def seal(folder: Path) -> None:
     """Write the manifest over everything in the folder."""
-    hashes = {file.name: _digest(file) for file in sorted(folder.iterdir()) if file.name != MANIFEST}
+    hashes = {file.name: file_digest(file) for file in sorted(folder.iterdir()) if file.name != MANIFEST}
     atomic_write_text(folder / MANIFEST, json.dumps(hashes, indent=1))
 
 
-def _digest(file: Path) -> str:
+def file_digest(file: Path) -> str:
+    """The file's sha256, in hex."""
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 

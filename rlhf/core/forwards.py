@@ -92,9 +92,8 @@ def enable_packed_logprobs(model: PreTrainedModel, temperature: float) -> None:
         hidden_RTD = getattr(self, self.base_model_prefix)(*args, **kwargs, use_cache=False).last_hidden_state
         asked_RT = next_ids != -100
         weight_VD = self.get_output_embeddings().weight
-        if weight_VD.requires_grad and hasattr(
-            weight_VD, "full_tensor"
-        ):  # gathered here, it would lose its gradient
+        sharded = hasattr(weight_VD, "full_tensor")
+        if sharded and weight_VD.requires_grad:  # gathered here, it would lose its gradient
             raise ModelError(
                 f"FSDP2 does not gather the head of {self.config.model_type} with its last norm, and it is to be trained.",
                 fix="train an adapter, or on cards that hold all weights (configs/launch/ddp.yaml)",

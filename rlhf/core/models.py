@@ -143,7 +143,8 @@ def _keep_4_bit_weights_differentiable(model: PreTrainedModel) -> None:
 def fingerprint(model: PreTrainedModel) -> str:
     """Sixteen hex digits that tell one base from another: its shape, and a sample of its embedding in bfloat16.
 
-    Training all weights may leave that sample as it was: what was trained so is also told by a hash in its config. Quantization leaves the embedding as it is, so a base has one fingerprint in every format. All processes must ask.
+    Training all weights may leave that sample as it was: what was trained so is also told by a hash in its config. Quantization leaves
+    the embedding as it is, so a base has one fingerprint in every format. All processes must ask.
     """
     config = model.config.get_text_config()
     shape = [config.model_type, config.hidden_size, config.num_hidden_layers, config.vocab_size]

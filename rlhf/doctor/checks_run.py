@@ -19,7 +19,7 @@ ADAM = 3
 LEAST_OUTPUT = 256 * MIB
 EMBEDDED_BYTES = 270 * MIB
 """The embedded model as it is converted into the cache."""
-TRAINED_WHOLE = "in float32: trained, frozen, gradients and AdamW's two moments"
+ALL_TRAINED = "in float32: trained, frozen, gradients and AdamW's two moments"
 BUSY = 0.7
 """Share of the memory above which what a step computes will hardly fit beside the weights."""
 
@@ -109,23 +109,18 @@ def memory(facts: Facts) -> Iterator[Result]:
     weights = _weights(facts.run)
     if weights is None:
         return
+    trainer = _trainer(facts.run, weights)
     rollouts = getattr(facts.run.config, "rollouts", None)
     engine = rollouts is not None and rollouts.engine == "vllm"
     if isinstance(facts.torch, Torch) and facts.torch.gpus:
         share = rollouts.gpu_memory_share if rollouts is not None and engine else 0.0
-        yield _card_memory(
-            _trainer(facts.run, weights),
-            weights,
-            min(card.memory for card in facts.torch.gpus),
-            share,
-            cards(facts),
-        )
+        card = min(card.memory for card in facts.torch.gpus)
+        yield _card_memory(trainer, weights, card, share, cards(facts))
         return
-    trainer = _trainer(facts.run, weights)
     need, there = trainer + (weights if engine else 0), facts.host.memory
     copies = " in two copies" if engine else ""
     if trainer != weights:
-        copies = f" ({TRAINED_WHOLE}" + (", and the engine's copy)" if engine else ")")
+        copies = f" ({ALL_TRAINED}" + (", and the engine's copy)" if engine else ")")
     found = f"{size(need)} of weights{copies}, {size(there)} of memory"
     fix = f"a smaller base, {'an adapter' if trainer != weights else 'model.quantization=nf4'}, or a larger machine"
     if need > there:
@@ -139,7 +134,7 @@ def memory(facts: Facts) -> Iterator[Result]:
 def _card_memory(weights: int, served: int, card: int, share: float, count: int) -> Result:
     """Weights of trainer and engine in one card; sharding over several is for `rlhf plan` to say."""
     trainer, engine = (1 - share) * card, share * card
-    whole = f" ({TRAINED_WHOLE})" if weights != served else ""
+    whole = f" ({ALL_TRAINED})" if weights != served else ""
     found = f"{size(weights)} of weights{whole}, {size(card)} on a card"
     if share:
         found += f", of which {share:.0%} is vLLM's (rollouts.gpu_memory_share)"

@@ -25,6 +25,10 @@ Rlhf = Callable[..., Result]
 MEASURED = ("time/", "memory/", "engine/tokens_per_second")  # what a clock or a gauge says
 
 
+def slowly(value: Any) -> Any:
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
 class Killed(BaseException):
     """Stands for the power going off: nothing in the program catches it."""
 
@@ -95,7 +99,7 @@ def interrupt(kill_at: Callable[[int], pytest.MonkeyPatch], step: int, words: li
 
 
 # Updates 1 to 5 are stage one, 6 to 9 stage two; checkpoints after 2, 4, 5 (the end of its stage), 7 and 9.
-@pytest.mark.parametrize("step", [6, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [6, slowly(8)])
 def test_a_reward_run(
     reward_config: Path,
     unbroken_reward: Path,
@@ -114,10 +118,6 @@ def test_a_reward_run(
         json.loads((run / "eval.json").read_text()) for run in (tmp_path / "run", unbroken_reward)
     )
     assert ours == theirs
-
-
-def slowly(value: Any) -> Any:
-    return pytest.param(value, marks=pytest.mark.slow)
 
 
 EXPO = ["expo={weak: ratings, strong: pairs, factors: [1.25, 1.5], refine: 0.05}"]

@@ -85,10 +85,9 @@ def trl_trainer(
     **options: Any,
 ) -> GivenAnswers:
     """TRL's trainer with the values of our adapter or, with `whole`, of our base."""
+    model = load_causal(str(base), revision=None, dtype="float32", quantization="none")
     trainer = GivenAnswers(
-        model=load_causal(str(base), revision=None, dtype="float32", quantization="none").requires_grad_(
-            whole
-        ),
+        model=model.requires_grad_(whole),
         reward_funcs=lambda completions, **_: rewards(),
         args=RLOOConfig(
             output_dir=str(folder),

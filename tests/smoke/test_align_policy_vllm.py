@@ -10,34 +10,41 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed")
 
 
-def updates(config: Path, run: Path) -> list[dict[str, Any]]:
+def updates(
+    folder: Path, learning_rate: float, rollouts: dict[str, Any], **told: Any
+) -> list[dict[str, Any]]:
     """Of a run in a process of its own: vLLM keeps what it takes until the process ends."""
+    config = folder / "policy.yaml"
+    config.write_text(
+        yaml.safe_dump(
+            {
+                "output": str(folder / "run"),
+                "model": {"base": "embedded", "max_length": 256},
+                "data": {"prompts": [{"path": "demo", "limit": 40}], "max_prompt_tokens": 200},
+                "rollouts": {"engine": "vllm", "prompts_per_step": 2, "logprob_bound": 0.2, **rollouts},
+                "algorithm": {"unfinished": "keep"},
+                "optimizer": {"learning_rate": learning_rate, "warmup_steps": 0},
+                "steps": 2,
+                "tokens_per_batch": 1024,
+                "evaluation": {"prompts": 2, "samples": 1},
+                **told,
+            }
+        )
+    )
     words = [sys.executable, "-m", "rlhf.cli", "align-policy", str(config)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_all_weights_reach_the_engine_at_every_sync(tmp_path: Path) -> None:
-    config = tmp_path / "policy.yaml"
-    config.write_text(f"""
-output: {tmp_path / "run"}
-reward: {{function: gold}}
-model: {{base: embedded, max_length: 256}}
-adapter: null
-data: {{prompts: [{{path: demo, limit: 40}}], max_prompt_tokens: 200}}
-rollouts: {{engine: vllm, prompts_per_step: 2, samples_per_prompt: 3, max_new_tokens: 8, memory_gib: 0.1, logprob_bound: 0.2}}
-algorithm: {{unfinished: keep}}
-optimizer: {{learning_rate: 3.0e-5, warmup_steps: 0}}
-steps: 2
-tokens_per_batch: 1024
-evaluation: {{prompts: 2, samples: 1}}
-""")
-    rows = updates(config, tmp_path / "run")
+    sizes = {"samples_per_prompt": 3, "max_new_tokens": 8, "memory_gib": 0.1}
+    rows = updates(tmp_path, 3e-5, sizes, reward={"function": "gold"}, adapter=None)
     assert [row["step"] for row in rows] == [1, 2]
     assert rows[0]["kl/abs_mean"] == 0.0
     # An engine that still sampled from the base would be as far from the policy as that is.
@@ -46,21 +53,9 @@ evaluation: {{prompts: 2, samples: 1}}
 
 
 def test_engine_and_trainer_agree_at_every_sync(embedded_reward: Path, tmp_path: Path) -> None:
-    config = tmp_path / "policy.yaml"
-    config.write_text(f"""
-output: {tmp_path / "run"}
-reward: {embedded_reward}
-model: {{base: embedded, max_length: 256}}
-adapter: {{rank: 8, alpha: 16}}
-data: {{prompts: [{{path: demo, limit: 40}}], max_prompt_tokens: 200}}
-rollouts: {{engine: vllm, prompts_per_step: 2, samples_per_prompt: 4, max_new_tokens: 16, memory_gib: 0.25, logprob_bound: 0.2}}
-algorithm: {{unfinished: keep}}
-optimizer: {{learning_rate: 5.0e-3, warmup_steps: 0}}
-steps: 2
-tokens_per_batch: 1024
-evaluation: {{prompts: 2, samples: 1}}
-""")
-    rows = updates(config, tmp_path / "run")
+    sizes = {"samples_per_prompt": 4, "max_new_tokens": 16, "memory_gib": 0.25}
+    adapter = {"rank": 8, "alpha": 16}
+    rows = updates(tmp_path, 5e-3, sizes, reward=str(embedded_reward), adapter=adapter)
     assert [row["step"] for row in rows] == [1, 2]
     for row in rows:
         # bfloat16 on both sides, other kernels: hundredths.

@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from policy.export import export_policy, text_logprobs
+from policy.export import export_policy, own_generation_config, text_logprobs
 from rlhf.core.adapters import Adapter
 from rlhf.core.chat import Chat
 from rlhf.core.errors import DivergenceError, ModelError
@@ -100,3 +100,15 @@ def test_the_command_knows_a_policy(final: Path, rlhf_command: Any, tmp_path: Pa
     assert result.exit_code == 0, result.output
     assert "in a conversation's log-probabilities: " in result.stdout
     assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(("do_sample", "kept"), [(True, 0.6), (None, None)])
+def test_how_a_base_draws_can_be_saved_whether_it_draws_or_not(
+    tiny_chat: Chat, tmp_path: Path, do_sample: bool | None, kept: float | None
+) -> None:
+    told = {"temperature": 0.6, "eos_token_id": 5} | ({} if do_sample is None else {"do_sample": do_sample})
+    (tmp_path / "generation_config.json").write_text(json.dumps(told))
+    own_generation_config(str(tmp_path), None, tiny_chat).save_pretrained(tmp_path / "saved")
+    saved = GenerationConfig.from_pretrained(tmp_path / "saved")
+    assert saved.temperature == kept
+    assert saved.eos_token_id == [5, *tiny_chat.stop_ids]
