@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf.core.packing import Tree
+from rlhf.core.packing import PADDING, PackedBatch, Tree
 
 
 @dataclass(frozen=True)
@@ -48,27 +48,35 @@ class Shape:
         )
 
 
-def looks(tree: Tree) -> int:
-    """v of a tree: each token looks at the trunk before it and at its own branch so far, itself included."""
-    trunk = len(tree.trunk)
-    return _triangle(trunk) + sum(trunk * len(branch) + _triangle(len(branch)) for branch in tree.branches)
+def tokens(work: Tree | PackedBatch) -> int:
+    """n of a tree by itself, or of packed rows, whose trees share what they begin with."""
+    return work.tokens if isinstance(work, Tree) else work.computed_tokens
+
+
+def looks(work: Tree | PackedBatch) -> int:
+    """v: each token looks at what its tree shares before it and at its own branch so far, itself included."""
+    if isinstance(work, PackedBatch):
+        computed_RT = work.tree_RT != PADDING
+        return int((work.mask_R1TT()[:, 0] & computed_RT[:, :, None]).sum())
+    trunk = len(work.trunk)
+    return _triangle(trunk) + sum(trunk * len(branch) + _triangle(len(branch)) for branch in work.branches)
 
 
 def _triangle(length: int) -> int:
     return length * (length + 1) // 2
 
 
-def forward(shape: Shape, trees: Iterable[Tree], *, adapter: bool = True) -> int:
+def forward(shape: Shape, works: Iterable[Tree | PackedBatch], *, adapter: bool = True) -> int:
     """One pass without gradients."""
     weights = shape.base + (shape.adapter if adapter else 0)
-    return sum(2 * tree.tokens * weights + 4 * shape.attention * looks(tree) for tree in trees)
+    return sum(2 * tokens(work) * weights + 4 * shape.attention * looks(work) for work in works)
 
 
-def training(shape: Shape, trees: Iterable[Tree]) -> int:
+def training(shape: Shape, works: Iterable[Tree | PackedBatch]) -> int:
     """Forward and backward pass."""
     return sum(
-        tree.tokens * (4 * shape.base + 6 * shape.adapter) + 12 * shape.attention * looks(tree)
-        for tree in trees
+        tokens(work) * (4 * shape.base + 6 * shape.adapter) + 12 * shape.attention * looks(work)
+        for work in works
     )
 
 

@@ -36,7 +36,7 @@ from measuring import (
 )
 
 from rlhf.config.reward import RewardConfig
-from rlhf.core.packing import Tree
+from rlhf.core.packing import Tree, pack
 
 SIZES = {"limit": 2000, "longest": 512, "update": 16, "updates": 3, "rounds": 3, "exact_pairs": 3}
 QUICK = {"limit": 60, "longest": 256, "update": 4, "updates": 2, "rounds": 1, "exact_pairs": 2}
@@ -263,7 +263,7 @@ def measure(told: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, A
         line("Memory an update adds, beside TRL at the same tokens a batch", memories["ours"] / memories["trl"], "x", most=1.0),
         line("Ours", statistics.median(rates["ours"]), "useful tokens/s", note=f"{budget} tokens a batch"),
         line("TRL", statistics.median(rates["trl"]), "useful tokens/s", note=f"{micro} pairs a micro-batch, length-grouped"),
-        *shares_of_peak(pairs, answers, statistics.median(peaks), told.dtype),
+        *shares_of_peak(pairs, size, budget, answers, statistics.median(peaks), told.dtype),
     ]  # fmt: skip
     details = {
         "sizes": sizes,
@@ -291,14 +291,18 @@ def losses_of_a_round(answers: Mapping[str, Sequence[Mapping[str, Any]]], dtype:
 
 def shares_of_peak(
     pairs: Sequence[Sequence[Sequence[int]]],
+    size: int,
+    budget: int,
     answers: Mapping[str, Sequence[Mapping[str, Any]]],
     peak: float,
     dtype: str,
 ) -> list[dict[str, Any]]:
     """The machine's peak, and what each side makes of it with the tokens it computes."""
     shape = cost.Shape(**answers["ours"][0]["shape"])
+    trees = [Tree.of_sequences(pair) for pair in pairs]
+    updates = (trees[first : first + size] for first in range(0, len(trees), size))
     operations = {
-        "ours": cost.training(shape, (Tree.of_sequences(pair) for pair in pairs)),
+        "ours": sum(cost.training(shape, pack(update, budget, pad_id=0)) for update in updates),
         "trl": cost.training(shape, (Tree((), (tuple(ids),)) for pair in pairs for ids in pair)),
     }
     share = {

@@ -153,7 +153,7 @@ class HybridRewardTrainer(AcrossProcesses, SafeCheckpoints, RewardTrainer):
             "margins": margin_B.sum().item(),
             "right": float((margin_B > 0).sum()),  # a tie is wrong, as in RewardBench
             "tokens/useful": packed.useful_tokens,
-            "tokens/computed": int((packed.tree_RT >= 0).sum()),
+            "tokens/computed": packed.computed_tokens,
         }
         return loss, figures
 

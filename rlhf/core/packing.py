@@ -2,9 +2,10 @@
 
 A `Tree` is a shared beginning and its branches: the prompt and the two responses of a preference, or a prompt and its
 sampled answers. Trees are laid one after another into rows, and rows of like length into batches of at most `budget` tokens.
-Position ids restart, so that each branch sits where it would sit alone; the attention mask lets a token see the trunk of its
-own tree and the earlier tokens of its own branch, and nothing else. Every branch so gets exactly the hidden states of an
-unpacked run, up to the rounding of the number format.
+What the trunks of a row all begin with (a chat template's opening words, a system prompt) stands once, at its start.
+Position ids restart, so that each branch sits where it would sit alone; the attention mask lets a token see that beginning, the
+trunk of its own tree and the earlier tokens of its own branch, and nothing else. Every branch so gets exactly the hidden states
+of an unpacked run, up to the rounding of the number format.
 
 On a CPU a batch is one row, since attention there computes what each token sees and no more (`rlhf.core.attention`). A GPU's
 kernels take a dense mask, which costs the square of the row: rows there are short, about as long as the longest tree.
@@ -14,6 +15,7 @@ Shapes: R rows, T tokens in a row, N branches (sequences) over all rows.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +25,9 @@ from torch import Tensor
 
 SHORT_ROW = 256
 """Where attention costs the square of a row, trees shorter than this share one: below it, that is little beside the products."""
+
+PADDING, SHARED = -1, -2
+"""In the place of a tree's number: tokens of none, and tokens that all trees of a row begin with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,7 @@ class Tree:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Tokens `start` to `stop` of a row that follow one another: a trunk, or a branch, which also sees its trunk."""
+    """Tokens `start` to `stop` of a row that follow one another: a beginning, a trunk or a branch; and those that it sees before them."""
 
     start: int
     stop: int
@@ -79,23 +84,28 @@ class PackedBatch:
     ids_RT: Tensor
     positions_RT: Tensor
     tree_RT: Tensor
-    """Number of the tree a token belongs to; -1 is padding."""
+    """Number of the tree a token belongs to; `PADDING`, or `SHARED` where all of the row begin with it."""
     branch_RT: Tensor
-    """Number of the branch over the whole batch; -1 is the trunk (or padding)."""
+    """Number of the branch over the whole batch; -1 is none: a trunk, what is shared, or padding."""
     trees: tuple[int, ...]
     """Which of the trees given to `pack` are here, by their index, in the order of `branch_RT`."""
     useful_tokens: int
     spans: tuple[tuple[Span, ...], ...] = ()
-    """Trunks and branches of each row, from left to right: what the mask says, by where it changes."""
+    """Beginnings, trunks and branches of each row, from left to right: what the mask says, by where it changes."""
+
+    @property
+    def computed_tokens(self) -> int:
+        """Tokens that are computed, padding left out."""
+        return int((self.tree_RT != PADDING).sum())
 
     def mask_R1TT(self) -> Tensor:
         """The attention mask, True where a token may look: [R, 1, T query, T key]."""
-        same_tree = self.tree_RT[:, :, None] == self.tree_RT[:, None, :]
-        key_in_trunk = (self.branch_RT == -1)[:, None, :]
-        same_branch = self.branch_RT[:, :, None] == self.branch_RT[:, None, :]
-        length = self.ids_RT.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool, device=self.ids_RT.device).tril()
-        return (same_tree & (key_in_trunk | same_branch) & causal)[:, None]
+        # In place: the square of a long row is large.
+        sees_RTT = self.branch_RT[:, :, None] == self.branch_RT[:, None, :]
+        sees_RTT |= (self.branch_RT == -1)[:, None, :]
+        sees_RTT &= self.tree_RT[:, :, None] == self.tree_RT[:, None, :]
+        sees_RTT |= (self.tree_RT != PADDING)[:, :, None] & (self.tree_RT == SHARED)[:, None, :]
+        return sees_RTT.tril_()[:, None]
 
     def last_tokens_N(self) -> tuple[Tensor, Tensor]:
         """Row and column of the last token of each branch."""
@@ -135,35 +145,59 @@ def pack(
 ) -> Iterator[PackedBatch]:
     """Lay trees into batches of at most `budget` tokens (rounded up to 16), padding included.
 
-    A tree is never cut: one that is longer than the budget is a batch of its own. Longest first, each tree goes to the first
-    row with room; a new row has room for its first tree, or for `short_row` tokens (by default the whole budget, and `SHORT_ROW`
-    where there is a GPU). Rows are then batched in order of length.
+    A tree is never cut: one that is longer than the budget is a batch of its own. Longest first, each tree goes to the row with room
+    that it lengthens least, by what it shares with the trees there; a new row has room for its first tree, or for `short_row`
+    tokens (by default the whole budget, and `SHORT_ROW` where there is a GPU). Rows are then batched in order of length.
     Branches of a batch are numbered from 0, in the order of `PackedBatch.trees`.
     """
     if short_row is None:
         short_row = SHORT_ROW if torch.cuda.is_available() else budget
-    rows: list[list[int]] = []
-    free: list[int] = []
+    rows: list[_Row] = []
     for index in sorted(range(len(trees)), key=lambda i: (-trees[i].tokens, i)):
-        size = trees[index].tokens
-        place = next((row for row, room in enumerate(free) if size <= room), None)
-        if place is None:
-            rows.append([index])
-            free.append(max(size, min(short_row, budget)) - size)
+        tree = trees[index]
+        lengthened = [
+            (grown, place) for place, row in enumerate(rows) if (grown := row.grown_by(tree)) is not None
+        ]
+        if lengthened:
+            rows[min(lengthened)[1]].take(index, tree)
         else:
-            rows[place].append(index)
-            free[place] -= size
-    lengths = [_rounded(sum(trees[index].tokens for index in members)) for members in rows]
-    batch: list[list[int]] = []
-    longest = 0
-    for number in sorted(range(len(rows)), key=lambda i: (-lengths[i], i)):
-        if batch and longest * (len(batch) + 1) > _rounded(budget):
+            rows.append(_Row([index], tree.trunk, tree.tokens, max(tree.tokens, min(short_row, budget))))
+    batch: list[_Row] = []
+    for row in sorted(rows, key=lambda row: -_rounded(row.tokens)):
+        if batch and _rounded(batch[0].tokens) * (len(batch) + 1) > _rounded(budget):
             yield _batch(trees, batch, pad_id)
             batch = []
-        longest = longest if batch else lengths[number]
-        batch.append(sorted(rows[number]))
+        batch.append(row)
     if batch:
         yield _batch(trees, batch, pad_id)
+
+
+@dataclass(slots=True)
+class _Row:
+    """Trees, by their index, that will stand in one row."""
+
+    members: list[int]
+    shared: tuple[int, ...]
+    """What all their trunks begin with."""
+    tokens: int
+    room: int
+    """The most tokens it may have."""
+
+    def grown_by(self, tree: Tree) -> int | None:
+        """Tokens more with one more tree; None if they are too many."""
+        most = min(len(self.shared), len(tree.trunk))
+        if self.tokens + tree.tokens - most > self.room:
+            return None  # whatever they share
+        shared = len(os.path.commonprefix([self.shared, tree.trunk]))
+        # One beginning less for each tree, but what is shared with fewer tokens stands in each.
+        grown = tree.tokens - shared + (len(self.shared) - shared) * (len(self.members) - 1)
+        return grown if self.tokens + grown <= self.room else None
+
+    def take(self, index: int, tree: Tree) -> None:
+        """Put one more tree into it, which there is room for."""
+        self.tokens += self.grown_by(tree) or 0
+        self.shared = tuple(os.path.commonprefix([self.shared, tree.trunk]))
+        self.members.append(index)
 
 
 def _rounded(length: int) -> int:
@@ -171,46 +205,56 @@ def _rounded(length: int) -> int:
     return length + -length % 16
 
 
-def _batch(trees: Sequence[Tree], rows: Sequence[Sequence[int]], pad_id: int) -> PackedBatch:
-    length = _rounded(max(sum(trees[index].tokens for index in members) for members in rows))
-    cells: dict[str, list[list[int]]] = {"ids": [], "positions": [], "tree": [], "branch": []}
-    next_tree = next_branch = 0
-    spans: list[tuple[Span, ...]] = []
-    for members in rows:
-        own: list[Span] = []
-        ids: list[int] = []
-        positions: list[int] = []
-        tree_of: list[int] = []
-        branch_of: list[int] = []
-        for index in members:
-            tree = trees[index]
-            start = len(tree.trunk)
-            trunk = slice(len(ids), len(ids) + start)
-            own += [Span(trunk.start, trunk.stop)] if start else []
-            ids += tree.trunk
-            positions += range(start)
-            branch_of += [-1] * start
-            for branch in tree.branches:
-                own.append(Span(len(ids), len(ids) + len(branch), (trunk,)))
-                ids += branch
-                positions += range(start, start + len(branch))
-                branch_of += [next_branch] * len(branch)
-                next_branch += 1
-            tree_of += [next_tree] * tree.tokens
-            next_tree += 1
-        spans.append(tuple(own))
-        padding = length - len(ids)
-        cells["ids"].append(ids + [pad_id] * padding)
-        cells["positions"].append(positions + [0] * padding)
-        cells["tree"].append(tree_of + [-1] * padding)
-        cells["branch"].append(branch_of + [-1] * padding)
-    members_of_all = tuple(index for members in rows for index in members)
+def _batch(trees: Sequence[Tree], rows: Sequence[_Row], pad_id: int) -> PackedBatch:
+    length = _rounded(max(row.tokens for row in rows))
+    members = [sorted(row.members) for row in rows]
+    laid = []
+    numbers, branches = itertools.count(), itertools.count()
+    for row, indices in zip(rows, members, strict=True):
+        shared = row.shared if len(indices) > 1 else ()
+        laid.append(_lay([trees[index] for index in indices], shared, numbers, branches))
+    padding = {"ids": pad_id, "positions": 0, "tree": PADDING, "branch": -1}
+    cells = {
+        name: torch.tensor([row[name] + [value] * (length - len(row[name])) for row, _ in laid])
+        for name, value in padding.items()
+    }
+    in_order = tuple(index for indices in members for index in indices)
     return PackedBatch(
-        ids_RT=torch.tensor(cells["ids"]),
-        positions_RT=torch.tensor(cells["positions"]),
-        tree_RT=torch.tensor(cells["tree"]),
-        branch_RT=torch.tensor(cells["branch"]),
-        trees=members_of_all,
-        useful_tokens=sum(trees[index].useful_tokens for index in members_of_all),
-        spans=tuple(spans),
+        ids_RT=cells["ids"],
+        positions_RT=cells["positions"],
+        tree_RT=cells["tree"],
+        branch_RT=cells["branch"],
+        trees=in_order,
+        useful_tokens=sum(trees[index].useful_tokens for index in in_order),
+        spans=tuple(spans for _, spans in laid),
     )
+
+
+def _lay(
+    trees: Sequence[Tree], shared: tuple[int, ...], numbers: Iterator[int], branches: Iterator[int]
+) -> tuple[dict[str, list[int]], tuple[Span, ...]]:
+    """The cells of a row, and its spans; trees and branches take their numbers from what counts them over the batch."""
+    cells: dict[str, list[int]] = {"ids": [], "positions": [], "tree": [], "branch": []}
+    spans: list[Span] = []
+
+    def add(
+        ids: tuple[int, ...], position: int, tree: int, branch: int, sees: tuple[slice, ...]
+    ) -> tuple[slice, ...]:
+        """Lay down ids; what follows them sees what they see, and them."""
+        start = len(cells["ids"])
+        if not ids:
+            return sees
+        cells["ids"] += ids
+        cells["positions"] += range(position, position + len(ids))
+        cells["tree"] += [tree] * len(ids)
+        cells["branch"] += [branch] * len(ids)
+        spans.append(Span(start, start + len(ids), sees))
+        return (*sees, slice(start, start + len(ids)))
+
+    beginning = add(shared, 0, SHARED, -1, ())
+    for tree in trees:
+        number = next(numbers)
+        trunk = add(tree.trunk[len(shared) :], len(shared), number, -1, beginning)
+        for branch in tree.branches:
+            add(branch, len(tree.trunk), number, next(branches), trunk)
+    return cells, tuple(spans)

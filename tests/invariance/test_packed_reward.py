@@ -22,7 +22,7 @@ from rlhf.core import attention
 from rlhf.core.chat import Chat
 from rlhf.core.forwards import apply_head, packed_inputs
 from rlhf.core.models import reward_head
-from rlhf.core.packing import PackedBatch, Span, pack
+from rlhf.core.packing import SHARED, PackedBatch, Span, pack
 from rlhf.core.records import Message, Preference, Rating
 from rlhf.data.drops import DropReport
 
@@ -138,7 +138,7 @@ def test_hidden_states(model: Any, items: list[Item], budget: int) -> None:
             for number, index in enumerate(batch.trees):
                 for ids in sequences(items)[index]:
                     own = torch.isin(batch.branch_RT, torch.tensor([-1, branch]))
-                    mine = (batch.tree_RT == number) & own
+                    mine = torch.isin(batch.tree_RT, torch.tensor([SHARED, number])) & own
                     expected = body(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0]
                     assert torch.allclose(hidden[mine], expected, atol=1e-4)
                     branch += 1

@@ -111,7 +111,7 @@ def test_rounds_take_turns() -> None:
 
 def test_the_cost_of_a_tree_by_counting() -> None:
     cost = module("cost")
-    from rlhf.core.packing import Tree
+    from rlhf.core.packing import Tree, pack
 
     tree = Tree((1, 2), ((3, 4, 5), (6,)))
     seen = [1, 2, 3, 4, 5, 3]  # keys each of its six tokens may look at
@@ -124,6 +124,10 @@ def test_the_cost_of_a_tree_by_counting() -> None:
     assert cost.training(shape, [tree]) == cost.forward(shape, [tree]) + backward
     unshared = [Tree((), ((1, 2, 3, 4, 5),)), Tree((), ((1, 2, 6),))]
     assert cost.training(shape, unshared) > cost.training(shape, [tree])
+    (alone,) = pack([tree], 16, pad_id=0)
+    assert cost.training(shape, [alone]) == cost.training(shape, [tree])
+    (row,) = pack([tree, Tree((1, 2), ((9,),))], 16, pad_id=0)  # the second begins with the same two tokens
+    assert (cost.tokens(row), cost.looks(row)) == (6 + 1, sum(seen) + 3)
 
 
 def test_the_exponent_is_that_of_the_upper_end() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from rlhf.core import attention
 from rlhf.core.attention import Block, blocks_of, blockwise_attention
 from rlhf.core.forwards import packed_inputs
-from rlhf.core.packing import PackedBatch, Span, Tree, pack
+from rlhf.core.packing import PADDING, SHARED, PackedBatch, Span, Tree, pack
 
 HEADS, KINDS, UNITS = 4, 2, 8
 few = settings(max_examples=40, deadline=None)
@@ -52,7 +52,7 @@ def dense(batch: PackedBatch, q: Tensor, k: Tensor, v: Tensor, scale: float) -> 
     out = F.scaled_dot_product_attention(
         q, k, v, attn_mask=batch.mask_R1TT(), scale=scale, enable_gqa=True
     ).transpose(1, 2)
-    return out * (batch.tree_RT >= 0)[:, :, None, None]
+    return out * (batch.tree_RT != PADDING)[:, :, None, None]
 
 
 def seen(batch: PackedBatch, blocks: list[Block]) -> Tensor:
@@ -75,7 +75,7 @@ def test_blocks_are_the_mask(forest: list[Tree], cut: tuple[int, int, int]) -> N
         patch.setattr(attention, "QUERIES", cut[0])
         patch.setattr(attention, "CALL", cut[1])
         batch = batch_of(*forest, short_row=cut[2])
-        expected = batch.mask_R1TT()[:, 0] & (batch.tree_RT >= 0)[:, :, None]
+        expected = batch.mask_R1TT()[:, 0] & (batch.tree_RT != PADDING)[:, :, None]
         assert torch.equal(seen(batch, blocks_of(batch)), expected)
 
 
@@ -187,7 +187,8 @@ def furthest_from_alone(model: Any, batch: PackedBatch, forest: list[Tree]) -> f
         worst, branch = 0.0, 0
         for number, tree in enumerate(forest):
             for tokens in tree.branches:
-                own = torch.isin(batch.branch_RT, torch.tensor([-1, branch])) & (batch.tree_RT == number)
+                own = torch.isin(batch.branch_RT, torch.tensor([-1, branch]))
+                own &= torch.isin(batch.tree_RT, torch.tensor([SHARED, number]))
                 alone = model.model(
                     input_ids=torch.tensor([tree.trunk + tokens]), use_cache=False
                 ).last_hidden_state[0]

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf.core.packing import PackedBatch, Tree, pack
+from rlhf.core.packing import SHARED, PackedBatch, Tree, pack
 
 PAD = 0
 ids = st.integers(1, 9)
@@ -24,6 +24,19 @@ few = settings(max_examples=60, deadline=None)
 def one_batch(*trees: Tree, short_row: int = 256) -> PackedBatch:
     (batch,) = pack(trees, 10_000, pad_id=PAD, short_row=short_row)
     return batch
+
+
+def of_all(batch: PackedBatch, forest: list[Tree]) -> list[tuple[int, ...]]:
+    """What the trees of each row all begin with; nothing where there is one tree. By another way than `pack`'s: token by token."""
+    found, place = [], 0
+    for numbers in batch.tree_RT.tolist():
+        count = len({number for number in numbers if number >= 0})
+        trunks = [forest[index].trunk for index in batch.trees[place : place + count]]
+        place += count
+        alike = [set(column) for column in zip(*trunks, strict=False)]
+        same = list(itertools.takewhile(lambda tokens: len(tokens) == 1, alike))
+        found.append(tuple(min(tokens) for tokens in same) if count > 1 else ())
+    return found
 
 
 def tokens_of(batch: PackedBatch) -> list[list[tuple[int, int, int]]]:
@@ -83,7 +96,12 @@ def test_every_tree_is_in_exactly_one_batch_within_the_budget(forest: list[Tree]
         assert rows * length <= budget + -budget % 16 or len(batch.trees) == 1
         used = [len(row) for row in tokens_of(batch)]
         assert length == max(used) + -max(used) % 16  # rounded up to the grain of 16
-        assert sum(used) == sum(forest[index].tokens for index in batch.trees)
+        assert sum(used) == batch.computed_tokens
+        spared = sum(
+            (len(set(numbers) - {-1, SHARED}) - 1) * len(shared)
+            for numbers, shared in zip(batch.tree_RT.tolist(), of_all(batch, forest), strict=True)
+        )
+        assert sum(used) == sum(forest[index].tokens for index in batch.trees) - spared
         assert batch.useful_tokens == sum(forest[index].useful_tokens for index in batch.trees)
 
 
@@ -93,13 +111,18 @@ def test_a_batch_holds_the_tokens_of_its_trees_in_order(
     forest: list[Tree], budget: int, short_row: int
 ) -> None:
     for batch in pack(forest, budget, pad_id=PAD, short_row=short_row):
-        expected, branch = [], 0
-        for number, index in enumerate(batch.trees):
-            expected += [(number, -1, token) for token in forest[index].trunk]
-            for one in forest[index].branches:
-                expected += [(number, branch, token) for token in one]
-                branch += 1
-        assert list(itertools.chain.from_iterable(tokens_of(batch))) == expected
+        number = branch = 0
+        for row, shared in zip(tokens_of(batch), of_all(batch, forest), strict=True):
+            expected = [(SHARED, -1, token) for token in shared]
+            while len(expected) < len(row):
+                tree = forest[batch.trees[number]]
+                expected += [(number, -1, token) for token in tree.trunk[len(shared) :]]
+                for one in tree.branches:
+                    expected += [(number, branch, token) for token in one]
+                    branch += 1
+                number += 1
+            assert row == expected
+        assert number == len(batch.trees)
 
 
 def test_first_fit_leaves_no_room_that_a_later_tree_could_take() -> None:
@@ -111,9 +134,10 @@ def test_first_fit_leaves_no_room_that_a_later_tree_could_take() -> None:
 @given(forests)
 def test_positions_are_those_of_the_sequence_alone(forest: list[Tree]) -> None:
     batch = one_batch(*forest)
-    expected: list[int] = []
+    (shared,) = of_all(batch, forest)
+    expected = list(range(len(shared)))
     for tree in forest:
-        expected += range(len(tree.trunk))
+        expected += range(len(shared), len(tree.trunk))
         for branch in tree.branches:
             expected += range(len(tree.trunk), len(tree.trunk) + len(branch))
     assert batch.positions_RT[0, : len(expected)].tolist() == expected
@@ -126,14 +150,15 @@ short_rows = st.sampled_from([16, 256])
 @few
 @given(forests, short_rows)
 def test_the_mask_is_what_the_definition_says(forest: list[Tree], short_row: int) -> None:
-    """A token sees the trunk of its own tree and its own branch, up to itself; nothing else."""
+    """A token sees what all of its row begin with, the trunk of its own tree and its own branch, up to itself; nothing else."""
     batch = one_batch(*forest, short_row=short_row)
     rows, length = batch.ids_RT.shape
     assert batch.mask_R1TT().shape == (rows, 1, length, length)
     for row, mask in zip(tokens_of(batch), batch.mask_R1TT()[:, 0], strict=True):
         for query, (tree, branch, _) in enumerate(row):
             for key in range(mask.shape[1]):
-                sees = key <= query and row[key][0] == tree and (row[key][1] == -1 or row[key][1] == branch)
+                own = row[key][0] == tree and row[key][1] in {-1, branch} if key <= query else False
+                sees = own or (key <= query and row[key][0] == SHARED)
                 assert bool(mask[query, key]) == sees, (query, key)
         # Padding sees something, or softmax would divide by zero, and no real token.
         assert mask[len(row) :].any(dim=1).all()
@@ -173,6 +198,36 @@ def test_rows_are_short_and_batched_with_their_like() -> None:
     # Rows: 100 (padded to 112), 95 (96), 90 + 0, and 30; the row of 30 has no room for 10, that of 100 neither.
     assert [batch.trees for batch in batches] == [(0,), (4, 2), (1, 3)]
     assert [tuple(batch.ids_RT.shape) for batch in batches] == [(1, 112), (2, 96), (2, 32)]
+
+
+def test_a_tree_goes_where_it_shares_most() -> None:
+    """Two system prompts, two prompts of each: a row takes what it lengthens least."""
+    forest = [Tree((start,) * 20 + (own,), ((1, 2),)) for own, start in enumerate((7, 8, 7, 8), start=1)]
+    batches = list(pack(forest, 45, pad_id=PAD))
+    assert [batch.trees for batch in batches] == [(0, 2), (1, 3)]
+    assert [batch.computed_tokens for batch in batches] == [20 + 2 * 3, 20 + 2 * 3]
+    assert [batch.useful_tokens for batch in batches] == [2 * 23, 2 * 23]
+
+
+def test_a_shared_beginning_makes_room() -> None:
+    """Three trees of 24 tokens, of which 20 are the same, fit into 32; with another beginning the third does not."""
+    same = [Tree((7,) * 20 + (own,), ((1, 2, 3),)) for own in (1, 2, 3)]
+    assert [batch.trees for batch in pack(same, 32, pad_id=PAD)] == [(0, 1, 2)]
+    other = [*same[:2], Tree((8,) * 20 + (3,), ((1, 2, 3),))]
+    assert [batch.trees for batch in pack(other, 32, pad_id=PAD)] == [(0, 1), (2,)]
+
+
+def test_what_a_row_shares_by_hand() -> None:
+    batch = one_batch(Tree((5, 6, 7), ((8,), (9,))), Tree((5, 6), ((4, 3),)))
+    pad = [PAD] * 9
+    assert batch.ids_RT.tolist() == [[5, 6, 7, 8, 9, 4, 3, *pad]]
+    assert batch.positions_RT.tolist() == [[0, 1, 2, 3, 3, 2, 3, *[0] * 9]]
+    assert batch.tree_RT.tolist() == [[SHARED, SHARED, 0, 0, 0, 1, 1, *[-1] * 9]]
+    assert batch.branch_RT.tolist() == [[-1, -1, -1, 0, 1, 2, 2, *[-1] * 9]]
+    seen = [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 4], [0, 1, 5], [0, 1, 5, 6]]
+    mask = batch.mask_R1TT()[0, 0]
+    assert [torch.nonzero(mask[query]).flatten().tolist() for query in range(7)] == seen
+    assert torch.nonzero(mask[7]).flatten().tolist() == [7]  # padding
 
 
 def test_by_hand() -> None:
