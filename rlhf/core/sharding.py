@@ -176,9 +176,11 @@ def in_step(batches: Iterable[T], model: Any) -> Iterator[tuple[T, bool]]:
     There must be at least one. What is computed from a batch that comes with False is to change nothing.
     """
     own = list(batches)
+    # Asked before the first pass: after it, another process may be in its next one, and what they exchange would not match.
+    behind = passes_behind(len(own), model)
     for batch in own:
         yield batch, True
-    for _ in range(passes_behind(len(own), model)):
+    for _ in range(behind):
         yield own[-1], False
 
 

@@ -34,6 +34,20 @@ def test_4_bit_weights_are_made_by_every_process(monkeypatch: pytest.MonkeyPatch
         assert os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == expected
 
 
+def test_processes_are_asked_before_the_first_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    def gathered(own: int) -> list[int]:
+        said.append("asked")
+        return [own, own + 1]
+
+    monkeypatch.setattr(sharding, "is_sharded", lambda _: True)
+    monkeypatch.setattr(sharding.processes, "gathered", gathered)
+    for batch, counted in sharding.in_step("ab", None):
+        said.append(f"{batch} {counted}")
+    assert said == ["asked", "a True", "b True", "b False"]
+
+
 def test_a_whole_model_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ACCELERATE_USE_FSDP", raising=False)
     model = nn.Linear(2, 2)
