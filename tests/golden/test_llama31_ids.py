@@ -94,10 +94,11 @@ def test_the_reward_is_read_at_the_end_of_the_answer(name: str, llama31_chat: Ch
     (batch,) = pack(trees, 2 * (len(ids) + len(neighbour)), pad_id=llama31_chat.pad_id)
     rows_N, columns_N = batch.last_tokens_N()
     assert torch.equal(batch.ids_RT[rows_N, columns_N], torch.tensor([EOT, EOT]))
-    ends = [tuple(found.tolist()) for found in torch.stack((rows_N, columns_N), dim=1)]
-    closed = [tuple(found.tolist()) for found in (batch.ids_RT == EOT).nonzero()]
+    # The header is in the row once, for both; a position is that in the conversation alone.
+    assert batch.positions_RT[rows_N, columns_N].tolist() == [len(ids) - 1, len(neighbour) - 1]
     turns = len(messages(name)) + (messages(name)[0].role != "system")  # a system turn is written in any case
-    assert ends == [closed[turns - 1], closed[turns + 2]]
+    assert ids.count(EOT) == turns
+    assert batch.branch_RT[rows_N, columns_N].tolist() == [0, 1]
 
 
 def test_an_answer_is_decoded_as_it_was_sampled(llama31_chat: Chat) -> None:
