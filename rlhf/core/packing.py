@@ -155,13 +155,12 @@ def pack(
     rows: list[_Row] = []
     for index in sorted(range(len(trees)), key=lambda i: (-trees[i].tokens, i)):
         tree = trees[index]
-        lengthened = [
-            (grown, place) for place, row in enumerate(rows) if (grown := row.grown_by(tree)) is not None
-        ]
-        if lengthened:
-            rows[min(lengthened)[1]].take(index, tree)
+        longer = [(one, place) for place, row in enumerate(rows) if (one := row.joined_by(index, tree))]
+        if longer:
+            row, place = min(longer, key=lambda found: (found[0].tokens - rows[found[1]].tokens, found[1]))
+            rows[place] = row
         else:
-            rows.append(_Row([index], tree.trunk, tree.tokens, max(tree.tokens, min(short_row, budget))))
+            rows.append(_Row((index,), tree.trunk, tree.tokens, max(tree.tokens, min(short_row, budget))))
     batch: list[_Row] = []
     for row in sorted(rows, key=lambda row: -_rounded(row.tokens)):
         if batch and _rounded(batch[0].tokens) * (len(batch) + 1) > _rounded(budget):
@@ -172,32 +171,27 @@ def pack(
         yield _batch(trees, batch, pad_id)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Row:
     """Trees, by their index, that will stand in one row."""
 
-    members: list[int]
+    members: tuple[int, ...]
     shared: tuple[int, ...]
     """What all their trunks begin with."""
     tokens: int
     room: int
     """The most tokens it may have."""
 
-    def grown_by(self, tree: Tree) -> int | None:
-        """Tokens more with one more tree; None if they are too many."""
+    def joined_by(self, index: int, tree: Tree) -> _Row | None:
+        """The row with one more tree; None if there is no room for it."""
         most = min(len(self.shared), len(tree.trunk))
         if self.tokens + tree.tokens - most > self.room:
             return None  # whatever they share
-        shared = len(os.path.commonprefix([self.shared, tree.trunk]))
+        shared = tuple(os.path.commonprefix([self.shared, tree.trunk]))
         # One beginning less for each tree, but what is shared with fewer tokens stands in each.
-        grown = tree.tokens - shared + (len(self.shared) - shared) * (len(self.members) - 1)
-        return grown if self.tokens + grown <= self.room else None
-
-    def take(self, index: int, tree: Tree) -> None:
-        """Put one more tree into it, which there is room for."""
-        self.tokens += self.grown_by(tree) or 0
-        self.shared = tuple(os.path.commonprefix([self.shared, tree.trunk]))
-        self.members.append(index)
+        apart = (len(self.shared) - len(shared)) * (len(self.members) - 1)
+        tokens = self.tokens + tree.tokens - len(shared) + apart
+        return _Row((*self.members, index), shared, tokens, self.room) if tokens <= self.room else None
 
 
 def _rounded(length: int) -> int:

@@ -157,8 +157,8 @@ def test_the_mask_is_what_the_definition_says(forest: list[Tree], short_row: int
     for row, mask in zip(tokens_of(batch), batch.mask_R1TT()[:, 0], strict=True):
         for query, (tree, branch, _) in enumerate(row):
             for key in range(mask.shape[1]):
-                own = row[key][0] == tree and row[key][1] in {-1, branch} if key <= query else False
-                sees = own or (key <= query and row[key][0] == SHARED)
+                its_tree, its_branch, _ = row[key] if key <= query else (None, None, None)
+                sees = its_tree == SHARED or (its_tree == tree and its_branch in {-1, branch})
                 assert bool(mask[query, key]) == sees, (query, key)
         # Padding sees something, or softmax would divide by zero, and no real token.
         assert mask[len(row) :].any(dim=1).all()
