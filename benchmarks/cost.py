@@ -6,6 +6,8 @@ of all heads and layers together. A product with a weight is two operations a to
     forward            2 n (W + A) + 4 d v
     backward           2 n W       + 4 n A + 8 d v       gradients of inputs, and of the adapter's weights
     log-probabilities  2 m V D for m tokens of V words and D units: once forward, twice more for the gradient
+
+Of W and A what comes after the last attention is needed for the tokens that are read alone (`rlhf/core/last_layer.py`).
 """
 
 from __future__ import annotations
@@ -19,32 +21,41 @@ from rlhf.core.packing import PADDING, PackedBatch, Tree
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a model with an adapter: W, A, d, V, D as above."""
+    """Of a model with an adapter: W, A, d, V, D as above, and of W and A what comes after the last attention."""
 
     base: int
     adapter: int
     attention: int
     words: int
     width: int
+    base_after: int = 0
+    adapter_after: int = 0
 
     @classmethod
     def of(cls, model: Any) -> Shape:
         """The shape of a PEFT model; of several adapters the one that is active is counted."""
         config = model.config.get_text_config()
         head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        base = adapter = 0
+        base = adapter = base_after = adapter_after = 0
+        last = f".layers.{config.num_hidden_layers - 1}."
         for name, weight in model.named_parameters():
+            after = last in name and (".mlp." in name or ".o_proj." in name)
             if f".lora_A.{model.active_adapter}" in name or f".lora_B.{model.active_adapter}" in name:
                 adapter += weight.numel()
+                adapter_after += after * weight.numel()
             elif name.endswith("base_layer.weight"):
                 state = getattr(weight, "quant_state", None)  # 4-bit weights are packed
-                base += weight.numel() if state is None else state.shape.numel()
+                size = weight.numel() if state is None else state.shape.numel()
+                base += size
+                base_after += after * size
         return cls(
             base,
             adapter,
             config.num_hidden_layers * config.num_attention_heads * head,
             config.vocab_size,
             config.hidden_size,
+            base_after,
+            adapter_after,
         )
 
 
@@ -72,11 +83,15 @@ def forward(shape: Shape, works: Iterable[Tree | PackedBatch], *, adapter: bool 
     return sum(2 * tokens(work) * weights + 4 * shape.attention * looks(work) for work in works)
 
 
-def training(shape: Shape, works: Iterable[Tree | PackedBatch]) -> int:
-    """Forward and backward pass."""
-    return sum(
-        tokens(work) * (4 * shape.base + 6 * shape.adapter) + 12 * shape.attention * looks(work)
-        for work in works
+def training(shape: Shape, works: Iterable[Tree | PackedBatch], *, read: int | None = None) -> int:
+    """Forward and backward pass; `read` is how many tokens are read in all, where the last layer spares the others."""
+    works = list(works)
+    computed = sum(tokens(work) for work in works)
+    unread = 0 if read is None else computed - read
+    return (
+        computed * (4 * shape.base + 6 * shape.adapter)
+        - unread * (4 * shape.base_after + 6 * shape.adapter_after)
+        + 12 * shape.attention * sum(looks(work) for work in works)
     )
 
 

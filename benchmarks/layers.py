@@ -49,7 +49,7 @@ def main() -> None:
 
     items = samples.pairs(told.data, Chat.load(told.base), limit=sizes["limit"], longest=sizes["longest"])
     everything = [samples.sides_of(item) for item in items]
-    pairs = [everything[place] for place in reward_training.updates_of(everything, sizes["update"], 1)[0]]
+    pairs = [everything[place] for place in samples.updates_of(everything, sizes["update"], 1)[0]]
     shared = {"base": told.base, "clock": told.clock, "dtype": told.dtype, "longest": sizes["longest"]}
     update = reward_training.ours({**shared, "pairs": pairs})
     tokens = sum(len(ids) for pair in pairs for ids in pair)

@@ -145,10 +145,11 @@ def roles(told: Mapping[str, Any]) -> Handler:
         last["logps"] = found[0].detach()
         return found
 
+    stubs: dict[str, Any] = {"token_logps": remembered}
     if told["alone"]:
         answers = sum(len(one["answers"]) for one in told["given"])
         trainer.rewards = SimpleNamespace(of=lambda *_: Given([float(place % 3) for place in range(answers)]))
-        module.reference_logps = lambda *_: last["logps"]  # no second pass
+        stubs["reference_logps"] = lambda *_: last["logps"]  # no second pass
 
     def update(_: Mapping[str, Any]) -> Mapping[str, Any]:
         weights = dict.fromkeys(("base", "default", "reward", "critic"), 0)
@@ -158,7 +159,7 @@ def roles(told: Mapping[str, Any]) -> Handler:
             weights[kind] += parameter.untyped_storage().nbytes()
             if parameter.requires_grad and kind != "default":
                 gradients += parameter.numel() * 4
-        with mock.patch.object(module, "token_logps", remembered):
+        with mock.patch.multiple(module, **stubs):
             peak = peak_of_step(trainer)
         return {"peak_of_step": peak, "weights": weights, "critic_gradients": gradients}
 

@@ -118,7 +118,7 @@ def theirs(told: Mapping[str, Any]) -> Handler:
     from rlhf.core.models import lora_config
 
     class InOrder(RewardTrainer):
-        """The order was made by the sampler before, see `updates_of`."""
+        """The order was made by the sampler before, see `samples.updates_of`."""
 
         losses: list[float]
 
@@ -198,19 +198,6 @@ def start(model: Any) -> None:
             parameter.grad = None
 
 
-def updates_of(pairs: Sequence[Sequence[Sequence[int]]], size: int, count: int) -> list[list[int]]:
-    """`count` batches of one pass of transformers' length-grouped sampler over all pairs, evenly spread by length."""
-    import torch
-    from transformers.trainer_pt_utils import LengthGroupedSampler
-
-    lengths = [max(map(len, pair)) for pair in pairs]
-    sampler = LengthGroupedSampler(size, lengths=lengths, generator=torch.Generator().manual_seed(0))
-    order = list(sampler)
-    full = [order[first : first + size] for first in range(0, len(order) - size + 1, size)]
-    full.sort(key=lambda update: -sum(lengths[place] for place in update))
-    return [full[int((number + 0.5) * len(full) / count)] for number in range(count)]
-
-
 def measure(told: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The lines of the table, and what lies behind them."""
     from rlhf.core.chat import Chat
@@ -219,7 +206,7 @@ def measure(told: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, A
     items = samples.pairs(told.data, Chat.load(told.base), limit=sizes["limit"], longest=sizes["longest"])
     everything = [samples.sides_of(item) for item in items]
     size = sizes["update"]
-    chosen = updates_of(everything, size, sizes["updates"])
+    chosen = samples.updates_of(everything, size, sizes["updates"])
     pairs = [everything[place] for update in chosen for place in update]
     updates = [list(range(first, first + size)) for first in range(0, len(pairs), size)]
     shared = {
@@ -302,7 +289,9 @@ def shares_of_peak(
     trees = [Tree.of_sequences(pair) for pair in pairs]
     updates = (trees[first : first + size] for first in range(0, len(trees), size))
     operations = {
-        "ours": sum(cost.training(shape, pack(update, budget, pad_id=0)) for update in updates),
+        "ours": sum(
+            cost.training(shape, pack(update, budget, pad_id=0), read=2 * size) for update in updates
+        ),
         "trl": cost.training(shape, (Tree((), (tuple(ids),)) for pair in pairs for ids in pair)),
     }
     share = {

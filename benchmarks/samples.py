@@ -91,3 +91,16 @@ def as_rollouts(given: Sequence[Mapping[str, Any]], chat: Chat) -> list[list[Rol
             ]
         )
     return made
+
+
+def updates_of(pairs: Sequence[Sequence[Sequence[int]]], size: int, count: int) -> list[list[int]]:
+    """`count` batches of one pass of transformers' length-grouped sampler over all pairs, evenly spread by length."""
+    import torch
+    from transformers.trainer_pt_utils import LengthGroupedSampler
+
+    lengths = [max(map(len, pair)) for pair in pairs]
+    sampler = LengthGroupedSampler(size, lengths=lengths, generator=torch.Generator().manual_seed(0))
+    order = list(sampler)
+    full = [order[first : first + size] for first in range(0, len(order) - size + 1, size)]
+    full.sort(key=lambda update: -sum(lengths[place] for place in update))
+    return [full[int((number + 0.5) * len(full) / count)] for number in range(count)]

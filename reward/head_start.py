@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from reward.batches import Item, RewardBatch, batches
-from rlhf.core.forwards import hidden_states
+from rlhf.core.forwards import last_states
 from rlhf.core.models import PeftModel, autocast, role
 
 PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -64,8 +64,8 @@ def fit_head(
     for batch in batches(items, budget, pad_id=pad_id):
         packed = batch.packed.to(model.device)
         with autocast(model.get_base_model()), role(model, None):
-            hidden_RTD = hidden_states(model, packed)
-        _collect(batch, hidden_RTD[packed.last_tokens_N()].float().cpu(), equations)
+            hidden_ND = last_states(model, packed)
+        _collect(batch, hidden_ND.float().cpu(), equations)
         read += len(packed.trees)
         done(read)
     for row, (features, targets) in enumerate(equations):

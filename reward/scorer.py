@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from rlhf.core.adapters import RewardAdapter
 from rlhf.core.chat import Chat
 from rlhf.core.errors import DataError, DivergenceError, RlhfError
-from rlhf.core.forwards import apply_head, hidden_states
+from rlhf.core.forwards import apply_head, last_states
 from rlhf.core.models import REWARD, PeftModel, autocast, load_causal, role
 from rlhf.core.packing import PackedBatch, Tree, pack
 from rlhf.core.records import Conversation
@@ -121,8 +121,8 @@ class Scorer:
 
     def _forward(self, batch: PackedBatch) -> Tensor:
         with autocast(self.model.get_base_model()):
-            hidden_RTD = hidden_states(self.model, batch)
-        return apply_head(self.head.to(hidden_RTD.device), hidden_RTD[batch.last_tokens_N()])
+            hidden_ND = last_states(self.model, batch)
+        return apply_head(self.head.to(hidden_ND.device), hidden_ND)
 
 
 S = TypeVar("S")

@@ -5,6 +5,7 @@ Shapes: R rows, T tokens, D hidden units; N sequences, A attributes; M tokens of
 
 from __future__ import annotations
 
+import functools
 import types
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 
 from rlhf.core import attention
 from rlhf.core.errors import ModelError
+from rlhf.core.last_layer import read_states
 from rlhf.core.logprobs import token_logprobs
 from rlhf.core.models import HEAD, VALUE_HEAD, PeftModel
 from rlhf.core.packing import PackedBatch
@@ -30,11 +32,15 @@ def packed_inputs(batch: PackedBatch) -> dict[str, Any]:
     }
 
 
-def hidden_states(model: PeftModel, batch: PackedBatch) -> Tensor:
-    """hidden_RTD: what the base, with the adapter it wears, ends in before any head."""
-    trunk = model.get_base_model()
-    body = through_root(model, getattr(trunk, trunk.base_model_prefix))
-    return body(**packed_inputs(batch), use_cache=False).last_hidden_state  # type: ignore[no-any-return]
+def last_states(model: PeftModel, batch: PackedBatch) -> Tensor:
+    """hidden_ND: what the base, with the adapter it wears, ends in at the last token of each sequence, before any head."""
+    read = functools.partial(read_states, body_of(model.get_base_model()), batch.last_tokens_N())
+    return through_root(model, read)(**packed_inputs(batch))
+
+
+def body_of(trunk: Any) -> Any:
+    """A model of transformers without its head."""
+    return getattr(trunk, trunk.base_model_prefix)
 
 
 def enable_packed_scores(classifier: PreTrainedModel) -> None:
@@ -48,8 +54,7 @@ def enable_packed_scores(classifier: PreTrainedModel) -> None:
     def forward(self: Any, *args: Any, score_at: tuple[Tensor, Tensor] | None = None, **kwargs: Any) -> Any:
         if score_at is None:
             return original(*args, **kwargs)
-        hidden_RTD = getattr(self, self.base_model_prefix)(*args, **kwargs, use_cache=False).last_hidden_state
-        return apply_head(getattr(self, HEAD), hidden_RTD[score_at])
+        return apply_head(getattr(self, HEAD), read_states(body_of(self), score_at, *args, **kwargs))
 
     classifier.forward = types.MethodType(forward, classifier)
 
@@ -89,8 +94,8 @@ def enable_packed_logprobs(model: PreTrainedModel, temperature: float) -> None:
     ) -> Any:
         if next_ids is None:
             return original(*args, **kwargs)
-        hidden_RTD = getattr(self, self.base_model_prefix)(*args, **kwargs, use_cache=False).last_hidden_state
         asked_RT = next_ids != -100
+        hidden_MD = read_states(body_of(self), asked_RT, *args, **kwargs)
         weight_VD = self.get_output_embeddings().weight
         sharded = hasattr(weight_VD, "full_tensor")
         if sharded and weight_VD.requires_grad:  # gathered here, it would lose its gradient
@@ -99,8 +104,7 @@ def enable_packed_logprobs(model: PreTrainedModel, temperature: float) -> None:
                 fix="train an adapter, or on cards that hold all weights (configs/launch/ddp.yaml)",
             )
         weight_VD = whole(weight_VD)
-        targets_M = next_ids[asked_RT]
-        return token_logprobs(hidden_RTD[asked_RT], weight_VD, targets_M, temperature, entropy=entropy)
+        return token_logprobs(hidden_MD, weight_VD, next_ids[asked_RT], temperature, entropy=entropy)
 
     model.forward = types.MethodType(forward, model)
 
@@ -113,8 +117,8 @@ def enable_packed_values(model: PreTrainedModel, head: nn.Linear) -> None:
     def forward(self: Any, *args: Any, value_at: Tensor | None = None, **kwargs: Any) -> Any:
         if value_at is None:
             return original(*args, **kwargs)
-        hidden_RTD = getattr(self, self.base_model_prefix)(*args, **kwargs, use_cache=False).last_hidden_state
-        return apply_head(getattr(self, VALUE_HEAD), hidden_RTD[value_at]).squeeze(1)
+        hidden_MD = read_states(body_of(self), value_at, *args, **kwargs)
+        return apply_head(getattr(self, VALUE_HEAD), hidden_MD).squeeze(1)
 
     model.forward = types.MethodType(forward, model)
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlhf.core import adapter_layers, attention
+from rlhf.core import adapter_layers, attention, last_layer
 
 NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
 """Classes of transformers whose forward is that of `LlamaRMSNorm`, word for word: a test reads them."""
@@ -34,6 +34,7 @@ def enable(model: PreTrainedModel) -> None:
     be transformers' or PEFT's own needs a process of its own.
     """
     attention.enable(model)
+    last_layer.enable(model)
     adapter_layers.lighten()
     for module in model.modules():
         kind = type(module)

@@ -23,11 +23,13 @@ from policy.rows import token_logps
 from reward.losses import bradley_terry, regression
 from rlhf.core.forwards import (
     apply_head,
+    body_of,
     enable_packed_logprobs,
     enable_packed_scores,
     enable_packed_values,
     packed_inputs,
 )
+from rlhf.core.last_layer import read_states
 from rlhf.core.models import (
     CRITIC,
     REFERENCE,
@@ -119,12 +121,6 @@ def _train(model: PeftModel, adapter: str, wanted: bool) -> None:
             parameter.requires_grad_(wanted)
 
 
-def body_of(model: PeftModel) -> Any:
-    """The base without its head."""
-    base = model.get_base_model()
-    return getattr(base, base.base_model_prefix)
-
-
 def packed_row(row: Row, *, on_gpu: bool) -> PackedBatch:
     """A row without data. On a CPU attention goes by its branches, here of one length and without a trunk."""
 
@@ -147,13 +143,16 @@ def _branches(row: Row) -> tuple[Span, ...]:
     return tuple(Span(start, stop) for start, stop in itertools.pairwise(edges))
 
 
+def _last_tokens(row: Row) -> tuple[Tensor, Tensor]:
+    return torch.empty(row.sequences, dtype=torch.long), torch.empty(row.sequences, dtype=torch.long)
+
+
 def _reward_passes(model: PeftModel, _: nn.Module, batch: PackedBatch, row: Row, ledger: Ledger) -> None:
     """As `HybridRewardTrainer._row_loss`: scores, both losses, backward; and the same without gradient."""
 
     def scores() -> Tensor:
-        last_N = torch.empty(row.sequences, dtype=torch.long), torch.empty(row.sequences, dtype=torch.long)
         with autocast(model.get_base_model()):
-            return model(**packed_inputs(batch), score_at=last_N)  # type: ignore[no-any-return]
+            return model(**packed_inputs(batch), score_at=_last_tokens(row))  # type: ignore[no-any-return]
 
     with ledger.during("scoring"), torch.no_grad():
         scores()
@@ -174,10 +173,9 @@ def _policy_passes(model: PeftModel, head: nn.Module, batch: PackedBatch, row: R
     if row.rewards:
         with ledger.during("scoring"), torch.no_grad(), role(model, f"{REWARD}_0"):
             with autocast(base):
-                hidden_RTD = body_of(model)(**packed_inputs(batch), use_cache=False).last_hidden_state
-            rows_N = torch.empty(row.sequences, dtype=torch.long)
-            apply_head(head, hidden_RTD[rows_N, rows_N])
-            del hidden_RTD
+                hidden_ND = read_states(body_of(base), _last_tokens(row), **packed_inputs(batch))
+            apply_head(head, hidden_ND)
+            del hidden_ND
     with ledger.during("measuring"), torch.no_grad():
         with role(model, reference_role(model)), autocast(base):
             reference_M, _, _ = token_logps(model, batch, entropy=False)

@@ -1,6 +1,6 @@
 """The real update, run on tensors without data: what it holds at its peak, by kind, and what it computes.
 
-A deep model is traced with two and with three layers and carried on to its depth: its layers are alike, so every level of
+A deep model is traced with three and with four layers and carried on to its depth: all but its last are alike, so every level of
 memory is a linear function of their number at the same place of the same pass, and the peak is the highest of these lines.
 
 Shapes: T tokens of a row, N sequences in it, M tokens whose log-probability is asked for.
@@ -18,15 +18,16 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import clip_grad_norm_
 
+from rlhf.core.forwards import body_of
 from rlhf.plan.empty import tensors_of, without_data
 from rlhf.plan.ledger import Ledger, Moment, Peak, add_four_bits
-from rlhf.plan.passes import PASSES, Row, body_of, build, packed_row
+from rlhf.plan.passes import PASSES, Row, build, packed_row
 
 WEIGHTS, ADAPTERS, GRADIENTS, OPTIMIZER = "weights", "adapters", "gradients", "optimizer"
-SHALLOW, DEEPER = 2, 3
+SHALLOW, DEEPER = 3, 4
 """Numbers of layers a deep model is traced with."""
-EDGE = 1
-"""Layers at either end whose levels are kept apart; those between lie between."""
+FRONT, BACK = 1, 2
+"""Layers at either end whose levels are kept apart; those between lie between. The last one computes less than the one before it."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class _Raw:
 
 
 def _carried_on(shallow: _Raw, deeper: _Raw, layers: int) -> _Raw:
-    """f(L) = f(2) + (L - 2) (f(3) - f(2)), for every kind at every moment."""
+    """f(L) = f(3) + (L - 3) (f(4) - f(3)), for every kind at every moment."""
     steps = layers - SHALLOW
 
     def line(a: int, b: int) -> int:
@@ -121,7 +122,7 @@ def _run(shape: Any, row: Row, on_gpu: bool) -> _Raw:
     model, head = build(shape, row)
     for part in (model, head):
         without_data(part, mode)
-    body = body_of(model)
+    body = body_of(model.get_base_model())
     _place_hooks(ledger, body.layers)
     with mode, ledger:
         for name, tensor in (*tensors_of(model).items(), *tensors_of(head).items()):
@@ -148,7 +149,7 @@ def _place_hooks(ledger: Ledger, layers: nn.ModuleList) -> None:
     depth = len(layers)
 
     def at(index: int) -> Callable[..., None]:
-        place = index if index < EDGE else index - depth if index >= depth - EDGE else depth
+        place = index if index < FRONT else index - depth if index >= depth - BACK else depth
 
         def enter(*_: Any) -> None:
             ledger.moment = (ledger.moment[0].partition(":")[0], place)

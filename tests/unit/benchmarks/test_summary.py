@@ -122,6 +122,10 @@ def test_the_cost_of_a_tree_by_counting() -> None:
     # Backward: gradients of inputs through both, of the adapter's weights, and twice the forward pass of attention.
     backward = 6 * (2 * 100 + 4 * 10) + sum(seen) * 8 * 7
     assert cost.training(shape, [tree]) == cost.forward(shape, [tree]) + backward
+    # After the last attention are 9 of the weights and 2 of the adapter's, and of its six tokens two are read.
+    last = cost.Shape(**{**vars(shape), "base_after": 9, "adapter_after": 2})
+    spared = 4 * (2 * 9 + 2 * 2) + 4 * (2 * 9 + 4 * 2)
+    assert cost.training(last, [tree], read=2) == cost.training(shape, [tree]) - spared
     unshared = [Tree((), ((1, 2, 3, 4, 5),)), Tree((), ((1, 2, 6),))]
     assert cost.training(shape, unshared) > cost.training(shape, [tree])
     (alone,) = pack([tree], 16, pad_id=0)
@@ -136,7 +140,7 @@ def test_the_exponent_is_that_of_the_upper_end() -> None:
 
 
 def test_updates_are_of_like_length() -> None:
-    updates_of = module("reward_training").updates_of
+    updates_of = module("samples").updates_of
     pairs = [([0] * length, [0] * (length % 7 + 1)) for length in range(1, 65)]
     updates = updates_of(pairs, 8, 4)
     assert [len(update) for update in updates] == [8] * 4

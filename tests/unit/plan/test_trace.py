@@ -43,6 +43,9 @@ LINEAR = 2 * 128 * 128 + 2 * 128 * 64 + 3 * 128 * 256
 """Weights of the matrices of one layer of SMALL: queries and output, keys and values, the three of the MLP."""
 ADAPTER = 4 * (2 * (128 + 128) + 2 * (128 + 64) + 2 * (128 + 256) + (256 + 128))
 """Parameters of rank 4 on one layer."""
+AFTER = 128 * 128 + 3 * 128 * 256
+ADAPTER_AFTER = 4 * ((128 + 128) + 2 * (128 + 256) + (256 + 128))
+"""Of these what comes after attention: in the last layer it is computed for the tokens that are read."""
 
 
 @pytest.mark.parametrize(
@@ -116,12 +119,14 @@ def test_four_bits_are_half_a_byte_and_scales() -> None:
 def test_flops_are_those_of_the_matrices() -> None:
     row = replace(REWARD, checkpointing=True)
     flops = trace(SMALL, row).flops
-    forward = 2 * 256 * LAYERS * (LINEAR + ADAPTER)
+    unread = 256 - 8
+    forward = 2 * 256 * LAYERS * (LINEAR + ADAPTER) - 2 * unread * (AFTER + ADAPTER_AFTER)
     attention = LAYERS * 4 * 256 * 256 * 128  # two products of T x T x hidden
     head, rotary = 2 * 8 * 128 * 5, 2 * 256 * 16
     assert flops["scoring"] == forward + attention + head + rotary
     # Backwards: the layers again; gradients to the inputs of all matrices, to the adapters', and two and a half attentions.
-    backward = 2 * 256 * LAYERS * (LINEAR + 2 * ADAPTER) + 2.5 * attention
+    backward = 2 * 256 * LAYERS * (LINEAR + 2 * ADAPTER) - 2 * unread * (AFTER + 2 * ADAPTER_AFTER)
+    backward += 2.5 * attention
     assert flops["update"] == pytest.approx(2 * forward + 2 * attention + backward, rel=0.02)
 
 
