@@ -2,8 +2,8 @@
 
     python benchmarks/layers.py
 
-One process, one model: before each update the layers' forward passes are put in place (`rlhf/core/adapter_layers.py`, `rlhf/core/layers.py`)
-or taken out again. Attention is ours throughout; `attention.py` compares that.
+One process, one model: before each update the layers' forward passes are put in place (`rlhf/core/adapter_layers.py`, `rlhf/core/layers.py`,
+`rlhf/core/last_layer.py`) or taken out again. Attention is ours throughout; `attention.py` compares that.
 """
 
 from __future__ import annotations
@@ -19,26 +19,33 @@ from measuring import arguments, in_turns, line, parse, ratio, write_result
 SIZES = {"limit": 2000, "longest": 512, "update": 16, "rounds": 5}
 QUICK = {"limit": 60, "longest": 256, "update": 4, "rounds": 1}
 BUDGET = 2048
-WAYS: Mapping[str, tuple[bool, bool]] = {
-    "PEFT's and transformers'": (False, False),
-    "adapters ours": (True, False),
-    "adapters, norms and rotations ours": (True, True),
+WAYS: Mapping[str, tuple[bool, bool, bool]] = {
+    "PEFT's and transformers'": (False, False, False),
+    "adapters ours": (True, False, False),
+    "adapters, norms and rotations ours": (True, True, False),
+    "and the last layer for the tokens that are read": (True, True, True),
 }
 
 
-def put_in_place(adapters: bool, norms: bool) -> None:
+def put_in_place(adapters: bool, norms: bool, last: bool) -> None:
     """Let models of Llama's kind in this process compute with these layers."""
     from peft.tuners.lora.layer import Linear
     from transformers.models.llama import modeling_llama
     from transformers.models.mistral.modeling_mistral import apply_rotary_pos_emb  # Llama's, word for word
 
-    from rlhf.core import adapter_layers, layers
+    from rlhf.core import adapter_layers, forwards, last_layer, layers
 
     norm: Any = modeling_llama.LlamaRMSNorm
     Linear.forward = adapter_layers.adapted if adapters else adapter_layers._forward  # noqa: SLF001
     norm.forward = layers._norm if norms else norm.stock_forward  # noqa: SLF001
     turn = layers.rotated if norms else apply_rotary_pos_emb
     modeling_llama.__dict__["apply_rotary_pos_emb"] = turn
+    forwards.read_states = last_layer.read_states if last else _all_states  # type: ignore[attr-defined]
+
+
+def _all_states(body: Any, read_at: Any, *args: Any, **inputs: Any) -> Any:
+    """As `read_states`, of a last layer that is computed for all tokens."""
+    return body(*args, **inputs, use_cache=False).last_hidden_state[read_at]
 
 
 def main() -> None:
