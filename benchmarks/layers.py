@@ -40,12 +40,7 @@ def put_in_place(adapters: bool, norms: bool, last: bool) -> None:
     norm.forward = layers._norm if norms else norm.stock_forward  # noqa: SLF001
     turn = layers.rotated if norms else apply_rotary_pos_emb
     modeling_llama.__dict__["apply_rotary_pos_emb"] = turn
-    forwards.read_states = last_layer.read_states if last else _all_states  # type: ignore[attr-defined]
-
-
-def _all_states(body: Any, read_at: Any, *args: Any, **inputs: Any) -> Any:
-    """As `read_states`, of a last layer that is computed for all tokens."""
-    return body(*args, **inputs, use_cache=False).last_hidden_state[read_at]
+    forwards.read_states = last_layer.read_states if last else last_layer.pick_states  # type: ignore[attr-defined]
 
 
 def main() -> None:

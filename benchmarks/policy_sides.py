@@ -121,7 +121,7 @@ def ours(told: Mapping[str, Any]) -> Handler:
     base = trainer.model.get_base_model()
     for owner, name, stage in (
         (base, "forward", "forward"),
-        (getattr(base, base.base_model_prefix), "forward", "forward"),
+        (base.base_model, "forward", "forward"),
         (trainer.accelerator, "backward", "backward"),
         (trainer.engine, "generate", "generate"),
         (trainer.engine, "sync", "sync"),

@@ -121,7 +121,7 @@ def classifier(
     config.pad_token_id = chat.pad_id
     with torch.device("meta"):
         made = AutoModelForSequenceClassification.from_config(config)
-    setattr(made, made.base_model_prefix, getattr(model, model.base_model_prefix))
+    setattr(made, made.base_model_prefix, model.base_model)
     setattr(made, HEAD, _linear(head_AD))
     return made
 

@@ -172,8 +172,7 @@ def padded(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Ten
 
 def last_hidden(model: PreTrainedModel, ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
     """hidden_ND of the last token that is not masked."""
-    body = getattr(model, model.base_model_prefix)
-    hidden_NTD = body(input_ids=ids_NT, attention_mask=mask_NT, use_cache=False).last_hidden_state
+    hidden_NTD = model.base_model(input_ids=ids_NT, attention_mask=mask_NT, use_cache=False).last_hidden_state
     last_N = mask_NT.sum(dim=1) - 1
     rows_N = torch.arange(len(last_N), device=hidden_NTD.device)
     return hidden_NTD[rows_N, last_N.to(hidden_NTD.device)]  # type: ignore[no-any-return]

@@ -119,8 +119,7 @@ def enable(model: PreTrainedModel) -> None:
     """Let a model attend by this file; one that cannot keeps its own attention, and transformers says so in a line."""
     model.set_attn_implementation(PACKED)
     if model.config._attn_implementation != PACKED:  # noqa: SLF001  # transformers' name for it everywhere
-        body = getattr(model, model.base_model_prefix)
-        body.register_forward_pre_hook(
+        model.base_model.register_forward_pre_hook(
             lambda _, given, named: (given, {k: v for k, v in named.items() if k != "blocks"}),
             with_kwargs=True,
         )

@@ -34,13 +34,8 @@ def packed_inputs(batch: PackedBatch) -> dict[str, Any]:
 
 def last_states(model: PeftModel, batch: PackedBatch) -> Tensor:
     """hidden_ND: what the base, with the adapter it wears, ends in at the last token of each sequence, before any head."""
-    read = functools.partial(read_states, body_of(model.get_base_model()), batch.last_tokens_N())
+    read = functools.partial(read_states, model.get_base_model().base_model, batch.last_tokens_N())
     return through_root(model, read)(**packed_inputs(batch))
-
-
-def body_of(trunk: Any) -> Any:
-    """A model of transformers without its head."""
-    return getattr(trunk, trunk.base_model_prefix)
 
 
 def enable_packed_scores(classifier: PreTrainedModel) -> None:
@@ -54,7 +49,7 @@ def enable_packed_scores(classifier: PreTrainedModel) -> None:
     def forward(self: Any, *args: Any, score_at: tuple[Tensor, Tensor] | None = None, **kwargs: Any) -> Any:
         if score_at is None:
             return original(*args, **kwargs)
-        return apply_head(getattr(self, HEAD), read_states(body_of(self), score_at, *args, **kwargs))
+        return apply_head(getattr(self, HEAD), read_states(self.base_model, score_at, *args, **kwargs))
 
     classifier.forward = types.MethodType(forward, classifier)
 
@@ -95,7 +90,7 @@ def enable_packed_logprobs(model: PreTrainedModel, temperature: float) -> None:
         if next_ids is None:
             return original(*args, **kwargs)
         asked_RT = next_ids != -100
-        hidden_MD = read_states(body_of(self), asked_RT, *args, **kwargs)
+        hidden_MD = read_states(self.base_model, asked_RT, *args, **kwargs)
         weight_VD = self.get_output_embeddings().weight
         sharded = hasattr(weight_VD, "full_tensor")
         if sharded and weight_VD.requires_grad:  # gathered here, it would lose its gradient
@@ -117,7 +112,7 @@ def enable_packed_values(model: PreTrainedModel, head: nn.Linear) -> None:
     def forward(self: Any, *args: Any, value_at: Tensor | None = None, **kwargs: Any) -> Any:
         if value_at is None:
             return original(*args, **kwargs)
-        hidden_MD = read_states(body_of(self), value_at, *args, **kwargs)
+        hidden_MD = read_states(self.base_model, value_at, *args, **kwargs)
         return apply_head(getattr(self, VALUE_HEAD), hidden_MD).squeeze(1)
 
     model.forward = types.MethodType(forward, model)

@@ -28,15 +28,21 @@ ReadAt = Tensor | tuple[Tensor, Tensor]
 
 def enable(model: PreTrainedModel) -> None:
     """Let `read_states` spare what the last layer need not compute; a model of another class computes all of it."""
-    last = _last(getattr(model, model.base_model_prefix))
+    last = _last(model.base_model)
     if type(last).__name__ in LAYERS:
         last.forward = types.MethodType(_forward, last)
 
 
 def read_states(body: Any, read_at: ReadAt, *args: Any, **inputs: Any) -> Tensor:
     """hidden_MD: what a base without its head ends in at some tokens, in their order."""
-    if getattr(getattr(_last(body), "forward", None), "__func__", None) is _forward:
-        return body(*args, **inputs, read_at=read_at, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
+    forward = getattr(_last(body), "forward", None)
+    if getattr(forward, "__func__", None) is not _forward:
+        return pick_states(body, read_at, *args, **inputs)
+    return body(*args, **inputs, read_at=read_at, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
+
+
+def pick_states(body: Any, read_at: ReadAt, *args: Any, **inputs: Any) -> Tensor:
+    """The same, of a last layer that is computed for all tokens."""
     return body(*args, **inputs, use_cache=False).last_hidden_state[read_at]  # type: ignore[no-any-return]
 
 

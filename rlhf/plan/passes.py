@@ -23,7 +23,6 @@ from policy.rows import token_logps
 from reward.losses import bradley_terry, regression
 from rlhf.core.forwards import (
     apply_head,
-    body_of,
     enable_packed_logprobs,
     enable_packed_scores,
     enable_packed_values,
@@ -173,7 +172,7 @@ def _policy_passes(model: PeftModel, head: nn.Module, batch: PackedBatch, row: R
     if row.rewards:
         with ledger.during("scoring"), torch.no_grad(), role(model, f"{REWARD}_0"):
             with autocast(base):
-                hidden_ND = read_states(body_of(base), _last_tokens(row), **packed_inputs(batch))
+                hidden_ND = read_states(base.base_model, _last_tokens(row), **packed_inputs(batch))
             apply_head(head, hidden_ND)
             del hidden_ND
     with ledger.during("measuring"), torch.no_grad():

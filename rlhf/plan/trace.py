@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import clip_grad_norm_
 
-from rlhf.core.forwards import body_of
 from rlhf.plan.empty import tensors_of, without_data
 from rlhf.plan.ledger import Ledger, Moment, Peak, add_four_bits
 from rlhf.plan.passes import PASSES, Row, build, packed_row
@@ -122,7 +121,7 @@ def _run(shape: Any, row: Row, on_gpu: bool) -> _Raw:
     model, head = build(shape, row)
     for part in (model, head):
         without_data(part, mode)
-    body = body_of(model.get_base_model())
+    body: Any = model.get_base_model().base_model
     _place_hooks(ledger, body.layers)
     with mode, ledger:
         for name, tensor in (*tensors_of(model).items(), *tensors_of(head).items()):
