@@ -77,22 +77,27 @@ def _triangle(length: int) -> int:
     return length * (length + 1) // 2
 
 
-def forward(shape: Shape, works: Iterable[Tree | PackedBatch], *, adapter: bool = True) -> int:
-    """One pass without gradients."""
-    weights = shape.base + (shape.adapter if adapter else 0)
-    return sum(2 * tokens(work) * weights + 4 * shape.attention * looks(work) for work in works)
+def forward(
+    shape: Shape, works: Iterable[Tree | PackedBatch], *, adapter: bool = True, read: int | None = None
+) -> int:
+    """One pass without gradients; `read` is how many tokens are read in all, where the last layer spares the others."""
+    works = list(works)
+    weights, after = shape.base, shape.base_after
+    if adapter:
+        weights, after = weights + shape.adapter, after + shape.adapter_after
+    computed = sum(map(tokens, works))
+    unread = 0 if read is None else computed - read
+    return 2 * (computed * weights - unread * after) + 4 * shape.attention * sum(map(looks, works))
 
 
 def training(shape: Shape, works: Iterable[Tree | PackedBatch], *, read: int | None = None) -> int:
-    """Forward and backward pass; `read` is how many tokens are read in all, where the last layer spares the others."""
+    """Forward and backward pass; `read` as in `forward`."""
     works = list(works)
-    computed = sum(tokens(work) for work in works)
+    computed = sum(map(tokens, works))
     unread = 0 if read is None else computed - read
-    return (
-        computed * (4 * shape.base + 6 * shape.adapter)
-        - unread * (4 * shape.base_after + 6 * shape.adapter_after)
-        + 12 * shape.attention * sum(looks(work) for work in works)
-    )
+    backward = computed * (2 * shape.base + 4 * shape.adapter)
+    spared = unread * (2 * shape.base_after + 4 * shape.adapter_after)
+    return forward(shape, works, read=read) + backward - spared + 8 * shape.attention * sum(map(looks, works))
 
 
 def policy_update(shape: Shape, trees: Iterable[Tree], answer_tokens: int) -> int:
@@ -100,9 +105,9 @@ def policy_update(shape: Shape, trees: Iterable[Tree], answer_tokens: int) -> in
     trees = list(trees)
     head = 2 * shape.words * shape.width * answer_tokens
     return (
-        forward(shape, trees)
-        + forward(shape, trees, adapter=False)
-        + training(shape, trees)
+        forward(shape, trees, read=sum(len(tree.branches) for tree in trees))
+        + forward(shape, trees, adapter=False, read=answer_tokens)
+        + training(shape, trees, read=answer_tokens)
         + head  # the reference's
         + 3 * head
     )

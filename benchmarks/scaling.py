@@ -4,13 +4,15 @@
 
 Reward step: forward and backward of the packed pairs. Policy step: scoring, the reference's pass, and the policy's with its gradient, on given
 answers. One size grows at a time: the sequence, the share of it that is prompt, the answers of a group, the prompts of a batch, the adapter's rank. The
-exponent is the slope of the logarithms between the two largest sizes; the model's own cost is that of `benchmarks/cost.py`. A step that
-grows faster than it wastes something; the difference may be 0.15, which is what timing leaves open.
+exponent is the slope of the logarithms between the two largest sizes, the median over the rounds of the slope within a round; the model's
+own cost is that of `benchmarks/cost.py`. A step that grows faster than it wastes something; the difference may be 0.15, which is what
+timing leaves open.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import random
 import statistics
@@ -21,7 +23,7 @@ from typing import Any
 
 import cost
 import policy_sides
-from measuring import CLOCKS, Handler, Side, arguments, line, parse, serve, write_result
+from measuring import CLOCKS, Handler, Side, arguments, in_turns, line, parse, serve, write_result
 
 from rlhf.core.packing import Tree
 
@@ -33,7 +35,7 @@ SIZES: dict[str, Any] = {
     "group": [2, 4, 8],
     "batch": [1, 2, 4],
     "rank": [8, 32, 128],
-    "rounds": 2,
+    "rounds": 5,
 }
 QUICK = {
     "length": [64, 128],
@@ -67,9 +69,23 @@ def trees_of(point: Mapping[str, float], branches: int) -> list[Tree]:
 
 def reward_step(told: Mapping[str, Any]) -> Handler:
     """Our reward trainer's step on pairs; the size of a group does not matter to it."""
+    from reward.batches import Item
+
+    trainer_of = functools.cache(functools.partial(reward_trainer, **told))
+
+    def step(point: Mapping[str, Any]) -> Mapping[str, Any]:
+        trainer, trees = trainer_of(rank=point["rank"]), trees_of(point, 2)
+        items = [Item(tree, ((None,), (None,)), 1) for tree in trees]
+        cost_ = cost.training(cost.Shape.of(trainer.model), trees, read=2 * len(trees))
+        return measured(trainer, {"items": items}, told["clock"], memory=point["memory"]) | {"cost": cost_}
+
+    return step
+
+
+def reward_trainer(*, base: str, dtype: str, rank: int, **_: object) -> Any:
+    """Our reward trainer, without data."""
     import tempfile
 
-    from reward.batches import Item
     from reward.recipe import build_model
     from reward.trainer import HybridRewardTrainer, trainer_arguments
     from rlhf.config.reward import RewardConfig
@@ -78,30 +94,29 @@ def reward_step(told: Mapping[str, Any]) -> Handler:
     config = RewardConfig.model_validate(
         {
             "output": "unused",
-            "model": {"base": told["base"], "dtype": told["dtype"], "max_length": 64},
-            "adapter": {"rank": told["rank"], "alpha": 2.0 * told["rank"]},
+            "model": {"base": base, "dtype": dtype, "max_length": 64},
+            "adapter": {"rank": rank, "alpha": 2.0 * rank},
             "attributes": ["reward"],
             "data": {"preferences": [{"path": "demo", "format": "helpsteer2-preference"}]},
             "stages": [{"name": "pairs", "preference_weight": 1}],
         }
     )
-    chat = Chat.load(told["base"])
-    model = build_model(config, chat)
-    arguments_ = trainer_arguments(
+    chat = Chat.load(base)
+    told = trainer_arguments(
         **config.stages[0].optimizer.model_dump(),
         batch_size=1,
         folder=tempfile.mkdtemp(),
         steps=1,
-        dtype=told["dtype"],
+        dtype=dtype,
         seed=0,
         evaluate_every=10**6,
         save_every=10**6,
         has_validation=False,
         gradient_checkpointing=False,
     )
-    trainer = HybridRewardTrainer(
-        model,
-        arguments_,
+    return HybridRewardTrainer(
+        build_model(config, chat),
+        told,
         chat.tokenizer,
         stage=config.stages[0],
         items=[],
@@ -111,16 +126,6 @@ def reward_step(told: Mapping[str, Any]) -> Handler:
         step_offset=0,
         record=lambda *_: None,
     )
-    shape = cost.Shape.of(model)
-
-    def step(point: Mapping[str, Any]) -> Mapping[str, Any]:
-        trees = trees_of(point, 2)
-        items = [Item(tree, ((None,), (None,)), 1) for tree in trees]
-        return measured(trainer, {"items": items}, told["clock"], point["rounds"]) | {
-            "cost": cost.training(shape, trees)
-        }
-
-    return step
 
 
 def policy_step(told: Mapping[str, Any]) -> Handler:
@@ -131,12 +136,15 @@ def policy_step(told: Mapping[str, Any]) -> Handler:
 
     chat = Chat.load(told["base"])
     given = [{"messages": [{"role": "user", "content": "Hi."}], "answers": [[11, 12]] * 2}]
-    told = {**told, "given": given, "samples": 2, "longest_prompt": 64, "new_tokens": 64, "steps": 1, "engine": "given"}  # fmt: skip
-    trainer = policy_sides.our_trainer(told, chat)
-    shape = cost.Shape.of(trainer.model)
-    scorer = trainer.rewards.parts[0].source.scorer
+    small = {**told, "given": given, "samples": 2, "longest_prompt": 64, "new_tokens": 64, "steps": 1, "engine": "given"}  # fmt: skip
+
+    @functools.cache
+    def trainer_of(rank: int) -> tuple[Any, Any]:
+        trainer = policy_sides.our_trainer({**small, "rank": rank}, chat)
+        return trainer, trainer.rewards.parts[0].source.scorer
 
     def step(point: Mapping[str, Any]) -> Mapping[str, Any]:
+        trainer, scorer = trainer_of(point["rank"])
         groups = []
         for tree in trees_of(point, int(point["group"])):
             text = chat.decode(tree.branches[0])
@@ -147,9 +155,8 @@ def policy_step(told: Mapping[str, Any]) -> Handler:
         trainer.num_generations = int(point["group"])
         rows = [{"prompt": "0"}] * (len(groups) * int(point["group"]))
         asked = sum(len(one.completion_ids) for group in groups for one in group)
-        return measured(trainer, rows, told["clock"], point["rounds"]) | {
-            "cost": cost.policy_update(shape, trees, asked)
-        }
+        cost_ = cost.policy_update(cost.Shape.of(trainer.model), trees, asked)
+        return measured(trainer, rows, told["clock"], memory=point["memory"]) | {"cost": cost_}
 
     return step
 
@@ -170,8 +177,8 @@ class TreeRewards:
         return Given([float(place % 3) for place in range(len(self.trees) * self.group)])
 
 
-def measured(trainer: Any, inputs: Any, clock: str, rounds: int) -> dict[str, Any]:
-    """Seconds of a step, the median of some; and the bytes torch hands out at once in another, which warms up."""
+def measured(trainer: Any, inputs: Any, clock: str, *, memory: bool) -> dict[str, Any]:
+    """Seconds of a step; or the most bytes torch hands out at once in one, which warms up."""
     from plan_vs_measured import allocator_peak
 
     now = CLOCKS[clock]
@@ -181,12 +188,11 @@ def measured(trainer: Any, inputs: Any, clock: str, rounds: int) -> dict[str, An
         trainer.training_step(trainer.model, inputs)
         trainer.model.zero_grad()
 
-    peak, seconds = allocator_peak(step), []
-    for _ in range(rounds):
-        started = now()
-        step()
-        seconds.append(now() - started)
-    return {"seconds": statistics.median(seconds), "bytes": peak}
+    if memory:
+        return {"bytes": allocator_peak(step)}
+    started = now()
+    step()
+    return {"seconds": now() - started}
 
 
 SIDES: Mapping[str, Callable[[Mapping[str, Any]], Handler]] = {"reward": reward_step, "policy": policy_step}
@@ -198,40 +204,64 @@ def slope(points: Sequence[tuple[float, float]]) -> float:
     return math.log(y2 / y1) / math.log(x2 / x1)
 
 
+def growth(points: Sequence[Mapping[str, Any]], what: str) -> list[float]:
+    """The exponent of `what` in each round, or the one there is."""
+    rounds = zip(*(one[what] if isinstance(one[what], list) else [one[what]] for one in points), strict=True)
+    return [
+        slope([(one["x"], value) for one, value in zip(points, values, strict=True)]) for values in rounds
+    ]
+
+
 def sweep(told: argparse.Namespace, sizes: Mapping[str, Any], kind: str) -> dict[str, list[dict[str, Any]]]:
-    """For each size the points measured: x, seconds, bytes, cost."""
+    """For each size the points measured: x, seconds of every round, bytes, cost. A point on several curves is measured once."""
+    base = BASE_POINT | ({"length": 64} if told.quick else {})
+    curves = {
+        name: [{**base, name: value} for value in sizes[name]]
+        for name in TITLES
+        if not (kind == "reward" and name == "group")
+    }
+    points = {_named(point): point for curve in curves.values() for point in curve}
     reward = policy_sides.reward_model(told.base, told.output)
-    found: dict[str, list[dict[str, Any]]] = {}
     shared = {"base": told.base, "clock": told.clock, "dtype": told.dtype, "reward": str(reward)}
-    for rank in sizes["rank"]:
-        lora = rank == BASE_POINT["rank"]
-        with Side(__file__, kind, {**shared, "rank": rank}, told.output / "logs") as side:
-            names = [name for name in TITLES if name != "rank" and not (kind == "reward" and name == "group")]
-            for name in [*(names if lora else ()), "rank"]:
-                for value in sizes[name] if name != "rank" else [rank]:
-                    point = {**BASE_POINT, name: value} | (
-                        {"length": 64} if told.quick and name != "length" else {}
-                    )
-                    answer = side.ask(**point, rounds=sizes["rounds"])
-                    kept = {what: answer[what] for what in ("seconds", "bytes", "cost")}
-                    found.setdefault(name, []).append({"x": value, **kept})
-                    print(f"  {kind} step, {TITLES[name]} {value}: {answer['seconds']:.2f} s", flush=True)
-    return found
+    with Side(__file__, kind, shared, told.output / "logs") as side:
+        first = {name: side.ask(**point, memory=True) for name, point in points.items()}
+        seconds = in_turns(
+            {
+                name: lambda point=point: float(side.ask(**point, memory=False)["seconds"])  # type: ignore[misc]
+                for name, point in points.items()
+            },
+            sizes["rounds"],
+        )
+    return {
+        name: [
+            {
+                "x": point[name],
+                "seconds": seconds[_named(point)],
+                "bytes": first[_named(point)]["bytes"],
+                "cost": first[_named(point)]["cost"],
+            }
+            for point in curve
+        ]
+        for name, curve in curves.items()
+    }
+
+
+def _named(point: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in point.items())
 
 
 def lines_of(kind: str, found: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """For each size: how much faster time and memory grow than the model's own cost."""
     lines = []
     for name, points in found.items():
-        exponent = {
-            what: slope([(one["x"], one[what]) for one in points]) for what in ("seconds", "bytes", "cost")
-        }
+        rounds = growth(points, "seconds")
+        time, (memory,), (model,) = statistics.median(rounds), growth(points, "bytes"), growth(points, "cost")
         lines.append(
             line(
                 f"{kind} step against {TITLES[name]}: exponent of time less the model's own",
-                exponent["seconds"] - exponent["cost"],
+                time - model,
                 most=TOLERANCE,
-                note=f"time {exponent['seconds']:.2f}, memory {exponent['bytes']:.2f}, model's operations {exponent['cost']:.2f}",
+                note=f"time {time:.2f}, by rounds {min(rounds):.2f} to {max(rounds):.2f}; memory {memory:.2f}, model's operations {model:.2f}",
             )
         )
     return lines
@@ -258,8 +288,11 @@ def draw(found: Mapping[str, Mapping[str, list[dict[str, Any]]]], file: Path) ->
                 axes.set_axis_off()
                 continue
             for what, (label, colour, style) in looks.items():
-                values = [one[what] / curves[name][0][what] for one in curves[name]]
-                exponent = slope([(one["x"], one[what]) for one in curves[name]])
+                heights = [
+                    statistics.median([one[what]] if what != "seconds" else one[what]) for one in curves[name]
+                ]
+                values = [height / heights[0] for height in heights]
+                exponent = statistics.median(growth(curves[name], what))
                 axes.plot([one["x"] for one in curves[name]], values, style, color=colour, markersize=3.5, linewidth=1.2, label=f"{label}, {exponent:.2f}")  # fmt: skip
             axes.set_xscale("log", base=2)
             axes.set_yscale("log", base=2)

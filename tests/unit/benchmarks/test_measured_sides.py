@@ -109,12 +109,18 @@ def test_policy_memory(run: Callable[..., dict[str, Any]], monkeypatch: pytest.M
 
 @pytest.mark.slow
 def test_scaling(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
-    result = run("scaling", length=[32, 64], rank=[8, 16])
+    result = run("scaling", length=[32, 64], rank=[8, 16], rounds=2)
     points = result["details"]["points"]
     assert set(points["policy"]) == {"length", "share", "group", "batch", "rank"}
     assert set(points["reward"]) == {"length", "share", "batch", "rank"}
     shared, more = (one["cost"] for one in points["policy"]["share"])
     assert more < shared  # what is in the prompt is computed once
+    curves = [curve for kind in points.values() for curve in kind.values()]
+    assert all(
+        len(point["seconds"]) == 2 and min(point["seconds"]) > 0 for curve in curves for point in curve
+    )
+    small, large = points["reward"]["rank"]
+    assert large["cost"] > small["cost"] and large["seconds"] != small["seconds"]
     assert "model's operations" in (tmp_path / "scaling.svg").read_text()
 
 

@@ -126,6 +126,12 @@ def test_the_cost_of_a_tree_by_counting() -> None:
     last = cost.Shape(**{**vars(shape), "base_after": 9, "adapter_after": 2})
     spared = 4 * (2 * 9 + 2 * 2) + 4 * (2 * 9 + 4 * 2)
     assert cost.training(last, [tree], read=2) == cost.training(shape, [tree]) - spared
+    without = cost.forward(last, [tree], adapter=False, read=2)
+    assert without == cost.forward(shape, [tree], adapter=False) - 4 * 2 * 9
+    # A score is read at each of two branches, log-probabilities at their four tokens: 2 V D for one, four times.
+    passes = cost.forward(last, [tree], read=2) + cost.forward(last, [tree], adapter=False, read=4)
+    heads = 4 * 2 * 50 * 3 * 4
+    assert cost.policy_update(last, [tree], 4) == passes + cost.training(last, [tree], read=4) + heads
     unshared = [Tree((), ((1, 2, 3, 4, 5),)), Tree((), ((1, 2, 6),))]
     assert cost.training(shape, unshared) > cost.training(shape, [tree])
     (alone,) = pack([tree], 16, pad_id=0)
@@ -137,6 +143,20 @@ def test_the_cost_of_a_tree_by_counting() -> None:
 def test_the_exponent_is_that_of_the_upper_end() -> None:
     slope = module("scaling").slope
     assert slope([(1, 100), (2, 100), (4, 400), (8, 1600)]) == pytest.approx(2)
+
+
+def test_the_exponent_is_taken_within_each_round() -> None:
+    scaling = module("scaling")
+    # The machine is twice as slow in the second round; in the third only while the larger size runs.
+    points = [
+        {"x": 2, "seconds": [1.0, 2.0, 1.0], "bytes": 10, "cost": 3},
+        {"x": 4, "seconds": [2.0, 4.0, 4.0], "bytes": 40, "cost": 6},
+    ]
+    assert scaling.growth(points, "seconds") == pytest.approx([1, 1, 2])
+    assert scaling.growth(points, "bytes") == pytest.approx([2])
+    (one,) = scaling.lines_of("Reward", {"length": points})
+    assert one["measured"] == pytest.approx(0)
+    assert one["note"] == "time 1.00, by rounds 1.00 to 2.00; memory 2.00, model's operations 1.00"
 
 
 def test_updates_are_of_like_length() -> None:
