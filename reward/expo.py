@@ -43,6 +43,14 @@ class Trial:
     """Mean of -log sigmoid(chosen - rejected), in nats."""
 
 
+def expo_apart() -> str:
+    """How to have ExPO after the runs and not in one: what a run leaves of its first stage, `rlhf extrapolate` cannot read."""
+    return (
+        "make two runs, recipe=regression-helpfulness and recipe=helpfulness-bt-scaled start=WEAK/final, then: "
+        "rlhf extrapolate WEAK/final STRONG/final --factor X --output DIR"
+    )
+
+
 def held_pairs(config: RewardConfig, data: RewardData) -> list[Item]:
     """The held-out pairs the factor is chosen on; none are needed where a run has no ExPO.
 
@@ -56,7 +64,7 @@ def held_pairs(config: RewardConfig, data: RewardData) -> list[Item]:
         raise DataError(
             "expo has no held-out pairs to choose its factor on.",
             allowed="a data.validation_share that leaves at least one pair",
-            fix="raise data.validation_share; or take expo out, and later: rlhf extrapolate WEAK STRONG --factor X",
+            fix=f"raise data.validation_share; or {expo_apart()}",
         )
     return pairs
 

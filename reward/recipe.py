@@ -21,7 +21,7 @@ from reward.benchmark import evaluate
 from reward.card import write_card
 from reward.data import RewardData, items_of, load_chat, load_data, steps_of
 from reward.dealt import DealtScorer
-from reward.expo import extrapolate_stages, held_pairs
+from reward.expo import expo_apart, extrapolate_stages, held_pairs
 from reward.head_start import fit_head
 from reward.judging import CHUNK, write_result
 from reward.save import save_final
@@ -83,7 +83,7 @@ def check_processes(config: RewardConfig) -> None:
         raise ConfigError(
             "expo tries weights of other ranks, and the model is sharded.",
             allowed="expo in one process, or with DDP",
-            fix="take expo out, and later: rlhf extrapolate WEAK STRONG --factor X",
+            fix=expo_apart(),
         )
 
 

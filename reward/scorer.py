@@ -1,4 +1,4 @@
-"""Conversations -> rewards. The only room of `reward/` that `policy/` enters.
+"""Conversations -> rewards. Beside `foreign.py` the only room of `reward/` that `policy/` enters.
 
 A reward model is an adapter and a head on a causal base. A scorer loads that base itself, or hangs the two on a base that
 is there already, so that policy, reference and reward share one copy.

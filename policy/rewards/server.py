@@ -115,7 +115,7 @@ class ServerReward:
         raise error_type(
             f"The reward server at {self.url} gave no answer to {path}: {reason}",
             allowed=f"a running `rlhf serve-reward`, an answer within {self.timeout:g} seconds",
-            fix="start it (rlhf serve-reward MODEL), or mend the address; a run that was under way goes on with --resume",
+            fix="start it there (rlhf serve-reward MODEL), then --resume a run that was under way; one that had not begun may have another address",
         )
 
     def _token(self) -> str:

@@ -58,7 +58,7 @@ def command(
         raise ModelError(
             f"--base: {policy} is a whole model, and its base is another one.",
             allowed="--base beside a policy that is an adapter",
-            fix=f"rlhf compare {policy} BASE --prompts FILE",
+            fix=f"rlhf compare {policy} BASE --prompts FILE --reward MODEL",
         )
     shared = SharedBase.load(**speaker.model)
     if speaker.folder is not None:

@@ -88,6 +88,10 @@ class AlgorithmConfig(Strict):
             raise ValueError("unfinished_reward goes with unfinished: penalty, and only with it")
         if self.compat and (self.name, self.unfinished) != ("reinforce", "drop"):
             raise ValueError("compat goes with name: reinforce and unfinished: drop, and only with them")
+        if self.compat and self.reduction != "sequence_mean":
+            raise ValueError(
+                "compat is NeMo-Aligner's mean of answers' means: reduction must be sequence_mean, or left out"
+            )
         if (self.name != "reinforce") != (self.clip is not None):
             raise ValueError("clip goes with name: rloo or ppo, which need it, and only with them")
         if (self.name == "ppo") != (self.critic is not None):

@@ -8,7 +8,7 @@ or say the same, so that the resolved config of a run is the config of the same 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -109,7 +109,7 @@ def fill(config: Mapping[str, Any]) -> dict[str, Any]:
     there = {stage["name"] for stage in stages}
     if len(there) != len(stages):
         raise ValueError("two stages have the same name")
-    stages += [{"name": wanted} for wanted in recipe.stages if wanted not in there]
+    stages += [_as_hybrid(stages, wanted) for wanted in recipe.stages if wanted not in there]
     for stage in stages:
         _fill_stage(stage, recipe, name)
     if not recipe.expo:
@@ -120,6 +120,13 @@ def fill(config: Mapping[str, Any]) -> dict[str, Any]:
         _decide(expo, "strong", PREFERENCE, name)
         filled["expo"] = expo
     return filled
+
+
+def _as_hybrid(stages: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:
+    """A stage that the file does not have: by the settings of its hybrid one, whose rates fit what is trained."""
+    hybrid = next((stage for stage in stages if stage["name"] == HYBRID), {})
+    own = ("regression_weight", "preference_weight", "preference_loss")
+    return {**{key: copy.deepcopy(value) for key, value in hybrid.items() if key not in own}, "name": name}
 
 
 def _name_hybrid(stages: list[dict[str, Any]], recipe: Recipe) -> None:

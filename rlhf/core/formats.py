@@ -1,7 +1,7 @@
 """The number format a base is computed in: the one its config asks for, unless the processor only emulates its products.
 
-Processors without AVX512 (most laptops) or ARM's bfloat16 multiply bfloat16 in software: 15 GFLOP/s where float32 reaches 99, on
-two cores of an AMD EPYC 7003 (`benchmarks/products.py`). There a base that is stored in bfloat16 is computed in float32: the same weights, twice
+Processors without AVX512 (most laptops) or ARM's bfloat16 multiply bfloat16 in software, on two cores of an AMD EPYC
+7003 at a sixth of float32's speed (`benchmarks/products.py`). There a base that is stored in bfloat16 is computed in float32: the same weights, twice
 their memory, and numbers that are rounded less.
 """
 

@@ -1,6 +1,6 @@
 """The run folder: what a run was told, on what it ran, what it measured and what it left. Nothing half-written.
 
-config.yaml, environment.json, metrics.jsonl, samples.jsonl, checkpoints/, final/
+config.yaml, environment.json, metrics.jsonl, samples.jsonl (of a policy), checkpoints/, final/
 """
 
 from __future__ import annotations

@@ -111,6 +111,7 @@ def load(folder: Path, *words: str) -> PolicyConfig:
     ("words", "message"),
     [
         (["algorithm.compat=true", "algorithm.name=rloo"], "compat goes with name: reinforce"),
+        (["algorithm.compat=true", "algorithm.reduction=token_mean"], "reduction must be sequence_mean"),
         (["algorithm.compat=true", "algorithm.unfinished=keep"], "compat goes with .* unfinished: drop"),
         (["algorithm.clip=0.1"], "clip goes with name: rloo or ppo"),
         (["algorithm.name=rloo", "algorithm.clip=null"], "clip goes with name: rloo or ppo, which need it"),
