@@ -23,7 +23,7 @@ from policy.statistics import gold_scores
 from rlhf.core.chat import Chat
 from rlhf.core.models import PeftModel, autocast, base_of
 from rlhf.core.records import Prompt, Rollout
-from rlhf.core.sharding import in_step
+from rlhf.core.sharding import computes_on, in_step
 from rlhf.core.tensors import segment_sum
 
 FIGURES = ("reward", "gold", "kl", "length")
@@ -112,7 +112,7 @@ def _kl_to_reference(
     was_training = model.training
     model.eval()
     with torch.no_grad(), autocast(base_of(model)):
-        for row, counted in in_step(pack_groups(groups, tokens_per_batch, pad_id, model.device), model):
+        for row, counted in in_step(pack_groups(groups, tokens_per_batch, pad_id, computes_on(model)), model):
             reference_M = reference_logps(reference, reference, row)
             logps_M, _, answer_M = token_logps(model, row.packed, entropy=False)
             if probe is not None and counted:

@@ -51,7 +51,7 @@ from rlhf.core.forwards import enable_packed_logprobs
 from rlhf.core.models import CRITIC, base_of, float32_trainable, role
 from rlhf.core.records import Prompt
 from rlhf.core.sharding import is_fsdp, passes_behind, settle
-from rlhf.core.training import AcrossProcesses, trainer_settings
+from rlhf.core.training import AcrossProcesses, on_one_card, trainer_settings
 
 Record = Callable[[int, Mapping[str, float], Sequence[Mapping[str, Any]]], None]
 """Receives an update's number, its figures and its answers."""
@@ -324,10 +324,6 @@ class PolicyTrainer(AcrossProcesses, SafeCheckpoints, RLOOTrainer):
             optimizer = {"optimizer/lr": logs["learning_rate"], "optimizer/grad_norm": logs["grad_norm"]}
             self.record(self.state.global_step, {**self.figures, **optimizer}, self.samples)
 
-    def floating_point_ops(self, inputs: object) -> int:
-        """Not counted: transformers' estimate knows neither packing nor adapters."""
-        return 0
-
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Any:
         return SequentialSampler(self.train_dataset)
 
@@ -339,7 +335,7 @@ def _scored_by_scorer(*_: object, **__: object) -> list[float]:
 
 def trainer_arguments(rollouts: RolloutConfig, **settings: Any) -> RLOOConfig:
     """The run's settings in TRL's words; `settings` are those of `trainer_settings`."""
-    return RLOOConfig(
+    told = RLOOConfig(
         **trainer_settings(batch_size=rollouts.prompts_per_step * rollouts.samples_per_prompt, **settings),
         num_generations=rollouts.samples_per_prompt,
         steps_per_generation=1,
@@ -348,3 +344,4 @@ def trainer_arguments(rollouts: RolloutConfig, **settings: Any) -> RLOOConfig:
         shuffle_dataset=False,
         beta=0.0,  # the KL and its reference are ours
     )
+    return on_one_card(told)

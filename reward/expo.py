@@ -27,6 +27,7 @@ from rlhf.core.lowrank import rank_of
 from rlhf.core.models import PeftModel, autocast
 from rlhf.core.progress import Progress
 from rlhf.core.runs import RunFolder
+from rlhf.core.sharding import computes_on
 
 STAGES = "stages"
 """The folder of a run that keeps the weak and the strong model, each as a `final/` of its own."""
@@ -98,7 +99,7 @@ def judge_pairs(model: PeftModel, pairs: Sequence[Item], *, budget: int, pad_id:
     model.eval()
     right, loss = 0, 0.0
     for batch in batches(pairs, budget, pad_id=pad_id):
-        packed = batch.packed.to(model.device)
+        packed = batch.packed.to(computes_on(model))
         with autocast(model.get_base_model()):
             scores_NA = model(**packed_inputs(packed), score_at=packed.last_tokens_N())
         rewards_N = scores_NA[:, REWARD_INDEX].double().cpu()

@@ -226,7 +226,8 @@ def _nemotron(
 
     def read(ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
         # The one logit that is asked for, not a whole vocabulary of them.
-        reward_N: Tensor = last_hidden(model, ids_NT, mask_NT).float() @ row_D.to(ids_NT.device)
+        hidden_ND = last_hidden(model, ids_NT, mask_NT).float()  # where the last layer lies, of several cards
+        reward_N: Tensor = hidden_ND @ row_D.to(hidden_ND.device)
         return reward_N[:, None]
 
     return PlainScorer(model, chat, read, ["reward"], 0, tokens_per_batch)

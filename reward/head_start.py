@@ -17,6 +17,7 @@ from torch import Tensor
 from reward.batches import Item, RewardBatch, batches
 from rlhf.core.forwards import last_states
 from rlhf.core.models import PeftModel, autocast, role
+from rlhf.core.sharding import computes_on
 
 PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Candidates, in units of the features' mean squared norm; clean ratings take a small one, noisy preferences a large one."""
@@ -62,7 +63,7 @@ def fit_head(
     equations: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in range(head.weight.shape[0])]
     read = 0
     for batch in batches(items, budget, pad_id=pad_id):
-        packed = batch.packed.to(model.device)
+        packed = batch.packed.to(computes_on(model))
         with autocast(model.get_base_model()), role(model, None):
             hidden_ND = last_states(model, packed)
         _collect(batch, hidden_ND.float().cpu(), equations)

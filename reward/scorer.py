@@ -22,7 +22,7 @@ from rlhf.core.forwards import apply_head, last_states
 from rlhf.core.models import REWARD, PeftModel, autocast, load_causal, role
 from rlhf.core.packing import PackedBatch, Tree, pack
 from rlhf.core.records import Conversation
-from rlhf.core.sharding import asked_for, in_step, without_gradients
+from rlhf.core.sharding import asked_for, computes_on, in_step, without_gradients
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class Scorer:
         with role(self.model, self.name), without_gradients(self.model):
             for batch, _ in in_step(pack(trees, self.tokens_per_batch, pad_id=self.chat.pad_id), self.model):
                 places = [place for t in batch.trees for place in range(first[t], first[t + 1])]
-                scores_NA[places] = self._forward(batch.to(self.model.device)).cpu()
+                scores_NA[places] = self._forward(batch.to(computes_on(self.model))).cpu()
         return as_scores(scores_NA, self.attributes)
 
     def _forward(self, batch: PackedBatch) -> Tensor:

@@ -31,7 +31,7 @@ from rlhf.core.errors import DivergenceError
 from rlhf.core.forwards import packed_inputs
 from rlhf.core.models import PeftModel
 from rlhf.core.sharding import in_step
-from rlhf.core.training import AcrossProcesses, trainer_settings
+from rlhf.core.training import AcrossProcesses, on_one_card, trainer_settings
 
 REWARD_INDEX = 0  # the first attribute is the reward
 
@@ -240,10 +240,6 @@ class HybridRewardTrainer(AcrossProcesses, SafeCheckpoints, RewardTrainer):
         optimizer = {"optimizer/lr": logs["learning_rate"], "optimizer/grad_norm": logs["grad_norm"]}
         self.record(self.step_offset + self.state.global_step, {**self.figures, **optimizer})
 
-    def floating_point_ops(self, inputs: object) -> int:
-        """Not counted: transformers' estimate knows neither packing nor adapters."""
-        return 0
-
     # What TRL does to a data set of text is done in `reward.batches`.
     def _prepare_dataset(self, dataset: Dataset, *_: object, **__: object) -> Dataset:
         return dataset
@@ -254,7 +250,7 @@ class HybridRewardTrainer(AcrossProcesses, SafeCheckpoints, RewardTrainer):
 
 def trainer_arguments(*, evaluate_every: int, has_validation: bool, **settings: Any) -> TRLRewardConfig:
     """A stage's settings in TRL's words; `settings` are those of `trainer_settings`."""
-    return TRLRewardConfig(
+    told = TRLRewardConfig(
         **trainer_settings(**settings),
         eval_strategy="steps" if has_validation else "no",
         eval_steps=evaluate_every,
@@ -262,6 +258,7 @@ def trainer_arguments(*, evaluate_every: int, has_validation: bool, **settings: 
         greater_is_better=False,
         max_length=None,
     )
+    return on_one_card(told)
 
 
 def _add(sums: dict[str, float], figures: Mapping[str, float]) -> None:

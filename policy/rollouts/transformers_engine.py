@@ -13,7 +13,7 @@ from rlhf.core.chat import Chat
 from rlhf.core.errors import EngineError
 from rlhf.core.models import PeftModel, autocast
 from rlhf.core.records import Rollout
-from rlhf.core.sharding import without_gradients
+from rlhf.core.sharding import computes_on, without_gradients
 
 
 class TransformersEngine:
@@ -37,7 +37,7 @@ class TransformersEngine:
             raise EngineError("generate was called before sync.")
         repeated = [list(ids) for ids in prompts for _ in range(samples)]
         width = max(map(len, repeated))
-        device = self.model.device
+        device = computes_on(self.model)
         input_ids = torch.tensor(
             [[self.chat.pad_id] * (width - len(ids)) + ids for ids in repeated], device=device
         )

@@ -8,6 +8,7 @@ receives all weights (`vllm_weights.py`). The stock engine is used as it is; on 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -130,6 +131,7 @@ class VLLMEngine:
             state_dict=trainable_state(model),
         )
         self.load(folder)
+        shutil.rmtree(folder.with_name(str(self.adapters - 1)), ignore_errors=True)  # a run has hundreds
 
     def load(self, folder: Path) -> None:
         """Wear the adapter in a folder, such as a policy's `final/`, and forget the one before."""

@@ -155,7 +155,18 @@ def part_like(tensor: Tensor, like: Tensor) -> Tensor:
         return moved
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(moved, like.device_mesh, like.placements, src_data_rank=None)  # type: ignore[attr-defined]
+    # It comes on the device of the mesh; what is offloaded stays where it lies.
+    dealt = distribute_tensor(moved, like.device_mesh, like.placements, src_data_rank=None)  # type: ignore[attr-defined]
+    return torch.empty_like(like, dtype=tensor.dtype, requires_grad=False).copy_(dealt)
+
+
+def computes_on(model: nn.Module) -> torch.device:
+    """Where a model computes: offloaded shards lie on the CPU, and go to the card of their process for a pass."""
+    first = next(model.parameters())
+    kind = first.device_mesh.device_type if hasattr(first, "full_tensor") else first.device.type  # type: ignore[attr-defined]
+    if kind == first.device.type:
+        return first.device
+    return torch.device(kind, torch.get_device_module(kind).current_device())
 
 
 def put(model: nn.Module, values: Mapping[str, Tensor]) -> None:

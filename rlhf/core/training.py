@@ -5,15 +5,18 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from transformers import TrainingArguments
 
 from rlhf.core import processes, zero
 from rlhf.core.formats import computed_in
 from rlhf.core.models import autocast, base_of
 from rlhf.core.sharding import fsdp_asked_for, is_fsdp, is_sharded, know_on_cpus, settle
+
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 
 class AcrossProcesses:
@@ -33,6 +36,10 @@ class AcrossProcesses:
         self.is_fsdp_enabled = fsdp_asked_for()
         if zero.asked_for():
             zero.forget_default()
+
+    def floating_point_ops(self, inputs: object) -> int:
+        """Not counted: transformers' estimate knows neither packing nor adapters."""
+        return 0
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' loop; of a model that is sharded already the optimizer takes the shards, and no layer is sharded again."""
@@ -79,6 +86,12 @@ class AcrossProcesses:
         for parameter in still:
             parameter.grad = None  # AdamW passes over it
         return [self.accelerator.clip_grad_norm_(group, self.args.max_grad_norm) for group in groups]
+
+
+def on_one_card(arguments: Arguments) -> Arguments:
+    """The same arguments for a process that trains on one card, however many it sees: TRL refuses DataParallel."""
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # noqa: SLF001  # as transformers' Trainer sets it for a model on several cards
+    return arguments
 
 
 def trainer_settings(

@@ -30,7 +30,11 @@ def result(*lines: dict[str, Any], **others: Any) -> dict[str, Any]:
         "dtype": "bfloat16",
         "data": "real",
         "machine": {"processor": "P", "cores": 2, "threads": 2, "memory_gib": 8.0, "load": 0.1},
-        "environment": {"started": "2026-01-02T03:04:05", "versions": {"torch": "1"}},
+        "environment": {
+            "started": "2026-01-02T03:04:05",
+            "revision": "0123456789",
+            "versions": {"torch": "1"},
+        },
         "lines": list(lines),
     } | others
 
@@ -57,7 +61,8 @@ def test_the_table(tmp_path: Path) -> None:
     assert "| speed | at least 2x | 2.35x | met |" in text
     assert "| loss | at most 1.0e-04 | 2.0e-04 | NOT met |" in text
     assert "| peak |  | not measured: no |  |" in text
-    assert "2026-01-02" in text and "Not a result" not in text
+    assert "| **rollouts** (2026-01-02, revision 0123456, load 0.1 at its end) | | | |" in text
+    assert "Not a result" not in text
     assert "Not run: products, reward_training, policy_update, policy_memory, scaling." in text
     assert "Not a result" in summary.markdown([result(quick=True)])
     assert "Not a result" in summary.markdown([result(clock="processor")])

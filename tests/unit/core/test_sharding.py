@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from transformers import TrainingArguments
 
 from rlhf.core import sharding
 from rlhf.core.errors import ConfigError
+from rlhf.core.training import on_one_card
 
 
 @pytest.mark.parametrize(("asked", "version", "expected"), [("true", "2", True), ("false", "2", False)])
@@ -59,3 +63,21 @@ def test_a_whole_model_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None
     sharding.put(model, {"bias": torch.tensor([3.0, 4.0])})
     assert model.bias.tolist() == [3.0, 4.0]
     assert sharding.part_like(torch.ones(2, dtype=torch.float64), model.bias).dtype == torch.float64
+
+
+def test_offloaded_shards_compute_on_the_card_and_lie_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = torch.nn.Linear(2, 2)
+    assert sharding.computes_on(model) == torch.device("cpu")
+    shard: Any = torch.nn.Parameter(torch.zeros(2))
+    shard.full_tensor, shard.device_mesh = None, SimpleNamespace(device_type="cuda")
+    monkeypatch.setattr(torch, "get_device_module", lambda _: SimpleNamespace(current_device=lambda: 3))
+    offloaded: Any = SimpleNamespace(parameters=lambda: iter([shard]))
+    assert sharding.computes_on(offloaded) == torch.device("cuda", 3)
+
+
+def test_a_process_that_sees_several_cards_trains_on_one() -> None:
+    seen = TrainingArguments("unused", use_cpu=True)
+    seen._n_gpu = 4
+    assert on_one_card(seen).n_gpu == 1
+    seen._n_gpu = 0
+    assert on_one_card(seen).n_gpu == 0
