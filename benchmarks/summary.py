@@ -52,9 +52,9 @@ def markdown(found: Iterable[Mapping[str, Any]]) -> str:
         "| --- | --- | --- | --- |",
     ]
     for one in found:
-        rows.append(
-            f"| **{one['name'].replace('_', ' ')}** (load {one['machine']['load']:g} at its end) | | | |"
-        )
+        told = one["environment"]
+        which = f"{told['started'][:10]}, revision {(told['revision'] or 'unknown')[:7]}, load {one['machine']['load']:g} at its end"
+        rows.append(f"| **{one['name'].replace('_', ' ')}** ({which}) | | | |")
         rows += [
             f"| {row['what']} | {target(row)} | {figure(row)} | {verdict(row)} |" for row in one["lines"]
         ]
