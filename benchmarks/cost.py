@@ -81,23 +81,26 @@ def forward(
     shape: Shape, works: Iterable[Tree | PackedBatch], *, adapter: bool = True, read: int | None = None
 ) -> int:
     """One pass without gradients; `read` is how many tokens are read in all, where the last layer spares the others."""
-    works = list(works)
-    weights, after = shape.base, shape.base_after
-    if adapter:
-        weights, after = weights + shape.adapter, after + shape.adapter_after
-    computed = sum(map(tokens, works))
-    unread = 0 if read is None else computed - read
-    return 2 * (computed * weights - unread * after) + 4 * shape.attention * sum(map(looks, works))
+    return _passes(shape, works, read, base=2, adapter=2 if adapter else 0, look=4)
 
 
 def training(shape: Shape, works: Iterable[Tree | PackedBatch], *, read: int | None = None) -> int:
     """Forward and backward pass; `read` as in `forward`."""
+    return _passes(shape, works, read, base=4, adapter=6, look=12)
+
+
+def _passes(
+    shape: Shape, works: Iterable[Tree | PackedBatch], read: int | None, *, base: int, adapter: int, look: int
+) -> int:
+    """With so many operations for a token and a weight of the base or of the adapter, and for a look and a unit."""
     works = list(works)
     computed = sum(map(tokens, works))
     unread = 0 if read is None else computed - read
-    backward = computed * (2 * shape.base + 4 * shape.adapter)
-    spared = unread * (2 * shape.base_after + 4 * shape.adapter_after)
-    return forward(shape, works, read=read) + backward - spared + 8 * shape.attention * sum(map(looks, works))
+    return (
+        computed * (base * shape.base + adapter * shape.adapter)
+        - unread * (base * shape.base_after + adapter * shape.adapter_after)
+        + look * shape.attention * sum(map(looks, works))
+    )
 
 
 def policy_update(shape: Shape, trees: Iterable[Tree], answer_tokens: int) -> int:

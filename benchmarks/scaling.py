@@ -71,18 +71,22 @@ def reward_step(told: Mapping[str, Any]) -> Handler:
     """Our reward trainer's step on pairs; the size of a group does not matter to it."""
     from reward.batches import Item
 
-    trainer_of = functools.cache(functools.partial(reward_trainer, **told))
+    @functools.cache
+    def trainer_of(rank: int) -> tuple[Any, cost.Shape]:
+        trainer = reward_trainer(told["base"], told["dtype"], rank)
+        return trainer, cost.Shape.of(trainer.model)
 
     def step(point: Mapping[str, Any]) -> Mapping[str, Any]:
-        trainer, trees = trainer_of(rank=point["rank"]), trees_of(point, 2)
+        (trainer, shape), trees = trainer_of(point["rank"]), trees_of(point, 2)
         items = [Item(tree, ((None,), (None,)), 1) for tree in trees]
-        cost_ = cost.training(cost.Shape.of(trainer.model), trees, read=2 * len(trees))
-        return measured(trainer, {"items": items}, told["clock"], memory=point["memory"]) | {"cost": cost_}
+        return measured(trainer, {"items": items}, told["clock"], memory=point["memory"]) | {
+            "cost": cost.training(shape, trees, read=2 * len(trees))
+        }
 
     return step
 
 
-def reward_trainer(*, base: str, dtype: str, rank: int, **_: object) -> Any:
+def reward_trainer(base: str, dtype: str, rank: int) -> Any:
     """Our reward trainer, without data."""
     import tempfile
 
@@ -139,12 +143,12 @@ def policy_step(told: Mapping[str, Any]) -> Handler:
     small = {**told, "given": given, "samples": 2, "longest_prompt": 64, "new_tokens": 64, "steps": 1, "engine": "given"}  # fmt: skip
 
     @functools.cache
-    def trainer_of(rank: int) -> tuple[Any, Any]:
+    def trainer_of(rank: int) -> tuple[Any, Any, cost.Shape]:
         trainer = policy_sides.our_trainer({**small, "rank": rank}, chat)
-        return trainer, trainer.rewards.parts[0].source.scorer
+        return trainer, trainer.rewards.parts[0].source.scorer, cost.Shape.of(trainer.model)
 
     def step(point: Mapping[str, Any]) -> Mapping[str, Any]:
-        trainer, scorer = trainer_of(point["rank"])
+        trainer, scorer, shape = trainer_of(point["rank"])
         groups = []
         for tree in trees_of(point, int(point["group"])):
             text = chat.decode(tree.branches[0])
@@ -155,8 +159,9 @@ def policy_step(told: Mapping[str, Any]) -> Handler:
         trainer.num_generations = int(point["group"])
         rows = [{"prompt": "0"}] * (len(groups) * int(point["group"]))
         asked = sum(len(one.completion_ids) for group in groups for one in group)
-        cost_ = cost.policy_update(cost.Shape.of(trainer.model), trees, asked)
-        return measured(trainer, rows, told["clock"], memory=point["memory"]) | {"cost": cost_}
+        return measured(trainer, rows, told["clock"], memory=point["memory"]) | {
+            "cost": cost.policy_update(shape, trees, asked)
+        }
 
     return step
 
@@ -204,9 +209,14 @@ def slope(points: Sequence[tuple[float, float]]) -> float:
     return math.log(y2 / y1) / math.log(x2 / x1)
 
 
+def in_rounds(point: Mapping[str, Any], what: str) -> list[float]:
+    """A figure of a point in each round: seconds; bytes and cost are the same in all of them, and stand once."""
+    return point[what] if what == "seconds" else [point[what]]
+
+
 def growth(points: Sequence[Mapping[str, Any]], what: str) -> list[float]:
     """The exponent of `what` in each round, or the one there is."""
-    rounds = zip(*(one[what] if isinstance(one[what], list) else [one[what]] for one in points), strict=True)
+    rounds = zip(*(in_rounds(one, what) for one in points), strict=True)
     return [
         slope([(one["x"], value) for one, value in zip(points, values, strict=True)]) for values in rounds
     ]
@@ -288,9 +298,7 @@ def draw(found: Mapping[str, Mapping[str, list[dict[str, Any]]]], file: Path) ->
                 axes.set_axis_off()
                 continue
             for what, (label, colour, style) in looks.items():
-                heights = [
-                    statistics.median([one[what]] if what != "seconds" else one[what]) for one in curves[name]
-                ]
+                heights = [statistics.median(in_rounds(one, what)) for one in curves[name]]
                 values = [height / heights[0] for height in heights]
                 exponent = statistics.median(growth(curves[name], what))
                 axes.plot([one["x"] for one in curves[name]], values, style, color=colour, markersize=3.5, linewidth=1.2, label=f"{label}, {exponent:.2f}")  # fmt: skip

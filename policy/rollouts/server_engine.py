@@ -74,9 +74,8 @@ class ServerEngine:
     def sync(self, model: PeftModel) -> None:
         """Have every server load the policy's adapter as it is now."""
         self._finish_requests()
-        processes.gathered(
-            None
-        )  # the adapter before is taken away, and other processes may still sample from it
+        # The adapter before is taken away, and other processes may still sample from it: all meet here first.
+        processes.gathered(None)
         weights = trainable_state(model)
         name = processes.from_main(lambda: self._hand_over(model, weights))
         if not processes.is_main():

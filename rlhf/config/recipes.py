@@ -125,7 +125,7 @@ def fill(config: Mapping[str, Any]) -> dict[str, Any]:
 def _as_hybrid(stages: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:
     """A stage that the file does not have: by the settings of its hybrid one, whose rates fit what is trained."""
     hybrid = next((stage for stage in stages if stage["name"] == HYBRID), {})
-    own = ("regression_weight", "preference_weight", "preference_loss")
+    own = (*TERMS[HYBRID], "preference_loss")
     return {**{key: copy.deepcopy(value) for key, value in hybrid.items() if key not in own}, "name": name}
 
 
@@ -139,7 +139,7 @@ def _name_hybrid(stages: list[dict[str, Any]], recipe: Recipe) -> None:
 
 def _fill_stage(stage: dict[str, Any], recipe: Recipe, name: str) -> None:
     terms = TERMS[stage["name"]]
-    for weight in ("regression_weight", "preference_weight"):
+    for weight in TERMS[HYBRID]:
         given = stage.setdefault(weight, 1.0 if weight in terms else 0.0)
         if (given == 0) == (weight in terms):
             wanted = "above 0" if weight in terms else "0"

@@ -33,7 +33,7 @@ from rlhf.core.embedded import resolve_base
 from rlhf.core.errors import ModelError, did_you_mean
 from rlhf.core.formats import COMPUTED_IN, announced, products_in
 from rlhf.core.processes import said_by_main
-from rlhf.core.sharding import put, settle, whole
+from rlhf.core.sharding import computes_on, put, settle, whole
 
 POLICY = "default"  # the name TRL's trainers give the adapter they train
 REWARD = "reward"
@@ -223,8 +223,9 @@ def put_head(model: PeftModel, weight_AD: Tensor) -> None:
 
 def autocast(model: PreTrainedModel) -> contextlib.AbstractContextManager[Any]:
     """The context a forward pass runs in: what is kept in float32 to be trained computes in the base's format."""
-    device = "cuda" if torch.cuda.is_available() else model.device.type  # offloaded shards lie on the CPU
-    return torch.autocast(device, torch.bfloat16, enabled=products_in(model) == torch.bfloat16)
+    return torch.autocast(
+        computes_on(model).type, torch.bfloat16, enabled=products_in(model) == torch.bfloat16
+    )
 
 
 @contextlib.contextmanager

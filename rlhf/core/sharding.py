@@ -161,12 +161,10 @@ def part_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def computes_on(model: nn.Module) -> torch.device:
-    """Where a model computes: offloaded shards lie on the CPU, and go to the card of their process for a pass."""
-    first = next(model.parameters())
-    kind = first.device_mesh.device_type if hasattr(first, "full_tensor") else first.device.type  # type: ignore[attr-defined]
-    if kind == first.device.type:
-        return first.device
-    return torch.device(kind, torch.get_device_module(kind).current_device())
+    """Where a model computes: on the card of its process, where there is one, though offloaded shards lie on the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return next(model.parameters()).device
 
 
 def put(model: nn.Module, values: Mapping[str, Tensor]) -> None:

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import os
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -68,11 +66,9 @@ def test_a_whole_model_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None
 def test_offloaded_shards_compute_on_the_card_and_lie_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     model = torch.nn.Linear(2, 2)
     assert sharding.computes_on(model) == torch.device("cpu")
-    shard: Any = torch.nn.Parameter(torch.zeros(2))
-    shard.full_tensor, shard.device_mesh = None, SimpleNamespace(device_type="cuda")
-    monkeypatch.setattr(torch, "get_device_module", lambda _: SimpleNamespace(current_device=lambda: 3))
-    offloaded: Any = SimpleNamespace(parameters=lambda: iter([shard]))
-    assert sharding.computes_on(offloaded) == torch.device("cuda", 3)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    assert sharding.computes_on(model) == torch.device("cuda", 3)
 
 
 def test_a_process_that_sees_several_cards_trains_on_one() -> None:
