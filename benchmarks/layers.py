@@ -19,15 +19,16 @@ from measuring import arguments, in_turns, line, parse, ratio, write_result
 SIZES = {"limit": 2000, "longest": 512, "update": 16, "rounds": 5}
 QUICK = {"limit": 60, "longest": 256, "update": 4, "rounds": 1}
 BUDGET = 2048
-WAYS: Mapping[str, tuple[bool, bool, bool]] = {
-    "PEFT's and transformers'": (False, False, False),
-    "adapters ours": (True, False, False),
-    "adapters, norms and rotations ours": (True, True, False),
-    "and the last layer for the tokens that are read": (True, True, True),
+WAYS: Mapping[str, tuple[bool, bool, bool, bool]] = {
+    "PEFT's and transformers'": (False, False, False, False),
+    "adapters ours": (True, False, False, False),
+    "adapters, norms and rotations ours": (True, True, False, False),
+    "and the last layer for the tokens that are read": (True, True, True, False),
+    "and gates": (True, True, True, True),
 }
 
 
-def put_in_place(adapters: bool, norms: bool, last: bool) -> None:
+def put_in_place(adapters: bool, norms: bool, last: bool, gates: bool) -> None:
     """Let models of Llama's kind in this process compute with these layers."""
     from peft.tuners.lora.layer import Linear
     from transformers.models.llama import modeling_llama
@@ -36,8 +37,10 @@ def put_in_place(adapters: bool, norms: bool, last: bool) -> None:
     from rlhf.core import adapter_layers, forwards, last_layer, layers
 
     norm: Any = modeling_llama.LlamaRMSNorm
+    mlp: Any = modeling_llama.LlamaMLP
     Linear.forward = adapter_layers.adapted if adapters else adapter_layers._forward  # noqa: SLF001
     norm.forward = layers._norm if norms else norm.stock_forward  # noqa: SLF001
+    mlp.forward = layers._mlp if gates else mlp.stock_forward  # noqa: SLF001
     turn = layers.rotated if norms else apply_rotary_pos_emb
     modeling_llama.__dict__["apply_rotary_pos_emb"] = turn
     forwards.read_states = last_layer.read_states if last else last_layer.pick_states  # type: ignore[attr-defined]

@@ -1,11 +1,12 @@
-"""Norms and rotations of Llama-like models, in fewer passes over memory than transformers makes.
+"""Norms, rotations and gates of Llama-like models, in fewer passes over memory than transformers makes.
 
     norm      y = w x / sqrt(mean x^2 + e)
     rotation  y = x cos + rotate_half(x) sin
+    gate      y = silu(g) u
 
-Written as transformers has them, autograd keeps float32 copies of what it needs and makes a tensor for every sign. Here the formula of the
-gradient is written down. A norm is transformers' own to the last bit; gradients sum in float32. `benchmarks/layers.py` measures it on a CPU; on
-GPUs, where memory is spared too, it was not run by us.
+Written as transformers has them, autograd keeps float32 copies of what it needs, makes a tensor for every sign, and keeps silu(g), as wide as an
+MLP is. Here the formula of the gradient is written down. A norm is transformers' own to the last bit, with gradients that sum in float32; a gate is
+so with its gradients. `benchmarks/layers.py` measures it on a CPU; on GPUs, where memory is spared too, it was not run by us.
 
 Shapes: T tokens, D units, r one over the root.
 """
@@ -16,30 +17,35 @@ import importlib
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedModel
+from transformers.activations import SiLUActivation
 
 from rlhf.core import adapter_layers, attention, last_layer
 
 NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
 """Classes of transformers whose forward is that of `LlamaRMSNorm`, word for word: a test reads them."""
+GATES = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP")
+"""Classes of transformers whose forward is that of `LlamaMLP`, word for word."""
 ROTATIONS = ("llama", "mistral", "qwen2", "qwen3")
 """Kinds of models whose `apply_rotary_pos_emb` is Llama's, word for word."""
 
 
 def enable(model: PreTrainedModel) -> None:
-    """Let a model compute by our attention, norms, rotations and adapted layers, on whatever device its tensors are.
+    """Let a model compute by our attention, norms, rotations, gates and adapted layers, on whatever device its tensors are.
 
-    Norms change in every model of these classes, rotations in every model of the kind and adapters in the process: a model that is to
+    Norms and gates change in every model of these classes, rotations in every model of the kind and adapters in the process: a model that is to
     be transformers' or PEFT's own needs a process of its own.
     """
     attention.enable(model)
     last_layer.enable(model)
     adapter_layers.lighten()
     for module in model.modules():
-        kind = type(module)
-        if kind.__name__ in NORMS and kind.forward is not _norm:
-            kind.stock_forward, kind.forward = kind.forward, _norm
+        kind: Any = type(module)
+        ours = _norm if kind.__name__ in NORMS else _mlp if kind.__name__ in GATES else None
+        if ours and kind.forward is not ours:
+            kind.stock_forward, kind.forward = kind.forward, ours
     if model.config.model_type in ROTATIONS:
         importlib.import_module(type(model).__module__).__dict__["apply_rotary_pos_emb"] = rotated
 
@@ -96,3 +102,30 @@ class _Rotation(torch.autograd.Function):
         d_x[..., :half].addcmul_(d_y[..., half:], sin[..., half:])
         d_x[..., half:].addcmul_(d_y[..., :half], sin[..., :half], value=-1)
         return d_x, None, None
+
+
+def _mlp(module: Any, x: Tensor) -> Tensor:
+    if not isinstance(module.act_fn, (SiLUActivation, nn.SiLU)):
+        return module.stock_forward(x)  # type: ignore[no-any-return]
+    return module.down_proj(gated(module.gate_proj(x), module.up_proj(x)))  # type: ignore[no-any-return]
+
+
+def gated(g: Tensor, u: Tensor) -> Tensor:
+    """silu(g) u; of the two, nothing else is kept for the gradient."""
+    return _Gate.apply(g, u)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Gate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, u: Tensor) -> Tensor:
+        ctx.save_for_backward(g, u)
+        return functional.silu(g).mul_(u)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        # d_u = d_y silu(g),  d_g = d_y u silu'(g)
+        g, u = ctx.saved_tensors
+        d_y = gradients[0]
+        d_g = d_y * u
+        torch.ops.aten.silu_backward.grad_input(d_g, g, grad_input=d_g)
+        return d_g, functional.silu(g).mul_(d_y)

@@ -141,11 +141,12 @@ def test_layers(run: Callable[..., dict[str, Any]]) -> None:
 
     result = run("layers", limit=8)
     rates = result["details"]["rates"]
-    assert len(rates) == 4
+    assert len(rates) == 5
     assert all(rate > 0 for found in rates.values() for rate in found)
     assert measured(result, "Speed of an update, PEFT's and transformers'") == 1
     # What was taken out for a while is in place again.
     assert Linear.forward is adapter_layers.adapted
     assert modeling_llama.LlamaRMSNorm.forward is layers._norm
+    assert modeling_llama.LlamaMLP.forward is layers._mlp
     assert modeling_llama.apply_rotary_pos_emb is layers.rotated
     assert forwards.read_states is last_layer.read_states  # type: ignore[attr-defined]

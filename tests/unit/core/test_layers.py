@@ -1,4 +1,4 @@
-"""Norms and rotations of our own are transformers', number for number."""
+"""Norms, rotations and gates of our own are transformers', number for number."""
 
 from __future__ import annotations
 
@@ -30,12 +30,18 @@ def body(function: Any) -> str:
 @pytest.mark.parametrize("kind", layers.ROTATIONS)
 def test_the_models_named_do_what_llama_does(kind: str) -> None:
     module = importlib.import_module(f"transformers.models.{kind}.modeling_{kind}")
-    norm = next(getattr(module, name) for name in layers.NORMS if hasattr(module, name))
-    stock = getattr(norm, "stock_forward", norm.forward)
-    llamas = getattr(modeling_llama.LlamaRMSNorm, "stock_forward", modeling_llama.LlamaRMSNorm.forward)
-    assert body(stock) == body(llamas)
+    for names, llamas in (
+        (layers.NORMS, modeling_llama.LlamaRMSNorm),
+        (layers.GATES, modeling_llama.LlamaMLP),
+    ):
+        own = next(getattr(module, name) for name in names if hasattr(module, name))
+        assert body(_stock(own)) == body(_stock(llamas))
     source, llama = Path(module.__file__).read_text(), Path(modeling_llama.__file__).read_text()
     assert _rotation(source) == _rotation(llama)
+
+
+def _stock(kind: Any) -> Any:
+    return getattr(kind, "stock_forward", kind.forward)
 
 
 def _rotation(source: str) -> str:
@@ -48,7 +54,7 @@ def test_a_norm(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     norm = modeling_llama.LlamaRMSNorm(32).to(dtype).requires_grad_(False)
     norm.weight.copy_(torch.randn(32))
-    stock = getattr(type(norm), "stock_forward", type(norm).forward)
+    stock = _stock(type(norm))
     x, d_y = torch.randn(2, 5, 32).to(dtype), torch.randn(2, 5, 32).to(dtype)
     theirs, d_theirs = _with_gradient(lambda one: stock(norm, one), x, d_y)
     ours, d_ours = _with_gradient(
@@ -86,11 +92,52 @@ def test_a_rotation(dtype: torch.dtype) -> None:
         assert _apart(found[0][1], found[1][1]) < close
 
 
+@FORMATS
+def test_a_gate_is_transformers_own_to_the_last_bit_with_its_gradients(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    mlp = _mlp("silu").to(dtype)
+    x, d_y = (3 * torch.randn(2, 5, 8)).to(dtype), torch.randn(2, 5, 8).to(dtype)
+    found = [
+        _with_gradient(partial(forward, mlp), x, d_y)
+        for forward in (layers._mlp, _stock(modeling_llama.LlamaMLP))
+    ]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
+
+
+def test_a_gates_gradients_are_those_of_its_formula() -> None:
+    torch.manual_seed(0)
+    inputs = [torch.randn(7, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    assert torch.autograd.gradcheck(layers.gated, inputs)
+
+
+def test_a_gate_keeps_its_two_inputs_and_no_more() -> None:
+    g, u = torch.randn(2, 7, requires_grad=True).unbind()
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one) or one, lambda one: one):
+        layers.gated(g, u)
+    assert [one.data_ptr() for one in kept] == [g.data_ptr(), u.data_ptr()]
+
+
+def test_an_mlp_with_another_activation_stays_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    mlp, x = _mlp("gelu"), torch.randn(2, 5, 8)
+    stock = _stock(modeling_llama.LlamaMLP)
+    monkeypatch.setattr(modeling_llama.LlamaMLP, "stock_forward", stock, raising=False)
+    assert torch.equal(layers._mlp(mlp, x), stock(mlp, x))
+
+
+def _mlp(activation: str) -> Any:
+    shape = modeling_llama.LlamaConfig(
+        hidden_size=8, num_attention_heads=2, intermediate_size=12, hidden_act=activation
+    )
+    return modeling_llama.LlamaMLP(shape)
+
+
 def test_models_compute_so_with_frozen_weights_of_their_format(
     tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load_causal(str(tiny_base), revision=None, dtype="float32", quantization="none")
     assert modeling_llama.apply_rotary_pos_emb is layers.rotated
+    assert modeling_llama.LlamaMLP.forward is layers._mlp
     norm = next(one for one in model.modules() if type(one).__name__ == "LlamaRMSNorm")
     seen: list[str] = []
     monkeypatch.setattr(layers, "rms_norm", lambda x, *_: seen.append("ours") or x)
