@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from policy.draft import Draft, Replies
 from policy.rollouts.protocol import seed_of
 from policy.speaker import Sample
-from rlhf.core.chat import Chat
+from rlhf.core.chat import Chat, RefusalError
 from rlhf.core.records import Conversation, Message, Rollout
 from rlhf.data.drops import DropReport
 from rlhf.data.judge_formats import Question, Reply
@@ -28,16 +28,23 @@ class Room:
 
     def longest(self, questions: Sequence[Question]) -> int:
         """Tokens that the longest of the questions may reach, with an answer in every turn."""
+        threads = self.chat.prompts_ids(_thread(one, [""] * len(one.later)) for one in questions)
         return max(
-            len(self.chat.prompt_ids(_thread(one, [""] * len(one.later))))
-            + (1 + len(one.later)) * self.max_new_tokens
-            + len(one.later) * SPARE
-            for one in questions
+            (
+                len(ids) + (1 + len(one.later)) * self.max_new_tokens + len(one.later) * SPARE
+                for one, ids in zip(questions, threads, strict=True)
+                if not isinstance(ids, RefusalError)  # which are not asked, see `fault`
+            ),
+            default=self.max_new_tokens,
         )
 
     def fault(self, conversation: Conversation) -> str | None:
         """Why a conversation cannot be answered, or None."""
-        if len(self.chat.prompt_ids(conversation)) + self.max_new_tokens <= self.context:
+        try:
+            ids = self.chat.prompt_ids(conversation)
+        except RefusalError as refusal:
+            return f"is {refusal.reason}"
+        if len(ids) + self.max_new_tokens <= self.context:
             return None
         return (
             f"does not fit into the context of {self.context} tokens with an answer of {self.max_new_tokens} "

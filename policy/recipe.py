@@ -32,7 +32,7 @@ from policy.trainer import PolicyTrainer, trainer_arguments
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.rollouts import ImportanceConfig
 from rlhf.core import checkpoints, processes, sharding, zero
-from rlhf.core.chat import Chat
+from rlhf.core.chat import Chat, RefusalError
 from rlhf.core.embedded import resolve_base
 from rlhf.core.errors import ConfigError, DataError
 from rlhf.core.formats import computed_in
@@ -97,7 +97,7 @@ def load_chat(config: PolicyConfig) -> Chat:
 
 
 def load_data(config: PolicyConfig, chat: Chat) -> PromptData:
-    """Prompts of all sources, without those that are too long, and the held-out ones taken off.
+    """Prompts of all sources, without those that are too long or that the chat template refuses, and the held-out ones taken off.
 
     Raises:
         ConfigError: prompt and answer together do not fit.
@@ -112,8 +112,10 @@ def load_data(config: PolicyConfig, chat: Chat) -> PromptData:
         )
     prompts, drops = load_prompts(config.data.prompts, seed=config.seed)
     fitting = []
-    for prompt in prompts:
-        if len(chat.prompt_ids(prompt.messages)) > config.data.max_prompt_tokens:
+    for prompt, ids in zip(prompts, chat.prompts_ids(one.messages for one in prompts), strict=True):
+        if isinstance(ids, RefusalError):
+            drops.drop(ids.reason, prompt.source or "a prompt")
+        elif len(ids) > config.data.max_prompt_tokens:
             drops.drop("longer than data.max_prompt_tokens", prompt.source or "a prompt")
         else:
             fitting.append(prompt)

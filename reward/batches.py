@@ -8,13 +8,14 @@ Shapes: N responses, A attributes, B pairs.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from rlhf.core.chat import Chat
+from rlhf.core.chat import Chat, RefusalError
 from rlhf.core.packing import PackedBatch, Tree, pack
 from rlhf.core.records import Conversation, Message, Preference, Rating
 from rlhf.data.drops import DropReport
@@ -30,12 +31,6 @@ class Item:
     ratings: tuple[tuple[float | None, ...], ...]
     strength: int = 0
     source: str = ""
-
-    @property
-    def rows(self) -> int:
-        """Rows it was made of: a pair's own, and one for each of its responses that a rating was joined to."""
-        rated = sum(any(value is not None for value in row) for row in self.ratings)
-        return rated + 1 if self.strength else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,30 +56,44 @@ def make_items(
     max_length: int,
     report: DropReport,
 ) -> list[Item]:
-    """Tokenise records; what is longer than `max_length` is dropped and counted in `report`."""
-    items = []
+    """Tokenise records; what the chat template refuses, or is longer than `max_length`, is dropped and counted in `report`."""
     sequences = chat.conversations_ids(_conversations(preferences, ratings))
+    kept: list[Item] = []
+
+    def add(targets: tuple[tuple[float | None, ...], ...], strength: int, source: str) -> None:
+        sides = list(itertools.islice(sequences, len(targets)))
+        if reason := fault(sides, max_length):
+            for _ in range(_rows(targets, strength)):
+                report.drop(reason, source or "a row")
+            return
+        tree = Tree.of_sequences([ids for ids in sides if not isinstance(ids, RefusalError)])
+        kept.append(Item(tree, targets, strength, source))
+
     for preference in preferences:
-        tree = Tree.of_sequences([next(sequences), next(sequences)])
         targets = (_row(preference.ratings_1, attributes), _row(preference.ratings_2, attributes))
-        items.append(Item(tree, targets, preference.strength, preference.source))
+        add(targets, preference.strength, preference.source)
     for rating in ratings:
-        tree = Tree.of_sequences([next(sequences)])
-        items.append(Item(tree, (_row(rating.ratings, attributes),), 0, rating.source))
-    kept = []
-    for item in items:
-        if item.tree.longest > max_length:
-            for _ in range(item.rows):
-                report.drop(TOO_LONG, item.source or "a row")
-        else:
-            kept.append(item)
+        add((_row(rating.ratings, attributes),), 0, rating.source)
     return kept
 
 
-def fits(preference: Preference, chat: Chat, max_length: int) -> bool:
-    """Whether both sides of a pair are at most `max_length` tokens long."""
-    sides = _conversations([preference], [])
-    return all(len(chat.conversation_ids(side)) <= max_length for side in sides)
+def fault(sides: Sequence[list[int] | RefusalError], max_length: int) -> str | None:
+    """Why the sides of a pair, or a response alone, cannot be used: for a report; None if they can."""
+    for ids in sides:
+        if isinstance(ids, RefusalError):
+            return ids.reason
+        if len(ids) > max_length:
+            return TOO_LONG
+    return None
+
+
+def fault_of(preference: Preference, chat: Chat, max_length: int) -> str | None:
+    """Why a pair cannot be used; None if it can."""
+    try:
+        sides = [chat.conversation_ids(side) for side in _conversations([preference], [])]
+    except RefusalError as refusal:
+        return refusal.reason
+    return fault(sides, max_length)
 
 
 def singles(item: Item) -> list[Item]:
@@ -137,6 +146,12 @@ def _conversations(preferences: Sequence[Preference], ratings: Sequence[Rating])
         yield (*pair.prompt, Message("assistant", pair.response_2))
     for rating in ratings:
         yield (*rating.prompt, Message("assistant", rating.response))
+
+
+def _rows(ratings: Sequence[Sequence[float | None]], strength: int) -> int:
+    """Rows that an item was made of: a pair's own, and one for each of its responses that a rating was joined to."""
+    rated = sum(any(value is not None for value in row) for row in ratings)
+    return rated + 1 if strength else 1
 
 
 def _row(ratings: Mapping[str, float], attributes: Sequence[str]) -> tuple[float | None, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from reward.batches import TOO_LONG, Item, fits, make_items, singles
+from reward.batches import Item, fault_of, make_items, singles
 from rlhf.config.reward import RewardConfig, StageConfig
 from rlhf.core.chat import Chat
 from rlhf.core.errors import DataError
@@ -67,10 +67,11 @@ def load_data(config: RewardConfig, chat: Chat) -> RewardData:
         if side_of(p) != judged:
             continue
         source = p.source or "held out"
-        if fits(p, chat, config.model.max_length):
+        reason = fault_of(p, chat, config.model.max_length)
+        if reason is None:
             pairs.append(Comparison(p.prompt, p.chosen, p.rejected, subset=source, strength=abs(p.strength)))
         elif judged == "test":  # of `validation` it is counted where its items are made
-            drops.drop(TOO_LONG, source)
+            drops.drop(reason, source)
     data = RewardData(side("training"), side("validation"), pairs, drops)
     for stage in config.stages:
         if not items_of(stage, data.training):

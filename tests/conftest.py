@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -90,6 +91,19 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def other_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same architecture with other weights."""
     return write_tiny_base(tmp_path_factory.mktemp("tiny") / "other", seed=1)
+
+
+@pytest.fixture
+def refusing_base(tiny_base: Path, tmp_path: Path) -> Path:
+    """The tiny base with a chat template that refuses a conversation with a system prompt, or about war."""
+    folder = Path(shutil.copytree(tiny_base, tmp_path / "refusing"))
+    template = folder / "chat_template.jinja"
+    refuses = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        "{% if 'war' in messages[0].content %}{{ raise_exception('No war') }}{% endif %}"
+    )
+    template.write_text(refuses + template.read_text())
+    return folder
 
 
 def randomise(model: Any, seed: int, scale: float = 0.2) -> None:

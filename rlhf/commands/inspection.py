@@ -7,18 +7,20 @@ import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.reward import RewardConfig
 from rlhf.config.schema import DataSource, ModelConfig
-from rlhf.core.chat import Chat
+from rlhf.core.chat import Chat, RefusalError
 from rlhf.core.progress import Progress
 from rlhf.core.records import Conversation, Message, Preference, Prompt, Rating
 from rlhf.data.agreement import agreement, annotated_pairs, annotated_ratings, rating_agreement
 from rlhf.data.drops import DropReport
 from rlhf.data.lengths import lengths_of
 from rlhf.data.load import load_prompts
+
+Record = TypeVar("Record", Preference, Rating, Prompt)
 
 
 def inspect_reward(config: RewardConfig) -> dict[str, Any]:
@@ -31,12 +33,14 @@ def inspect_reward(config: RewardConfig) -> dict[str, Any]:
 
     chat = _chat(config.model)
     preferences, ratings, drops = load_records(config)
-    counts = [*_token_counts(chat, _conversations(preferences, ratings))]
+    found = _token_counts(chat, _conversations(preferences, ratings))
+    pairs = _taken([(pair, (next(found), next(found))) for pair in preferences], drops)
+    singles = _taken([(rating, (next(found),)) for rating in ratings], drops)
+    preferences, ratings = [pair for pair, _ in pairs], [rating for rating, _ in singles]
     limit = config.model.max_length
-    sides, single = counts[: 2 * len(preferences)], counts[2 * len(preferences) :]
-    longest = map(max, sides[::2], sides[1::2])
-    fitting = [item for item, count in zip(preferences, longest, strict=True) if count <= limit]
-    fitting_single = [item for item, count in zip(ratings, single, strict=True) if count <= limit]
+    fitting = [pair for pair, lengths in pairs if max(lengths) <= limit]
+    fitting_single = [rating for rating, lengths in singles if max(lengths) <= limit]
+    counts = [*(n for _, lengths in pairs for n in lengths), *(n for _, lengths in singles for n in lengths)]
     return {
         "command": "train-reward",
         **_data_report(drops),
@@ -62,11 +66,10 @@ def inspect_policy(config: PolicyConfig) -> dict[str, Any]:
     """
     chat = _chat(config.model)
     prompts, drops = load_prompts(config.data.prompts, seed=config.seed)
-    counts = []
-    with Progress(len(prompts), "prompt") as progress:
-        for ids in chat.prompts_ids(prompt.messages for prompt in prompts):
-            counts.append(len(ids))
-            progress.update(len(counts))
+    sequences = chat.prompts_ids(prompt.messages for prompt in prompts)
+    found = _counted(sequences, len(prompts), "prompt")
+    taken = _taken([(prompt, (next(found),)) for prompt in prompts], drops)
+    prompts, counts = [prompt for prompt, _ in taken], [length for _, (length,) in taken]
     limit = config.data.max_prompt_tokens
     fitting = [prompt for prompt, count in zip(prompts, counts, strict=True) if count <= limit]
     return {
@@ -77,7 +80,7 @@ def inspect_policy(config: PolicyConfig) -> dict[str, Any]:
             "with a check": sum(prompt.check is not None for prompt in prompts),
             "of several turns": sum(len(prompt.messages) > 2 for prompt in prompts),
         },
-        "lengths": asdict(lengths_of(counts, limit)),
+        "lengths": asdict(lengths_of(counts, limit)) if counts else None,
         "limit": "data.max_prompt_tokens",
         "too_long": {"prompts": len(prompts) - len(fitting)},
         "tokenizer": _tokenizer(config.model, chat),
@@ -123,11 +126,31 @@ def _conversations(preferences: Sequence[Preference], ratings: Sequence[Rating])
     return [*sides, *((*rating.prompt, Message("assistant", rating.response)) for rating in ratings)]
 
 
-def _token_counts(chat: Chat, conversations: Sequence[Conversation]) -> Iterator[int]:
-    with Progress(len(conversations), "conversation") as progress:
-        for number, ids in enumerate(chat.conversations_ids(conversations), start=1):
+def _token_counts(chat: Chat, conversations: Sequence[Conversation]) -> Iterator[int | RefusalError]:
+    return _counted(chat.conversations_ids(conversations), len(conversations), "conversation")
+
+
+def _counted(
+    sequences: Iterator[list[int] | RefusalError], total: int, unit: str
+) -> Iterator[int | RefusalError]:
+    with Progress(total, unit) as progress:
+        for number, ids in enumerate(sequences, start=1):
             progress.update(number)
-            yield len(ids)
+            yield ids if isinstance(ids, RefusalError) else len(ids)
+
+
+def _taken(
+    found: Sequence[tuple[Record, tuple[int | RefusalError, ...]]], drops: DropReport
+) -> list[tuple[Record, tuple[int, ...]]]:
+    """Records and their lengths in tokens; those that the chat template refuses are counted in `drops`."""
+    taken = []
+    for record, lengths in found:
+        refusal = next((one for one in lengths if isinstance(one, RefusalError)), None)
+        if refusal:
+            drops.drop(refusal.reason, record.source or "a row")
+        else:
+            taken.append((record, tuple(one for one in lengths if not isinstance(one, RefusalError))))
+    return taken
 
 
 def _agreement(sources: Sequence[DataSource], seed: int, max_spread: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ date, one place where a reward is read (the last token of the rendered conversat
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import os
@@ -14,6 +15,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from jinja2 import TemplateError
 
 from rlhf.core.embedded import resolve_base
 from rlhf.core.errors import DataError, ModelError
@@ -25,6 +28,22 @@ TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>
 FREE_FOR_PADDING = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<pad>", "[PAD]", "<unk>")
 
 TOGETHER = 32  # conversations that a thread turns into ids at a time
+
+
+class RefusalError(DataError):
+    """A chat template refuses a conversation: Gemma's a system prompt, others two turns of one speaker after another.
+
+    Attributes:
+        reason: why, for a report of many.
+    """
+
+    def __init__(self, why: str) -> None:
+        self.reason = f"refused by the chat template: {why}"
+        super().__init__(
+            f"A conversation is {self.reason}",
+            allowed="messages that the model was made for; its template says which",
+            fix="change or leave out such conversations, or use a base whose template takes them",
+        )
 
 
 class Chat:
@@ -84,7 +103,11 @@ class Chat:
         return cls(tokenizer, stop_ids=stop_ids, template_date=template_date)
 
     def prompt_ids(self, messages: Conversation) -> list[int]:
-        """Ids of a conversation that waits for the assistant's answer."""
+        """Ids of a conversation that waits for the assistant's answer.
+
+        Raises:
+            RefusalError: the template does not take it.
+        """
         return self._render([messages], add_generation_prompt=True)[0]
 
     def conversation_ids(self, messages: Conversation) -> list[int]:
@@ -92,19 +115,20 @@ class Chat:
 
         Raises:
             DataError: the conversation does not end with the assistant's message.
+            RefusalError: the template does not take it.
         """
         return self._render([_answered(messages)], add_generation_prompt=False)[0]
 
-    def conversations_ids(self, conversations: Iterable[Conversation]) -> Iterator[list[int]]:
-        """`conversation_ids` of many, in their order; made on all cores while the first are in use.
+    def conversations_ids(self, conversations: Iterable[Conversation]) -> Iterator[list[int] | RefusalError]:
+        """`conversation_ids` of many, or why there are none, in their order; made on all cores while the first are in use.
 
         Raises:
             DataError: a conversation does not end with the assistant's message.
         """
         return self._render_many(map(_answered, conversations), add_generation_prompt=False)
 
-    def prompts_ids(self, prompts: Iterable[Conversation]) -> Iterator[list[int]]:
-        """`prompt_ids` of many, in their order; made on all cores while the first are in use."""
+    def prompts_ids(self, prompts: Iterable[Conversation]) -> Iterator[list[int] | RefusalError]:
+        """`prompt_ids` of many, or why there are none, in their order; made on all cores while the first are in use."""
         return self._render_many(prompts, add_generation_prompt=True)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -124,38 +148,57 @@ class Chat:
 
     def _render_many(
         self, conversations: Iterable[Conversation], *, add_generation_prompt: bool
-    ) -> Iterator[list[int]]:
+    ) -> Iterator[list[int] | RefusalError]:
         # The tokenizer works outside Python's lock, so that threads are enough. They stay a little ahead, no more:
         # what is not used yet is held in memory.
         some = iter(conversations)
         threads = os.cpu_count() or 1
-        ahead: deque[Future[list[list[int]]]] = deque()
+        ahead: deque[Future[list[list[int] | RefusalError]]] = deque()
+        render = functools.partial(self._render_each, add_generation_prompt=add_generation_prompt)
         # The first one is rendered alone: it settles the tokenizer's state, which threads may only read.
         for first in itertools.islice(some, 1):
-            yield from self._render([first], add_generation_prompt=add_generation_prompt)
+            yield from render([first])
         with ThreadPoolExecutor(threads) as pool:
             while chunk := list(itertools.islice(some, TOGETHER)):
-                ahead.append(pool.submit(self._render, chunk, add_generation_prompt=add_generation_prompt))
+                ahead.append(pool.submit(render, chunk))
                 if len(ahead) > 2 * threads:
                     yield from ahead.popleft().result()
             for rendered in ahead:
                 yield from rendered.result()
 
+    def _render_each(
+        self, conversations: Sequence[Conversation], *, add_generation_prompt: bool
+    ) -> list[list[int] | RefusalError]:
+        """Together, and only where the template refuses one of them, one by one."""
+        try:
+            return [*self._render(conversations, add_generation_prompt=add_generation_prompt)]
+        except RefusalError as refusal:
+            if len(conversations) == 1:
+                return [refusal]
+        return [
+            found
+            for one in conversations
+            for found in self._render_each([one], add_generation_prompt=add_generation_prompt)
+        ]
+
     def _render(
         self, conversations: Sequence[Conversation], *, add_generation_prompt: bool
     ) -> list[list[int]]:
         # Templates that write a date take it as `date_string`; the others ignore it.
-        rendered = self.tokenizer.apply_chat_template(
-            [
-                [{"role": message.role, "content": message.content} for message in conversation]
-                for conversation in conversations
-            ],
-            tokenize=True,
-            return_dict=True,
-            add_generation_prompt=add_generation_prompt,
-            tokenizer_kwargs={"return_attention_mask": False},
-            date_string=self.template_date,
-        )
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                [
+                    [{"role": message.role, "content": message.content} for message in conversation]
+                    for conversation in conversations
+                ],
+                tokenize=True,
+                return_dict=True,
+                add_generation_prompt=add_generation_prompt,
+                tokenizer_kwargs={"return_attention_mask": False},
+                date_string=self.template_date,
+            )
+        except TemplateError as error:
+            raise RefusalError(error.message or type(error).__name__) from None
         # An id is one object, however often it stands in the data: a token then takes 8 bytes instead of 40.
         shared = self._ids.setdefault
         return [[shared(one, one) for one in ids] for ids in rendered["input_ids"]]

@@ -125,6 +125,17 @@ def test_the_example_is_the_first_chosen_conversation_in_tokens(
     assert example["target"] == {"preferred by": 2, **dict.fromkeys(NAMES, 2.0), "helpfulness": 4.0}
 
 
+def test_what_the_chat_template_refuses_is_counted_apart(
+    rlhf_command: Run, config: Path, folder: Path, refusing_base: Path
+) -> None:
+    with (folder / "preference" / "preference.jsonl").open("a") as file:
+        file.write(json.dumps(pair("Was it a war?", 1, [1, 1, 1])) + "\n")
+    found = told(rlhf_command("inspect", config, "--json", f"model.base={refusing_base}"))
+    reason = "refused by the chat template: No war"
+    assert found["dropped_later"][reason]["count"] == 1
+    assert found["lengths"]["count"] == 7 and found["targets"]["strengths"] == {"-1": 1, "1": 1, "2": 1}
+
+
 def test_what_a_person_sees(rlhf_command: Run, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "150")
     result = rlhf_command("inspect", config)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from rlhf.core.chat import TOGETHER, Chat
+from rlhf.core.chat import TOGETHER, Chat, RefusalError
 from rlhf.core.errors import DataError, ModelError
 from rlhf.core.records import Message
 
@@ -188,6 +188,27 @@ def test_many_are_made_a_little_ahead_and_not_all_at_once(tiny_chat: Chat) -> No
 def test_one_that_cannot_be_scored_stops_the_many(tiny_chat: Chat) -> None:
     with pytest.raises(DataError, match="does not end with the assistant's message"):
         list(tiny_chat.conversations_ids([*many(50), QUESTION]))
+
+
+def test_a_template_that_refuses_a_conversation_says_so(refusing_base: Path) -> None:
+    chat = Chat.load(refusing_base)
+    for ids in (chat.prompt_ids, chat.conversation_ids):
+        with pytest.raises(RefusalError, match="refused by the chat template: System role not supported"):
+            ids((Message("system", "Be kind."), *ANSWERED))
+
+
+@pytest.mark.parametrize("refused", [[0], [3], [0, 1, 40, 99]])
+def test_one_that_is_refused_spoils_no_other(
+    refusing_base: Path, tiny_chat: Chat, refused: list[int]
+) -> None:
+    """The first is rendered alone, and the others in chunks."""
+    conversations = [tuple(message for message in one if message.role != "system") for one in many(100)]
+    for place in refused:
+        conversations[place] = (Message("system", "Be kind."), *conversations[place])
+    found = list(Chat.load(refusing_base).conversations_ids(conversations))
+    assert [place for place, one in enumerate(found) if isinstance(one, RefusalError)] == refused
+    for one, conversation in zip(found, conversations, strict=True):
+        assert isinstance(one, RefusalError) or one == tiny_chat.conversation_ids(conversation)
 
 
 def test_pieces_show_each_token_and_what_is_special(tiny_chat: Chat) -> None:

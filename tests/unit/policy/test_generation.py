@@ -12,15 +12,28 @@ import pytest
 
 from policy.draft import Draft
 from policy.generation import Room, answer_questions, batches_of
+from rlhf.core.chat import RefusalError
 from rlhf.core.errors import OutputError
 from rlhf.core.records import Conversation, Message, Rollout
 from rlhf.data.drops import DropReport
 from rlhf.data.judge_formats import Question, Reply
 
-WORDS: Any = SimpleNamespace(
-    prompt_ids=lambda conversation: " ".join(one.content for one in conversation).split()
-)
-"""A chat of one token a word."""
+
+def words(conversation: Conversation) -> list[str]:
+    if conversation[0].content == "refused":
+        raise RefusalError("no")
+    return " ".join(one.content for one in conversation).split()
+
+
+def words_or_not(conversation: Conversation) -> list[str] | RefusalError:
+    try:
+        return words(conversation)
+    except RefusalError as refusal:
+        return refusal
+
+
+WORDS: Any = SimpleNamespace(prompt_ids=words, prompts_ids=lambda many: map(words_or_not, many))
+"""A chat of one token a word, which refuses "refused"."""
 
 
 def question(key: str, *turns: str, heat: float | None = None) -> Question:
@@ -126,6 +139,15 @@ def test_what_does_not_fit_is_counted_with_its_place() -> None:
             "file:3"
         ],
     }
+
+
+def test_what_the_template_refuses_is_counted_with_its_place() -> None:
+    drops = DropReport(read=2)
+    questions = [question("1", "short"), question("2", "refused")]
+    assert list(answer(questions, Echo(), drops=drops)) == [0]
+    assert drops.examples == {"is refused by the chat template: no": ["file:2"]}
+    assert Room(WORDS, 100, 10).longest(questions) == 1 + 10
+    assert Room(WORDS, 100, 10).longest(questions[1:]) == 10
 
 
 def test_the_room_a_file_of_questions_needs() -> None:

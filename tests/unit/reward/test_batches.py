@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
-from reward.batches import TOO_LONG, Item, batches, fits, make_items
+from reward.batches import TOO_LONG, Item, batches, fault_of, make_items
 from rlhf.core.chat import Chat
 from rlhf.core.packing import Tree
 from rlhf.core.records import Message, Preference, Rating
@@ -56,8 +59,29 @@ def test_what_is_too_long_is_dropped_and_counted(tiny_chat: Chat) -> None:
     # The pair's own row, and the rows of the ratings that were joined to it.
     rows = 1 + bool(long.ratings_1) + bool(long.ratings_2)
     assert (report.reasons, report.examples) == ({TOO_LONG: rows}, {TOO_LONG: ["here"] * rows})
-    assert fits(preference(1), tiny_chat, length) and not fits(preference(1), tiny_chat, length - 1)
+    assert fault_of(preference(1), tiny_chat, length) is None
+    assert fault_of(preference(1), tiny_chat, length - 1) == TOO_LONG
     assert items([preference(1)], [], tiny_chat, length - 1) == []
+
+
+def test_what_the_template_refuses_is_dropped_and_counted(refusing_base: Path) -> None:
+    chat = Chat.load(refusing_base)
+    refused = replace(preference(2), prompt=(Message("system", "Be kind."), *PROMPT))
+    rating = Rating(refused.prompt, "Blue.", {"helpfulness": 3.0}, "there")
+    report = DropReport()
+    kept = make_items(
+        [refused, preference(1)],
+        [rating, replace(rating, prompt=PROMPT)],
+        chat,
+        attributes=ATTRIBUTES,
+        max_length=200,
+        report=report,
+    )
+    assert [(item.strength, item.source) for item in kept] == [(1, "here"), (0, "there")]
+    reason = "refused by the chat template: System role not supported"
+    assert report.reasons == {reason: 3 + 1}  # a pair with two ratings, and a rating
+    assert report.examples == {reason: ["here"] * 3}
+    assert fault_of(refused, chat, 200) == reason
 
 
 @pytest.mark.parametrize("budget", [1, 12, 1000])
