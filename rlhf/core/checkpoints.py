@@ -197,9 +197,15 @@ class SafeCheckpoints:
         folder = Path(checkpoint)
         trained = self.accelerator.unwrap_model(self.model)
         _put_moments(trained, self.optimizer, load_file(folder / MOMENTS))
-        self.lr_scheduler.load_state_dict(json.loads((folder / STATE).read_text())["schedule"])
-        # The schedule sets the next rate after an update; the one of this update is the optimizer's to remember.
-        for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+        schedule = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)  # DeepSpeed's stands in another
+        schedule.load_state_dict(json.loads((folder / STATE).read_text())["schedule"])
+        # A schedule sets the rate of the next update after the one before, and a run that is given more updates has another schedule.
+        rates = [
+            rate * share(schedule.last_epoch)
+            for rate, share in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+        ]
+        schedule._last_lr = rates  # noqa: SLF001
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         self.load_own(folder)
 

@@ -19,13 +19,13 @@ from rlhf.core.errors import OutputError
 class Bench(SafeCheckpoints):
     """A trainer of one frozen and one trained layer, as far as checkpoints need one."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, steps: int = 8) -> None:
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1))
         self.model[0].requires_grad_(False)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=0.1)
-        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1 / (1 + step))
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1 - step / steps)
         self.accelerator = SimpleNamespace(unwrap_model=lambda model: model)
         self.args = SimpleNamespace(should_save=True, output_dir=str(folder))
         self.state = SimpleNamespace(
@@ -68,6 +68,21 @@ def test_what_follows_a_checkpoint_is_the_same_again(tmp_path: Path) -> None:
     assert all(
         torch.equal(a, b) for a, b in zip(resumed.model.parameters(), bench.model.parameters(), strict=True)
     )
+
+
+def test_a_run_that_is_given_more_updates_goes_on_at_the_rates_of_its_new_schedule(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, steps=4)
+    for _ in range(3):
+        bench.update()
+    bench.save()
+    longer = Bench(tmp_path, steps=12)
+    longer.load(tmp_path / "step-3")
+    rates = []
+    for _ in range(3):
+        assert longer.lr_scheduler.get_last_lr() == [longer.optimizer.param_groups[0]["lr"]]
+        rates.append(longer.optimizer.param_groups[0]["lr"])
+        longer.update()
+    assert rates == pytest.approx([0.1 * 9 / 12, 0.1 * 8 / 12, 0.1 * 7 / 12])
 
 
 def test_only_what_is_trained_is_kept_and_nothing_is_pickled(tmp_path: Path) -> None:
