@@ -151,17 +151,25 @@ class Ahead:
 
     def _own(self, held: Sequence[Group], prompts: Sequence[Sequence[int]]) -> list[list[Rollout]]:
         """Of the answers of all processes, those to one's own prompts."""
-        left = list(held)
-        groups = []
-        for prompt in prompts:
-            place = next(place for place, group in enumerate(left) if group["prompt"] == list(prompt))
-            groups.append(
-                [
-                    as_rollout(prompt, ids, logprobs, self.engine.sampling.stop_ids, self.engine.chat)
-                    for ids, logprobs in left.pop(place)["answers"]
-                ]
-            )
-        return groups
+        own = dealt(held, processes.gathered([list(prompt) for prompt in prompts]))[processes.index()]
+        return [
+            [
+                as_rollout(group["prompt"], ids, logprobs, self.engine.sampling.stop_ids, self.engine.chat)
+                for ids, logprobs in group["answers"]
+            ]
+            for group in own
+        ]
+
+
+def dealt(held: Sequence[Group], prompts: Sequence[Sequence[Sequence[int]]]) -> list[list[Group]]:
+    """The answers to each process's prompts; each group of answers goes to one, however often its prompt was asked."""
+    left = list(held)
+
+    def take(prompt: Sequence[int]) -> Group:
+        place = next(place for place, group in enumerate(left) if group["prompt"] == list(prompt))
+        return left.pop(place)
+
+    return [[take(prompt) for prompt in own] for own in prompts]
 
 
 def _plain(group: Sequence[Rollout]) -> Group:
