@@ -78,7 +78,7 @@ class FakeVLLM:
 
     def start(self) -> None:
         """Run, without any adapter."""
-        self.adapters, self.connections = {}, set[socket.socket]()
+        self.adapters, self.connections, self.threads = {}, set[socket.socket](), set[threading.Thread]()
         fake = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -87,6 +87,7 @@ class FakeVLLM:
             def setup(self) -> None:
                 super().setup()
                 fake.connections.add(self.connection)
+                fake.threads.add(threading.current_thread())
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -114,6 +115,11 @@ class FakeVLLM:
         for connection in list(self.connections):
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
+
+    def rest(self) -> None:
+        """Wait, after `kill`, until no thread computes an answer: one that does when Python ends takes the process with it."""
+        for thread in list(self.threads):
+            thread.join(timeout=20)
 
     def handle(self, handler: BaseHTTPRequestHandler, body: Any) -> None:
         path = handler.path

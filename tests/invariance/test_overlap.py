@@ -39,6 +39,7 @@ def start_pair(fake_vllm: Any, tiny_base: Path) -> Iterator[Callable[[], Pair]]:
     yield start
     for server in running:
         server.kill()
+        server.rest()
 
 
 @pytest.fixture(autouse=True)
