@@ -31,17 +31,17 @@ TOGETHER = 32  # conversations that a thread turns into ids at a time
 
 
 class RefusalError(DataError):
-    """A chat template refuses a conversation: Gemma's a system prompt, others two turns of one speaker after another.
+    """A conversation cannot become tokens: the template refuses it (Gemma's a system prompt), or a text in it is not Unicode.
 
     Attributes:
-        reason: why, for a report of many.
+        reason: why, for a report of many; goes on after "is".
     """
 
-    def __init__(self, why: str) -> None:
-        self.reason = f"refused by the chat template: {why}"
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
         super().__init__(
-            f"A conversation is {self.reason}",
-            allowed="messages that the model was made for; its template says which",
+            f"A conversation is {reason}",
+            allowed="Unicode text, in messages that the base's chat template takes",
             fix="change or leave out such conversations, or use a base whose template takes them",
         )
 
@@ -106,7 +106,7 @@ class Chat:
         """Ids of a conversation that waits for the assistant's answer.
 
         Raises:
-            RefusalError: the template does not take it.
+            RefusalError: it cannot become tokens.
         """
         return self._render([messages], add_generation_prompt=True)[0]
 
@@ -115,7 +115,7 @@ class Chat:
 
         Raises:
             DataError: the conversation does not end with the assistant's message.
-            RefusalError: the template does not take it.
+            RefusalError: it cannot become tokens.
         """
         return self._render([_answered(messages)], add_generation_prompt=False)[0]
 
@@ -198,7 +198,12 @@ class Chat:
                 date_string=self.template_date,
             )
         except TemplateError as error:
-            raise RefusalError(error.message or type(error).__name__) from None
+            why = error.message or type(error).__name__
+            raise RefusalError(f"refused by the chat template: {why}") from None
+        except (TypeError, UnicodeEncodeError):  # what tokenizers say of it
+            if all(map(_is_unicode, conversations)):
+                raise
+            raise RefusalError("not Unicode: half of a surrogate pair in a text") from None
         # An id is one object, however often it stands in the data: a token then takes 8 bytes instead of 40.
         shared = self._ids.setdefault
         return [[shared(one, one) for one in ids] for ids in rendered["input_ids"]]
@@ -238,6 +243,14 @@ class Chat:
             allowed=f"a padding token that is not one of the stop ids {self.stop_ids}",
             fix=f"add one of {', '.join(FREE_FOR_PADDING)} to the tokenizer and save it beside the model",
         )
+
+
+def _is_unicode(messages: Conversation) -> bool:
+    try:
+        "".join(message.content for message in messages).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _answered(messages: Conversation) -> Conversation:

@@ -197,6 +197,24 @@ def test_a_template_that_refuses_a_conversation_says_so(refusing_base: Path) -> 
             ids((Message("system", "Be kind."), *ANSWERED))
 
 
+def test_half_of_a_surrogate_pair_is_no_text(tiny_chat: Chat) -> None:
+    """JSON can hold one: `"\\ud83d"`."""
+    half = (Message("user", "Tea \ud83d?"), Message("assistant", "Yes."))
+    with pytest.raises(RefusalError, match="not Unicode: half of a surrogate pair"):
+        tiny_chat.conversation_ids(half)
+    found = list(tiny_chat.conversations_ids([*many(40), half, *many(3)]))
+    assert [place for place, one in enumerate(found) if isinstance(one, RefusalError)] == [40]
+
+
+def test_a_fault_of_ours_is_not_taken_for_the_datas(tiny_chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise TypeError("broken")
+
+    monkeypatch.setattr(type(tiny_chat.tokenizer), "apply_chat_template", broken)
+    with pytest.raises(TypeError, match="broken"):
+        tiny_chat.conversation_ids(ANSWERED)
+
+
 @pytest.mark.parametrize("refused", [[0], [3], [0, 1, 40, 99]])
 def test_one_that_is_refused_spoils_no_other(
     refusing_base: Path, tiny_chat: Chat, refused: list[int]

@@ -21,7 +21,7 @@ from rlhf.data.judge_formats import Question, Reply
 
 def words(conversation: Conversation) -> list[str]:
     if conversation[0].content == "refused":
-        raise RefusalError("no")
+        raise RefusalError("refused by the chat template: no")
     return " ".join(one.content for one in conversation).split()
 
 
