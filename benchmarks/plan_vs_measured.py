@@ -25,6 +25,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from reward_trainer import reward_trainer
 from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
@@ -34,7 +35,6 @@ from policy.rewards.protocol import Given
 from reward.batches import Item
 from reward.recipe import build_model
 from reward.save import save_final
-from reward.trainer import HybridRewardTrainer, trainer_arguments
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.reward import RewardConfig
 from rlhf.core import formats
@@ -105,29 +105,7 @@ def compare_reward(
     chat = Chat.load(base)
     model = build_model(config, chat)
     items = [Item(Tree((), (ids(tokens // 2), ids(tokens // 2))), ((None,) * 5,) * 2, 2) for _ in range(ROWS)]
-    trainer = HybridRewardTrainer(
-        model,
-        trainer_arguments(
-            **config.stages[0].optimizer.model_dump(),
-            batch_size=ROWS,
-            folder=tempfile.mkdtemp(),
-            steps=1,
-            dtype=dtype,
-            seed=0,
-            evaluate_every=100,
-            save_every=100,
-            has_validation=True,
-            gradient_checkpointing=checkpointing,
-        ),
-        chat.tokenizer,
-        stage=config.stages[0],
-        items=items,
-        order=list(range(ROWS)),
-        validation=items,
-        tokens_per_batch=tokens,
-        step_offset=0,
-        record=lambda *_: None,
-    )
+    trainer = reward_trainer(config, model, chat, items, order=range(ROWS), validation=items)
     weights = weights_of(model)
     update = peak_of_step(trainer)
     validation = allocator_peak(

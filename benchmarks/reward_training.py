@@ -47,11 +47,11 @@ BUDGETS = (512, 1024, 2048)
 
 def ours(told: Mapping[str, Any]) -> Handler:
     """`train-reward`'s trainer on given pairs: [chosen ids, rejected ids]."""
+    from reward_trainer import reward_trainer
     from transformers import set_seed
 
     from reward.batches import Item
     from reward.recipe import build_model
-    from reward.trainer import HybridRewardTrainer, trainer_arguments
     from rlhf.core.chat import Chat
 
     set_seed(0)
@@ -73,27 +73,14 @@ def ours(told: Mapping[str, Any]) -> Handler:
         updates: list[list[int]] = asked["updates"]
         losses: list[float] = []
         start(model)
-        trainer = HybridRewardTrainer(
+        trainer = reward_trainer(
+            config,
             model,
-            trainer_arguments(
-                **config.stages[0].optimizer.model_dump() | {"warmup_steps": 0},
-                batch_size=len(updates[0]),
-                folder=tempfile.mkdtemp(),
-                steps=len(updates),
-                dtype=told["dtype"],
-                seed=0,
-                evaluate_every=10**6,
-                save_every=10**6,
-                has_validation=False,
-                gradient_checkpointing=False,
-            ),
-            chat.tokenizer,
-            stage=config.stages[0],
-            items=items,
+            chat,
+            items,
             order=[place for update in updates for place in update],
-            validation=[],
+            updates=len(updates),
             tokens_per_batch=asked["tokens_per_batch"],
-            step_offset=0,
             record=lambda _, figures: losses.append(float(figures["loss/bt"])),
         )
         return timed(trainer, told["clock"]) | {"losses": losses} | {"shape": vars(cost.Shape.of(model))}

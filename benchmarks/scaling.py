@@ -73,7 +73,7 @@ def reward_step(told: Mapping[str, Any]) -> Handler:
 
     @functools.cache
     def trainer_of(rank: int) -> tuple[Any, cost.Shape]:
-        trainer = reward_trainer(told["base"], told["dtype"], rank)
+        trainer = idle_reward_trainer(told["base"], told["dtype"], rank)
         return trainer, cost.Shape.of(trainer.model)
 
     def step(point: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -86,12 +86,11 @@ def reward_step(told: Mapping[str, Any]) -> Handler:
     return step
 
 
-def reward_trainer(base: str, dtype: str, rank: int) -> Any:
+def idle_reward_trainer(base: str, dtype: str, rank: int) -> Any:
     """Our reward trainer, without data."""
-    import tempfile
+    from reward_trainer import reward_trainer
 
     from reward.recipe import build_model
-    from reward.trainer import HybridRewardTrainer, trainer_arguments
     from rlhf.config.reward import RewardConfig
     from rlhf.core.chat import Chat
 
@@ -106,30 +105,7 @@ def reward_trainer(base: str, dtype: str, rank: int) -> Any:
         }
     )
     chat = Chat.load(base)
-    told = trainer_arguments(
-        **config.stages[0].optimizer.model_dump(),
-        batch_size=1,
-        folder=tempfile.mkdtemp(),
-        steps=1,
-        dtype=dtype,
-        seed=0,
-        evaluate_every=10**6,
-        save_every=10**6,
-        has_validation=False,
-        gradient_checkpointing=False,
-    )
-    return HybridRewardTrainer(
-        build_model(config, chat),
-        told,
-        chat.tokenizer,
-        stage=config.stages[0],
-        items=[],
-        order=[0],
-        validation=[],
-        tokens_per_batch=config.tokens_per_batch,
-        step_offset=0,
-        record=lambda *_: None,
-    )
+    return reward_trainer(config, build_model(config, chat), chat, order=[0])
 
 
 def policy_step(told: Mapping[str, Any]) -> Handler:

@@ -35,7 +35,9 @@ def benchmark() -> ModuleType:
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(file.parent)  # its neighbours
+        spec.loader.exec_module(module)
     return module
 
 
