@@ -9,7 +9,7 @@ Shapes: N responses, A attributes, B pairs.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,13 +61,12 @@ def make_items(
     kept: list[Item] = []
 
     def add(targets: tuple[tuple[float | None, ...], ...], strength: int, source: str) -> None:
-        sides = list(itertools.islice(sequences, len(targets)))
-        if reason := fault(sides, max_length):
+        sides = _usable(itertools.islice(sequences, len(targets)), max_length)
+        if isinstance(sides, str):
             for _ in range(_rows(targets, strength)):
-                report.drop(reason, source or "a row")
-            return
-        tree = Tree.of_sequences([ids for ids in sides if not isinstance(ids, RefusalError)])
-        kept.append(Item(tree, targets, strength, source))
+                report.drop(sides, source or "a row")
+        else:
+            kept.append(Item(Tree.of_sequences(sides), targets, strength, source))
 
     for preference in preferences:
         targets = (_row(preference.ratings_1, attributes), _row(preference.ratings_2, attributes))
@@ -77,23 +76,25 @@ def make_items(
     return kept
 
 
-def fault(sides: Sequence[list[int] | RefusalError], max_length: int) -> str | None:
-    """Why the sides of a pair, or a response alone, cannot be used: for a report; None if they can."""
-    for ids in sides:
+def faults(preferences: Sequence[Preference], chat: Chat, max_length: int) -> Iterator[str | None]:
+    """Why each pair cannot be used, for a report; None if it can."""
+    sequences = chat.conversations_ids(_conversations(preferences, []))
+    for _ in preferences:
+        sides = _usable(itertools.islice(sequences, 2), max_length)
+        yield sides if isinstance(sides, str) else None
+
+
+def _usable(sides: Iterable[list[int] | RefusalError], max_length: int) -> list[list[int]] | str:
+    """The ids of both sides of a pair, or of a response alone; or why they cannot be used."""
+    found = list(sides)  # all are taken, whatever the first is
+    usable = []
+    for ids in found:
         if isinstance(ids, RefusalError):
             return ids.reason
         if len(ids) > max_length:
             return TOO_LONG
-    return None
-
-
-def fault_of(preference: Preference, chat: Chat, max_length: int) -> str | None:
-    """Why a pair cannot be used; None if it can."""
-    try:
-        sides = [chat.conversation_ids(side) for side in _conversations([preference], [])]
-    except RefusalError as refusal:
-        return refusal.reason
-    return fault(sides, max_length)
+        usable.append(ids)
+    return usable
 
 
 def singles(item: Item) -> list[Item]:

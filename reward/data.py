@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from reward.batches import Item, fault_of, make_items, singles
+from reward.batches import Item, faults, make_items, singles
 from rlhf.config.reward import RewardConfig, StageConfig
 from rlhf.core.chat import Chat
 from rlhf.core.errors import DataError
@@ -63,11 +63,9 @@ def load_data(config: RewardConfig, chat: Chat) -> RewardData:
 
     judged = "test" if config.data.test_share else "validation"
     pairs = []
-    for p in preferences:
-        if side_of(p) != judged:
-            continue
+    held = [p for p in preferences if side_of(p) == judged]
+    for p, reason in zip(held, faults(held, chat, config.model.max_length), strict=True):
         source = p.source or "held out"
-        reason = fault_of(p, chat, config.model.max_length)
         if reason is None:
             pairs.append(Comparison(p.prompt, p.chosen, p.rejected, subset=source, strength=abs(p.strength)))
         elif judged == "test":  # of `validation` it is counted where its items are made

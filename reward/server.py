@@ -22,7 +22,7 @@ from typing import Any, Protocol
 from reward.scorer import score_each
 from rlhf.config.rewards import SERVER_PROTOCOL
 from rlhf.core.errors import DataError, RlhfError
-from rlhf.core.records import Conversation
+from rlhf.core.records import Conversation, is_unicode
 from rlhf.data.messages import read_prompt
 from rlhf.data.rows import Row
 
@@ -114,10 +114,9 @@ class RewardServer(ThreadingHTTPServer):
 def _conversation(item: Any, place: int) -> Conversation | DataError:
     try:
         conversation = read_prompt(Row(f"conversation {place + 1}", {"messages": item}), "messages")
-        "".join(message.content for message in conversation).encode()
     except DataError as error:
         return error
-    except UnicodeEncodeError:
+    if not is_unicode(conversation):
         return DataError(f"conversation {place + 1}: a text is no Unicode", allowed="whole surrogate pairs")
     if isinstance(item, str) or not conversation or conversation[-1].role != "assistant":
         return DataError(

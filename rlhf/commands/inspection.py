@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -33,7 +33,8 @@ def inspect_reward(config: RewardConfig) -> dict[str, Any]:
 
     chat = _chat(config.model)
     preferences, ratings, drops = load_records(config)
-    found = _token_counts(chat, _conversations(preferences, ratings))
+    conversations = _conversations(preferences, ratings)
+    found = iter(_lengths(chat.conversations_ids(conversations), len(conversations), "conversation"))
     pairs = _taken([(pair, (next(found), next(found))) for pair in preferences], drops)
     singles = _taken([(rating, (next(found),)) for rating in ratings], drops)
     preferences, ratings = [pair for pair, _ in pairs], [rating for rating, _ in singles]
@@ -66,9 +67,8 @@ def inspect_policy(config: PolicyConfig) -> dict[str, Any]:
     """
     chat = _chat(config.model)
     prompts, drops = load_prompts(config.data.prompts, seed=config.seed)
-    sequences = chat.prompts_ids(prompt.messages for prompt in prompts)
-    found = _counted(sequences, len(prompts), "prompt")
-    taken = _taken([(prompt, (next(found),)) for prompt in prompts], drops)
+    found = _lengths(chat.prompts_ids(prompt.messages for prompt in prompts), len(prompts), "prompt")
+    taken = _taken([(prompt, (length,)) for prompt, length in zip(prompts, found, strict=True)], drops)
     prompts, counts = [prompt for prompt, _ in taken], [length for _, (length,) in taken]
     limit = config.data.max_prompt_tokens
     fitting = [prompt for prompt, count in zip(prompts, counts, strict=True) if count <= limit]
@@ -126,17 +126,15 @@ def _conversations(preferences: Sequence[Preference], ratings: Sequence[Rating])
     return [*sides, *((*rating.prompt, Message("assistant", rating.response)) for rating in ratings)]
 
 
-def _token_counts(chat: Chat, conversations: Sequence[Conversation]) -> Iterator[int | RefusalError]:
-    return _counted(chat.conversations_ids(conversations), len(conversations), "conversation")
-
-
-def _counted(
-    sequences: Iterator[list[int] | RefusalError], total: int, unit: str
-) -> Iterator[int | RefusalError]:
+def _lengths(
+    sequences: Iterable[list[int] | RefusalError], total: int, unit: str
+) -> list[int | RefusalError]:
+    found = list[int | RefusalError]()
     with Progress(total, unit) as progress:
-        for number, ids in enumerate(sequences, start=1):
-            progress.update(number)
-            yield ids if isinstance(ids, RefusalError) else len(ids)
+        for ids in sequences:
+            found.append(ids if isinstance(ids, RefusalError) else len(ids))
+            progress.update(len(found))
+    return found
 
 
 def _taken(

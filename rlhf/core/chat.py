@@ -20,7 +20,7 @@ from jinja2 import TemplateError
 
 from rlhf.core.embedded import resolve_base
 from rlhf.core.errors import DataError, ModelError
-from rlhf.core.records import Conversation
+from rlhf.core.records import Conversation, is_unicode
 
 # Ends of a turn that chat models sample without naming them in their generation config.
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>")
@@ -201,7 +201,7 @@ class Chat:
             why = error.message or type(error).__name__
             raise RefusalError(f"refused by the chat template: {why}") from None
         except (TypeError, UnicodeEncodeError):  # what tokenizers say of it
-            if all(map(_is_unicode, conversations)):
+            if all(map(is_unicode, conversations)):
                 raise
             raise RefusalError("not Unicode: half of a surrogate pair in a text") from None
         # An id is one object, however often it stands in the data: a token then takes 8 bytes instead of 40.
@@ -243,14 +243,6 @@ class Chat:
             allowed=f"a padding token that is not one of the stop ids {self.stop_ids}",
             fix=f"add one of {', '.join(FREE_FOR_PADDING)} to the tokenizer and save it beside the model",
         )
-
-
-def _is_unicode(messages: Conversation) -> bool:
-    try:
-        "".join(message.content for message in messages).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _answered(messages: Conversation) -> Conversation:

@@ -41,11 +41,11 @@ def enable(model: PreTrainedModel) -> None:
     attention.enable(model)
     last_layer.enable(model)
     adapter_layers.lighten()
-    for module in model.modules():
-        kind: Any = type(module)
-        ours = _norm if kind.__name__ in NORMS else _mlp if kind.__name__ in GATES else None
-        if ours and kind.forward is not ours:
-            kind.stock_forward, kind.forward = kind.forward, ours
+    ours = dict.fromkeys(NORMS, _norm) | dict.fromkeys(GATES, _mlp)
+    for kind in {type(module) for module in model.modules()}:
+        forward = ours.get(kind.__name__, kind.forward)
+        if kind.forward is not forward:
+            kind.stock_forward, kind.forward = kind.forward, forward
     if model.config.model_type in ROTATIONS:
         importlib.import_module(type(model).__module__).__dict__["apply_rotary_pos_emb"] = rotated
 

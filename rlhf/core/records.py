@@ -27,6 +27,15 @@ class Message:
 Conversation = tuple[Message, ...]
 
 
+def is_unicode(conversation: Conversation) -> bool:
+    """Whether its texts are whole: JSON can hold half of a surrogate pair, which no tokenizer takes."""
+    try:
+        "".join(message.content for message in conversation).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Rating:
     """A response with attribute ratings, each on the scale 0 to 4; an absent attribute is not rated."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from reward.batches import TOO_LONG, Item, batches, fault_of, make_items
+from reward.batches import TOO_LONG, Item, batches, faults, make_items
 from rlhf.core.chat import Chat
 from rlhf.core.packing import Tree
 from rlhf.core.records import Message, Preference, Rating
@@ -59,8 +59,8 @@ def test_what_is_too_long_is_dropped_and_counted(tiny_chat: Chat) -> None:
     # The pair's own row, and the rows of the ratings that were joined to it.
     rows = 1 + bool(long.ratings_1) + bool(long.ratings_2)
     assert (report.reasons, report.examples) == ({TOO_LONG: rows}, {TOO_LONG: ["here"] * rows})
-    assert fault_of(preference(1), tiny_chat, length) is None
-    assert fault_of(preference(1), tiny_chat, length - 1) == TOO_LONG
+    assert list(faults([preference(1), long], tiny_chat, length)) == [None, TOO_LONG]
+    assert list(faults([preference(1)], tiny_chat, length - 1)) == [TOO_LONG]
     assert items([preference(1)], [], tiny_chat, length - 1) == []
 
 
@@ -81,7 +81,7 @@ def test_what_the_template_refuses_is_dropped_and_counted(refusing_base: Path) -
     reason = "refused by the chat template: System role not supported"
     assert report.reasons == {reason: 3 + 1}  # a pair with two ratings, and a rating
     assert report.examples == {reason: ["here"] * 3}
-    assert fault_of(refused, chat, 200) == reason
+    assert list(faults([refused, preference(1)], chat, 200)) == [reason, None]
 
 
 @pytest.mark.parametrize("budget", [1, 12, 1000])
