@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from policy.draft import Draft, Replies
 from policy.rollouts.protocol import seed_of
 from policy.speaker import Sample
-from rlhf.core.chat import Chat, RefusalError
+from rlhf.core.chat import Chat
+from rlhf.core.errors import RefusalError
 from rlhf.core.records import Conversation, Message, Rollout
 from rlhf.data.drops import DropReport
 from rlhf.data.judge_formats import Question, Reply

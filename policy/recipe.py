@@ -32,9 +32,9 @@ from policy.trainer import PolicyTrainer, trainer_arguments
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.rollouts import ImportanceConfig
 from rlhf.core import checkpoints, processes, sharding, zero
-from rlhf.core.chat import Chat, RefusalError
+from rlhf.core.chat import Chat
 from rlhf.core.embedded import resolve_base
-from rlhf.core.errors import ConfigError, DataError
+from rlhf.core.errors import ConfigError, DataError, RefusalError
 from rlhf.core.formats import computed_in
 from rlhf.core.models import LoraConfig, check_targets, load_causal, lora_config
 from rlhf.core.progress import Progress, close_live_lines

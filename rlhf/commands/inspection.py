@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.reward import RewardConfig
 from rlhf.config.schema import DataSource, ModelConfig
-from rlhf.core.chat import Chat, RefusalError
+from rlhf.core.chat import Chat
+from rlhf.core.errors import RefusalError
 from rlhf.core.progress import Progress
 from rlhf.core.records import Conversation, Message, Preference, Prompt, Rating
 from rlhf.data.agreement import agreement, annotated_pairs, annotated_ratings, rating_agreement

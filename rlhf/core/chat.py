@@ -19,7 +19,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from rlhf.core.embedded import resolve_base
-from rlhf.core.errors import DataError, ModelError
+from rlhf.core.errors import DataError, ModelError, RefusalError
 from rlhf.core.records import Conversation, is_unicode
 
 # Ends of a turn that chat models sample without naming them in their generation config.
@@ -28,22 +28,6 @@ TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>
 FREE_FOR_PADDING = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<pad>", "[PAD]", "<unk>")
 
 TOGETHER = 32  # conversations that a thread turns into ids at a time
-
-
-class RefusalError(DataError):
-    """A conversation cannot become tokens: the template refuses it (Gemma's a system prompt), or a text in it is not Unicode.
-
-    Attributes:
-        reason: why, for a report of many; goes on after "is".
-    """
-
-    def __init__(self, reason: str) -> None:
-        self.reason = reason
-        super().__init__(
-            f"A conversation is {reason}",
-            allowed="Unicode text, in messages that the base's chat template takes",
-            fix="change or leave out such conversations, or use a base whose template takes them",
-        )
 
 
 class Chat:

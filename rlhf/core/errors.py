@@ -59,6 +59,22 @@ class DataError(UserError):
     """A row, file or data set that cannot be used."""
 
 
+class RefusalError(DataError):
+    """A conversation cannot become tokens: the template refuses it (Gemma's a system prompt), or a text in it is not Unicode.
+
+    Attributes:
+        reason: why, for a report of many; goes on after "is".
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(
+            f"A conversation is {reason}",
+            allowed="Unicode text, in messages that the base's chat template takes",
+            fix="change or leave out such conversations, or use a base whose template takes them",
+        )
+
+
 class ModelError(UserError):
     """A model, tokenizer, adapter or head that does not fit."""
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from rlhf.core.chat import TOGETHER, Chat, RefusalError
-from rlhf.core.errors import DataError, ModelError
+from rlhf.core.chat import TOGETHER, Chat
+from rlhf.core.errors import DataError, ModelError, RefusalError
 from rlhf.core.records import Message
 
 PLAIN = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"

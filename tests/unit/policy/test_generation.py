@@ -12,8 +12,7 @@ import pytest
 
 from policy.draft import Draft
 from policy.generation import Room, answer_questions, batches_of
-from rlhf.core.chat import RefusalError
-from rlhf.core.errors import OutputError
+from rlhf.core.errors import OutputError, RefusalError
 from rlhf.core.records import Conversation, Message, Rollout
 from rlhf.data.drops import DropReport
 from rlhf.data.judge_formats import Question, Reply
