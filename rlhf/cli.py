@@ -15,7 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 from rlhf.commands import COMMANDS
 from rlhf.core.disk import full_disk
 from rlhf.core.errors import RlhfError
-from rlhf.core.processes import hush_followers, let_main_speak_first
+from rlhf.core.processes import hush_followers, let_main_speak_first, part
 
 QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
@@ -100,7 +100,12 @@ def main() -> None:
     hush_followers()
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
-    app(prog_name="rlhf")
+    try:
+        app(prog_name="rlhf")
+    except SystemExit as ending:
+        if not ending.code:
+            part()
+        raise
 
 
 def _say(title: str, text: str) -> None:

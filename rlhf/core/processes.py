@@ -22,6 +22,8 @@ LONGEST_WAIT = timedelta(hours=2)
 """How long a process waits for the others, which may be evaluating, before it gives up."""
 GRACE = 5.0
 """Seconds in which the main process can tell an error that all of them meet, and the launcher end the others."""
+SETTLING = 0.5
+"""Seconds in which threads of gloo's let go of what was exchanged; they take milliseconds."""
 
 
 def index() -> int:
@@ -67,6 +69,23 @@ def meet() -> None:
         zero.prepare()
     cpu, backend = means()
     PartialState(cpu=cpu, backend=backend, timeout=LONGEST_WAIT)
+
+
+def part() -> None:
+    """Disconnect the processes, once a command has succeeded; to be called as the last thing before the program ends.
+
+    A thread of gloo's lets go of an exchange's tensors a little after the exchange. Where Python is ending by then, that aborts the
+    process (`std::terminate`, Python before 3.14), and the launcher calls a finished run failed. Ending the group does not wait for
+    these threads where models were wrapped by torch's DistributedDataParallel, which keeps them: hence the pause. Not after a
+    failure, which a launcher answers by ending the others: an exchange under way would be waited for.
+    """
+    if count() == 1:
+        return
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+        time.sleep(SETTLING)
 
 
 def means() -> tuple[bool, str | None]:

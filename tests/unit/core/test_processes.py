@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
+from torch import distributed
 
+from rlhf import cli
 from rlhf.core import processes
 from rlhf.core.errors import ConfigError, DataError
 
@@ -64,3 +67,33 @@ def test_followers_do_not_print(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     print("twice")
     sys.stdout.close()
     assert capsys.readouterr().out == ""
+
+
+def test_the_connection_ends_and_its_threads_get_time(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(processes.time, "sleep", pauses.append)
+    processes.part()
+    assert not pauses, "these processes never met"
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'met'}", rank=0, world_size=1)
+    processes.part()
+    assert not distributed.is_initialized()
+    assert pauses == [processes.SETTLING]
+
+
+@pytest.mark.parametrize(("code", "parted"), [(0, 1), (None, 1), (1, 0), (2, 0)])
+def test_processes_part_where_a_command_succeeded(
+    monkeypatch: pytest.MonkeyPatch, code: int | None, parted: int
+) -> None:
+    def ends(**_: object) -> None:
+        raise SystemExit(code)
+
+    calls: list[int] = []
+    monkeypatch.setattr(cli, "app", ends)
+    monkeypatch.setattr(cli, "part", lambda: calls.append(1))
+    with pytest.raises(SystemExit) as ending:
+        cli.main()
+    assert ending.value.code == code
+    assert len(calls) == parted
