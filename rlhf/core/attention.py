@@ -5,16 +5,16 @@ transformers' models call the attention function that their config names; `packe
 (generation, padded batches, GPUs) it is transformers' own `sdpa`, with the mask where there is one.
 
 On a CPU this replaces torch's fused kernel, whose bfloat16 products run at a fifth of what a plain matrix product reaches
-(`benchmarks/attention.py`). Probabilities of a block are made, used and dropped; the backward pass makes them again, so memory
-grows with the tokens and not with their square.
+(`benchmarks/attention.py`). Probabilities are kept for the backward pass where tokens see few others, and made again where they see many,
+so memory grows with the tokens and not with their square.
 
-Shapes: R rows, T tokens, H heads of queries, K heads of keys (H = K G), D units of a head; Q queries and S keys of a block.
+Shapes: R rows, T tokens, H heads of queries, K heads of keys (H = K G), D units of a head; Q queries and S keys of a block. N counts
+queries of the G heads that share keys: first those of the first token, so that a block's lie side by side.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,10 +30,12 @@ from rlhf.core.packing import PackedBatch, Span
 PACKED = "packed"
 """The name of this attention in a model's config."""
 
-QUERIES = 128
-"""The most queries of a block: the products of fewer are slow, and of more, many are masked."""
+GRAIN = 32
+"""Queries and keys of a block are a multiple of this, but at the end of a row: a vector is as long, and few shapes have to be prepared for."""
 CALL = 64 * 64
 """What a block costs beside its products, in products."""
+KEPT = 256
+"""Probabilities are kept where a token sees at most so many others in the mean: half of what an MLP keeps, in SmolLM2-135M."""
 OWN_WAYS = ("softcap", "s_aux", "position_bias")
 """What some models add to attention, and these products leave out."""
 
@@ -61,11 +63,12 @@ def blocks_of(batch: PackedBatch) -> list[Block]:
     mask_RTT = batch.mask_R1TT()[:, 0]
     blocks = []
     for row, spans in enumerate(batch.spans):
-        for pieces in _grouped(list(_pieces(spans))):
+        for pieces in _grouped(_cells(spans)):
             queries = slice(pieces[0].start, pieces[-1].stop)
-            keys = _seen(pieces)
-            # What a piece of one span sees before itself, all of its tokens see.
-            partly = (queries,) if len(pieces) == 1 else keys
+            keys = _filled(_seen(pieces), tokens=mask_RTT.shape[2])
+            # What a span sees before these queries, all of them see.
+            one_span = len({piece.sees[-1].start for piece in pieces}) == 1
+            partly = (slice(queries.start, keys[-1].stop),) if one_span else keys
             columns = torch.cat([torch.arange(part.start, part.stop) for part in partly])
             hidden_QS = ~mask_RTT[row, queries][:, columns.to(mask_RTT.device)]
             bias_QS = torch.zeros(hidden_QS.shape, dtype=torch.bfloat16, device=mask_RTT.device)
@@ -73,23 +76,25 @@ def blocks_of(batch: PackedBatch) -> list[Block]:
     return blocks
 
 
-def _pieces(spans: Sequence[Span]) -> Iterator[Span]:
-    """Spans cut evenly into pieces of at most `QUERIES` tokens; a piece sees what its span sees, and the span before it."""
-    for span in spans:
-        count = -(-(span.stop - span.start) // QUERIES)
-        edges = [span.start + (span.stop - span.start) * n // count for n in range(count + 1)]
-        for start, stop in itertools.pairwise(edges):
-            yield Span(start, stop, (*span.sees, slice(span.start, start)))
+def _cells(spans: Sequence[Span]) -> Iterator[list[Span]]:
+    """A row by `GRAIN` tokens: the pieces of spans there; a piece sees what its span sees, and the span before it."""
+    for start in range(0, max((span.stop for span in spans), default=0), GRAIN):
+        stop = start + GRAIN
+        yield [
+            Span(first, min(span.stop, stop), (*span.sees, slice(span.start, first)))
+            for span in spans
+            if (first := max(span.start, start)) < min(span.stop, stop)
+        ]
 
 
-def _grouped(pieces: Sequence[Span]) -> Iterator[list[Span]]:
-    """Neighbours together where one larger product is cheaper than two."""
+def _grouped(cells: Iterable[list[Span]]) -> Iterator[list[Span]]:
+    """Neighbours together where one larger product is cheaper than two; of a long sequence, at most 160 queries."""
     group: list[Span] = []
-    for piece in pieces:
-        together = [*group, piece]
-        if group and _cost(together) > _cost(group) + _cost([piece]):
+    for cell in cells:
+        together = [*group, *cell]
+        if group and _cost(together) > _cost(group) + _cost(cell):
             yield group
-            group = [piece]
+            group = cell
         else:
             group = together
     if group:
@@ -113,6 +118,13 @@ def _seen(pieces: Sequence[Span]) -> tuple[slice, ...]:
         else:
             joined.append(part)
     return tuple(joined)
+
+
+def _filled(parts: tuple[slice, ...], tokens: int) -> tuple[slice, ...]:
+    """The same keys and the next ones of the row, which nothing here sees, up to a multiple of `GRAIN`."""
+    *before, last = parts
+    stop = last.stop + -sum(part.stop - part.start for part in parts) % GRAIN
+    return (*before, slice(last.start, stop)) if stop <= tokens else parts
 
 
 def enable(model: PreTrainedModel) -> None:
@@ -177,71 +189,87 @@ class _Blockwise(torch.autograd.Function):
     def forward(
         ctx: Any, q_RHTD: Tensor, k_RKTD: Tensor, v_RKTD: Tensor, blocks: Sequence[Block], scale: float
     ) -> Tensor:
-        ctx.save_for_backward(q_RHTD, k_RKTD, v_RKTD)
-        ctx.blocks, ctx.scale = blocks, scale
-        rows, heads, tokens, _ = q_RHTD.shape
-        out_RTHD = q_RHTD.new_zeros(rows, tokens, heads, v_RKTD.shape[-1])
-        with torch.autocast(
-            q_RHTD.device.type, enabled=False
-        ):  # it would make softmax return float32, at ten times the cost
+        q_RKND, k_RKTD, v_RKTD = _by_kind(q_RHTD, k_RKTD.shape[1]), k_RKTD.contiguous(), v_RKTD.contiguous()
+        ctx.blocks, ctx.scale, ctx.heads = blocks, scale, q_RHTD.shape[1]
+        out_RKND = q_RKND.new_zeros(*q_RKND.shape[:3], v_RKTD.shape[3])
+        keep, kept = any(ctx.needs_input_grad) and _few_seen(blocks), []
+        with _no_autocast(q_RHTD):
             for block in blocks:
-                q_KND, k_KSD = _queries(q_RHTD, block, k_RKTD.shape[1]), _keys(k_RKTD, block)
-                p_KNS = _probabilities(q_KND, k_KSD, block.bias_QS, scale)
-                _spread(torch.bmm(p_KNS, _keys(v_RKTD, block)), out_RTHD.transpose(1, 2), block)
-        return out_RTHD
+                p_KNS = _probabilities(_queries(q_RKND, block, ctx.heads), _keys(k_RKTD, block), block, scale)
+                torch.bmm(p_KNS, _keys(v_RKTD, block), out=_queries(out_RKND, block, ctx.heads))
+                kept += [p_KNS] if keep else []
+        ctx.save_for_backward(q_RKND, k_RKTD, v_RKTD, *kept)
+        return _by_token(out_RKND, ctx.heads)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        q_RHTD, k_RKTD, v_RKTD = ctx.saved_tensors
-        d_out_RHTD = gradients[0].transpose(1, 2)
-        kinds = k_RKTD.shape[1]
-        d_q_RHTD = torch.zeros_like(q_RHTD)
-        sums = torch.promote_types(q_RHTD.dtype, torch.float32)
+        q_RKND, k_RKTD, v_RKTD, *kept = ctx.saved_tensors
+        d_out_RKND = _by_kind(gradients[0].transpose(1, 2), k_RKTD.shape[1])
+        d_q_RKND = torch.zeros_like(q_RKND)
+        sums = torch.promote_types(q_RKND.dtype, torch.float32)
         d_k_RKTD, d_v_RKTD = torch.zeros_like(k_RKTD, dtype=sums), torch.zeros_like(v_RKTD, dtype=sums)
-        with torch.autocast(q_RHTD.device.type, enabled=False):
-            for block in ctx.blocks:
-                q_KND, k_KSD, v_KSD = (
-                    _queries(q_RHTD, block, kinds),
-                    _keys(k_RKTD, block),
-                    _keys(v_RKTD, block),
+        with _no_autocast(q_RKND):
+            for number, block in enumerate(ctx.blocks):
+                q_KND, d_out_KND, d_q_KND = (
+                    _queries(x_RKND, block, ctx.heads) for x_RKND in (q_RKND, d_out_RKND, d_q_RKND)
                 )
-                d_out_KND = _queries(d_out_RHTD, block, kinds)
-                p_KNS = _probabilities(q_KND, k_KSD, block.bias_QS, ctx.scale)
+                k_KSD = _keys(k_RKTD, block)
+                p_KNS = kept[number] if kept else _probabilities(q_KND, k_KSD, block, ctx.scale)
                 _add(torch.bmm(p_KNS.transpose(1, 2), d_out_KND), d_v_RKTD, block)
-                d_p_KNS = torch.bmm(d_out_KND, v_KSD.transpose(1, 2))
+                d_p_KNS = torch.bmm(d_out_KND, _keys(v_RKTD, block).transpose(1, 2))
                 d_s_KNS = torch._softmax_backward_data(d_p_KNS, p_KNS, -1, p_KNS.dtype)  # noqa: SLF001
-                _spread(_scaled(d_s_KNS, k_KSD, ctx.scale), d_q_RHTD, block)
+                _scaled(d_s_KNS, k_KSD, ctx.scale, out=d_q_KND)
                 _add(_scaled(d_s_KNS.transpose(1, 2), q_KND, ctx.scale), d_k_RKTD, block)
+        d_q_RHTD = _by_token(d_q_RKND, ctx.heads).transpose(1, 2)
         return d_q_RHTD, d_k_RKTD.to(k_RKTD.dtype), d_v_RKTD.to(v_RKTD.dtype), None, None
 
 
-def _scaled(a: Tensor, b: Tensor, scale: float) -> Tensor:
+def _few_seen(blocks: Sequence[Block]) -> bool:
+    sizes = [(block.queries.stop - block.queries.start, block.keys) for block in blocks]
+    seen: int = sum(queries * sum(part.stop - part.start for part in keys) for queries, keys in sizes)
+    return seen <= KEPT * int(sum(queries for queries, _ in sizes))
+
+
+def _no_autocast(x: Tensor) -> torch.autocast:
+    """It would make softmax return float32, at ten times the cost."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def _scaled(a: Tensor, b: Tensor, scale: float, out: Tensor | None = None) -> Tensor:
     """scale a b, rounded once."""
-    return torch.baddbmm(a.new_empty(1, 1, 1), a, b, beta=0, alpha=scale)
+    return torch.baddbmm(a.new_empty(1, 1, 1), a, b, beta=0, alpha=scale, out=out)
 
 
-def _probabilities(q_KND: Tensor, k_KSD: Tensor, bias_QS: Tensor, scale: float) -> Tensor:
-    """p_KNS = softmax(scale q k' + bias) over the keys; N = G Q."""
+def _probabilities(q_KND: Tensor, k_KSD: Tensor, block: Block, scale: float) -> Tensor:
+    """p_KNS = softmax(scale q k' + bias) over the keys; N = Q G."""
     s_KNS = _scaled(q_KND, k_KSD.transpose(1, 2), scale)
-    queries, columns = bias_QS.shape
-    s_KNS.view(len(s_KNS), -1, queries, s_KNS.shape[2])[..., -columns:].add_(bias_QS)
+    queries, columns = block.bias_QS.shape
+    s_KNS.view(len(s_KNS), queries, -1, s_KNS.shape[2])[..., -columns:] += block.bias_QS[:, None]
     return torch.softmax(s_KNS, dim=-1)
 
 
-def _queries(x_RHTD: Tensor, block: Block, kinds: int) -> Tensor:
-    """x_KND of the block: the queries of the G heads that share keys one after another."""
-    x_HQD = x_RHTD[block.row, :, block.queries]
-    return x_HQD.reshape(kinds, -1, x_HQD.shape[2])
+def _by_kind(x_RHTD: Tensor, kinds: int) -> Tensor:
+    """x_RKND, N = T G."""
+    rows, heads, tokens, units = x_RHTD.shape
+    x_RKGTD = x_RHTD.reshape(rows, kinds, heads // kinds, tokens, units)
+    return x_RKGTD.transpose(2, 3).reshape(rows, kinds, -1, units).contiguous()
+
+
+def _by_token(x_RKND: Tensor, heads: int) -> Tensor:
+    """x_RTHD."""
+    rows, kinds, _, units = x_RKND.shape
+    x_RKTGD = x_RKND.view(rows, kinds, -1, heads // kinds, units)
+    return x_RKTGD.transpose(1, 2).reshape(rows, -1, heads, units)
+
+
+def _queries(x_RKND: Tensor, block: Block, heads: int) -> Tensor:
+    group = heads // x_RKND.shape[1]
+    return x_RKND[block.row, :, block.queries.start * group : block.queries.stop * group]
 
 
 def _keys(x_RKTD: Tensor, block: Block) -> Tensor:
     parts = [x_RKTD[block.row, :, part] for part in block.keys]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-
-def _spread(x_KND: Tensor, into_RHTD: Tensor, block: Block) -> None:
-    place = into_RHTD[block.row, :, block.queries]
-    place.copy_(x_KND.view(place.shape))
 
 
 def _add(x_KSD: Tensor, sums_RKTD: Tensor, block: Block) -> None:

@@ -26,8 +26,15 @@ lengths = st.builds(
     st.lists(st.integers(1, 15), min_size=1, max_size=4),
 )
 forests = st.lists(lengths, min_size=1, max_size=5)
-cuts = st.tuples(st.sampled_from([1, 4, 128]), st.sampled_from([0, 30, 4096]), st.sampled_from([16, 256]))
-"""Queries of a block, what a block costs, and the length of a row: all ways to cut."""
+cuts = st.fixed_dictionaries(
+    {
+        "GRAIN": st.sampled_from([1, 4, 32]),
+        "CALL": st.sampled_from([0, 30, 4096]),
+        "KEPT": st.sampled_from([0, 256]),
+    }
+)
+"""All ways to cut, with probabilities that are kept, and that are made again."""
+rows = st.sampled_from([16, 256])
 
 
 def batch_of(*trees: Tree, short_row: int = 256) -> PackedBatch:
@@ -69,25 +76,25 @@ def seen(batch: PackedBatch, blocks: list[Block]) -> Tensor:
 
 
 @few
-@given(forests, cuts)
-def test_blocks_are_the_mask(forest: list[Tree], cut: tuple[int, int, int]) -> None:
+@given(forests, cuts, rows)
+def test_blocks_are_the_mask(forest: list[Tree], cut: dict[str, int], row: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "QUERIES", cut[0])
-        patch.setattr(attention, "CALL", cut[1])
-        batch = batch_of(*forest, short_row=cut[2])
+        for name, value in cut.items():
+            patch.setattr(attention, name, value)
+        batch = batch_of(*forest, short_row=row)
         expected = batch.mask_R1TT()[:, 0] & (batch.tree_RT != PADDING)[:, :, None]
         assert torch.equal(seen(batch, blocks_of(batch)), expected)
 
 
 @few
-@given(forests, cuts)
+@given(forests, cuts, rows)
 def test_outputs_and_gradients_are_those_of_the_dense_mask(
-    forest: list[Tree], cut: tuple[int, int, int]
+    forest: list[Tree], cut: dict[str, int], row: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "QUERIES", cut[0])
-        patch.setattr(attention, "CALL", cut[1])
-        batch = batch_of(*forest, short_row=cut[2])
+        for name, value in cut.items():
+            patch.setattr(attention, name, value)
+        batch = batch_of(*forest, short_row=row)
         given_tensors = tensors(batch)
         ours = blockwise_attention(*given_tensors, blocks_of(batch), 0.3)
         theirs = dense(batch, *given_tensors, 0.3)
@@ -101,12 +108,25 @@ def test_outputs_and_gradients_are_those_of_the_dense_mask(
             assert torch.allclose(mine, other, atol=1e-12)
 
 
+def test_few_shapes_are_made() -> None:
+    """Products are prepared for by their shapes."""
+    blocks = blocks_of(
+        batch_of(*(Tree((1,) * trunk, ((1,) * 61, (1,) * 97)) for trunk in (31, 53)), short_row=400)
+    )
+    sizes = [
+        (block.queries.stop - block.queries.start, sum(part.stop - part.start for part in block.keys))
+        for block in blocks
+    ]
+    assert len(sizes) > 2
+    assert all(queries % attention.GRAIN == keys % attention.GRAIN == 0 for queries, keys in sizes[:-1])
+
+
 def test_gradients_are_finite_differences(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "QUERIES", 3)
+    monkeypatch.setattr(attention, "GRAIN", 3)
     monkeypatch.setattr(attention, "CALL", 0)
     batch = batch_of(Tree((1, 1), ((1, 1, 1, 1), (1, 1))), Tree((), ((1,),)))
     blocks = blocks_of(batch)
-    assert len(blocks) > 3
+    assert len(blocks) == 3
     assert torch.autograd.gradcheck(lambda q, k, v: blockwise_attention(q, k, v, blocks, 0.4), tensors(batch))
 
 
@@ -132,9 +152,10 @@ def test_bfloat16_is_as_close_to_the_truth_as_torch_is() -> None:
     assert ours < 1.3 * theirs
 
 
-def test_memory_grows_with_the_tokens() -> None:
-    """Kept for the backward pass are queries, keys and values alone."""
-    batch = batch_of(Tree((), ((1,) * 512,)))
+@pytest.mark.parametrize("length", [1024, 512, 128])
+def test_memory_grows_with_the_tokens(length: int) -> None:
+    """Kept for the backward pass are queries, keys and values, and probabilities as long as they are few."""
+    batch = batch_of(Tree((), ((1,) * length,)))
     kept: list[int] = []
 
     def keep(tensor: Tensor) -> Tensor:
@@ -143,7 +164,8 @@ def test_memory_grows_with_the_tokens() -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         blockwise_attention(*tensors(batch), blocks_of(batch), 1.0)
-    assert sum(kept) == 512 * UNITS * (HEADS + 2 * KINDS)
+    probabilities = HEADS * length * length if length == 128 else 0
+    assert sum(kept) == length * UNITS * (HEADS + 2 * KINDS) + probabilities
 
 
 SIZES = {
@@ -249,15 +271,15 @@ def test_where_there_is_no_cpu_there_are_no_blocks() -> None:
 
 
 def test_one_sequence_cut_into_blocks_skips_what_no_query_sees() -> None:
-    """Four blocks of 128 queries see 128, 256, 384 and 512 keys: ten sixteenths of the square."""
+    """Blocks of 160 queries and a rest see 160, 320, 480 and 512 keys: 65 % of the square."""
     blocks = blocks_of(batch_of(Tree((), ((1,) * 512,))))
     assert [(block.queries.start, block.keys) for block in blocks] == [
-        (128 * n, (slice(0, 128 * (n + 1)),)) for n in range(4)
+        (start, (slice(0, min(start + 160, 512)),)) for start in (0, 160, 320, 480)
     ]
-    second = dataclasses.replace(batch_of(Tree((1,) * 96, ((1,) * 128, (1,) * 128))))
-    assert [block.keys for block in blocks_of(second)] == [
-        (slice(0, 96),),
-        (slice(0, 224),),
-        (slice(0, 96), slice(224, 352)),
+    second = dataclasses.replace(batch_of(Tree((1,) * 96, ((1,) * 160, (1,) * 160))))
+    assert [(block.queries.start, block.keys) for block in blocks_of(second)] == [
+        (0, (slice(0, 160),)),
+        (160, (slice(0, 256),)),
+        (256, (slice(0, 96), slice(256, 416))),
     ]
-    assert second.spans == ((Span(0, 96), Span(96, 224, (slice(0, 96),)), Span(224, 352, (slice(0, 96),))),)
+    assert second.spans == ((Span(0, 96), Span(96, 256, (slice(0, 96),)), Span(256, 416, (slice(0, 96),))),)
