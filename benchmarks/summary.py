@@ -17,7 +17,7 @@ from measuring import figure, target, verdict
 
 from rlhf.core.runs import atomic_write_text
 
-ORDER = ("products", "reward_training", "policy_update", "policy_memory", "rollouts", "scaling")
+ORDER = ("products", "reward_training", "rounding", "policy_update", "policy_memory", "rollouts", "scaling")
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
 

@@ -79,6 +79,13 @@ def test_reward_training(run: Callable[..., dict[str, Any]]) -> None:
 
 
 @pytest.mark.slow
+def test_rounding(run: Callable[..., dict[str, Any]]) -> None:
+    result = run("rounding", "--dtype", "float32", pairs=4)
+    assert measured(result, "Mean loss of 4 pairs") < 1e-5
+    assert measured(result, "root mean square") < 1e-5 < measured(result, "standard deviation")
+
+
+@pytest.mark.slow
 def test_policy_update(run: Callable[..., dict[str, Any]]) -> None:
     result = run(
         "policy_update",

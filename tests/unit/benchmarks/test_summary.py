@@ -63,7 +63,7 @@ def test_the_table(tmp_path: Path) -> None:
     assert "| peak |  | not measured: no |  |" in text
     assert "| **rollouts** (2026-01-02, revision 0123456, load 0.1 at its end) | | | |" in text
     assert "Not a result" not in text
-    assert "Not run: products, reward_training, policy_update, policy_memory, scaling." in text
+    assert "Not run: products, reward_training, rounding, policy_update, policy_memory, scaling." in text
     assert "Not a result" in summary.markdown([result(quick=True)])
     assert "Not a result" in summary.markdown([result(clock="processor")])
 

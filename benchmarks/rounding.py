@@ -1,0 +1,139 @@
+"""What a number format does to scores and losses: our layers and packed rows beside transformers' and PEFT's own, one sequence at a time.
+
+    python benchmarks/rounding.py                    # real pairs of ../shared/data, or --data FOLDER; else the demo's
+
+In bfloat16 the loss of one pair is about 0.01 from what float32 says, on either side, so that the mean of an update's 16 pairs is
+0.003 away by chance. Hence many pairs, forward passes alone, of the model and the starting weights of `reward_training.py`. The truth
+is transformers' and PEFT's in float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import samples
+from measuring import Handler, Side, arguments, line, parse, serve, write_result
+from reward_training import our_config, start, their_model
+
+from rlhf.core.packing import Tree, pack
+
+SIZES = {"pairs": 640, "longest": 512}
+QUICK = {"pairs": 8, "longest": 256}
+BUDGET = 2048
+
+Scores = Sequence[Sequence[float]]
+"""Of each pair what the chosen and the rejected sequence get."""
+
+
+def ours(told: Mapping[str, Any]) -> Handler:
+    """Pairs as trees, in packed rows."""
+    import torch
+
+    from reward.recipe import build_model
+    from rlhf.core.chat import Chat
+    from rlhf.core.forwards import packed_inputs
+    from rlhf.core.models import autocast
+
+    chat = Chat.load(told["base"])
+    model = build_model(our_config(told), chat).eval()
+    start(model)
+    trees = [Tree.of_sequences(pair) for pair in told["pairs"]]
+
+    @torch.no_grad()
+    def score(_: Mapping[str, Any]) -> Mapping[str, Any]:
+        scores: list[Any] = [None] * len(trees)
+        for batch in pack(trees, BUDGET, pad_id=chat.pad_id):
+            with autocast(model.get_base_model()):
+                found_NA = model(**packed_inputs(batch), score_at=batch.last_tokens_N())
+            for tree, pair in zip(batch.trees, found_NA.float().view(-1, 2).tolist(), strict=True):
+                scores[tree] = pair
+        return {"scores": scores}
+
+    return score
+
+
+def theirs(told: Mapping[str, Any]) -> Handler:
+    """As TRL's RewardTrainer computes, without padding."""
+    import torch
+
+    from rlhf.core.chat import Chat
+
+    model = their_model(told, Chat.load(told["base"]).pad_id).eval()
+    start(model)
+    device = model.device.type
+
+    def one(ids: Sequence[int]) -> float:
+        reduced = told["dtype"] == "bfloat16"
+        with torch.autocast(device, torch.bfloat16) if reduced else nullcontext():
+            given = torch.tensor([ids], device=device)
+            return float(model(input_ids=given, attention_mask=torch.ones_like(given)).logits)
+
+    @torch.no_grad()
+    def score(_: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {"scores": [[one(ids) for ids in pair] for pair in told["pairs"]]}
+
+    return score
+
+
+SIDES = {"ours": ours, "trl": theirs}
+
+
+def losses(scores: Scores) -> list[float]:
+    """-log sigmoid(chosen - rejected) of each pair."""
+    return [math.log1p(math.exp(rejected - chosen)) for chosen, rejected in scores]
+
+
+def root_mean_square(scores: Scores, truth: Scores) -> float:
+    """How far scores are from the true ones."""
+    apart = [
+        one - other
+        for pair, true in zip(scores, truth, strict=True)
+        for one, other in zip(pair, true, strict=True)
+    ]
+    return math.sqrt(statistics.fmean(gap * gap for gap in apart))
+
+
+def measure(told: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The lines of the table, and what lies behind them."""
+    from rlhf.core.chat import Chat
+
+    sizes = SIZES | (QUICK if told.quick else {})
+    items = samples.pairs(told.data, Chat.load(told.base), limit=4 * sizes["pairs"], longest=sizes["longest"])
+    pairs = [samples.sides_of(item) for item in items][: sizes["pairs"]]
+    shared = {"base": told.base, "longest": sizes["longest"], "pairs": pairs}
+    scores: dict[str, Scores] = {}
+    for name, side, dtype in (
+        ("truth", "trl", "float32"),
+        ("ours", "ours", told.dtype),
+        ("trl", "trl", told.dtype),
+    ):
+        with Side(__file__, side, {**shared, "dtype": dtype}, told.output / "logs") as asked:
+            scores[name] = asked.ask()["scores"]
+        print(f"  {name}: {len(pairs)} pairs in {dtype}", flush=True)
+    apart = [mine - other for mine, other in zip(losses(scores["ours"]), losses(scores["trl"]), strict=True)]
+    error = statistics.stdev(apart) / math.sqrt(len(apart))
+    lines = [
+        line(f"Mean loss of {len(pairs)} pairs, difference, {told.dtype}", abs(statistics.fmean(apart)), most=1e-3, note=f"standard error {error:.1e}"),
+        line(f"Ours in {told.dtype}: scores from float32's, root mean square", root_mean_square(scores["ours"], scores["truth"])),
+        line(f"TRL's in {told.dtype}: the same", root_mean_square(scores["trl"], scores["truth"])),
+        line("Scores themselves: standard deviation", statistics.stdev(one for pair in scores["truth"] for one in pair)),
+    ]  # fmt: skip
+    return lines, {"sizes": sizes, "scores": scores}
+
+
+def main() -> None:
+    """Measure, print, write."""
+    told = parse(arguments(__doc__))
+    if told.side:
+        serve(SIDES[told.side])
+        return
+    write_result(told, "rounding", *measure(told))
+
+
+if __name__ == "__main__":
+    main()
