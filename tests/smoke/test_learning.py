@@ -20,7 +20,7 @@ from rlhf.core.chat import Chat
 from rlhf.core.records import Message, Prompt, Rollout
 
 PROMPTS = [Prompt((Message("user", f"Say {word}."),)) for word in ("this", "that", "more", "less")]
-UPDATES, LAST = 10, 3
+UPDATES, LAST = 14, 3
 
 
 class ShareOfGoodIds:
