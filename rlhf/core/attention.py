@@ -102,8 +102,12 @@ def _grouped(cells: Iterable[list[Span]]) -> Iterator[list[Span]]:
 
 
 def _cost(pieces: Sequence[Span]) -> int:
-    keys = sum(part.stop - part.start for part in _seen(pieces))
-    return int(CALL + (pieces[-1].stop - pieces[0].start) * keys)
+    return CALL + (pieces[-1].stop - pieces[0].start) * _count(_seen(pieces))
+
+
+def _count(parts: Iterable[slice]) -> int:
+    """Tokens of the parts."""
+    return sum(int(part.stop - part.start) for part in parts)
 
 
 def _seen(pieces: Sequence[Span]) -> tuple[slice, ...]:
@@ -123,7 +127,7 @@ def _seen(pieces: Sequence[Span]) -> tuple[slice, ...]:
 def _filled(parts: tuple[slice, ...], tokens: int) -> tuple[slice, ...]:
     """The same keys and the next ones of the row, which nothing here sees, up to a multiple of `GRAIN`."""
     *before, last = parts
-    stop = last.stop + -sum(part.stop - part.start for part in parts) % GRAIN
+    stop = last.stop + -_count(parts) % GRAIN
     return (*before, slice(last.start, stop)) if stop <= tokens else parts
 
 
@@ -190,16 +194,18 @@ class _Blockwise(torch.autograd.Function):
         ctx: Any, q_RHTD: Tensor, k_RKTD: Tensor, v_RKTD: Tensor, blocks: Sequence[Block], scale: float
     ) -> Tensor:
         q_RKND, k_RKTD, v_RKTD = _by_kind(q_RHTD, k_RKTD.shape[1]), k_RKTD.contiguous(), v_RKTD.contiguous()
-        ctx.blocks, ctx.scale, ctx.heads = blocks, scale, q_RHTD.shape[1]
+        ctx.blocks, ctx.scale, ctx.group = blocks, scale, q_RHTD.shape[1] // k_RKTD.shape[1]
         out_RKND = q_RKND.new_zeros(*q_RKND.shape[:3], v_RKTD.shape[3])
-        keep, kept = any(ctx.needs_input_grad) and _few_seen(blocks), []
+        keep = any(ctx.needs_input_grad) and _few_seen(blocks)
+        kept: list[Tensor] = []
         with _no_autocast(q_RHTD):
             for block in blocks:
-                p_KNS = _probabilities(_queries(q_RKND, block, ctx.heads), _keys(k_RKTD, block), block, scale)
-                torch.bmm(p_KNS, _keys(v_RKTD, block), out=_queries(out_RKND, block, ctx.heads))
-                kept += [p_KNS] if keep else []
+                p_KNS = _probabilities(_queries(q_RKND, block, ctx.group), _keys(k_RKTD, block), block, scale)
+                torch.bmm(p_KNS, _keys(v_RKTD, block), out=_queries(out_RKND, block, ctx.group))
+                if keep:
+                    kept.append(p_KNS)
         ctx.save_for_backward(q_RKND, k_RKTD, v_RKTD, *kept)
-        return _by_token(out_RKND, ctx.heads)
+        return _by_token(out_RKND, ctx.group)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
@@ -211,7 +217,7 @@ class _Blockwise(torch.autograd.Function):
         with _no_autocast(q_RKND):
             for number, block in enumerate(ctx.blocks):
                 q_KND, d_out_KND, d_q_KND = (
-                    _queries(x_RKND, block, ctx.heads) for x_RKND in (q_RKND, d_out_RKND, d_q_RKND)
+                    _queries(x_RKND, block, ctx.group) for x_RKND in (q_RKND, d_out_RKND, d_q_RKND)
                 )
                 k_KSD = _keys(k_RKTD, block)
                 p_KNS = kept[number] if kept else _probabilities(q_KND, k_KSD, block, ctx.scale)
@@ -220,14 +226,13 @@ class _Blockwise(torch.autograd.Function):
                 d_s_KNS = torch._softmax_backward_data(d_p_KNS, p_KNS, -1, p_KNS.dtype)  # noqa: SLF001
                 _scaled(d_s_KNS, k_KSD, ctx.scale, out=d_q_KND)
                 _add(_scaled(d_s_KNS.transpose(1, 2), q_KND, ctx.scale), d_k_RKTD, block)
-        d_q_RHTD = _by_token(d_q_RKND, ctx.heads).transpose(1, 2)
+        d_q_RHTD = _by_token(d_q_RKND, ctx.group).transpose(1, 2)
         return d_q_RHTD, d_k_RKTD.to(k_RKTD.dtype), d_v_RKTD.to(v_RKTD.dtype), None, None
 
 
 def _few_seen(blocks: Sequence[Block]) -> bool:
-    sizes = [(block.queries.stop - block.queries.start, block.keys) for block in blocks]
-    seen: int = sum(queries * sum(part.stop - part.start for part in keys) for queries, keys in sizes)
-    return seen <= KEPT * int(sum(queries for queries, _ in sizes))
+    products = sum(_count([block.queries]) * _count(block.keys) for block in blocks)
+    return products <= KEPT * _count(block.queries for block in blocks)
 
 
 def _no_autocast(x: Tensor) -> torch.autocast:
@@ -255,15 +260,14 @@ def _by_kind(x_RHTD: Tensor, kinds: int) -> Tensor:
     return x_RKGTD.transpose(2, 3).reshape(rows, kinds, -1, units).contiguous()
 
 
-def _by_token(x_RKND: Tensor, heads: int) -> Tensor:
+def _by_token(x_RKND: Tensor, group: int) -> Tensor:
     """x_RTHD."""
     rows, kinds, _, units = x_RKND.shape
-    x_RKTGD = x_RKND.view(rows, kinds, -1, heads // kinds, units)
-    return x_RKTGD.transpose(1, 2).reshape(rows, -1, heads, units)
+    x_RKTGD = x_RKND.view(rows, kinds, -1, group, units)
+    return x_RKTGD.transpose(1, 2).reshape(rows, -1, kinds * group, units)
 
 
-def _queries(x_RKND: Tensor, block: Block, heads: int) -> Tensor:
-    group = heads // x_RKND.shape[1]
+def _queries(x_RKND: Tensor, block: Block, group: int) -> Tensor:
     return x_RKND[block.row, :, block.queries.start * group : block.queries.stop * group]
 
 

@@ -122,11 +122,11 @@ def test_few_shapes_are_made() -> None:
 
 
 def test_gradients_are_finite_differences(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "GRAIN", 3)
+    monkeypatch.setattr(attention, "GRAIN", 2)
     monkeypatch.setattr(attention, "CALL", 0)
     batch = batch_of(Tree((1, 1), ((1, 1, 1, 1), (1, 1))), Tree((), ((1,),)))
     blocks = blocks_of(batch)
-    assert len(blocks) == 3
+    assert len(blocks) > 3
     assert torch.autograd.gradcheck(lambda q, k, v: blockwise_attention(q, k, v, blocks, 0.4), tensors(batch))
 
 
