@@ -6,7 +6,9 @@ Reward step: forward and backward of the packed pairs. Policy step: scoring, the
 answers. One size grows at a time: the sequence, the share of it that is prompt, the answers of a group, the prompts of a batch, the adapter's rank. The
 exponent is the slope of the logarithms between the two largest sizes, the median over the rounds of the slope within a round; the model's
 own cost is that of `benchmarks/cost.py`. A step that grows faster than it wastes something; the difference may be 0.15, which is what
-timing leaves open.
+timing leaves open. The larger the share that is prompt, the less there is to compute, so that curve is read from its right to its left. What
+is timed is the second of two steps of a size, as a run has one: the first one after smaller ones also takes from the system the memory that was
+given back to it, a tenth of the longest policy step.
 """
 
 from __future__ import annotations
@@ -105,7 +107,13 @@ def idle_reward_trainer(base: str, dtype: str, rank: int) -> Any:
         }
     )
     chat = Chat.load(base)
-    return reward_trainer(config, build_model(config, chat), chat, order=[0])
+    return prepared(reward_trainer(config, build_model(config, chat), chat, order=[0]))
+
+
+def prepared(trainer: Any) -> Any:
+    """The trainer with accelerate's autocast around its model, as `train()` puts it there: adapters are float32, products are not."""
+    trainer.accelerator.prepare_model(trainer.model)
+    return trainer
 
 
 def policy_step(told: Mapping[str, Any]) -> Handler:
@@ -120,7 +128,7 @@ def policy_step(told: Mapping[str, Any]) -> Handler:
 
     @functools.cache
     def trainer_of(rank: int) -> tuple[Any, Any, cost.Shape]:
-        trainer = policy_sides.our_trainer({**small, "rank": rank}, chat)
+        trainer = prepared(policy_sides.our_trainer({**small, "rank": rank}, chat))
         return trainer, trainer.rewards.parts[0].source.scorer, cost.Shape.of(trainer.model)
 
     def step(point: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -159,7 +167,7 @@ class TreeRewards:
 
 
 def measured(trainer: Any, inputs: Any, clock: str, *, memory: bool) -> dict[str, Any]:
-    """Seconds of a step; or the most bytes torch hands out at once in one, which warms up."""
+    """Seconds of a step, after one of the same size; or the most bytes torch hands out at once in one."""
     from plan_vs_measured import allocator_peak
 
     now = CLOCKS[clock]
@@ -171,6 +179,7 @@ def measured(trainer: Any, inputs: Any, clock: str, *, memory: bool) -> dict[str
 
     if memory:
         return {"bytes": allocator_peak(step)}
+    step()
     started = now()
     step()
     return {"seconds": now() - started}
@@ -240,11 +249,14 @@ def lines_of(kind: str, found: Mapping[str, list[dict[str, Any]]]) -> list[dict[
     """For each size: how much faster time and memory grow than the model's own cost."""
     lines = []
     for name, points in found.items():
-        rounds = growth(points, "seconds")
-        time, (memory,), (model,) = statistics.median(rounds), growth(points, "bytes"), growth(points, "cost")
+        (model,) = growth(points, "cost")
+        # Towards more to compute, wherever on the axis that is.
+        way, title = (-1, f"{TITLES[name]}, falling") if model < 0 else (1, TITLES[name])
+        rounds, (memory,) = ([way * one for one in growth(points, what)] for what in ("seconds", "bytes"))
+        time, model = statistics.median(rounds), way * model
         lines.append(
             line(
-                f"{kind} step against {TITLES[name]}: exponent of time less the model's own",
+                f"{kind} step against {title}: exponent of time less the model's own",
                 time - model,
                 most=TOLERANCE,
                 note=f"time {time:.2f}, by rounds {min(rounds):.2f} to {max(rounds):.2f}; memory {memory:.2f}, model's operations {model:.2f}",
