@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 
@@ -112,6 +113,19 @@ def test_policy_memory(run: Callable[..., dict[str, Any]], monkeypatch: pytest.M
     weights = result["details"]["roles"][result["dtype"]]["ppo"]["weights"]
     assert weights["reward"] == weights["critic"] == weights["default"] > 0
     assert measured(result, "what reference and reward add") < 1000  # of a model that weighs nothing
+
+
+def test_scaling_measures_under_the_autocast_of_a_run(
+    monkeypatch: pytest.MonkeyPatch, tiny_base: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    # Where bfloat16 is only emulated, too.
+    monkeypatch.setattr("rlhf.core.training.computed_in", lambda dtype: dtype)
+    trainer = importlib.import_module("scaling").idle_reward_trainer(str(tiny_base), "bfloat16", 8)
+    norm, seen = trainer.model.get_base_model().model.norm, list[bool]()
+    norm.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    trainer.model(input_ids=torch.tensor([[1, 2, 3]]))
+    assert seen == [True]
 
 
 @pytest.mark.slow

@@ -164,6 +164,19 @@ def test_the_exponent_is_taken_within_each_round() -> None:
     assert one["note"] == "time 1.00, by rounds 1.00 to 2.00; memory 2.00, model's operations 1.00"
 
 
+def test_a_curve_is_read_towards_more_to_compute() -> None:
+    lines_of = module("scaling").lines_of
+    # Of the halves that a larger share saves, time saves none; towards the smaller share it does not grow, where operations double.
+    points = [
+        {"x": 2, "seconds": [1.0], "bytes": 20, "cost": 6},
+        {"x": 4, "seconds": [1.0], "bytes": 10, "cost": 3},
+    ]
+    (one,) = lines_of("Policy", {"share": points})
+    assert one["what"].startswith("Policy step against share that is prompt, falling:")
+    assert one["measured"] == pytest.approx(-1)
+    assert one["note"].endswith("memory 1.00, model's operations 1.00")
+
+
 def test_updates_are_of_like_length() -> None:
     updates_of = module("samples").updates_of
     pairs = [([0] * length, [0] * (length % 7 + 1)) for length in range(1, 65)]
