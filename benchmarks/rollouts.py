@@ -22,7 +22,7 @@ from measuring import CLOCKS, Handler, Side, arguments, in_turns, line, parse, r
 from samples import groups
 
 LONGEST_PROMPT = 80
-SIZES = {"prompts": 8, "samples": 4, "new_tokens": 96, "rounds": 3}
+SIZES = {"prompts": 8, "samples": 4, "new_tokens": 96, "rounds": 9}
 QUICK = {"prompts": 2, "samples": 2, "new_tokens": 8, "rounds": 1}
 
 
