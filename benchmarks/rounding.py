@@ -21,7 +21,7 @@ from reward_training import our_config, start, their_model
 
 from rlhf.core.packing import Tree, pack
 
-SIZES = {"pairs": 2560, "true": 320, "longest": 512}
+SIZES = {"pairs": 1280, "true": 160, "longest": 512}
 QUICK = {"pairs": 8, "true": 4, "longest": 256}
 BUDGET = 2048
 
