@@ -50,7 +50,7 @@ demo: $(STAMP)  ## train a reward model, align a policy with it, write the repor
 test: check  ## everything a change must pass: check, then the tests
 	$(BIN)/$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
-bench: $(STAMP)  ## side by side with TRL: speed, memory, scaling (two and a half hours on 2 idle cores; BENCH_ARGS=--quick: minutes)
+bench: $(STAMP)  ## side by side with TRL: speed, memory, scaling (an hour on 2 idle cores with fast bfloat16, more than two without; BENCH_ARGS=--quick: minutes)
 	$(BIN)/python benchmarks/bench.py --output runs/bench $(BENCH_ARGS)
 
 test-slow: $(STAMP)  ## the tests that `make test` leaves out

@@ -1,6 +1,6 @@
 """All benchmarks one after another, and the table of targets against figures: `make bench`.
 
-    python benchmarks/bench.py                     # about two hours on an idle machine of 2 cores without bfloat16
+    python benchmarks/bench.py                     # an hour on 2 idle cores with fast bfloat16 products, more than two without
     python benchmarks/bench.py --quick             # small sizes: whether everything runs
 
 Whatever else runs on the machine spoils the figures. One that fails is said at the end, and the others go on.
