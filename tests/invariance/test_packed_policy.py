@@ -69,9 +69,15 @@ def packed_logps(model: Any, groups: list[list[Rollout]], budget: int) -> list[T
     return [found[place] for place in range(P * G)]
 
 
-@pytest.fixture
-def trainer(policy_trainer: Callable[..., Any], groups: list[list[Rollout]], rewards: list[float]) -> Any:
-    return policy_trainer(PROMPTS, groups, rewards, f"rollouts.temperature={TEMPERATURE}")
+@pytest.fixture(params=["none", "nf4"])
+def trainer(
+    policy_trainer: Callable[..., Any],
+    groups: list[list[Rollout]],
+    rewards: list[float],
+    request: pytest.FixtureRequest,
+) -> Any:
+    words = [f"rollouts.temperature={TEMPERATURE}", f"model.quantization={request.param}"]
+    return policy_trainer(PROMPTS, groups, rewards, *words)
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
@@ -147,6 +153,12 @@ def test_ppos_gradients_do_not_depend_on_the_budget(
     told = f"algorithm={{name: ppo, epochs: 1, kl: {{coefficient: 0.1}}, unfinished: {unfinished}}}"
     trainer = policy_trainer(PROMPTS, groups, rewards, told)
     same_whatever_the_budget(trainer, 28 + 29, "loss/value", "value/mean", "value/explained_variance")
+
+
+def test_the_gradient_on_a_base_in_4_bits(
+    policy_trainer: Callable[..., Any], groups: list[list[Rollout]], rewards: list[float]
+) -> None:
+    same_whatever_the_budget(policy_trainer(PROMPTS, groups, rewards, "model.quantization=nf4"), 28)
 
 
 def same_whatever_the_budget(trainer: Any, trained: int, *more: str) -> None:
