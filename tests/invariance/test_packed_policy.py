@@ -89,6 +89,24 @@ def test_log_probabilities(trainer: Any, groups: list[list[Rollout]], budget: in
             assert torch.allclose(ours, theirs, atol=1e-4)
 
 
+def test_packing_adds_little_to_the_error_of_bfloat16(trainer: Any, groups: list[list[Rollout]]) -> None:
+    """Beside a padded batch, both under autocast, measured against float32: 0.98 to 1.35 times in four draws, and on NF4.
+
+    Attention by blocks rounds what softmax takes; torch's kernel does not. `benchmarks/rounding.py` has the figures of a real model.
+    """
+    trainer.model.eval()
+
+    def both() -> tuple[Tensor, Tensor]:
+        padded, packed = padded_logps(trainer.model, groups), packed_logps(trainer.model, groups, 4096)
+        return torch.cat(padded), torch.cat(packed)
+
+    with torch.no_grad():
+        padded, packed = both()
+        with torch.autocast("cpu", torch.bfloat16):
+            rough_padded, rough_packed = both()
+    assert 0 < (rough_packed - packed).norm() < 1.6 * (rough_padded - padded).norm()
+
+
 @pytest.mark.parametrize("by_blocks", [True, False])
 def test_a_wrong_mask_moves_them(
     trainer: Any, groups: list[list[Rollout]], by_blocks: bool, monkeypatch: pytest.MonkeyPatch

@@ -31,12 +31,17 @@ ATTRIBUTES = ("helpfulness", "verbosity")
 REGRESSION, PREFERENCE = 0.7, 1.3
 
 
-@pytest.fixture(scope="module")
-def config(tiny_base: Path) -> RewardConfig:
+@pytest.fixture(scope="module", params=["none", "nf4"])
+def config(tiny_base: Path, request: pytest.FixtureRequest) -> RewardConfig:
     return RewardConfig.model_validate(
         {
             "output": "unused",
-            "model": {"base": str(tiny_base), "dtype": "float32", "max_length": 256},
+            "model": {
+                "base": str(tiny_base),
+                "dtype": "float32",
+                "quantization": request.param,
+                "max_length": 256,
+            },
             "adapter": {"rank": 4, "alpha": 8},
             "attributes": list(ATTRIBUTES),
             "data": {
