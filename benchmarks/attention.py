@@ -18,9 +18,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from rlhf.core.forwards import enable_packed_scores, packed_inputs
-from rlhf.core.models import autocast, load_classifier, lora_config, with_adapter
-from rlhf.core.packing import PackedBatch, Tree, pack
+from rlhf.kernels.packing import PackedBatch, Tree, pack
+from rlhf.models.forwards import enable_packed_scores, packed_inputs
+from rlhf.models.loading import autocast, load_classifier, lora_config, with_adapter
 
 Shape = tuple[tuple[tuple[int, tuple[int, ...]], ...], int]
 SHAPES: dict[str, Shape] = {

@@ -7,7 +7,7 @@ of all heads and layers together. A product with a weight is two operations a to
     backward           2 n W       + 4 n A + 8 d v       gradients of inputs, and of the adapter's weights
     log-probabilities  2 m V D for m tokens of V words and D units: once forward, twice more for the gradient
 
-Of W and A what comes after the last attention is needed for the tokens that are read alone (`rlhf/core/last_layer.py`).
+Of W and A what comes after the last attention is needed for the tokens that are read alone (`rlhf/kernels/last_layer.py`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf.core.packing import PADDING, PackedBatch, Tree
+from rlhf.kernels.packing import PADDING, PackedBatch, Tree
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
     python benchmarks/layers.py
 
-One process, one model: before each update the layers' forward passes are put in place (`rlhf/core/adapter_layers.py`, `rlhf/core/layers.py`,
-`rlhf/core/last_layer.py`) or taken out again. Attention is ours throughout; `attention.py` compares that.
+One process, one model: before each update the layers' forward passes are put in place (`rlhf/kernels/adapter_layers.py`, `rlhf/kernels/layers.py`,
+`rlhf/kernels/last_layer.py`) or taken out again. Attention is ours throughout; `attention.py` compares that.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def put_in_place(adapters: bool, norms: bool, last: bool, gates: bool) -> None:
     from transformers.models.llama import modeling_llama
     from transformers.models.mistral.modeling_mistral import apply_rotary_pos_emb  # Llama's, word for word
 
-    from rlhf.core import adapter_layers, forwards, last_layer, layers
+    from rlhf.kernels import adapter_layers, last_layer, layers
+    from rlhf.models import forwards
 
     norm: Any = modeling_llama.LlamaRMSNorm
     mlp: Any = modeling_llama.LlamaMLP
@@ -50,7 +51,7 @@ def main() -> None:
     """Measure, print, write."""
     told = parse(arguments(__doc__))
     sizes = SIZES | (QUICK if told.quick else {})
-    from rlhf.core.chat import Chat
+    from rlhf.models.chat import Chat
 
     items = samples.pairs(told.data, Chat.load(told.base), limit=sizes["limit"], longest=sizes["longest"])
     everything = [samples.sides_of(item) for item in items]

@@ -20,9 +20,9 @@ from typing import Any, Self
 from rich.console import Console
 from rich.table import Table
 
-from rlhf.core.environment import environment
 from rlhf.core.formats import computed_in
-from rlhf.core.runs import atomic_write_text
+from rlhf.runs.environment import environment
+from rlhf.runs.folder import atomic_write_text
 
 Handler = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """Answers one request of a side: JSON in, JSON out."""

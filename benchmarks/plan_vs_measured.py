@@ -38,9 +38,9 @@ from reward.save import save_final
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.reward import RewardConfig
 from rlhf.core import formats
-from rlhf.core.chat import Chat
-from rlhf.core.packing import Tree
 from rlhf.core.records import Message, Prompt, Rollout
+from rlhf.kernels.packing import Tree
+from rlhf.models.chat import Chat
 from rlhf.plan.ledger import Peak
 from rlhf.plan.request import row_of
 from rlhf.plan.shapes import load_shape
@@ -184,8 +184,8 @@ def compare_policy(
 
 def score_trees(scorer: Any, trees: Sequence[Tree], tokens: int) -> None:
     """What `Scorer.score` does once it has token ids."""
-    from rlhf.core.models import REWARD, role
-    from rlhf.core.packing import pack
+    from rlhf.kernels.packing import pack
+    from rlhf.models.loading import REWARD, role
 
     with role(scorer.model, REWARD), torch.inference_mode():
         for batch in pack(trees, tokens, pad_id=scorer.chat.pad_id):

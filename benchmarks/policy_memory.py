@@ -74,8 +74,8 @@ def four(told: Mapping[str, Any]) -> Handler:
     from torch.nn import functional
 
     from rlhf.config.schema import AdapterConfig
-    from rlhf.core.chat import Chat
-    from rlhf.core.models import load_causal, load_classifier, lora_config, with_adapter
+    from rlhf.models.chat import Chat
+    from rlhf.models.loading import load_causal, load_classifier, lora_config, with_adapter
 
     chat = Chat.load(told["base"])
     base = {"revision": None, "dtype": told["dtype"], "quantization": "none"}
@@ -134,7 +134,7 @@ def roles(told: Mapping[str, Any]) -> Handler:
     from plan_vs_measured import peak_of_step
 
     from policy.rewards.protocol import Given
-    from rlhf.core.chat import Chat
+    from rlhf.models.chat import Chat
 
     trainer = policy_sides.our_trainer(told, Chat.load(told["base"]))
     module: Any = importlib.import_module("policy.trainer")

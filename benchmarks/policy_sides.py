@@ -32,7 +32,7 @@ def reward_model(base: str, output: Path, quantization: str = "none") -> Path:
     from reward.recipe import build_model
     from reward.save import save_final
     from rlhf.config.reward import RewardConfig
-    from rlhf.core.chat import Chat
+    from rlhf.models.chat import Chat
 
     config = RewardConfig.model_validate(
         {
@@ -111,7 +111,7 @@ def our_trainer(told: Mapping[str, Any], chat: Any) -> Any:
 
 def ours(told: Mapping[str, Any]) -> Handler:
     """Our loop: each request trains from a fresh adapter."""
-    from rlhf.core.chat import Chat
+    from rlhf.models.chat import Chat
 
     chat = Chat.load(told["base"])
     trainer = our_trainer(told, chat)
@@ -148,7 +148,7 @@ def ours(told: Mapping[str, Any]) -> Handler:
 
 def theirs(told: Mapping[str, Any]) -> Handler:
     """TRL's loop; a request may name another micro-batch, for which the trainer is made anew."""
-    from rlhf.core.chat import Chat
+    from rlhf.models.chat import Chat
 
     chat = Chat.load(told["base"])
     made: dict[int, Any] = {}
@@ -183,8 +183,8 @@ def trl_trainer(told: Mapping[str, Any], chat: Any, micro: int) -> Any:
     from trl import RLOOConfig, RLOOTrainer
 
     from rlhf.config.schema import AdapterConfig
-    from rlhf.core.embedded import resolve_base
-    from rlhf.core.models import lora_config
+    from rlhf.models.embedded import resolve_base
+    from rlhf.models.loading import lora_config
 
     given = as_rollouts(told["given"], chat) if told["engine"] == "given" else None
 
@@ -250,8 +250,8 @@ def trl_reward(told: Mapping[str, Any], chat: Any) -> Any:
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    from rlhf.core.embedded import resolve_base
-    from rlhf.core.models import PeftModel
+    from rlhf.models.embedded import resolve_base
+    from rlhf.models.loading import PeftModel
 
     base = AutoModelForSequenceClassification.from_pretrained(
         resolve_base(told["base"]),

@@ -48,7 +48,7 @@ SIDES = policy_sides.SIDES
 
 def told_for(told: argparse.Namespace, sizes: Mapping[str, Any], group: int, **others: Any) -> dict[str, Any]:
     """What both sides need: prompts, answers, and sizes."""
-    from rlhf.core.chat import Chat
+    from rlhf.models.chat import Chat
 
     given = groups(
         told.data,

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from reward.batches import Item
 from reward.trainer import HybridRewardTrainer, trainer_arguments
 from rlhf.config.reward import RewardConfig
-from rlhf.core.chat import Chat
-from rlhf.core.models import PeftModel
+from rlhf.models.chat import Chat
+from rlhf.models.loading import PeftModel
 
 NEVER = 10**6
 

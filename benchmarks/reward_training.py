@@ -36,7 +36,7 @@ from measuring import (
 )
 
 from rlhf.config.reward import RewardConfig
-from rlhf.core.packing import Tree, pack
+from rlhf.kernels.packing import Tree, pack
 
 SIZES = {"limit": 2000, "longest": 512, "update": 16, "updates": 3, "rounds": 3, "exact_pairs": 3}
 QUICK = {"limit": 60, "longest": 256, "update": 4, "updates": 2, "rounds": 1, "exact_pairs": 2}
@@ -65,8 +65,8 @@ def their_model(told: Mapping[str, Any], pad_id: int) -> Any:
     from transformers import AutoModelForSequenceClassification
 
     from rlhf.config.schema import AdapterConfig
-    from rlhf.core.embedded import resolve_base
-    from rlhf.core.models import lora_config
+    from rlhf.models.embedded import resolve_base
+    from rlhf.models.loading import lora_config
 
     base = AutoModelForSequenceClassification.from_pretrained(
         resolve_base(told["base"]),
@@ -84,7 +84,7 @@ def ours(told: Mapping[str, Any]) -> Handler:
 
     from reward.batches import Item
     from reward.recipe import build_model
-    from rlhf.core.chat import Chat
+    from rlhf.models.chat import Chat
 
     set_seed(0)
     config, chat = our_config(told), Chat.load(told["base"])
@@ -122,7 +122,7 @@ def theirs(told: Mapping[str, Any]) -> Handler:
     from trl import RewardTrainer
 
     from rlhf.config.schema import OptimizerConfig
-    from rlhf.core.chat import Chat
+    from rlhf.models.chat import Chat
 
     class InOrder(RewardTrainer):
         """The order was made by the sampler before, see `samples.updates_of`."""
@@ -200,7 +200,7 @@ def start(model: Any) -> None:
 
 def measure(told: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The lines of the table, and what lies behind them."""
-    from rlhf.core.chat import Chat
+    from rlhf.models.chat import Chat
 
     sizes = SIZES | (QUICK if told.quick else {})
     items = samples.pairs(told.data, Chat.load(told.base), limit=sizes["limit"], longest=sizes["longest"])

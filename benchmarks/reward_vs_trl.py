@@ -27,17 +27,17 @@ from transformers import AutoModelForSequenceClassification
 from trl import RewardConfig as TRLRewardConfig
 from trl import RewardTrainer
 
-from reward.benchmark import evaluate
 from reward.data import load_chat, load_data
+from reward.evaluation.benchmark import evaluate
 from reward.scorer import Score
 from rlhf.config.load import load_config
 from rlhf.config.reward import RewardConfig
-from rlhf.core.chat import Chat
-from rlhf.core.embedded import resolve_base
 from rlhf.core.errors import DataError
 from rlhf.core.formats import computed_in
 from rlhf.core.records import Conversation
 from rlhf.data.load import load_comparisons
+from rlhf.models.chat import Chat
+from rlhf.models.embedded import resolve_base
 
 
 @dataclass

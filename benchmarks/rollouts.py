@@ -30,7 +30,7 @@ def adapted_model(told: Mapping[str, Any]) -> Any:
     """The base with a policy's adapter of random weights."""
     import torch
 
-    from rlhf.core.models import load_causal, lora_config, with_adapter
+    from rlhf.models.loading import load_causal, lora_config, with_adapter
 
     model = with_adapter(
         load_causal(told["base"], revision=None, dtype=told["dtype"], quantization="none"),
@@ -56,8 +56,8 @@ def vllm_side(told: Mapping[str, Any]) -> Handler:
         vllm.LLM = functools.partial(without_lora, whole)
     from policy.rollouts.protocol import Sampling
     from policy.rollouts.vllm_engine import VLLMEngine
-    from rlhf.core.chat import Chat
-    from rlhf.core.embedded import resolve_base
+    from rlhf.models.chat import Chat
+    from rlhf.models.embedded import resolve_base
 
     chat = Chat.load(told["base"])
     engine = VLLMEngine(
@@ -96,7 +96,7 @@ def transformers_side(told: Mapping[str, Any]) -> Handler:
     """transformers' `generate` on the model with its adapter, as our other engine runs it."""
     from policy.rollouts.protocol import Sampling
     from policy.rollouts.transformers_engine import TransformersEngine
-    from rlhf.core.chat import Chat
+    from rlhf.models.chat import Chat
 
     chat = Chat.load(told["base"])
     engine = TransformersEngine(Sampling(told["new_tokens"], 1.0, chat.stop_ids), chat)
@@ -109,7 +109,7 @@ def transformers_side(told: Mapping[str, Any]) -> Handler:
 
 def timed(engine: Any, told: Mapping[str, Any]) -> Handler:
     """Answers a request by sampling; returns tokens a second."""
-    from rlhf.core.chat import Chat
+    from rlhf.models.chat import Chat
 
     chat = Chat.load(told["base"])
     data = Path(told["data"]) if told["data"] else None

@@ -19,7 +19,7 @@ import samples
 from measuring import Handler, Side, arguments, line, parse, serve, write_result
 from reward_training import our_config, start, their_model
 
-from rlhf.core.packing import Tree, pack
+from rlhf.kernels.packing import Tree, pack
 
 SIZES = {"pairs": 1280, "true": 160, "longest": 512}
 QUICK = {"pairs": 8, "true": 4, "longest": 256}
@@ -34,9 +34,9 @@ def ours(told: Mapping[str, Any]) -> Handler:
     import torch
 
     from reward.recipe import build_model
-    from rlhf.core.chat import Chat
-    from rlhf.core.forwards import packed_inputs
-    from rlhf.core.models import autocast
+    from rlhf.models.chat import Chat
+    from rlhf.models.forwards import packed_inputs
+    from rlhf.models.loading import autocast
 
     chat = Chat.load(told["base"])
     model = build_model(our_config(told), chat).eval()
@@ -60,8 +60,8 @@ def theirs(told: Mapping[str, Any]) -> Handler:
     """As TRL's RewardTrainer computes, without padding."""
     import torch
 
-    from rlhf.core.chat import Chat
-    from rlhf.core.models import autocast
+    from rlhf.models.chat import Chat
+    from rlhf.models.loading import autocast
 
     model = their_model(told, Chat.load(told["base"]).pad_id).eval()
     start(model)
@@ -98,7 +98,7 @@ def root_mean_square(scores: Scores, truth: Scores) -> float:
 
 def measure(told: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The lines of the table, and what lies behind them."""
-    from rlhf.core.chat import Chat
+    from rlhf.models.chat import Chat
 
     sizes = SIZES | (QUICK if told.quick else {})
     items = samples.pairs(told.data, Chat.load(told.base), limit=4 * sizes["pairs"], longest=sizes["longest"])

@@ -9,10 +9,10 @@ from typing import Any
 
 from reward.batches import Item, make_items
 from rlhf.config.schema import DataSource
-from rlhf.core.chat import Chat
 from rlhf.core.records import Message, Preference, Prompt, Rollout
 from rlhf.data.drops import DropReport
 from rlhf.data.load import load_preferences, load_prompts
+from rlhf.models.chat import Chat
 
 PAIR_SOURCES: Mapping[str, list[str | int | float | bool]] = {
     "source": ["hh-helpful-test", "rmb-helpful", "webgpt-test"]

@@ -27,7 +27,7 @@ import cost
 import policy_sides
 from measuring import CLOCKS, Handler, Side, arguments, in_turns, line, parse, serve, write_result
 
-from rlhf.core.packing import Tree
+from rlhf.kernels.packing import Tree
 
 BASE_POINT = {"length": 256, "share": 0.25, "group": 4, "batch": 1, "rank": 8}
 """Tokens of a sequence, share of it that is prompt, answers of a prompt, prompts, rank."""
@@ -94,7 +94,7 @@ def idle_reward_trainer(base: str, dtype: str, rank: int) -> Any:
 
     from reward.recipe import build_model
     from rlhf.config.reward import RewardConfig
-    from rlhf.core.chat import Chat
+    from rlhf.models.chat import Chat
 
     config = RewardConfig.model_validate(
         {
@@ -118,9 +118,9 @@ def prepared(trainer: Any) -> Any:
 
 def policy_step(told: Mapping[str, Any]) -> Handler:
     """Our policy trainer's step on given answers."""
-    from policy.rows import answer_tree
-    from rlhf.core.chat import Chat
+    from policy.update.rows import answer_tree
     from rlhf.core.records import Rollout
+    from rlhf.models.chat import Chat
 
     chat = Chat.load(told["base"])
     given = [{"messages": [{"role": "user", "content": "Hi."}], "answers": [[11, 12]] * 2}]

@@ -29,12 +29,12 @@ from rich.table import Table
 from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging
 
-from reward.benchmark import TOLERANCE
+from reward.evaluation.benchmark import TOLERANCE
 from reward.scorer import Scorer
-from rlhf.core.adapters import RewardAdapter
-from rlhf.core.embedded import resolve_base
+from rlhf.adapters.storage import RewardAdapter
 from rlhf.core.records import Conversation, Message
 from rlhf.data.load import load_comparisons
+from rlhf.models.embedded import resolve_base
 
 BATCH_SIZES = (1, 2, 4, 8)
 

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlhf.adapters.storage import RewardAdapter
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.rewards import RewardSource
-from rlhf.core.adapters import RewardAdapter
-from rlhf.core.forwards import enable_packed_values, packed_inputs
-from rlhf.core.models import CRITIC, VALUE_HEAD, PeftModel, float32_trainable, kept_trainable, lora_config
-from rlhf.core.packing import PackedBatch
+from rlhf.kernels.packing import PackedBatch
+from rlhf.models.forwards import enable_packed_values, packed_inputs
+from rlhf.models.loading import CRITIC, VALUE_HEAD, PeftModel, float32_trainable, kept_trainable, lora_config
 
 
 def critic_start(config: PolicyConfig) -> RewardSource | None:

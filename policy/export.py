@@ -10,10 +10,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from rlhf.core.adapters import read_policy
-from rlhf.core.chat import Chat
-from rlhf.core.embedded import known_as, resolve_base
-from rlhf.core.merging import (
+from rlhf.adapters.merging import (
     TOLERANCES,
     Verification,
     load_as_trained,
@@ -23,9 +20,12 @@ from rlhf.core.merging import (
     verify,
     write_tokenizer,
 )
-from rlhf.core.models import POLICY, PeftModel, load_causal
+from rlhf.adapters.storage import read_policy
 from rlhf.core.records import Conversation
-from rlhf.core.runs import atomic_folder
+from rlhf.models.chat import Chat
+from rlhf.models.embedded import known_as, resolve_base
+from rlhf.models.loading import POLICY, PeftModel, load_causal
+from rlhf.runs.folder import atomic_folder
 
 OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 """Keys of a generation config that mean nothing where answers are not drawn."""

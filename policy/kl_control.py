@@ -11,7 +11,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rlhf.core.sharding import put
+from rlhf.distributed.sharding import put
 
 MOST_ERROR = 0.2
 WINDOW = 8

@@ -15,35 +15,36 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, set_seed
 
-from policy.ahead import LAG, Ahead
 from policy.describe import describe_algorithm, describe_rewards, describe_roles
-from policy.evaluate import Answer, answer_prompts, compare
-from policy.gathering import all_probes
-from policy.probe import EngineProbe
+from policy.evaluation.held_out import Answer, answer_prompts, compare
 from policy.rewards.build import RewardBuilder, check_sources
 from policy.rewards.shaping import Shaping
 from policy.roles import check_start, hang_roles
+from policy.rollouts.overlap import LAG, Ahead
+from policy.rollouts.probe import EngineProbe
 from policy.rollouts.protocol import RolloutEngine, Sampling, seed_of
 from policy.rollouts.server_engine import ServerEngine
 from policy.rollouts.server_setup import engine_of_servers
 from policy.rollouts.transformers_engine import TransformersEngine
 from policy.save import save_final
 from policy.trainer import PolicyTrainer, trainer_arguments
+from policy.update.gathering import all_probes
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.rollouts import ImportanceConfig
-from rlhf.core import checkpoints, processes, sharding, zero
-from rlhf.core.chat import Chat
-from rlhf.core.embedded import resolve_base
 from rlhf.core.errors import ConfigError, DataError, RefusalError
 from rlhf.core.formats import computed_in
-from rlhf.core.models import LoraConfig, check_targets, load_causal, lora_config
-from rlhf.core.progress import Progress, close_live_lines
 from rlhf.core.records import Prompt
-from rlhf.core.runs import RunFolder
-from rlhf.core.training import draw_order
 from rlhf.data.drops import DropReport
 from rlhf.data.load import load_prompts
 from rlhf.data.split import held_out
+from rlhf.distributed import processes, sharding, zero
+from rlhf.distributed.trainer_mixin import draw_order
+from rlhf.models.chat import Chat
+from rlhf.models.embedded import resolve_base
+from rlhf.models.loading import LoraConfig, check_targets, load_causal, lora_config
+from rlhf.runs import checkpoints
+from rlhf.runs.folder import RunFolder
+from rlhf.runs.progress import Progress, close_live_lines
 
 HELD_OUT_SHARE = 0.2
 """At most this share of the prompts is held out; of these the first `evaluation.prompts` are answered."""

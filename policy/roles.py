@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from policy.critic import hang_critic
+from rlhf.adapters.start import begin_from
+from rlhf.adapters.storage import read_policy
 from rlhf.config.policy import PolicyConfig
-from rlhf.core.adapters import read_policy
-from rlhf.core.chat import Chat
-from rlhf.core.models import REFERENCE, PeftModel
-from rlhf.core.start import begin_from
+from rlhf.models.chat import Chat
+from rlhf.models.loading import REFERENCE, PeftModel
 
 
 def check_start(config: PolicyConfig, chat: Chat) -> None:

@@ -15,11 +15,12 @@ from transformers import AutoConfig
 from policy.describe import card_text
 from policy.export import own_generation_config
 from rlhf.config.policy import PolicyConfig
-from rlhf.core import checkpoints, processes
-from rlhf.core.chat import Chat
-from rlhf.core.embedded import resolve_base
-from rlhf.core.models import POLICY, TRAINED_WHOLE, base_of, fingerprint
-from rlhf.core.runs import RunFolder, atomic_folder
+from rlhf.distributed import processes
+from rlhf.models.chat import Chat
+from rlhf.models.embedded import resolve_base
+from rlhf.models.loading import POLICY, TRAINED_WHOLE, base_of, fingerprint
+from rlhf.runs import checkpoints
+from rlhf.runs.folder import RunFolder, atomic_folder
 
 THE_TRAINERS = ("use_cache", "bos_token_id", "eos_token_id", "pad_token_id")
 """Keys of a model's config that transformers' Trainer sets to its own ends."""

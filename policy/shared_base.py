@@ -20,11 +20,11 @@ from transformers import PreTrainedModel
 from policy.rollouts.protocol import Sampling
 from policy.rollouts.transformers_engine import TransformersEngine
 from reward.scorer import Score, Scorer
-from rlhf.core import adapters
-from rlhf.core.chat import Chat
+from rlhf.adapters import storage as adapters
 from rlhf.core.errors import DataError, ModelError, did_you_mean
-from rlhf.core.models import PeftModel, load_causal, role
 from rlhf.core.records import Conversation, Message, Rollout
+from rlhf.models.chat import Chat
+from rlhf.models.loading import PeftModel, load_causal, role
 
 
 class SharedBase:

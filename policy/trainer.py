@@ -27,31 +27,31 @@ from torch.utils.data import SequentialSampler
 from transformers.trainer_callback import PrinterCallback
 from trl import RLOOConfig, RLOOTrainer
 
-from policy.ahead import Ahead
 from policy.algorithms import ALGORITHMS
 from policy.algorithms.protocol import Measured
 from policy.critic import give_own_group, split_parameters, token_values
-from policy.experience import Answers, Experience, gather, sample
-from policy.gathering import all_probes, all_statistics, all_times
 from policy.kl_control import KLControl
-from policy.passes import idle_passes, measuring_passes, reference_logps
-from policy.probe import EngineProbe
 from policy.rewards.protocol import Rewards
 from policy.rewards.shaping import Shaping
+from policy.rollouts.overlap import Ahead
+from policy.rollouts.probe import EngineProbe
 from policy.rollouts.protocol import RolloutEngine, seed_of
-from policy.rows import Row, pack_groups, token_logps
-from policy.statistics import UpdateStatistics, check_update, gold_scores
-from policy.update import Update
+from policy.update.experience import Answers, Experience, gather, sample
+from policy.update.gathering import all_probes, all_statistics, all_times
+from policy.update.passes import idle_passes, measuring_passes, reference_logps
+from policy.update.rows import Row, pack_groups, token_logps
+from policy.update.statistics import UpdateStatistics, check_update, gold_scores
+from policy.update.step import Update
 from rlhf.config.algorithm import AlgorithmConfig
 from rlhf.config.rollouts import ImportanceConfig, RolloutConfig
-from rlhf.core import processes
-from rlhf.core.chat import Chat
-from rlhf.core.checkpoints import SafeCheckpoints, trainable_state
-from rlhf.core.forwards import enable_packed_logprobs
-from rlhf.core.models import CRITIC, base_of, float32_trainable, role
 from rlhf.core.records import Prompt
-from rlhf.core.sharding import is_fsdp, passes_behind, settle
-from rlhf.core.training import AcrossProcesses, on_one_card, trainer_settings
+from rlhf.distributed import processes
+from rlhf.distributed.sharding import is_fsdp, passes_behind, settle
+from rlhf.distributed.trainer_mixin import AcrossProcesses, on_one_card, trainer_settings
+from rlhf.models.chat import Chat
+from rlhf.models.forwards import enable_packed_logprobs
+from rlhf.models.loading import CRITIC, base_of, float32_trainable, role
+from rlhf.runs.checkpoints import SafeCheckpoints, trainable_state
 
 Record = Callable[[int, Mapping[str, float], Sequence[Mapping[str, Any]]], None]
 """Receives an update's number, its figures and its answers."""

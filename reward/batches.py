@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlhf.core.chat import Chat
 from rlhf.core.errors import RefusalError
-from rlhf.core.packing import PackedBatch, Tree, pack
 from rlhf.core.records import Conversation, Message, Preference, Rating
 from rlhf.data.drops import DropReport
+from rlhf.kernels.packing import PackedBatch, Tree, pack
+from rlhf.models.chat import Chat
 
 TOO_LONG = "longer than model.max_length"
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from reward.data import RewardData
 from rlhf.config.reward import RewardConfig
-from rlhf.core.embedded import known_as, resolve_base
-from rlhf.core.runs import atomic_write_text
+from rlhf.models.embedded import known_as, resolve_base
+from rlhf.runs.folder import atomic_write_text
 
 LICENCES = {"embedded": "Apache-2.0", "nvidia/HelpSteer2": "CC-BY-4.0"}
 """Of bases and data this project knows."""

@@ -8,13 +8,13 @@ from typing import TypeVar
 
 from reward.batches import Item, faults, make_items, singles
 from rlhf.config.reward import RewardConfig, StageConfig
-from rlhf.core.chat import Chat
 from rlhf.core.errors import DataError
 from rlhf.core.records import Comparison, Conversation, Preference, Rating
 from rlhf.data.drops import DropReport
 from rlhf.data.load import join_ratings, load_comparisons, load_preferences, load_ratings
 from rlhf.data.pairs import pair_rated
 from rlhf.data.split import held_out
+from rlhf.models.chat import Chat
 
 IN_BENCHMARK = "prompt is in the benchmark"
 Record = TypeVar("Record", Preference, Rating)

@@ -16,18 +16,18 @@ from reward.data import RewardData
 from reward.losses import bradley_terry
 from reward.save import save_final
 from reward.trainer import REWARD_INDEX
+from rlhf.adapters.extrapolation import Extrapolation, extrapolate
+from rlhf.adapters.lowrank import rank_of
+from rlhf.adapters.storage import RewardAdapter, replace_trained
 from rlhf.config.reward import ExpoConfig, RewardConfig
-from rlhf.core.adapters import RewardAdapter, replace_trained
-from rlhf.core.chat import Chat
-from rlhf.core.checkpoints import best_file, load_trainable
 from rlhf.core.errors import DataError
-from rlhf.core.extrapolation import Extrapolation, extrapolate
-from rlhf.core.forwards import packed_inputs
-from rlhf.core.lowrank import rank_of
-from rlhf.core.models import PeftModel, autocast
-from rlhf.core.progress import Progress
-from rlhf.core.runs import RunFolder
-from rlhf.core.sharding import computes_on
+from rlhf.distributed.sharding import computes_on
+from rlhf.models.chat import Chat
+from rlhf.models.forwards import packed_inputs
+from rlhf.models.loading import PeftModel, autocast
+from rlhf.runs.checkpoints import best_file, load_trainable
+from rlhf.runs.folder import RunFolder
+from rlhf.runs.progress import Progress
 
 STAGES = "stages"
 """The folder of a run that keeps the weak and the strong model, each as a `final/` of its own."""

@@ -16,15 +16,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, GenerationConfig, PreTrainedModel
 
-from reward.benchmark import ScoreLike
-from reward.foreign import REWARD_ID, load_scorer
+from reward.evaluation.benchmark import ScoreLike
+from reward.load_scorer import REWARD_ID, load_scorer
 from reward.scorer import Scorer
-from rlhf.core.adapters import RewardAdapter
-from rlhf.core.chat import Chat
-from rlhf.core.embedded import known_as
-from rlhf.core.errors import ModelError, did_you_mean
-from rlhf.core.forwards import require_plain_logits
-from rlhf.core.merging import (
+from rlhf.adapters.merging import (
     TOLERANCES,
     Verification,
     load_as_trained,
@@ -34,9 +29,14 @@ from rlhf.core.merging import (
     verify,
     write_tokenizer,
 )
-from rlhf.core.models import HEAD
+from rlhf.adapters.storage import RewardAdapter
+from rlhf.core.errors import ModelError, did_you_mean
 from rlhf.core.records import Conversation
-from rlhf.core.runs import atomic_folder
+from rlhf.models.chat import Chat
+from rlhf.models.embedded import known_as
+from rlhf.models.forwards import require_plain_logits
+from rlhf.models.loading import HEAD
+from rlhf.runs.folder import atomic_folder
 
 EXPORT_FORMS = ("classifier", "nemotron")
 

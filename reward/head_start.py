@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from reward.batches import Item, RewardBatch, batches
-from rlhf.core.forwards import last_states
-from rlhf.core.models import PeftModel, autocast, role
-from rlhf.core.sharding import computes_on
+from rlhf.distributed.sharding import computes_on
+from rlhf.models.forwards import last_states
+from rlhf.models.loading import PeftModel, autocast, role
 
 PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Candidates, in units of the features' mean squared norm; clean ratings take a small one, noisy preferences a large one."""

@@ -17,29 +17,30 @@ import torch
 from transformers import set_seed
 
 from reward.batches import Item
-from reward.benchmark import evaluate
 from reward.card import write_card
 from reward.data import RewardData, items_of, load_chat, load_data, steps_of
-from reward.dealt import DealtScorer
+from reward.evaluation.benchmark import evaluate
+from reward.evaluation.judging import CHUNK, write_result
+from reward.evaluation.sharded_scorer import DealtScorer
 from reward.expo import expo_apart, extrapolate_stages, held_pairs
 from reward.head_start import fit_head
-from reward.judging import CHUNK, write_result
 from reward.save import save_final
 from reward.scorer import Scorer
 from reward.start import begin_from
 from reward.trainer import HybridRewardTrainer, Record, trainer_arguments
 from rlhf.config.reward import START, RewardConfig
-from rlhf.core import checkpoints, processes, sharding
-from rlhf.core.chat import Chat
 from rlhf.core.errors import ConfigError
-from rlhf.core.forwards import enable_packed_scores
-from rlhf.core.models import PeftModel, load_classifier, lora_config, put_head, with_adapter
-from rlhf.core.progress import Progress
 from rlhf.core.records import Comparison
-from rlhf.core.runs import RunFolder
-from rlhf.core.training import draw_order
 from rlhf.data.drops import DropReport
 from rlhf.data.load import load_comparisons
+from rlhf.distributed import processes, sharding
+from rlhf.distributed.trainer_mixin import draw_order
+from rlhf.models.chat import Chat
+from rlhf.models.forwards import enable_packed_scores
+from rlhf.models.loading import PeftModel, load_classifier, lora_config, put_head, with_adapter
+from rlhf.runs import checkpoints
+from rlhf.runs.folder import RunFolder
+from rlhf.runs.progress import Progress
 
 
 def train_reward(config: RewardConfig, *, resume: bool = False) -> Path:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from reward.card import card_text
 from rlhf.config.reward import RewardConfig
-from rlhf.core import processes
-from rlhf.core.chat import Chat
-from rlhf.core.checkpoints import trainable_state
-from rlhf.core.models import PeftModel, fingerprint
-from rlhf.core.runs import atomic_folder
+from rlhf.distributed import processes
+from rlhf.models.chat import Chat
+from rlhf.models.loading import PeftModel, fingerprint
+from rlhf.runs.checkpoints import trainable_state
+from rlhf.runs.folder import atomic_folder
 
 
 def save_final(

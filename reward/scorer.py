@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rlhf.core.adapters import RewardAdapter
-from rlhf.core.chat import Chat
+from rlhf.adapters.storage import RewardAdapter
 from rlhf.core.errors import DataError, DivergenceError, RlhfError
-from rlhf.core.forwards import apply_head, last_states
-from rlhf.core.models import REWARD, PeftModel, autocast, load_causal, role
-from rlhf.core.packing import PackedBatch, Tree, pack
 from rlhf.core.records import Conversation
-from rlhf.core.sharding import asked_for, computes_on, in_step, without_gradients
+from rlhf.distributed.sharding import asked_for, computes_on, in_step, without_gradients
+from rlhf.kernels.packing import PackedBatch, Tree, pack
+from rlhf.models.chat import Chat
+from rlhf.models.forwards import apply_head, last_states
+from rlhf.models.loading import REWARD, PeftModel, autocast, load_causal, role
 
 
 @dataclass(frozen=True, slots=True)

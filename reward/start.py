@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rlhf.adapters import start
+from rlhf.adapters.storage import HEAD_WEIGHT, RewardAdapter
 from rlhf.config.reward import RewardConfig
-from rlhf.core import start
-from rlhf.core.adapters import HEAD_WEIGHT, RewardAdapter
-from rlhf.core.chat import Chat
-from rlhf.core.models import PeftModel
+from rlhf.models.chat import Chat
+from rlhf.models.loading import PeftModel
 
 
 def begin_from(folder: Path, config: RewardConfig, model: PeftModel, chat: Chat) -> None:

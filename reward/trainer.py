@@ -25,13 +25,13 @@ from trl import RewardTrainer
 from reward.batches import Item, RewardBatch, batches
 from reward.losses import bradley_terry, centering, regression
 from rlhf.config.reward import StageConfig
-from rlhf.core import processes
-from rlhf.core.checkpoints import SafeCheckpoints, best_file, load_trainable, save_trainable
 from rlhf.core.errors import DivergenceError
-from rlhf.core.forwards import packed_inputs
-from rlhf.core.models import PeftModel
-from rlhf.core.sharding import in_step
-from rlhf.core.training import AcrossProcesses, on_one_card, trainer_settings
+from rlhf.distributed import processes
+from rlhf.distributed.sharding import in_step
+from rlhf.distributed.trainer_mixin import AcrossProcesses, on_one_card, trainer_settings
+from rlhf.models.forwards import packed_inputs
+from rlhf.models.loading import PeftModel
+from rlhf.runs.checkpoints import SafeCheckpoints, best_file, load_trainable, save_trainable
 
 REWARD_INDEX = 0  # the first attribute is the reward
 

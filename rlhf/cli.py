@@ -13,9 +13,9 @@ from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from rlhf.commands import COMMANDS
-from rlhf.core.disk import full_disk
 from rlhf.core.errors import RlhfError
-from rlhf.core.processes import hush_followers, let_main_speak_first, part
+from rlhf.distributed.processes import hush_followers, let_main_speak_first, part
+from rlhf.runs.disk import full_disk
 
 QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
@@ -109,7 +109,7 @@ def main() -> None:
 
 
 def _say(title: str, text: str) -> None:
-    from rlhf.core.progress import close_live_lines
+    from rlhf.runs.progress import close_live_lines
 
     close_live_lines()
     Console(stderr=True).print(

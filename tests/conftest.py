@@ -17,8 +17,8 @@ if TYPE_CHECKING:  # tests of rlhf.config and rlhf.data run without torch
     from typer.testing import Result
 
     from policy.trainer import PolicyTrainer
-    from rlhf.core.chat import Chat
     from rlhf.core.records import Conversation, Rollout
+    from rlhf.models.chat import Chat
 
 # Set before any library is imported, since most read them once.
 os.environ.update(
@@ -54,7 +54,7 @@ def write_tiny_base(folder: Path, seed: int) -> Path:
     import torch
     from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-    from rlhf.core.embedded import embedded_model
+    from rlhf.models.embedded import embedded_model
 
     tokenizer = AutoTokenizer.from_pretrained(embedded_model())
     config = LlamaConfig(
@@ -119,7 +119,7 @@ def randomise(model: Any, seed: int, scale: float = 0.2) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_chat(tiny_base: Path) -> Chat:
-    from rlhf.core.chat import Chat
+    from rlhf.models.chat import Chat
 
     return Chat.load(tiny_base)
 
@@ -209,7 +209,7 @@ def rlhf_command() -> Callable[..., Result]:
 @pytest.fixture(scope="session")
 def reward_config(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A reward run of two stages on the tiny base and a little of the synthetic data: seconds."""
-    from rlhf.data.demo import demo_rows
+    from rlhf.data.demo.dataset import demo_rows
 
     folder = tmp_path_factory.mktemp("configs")
     for kind, rows in (("helpsteer2", 80), ("helpsteer2-preference", 40)):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from policy.advantages import Unfinished
-from policy.losses import Reduction
+from policy.update.advantages import Unfinished
+from policy.update.losses import Reduction
 from rlhf.core.records import Rollout
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from policy.advantages import by_unfinished_rule, leave_one_out
 from policy.algorithms.counting import Counting
 from policy.algorithms.protocol import Measured, Total, Worth
+from policy.update.advantages import by_unfinished_rule, leave_one_out
 
 
 @dataclass(frozen=True)

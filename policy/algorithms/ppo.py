@@ -28,18 +28,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from policy.advantages import (
+from policy.algorithms.counting import Counting
+from policy.algorithms.protocol import Measured, Objective, Total, Worth
+from policy.update.advantages import (
     by_unfinished_rule,
     generalised_advantages,
     mean_and_variance,
     token_rewards,
 )
-from policy.algorithms.counting import Counting
-from policy.algorithms.protocol import Measured, Objective, Total, Worth
-from policy.losses import Reduction, clipped_token_ratio, clipped_value_loss
+from policy.update.losses import Reduction, clipped_token_ratio, clipped_value_loss
 from rlhf.config.algorithm import AlgorithmConfig
 from rlhf.core.records import Rollout
-from rlhf.core.tensors import segment_mean
+from rlhf.kernels.tensors import segment_mean
 
 EPSILON = 1e-8
 """Beside the variance by which advantages are scaled."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rlhf.core.records import Rollout
-from rlhf.core.tensors import segment_sum
+from rlhf.kernels.tensors import segment_sum
 
 Total = Callable[[Tensor], Tensor]
 """The sum of a tensor over all processes."""

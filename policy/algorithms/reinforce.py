@@ -28,10 +28,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from policy.advantages import aligner_advantage
 from policy.algorithms.leave_one_out import LeaveOneOut
 from policy.algorithms.protocol import Measured, Objective
-from policy.losses import Reduction, reinforce
+from policy.update.advantages import aligner_advantage
+from policy.update.losses import Reduction, reinforce
 from rlhf.config.algorithm import AlgorithmConfig
 from rlhf.core.records import Rollout
 

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from policy.algorithms.leave_one_out import LeaveOneOut
 from policy.algorithms.protocol import Measured, Objective
-from policy.losses import clipped_sequence_ratio
+from policy.update.losses import clipped_sequence_ratio
 from rlhf.config.algorithm import AlgorithmConfig
 from rlhf.core.records import Rollout
-from rlhf.core.tensors import segment_mean
+from rlhf.kernels.tensors import segment_mean
 
 
 @dataclass(frozen=True)

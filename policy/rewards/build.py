@@ -11,14 +11,14 @@ from policy.rewards.model import ModelReward
 from policy.rewards.protocol import Source
 from policy.rewards.server import ServerReward
 from policy.rewards.weighted import Part, WeightedRewards
-from reward.foreign import load_scorer
+from reward.load_scorer import load_scorer
 from reward.scorer import Scorer
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.rewards import GOLD, Kind, names_of
 from rlhf.config.rewards import Source as SourceConfig
-from rlhf.core.chat import Chat
 from rlhf.core.errors import ConfigError, ModelError
-from rlhf.core.models import REWARD, PeftModel
+from rlhf.models.chat import Chat
+from rlhf.models.loading import REWARD, PeftModel
 
 HELD_OUT = "held_out"
 CLOSING_TOKENS = 8

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from policy.rewards.protocol import Missing
-from reward.foreign import PlainScorer
+from reward.load_scorer import PlainScorer
 from reward.scorer import Scorer, score_each
 from rlhf.core.errors import RlhfError
 from rlhf.core.records import Conversation, Message, Prompt, Rollout

@@ -9,9 +9,9 @@ from typing import Protocol
 
 from transformers import PreTrainedModel
 
-from rlhf.core.chat import Chat
-from rlhf.core.models import PeftModel
 from rlhf.core.records import Rollout
+from rlhf.models.chat import Chat
+from rlhf.models.loading import PeftModel
 
 
 @dataclass(frozen=True, slots=True)

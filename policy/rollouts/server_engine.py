@@ -25,12 +25,12 @@ from torch import Tensor
 from policy.rollouts.protocol import as_rollout, seed_of
 from policy.rollouts.server_answers import Answer, completion_request
 from policy.rollouts.server_fleet import Fleet
-from rlhf.core import processes
-from rlhf.core.chat import Chat
-from rlhf.core.checkpoints import trainable_state
 from rlhf.core.errors import EngineError
-from rlhf.core.models import POLICY, PeftModel
 from rlhf.core.records import Rollout
+from rlhf.distributed import processes
+from rlhf.models.chat import Chat
+from rlhf.models.loading import POLICY, PeftModel
+from rlhf.runs.checkpoints import trainable_state
 
 AT_ONCE = 256
 """Prompts under way for each server; it queues what is more than it can take."""

@@ -17,8 +17,8 @@ from typing import Any
 from policy.rollouts.server_answers import Answer, read_answers
 from policy.rollouts.server_client import Server, ServerError
 from policy.rollouts.server_start import Wanted, check_server, load_mistake
-from rlhf.core import processes
 from rlhf.core.errors import EngineError
+from rlhf.distributed import processes
 
 PAUSES = (0.5, 1.0, 2.0)
 """Seconds before each question whether a server that failed still lives."""

@@ -12,8 +12,8 @@ from policy.rollouts.server_engine import ServerEngine
 from policy.rollouts.server_fleet import Fleet
 from policy.rollouts.server_start import Wanted
 from rlhf.config.policy import PolicyConfig
-from rlhf.core.chat import Chat
-from rlhf.core.embedded import resolve_base
+from rlhf.models.chat import Chat
+from rlhf.models.embedded import resolve_base
 
 
 def engine_of_servers(config: PolicyConfig, sampling: Sampling, chat: Chat) -> ServerEngine:

@@ -9,11 +9,11 @@ import torch
 from transformers import PreTrainedModel
 
 from policy.rollouts.protocol import Sampling, as_rollout
-from rlhf.core.chat import Chat
 from rlhf.core.errors import EngineError
-from rlhf.core.models import PeftModel, autocast
 from rlhf.core.records import Rollout
-from rlhf.core.sharding import computes_on, without_gradients
+from rlhf.distributed.sharding import computes_on, without_gradients
+from rlhf.models.chat import Chat
+from rlhf.models.loading import PeftModel, autocast
 
 
 class TransformersEngine:

@@ -21,13 +21,13 @@ from transformers import PreTrainedModel
 
 from policy.rollouts.protocol import Sampling, as_rollout, seed_of
 from policy.rollouts.vllm_weights import WeightTransfer, kept_weights
-from rlhf.core import processes
-from rlhf.core.chat import Chat
-from rlhf.core.checkpoints import trainable_state
 from rlhf.core.errors import EngineError, ModelError
-from rlhf.core.models import POLICY, PeftModel
 from rlhf.core.records import Rollout
-from rlhf.core.sharding import settle
+from rlhf.distributed import processes
+from rlhf.distributed.sharding import settle
+from rlhf.models.chat import Chat
+from rlhf.models.loading import POLICY, PeftModel
+from rlhf.runs.checkpoints import trainable_state
 
 
 class VLLMEngine:

@@ -14,7 +14,7 @@ from rich.table import Table
 from rlhf.commands.options import Config, DryRun, Output, Overrides, Resume, explain_option
 from rlhf.config.load import load_config
 from rlhf.config.policy import PolicyConfig
-from rlhf.core.processes import is_main
+from rlhf.distributed.processes import is_main
 from rlhf.doctor.preflight import require_fit
 from rlhf.report import write_report
 from rlhf.report.verdict import change, policy_verdict

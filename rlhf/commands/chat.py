@@ -50,8 +50,8 @@ def command(
     """
     from transformers import TextStreamer  # torch loads only when the command runs
 
+    from policy.evaluation.speaker import Speaker
     from policy.shared_base import SharedBase
-    from policy.speaker import Speaker
 
     speaker = Speaker.read(policy)
     if base and speaker.card:

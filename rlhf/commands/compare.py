@@ -15,15 +15,15 @@ from rlhf.commands.generate import Batch, Seed
 from rlhf.commands.options import Form, Label
 from rlhf.commands.output import require_output_folder
 from rlhf.core.errors import ConfigError, DataError
-from rlhf.core.progress import Progress
 from rlhf.core.records import Prompt
-from rlhf.core.runs import atomic_folder, atomic_write_text
 from rlhf.data.answer_files import read_prompts
 from rlhf.data.drops import DropReport
+from rlhf.runs.folder import atomic_folder, atomic_write_text
+from rlhf.runs.progress import Progress
 
 if TYPE_CHECKING:
-    from policy.contest import Bases, Drawing, Side
-    from reward.sides import Pair
+    from policy.evaluation.contest import Bases, Drawing, Side
+    from reward.evaluation.sides import Pair
 
 SIDE = (
     "a policy's `final` folder, a base (`embedded`, a folder, a Hugging Face name), or answers written by `rlhf "
@@ -101,8 +101,13 @@ def command(
     sizes = _sizes(best_of)
     if output is not None:
         require_output_folder(output)
-    from policy.contest import Bases, Drawing, Side, on_one_base  # torch loads only when the command runs
-    from reward.sides import compare_sides
+    from policy.evaluation.contest import (  # torch loads only when the command runs
+        Bases,
+        Drawing,
+        Side,
+        on_one_base,
+    )
+    from reward.evaluation.sides import compare_sides
 
     drops, bases = DropReport(), Bases()
     sides = on_one_base([Side.read(word, drops) for word in (a, b)])
@@ -168,8 +173,8 @@ def _pairs(
     least: int,
     drops: DropReport,
 ) -> list[Pair]:
-    from policy.contest import answers_of, paired
-    from reward.sides import Pair
+    from policy.evaluation.contest import answers_of, paired
+    from reward.evaluation.sides import Pair
 
     told, left = [], list(prompts)
     for side, letter, count in zip(sides, "AB", samples, strict=True):
@@ -187,7 +192,7 @@ def _pairs(
 
 def _judges(reward: str, held_out: str | None, bases: Bases, form: str, label: str | None) -> dict[str, Any]:
     """The reward models by name; the first shares a side's base where it was trained on it."""
-    from reward.foreign import load_scorer
+    from reward.load_scorer import load_scorer
 
     may_share = form in ("auto", "ours") and label is None
     shared = bases.judge(reward) if may_share else None

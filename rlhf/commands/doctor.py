@@ -16,11 +16,11 @@ from rich.text import Text
 from rlhf.commands.options import Output, Overrides
 from rlhf.config.either import load_either
 from rlhf.config.reward import RewardConfig
-from rlhf.doctor import machine
+from rlhf.doctor import machine_facts as machine
 from rlhf.doctor.checks import examine
 from rlhf.doctor.facts import Facts
 from rlhf.doctor.results import Result, Verdict
-from rlhf.doctor.run import full_run
+from rlhf.doctor.run_facts import full_run
 
 COLOURS: Mapping[Verdict, str] = {
     "ok": "green",

@@ -13,6 +13,6 @@ def command() -> None:
 
     Example: rlhf embedded-model
     """
-    from rlhf.core.embedded import embedded_model  # torch loads only when the command runs
+    from rlhf.models.embedded import embedded_model  # torch loads only when the command runs
 
     typer.echo(embedded_model())

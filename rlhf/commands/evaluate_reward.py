@@ -9,15 +9,15 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from reward.benchmark import TOLERANCE, evaluate
-from reward.choices import evaluate_best_of_n, evaluate_choices
-from reward.judging import write_result
-from reward.rm_bench import evaluate_rm_bench
+from reward.evaluation.benchmark import TOLERANCE, evaluate
+from reward.evaluation.choices import evaluate_best_of_n, evaluate_choices
+from reward.evaluation.judging import write_result
+from reward.evaluation.rm_bench import evaluate_rm_bench
 from rlhf.commands.judged import print_result
 from rlhf.commands.options import Form, Label
 from rlhf.commands.output import require_output_file
-from rlhf.core.progress import Progress
 from rlhf.data.benchmarks import Kind, load_benchmark
+from rlhf.runs.progress import Progress
 
 Data = Annotated[
     str,
@@ -84,7 +84,7 @@ def evaluate_reward(
 
     Example: rlhf evaluate-reward runs/demo/reward/final --data rewardbench --output eval.json
     """
-    from reward.foreign import load_scorer  # torch loads only when the command runs
+    from reward.load_scorer import load_scorer  # torch loads only when the command runs
 
     if output is not None:
         require_output_file(output)

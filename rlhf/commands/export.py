@@ -71,8 +71,8 @@ def _exported(
     model: Path, output: Path, form: str | None, dtype: str, *, reward_only: bool, tolerance: float | None
 ) -> str:
     """What was found, in words."""
-    from rlhf.core.adapters import RewardAdapter, read_role  # torch loads only when the command runs
-    from rlhf.core.merging import require_format
+    from rlhf.adapters.merging import require_format
+    from rlhf.adapters.storage import RewardAdapter, read_role  # torch loads only when the command runs
 
     require_format(dtype)
     if isinstance(read_role(model), RewardAdapter):

@@ -35,11 +35,11 @@ def command(
     Example:
       rlhf extrapolate runs/helpfulness/final runs/preference/final --factor 1.52 --output runs/expo
     """
-    from rlhf.core.extrapolation import (
+    from rlhf.adapters.extrapolation import (
         extrapolate_folders,
         require_factor,
     )  # torch loads only when the command runs
-    from rlhf.core.lowrank import rank_of
+    from rlhf.adapters.lowrank import rank_of
 
     require_factor(factor)
     made = extrapolate_folders(weak, strong, factor, output, rank=rank)

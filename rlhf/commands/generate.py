@@ -11,13 +11,13 @@ import typer
 
 from rlhf.commands.output import require_output_file
 from rlhf.core.errors import DataError
-from rlhf.core.progress import Progress
-from rlhf.core.runs import atomic_write_text
 from rlhf.data.drops import DropReport
 from rlhf.data.judge_formats import FORMATS, Format, Question, Reply, answer_text, load_questions
+from rlhf.runs.folder import atomic_write_text
+from rlhf.runs.progress import Progress
 
 if TYPE_CHECKING:
-    from policy.speaker import Speaker
+    from policy.evaluation.speaker import Speaker
 
 Policy = Annotated[
     str,
@@ -103,7 +103,7 @@ def command(
     if samples > 1 and not form.several:
         raise DataError(f"--samples {samples}: a file of {format_} holds one answer to a question.")
     require_output_file(output)
-    from policy.speaker import Speaker, require_engine  # torch loads only when the command runs
+    from policy.evaluation.speaker import Speaker, require_engine  # torch loads only when the command runs
 
     require_engine(engine)
     speaker = Speaker.read(policy)
@@ -135,8 +135,8 @@ def _answer(
     called: str,
 ) -> None:
     """Answer, write and tell; what was answered by a killed run is not answered again."""
-    from policy.draft import Draft
-    from policy.generation import Room, answer_questions
+    from policy.evaluation.draft import Draft
+    from policy.evaluation.generation import Room, answer_questions
 
     tokens, samples, batch = settings["max_new_tokens"], settings["samples"], settings["batch"]
     room = Room(speaker.chat, speaker.context, tokens)
@@ -198,6 +198,6 @@ def _trained(speaker: Speaker) -> str | None:
     if speaker.folder is None:
         whole: str | None = speaker.card.get("weights")
         return whole
-    from rlhf.core.checkpoints import file_digest
+    from rlhf.runs.checkpoints import file_digest
 
     return file_digest(speaker.folder / "adapter_model.safetensors")[:16]

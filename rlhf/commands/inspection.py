@@ -12,14 +12,14 @@ from typing import Any, TypeVar
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.reward import RewardConfig
 from rlhf.config.schema import DataSource, ModelConfig
-from rlhf.core.chat import Chat
 from rlhf.core.errors import RefusalError
-from rlhf.core.progress import Progress
 from rlhf.core.records import Conversation, Message, Preference, Prompt, Rating
 from rlhf.data.agreement import agreement, annotated_pairs, annotated_ratings, rating_agreement
 from rlhf.data.drops import DropReport
 from rlhf.data.lengths import lengths_of
 from rlhf.data.load import load_prompts
+from rlhf.models.chat import Chat
+from rlhf.runs.progress import Progress
 
 Record = TypeVar("Record", Preference, Rating, Prompt)
 

@@ -22,7 +22,7 @@ _QUANTILES = {"p05": "5 %", "p25": "25 %", "median": "median", "p75": "75 %", "p
 
 
 def print_pairs(result: Result, console: Console) -> None:
-    """What `reward.benchmark.evaluate` found: subsets, sections, overall, and what to be wary of."""
+    """What `reward.evaluation.benchmark.evaluate` found: subsets, sections, overall, and what to be wary of."""
     _print_subsets(result, "pairs", {"longer answer": "length_baseline"}, console)
     _print_parts(result, console)
     calibration = result["calibration"]
@@ -38,7 +38,7 @@ def print_pairs(result: Result, console: Console) -> None:
 
 
 def print_rm_bench(result: Result, console: Console) -> None:
-    """What `reward.rm_bench.evaluate_rm_bench` found: domains by level, then the matrix of styles."""
+    """What `reward.evaluation.rm_bench.evaluate_rm_bench` found: domains by level, then the matrix of styles."""
     intervals = result["intervals"]
     table = _table("Accuracy in %, ties wrong", "domain")
     for header in ("prompts", "easy", "normal", "hard", "all", "95 % interval"):
@@ -69,13 +69,13 @@ def print_rm_bench(result: Result, console: Console) -> None:
 
 
 def print_one_of_many(result: Result, console: Console) -> None:
-    """What `reward.choices.evaluate_choices` found: subsets, overall, and the curve."""
+    """What `reward.evaluation.choices.evaluate_choices` found: subsets, overall, and the curve."""
     _print_subsets(result, "rows", {"longest answer": "length_baseline", "chance": "chance"}, console)
     _print_curve("Share of right answers among the picks of n", result["best_of_n"], console, percent=True)
 
 
 def print_best_of_n(result: Result, console: Console) -> None:
-    """What `reward.choices.evaluate_best_of_n` found: the curve, and how often pairs are in order."""
+    """What `reward.evaluation.choices.evaluate_best_of_n` found: the curve, and how often pairs are in order."""
     _print_curve("Mean true score of the answer picked out of n", result["best_of_n"], console)
     if len(result["subsets"]) > 1:
         for name, subset in result["subsets"].items():

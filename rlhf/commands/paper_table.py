@@ -45,7 +45,7 @@ def command(
             allowed="a share in 0..1",
             fix="data.test_share=0.2",
         )
-    from reward import paper_table  # torch loads only when the command runs
+    from reward.evaluation import paper_table  # torch loads only when the command runs
 
     def train(name: str, seed: int, folder: Path, start: Path | None) -> None:
         settings = [f"recipe={name}", f"seed={seed}", *([f"start={start}"] if start else [])]

@@ -15,15 +15,15 @@ from typing import IO, Annotated, Any
 import typer
 from rich.console import Console
 
-from reward.benchmark import ScoreLike, ScorerLike
+from reward.evaluation.benchmark import ScoreLike, ScorerLike
 from rlhf.commands.options import Form, Label
 from rlhf.commands.output import require_output_file
 from rlhf.core.errors import DataError, DivergenceError, OutputError
-from rlhf.core.progress import Progress
 from rlhf.core.records import Conversation
 from rlhf.data.files import file_rows, missing_path
 from rlhf.data.messages import read_prompt
 from rlhf.data.rows import Row
+from rlhf.runs.progress import Progress
 
 _SHAPE = '{"messages": [{"role": "user", "content": "..."}, ..., {"role": "assistant", "content": "..."}]}'
 _CHUNK = 64  # lines held in memory at a time
@@ -56,7 +56,7 @@ def score(
 
     Example: rlhf score runs/demo/reward/final --input answers.jsonl --output scored.jsonl
     """
-    from reward.foreign import load_scorer  # torch loads only when the command runs
+    from reward.load_scorer import load_scorer  # torch loads only when the command runs
 
     require_output_file(output)
     if output.exists() and input_.exists() and output.samefile(input_):

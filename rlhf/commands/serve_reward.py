@@ -54,7 +54,7 @@ def command(
       rlhf align-policy CONFIG.yaml 'reward={server: http://127.0.0.1:8800}'     # in another terminal
     """
     token = _token(token_env)
-    from reward.foreign import load_scorer  # torch loads only when the command runs
+    from reward.load_scorer import load_scorer  # torch loads only when the command runs
     from reward.server import RewardServer
 
     with _bound(RewardServer, host, port, model, token or secrets.token_urlsafe(32)) as server:

@@ -12,7 +12,7 @@ from rlhf.commands.judged import print_result
 from rlhf.commands.options import Config, DryRun, Output, Overrides, Resume, explain_option
 from rlhf.config.load import load_config
 from rlhf.config.reward import RewardConfig
-from rlhf.core.processes import is_main
+from rlhf.distributed.processes import is_main
 from rlhf.doctor.preflight import require_fit
 from rlhf.report import write_report
 

@@ -1,1 +1,1 @@
-"""The ground both halves stand on; it imports nothing else of this project."""
+"""Errors, records, number formats and interval estimates. Imports nothing else of this project."""

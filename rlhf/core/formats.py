@@ -8,12 +8,11 @@ their memory, and numbers that are rounded less.
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from typing import Any
 
 import torch
-
-from rlhf.core.processes import is_main
 
 COMPUTED_IN = "computed_in"
 """The attribute of a model whose weights are kept in another format than its products are in."""
@@ -46,5 +45,5 @@ def emulates_bfloat16() -> bool:
 
 @functools.cache
 def _say_once() -> None:
-    if is_main():  # of several processes
+    if os.environ.get("RANK", "0") == "0":  # once, not once a process
         print(NOTE, file=sys.stderr, flush=True)

@@ -109,7 +109,7 @@ def read_rows(source: DataSource, *, seed: int) -> Iterator[Row]:
 
 def synthetic_rows(kind: DemoKind, split: str) -> Iterator[tuple[str, Any]]:
     """The synthetic rows this project makes itself, with their places."""
-    from rlhf.data import demo
+    from rlhf.data.demo import dataset as demo
 
     rows = demo.demo_rows(kind, split)
     return ((f"{DEMO} {kind} ({split}): row {number}", row) for number, row in enumerate(rows, start=1))

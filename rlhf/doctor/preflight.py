@@ -8,11 +8,11 @@ import sys
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.reward import RewardConfig
 from rlhf.core.errors import RunError
-from rlhf.doctor import machine
+from rlhf.doctor import machine_facts as machine
 from rlhf.doctor.checks import quick_look
 from rlhf.doctor.facts import Facts
 from rlhf.doctor.results import Result
-from rlhf.doctor.run import quick_run
+from rlhf.doctor.run_facts import quick_run
 
 
 def preflight(config: RewardConfig | PolicyConfig) -> list[Result]:

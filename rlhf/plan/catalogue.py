@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf.config.either import load_either
-from rlhf.core.runs import atomic_write_text
 from rlhf.plan.changes import best_strategy, fits
 from rlhf.plan.gpus import GIB, PRICES_OF, parse_gpus
 from rlhf.plan.phases import (
@@ -29,6 +28,7 @@ from rlhf.plan.report import gib
 from rlhf.plan.request import Assumptions, Request
 from rlhf.plan.shapes import load_shape
 from rlhf.plan.speed import Bill, bill
+from rlhf.runs.folder import atomic_write_text
 
 BEGIN, END = "<plan>", "</plan>"
 WIDTH = 140

@@ -16,8 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
 from transformers.integrations import replace_with_bnb_linear
 
-from rlhf.core import layers
-from rlhf.core.models import HEAD
+from rlhf.kernels import layers
+from rlhf.models.loading import HEAD
 
 BLOCK, NESTED_BLOCK = 64, 256  # weights that share a scale, and scales that share one; bitsandbytes' defaults
 

@@ -17,19 +17,20 @@ import torch
 from torch import Tensor, nn
 
 from policy.critic import token_values
-from policy.kl import kl_of_answers
-from policy.losses import clipped_value_loss, reinforce
-from policy.rows import token_logps
+from policy.update.kl import kl_of_answers
+from policy.update.losses import clipped_value_loss, reinforce
+from policy.update.rows import token_logps
 from reward.losses import bradley_terry, regression
-from rlhf.core.forwards import (
+from rlhf.kernels.last_layer import read_states
+from rlhf.kernels.packing import PackedBatch, Span
+from rlhf.models.forwards import (
     apply_head,
     enable_packed_logprobs,
     enable_packed_scores,
     enable_packed_values,
     packed_inputs,
 )
-from rlhf.core.last_layer import read_states
-from rlhf.core.models import (
+from rlhf.models.loading import (
     CRITIC,
     REFERENCE,
     REWARD,
@@ -41,7 +42,6 @@ from rlhf.core.models import (
     role,
     with_adapter,
 )
-from rlhf.core.packing import PackedBatch, Span
 from rlhf.plan.empty import empty_base
 from rlhf.plan.ledger import Ledger
 

@@ -12,7 +12,7 @@ from rlhf.core.errors import ConfigError
 from rlhf.plan.gpus import Cluster
 from rlhf.plan.passes import Row
 
-GRAIN = 16  # rows are padded to a multiple of this, see rlhf.core.packing
+GRAIN = 16  # rows are padded to a multiple of this, see rlhf.kernels.packing
 CLOSING = 1  # tokens a branch has beside its answer: the prompt's last
 
 

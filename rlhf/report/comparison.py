@@ -6,8 +6,8 @@ import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rlhf.core.runs import atomic_write_text
 from rlhf.report.html import asset, environment
+from rlhf.runs.folder import atomic_write_text
 
 
 def write_comparison(

@@ -16,13 +16,13 @@ from statistics import fmean
 from typing import Any
 
 from rlhf.core.errors import DataError
-from rlhf.core.intervals import mean_interval
-from rlhf.core.runs import MAY_CHANGE
+from rlhf.core.statistics import mean_interval
 from rlhf.report.files import RunFiles, read_run
 from rlhf.report.numbers import finite
 from rlhf.report.page import flat
 from rlhf.report.scales import round_ticks
 from rlhf.report.series import SMOOTH_FROM, running_mean
+from rlhf.runs.folder import MAY_CHANGE
 
 KL = "kl/sum"
 QUANTITIES = {"reward": "reward/mean", "held_out": "reward/held_out", "gold": "gold/mean"}

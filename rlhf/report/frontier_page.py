@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from rlhf.core.runs import atomic_write_text
 from rlhf.report.comparison import write_comparison
 from rlhf.report.numbers import DASH, decimals_for, fixed, signed
+from rlhf.runs.folder import atomic_write_text
 
 TITLES = {"reward": "Reward", "held_out": "Held-out reward model", "gold": "Gold score"}
 COLORS = ("#0068a8", "#c24f00", "#00795c", "#a8417f", "#6b6252", "#c49a00", "#4b5a72", "#8a2020")

@@ -10,7 +10,6 @@ from typing import Any
 
 import yaml
 
-from rlhf.core.runs import atomic_write_text
 from rlhf.report import policy, reward
 from rlhf.report.charts import PLOT, Chart, line_chart
 from rlhf.report.expo import expo_charts
@@ -20,6 +19,7 @@ from rlhf.report.numbers import duration, finite, fixed
 from rlhf.report.score_charts import score_charts
 from rlhf.report.series import POINT_LIMIT, Series
 from rlhf.report.verdict import Verdict, policy_verdict
+from rlhf.runs.folder import atomic_write_text
 
 
 def write_report(run: Path, output: Path | None = None) -> Path:

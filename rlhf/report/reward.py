@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf.core.intervals import wilson_interval
+from rlhf.core.statistics import wilson_interval
 from rlhf.report.charts import Chart, Mark, line_chart
 from rlhf.report.files import RunFiles
 from rlhf.report.numbers import DASH, finite, fixed, percent, signed

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-from rlhf.core.intervals import wilson_interval
+from rlhf.core.statistics import wilson_interval
 from rlhf.report.charts import BOTTOM, LEFT, RIGHT, TOP, Chart, Drawn, Mark, hover
 from rlhf.report.numbers import DASH, finite, fixed, percent, short, tick_labels
 from rlhf.report.scales import Scale, bounds, round_ticks

@@ -16,7 +16,7 @@ from typing import Any
 
 from rlhf.config.search import SearchConfig
 from rlhf.core.errors import ConfigError, did_you_mean
-from rlhf.core.runs import METRICS
+from rlhf.runs.folder import METRICS
 from rlhf.search.claims import Lock
 
 EVALUATION = "eval.json"

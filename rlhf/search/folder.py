@@ -13,7 +13,7 @@ import yaml
 
 from rlhf.config.search import SearchConfig
 from rlhf.core.errors import OutputError
-from rlhf.core.runs import CONFIG, atomic_write_text
+from rlhf.runs.folder import CONFIG, atomic_write_text
 from rlhf.search.storage import SharedStudy, shown_url
 
 

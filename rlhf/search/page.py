@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 from pathlib import Path
 
-from rlhf.core.runs import HALF_WRITTEN, atomic_write_text
 from rlhf.report.html import asset, environment
 from rlhf.report.numbers import duration, short
+from rlhf.runs.folder import HALF_WRITTEN, atomic_write_text
 from rlhf.search.picture import PICTURE, draw
 from rlhf.search.results import (
     Results,

@@ -26,8 +26,8 @@ from rich.table import Table
 
 from rlhf.config.search import SearchConfig
 from rlhf.core.errors import DataError
-from rlhf.core.runs import atomic_write_text
 from rlhf.report.numbers import duration, short
+from rlhf.runs.folder import atomic_write_text
 from rlhf.search.attempt import command_words
 from rlhf.search.space import Space, as_yaml
 from rlhf.search.storage import SharedStudy

@@ -19,8 +19,8 @@ from optuna.trial import Trial, TrialState
 from rlhf.config.load import load_config
 from rlhf.config.search import SearchConfig
 from rlhf.core.errors import ConfigError, RunError
-from rlhf.core.progress import Progress
-from rlhf.core.runs import METRICS
+from rlhf.runs.folder import METRICS
+from rlhf.runs.progress import Progress
 from rlhf.search import attempt
 from rlhf.search.attempt import Ended, Row
 from rlhf.search.claims import Lock, forget, owner_lock, proposing, running_lock

@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 from policy import recipe
 from policy.rollouts.protocol import as_rollout
 from rlhf import cli
-from rlhf.core import processes, sharding
-from rlhf.core.runs import RunFolder
+from rlhf.distributed import processes, sharding
+from rlhf.runs.folder import RunFolder
 
 
 class Killed(BaseException):

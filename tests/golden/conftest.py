@@ -106,6 +106,6 @@ def llama31_tokenizer(meta_vocabulary: Path, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="session")
 def llama31_chat(llama31_tokenizer: Path) -> Any:
-    from rlhf.core.chat import Chat
+    from rlhf.models.chat import Chat
 
     return Chat.load(llama31_tokenizer)

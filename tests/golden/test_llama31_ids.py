@@ -16,9 +16,9 @@ import torch
 import trl
 from transformers.utils import chat_template_utils
 
-from rlhf.core.chat import Chat
-from rlhf.core.packing import Tree, pack
 from rlhf.core.records import Message
+from rlhf.kernels.packing import Tree, pack
+from rlhf.models.chat import Chat
 
 BOS, PAD, HEADER, END_OF_HEADER, EOT = 128_000, 128_004, 128_006, 128_007, 128_009
 STOPS = (128_001, 128_008, 128_009)

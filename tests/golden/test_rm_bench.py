@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from reward.rm_bench import evaluate_rm_bench
+from reward.evaluation.rm_bench import evaluate_rm_bench
 from rlhf.core.records import Conversation
 from rlhf.data.benchmarks import load_benchmark
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf.core.models import load_causal, lora_config, with_adapter
+from rlhf.models.loading import load_causal, lora_config, with_adapter
 
 IDS = torch.tensor([[5, 600, 7000, 8, 900]])
 

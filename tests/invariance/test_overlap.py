@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from policy.rollouts import server_fleet
 from rlhf import cli
-from rlhf.core.runs import RunFolder
+from rlhf.runs.folder import RunFolder
 
 MEASURED = ("time/", "memory/", "engine/tokens_per_second")
 Pair = list[Any]

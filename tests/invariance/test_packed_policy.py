@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from policy.rows import pack_groups, token_logps
-from rlhf.core import attention
-from rlhf.core.chat import Chat
-from rlhf.core.packing import PackedBatch, Span
+from policy.update.rows import pack_groups, token_logps
 from rlhf.core.records import Conversation, Message, Rollout
+from rlhf.kernels import attention
+from rlhf.kernels.packing import PackedBatch, Span
+from rlhf.models.chat import Chat
 
 P, G = 5, 3
 TEMPERATURE = 0.7

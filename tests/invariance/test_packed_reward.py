@@ -18,13 +18,13 @@ from reward.batches import Item, make_items
 from reward.recipe import build_model
 from reward.trainer import HybridRewardTrainer, trainer_arguments
 from rlhf.config.reward import RewardConfig
-from rlhf.core import attention
-from rlhf.core.chat import Chat
-from rlhf.core.forwards import apply_head, packed_inputs
-from rlhf.core.models import reward_head
-from rlhf.core.packing import SHARED, PackedBatch, Span, pack
 from rlhf.core.records import Message, Preference, Rating
 from rlhf.data.drops import DropReport
+from rlhf.kernels import attention
+from rlhf.kernels.packing import SHARED, PackedBatch, Span, pack
+from rlhf.models.chat import Chat
+from rlhf.models.forwards import apply_head, packed_inputs
+from rlhf.models.loading import reward_head
 
 BUDGETS = (1, 64, 256, 4096)
 ATTRIBUTES = ("helpfulness", "verbosity")

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 from rlhf import cli
-from rlhf.core.runs import RunFolder
+from rlhf.runs.folder import RunFolder
 
 Rlhf = Callable[..., Result]
 MEASURED = ("time/", "memory/", "engine/tokens_per_second")  # what a clock or a gauge says
@@ -263,7 +263,7 @@ def test_no_whole_checkpoint_means_starting_over(
 @pytest.mark.parametrize(
     ("module", "write", "good"),
     # A checkpoint is three files: the second one fails. Nothing but the result goes through peft.
-    [("rlhf.core.checkpoints", "save_file", 3), ("peft.peft_model", "safe_save_file", 0)],
+    [("rlhf.runs.checkpoints", "save_file", 3), ("peft.peft_model", "safe_save_file", 0)],
     ids=["at a checkpoint", "at the result"],
 )
 def test_a_full_disk_is_told_and_costs_no_more_than_a_kill(

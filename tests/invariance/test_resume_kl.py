@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 from rlhf import cli
-from rlhf.core.runs import RunFolder
+from rlhf.runs.folder import RunFolder
 
 MEASURED = ("time/", "memory/", "engine/tokens_per_second")  # what a clock or a gauge says
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from trl import RLOOConfig, RLOOTrainer
 
 from policy.rewards.protocol import Given
-from rlhf.core.chat import Chat
-from rlhf.core.models import load_causal, lora_config
 from rlhf.core.records import Conversation, Message, Rollout
+from rlhf.models.chat import Chat
+from rlhf.models.loading import load_causal, lora_config
 
 P, G = 3, 4
 PROMPTS: list[Conversation] = [

@@ -15,7 +15,7 @@ def embedded_reward(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from reward.recipe import build_model, load_chat
     from reward.save import save_final
     from rlhf.config.reward import RewardConfig
-    from rlhf.core.models import reward_head
+    from rlhf.models.loading import reward_head
 
     config = RewardConfig.model_validate(
         {

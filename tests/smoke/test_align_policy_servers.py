@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from rlhf.core.embedded import resolve_base
+from rlhf.models.embedded import resolve_base
 
 pytestmark = [
     pytest.mark.slow,

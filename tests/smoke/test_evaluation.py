@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from policy.shared_base import SharedBase
 from rlhf import cli
-from rlhf.core.chat import Chat
+from rlhf.models.chat import Chat
 
 Rlhf = Callable[..., Result]
 
@@ -31,7 +31,7 @@ def final(tiny_base: Path, tiny_chat: Chat, tmp_path_factory: pytest.TempPathFac
 
     from policy.save import save_final
     from rlhf.config.policy import PolicyConfig
-    from rlhf.core.models import load_causal, lora_config, with_adapter
+    from rlhf.models.loading import load_causal, lora_config, with_adapter
 
     causal = load_causal(str(tiny_base), revision=None, dtype="float32", quantization="none")
     model: Any = with_adapter(causal, lora_config(rank=4, alpha=8, dropout=0.0, targets="all-linear"))
@@ -147,7 +147,7 @@ def test_compare_a_policy_with_its_base_on_one_base(
         return load(**told)
 
     monkeypatch.setattr(SharedBase, "load", noted)
-    monkeypatch.setattr("reward.foreign.load_scorer", lambda *_, **__: pytest.fail("a base of its own"))
+    monkeypatch.setattr("reward.load_scorer.load_scorer", lambda *_, **__: pytest.fail("a base of its own"))
     against = rlhf_command("compare", final, tiny_base, *words)
     assert against.exit_code == 0, against.output
     assert loaded == ["float32"]  # as the policy was trained, for both sides and the reward model

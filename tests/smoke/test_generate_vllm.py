@@ -22,11 +22,11 @@ def test_a_folder_is_worn_as_a_synced_adapter_is(tmp_path: Path) -> None:
     from policy.rollouts.vllm_engine import VLLMEngine
     from policy.save import save_final
     from rlhf.config.policy import PolicyConfig
-    from rlhf.core.chat import Chat
-    from rlhf.core.embedded import resolve_base
     from rlhf.core.formats import computed_in
-    from rlhf.core.models import load_causal, lora_config, with_adapter
     from rlhf.core.records import Message
+    from rlhf.models.chat import Chat
+    from rlhf.models.embedded import resolve_base
+    from rlhf.models.loading import load_causal, lora_config, with_adapter
 
     chat = Chat.load("embedded")
     causal = load_causal("embedded", revision=None, dtype="bfloat16", quantization="none")

@@ -16,8 +16,8 @@ from policy.rollouts.protocol import Sampling
 from policy.rollouts.transformers_engine import TransformersEngine
 from rlhf.config.load import load_config
 from rlhf.config.policy import PolicyConfig
-from rlhf.core.chat import Chat
 from rlhf.core.records import Message, Prompt, Rollout
+from rlhf.models.chat import Chat
 
 PROMPTS = [Prompt((Message("user", f"Say {word}."),)) for word in ("this", "that", "more", "less")]
 UPDATES, LAST = 14, 3

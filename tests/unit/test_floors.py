@@ -1,6 +1,6 @@
 """Who may import whom: the floors of the house, the doors to the vendors' libraries, and what loads without torch.
 
-    rlhf.core <- rlhf.config <- rlhf.data, rlhf.report <- reward <- policy <- the roof (rlhf.commands, rlhf.cli, ...)
+    core <- config, distributed <- runs <- kernels, data, report <- models <- adapters <- reward <- policy <- the roof (rlhf.commands, rlhf.cli, ...)
 
 Imports are read from the source, those inside functions and under TYPE_CHECKING included: an arrow is an arrow.
 """
@@ -26,30 +26,37 @@ OURS = ("rlhf", "reward", "policy")
 FLOORS = {
     "rlhf.core": 0,
     "rlhf.config": 1,
-    "rlhf.data": 2,
-    "rlhf.report": 2,
-    "rlhf.search": 3,
-    "reward": 3,
-    "policy": 4,
-    "rlhf.plan": 5,
-    "rlhf": 6,
+    "rlhf.distributed": 1,
+    "rlhf.runs": 2,
+    "rlhf.kernels": 3,
+    "rlhf.models": 4,
+    "rlhf.adapters": 5,
+    # The trainers' mix-in is about processes, and needs models.
+    "rlhf.distributed.trainer_mixin": 5,
+    "rlhf.data": 3,
+    "rlhf.report": 3,
+    "rlhf.search": 4,
+    "reward": 6,
+    "policy": 7,
+    "rlhf.plan": 8,
+    "rlhf": 9,
 }
 """Height of each room; a module imports its own room and lower floors. What else lies in `rlhf` is the roof."""
 
 ENTRANCES = {
-    ("policy", "reward"): ("reward.scorer", "reward.foreign")
+    ("policy", "reward"): ("reward.scorer", "reward.load_scorer")
 }  # a policy may follow anybody's reward model
 """(room, other room): the modules by which it may be entered."""
 
 DOORS = {
     # The third keeps PEFT's layers from casting what autocast casts back.
-    "peft": ("rlhf.core.models", "rlhf.core.adapters", "rlhf.core.adapter_layers"),
+    "peft": ("rlhf.models.loading", "rlhf.adapters.storage", "rlhf.kernels.adapter_layers"),
     # The doctor tries both, each in a process of its own; the plan packs 4-bit layers that have no data.
-    "bitsandbytes": ("rlhf.core.models", "rlhf.doctor.probes", "rlhf.plan.empty"),
+    "bitsandbytes": ("rlhf.models.loading", "rlhf.doctor.probes", "rlhf.plan.empty"),
     # The third hands weights to vLLM as TRL does.
     "trl": ("reward.trainer", "policy.trainer", "policy.rollouts.vllm_weights"),
     "vllm": ("policy.rollouts.vllm_*", "rlhf.doctor.probes"),
-    "deepspeed": ("rlhf.core.zero",),
+    "deepspeed": ("rlhf.distributed.zero",),
     "optuna": ("rlhf.search.*",),
     "sqlalchemy": ("rlhf.search.storage",),
 }
@@ -66,7 +73,7 @@ LIGHT = (
     "rlhf.core.records",
     "rlhf.doctor.checks*",
     "rlhf.doctor.facts",
-    "rlhf.doctor.machine",
+    "rlhf.doctor.machine_facts",
     "rlhf.doctor.preflight",
 )
 """These import nothing HEAVY, and neither does what they import; nor does `rlhf.cli`, until a command runs."""
@@ -179,27 +186,31 @@ def test_imports_keep_to_the_floors_and_doors() -> None:
 @pytest.mark.parametrize(
     ("module", "source", "reason"),
     [
-        ("rlhf.core.runs", "import rlhf.config.load", "rlhf.config lies above rlhf.core"),
+        ("rlhf.core.records", "import rlhf.config.load", "rlhf.config lies above rlhf.core"),
         ("rlhf.config.load", "from rlhf.data import demo", "rlhf.data lies above rlhf.config"),
         ("rlhf.report.page", "from rlhf.data.load import load_prompts", "or beside it"),
-        ("reward.scorer", "def f():\n    from policy.kl import k1", "policy lies above reward"),
+        ("reward.scorer", "def f():\n    from policy.update.kl import k1", "policy lies above reward"),
         ("policy.recipe", "from rlhf.commands import score", "the roof lies above policy"),
         ("policy.recipe", "from rlhf import cli", "the roof lies above policy"),
         (
             "policy.recipe",
             "from reward import trainer",
-            "policy enters reward by reward.scorer and reward.foreign alone",
+            "policy enters reward by reward.scorer and reward.load_scorer alone",
         ),
         (
             "policy.recipe",
             "import reward.losses",
-            "policy enters reward by reward.scorer and reward.foreign alone",
+            "policy enters reward by reward.scorer and reward.load_scorer alone",
         ),
-        ("reward.trainer", "from peft import PeftModel", "peft is imported only by rlhf.core.models"),
-        ("rlhf.core.chat", "import bitsandbytes as bnb", "bitsandbytes is imported only by"),
+        ("reward.trainer", "from peft import PeftModel", "peft is imported only by rlhf.models.loading"),
+        ("rlhf.models.chat", "import bitsandbytes as bnb", "bitsandbytes is imported only by"),
         ("reward.recipe", "from trl.trainer import RewardTrainer", "trl is imported only by"),
         ("policy.rollouts.protocol", "import vllm", "vllm is imported only by"),
-        ("policy.kl", "import importlib\nimportlib.import_module('vllm.lora')", "vllm is imported only by"),
+        (
+            "policy.update.kl",
+            "import importlib\nimportlib.import_module('vllm.lora')",
+            "vllm is imported only by",
+        ),
         ("rlhf.config.load", "import torch.nn", "rlhf.config.load must load without torch"),
         ("rlhf.core.records", "from torch import Tensor", "rlhf.core.records must load without torch"),
         ("reward.losses", "from .trainer import x", "the roof lies above reward"),
@@ -213,10 +224,10 @@ def test_a_violation_is_caught(module: str, source: str, reason: str) -> None:
     ("module", "source"),
     [
         ("policy.recipe", "from reward.scorer import Scorer\nfrom reward import scorer"),
-        ("policy.rollouts.vllm_engine", "import vllm\nfrom policy.kl import k1"),
+        ("policy.rollouts.vllm_engine", "import vllm\nfrom policy.update.kl import k1"),
         ("rlhf.commands.score", "from reward.trainer import x\nfrom rlhf.cli import y"),
         ("rlhf.data.load", "from rlhf.config.schema import DataSource\nfrom rlhf.core import errors"),
-        ("rlhf.core.models", "import torch, peft, rewarding, rlhf.core.chat"),
+        ("rlhf.models.loading", "import torch, peft, rewarding, rlhf.models.chat"),
     ],
 )
 def test_an_allowed_import_is_let_through(module: str, source: str) -> None:

@@ -120,7 +120,7 @@ def test_scaling_measures_under_the_autocast_of_a_run(
 ) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     # Where bfloat16 is only emulated, too.
-    monkeypatch.setattr("rlhf.core.training.computed_in", lambda dtype: dtype)
+    monkeypatch.setattr("rlhf.distributed.trainer_mixin.computed_in", lambda dtype: dtype)
     trainer = importlib.import_module("scaling").idle_reward_trainer(str(tiny_base), "bfloat16", 8)
     norm, seen = trainer.model.get_base_model().model.norm, list[bool]()
     norm.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
@@ -158,7 +158,8 @@ def test_layers(run: Callable[..., dict[str, Any]]) -> None:
     from peft.tuners.lora.layer import Linear
     from transformers.models.llama import modeling_llama
 
-    from rlhf.core import adapter_layers, forwards, last_layer, layers
+    from rlhf.kernels import adapter_layers, last_layer, layers
+    from rlhf.models import forwards
 
     result = run("layers", limit=8)
     rates = result["details"]["rates"]

@@ -116,7 +116,7 @@ def test_rounds_take_turns() -> None:
 
 def test_the_cost_of_a_tree_by_counting() -> None:
     cost = module("cost")
-    from rlhf.core.packing import Tree, pack
+    from rlhf.kernels.packing import Tree, pack
 
     tree = Tree((1, 2), ((3, 4, 5), (6,)))
     seen = [1, 2, 3, 4, 5, 3]  # keys each of its six tokens may look at

@@ -52,7 +52,7 @@ class FakeScorer:
 def scorer(monkeypatch: pytest.MonkeyPatch) -> FakeScorer:
     fake = FakeScorer()
     foreign = types.SimpleNamespace(load_scorer=lambda model, *, form, label: fake.load(model, form, label))
-    monkeypatch.setitem(sys.modules, "reward.foreign", foreign)
+    monkeypatch.setitem(sys.modules, "reward.load_scorer", foreign)
     return fake
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
-from rlhf.doctor import machine
+from rlhf.doctor import machine_facts as machine
 from rlhf.doctor.facts import Torch
 
 Rlhf = Callable[..., Result]

@@ -11,8 +11,8 @@ from typer.testing import Result
 from rlhf.config.either import schema_of
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.reward import RewardConfig
-from rlhf.core.chat import Chat
 from rlhf.core.records import Message
+from rlhf.models.chat import Chat
 
 Run = Callable[..., Result]
 NAMES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")

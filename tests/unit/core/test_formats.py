@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from rlhf.core import formats
-from rlhf.core.models import autocast, load_causal
-from rlhf.core.training import trainer_settings
+from rlhf.distributed.trainer_mixin import trainer_settings
+from rlhf.models.loading import autocast, load_causal
 
 
 @pytest.fixture(params=[True, False], ids=["emulated", "multiplied"])

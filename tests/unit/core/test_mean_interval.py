@@ -4,7 +4,7 @@ import statistics
 
 import pytest
 
-from rlhf.core.intervals import mean_interval
+from rlhf.core.statistics import mean_interval
 
 
 def test_a_mean_of_few_has_students_interval() -> None:

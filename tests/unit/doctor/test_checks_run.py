@@ -75,7 +75,7 @@ def test_the_bytes_of_a_base() -> None:
 
 
 def test_the_checkpoints_counted_are_those_kept() -> None:
-    from rlhf.core.checkpoints import KEEP
+    from rlhf.runs.checkpoints import KEEP
 
     assert checks.CHECKPOINTS == KEEP + 1
     # three checkpoints of the adapter with two moments, the best and the final adapter, in four bytes

@@ -15,10 +15,11 @@ from rlhf.config.load import load_config
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.reward import RewardConfig
 from rlhf.core.errors import RunError
-from rlhf.doctor import machine, probes
+from rlhf.doctor import machine_facts as machine
+from rlhf.doctor import probes
 from rlhf.doctor.facts import Disk, Driver, Shape, Tokens, Trouble
 from rlhf.doctor.preflight import preflight, require_fit
-from rlhf.doctor.run import full_run, holds, quick_run
+from rlhf.doctor.run_facts import full_run, holds, quick_run
 
 NVIDIA_SMI = """
 +-----------------------------------------------------------------------------------------+
@@ -86,7 +87,7 @@ def test_what_the_probes_of_torch_and_bitsandbytes_find() -> None:
 
 
 def test_a_run_on_a_tiny_base(config: Callable[..., RewardConfig], tiny_base: Path, tmp_path: Path) -> None:
-    from rlhf.core.models import load_causal, lora_config, with_adapter
+    from rlhf.models.loading import load_causal, lora_config, with_adapter
 
     told = config(f"output={tmp_path / 'run'}")
     run = full_run(told, quiet)
@@ -201,7 +202,7 @@ def test_a_full_disk_stops_a_run(
     config: Callable[..., RewardConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     require_fit(config())
-    monkeypatch.setattr("rlhf.doctor.run.disk", lambda path: Disk(str(path), 0))
+    monkeypatch.setattr("rlhf.doctor.run_facts.disk", lambda path: Disk(str(path), 0))
     with pytest.raises(RunError) as caught:
         require_fit(config())
     assert "Disk: 0 MiB free at unused, 256 MiB needed" in str(caught.value)

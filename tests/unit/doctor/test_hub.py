@@ -11,7 +11,7 @@ import pytest
 
 from rlhf.doctor.facts import Trouble
 from rlhf.doctor.probes import try_out
-from rlhf.doctor.run import hub_answer
+from rlhf.doctor.run_facts import hub_answer
 
 
 class Hub(BaseHTTPRequestHandler):

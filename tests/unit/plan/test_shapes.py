@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig
 
-from rlhf.core.embedded import embedded_model
 from rlhf.core.errors import ModelError
+from rlhf.models.embedded import embedded_model
 from rlhf.plan.shapes import PACKAGED, load_shape
 
 

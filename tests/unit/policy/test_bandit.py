@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from policy.algorithms.protocol import Measured
-from policy.kl import kl_loss, kl_of_tokens
 from policy.trainer import ALGORITHMS
+from policy.update.kl import kl_loss, kl_of_tokens
 from rlhf.config.algorithm import AlgorithmConfig
 from rlhf.core.records import Rollout
 

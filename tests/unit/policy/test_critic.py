@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from policy.critic import critic_start, hang_critic, split_parameters, token_values
-from policy.rows import pack_groups, token_logps
+from policy.update.rows import pack_groups, token_logps
 from reward.scorer import Scorer
 from rlhf.config.policy import PolicyConfig
-from rlhf.core.chat import Chat
-from rlhf.core.models import CRITIC, PeftModel, load_causal, lora_config, role, with_adapter
 from rlhf.core.records import Conversation, Message, Rollout
+from rlhf.models.chat import Chat
+from rlhf.models.loading import CRITIC, PeftModel, load_causal, lora_config, role, with_adapter
 
 PROMPTS: list[Conversation] = [(Message("user", "Hi."),), (Message("user", "Name seven colours."),)]
 REWARDS = [1.0, 2.0, -1.0, 4.0]
@@ -121,7 +121,7 @@ def gradients(model: PeftModel) -> tuple[bool, bool]:
 def test_policy_and_critic_share_no_weight(
     model: PeftModel, tiny_base: Path, tiny_reward: Path, groups: list[list[Rollout]]
 ) -> None:
-    from rlhf.core.forwards import enable_packed_logprobs
+    from rlhf.models.forwards import enable_packed_logprobs
 
     enable_packed_logprobs(model.get_base_model(), 1.0)
     hang_critic(model, config(tiny_base, str(tiny_reward)))

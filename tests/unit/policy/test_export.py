@@ -13,11 +13,11 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from policy.export import export_policy, own_generation_config, text_logprobs
-from rlhf.core.adapters import Adapter
-from rlhf.core.chat import Chat
+from rlhf.adapters.storage import Adapter
 from rlhf.core.errors import DivergenceError, ModelError
-from rlhf.core.models import fingerprint, load_causal, lora_config, with_adapter
 from rlhf.core.records import Message
+from rlhf.models.chat import Chat
+from rlhf.models.loading import fingerprint, load_causal, lora_config, with_adapter
 
 TALKS = [
     (Message("user", "Name a colour."), Message("assistant", answer))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from policy.advantages import generalised_advantages, mean_and_variance, token_rewards
+from policy.update.advantages import generalised_advantages, mean_and_variance, token_rewards
 
 ANSWER = torch.tensor([0, 0, 0, 1, 1, 2])
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from policy.recipe import load_data
 from rlhf.config.load import load_config
 from rlhf.config.policy import PolicyConfig
-from rlhf.core.chat import Chat
+from rlhf.models.chat import Chat
 
 
 def test_prompts_that_the_template_refuses_are_dropped_and_counted(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from policy.losses import Reduction, clipped_token_ratio, clipped_value_loss, reinforce
+from policy.update.losses import Reduction, clipped_token_ratio, clipped_value_loss, reinforce
 
 ANSWER = torch.tensor([0, 0, 1, 1, 1, 2])
 EVERY = torch.ones(6, dtype=torch.bool)

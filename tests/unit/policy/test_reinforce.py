@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from policy.rewards.protocol import Given
-from policy.rows import answer_tree, pack_groups, token_logps
-from rlhf.core.chat import Chat
+from policy.update.rows import answer_tree, pack_groups, token_logps
 from rlhf.core.errors import DivergenceError, EngineError, RewardError
 from rlhf.core.records import Conversation, Message, Prompt, Rollout
-from rlhf.core.training import draw_order
+from rlhf.distributed.trainer_mixin import draw_order
+from rlhf.models.chat import Chat
 
 PROMPTS: list[Conversation] = [(Message("user", "Hi."),), (Message("user", "Name seven colours."),)]
 REWARDS = [1.0, 2.0, -1.0, 4.0]
@@ -120,7 +120,7 @@ def test_the_penalty_is_named_by_the_config(
 def test_gold_scores_where_a_prompt_can_be_checked(
     policy_trainer: Callable[..., Any], groups: list[list[Rollout]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from policy import statistics
+    from policy.update.step import statistics
 
     monkeypatch.setattr(statistics, "gold_score", lambda check, answer: check["worth"])
     trainer = policy_trainer(PROMPTS, groups, REWARDS)

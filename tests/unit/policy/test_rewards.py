@@ -17,7 +17,7 @@ from reward.scorer import Score
 from rlhf.core.errors import ConfigError, DataError, RewardError
 from rlhf.core.records import Conversation, Message, Prompt, Rollout
 from rlhf.data.checks import gold_score
-from rlhf.data.demo import demo_rows
+from rlhf.data.demo.dataset import demo_rows
 
 PROMPTS = [Prompt((Message("system", "S"), Message("user", f"Q{n}")), source="here") for n in range(3)]
 ROLLOUTS = [Rollout((1,), (5,) * (n + 1), (), True, f"answer {n}") for n in range(3)]

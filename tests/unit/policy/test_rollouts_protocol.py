@@ -3,8 +3,8 @@ from __future__ import annotations
 import hashlib
 
 from policy.rollouts.protocol import as_rollout, seed_of
-from rlhf.core.chat import Chat
 from rlhf.core.records import Rollout
+from rlhf.models.chat import Chat
 
 
 def test_a_seed_belongs_to_its_coordinates() -> None:

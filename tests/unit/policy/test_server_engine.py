@@ -19,8 +19,8 @@ from policy.rollouts.server_engine import ServerEngine
 from policy.rollouts.server_fleet import Fleet
 from policy.rollouts.server_setup import adapter_folder
 from policy.rollouts.server_start import Wanted
-from rlhf.core.chat import Chat
 from rlhf.core.errors import EngineError, ModelError
+from rlhf.models.chat import Chat
 
 BASE = "models/small"
 SAMPLING = Sampling(max_new_tokens=8, temperature=1.0, stop_ids=(2,))

@@ -14,10 +14,10 @@ from policy.save import save_final
 from policy.shared_base import SharedBase
 from reward.scorer import Scorer
 from rlhf.config.policy import PolicyConfig
-from rlhf.core.chat import Chat
 from rlhf.core.errors import DataError, ModelError
-from rlhf.core.models import PeftModel, load_causal, lora_config, with_adapter
 from rlhf.core.records import Message
+from rlhf.models.chat import Chat
+from rlhf.models.loading import PeftModel, load_causal, lora_config, with_adapter
 
 PROMPTS = ["Tell me about tea.", "What is the capital of France?"]
 ASKED = (Message("user", PROMPTS[0]),)

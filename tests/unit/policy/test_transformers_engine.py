@@ -9,10 +9,10 @@ from transformers import GenerationConfig, LlamaForCausalLM
 
 from policy.rollouts.protocol import Sampling
 from policy.rollouts.transformers_engine import TransformersEngine
-from rlhf.core.chat import Chat
 from rlhf.core.errors import EngineError
-from rlhf.core.models import load_causal, lora_config, with_adapter
 from rlhf.core.records import Message, Rollout
+from rlhf.models.chat import Chat
+from rlhf.models.loading import load_causal, lora_config, with_adapter
 
 LENGTH = 12
 OFTEN = tuple(range(0, 49_152, 8))  # stop ids that a random model meets at every eighth token

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rlhf.core.intervals import wilson_interval
+from rlhf.core.statistics import wilson_interval
 from rlhf.report.files import read_run
 from rlhf.report.reward import dropped, overall, reward_charts, reward_table, reward_verdict, stages
 

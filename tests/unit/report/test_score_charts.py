@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rlhf.core.intervals import wilson_interval
+from rlhf.core.statistics import wilson_interval
 from rlhf.report.charts import BOTTOM, LEFT, RIGHT
 from rlhf.report.files import read_run
 from rlhf.report.page import render

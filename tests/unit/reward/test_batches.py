@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from reward.batches import TOO_LONG, Item, batches, faults, make_items
-from rlhf.core.chat import Chat
-from rlhf.core.packing import Tree
 from rlhf.core.records import Message, Preference, Rating
 from rlhf.data.drops import DropReport
+from rlhf.kernels.packing import Tree
+from rlhf.models.chat import Chat
 
 PROMPT = (Message("user", "Name a colour."),)
 ATTRIBUTES = ("helpfulness", "verbosity")

@@ -19,10 +19,10 @@ from reward.recipe import build_model
 from reward.save import save_final
 from reward.scorer import Scorer
 from rlhf.config.reward import RewardConfig
-from rlhf.core.chat import Chat
-from rlhf.core.packing import Tree
 from rlhf.core.records import Message
 from rlhf.data.drops import DropReport
+from rlhf.kernels.packing import Tree
+from rlhf.models.chat import Chat
 
 
 def config(base: str, **model: Any) -> RewardConfig:

@@ -9,12 +9,12 @@ import pytest
 from reward.batches import TOO_LONG, Item
 from reward.data import IN_BENCHMARK, items_of, load_data, steps_of
 from rlhf.config.reward import RewardConfig, StageConfig
-from rlhf.core.chat import Chat
 from rlhf.core.errors import DataError
-from rlhf.core.packing import Tree
 from rlhf.core.records import Message
-from rlhf.core.training import draw_order
 from rlhf.data.split import held_out
+from rlhf.distributed.trainer_mixin import draw_order
+from rlhf.kernels.packing import Tree
+from rlhf.models.chat import Chat
 
 TREE = Tree((1,), ((2,),))
 PAIR = Item(Tree((1,), ((2,), (3,))), ((None,), (None,)), 2)

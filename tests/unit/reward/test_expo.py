@@ -13,10 +13,10 @@ from reward.data import RewardData
 from reward.expo import Trial, best, between_neighbours, held_pairs, judge_pairs, search
 from reward.recipe import build_model
 from rlhf.config.reward import ExpoConfig, RewardConfig
-from rlhf.core.chat import Chat
 from rlhf.core.errors import DataError
-from rlhf.core.packing import Tree
 from rlhf.data.drops import DropReport
+from rlhf.kernels.packing import Tree
+from rlhf.models.chat import Chat
 
 
 def expo(**values: Any) -> ExpoConfig:

@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import reward.export
 from reward.export import export_reward, score_differences
-from reward.foreign import load_scorer
+from reward.load_scorer import load_scorer
 from reward.scorer import Score, Scorer
-from rlhf.core.adapters import Adapter
+from rlhf.adapters.storage import Adapter
 from rlhf.core.errors import DivergenceError, ModelError
 from rlhf.core.records import HELPSTEER_ATTRIBUTES, Message
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from reward.batches import Item
 from reward.head_start import PENALTIES, fit_head, ridge
-from rlhf.core.models import load_classifier, lora_config, reward_head, with_adapter
-from rlhf.core.packing import Tree
+from rlhf.kernels.packing import Tree
+from rlhf.models.loading import load_classifier, lora_config, reward_head, with_adapter
 
 
 def primal(X: Tensor, y: Tensor, penalty: float) -> Tensor:

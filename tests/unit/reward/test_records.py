@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from reward.data import load_data, load_records
 from rlhf.config.reward import RewardConfig
-from rlhf.core.chat import Chat
+from rlhf.models.chat import Chat
 
 Configured = Callable[..., RewardConfig]
 STARS = {"prompt": "question", "response": "answer", "helpfulness": "stars.useful", "verbosity": "stars.long"}

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from reward.recipe import build_model
 from reward.save import save_final
 from rlhf.config.reward import RewardConfig
-from rlhf.core.chat import Chat
 from rlhf.core.records import HELPSTEER_ATTRIBUTES
+from rlhf.models.chat import Chat
 
 
 def config(base: Path) -> RewardConfig:

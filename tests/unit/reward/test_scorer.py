@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from reward.scorer import Score, Scorer, score_each
-from rlhf.core.chat import Chat
 from rlhf.core.errors import DataError, DivergenceError, ModelError
-from rlhf.core.models import load_causal
 from rlhf.core.records import HELPSTEER_ATTRIBUTES, Conversation, Message
+from rlhf.models.chat import Chat
+from rlhf.models.loading import load_causal
 
 PROMPTS = ["Name a colour.", "What is the capital of France, and why?", "Count to three."]
 ANSWERS = ["Blue.", "One, two, three, four, five.", "I do not know.", "Paris " * 30]

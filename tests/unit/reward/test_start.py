@@ -12,10 +12,10 @@ from reward.recipe import build_model
 from reward.scorer import Scorer
 from reward.start import begin_from
 from rlhf.config.reward import RewardConfig
-from rlhf.core.chat import Chat
 from rlhf.core.errors import ModelError
-from rlhf.core.models import PeftModel
 from rlhf.core.records import HELPSTEER_ATTRIBUTES, Message
+from rlhf.models.chat import Chat
+from rlhf.models.loading import PeftModel
 
 CONVERSATION = (Message("user", "Hi."), Message("assistant", "Hello there."))
 

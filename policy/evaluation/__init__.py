@@ -1,0 +1,1 @@
+"""What a policy answers: held-out prompts, contests, answer files for judges."""

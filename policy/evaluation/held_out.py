@@ -1,0 +1,191 @@
+"""Held-out prompts, answered before and after: reward, gold score, KL, length, with intervals.
+
+Shapes: P prompts, S answers to each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from policy.rewards.protocol import Rewards
+from policy.rollouts.probe import EngineProbe
+from policy.rollouts.protocol import RolloutEngine
+from policy.update.importance import engine_logps
+from policy.update.passes import reference_logps
+from policy.update.rows import pack_groups, token_logps
+from policy.update.statistics import gold_scores
+from rlhf.core.records import Prompt, Rollout
+from rlhf.distributed.sharding import computes_on, in_step
+from rlhf.kernels.tensors import segment_sum
+from rlhf.models.chat import Chat
+from rlhf.models.loading import PeftModel, autocast, base_of
+
+FIGURES = ("reward", "gold", "kl", "length")
+HELD_OUT = "held_out"
+"""One figure more, where a held-out reward watches."""
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer to a held-out prompt; `kl` is the sum of its log-ratios to the reference, a reward that is missing is None."""
+
+    answer: str
+    reward: float | None
+    gold: float | None
+    kl: float
+    length: int
+    finished: bool
+    held_out: float | None = None
+
+
+def answer_prompts(
+    model: PeftModel | PreTrainedModel,
+    reference: PeftModel | PreTrainedModel,
+    engine: RolloutEngine,
+    rewards: Rewards,
+    chat: Chat,
+    prompts: Sequence[Prompt],
+    *,
+    samples: int,
+    seed: int,
+    tokens_per_batch: int,
+    held_out: Rewards | None = None,
+    probe: EngineProbe | None = None,
+) -> list[list[Answer]]:
+    """Sample, score and measure `samples` answers to each prompt, by the policy as it is now; rewards are the bare ones.
+
+    Args:
+        reference: what wears the role that the policy is held to: the model itself or, where that has no adapter, a frozen copy.
+        held_out: a reward that the policy does not learn from.
+        probe: takes the engine's log-probabilities beside the trainer's, for the caller to check.
+    """
+    engine.sync(model)
+    groups = engine.generate([chat.prompt_ids(p.messages) for p in prompts], samples=samples, seed=seed)
+    asked = [prompt for prompt, group in zip(prompts, groups, strict=True) for _ in group]
+    rollouts = [rollout for group in groups for rollout in group]
+    golds = gold_scores(asked, rollouts)
+    rewarded = _rewards(rewards, asked, rollouts)
+    watched = [None] * len(rollouts) if held_out is None else _rewards(held_out, asked, rollouts)
+    kl = _kl_to_reference(model, reference, groups, tokens_per_batch, chat.pad_id, probe)
+    figures = iter(zip(rewarded, golds, watched, kl, strict=True))
+    return [
+        [
+            Answer(
+                answer=rollout.text,
+                reward=reward,
+                gold=gold,
+                kl=value,
+                length=len(rollout.completion_ids),
+                finished=rollout.finished,
+                held_out=second,
+            )
+            for rollout, (reward, gold, second, value) in zip(group, figures, strict=False)
+        ]
+        for group in groups
+    ]
+
+
+def _rewards(rewards: Rewards, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[float | None]:
+    given = rewards.of(prompts, rollouts)
+    if not any(given.known):
+        raise given.none_known()
+    return [reward if known else None for reward, known in zip(given.rewards, given.known, strict=True)]
+
+
+def _kl_to_reference(
+    model: PeftModel | PreTrainedModel,
+    reference: PeftModel | PreTrainedModel,
+    groups: Sequence[Sequence[Rollout]],
+    tokens_per_batch: int,
+    pad_id: int,
+    probe: EngineProbe | None,
+) -> list[float]:
+    """The sum of log-ratios of each answer, in the order of the groups; without the adapter's dropout."""
+    kl = [0.0] * sum(map(len, groups))
+    was_training = model.training
+    model.eval()
+    with torch.no_grad(), autocast(base_of(model)):
+        for row, counted in in_step(pack_groups(groups, tokens_per_batch, pad_id, computes_on(model)), model):
+            reference_M = reference_logps(reference, reference, row)
+            logps_M, _, answer_M = token_logps(model, row.packed, entropy=False)
+            if probe is not None and counted:
+                engine_M = engine_logps(row.rollouts, like=logps_M)
+                probe.add(engine_M, logps_M, reference_M, answer_M, len(row.answers))
+            kl_N = segment_sum(logps_M - reference_M, answer_M, len(row.answers))
+            for place, value in zip(row.answers, kl_N.tolist(), strict=True):
+                kl[place] = value
+    model.train(was_training)
+    return kl
+
+
+def compare(
+    prompts: Sequence[Prompt],
+    before: Sequence[Sequence[Answer]],
+    after: Sequence[Sequence[Answer]],
+    seed: int,
+) -> dict[str, Any]:
+    """eval.json: means before and after, and the paired difference with its 95 % interval.
+
+    A prompt is the unit that is resampled: its answers before and after are compared with one another, and the
+    interval is the percentile bootstrap over prompts.
+    """
+    watched = any(answer.held_out is not None for group in before for answer in group)
+    names = (*FIGURES, HELD_OUT) if watched else FIGURES
+    return {
+        "before": {name: _mean(before, name) for name in names},
+        "after": {name: _mean(after, name) for name in names},
+        "difference": {name: _difference(before, after, name, seed) for name in names},
+        "missing": {"before": _missing(before), "after": _missing(after)},
+        "prompts": len(prompts),
+        "samples": len(before[0]),
+        "answers": [
+            {
+                "prompt": [{"role": m.role, "content": m.content} for m in prompt.messages],
+                "source": prompt.source,
+                "check": prompt.check,
+                "before": _as_dict(first[0], watched=watched),
+                "after": _as_dict(second[0], watched=watched),
+            }
+            for prompt, first, second in zip(prompts, before, after, strict=True)
+        ],
+    }
+
+
+def _per_prompt(answers: Sequence[Sequence[Answer]], name: str) -> list[float | None]:
+    means: list[float | None] = []
+    for group in answers:
+        values = [value for answer in group if (value := getattr(answer, name)) is not None]
+        means.append(float(np.mean(values)) if values else None)
+    return means
+
+
+def _missing(answers: Sequence[Sequence[Answer]]) -> int:
+    return sum(answer.reward is None for group in answers for answer in group)
+
+
+def _mean(answers: Sequence[Sequence[Answer]], name: str) -> float | None:
+    known = [value for value in _per_prompt(answers, name) if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _difference(
+    before: Sequence[Sequence[Answer]], after: Sequence[Sequence[Answer]], name: str, seed: int
+) -> dict[str, Any] | None:
+    pairs = zip(_per_prompt(before, name), _per_prompt(after, name), strict=True)
+    differences_P = np.array([b - a for a, b in pairs if a is not None and b is not None])
+    if not differences_P.size:
+        return None
+    draws = np.random.default_rng(seed).integers(0, len(differences_P), (RESAMPLES, len(differences_P)))
+    low, high = np.percentile(differences_P[draws].mean(axis=1), [2.5, 97.5])
+    return {"mean": float(differences_P.mean()), "ci95": [float(low), float(high)]}
+
+
+def _as_dict(answer: Answer, *, watched: bool) -> Mapping[str, Any]:
+    return {name: getattr(answer, name) for name in Answer.__slots__ if watched or name != HELD_OUT}

@@ -1,0 +1,195 @@
+"""Who answers: a policy's folder, or a base by itself, ready to sample with either engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from transformers import AutoConfig
+
+from policy.rollouts.protocol import Sampling
+from policy.shared_base import SharedBase
+from rlhf.adapters.storage import read_policy
+from rlhf.core.errors import ModelError, did_you_mean
+from rlhf.core.formats import computed_in
+from rlhf.core.records import Conversation, Rollout
+from rlhf.models.chat import Chat
+from rlhf.models.embedded import resolve_base
+from rlhf.models.loading import TRAINED_WHOLE
+
+ENGINES = ("vllm", "transformers")
+LOADED_AS = {"revision": None, "dtype": "bfloat16", "quantization": "none", "template_date": "26 Jul 2024"}
+"""How a base is loaded, as `SharedBase.load` takes it, where a policy's card does not say: older ones say less."""
+
+
+class Sample(Protocol):
+    """Answers to conversations that wait for the assistant."""
+
+    def __call__(
+        self, conversations: Sequence[Conversation], *, samples: int, temperature: float, seed: int
+    ) -> list[list[Rollout]]:
+        """`samples` answers to each conversation; the same arguments give the same answers."""
+        ...
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A policy or a base, read but not loaded.
+
+    Attributes:
+        name: what files and tables call it.
+        folder: of the policy's adapter; None for a base by itself.
+        model: base, revision, dtype, quantization, template_date.
+        rank: of the adapter.
+        chat: the door to token ids.
+        context: tokens that the base can take, prompt and answer together.
+        card: what a policy that was trained without an adapter says of its training; empty for an adapter, or a base.
+    """
+
+    name: str
+    folder: Path | None
+    model: Mapping[str, Any]
+    rank: int
+    chat: Chat
+    context: int
+    card: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, policy: str) -> Speaker:
+        """A policy's `final/` folder; or `embedded`, a folder with a whole model, or a Hugging Face name.
+
+        Raises:
+            ModelError: none of these, or without a chat template.
+        """
+        folder = Path(policy)
+        card: Mapping[str, Any] = {}
+        if folder.is_dir() and not (folder / "config.json").exists():
+            adapter = read_policy(folder)
+            model = {"base": adapter.card["base"]}
+            model |= {key: adapter.card.get(key, value) for key, value in LOADED_AS.items()}
+            chat = Chat.load(folder, template_date=model["template_date"])
+            adapter.check_template(chat)
+            rank, place = int(adapter.config.r), folder
+        else:
+            _require_there(policy)
+            card = _whole_card(folder)
+            model = {"base": policy, **LOADED_AS}
+            model |= {key: card[key] for key in ("dtype", "template_date") if key in card}
+            chat, rank, place = Chat.load(policy, template_date=model["template_date"]), 8, None
+        context = _context(model["base"], model["revision"])
+        return cls(name_of(policy), place, model, rank, chat, context, card)
+
+    def transformers(self, max_new_tokens: int) -> Sample:
+        """Load it, and sample by transformers' own generate."""
+        base = SharedBase.load(**self.model)
+        if self.folder is not None:
+            base.add_policy(self.folder)
+        return on_base(base, None if self.folder is None else "policy", max_new_tokens)
+
+    def vllm(
+        self, max_new_tokens: int, *, longest: int, sequences: int, memory_gib: float, gpu_memory_share: float
+    ) -> Sample:
+        """Load it into vLLM: the base, and its adapter as it stands in its folder.
+
+        Args:
+            longest: tokens of the longest prompt and answer.
+            sequences: answers under way at once.
+            memory_gib: of the key-value cache, on a CPU.
+            gpu_memory_share: of the card, on a GPU.
+        """
+        from policy.rollouts.vllm_engine import VLLMEngine  # imported when asked for: it may not be installed
+
+        sampling = Sampling(max_new_tokens, 1.0, self.chat.stop_ids)
+        engine = VLLMEngine(
+            resolve_base(self.model["base"]),
+            sampling,
+            self.chat,
+            revision=self.model["revision"],
+            rank=self.rank,
+            max_model_len=min(longest, self.context),
+            max_sequences=sequences,
+            dtype=computed_in(self.model["dtype"]),
+            quantization=self.model["quantization"],
+            memory_gib=memory_gib,
+            gpu_memory_share=gpu_memory_share,
+            seed=0,
+        )
+        if self.folder is not None:
+            engine.load(self.folder)
+
+        def sample(
+            conversations: Sequence[Conversation], *, samples: int, temperature: float, seed: int
+        ) -> list[list[Rollout]]:
+            engine.sampling = replace(sampling, temperature=temperature)
+            prompts = [self.chat.prompt_ids(conversation) for conversation in conversations]
+            return engine.generate(prompts, samples=samples, seed=seed)
+
+        return sample
+
+
+def _whole_card(folder: Path) -> Mapping[str, Any]:
+    """What the config.json of a policy that was trained without an adapter says of its training; empty where the folder holds none."""
+    file = folder / "config.json"
+    found: Mapping[str, Any] = json.loads(file.read_text()).get(TRAINED_WHOLE, {}) if file.is_file() else {}
+    return found
+
+
+def on_base(base: SharedBase, policy: str | None, max_new_tokens: int) -> Sample:
+    """One of the policies on a base, or the base itself."""
+
+    def sample(
+        conversations: Sequence[Conversation], *, samples: int, temperature: float, seed: int
+    ) -> list[list[Rollout]]:
+        return base.rollouts(
+            conversations,
+            policy=policy,
+            samples=samples,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+        )
+
+    return sample
+
+
+def name_of(policy: str) -> str:
+    """What a policy is called: its run's name for `RUN/final`, else the last part of its path or name."""
+    path = Path(policy)
+    return (path.resolve().parent if path.name == "final" else path).name
+
+
+def require_engine(name: str) -> None:
+    """Make sure that an engine of this name is there.
+
+    Raises:
+        ModelError: there is none.
+    """
+    if name not in ENGINES:
+        raise ModelError(
+            f"--engine {name} is not known.{did_you_mean(name, ENGINES)}", allowed=", ".join(ENGINES)
+        )
+
+
+def _require_there(policy: str) -> None:
+    explicit = policy.startswith((".", "/", "~")) or policy.count("/") > 1
+    if explicit and not Path(policy).exists():
+        raise ModelError(
+            f"There is no folder {policy}.",
+            allowed="the final/ folder of an `align-policy` run, `embedded`, a folder with a model, or a Hugging Face name",
+            fix="check the spelling",
+        )
+
+
+def _context(base: str, revision: str | None) -> int:
+    try:
+        config = AutoConfig.from_pretrained(resolve_base(base), revision=revision)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"No model could be found at {base!r}: {str(error).splitlines()[0]}",
+            allowed="`embedded`, a folder with config.json and safetensors weights, or a Hugging Face name",
+            fix="check the spelling; for a gated model run `hf auth login` first",
+        ) from error
+    return int(config.get_text_config().max_position_embeddings)

@@ -1,0 +1,1 @@
+"""One update of a policy, from rewarded answers to a loss."""

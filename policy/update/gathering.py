@@ -1,0 +1,74 @@
+"""What an update's answers were, from all processes: figures are of all answers, and every process comes to the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from policy.rollouts.probe import EngineProbe
+from policy.update.statistics import UpdateStatistics
+from rlhf.distributed import processes
+
+
+def all_statistics(own: UpdateStatistics) -> UpdateStatistics:
+    """The statistics of all processes' answers, in the order of the processes."""
+    return merged(processes.gathered(own))
+
+
+def all_probes(own: EngineProbe) -> EngineProbe:
+    """The comparisons of all processes' answers."""
+    return merged_probes(processes.gathered(own))
+
+
+def all_times(own: Mapping[str, float]) -> dict[str, float]:
+    """Of times the longest, since the others waited for it; of rates the sum; of anything else the main process's."""
+    every = processes.gathered(own)
+    figures = dict(every[0])
+    for name in figures:
+        values = [one[name] for one in every]
+        if name.startswith("time/"):
+            figures[name] = max(values)
+        elif name in ("engine/tokens_per_second", "engine/retried_prompts"):
+            figures[name] = sum(values)
+    return figures
+
+
+def merged(parts: Sequence[UpdateStatistics]) -> UpdateStatistics:
+    """Several processes' statistics of one update as one."""
+    if len(parts) == 1:
+        return parts[0]
+    names = dict.fromkeys(name for part in parts for name in part.columns)
+    missing, first = dict[int, str](), 0
+    for part in parts:
+        missing |= {first + place: why for place, why in part.missing.items()}
+        first += len(part.rollouts)
+    whole = UpdateStatistics(
+        [reward for part in parts for reward in part.rewards],
+        [rollout for part in parts for rollout in part.rollouts],
+        parts[0].passes,
+        columns={name: [one for part in parts for one in part.columns[name]] for name in names},
+        missing=missing,
+    )
+    whole.kl_sum = [one for part in parts for one in part.kl_sum]
+    whole.charged = [one for part in parts for one in part.charged]
+    for part in parts:
+        whole.advantages += part.advantages
+        whole.log_ratios += part.log_ratios
+        whole.entropies += part.entropies
+        whole.add_losses(part.losses, part.own)
+        for estimator, total in part.sums.items():
+            whole.sums[estimator] += total
+    return whole
+
+
+def merged_probes(parts: Sequence[EngineProbe]) -> EngineProbe:
+    """Several processes' comparisons as one."""
+    if len(parts) == 1:
+        return parts[0]
+    whole = EngineProbe(parts[0].level, parts[0].cap)
+    for part in parts:
+        whole.to_policy += part.to_policy
+        whole.to_reference += part.to_reference
+        whole.weights += part.weights
+    samplers = [part.sampler for part in parts if part.sampler is not None]
+    whole.sampler = merged_probes(samplers) if samplers else None
+    return whole

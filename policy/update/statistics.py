@@ -1,0 +1,188 @@
+"""Figures of one update, gathered row by row. Shapes: N answers of the update, M tokens of a row."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from policy.algorithms.protocol import Measured
+from policy.update.kl import Estimator, kl_of_answers, kl_of_tokens
+from rlhf.core.errors import DivergenceError
+from rlhf.core.records import Prompt, Rollout
+from rlhf.data.checks import gold_score
+from rlhf.kernels.tensors import segment_sum
+
+KL_NAMES: Mapping[Estimator, tuple[str, str]] = {
+    "k1": ("kl/mean", "kl/sum"),
+    "abs": ("kl/abs_mean", "kl/abs_sum"),
+    "k2": ("kl/k2_mean", "kl/k2_sum"),
+    "k3": ("kl/k3_mean", "kl/k3_sum"),
+}
+"""Estimator: its mean over all tokens of the update, and the mean over answers of its sum."""
+
+
+class UpdateStatistics:
+    """Collects what the rows of one update computed, and names it.
+
+    Args:
+        rewards: one an answer, as they were given; NaN where there is none.
+        rollouts: the answers, in the same order.
+        passes: over the answers; losses and the algorithm's own figures are means over them.
+        columns: further rewards of each answer by name, for the log alone.
+        missing: why an answer has no reward, by its place.
+    """
+
+    def __init__(
+        self,
+        rewards: Sequence[float],
+        rollouts: Sequence[Rollout],
+        passes: int = 1,
+        *,
+        columns: Mapping[str, Sequence[float]] | None = None,
+        missing: Mapping[int, str] | None = None,
+    ) -> None:
+        self.columns, self.missing = columns or {}, missing or {}
+        self.rewards, self.rollouts = list(rewards), list(rollouts)
+        self.kl_sum = [0.0] * len(rollouts)
+        self.charged = [0.0] * len(rollouts)
+        self.advantages: list[Tensor] = []
+        self.log_ratios: list[Tensor] = []
+        self.sums: dict[Estimator, float] = dict.fromkeys(get_args(Estimator), 0.0)
+        self.entropies: list[Tensor] = []
+        self.passes = passes
+        self.losses: dict[str, float] = defaultdict(float)
+        self.own: dict[str, float] = defaultdict(float)
+
+    def add(
+        self,
+        answers: Sequence[int],
+        measured: Measured,
+        *,
+        charged_N: Tensor,
+        entropy_M: Tensor,
+    ) -> None:
+        """One packed row as it was sampled; `answers` are its answers' places in the update."""
+        log_ratio_M = measured.logps_M - measured.reference_M
+        kl_N = segment_sum(log_ratio_M, measured.answer_M, len(answers))
+        for row, place in enumerate(answers):
+            self.kl_sum[place] = float(kl_N[row])
+            self.charged[place] = float(charged_N[row])
+        for estimator in self.sums:
+            of_answers = kl_of_answers(log_ratio_M, measured.answer_M, len(answers), estimator, "sum")
+            self.sums[estimator] += float(of_answers.sum())
+        self.log_ratios.append(log_ratio_M.cpu())
+        self.entropies.append(entropy_M.detach().cpu())
+
+    def add_losses(self, losses: Mapping[str, float], own: Mapping[str, float]) -> None:
+        """One row's share of a pass: of each term of the loss, and the algorithm's own figures, summed over answers."""
+        for name, value in losses.items():
+            self.losses[name] += value
+        for name, value in own.items():
+            self.own[name] += value
+
+    def figures(self, coefficient: float) -> dict[str, float]:
+        """Names as in metrics.jsonl.
+
+        Args:
+            coefficient: of the KL, in this update.
+        """
+        count = len(self.rollouts)
+        lengths = torch.tensor([float(len(rollout.completion_ids)) for rollout in self.rollouts])
+        rewards = torch.tensor(self.rewards)
+        known = ~torch.isnan(rewards)
+        log_ratio = torch.cat(self.log_ratios)
+        charged = sum(self.charged) / count
+        figures = {
+            **{name: value / self.passes for name, value in self.losses.items()},
+            "reward/mean": rewards[known].mean().item(),
+            "reward/std": rewards[known].std(correction=0).item(),
+            "reward/missing": count - int(known.sum()),
+            **{f"reward/{name}": torch.tensor(one).nanmean().item() for name, one in self.columns.items()},
+            "kl/charged": charged,
+            "kl/coefficient": coefficient,
+            "kl/penalty": coefficient * charged,
+            "length/mean": lengths.mean().item(),
+            "length/finished_share": sum(r.finished for r in self.rollouts) / count,
+            "length/reward_correlation": _correlation(lengths[known], rewards[known]),
+            "policy/entropy": torch.cat(self.entropies).mean().item(),
+            "advantage/std": torch.cat(self.advantages).std(correction=0).item(),
+            "memory/peak_gib": peak_memory_gib(),
+        }
+        for estimator, (mean, total) in KL_NAMES.items():
+            figures[mean] = kl_of_tokens(log_ratio, estimator).mean().item()
+            figures[total] = self.sums[estimator] / count
+        own = {name: value / count / self.passes for name, value in self.own.items()}
+        return figures | own
+
+    def samples(
+        self, step: int, prompts: Sequence[Prompt], golds: Sequence[float | None]
+    ) -> list[Mapping[str, Any]]:
+        """Rows of samples.jsonl."""
+        return [
+            {
+                "step": step,
+                "prompt": [{"role": m.role, "content": m.content} for m in prompt.messages],
+                "answer": rollout.text,
+                "reward": reward,
+                **{f"reward/{name}": column[place] for name, column in self.columns.items()},
+                **({"missing": self.missing[place]} if place in self.missing else {}),
+                "gold": gold,
+                "kl": kl,
+                "length": len(rollout.completion_ids),
+                "finished": rollout.finished,
+            }
+            for place, (prompt, rollout, reward, gold, kl) in enumerate(
+                zip(prompts, self.rollouts, self.rewards, golds, self.kl_sum, strict=True)
+            )
+        ]
+
+
+def _correlation(a: Tensor, b: Tensor) -> float:
+    """Pearson's r; 0 where one of the two is constant, or there are none."""
+    if not len(a) or a.std(correction=0) == 0 or b.std(correction=0) == 0:
+        return 0.0
+    return float(torch.corrcoef(torch.stack([a, b]))[0, 1])
+
+
+def peak_memory_gib() -> float:
+    """Highest memory so far: of the card where there is one, else of this process (an in-process engine included)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def gold_scores(prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[float | None]:
+    """What can be checked of each answer; None where its prompt has no check."""
+    return [
+        None if prompt.check is None else gold_score(prompt.check, rollout.text)
+        for prompt, rollout in zip(prompts, rollouts, strict=True)
+    ]
+
+
+def check_update(number: int, figures: Mapping[str, float]) -> None:
+    """Make sure that the loss is a number, and that the policy starts as the reference.
+
+    Raises:
+        DivergenceError: one of them does not hold.
+    """
+    for name in ("loss/policy", "loss/value", "loss/kl"):
+        if not math.isfinite(figures.get(name, 0.0)):
+            raise DivergenceError(
+                f"The {name.removeprefix('loss/')} loss is {figures[name]} at update {number}.",
+                fix="lower optimizer.learning_rate; samples.jsonl holds the answers of the updates before",
+            )
+    if number == 1 and not figures["kl/abs_mean"] <= 1e-4:
+        raise DivergenceError(
+            f"Before the first update the policy is not the reference: mean |log-ratio| is {figures['kl/abs_mean']:.2g}.",
+            allowed="0: nothing has been learnt yet",
+            fix="start from a fresh adapter, or from the base that is the reference too",
+        )

@@ -1,0 +1,1 @@
+"""How good a reward model is: benchmarks, calibration, win rates, the paper's table."""

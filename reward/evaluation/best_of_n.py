@@ -1,0 +1,114 @@
+"""How good the answer is that a reward model picks out of n, beside a random pick and the best there is."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from reward.evaluation.bootstrap import bootstrap_means
+
+
+@dataclass(frozen=True, slots=True)
+class Rated:
+    """The rewards of a prompt's answers and their true scores, in the same order."""
+
+    rewards: tuple[float, ...]
+    scores: tuple[float, ...]
+
+
+def expected_pick(rewards: Sequence[float], scores: Sequence[float], n: int) -> float:
+    """The mean true score of the answer of highest reward among n, over all subsets of n of the N answers.
+
+    With the answers in rising order of reward, number i (from 1) is the best of C(i - 1, n - 1) subsets:
+
+        sum_{i=n}^{N} C(i - 1, n - 1) / C(N, n) score_i
+
+    An unbiased estimate of the best of n fresh answers, as every subset is as likely as any other. Answers of the
+    same reward share their mean score: between them the pick is a matter of chance.
+
+    Source: Hilton and Gao (2022), "Measuring Goodhart's law", after Nakano et al. (2021), arXiv 2112.09332.
+
+    Raises:
+        ValueError: n is not in 1..N, or rewards and scores differ in number.
+    """
+    if not 1 <= n <= len(rewards):
+        raise ValueError(f"n is {n} of {len(rewards)} answers")
+    pairs = sorted(zip(rewards, scores, strict=True))
+    shared: list[float] = []
+    for _, tied in itertools.groupby(pairs, key=lambda pair: pair[0]):
+        of_tied = [score for _, score in tied]
+        shared += [math.fsum(of_tied) / len(of_tied)] * len(of_tied)
+    subsets = math.comb(len(pairs), n)
+    return math.fsum(math.comb(i, n - 1) / subsets * score for i, score in enumerate(shared))
+
+
+def best_of_n_curve(rated: Sequence[Rated]) -> list[dict[str, Any]]:
+    """The picks' mean true score for n = 1, 2, 4, 8, ... up to the most answers a prompt has, and for all of them.
+
+    At each n over the prompts that have n answers, `prompts` of them, and beside it over the same prompts: `random`
+    (the mean score) and `oracle` (the best of n by the true score itself).
+
+        gain = score - random,   share = gain / (oracle - random), None where all answers are equally good
+
+    Returns:
+        `[{"n", "prompts", "score", "ci95", "random", "oracle", "gain", "gain_ci95", "share"}, ...]`, each mean over
+        prompts; intervals by bootstrap over prompts, None for a single one.
+    """
+    curve = []
+    for n in _sizes(max(len(one.rewards) for one in rated)):
+        rows = [
+            (
+                expected_pick(one.rewards, one.scores, n),
+                math.fsum(one.scores) / len(one.scores),
+                expected_pick(one.scores, one.scores, n),
+            )
+            for one in rated
+            if len(one.rewards) >= n
+        ]
+        score, random, oracle = (math.fsum(column) / len(rows) for column in zip(*rows, strict=True))
+        of_score, of_gain = bootstrap_means([[(pick, pick - chance) for pick, chance, _ in rows]])
+        curve.append(
+            {
+                "n": n,
+                "prompts": len(rows),
+                "score": score,
+                "ci95": of_score,
+                "random": random,
+                "oracle": oracle,
+                "gain": score - random,
+                "gain_ci95": of_gain,
+                "share": (score - random) / (oracle - random) if oracle > random else None,
+            }
+        )
+    return curve
+
+
+def pair_accuracy(rated: Sequence[Rated]) -> dict[str, Any]:
+    """How often the better of two answers to one prompt has the higher reward, ties of the reward wrong.
+
+    Over all pairs of a prompt's answers whose true scores differ, then the mean over the prompts that have such a pair.
+
+    Returns:
+        `{"accuracy", "prompts", "ci95"}`; None for what cannot be said.
+    """
+    shares = []
+    for one in rated:
+        answers = zip(one.rewards, one.scores, strict=True)
+        right = [
+            (reward > other) == (score > worse) and reward != other
+            for (reward, score), (other, worse) in itertools.combinations(answers, 2)
+            if score != worse
+        ]
+        if right:
+            shares.append(sum(right) / len(right))
+    if not shares:
+        return {"accuracy": None, "prompts": 0, "ci95": None}
+    (interval,) = bootstrap_means([[[share] for share in shares]])
+    return {"accuracy": math.fsum(shares) / len(shares), "prompts": len(shares), "ci95": interval}
+
+
+def _sizes(highest: int) -> list[int]:
+    return [*itertools.takewhile(lambda n: n < highest, (2**power for power in itertools.count())), highest]

@@ -1,0 +1,200 @@
+"""Judges a reward model on prompts with many answers: rated ones, or right ones among wrong ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, Unpack
+
+from reward.evaluation.aggregate import aggregate
+from reward.evaluation.best_of_n import Rated, best_of_n_curve, pair_accuracy
+from reward.evaluation.breakdown import shares
+from reward.evaluation.judging import Group, Options, Scored, ScorerLike, judge
+from rlhf.core.errors import DataError
+from rlhf.core.records import Candidates, Choice
+
+TIES_OF_REWARDBENCH_2 = "Ties"
+Item = TypeVar("Item", Candidates, Choice)
+
+
+def evaluate_best_of_n(
+    items: Sequence[Candidates],
+    scorer: ScorerLike,
+    **options: Unpack[Options],
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """How good the answers are that the model picks; the options are those of `reward.evaluation.judging.judge`.
+
+    Returns:
+        The result and its rows. Result: `{"best_of_n": curve, "pair_accuracy": {...}, "subsets": {name: {"count",
+        "best_of_n", "pair_accuracy"}}, "count", "self_check", "notes"}`, see `reward.evaluation.best_of_n`; there is no `overall`, as
+        the scores' scale is the file's own. A row: `{"id", "subset", "rewards", "scores", "pick"}`, the last being the
+        place of the highest reward, from 0.
+
+    Raises:
+        DataError: no row that the reward model accepts.
+        DivergenceError: a reward is not a finite number.
+        ModelError: scores depend on the batch.
+    """
+    scored, checked = judge(
+        [_candidates(item) for item in items],
+        scorer,
+        unit="row",
+        **options,
+    )
+    kept = _kept(items, scored)
+    rated = [Rated(one.rewards, item.scores) for item, one in kept]
+    rows = [
+        {
+            "id": one.id,
+            "subset": item.subset,
+            "rewards": list(one.rewards),
+            "scores": list(item.scores),
+            "pick": max(range(len(one.rewards)), key=one.rewards.__getitem__),
+        }
+        for item, one in kept
+    ]
+    subsets = {
+        name: {"count": len(part), "best_of_n": best_of_n_curve(part), "pair_accuracy": pair_accuracy(part)}
+        for name, part in _by_subset(kept, lambda item, one: Rated(one.rewards, item.scores)).items()
+    }
+    result = {
+        "best_of_n": best_of_n_curve(rated),
+        "pair_accuracy": pair_accuracy(rated),
+        "subsets": subsets,
+        "count": len(kept),
+        "self_check": checked,
+        "notes": [],
+    }
+    return result, rows
+
+
+def evaluate_choices(
+    items: Sequence[Choice],
+    scorer: ScorerLike,
+    **options: Unpack[Options],
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """How often the best right answer beats every wrong one; the options are those of `reward.evaluation.judging.judge`.
+
+    A tie with a wrong answer is wrong (RewardBench 2 gives such a row 1 / (number of answers tied) of a point). The overall
+    score is the plain mean of the subsets, as in RewardBench 2; its rule for its own subset `Ties` is not applied.
+
+    Returns:
+        The result and its rows. Result: `{"subsets": {name: {"accuracy", "count", "ci95", "ties", "length_baseline",
+        "chance"}}, "sections": {}, "overall", "length_baseline", "chance", "count", "intervals": {"overall",
+        "sections": {}}, "aggregation": "subsets", "best_of_n": curve with the true score 1 for right and 0 for wrong,
+        "self_check", "notes"}`. `chance` is what random rewards would get. A row: `{"id", "subset", "rewards_chosen",
+        "rewards_rejected", "correct"}`.
+
+    Raises:
+        DataError: no row that the reward model accepts.
+        DivergenceError: a reward is not a finite number.
+        ModelError: scores depend on the batch.
+    """
+    scored, checked = judge(
+        [_choice(item) for item in items],
+        scorer,
+        unit="row",
+        **options,
+    )
+    kept = _kept(items, scored)
+    rows = [_row(item, one) for item, one in kept]
+    subsets = {name: _subset(part) for name, part in _by_subset(kept, lambda item, one: (item, one)).items()}
+    correct = [row["correct"] for row in rows]
+    _, overall, intervals = aggregate(correct, [item.subset for item, _ in kept], [1.0] * len(kept))
+    rated = [
+        Rated(one.rewards, (1.0,) * len(item.chosen) + (0.0,) * len(item.rejected)) for item, one in kept
+    ]
+    result = {
+        "subsets": subsets,
+        "sections": {},
+        "overall": overall,
+        "length_baseline": _mean([part["length_baseline"] for part in subsets.values()]),
+        "chance": _mean([part["chance"] for part in subsets.values()]),
+        "count": len(kept),
+        "intervals": {"overall": intervals["overall"], "sections": {}},
+        "aggregation": "subsets",
+        "best_of_n": best_of_n_curve(rated),
+        "self_check": checked,
+        "notes": _notes([item for item, _ in kept]),
+    }
+    return result, rows
+
+
+def _row(item: Choice, one: Scored) -> dict[str, Any]:
+    chosen, rejected = _of_chosen(item, one), _of_rejected(item, one)
+    return {
+        "id": one.id,
+        "subset": item.subset,
+        "rewards_chosen": list(chosen),
+        "rewards_rejected": list(rejected),
+        "correct": max(chosen) > max(rejected),
+    }
+
+
+def _subset(part: Sequence[tuple[Choice, Scored]]) -> dict[str, Any]:
+    ends = [(max(_of_chosen(item, one)), max(_of_rejected(item, one))) for item, one in part]
+    longest = [max(map(len, item.chosen)) > max(map(len, item.rejected)) for item, _ in part]
+    return {
+        **shares([right > wrong for right, wrong in ends]),
+        "ties": sum(right == wrong for right, wrong in ends),
+        "length_baseline": sum(longest) / len(part),
+        "chance": _mean([len(item.chosen) / (len(item.chosen) + len(item.rejected)) for item, _ in part]),
+    }
+
+
+def _notes(items: Sequence[Choice]) -> list[str]:
+    notes = []
+    if any(item.subset == TIES_OF_REWARDBENCH_2 for item in items):
+        notes.append(
+            "RewardBench 2 scores its subset Ties by a rule of its own, which is not applied here: the overall score is "
+            "not the published one."
+        )
+    if all(len(item.chosen) == len(item.rejected) == 3 for item in items):
+        notes.append(
+            "Every row has three right and three wrong answers. If they are RM-Bench's, judge total_dataset.json, whose "
+            "rows name their `domain`: it gives the matrix of styles."
+        )
+    return notes
+
+
+def _kept(items: Sequence[Item], scored: Sequence[Scored]) -> list[tuple[Item, Scored]]:
+    if not scored:
+        raise DataError(
+            "There is no row to evaluate.", allowed="at least one row that the reward model accepts"
+        )
+    return [(items[one.id - 1], one) for one in scored]
+
+
+Part = TypeVar("Part")
+
+
+def _by_subset(
+    kept: Sequence[tuple[Item, Scored]], make: Callable[[Item, Scored], Part]
+) -> dict[str, list[Part]]:
+    parts: dict[str, list[Part]] = {}
+    for item, one in kept:
+        parts.setdefault(item.subset, []).append(make(item, one))
+    return parts
+
+
+def _of_chosen(item: Choice, one: Scored) -> tuple[float, ...]:
+    return one.rewards[: len(item.chosen)]
+
+
+def _of_rejected(item: Choice, one: Scored) -> tuple[float, ...]:
+    return one.rewards[len(item.chosen) :]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _candidates(item: Candidates) -> Group:
+    names = tuple(f"{number}." for number in range(1, len(item.responses) + 1))
+    return Group(item.prompt, item.responses, names, f"subset {item.subset!r}")
+
+
+def _choice(item: Choice) -> Group:
+    names = [f"{number}. chosen" for number in range(1, len(item.chosen) + 1)]
+    names += [f"{number}. rejected" for number in range(1, len(item.rejected) + 1)]
+    return Group(item.prompt, (*item.chosen, *item.rejected), tuple(names), f"subset {item.subset!r}")

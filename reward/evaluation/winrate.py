@@ -1,0 +1,213 @@
+"""Whose answers a judge prefers: win rate, reward and length of two sides, with intervals over prompts.
+
+A judge is whatever gives an answer a number: a reward model, or the gold score. Rewards are compared within a prompt
+alone; every answer of one side meets every answer of the other.
+
+Shapes: P prompts, K pairs of answers to the same prompt, over all prompts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from reward.evaluation.best_of_n import expected_pick
+from reward.evaluation.bootstrap import RESAMPLES, SEED, bootstrap_means
+
+Floats = npt.NDArray[np.float64]
+
+ALIKE = 0.1
+"""Two answers are of like length when the shorter lacks at most this share of the longer."""
+RIDGE = 0.1
+"""Penalty on the squares of the two coefficients: they stay finite where one side wins every pair."""
+
+
+@dataclass(frozen=True, slots=True)
+class Met:
+    """What the two sides' answers to one prompt scored, and their lengths in characters."""
+
+    a: tuple[float, ...]
+    b: tuple[float, ...]
+    length_a: tuple[int, ...]
+    length_b: tuple[int, ...]
+
+
+def win_share(a: Sequence[float], b: Sequence[float]) -> float:
+    """The share of pairs in which side A scores higher; a tie counts half."""
+    return math.fsum((x > y) + (x == y) / 2 for x in a for y in b) / (len(a) * len(b))
+
+
+def versus(met: Sequence[Met]) -> dict[str, Any]:
+    """One judge's view of the two sides; means are over prompts, intervals by bootstrap over prompts.
+
+    Returns:
+        `{"prompts", "win_rate", "tie_share", "a", "b", "difference", "length": {"a", "b", "difference"}, "like_length",
+        "length_controlled"}`, each figure as `{"mean", "ci95"}`; `ci95` is None for a single prompt.
+    """
+    rows = []
+    for one in met:
+        mean_a, mean_b, long_a, long_b = map(_mean, (one.a, one.b, one.length_a, one.length_b))
+        ties = _mean([float(x == y) for x in one.a for y in one.b])
+        win = win_share(one.a, one.b)
+        rows.append((win, ties, mean_a, mean_b, mean_a - mean_b, long_a, long_b, long_a - long_b))
+    means = np.mean(np.array(rows), axis=0).tolist()
+    figures = [
+        {"mean": mean, "ci95": interval}
+        for mean, interval in zip(means, bootstrap_means([rows]), strict=True)
+    ]
+    win_rate, ties_, a, b, difference, length_a, length_b, longer = figures
+    return {
+        "prompts": len(met),
+        "win_rate": win_rate,
+        "tie_share": ties_["mean"],
+        "a": a,
+        "b": b,
+        "difference": difference,
+        "length": {"a": length_a, "b": length_b, "difference": longer},
+        "like_length": like_length(met),
+        "length_controlled": length_controlled(met),
+    }
+
+
+def like_length(met: Sequence[Met]) -> dict[str, Any] | None:
+    """The win rate over the pairs whose lengths are alike; None where there are none.
+
+        |length A - length B| <= 0.1 max(length A, length B)
+
+    A prompt counts by the number of such pairs it has.
+    """
+    pairs = _pairs(met)
+    alike_K = np.abs(pairs.longer_K) <= ALIKE * pairs.longest_K
+    if not alike_K.any():
+        return None
+    prompt_K, wins_K = pairs.prompt_K[alike_K], pairs.wins_K[alike_K]
+
+    def rate(weight_P: Floats) -> float:
+        weight_K = weight_P[prompt_K]
+        return float((weight_K * wins_K).sum() / weight_K.sum()) if weight_K.any() else math.nan
+
+    found = _with_interval(rate, len(met), alone=len(set(prompt_K.tolist())) < 2)
+    return {"within": ALIKE, "pairs": int(alike_K.sum()), **found}
+
+
+def length_controlled(met: Sequence[Met]) -> dict[str, Any]:
+    """What the win rate would be at equal lengths, by logistic regression on the difference of lengths.
+
+        P(A wins) = sigmoid(c + s tanh(d / sd(d))),   d = length A - length B,   rate = sigmoid(c)
+
+    A prompt's pairs have the weight 1 together, and a tie is half a win. In the spirit of AlpacaEval's length-controlled
+    win rate, without its terms for the instruction and for other models; not comparable with its figures.
+
+    Source: Dubois et al. (2024), arXiv 2404.04475; `length_controlled_minimal` in AlpacaEval's glm_winrate.py.
+    """
+    pairs = _pairs(met)
+    spread = float(pairs.longer_K.std())
+    feature_K = np.tanh(pairs.longer_K / spread) if spread else np.zeros_like(pairs.longer_K)
+
+    def rate(weight_P: Floats) -> float:
+        constant, _ = logistic(feature_K, pairs.wins_K, pairs.weight_K * weight_P[pairs.prompt_K])
+        return 1 / (1 + math.exp(-constant))
+
+    slope = logistic(feature_K, pairs.wins_K, pairs.weight_K)[1]
+    return {**_with_interval(rate, len(met), alone=len(met) < 2), "slope": slope}
+
+
+def logistic(feature_K: Floats, wins_K: Floats, weight_K: Floats) -> tuple[float, float]:
+    """The constant and the slope of a logistic regression, by Newton's method.
+
+    They minimise sum_k weight_k crossentropy(wins_k, sigmoid(c + s feature_k)) + ridge / 2 (c^2 + s^2).
+    """
+    design_K2 = np.stack([np.ones_like(feature_K), feature_K], axis=1)
+    at_2 = np.zeros(2)
+    for _ in range(50):
+        expected_K = 1 / (1 + np.exp(-design_K2 @ at_2))
+        gradient_2 = design_K2.T @ (weight_K * (wins_K - expected_K)) - RIDGE * at_2
+        curvature_22 = (design_K2.T * (weight_K * expected_K * (1 - expected_K))) @ design_K2
+        step_2 = np.linalg.solve(curvature_22 + RIDGE * np.eye(2), gradient_2)
+        at_2 += step_2
+        if np.abs(step_2).max() < 1e-9:
+            break
+    return float(at_2[0]), float(at_2[1])
+
+
+def kl_bound(n: int) -> float:
+    """How far the best of n can be from the model that drew the n, in nats: KL <= log n - (n - 1) / n.
+
+    Source: Stiennon et al. (2020), arXiv 2009.01325, appendix G.3; an upper bound by Beirami et al. (2024), arXiv 2401.01879.
+    """
+    return math.log(n) - (n - 1) / n
+
+
+def best_of_curve(
+    picked_by: Sequence[Sequence[float]],
+    judged_by: Mapping[str, Sequence[Sequence[float]]],
+    sizes: Sequence[int],
+) -> list[dict[str, Any]]:
+    """The mean score, by every judge, of the answer of highest reward among n.
+
+    Args:
+        picked_by: the rewards of each prompt's answers, of which there are as many as the largest n, or more.
+        judged_by: by the judge's name, each prompt's answers' scores in the same order.
+        sizes: the n.
+
+    Returns:
+        `[{"n", "kl_bound", NAME: {"mean", "ci95"}, ...}, ...]`.
+    """
+    curve = []
+    for n in sizes:
+        rows = [
+            [expected_pick(rewards, scores[place], n) for scores in judged_by.values()]
+            for place, rewards in enumerate(picked_by)
+        ]
+        intervals = bootstrap_means([rows])
+        means = np.mean(np.array(rows), axis=0).tolist()
+        figures = {
+            name: {"mean": mean, "ci95": interval}
+            for name, mean, interval in zip(judged_by, means, intervals, strict=True)
+        }
+        curve.append({"n": n, "kl_bound": kl_bound(n), **figures})
+    return curve
+
+
+@dataclass(frozen=True, slots=True)
+class _Pairs:
+    prompt_K: npt.NDArray[np.int64]
+    wins_K: Floats
+    longer_K: Floats
+    longest_K: Floats
+    weight_K: Floats
+
+
+def _pairs(met: Sequence[Met]) -> _Pairs:
+    rows = [
+        (place, (x > y) + (x == y) / 2, p - q, max(p, q), 1 / (len(one.a) * len(one.b)))
+        for place, one in enumerate(met)
+        for x, p in zip(one.a, one.length_a, strict=True)
+        for y, q in zip(one.b, one.length_b, strict=True)
+    ]
+    prompt, *others = (np.array(column) for column in zip(*rows, strict=True))
+    wins_K, longer_K, longest_K, weight_K = (column.astype(np.float64) for column in others)
+    return _Pairs(prompt.astype(np.int64), wins_K, longer_K, longest_K, weight_K)
+
+
+def _with_interval(rate: Callable[[Floats], float], prompts: int, *, alone: bool) -> dict[str, Any]:
+    """A rate and its percentile bootstrap interval over prompts; `rate` takes how often each prompt was drawn."""
+    found = {"win_rate": rate(np.ones(prompts)), "ci95": None}
+    if alone:
+        return found
+    draw = np.random.default_rng(SEED)
+    rates = [
+        rate(np.bincount(draw.integers(0, prompts, prompts), minlength=prompts).astype(np.float64))
+        for _ in range(RESAMPLES)
+    ]
+    low, high = np.nanquantile(rates, (0.025, 0.975))  # a resample may hold none of the pairs
+    return {**found, "ci95": [float(low), float(high)]}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)

@@ -1,0 +1,1 @@
+"""LoRA adapters: read, write, blend, extrapolate, merge."""

@@ -1,0 +1,198 @@
+"""A model whose weights are dealt out to the processes, each layer whole only while it computes: FSDP2, or DeepSpeed ZeRO-3.
+
+torch shards and gathers, accelerate says what (`fsdp2_prepare_model`), a file in `configs/launch/` asks for it; for the other
+engine, which is asked for in the same way, see `rlhf.distributed.zero`. Here is what our passes need besides: all processes must make the
+same number of them, since every pass gathers weights from all.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from rlhf.core.errors import ConfigError
+from rlhf.core.formats import products_in
+from rlhf.distributed import processes, zero
+
+T = TypeVar("T")
+
+
+def asked_for() -> bool:
+    """Whether the launcher asks for sharded weights, by either engine."""
+    return zero.asked_for() or fsdp_asked_for()
+
+
+def fsdp_asked_for() -> bool:
+    """Whether the launcher asks for FSDP2.
+
+    Raises:
+        ConfigError: it asks for FSDP 1.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        return False
+    version = os.environ.get("FSDP_VERSION", "1")
+    if version != "2":
+        raise ConfigError(
+            f"fsdp_version is {version}.",
+            allowed="2: FSDP 1 cannot shard float32 adapters beside a bfloat16 or 4-bit base",
+            fix="accelerate launch --config_file configs/launch/fsdp2.yaml",
+        )
+    return True
+
+
+def choose_loading(quantization: str) -> None:
+    """Have every process make 4-bit weights for itself; called before they are loaded.
+
+    accelerate hands on no 4-bit weights, and where one process alone loads them the adapters that are drawn after it differ.
+    """
+    if quantization != "none":
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+
+
+def shard(model: Any) -> None:
+    """Deal a model's weights out to the processes, where the launcher asks for it; once all adapters hang on it.
+
+    Weights keep their formats: mixed precision is autocast's, and gradients of float32 adapters are summed in float32.
+    """
+    if not asked_for():
+        return
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base._is_fsdp_managed_module = True  # noqa: SLF001 (keeps `generate` in step, see transformers)
+    if zero.asked_for():
+        zero.deal(model)
+    else:
+        _shard_by_fsdp(model, base)
+
+
+def _shard_by_fsdp(model: Any, base: Any) -> None:
+    from accelerate import Accelerator
+    from accelerate.utils import fsdp2_prepare_model
+    from torch.distributed.fsdp import register_fsdp_forward_method
+
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    know_on_cpus(accelerator)
+    accelerator.state.fsdp_plugin.mixed_precision_policy = None
+    fsdp2_prepare_model(accelerator, model)
+    register_fsdp_forward_method(model, "generate")
+    # torch takes the module of the first pass for the root, and what is made in inference mode can never be trained.
+    bfloat16 = torch.autocast(
+        accelerator.device.type, torch.bfloat16, enabled=products_in(base) == torch.bfloat16
+    )
+    with torch.no_grad(), bfloat16:
+        model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=accelerator.device))
+    settle(model)
+
+
+def is_sharded(model: Any) -> bool:
+    """Whether `shard` dealt out this model's weights."""
+    return is_fsdp(model) or zero.is_dealt(model)
+
+
+def is_fsdp(model: Any) -> bool:
+    """Whether it was FSDP2 that dealt them out."""
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(model, FSDPModule)
+
+
+def know_on_cpus(accelerator: Any) -> None:
+    """Tell accelerate that the run is sharded; by itself it knows on cards alone, and CPUs are what this is tested on."""
+    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+    state = accelerator.state
+    if fsdp_asked_for() and state.distributed_type == DistributedType.MULTI_CPU:
+        state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, FullyShardedDataParallelPlugin()
+
+
+def without_gradients(model: nn.Module) -> AbstractContextManager[Any]:
+    """torch's inference mode; with DeepSpeed, which gives parameters new data at each pass, they could never be trained again."""
+    return torch.no_grad() if zero.is_dealt(model) else torch.inference_mode()
+
+
+def through_root(model: Any, part: Callable[..., T]) -> Callable[..., T]:
+    """A part of a model's forward pass, to be called by itself: of a sharded model it gathers what the whole pass would."""
+    if not is_fsdp(model):
+        return part
+    from torch.distributed.fsdp import register_fsdp_forward_method
+
+    model.part = lambda *args, **kwargs: part(
+        *args, **kwargs
+    )  # assigned itself, a module would become a part of the model
+    register_fsdp_forward_method(model, "part")
+    return model.part  # type: ignore[no-any-return]
+
+
+def settle(model: nn.Module) -> None:
+    """Let every layer be a shard again: after a pass of FSDP2 some stay whole, and what is then changed in them is lost."""
+    if not is_fsdp(model):
+        return
+    for module in model.modules():
+        if is_fsdp(module):
+            module.reshard()  # type: ignore[operator]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that may be dealt out, in one piece; all processes must ask."""
+    if hasattr(tensor, "ds_id"):
+        return zero.whole(tensor)
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def whole_shape(tensor: Any) -> torch.Size:
+    """The shape of a tensor that may be dealt out, in one piece."""
+    return tensor.ds_shape if hasattr(tensor, "ds_id") else tensor.shape  # type: ignore[no-any-return]
+
+
+def part_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, of which every process has a copy, dealt out as another one is."""
+    moved = tensor.to(like.device)
+    if not hasattr(like, "full_tensor"):
+        return moved
+    from torch.distributed.tensor import distribute_tensor
+
+    # It comes on the device of the mesh; what is offloaded stays where it lies.
+    dealt = distribute_tensor(moved, like.device_mesh, like.placements, src_data_rank=None)  # type: ignore[attr-defined]
+    return torch.empty_like(like, dtype=tensor.dtype, requires_grad=False).copy_(dealt)
+
+
+def computes_on(model: nn.Module) -> torch.device:
+    """Where a model computes: on the card of its process, where there is one, though offloaded shards lie on the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return next(model.parameters()).device
+
+
+def put(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Give parameters, by name, the values of whole tensors."""
+    settle(model)
+    parameters = dict(model.named_parameters())
+    if zero.is_dealt(model):
+        zero.put(parameters, values)
+        return
+    with torch.no_grad():
+        for name, value in values.items():
+            parameters[name].copy_(part_like(value, parameters[name]))
+
+
+def in_step(batches: Iterable[T], model: Any) -> Iterator[tuple[T, bool]]:
+    """Batches, each with True; of a sharded model the last one again, with False, until all processes are through.
+
+    There must be at least one. What is computed from a batch that comes with False is to change nothing.
+    """
+    own = list(batches)
+    # Asked before the first pass: after it, another process may be in its next one, and what they exchange would not match.
+    behind = passes_behind(len(own), model)
+    for batch in own:
+        yield batch, True
+    for _ in range(behind):
+        yield own[-1], False
+
+
+def passes_behind(own: int, model: Any) -> int:
+    """How many passes more another process has to make through a sharded model than this one."""
+    return max(processes.gathered(own)) - own if is_sharded(model) else 0

@@ -1,0 +1,292 @@
+"""The facts of the run that a config describes: base, tokenizer, data, output. No weights are loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from rlhf.config.policy import PolicyConfig
+from rlhf.config.reward import RewardConfig
+from rlhf.config.schema import DataSource
+from rlhf.core.errors import ModelError, RlhfError
+from rlhf.data.drops import DropReport
+from rlhf.data.load import load_comparisons, load_preferences, load_prompts, load_ratings
+from rlhf.data.rows import DEMO, looks_local
+from rlhf.doctor.facts import (
+    EMBEDDED,
+    Base,
+    Hub,
+    Run,
+    Served,
+    Shape,
+    Source,
+    Tokens,
+    Trained,
+    TrainedKey,
+    Trouble,
+)
+from rlhf.doctor.machine_facts import disk
+from rlhf.doctor.probes import try_out
+
+if TYPE_CHECKING:
+    from policy.rollouts.server_client import Server
+    from policy.rollouts.server_start import Wanted
+    from rlhf.models.chat import Chat
+
+FIRST_ROWS = 1000
+"""Rows of each source that are turned into records; a local file is read to its end, so that a torn one is found."""
+
+T = TypeVar("T")
+Config = RewardConfig | PolicyConfig
+
+
+def attempt(call: Callable[[], T]) -> T | Trouble:
+    """What a call gives, or the error it raises on purpose."""
+    try:
+        return call()
+    except RlhfError as error:
+        allowed = f" Allowed: {error.allowed}." if error.allowed else ""
+        return Trouble(error.found + allowed, error.fix)
+
+
+def quick_run(config: Config) -> Run:
+    """What files alone tell, in milliseconds and without torch."""
+    from rlhf.models.embedded import NAME, cache_folder
+
+    base = config.model.base
+    embedded = base == EMBEDDED
+    cache = cache_folder() if embedded else _hub_cache()
+    files = _files(base, cache / NAME if embedded else Path(base))
+    return Run(config, disk(config.output), holds(config.output), disk(cache), files)
+
+
+def full_run(config: Config, say: Callable[[str], None]) -> Run:
+    """Everything that can be known without weights; `say` is told what is looked at."""
+    quick = quick_run(config)
+    say(f"Looking at {config.model.base}")
+    hub = _hub(config)
+    gone = looks_local(config.model.base) and not Path(config.model.base).is_dir()
+    shape: Shape | Trouble | None
+    if gone:
+        fix = "check the spelling: a folder, a Hugging Face name, or `embedded`"
+        shape = Trouble(f"there is no folder {config.model.base}", fix)
+    else:
+        shape = attempt(lambda: _shape(config))
+    here = not gone and (hub is None or hub.cached)
+    chat = attempt(lambda: _chat(config)) if here else None
+    base = Base(config.model.base, shape, quick.base.stored, quick.base.missing, hub)
+    sources = []
+    for name, source, load in _sources(config):
+        say(f"Reading {name}")
+        sources.append(Source(name, _read(source, load)))
+    return Run(
+        config,
+        quick.output,
+        quick.holds,
+        quick.cache,
+        base,
+        _tokens(chat) if chat is not None and not isinstance(chat, Trouble) else chat,
+        tuple(sources),
+        tuple(_trained(config)),
+        tuple(_servers(config)),
+    )
+
+
+def holds(output: Path) -> Literal["nothing", "a run", "something else"]:
+    """What lies where the run is to go."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return "nothing"
+    return "a run" if (output / "config.yaml").exists() else "something else"
+
+
+def _files(name: str, folder: Path) -> Base:
+    """The weight files in a base's folder: their bytes, and which of those that its index names are missing."""
+    if not folder.is_dir():
+        return Base(name)
+    there = {file.name: file.stat().st_size for file in folder.glob("*.safetensors")}
+    index = folder / "model.safetensors.index.json"
+    named = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else set()
+    wanted = named or {"model.safetensors"}
+    return Base(name, stored=sum(there.values()), missing=tuple(sorted(wanted - there.keys())))
+
+
+def _hub_cache() -> Path:
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+
+
+def _hub(config: Config) -> Hub | None:
+    """What the Hub's cache holds of the base, or else what the Hub says; None for a folder."""
+    name, revision = config.model.base, config.model.revision
+    if name == EMBEDDED or looks_local(name):
+        return None
+    from huggingface_hub import get_token, try_to_load_from_cache
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    token = get_token() is not None
+    weights = ("model.safetensors", "model.safetensors.index.json")
+    cached = any(isinstance(try_to_load_from_cache(name, file, revision=revision), str) for file in weights)
+    if cached or HF_HUB_OFFLINE:
+        return Hub(cached, HF_HUB_OFFLINE, token)
+    return Hub(cached, HF_HUB_OFFLINE, token, hub_answer(try_out("hub", name, revision or "", seconds=30)))
+
+
+def hub_answer(said: Any) -> int | Trouble:
+    """The bytes of a base's weights, or why they cannot be had, out of what the probe says."""
+    if isinstance(said, Trouble):
+        return Trouble(f"the Hub did not answer: {said.found}", "check the network, or set HF_HUB_OFFLINE=1")
+    if "bytes" in said:
+        return int(said["bytes"])
+    if said["gated"]:
+        fix = "ask for access on the model's page, then `hf auth login`"
+        return Trouble("the Hub does not let us have this gated model", fix)
+    return Trouble(f"the Hub says {said['error']}", "check the spelling of model.base and model.revision")
+
+
+def _chat(config: Config) -> Chat:
+    from rlhf.models.chat import Chat
+
+    model = config.model
+    return Chat.load(model.base, revision=model.revision, template_date=model.template_date)
+
+
+def _tokens(chat: Chat) -> Tokens:
+    tokenizer, template = chat.tokenizer, chat.tokenizer.chat_template
+    return Tokens(
+        notes=tuple(chat.notes),
+        pad=f"{tokenizer.pad_token} ({chat.pad_id})",
+        stops=tuple(f"{tokenizer.convert_ids_to_tokens(one)} ({one})" for one in chat.stop_ids),
+        dated="date_string" in template or "strftime_now" in template,
+        template_hash=chat.template_hash,
+    )
+
+
+def _shape(config: Config) -> Shape:
+    """Counts of the base as transformers would build it, on torch's meta device."""
+    import torch
+    from torch import nn
+    from transformers import AutoModelForCausalLM
+
+    from rlhf.plan.shapes import load_shape
+
+    shape = load_shape(config.model.base, config.model.revision)
+    with torch.device("meta"):
+        model: nn.Module = AutoModelForCausalLM.from_config(shape)
+    layers = defaultdict[str, list[nn.Linear]](list)
+    for place, layer in model.named_modules():
+        name = place.rpartition(".")[2]
+        if isinstance(layer, nn.Linear) and name != "lm_head":
+            layers[name].append(layer)
+    linear = [layer for group in layers.values() for layer in group]
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    trained = parameters
+    if (adapter := config.adapter) is not None:
+        names = layers if adapter.targets == "all-linear" else adapter.targets
+        adapted = [layer for name in names for layer in layers.get(name, ())]
+        trained = adapter.rank * sum(layer.in_features + layer.out_features for layer in adapted)
+    return Shape(
+        parameters=parameters,
+        linear=sum(layer.weight.numel() for layer in linear),
+        trained=trained,
+        context=shape.max_position_embeddings,
+    )
+
+
+def _sources(config: Config) -> list[tuple[str, DataSource, Callable[[DataSource], DropReport]]]:
+    """Every source, its name for people, and how its rows are read."""
+    seed = config.seed
+    if isinstance(config, PolicyConfig):
+        return [
+            (f"data.prompts.{number}: {source.path}", source, lambda s: load_prompts([s], seed=seed)[1])
+            for number, source in enumerate(config.data.prompts)
+        ]
+    spread = config.data.max_spread
+    ratings = [
+        (f"data.ratings.{number}: {source.path}", source, lambda s: load_ratings([s], seed=seed)[1])
+        for number, source in enumerate(config.data.ratings)
+    ]
+    preferences = [
+        (
+            f"data.preferences.{number}: {source.path}",
+            source,
+            lambda s: load_preferences([s], seed=seed, max_spread=spread)[1],
+        )
+        for number, source in enumerate(config.data.preferences)
+    ]
+    if config.benchmark is None or config.benchmark == "rewardbench":
+        return [*ratings, *preferences]
+    benchmark = DataSource(path=config.benchmark)
+    return [
+        *ratings,
+        *preferences,
+        ("benchmark: " + benchmark.path, benchmark, lambda s: load_comparisons(s.path)[1]),
+    ]
+
+
+def _read(source: DataSource, load: Callable[[DataSource], DropReport]) -> tuple[int, int] | Trouble | None:
+    """(rows read, rows of use) among the first; a data set on the Hub is not downloaded."""
+    if source.path != DEMO and not looks_local(source.path):
+        return None
+    some = source.model_copy(update={"limit": min(source.limit or FIRST_ROWS, FIRST_ROWS)})
+    drops = attempt(lambda: load(some))
+    return drops if isinstance(drops, Trouble) else (drops.read, drops.kept)
+
+
+def _trained(config: Config) -> Sequence[Trained]:
+    """The reward models on the base that a policy is to follow, or that a reward run starts from."""
+    if isinstance(config, PolicyConfig):
+        return [_trained_in(key, folder) for key, folder in config.reward_folders]
+    return () if config.start is None else (_trained_in("start", config.start),)
+
+
+def _servers(config: Config) -> Iterator[Served]:
+    """The rollout servers, each asked what it serves."""
+    if not isinstance(config, PolicyConfig) or not config.rollouts.servers:
+        return
+    from policy.rollouts.protocol import Sampling
+    from policy.rollouts.server_client import Server
+    from policy.rollouts.server_start import Wanted
+    from rlhf.models.embedded import NAME, cache_folder
+
+    rollouts, base = config.rollouts, config.model.base
+    assert config.adapter is not None  # the config's own check, where there are servers
+    wanted = Wanted(
+        base=base,
+        folder=str(cache_folder() / NAME) if base == EMBEDDED else base,
+        rank=config.adapter.rank,
+        length=config.data.max_prompt_tokens + rollouts.max_new_tokens,
+        token_env=rollouts.token_env,
+        sampling=Sampling(rollouts.max_new_tokens, rollouts.temperature, ()),
+    )
+    token = os.environ.get(rollouts.token_env, "").strip() or None
+    for url in rollouts.servers:
+        yield Served(url, _served(Server(url, token=token, timeout=rollouts.timeout), wanted))
+
+
+def _served(server: Server, wanted: Wanted) -> int | Trouble:
+    """The longest sequence a server takes, or why it will not do."""
+    from policy.rollouts.server_client import ServerError
+    from policy.rollouts.server_start import check_served, mistake
+
+    try:
+        served = server.models()[0]
+        check_served(served, server.url, wanted)
+        return int(served.get("max_model_len", wanted.length))
+    except ServerError as problem:
+        error = mistake(server, problem, wanted)
+    except ModelError as wrong:
+        error = wrong
+    return Trouble(error.found, error.fix)
+
+
+def _trained_in(key: TrainedKey, folder: str) -> Trained:
+    from rlhf.adapters.storage import RewardAdapter
+
+    read = attempt(lambda: RewardAdapter.read(Path(folder)))
+    if isinstance(read, Trouble):
+        return Trained(key, folder, read)
+    return Trained(key, folder, {name: str(value) for name, value in read.card.items()})

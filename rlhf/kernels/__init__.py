@@ -1,0 +1,1 @@
+"""What makes a forward and backward pass fast: packing, attention, layers, log-probabilities."""

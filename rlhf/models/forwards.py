@@ -1,0 +1,124 @@
+"""What models of transformers are asked for beside their own forward pass: scores, log-probabilities and values of packed rows.
+
+Shapes: R rows, T tokens, D hidden units; N sequences, A attributes; M tokens of all answers, V words.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rlhf.core.errors import ModelError
+from rlhf.distributed.sharding import through_root, whole
+from rlhf.kernels import attention
+from rlhf.kernels.last_layer import read_states
+from rlhf.kernels.logprobs import token_logprobs
+from rlhf.kernels.packing import PackedBatch
+from rlhf.models.loading import HEAD, VALUE_HEAD, PeftModel
+
+
+def packed_inputs(batch: PackedBatch) -> dict[str, Any]:
+    """A packed batch as the arguments of a transformers model."""
+    return {
+        "input_ids": batch.ids_RT,
+        "position_ids": batch.positions_RT,
+        "attention_mask": batch.mask_R1TT(),
+        "blocks": attention.blocks_of(batch),
+    }
+
+
+def last_states(model: PeftModel, batch: PackedBatch) -> Tensor:
+    """hidden_ND: what the base, with the adapter it wears, ends in at the last token of each sequence, before any head."""
+    read = functools.partial(read_states, model.get_base_model().base_model, batch.last_tokens_N())
+    return through_root(model, read)(**packed_inputs(batch))
+
+
+def enable_packed_scores(classifier: PreTrainedModel) -> None:
+    """Teach a sequence classifier `model(..., score_at=(rows_N, columns_N)) -> scores_NA`, in float32.
+
+    transformers' own forward reads one score a row, at its last token; a packed row holds many. The call goes through the
+    model's forward, so that the wrappers of distributed training see it.
+    """
+    original = classifier.forward
+
+    def forward(self: Any, *args: Any, score_at: tuple[Tensor, Tensor] | None = None, **kwargs: Any) -> Any:
+        if score_at is None:
+            return original(*args, **kwargs)
+        return apply_head(getattr(self, HEAD), read_states(self.base_model, score_at, *args, **kwargs))
+
+    classifier.forward = types.MethodType(forward, classifier)
+
+
+def require_plain_logits(model: PreTrainedModel) -> None:
+    """Make sure that a causal model's logits are hidden states times head, and nothing more.
+
+    Raises:
+        ModelError: the model does more to its logits (soft-capping, scaling, a bias).
+    """
+    config = model.config.get_text_config()
+    extras = [
+        name
+        for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")
+        if getattr(config, name, None)
+    ]
+    if extras or getattr(model.get_output_embeddings(), "bias", None) is not None:
+        raise ModelError(
+            f"{config.model_type} changes its logits after the head ({', '.join(extras) or 'a bias'}).",
+            allowed="models whose logits are the product of hidden states and head, such as Llama, Qwen or Mistral",
+        )
+
+
+def enable_packed_logprobs(model: PreTrainedModel, temperature: float) -> None:
+    """Teach a causal model `model(..., next_ids=ids_RT, entropy=True) -> (logps_M, entropy_M)`, for the ids that are not -100.
+
+    The head is applied to the tokens that are asked for and to no other.
+
+    Raises:
+        ModelError: the model does more to its logits than multiply, see `require_plain_logits`.
+    """
+    require_plain_logits(model)
+    original = model.forward
+
+    def forward(
+        self: Any, *args: Any, next_ids: Tensor | None = None, entropy: bool = True, **kwargs: Any
+    ) -> Any:
+        if next_ids is None:
+            return original(*args, **kwargs)
+        asked_RT = next_ids != -100
+        hidden_MD = read_states(self.base_model, asked_RT, *args, **kwargs)
+        weight_VD = self.get_output_embeddings().weight
+        sharded = hasattr(weight_VD, "full_tensor")
+        if sharded and weight_VD.requires_grad:  # gathered here, it would lose its gradient
+            raise ModelError(
+                f"FSDP2 does not gather the head of {self.config.model_type} with its last norm, and it is to be trained.",
+                fix="train an adapter, or on cards that hold all weights (configs/launch/ddp.yaml)",
+            )
+        weight_VD = whole(weight_VD)
+        return token_logprobs(hidden_MD, weight_VD, next_ids[asked_RT], temperature, entropy=entropy)
+
+    model.forward = types.MethodType(forward, model)
+
+
+def enable_packed_values(model: PreTrainedModel, head: nn.Linear) -> None:
+    """Give a causal model a value head and teach it `model(..., value_at=asked_RT) -> values_M`, in float32."""
+    model.add_module(VALUE_HEAD, head)
+    original = model.forward
+
+    def forward(self: Any, *args: Any, value_at: Tensor | None = None, **kwargs: Any) -> Any:
+        if value_at is None:
+            return original(*args, **kwargs)
+        hidden_MD = read_states(self.base_model, value_at, *args, **kwargs)
+        return apply_head(getattr(self, VALUE_HEAD), hidden_MD).squeeze(1)
+
+    model.forward = types.MethodType(forward, model)
+
+
+def apply_head(head: nn.Module, hidden_ND: Tensor) -> Tensor:
+    """scores_NA = head(hidden_ND) in float32, autocast or not: bfloat16 would tie close responses."""
+    with torch.autocast(hidden_ND.device.type, enabled=False):
+        return head(hidden_ND.float())  # type: ignore[no-any-return]

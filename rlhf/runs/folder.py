@@ -1,0 +1,348 @@
+"""The run folder: what a run was told, on what it ran, what it measured and what it left. Nothing half-written.
+
+config.yaml, environment.json, metrics.jsonl, samples.jsonl (of a policy), checkpoints/, final/
+"""
+
+from __future__ import annotations
+
+import fcntl
+import fnmatch
+import json
+import math
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from rlhf.core.errors import ConfigError, OutputError, UserError
+from rlhf.distributed import processes
+from rlhf.runs.environment import environment
+
+LOCK, CONFIG, ENVIRONMENT = ".lock", "config.yaml", "environment.json"
+METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
+HALF_WRITTEN = ".half-written"
+"""Ends the name of a file or folder on its way to its final name."""
+
+MAY_CHANGE = (
+    *("output", "steps", "stages.*.max_steps", "stages.*.epochs", "save_every", "threads"),
+    *("rollouts.servers*", "rollouts.token_env", "rollouts.adapter_folder", "rollouts.timeout"),
+)
+"""Config keys that a resumed run may give another value: how far it goes and where, not what a step does."""
+
+
+class RunFolder:
+    """One run's folder, held by one process at a time; of a run of several processes, by the main one: in the others nothing is written.
+
+    Attributes:
+        path: the folder.
+        checkpoints: the folder of checkpoints.
+        final: where the result goes.
+        resumed: whether there was a run to go on with.
+    """
+
+    def __init__(self, path: Path, lock: int | None, *, resumed: bool) -> None:
+        self.path, self.resumed = path, resumed
+        self.checkpoints, self.final = path / "checkpoints", path / "final"
+        self.writes, self._lock = lock is not None, lock
+        os.register_at_fork(after_in_child=self._forget_lock)  # or an orphaned worker would hold the folder
+
+    @classmethod
+    def create(cls, path: Path, config: BaseModel, *, resume: bool, command: str) -> RunFolder:
+        """Open a new run folder, or with `resume` an old one; where there is none yet, `resume` starts one.
+
+        Raises:
+            OutputError: the folder is in use, or holds something and is not to be resumed or not a run.
+            ConfigError: on resume, a key differs that would make it another run.
+        """
+        processes.meet()
+        run = processes.on_main(lambda: cls._create(path, config, resume=resume, command=command))
+        resumed = processes.said_by_main(run is not None and run.resumed)
+        return run or cls(path, None, resumed=resumed)
+
+    @classmethod
+    def _create(cls, path: Path, config: BaseModel, *, resume: bool, command: str) -> RunFolder:
+        _check_is_ours(path, resume=resume)
+        run = cls(path, _acquire(path), resumed=resume and _occupied(path))
+        try:
+            if _occupied(path) and not resume:
+                raise _not_empty(path)
+            run._open(config, command)
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    def _open(self, config: BaseModel, command: str) -> None:
+        _clear_half_written(self.path)
+        told, facts = config.model_dump(mode="json"), environment(command) | {"resumed": []}
+        if self.resumed:
+            _check_same_run(self.path / CONFIG, config, told)
+            for name in (METRICS, SAMPLES):
+                _keep_lines(self.path / name, math.inf)
+            if (self.path / ENVIRONMENT).exists():
+                first = self.read_json(ENVIRONMENT)
+                facts.pop("resumed")
+                facts = first | {"resumed": [*first["resumed"], facts]}
+        atomic_write_text(self.path / CONFIG, yaml.safe_dump(told, sort_keys=False, allow_unicode=True))
+        self.write_json(ENVIRONMENT, facts)
+        self.checkpoints.mkdir(exist_ok=True)
+
+    def metrics(self, step: int, values: Mapping[str, float | str]) -> None:
+        """Append one step's figures to metrics.jsonl; one that is not finite becomes null."""
+        if not self.writes:
+            return
+        plain = {
+            name: value if isinstance(value, int | str) else float(value) for name, value in values.items()
+        }
+        _append(self.path / METRICS, [{"step": step, **plain}])
+
+    def samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append rows to samples.jsonl; each has its `step`."""
+        if self.writes:
+            _append(self.path / SAMPLES, [{"step": row["step"], **row} for row in rows])
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write a JSON file of this run, whole or not at all; a number that is not finite becomes null."""
+        if self.writes:
+            atomic_write_text(self.path / name, _as_json(content, indent=2) + "\n")
+
+    def read_json(self, name: str) -> Any:
+        """Read a JSON file of this run.
+
+        Raises:
+            OutputError: it is not there, or no JSON.
+        """
+        file = self.path / name
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise OutputError(f"{self.path} has no {name}") from None
+        except ValueError as error:
+            raise OutputError(f"{file} is not JSON: {error}") from None
+
+    def truncate(self, after_step: int) -> None:
+        """Drop the metrics and samples of later steps, which a resumed run makes anew.
+
+        Raises:
+            OutputError: a line other than the last is torn.
+        """
+        for name in (METRICS, SAMPLES) if self.writes else ():
+            _keep_lines(self.path / name, after_step)
+
+    def close(self) -> None:
+        """Let other processes use the folder."""
+        if self._lock is not None:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+            self._forget_lock()
+
+    def _forget_lock(self) -> None:
+        """Close the lock's file; the lock stays while another process has it open."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # A run that was refused before its first update leaves the folder as it found it, ready for the mended config.
+        refused = kind is not None and issubclass(kind, UserError) and not self.resumed
+        if self.writes and refused and not (self.path / METRICS).exists():
+            for entry in self.path.iterdir():
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        self.close()
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    """Write a file so that its name never stands for half of it."""
+    unfinished = _unfinished(path)
+    try:
+        with unfinished.open("wb") as file:
+            # A lone surrogate, which models and data sets do produce, becomes its JSON escape.
+            file.write(text.encode("utf-8", "backslashreplace"))
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a folder to fill, which takes the name `path` when the block ends well, in place of an older one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished, older = _unfinished(path), _unfinished(path)
+    unfinished.mkdir()
+    try:
+        yield unfinished
+        for file in unfinished.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
+        if path.exists():
+            path.replace(older)
+        try:
+            unfinished.replace(path)
+        except OSError:
+            if older.exists():
+                older.replace(path)
+            raise
+    finally:
+        for left in (unfinished, older):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{HALF_WRITTEN}")
+
+
+def _occupied(path: Path) -> bool:
+    """Whether a folder holds anything but what this module keeps there for itself."""
+    return any(one.name != LOCK and not one.name.endswith(HALF_WRITTEN) for one in path.iterdir())
+
+
+def _not_empty(path: Path) -> OutputError:
+    return OutputError(
+        f"the output folder {path} is not empty",
+        allowed="a new or an empty folder",
+        fix="--resume, to go on with the run in it, or another --output",
+    )
+
+
+def _check_is_ours(path: Path, *, resume: bool) -> None:
+    """Make sure nothing is written into a folder that is not a run's, not even a lock."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        is_run = (path / CONFIG).exists()
+        occupied = _occupied(path)
+    except OSError as error:
+        found = f"{path} cannot be an output folder: {error.strerror}"
+        raise OutputError(found, allowed="a folder that can be written", fix="another --output") from None
+    if occupied and not is_run:
+        if not resume:
+            raise _not_empty(path)
+        raise OutputError(
+            f"{path} cannot be resumed: it holds files, but no {CONFIG}", fix="another --output"
+        )
+
+
+def _acquire(path: Path) -> int:
+    """Lock the folder until the returned file is closed; the kernel does so too when the process dies."""
+    try:
+        lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        found = f"{path} cannot be an output folder: {error.strerror}"
+        raise OutputError(found, allowed="a folder that can be written", fix="another --output") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(lock, 20).decode() or "unknown"
+        os.close(lock)
+        raise OutputError(
+            f"the output folder {path} is in use by another run (process {holder})",
+            fix="wait for it to end, then --resume; or another --output",
+        ) from None
+    os.ftruncate(lock, 0)
+    os.write(lock, str(os.getpid()).encode())
+    return lock
+
+
+def _clear_half_written(path: Path) -> None:
+    """Take away what a killed run left under unfinished names."""
+    for folder in (path, path / "checkpoints"):
+        for left in folder.glob(f".*{HALF_WRITTEN}"):
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
+
+
+def _check_same_run(file: Path, config: BaseModel, told: Mapping[str, Any]) -> None:
+    try:
+        stored = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file} is not valid YAML: {error}") from None
+    with suppress(ValidationError):  # a key that is newer than the run has its default
+        stored = type(config).model_validate(stored).model_dump(mode="json")
+    before, now = dict(_leaves(stored)), dict(_leaves(told))
+    changed = [
+        f"  {key}: was {before.get(key, 'absent')}, is {now.get(key, 'absent')}"
+        for key in now | before
+        if before.get(key, "absent") != now.get(key, "absent")
+        and not any(fnmatch.fnmatchcase(key, pattern) for pattern in MAY_CHANGE)
+    ]
+    if changed:
+        raise ConfigError(
+            "\n".join([f"{file.parent} holds a run with another config:", *changed]),
+            allowed=f"on --resume only {', '.join(MAY_CHANGE)} may differ",
+            fix=f"resume with {file} as the config, or start anew with another --output",
+        )
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every value of nested mappings and lists with its dotted key, as JSON."""
+    inner: Sequence[tuple[Any, Any]] = ()
+    if isinstance(value, dict):
+        inner = list(value.items())
+    elif isinstance(value, list):
+        inner = list(enumerate(value))
+    if not inner:
+        yield key, json.dumps(value, ensure_ascii=False, default=str)
+    for name, below in inner:
+        yield from _leaves(below, f"{key}.{name}" if key else str(name))
+
+
+def _append(file: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    lines = "".join(_as_json(record) + "\n" for record in records)
+    with file.open("ab") as out:
+        out.write(lines.encode("utf-8", "backslashreplace"))
+
+
+def _as_json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, indent=indent)
+
+
+def _finite(value: Any) -> Any:
+    """The same value with null for NaN and infinities, which JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return value
+
+
+def _keep_lines(file: Path, last_step: float) -> None:
+    """Keep the lines up to a step; a torn last line goes."""
+    if not file.exists():
+        return
+    unfinished = _unfinished(file)
+    try:
+        with file.open("rb") as lines, unfinished.open("wb") as kept:
+            for number, line in enumerate(lines, start=1):
+                try:
+                    step = json.loads(line)["step"]
+                except (ValueError, TypeError, KeyError):
+                    if next(lines, None) is None:
+                        break
+                    raise OutputError(
+                        f"{file}:{number} is not a step's JSON", fix="take the line out"
+                    ) from None
+                if not line.endswith(b"\n"):
+                    break
+                if step <= last_step:
+                    kept.write(line)
+            kept.flush()
+            os.fsync(kept.fileno())
+        unfinished.replace(file)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from rlhf.core.errors import ConfigError
+from rlhf.distributed import processes, sharding, zero
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a launch file for ZeRO-3 sets them."""
+    told = {
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3",
+        "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "none",
+        "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "none",
+        "ACCELERATE_CONFIG_DS_FIELDS": "zero_stage",
+        "ACCELERATE_DEEPSPEED_ZERO3_INIT": "true",
+        "DS_ACCELERATOR": "cpu",
+    }
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv(zero.CONFIG, "")
+
+
+@pytest.mark.usefixtures("launched")
+def test_the_launcher_asks_for_sharded_weights() -> None:
+    assert sharding.asked_for()
+    assert not sharding.fsdp_asked_for()
+
+
+@pytest.mark.usefixtures("launched")
+def test_deepspeed_is_told_what_the_runs_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    zero.prepare()
+    zero.prepare()  # a second command of the same process
+    from accelerate.utils import DeepSpeedPlugin
+
+    told = DeepSpeedPlugin()
+    assert told.zero_stage == 3
+    assert told.zero3_init_flag is False
+    assert (
+        told.deepspeed_config["zero_optimization"]
+        == json.loads(json.dumps(zero.SETTINGS))["zero_optimization"]
+    )
+    assert told.offload_optimizer_device == told.offload_param_device == "none"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "found"),
+    [
+        ("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2", "zero_stage is 2"),
+        ("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "cpu", "offload_param_device is cpu"),
+        ("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "nvme", "offload_optimizer_device is nvme"),
+        (zero.CONFIG, "mine.json", "deepspeed_config_file is mine.json"),
+    ],
+)
+@pytest.mark.usefixtures("launched")
+def test_what_was_not_tried_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, found: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=found) as caught:
+        processes.meet()
+    assert caught.value.exit_code == 2
+    assert "zero3.yaml" in caught.value.fix
+
+
+@pytest.mark.usefixtures("launched")
+def test_without_deepspeed_another_strategy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="not installed") as caught:
+        zero.prepare()
+    assert "fsdp2.yaml" in caught.value.fix
+
+
+@pytest.mark.usefixtures("launched")
+def test_a_model_that_nobody_dealt_out_is_whole() -> None:
+    assert not zero.is_dealt(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("index", "expected"), [(0, [0.0, 1.0, 2.0]), (1, [3.0, 4.0, 5.0]), (2, [6.0, 0.0, 0.0])]
+)
+def test_a_whole_tensor_falls_into_equal_parts(
+    monkeypatch: pytest.MonkeyPatch, index: int, expected: list[float]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("RANK", str(index))
+    parameter: Any = SimpleNamespace(ds_tensor=torch.empty(3))
+    assert zero.own_part(torch.arange(7.0), parameter).tolist() == expected
+
+
+def test_a_step_says_when_a_gradient_is_not_finite() -> None:
+    from rlhf.core.errors import DivergenceError
+
+    boundaries = []
+    engine = SimpleNamespace(
+        set_gradient_accumulation_boundary=boundaries.append,
+        step=lambda: None,
+        optimizer=SimpleNamespace(overflow=True),
+        get_global_grad_norm=lambda: float("inf"),
+    )
+    with pytest.raises(DivergenceError, match="not a finite number"):
+        zero.step(engine)
+    assert boundaries == [True, False]

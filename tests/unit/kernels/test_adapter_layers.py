@@ -1,0 +1,164 @@
+"""Adapted layers that sum in place give PEFT's numbers, and keep less."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft.tuners.lora.layer import Linear
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor
+
+from rlhf.kernels import adapter_layers
+from rlhf.models.loading import autocast, load_causal, lora_config, with_adapter
+
+IDS = torch.tensor([[5, 600, 7000, 8, 900]])
+
+
+def made(base: Path, quantization: str, dtype: str, dropout: float = 0.0) -> Any:
+    model = with_adapter(
+        load_causal(str(base), revision=None, dtype=dtype, quantization=quantization),
+        lora_config(rank=4, alpha=8, dropout=dropout, targets="all-linear"),
+    )
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(0, 0.1, generator=generator)
+    return model
+
+
+@pytest.fixture(params=["none", "nf4"])
+def model(request: pytest.FixtureRequest, tiny_base: Path, as_configured: None) -> Any:
+    return made(tiny_base, request.param, "bfloat16")
+
+
+@pytest.fixture
+def by_peft(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Patches that make adapted layers PEFT's own again, once they are asked for."""
+    with monkeypatch.context() as patched:
+        yield patched
+
+
+def peft_alone(patched: pytest.MonkeyPatch) -> None:
+    patched.setattr(BaseTunerLayer, "_cast_input_dtype", adapter_layers._cast)
+    patched.setattr(Linear, "forward", adapter_layers._forward)
+
+
+def step(model: Any) -> tuple[dict[str, Tensor], int]:
+    """Logits and gradients, and the bytes that were kept for the backward pass."""
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    model.zero_grad()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast(model):
+        logits = model(IDS).logits
+    size = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    logits.float().square().sum().backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return {**found, "logits": logits.detach()}, size
+
+
+def furthest(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """The largest difference of two steps, relative to the largest entry of its tensor."""
+    assert one.keys() == other.keys()
+    assert len(one) > 10
+    return max(
+        ((one[name] - value).abs().max() / value.abs().max().clamp(min=1e-30)).item()
+        for name, value in other.items()
+    )
+
+
+def test_in_float32_the_numbers_are_pefts(tiny_base: Path, by_peft: pytest.MonkeyPatch) -> None:
+    model = made(tiny_base, "none", "float32")
+    ours, _ = step(model)
+    peft_alone(by_peft)
+    assert furthest(ours, step(model)[0]) < 2e-6
+
+
+@pytest.mark.parametrize(("tokens", "inputs", "outputs"), [(5, 64, 128), (37, 192, 64), (300, 64, 192)])
+def test_in_bfloat16_they_are_nearer_the_truth_than_pefts(tokens: int, inputs: int, outputs: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, w, a, b, d_y = (
+        torch.randn(*shape, generator=generator).div(shape[-1] ** 0.5).bfloat16()
+        for shape in ((tokens, inputs), (outputs, inputs), (4, inputs), (outputs, 4), (tokens, outputs))
+    )
+
+    def layer(way: Any, dtype: torch.dtype) -> list[Tensor]:
+        leaves = [leaf.to(dtype, copy=True).requires_grad_() for leaf in (x, a, b)]
+        y = way(leaves[0], w.to(dtype), *leaves[1:])
+        y.backward(d_y.to(dtype))
+        return [y.detach(), *(leaf.grad for leaf in leaves)]
+
+    def as_peft(x: Tensor, w: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return x @ w.T + x @ a.T @ b.T * 2.0
+
+    def as_here(x: Tensor, w: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return adapter_layers._Adapted.apply(x, w, None, a, b, 2.0)
+
+    truth = layer(as_peft, torch.float64)
+    for one, theirs, value in zip(
+        layer(as_here, torch.bfloat16), layer(as_peft, torch.bfloat16), truth, strict=True
+    ):
+        error, others = ((found.double() - value).norm() / value.norm() for found in (one, theirs))
+        assert error <= others < 4e-3
+
+
+def test_less_is_kept(model: Any, by_peft: pytest.MonkeyPatch) -> None:
+    _, size = step(model)
+    peft_alone(by_peft)
+    _, before = step(model)
+    # In each of two layers: what queries, keys and values share is kept once and not three times, what gate and up share
+    # once and not twice, and what attention kept already, its output, is the next layer's input.
+    assert before - size == 2 * (2 + 1 + 1) * IDS.numel() * 64 * 2
+
+
+def test_4_bit_layers_are_left_to_peft(tiny_base: Path, by_peft: pytest.MonkeyPatch) -> None:
+    model = made(tiny_base, "nf4", "bfloat16")
+    ours, _ = step(model)
+    peft_alone(by_peft)
+    theirs, _ = step(model)
+    for name, value in theirs.items():
+        assert torch.equal(ours[name], value), name
+
+
+def test_what_is_not_one_plain_adapter_is_left_to_peft(tiny_base: Path) -> None:
+    model = made(tiny_base, "none", "float32", dropout=0.5)
+    layer = next(one for one in model.modules() if isinstance(one, Linear))
+    assert adapter_layers._plain_adapter(layer) is None  # dropout
+    model.eval()
+    assert adapter_layers._plain_adapter(layer) == "default"
+    with model.disable_adapter():
+        assert adapter_layers._plain_adapter(layer) is None
+    model.add_adapter("second", lora_config(rank=2, alpha=4, dropout=0.0, targets="all-linear"))
+    model.base_model.set_adapter(["default", "second"])
+    assert adapter_layers._plain_adapter(layer) is None  # two at once
+    model.set_adapter("second")
+    assert adapter_layers._plain_adapter(layer) == "second"
+    layer.base_layer.weight.requires_grad_(True)
+    assert adapter_layers._plain_adapter(layer) is None  # PEFT gives that a gradient
+
+
+def test_what_stood_in_the_input_stands_there_still(tiny_base: Path) -> None:
+    """Sums in place must not reach what other layers read."""
+    model = made(tiny_base, "none", "float32")
+    layer = next(one for one in model.modules() if isinstance(one, Linear))
+    x = torch.randn(2, 3, layer.in_features, requires_grad=True)
+    before, weight = x.detach().clone(), layer.base_layer.weight.clone()
+    gradient = torch.randn(2, 3, layer.out_features)
+    kept = gradient.clone()
+    layer(x).backward(gradient)
+    for now, then in ((x, before), (layer.base_layer.weight, weight), (gradient, kept)):
+        assert torch.equal(now.detach(), then)
+
+
+def test_without_autocast_peft_casts_as_ever(model: Any) -> None:
+    """A bfloat16 product with a float32 adapter would be an error."""
+    with torch.no_grad():
+        assert torch.isfinite(model(IDS).logits).all()

@@ -1,0 +1,134 @@
+"""The last layer for the tokens that are read gives what the whole layer gives for them, numbers and gradients."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from rlhf.kernels import last_layer
+from rlhf.kernels.last_layer import read_states
+
+KINDS = pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
+ROWS, TOKENS, UNITS = 2, 9, 32
+
+
+def model_of(kind: str) -> Any:
+    config = AutoConfig.for_model(
+        kind,
+        vocab_size=50,
+        hidden_size=UNITS,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    last_layer.enable(model)
+    wrapped = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    return wrapped.get_base_model()
+
+
+@pytest.fixture
+def ids_RT() -> Tensor:
+    return torch.randint(1, 50, (ROWS, TOKENS), generator=torch.Generator().manual_seed(1))
+
+
+def places(as_mask: bool) -> Any:
+    rows_M, columns_M = torch.tensor([0, 1, 1]), torch.tensor([8, 2, 7])
+    if not as_mask:
+        return rows_M, columns_M
+    mask_RT = torch.zeros(ROWS, TOKENS, dtype=torch.bool)
+    mask_RT[rows_M, columns_M] = True
+    return mask_RT
+
+
+def with_gradients(model: Any, hidden_MD: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    hidden_MD.pow(3).sum().backward()
+    trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
+    return {name: one.grad.clone() for name, one in trained.items()}
+
+
+@KINDS
+def test_the_layers_named_do_what_llamas_does(kind: str) -> None:
+    module = importlib.import_module(f"transformers.models.{kind}.modeling_{kind}")
+    layer = next(getattr(module, name) for name in last_layer.LAYERS if hasattr(module, name))
+    llama = importlib.import_module("transformers.models.llama.modeling_llama").LlamaDecoderLayer
+    assert inspect.getsource(layer.forward) == inspect.getsource(llama.forward)
+
+
+@KINDS
+@pytest.mark.parametrize("as_mask", [True, False])
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_numbers_and_gradients(kind: str, as_mask: bool, checkpointing: bool, ids_RT: Tensor) -> None:
+    model = model_of(kind)
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+        model.enable_input_require_grads()
+        model.train()
+    read_at = places(as_mask)
+    whole_MD = model.model(input_ids=ids_RT, use_cache=False).last_hidden_state[read_at]
+    expected = with_gradients(model, whole_MD)
+    hidden_MD = read_states(model.model, read_at, input_ids=ids_RT)
+    assert hidden_MD.shape == (3, UNITS)
+    assert torch.allclose(hidden_MD, whole_MD, atol=1e-6)
+    found = with_gradients(model, hidden_MD)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert torch.allclose(found[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max())), name
+
+
+def test_only_tokens_that_are_read_go_through_its_mlp(ids_RT: Tensor) -> None:
+    model = model_of("llama")
+    first, last = (seen_by(layer.mlp) for layer in model.model.layers)
+    read_states(model.model, places(False), input_ids=ids_RT)
+    model.model(input_ids=ids_RT)
+    assert first == [(ROWS, TOKENS, UNITS), (ROWS, TOKENS, UNITS)]
+    assert last == [(3, UNITS), (ROWS, TOKENS, UNITS)]
+
+
+def test_another_class_of_layer_is_computed_whole(ids_RT: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(last_layer, "LAYERS", ())
+    model = model_of("llama")
+    seen = seen_by(model.model.layers[-1].mlp)
+    hidden_MD = read_states(model.model, places(False), input_ids=ids_RT)
+    assert seen == [(ROWS, TOKENS, UNITS)]
+    assert torch.equal(hidden_MD, model.model(input_ids=ids_RT).last_hidden_state[places(False)])
+
+
+def test_a_model_that_keeps_its_layers_elsewhere_is_computed_whole(ids_RT: Tensor) -> None:
+    config = AutoConfig.for_model("gpt2", vocab_size=50, n_embd=UNITS, n_layer=1, n_head=2)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    last_layer.enable(model)
+    hidden_MD = read_states(model.transformer, places(True), input_ids=ids_RT)
+    assert torch.equal(hidden_MD, model.transformer(input_ids=ids_RT).last_hidden_state[places(True)])
+
+
+def test_a_pass_that_fails_leaves_no_hook(ids_RT: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("llama")
+    output = model.model.layers[-1].self_attn.o_proj
+
+    def broken(*_: Any) -> Tensor:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(output, "forward", broken)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            read_states(model.model, places(False), input_ids=ids_RT)
+    assert model.model(input_ids=ids_RT).last_hidden_state.shape == (ROWS, TOKENS, UNITS)
+
+
+def seen_by(module: nn.Module) -> list[tuple[int, ...]]:
+    shapes: list[tuple[int, ...]] = []
+    module.register_forward_pre_hook(lambda _, given: shapes.append(tuple(given[0].shape)))
+    return shapes

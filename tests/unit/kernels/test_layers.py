@@ -1,0 +1,166 @@
+"""Norms, rotations and gates of our own are transformers', number for number."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers.models.llama import modeling_llama
+from transformers.models.mistral import modeling_mistral
+
+from rlhf.kernels import layers
+from rlhf.models.loading import load_causal
+
+STOCK_ROTATION = modeling_mistral.apply_rotary_pos_emb
+"""Llama's word for word, as a test below sees, and no model of these tests is of this kind."""
+FORMATS = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+
+
+def body(function: Any) -> str:
+    """A function's source, its first line left out, which may be annotated."""
+    return inspect.getsource(function).partition("\n")[2]
+
+
+@pytest.mark.parametrize("kind", layers.ROTATIONS)
+def test_the_models_named_do_what_llama_does(kind: str) -> None:
+    module = importlib.import_module(f"transformers.models.{kind}.modeling_{kind}")
+    for names, llamas in (
+        (layers.NORMS, modeling_llama.LlamaRMSNorm),
+        (layers.GATES, modeling_llama.LlamaMLP),
+    ):
+        own = next(getattr(module, name) for name in names if hasattr(module, name))
+        assert body(_stock(own)) == body(_stock(llamas))
+    source, llama = Path(module.__file__).read_text(), Path(modeling_llama.__file__).read_text()
+    assert _rotation(source) == _rotation(llama)
+
+
+def _stock(kind: Any) -> Any:
+    return getattr(kind, "stock_forward", kind.forward)
+
+
+def _rotation(source: str) -> str:
+    start = source.index("    cos = cos.unsqueeze(unsqueeze_dim)")
+    return source[start : source.index("return q_embed, k_embed", start)]
+
+
+@FORMATS
+def test_a_norm(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    norm = modeling_llama.LlamaRMSNorm(32).to(dtype).requires_grad_(False)
+    norm.weight.copy_(torch.randn(32))
+    stock = _stock(type(norm))
+    x, d_y = torch.randn(2, 5, 32).to(dtype), torch.randn(2, 5, 32).to(dtype)
+    theirs, d_theirs = _with_gradient(lambda one: stock(norm, one), x, d_y)
+    ours, d_ours = _with_gradient(
+        lambda one: layers.rms_norm(one, norm.weight, norm.variance_epsilon), x, d_y
+    )
+    assert torch.equal(ours, theirs)
+    assert _apart(d_ours, d_theirs) < (1e-6 if dtype == torch.float32 else 1e-2)
+
+
+def test_a_norms_gradient_is_that_of_its_formula() -> None:
+    torch.manual_seed(0)
+    x, w = torch.randn(3, 8, dtype=torch.float64, requires_grad=True), torch.randn(8, dtype=torch.float64)
+    d_y = torch.randn(3, 8, dtype=torch.float64)
+    (w * x / (x.square().mean(-1, keepdim=True) + 0.1).sqrt()).backward(d_y)
+    single, weight = x.detach().float().requires_grad_(), w.float()
+    layers.rms_norm(single, weight, 0.1).backward(d_y.float())
+    assert single.grad is not None
+    assert x.grad is not None
+    assert _apart(single.grad, x.grad) < 1e-6
+
+
+@FORMATS
+def test_a_rotation(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 5, 4, 16).to(dtype), torch.randn(2, 5, 2, 16).to(dtype)
+    cos, sin = torch.randn(2, 5, 16).to(dtype), torch.randn(2, 5, 16).to(dtype)
+    for which, x in enumerate((q, k)):
+        d_y = torch.randn(2, x.shape[2], 5, 16).to(dtype)
+        found = [
+            _with_gradient(partial(_turned, turn, which, cos, sin), x, d_y)
+            for turn in (layers.rotated, STOCK_ROTATION)
+        ]
+        close = 1e-6 if dtype == torch.float32 else 2e-2
+        assert _apart(found[0][0], found[1][0]) < close
+        assert _apart(found[0][1], found[1][1]) < close
+
+
+@FORMATS
+def test_a_gate_is_transformers_own_to_the_last_bit_with_its_gradients(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    mlp = _mlp("silu").to(dtype)
+    x, d_y = (3 * torch.randn(2, 5, 8)).to(dtype), torch.randn(2, 5, 8).to(dtype)
+    found = [
+        _with_gradient(partial(forward, mlp), x, d_y)
+        for forward in (layers._mlp, _stock(modeling_llama.LlamaMLP))
+    ]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
+
+
+def test_a_gates_gradients_are_those_of_its_formula() -> None:
+    torch.manual_seed(0)
+    inputs = [torch.randn(7, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    assert torch.autograd.gradcheck(layers.gated, inputs)
+
+
+def test_a_gate_keeps_its_two_inputs_and_no_more() -> None:
+    g, u = torch.randn(2, 7, requires_grad=True).unbind()
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one) or one, lambda one: one):
+        layers.gated(g, u)
+    assert [one.data_ptr() for one in kept] == [g.data_ptr(), u.data_ptr()]
+
+
+def test_an_mlp_with_another_activation_stays_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    mlp, x = _mlp("gelu"), torch.randn(2, 5, 8)
+    stock = _stock(modeling_llama.LlamaMLP)
+    monkeypatch.setattr(modeling_llama.LlamaMLP, "stock_forward", stock, raising=False)
+    assert torch.equal(layers._mlp(mlp, x), stock(mlp, x))
+
+
+def _mlp(activation: str) -> Any:
+    shape = modeling_llama.LlamaConfig(
+        hidden_size=8, num_attention_heads=2, intermediate_size=12, hidden_act=activation
+    )
+    return modeling_llama.LlamaMLP(shape)
+
+
+def test_models_compute_so_with_frozen_weights_of_their_format(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_causal(str(tiny_base), revision=None, dtype="float32", quantization="none")
+    assert modeling_llama.apply_rotary_pos_emb is layers.rotated
+    assert modeling_llama.LlamaMLP.forward is layers._mlp
+    norm = next(one for one in model.modules() if type(one).__name__ == "LlamaRMSNorm")
+    seen: list[str] = []
+    monkeypatch.setattr(layers, "rms_norm", lambda x, *_: seen.append("ours") or x)
+    monkeypatch.setattr(type(norm), "stock_forward", lambda _, x: seen.append("theirs") or x)
+    norm(torch.zeros(1, 64))
+    norm(torch.zeros(1, 64, dtype=torch.bfloat16))  # a float32 weight would make it float32
+    norm.weight.requires_grad_(True)
+    norm(torch.zeros(1, 64))
+    assert seen == ["ours", "theirs", "theirs"]
+
+
+def _turned(turn: Any, which: int, cos: Tensor, sin: Tensor, x: Tensor) -> Tensor:
+    return turn(x.transpose(1, 2), x.transpose(1, 2), cos, sin)[which]
+
+
+def _with_gradient(function: Any, x: Tensor, d_y: Tensor) -> tuple[Tensor, Tensor]:
+    leaf = x.clone().requires_grad_()
+    y = function(leaf)
+    y.backward(d_y)
+    assert torch.equal(leaf.detach(), x)
+    assert leaf.grad is not None
+    return y.detach(), leaf.grad
+
+
+def _apart(one: Tensor, other: Tensor) -> float:
+    return ((one.double() - other.double()).norm() / other.double().norm()).item()

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rlhf.kernels import logprobs
+from rlhf.kernels.logprobs import token_logprobs
+
+M, D, V = 7, 5, 11
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three tokens a chunk: two whole ones and a rest."""
+    monkeypatch.setattr(logprobs, "CHUNK", 3)
+
+
+def tensors(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(M, D, dtype=dtype), torch.randn(V, D, dtype=dtype), torch.randint(V, (M,))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 3.0])
+def test_log_probabilities_and_entropy_are_those_of_the_whole_softmax(temperature: float) -> None:
+    hidden, head, targets = tensors(torch.float32)
+    whole = torch.log_softmax(hidden @ head.T / temperature, dim=1)
+    logps, entropy = token_logprobs(hidden, head, targets, temperature)
+    assert torch.allclose(logps, whole[torch.arange(M), targets], atol=1e-6)
+    assert torch.allclose(entropy, -(whole.exp() * whole).sum(dim=1), atol=1e-5)
+
+
+def test_without_the_entropy_the_log_probabilities_are_the_same() -> None:
+    hidden, head, targets = tensors(torch.float32)
+    logps, entropy = token_logprobs(hidden, head, targets, 0.5, entropy=False)
+    assert torch.equal(logps, token_logprobs(hidden, head, targets, 0.5)[0])
+    assert torch.equal(entropy, torch.zeros(M))
+
+
+@pytest.mark.parametrize("trained", ["hidden", "head"])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_gradient_is_that_of_the_whole_softmax(temperature: float, trained: str) -> None:
+    hidden, head, targets = tensors(torch.float32)
+    weights = torch.linspace(-1, 2, M)
+    ours, plain = ({"hidden": hidden.clone(), "head": head.clone()} for _ in range(2))
+    for side in (ours, plain):
+        side[trained].requires_grad_()
+    logps, _ = token_logprobs(ours["hidden"], ours["head"], targets, temperature)
+    (logps * weights).sum().backward()
+    whole = torch.log_softmax(plain["hidden"] @ plain["head"].T / temperature, dim=1)
+    (whole[torch.arange(M), targets] * weights).sum().backward()
+    mine, theirs = ours[trained].grad, plain[trained].grad
+    assert mine is not None and theirs is not None
+    assert torch.allclose(mine, theirs, atol=1e-6)
+
+
+def test_a_frozen_head_has_no_gradient_and_the_entropy_gives_none() -> None:
+    hidden, head, targets = tensors(torch.float32)
+    logps, entropy = token_logprobs(hidden.requires_grad_(), head, targets, 1.0)
+    assert logps.requires_grad and not entropy.requires_grad
+    logps.sum().backward()
+    assert head.grad is None
+
+
+def test_a_trained_head_is_multiplied_in_the_format_of_autocast_and_its_gradient_is_float32() -> None:
+    hidden, head, targets = tensors(torch.float32)
+    ours = head.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        logps, _ = token_logprobs(hidden, ours, targets, 1.0)
+    rounded = token_logprobs(hidden.bfloat16(), head.bfloat16(), targets, 1.0)[0]
+    assert torch.equal(logps, rounded) and not torch.equal(
+        logps, token_logprobs(hidden, head, targets, 1.0)[0]
+    )
+    logps.sum().backward()
+    assert ours.grad is not None and ours.grad.dtype == torch.float32
+    assert not torch.equal(ours.grad, ours.grad.bfloat16().float())
+
+
+def test_bfloat16_products_give_float32_results() -> None:
+    hidden, head, targets = tensors(torch.float32)
+    exact, _ = token_logprobs(hidden, head, targets, 1.0)
+    logps, entropy = token_logprobs(hidden, head.bfloat16(), targets, 1.0)
+    assert logps.dtype == entropy.dtype == torch.float32
+    assert (logps - exact).abs().max() < 0.1
+    grown = hidden.clone().requires_grad_()
+    token_logprobs(grown, head.bfloat16(), targets, 1.0)[0].sum().backward()
+    assert grown.grad is not None and grown.grad.dtype == torch.float32
+
+
+def test_no_tokens() -> None:
+    hidden = torch.zeros(0, D, requires_grad=True)
+    logps, entropy = token_logprobs(hidden, torch.randn(V, D), torch.zeros(0, dtype=torch.long), 1.0)
+    assert logps.shape == entropy.shape == (0,)
+    logps.sum().backward()
+    assert hidden.grad is not None and hidden.grad.shape == (0, D)
+
+
+def test_shapes_must_belong_together() -> None:
+    hidden, head, targets = tensors()
+    with pytest.raises(ValueError, match="shapes"):
+        token_logprobs(hidden, head, targets[:-1], 1.0)
+    with pytest.raises(ValueError, match="shapes"):
+        token_logprobs(hidden[:, :-1], head, targets, 1.0)

@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlhf.kernels.packing import SHARED, PackedBatch, Tree, pack
+
+PAD = 0
+ids = st.integers(1, 9)
+sequences = st.lists(st.lists(ids, min_size=1, max_size=8), min_size=1, max_size=4)
+trees = st.builds(
+    Tree,
+    st.lists(ids, max_size=6).map(tuple),
+    st.lists(st.lists(ids, min_size=1, max_size=5).map(tuple), min_size=1, max_size=4).map(tuple),
+)
+forests = st.lists(trees, min_size=1, max_size=8)
+few = settings(max_examples=60, deadline=None)
+
+
+def one_batch(*trees: Tree, short_row: int = 256) -> PackedBatch:
+    (batch,) = pack(trees, 10_000, pad_id=PAD, short_row=short_row)
+    return batch
+
+
+def of_all(batch: PackedBatch, forest: list[Tree]) -> list[tuple[int, ...]]:
+    """What the trees of each row all begin with; nothing where there is one tree. By another way than `pack`'s: token by token."""
+    found, place = [], 0
+    for numbers in batch.tree_RT.tolist():
+        count = len({number for number in numbers if number >= 0})
+        trunks = [forest[index].trunk for index in batch.trees[place : place + count]]
+        place += count
+        alike = [set(column) for column in zip(*trunks, strict=False)]
+        same = list(itertools.takewhile(lambda tokens: len(tokens) == 1, alike))
+        found.append(tuple(min(tokens) for tokens in same) if count > 1 else ())
+    return found
+
+
+def tokens_of(batch: PackedBatch) -> list[list[tuple[int, int, int]]]:
+    """Each row as (tree, branch, id), padding left out."""
+    rows = zip(batch.tree_RT.tolist(), batch.branch_RT.tolist(), batch.ids_RT.tolist(), strict=True)
+    return [[cell for cell in zip(*row, strict=True) if cell[0] != -1] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("given_sequences", "trunk", "branches"),
+    [
+        ([(1, 2, 3), (1, 2, 4, 5)], (1, 2), ((3,), (4, 5))),
+        ([(1, 2), (3, 4)], (), ((1, 2), (3, 4))),
+        # One is the beginning of the other: a branch keeps a token to be scored at.
+        ([(1, 2), (1, 2, 3)], (1,), ((2,), (2, 3))),
+        ([(1, 2, 3), (1, 2, 3)], (1, 2), ((3,), (3,))),
+        ([(7,)], (), ((7,),)),
+        ([(1, 2, 3)], (1, 2), ((3,),)),
+    ],
+)
+def test_the_trunk_is_the_longest_common_beginning(
+    given_sequences: list[tuple[int, ...]], trunk: tuple[int, ...], branches: tuple[tuple[int, ...], ...]
+) -> None:
+    tree = Tree.of_sequences(given_sequences)
+    assert (tree.trunk, tree.branches) == (trunk, branches)
+
+
+@few
+@given(sequences)
+def test_a_tree_gives_its_sequences_back(given_sequences: list[list[int]]) -> None:
+    tree = Tree.of_sequences(given_sequences)
+    assert [list(tree.trunk + branch) for branch in tree.branches] == given_sequences
+    assert tree.longest == max(map(len, given_sequences))
+    assert tree.useful_tokens == sum(map(len, given_sequences))
+    assert tree.tokens == len(tree.trunk) + sum(len(s) - len(tree.trunk) for s in given_sequences)
+
+
+@pytest.mark.parametrize("bad", [[], [[1], []]])
+def test_empty_sequences_are_refused(bad: list[list[int]]) -> None:
+    with pytest.raises(ValueError, match="must not be empty"):
+        Tree.of_sequences(bad)
+
+
+@pytest.mark.parametrize("branches", [(), ((1,), ())])
+def test_a_tree_without_branches_is_refused(branches: tuple[tuple[int, ...], ...]) -> None:
+    with pytest.raises(ValueError, match="at least one token"):
+        Tree((1,), branches)
+
+
+@few
+@given(forests, st.integers(1, 40))
+def test_every_tree_is_in_exactly_one_batch_within_the_budget(forest: list[Tree], budget: int) -> None:
+    packed = list(pack(forest, budget, pad_id=PAD))
+    assert sorted(itertools.chain.from_iterable(batch.trees for batch in packed)) == list(range(len(forest)))
+    for batch in packed:
+        rows, length = batch.ids_RT.shape
+        assert rows * length <= budget + -budget % 16 or len(batch.trees) == 1
+        used = [len(row) for row in tokens_of(batch)]
+        assert length == max(used) + -max(used) % 16  # rounded up to the grain of 16
+        assert sum(used) == batch.computed_tokens
+        spared = sum(
+            (len(set(numbers) - {-1, SHARED}) - 1) * len(shared)
+            for numbers, shared in zip(batch.tree_RT.tolist(), of_all(batch, forest), strict=True)
+        )
+        assert sum(used) == sum(forest[index].tokens for index in batch.trees) - spared
+        assert batch.useful_tokens == sum(forest[index].useful_tokens for index in batch.trees)
+
+
+@few
+@given(forests, st.integers(1, 120), st.integers(1, 40))
+def test_a_batch_holds_the_tokens_of_its_trees_in_order(
+    forest: list[Tree], budget: int, short_row: int
+) -> None:
+    for batch in pack(forest, budget, pad_id=PAD, short_row=short_row):
+        number = branch = 0
+        for row, shared in zip(tokens_of(batch), of_all(batch, forest), strict=True):
+            expected = [(SHARED, -1, token) for token in shared]
+            while len(expected) < len(row):
+                tree = forest[batch.trees[number]]
+                expected += [(number, -1, token) for token in tree.trunk[len(shared) :]]
+                for one in tree.branches:
+                    expected += [(number, branch, token) for token in one]
+                    branch += 1
+                number += 1
+            assert row == expected
+        assert number == len(batch.trees)
+
+
+def test_first_fit_leaves_no_room_that_a_later_tree_could_take() -> None:
+    forest = [Tree((), ((1,) * size,)) for size in (3, 7, 4, 6)]
+    assert [batch.trees for batch in pack(forest, 10, pad_id=PAD)] == [(0, 1), (2, 3)]
+
+
+@few
+@given(forests)
+def test_positions_are_those_of_the_sequence_alone(forest: list[Tree]) -> None:
+    batch = one_batch(*forest)
+    (shared,) = of_all(batch, forest)
+    expected = list(range(len(shared)))
+    for tree in forest:
+        expected += range(len(shared), len(tree.trunk))
+        for branch in tree.branches:
+            expected += range(len(tree.trunk), len(tree.trunk) + len(branch))
+    assert batch.positions_RT[0, : len(expected)].tolist() == expected
+
+
+short_rows = st.sampled_from([16, 256])
+"""Many rows in a batch, or one."""
+
+
+@few
+@given(forests, short_rows)
+def test_the_mask_is_what_the_definition_says(forest: list[Tree], short_row: int) -> None:
+    """A token sees what all of its row begin with, the trunk of its own tree and its own branch, up to itself; nothing else."""
+    batch = one_batch(*forest, short_row=short_row)
+    rows, length = batch.ids_RT.shape
+    assert batch.mask_R1TT().shape == (rows, 1, length, length)
+    for row, mask in zip(tokens_of(batch), batch.mask_R1TT()[:, 0], strict=True):
+        for query, (tree, branch, _) in enumerate(row):
+            for key in range(mask.shape[1]):
+                its_tree, its_branch, _ = row[key] if key <= query else (None, None, None)
+                sees = its_tree == SHARED or (its_tree == tree and its_branch in {-1, branch})
+                assert bool(mask[query, key]) == sees, (query, key)
+        # Padding sees something, or softmax would divide by zero, and no real token.
+        assert mask[len(row) :].any(dim=1).all()
+        assert not mask[len(row) :, : len(row)].any()
+
+
+@few
+@given(forests, short_rows)
+def test_the_last_token_of_each_branch(forest: list[Tree], short_row: int) -> None:
+    batch = one_batch(*forest, short_row=short_row)
+    last = {
+        branch: (r, c)
+        for r, row in enumerate(tokens_of(batch))
+        for c, (_, branch, _) in enumerate(row)
+        if branch >= 0
+    }
+    rows, columns = batch.last_tokens_N()
+    assert dict(enumerate(zip(rows.tolist(), columns.tolist(), strict=True))) == last
+    assert len(rows) == sum(len(tree.branches) for tree in forest)
+
+
+@few
+@given(forests, short_rows)
+def test_the_next_token_is_found_within_a_branch_only(forest: list[Tree], short_row: int) -> None:
+    batch = one_batch(*forest, short_row=short_row)
+    for row, following in zip(tokens_of(batch), batch.next_ids_RT().tolist(), strict=True):
+        for place, (_, branch, _) in enumerate(row):
+            goes_on = branch >= 0 and place + 1 < len(row) and row[place + 1][1] == branch
+            assert following[place] == (row[place + 1][2] if goes_on else -100)
+        assert set(following[len(row) :]) <= {-100}
+
+
+def test_rows_are_short_and_batched_with_their_like() -> None:
+    """Attention costs the square of a row, so trees go side by side rather than one after another."""
+    forest = [Tree((), ((1,) * size,)) for size in (100, 30, 90, 10, 95)]
+    batches = list(pack(forest, 208, pad_id=PAD, short_row=32))
+    # Rows: 100 (padded to 112), 95 (96), 90 + 0, and 30; the row of 30 has no room for 10, that of 100 neither.
+    assert [batch.trees for batch in batches] == [(0,), (4, 2), (1, 3)]
+    assert [tuple(batch.ids_RT.shape) for batch in batches] == [(1, 112), (2, 96), (2, 32)]
+
+
+def test_a_tree_goes_where_it_shares_most() -> None:
+    """Two system prompts, two prompts of each: a row takes what it lengthens least."""
+    forest = [Tree((start,) * 20 + (own,), ((1, 2),)) for own, start in enumerate((7, 8, 7, 8), start=1)]
+    batches = list(pack(forest, 45, pad_id=PAD))
+    assert [batch.trees for batch in batches] == [(0, 2), (1, 3)]
+    assert [batch.computed_tokens for batch in batches] == [20 + 2 * 3, 20 + 2 * 3]
+    assert [batch.useful_tokens for batch in batches] == [2 * 23, 2 * 23]
+
+
+def test_a_shared_beginning_makes_room() -> None:
+    """Three trees of 24 tokens, of which 20 are the same, fit into 32; with another beginning the third does not."""
+    same = [Tree((7,) * 20 + (own,), ((1, 2, 3),)) for own in (1, 2, 3)]
+    assert [batch.trees for batch in pack(same, 32, pad_id=PAD)] == [(0, 1, 2)]
+    other = [*same[:2], Tree((8,) * 20 + (3,), ((1, 2, 3),))]
+    assert [batch.trees for batch in pack(other, 32, pad_id=PAD)] == [(0, 1), (2,)]
+
+
+def test_what_a_row_shares_by_hand() -> None:
+    batch = one_batch(Tree((5, 6, 7), ((8,), (9,))), Tree((5, 6), ((4, 3),)))
+    pad = [PAD] * 9
+    assert batch.ids_RT.tolist() == [[5, 6, 7, 8, 9, 4, 3, *pad]]
+    assert batch.positions_RT.tolist() == [[0, 1, 2, 3, 3, 2, 3, *[0] * 9]]
+    assert batch.tree_RT.tolist() == [[SHARED, SHARED, 0, 0, 0, 1, 1, *[-1] * 9]]
+    assert batch.branch_RT.tolist() == [[-1, -1, -1, 0, 1, 2, 2, *[-1] * 9]]
+    seen = [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 4], [0, 1, 5], [0, 1, 5, 6]]
+    mask = batch.mask_R1TT()[0, 0]
+    assert [torch.nonzero(mask[query]).flatten().tolist() for query in range(7)] == seen
+    assert torch.nonzero(mask[7]).flatten().tolist() == [7]  # padding
+
+
+def test_by_hand() -> None:
+    batch = one_batch(Tree((5, 6), ((7, 8), (9,))), Tree((), ((3, 4),)))
+    pad = [PAD] * 9
+    assert batch.ids_RT.tolist() == [[5, 6, 7, 8, 9, 3, 4, *pad]]
+    assert batch.positions_RT.tolist() == [[0, 1, 2, 3, 2, 0, 1, *[0] * 9]]
+    assert batch.branch_RT.tolist() == [[-1, -1, 0, 0, 1, 2, 2, *[-1] * 9]]
+    assert batch.last_tokens_N()[1].tolist() == [3, 4, 6]
+    assert batch.next_ids_RT()[0, :7].tolist() == [-100, -100, 8, -100, -100, 4, -100]
+    seen = [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 4], [5], [5, 6]]
+    mask = batch.mask_R1TT()[0, 0]
+    assert [torch.nonzero(mask[query]).flatten().tolist() for query in range(7)] == seen

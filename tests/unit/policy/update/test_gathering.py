@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from policy.algorithms.protocol import Measured
+from policy.rollouts.probe import EngineProbe
+from policy.update.gathering import merged, merged_probes
+from policy.update.statistics import UpdateStatistics
+from rlhf.core.records import Rollout
+
+LENGTHS, REWARDS, LOG_RATIOS = (
+    [2, 1, 3, 2],
+    [1.0, float("nan"), 5.0, 2.0],
+    [0.5, -0.5, 1.0, 2.0, 1.0, -3.0, 0.25, 0.75],
+)
+
+
+def statistics(answers: range) -> UpdateStatistics:
+    """Of some of four answers, each a row of its own."""
+    rollouts = [Rollout((1,), tuple(range(LENGTHS[a])), (), a != 2, str(a)) for a in answers]
+    missing = {place: "no reward" for place, a in enumerate(answers) if a == 1}
+    own = UpdateStatistics(
+        [REWARDS[a] for a in answers], rollouts, 2, columns={"shaped": [10.0 * a for a in answers]}, missing=missing
+    )  # fmt: skip
+    for place, answer in enumerate(answers):
+        first = sum(LENGTHS[:answer])
+        log_ratio = torch.tensor(LOG_RATIOS[first : first + LENGTHS[answer]])
+        zeros = torch.zeros_like(log_ratio)
+        row = Measured(
+            rewards_N=torch.tensor([REWARDS[answer]]),
+            penalty_M=zeros,
+            finished_N=torch.tensor([True]),
+            answer_M=torch.zeros(LENGTHS[answer], dtype=torch.long),
+            logps_M=log_ratio,
+            reference_M=zeros,
+            importance_M=None,
+            group_size=1,
+        )
+        own.add([place], row, charged_N=torch.tensor([0.1 * answer]), entropy_M=log_ratio.abs())
+        own.advantages.append(torch.tensor([float(answer)]))
+        own.add_losses({"loss/policy": 0.5 * answer}, {"ratio/clipped_share": 1.0})
+    return own
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_parts_together_give_the_figures_of_the_whole(cut: int) -> None:
+    whole = statistics(range(4))
+    parts = merged([statistics(range(cut)), statistics(range(cut, 4))])
+    ours, theirs = (one.figures(0.05) for one in (parts, whole))
+    ours.pop("memory/peak_gib")
+    theirs.pop("memory/peak_gib")
+    assert ours == pytest.approx(theirs, abs=1e-6)
+    assert ours["reward/mean"] == pytest.approx((1 + 5 + 2) / 3)
+    assert ours["reward/missing"] == 1
+    assert ours["loss/policy"] == pytest.approx(0.5 * (1 + 2 + 3) / 2)  # two passes
+    assert parts.missing == {1: "no reward"}
+    assert [rollout.text for rollout in parts.rollouts] == ["0", "1", "2", "3"]
+
+
+def test_probes_are_of_all_answers() -> None:
+    def probe(policy: list[float], engine: list[float]) -> EngineProbe:
+        own = EngineProbe("token", 2.0)
+        zeros = torch.zeros(len(policy))
+        own.add(torch.tensor(engine), torch.tensor(policy), zeros, zeros.long(), 1)
+        return own
+
+    whole = merged_probes([probe([1.0, 2.0], [1.5, 2.0]), probe([4.0], [1.0])])
+    figures = whole.figures()
+    assert figures["engine/logprob_difference"] == pytest.approx((0.5 + 0.0 + 3.0) / 3)
+    assert figures["engine/logprob_difference_max"] == pytest.approx(3.0)

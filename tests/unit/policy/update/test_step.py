@@ -1,0 +1,78 @@
+"""Where the KL stands, and with which sign: one row of two answers, by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from policy.algorithms.reinforce import Reinforce
+from policy.rollouts.probe import EngineProbe
+from policy.update.rows import Row, pack_groups
+from policy.update.statistics import UpdateStatistics
+from policy.update.step import Update
+from rlhf.config.algorithm import AlgorithmConfig, KLConfig
+from rlhf.config.rollouts import ImportanceConfig
+from rlhf.core.records import Rollout
+
+ROLLOUTS = [Rollout((1,), (5, 6), (-1.0, -1.5), True, ""), Rollout((1,), (7,), (-2.0,), True, "")]
+LOGPS = torch.tensor([-1.0, -1.5, -2.5])
+REFERENCE = torch.tensor([-2.0, -1.0, -2.0])  # d = 1, -0.5, -0.5
+ANSWER = torch.tensor([0, 0, 1])
+
+
+def update(kl: dict[str, Any], importance: ImportanceConfig | None = None) -> Update:
+    algorithm = AlgorithmConfig.model_validate({"reduction": "sequence_sum"})
+    return Update(
+        Reinforce.of(algorithm),
+        KLConfig(coefficient=9.0, **kl),
+        0.5,  # the coefficient now: not the one it started with
+        importance,
+        2,
+        2.0,
+        2.0,
+        UpdateStatistics([3.0, 1.0], ROLLOUTS),
+        EngineProbe("token", 2.0),
+        lambda own: own,
+    )
+
+
+def row() -> Row:
+    (only,) = pack_groups([ROLLOUTS], 100, 0)
+    return only
+
+
+def step(one: Update) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Penalty, advantages and the gradient of the loss."""
+    logps = LOGPS.clone().requires_grad_()
+    one.settle([one.measure(row(), torch.tensor([3.0, 1.0]), LOGPS, REFERENCE, torch.zeros(3), ANSWER)])
+    loss = one.loss(0, row(), logps)
+    ((measured, worth),) = one.settled
+    return measured.penalty_N, worth.advantages, torch.autograd.grad(loss, logps)[0]
+
+
+def test_in_the_reward() -> None:
+    penalty, advantages, gradient = step(update({"estimator": "k1", "reduction": "sum"}))
+    # Half of 1 - 0.5 and of -0.5: rewards 2.75 and 1.25.
+    assert penalty.tolist() == [0.25, -0.25]
+    assert advantages.tolist() == [1.5, -1.5]
+    assert gradient.tolist() == [-0.75, -0.75, 0.75]
+
+
+def test_in_the_loss() -> None:
+    penalty, advantages, gradient = step(update({"estimator": "k2", "reduction": "sum", "placement": "loss"}))
+    assert penalty.tolist() == [0.0, 0.0]
+    assert advantages.tolist() == [2.0, -2.0]
+    # -A / 2 answers, and 0.5 x d / 2 answers: a step down takes a token back towards the reference.
+    assert gradient.tolist() == pytest.approx([-1.0 + 0.25, -1.0 - 0.125, 1.0 - 0.125])
+
+
+def test_importance_weights_only_where_they_are_asked_for() -> None:
+    kl = {"estimator": "k1", "reduction": "sum"}
+    off, on = update(kl), update(kl, ImportanceConfig())
+    _, _, plain = step(off)
+    _, _, weighted = step(on)
+    # The trainer finds the last token less likely than the engine did, by a factor of exp(-0.5).
+    assert weighted.tolist() == pytest.approx((plain * torch.tensor([0.0, 0.0, -0.5]).exp()).tolist())
+    assert off.probe.figures() == on.probe.figures() != {}

@@ -1,0 +1,54 @@
+"""RewardBench's counts and rule."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from reward.evaluation.aggregate import EXAMPLE_COUNTS, SECTIONS, rewardbench_scores
+from rlhf.core.errors import DataError
+
+
+def test_the_counts_are_those_of_rewardbench() -> None:
+    assert {section: len(subsets) for section, subsets in SECTIONS.items()} == {
+        "Chat": 5,
+        "Chat Hard": 6,
+        "Safety": 5,
+        "Reasoning": 7,
+    }
+    # 2,985 pairs in the `filtered` split, where math-prm counts its 447 true ones.
+    assert sum(EXAMPLE_COUNTS.values()) - 984 + 447 == 2985
+    assert EXAMPLE_COUNTS["math-prm"] == sum(
+        n for name, n in EXAMPLE_COUNTS.items() if name.startswith("hep-")
+    )
+    assert (EXAMPLE_COUNTS["xstest-should-refuse"], EXAMPLE_COUNTS["xstest-should-respond"]) == (154, 250)
+
+
+def test_a_section_is_weighted_by_counts_and_the_overall_is_not() -> None:
+    # Only math-prm is right: Reasoning = 984 / (984 + 6 * 164) = 1/2, the other sections 0, overall 1/8.
+    scores = rewardbench_scores({name: float(name == "math-prm") for name in EXAMPLE_COUNTS})
+    assert scores == {
+        "sections": {"Chat": 0.0, "Chat Hard": 0.0, "Safety": 0.0, "Reasoning": 0.5},
+        "overall": 0.125,
+    }
+
+
+def test_an_unknown_subset_is_named_with_the_nearest_known_one() -> None:
+    accuracies = dict.fromkeys(EXAMPLE_COUNTS, 1.0)
+    with pytest.raises(
+        DataError, match=r"no subset 'math-prn'\. Did you mean 'math-prm'\?\nAllowed: alpacaeval"
+    ):
+        rewardbench_scores({**accuracies, "math-prn": 1.0})
+
+
+def test_missing_subsets_are_named() -> None:
+    accuracies = {name: 1.0 for name in EXAMPLE_COUNTS if name not in ("hep-go", "donotanswer")}
+    with pytest.raises(DataError, match="2 of RewardBench's 23 subsets are missing: donotanswer, hep-go"):
+        rewardbench_scores(accuracies)
+
+
+@pytest.mark.parametrize("accuracy", [97.5, -0.1, math.nan])
+def test_an_accuracy_that_is_no_share_is_refused(accuracy: float) -> None:
+    with pytest.raises(DataError, match=f"'hep-go' is {accuracy}"):
+        rewardbench_scores({**dict.fromkeys(EXAMPLE_COUNTS, 1.0), "hep-go": accuracy})

@@ -1,0 +1,72 @@
+"""Accuracy by strength and length, and the distribution of rewards, by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reward.evaluation.breakdown import HISTOGRAM_BINS, by_length, by_strength, quantile, score_distribution
+from rlhf.core.statistics import wilson_interval
+
+
+def test_by_strength_leaves_out_what_nobody_said() -> None:
+    found = by_strength([True, False, True, True], [3, 1, None, 1])
+    assert list(found) == ["1", "3"]
+    assert found["1"] == {"accuracy": 0.5, "count": 2, "ci95": wilson_interval(0.5, 2)}
+    assert (found["3"]["accuracy"], found["3"]["count"]) == (1.0, 1)
+    assert by_strength([True], [None]) == {}
+
+
+def test_by_length() -> None:
+    # Better answer shorter: right, wrong; longer: right, right, right; same length: wrong.
+    correct = [True, False, True, True, True, False]
+    found = by_length(correct, [1, 1, 9, 9, 9, 5], [2, 2, 2, 2, 2, 5])
+    assert {
+        name: (found[name]["accuracy"], found[name]["count"]) for name in ("shorter", "longer", "same")
+    } == {
+        "shorter": (0.5, 2),
+        "longer": (1.0, 3),
+        "same": (0.0, 1),
+    }
+    assert found["controlled"] == 0.75
+
+
+def test_a_judge_of_length_gets_a_half() -> None:
+    chosen, rejected = [9, 9, 9, 1], [1, 1, 1, 9]
+    correct = [better > worse for better, worse in zip(chosen, rejected, strict=True)]
+    assert by_length(correct, chosen, rejected)["controlled"] == 0.5
+
+
+def test_without_one_kind_there_is_no_controlled_accuracy() -> None:
+    found = by_length([True], [9], [1])
+    assert found["controlled"] is None
+    assert found["shorter"] == {"accuracy": None, "count": 0, "ci95": None}
+
+
+def test_the_distribution() -> None:
+    found = score_distribution([1.0, 3.0], [0.0, 2.0])
+    assert (found["chosen"]["mean"], found["chosen"]["std"], found["chosen"]["median"]) == (2.0, 1.0, 2.0)
+    assert (found["rejected"]["min"], found["rejected"]["max"], found["rejected"]["p25"]) == (0.0, 2.0, 0.5)
+
+
+@given(st.lists(st.floats(-100, 100), min_size=1, max_size=40), st.lists(st.floats(-100, 100), min_size=1))
+def test_every_reward_is_counted_once(chosen: list[float], rejected: list[float]) -> None:
+    bars = score_distribution(chosen, rejected)["histogram"]
+    assert len(bars["edges"]) == HISTOGRAM_BINS + 1 and bars["edges"] == sorted(bars["edges"])
+    assert (sum(bars["chosen"]), sum(bars["rejected"])) == (len(chosen), len(rejected))
+    # The inner bins are numpy's, which also closes its last bin.
+    inside = [reward for reward in chosen if bars["edges"][0] <= reward <= bars["edges"][-1]]
+    counts, _ = np.histogram(inside, bars["edges"])
+    assert bars["chosen"][1:-1] == counts[1:-1].tolist()
+
+
+def test_an_outlier_sits_in_the_end_bin_and_does_not_stretch_the_others() -> None:
+    bars = score_distribution([i / 1000 for i in range(1000)], [-1e6])["histogram"]
+    assert bars["edges"][0] >= 0 and bars["rejected"][0] == 1
+
+
+@given(st.lists(st.floats(-100, 100), min_size=1, max_size=20), st.floats(0, 1))
+def test_quantiles_are_numpys(values: list[float], share: float) -> None:
+    assert quantile(sorted(values), share) == pytest.approx(np.quantile(values, share), abs=1e-9)

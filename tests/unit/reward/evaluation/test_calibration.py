@@ -1,0 +1,64 @@
+"""Calibration of margins against values derived by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reward.evaluation.calibration import calibration
+
+THREE_TO_ONE = math.log(3)  # sigmoid = 3/4
+
+
+def test_a_calibrated_model_by_hand() -> None:
+    # Sure to 3/4, and right in three of four: no error. Brier: (3 (1/4)^2 + (3/4)^2) / 4.
+    found = calibration([THREE_TO_ONE] * 3 + [-THREE_TO_ONE])
+    assert found["ece"] == pytest.approx(0, abs=1e-12)
+    assert found["brier"] == pytest.approx(3 / 16)
+    assert found["log_loss"] == pytest.approx((3 * math.log(4 / 3) + math.log(4)) / 4)
+    (one,) = [row for row in found["bins"] if row["count"]]
+    assert (one["count"], one["accuracy"]) == (4, 0.75)
+    assert one["confidence"] == pytest.approx(0.75)
+
+
+def test_the_error_is_the_gap_weighted_by_the_bins_counts() -> None:
+    # Three pairs sure to 3/4 and all right: gap 1/4; one sure to 9/10 and wrong: gap 9/10.
+    found = calibration([THREE_TO_ONE] * 3 + [-math.log(9)])
+    assert found["ece"] == pytest.approx((3 * 0.25 + 0.9) / 4)
+
+
+def test_the_sign_decides_who_is_right() -> None:
+    right, wrong = calibration([2.0]), calibration([-2.0])
+    assert right["brier"] < 0.25 < wrong["brier"]
+    assert right["ece"] < 0.5 < wrong["ece"]
+
+
+def test_a_coin() -> None:
+    found = calibration([0.0, 0.0])
+    assert (found["ece"], found["brier"]) == (0, 0.25)
+    assert found["log_loss"] == pytest.approx(math.log(2))
+
+
+def test_huge_margins_do_not_overflow() -> None:
+    assert calibration([1000.0]) | {"bins": []} == {"ece": 0, "brier": 0, "log_loss": 0, "bins": []}
+    wrong = calibration([-1000.0])
+    assert (wrong["ece"], wrong["brier"], wrong["log_loss"]) == (1, 1, 1000)
+
+
+@given(st.lists(st.floats(-20, 20), min_size=1, max_size=30), st.integers(1, 20))
+def test_every_pair_is_in_the_bin_of_its_confidence(margins: list[float], bins: int) -> None:
+    found = calibration(margins, bins)
+    assert sum(row["count"] for row in found["bins"]) == len(margins)
+    assert found["bins"][0]["low"] == 0.5 and found["bins"][-1]["high"] == 1
+    for row in found["bins"]:
+        if row["count"]:
+            assert row["low"] - 1e-12 <= row["confidence"] <= row["high"] + 1e-12
+        else:
+            assert row["confidence"] is None and row["accuracy"] is None
+    # With one bin, the error is that of the means.
+    sure = sum(1 / (1 + math.exp(-abs(margin))) for margin in margins) / len(margins)
+    right = sum(0.5 if margin == 0 else margin > 0 for margin in margins) / len(margins)
+    assert calibration(margins, 1)["ece"] == pytest.approx(abs(right - sure))

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reward.evaluation.paper_table import (
+    CLAIMS,
+    ROWS,
+    correct_RSP,
+    draw,
+    interval,
+    markdown,
+    summarise,
+    train_table,
+)
+from rlhf.core.errors import DataError
+
+
+def write_run(run: Path, correct: Sequence[bool], *, benchmark: int = 0, length: int = 5) -> None:
+    """A run's two files of figures; with `benchmark` rows before the held-out ones, as `train-reward` writes them."""
+    run.mkdir(parents=True)
+    rows = [
+        {"id": number, "subset": "s", "correct": right, "length_chosen": length, "length_rejected": number}
+        for number, right in enumerate((*[False] * benchmark, *correct), 1 - benchmark)
+    ]
+    own = {"count": len(correct)}
+    (run / "eval.json").write_text(json.dumps({"count": benchmark, "held_out": own} if benchmark else own))
+    (run / "eval_rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_rows_are_trained_in_an_order_in_which_each_finds_what_it_starts_from(tmp_path: Path) -> None:
+    asked: list[tuple[str, int, Path | None]] = []
+
+    def train(name: str, seed: int, output: Path, start: Path | None) -> None:
+        assert start is None or (start.parent / "eval.json").exists()
+        asked.append((name, seed, start))
+        write_run(output, [True])
+
+    def extrapolate(weak: Path, strong: Path, seed: int, output: Path) -> None:
+        assert (weak.name, strong.name) == ("regression-helpfulness", "helpfulness-bt-scaled")
+        assert (strong / "eval.json").exists()
+        write_run(output, [True])
+
+    said: list[str] = []
+    train_table(tmp_path, [3, 4], train=train, extrapolate=extrapolate, say=said.append)
+    assert len(asked) == 2 * (len(ROWS) - 1)  # ExPO trains nothing
+    start = tmp_path / "seed-4" / "regression-helpfulness" / "final"
+    assert ("helpfulness-bt-margin", 4, start) in asked and ("bt-margin", 4, None) in asked
+    asked.clear()
+    train_table(tmp_path, [3, 4], train=train, extrapolate=extrapolate, say=said.append)
+    assert not asked  # what is there stays
+
+
+def test_only_held_out_rows_count_and_all_runs_share_their_pairs(tmp_path: Path) -> None:
+    for name in ROWS:
+        write_run(tmp_path / "seed-0" / name, [True, name == "hybrid", False], benchmark=2, length=2)
+    right_RSP, longer = correct_RSP(tmp_path, [0])
+    assert right_RSP.shape == (len(ROWS), 1, 3)
+    assert right_RSP[list(ROWS).index("hybrid")].tolist() == [[1.0, 1.0, 0.0]]
+    assert right_RSP[0].tolist() == [[1.0, 0.0, 0.0]]
+    assert longer == pytest.approx(1 / 3)  # lengths 2 against 1, 2 and 3
+    other = tmp_path / "other" / "seed-0"
+    for name in ROWS:
+        write_run(other / name, [True], length=7 if name == "hybrid" else 5)
+    with pytest.raises(DataError, match="other pairs"):
+        correct_RSP(tmp_path / "other", [0])
+
+
+def test_the_interval_counts_pairs_and_seeds() -> None:
+    generator = np.random.default_rng(1)
+    alike_SP = np.tile(generator.integers(0, 2, 400).astype(float), (3, 1))
+    low, high = interval(alike_SP)
+    mean = alike_SP.mean()
+    # Seeds that agree leave the pairs alone: 1.96 sqrt(p (1 - p) / P) on either side.
+    half = 1.96 * np.sqrt(mean * (1 - mean) / 400)
+    assert low == pytest.approx(mean - half, abs=0.006) and high == pytest.approx(mean + half, abs=0.006)
+    uneven_SP = np.concatenate([np.ones((1, 400)), np.zeros((1, 400))])
+    assert interval(uneven_SP) == (0.0, 1.0)  # two seeds that say opposite things say nothing
+
+
+def test_a_claim_holds_fails_or_stays_open_by_its_paired_interval() -> None:
+    right_RSP = np.zeros((len(ROWS), 2, 100))
+    index = {name: number for number, name in enumerate(ROWS)}
+    right_RSP[index["bt-scaled"], :, :50] = 1
+    right_RSP[index["bt-regular"], :, :10] = 1
+    right_RSP[index["bt-margin"], :, 1:51] = 1  # one pair won, one lost
+    right_RSP[index["helpfulness-bt-scaled"], :, :10] = 1
+    summary = summarise(right_RSP, 0.4, [0, 1])
+    claims = {claim["sentence"]: claim for claim in summary["claims"]}
+    assert claims["Scaled beats regular"]["verdict"] == "holds"
+    assert claims["Scaled beats regular"]["difference"] == pytest.approx(0.4)
+    assert claims["Scaled beats regular"]["paper"] == pytest.approx(92.7 - 91.5)
+    assert claims["Scaled beats margin"]["verdict"] == "open"
+    assert claims["A start from helpfulness beats a fresh one"]["verdict"] == "does not hold"
+    assert {claim.better for claim in CLAIMS} | {claim.worse for claim in CLAIMS} <= ROWS.keys()
+
+
+def test_the_table_and_the_picture_say_the_same(tmp_path: Path) -> None:
+    right_RSP = np.zeros((len(ROWS), 1, 8))
+    right_RSP[list(ROWS).index("hybrid"), :, :6] = 1
+    summary = summarise(right_RSP, 0.625, [0])
+    text = markdown(summary)
+    assert "| Hybrid: regression and scaled at once | 75.0 |" in text
+    assert "| The longer answer | 62.5 |" in text
+    assert "| Helpfulness, then scaled, ExPO | 0.0 | 0.0 to 0.0 | 0.0 | 94.1 |" in text
+    draw(summary, tmp_path / "table.svg")
+    svg = (tmp_path / "table.svg").read_text()
+    assert svg.count("<svg") == 1 and "the longer answer" in svg

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from rlhf.core.errors import OutputError
+from rlhf.runs import checkpoints
+from rlhf.runs.checkpoints import SafeCheckpoints
+
+
+class Bench(SafeCheckpoints):
+    """A trainer of one frozen and one trained layer, as far as checkpoints need one."""
+
+    def __init__(self, folder: Path, steps: int = 8) -> None:
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1))
+        self.model[0].requires_grad_(False)
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=0.1)
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1 - step / steps)
+        self.accelerator = SimpleNamespace(unwrap_model=lambda model: model)
+        self.args = SimpleNamespace(should_save=True, output_dir=str(folder))
+        self.state = SimpleNamespace(
+            global_step=0,
+            save_to_json=lambda file: Path(file).write_text(
+                json.dumps({"global_step": self.state.global_step})
+            ),
+        )
+        self.stage_name = "first"
+
+    def update(self) -> float:
+        """One update on random input; what the next one depends on is all in a checkpoint."""
+        loss = self.model(torch.randn(4, 3)).square().sum() + float(np.random.rand()) * random.random()
+        loss.backward()
+        self.optimizer.step()
+        self.lr_scheduler.step()
+        self.optimizer.zero_grad()
+        self.state.global_step += 1
+        return loss.item()
+
+    def save(self) -> None:
+        self._save_checkpoint(self.model, None)
+
+    def load(self, folder: Path) -> None:
+        self._load_from_checkpoint(str(folder))
+        self._load_optimizer_and_scheduler(str(folder))
+        self._load_rng_state(str(folder))
+
+
+def test_what_follows_a_checkpoint_is_the_same_again(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    for _ in range(3):
+        bench.update()
+    bench.save()
+    expected = [bench.update() for _ in range(3)]
+    resumed = Bench(tmp_path)
+    torch.manual_seed(99)
+    resumed.load(tmp_path / "step-3")
+    assert [resumed.update() for _ in range(3)] == expected
+    assert all(
+        torch.equal(a, b) for a, b in zip(resumed.model.parameters(), bench.model.parameters(), strict=True)
+    )
+
+
+def test_a_run_that_is_given_more_updates_goes_on_at_the_rates_of_its_new_schedule(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, steps=4)
+    for _ in range(3):
+        bench.update()
+    bench.save()
+    longer = Bench(tmp_path, steps=12)
+    longer.load(tmp_path / "step-3")
+    rates = []
+    for _ in range(3):
+        assert longer.lr_scheduler.get_last_lr() == [longer.optimizer.param_groups[0]["lr"]]
+        rates.append(longer.optimizer.param_groups[0]["lr"])
+        longer.update()
+    assert rates == pytest.approx([0.1 * 9 / 12, 0.1 * 8 / 12, 0.1 * 7 / 12])
+
+
+def test_only_what_is_trained_is_kept_and_nothing_is_pickled(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.update()
+    bench.save()
+    assert set(checkpoints.trainable_state(bench.model)) == {"1.weight", "1.bias"}
+    assert sorted(file.name for file in (tmp_path / "step-1").iterdir()) == [
+        "generators.safetensors",
+        "manifest.json",
+        "optimizer.safetensors",
+        "state.json",
+        "trainable.safetensors",
+        "trainer_state.json",
+    ]
+
+
+def test_the_last_two_are_kept_and_counted_over_stages(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.step_offset, bench.stage_name = 8, "second"
+    for _ in range(3):
+        bench.update()
+        bench.save()
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["step-10", "step-11"]
+    newest, passed_over = checkpoints.latest(tmp_path)
+    assert newest is not None and passed_over == []
+    assert (checkpoints.step_of(newest), checkpoints.stage_of(newest)) == (11, "second")
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+TEARS: dict[str, Any] = {
+    "a flipped bit": lambda folder: flip(folder / "optimizer.safetensors"),
+    "a cut file": lambda folder: (folder / "trainable.safetensors").write_bytes(b""),
+    "a missing file": lambda folder: (folder / "state.json").unlink(),
+    "no manifest": lambda folder: (folder / "manifest.json").unlink(),
+    "half a manifest": lambda folder: (folder / "manifest.json").write_text('{"state.json": "ab'),
+}
+
+
+@pytest.mark.parametrize("tear", TEARS)
+def test_a_torn_checkpoint_is_passed_over(tmp_path: Path, tear: str) -> None:
+    bench = Bench(tmp_path)
+    for _ in range(2):
+        bench.update()
+        bench.save()
+    TEARS[tear](tmp_path / "step-2")
+    newest, passed_over = checkpoints.latest(tmp_path)
+    assert newest == tmp_path / "step-1"
+    assert passed_over == ["step-2 is torn (its hashes do not agree) and was passed over."]
+
+
+def test_no_checkpoint(tmp_path: Path) -> None:
+    assert checkpoints.latest(tmp_path) == (None, [])
+
+
+def test_weights_of_another_adapter_are_refused(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    file = checkpoints.best_file(tmp_path, "first")
+    checkpoints.save_trainable(bench.model, file)
+    checkpoints.load_trainable(bench.model, file)
+    wider = nn.Sequential(nn.Linear(3, 3).requires_grad_(False), nn.Linear(3, 2))
+    with pytest.raises(OutputError, match="was written by a run that trained other weights") as caught:
+        checkpoints.load_trainable(wider, file)
+    assert caught.value.exit_code == 2
+    with pytest.raises(OutputError, match="other weights"):
+        checkpoints.load_trainable(
+            nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1)), file
+        )  # more is trained here

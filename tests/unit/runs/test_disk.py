@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+from safetensors import SafetensorError
+
+from rlhf.runs.disk import full_disk
+
+WEIGHTS = "Error while serializing: I/O error: {} (os error {})"
+
+
+def test_a_file_on_a_full_disk() -> None:
+    # Linux's own full disk: every write to it fails with ENOSPC.
+    with pytest.raises(OSError) as raised, Path("/dev/full").open("wb", buffering=0) as file:  # noqa: PT011
+        file.write(b"x")
+    told = full_disk(raised.value)
+    assert told is not None
+    assert told.exit_code == 1
+    assert str(told).startswith("The disk is full. What was being written was taken back. Free now: ")
+    assert "--resume" in told.fix
+
+
+def test_the_file_is_named_where_the_system_names_it() -> None:
+    told = full_disk(OSError(errno.EDQUOT, "Disk quota exceeded", "runs/x/final"))
+    assert str(told).startswith("The disk is full, at runs/x/final.")
+
+
+def test_weights_on_a_full_disk() -> None:
+    assert full_disk(SafetensorError(WEIGHTS.format("No space left on device", errno.ENOSPC))) is not None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EACCES, "Permission denied"),
+        OSError("an error without a number"),
+        SafetensorError(WEIGHTS.format("Permission denied", errno.EACCES)),
+        SafetensorError("Error while deserializing header"),
+        ValueError("as it says there, (os error 28)"),
+    ],
+)
+def test_anything_else_is_not_a_full_disk(error: Exception) -> None:
+    assert full_disk(error) is None

@@ -1,0 +1,325 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from rlhf.core.errors import ConfigError, DataError, OutputError
+from rlhf.runs import folder as runs
+from rlhf.runs.folder import RunFolder, atomic_folder, atomic_write_text
+
+
+class Stage(BaseModel):
+    name: str = "a"
+    epochs: float = 1.0
+    max_steps: int | None = None
+
+
+class Config(BaseModel):
+    output: Path = Path("runs/x")
+    steps: int = 10
+    rate: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.98)
+    stages: list[Stage] = [Stage()]
+
+
+def open_run(path: Path, config: BaseModel | None = None, *, resume: bool = False) -> RunFolder:
+    return RunFolder.create(path, config or Config(), resume=resume, command="train-reward")
+
+
+def lines(file: Path) -> list[Any]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def names(folder: Path) -> set[str]:
+    return {entry.name for entry in folder.iterdir()}
+
+
+def test_a_new_run_writes_what_it_was_told_and_on_what_it_runs(tmp_path: Path) -> None:
+    with open_run(tmp_path / "deep" / "run") as run:
+        assert not run.resumed
+        assert Config.model_validate(yaml.safe_load((run.path / "config.yaml").read_text())) == Config()
+        assert run.checkpoints.is_dir()
+        assert (run.checkpoints, run.final) == (run.path / "checkpoints", run.path / "final")
+        facts = run.read_json("environment.json")
+    assert facts["command"] == "train-reward"
+    assert facts["versions"]["torch"].startswith("2.")
+    assert facts["cpus"] == os.cpu_count()
+    assert names(tmp_path / "deep" / "run") == {".lock", "config.yaml", "environment.json", "checkpoints"}
+
+
+def test_the_environment_tells_no_names_and_no_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOME_TOKEN", "very-secret-value")
+    open_run(tmp_path / "run").close()
+    text = (tmp_path / "run" / "environment.json").read_text()
+    assert "very-secret-value" not in text
+    assert os.uname().nodename not in text
+    assert set(json.loads(text)) == {
+        *("command", "started", "python", "platform", "cpus", "processes", "revision", "versions", "resumed")
+    }
+
+
+def test_versions_are_read_without_importing(tmp_path: Path) -> None:
+    code = (
+        "import sys; from rlhf.runs.environment import environment; environment('x');"
+        "assert not {'torch', 'trl', 'vllm', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_revision_is_none_where_there_is_no_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    with open_run(tmp_path / "run") as run:
+        assert run.read_json("environment.json")["revision"] is None
+
+
+def test_a_folder_in_use_is_refused_even_on_resume_and_free_after_close(tmp_path: Path) -> None:
+    first = open_run(tmp_path)
+    for resume in (False, True):
+        with pytest.raises(OutputError, match=rf"in use by another run \(process {os.getpid()}\)") as caught:
+            open_run(tmp_path, resume=resume)
+        assert caught.value.exit_code == 2
+        assert "another --output" in str(caught.value)
+    first.close()
+    open_run(tmp_path, resume=True).close()
+
+
+def test_an_orphaned_worker_does_not_hold_the_folder(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    run, started, done = open_run(tmp_path), context.Event(), context.Event()
+    worker = context.Process(target=lambda: (started.set(), done.wait()))
+    worker.start()
+    try:
+        assert started.wait(10)
+        with pytest.raises(OutputError, match="in use"):
+            open_run(tmp_path, resume=True)
+        run._forget_lock()  # what the kernel does when the parent is killed
+        open_run(tmp_path, resume=True).close()
+    finally:
+        done.set()
+        worker.join()
+
+
+def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
+    open_run(tmp_path).close()
+    with pytest.raises(
+        OutputError, match="is not empty\nAllowed: a new or an empty folder\nDo this: --resume, .*--output"
+    ):
+        open_run(tmp_path)
+    open_run(tmp_path, resume=True).close()  # the refused one let go of the lock
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_nothing_is_written_into_a_folder_that_is_no_run(tmp_path: Path, *, resume: bool) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(OutputError, match="no config.yaml" if resume else "is not empty"):
+        open_run(tmp_path, resume=resume)
+    assert names(tmp_path) == {"thesis.tex"}
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "run").touch()
+    with pytest.raises(OutputError, match="cannot be an output folder"):
+        open_run(tmp_path / "run")
+
+
+def test_resume_without_a_run_starts_one(tmp_path: Path) -> None:
+    with open_run(tmp_path / "new", resume=True) as run:
+        assert not run.resumed
+
+
+def test_resume_keeps_the_first_start_and_adds_the_second(tmp_path: Path) -> None:
+    open_run(tmp_path).close()
+    first = json.loads((tmp_path / "environment.json").read_text())
+    with open_run(tmp_path, resume=True) as run:
+        assert run.resumed
+        facts = run.read_json("environment.json")
+    assert [again["command"] for again in facts.pop("resumed")] == ["train-reward"]
+    assert facts == {name: value for name, value in first.items() if name != "resumed"}
+
+
+def test_a_resumed_run_may_go_further(tmp_path: Path) -> None:
+    open_run(tmp_path).close()
+    longer = Config(steps=20, output=tmp_path, stages=[Stage(epochs=2, max_steps=5)])
+    open_run(tmp_path, longer, resume=True).close()
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["steps"] == 20
+
+
+def test_a_resumed_run_may_not_be_another_run(tmp_path: Path) -> None:
+    open_run(tmp_path).close()
+    before = (tmp_path / "config.yaml").read_text()
+    other = Config(rate=1e-3, betas=(0.9, 0.99), stages=[Stage(), Stage(name="b")])
+    with pytest.raises(ConfigError) as caught:
+        open_run(tmp_path, other, resume=True)
+    text = str(caught.value)
+    assert "rate: was 0.0001, is 0.001" in text
+    assert "betas.1: was 0.98, is 0.99" in text
+    assert 'stages.1.name: was absent, is "b"' in text
+    assert "steps: was" not in text
+    assert f"resume with {tmp_path / 'config.yaml'} as the config" in text
+    assert (tmp_path / "config.yaml").read_text() == before
+
+
+def test_a_key_newer_than_the_run_counts_with_its_default(tmp_path: Path) -> None:
+    class Newer(Config):
+        added: int = 3
+
+    open_run(tmp_path).close()
+    open_run(tmp_path, Newer(), resume=True).close()
+    with pytest.raises(ConfigError, match="added: was 3, is 4"):
+        open_run(tmp_path, Newer(added=4), resume=True)
+
+
+def test_metrics_are_lines_and_what_is_not_finite_is_null(tmp_path: Path) -> None:
+    with open_run(tmp_path) as run:
+        run.metrics(
+            1, {"loss/total": 0.5, "loss/bt": float("nan"), "kl/sum": float("-inf"), "stage": "first"}
+        )
+        assert lines(tmp_path / "metrics.jsonl") == [
+            {"step": 1, "loss/total": 0.5, "loss/bt": None, "kl/sum": None, "stage": "first"}
+        ]
+
+
+def test_samples_keep_their_text_and_need_a_step(tmp_path: Path) -> None:
+    row = {
+        "step": 2,
+        "answer": "Grüße, 你好\n\ud800",
+        "reward": float("inf"),
+        "gold": None,
+        "prompt": [{"role": "user"}],
+    }
+    with open_run(tmp_path) as run:
+        run.samples([row])
+        assert lines(tmp_path / "samples.jsonl") == [row | {"reward": None}]
+        assert "你好" in (tmp_path / "samples.jsonl").read_text()
+        with pytest.raises(KeyError):
+            run.samples([{"answer": "x"}])
+
+
+def test_truncate_drops_later_steps_and_a_torn_line(tmp_path: Path) -> None:
+    with open_run(tmp_path) as run:
+        for step in (1, 2, 3):
+            run.metrics(step, {"loss": step / 2})
+        run.samples([{"step": 2}, {"step": 3}, {"step": 2}])
+        with (tmp_path / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 2, "lo')
+        run.truncate(2)
+        assert lines(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 1.0}]
+        assert lines(tmp_path / "samples.jsonl") == [{"step": 2}, {"step": 2}]
+        run.truncate(0)
+        assert lines(tmp_path / "metrics.jsonl") == []
+
+
+@pytest.mark.parametrize("torn", ['{"step": 2', '{"step": 2}', '{"step": 2\n', "\0\0\0"])
+def test_resuming_mends_a_torn_line_before_anything_is_added(tmp_path: Path, torn: str) -> None:
+    with open_run(tmp_path) as run:
+        run.metrics(1, {"loss": 1.0})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(torn)
+    with open_run(tmp_path, resume=True) as run:
+        run.metrics(2, {"loss": 2.0})
+    assert lines(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 2.0}]
+
+
+def test_a_torn_line_in_the_middle_is_an_error_with_its_number(tmp_path: Path) -> None:
+    with open_run(tmp_path) as run:
+        (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"st\n{"step": 2}\n')
+        with pytest.raises(OutputError, match=r"metrics\.jsonl:2 is not a step's JSON"):
+            run.truncate(5)
+        assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_json_is_valid_and_read_back(tmp_path: Path) -> None:
+    with open_run(tmp_path) as run:
+        run.write_json("eval.json", {"a": [1.5, float("nan")], "b": (1, 2)})
+        assert run.read_json("eval.json") == {"a": [1.5, None], "b": [1, 2]}
+        with pytest.raises(OutputError, match=r"has no other\.json"):
+            run.read_json("other.json")
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "a.txt"
+    atomic_write_text(file, "old")
+
+    def full(_: int) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr(runs.os, "fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        atomic_write_text(file, "new")
+    assert file.read_text() == "old"
+    assert names(tmp_path) == {"a.txt"}
+
+
+def test_a_file_gets_the_usual_permissions(tmp_path: Path) -> None:
+    (tmp_path / "usual").touch()
+    atomic_write_text(tmp_path / "a", "x")
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "final"
+
+    def fill(text: str, *, fail: bool) -> None:
+        with atomic_folder(target) as folder:
+            (folder / "sub").mkdir()
+            (folder / "sub" / "a").write_text(text)
+            assert not target.exists() or (target / "sub" / "a").read_text() == "first"
+            if fail:
+                raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError):
+        fill("never", fail=True)
+    assert names(target.parent) == set()
+    fill("first", fail=False)
+    with pytest.raises(RuntimeError):
+        fill("never", fail=True)
+    assert (target / "sub" / "a").read_text() == "first"
+    fill("second", fail=False)
+    assert (target / "sub" / "a").read_text() == "second"
+    assert names(target.parent) == {"final"}
+
+
+def test_what_a_killed_run_left_half_written_is_cleared(tmp_path: Path) -> None:
+    open_run(tmp_path).close()
+    left = tmp_path / "checkpoints" / f".step-5.0a{runs.HALF_WRITTEN}"
+    left.mkdir()
+    (left / "weights").touch()
+    (tmp_path / f".eval.json.0b{runs.HALF_WRITTEN}").touch()
+    open_run(tmp_path, resume=True).close()
+    assert names(tmp_path) == {".lock", "config.yaml", "environment.json", "checkpoints"}
+    assert names(tmp_path / "checkpoints") == set()
+
+
+def refuse(path: Path, *, after_an_update: bool) -> None:
+    with open_run(path) as run:
+        run.write_json("drops.json", {})
+        if after_an_update:
+            run.metrics(1, {"loss/total": 1.0})
+        raise DataError("no rows")
+
+
+def test_a_run_refused_before_its_first_update_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        refuse(tmp_path / "run", after_an_update=False)
+    assert names(tmp_path / "run") == set()
+    open_run(tmp_path / "run").close()
+
+
+def test_a_run_refused_after_its_first_update_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        refuse(tmp_path / "run", after_an_update=True)
+    assert (tmp_path / "run" / "metrics.jsonl").read_text().startswith('{"step": 1')

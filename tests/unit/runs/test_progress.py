@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import io
+import itertools
+
+from rich.console import Console
+
+from rlhf.runs import progress as module
+from rlhf.runs.progress import Progress, close_live_lines
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def log(total: int, times: list[float], *, done: list[int] | None = None) -> list[str]:
+    """The lines a log gets when update n comes at times[n]."""
+    clock, out = Clock(), io.StringIO()
+    progress = Progress(total, "update", Console(file=out, width=40), clock=clock)
+    for count, now in zip(done or itertools.count(1), times, strict=False):
+        clock.now = now
+        progress.update(count, **{"reward/mean": 0.25})
+    return out.getvalue().splitlines()
+
+
+def test_a_log_gets_the_first_line_the_last_and_one_every_ten_seconds() -> None:
+    shown = log(30, [float(second) for second in range(1, 31)])
+    assert [line.split()[1] for line in shown] == ["1/30", "11/30", "21/30", "30/30"]
+
+
+def test_a_line_tells_figures_and_times_and_is_never_wrapped() -> None:
+    shown = log(100, [20.0, 40.0])
+    assert shown == [
+        "update 1/100  reward/mean 0.25  elapsed 0:20  time left unknown",
+        "update 2/100  reward/mean 0.25  elapsed 0:40  time left 32:40",  # 98 steps of 20 s
+    ]
+
+
+def test_the_last_line_needs_no_time_left() -> None:
+    assert log(2, [3600.0, 7205.0])[-1] == "update 2/2  reward/mean 0.25  elapsed 2:00:05"
+
+
+def test_time_left_is_a_median_that_one_slow_step_does_not_move() -> None:
+    shown = log(10, [20.0, 30.0, 40.0, 340.0, 350.0])
+    assert shown[-1].endswith("time left 0:50")  # steps of 10, 10, 300, 10 s; 5 to go
+
+
+def test_a_resumed_run_does_not_count_the_steps_of_the_first() -> None:
+    shown = log(100, [10.0, 20.0], done=[41, 42])
+    assert shown[0].endswith("time left unknown")
+    assert shown[1].endswith("time left 9:40")  # 58 steps of 10 s
+
+
+def test_several_units_in_one_update_share_its_time() -> None:
+    shown = log(96, [1.0, 17.0], done=[32, 64])
+    assert shown[-1].endswith("time left 0:16")  # 32 units of 0.5 s
+
+
+def test_time_left_runs_down_between_updates() -> None:
+    clock = Clock()
+    progress = Progress(4, "update", Console(file=io.StringIO()), clock=clock)
+    for count in (1, 2):
+        clock.now += 10
+        progress.update(count)
+    clock.now += 4
+    assert progress.seconds_left() == 2 * 10 - 4
+    clock.now += 100
+    assert progress.seconds_left() == 0
+
+
+def test_a_terminal_gets_one_live_line_that_goes_with_the_last_update() -> None:
+    out = io.StringIO()
+    progress = Progress(2, "update", Console(file=out, force_terminal=True, width=60))
+    progress.update(1, loss=0.5)
+    assert module._on_screen == [progress]
+    progress.update(2, loss=0.25)
+    assert module._on_screen == []
+    assert "update 1/2  loss 0.5" in out.getvalue()
+    assert "update 2/2  loss 0.25" in out.getvalue()
+    assert out.getvalue().endswith("\x1b[?25h")  # the cursor is shown again
+
+
+def test_a_live_line_left_by_an_error_can_be_closed() -> None:
+    out = io.StringIO()
+    Progress(9, "update", Console(file=out, force_terminal=True)).update(1)
+    close_live_lines()
+    assert module._on_screen == []
+    assert out.getvalue().endswith("\x1b[?25h")
+
+
+def test_figures_are_not_read_as_markup() -> None:
+    out = io.StringIO()
+    Progress(2, "update", Console(file=out, width=60)).update(1, **{"[red]loss": 1.0})
+    assert "[red]loss 1" in out.getvalue()
