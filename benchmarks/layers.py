@@ -39,7 +39,7 @@ def put_in_place(adapters: bool, norms: bool, last: bool, gates: bool) -> None:
 
     norm: Any = modeling_llama.LlamaRMSNorm
     mlp: Any = modeling_llama.LlamaMLP
-    Linear.forward = adapter_layers.adapted if adapters else adapter_layers._forward  # noqa: SLF001
+    Linear.forward = adapter_layers.adapted_forward if adapters else adapter_layers._forward  # noqa: SLF001
     norm.forward = layers._norm if norms else norm.stock_forward  # noqa: SLF001
     mlp.forward = layers._mlp if gates else mlp.stock_forward  # noqa: SLF001
     turn = layers.rotated if norms else apply_rotary_pos_emb

@@ -20,7 +20,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.table import Table
 
-from rlhf.core.formats import computed_in
+from rlhf.core.formats import effective_dtype
 from rlhf.runs.environment import environment
 from rlhf.runs.folder import atomic_write_text
 
@@ -51,7 +51,7 @@ def arguments(doc: str | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--dtype",
         choices=("bfloat16", "float32"),
-        default=computed_in("bfloat16"),
+        default=effective_dtype("bfloat16"),
         help="number format of both sides; bfloat16, or float32 where the processor only emulates that",
     )
     parser.add_argument("--side", help=argparse.SUPPRESS)

@@ -31,7 +31,7 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
 from policy.recipe import build_trainer
-from policy.rewards.protocol import Given
+from policy.rewards.protocol import RewardResult
 from reward.batches import Item
 from reward.recipe import build_model
 from reward.save import save_final
@@ -169,7 +169,9 @@ def compare_policy(
     trainer.engine = SimpleNamespace(sync=lambda _: None, generate=lambda *_, **__: groups, figures=dict)  # type: ignore[assignment]
     trees = [Tree(group[0].prompt_ids, tuple(r.completion_ids for r in group)) for group in groups]
     scoring = allocator_peak(lambda: score_trees(trainer.rewards.parts[0].source.scorer, trees, tokens))
-    trainer.rewards = SimpleNamespace(of=lambda _, rollouts: Given([random.random() for _ in rollouts]))  # type: ignore[assignment]
+    trainer.rewards = SimpleNamespace(
+        of=lambda _, rollouts: RewardResult([random.random() for _ in rollouts])
+    )  # type: ignore[assignment]
     weights = weights_of(trainer.model)
     update = peak_of_step(trainer)
     # A plan asks for every token of a row, the most there can be; here the prompts' tokens are known.

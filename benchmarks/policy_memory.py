@@ -133,7 +133,7 @@ def roles(told: Mapping[str, Any]) -> Handler:
     """Bytes of one of our updates over what is there at its start, by torch's account; and of what the roles weigh."""
     from plan_vs_measured import peak_of_step
 
-    from policy.rewards.protocol import Given
+    from policy.rewards.protocol import RewardResult
     from rlhf.models.chat import Chat
 
     trainer = policy_sides.our_trainer(told, Chat.load(told["base"]))
@@ -148,7 +148,9 @@ def roles(told: Mapping[str, Any]) -> Handler:
     stubs: dict[str, Any] = {"token_logps": remembered}
     if told["alone"]:
         answers = sum(len(one["answers"]) for one in told["given"])
-        trainer.rewards = SimpleNamespace(of=lambda *_: Given([float(place % 3) for place in range(answers)]))
+        trainer.rewards = SimpleNamespace(
+            of=lambda *_: RewardResult([float(place % 3) for place in range(answers)])
+        )
         stubs["reference_logps"] = lambda *_: last["logps"]  # no second pass
 
     def update(_: Mapping[str, Any]) -> Mapping[str, Any]:

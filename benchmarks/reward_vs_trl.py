@@ -33,7 +33,7 @@ from reward.scorer import Score
 from rlhf.config.load import load_config
 from rlhf.config.reward import RewardConfig
 from rlhf.core.errors import DataError
-from rlhf.core.formats import computed_in
+from rlhf.core.formats import effective_dtype
 from rlhf.core.records import Conversation
 from rlhf.data.load import load_comparisons
 from rlhf.models.chat import Chat
@@ -71,7 +71,7 @@ def train_with_trl(config: RewardConfig, chat: Chat, *, batch: int, learning_rat
         first, second = [[*item.tree.trunk, *branch] for branch in item.tree.branches]
         chosen, rejected = (second, first) if item.strength > 0 else (first, second)
         rows.append({"chosen_ids": chosen, "rejected_ids": rejected})
-    dtype = computed_in(config.model.dtype)
+    dtype = effective_dtype(config.model.dtype)
     model = AutoModelForSequenceClassification.from_pretrained(
         resolve_base(config.model.base), num_labels=1, dtype=getattr(torch, dtype)
     )

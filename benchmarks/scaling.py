@@ -160,10 +160,10 @@ class TreeRewards:
         """A made-up reward for each answer, after the work of scoring it."""
         from plan_vs_measured import score_trees
 
-        from policy.rewards.protocol import Given
+        from policy.rewards.protocol import RewardResult
 
         score_trees(self.scorer, self.trees, self.scorer.tokens_per_batch)
-        return Given([float(place % 3) for place in range(len(self.trees) * self.group)])
+        return RewardResult([float(place % 3) for place in range(len(self.trees) * self.group)])
 
 
 def measured(trainer: Any, inputs: Any, clock: str, *, memory: bool) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from rlhf.config.policy import PolicyConfig
 from rlhf.config.rewards import RewardSource
 from rlhf.kernels.packing import PackedBatch
 from rlhf.models.forwards import enable_packed_values, packed_inputs
-from rlhf.models.loading import CRITIC, VALUE_HEAD, PeftModel, float32_trainable, kept_trainable, lora_config
+from rlhf.models.loading import CRITIC, VALUE_HEAD, PeftModel, keep_trainable, lora_config, upcast_trainable
 
 
 def critic_start(config: PolicyConfig) -> RewardSource | None:
@@ -48,13 +48,13 @@ def hang_critic(model: PeftModel, config: PolicyConfig) -> None:
             head.weight.copy_(start.weight * reward.head_AD[:1])
     else:
         assert config.adapter is not None  # the config's own check
-        with kept_trainable(model):
+        with keep_trainable(model):
             model.add_adapter(CRITIC, lora_config(**config.adapter.model_dump()))
     enable_packed_values(base, head)
     for name, parameter in model.named_parameters():
         if _is_critic(name):
             parameter.requires_grad_(True)
-    float32_trainable(model)
+    upcast_trainable(model)
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -11,7 +11,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rlhf.distributed.sharding import put
+from rlhf.distributed.sharding import set_parameters
 
 MOST_ERROR = 0.2
 WINDOW = 8
@@ -19,7 +19,7 @@ WINDOW = 8
 STATE, BEST = "kl.json", "best.safetensors"
 
 
-def steered(coefficient: float, kl: float, target: float, horizon: float, answers: int) -> float:
+def adapt_coefficient(coefficient: float, kl: float, target: float, horizon: float, answers: int) -> float:
     """The next coefficient: up where the KL was above its target, down where it was below.
 
         e = clip(kl / target - 1, -0.2, 0.2),  next = coefficient x (1 + e x answers / horizon)
@@ -73,7 +73,9 @@ class KLControl:
     ) -> None:
         """Take in one update's figures: the KL in the config's terms, the KL of an answer in nats, the mean reward."""
         if self.target is not None:
-            self.coefficient = steered(self.coefficient, charged, self.target, self.horizon, answers)
+            self.coefficient = adapt_coefficient(
+                self.coefficient, charged, self.target, self.horizon, answers
+            )
         if self.budget is None:
             return
         if kl > self.budget:
@@ -94,7 +96,7 @@ class KLControl:
 
     def put_best_back(self, model: nn.Module) -> None:
         """Give the model its best weights again; where no update was within the budget, it stays as it is."""
-        put(model, self.best_weights)
+        set_parameters(model, self.best_weights)
 
     def sentence(self) -> str:
         """What is said of a run that ended early."""

@@ -19,8 +19,8 @@ from policy.describe import describe_algorithm, describe_rewards, describe_roles
 from policy.evaluation.held_out import Answer, answer_prompts, compare
 from policy.rewards.build import RewardBuilder, check_sources
 from policy.rewards.shaping import Shaping
-from policy.roles import check_start, hang_roles
-from policy.rollouts.overlap import LAG, Ahead
+from policy.roles import attach_roles, check_start
+from policy.rollouts.overlap import LAG, OverlappedRollouts
 from policy.rollouts.probe import EngineProbe
 from policy.rollouts.protocol import RolloutEngine, Sampling, seed_of
 from policy.rollouts.server_engine import ServerEngine
@@ -28,11 +28,11 @@ from policy.rollouts.server_setup import engine_of_servers
 from policy.rollouts.transformers_engine import TransformersEngine
 from policy.save import save_final
 from policy.trainer import PolicyTrainer, trainer_arguments
-from policy.update.gathering import all_probes
+from policy.update.gathering import gather_probes
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.rollouts import ImportanceConfig
 from rlhf.core.errors import ConfigError, DataError, RefusalError
-from rlhf.core.formats import computed_in
+from rlhf.core.formats import effective_dtype
 from rlhf.core.records import Prompt
 from rlhf.data.drops import DropReport
 from rlhf.data.load import load_prompts
@@ -72,8 +72,8 @@ def align_policy(config: PolicyConfig, *, resume: bool = False) -> Path:
         run.write_json("drops.json", data.drops.as_dict())
         check_sources(config)
         check_start(config, chat)
-        processes.share(config.rollouts.prompts_per_step, "rollouts.prompts_per_step")
-        sharding.choose_loading(config.model.quantization)
+        processes.per_rank(config.rollouts.prompts_per_step, "rollouts.prompts_per_step")
+        sharding.configure_loading(config.model.quantization)
         trainer = build_trainer(config, chat, data.training, run)
         evaluation = Evaluation(config, trainer, data.held_out)
         before = evaluation.answers()
@@ -170,7 +170,7 @@ def build_trainer(
         tokens_per_batch=config.tokens_per_batch,
         record=record,
     )
-    if frozen is not None and not sharding.asked_for():  # what is to be sharded goes there by shards
+    if frozen is not None and not sharding.is_requested():  # what is to be sharded goes there by shards
         frozen.to(trainer.args.device)
     builder = RewardBuilder(config, trainer.reference, chat)
     trainer.rewards, trainer.held_out = builder.rewards(), builder.held_out()
@@ -183,9 +183,9 @@ def build_trainer(
         lambda own: trainer.accelerator.reduce(own.to(trainer.args.device), "sum").cpu(),
     )
     if config.rollouts.overlap and isinstance(engine, ServerEngine):
-        trainer.ahead = Ahead(engine, config.rollouts.samples_per_prompt)
+        trainer.ahead = OverlappedRollouts(engine, config.rollouts.samples_per_prompt)
         print(LAG)
-    hang_roles(config, trainer.model, chat)
+    attach_roles(config, trainer.model, chat)
     sharding.shard(trainer.model)
     if trainer.frozen is not None:
         sharding.shard(trainer.frozen)
@@ -202,7 +202,7 @@ def load_base(config: PolicyConfig) -> tuple[PreTrainedModel, PreTrainedModel | 
         ModelError: no base is there, or it lacks a layer that the adapter is for.
     """
     model = config.model
-    if config.adapter is None and zero.asked_for():
+    if config.adapter is None and zero.is_requested():
         raise ConfigError(
             "adapter is null: all weights are trained, and the launcher asks for DeepSpeed.",
             allowed="DDP, or FSDP2, which shards what ZeRO-3 shards",
@@ -245,7 +245,7 @@ def build_engine(config: PolicyConfig, chat: Chat) -> RolloutEngine:
         rank=None if config.adapter is None else config.adapter.rank,
         max_model_len=config.data.max_prompt_tokens + config.rollouts.max_new_tokens,
         max_sequences=config.rollouts.prompts_per_step * config.rollouts.samples_per_prompt,
-        dtype=computed_in(config.model.dtype),
+        dtype=effective_dtype(config.model.dtype),
         quantization=config.model.quantization,
         memory_gib=config.rollouts.memory_gib,
         gpu_memory_share=config.rollouts.gpu_memory_share,
@@ -276,22 +276,24 @@ class Evaluation:
         print(f"Answering {len(self.prompts)} held-out prompts, {samples} times each.", flush=True)
         told = self.config.rollouts.importance_sampling or ImportanceConfig()
         probe = EngineProbe(told.level, told.cap)
-        dealt = processes.count() <= len(self.prompts)
+        dealt = processes.world_size() <= len(self.prompts)
         own = answer_prompts(
             self.trainer.model,
             self.trainer.reference,
             self.trainer.engine,
             self.trainer.rewards,
             self.trainer.chat,
-            processes.mine(self.prompts) if dealt else self.prompts,
+            processes.shard(self.prompts) if dealt else self.prompts,
             samples=self.config.evaluation.samples,
-            seed=seed_of(self.config.seed, -1) + processes.index(),
+            seed=seed_of(self.config.seed, -1) + processes.rank(),
             tokens_per_batch=self.config.tokens_per_batch,
             held_out=self.trainer.held_out,
             probe=probe,
         )
-        all_probes(probe).check(self.config.rollouts.logprob_bound, "on the held-out prompts")
-        answers = processes.dealt_back(processes.gathered(own)) if dealt else processes.said_by_main(own)
+        gather_probes(probe).check(self.config.rollouts.logprob_bound, "on the held-out prompts")
+        answers = (
+            processes.unshard(processes.all_gather(own)) if dealt else processes.broadcast_from_main(own)
+        )
         rewards = [answer.reward for group in answers for answer in group]
         if missing := rewards.count(None):
             print(f"{missing} of {len(rewards)} answers have no reward and are left out.", flush=True)

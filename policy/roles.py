@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from policy.critic import hang_critic
-from rlhf.adapters.start import begin_from
+from rlhf.adapters.start import start_from
 from rlhf.adapters.storage import read_policy
 from rlhf.config.policy import PolicyConfig
 from rlhf.models.chat import Chat
@@ -22,7 +22,7 @@ def check_start(config: PolicyConfig, chat: Chat) -> None:
         read_policy(Path(config.start)).check_template(chat)
 
 
-def hang_roles(config: PolicyConfig, model: PeftModel, chat: Chat) -> None:
+def attach_roles(config: PolicyConfig, model: PeftModel, chat: Chat) -> None:
     """Put on the base what the config asks for.
 
     Raises:
@@ -31,7 +31,7 @@ def hang_roles(config: PolicyConfig, model: PeftModel, chat: Chat) -> None:
     if config.start is not None:
         folder = Path(config.start)
         start = read_policy(folder)
-        begin_from(folder, start, model, chat)
+        start_from(folder, start, model, chat)
         start.hang_on(model, REFERENCE)
     if config.algorithm.critic is not None:
         hang_critic(model, config)

@@ -28,16 +28,16 @@ from transformers.trainer_callback import PrinterCallback
 from trl import RLOOConfig, RLOOTrainer
 
 from policy.algorithms import ALGORITHMS
-from policy.algorithms.protocol import Measured
+from policy.algorithms.protocol import SampledRow
 from policy.critic import give_own_group, split_parameters, token_values
 from policy.kl_control import KLControl
 from policy.rewards.protocol import Rewards
 from policy.rewards.shaping import Shaping
-from policy.rollouts.overlap import Ahead
+from policy.rollouts.overlap import OverlappedRollouts
 from policy.rollouts.probe import EngineProbe
 from policy.rollouts.protocol import RolloutEngine, seed_of
-from policy.update.experience import Answers, Experience, gather, sample
-from policy.update.gathering import all_probes, all_statistics, all_times
+from policy.update.experience import Answers, Experience, sample, score_answers
+from policy.update.gathering import gather_probes, gather_statistics, gather_times
 from policy.update.passes import idle_passes, measuring_passes, reference_logps
 from policy.update.rows import Row, pack_groups, token_logps
 from policy.update.statistics import UpdateStatistics, check_update, gold_scores
@@ -46,18 +46,18 @@ from rlhf.config.algorithm import AlgorithmConfig
 from rlhf.config.rollouts import ImportanceConfig, RolloutConfig
 from rlhf.core.records import Prompt
 from rlhf.distributed import processes
-from rlhf.distributed.sharding import is_fsdp, passes_behind, settle
-from rlhf.distributed.trainer_mixin import AcrossProcesses, on_one_card, trainer_settings
+from rlhf.distributed.sharding import is_fsdp, missing_passes, reshard
+from rlhf.distributed.trainer_mixin import DistributedTrainerMixin, single_device, trainer_settings
 from rlhf.models.chat import Chat
 from rlhf.models.forwards import enable_packed_logprobs
-from rlhf.models.loading import CRITIC, base_of, float32_trainable, role
+from rlhf.models.loading import CRITIC, base_of, role, upcast_trainable
 from rlhf.runs.checkpoints import SafeCheckpoints, trainable_state
 
 Record = Callable[[int, Mapping[str, float], Sequence[Mapping[str, Any]]], None]
 """Receives an update's number, its figures and its answers."""
 
 
-class PolicyTrainer(AcrossProcesses, SafeCheckpoints, RLOOTrainer):
+class PolicyTrainer(DistributedTrainerMixin, SafeCheckpoints, RLOOTrainer):
     """The loop around an algorithm.
 
     Args:
@@ -79,7 +79,7 @@ class PolicyTrainer(AcrossProcesses, SafeCheckpoints, RLOOTrainer):
     shaping: Shaping
     held_out: Rewards | None = None
     held_out_every: int = 1
-    ahead: Ahead | None = None
+    ahead: OverlappedRollouts | None = None
 
     def __init__(
         self,
@@ -122,13 +122,13 @@ class PolicyTrainer(AcrossProcesses, SafeCheckpoints, RLOOTrainer):
         self.frozen = frozen
         for trunk in {base_of(self.model), base_of(self.reference)}:
             enable_packed_logprobs(trunk, rollouts.temperature)
-        float32_trainable(self.model)
+        upcast_trainable(self.model)
 
     def _prepare_inputs(self, generation_batch: list[dict[str, str]]) -> Experience:
         """Sample and score the answers of one update."""
         prompts = [self.prompts[int(row["prompt"])] for row in generation_batch[:: self.num_generations]]
         held_out = None if self.state.global_step % self.held_out_every else self.held_out
-        return gather(self._sample(prompts), prompts, self.rewards, held_out)
+        return score_answers(self._sample(prompts), prompts, self.rewards, held_out)
 
     def _sample(self, prompts: Sequence[Prompt]) -> Answers:
         """Answers by the policy as it is or, where they are made ahead, as it was an update before."""
@@ -157,7 +157,7 @@ class PolicyTrainer(AcrossProcesses, SafeCheckpoints, RLOOTrainer):
         rewards_N = torch.tensor(shaped, device=self.args.device)
         update = self._update(experience, shaped)
         has_critic = self.algorithm.critic is not None
-        behind = passes_behind(len(rows), model)
+        behind = missing_passes(len(rows), model)
         if has_critic:
             for _ in range(behind):
                 with self.compute_loss_context_manager():
@@ -193,7 +193,7 @@ class PolicyTrainer(AcrossProcesses, SafeCheckpoints, RLOOTrainer):
         if self.ahead is not None:
             with torch.no_grad(), self.compute_loss_context_manager():
                 self.ahead.compare(self.model, rows[0], update, lambda row: token_logps(model, row.packed))
-            settle(self.model)  # it is the shards that the optimizer changes
+            reshard(self.model)  # it is the shards that the optimizer changes
         times = {**experience.times, "time/update": time.perf_counter() - started}
         self._finish(experience.prompts, update, times)
         return torch.tensor(self.figures["loss/policy"], device=self.args.device)
@@ -242,7 +242,7 @@ class PolicyTrainer(AcrossProcesses, SafeCheckpoints, RLOOTrainer):
         whole = self.frozen is not None and is_fsdp(model)
         return nullcontext() if synchronise or whole else self.accelerator.no_sync(model)
 
-    def _measure(self, model: Any, row: Row, rewards_N: Tensor, update: Update) -> Measured:
+    def _measure(self, model: Any, row: Row, rewards_N: Tensor, update: Update) -> SampledRow:
         """A row as it was sampled, for an algorithm that needs all rows before its first loss."""
         with self.compute_loss_context_manager():
             sampled = measuring_passes(model, self.model, row)
@@ -268,13 +268,13 @@ class PolicyTrainer(AcrossProcesses, SafeCheckpoints, RLOOTrainer):
             return super()._clip_grad_norm(model)
         policy, critic = split_parameters(model)
         still = policy if self.state.global_step < self.critic.warmup_steps else []
-        return self.clip_apart(model, (critic, policy), still)[1]
+        return self.clip_by_group(model, (critic, policy), still)[1]
 
     def _finish(self, prompts: Sequence[Prompt], update: Update, times: Mapping[str, float]) -> None:
         """Check what must hold, and keep the update's figures and answers for the log."""
-        statistics, probe = all_statistics(update.statistics), all_probes(update.probe)
-        number, times = self.state.global_step + 1, all_times(times)
-        prompts = [prompt for own in processes.gathered(list(prompts)) for prompt in own]
+        statistics, probe = gather_statistics(update.statistics), gather_probes(update.probe)
+        number, times = self.state.global_step + 1, gather_times(times)
+        prompts = [prompt for own in processes.all_gather(list(prompts)) for prompt in own]
         figures = statistics.figures(update.coefficient) | update.own_figures | probe.figures()
         check_update(number, figures)
         probe.check(self.rollouts.logprob_bound, f"at update {number}")
@@ -344,4 +344,4 @@ def trainer_arguments(rollouts: RolloutConfig, **settings: Any) -> RLOOConfig:
         shuffle_dataset=False,
         beta=0.0,  # the KL and its reference are ours
     )
-    return on_one_card(told)
+    return single_device(told)

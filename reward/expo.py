@@ -21,7 +21,7 @@ from rlhf.adapters.lowrank import rank_of
 from rlhf.adapters.storage import RewardAdapter, replace_trained
 from rlhf.config.reward import ExpoConfig, RewardConfig
 from rlhf.core.errors import DataError
-from rlhf.distributed.sharding import computes_on
+from rlhf.distributed.sharding import compute_device
 from rlhf.models.chat import Chat
 from rlhf.models.forwards import packed_inputs
 from rlhf.models.loading import PeftModel, autocast
@@ -99,7 +99,7 @@ def judge_pairs(model: PeftModel, pairs: Sequence[Item], *, budget: int, pad_id:
     model.eval()
     right, loss = 0, 0.0
     for batch in batches(pairs, budget, pad_id=pad_id):
-        packed = batch.packed.to(computes_on(model))
+        packed = batch.packed.to(compute_device(model))
         with autocast(model.get_base_model()):
             scores_NA = model(**packed_inputs(packed), score_at=packed.last_tokens_N())
         rewards_N = scores_NA[:, REWARD_INDEX].double().cpu()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from reward.batches import Item, RewardBatch, batches
-from rlhf.distributed.sharding import computes_on
+from rlhf.distributed.sharding import compute_device
 from rlhf.models.forwards import last_states
 from rlhf.models.loading import PeftModel, autocast, role
 
@@ -63,7 +63,7 @@ def fit_head(
     equations: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in range(head.weight.shape[0])]
     read = 0
     for batch in batches(items, budget, pad_id=pad_id):
-        packed = batch.packed.to(computes_on(model))
+        packed = batch.packed.to(compute_device(model))
         with autocast(model.get_base_model()), role(model, None):
             hidden_ND = last_states(model, packed)
         _collect(batch, hidden_ND.float().cpu(), equations)

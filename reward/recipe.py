@@ -21,12 +21,12 @@ from reward.card import write_card
 from reward.data import RewardData, items_of, load_chat, load_data, steps_of
 from reward.evaluation.benchmark import evaluate
 from reward.evaluation.judging import CHUNK, write_result
-from reward.evaluation.sharded_scorer import DealtScorer
+from reward.evaluation.sharded_scorer import ShardedScorer
 from reward.expo import expo_apart, extrapolate_stages, held_pairs
 from reward.head_start import fit_head
 from reward.save import save_final
 from reward.scorer import Scorer
-from reward.start import begin_from
+from reward.start import start_from
 from reward.trainer import HybridRewardTrainer, Record, trainer_arguments
 from rlhf.config.reward import START, RewardConfig
 from rlhf.core.errors import ConfigError
@@ -37,7 +37,7 @@ from rlhf.distributed import processes, sharding
 from rlhf.distributed.trainer_mixin import draw_order
 from rlhf.models.chat import Chat
 from rlhf.models.forwards import enable_packed_scores
-from rlhf.models.loading import PeftModel, load_classifier, lora_config, put_head, with_adapter
+from rlhf.models.loading import PeftModel, load_classifier, lora_config, set_head, with_adapter
 from rlhf.runs import checkpoints
 from rlhf.runs.folder import RunFolder
 from rlhf.runs.progress import Progress
@@ -56,7 +56,7 @@ def train_reward(config: RewardConfig, *, resume: bool = False) -> Path:
         run.write_json("drops.json", data.drops.as_dict())
         pairs = held_pairs(config, data)
         check_processes(config)
-        sharding.choose_loading(config.model.quantization)
+        sharding.configure_loading(config.model.quantization)
         model = build_model(config, chat)
         train_stages(config, data, model, chat, run, resume=resume)
         made_of = extrapolate_stages(config, config.expo, pairs, model, chat, run) if config.expo else None
@@ -79,8 +79,8 @@ def check_processes(config: RewardConfig) -> None:
         ConfigError: a batch cannot be dealt out evenly, or a step needs the whole model in one process.
     """
     for number, stage in enumerate(config.stages):
-        processes.share(stage.batch_size, f"stages.{number}.batch_size")
-    if config.expo is not None and sharding.asked_for():
+        processes.per_rank(stage.batch_size, f"stages.{number}.batch_size")
+    if config.expo is not None and sharding.is_requested():
         raise ConfigError(
             "expo tries weights of other ranks, and the model is sharded.",
             allowed="expo in one process, or with DDP",
@@ -109,7 +109,7 @@ def build_model(config: RewardConfig, chat: Chat) -> PeftModel:
             allowed=f"at most {context}, the context of {config.model.base!r}",
             fix=f"model.max_length={context}",
         )
-    if torch.cuda.is_available() and config.model.quantization == "none" and not sharding.asked_for():
+    if torch.cuda.is_available() and config.model.quantization == "none" and not sharding.is_requested():
         model = model.to("cuda")
     enable_packed_scores(model)
     return with_adapter(model, lora_config(**config.adapter.model_dump(), head=True))
@@ -129,7 +129,7 @@ def train_stages(
     items = {stage.name: items_of(stage, data.training) for stage in config.stages}
     steps = {stage.name: steps_of(stage, len(items[stage.name])) for stage in config.stages}
     if checkpoint is None and config.start is not None:
-        begin_from(Path(config.start), config, model, chat)
+        start_from(Path(config.start), config, model, chat)
         checkpoints.save_trainable(model, checkpoints.best_file(run.checkpoints, START))
     sharding.shard(model)
     if checkpoint is None and config.start is None and config.head_start:
@@ -185,7 +185,7 @@ def start_head(config: RewardConfig, first: Sequence[Item], model: PeftModel, ch
             pad_id=chat.pad_id,
             done=progress.update,
         )
-    put_head(model, fitted.weight.detach())
+    set_head(model, fitted.weight.detach())
 
 
 def recorder(run: RunFolder, progress: Progress) -> Record:
@@ -207,9 +207,9 @@ def evaluate_final(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Score the benchmark and the held-out pairs (by source) with the model as it was saved."""
     loaded = Scorer.load(run.final)
-    scorer = loaded if processes.count() == 1 else DealtScorer(loaded)
+    scorer = loaded if processes.world_size() == 1 else ShardedScorer(loaded)
 
-    chunk = CHUNK * processes.count()
+    chunk = CHUNK * processes.world_size()
 
     def judge(what: str, pairs: Sequence[Comparison], drops: DropReport | None) -> Any:
         print(f"Scoring {what}.")

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from rlhf.adapters.storage import RewardAdapter
 from rlhf.core.errors import DataError, DivergenceError, RlhfError
 from rlhf.core.records import Conversation
-from rlhf.distributed.sharding import asked_for, computes_on, in_step, without_gradients
+from rlhf.distributed.sharding import compute_device, inference_mode, is_requested, lockstep
 from rlhf.kernels.packing import PackedBatch, Tree, pack
 from rlhf.models.chat import Chat
 from rlhf.models.forwards import apply_head, last_states
@@ -68,7 +68,7 @@ class Scorer:
         base = load_causal(
             card["base"], revision=card["revision"], dtype=card["dtype"], quantization=card["quantization"]
         )
-        if torch.cuda.is_available() and card["quantization"] == "none" and not asked_for():
+        if torch.cuda.is_available() and card["quantization"] == "none" and not is_requested():
             base = base.to("cuda")
         chat = Chat.load(folder, template_date=card["template_date"])
         adapter.lora.check_template(chat)
@@ -113,10 +113,10 @@ class Scorer:
         for tree in trees:
             first.append(first[-1] + len(tree.branches))
         scores_NA = torch.empty(len(sequences), len(self.attributes))
-        with role(self.model, self.name), without_gradients(self.model):
-            for batch, _ in in_step(pack(trees, self.tokens_per_batch, pad_id=self.chat.pad_id), self.model):
+        with role(self.model, self.name), inference_mode(self.model):
+            for batch, _ in lockstep(pack(trees, self.tokens_per_batch, pad_id=self.chat.pad_id), self.model):
                 places = [place for t in batch.trees for place in range(first[t], first[t + 1])]
-                scores_NA[places] = self._forward(batch.to(computes_on(self.model))).cpu()
+                scores_NA[places] = self._forward(batch.to(compute_device(self.model))).cpu()
         return as_scores(scores_NA, self.attributes)
 
     def _forward(self, batch: PackedBatch) -> Tensor:

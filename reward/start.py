@@ -11,14 +11,14 @@ from rlhf.models.chat import Chat
 from rlhf.models.loading import PeftModel
 
 
-def begin_from(folder: Path, config: RewardConfig, model: PeftModel, chat: Chat) -> None:
+def start_from(folder: Path, config: RewardConfig, model: PeftModel, chat: Chat) -> None:
     """Give a fresh reward model the weights of the one in a folder.
 
     Raises:
         ModelError: no reward model there, or it differs in what cannot differ; every difference is named.
     """
     before = RewardAdapter.read(folder)
-    start.begin_from(
+    start.start_from(
         folder,
         before.lora,
         model,

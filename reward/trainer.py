@@ -27,8 +27,8 @@ from reward.losses import bradley_terry, centering, regression
 from rlhf.config.reward import StageConfig
 from rlhf.core.errors import DivergenceError
 from rlhf.distributed import processes
-from rlhf.distributed.sharding import in_step
-from rlhf.distributed.trainer_mixin import AcrossProcesses, on_one_card, trainer_settings
+from rlhf.distributed.sharding import lockstep
+from rlhf.distributed.trainer_mixin import DistributedTrainerMixin, single_device, trainer_settings
 from rlhf.models.forwards import packed_inputs
 from rlhf.models.loading import PeftModel
 from rlhf.runs.checkpoints import SafeCheckpoints, best_file, load_trainable, save_trainable
@@ -40,7 +40,7 @@ Record = Callable[[int, Mapping[str, float | str]], None]
 """Receives an update's number and figures; validations come by the same way."""
 
 
-class HybridRewardTrainer(AcrossProcesses, SafeCheckpoints, RewardTrainer):
+class HybridRewardTrainer(DistributedTrainerMixin, SafeCheckpoints, RewardTrainer):
     """One stage of reward training.
 
     Args:
@@ -103,7 +103,7 @@ class HybridRewardTrainer(AcrossProcesses, SafeCheckpoints, RewardTrainer):
         counts = self._counts(items)
         world = self.accelerator.num_processes  # gradients are averaged over processes; ours are sums
         sums: dict[str, float] = {}
-        passes = list(in_step(self._packed(items), model))
+        passes = list(lockstep(self._packed(items), model))
         for number, (batch, counted) in enumerate(passes):
             synchronise = number == len(passes) - 1
             with nullcontext() if synchronise else self.accelerator.no_sync(model):
@@ -197,10 +197,10 @@ class HybridRewardTrainer(AcrossProcesses, SafeCheckpoints, RewardTrainer):
     def evaluate(self, *_: object, **__: object) -> dict[str, float]:
         """Loss, accuracy and squared error on the held-out items; keeps count of the best."""
         self.model.eval()
-        mine = processes.mine(self.validation)
+        mine = processes.shard(self.validation)
         counts = self._counts(mine)
         sums: dict[str, float] = {}
-        for batch, counted in in_step(self._packed(mine or self.validation[:1]), self.model):
+        for batch, counted in lockstep(self._packed(mine or self.validation[:1]), self.model):
             with self.compute_loss_context_manager():
                 figures = self._row_loss(self.model, batch, counts)[1]
             # Where there are fewer items than processes, some have none, but the same names.
@@ -258,7 +258,7 @@ def trainer_arguments(*, evaluate_every: int, has_validation: bool, **settings: 
         greater_is_better=False,
         max_length=None,
     )
-    return on_one_card(told)
+    return single_device(told)
 
 
 def _add(sums: dict[str, float], figures: Mapping[str, float]) -> None:

@@ -14,7 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from rlhf.commands import COMMANDS
 from rlhf.core.errors import RlhfError
-from rlhf.distributed.processes import hush_followers, let_main_speak_first, part
+from rlhf.distributed.processes import destroy, silence_other_ranks, wait_for_main
 from rlhf.runs.disk import full_disk
 
 QUIET = {
@@ -54,7 +54,7 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except RlhfError as error:
-            let_main_speak_first()
+            wait_for_main()
             _say("Error", str(error))
             raise typer.Exit(error.exit_code) from None
         except Exception as error:
@@ -97,14 +97,14 @@ def main() -> None:
     """Run `rlhf` as typed."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    hush_followers()
+    silence_other_ranks()
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         app(prog_name="rlhf")
     except SystemExit as ending:
         if not ending.code:
-            part()
+            destroy()
         raise
 
 

@@ -155,7 +155,7 @@ def policy_trainer(
     from types import SimpleNamespace
 
     from policy.recipe import build_trainer
-    from policy.rewards.protocol import Given
+    from policy.rewards.protocol import RewardResult
     from rlhf.config.load import load_config
     from rlhf.config.policy import PolicyConfig
     from rlhf.core.records import Prompt
@@ -187,7 +187,7 @@ def policy_trainer(
             sync=lambda model: None, generate=lambda ids, samples, seed: groups, figures=dict
         )
         trainer.engine = given
-        known: Any = SimpleNamespace(of=lambda prompts, rollouts: Given(list(rewards)))
+        known: Any = SimpleNamespace(of=lambda prompts, rollouts: RewardResult(list(rewards)))
         trainer.rewards = known
         randomise(trainer.model, seed=2, scale=0.1)
         trainer.state.global_step = 1  # a fresh adapter is expected at 0

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from policy.algorithms.counting import Counting
-from policy.algorithms.protocol import Measured, Total, Worth
+from policy.algorithms.protocol import Advantages, SampledRow, Total
 from policy.update.advantages import by_unfinished_rule, leave_one_out
 
 
@@ -24,11 +24,11 @@ class LeaveOneOut(Counting):
         """None: the siblings are the baseline."""
         return None
 
-    def worth(self, rows: Sequence[Measured], total: Total) -> tuple[list[Worth], dict[str, float]]:
+    def worth(self, rows: Sequence[SampledRow], total: Total) -> tuple[list[Advantages], dict[str, float]]:
         """The advantages of each row, which need no other."""
-        return [Worth(self.advantages(measured)) for measured in rows], {}
+        return [Advantages(self.advantages(measured)) for measured in rows], {}
 
-    def advantages(self, measured: Measured) -> Tensor:
+    def advantages(self, measured: SampledRow) -> Tensor:
         """One for each answer: its penalised reward against its siblings'; 0 where it has none."""
         rewards_N, counted_N = by_unfinished_rule(
             measured.rewards_N, measured.finished_N, self.unfinished, self.unfinished_reward

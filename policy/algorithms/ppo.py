@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from policy.algorithms.counting import Counting
-from policy.algorithms.protocol import Measured, Objective, Total, Worth
+from policy.algorithms.protocol import Advantages, Objective, SampledRow, Total
 from policy.update.advantages import (
     by_unfinished_rule,
     generalised_advantages,
@@ -84,11 +84,11 @@ class PPO(Counting):
         """The answers that count or, for `token_mean`, their tokens."""
         return self.counted_size(rollouts, self.reduction)
 
-    def counted_M(self, measured: Measured) -> Tensor:
+    def counted_M(self, measured: SampledRow) -> Tensor:
         """Which tokens take part."""
         return self._rewarded(measured)[1][measured.answer_M]
 
-    def worth(self, rows: Sequence[Measured], total: Total) -> tuple[list[Worth], dict[str, float]]:
+    def worth(self, rows: Sequence[SampledRow], total: Total) -> tuple[list[Advantages], dict[str, float]]:
         """Advantages, whitened where that is asked for, and returns of every token; 0 where it does not count."""
         advantages = [self._advantages(measured) for measured in rows]
         returns = [one + _values(measured) for one, measured in zip(advantages, rows, strict=True)]
@@ -99,7 +99,7 @@ class PPO(Counting):
         if self.whiten:
             advantages = [(one - mean) / math.sqrt(variance + EPSILON) for one in advantages]
         kept = [
-            Worth(one.masked_fill(~counts, 0.0), back)
+            Advantages(one.masked_fill(~counts, 0.0), back)
             for one, back, counts in zip(advantages, returns, counted, strict=True)
         ]
         # A return is a value and its advantage: the advantage is what the critic did not foresee.
@@ -111,7 +111,7 @@ class PPO(Counting):
         }
 
     def objective(
-        self, logps_M: Tensor, measured: Measured, advantages: Tensor, denominator: float
+        self, logps_M: Tensor, measured: SampledRow, advantages: Tensor, denominator: float
     ) -> Objective:
         """-min(ratio A, clipped ratio A), token by token."""
         loss, clipped_M = clipped_token_ratio(
@@ -127,14 +127,14 @@ class PPO(Counting):
         )
         return Objective(loss, {"ratio/clipped_share": _share(clipped_M, measured)})
 
-    def _advantages(self, measured: Measured) -> Tensor:
+    def _advantages(self, measured: SampledRow) -> Tensor:
         rewards_N, _ = self._rewarded(measured)
         rewards_M = token_rewards(rewards_N, measured.penalty_M, measured.answer_M)
         return generalised_advantages(
             rewards_M, _values(measured), measured.answer_M, self.discount, self.gae_lambda
         )
 
-    def _rewarded(self, measured: Measured) -> tuple[Tensor, Tensor]:
+    def _rewarded(self, measured: SampledRow) -> tuple[Tensor, Tensor]:
         rewards_N, counted_N = by_unfinished_rule(
             measured.rewards_N, measured.finished_N, self.unfinished, self.unfinished_reward
         )
@@ -149,7 +149,7 @@ class ValueLoss:
     ppo: PPO
 
     def objective(
-        self, values_M: Tensor, measured: Measured, returns_M: Tensor, denominator: float
+        self, values_M: Tensor, measured: SampledRow, returns_M: Tensor, denominator: float
     ) -> Objective:
         """Half the squared distance to the returns, without the answers that do not count."""
         loss, clipped_M = clipped_value_loss(
@@ -166,11 +166,11 @@ class ValueLoss:
         return Objective(loss, {"value/clipped_share": _share(clipped_M, measured)})
 
 
-def _values(measured: Measured) -> Tensor:
+def _values(measured: SampledRow) -> Tensor:
     assert measured.values_M is not None  # the loop measures them where there is a critic
     return measured.values_M
 
 
-def _share(clipped_M: Tensor, measured: Measured) -> float:
+def _share(clipped_M: Tensor, measured: SampledRow) -> float:
     """The share of clipped tokens in each answer, summed over answers."""
     return float(segment_mean(clipped_M.double(), measured.answer_M, len(measured.rewards_N)).sum())

@@ -20,7 +20,7 @@ Total = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Measured:
+class SampledRow:
     """A row's answers as they were when sampled: constants of the update, whatever the number of passes over it."""
 
     rewards_N: Tensor
@@ -52,7 +52,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Worth:
+class Advantages:
     """What a row's answers are worth: constants of the update."""
 
     advantages: Tensor
@@ -73,7 +73,7 @@ class Critic(Protocol):
     """How a critic learns."""
 
     def objective(
-        self, values_M: Tensor, measured: Measured, returns_M: Tensor, denominator: float
+        self, values_M: Tensor, measured: SampledRow, returns_M: Tensor, denominator: float
     ) -> Objective:
         """The row's share of the critic's loss, with gradient to `values_M`."""
         ...
@@ -104,7 +104,7 @@ class Algorithm(Protocol):
         """Where there is one, all rows are measured before the first loss; else each on its way to its loss."""
         ...
 
-    def worth(self, rows: Sequence[Measured], total: Total) -> tuple[list[Worth], dict[str, float]]:
+    def worth(self, rows: Sequence[SampledRow], total: Total) -> tuple[list[Advantages], dict[str, float]]:
         """What the answers of each row are worth, and the algorithm's figures of the whole update.
 
         Args:
@@ -113,7 +113,7 @@ class Algorithm(Protocol):
         ...
 
     def objective(
-        self, logps_M: Tensor, measured: Measured, advantages: Tensor, denominator: float
+        self, logps_M: Tensor, measured: SampledRow, advantages: Tensor, denominator: float
     ) -> Objective:
         """The row's share of the update's loss, with gradient to `logps_M`."""
         ...

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from policy.algorithms.leave_one_out import LeaveOneOut
-from policy.algorithms.protocol import Measured, Objective
+from policy.algorithms.protocol import Objective, SampledRow
 from policy.update.advantages import aligner_advantage
 from policy.update.losses import Reduction, reinforce
 from rlhf.config.algorithm import AlgorithmConfig
@@ -54,7 +54,7 @@ class Reinforce(LeaveOneOut):
         return self.counted_size(rollouts, self.reduction)
 
     def objective(
-        self, logps_M: Tensor, measured: Measured, advantages: Tensor, denominator: float
+        self, logps_M: Tensor, measured: SampledRow, advantages: Tensor, denominator: float
     ) -> Objective:
         """-A log pi, without the answers that the rule drops."""
         if self.unfinished == "drop":

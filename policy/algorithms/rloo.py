@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from policy.algorithms.leave_one_out import LeaveOneOut
-from policy.algorithms.protocol import Measured, Objective
+from policy.algorithms.protocol import Objective, SampledRow
 from policy.update.losses import clipped_sequence_ratio
 from rlhf.config.algorithm import AlgorithmConfig
 from rlhf.core.records import Rollout
@@ -42,7 +42,7 @@ class RLOO(LeaveOneOut):
         return float(len(rollouts))
 
     def objective(
-        self, logps_M: Tensor, measured: Measured, advantages: Tensor, denominator: float
+        self, logps_M: Tensor, measured: SampledRow, advantages: Tensor, denominator: float
     ) -> Objective:
         """-min(ratio A, clipped ratio A); importance weights are those of whole answers."""
         weights_N = None

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from policy.evaluation.generation import Room, answer_questions
+from policy.evaluation.generation import TokenBudget, answer_questions
 from policy.evaluation.speaker import Speaker, on_base
 from policy.shared_base import SharedBase
 from rlhf.core.errors import DataError, ModelError
@@ -126,7 +126,7 @@ def answers_of(
     replies = answer_questions(
         questions,
         on_base(base, None if speaker.folder is None else str(speaker.folder), drawing.max_new_tokens),
-        Room(speaker.chat, speaker.context, drawing.max_new_tokens),
+        TokenBudget(speaker.chat, speaker.context, drawing.max_new_tokens),
         samples=samples,
         temperature=lambda _: drawing.temperature,
         batch=drawing.batch,

@@ -21,7 +21,7 @@ SPARE = 8
 """Tokens by which an answer, read back as text, may come out longer than it was sampled."""
 
 
-class Room:
+class TokenBudget:
     """Whether a prompt and an answer to it fit into the context."""
 
     def __init__(self, chat: Chat, context: int, max_new_tokens: int) -> None:
@@ -56,7 +56,7 @@ class Room:
 def answer_questions(
     questions: Sequence[Question],
     sample: Sample,
-    room: Room,
+    room: TokenBudget,
     *,
     samples: int,
     temperature: Callable[[Question], float],
@@ -125,7 +125,7 @@ def batches_of(
 def converse(
     questions: Sequence[Question],
     sample: Sample,
-    room: Room,
+    room: TokenBudget,
     *,
     samples: int,
     temperature: float,

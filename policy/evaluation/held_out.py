@@ -21,7 +21,7 @@ from policy.update.passes import reference_logps
 from policy.update.rows import pack_groups, token_logps
 from policy.update.statistics import gold_scores
 from rlhf.core.records import Prompt, Rollout
-from rlhf.distributed.sharding import computes_on, in_step
+from rlhf.distributed.sharding import compute_device, lockstep
 from rlhf.kernels.tensors import segment_sum
 from rlhf.models.chat import Chat
 from rlhf.models.loading import PeftModel, autocast, base_of
@@ -112,7 +112,9 @@ def _kl_to_reference(
     was_training = model.training
     model.eval()
     with torch.no_grad(), autocast(base_of(model)):
-        for row, counted in in_step(pack_groups(groups, tokens_per_batch, pad_id, computes_on(model)), model):
+        for row, counted in lockstep(
+            pack_groups(groups, tokens_per_batch, pad_id, compute_device(model)), model
+        ):
             reference_M = reference_logps(reference, reference, row)
             logps_M, _, answer_M = token_logps(model, row.packed, entropy=False)
             if probe is not None and counted:

@@ -14,7 +14,7 @@ from policy.rollouts.protocol import Sampling
 from policy.shared_base import SharedBase
 from rlhf.adapters.storage import read_policy
 from rlhf.core.errors import ModelError, did_you_mean
-from rlhf.core.formats import computed_in
+from rlhf.core.formats import effective_dtype
 from rlhf.core.records import Conversation, Rollout
 from rlhf.models.chat import Chat
 from rlhf.models.embedded import resolve_base
@@ -111,7 +111,7 @@ class Speaker:
             rank=self.rank,
             max_model_len=min(longest, self.context),
             max_sequences=sequences,
-            dtype=computed_in(self.model["dtype"]),
+            dtype=effective_dtype(self.model["dtype"]),
             quantization=self.model["quantization"],
             memory_gib=memory_gib,
             gpu_memory_share=gpu_memory_share,

@@ -27,7 +27,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class Given:
+class RewardResult:
     """What answers are worth.
 
     A reward that could not be computed is NaN: whoever forgets to leave it out gets NaN, and not a wrong number.
@@ -57,7 +57,7 @@ class Given:
 class Rewards(Protocol):
     """Says what answers are worth."""
 
-    def of(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> Given:
+    def of(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> RewardResult:
         """One reward for each answer.
 
         Raises:

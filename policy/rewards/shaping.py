@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from policy.rewards.protocol import Given
+from policy.rewards.protocol import RewardResult
 from rlhf.config.rewards import ShapingConfig
 from rlhf.core.errors import RewardError
 
@@ -101,7 +101,7 @@ class Shaping:
         self.config, self.reduce = config, reduce
         self.seen = Moments()
 
-    def of(self, given: Given, lengths: Sequence[int]) -> list[float]:
+    def of(self, given: RewardResult, lengths: Sequence[int]) -> list[float]:
         """What the algorithm learns from, one for each answer; NaN where an answer has no reward.
 
         Args:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from policy.rewards.protocol import Given, Missing, Source
+from policy.rewards.protocol import Missing, RewardResult, Source
 from rlhf.core.errors import RewardError
 from rlhf.core.records import Prompt, Rollout
 
@@ -37,7 +37,7 @@ class WeightedRewards:
     def __init__(self, parts: Sequence[Part], missing: Literal["error", "drop"]) -> None:
         self.parts, self.missing = list(parts), missing
 
-    def of(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> Given:
+    def of(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> RewardResult:
         """One reward for each answer, and each source's own where there are several.
 
         Raises:
@@ -58,7 +58,7 @@ class WeightedRewards:
                     sums[place] += part.weight * one
         if reasons and self.missing == "error":
             raise _no_reward(prompts, rollouts, reasons)
-        return Given(sums, columns if len(columns) > 1 else {}, reasons)
+        return RewardResult(sums, columns if len(columns) > 1 else {}, reasons)
 
 
 def _no_reward(

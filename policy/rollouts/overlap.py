@@ -28,7 +28,7 @@ from policy.update.rows import Row
 from policy.update.step import Update
 from rlhf.core.records import Rollout
 from rlhf.distributed import processes
-from rlhf.distributed.sharding import put
+from rlhf.distributed.sharding import set_parameters
 from rlhf.models.loading import POLICY, PeftModel
 from rlhf.runs.checkpoints import trainable_state
 
@@ -56,7 +56,7 @@ class Pending:
     sampler: Weights | None
 
 
-class Ahead:
+class OverlappedRollouts:
     """Keeps the answers of the next update coming.
 
     Args:
@@ -123,17 +123,17 @@ class Ahead:
     def as_sampled(self, model: PeftModel) -> Iterator[None]:
         """The policy that sampled the answers last taken, in place of the present one."""
         present = _policy_weights(model)
-        put(model, self.sampler or {})
+        set_parameters(model, self.sampler or {})
         try:
             yield
         finally:
-            put(model, present)
+            set_parameters(model, present)
 
     def hold(self) -> None:
         """Wait for what is under way, so that a checkpoint can have it; all processes together."""
         if self.pending is not None and self.pending.requested is not None:
             groups = [_plain(group) for group in self.engine.collect(self.pending.requested)]
-            held = [group for own in processes.gathered(groups) for group in own]
+            held = [group for own in processes.all_gather(groups) for group in own]
             self.pending = Pending(None, held, self.pending.sampler)
 
     def save(self, folder: Path) -> None:
@@ -151,7 +151,7 @@ class Ahead:
 
     def _own(self, held: Sequence[Group], prompts: Sequence[Sequence[int]]) -> list[list[Rollout]]:
         """Of the answers of all processes, those to one's own prompts."""
-        own = dealt(held, processes.gathered([list(prompt) for prompt in prompts]))[processes.index()]
+        own = dealt(held, processes.all_gather([list(prompt) for prompt in prompts]))[processes.rank()]
         return [
             [
                 as_rollout(group["prompt"], ids, logprobs, self.engine.sampling.stop_ids, self.engine.chat)

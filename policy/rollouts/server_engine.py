@@ -75,7 +75,7 @@ class ServerEngine:
         """Have every server load the policy's adapter as it is now."""
         self._finish_requests()
         # The adapter before is taken away, and other processes may still sample from it: all meet here first.
-        processes.gathered(None)
+        processes.all_gather(None)
         weights = trainable_state(model)
         name = processes.from_main(lambda: self._hand_over(model, weights))
         if not processes.is_main():

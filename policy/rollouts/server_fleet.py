@@ -38,7 +38,7 @@ class Fleet:
     """
 
     def __init__(self, servers: Sequence[Server], wanted: Wanted) -> None:
-        first = processes.index() % len(servers)  # or the odd prompt of every process went to the same one
+        first = processes.rank() % len(servers)  # or the odd prompt of every process went to the same one
         self.servers, self.wanted, self.retried = [*servers[first:], *servers[:first]], wanted, 0
         self._lock = threading.Lock()
         self._doubts = {server.url: threading.Lock() for server in servers}

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from policy.rollouts.protocol import Sampling, as_rollout
 from rlhf.core.errors import EngineError
 from rlhf.core.records import Rollout
-from rlhf.distributed.sharding import computes_on, without_gradients
+from rlhf.distributed.sharding import compute_device, inference_mode
 from rlhf.models.chat import Chat
 from rlhf.models.loading import PeftModel, autocast
 
@@ -37,7 +37,7 @@ class TransformersEngine:
             raise EngineError("generate was called before sync.")
         repeated = [list(ids) for ids in prompts for _ in range(samples)]
         width = max(map(len, repeated))
-        device = computes_on(self.model)
+        device = compute_device(self.model)
         input_ids = torch.tensor(
             [[self.chat.pad_id] * (width - len(ids)) + ids for ids in repeated], device=device
         )
@@ -47,7 +47,7 @@ class TransformersEngine:
             drawing = {"do_sample": True, "temperature": self.sampling.temperature, "top_k": 0, "top_p": 1.0}
         was_training = self.model.training
         self.model.eval()
-        with torch.random.fork_rng(), without_gradients(self.model), autocast(self.model):
+        with torch.random.fork_rng(), inference_mode(self.model), autocast(self.model):
             torch.manual_seed(seed)
             output = self.model.generate(
                 input_ids=input_ids,

@@ -24,7 +24,7 @@ from policy.rollouts.vllm_weights import WeightTransfer, kept_weights
 from rlhf.core.errors import EngineError, ModelError
 from rlhf.core.records import Rollout
 from rlhf.distributed import processes
-from rlhf.distributed.sharding import settle
+from rlhf.distributed.sharding import reshard
 from rlhf.models.chat import Chat
 from rlhf.models.loading import POLICY, PeftModel
 from rlhf.runs.checkpoints import trainable_state
@@ -111,7 +111,7 @@ class VLLMEngine:
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
                 # Beside other processes vLLM takes this one's card, and must not look for a group of its own.
-                distributed_executor_backend="external_launcher" if processes.count() > 1 else None,
+                distributed_executor_backend="external_launcher" if processes.world_size() > 1 else None,
                 **lora,
                 **memory,
             )
@@ -120,7 +120,7 @@ class VLLMEngine:
         """Hand over the policy's adapter under a new name, and forget the one before; or its weights, in place of the ones before."""
         if self.takes_weights:
             self.transfer = self.transfer or WeightTransfer(model, self.engine)
-            settle(model)  # TRL gathers shards
+            reshard(model)  # TRL gathers shards
             self.transfer.sync_weights()
             return
         folder = Path(self.folder.name) / str(self.adapters + 1)

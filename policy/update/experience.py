@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from policy.rewards.protocol import Given, Rewards
+from policy.rewards.protocol import RewardResult, Rewards
 from policy.rollouts.protocol import RolloutEngine
 from rlhf.core.records import Prompt, Rollout
 from rlhf.models.loading import PeftModel
@@ -21,9 +21,9 @@ class Experience:
     prompts: list[Prompt]
     """One for each answer."""
     groups: list[list[Rollout]]
-    given: Given
+    given: RewardResult
     """Their rewards, as they were given."""
-    held_out: Given | None
+    held_out: RewardResult | None
     """What a reward that nothing is learnt from says of them; None where it was not asked."""
     times: Mapping[str, float]
     """Seconds and rates, named as in metrics.jsonl."""
@@ -72,7 +72,7 @@ def sample(
     return Answers(groups, figures | engine.figures())
 
 
-def gather(
+def score_answers(
     answers: Answers, prompts: Sequence[Prompt], rewards: Rewards, held_out: Rewards | None = None
 ) -> Experience:
     """Reward the answers to each prompt.

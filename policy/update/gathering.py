@@ -9,19 +9,19 @@ from policy.update.statistics import UpdateStatistics
 from rlhf.distributed import processes
 
 
-def all_statistics(own: UpdateStatistics) -> UpdateStatistics:
+def gather_statistics(own: UpdateStatistics) -> UpdateStatistics:
     """The statistics of all processes' answers, in the order of the processes."""
-    return merged(processes.gathered(own))
+    return merge(processes.all_gather(own))
 
 
-def all_probes(own: EngineProbe) -> EngineProbe:
+def gather_probes(own: EngineProbe) -> EngineProbe:
     """The comparisons of all processes' answers."""
-    return merged_probes(processes.gathered(own))
+    return merge_probes(processes.all_gather(own))
 
 
-def all_times(own: Mapping[str, float]) -> dict[str, float]:
+def gather_times(own: Mapping[str, float]) -> dict[str, float]:
     """Of times the longest, since the others waited for it; of rates the sum; of anything else the main process's."""
-    every = processes.gathered(own)
+    every = processes.all_gather(own)
     figures = dict(every[0])
     for name in figures:
         values = [one[name] for one in every]
@@ -32,7 +32,7 @@ def all_times(own: Mapping[str, float]) -> dict[str, float]:
     return figures
 
 
-def merged(parts: Sequence[UpdateStatistics]) -> UpdateStatistics:
+def merge(parts: Sequence[UpdateStatistics]) -> UpdateStatistics:
     """Several processes' statistics of one update as one."""
     if len(parts) == 1:
         return parts[0]
@@ -60,7 +60,7 @@ def merged(parts: Sequence[UpdateStatistics]) -> UpdateStatistics:
     return whole
 
 
-def merged_probes(parts: Sequence[EngineProbe]) -> EngineProbe:
+def merge_probes(parts: Sequence[EngineProbe]) -> EngineProbe:
     """Several processes' comparisons as one."""
     if len(parts) == 1:
         return parts[0]
@@ -70,5 +70,5 @@ def merged_probes(parts: Sequence[EngineProbe]) -> EngineProbe:
         whole.to_reference += part.to_reference
         whole.weights += part.weights
     samplers = [part.sampler for part in parts if part.sampler is not None]
-    whole.sampler = merged_probes(samplers) if samplers else None
+    whole.sampler = merge_probes(samplers) if samplers else None
     return whole

@@ -12,7 +12,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from policy.algorithms.protocol import Measured
+from policy.algorithms.protocol import SampledRow
 from policy.update.kl import Estimator, kl_of_answers, kl_of_tokens
 from rlhf.core.errors import DivergenceError
 from rlhf.core.records import Prompt, Rollout
@@ -63,7 +63,7 @@ class UpdateStatistics:
     def add(
         self,
         answers: Sequence[int],
-        measured: Measured,
+        measured: SampledRow,
         *,
         charged_N: Tensor,
         entropy_M: Tensor,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from policy.algorithms.protocol import Algorithm, Measured, Total, Worth
+from policy.algorithms.protocol import Advantages, Algorithm, SampledRow, Total
 from policy.rollouts.probe import EngineProbe
 from policy.update.importance import engine_logps, importance_weights
 from policy.update.kl import kl_charges, kl_loss
@@ -47,7 +47,7 @@ class Update:
     statistics: UpdateStatistics
     probe: EngineProbe
     total: Total
-    settled: list[tuple[Measured, Worth]] = field(default_factory=list)
+    settled: list[tuple[SampledRow, Advantages]] = field(default_factory=list)
     """Rows with their worth, in the order they came."""
     own_figures: dict[str, float] = field(default_factory=dict)
     """The algorithm's, of the whole update."""
@@ -61,7 +61,7 @@ class Update:
         entropy_M: Tensor,
         answer_M: Tensor,
         values_M: Tensor | None = None,
-    ) -> Measured:
+    ) -> SampledRow:
         """A row as it was sampled."""
         answers = len(row.answers)
         engine_M = engine_logps(row.rollouts, like=logps_M)
@@ -73,7 +73,7 @@ class Update:
         log_ratio_M = logps_M - reference_M
         charged_M = kl_charges(log_ratio_M, answer_M, answers, self.kl.estimator, self.kl.reduction)
         in_reward = self.kl.placement == "reward"
-        measured = Measured(
+        measured = SampledRow(
             rewards_N=rewards_N,
             penalty_M=self.coefficient * charged_M if in_reward else torch.zeros_like(charged_M),
             finished_N=torch.tensor([rollout.finished for rollout in row.rollouts], device=logps_M.device),
@@ -88,7 +88,7 @@ class Update:
         self.statistics.add(row.answers, measured, charged_N=charged_N, entropy_M=entropy_M)
         return measured
 
-    def settle(self, rows: Sequence[Measured]) -> None:
+    def settle(self, rows: Sequence[SampledRow]) -> None:
         """Find what the answers of some rows are worth: of all of them, or of one on its way to its loss."""
         worths, figures = self.algorithm.worth(rows, self.total)
         self.settled.extend(zip(rows, worths, strict=True))

@@ -10,7 +10,7 @@ from rlhf.core.records import Conversation
 from rlhf.distributed import processes, sharding
 
 
-class DealtScorer:
+class ShardedScorer:
     """Scores the prompts that fall to this process, and takes the scores of the others from them.
 
     All processes must ask for the same conversations.
@@ -32,10 +32,10 @@ class DealtScorer:
             [self.scorer.chat.conversation_ids(one) for one in conversations], self.scorer.max_length
         )
         groups = [list(group) for _, group in itertools.groupby(conversations, lambda one: one[:-1])]
-        mine = processes.mine(groups)
+        mine = processes.shard(groups)
         if groups and not mine:  # a sharded model must be asked by all
             self.scorer.score(groups[0])
         scores = iter(self.scorer.score([one for group in mine for one in group]))
         own = [list(itertools.islice(scores, len(group))) for group in mine]
-        dealt_back = processes.dealt_back(processes.gathered(own))
+        dealt_back = processes.unshard(processes.all_gather(own))
         return [score for group in dealt_back for score in group]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reward.evaluation.judging import Group, ScorerLike, judge
-from reward.evaluation.winrate import Met, best_of_curve, versus
+from reward.evaluation.winrate import Matchup, best_of_curve, versus
 from rlhf.core.errors import DataError
 from rlhf.core.records import Prompt
 from rlhf.data.checks import gold_score
@@ -116,8 +116,8 @@ def _gold(pair: Pair) -> Scores:
     return a, b
 
 
-def _met(pair: Pair, scores: Scores) -> Met:
-    return Met(*scores, tuple(map(len, pair.a)), tuple(map(len, pair.b)))
+def _met(pair: Pair, scores: Scores) -> Matchup:
+    return Matchup(*scores, tuple(map(len, pair.a)), tuple(map(len, pair.b)))
 
 
 def _row(pair: Pair, place: int, judged: Mapping[str, Mapping[int, Scores]]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ RIDGE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Met:
+class Matchup:
     """What the two sides' answers to one prompt scored, and their lengths in characters."""
 
     a: tuple[float, ...]
@@ -42,7 +42,7 @@ def win_share(a: Sequence[float], b: Sequence[float]) -> float:
     return math.fsum((x > y) + (x == y) / 2 for x in a for y in b) / (len(a) * len(b))
 
 
-def versus(met: Sequence[Met]) -> dict[str, Any]:
+def versus(met: Sequence[Matchup]) -> dict[str, Any]:
     """One judge's view of the two sides; means are over prompts, intervals by bootstrap over prompts.
 
     Returns:
@@ -74,7 +74,7 @@ def versus(met: Sequence[Met]) -> dict[str, Any]:
     }
 
 
-def like_length(met: Sequence[Met]) -> dict[str, Any] | None:
+def like_length(met: Sequence[Matchup]) -> dict[str, Any] | None:
     """The win rate over the pairs whose lengths are alike; None where there are none.
 
         |length A - length B| <= 0.1 max(length A, length B)
@@ -95,7 +95,7 @@ def like_length(met: Sequence[Met]) -> dict[str, Any] | None:
     return {"within": ALIKE, "pairs": int(alike_K.sum()), **found}
 
 
-def length_controlled(met: Sequence[Met]) -> dict[str, Any]:
+def length_controlled(met: Sequence[Matchup]) -> dict[str, Any]:
     """What the win rate would be at equal lengths, by logistic regression on the difference of lengths.
 
         P(A wins) = sigmoid(c + s tanh(d / sd(d))),   d = length A - length B,   rate = sigmoid(c)
@@ -183,7 +183,7 @@ class _Pairs:
     weight_K: Floats
 
 
-def _pairs(met: Sequence[Met]) -> _Pairs:
+def _pairs(met: Sequence[Matchup]) -> _Pairs:
     rows = [
         (place, (x > y) + (x == y) / 2, p - q, max(p, q), 1 / (len(one.a) * len(one.b)))
         for place, one in enumerate(met)

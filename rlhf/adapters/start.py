@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from rlhf.adapters.storage import Adapter, put_weights
+from rlhf.adapters.storage import Adapter, set_weights
 from rlhf.core.errors import ModelError
 from rlhf.models.chat import Chat
 from rlhf.models.loading import POLICY, PeftModel, fingerprint
 
 
-def begin_from(
+def start_from(
     folder: Path,
     start: Adapter,
     model: PeftModel,
@@ -52,7 +52,7 @@ def begin_from(
             allowed=f"a {start.kind} with the same {same} and adapter settings",
             fix="set these keys as they are there, or leave `start` out",
         )
-    put_weights(model, {**start.weights, **(beside or {})})
+    set_weights(model, {**start.weights, **(beside or {})})
 
 
 def _targets(config: Any) -> Any:

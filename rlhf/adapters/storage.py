@@ -30,9 +30,9 @@ from rlhf.models.loading import (
     PeftModel,
     base_of,
     fingerprint,
-    float32_trainable,
-    kept_trainable,
+    keep_trainable,
     reward_head,
+    upcast_trainable,
 )
 
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -117,7 +117,7 @@ class Adapter:
         config.lora_dropout = 0.0  # the model around it may be training the policy, and a role is no draw
         if isinstance(model, PeftModel):
             wrapped = model
-            with kept_trainable(wrapped):
+            with keep_trainable(wrapped):
                 _make_room(wrapped, name)
                 wrapped.add_adapter(name, config)
         else:
@@ -286,7 +286,7 @@ def replace_trained(model: PeftModel, update: Update, head_AD: Tensor | None) ->
         reward_head(model).weight.data.copy_(head_AD)
 
 
-def put_weights(model: PeftModel, weights: Mapping[str, Tensor]) -> None:
+def set_weights(model: PeftModel, weights: Mapping[str, Tensor]) -> None:
     """Give the trained adapter, and the head beside it, the weights of a file, all of them.
 
     Raises:
@@ -301,7 +301,7 @@ def put_weights(model: PeftModel, weights: Mapping[str, Tensor]) -> None:
             f"{len(result.unexpected_keys)} weights of the adapter have no place in the model, "
             f"the first is {result.unexpected_keys[0]}."
         )
-    float32_trainable(model)
+    upcast_trainable(model)
 
 
 def blend(model: PeftModel, name: str, weights: Mapping[str, float]) -> None:
@@ -322,7 +322,7 @@ def blend(model: PeftModel, name: str, weights: Mapping[str, float]) -> None:
     }
     rank = sum(model.peft_config[part].r for part in weights)
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(layers), inference_mode=True)
-    with kept_trainable(model):
+    with keep_trainable(model):
         _make_room(model, name)
         model.add_adapter(name, config)
     for layer in layers.values():

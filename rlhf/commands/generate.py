@@ -136,10 +136,10 @@ def _answer(
 ) -> None:
     """Answer, write and tell; what was answered by a killed run is not answered again."""
     from policy.evaluation.draft import Draft
-    from policy.evaluation.generation import Room, answer_questions
+    from policy.evaluation.generation import TokenBudget, answer_questions
 
     tokens, samples, batch = settings["max_new_tokens"], settings["samples"], settings["batch"]
-    room = Room(speaker.chat, speaker.context, tokens)
+    room = TokenBudget(speaker.chat, speaker.context, tokens)
     with Draft(output, settings) as draft, Progress(len(questions), "questions") as progress:
         if draft.batches:
             typer.echo(f"Going on: {sum(map(len, draft.batches))} questions are done.")

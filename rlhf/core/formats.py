@@ -14,27 +14,27 @@ from typing import Any
 
 import torch
 
-COMPUTED_IN = "computed_in"
+COMPUTE_DTYPE = "computed_in"
 """The attribute of a model whose weights are kept in another format than its products are in."""
 NOTE = "This processor only emulates bfloat16: the base is computed in float32, which is much faster and takes more memory."
 
 
-def computed_in(dtype: str) -> str:
+def effective_dtype(dtype: str) -> str:
     """`float32` for `bfloat16` where this machine has neither a card nor a processor that multiplies it; else `dtype`."""
     return "float32" if dtype == "bfloat16" and emulates_bfloat16() else dtype
 
 
-def announced(dtype: str) -> str:
+def announce_dtype(dtype: str) -> str:
     """`computed_in`, and one line on the terminal where that is another format than the config names."""
-    computed = computed_in(dtype)
+    computed = effective_dtype(dtype)
     if computed != dtype:
         _say_once()
     return computed
 
 
-def products_in(model: Any) -> torch.dtype:
+def compute_dtype(model: Any) -> torch.dtype:
     """The format a model's products are in: its weights' own, unless these are kept in another for the sake of training."""
-    return getattr(model, COMPUTED_IN, model.dtype)  # type: ignore[no-any-return]
+    return getattr(model, COMPUTE_DTYPE, model.dtype)  # type: ignore[no-any-return]
 
 
 @functools.cache

@@ -18,60 +18,60 @@ from rlhf.core.errors import ConfigError, RlhfError
 
 T = TypeVar("T")
 
-LONGEST_WAIT = timedelta(hours=2)
+TIMEOUT = timedelta(hours=2)
 """How long a process waits for the others, which may be evaluating, before it gives up."""
-GRACE = 5.0
+MAIN_ERROR_GRACE = 5.0
 """Seconds in which the main process can tell an error that all of them meet, and the launcher end the others."""
-SETTLING = 0.5
+DESTROY_PAUSE = 0.5
 """Seconds in which threads of gloo's let go of what was exchanged; they take milliseconds."""
 
 
-def index() -> int:
+def rank() -> int:
     """The place of this process among all of the run; 0 is the main one."""
     return int(os.environ.get("RANK", "0"))
 
 
-def count() -> int:
+def world_size() -> int:
     """How many processes the run has."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_main() -> bool:
     """Whether this process is the one that writes and speaks."""
-    return index() == 0
+    return rank() == 0
 
 
-def hush_followers() -> None:
+def silence_other_ranks() -> None:
     """Let the main process alone print."""
     if not is_main():
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (for as long as the program runs)
 
 
-def let_main_speak_first() -> None:
+def wait_for_main() -> None:
     """Called before an error is told: one that all processes meet is told by the main one, and the others are ended."""
     if not is_main():
-        time.sleep(GRACE)
+        time.sleep(MAIN_ERROR_GRACE)
 
 
-def meet() -> None:
+def init() -> None:
     """Connect the processes; to be called before the first of the functions below.
 
     Raises:
         ConfigError: the launcher asks for something of DeepSpeed that does not work here.
     """
-    if count() == 1:
+    if world_size() == 1:
         return
     from accelerate import PartialState
 
     from rlhf.distributed import zero
 
-    if zero.asked_for():
+    if zero.is_requested():
         zero.prepare()
-    cpu, backend = means()
-    PartialState(cpu=cpu, backend=backend, timeout=LONGEST_WAIT)
+    cpu, backend = device_and_backend()
+    PartialState(cpu=cpu, backend=backend, timeout=TIMEOUT)
 
 
-def part() -> None:
+def destroy() -> None:
     """Disconnect the processes, once a command has succeeded; to be called as the last thing before the program ends.
 
     A thread of gloo's lets go of an exchange's tensors a little after the exchange. Where Python is ending by then, that aborts the
@@ -79,16 +79,16 @@ def part() -> None:
     these threads where models were wrapped by torch's DistributedDataParallel, which keeps them: hence the pause. Not after a
     failure, which a launcher answers by ending the others: an exchange under way would be waited for.
     """
-    if count() == 1:
+    if world_size() == 1:
         return
     from torch import distributed
 
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
-        time.sleep(SETTLING)
+        time.sleep(DESTROY_PAUSE)
 
 
-def means() -> tuple[bool, str | None]:
+def device_and_backend() -> tuple[bool, str | None]:
     """Whether accelerate is told to use CPUs alone, and by which backend processes talk, where it cannot tell.
 
     Told of CPUs it would leave DeepSpeed out, and not told it would take each process for the only one.
@@ -99,16 +99,16 @@ def means() -> tuple[bool, str | None]:
 
     if torch.cuda.is_available():
         return False, None
-    return (False, "gloo") if count() > 1 and zero.asked_for() else (True, None)
+    return (False, "gloo") if world_size() > 1 and zero.is_requested() else (True, None)
 
 
-def share(total: int, key: str) -> int:
+def per_rank(total: int, key: str) -> int:
     """This process's part of what a config key counts over all processes.
 
     Raises:
         ConfigError: it cannot be dealt out evenly.
     """
-    number = count()
+    number = world_size()
     if total % number:
         more = -(-total // number) * number
         raise ConfigError(
@@ -119,12 +119,12 @@ def share(total: int, key: str) -> int:
     return total // number
 
 
-def mine(rows: Sequence[T]) -> Sequence[T]:
+def shard(rows: Sequence[T]) -> Sequence[T]:
     """Every n-th of the rows, from the place of this process on."""
-    return rows[index() :: count()]
+    return rows[rank() :: world_size()]
 
 
-def dealt_back(parts: Sequence[Sequence[T]]) -> list[T]:
+def unshard(parts: Sequence[Sequence[T]]) -> list[T]:
     """The rows in their order again, from what each process made of `mine`."""
     rows: list[Any] = [None] * sum(map(len, parts))
     for place, part in enumerate(parts):
@@ -132,18 +132,18 @@ def dealt_back(parts: Sequence[Sequence[T]]) -> list[T]:
     return rows
 
 
-def gathered(value: T) -> list[T]:
+def all_gather(value: T) -> list[T]:
     """The value of each process, in their order, in all of them."""
-    if count() == 1:
+    if world_size() == 1:
         return [value]
     from accelerate.utils import gather_object
 
     return list(gather_object([value]))
 
 
-def said_by_main(value: T) -> T:
+def broadcast_from_main(value: T) -> T:
     """The main process's value, in all of them."""
-    if count() == 1:
+    if world_size() == 1:
         return value
     from accelerate.utils import broadcast_object_list
 
@@ -158,11 +158,11 @@ def on_main(work: Callable[[], T]) -> T | None:
             made = work()
         except RlhfError as error:
             failure = error
-    if failure := said_by_main(failure):
+    if failure := broadcast_from_main(failure):
         raise failure
     return made
 
 
 def from_main(work: Callable[[], T]) -> T:
     """As `on_main`, and its result, which can be sent, is everybody's."""
-    return said_by_main(on_main(work))  # type: ignore[return-value]
+    return broadcast_from_main(on_main(work))  # type: ignore[return-value]

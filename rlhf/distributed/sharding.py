@@ -16,18 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from rlhf.core.errors import ConfigError
-from rlhf.core.formats import products_in
+from rlhf.core.formats import compute_dtype
 from rlhf.distributed import processes, zero
 
 T = TypeVar("T")
 
 
-def asked_for() -> bool:
+def is_requested() -> bool:
     """Whether the launcher asks for sharded weights, by either engine."""
-    return zero.asked_for() or fsdp_asked_for()
+    return zero.is_requested() or fsdp_is_requested()
 
 
-def fsdp_asked_for() -> bool:
+def fsdp_is_requested() -> bool:
     """Whether the launcher asks for FSDP2.
 
     Raises:
@@ -45,7 +45,7 @@ def fsdp_asked_for() -> bool:
     return True
 
 
-def choose_loading(quantization: str) -> None:
+def configure_loading(quantization: str) -> None:
     """Have every process make 4-bit weights for itself; called before they are loaded.
 
     accelerate hands on no 4-bit weights, and where one process alone loads them the adapters that are drawn after it differ.
@@ -59,12 +59,12 @@ def shard(model: Any) -> None:
 
     Weights keep their formats: mixed precision is autocast's, and gradients of float32 adapters are summed in float32.
     """
-    if not asked_for():
+    if not is_requested():
         return
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     base._is_fsdp_managed_module = True  # noqa: SLF001 (keeps `generate` in step, see transformers)
-    if zero.asked_for():
-        zero.deal(model)
+    if zero.is_requested():
+        zero.shard(model)
     else:
         _shard_by_fsdp(model, base)
 
@@ -75,22 +75,22 @@ def _shard_by_fsdp(model: Any, base: Any) -> None:
     from torch.distributed.fsdp import register_fsdp_forward_method
 
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    know_on_cpus(accelerator)
+    enable_fsdp_on_cpu(accelerator)
     accelerator.state.fsdp_plugin.mixed_precision_policy = None
     fsdp2_prepare_model(accelerator, model)
     register_fsdp_forward_method(model, "generate")
     # torch takes the module of the first pass for the root, and what is made in inference mode can never be trained.
     bfloat16 = torch.autocast(
-        accelerator.device.type, torch.bfloat16, enabled=products_in(base) == torch.bfloat16
+        accelerator.device.type, torch.bfloat16, enabled=compute_dtype(base) == torch.bfloat16
     )
     with torch.no_grad(), bfloat16:
         model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=accelerator.device))
-    settle(model)
+    reshard(model)
 
 
 def is_sharded(model: Any) -> bool:
     """Whether `shard` dealt out this model's weights."""
-    return is_fsdp(model) or zero.is_dealt(model)
+    return is_fsdp(model) or zero.is_sharded(model)
 
 
 def is_fsdp(model: Any) -> bool:
@@ -100,18 +100,18 @@ def is_fsdp(model: Any) -> bool:
     return isinstance(model, FSDPModule)
 
 
-def know_on_cpus(accelerator: Any) -> None:
+def enable_fsdp_on_cpu(accelerator: Any) -> None:
     """Tell accelerate that the run is sharded; by itself it knows on cards alone, and CPUs are what this is tested on."""
     from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
     state = accelerator.state
-    if fsdp_asked_for() and state.distributed_type == DistributedType.MULTI_CPU:
+    if fsdp_is_requested() and state.distributed_type == DistributedType.MULTI_CPU:
         state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, FullyShardedDataParallelPlugin()
 
 
-def without_gradients(model: nn.Module) -> AbstractContextManager[Any]:
+def inference_mode(model: nn.Module) -> AbstractContextManager[Any]:
     """torch's inference mode; with DeepSpeed, which gives parameters new data at each pass, they could never be trained again."""
-    return torch.no_grad() if zero.is_dealt(model) else torch.inference_mode()
+    return torch.no_grad() if zero.is_sharded(model) else torch.inference_mode()
 
 
 def through_root(model: Any, part: Callable[..., T]) -> Callable[..., T]:
@@ -127,7 +127,7 @@ def through_root(model: Any, part: Callable[..., T]) -> Callable[..., T]:
     return model.part  # type: ignore[no-any-return]
 
 
-def settle(model: nn.Module) -> None:
+def reshard(model: nn.Module) -> None:
     """Let every layer be a shard again: after a pass of FSDP2 some stay whole, and what is then changed in them is lost."""
     if not is_fsdp(model):
         return
@@ -136,19 +136,19 @@ def settle(model: nn.Module) -> None:
             module.reshard()  # type: ignore[operator]
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """A tensor that may be dealt out, in one piece; all processes must ask."""
     if hasattr(tensor, "ds_id"):
-        return zero.whole(tensor)
+        return zero.full_tensor(tensor)
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def whole_shape(tensor: Any) -> torch.Size:
+def full_shape(tensor: Any) -> torch.Size:
     """The shape of a tensor that may be dealt out, in one piece."""
     return tensor.ds_shape if hasattr(tensor, "ds_id") else tensor.shape  # type: ignore[no-any-return]
 
 
-def part_like(tensor: Tensor, like: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
     """A whole tensor, of which every process has a copy, dealt out as another one is."""
     moved = tensor.to(like.device)
     if not hasattr(like, "full_tensor"):
@@ -160,39 +160,39 @@ def part_like(tensor: Tensor, like: Tensor) -> Tensor:
     return torch.empty_like(like, dtype=tensor.dtype, requires_grad=False).copy_(dealt)
 
 
-def computes_on(model: nn.Module) -> torch.device:
+def compute_device(model: nn.Module) -> torch.device:
     """Where a model computes: on the card of its process, where there is one, though offloaded shards lie on the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return next(model.parameters()).device
 
 
-def put(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+def set_parameters(model: nn.Module, values: Mapping[str, Tensor]) -> None:
     """Give parameters, by name, the values of whole tensors."""
-    settle(model)
+    reshard(model)
     parameters = dict(model.named_parameters())
-    if zero.is_dealt(model):
-        zero.put(parameters, values)
+    if zero.is_sharded(model):
+        zero.set_parameters(parameters, values)
         return
     with torch.no_grad():
         for name, value in values.items():
-            parameters[name].copy_(part_like(value, parameters[name]))
+            parameters[name].copy_(shard_like(value, parameters[name]))
 
 
-def in_step(batches: Iterable[T], model: Any) -> Iterator[tuple[T, bool]]:
+def lockstep(batches: Iterable[T], model: Any) -> Iterator[tuple[T, bool]]:
     """Batches, each with True; of a sharded model the last one again, with False, until all processes are through.
 
     There must be at least one. What is computed from a batch that comes with False is to change nothing.
     """
     own = list(batches)
     # Asked before the first pass: after it, another process may be in its next one, and what they exchange would not match.
-    behind = passes_behind(len(own), model)
+    behind = missing_passes(len(own), model)
     for batch in own:
         yield batch, True
     for _ in range(behind):
         yield own[-1], False
 
 
-def passes_behind(own: int, model: Any) -> int:
+def missing_passes(own: int, model: Any) -> int:
     """How many passes more another process has to make through a sharded model than this one."""
-    return max(processes.gathered(own)) - own if is_sharded(model) else 0
+    return max(processes.all_gather(own)) - own if is_sharded(model) else 0

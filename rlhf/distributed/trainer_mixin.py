@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 from transformers import TrainingArguments
 
-from rlhf.core.formats import computed_in
+from rlhf.core.formats import effective_dtype
 from rlhf.distributed import processes, zero
-from rlhf.distributed.sharding import fsdp_asked_for, is_fsdp, is_sharded, know_on_cpus, settle
+from rlhf.distributed.sharding import enable_fsdp_on_cpu, fsdp_is_requested, is_fsdp, is_sharded, reshard
 from rlhf.models.loading import autocast, base_of
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 
-class AcrossProcesses:
+class DistributedTrainerMixin:
     """What both trainers need of transformers' Trainer where there are several processes; mixed in before its class."""
 
     model: Any
@@ -32,10 +32,10 @@ class AcrossProcesses:
     def create_accelerator_and_postprocess(self) -> None:
         """Let accelerate know of sharded weights on CPUs too."""
         super().create_accelerator_and_postprocess()  # type: ignore[misc]
-        know_on_cpus(self.accelerator)
-        self.is_fsdp_enabled = fsdp_asked_for()
-        if zero.asked_for():
-            zero.forget_default()
+        enable_fsdp_on_cpu(self.accelerator)
+        self.is_fsdp_enabled = fsdp_is_requested()
+        if zero.is_requested():
+            zero.disable_zero_init()
 
     def floating_point_ops(self, inputs: object) -> int:
         """Not counted: transformers' estimate knows neither packing nor adapters."""
@@ -44,16 +44,16 @@ class AcrossProcesses:
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' loop; of a model that is sharded already the optimizer takes the shards, and no layer is sharded again."""
         if is_fsdp(self.model):
-            settle(self.model)
+            reshard(self.model)
             self.accelerator.state.fsdp_plugin.auto_wrap_policy = None
-        if not zero.is_dealt(self.model):
+        if not zero.is_sharded(self.model):
             return super().train(*args, **kwargs)  # type: ignore[misc]
         self.is_deepspeed_enabled = False  # or transformers looks for DeepSpeed's own checkpoints
-        zero.let_go(self.model)
+        zero.detach_engine(self.model)
         if self.model.get_base_model().dtype == torch.bfloat16:
-            zero.autocast_inside(self.accelerator)
+            zero.enable_autocast(self.accelerator)
         done = super().train(*args, **kwargs)  # type: ignore[misc]
-        zero.keep(self.model, self.model_wrapped)
+        zero.attach_engine(self.model, self.model_wrapped)
         return done
 
     def create_optimizer(self, model: Any = None) -> Any:
@@ -64,14 +64,14 @@ class AcrossProcesses:
 
     def backward(self, loss: Tensor) -> None:
         """accelerate's; with DeepSpeed gradients are summed until `_clip_grad_norm`, where accelerate would step each time."""
-        if zero.is_dealt(self.model):
+        if zero.is_sharded(self.model):
             self.model_wrapped.backward(loss)
         else:
             self.accelerator.backward(loss)
 
     def _clip_grad_norm(self, model: Any) -> Any:
         """transformers'; DeepSpeed clips and steps in one, and the optimizer's own step, which follows, does nothing."""
-        return zero.step(model) if zero.is_dealt(model) else super()._clip_grad_norm(model)  # type: ignore[misc]
+        return zero.step(model) if zero.is_sharded(model) else super()._clip_grad_norm(model)  # type: ignore[misc]
 
     def compute_loss_context_manager(self) -> AbstractContextManager[Any]:
         """Autocast, which accelerate puts around the forward pass of every model but a sharded one."""
@@ -79,16 +79,16 @@ class AcrossProcesses:
             return autocast(base_of(self.model))
         return super().compute_loss_context_manager()  # type: ignore[misc, no-any-return]
 
-    def clip_apart(self, model: Any, groups: Sequence[Sequence[Any]], still: Sequence[Any]) -> list[Any]:
+    def clip_by_group(self, model: Any, groups: Sequence[Sequence[Any]], still: Sequence[Any]) -> list[Any]:
         """Clip groups of parameters each by its own norm, which is returned; those that are still are not stepped either."""
-        if zero.is_dealt(model):
-            return zero.step_apart(model, groups, self.args.max_grad_norm, still)
+        if zero.is_sharded(model):
+            return zero.step_by_group(model, groups, self.args.max_grad_norm, still)
         for parameter in still:
             parameter.grad = None  # AdamW passes over it
         return [self.accelerator.clip_grad_norm_(group, self.args.max_grad_norm) for group in groups]
 
 
-def on_one_card(arguments: Arguments) -> Arguments:
+def single_device(arguments: Arguments) -> Arguments:
     """The same arguments for a process that trains on one card, however many it sees: TRL refuses DataParallel."""
     arguments._n_gpu = min(arguments.n_gpu, 1)  # noqa: SLF001  # as transformers' Trainer sets it for a model on several cards
     return arguments
@@ -115,16 +115,16 @@ def trainer_settings(
     Args:
         folder: where checkpoints go.
         steps: updates.
-        batch_size: of one update, over all processes; it can be dealt out evenly, see `processes.share`.
+        batch_size: of one update, over all processes; it can be dealt out evenly, see `processes.per_rank`.
         dtype: the base's, as its config says; adapters and heads stay in float32.
     """
-    zero.choose_device()  # before there is a trainer, which imports DeepSpeed where it is installed
-    cpu, backend = processes.means()
-    bfloat16 = computed_in(dtype) == "bfloat16"
+    zero.select_accelerator()  # before there is a trainer, which imports DeepSpeed where it is installed
+    cpu, backend = processes.device_and_backend()
+    bfloat16 = effective_dtype(dtype) == "bfloat16"
     return {
         "output_dir": folder,
         "max_steps": steps,
-        "per_device_train_batch_size": batch_size // processes.count(),
+        "per_device_train_batch_size": batch_size // processes.world_size(),
         "learning_rate": learning_rate,
         "lr_scheduler_type": {"constant": "constant_with_warmup"}.get(schedule, schedule),
         "warmup_steps": warmup_steps,
@@ -132,7 +132,7 @@ def trainer_settings(
         "adam_beta1": betas[0],
         "adam_beta2": betas[1],
         "max_grad_norm": max_grad_norm,
-        "bf16": bfloat16 and not zero.asked_for(),  # DeepSpeed's engine is told of autocast itself
+        "bf16": bfloat16 and not zero.is_requested(),  # DeepSpeed's engine is told of autocast itself
         "use_cpu": cpu,
         "ddp_backend": backend,
         "gradient_checkpointing": gradient_checkpointing,
@@ -148,7 +148,7 @@ def trainer_settings(
         "dataloader_pin_memory": False,
         "ddp_find_unused_parameters": False,  # every pass uses all that is trained
         "ddp_broadcast_buffers": False,  # the base's are constants, and processes make unequal numbers of passes
-        "ddp_timeout": int(processes.LONGEST_WAIT.total_seconds()),
+        "ddp_timeout": int(processes.TIMEOUT.total_seconds()),
     }
 
 

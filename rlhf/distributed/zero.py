@@ -46,7 +46,7 @@ CONFIG = "ACCELERATE_DEEPSPEED_CONFIG_FILE"
 ENGINE = "zero_engine"
 
 
-def asked_for() -> bool:
+def is_requested() -> bool:
     """Whether the launcher asks for DeepSpeed."""
     return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
 
@@ -63,7 +63,7 @@ def prepare() -> None:
         os.environ[CONFIG] = json.dumps(SETTINGS)
         os.environ["ACCELERATE_CONFIG_DS_FIELDS"] = ""  # what the launch file says beside, which was checked
     os.environ["ACCELERATE_DEEPSPEED_ZERO3_INIT"] = "false"  # every process loads the whole base, see `deal`
-    choose_device()
+    select_accelerator()
     import deepspeed
 
     deepspeed.utils.logger.setLevel("ERROR")
@@ -72,7 +72,7 @@ def prepare() -> None:
     )
 
 
-def choose_device() -> None:
+def select_accelerator() -> None:
     """Tell DeepSpeed where it computes: where it is installed accelerate imports it in every run, and it would say that it found no card."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -103,30 +103,30 @@ def _check_launch(file: str) -> None:
             )
 
 
-def deal(model: Any) -> None:
+def shard(model: Any) -> None:
     """Deal a model's weights out to the processes, module by module; every process has the whole model before."""
     import deepspeed
 
-    sizes = {"train_micro_batch_size_per_gpu": 1, "train_batch_size": processes.count()}
+    sizes = {"train_micro_batch_size_per_gpu": 1, "train_batch_size": processes.world_size()}
     told = {**SETTINGS, **sizes, "gradient_clipping": 0.0}
     deepspeed.zero.Init(module=model, config_dict_or_path=told)  # first, or the engine moves all to one card
     engine, *_ = deepspeed.initialize(model=model, config=told)
     for buffer in model.buffers():
         buffer.data = buffer.data.to(engine.device)
-    keep(model, engine)
+    attach_engine(model, engine)
 
 
-def is_dealt(model: nn.Module) -> bool:
+def is_sharded(model: nn.Module) -> bool:
     """Whether `deal` dealt out this model's weights."""
-    return asked_for() and any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+    return is_requested() and any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
-def keep(model: nn.Module, engine: Any) -> None:
+def attach_engine(model: nn.Module, engine: Any) -> None:
     """Remember the engine whose hooks a model wears."""
     model.__dict__[ENGINE] = engine  # set as an attribute it would become a part of the model
 
 
-def let_go(model: nn.Module) -> None:
+def detach_engine(model: nn.Module) -> None:
     """Take the engine's hooks off a model, which stays dealt out, for another engine's."""
     model.__dict__.pop(ENGINE).destroy()
     for module in model.modules():  # DeepSpeed's later hooks would call the engine of the first ones
@@ -134,20 +134,20 @@ def let_go(model: nn.Module) -> None:
             module.__dict__.pop(name, None)
 
 
-def forget_default() -> None:
+def disable_zero_init() -> None:
     """Keep transformers from loading the next model by DeepSpeed's `zero.Init`, which knows no packed heads and adapters."""
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     unset_hf_deepspeed_config()
 
 
-def autocast_inside(accelerator: Any) -> None:
+def enable_autocast(accelerator: Any) -> None:
     """Tell the engine of a bfloat16 run to autocast: it switches off what is around it. What is summed stays in float32."""
     told = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
     accelerator.state.deepspeed_plugin.deepspeed_config["torch_autocast"] = told
 
 
-def whole(tensor: Any) -> Tensor:
+def full_tensor(tensor: Any) -> Tensor:
     """A copy of a dealt out parameter in one piece; in a pass that has it whole already, that one."""
     import deepspeed
 
@@ -159,7 +159,7 @@ def whole(tensor: Any) -> Tensor:
     return gathered
 
 
-def put(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
+def set_parameters(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
     """Give parameters, by name, the values of whole tensors."""
     import deepspeed
 
@@ -182,7 +182,7 @@ def step(engine: Any) -> Tensor:
     return torch.as_tensor(engine.get_global_grad_norm())
 
 
-def step_apart(
+def step_by_group(
     engine: Any, groups: Sequence[Sequence[Any]], most: float, still: Sequence[Any]
 ) -> list[Tensor]:
     """Clip groups of parameters each by its own norm, and step; returns the norms. What is still keeps its value, and has no moments yet."""
@@ -236,7 +236,7 @@ def moments(optimizer: Any) -> dict[int, dict[str, Tensor]]:
     }
 
 
-def put_moments(optimizer: Any, saved: Mapping[int, Mapping[str, Tensor]]) -> None:
+def load_moments(optimizer: Any, saved: Mapping[int, Mapping[str, Tensor]]) -> None:
     """Take up what `moments` gave, in any number of processes."""
     from deepspeed.utils import safe_set_local_optimizer_state
 
@@ -247,15 +247,15 @@ def put_moments(optimizer: Any, saved: Mapping[int, Mapping[str, Tensor]]) -> No
         for parameter in parameters:
             for kind, value in saved.get(id(parameter), {}).items():
                 if kind != "step":
-                    safe_set_local_optimizer_state(parameter, own_part(value, parameter), kind)
+                    safe_set_local_optimizer_state(parameter, local_shard(value, parameter), kind)
 
 
-def own_part(value: Tensor, parameter: Any) -> Tensor:
+def local_shard(value: Tensor, parameter: Any) -> Tensor:
     """What falls to this process of a whole tensor: parts are equal, and the last is padded."""
     size = parameter.ds_tensor.numel()
     flat = value.flatten().to(parameter.ds_tensor.device)
-    padded = nn.functional.pad(flat, (0, size * processes.count() - flat.numel()))
-    return padded[processes.index() * size :][:size]
+    padded = nn.functional.pad(flat, (0, size * processes.world_size() - flat.numel()))
+    return padded[processes.rank() * size :][:size]
 
 
 def _states(optimizer: Any) -> Iterator[tuple[Sequence[Any], dict[str, Tensor]]]:

@@ -21,15 +21,15 @@ from peft.tuners.lora.layer import Linear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from rlhf.distributed.zero import is_dealt
+from rlhf.distributed.zero import is_sharded
 
 _cast, _forward = BaseTunerLayer._cast_input_dtype, Linear.forward  # noqa: SLF001
 
 
-def lighten() -> None:
+def enable() -> None:
     """Do so in every adapter of this process."""
     BaseTunerLayer._cast_input_dtype = _cast_without_autocast  # noqa: SLF001
-    Linear.forward = adapted  # 4-bit layers have a class of their own, and stay as they are
+    Linear.forward = adapted_forward  # 4-bit layers have a class of their own, and stay as they are
 
 
 def _cast_without_autocast(layer: BaseTunerLayer, x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -38,11 +38,11 @@ def _cast_without_autocast(layer: BaseTunerLayer, x: Tensor | None, dtype: torch
     return _cast(layer, x, dtype)  # type: ignore[no-any-return]
 
 
-def adapted(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def adapted_forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """The output of a layer with the adapter it wears; PEFT's own way where it is more than one frozen product and one plain adapter."""
     name = _plain_adapter(layer)
     # DeepSpeed gathers the weights of modules that are called, and of no others.
-    if name is None or args or kwargs or is_dealt(layer):
+    if name is None or args or kwargs or is_sharded(layer):
         return _forward(layer, x, *args, **kwargs)  # type: ignore[no-any-return]
     base = layer.base_layer
     a_RD, b_OR = layer.lora_A[name].weight, layer.lora_B[name].weight

@@ -40,7 +40,7 @@ def enable(model: PreTrainedModel) -> None:
     """
     attention.enable(model)
     last_layer.enable(model)
-    adapter_layers.lighten()
+    adapter_layers.enable()
     ours = dict.fromkeys(NORMS, _norm) | dict.fromkeys(GATES, _mlp)
     for kind in {type(module) for module in model.modules()}:
         forward = ours.get(kind.__name__, kind.forward)

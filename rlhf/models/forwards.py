@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf.core.errors import ModelError
-from rlhf.distributed.sharding import through_root, whole
+from rlhf.distributed.sharding import full_tensor, through_root
 from rlhf.kernels import attention
 from rlhf.kernels.last_layer import read_states
 from rlhf.kernels.logprobs import token_logprobs
@@ -98,7 +98,7 @@ def enable_packed_logprobs(model: PreTrainedModel, temperature: float) -> None:
                 f"FSDP2 does not gather the head of {self.config.model_type} with its last norm, and it is to be trained.",
                 fix="train an adapter, or on cards that hold all weights (configs/launch/ddp.yaml)",
             )
-        weight_VD = whole(weight_VD)
+        weight_VD = full_tensor(weight_VD)
         return token_logprobs(hidden_MD, weight_VD, next_ids[asked_RT], temperature, entropy=entropy)
 
     model.forward = types.MethodType(forward, model)

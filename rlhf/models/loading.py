@@ -29,9 +29,9 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from rlhf.core.errors import ModelError, did_you_mean
-from rlhf.core.formats import COMPUTED_IN, announced, products_in
-from rlhf.distributed.processes import said_by_main
-from rlhf.distributed.sharding import computes_on, put, settle, whole
+from rlhf.core.formats import COMPUTE_DTYPE, announce_dtype, compute_dtype
+from rlhf.distributed.processes import broadcast_from_main
+from rlhf.distributed.sharding import compute_device, full_tensor, reshard, set_parameters
 from rlhf.kernels import layers
 from rlhf.models.embedded import resolve_base
 
@@ -59,7 +59,7 @@ def load_causal(
     stored = "float32" if kept_in_float32 else dtype
     model = _load(AutoModelForCausalLM, base, revision=revision, dtype=stored, quantization=quantization)
     if kept_in_float32:
-        setattr(model, COMPUTED_IN, getattr(torch, announced(dtype)))
+        setattr(model, COMPUTE_DTYPE, getattr(torch, announce_dtype(dtype)))
     # How answers are drawn is for the config to say: a model's own top_p or repetition penalty would bend the
     # distribution that log-probabilities are taken of.
     own = model.generation_config
@@ -95,7 +95,7 @@ def load_classifier(
 def _load(
     auto_class: Any, base: str, *, revision: str | None, dtype: str, quantization: str, **extra: Any
 ) -> PreTrainedModel:
-    dtype = announced(dtype)
+    dtype = announce_dtype(dtype)
     if quantization == "nf4":
         extra["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -150,10 +150,12 @@ def fingerprint(model: PreTrainedModel) -> str:
     shape = [config.model_type, config.hidden_size, config.num_hidden_layers, config.vocab_size]
     if trained := getattr(model.config, TRAINED_WHOLE, None):
         shape.append(trained["weights"])
-    sample = whole(model.get_input_embeddings().weight).detach()[:: max(1, config.vocab_size // 64), :64]
+    sample = full_tensor(model.get_input_embeddings().weight).detach()[
+        :: max(1, config.vocab_size // 64), :64
+    ]
     values = sample.to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes()
     # With `fsdp_cpu_ram_efficient_loading` the main process alone has weights before they are dealt out.
-    return said_by_main(hashlib.sha256(json.dumps(shape).encode() + values).hexdigest()[:16])
+    return broadcast_from_main(hashlib.sha256(json.dumps(shape).encode() + values).hexdigest()[:16])
 
 
 def lora_config(
@@ -198,11 +200,11 @@ def with_adapter(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     """
     check_targets(model, config)
     wrapped = get_peft_model(model, config)
-    float32_trainable(wrapped)
+    upcast_trainable(wrapped)
     return wrapped
 
 
-def float32_trainable(model: nn.Module) -> None:
+def upcast_trainable(model: nn.Module) -> None:
     """Put the trained parameters in float32; TRL's trainers make them bfloat16 on a 4-bit base."""
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
@@ -215,16 +217,18 @@ def reward_head(model: PeftModel) -> nn.Linear:
     return head.modules_to_save[model.active_adapter]  # type: ignore[no-any-return]
 
 
-def put_head(model: PeftModel, weight_AD: Tensor) -> None:
+def set_head(model: PeftModel, weight_AD: Tensor) -> None:
     """Give the trained head of a classifier another weight."""
     weight = reward_head(model).weight
-    put(model, {name: weight_AD for name, parameter in model.named_parameters() if parameter is weight})
+    set_parameters(
+        model, {name: weight_AD for name, parameter in model.named_parameters() if parameter is weight}
+    )
 
 
 def autocast(model: PreTrainedModel) -> contextlib.AbstractContextManager[Any]:
     """The context a forward pass runs in: what is kept in float32 to be trained computes in the base's format."""
     return torch.autocast(
-        computes_on(model).type, torch.bfloat16, enabled=products_in(model) == torch.bfloat16
+        compute_device(model).type, torch.bfloat16, enabled=compute_dtype(model) == torch.bfloat16
     )
 
 
@@ -236,16 +240,16 @@ def role(model: PeftModel | PreTrainedModel, adapter: str | None) -> Iterator[No
         yield
         return
     if adapter is None:
-        with kept_trainable(model), model.disable_adapter():
+        with keep_trainable(model), model.disable_adapter():
             yield
         return
     before = model.active_adapter
-    with kept_trainable(model):
+    with keep_trainable(model):
         model.set_adapter(adapter)
     try:
         yield
     finally:
-        with kept_trainable(model):
+        with keep_trainable(model):
             model.set_adapter(before)
 
 
@@ -260,13 +264,13 @@ def base_of(model: PeftModel | PreTrainedModel) -> PreTrainedModel:
 
 
 @contextlib.contextmanager
-def kept_trainable(model: PeftModel) -> Iterator[None]:
+def keep_trainable(model: PeftModel) -> Iterator[None]:
     """Whatever PEFT does to `requires_grad` when adapters are added or switched is undone afterwards."""
-    settle(model)
+    reshard(model)
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     try:
         yield
     finally:
-        settle(model)
+        reshard(model)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in trainable)

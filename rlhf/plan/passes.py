@@ -36,10 +36,10 @@ from rlhf.models.loading import (
     REWARD,
     PeftModel,
     autocast,
-    float32_trainable,
     lora_config,
     reference_role,
     role,
+    upcast_trainable,
     with_adapter,
 )
 from rlhf.plan.empty import empty_base
@@ -97,7 +97,7 @@ def build(shape: Any, row: Row) -> tuple[PeftModel, nn.Module]:
             if row.critic:
                 enable_packed_values(model.get_base_model(), nn.Linear(shape.hidden_size, 1, bias=False))
         head = nn.Linear(shape.hidden_size, row.outputs, bias=False).requires_grad_(False)
-    float32_trainable(model)
+    upcast_trainable(model)
     if row.checkpointing:
         model.gradient_checkpointing_enable()
         model.enable_input_require_grads()

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from rlhf.core.errors import OutputError
 from rlhf.distributed import processes, zero
-from rlhf.distributed.sharding import part_like, put, settle, whole, whole_shape
+from rlhf.distributed.sharding import full_shape, full_tensor, reshard, set_parameters, shard_like
 from rlhf.runs.folder import atomic_folder, atomic_write_text
 
 MANIFEST, WEIGHTS, MOMENTS, STATE = (
@@ -45,7 +45,7 @@ def trainable_state(model: nn.Module, *, everywhere: bool = True) -> dict[str, T
     Args:
         everywhere: else only the main process keeps them, and each other one holds one at a time.
     """
-    settle(model)
+    reshard(model)
     copies = ((name, _copy(p)) for name, p in model.named_parameters() if p.requires_grad)
     return dict(copies) if everywhere else _kept_by_main(copies)
 
@@ -57,7 +57,7 @@ def _kept_by_main(copies: Iterator[tuple[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    return whole(tensor).detach().cpu().contiguous()
+    return full_tensor(tensor).detach().cpu().contiguous()
 
 
 def save_trainable(model: nn.Module, file: Path) -> None:
@@ -83,16 +83,16 @@ def load_trainable(model: nn.Module, file: Path) -> None:
     Raises:
         OutputError: the file is of a run that trained other weights.
     """
-    settle(model)
+    reshard(model)
     saved = load_file(file)
     here = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if saved.keys() != here.keys() or any(saved[name].shape != whole_shape(here[name]) for name in saved):
+    if saved.keys() != here.keys() or any(saved[name].shape != full_shape(here[name]) for name in saved):
         raise OutputError(
             f"{file} was written by a run that trained other weights.",
             allowed="the adapter settings the run was started with",
             fix="resume with the run's own config.yaml, or start again with another --output",
         )
-    put(model, saved)
+    set_parameters(model, saved)
 
 
 def latest(checkpoints: Path) -> tuple[Path | None, list[str]]:
@@ -163,7 +163,7 @@ class SafeCheckpoints:
     def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
         trained = self.accelerator.unwrap_model(self.model)
         weights, moments = trainable_state(trained, everywhere=False), _moments(trained, self.optimizer)
-        generators = processes.gathered(_generators())
+        generators = processes.all_gather(_generators())
         processes.on_main(lambda: self._write_checkpoint(weights, moments, generators))
 
     def _write_checkpoint(
@@ -220,7 +220,7 @@ class SafeCheckpoints:
             return
         saved = load_file(Path(checkpoint) / GENERATORS)
         # A process that the run did not have before goes on from the main one's.
-        own = str(processes.index()) if f"{processes.index()}/torch" in saved else "0"
+        own = str(processes.rank()) if f"{processes.rank()}/torch" in saved else "0"
         states = {name.partition("/")[2]: one for name, one in saved.items() if name.partition("/")[0] == own}
         torch.set_rng_state(states["torch"])
         if "cuda" in states:
@@ -233,16 +233,18 @@ class SafeCheckpoints:
 
 def _moments(model: nn.Module, optimizer: Any) -> dict[str, Tensor]:
     """AdamW's state by parameter and kind, whole, in the main process; where a part of a parameter is empty there may be none."""
-    settle(model)
+    reshard(model)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if zero.is_dealt(model):
+    if zero.is_sharded(model):
         dealt = zero.moments(optimizer)
         return _kept_by_main(
             (f"{name}/{kind}", _copy(one))
             for name, p in trained.items()
             for kind, one in dealt[id(p)].items()
         )
-    kinds = processes.said_by_main({name: list(optimizer.state.get(p, ())) for name, p in trained.items()})
+    kinds = processes.broadcast_from_main(
+        {name: list(optimizer.state.get(p, ())) for name, p in trained.items()}
+    )
     return _kept_by_main(
         (f"{name}/{kind}", _copy(optimizer.state.get(p, {}).get(kind, torch.zeros_like(p))))
         for name, p in trained.items()
@@ -252,21 +254,21 @@ def _moments(model: nn.Module, optimizer: Any) -> dict[str, Tensor]:
 
 def _put_moments(model: nn.Module, optimizer: Any, saved: dict[str, Tensor]) -> None:
     """Give AdamW the state that `_moments` gave."""
-    settle(model)
+    reshard(model)
     named = dict(model.named_parameters())
-    if zero.is_dealt(model):
+    if zero.is_sharded(model):
         states: dict[int, dict[str, Tensor]] = {}
         for key, value in saved.items():
             name, kind = key.rsplit("/", 1)
             states.setdefault(id(named[name]), {})[kind] = value
-        zero.put_moments(optimizer, states)
+        zero.load_moments(optimizer, states)
         return
     beside = optimizer.param_groups[0].get("fused")  # or AdamW keeps its step counter on the CPU
     for key, value in saved.items():
         name, kind = key.rsplit("/", 1)
         parameter = named[name]
         counter = value.to(parameter.device) if beside else value
-        optimizer.state[parameter][kind] = counter if kind == "step" else part_like(value, parameter)
+        optimizer.state[parameter][kind] = counter if kind == "step" else shard_like(value, parameter)
 
 
 def _generators() -> dict[str, Tensor]:

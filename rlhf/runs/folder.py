@@ -61,9 +61,9 @@ class RunFolder:
             OutputError: the folder is in use, or holds something and is not to be resumed or not a run.
             ConfigError: on resume, a key differs that would make it another run.
         """
-        processes.meet()
+        processes.init()
         run = processes.on_main(lambda: cls._create(path, config, resume=resume, command=command))
-        resumed = processes.said_by_main(run is not None and run.resumed)
+        resumed = processes.broadcast_from_main(run is not None and run.resumed)
         return run or cls(path, None, resumed=resumed)
 
     @classmethod

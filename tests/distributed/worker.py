@@ -94,5 +94,5 @@ def _trace(result: Any) -> str:
 if __name__ == "__main__":
     jobs = json.loads(Path(sys.argv[1]).read_text())
     outcomes = {name: run(job) for name, job in jobs.items()}
-    Path(f"{sys.argv[2]}-{processes.index()}.json").write_text(json.dumps(outcomes))
-    processes.part()
+    Path(f"{sys.argv[2]}-{processes.rank()}.json").write_text(json.dumps(outcomes))
+    processes.destroy()

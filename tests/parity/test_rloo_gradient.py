@@ -14,7 +14,7 @@ from datasets import Dataset
 from torch import Tensor
 from trl import RLOOConfig, RLOOTrainer
 
-from policy.rewards.protocol import Given
+from policy.rewards.protocol import RewardResult
 from rlhf.core.records import Conversation, Message, Rollout
 from rlhf.models.chat import Chat
 from rlhf.models.loading import load_causal, lora_config
@@ -285,7 +285,7 @@ def test_rloo_is_trls_over_several_updates(
             clipped.append(theirs._metrics["train"]["clip_ratio/region_mean"][-1])
             norm = step(theirs.model, optimizers[1])
         ours.engine.generate = lambda *_, given=groups, **__: given
-        ours.rewards.of = lambda *_, given=reward: Given(given)
+        ours.rewards.of = lambda *_, given=reward: RewardResult(given)
         ours.training_step(ours.model, [ours.train_dataset[place] for place in range(P * G)])
         figures = ours.figures
         assert step(ours.model, optimizers[0]) == pytest.approx(norm, rel=1e-3)

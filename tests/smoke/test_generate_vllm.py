@@ -22,7 +22,7 @@ def test_a_folder_is_worn_as_a_synced_adapter_is(tmp_path: Path) -> None:
     from policy.rollouts.vllm_engine import VLLMEngine
     from policy.save import save_final
     from rlhf.config.policy import PolicyConfig
-    from rlhf.core.formats import computed_in
+    from rlhf.core.formats import effective_dtype
     from rlhf.core.records import Message
     from rlhf.models.chat import Chat
     from rlhf.models.embedded import resolve_base
@@ -47,7 +47,7 @@ def test_a_folder_is_worn_as_a_synced_adapter_is(tmp_path: Path) -> None:
         rank=8,
         max_model_len=128,
         max_sequences=2,
-        dtype=computed_in("bfloat16"),
+        dtype=effective_dtype("bfloat16"),
         quantization="none",
         memory_gib=0.25,
         gpu_memory_share=0.3,

@@ -11,7 +11,7 @@ import pytest
 from torch import Tensor
 
 from policy.recipe import build_trainer
-from policy.rewards.protocol import Given
+from policy.rewards.protocol import RewardResult
 from policy.rollouts.protocol import Sampling
 from policy.rollouts.transformers_engine import TransformersEngine
 from rlhf.config.load import load_config
@@ -29,9 +29,9 @@ class ShareOfGoodIds:
     def __init__(self, good: Tensor) -> None:
         self.good = good
 
-    def of(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> Given:
+    def of(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> RewardResult:
         assert len(prompts) == len(rollouts)
-        return Given([float(self.good[list(r.completion_ids)].float().mean()) for r in rollouts])
+        return RewardResult([float(self.good[list(r.completion_ids)].float().mean()) for r in rollouts])
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def test_scaling_measures_under_the_autocast_of_a_run(
 ) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     # Where bfloat16 is only emulated, too.
-    monkeypatch.setattr("rlhf.distributed.trainer_mixin.computed_in", lambda dtype: dtype)
+    monkeypatch.setattr("rlhf.distributed.trainer_mixin.effective_dtype", lambda dtype: dtype)
     trainer = importlib.import_module("scaling").idle_reward_trainer(str(tiny_base), "bfloat16", 8)
     norm, seen = trainer.model.get_base_model().model.norm, list[bool]()
     norm.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
@@ -167,7 +167,7 @@ def test_layers(run: Callable[..., dict[str, Any]]) -> None:
     assert all(rate > 0 for found in rates.values() for rate in found)
     assert measured(result, "Speed of an update, PEFT's and transformers'") == 1
     # What was taken out for a while is in place again.
-    assert Linear.forward is adapter_layers.adapted
+    assert Linear.forward is adapter_layers.adapted_forward
     assert modeling_llama.LlamaRMSNorm.forward is layers._norm
     assert modeling_llama.LlamaMLP.forward is layers._mlp
     assert modeling_llama.apply_rotary_pos_emb is layers.rotated

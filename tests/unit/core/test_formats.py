@@ -20,8 +20,8 @@ def emulated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_format(emulated: bool) -> None:
-    assert formats.computed_in("bfloat16") == ("float32" if emulated else "bfloat16")
-    assert formats.computed_in("float32") == "float32"
+    assert formats.effective_dtype("bfloat16") == ("float32" if emulated else "bfloat16")
+    assert formats.effective_dtype("float32") == "float32"
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -32,7 +32,7 @@ def test_one_line_says_so(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(formats, "is_main", lambda: rank == 0)
+    monkeypatch.setenv("RANK", str(rank))
     for dtype in ("bfloat16", "bfloat16", "float32"):
         load_causal(str(tiny_base), revision=None, dtype=dtype, quantization="none")
     assert capsys.readouterr().err.count(formats.NOTE) == (emulated and rank == 0)

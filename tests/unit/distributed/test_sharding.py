@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 
 from rlhf.core.errors import ConfigError
 from rlhf.distributed import sharding
-from rlhf.distributed.trainer_mixin import on_one_card
+from rlhf.distributed.trainer_mixin import single_device
 
 
 @pytest.mark.parametrize(("asked", "version", "expected"), [("true", "2", True), ("false", "2", False)])
@@ -18,21 +18,21 @@ def test_the_launcher_asks(
 ) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", asked)
     monkeypatch.setenv("FSDP_VERSION", version)
-    assert sharding.asked_for() is expected
+    assert sharding.is_requested() is expected
 
 
 def test_fsdp_1_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "1")
     with pytest.raises(ConfigError, match="fsdp_version is 1") as caught:
-        sharding.asked_for()
+        sharding.is_requested()
     assert caught.value.exit_code == 2
 
 
 def test_4_bit_weights_are_made_by_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
     for quantization, expected in (("none", "true"), ("nf4", "false")):
         monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
-        sharding.choose_loading(quantization)
+        sharding.configure_loading(quantization)
         assert os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == expected
 
 
@@ -44,8 +44,8 @@ def test_processes_are_asked_before_the_first_pass(monkeypatch: pytest.MonkeyPat
         return [own, own + 1]
 
     monkeypatch.setattr(sharding, "is_sharded", lambda _: True)
-    monkeypatch.setattr(sharding.processes, "gathered", gathered)
-    for batch, counted in sharding.in_step("ab", None):
+    monkeypatch.setattr(sharding.processes, "all_gather", gathered)
+    for batch, counted in sharding.lockstep("ab", None):
         said.append(f"{batch} {counted}")
     assert said == ["asked", "a True", "b True", "b False"]
 
@@ -55,25 +55,25 @@ def test_a_whole_model_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None
     model = nn.Linear(2, 2)
     sharding.shard(model)
     assert not sharding.is_sharded(model)
-    assert sharding.whole(model.weight) is model.weight
-    assert list(sharding.in_step("ab", model)) == [("a", True), ("b", True)]
-    assert sharding.passes_behind(3, model) == 0
-    sharding.put(model, {"bias": torch.tensor([3.0, 4.0])})
+    assert sharding.full_tensor(model.weight) is model.weight
+    assert list(sharding.lockstep("ab", model)) == [("a", True), ("b", True)]
+    assert sharding.missing_passes(3, model) == 0
+    sharding.set_parameters(model, {"bias": torch.tensor([3.0, 4.0])})
     assert model.bias.tolist() == [3.0, 4.0]
-    assert sharding.part_like(torch.ones(2, dtype=torch.float64), model.bias).dtype == torch.float64
+    assert sharding.shard_like(torch.ones(2, dtype=torch.float64), model.bias).dtype == torch.float64
 
 
 def test_offloaded_shards_compute_on_the_card_and_lie_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     model = torch.nn.Linear(2, 2)
-    assert sharding.computes_on(model) == torch.device("cpu")
+    assert sharding.compute_device(model) == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
-    assert sharding.computes_on(model) == torch.device("cuda", 3)
+    assert sharding.compute_device(model) == torch.device("cuda", 3)
 
 
 def test_a_process_that_sees_several_cards_trains_on_one() -> None:
     seen = TrainingArguments("unused", use_cpu=True)
     seen._n_gpu = 4
-    assert on_one_card(seen).n_gpu == 1
+    assert single_device(seen).n_gpu == 1
     seen._n_gpu = 0
-    assert on_one_card(seen).n_gpu == 0
+    assert single_device(seen).n_gpu == 0

@@ -32,8 +32,8 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("launched")
 def test_the_launcher_asks_for_sharded_weights() -> None:
-    assert sharding.asked_for()
-    assert not sharding.fsdp_asked_for()
+    assert sharding.is_requested()
+    assert not sharding.fsdp_is_requested()
 
 
 @pytest.mark.usefixtures("launched")
@@ -68,7 +68,7 @@ def test_what_was_not_tried_is_refused(
     monkeypatch.setenv(name, value)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match=found) as caught:
-        processes.meet()
+        processes.init()
     assert caught.value.exit_code == 2
     assert "zero3.yaml" in caught.value.fix
 
@@ -83,7 +83,7 @@ def test_without_deepspeed_another_strategy_is_named(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.usefixtures("launched")
 def test_a_model_that_nobody_dealt_out_is_whole() -> None:
-    assert not zero.is_dealt(nn.Linear(2, 2))
+    assert not zero.is_sharded(nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_a_whole_tensor_falls_into_equal_parts(
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("RANK", str(index))
     parameter: Any = SimpleNamespace(ds_tensor=torch.empty(3))
-    assert zero.own_part(torch.arange(7.0), parameter).tolist() == expected
+    assert zero.local_shard(torch.arange(7.0), parameter).tolist() == expected
 
 
 def test_a_step_says_when_a_gradient_is_not_finite() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from policy.algorithms.protocol import Algorithm, Measured
+from policy.algorithms.protocol import Algorithm, SampledRow
 from policy.trainer import ALGORITHMS
 from rlhf.config.algorithm import AlgorithmConfig
 from rlhf.core.records import Rollout
@@ -24,8 +24,8 @@ def rollouts() -> list[Rollout]:
     return [Rollout((1,), tuple(range(n)), (), done, "") for n, done in zip(LENGTHS, FINISHED, strict=True)]
 
 
-def measured(logps: Tensor, weights: Tensor | None = None) -> Measured:
-    return Measured(
+def measured(logps: Tensor, weights: Tensor | None = None) -> SampledRow:
+    return SampledRow(
         rewards_N=torch.tensor(REWARDS, dtype=torch.double),
         penalty_M=by_answer([penalty / length for penalty, length in zip(PENALTY, LENGTHS, strict=True)]),
         finished_N=torch.tensor(FINISHED),
@@ -43,7 +43,7 @@ def logps() -> Tensor:
     return -torch.rand(sum(LENGTHS), generator=generator, dtype=torch.double).requires_grad_()
 
 
-def advantages(algorithm: Algorithm, row: Measured) -> Tensor:
+def advantages(algorithm: Algorithm, row: SampledRow) -> Tensor:
     (worth,), figures = algorithm.worth([row], lambda own: own)
     assert figures == {} and worth.returns_M is None
     return worth.advantages

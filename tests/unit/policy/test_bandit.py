@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from policy.algorithms.protocol import Measured
+from policy.algorithms.protocol import SampledRow
 from policy.trainer import ALGORITHMS
 from policy.update.kl import kl_loss, kl_of_tokens
 from rlhf.config.algorithm import AlgorithmConfig
@@ -54,7 +54,7 @@ def learn(told: dict[str, Any], *, biased_engine: bool = False) -> Tensor:
         actions = torch.multinomial(engine.exp(), count, replacement=True, generator=draw)
         reference_M, old_M = REFERENCE.log()[actions], logps.detach()[actions]
         penalty_M = kl.coefficient * kl_of_tokens(old_M - reference_M, kl.estimator)
-        measured = Measured(
+        measured = SampledRow(
             rewards_N=REWARD[actions],
             penalty_M=penalty_M if kl.placement == "reward" else torch.zeros(count),
             finished_N=torch.ones(count, dtype=torch.bool),

@@ -6,24 +6,24 @@ import pytest
 import torch
 from torch import nn
 
-from policy.kl_control import WINDOW, KLControl, steered
+from policy.kl_control import WINDOW, KLControl, adapt_coefficient
 
 
 def test_the_coefficient_by_hand() -> None:
     # An error of 0.1 over 50 of 1,000 answers: 1 + 0.1 x 0.05.
-    assert steered(0.2, kl=6.6, target=6.0, horizon=1000, answers=50) == pytest.approx(0.2 * 1.005)
-    assert steered(0.2, kl=5.4, target=6.0, horizon=1000, answers=50) == pytest.approx(0.2 * 0.995)
-    assert steered(0.2, kl=6.0, target=6.0, horizon=1000, answers=50) == 0.2
+    assert adapt_coefficient(0.2, kl=6.6, target=6.0, horizon=1000, answers=50) == pytest.approx(0.2 * 1.005)
+    assert adapt_coefficient(0.2, kl=5.4, target=6.0, horizon=1000, answers=50) == pytest.approx(0.2 * 0.995)
+    assert adapt_coefficient(0.2, kl=6.0, target=6.0, horizon=1000, answers=50) == 0.2
     # Errors count as 0.2 at most, either way; a negative estimate is an error of -1.
-    assert steered(0.2, kl=60.0, target=6.0, horizon=1000, answers=50) == pytest.approx(0.2 * 1.01)
-    assert steered(0.2, kl=-3.0, target=6.0, horizon=1000, answers=50) == pytest.approx(0.2 * 0.99)
+    assert adapt_coefficient(0.2, kl=60.0, target=6.0, horizon=1000, answers=50) == pytest.approx(0.2 * 1.01)
+    assert adapt_coefficient(0.2, kl=-3.0, target=6.0, horizon=1000, answers=50) == pytest.approx(0.2 * 0.99)
 
 
 def test_steering_finds_the_target() -> None:
     """A policy whose KL is 2 / coefficient: the coefficient must come to 2 / 5."""
     coefficient = 0.01
     for _ in range(2000):
-        coefficient = steered(coefficient, kl=2 / coefficient, target=5.0, horizon=1000, answers=50)
+        coefficient = adapt_coefficient(coefficient, kl=2 / coefficient, target=5.0, horizon=1000, answers=50)
     assert 2 / coefficient == pytest.approx(5.0, rel=1e-3)
 
 

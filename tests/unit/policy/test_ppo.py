@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from policy.algorithms.ppo import PPO
-from policy.algorithms.protocol import Measured, Worth
+from policy.algorithms.protocol import Advantages, SampledRow
 from policy.algorithms.reinforce import Reinforce
 from rlhf.config.algorithm import AlgorithmConfig
 from rlhf.core.records import Rollout
@@ -31,8 +31,8 @@ def ppo(**told: Any) -> PPO:
     return PPO.of(AlgorithmConfig.model_validate({"name": "ppo", **told}))
 
 
-def measured(**other: Any) -> Measured:
-    row = Measured(
+def measured(**other: Any) -> SampledRow:
+    row = SampledRow(
         rewards_N=torch.tensor(REWARDS, dtype=torch.double),
         penalty_M=torch.tensor(PENALTY, dtype=torch.double),
         finished_N=torch.tensor(FINISHED),
@@ -46,7 +46,7 @@ def measured(**other: Any) -> Measured:
     return replace(row, **other)
 
 
-def cut(row: Measured, part: slice, answers: slice) -> Measured:
+def cut(row: SampledRow, part: slice, answers: slice) -> SampledRow:
     """Some answers of a row as a row of their own."""
     assert row.values_M is not None
     return replace(
@@ -76,7 +76,7 @@ def by_hand(rewards: list[float], gae_lambda: float) -> list[float]:
     return found
 
 
-def worth(algorithm: PPO, *rows: Measured) -> tuple[list[Worth], dict[str, float]]:
+def worth(algorithm: PPO, *rows: SampledRow) -> tuple[list[Advantages], dict[str, float]]:
     return algorithm.worth(rows, lambda own: own)
 
 
@@ -197,7 +197,7 @@ def test_rows_of_other_processes_count_in_the_whitening() -> None:
     parts = [cut(measured(), slice(0, 5), slice(0, 2)), cut(measured(), slice(5, 8), slice(2, 4))]
     together, heard = threading.Barrier(2), [torch.zeros(()), torch.zeros(())]
 
-    def process(number: int) -> tuple[list[Worth], dict[str, float]]:
+    def process(number: int) -> tuple[list[Advantages], dict[str, float]]:
         def total(own: Tensor) -> Tensor:
             together.wait()  # the sum before has been taken by both
             heard[number] = own

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from policy.rewards.protocol import Given
+from policy.rewards.protocol import RewardResult
 from policy.update.rows import answer_tree, pack_groups, token_logps
 from rlhf.core.errors import DivergenceError, EngineError, RewardError
 from rlhf.core.records import Conversation, Message, Prompt, Rollout
@@ -120,7 +120,7 @@ def test_the_penalty_is_named_by_the_config(
 def test_gold_scores_where_a_prompt_can_be_checked(
     policy_trainer: Callable[..., Any], groups: list[list[Rollout]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from policy.update.step import statistics
+    from policy.update import statistics
 
     monkeypatch.setattr(statistics, "gold_score", lambda check, answer: check["worth"])
     trainer = policy_trainer(PROMPTS, groups, REWARDS)
@@ -167,7 +167,7 @@ def test_a_reward_that_is_no_number_stops_the_run(
     trainer = policy_trainer(PROMPTS, groups, [1.0, math.inf, 0.0, 0.0])
     with pytest.raises(DivergenceError, match="The policy loss is nan at update 2"):
         update(trainer)
-    trainer.rewards.of = lambda *_: Given([1.0, math.nan, 0.0, 0.0])
+    trainer.rewards.of = lambda *_: RewardResult([1.0, math.nan, 0.0, 0.0])
     with pytest.raises(RewardError, match="1 of 4 answers have no reward"):
         update(trainer)
 

@@ -11,7 +11,7 @@ import pytest
 
 from policy.rewards.function import FunctionReward, GoldReward, load_function
 from policy.rewards.model import ModelReward
-from policy.rewards.protocol import Given, Missing
+from policy.rewards.protocol import Missing, RewardResult
 from policy.rewards.weighted import Part, WeightedRewards
 from reward.scorer import Score
 from rlhf.core.errors import ConfigError, DataError, RewardError
@@ -33,7 +33,7 @@ class Told:
         return self.values
 
 
-def weighted(*parts: Part, missing: Any = "error") -> Given:
+def weighted(*parts: Part, missing: Any = "error") -> RewardResult:
     return WeightedRewards(parts, missing).of(PROMPTS, ROLLOUTS)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from policy.rewards.protocol import Given
+from policy.rewards.protocol import RewardResult
 from policy.rewards.shaping import EPSILON, Moments, Shaping, charged_for_length, moments_of, normalised
 from rlhf.config.rewards import ShapingConfig
 from rlhf.core.errors import RewardError
@@ -25,7 +25,7 @@ def alone(tensor: torch.Tensor) -> torch.Tensor:
 
 def shaped(rewards: list[float], lengths: list[int] | None = None, **told: Any) -> list[float]:
     return Shaping(ShapingConfig.model_validate({"missing": "drop", **told})).of(
-        Given(rewards), lengths or [1] * len(rewards)
+        RewardResult(rewards), lengths or [1] * len(rewards)
     )
 
 
@@ -52,7 +52,7 @@ def test_running_moments_are_those_of_all_rewards_so_far() -> None:
     for batch in batches:
         known = [reward for reward in batch if not math.isnan(reward)]
         seen += known
-        given = shaping.of(Given(batch), [1] * len(batch))
+        given = shaping.of(RewardResult(batch), [1] * len(batch))
         expected = [(r - fmean(seen)) / (pstdev(seen) + EPSILON) for r in known]
         assert [one for one in given if not math.isnan(one)] == pytest.approx(expected)
     assert math.isnan(given[2])
@@ -123,7 +123,7 @@ def test_a_missing_reward_ends_the_run_unless_it_may_be_dropped() -> None:
 
 
 def test_where_everything_is_missing_the_run_ends() -> None:
-    given = Given([NAN, NAN], missing={0: "server: it is ill", 1: "server: it is ill"})
+    given = RewardResult([NAN, NAN], missing={0: "server: it is ill", 1: "server: it is ill"})
     with pytest.raises(
         RewardError, match="None of the 2 answers has a reward. Of the first: server: it is ill"
     ):
@@ -135,7 +135,7 @@ def test_where_everything_is_missing_the_run_ends() -> None:
 
 def test_a_resumed_run_goes_on_with_the_moments_it_had(tmp_path: Path) -> None:
     unbroken, before, after = (Shaping(ShapingConfig(normalise="running")) for _ in range(3))
-    first, second = Given([0.1, 0.7, 1 / 3]), Given([2.0, -1.0])
+    first, second = RewardResult([0.1, 0.7, 1 / 3]), RewardResult([2.0, -1.0])
     unbroken.of(first, [1] * 3)
     before.of(first, [1] * 3)
     before.save(tmp_path)

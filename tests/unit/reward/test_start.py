@@ -10,7 +10,7 @@ import torch
 
 from reward.recipe import build_model
 from reward.scorer import Scorer
-from reward.start import begin_from
+from reward.start import start_from
 from rlhf.config.reward import RewardConfig
 from rlhf.core.errors import ModelError
 from rlhf.core.records import HELPSTEER_ATTRIBUTES, Message
@@ -46,7 +46,7 @@ def test_the_model_scores_as_the_one_it_starts_from(
     told = config(tiny_base, tiny_reward)
     model = build_model(told, tiny_chat)
     assert scores(model, tiny_chat) == [0.0] * len(HELPSTEER_ATTRIBUTES)
-    begin_from(tiny_reward, told, model, tiny_chat)
+    start_from(tiny_reward, told, model, tiny_chat)
     (there,) = Scorer.load(tiny_reward).score([CONVERSATION])
     assert scores(model, tiny_chat) == pytest.approx(list(there.attributes.values()), abs=1e-5)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -65,7 +65,7 @@ def test_every_difference_is_named_at_once(tiny_base: Path, tiny_chat: Chat, tin
     model = build_model(told, chat)
     before = scores(model, chat)
     with pytest.raises(ModelError, match=f"Training cannot begin from {tiny_reward}:") as caught:
-        begin_from(tiny_reward, told, model, chat)
+        start_from(tiny_reward, told, model, chat)
     said = str(caught.value)
     assert "adapter.rank: 4 there, 8 here" in said
     assert "adapter.alpha: 8.0 there, 4.0 here" in said
@@ -80,4 +80,4 @@ def test_every_difference_is_named_at_once(tiny_base: Path, tiny_chat: Chat, tin
 def test_another_base(other_base: Path, tiny_chat: Chat, tiny_reward: Path) -> None:
     told = config(other_base, tiny_reward)
     with pytest.raises(ModelError, match="base: [0-9a-f]{16} there, [0-9a-f]{16} here"):
-        begin_from(tiny_reward, told, build_model(told, tiny_chat), tiny_chat)
+        start_from(tiny_reward, told, build_model(told, tiny_chat), tiny_chat)

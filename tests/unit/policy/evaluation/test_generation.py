@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from policy.evaluation.draft import Draft
-from policy.evaluation.generation import Room, answer_questions, batches_of
+from policy.evaluation.generation import TokenBudget, answer_questions, batches_of
 from rlhf.core.errors import OutputError, RefusalError
 from rlhf.core.records import Conversation, Message, Rollout
 from rlhf.data.drops import DropReport
@@ -69,7 +69,7 @@ def answer(questions: Sequence[Question], sample: Any, **options: Any) -> dict[i
         "batch": 2,
         "seed": 0,
         "drops": DropReport(),
-        "room": Room(WORDS, 100, 10),
+        "room": TokenBudget(WORDS, 100, 10),
     }
     settings |= options
     return answer_questions(questions, sample, settings.pop("room"), **settings)
@@ -145,12 +145,12 @@ def test_what_the_template_refuses_is_counted_with_its_place() -> None:
     questions = [question("1", "short"), question("2", "refused")]
     assert list(answer(questions, Echo(), drops=drops)) == [0]
     assert drops.examples == {"is refused by the chat template: no": ["file:2"]}
-    assert Room(WORDS, 100, 10).longest(questions) == 1 + 10
-    assert Room(WORDS, 100, 10).longest(questions[1:]) == 10
+    assert TokenBudget(WORDS, 100, 10).longest(questions) == 1 + 10
+    assert TokenBudget(WORDS, 100, 10).longest(questions[1:]) == 10
 
 
 def test_the_room_a_file_of_questions_needs() -> None:
-    room = Room(WORDS, 100, 10)
+    room = TokenBudget(WORDS, 100, 10)
     assert room.longest([question("1", "a b c")]) == 3 + 10
     assert room.longest([question("1", "a"), question("2", "a b", "c")]) == 3 + 2 * 10 + 8
 

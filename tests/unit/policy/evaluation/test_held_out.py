@@ -11,7 +11,7 @@ import torch
 
 from policy.evaluation.held_out import Answer, answer_prompts, compare
 from policy.rewards.model import ModelReward
-from policy.rewards.protocol import Given
+from policy.rewards.protocol import RewardResult
 from policy.rewards.weighted import Part, WeightedRewards
 from policy.rollouts.protocol import Sampling
 from policy.rollouts.transformers_engine import TransformersEngine
@@ -177,8 +177,8 @@ class Told:
     def __init__(self, *rewards: float) -> None:
         self.rewards = list(rewards)
 
-    def of(self, prompts: Any, rollouts: Any) -> Given:
-        return Given(self.rewards, missing={0: "it is ill"})
+    def of(self, prompts: Any, rollouts: Any) -> RewardResult:
+        return RewardResult(self.rewards, missing={0: "it is ill"})
 
 
 def test_rewards_that_are_missing_in_an_evaluation(model: Any, tiny_chat: Chat) -> None:

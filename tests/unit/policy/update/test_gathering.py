@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from policy.algorithms.protocol import Measured
+from policy.algorithms.protocol import SampledRow
 from policy.rollouts.probe import EngineProbe
-from policy.update.gathering import merged, merged_probes
+from policy.update.gathering import merge, merge_probes
 from policy.update.statistics import UpdateStatistics
 from rlhf.core.records import Rollout
 
@@ -27,7 +27,7 @@ def statistics(answers: range) -> UpdateStatistics:
         first = sum(LENGTHS[:answer])
         log_ratio = torch.tensor(LOG_RATIOS[first : first + LENGTHS[answer]])
         zeros = torch.zeros_like(log_ratio)
-        row = Measured(
+        row = SampledRow(
             rewards_N=torch.tensor([REWARDS[answer]]),
             penalty_M=zeros,
             finished_N=torch.tensor([True]),
@@ -46,7 +46,7 @@ def statistics(answers: range) -> UpdateStatistics:
 @pytest.mark.parametrize("cut", [1, 2, 3])
 def test_parts_together_give_the_figures_of_the_whole(cut: int) -> None:
     whole = statistics(range(4))
-    parts = merged([statistics(range(cut)), statistics(range(cut, 4))])
+    parts = merge([statistics(range(cut)), statistics(range(cut, 4))])
     ours, theirs = (one.figures(0.05) for one in (parts, whole))
     ours.pop("memory/peak_gib")
     theirs.pop("memory/peak_gib")
@@ -65,7 +65,7 @@ def test_probes_are_of_all_answers() -> None:
         own.add(torch.tensor(engine), torch.tensor(policy), zeros, zeros.long(), 1)
         return own
 
-    whole = merged_probes([probe([1.0, 2.0], [1.5, 2.0]), probe([4.0], [1.0])])
+    whole = merge_probes([probe([1.0, 2.0], [1.5, 2.0]), probe([4.0], [1.0])])
     figures = whole.figures()
     assert figures["engine/logprob_difference"] == pytest.approx((0.5 + 0.0 + 3.0) / 3)
     assert figures["engine/logprob_difference_max"] == pytest.approx(3.0)

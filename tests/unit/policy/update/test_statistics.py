@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from policy.algorithms.protocol import Measured
+from policy.algorithms.protocol import SampledRow
 from policy.update.statistics import UpdateStatistics, peak_memory_gib
 from rlhf.core.records import Message, Prompt, Rollout
 
@@ -22,10 +22,10 @@ ROLLOUTS = [
 REWARDS = [1.0, 0.0, 5.0]
 
 
-def measured(log_ratio: list[float], answer: list[int]) -> Measured:
+def measured(log_ratio: list[float], answer: list[int]) -> SampledRow:
     """A row of which only the log-ratios matter here."""
     count = len(set(answer))
-    return Measured(
+    return SampledRow(
         rewards_N=torch.zeros(count),
         penalty_M=torch.zeros(len(answer)),
         finished_N=torch.ones(count, dtype=torch.bool),

@@ -9,7 +9,7 @@ import pytest
 
 from reward.evaluation.winrate import (
     RIDGE,
-    Met,
+    Matchup,
     best_of_curve,
     kl_bound,
     length_controlled,
@@ -20,8 +20,8 @@ from reward.evaluation.winrate import (
 )
 
 
-def met(a: list[float], b: list[float], long_a: int = 10, long_b: int = 10) -> Met:
-    return Met(tuple(a), tuple(b), (long_a,) * len(a), (long_b,) * len(b))
+def met(a: list[float], b: list[float], long_a: int = 10, long_b: int = 10) -> Matchup:
+    return Matchup(tuple(a), tuple(b), (long_a,) * len(a), (long_b,) * len(b))
 
 
 def test_every_answer_meets_every_other_and_ties_count_half() -> None:
@@ -48,7 +48,7 @@ def test_versus_takes_means_over_prompts() -> None:
 
 def test_sides_swapped_swap_the_figures() -> None:
     forth = [met([2.0, 0.0], [1.0, 2.0], 12, 8), met([5.0], [1.0], 30, 10), met([0.0], [3.0], 5, 9)]
-    back = [Met(one.b, one.a, one.length_b, one.length_a) for one in forth]
+    back = [Matchup(one.b, one.a, one.length_b, one.length_a) for one in forth]
     one, other = versus(forth), versus(back)
     assert one["win_rate"]["mean"] == pytest.approx(1 - other["win_rate"]["mean"])
     assert one["difference"]["mean"] == pytest.approx(-other["difference"]["mean"])
