@@ -25,7 +25,7 @@ def effective_dtype(dtype: str) -> str:
 
 
 def announce_dtype(dtype: str) -> str:
-    """`computed_in`, and one line on the terminal where that is another format than the config names."""
+    """`effective_dtype`, and one line on the terminal where that is another format than the config names."""
     computed = effective_dtype(dtype)
     if computed != dtype:
         _say_once()
