@@ -18,7 +18,6 @@ from transformers import PreTrainedModel, set_seed
 from policy.describe import describe_algorithm, describe_rewards, describe_roles
 from policy.evaluation.held_out import Answer, answer_prompts, compare
 from policy.rewards.build import RewardBuilder, check_sources
-from policy.rewards.shaping import Shaping
 from policy.roles import attach_roles, check_start
 from policy.rollouts.overlap import LAG, OverlappedRollouts
 from policy.rollouts.probe import EngineProbe
@@ -27,7 +26,7 @@ from policy.rollouts.server_engine import ServerEngine
 from policy.rollouts.server_setup import engine_of_servers
 from policy.rollouts.transformers_engine import TransformersEngine
 from policy.save import save_final
-from policy.trainer import PolicyTrainer, trainer_arguments
+from policy.trainer import PolicyTrainer, Roles, trainer_arguments
 from policy.update.gathering import gather_probes
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.rollouts import ImportanceConfig
@@ -146,8 +145,23 @@ def build_trainer(
         shown = {"reward": "reward/mean", "gold": "gold/mean", "kl": "kl/mean", "tokens": "length/mean"}
         progress.update(step, **{short: figures[name] for short, name in shown.items() if name in figures})
 
+    def attach(model: Any, copy: Any | None) -> Roles:
+        builder = RewardBuilder(config, model if copy is None else copy, chat)
+        rewards, held_out = builder.rewards(), builder.held_out()
+        attach_roles(config, model, chat)
+        frozen = None if copy is None else builder.model
+        for trunk in (model, frozen):
+            if trunk is not None:
+                sharding.shard(trunk)
+        every = 1 if config.held_out_reward is None else config.held_out_reward.every
+        return Roles(rewards, held_out, every, frozen)
+
     engine = build_engine(config, chat)
-    trainer = PolicyTrainer(
+    ahead = None
+    if config.rollouts.overlap and isinstance(engine, ServerEngine):
+        ahead = OverlappedRollouts(engine, config.rollouts.samples_per_prompt)
+        print(LAG)
+    return PolicyTrainer(
         base,
         trainer_arguments(
             config.rollouts,
@@ -164,32 +178,15 @@ def build_trainer(
         prompts=prompts,
         order=draw_order(len(prompts), config.steps * config.rollouts.prompts_per_step, config.seed),
         frozen=frozen,
+        attach=attach,
         engine=engine,
+        ahead=ahead,
         rollouts=config.rollouts,
         algorithm=config.algorithm,
+        shaping=config.reward_shaping,
         tokens_per_batch=config.tokens_per_batch,
         record=record,
     )
-    if frozen is not None and not sharding.is_requested():  # what is to be sharded goes there by shards
-        frozen.to(trainer.args.device)
-    builder = RewardBuilder(config, trainer.reference, chat)
-    trainer.rewards, trainer.held_out = builder.rewards(), builder.held_out()
-    if frozen is not None:
-        trainer.frozen = builder.model
-    if config.held_out_reward is not None:
-        trainer.held_out_every = config.held_out_reward.every
-    trainer.shaping = Shaping(
-        config.reward_shaping,
-        lambda own: trainer.accelerator.reduce(own.to(trainer.args.device), "sum").cpu(),
-    )
-    if config.rollouts.overlap and isinstance(engine, ServerEngine):
-        trainer.ahead = OverlappedRollouts(engine, config.rollouts.samples_per_prompt)
-        print(LAG)
-    attach_roles(config, trainer.model, chat)
-    sharding.shard(trainer.model)
-    if trainer.frozen is not None:
-        sharding.shard(trainer.frozen)
-    return trainer
 
 
 def load_base(config: PolicyConfig) -> tuple[PreTrainedModel, PreTrainedModel | None, LoraConfig | None]:

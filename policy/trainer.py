@@ -17,6 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,6 @@ from transformers.trainer_callback import PrinterCallback
 from trl import RLOOConfig, RLOOTrainer
 
 from policy.algorithms import ALGORITHMS
-from policy.algorithms.protocol import SampledRow
 from policy.critic import give_own_group, split_parameters, token_values
 from policy.kl_control import KLControl
 from policy.rewards.protocol import Rewards
@@ -43,15 +43,28 @@ from policy.update.rows import Row, pack_groups, token_logps
 from policy.update.statistics import UpdateStatistics, check_update, gold_scores
 from policy.update.step import Update
 from rlhf.config.algorithm import AlgorithmConfig
+from rlhf.config.rewards import ShapingConfig
 from rlhf.config.rollouts import ImportanceConfig, RolloutConfig
 from rlhf.core.records import Prompt
 from rlhf.distributed import processes
-from rlhf.distributed.sharding import is_fsdp, missing_passes, reshard
+from rlhf.distributed.sharding import is_fsdp, is_requested, missing_passes, reshard
 from rlhf.distributed.trainer_mixin import DistributedTrainerMixin, single_device, trainer_settings
 from rlhf.models.chat import Chat
 from rlhf.models.forwards import enable_packed_logprobs
 from rlhf.models.loading import CRITIC, base_of, role, upcast_trainable
 from rlhf.runs.checkpoints import SafeCheckpoints, trainable_state
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What is attached to the policy's base, or to its frozen copy, besides the policy."""
+
+    rewards: Rewards
+    held_out: Rewards | None = None
+    held_out_every: int = 1
+    frozen: Any | None = None
+    """The frozen copy, where all weights are trained: adapters of reward models may have wrapped it."""
+
 
 Record = Callable[[int, Mapping[str, float], Sequence[Mapping[str, Any]]], None]
 """Receives an update's number, its figures and its answers."""
@@ -65,21 +78,16 @@ class PolicyTrainer(DistributedTrainerMixin, SafeCheckpoints, RLOOTrainer):
         arguments: from `trainer_arguments`.
         adapter: PEFT's description of the policy's adapter; None where the base's own weights are trained.
         frozen: then a copy of the base that stays as it is.
+        attach: attaches the other roles, once TRL has made the policy's adapter.
         chat: the door to token ids.
         prompts: what to practise on.
         order: which prompt each draw takes; its length is updates x prompts an update.
         engine: samples answers.
-        rollouts, algorithm: the config's sections.
+        ahead: samples the next update's answers during this one; None samples them when they are needed.
+        rollouts, algorithm, shaping: the config's sections.
         tokens_per_batch: token budget of a packed row.
         record: receives figures and answers.
     """
-
-    # Given by the recipe, once TRL has made the policy's adapter.
-    rewards: Rewards
-    shaping: Shaping
-    held_out: Rewards | None = None
-    held_out_every: int = 1
-    ahead: OverlappedRollouts | None = None
 
     def __init__(
         self,
@@ -89,15 +97,18 @@ class PolicyTrainer(DistributedTrainerMixin, SafeCheckpoints, RLOOTrainer):
         chat: Chat,
         *,
         frozen: Any | None = None,
+        attach: Callable[[Any, Any | None], Roles],
         prompts: Sequence[Prompt],
         order: Sequence[int],
         engine: RolloutEngine,
+        ahead: OverlappedRollouts | None,
         rollouts: RolloutConfig,
         algorithm: AlgorithmConfig,
+        shaping: ShapingConfig,
         tokens_per_batch: int,
         record: Record,
     ) -> None:
-        self.chat, self.prompts, self.order, self.engine = chat, prompts, order, engine
+        self.chat, self.prompts, self.order, self.engine, self.ahead = chat, prompts, order, engine, ahead
         self.rollouts, self.kl = rollouts, algorithm.kl
         self.algorithm = ALGORITHMS[algorithm.name](algorithm)
         self.critic = algorithm.critic
@@ -119,10 +130,18 @@ class PolicyTrainer(DistributedTrainerMixin, SafeCheckpoints, RLOOTrainer):
             peft_config=adapter,
         )
         self.remove_callback(PrinterCallback)
-        self.frozen = frozen
-        for trunk in {base_of(self.model), base_of(self.reference)}:
+        for trunk in {base_of(model) for model in (self.model, frozen) if model is not None}:
             enable_packed_logprobs(trunk, rollouts.temperature)
         upcast_trainable(self.model)
+        if frozen is not None and not is_requested():  # a model to be sharded is moved shard by shard
+            frozen.to(self.args.device)
+        self.shaping = Shaping(
+            shaping, lambda own: self.accelerator.reduce(own.to(self.args.device), "sum").cpu()
+        )
+        roles = attach(self.model, frozen)
+        self.frozen = roles.frozen
+        self.rewards, self.held_out = roles.rewards, roles.held_out
+        self.held_out_every = roles.held_out_every
 
     def _prepare_inputs(self, generation_batch: list[dict[str, str]]) -> Experience:
         """Sample and score the answers of one update."""
@@ -148,7 +167,7 @@ class PolicyTrainer(DistributedTrainerMixin, SafeCheckpoints, RLOOTrainer):
         return seed_of(self.args.seed, step, self.accelerator.process_index)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: object = None) -> Tensor:
-        """One update: sample, score, then forward and backward over each packed row, as often as the algorithm says."""
+        """One update: sample, score, then train on each packed row, in as many epochs as the algorithm has."""
         model.train()
         experience = self._prepare_inputs(inputs)
         started = time.perf_counter()
@@ -159,37 +178,16 @@ class PolicyTrainer(DistributedTrainerMixin, SafeCheckpoints, RLOOTrainer):
         has_critic = self.algorithm.critic is not None
         behind = missing_passes(len(rows), model)
         if has_critic:
-            for _ in range(behind):
-                with self.compute_loss_context_manager():
-                    measuring_passes(model, self.model, rows[0])
-            update.settle([self._measure(model, row, rewards_N, update) for row in rows])
+            self._measure(model, rows, behind, rewards_N, update)
         for epoch in range(self.algorithm.epochs):
             if epoch:
                 self._step_between_epochs(model)
-            for _ in range(behind):
-                with self._gradients(model, synchronise=False), self.compute_loss_context_manager():
-                    reference = None if epoch or has_critic else self._reference(model)
-                    idle_passes(
-                        model, self.model, rows[0], self.backward, reference=reference, has_critic=has_critic
-                    )
-            for number, row in enumerate(rows):
-                last = number == len(rows) - 1
-                with self._gradients(model, synchronise=last):
-                    with self.compute_loss_context_manager():
-                        logps_M, entropy_M, answer_M = token_logps(model, row.packed)
-                    if number == len(update.settled):  # the first pass of an algorithm without a critic
-                        with self.compute_loss_context_manager():
-                            reference_M = reference_logps(*self._reference(model), row)
-                        sampled = (logps_M.detach(), reference_M, entropy_M, answer_M)
-                        update.settle([update.measure(row, rewards_N[row.answers], *sampled)])
-                    loss = update.loss(number, row, logps_M)
-                    self.backward(loss * self.accelerator.num_processes)
-                if has_critic:
-                    with self._gradients(model, synchronise=last), role(self.model, CRITIC):
-                        with self.compute_loss_context_manager():
-                            values_M = token_values(model, row.packed)
-                        loss = update.value_loss(number, values_M)
-                        self.backward(loss * self.accelerator.num_processes)
+            if epoch == 0 and not has_critic:
+                self._idle(model, rows[0], behind, reference=True)
+                self._sampling_epoch(model, rows, rewards_N, update)
+            else:
+                self._idle(model, rows[0], behind, reference=False)
+                self._epoch(model, rows, update)
         if self.ahead is not None:
             with torch.no_grad(), self.compute_loss_context_manager():
                 self.ahead.compare(self.model, rows[0], update, lambda row: token_logps(model, row.packed))
@@ -242,11 +240,61 @@ class PolicyTrainer(DistributedTrainerMixin, SafeCheckpoints, RLOOTrainer):
         whole = self.frozen is not None and is_fsdp(model)
         return nullcontext() if synchronise or whole else self.accelerator.no_sync(model)
 
-    def _measure(self, model: Any, row: Row, rewards_N: Tensor, update: Update) -> SampledRow:
-        """A row as it was sampled, for an algorithm that needs all rows before its first loss."""
-        with self.compute_loss_context_manager():
-            sampled = measuring_passes(model, self.model, row)
-        return update.measure(row, rewards_N[row.answers], *sampled)
+    def _measure(
+        self, model: Any, rows: Sequence[Row], behind: int, rewards_N: Tensor, update: Update
+    ) -> None:
+        """Measure all rows as they were sampled, before the first loss: a critic's advantages need the whole update."""
+        for _ in range(behind):
+            with self.compute_loss_context_manager():
+                measuring_passes(model, self.model, rows[0])
+        measured = []
+        for row in rows:
+            with self.compute_loss_context_manager():
+                sampled = measuring_passes(model, self.model, row)
+            measured.append(update.measure(row, rewards_N[row.answers], *sampled))
+        update.settle(measured)
+
+    def _sampling_epoch(self, model: Any, rows: Sequence[Row], rewards_N: Tensor, update: Update) -> None:
+        """The first epoch without a critic: the pass that is differentiated also measures its row."""
+        for number, row in enumerate(rows):
+            with self._gradients(model, synchronise=number == len(rows) - 1):
+                with self.compute_loss_context_manager():
+                    logps_M, entropy_M, answer_M = token_logps(model, row.packed)
+                    reference_M = reference_logps(*self._reference(model), row)
+                sampled = (logps_M.detach(), reference_M, entropy_M, answer_M)
+                update.settle([update.measure(row, rewards_N[row.answers], *sampled)])
+                self._backward_sum(update.loss(number, row, logps_M))
+
+    def _epoch(self, model: Any, rows: Sequence[Row], update: Update) -> None:
+        """An epoch over rows that were measured before, and over the critic's values of them."""
+        for number, row in enumerate(rows):
+            last = number == len(rows) - 1
+            with self._gradients(model, synchronise=last):
+                with self.compute_loss_context_manager():
+                    logps_M, _, _ = token_logps(model, row.packed)
+                self._backward_sum(update.loss(number, row, logps_M))
+            if self.algorithm.critic is not None:
+                with self._gradients(model, synchronise=last), role(self.model, CRITIC):
+                    with self.compute_loss_context_manager():
+                        values_M = token_values(model, row.packed)
+                    self._backward_sum(update.value_loss(number, values_M))
+
+    def _idle(self, model: Any, row: Row, passes: int, *, reference: bool) -> None:
+        """Passes without effect, for other processes that have more rows of a sharded model."""
+        for _ in range(passes):
+            with self._gradients(model, synchronise=False), self.compute_loss_context_manager():
+                idle_passes(
+                    model,
+                    self.model,
+                    row,
+                    self.backward,
+                    reference=self._reference(model) if reference else None,
+                    has_critic=self.algorithm.critic is not None,
+                )
+
+    def _backward_sum(self, loss: Tensor) -> None:
+        """Backward of a row's share: processes average gradients, and shares are to be summed."""
+        self.backward(loss * self.accelerator.num_processes)
 
     def _step_between_epochs(self, model: Any) -> None:
         """What transformers does after the last epoch; the learning rate changes by update."""
