@@ -17,7 +17,8 @@ from transformers import PreTrainedModel, set_seed
 
 from policy.describe import describe_algorithm, describe_rewards, describe_roles
 from policy.evaluation.held_out import Answer, answer_prompts, compare
-from policy.rewards.build import RewardBuilder, check_sources
+from policy.rewards.build import RewardBuilder
+from policy.rewards.precheck import check_sources
 from policy.roles import attach_roles, check_start
 from policy.rollouts.overlap import LAG, OverlappedRollouts
 from policy.rollouts.probe import EngineProbe
@@ -69,7 +70,7 @@ def align_policy(config: PolicyConfig, *, resume: bool = False) -> Path:
         for line in (*chat.notes, *data.drops.lines()):
             print(line)
         run.write_json("drops.json", data.drops.as_dict())
-        check_sources(config)
+        check_sources(config, chat, data.training + data.held_out)
         check_start(config, chat)
         processes.per_rank(config.rollouts.prompts_per_step, "rollouts.prompts_per_step")
         sharding.configure_loading(config.model.quantization)
@@ -301,7 +302,7 @@ def dry_run(config: PolicyConfig) -> list[str]:
     """What a run would do, without doing it."""
     chat = load_chat(config)
     data = load_data(config, chat)
-    check_sources(config)
+    check_sources(config, chat, data.training + data.held_out)
     check_start(config, chat)
     rollouts = config.rollouts
     answers = rollouts.prompts_per_step * rollouts.samples_per_prompt

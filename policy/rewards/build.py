@@ -110,17 +110,3 @@ def server(source: SourceConfig) -> ServerReward:
 def function(source: SourceConfig) -> FunctionReward | GoldReward:
     """The function that a config names."""
     return GoldReward() if source.place == GOLD else FunctionReward(load_function(source.place), source.place)
-
-
-def check_sources(config: PolicyConfig) -> None:
-    """Try what can be tried before any model is loaded: functions are there, servers answer and take the token.
-
-    Raises:
-        UserError: one cannot be had.
-    """
-    held_out = [] if config.held_out_reward is None else [config.held_out_reward]
-    for source in (*config.reward, *held_out):
-        if source.kind == "function":
-            function(source)
-        if source.kind == "server":
-            server(source).check()

@@ -3,34 +3,39 @@
     f(prompts=[messages, ...], completions=[[{"role": "assistant", "content": answer}], ...], completion_ids=[ids, ...],
       source=[name, ...], check=[check or None, ...]) -> [number or None, ...]
 
-One of each for every answer, by keyword, so that a function takes what it needs and leaves the rest to `**kwargs`. TRL's own
-`trainer_state`, `log_extra` and `log_metric` are not given.
+One of each for every answer, by keyword, so that a function takes what it needs and leaves the rest to `**kwargs`. The function
+may be async. TRL's own `trainer_state`, `log_extra` and `log_metric` are not passed.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
+import asyncio
+import copy
 import inspect
 import math
-import traceback
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from policy.rewards.function_file import definition_of, folder_on_path, user_line
+from policy.rewards.function_file import load_function as load_function
 from policy.rewards.protocol import Missing
-from rlhf.core.errors import ConfigError, RewardError, did_you_mean
+from rlhf.core.errors import ConfigError, RewardError
 from rlhf.core.records import Prompt, Rollout
 from rlhf.data.checks import gold_score
 
-RewardFunction = Callable[..., Sequence[Any]]
+RewardFunction = Callable[..., Any]
+A_LIST = "a flat list with a number or None for each answer, in their order"
+NOT_A_NUMBER = "not a usable number"
+SHOWN = 60
+"""Characters of a returned value that a message shows."""
 
 
 class FunctionReward:
-    """Asks a user's function.
+    """Calls a user's function.
 
     Args:
-        name: of the function, for people.
+        name: `FILE.py:NAME` or `MODULE:NAME`.
     """
 
     def __init__(self, function: RewardFunction, name: str) -> None:
@@ -42,29 +47,140 @@ class FunctionReward:
         Raises:
             RewardError: it failed, or did not return a number or None for each answer.
         """
+        return [self._number(value) for value in self._values(prompts, rollouts)]
+
+    def check(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> None:
+        """Check the function's signature, and call it once with sample answers.
+
+        Raises:
+            ConfigError: it needs an argument that is not passed, fails, or returns something else than a list of numbers.
+        """
+        arguments = arguments_of(prompts, rollouts)
+        self._check_signature(arguments)
         try:
-            given = list(self.function(**arguments_of(prompts, rollouts)))
-        except Exception as error:  # the user's own code, told with its place
-            last = traceback.extract_tb(error.__traceback__)[-1]
+            judged = self.of(prompts, rollouts)
+        except RewardError as error:
+            fix = error.fix.replace(", then --resume", "")
+            raise ConfigError(f"{error.found} (in a sample call)", allowed=error.allowed, fix=fix) from error
+        for one in judged:
+            if isinstance(one, Missing) and one.reason.endswith(NOT_A_NUMBER):
+                where = definition_of(self.function, self.name)
+                raise ConfigError(
+                    f"The reward function {self.name} ({where}): {one.reason}, in a sample call",
+                    allowed=A_LIST,
+                    fix="return float(...) for each answer, or None where there is no reward",
+                )
+
+    def _check_signature(self, arguments: Mapping[str, Any]) -> None:
+        try:
+            signature = inspect.signature(self.function)
+        except (TypeError, ValueError):  # some builtins have none: the sample call will tell
+            return
+        try:
+            signature.bind(**arguments)
+            return
+        except TypeError as error:
+            reason = str(error)
+        kinds = inspect.Parameter
+        parameters = signature.parameters.values()
+        needed = [
+            p.name
+            for p in parameters
+            if p.default is kinds.empty
+            and p.kind not in (kinds.VAR_KEYWORD, kinds.VAR_POSITIONAL)
+            and (p.name not in arguments or p.kind is kinds.POSITIONAL_ONLY)
+        ]
+        if needed:
+            what = f"needs the argument{'s' * (len(needed) > 1)} {', '.join(needed)}, which is not passed"
+            fix = f"take {needed[0]} from `check` or `prompts`, or give it a default"
+        elif not any(p.kind is kinds.VAR_KEYWORD for p in parameters):
+            extra = [name for name in arguments if name not in signature.parameters]
+            what, fix = f"does not take {', '.join(extra)}", "add **kwargs to its parameters"
+        else:
+            what, fix = f"cannot be called: {reason}", "change its parameters"
+        raise ConfigError(
+            f"The reward function {self.name} ({definition_of(self.function, self.name)}) {what}.",
+            allowed=f"the keyword arguments {', '.join(arguments)}",
+            fix=fix,
+        )
+
+    def _values(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[Any]:
+        """The values that the function returns, one an answer; numbers still unchecked."""
+        try:
+            with folder_on_path(self.name):
+                returned = self.function(**arguments_of(prompts, rollouts))
+                if inspect.isawaitable(returned):
+                    returned = _await(returned)
+                if inspect.isgenerator(returned):
+                    returned = list(returned)
+        except (Exception, SystemExit) as error:  # user code may raise anything
+            raise self._failed(error) from error
+        if hasattr(returned, "tolist"):  # an array or a tensor
+            returned = returned.tolist()
+        where = f"The reward function {self.name} ({definition_of(self.function, self.name)}) returned"
+        if returned is None:
+            raise RewardError(f"{where} None.", allowed=A_LIST, fix="end it with `return [...]`")
+        if isinstance(returned, str | bytes | Mapping) or not hasattr(returned, "__iter__"):
             raise RewardError(
-                f"The reward function {self.name} failed at {last.filename}:{last.lineno}: {type(error).__name__}: {error}",
-                fix="mend the function, then go on with --resume",
-            ) from error
-        if len(given) != len(rollouts):
-            raise RewardError(
-                f"The reward function {self.name} returned {len(given)} rewards for {len(rollouts)} answers.",
-                allowed="a list with a number or None for each answer, in their order",
+                f"{where} {_shown(returned)}, a {type(returned).__name__}, for {len(rollouts)} answers.",
+                allowed=A_LIST,
+                fix="return one number for each of `completions`",
             )
-        return [self._number(value) for value in given]
+        values = list(returned)
+        if len(values) != len(rollouts):
+            raise RewardError(
+                f"{where} {len(values)} rewards for {len(rollouts)} answers.",
+                allowed=A_LIST,
+                fix="return one number for each of `completions`",
+            )
+        return values
+
+    def _failed(self, error: BaseException) -> RewardError:
+        definition = definition_of(self.function, self.name)
+        line = user_line(error, definition.rpartition(":")[0], definition)
+        if isinstance(error, SystemExit):
+            code = "" if error.code is None else repr(error.code)
+            return RewardError(
+                f"The reward function {self.name} called sys.exit({code}) at {line}.",
+                allowed="an exception, or None as the reward of an answer that has none",
+                fix=f"replace sys.exit at {line}, then --resume",
+            )
+        what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        return RewardError(
+            f"The reward function {self.name} failed at {line}: {what}", fix=f"fix {line}, then --resume"
+        )
 
     def _number(self, value: Any) -> float | Missing:
         if value is None:
             return Missing("it returned None")
+        if isinstance(value, str | bytes):
+            return Missing(f"it returned {_shown(value)}, {NOT_A_NUMBER}")
         try:
-            number = math.nan if isinstance(value, str) else float(value)
+            number = float(value)
+        except OverflowError:
+            return Missing(f"it returned an integer beyond the range of a float, {NOT_A_NUMBER}")
         except (TypeError, ValueError):
-            number = math.nan
-        return number if math.isfinite(number) else Missing(f"it returned {value!r:.60}")
+            return Missing(f"it returned {_shown(value)}, {NOT_A_NUMBER}")
+        return number if math.isfinite(number) else Missing(f"it returned {number}")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+def _await(result: Awaitable[Any]) -> Any:
+    """The result of an async function; in a notebook, whose event loop is running, by a loop in another thread."""
+
+    async def wait() -> Any:
+        return await result
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(wait())
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, wait()).result()
 
 
 class GoldReward:
@@ -81,51 +197,11 @@ class GoldReward:
 
 
 def arguments_of(prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> Mapping[str, list[Any]]:
-    """What a function is called with; see above."""
+    """What a function is called with; see above. Checks are copies: a function may change them."""
     return {
         "prompts": [[{"role": m.role, "content": m.content} for m in prompt.messages] for prompt in prompts],
         "completions": [[{"role": "assistant", "content": rollout.text}] for rollout in rollouts],
         "completion_ids": [list(rollout.completion_ids) for rollout in rollouts],
         "source": [prompt.source for prompt in prompts],
-        "check": [prompt.check for prompt in prompts],
+        "check": [copy.deepcopy(prompt.check) for prompt in prompts],
     }
-
-
-def load_function(place: str) -> RewardFunction:
-    """The function at `FILE.py:NAME` or `MODULE:NAME`.
-
-    Raises:
-        ConfigError: there is no such file, module or function, or it cannot be called as a reward function is.
-    """
-    where, _, name = place.rpartition(":")
-    try:
-        module = _from_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
-    except Exception as error:  # whatever the user's own file does when it is read
-        raise ConfigError(
-            f"The reward function {place} cannot be loaded: {type(error).__name__}: {error}",
-            allowed="FILE.py:NAME with a path from here, or MODULE:NAME of an installed package",
-            fix=f"try it: python {where}" if where.endswith(".py") else f"try it: python -c 'import {where}'",
-        ) from error
-    function = getattr(module, name, None)
-    if function is None:
-        known = [one for one, value in vars(module).items() if callable(value) and not one.startswith("_")]
-        raise ConfigError(
-            f"{where} has no function {name!r}.{did_you_mean(name, known)}", allowed=", ".join(known)
-        )
-    if not callable(function) or inspect.iscoroutinefunction(function):
-        raise ConfigError(
-            f"{place} is {'async' if callable(function) else 'no function'}.",
-            allowed="def NAME(prompts, completions, **kwargs) -> list of numbers",
-        )
-    return function  # type: ignore[no-any-return]
-
-
-def _from_file(file: Path) -> Any:
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no file {file.absolute()}")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None  # its name ends in .py
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -151,13 +151,12 @@ def test_gold_is_the_check_of_a_prompt_and_missing_where_there_is_none() -> None
 @pytest.mark.parametrize(
     ("text", "place", "message"),
     [
-        (None, "none.py:f", "FileNotFoundError: there is no file .*none.py"),
-        ("def f(:", "mine.py:f", "cannot be loaded: SyntaxError"),
-        ("import no_such_thing", "mine.py:f", "cannot be loaded: ModuleNotFoundError"),
+        (None, "none.py:f", "there is no file .*none.py"),
+        ("def f(:", "mine.py:f", "cannot be loaded: .*: SyntaxError"),
+        ("import no_such_thing", "mine.py:f", "cannot be loaded: .*: ModuleNotFoundError"),
         ("def brevity(): ...", "mine.py:brevty", "has no function 'brevty'. Did you mean 'brevity'"),
-        ("f = 3", "mine.py:f", "is no function"),
-        ("async def f(): ...", "mine.py:f", "is async"),
-        (None, "no_such_package:f", "cannot be loaded: ModuleNotFoundError"),
+        ("f = 3", "mine.py:f", "is a int, not a function"),
+        (None, "no_such_package:f", "no module 'no_such_package' is installed"),
     ],
 )
 def test_a_function_that_cannot_be_had(

@@ -1,0 +1,160 @@
+"""Loading a user's reward function, and finding the user's line in what it raises.
+
+A file is executed once, as a module of its own name, with its folder first on `sys.path`: it may define dataclasses and import
+its neighbours. The same holds while one of its functions runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rlhf.core.errors import ConfigError, did_you_mean
+
+_loading = threading.RLock()
+
+
+def load_function(place: str) -> Callable[..., Any]:
+    """The function at `FILE.py:NAME` or `MODULE:NAME`.
+
+    Raises:
+        ConfigError: there is no such file, module or function; or the file fails when it is executed.
+    """
+    where, _, name = place.rpartition(":")
+    module = _from_file(place, Path(where)) if where.endswith(".py") else _installed(place, where)
+    function = getattr(module, name, None)
+    if function is None:
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise ConfigError(
+            f"{where} has no function {name!r}.{did_you_mean(name, known)}",
+            allowed=", ".join(known) or "a file that defines a function",
+            fix=f"write {where}:{known[0]}" if len(known) == 1 else f"define {name} in {where}",
+        )
+    if not callable(function):
+        raise ConfigError(
+            f"{place} is a {type(function).__name__}, not a function.",
+            allowed="def NAME(prompts, completions, **kwargs) -> list of numbers",
+        )
+    return function  # type: ignore[no-any-return]
+
+
+@contextmanager
+def folder_on_path(place: str) -> Iterator[None]:
+    """Within the block the folder of `FILE.py:NAME` comes first on `sys.path`; of `MODULE:NAME` nothing changes."""
+    where = place.rpartition(":")[0]
+    if not where.endswith(".py"):
+        yield
+        return
+    folder = str(Path(where).resolve().parent)
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        if folder in sys.path:
+            sys.path.remove(folder)
+
+
+def user_line(error: BaseException, file: str, otherwise: str) -> str:
+    """`FILE:LINE` of the deepest line of the user's own code that led to an error.
+
+    Args:
+        file: where that code is; files beside it are the user's too, the libraries it calls are not.
+        otherwise: returned where the error passed through none of them, as with a wrong argument.
+    """
+    if isinstance(error, SyntaxError) and error.filename and error.lineno and Path(error.filename).is_file():
+        return f"{error.filename}:{error.lineno}"
+    folder = Path(file).resolve().parent
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename == file or Path(frame.filename).resolve().parent == folder:
+            return f"{frame.filename}:{frame.lineno}"
+    return otherwise
+
+
+def definition_of(function: Callable[..., Any], place: str) -> str:
+    """`FILE:LINE` where a function is defined; `place` where Python does not know."""
+    inner: Any = function
+    while hasattr(inner, "func"):  # functools.partial
+        inner = inner.func
+    while hasattr(inner, "__wrapped__"):
+        inner = inner.__wrapped__
+    if not hasattr(inner, "__code__"):  # an object that can be called
+        inner = vars(type(inner)).get("__call__")
+    code = getattr(inner, "__code__", None)
+    return place if code is None else f"{code.co_filename}:{code.co_firstlineno}"
+
+
+def _from_file(place: str, file: Path) -> ModuleType:
+    """The module of a file, executed at its first use and again only when the file has changed."""
+    if not file.is_file():
+        folder = file.absolute().parent
+        near = [str(file.parent / other.name) for other in folder.glob("*.py")] if folder.is_dir() else []
+        missing = f"there is no file {file.absolute()}" if folder.is_dir() else f"there is no folder {folder}"
+        raise ConfigError(
+            f"The reward function {place} cannot be loaded: {missing}.{did_you_mean(str(file), near)}",
+            allowed="FILE.py:NAME with a path from the current folder, or MODULE:NAME of an installed package",
+        )
+    file = file.resolve()
+    state = file.stat()
+    version = f"{state.st_mtime_ns}:{state.st_size}"
+    # Not its bare name: a file called `statistics.py` or `reward.py` would replace another module.
+    name = f"reward_function_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+    with _loading:
+        known = sys.modules.get(name)
+        if known is not None and vars(known).get("__reward_version__") == version:
+            return known
+        spec = importlib.util.spec_from_file_location(name, file)
+        assert spec is not None  # its name ends in .py
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # dataclasses and pickle look a class's module up there
+        try:
+            with folder_on_path(place):
+                spec.loader.exec_module(module)
+        except BaseException as error:
+            del sys.modules[name]
+            if isinstance(error, Exception | SystemExit):
+                raise _cannot_load(place, file, error) from error
+            raise
+        vars(module)["__reward_version__"] = version
+        return module
+
+
+def _installed(place: str, name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name and name.startswith(error.name):
+            raise ConfigError(
+                f"The reward function {place} cannot be loaded: no module {error.name!r} is installed.",
+                allowed="FILE.py:NAME with a path from the current folder, or MODULE:NAME of an installed package",
+                fix=f"for a file write {name.replace('.', '/')}.py:{place.rpartition(':')[2]}",
+            ) from error
+        raise _cannot_load(place, None, error) from error
+
+
+def _cannot_load(place: str, file: Path | None, error: BaseException) -> ConfigError:
+    """The error for a module that fails when it is executed, with the user's line and a fix of its cause."""
+    last = [
+        f"{f.filename}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__) if f.filename[:1] != "<"
+    ]
+    where = user_line(error, str(file), str(file)) if file is not None else last[-1]
+    if isinstance(error, SystemExit):
+        what = f"sys.exit({'' if error.code is None else repr(error.code)}) when it is imported"
+        fix = "put what runs as a script under `if __name__ == '__main__':`"
+    elif isinstance(error, ModuleNotFoundError):
+        what = f"{type(error).__name__}: {error}"
+        fix = (
+            f"install it (pip install {error.name}), or put {error.name}.py beside the reward function's file"
+        )
+    else:
+        what, fix = f"{type(error).__name__}: {error}", f"fix {where}"
+    return ConfigError(f"The reward function {place} cannot be loaded: {where}: {what}", fix=fix)

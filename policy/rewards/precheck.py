@@ -1,0 +1,98 @@
+"""What is known of the config's rewards before any model is loaded: folders, servers, checks, and functions by a sample call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from policy.rewards.build import function, server
+from policy.rewards.function import FunctionReward
+from rlhf.adapters.storage import RewardAdapter
+from rlhf.config.policy import PolicyConfig
+from rlhf.config.rewards import Kind
+from rlhf.config.rewards import Source as SourceConfig
+from rlhf.core.errors import DataError
+from rlhf.core.records import Prompt, Rollout
+from rlhf.data.checks import CONSTRAINTS
+from rlhf.models.chat import Chat
+from rlhf.models.embedded import resolve_base
+
+SAMPLE_ANSWERS = ("A sample answer.", "Another, which is a little longer.")
+SAMPLE_PROMPTS = 4
+"""At most so many prompts, of different sources, go into the sample call of a reward function."""
+
+
+def check_sources(config: PolicyConfig, chat: Chat, prompts: Sequence[Prompt]) -> None:
+    """Check every reward of a config without loading a model.
+
+    Args:
+        prompts: all prompts of the run, held-out ones included.
+
+    Raises:
+        UserError: a reward cannot be used.
+    """
+    held_out = [] if config.held_out_reward is None else [("held_out_reward", config.held_out_reward)]
+    checks: Mapping[Kind, Callable[[SourceConfig], None]] = {
+        "adapter": lambda source: _check_adapter(source, chat),
+        "classifier": lambda source: _check_classifier(source),
+        "server": lambda source: server(source).check(),
+        "function": lambda source: _check_function(source, config, chat, prompts),
+    }
+    for _, source in [*(("reward", source) for source in config.reward), *held_out]:
+        checks[source.kind](source)
+
+
+def _check_adapter(source: SourceConfig, chat: Chat) -> None:
+    RewardAdapter.read(Path(source.place)).lora.check_template(chat)
+
+
+def _check_classifier(source: SourceConfig) -> None:
+    resolve_base(source.place)
+
+
+def _check_function(
+    source: SourceConfig, config: PolicyConfig, chat: Chat, prompts: Sequence[Prompt]
+) -> None:
+    reward = function(source)
+    if isinstance(reward, FunctionReward):
+        reward.check(*_sample(chat, prompts))
+    else:
+        _check_gold(prompts, some_suffice=config.reward_shaping.missing == "drop")
+
+
+def _check_gold(prompts: Sequence[Prompt], *, some_suffice: bool) -> None:
+    """Make sure that the gold score exists: each prompt has a check of a known family, or with `drop` some have."""
+    without = [prompt for prompt in prompts if prompt.check is None]
+    if without and not (some_suffice and len(without) < len(prompts)):
+        raise DataError(
+            f"The reward `gold` needs a check in every prompt; {len(without)} of {len(prompts)} have none, "
+            f"for example {without[0].messages[-1].content!r:.60} of {without[0].source or 'no named source'}.",
+            allowed="prompts with a column `check`, as those of `path: demo`",
+            fix="name the column: columns.check=COLUMN; or use another reward"
+            + (
+                ""
+                if len(without) == len(prompts)
+                else "; or leave such answers out: reward_shaping.missing=drop"
+            ),
+        )
+    for prompt in prompts:
+        family = None if prompt.check is None else prompt.check.get("family")
+        if prompt.check is not None and family not in CONSTRAINTS:
+            raise DataError(
+                f"The reward `gold` cannot evaluate the check {dict(prompt.check)!r:.100}: its family is {family!r}.",
+                allowed=f"family: {', '.join(CONSTRAINTS)}",
+                fix="evaluate your own checks by a function: reward={function: FILE.py:NAME}, which gets them as `check`",
+            )
+
+
+def _sample(chat: Chat, prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Rollout]]:
+    """Two answers to the first prompt of each source."""
+    first = list({prompt.source: prompt for prompt in reversed(prompts)}.values())[-SAMPLE_PROMPTS:][::-1]
+    asked, rollouts = [], []
+    for prompt in first:
+        prompt_ids = tuple(chat.prompt_ids(prompt.messages))
+        for text in SAMPLE_ANSWERS:
+            ids = tuple(chat.tokenizer(text, add_special_tokens=False)["input_ids"])
+            asked.append(prompt)
+            rollouts.append(Rollout(prompt_ids, (*ids, chat.stop_ids[0]), (), True, text))
+    return asked, rollouts
