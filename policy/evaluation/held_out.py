@@ -21,6 +21,7 @@ from policy.update.passes import reference_logps
 from policy.update.rows import pack_groups, token_logps
 from policy.update.statistics import gold_scores
 from rlhf.core.records import Prompt, Rollout
+from rlhf.core.statistics import bootstrap_means
 from rlhf.distributed.sharding import compute_device, lockstep
 from rlhf.kernels.tensors import segment_sum
 from rlhf.models.chat import Chat
@@ -184,9 +185,9 @@ def _difference(
     differences_P = np.array([b - a for a, b in pairs if a is not None and b is not None])
     if not differences_P.size:
         return None
-    draws = np.random.default_rng(seed).integers(0, len(differences_P), (RESAMPLES, len(differences_P)))
-    low, high = np.percentile(differences_P[draws].mean(axis=1), [2.5, 97.5])
-    return {"mean": float(differences_P.mean()), "ci95": [float(low), float(high)]}
+    mean = float(differences_P.mean())
+    (interval,) = bootstrap_means([differences_P[:, None]], resamples=RESAMPLES, seed=seed)
+    return {"mean": mean, "ci95": interval or [mean, mean]}
 
 
 def _as_dict(answer: Answer, *, watched: bool) -> Mapping[str, Any]:

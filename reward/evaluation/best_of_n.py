@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from reward.evaluation.bootstrap import bootstrap_means
+from rlhf.core.statistics import bootstrap_means
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,12 @@
-"""What one accuracy hides: where the rewards lie, how strong the preferences are, which answer is the longer one."""
+"""Accuracy by preference strength and by relative length, and the distribution of the rewards."""
 
 from __future__ import annotations
 
-import bisect
-import math
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from rlhf.core.statistics import wilson_interval
 
@@ -60,36 +61,21 @@ def score_distribution(chosen: Sequence[float], rejected: Sequence[float]) -> di
         `{"chosen": {"mean", "std", "min", "p05", "p25", "median", "p75", "p95", "max"}, "rejected": {...},
         "histogram": {"edges": [HISTOGRAM_BINS + 1 numbers], "chosen": [counts], "rejected": [counts]}}`.
     """
-    both = sorted([*chosen, *rejected])
-    low, high = quantile(both, 0.005), quantile(both, 0.995)
+    low, high = np.quantile([*chosen, *rejected], (0.005, 0.995)).tolist()
     if low == high:
         low, high = low - 0.5, high + 0.5
-    width = (high - low) / HISTOGRAM_BINS
-    edges = [low + place * width for place in range(HISTOGRAM_BINS)] + [high]
-    histogram: dict[str, list[float] | list[int]] = {"edges": edges}
-    summaries = {}
-    for name, rewards in (("chosen", chosen), ("rejected", rejected)):
-        counts = [0] * HISTOGRAM_BINS
-        for reward in rewards:
-            counts[min(HISTOGRAM_BINS - 1, max(0, bisect.bisect_right(edges, reward) - 1))] += 1
-        histogram[name] = counts
-        summaries[name] = _summary(sorted(rewards))
-    return {**summaries, "histogram": histogram}
-
-
-def quantile(ordered: Sequence[float], share: float) -> float:
-    """A quantile of numbers in rising order, between its two neighbours linearly (numpy's default)."""
-    place = share * (len(ordered) - 1)
-    below = math.floor(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
-
-
-def _summary(ordered: Sequence[float]) -> dict[str, float]:
-    mean = math.fsum(ordered) / len(ordered)
-    spread = math.sqrt(math.fsum((reward - mean) ** 2 for reward in ordered) / len(ordered))
-    return {
-        "mean": mean,
-        "std": spread,
-        **{name: quantile(ordered, share) for name, share in QUANTILES.items()},
+    edges = np.linspace(low, high, HISTOGRAM_BINS + 1)
+    sides = {"chosen": np.asarray(chosen, np.float64), "rejected": np.asarray(rejected, np.float64)}
+    counts = {
+        name: np.histogram(np.clip(rewards, low, high), edges)[0].tolist() for name, rewards in sides.items()
     }
+    return {
+        **{name: _summary(rewards) for name, rewards in sides.items()},
+        "histogram": {"edges": edges.tolist(), **counts},
+    }
+
+
+def _summary(rewards: npt.NDArray[np.float64]) -> dict[str, float]:
+    quantiles = np.quantile(rewards, list(QUANTILES.values())).tolist()
+    moments = {"mean": float(rewards.mean()), "std": float(rewards.std())}
+    return moments | dict(zip(QUANTILES, quantiles, strict=True))

@@ -23,6 +23,7 @@ from reward.evaluation.judging import write_result
 from reward.scorer import Scorer
 from rlhf.config.reward import RewardConfig
 from rlhf.core.errors import DataError
+from rlhf.core.statistics import bootstrap_grid_mean
 from rlhf.report.comparison import write_comparison
 from rlhf.runs.folder import atomic_write_text
 from rlhf.runs.progress import Progress
@@ -154,22 +155,6 @@ def held_out_rows(run: Path) -> list[dict[str, Any]]:
     return rows[-evaluation.get("held_out", evaluation)["count"] :]
 
 
-def interval(values_SP: Shares, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile bootstrap of the mean, over pairs and over seeds at once.
-
-    Each resample draws P pairs and S seeds with replacement and takes the mean over the grid: pairs that all
-    seeds find hard, and seeds that were lucky, both count.
-    """
-    generator = np.random.default_rng(seed)
-    S, P = values_SP.shape
-    means_K = np.empty(RESAMPLES)
-    for k in range(RESAMPLES):
-        seeds_S, pairs_P = generator.integers(0, S, S), generator.integers(0, P, P)
-        means_K[k] = values_SP[seeds_S].mean(axis=0)[pairs_P].mean()
-    low, high = np.percentile(means_K, [2.5, 97.5])
-    return float(low), float(high)
-
-
 def summarise(right_RSP: Shares, longer: float, seeds: Sequence[int]) -> dict[str, Any]:
     """table.json: each row's accuracy with its interval, and what becomes of each of the paper's claims.
 
@@ -181,7 +166,7 @@ def summarise(right_RSP: Shares, longer: float, seeds: Sequence[int]) -> dict[st
         name: {
             "title": row.title,
             "accuracy": float(right_RSP[index[name]].mean()),
-            "ci95": interval(right_RSP[index[name]]),
+            "ci95": bootstrap_grid_mean(right_RSP[index[name]], resamples=RESAMPLES),
             "seeds": [float(value) for value in right_RSP[index[name]].mean(axis=1)],
             "paper": row.paper,
         }
@@ -190,7 +175,7 @@ def summarise(right_RSP: Shares, longer: float, seeds: Sequence[int]) -> dict[st
     claims = []
     for claim in CLAIMS:
         difference_SP = right_RSP[index[claim.better]] - right_RSP[index[claim.worse]]
-        low, high = interval(difference_SP)
+        low, high = bootstrap_grid_mean(difference_SP, resamples=RESAMPLES)
         claims.append(
             {
                 "sentence": claim.sentence,

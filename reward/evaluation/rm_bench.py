@@ -20,10 +20,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Unpack
 
-from reward.evaluation.bootstrap import bootstrap_means
 from reward.evaluation.judging import Group, Options, ScorerLike, judge
 from rlhf.core.errors import DataError
 from rlhf.core.records import Choice
+from rlhf.core.statistics import bootstrap_means
 from rlhf.data.benchmarks import STYLES
 
 SAFETY = "safety"

@@ -17,9 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reward.evaluation.best_of_n import expected_pick
-from reward.evaluation.bootstrap import RESAMPLES, SEED, bootstrap_means
-
-Floats = npt.NDArray[np.float64]
+from rlhf.core.statistics import Floats, bootstrap_means, bootstrap_weights, fit_logistic
 
 ALIKE = 0.1
 """Two answers are of like length when the shorter lacks at most this share of the longer."""
@@ -91,7 +89,7 @@ def like_length(met: Sequence[Matchup]) -> dict[str, Any] | None:
         weight_K = weight_P[prompt_K]
         return float((weight_K * wins_K).sum() / weight_K.sum()) if weight_K.any() else math.nan
 
-    found = _with_interval(rate, len(met), alone=len(set(prompt_K.tolist())) < 2)
+    found = _with_interval(rate, len(met), single=len(set(prompt_K.tolist())) < 2)
     return {"within": ALIKE, "pairs": int(alike_K.sum()), **found}
 
 
@@ -109,30 +107,14 @@ def length_controlled(met: Sequence[Matchup]) -> dict[str, Any]:
     spread = float(pairs.longer_K.std())
     feature_K = np.tanh(pairs.longer_K / spread) if spread else np.zeros_like(pairs.longer_K)
 
+    fit = fit_logistic(feature_K, pairs.wins_K, pairs.weight_K, ridge=RIDGE)
+
     def rate(weight_P: Floats) -> float:
-        constant, _ = logistic(feature_K, pairs.wins_K, pairs.weight_K * weight_P[pairs.prompt_K])
-        return 1 / (1 + math.exp(-constant))
+        weight_K = pairs.weight_K * weight_P[pairs.prompt_K]
+        intercept, _ = fit_logistic(feature_K, pairs.wins_K, weight_K, ridge=RIDGE, start=fit)
+        return 1 / (1 + math.exp(-intercept))
 
-    slope = logistic(feature_K, pairs.wins_K, pairs.weight_K)[1]
-    return {**_with_interval(rate, len(met), alone=len(met) < 2), "slope": slope}
-
-
-def logistic(feature_K: Floats, wins_K: Floats, weight_K: Floats) -> tuple[float, float]:
-    """The constant and the slope of a logistic regression, by Newton's method.
-
-    They minimise sum_k weight_k crossentropy(wins_k, sigmoid(c + s feature_k)) + ridge / 2 (c^2 + s^2).
-    """
-    design_K2 = np.stack([np.ones_like(feature_K), feature_K], axis=1)
-    at_2 = np.zeros(2)
-    for _ in range(50):
-        expected_K = 1 / (1 + np.exp(-design_K2 @ at_2))
-        gradient_2 = design_K2.T @ (weight_K * (wins_K - expected_K)) - RIDGE * at_2
-        curvature_22 = (design_K2.T * (weight_K * expected_K * (1 - expected_K))) @ design_K2
-        step_2 = np.linalg.solve(curvature_22 + RIDGE * np.eye(2), gradient_2)
-        at_2 += step_2
-        if np.abs(step_2).max() < 1e-9:
-            break
-    return float(at_2[0]), float(at_2[1])
+    return {**_with_interval(rate, len(met), single=len(met) < 2), "slope": fit[1]}
 
 
 def kl_bound(n: int) -> float:
@@ -195,18 +177,10 @@ def _pairs(met: Sequence[Matchup]) -> _Pairs:
     return _Pairs(prompt.astype(np.int64), wins_K, longer_K, longest_K, weight_K)
 
 
-def _with_interval(rate: Callable[[Floats], float], prompts: int, *, alone: bool) -> dict[str, Any]:
-    """A rate and its percentile bootstrap interval over prompts; `rate` takes how often each prompt was drawn."""
-    found = {"win_rate": rate(np.ones(prompts)), "ci95": None}
-    if alone:
-        return found
-    draw = np.random.default_rng(SEED)
-    rates = [
-        rate(np.bincount(draw.integers(0, prompts, prompts), minlength=prompts).astype(np.float64))
-        for _ in range(RESAMPLES)
-    ]
-    low, high = np.nanquantile(rates, (0.025, 0.975))  # a resample may hold none of the pairs
-    return {**found, "ci95": [float(low), float(high)]}
+def _with_interval(rate: Callable[[Floats], float], prompts: int, *, single: bool) -> dict[str, Any]:
+    """A win rate and its bootstrap interval over prompts; `rate` takes the number of times each prompt was drawn."""
+    interval = None if single else bootstrap_weights(rate, prompts)
+    return {"win_rate": rate(np.ones(prompts)), "ci95": interval}
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -1,46 +1,181 @@
-"""The interval of a share that was counted, and of a mean over few runs. No torch here: the report uses it too."""
+"""Confidence intervals and fits, on scipy.stats. Imports no torch: the report uses it too.
+
+All intervals are 95 %. Bootstrap intervals are percentile intervals, and a call with the same seed gives the same interval.
+
+Shapes: S clusters (prompts) of a stratum, Q figures, R resamples, K weighted observations.
+"""
 
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 
-STUDENT_95 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
-    2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
-"""The 97.5 % quantile of Student's t distribution for 1, 2, ... 30 degrees of freedom."""
+import numpy as np
+import numpy.typing as npt
+from scipy import optimize, stats
 
-Z_95 = 1.959963984540054
-"""The 97.5 % quantile of the normal distribution."""
+Floats = npt.NDArray[np.float64]
+Interval = list[float]
+"""`[low, high]`."""
+
+LEVEL = 0.95
+TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
+RESAMPLES = 2000
+BATCH_VALUES = 4_000_000
+"""How many resampled values are held in memory at once."""
 
 
-def wilson_interval(share: float, count: float) -> list[float]:
-    """The 95 % Wilson score interval `[low, high]` of a share seen in `count` trials.
+def wilson_interval(share: float, count: float) -> Interval:
+    """Wilson score interval of a share observed in `count` trials.
 
-    centre = (p + z^2/2n) / (1 + z^2/n), half width = z sqrt(p(1-p)/n + z^2/4n^2) / (1 + z^2/n), z = 1.96.
-    For a weighted mean pass Kish's effective count, (sum w)^2 / sum w^2.
+        centre = (p + z^2/2n) / (1 + z^2/n),   half width = z sqrt(p(1-p)/n + z^2/4n^2) / (1 + z^2/n),   z = 1.96
+
+    For a weighted mean pass Kish's effective count, (sum w)^2 / sum w^2. (scipy's `proportion_ci` takes whole counts only.)
 
     Source: Wilson (1927), "Probable inference, the law of succession, and statistical inference".
     """
-    scale = 1 + Z_95**2 / count
-    centre = (share + Z_95**2 / (2 * count)) / scale
-    half = Z_95 * math.sqrt(share * (1 - share) / count + Z_95**2 / (4 * count**2)) / scale
+    z = float(stats.norm.ppf(TAILS[1]))
+    scale = 1 + z**2 / count
+    centre = (share + z**2 / (2 * count)) / scale
+    half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / scale
     # Rounding may push an end beyond 0, 1 or the share itself.
     return [min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))]
 
 
-def mean_interval(values: Sequence[float]) -> list[float] | None:
-    """The 95 % interval `[low, high]` of a mean over a few independent values, such as seeds; None for a single one.
+def mean_interval(values: Sequence[float]) -> Interval | None:
+    """Student's t interval of a mean over independent values, such as seeds; None for a single value.
 
-        mean +- t s / sqrt(n), t of n - 1 degrees of freedom (of 30 at most, which errs on the wide side)
+        mean +- t s / sqrt(n),   t of n - 1 degrees of freedom
 
     Source: Student (1908), "The probable error of a mean".
     """
     if len(values) < 2:
         return None
-    quantile = STUDENT_95[min(len(values) - 1, len(STUDENT_95)) - 1]
-    half = quantile * statistics.stdev(values) / math.sqrt(len(values))
-    mean = statistics.fmean(values)
-    return [mean - half, mean + half]
+    half = stats.t.ppf(TAILS[1], len(values) - 1) * stats.sem(values)
+    mean = math.fsum(values) / len(values)
+    return [float(mean - half), float(mean + half)]
+
+
+def bootstrap_means(
+    strata: Sequence[npt.ArrayLike], *, resamples: int = RESAMPLES, seed: int = 0
+) -> list[Interval | None]:
+    """Bootstrap intervals of the means of Q figures, clustered by prompt and stratified.
+
+    Each stratum has one row of Q figures per prompt (shape S, Q). A resample draws S rows with replacement within each
+    stratum; a figure's mean is the unweighted mean of the strata's means. All figures of a resample come from the same
+    rows, so a paired difference is passed as one of the Q figures.
+
+    Returns:
+        One interval per figure; None where no stratum has two prompts.
+
+    Source: Efron and Tibshirani (1993), "An Introduction to the Bootstrap", chapter 13.
+    """
+    tables = [np.asarray(stratum, dtype=np.float64).T for stratum in strata]
+    drawn = [table_QS for table_QS in tables if table_QS.shape[1] > 1]
+    if not drawn:
+        return [None] * len(tables[0])
+
+    def sum_of_means(*samples: Floats, axis: int) -> Floats:
+        return np.sum([sample.mean(axis=axis) for sample in samples], axis=0)
+
+    fixed_Q = np.sum([table_QS[:, 0] for table_QS in tables if table_QS.shape[1] == 1], axis=0)
+    sums_QR = bootstrap_distribution(drawn, sum_of_means, resamples=resamples, seed=seed)
+    means_RQ = (sums_QR.T + fixed_Q) / len(tables)
+    return [percentile_interval(means_R) for means_R in means_RQ.T]
+
+
+def bootstrap_grid_mean(values_SP: Floats, *, resamples: int, seed: int = 0) -> Interval:
+    """Two-way bootstrap interval of the mean of a grid, over its rows (seeds) and its columns (pairs) at once.
+
+    Each resample draws S rows and P columns with replacement and takes the mean over the drawn grid.
+
+    Source: Owen (2007), "The pigeonhole bootstrap", arXiv 0712.1111.
+    """
+    S, P = values_SP.shape
+    generator = np.random.default_rng(seed)
+    means_R = np.empty(resamples)
+    for r in range(resamples):
+        rows_S, columns_P = generator.integers(0, S, S), generator.integers(0, P, P)
+        means_R[r] = values_SP[rows_S].mean(axis=0)[columns_P].mean()
+    return percentile_interval(means_R)
+
+
+def bootstrap_weights(
+    statistic: Callable[[Floats], float], clusters: int, *, resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
+    """Bootstrap interval, over clusters, of any statistic that takes the number of times each cluster was drawn.
+
+    Resamples for which the statistic is NaN (nothing to compute it from) are left out.
+    """
+
+    def of_draw(drawn_S: npt.NDArray[np.int64]) -> float:
+        return statistic(np.bincount(drawn_S, minlength=clusters).astype(np.float64))
+
+    values_R = bootstrap_distribution(
+        [np.arange(clusters)], of_draw, vectorized=False, resamples=resamples, seed=seed
+    )
+    return percentile_interval(values_R)
+
+
+def bootstrap_distribution(
+    samples: Sequence[npt.NDArray[np.float64] | npt.NDArray[np.int64]],
+    statistic: Callable[..., object],
+    *,
+    vectorized: bool = True,
+    resamples: int,
+    seed: int,
+) -> Floats:
+    """The statistic of every resample, drawn along the last axis of each sample independently; resamples come last."""
+    size = sum(sample.size for sample in samples)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # NaN: see bootstrap_weights
+        result = stats.bootstrap(
+            samples,
+            statistic,
+            n_resamples=resamples,
+            batch=max(1, BATCH_VALUES // size),
+            vectorized=vectorized,
+            axis=-1,
+            method="percentile",
+            rng=seed,
+        )
+    distribution: Floats = result.bootstrap_distribution
+    return distribution
+
+
+def percentile_interval(values_R: Floats) -> Interval:
+    """The 2.5 % and 97.5 % quantiles, NaN left out."""
+    low, high = np.nanquantile(values_R, TAILS)
+    return [float(low), float(high)]
+
+
+def fit_logistic(
+    feature_K: Floats,
+    target_K: Floats,
+    weight_K: Floats,
+    *,
+    ridge: float,
+    start: tuple[float, float] = (0.0, 0.0),
+) -> tuple[float, float]:
+    """Intercept c and slope s of a weighted logistic regression with a ridge penalty on both.
+
+        minimise  sum_k weight_k crossentropy(target_k, sigmoid(c + s feature_k)) + ridge / 2 (c^2 + s^2)
+
+    Solved as the root of the gradient, which is unique: the objective is strictly convex.
+
+    Raises:
+        ArithmeticError: the solver did not converge.
+    """
+    design_K2 = np.stack([np.ones_like(feature_K), feature_K], axis=1)
+
+    def gradient(at_2: Floats) -> tuple[Floats, Floats]:
+        p_K = 1 / (1 + np.exp(-design_K2 @ at_2))
+        hessian_22 = (design_K2.T * (weight_K * p_K * (1 - p_K))) @ design_K2 + ridge * np.eye(2)
+        return ridge * at_2 - design_K2.T @ (weight_K * (target_K - p_K)), hessian_22
+
+    solution = optimize.root(gradient, start, jac=True, tol=1e-10)
+    if not solution.success:
+        raise ArithmeticError(f"logistic regression did not converge: {solution.message}")
+    intercept, slope = solution.x
+    return float(intercept), float(slope)

@@ -1,12 +1,24 @@
-"""Wilson's interval."""
+"""Intervals against their definitions: Wilson, Student, bootstrap; and the logistic fit."""
 
 from __future__ import annotations
 
+import itertools
+import math
+import statistics
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf.core.statistics import wilson_interval
+from rlhf.core.statistics import (
+    bootstrap_grid_mean,
+    bootstrap_means,
+    bootstrap_weights,
+    fit_logistic,
+    mean_interval,
+    wilson_interval,
+)
 
 
 @given(st.floats(0, 1), st.integers(1, 10_000))
@@ -24,3 +36,94 @@ def test_all_right_has_a_lower_bound_and_none_right_an_upper_one() -> None:
     # Of n right out of n: low = n / (n + z^2).
     assert wilson_interval(1.0, 10) == [pytest.approx(10 / (10 + 1.959964**2)), 1.0]
     assert wilson_interval(0.0, 10) == [0.0, pytest.approx(1.959964**2 / (10 + 1.959964**2))]
+
+
+def test_a_mean_of_few_values_has_students_interval() -> None:
+    assert mean_interval([1.0]) is None
+    # One degree of freedom: t = 12.706, s = sqrt(2) for 1 and 3, so that t s / sqrt(2) = 12.706.
+    assert mean_interval([1.0, 3.0]) == pytest.approx([2 - 12.7062, 2 + 12.7062], rel=1e-5)
+    values = [0.0, 1.0, 2.0, 5.0]
+    half = 3.182446 * statistics.stdev(values) / 2
+    assert mean_interval(values) == pytest.approx([2 - half, 2 + half], rel=1e-5)
+    assert mean_interval([2.0, 2.0, 2.0]) == [2.0, 2.0]
+
+
+def test_a_mean_of_many_values_has_nearly_the_normal_interval() -> None:
+    values = [float(n % 2) for n in range(10_000)]
+    low, high = mean_interval(values) or (0.0, 0.0)
+    assert (high - low) / 2 == pytest.approx(1.96 * 0.5 / 100, rel=1e-3)
+
+
+def test_the_bootstrap_agrees_with_the_standard_error() -> None:
+    values = np.random.default_rng(1).normal(3, 2, 400)
+    (interval,) = bootstrap_means([values[:, None]])
+    assert interval is not None
+    error = values.std() / 20
+    assert interval == pytest.approx([values.mean() - 1.96 * error, values.mean() + 1.96 * error], abs=0.03)
+    assert bootstrap_means([values[:, None]]) == [interval]  # the seed is fixed
+
+
+def test_strata_count_alike_and_are_not_mixed() -> None:
+    # Constant within each stratum: no resample differs. Pooled, the mean would be 3/4 and would vary.
+    assert bootstrap_means([[[0.0], [0.0]], [[1.0]] * 6]) == [[0.5, 0.5]]
+    assert bootstrap_means([[[1.0, 2.0]]]) == [None, None]
+    # A stratum of one prompt is the same in every resample: here it moves both ends by 10 / 2.
+    (alone,), (beside,) = bootstrap_means([[[0.0], [1.0]]]), bootstrap_means([[[0.0], [1.0]], [[10.0]]])
+    assert alone is not None and beside == pytest.approx([(end + 10) / 2 for end in alone])
+
+
+def test_paired_figures_are_drawn_together() -> None:
+    """The interval of a difference passed as a figure: constant within each prompt, so no resample differs."""
+    before = np.random.default_rng(0).normal(size=30)
+    *_, difference = bootstrap_means([np.stack([before, before + 0.5, np.full(30, 0.5)], axis=1)])
+    assert difference == [0.5, 0.5]
+
+
+def test_the_bootstrap_approaches_all_possible_draws() -> None:
+    values = [0.1, -0.4, 0.9, 0.3, 0.2, -0.1]
+    means = [sum(draw) / 6 for draw in itertools.product(values, repeat=6)]
+    (interval,) = bootstrap_means([[[value] for value in values]], resamples=10_000)
+    assert interval == pytest.approx(np.percentile(means, [2.5, 97.5]).tolist(), abs=0.02)
+
+
+def test_resamples_without_a_value_are_left_out() -> None:
+    """A share among three of a hundred clusters: some resamples draw none of the three."""
+    eligible, right = np.arange(100) < 3, np.arange(100) < 2
+
+    def share(weight_S: np.ndarray) -> float:
+        return float(weight_S[right].sum() / total) if (total := weight_S[eligible].sum()) else math.nan
+
+    low, high = bootstrap_weights(share, 100)
+    assert (low, high) == (0.0, 1.0)
+
+
+def test_the_grid_bootstrap_counts_pairs_and_seeds() -> None:
+    generator = np.random.default_rng(1)
+    alike_SP = np.tile(generator.integers(0, 2, 400).astype(float), (3, 1))
+    low, high = bootstrap_grid_mean(alike_SP, resamples=10_000)
+    mean = alike_SP.mean()
+    # Seeds that agree leave the pairs alone: 1.96 sqrt(p (1 - p) / P) on either side.
+    half = 1.96 * np.sqrt(mean * (1 - mean) / 400)
+    assert low == pytest.approx(mean - half, abs=0.006) and high == pytest.approx(mean + half, abs=0.006)
+    uneven_SP = np.concatenate([np.ones((1, 400)), np.zeros((1, 400))])
+    assert bootstrap_grid_mean(uneven_SP, resamples=10_000) == [0.0, 1.0]  # two seeds, opposite results
+
+
+@pytest.mark.parametrize("ridge", [0.1, 2.0])
+def test_the_gradient_of_the_logistic_fit_is_zero(ridge: float) -> None:
+    generator = np.random.default_rng(0)
+    feature, target = generator.normal(size=40), generator.choice([0.0, 0.5, 1.0], 40)
+    weight = generator.uniform(0.5, 2.0, 40)
+    intercept, slope = fit_logistic(feature, target, weight, ridge=ridge)
+    residual = weight * (target - 1 / (1 + np.exp(-(intercept + slope * feature))))
+    assert residual.sum() == pytest.approx(ridge * intercept, abs=1e-8)
+    assert (residual * feature).sum() == pytest.approx(ridge * slope, abs=1e-8)
+
+
+def test_the_logistic_fit_does_not_depend_on_its_start() -> None:
+    feature, target = np.linspace(-1, 1, 50), np.ones(50)  # separable: the ridge alone keeps it finite
+    fits = [
+        fit_logistic(feature, target, np.full(50, 10.0), ridge=0.1, start=start)
+        for start in ((0.0, 0.0), (8.0, -3.0))
+    ]
+    assert fits[0] == pytest.approx(fits[1], abs=1e-6)

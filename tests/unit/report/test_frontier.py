@@ -124,7 +124,7 @@ def test_equal_kl_is_read_off_each_path_with_an_interval_over_seeds(tmp_path: Pa
     assert zero["values"] == [2.0, 2.0, 2.0] and zero["ci95"] == [2.0, 2.0]
     assert further["values"] == pytest.approx([2.0 + slope * 1.5 for slope in slopes])
     # Student's t of 2 degrees of freedom: 4.303 s / sqrt(3).
-    half = 4.303 * statistics.stdev(further["values"]) / 3**0.5
+    half = 4.302653 * statistics.stdev(further["values"]) / 3**0.5
     assert further["mean"] == pytest.approx(3.5)
     assert further["ci95"] == pytest.approx([3.5 - half, 3.5 + half])
     assert best[0]["mean"] == 2.0

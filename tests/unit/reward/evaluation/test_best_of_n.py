@@ -5,13 +5,11 @@ from __future__ import annotations
 import itertools
 import statistics
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from reward.evaluation.best_of_n import Rated, best_of_n_curve, expected_pick, pair_accuracy
-from reward.evaluation.bootstrap import bootstrap_means
 
 ANSWERS = st.lists(st.tuples(st.integers(0, 3), st.integers(-5, 5)), min_size=1, max_size=7)
 
@@ -85,18 +83,3 @@ def test_pairs_in_order() -> None:
     found = pair_accuracy(rated)
     assert (found["accuracy"], found["prompts"]) == (pytest.approx(1 / 6), 2)
     assert pair_accuracy(rated[2:]) == {"accuracy": None, "prompts": 0, "ci95": None}
-
-
-def test_the_bootstrap_finds_the_standard_error() -> None:
-    values = np.random.default_rng(1).normal(3, 2, 400)
-    (found,) = bootstrap_means([values[:, None]])
-    assert found is not None
-    error = values.std() / 20
-    assert found == pytest.approx([values.mean() - 1.96 * error, values.mean() + 1.96 * error], abs=0.03)
-    assert bootstrap_means([values[:, None]]) == [found]  # the same every time
-
-
-def test_strata_count_alike_and_are_not_mixed() -> None:
-    # Constant within each stratum: no resample differs. Pooled, the mean would be 3/4 and would vary.
-    assert bootstrap_means([[[0.0], [0.0]], [[1.0]] * 6]) == [[0.5, 0.5]]
-    assert bootstrap_means([[[1.0, 2.0]]]) == [None, None]

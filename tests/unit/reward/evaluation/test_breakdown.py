@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reward.evaluation.breakdown import HISTOGRAM_BINS, by_length, by_strength, quantile, score_distribution
+from reward.evaluation.breakdown import HISTOGRAM_BINS, by_length, by_strength, score_distribution
 from rlhf.core.statistics import wilson_interval
 
 
@@ -65,8 +64,3 @@ def test_every_reward_is_counted_once(chosen: list[float], rejected: list[float]
 def test_an_outlier_sits_in_the_end_bin_and_does_not_stretch_the_others() -> None:
     bars = score_distribution([i / 1000 for i in range(1000)], [-1e6])["histogram"]
     assert bars["edges"][0] >= 0 and bars["rejected"][0] == 1
-
-
-@given(st.lists(st.floats(-100, 100), min_size=1, max_size=20), st.floats(0, 1))
-def test_quantiles_are_numpys(values: list[float], share: float) -> None:
-    assert quantile(sorted(values), share) == pytest.approx(np.quantile(values, share), abs=1e-9)

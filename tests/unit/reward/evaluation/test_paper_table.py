@@ -12,7 +12,6 @@ from reward.evaluation.paper_table import (
     ROWS,
     correct_RSP,
     draw,
-    interval,
     markdown,
     summarise,
     train_table,
@@ -68,18 +67,6 @@ def test_only_held_out_rows_count_and_all_runs_share_their_pairs(tmp_path: Path)
         write_run(other / name, [True], length=7 if name == "hybrid" else 5)
     with pytest.raises(DataError, match="other pairs"):
         correct_RSP(tmp_path / "other", [0])
-
-
-def test_the_interval_counts_pairs_and_seeds() -> None:
-    generator = np.random.default_rng(1)
-    alike_SP = np.tile(generator.integers(0, 2, 400).astype(float), (3, 1))
-    low, high = interval(alike_SP)
-    mean = alike_SP.mean()
-    # Seeds that agree leave the pairs alone: 1.96 sqrt(p (1 - p) / P) on either side.
-    half = 1.96 * np.sqrt(mean * (1 - mean) / 400)
-    assert low == pytest.approx(mean - half, abs=0.006) and high == pytest.approx(mean + half, abs=0.006)
-    uneven_SP = np.concatenate([np.ones((1, 400)), np.zeros((1, 400))])
-    assert interval(uneven_SP) == (0.0, 1.0)  # two seeds that say opposite things say nothing
 
 
 def test_a_claim_holds_fails_or_stays_open_by_its_paired_interval() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 
 from reward.evaluation.winrate import (
@@ -14,7 +13,6 @@ from reward.evaluation.winrate import (
     kl_bound,
     length_controlled,
     like_length,
-    logistic,
     versus,
     win_share,
 )
@@ -70,16 +68,6 @@ def test_like_length_counts_the_pairs_within_a_tenth() -> None:
     assert found is not None
     assert (found["pairs"], found["win_rate"]) == (2, 0.5)
     assert like_length([met([1.0], [0.0], 100, 50)]) is None
-
-
-def test_logistic_regression_ends_where_its_gradient_is_zero() -> None:
-    generator = np.random.default_rng(0)
-    feature, wins = generator.normal(size=40), generator.choice([0.0, 0.5, 1.0], 40)
-    weight = generator.uniform(0.5, 2.0, 40)
-    constant, slope = logistic(feature, wins, weight)
-    left = weight * (wins - 1 / (1 + np.exp(-(constant + slope * feature))))
-    assert left.sum() == pytest.approx(RIDGE * constant, abs=1e-8)
-    assert (left * feature).sum() == pytest.approx(RIDGE * slope, abs=1e-8)
 
 
 def test_length_control_takes_the_length_out() -> None:
