@@ -77,7 +77,8 @@ def bootstrap_means(
         return [None] * len(tables[0])
 
     def sum_of_means(*samples: Floats, axis: int) -> Floats:
-        return np.sum([sample.mean(axis=axis) for sample in samples], axis=0)
+        total: Floats = np.sum([sample.mean(axis=axis) for sample in samples], axis=0)
+        return total
 
     fixed_Q = np.sum([table_QS[:, 0] for table_QS in tables if table_QS.shape[1] == 1], axis=0)
     sums_QR = bootstrap_distribution(drawn, sum_of_means, resamples=resamples, seed=seed)
