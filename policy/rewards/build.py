@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from transformers import PreTrainedModel
 
 from policy.rewards.function import FunctionReward, GoldReward, load_function
+from policy.rewards.judge import JudgeReward
 from policy.rewards.model import ModelReward
 from policy.rewards.protocol import Source
 from policy.rewards.server import ServerReward
@@ -17,6 +18,7 @@ from rlhf.config.policy import PolicyConfig
 from rlhf.config.rewards import GOLD, Kind, names_of
 from rlhf.config.rewards import Source as SourceConfig
 from rlhf.core.errors import ConfigError, ModelError
+from rlhf.distributed import processes
 from rlhf.models.chat import Chat
 from rlhf.models.loading import REWARD, PeftModel
 
@@ -71,6 +73,7 @@ class RewardBuilder:
             "classifier": self._classifier,
             "server": lambda told, _: server(told),
             "function": lambda told, _: function(told),
+            "judge": self._judge,
         }
         return makers[source.kind](source, role)
 
@@ -86,6 +89,10 @@ class RewardBuilder:
                 fix="lower data.max_prompt_tokens or rollouts.max_new_tokens",
             )
         return ModelReward(scorer)
+
+    def _judge(self, source: SourceConfig, role: str) -> Source:
+        assert source.judge is not None  # its kind says so
+        return JudgeReward(source.judge, self.config.output / "judge" / f"{role}-{processes.rank()}.jsonl")
 
     def _classifier(self, source: SourceConfig, role: str) -> Source:
         try:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from policy.rewards.build import function, server
 from policy.rewards.function import FunctionReward
+from reward.judge.client import JudgeClient
 from rlhf.adapters.storage import RewardAdapter
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.rewards import Kind
 from rlhf.config.rewards import Source as SourceConfig
-from rlhf.core.errors import DataError
+from rlhf.core.errors import ConfigError, DataError
 from rlhf.core.records import Prompt, Rollout
 from rlhf.data.checks import CONSTRAINTS
 from rlhf.models.chat import Chat
@@ -37,6 +38,7 @@ def check_sources(config: PolicyConfig, chat: Chat, prompts: Sequence[Prompt]) -
         "classifier": lambda source: _check_classifier(source),
         "server": lambda source: server(source).check(),
         "function": lambda source: _check_function(source, config, chat, prompts),
+        "judge": lambda source: _check_judge(source, config),
     }
     for _, source in [*(("reward", source) for source in config.reward), *held_out]:
         checks[source.kind](source)
@@ -96,3 +98,21 @@ def _sample(chat: Chat, prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[R
             asked.append(prompt)
             rollouts.append(Rollout(prompt_ids, (*ids, chat.stop_ids[0]), (), True, text))
     return asked, rollouts
+
+
+def _check_judge(source: SourceConfig, config: PolicyConfig) -> None:
+    """Make sure that the server answers, and that a pairwise judge has two answers to compare, held-out prompts included."""
+    judge = source.judge
+    assert judge is not None  # its kind says so
+    sizes = {
+        "rollouts.samples_per_prompt": config.rollouts.samples_per_prompt,
+        "evaluation.samples": config.evaluation.samples,
+    }
+    for key, size in sizes.items():
+        if judge.pairwise and size < 2:
+            raise ConfigError(
+                f"judge.pairing is {judge.pairing}, and {key} is {size}.",
+                allowed="at least 2 answers to compare",
+                fix=f"{key}=2, or judge.pairing=single",
+            )
+    JudgeClient(judge).check()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rlhf.core.errors import RewardError
 from rlhf.core.records import Prompt, Rollout
@@ -26,6 +26,15 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
+class Reporting(Protocol):
+    """A source that reports figures of its last call, such as cost and latency."""
+
+    def figures(self) -> Mapping[str, float]:
+        """Named as in metrics.jsonl."""
+        ...
+
+
 @dataclass(frozen=True)
 class RewardResult:
     """What answers are worth.
@@ -39,6 +48,8 @@ class RewardResult:
     """The rewards of each source by its name, without its weight; empty where there is one source."""
     missing: Mapping[int, str] = field(default_factory=dict)
     """Why an answer has no reward, by its place."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """What the sources report of themselves, named as in metrics.jsonl."""
 
     @property
     def known(self) -> list[bool]:

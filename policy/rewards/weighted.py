@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from policy.rewards.protocol import Missing, RewardResult, Source
+from policy.rewards.protocol import Missing, Reporting, RewardResult, Source
 from rlhf.core.errors import RewardError
 from rlhf.core.records import Prompt, Rollout
 
@@ -45,8 +45,11 @@ class WeightedRewards:
         """
         sums, reasons = [0.0] * len(rollouts), dict[int, str]()
         columns: dict[str, list[float]] = {}
+        figures: dict[str, float] = {}
         for part in self.parts:
             judged = part.source.of(prompts, rollouts)
+            if isinstance(part.source, Reporting):
+                figures |= part.source.figures()
             columns[part.name] = [math.nan if isinstance(one, Missing) else one for one in judged]
             if not part.weight:
                 continue
@@ -58,7 +61,7 @@ class WeightedRewards:
                     sums[place] += part.weight * one
         if reasons and self.missing == "error":
             raise _no_reward(prompts, rollouts, reasons)
-        return RewardResult(sums, columns if len(columns) > 1 else {}, reasons)
+        return RewardResult(sums, columns if len(columns) > 1 else {}, reasons, figures)
 
 
 def _no_reward(

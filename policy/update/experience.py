@@ -85,5 +85,5 @@ def score_answers(
     rollouts = [rollout for group in answers.groups for rollout in group]
     given = rewards.of(answered, rollouts)
     watched = None if held_out is None else held_out.of(answered, rollouts)
-    times = {**answers.figures, "time/score": time.perf_counter() - started}
+    times = {**answers.figures, **given.figures, "time/score": time.perf_counter() - started}
     return Experience(answered, answers.groups, given, watched, times)

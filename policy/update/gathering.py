@@ -8,6 +8,18 @@ from policy.rollouts.probe import EngineProbe
 from policy.update.statistics import UpdateStatistics
 from rlhf.distributed import processes
 
+SUMMED = (
+    "engine/tokens_per_second",
+    "engine/retried_prompts",
+    "judge/requests",
+    "judge/cached",
+    "judge/unparsed",
+    "judge/prompt_tokens",
+    "judge/completion_tokens",
+    "judge/dollars",
+)
+"""Figures that are added up over the processes."""
+
 
 def gather_statistics(own: UpdateStatistics) -> UpdateStatistics:
     """The statistics of all processes' answers, in the order of the processes."""
@@ -20,14 +32,14 @@ def gather_probes(own: EngineProbe) -> EngineProbe:
 
 
 def gather_times(own: Mapping[str, float]) -> dict[str, float]:
-    """Of times the longest, since the others waited for it; of rates the sum; of anything else the main process's."""
+    """Of times the longest, since the others waited for it; of rates and counts the sum; of anything else the main one's."""
     every = processes.all_gather(own)
     figures = dict(every[0])
     for name in figures:
         values = [one[name] for one in every]
         if name.startswith("time/"):
             figures[name] = max(values)
-        elif name in ("engine/tokens_per_second", "engine/retried_prompts"):
+        elif name in SUMMED:
             figures[name] = sum(values)
     return figures
 

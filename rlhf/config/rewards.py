@@ -8,10 +8,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
+from rlhf.config.judge import JudgeConfig
 from rlhf.config.schema import Count, CountOrZero, Number, Positive, Strict
 
-Kind = Literal["adapter", "classifier", "server", "function"]
-KINDS: tuple[Kind, ...] = ("adapter", "classifier", "server", "function")
+Kind = Literal["adapter", "classifier", "server", "function", "judge"]
+KINDS: tuple[Kind, ...] = ("adapter", "classifier", "server", "function", "judge")
 GOLD = "gold"
 """The function of this name is the project's own: the gold score."""
 TAKEN = ("mean", "std", "shaped", "missing", "held_out")
@@ -23,7 +24,7 @@ ONLY_WITH = (("label", "classifier"), ("token_env", "server"), ("timeout", "serv
 
 
 class Source(Strict):
-    """Whoever rewards answers: one of `adapter`, `classifier`, `server` and `function`."""
+    """A source of rewards: one of `adapter`, `classifier`, `server`, `function` and `judge`."""
 
     adapter: str | None = None
     """A reward model on the policy's own base: the `final/` folder of `rlhf train-reward`. Shares the base's weights."""
@@ -33,6 +34,8 @@ class Source(Strict):
     """Address of a running `rlhf serve-reward`, such as http://127.0.0.1:8800."""
     function: str | None = None
     """`FILE.py:NAME` or `MODULE:NAME`, called as TRL calls a reward function; or `gold`, the check of a prompt that has one."""
+    judge: JudgeConfig | None = None
+    """A language model behind an OpenAI-compatible server that judges the answers."""
     label: str | None = None
     """Of a classifier with several outputs, the one that is the reward; null is the first."""
     token_env: str = TOKEN_ENV
@@ -61,12 +64,14 @@ class Source(Strict):
 
     @property
     def kind(self) -> Kind:
-        """Which of the four it is."""
+        """Which of the kinds it is."""
         return next(kind for kind in KINDS if getattr(self, kind) is not None)
 
     @property
     def place(self) -> str:
-        """The folder, model, address or function."""
+        """The folder, model, address or function; of a judge, its model and address."""
+        if self.judge is not None:
+            return f"{self.judge.model} at {self.judge.url}"
         return str(getattr(self, self.kind))
 
     def words(self) -> str:
@@ -80,7 +85,7 @@ class RewardSource(Source):
     weight: Number = 1.0
     """What it is multiplied by before it is added; 0 only logs it."""
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")] | None = None
-    """What it is called in the log, where there are several: reward/NAME. Null: the function's name, else adapter, classifier or server."""
+    """What it is called in the log, where there are several: reward/NAME. Null: the function's name, else its kind."""
 
 
 class HeldOutReward(Source):

@@ -1,0 +1,54 @@
+"""Rewards by a language model that judges the answers, see `reward.judge`."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from policy.rewards.protocol import Missing
+from reward.judge.judge import Judge, Responses
+from rlhf.config.judge import JudgeConfig
+from rlhf.core.records import Prompt, Rollout
+
+
+class JudgeReward:
+    """The judge's score of each answer; the answers to one prompt, which stand together, are one group.
+
+    Args:
+        cache: JSON Lines file of the judge's texts, so that a resumed run gets the same rewards.
+    """
+
+    def __init__(self, config: JudgeConfig, cache: Path | None) -> None:
+        self.config, self.judge = config, Judge(config, cache)
+        self._figures: Mapping[str, float] = {}
+
+    def of(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[float | Missing]:
+        """The judge's scores; a text that holds no score makes the answers it is about missing.
+
+        Raises:
+            RewardError: the server fails.
+            ConfigError: the server refuses the token or the model.
+        """
+        groups = [
+            Responses(prompt.messages, [rollout.text for _, rollout in pairs])
+            for prompt, pairs in _grouped(prompts, rollouts)
+        ]
+        judged = self.judge.judge(groups)
+        self._figures = judged.figures
+        reason = f"the judge's text holds no {self.config.form} verdict: {judged.unread!r:.200}"
+        scores = [score for group in judged.scores for score in group]
+        return [Missing(reason) if score is None else score for score in scores]
+
+    def figures(self) -> Mapping[str, float]:
+        """Cost, latency and position bias of the last call, named as in metrics.jsonl."""
+        return self._figures
+
+
+def _grouped(
+    prompts: Sequence[Prompt], rollouts: Sequence[Rollout]
+) -> list[tuple[Prompt, list[tuple[Prompt, Rollout]]]]:
+    """Runs of the same prompt object, with their answers."""
+    pairs = zip(prompts, rollouts, strict=True)
+    runs = [list(run) for _, run in itertools.groupby(pairs, key=lambda pair: id(pair[0]))]
+    return [(run[0][0], run) for run in runs]

@@ -1,0 +1,231 @@
+"""Requests to an OpenAI-compatible chat server: concurrent, retried, and cached by content.
+
+The token goes to the address in the config and nowhere else: redirects are not followed, and on this machine no proxy
+is used. It is in no message, log or cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from rlhf.config.judge import JudgeConfig
+from rlhf.core.errors import ConfigError, RewardError, did_you_mean
+
+RETRIED = (408, 409, 425, 429, 500, 502, 503, 504)
+"""Status codes after which a request is sent again."""
+LONGEST_WAIT = 60.0
+"""Seconds; the most that a server's `Retry-After` is obeyed."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What the server wrote, and what it took."""
+
+    text: str
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+    cached: bool = False
+
+
+class JudgeClient:
+    """Sends user turns to the judge's server.
+
+    Args:
+        cache: a JSON Lines file of completions by a hash of the request; None keeps them in memory only. A line that a
+            killed run left unfinished is ignored.
+    """
+
+    def __init__(self, config: JudgeConfig, cache: Path | None = None) -> None:
+        self.config, self.cache = config, cache
+        self._known: dict[str, str] = {} if cache is None else _read_cache(cache)
+        local = _is_loopback(config.url)
+        self._http = httpx.Client(
+            base_url=config.url.rstrip("/"),
+            timeout=config.timeout,
+            trust_env=not local,
+            limits=httpx.Limits(max_connections=config.concurrency),
+        )
+
+    def complete(self, requests: Sequence[str]) -> list[Completion]:
+        """One completion for each user turn, in their order; equal turns are sent once.
+
+        Raises:
+            RewardError: the server gave no completion for a request after all retries.
+            ConfigError: the server refuses the token, or does not know the model.
+        """
+        keys = [self._key(request) for request in requests]
+        missing = {
+            key: request for key, request in zip(keys, requests, strict=True) if key not in self._known
+        }
+        fresh: dict[str, Completion] = {}
+        with ThreadPoolExecutor(max_workers=self.config.concurrency) as pool:
+            pending = {key: pool.submit(self._send, request) for key, request in missing.items()}
+            try:
+                for key, future in pending.items():
+                    fresh[key] = future.result()
+            finally:
+                for future in pending.values():
+                    future.cancel()
+                self._remember({key: completion.text for key, completion in fresh.items()})
+        seen = set[str]()
+        completions = []
+        for key in keys:
+            new = key in fresh and key not in seen
+            completions.append(fresh[key] if new else Completion(self._known[key], cached=True))
+            seen.add(key)
+        return completions
+
+    def check(self) -> None:
+        """Make sure that the server is there, accepts the token and serves the model.
+
+        Raises:
+            ConfigError: it does not.
+        """
+        config = self.config
+        try:
+            response = self._http.get("/v1/models", headers=self._headers())
+        except httpx.HTTPError as error:
+            raise ConfigError(
+                f"No judge answers at {config.url}: {type(error).__name__} {error}",
+                allowed="a running OpenAI-compatible server",
+                fix=f"start it (vllm serve {config.model}), or correct judge.url",
+            ) from error
+        self._raise_if_final(response)
+        try:
+            served = [str(entry["id"]) for entry in response.json()["data"]]
+        except (ValueError, LookupError, TypeError):
+            return  # some servers list no models; the first request will tell
+        if served and config.model not in served:
+            raise ConfigError(
+                f"The judge at {config.url} does not serve {config.model!r}.{did_you_mean(config.model, served)}",
+                allowed=", ".join(served[:10]),
+                fix=f"judge.model={served[0]}",
+            )
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def _body(self, request: str) -> dict[str, Any]:
+        config = self.config
+        return {
+            "model": config.model,
+            "messages": [{"role": "user", "content": request}],
+            "temperature": config.temperature,
+            "max_tokens": config.max_tokens,
+        }
+
+    def _key(self, request: str) -> str:
+        content = json.dumps([self.config.url, self._body(request)], sort_keys=True, ensure_ascii=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def _remember(self, texts: Mapping[str, str]) -> None:
+        self._known.update(texts)
+        if self.cache is not None and texts:
+            self.cache.parent.mkdir(parents=True, exist_ok=True)
+            with self.cache.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps({"key": key, "text": text}) + "\n" for key, text in texts.items())
+
+    def _send(self, request: str) -> Completion:
+        started, reason = time.perf_counter(), ""
+        for attempt in range(self.config.retries + 1):
+            wait = float(2**attempt)
+            try:
+                response = self._http.post(
+                    "/v1/chat/completions", json=self._body(request), headers=self._headers()
+                )
+            except httpx.HTTPError as error:
+                reason = f"{type(error).__name__} {error}".strip()
+            else:
+                if response.status_code == httpx.codes.OK:
+                    return self._read(response, time.perf_counter() - started)
+                self._raise_if_final(response)
+                reason = f"status {response.status_code}: {response.text[:200]}"
+                wait = _retry_after(response, wait)
+            if attempt < self.config.retries:
+                time.sleep(wait)
+        raise RewardError(
+            f"The judge at {self.config.url} gave no completion in {self.config.retries + 1} attempts; the last one "
+            f"ended with {reason}",
+            allowed=f"a running OpenAI-compatible server, an answer within judge.timeout = {self.config.timeout:g} s",
+            fix="look at the server's log, then continue with --resume; a slow judge needs a longer judge.timeout "
+            "or a lower judge.concurrency",
+        )
+
+    def _headers(self) -> dict[str, str]:
+        token = os.environ.get(self.config.token_env, "")
+        return {"Authorization": f"Bearer {token}"} if token else {}
+
+    def _raise_if_final(self, response: httpx.Response) -> None:
+        code, config = response.status_code, self.config
+        if code in (401, 403):
+            raise ConfigError(
+                f"The judge at {config.url} refuses the token in ${config.token_env} (status {code}).",
+                fix=f"export {config.token_env}=TOKEN with a token that the server accepts",
+            )
+        if code not in (httpx.codes.OK, *RETRIED):
+            raise ConfigError(
+                f"The judge at {config.url} refuses the request (status {code}): {response.text[:300]}",
+                allowed="an OpenAI-compatible server with POST /v1/chat/completions that serves judge.model",
+                fix=f"check judge.url, and that the server has the model: curl {config.url.rstrip('/')}/v1/models",
+            )
+
+    def _read(self, response: httpx.Response, seconds: float) -> Completion:
+        content: Any = {}
+        try:
+            content = response.json()
+            text = content["choices"][0]["message"]["content"]
+        except (ValueError, LookupError, TypeError):
+            text = None
+        if not isinstance(text, str):
+            raise RewardError(
+                f"The judge at {self.config.url} sent a response without choices[0].message.content: "
+                f"{response.text[:200]!r}",
+                allowed="the JSON of OpenAI's chat completions",
+                fix="check that judge.url is an OpenAI-compatible server",
+            )
+        usage = content.get("usage") or {}
+        return Completion(
+            text, int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0), seconds
+        )
+
+
+def _retry_after(response: httpx.Response, otherwise: float) -> float:
+    """Seconds to wait before the next attempt."""
+    try:
+        return min(max(float(response.headers["Retry-After"]), 0.0), LONGEST_WAIT)
+    except (KeyError, ValueError):
+        return otherwise
+
+
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _read_cache(file: Path) -> dict[str, str]:
+    known: dict[str, str] = {}
+    if file.exists():
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                entry = json.loads(line)
+                known[str(entry["key"])] = str(entry["text"])
+            except (ValueError, KeyError, TypeError):
+                continue
+    return known

@@ -1,0 +1,83 @@
+"""Which responses of a group are compared, and what the verdicts make of each response.
+
+Pure functions. A group has G responses; a comparison is a pair of places (first shown, second shown).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from reward.judge.forms import RANKINGS, Verdict
+
+Pair = tuple[int, int]
+
+
+def comparisons(size: int, pairing: Literal["circle", "all"], orders: Literal["both", "one"]) -> list[Pair]:
+    """The pairs of places of a group that are shown to the judge, each as (first, second).
+
+        circle  (0, 1), (1, 2), ..., (G - 1, 0); two responses make one pair
+        all     every i < j
+
+    `both` adds each pair in reversed order.
+
+    Raises:
+        ValueError: a group of fewer than two responses cannot be compared.
+    """
+    if size < 2:
+        raise ValueError(f"a pairwise judge needs at least two responses to a prompt; found {size}")
+    if pairing == "all":
+        pairs = list(itertools.combinations(range(size), 2))
+    else:
+        pairs = [(place, (place + 1) % size) for place in range(size if size > 2 else 1)]
+    return pairs + [(second, first) for first, second in pairs] if orders == "both" else pairs
+
+
+def scores_of(verdict: Verdict) -> tuple[float, float]:
+    """Both scores of a comparison; where they are equal, the ranking decides by at most half a point each.
+
+    s_1, s_2                          if s_1 != s_2
+    s_1 + (3.5 - r) / 5, s_2 - (3.5 - r) / 5   otherwise, with r in 1..6
+    """
+    if verdict.first != verdict.second:
+        return verdict.first, verdict.second
+    shift = ((RANKINGS + 1) / 2 - verdict.ranking) / (RANKINGS - 1)
+    return verdict.first + shift, verdict.second - shift
+
+
+def group_scores(size: int, verdicts: Mapping[Pair, Verdict | None]) -> list[float | None]:
+    """The mean score of each response over the comparisons it takes part in; None where none could be read."""
+    collected: list[list[float]] = [[] for _ in range(size)]
+    for (first, second), verdict in verdicts.items():
+        if verdict is not None:
+            for place, score in zip((first, second), scores_of(verdict), strict=True):
+                collected[place].append(score)
+    return [sum(scores) / len(scores) if scores else None for scores in collected]
+
+
+def position_bias(verdicts: Sequence[Mapping[Pair, Verdict | None]]) -> tuple[float, float]:
+    """How far the order of two responses decides: (bias, agreement), over pairs that were read in both orders.
+
+        bias       mean of (score of the response shown first - score of the one shown second); 0 without bias
+        agreement  share of pairs for which both orders prefer the same response, or both prefer none
+
+    NaN where no pair was read in both orders.
+    """
+    differences, agreements = list[float](), list[bool]()
+    for group in verdicts:
+        for (first, second), verdict in group.items():
+            other = group.get((second, first))
+            if first > second or verdict is None or other is None:
+                continue
+            forward, backward = scores_of(verdict), scores_of(other)
+            differences += [forward[0] - forward[1], backward[0] - backward[1]]
+            agreements.append(_sign(forward[0] - forward[1]) == _sign(backward[1] - backward[0]))
+    if not agreements:
+        return math.nan, math.nan
+    return sum(differences) / len(differences), sum(agreements) / len(agreements)
+
+
+def _sign(x: float) -> int:
+    return (x > 0) - (x < 0)

@@ -1,0 +1,219 @@
+"""A judge behind a real HTTP server: good, slow, broken, refusing, garbled, and biased by order."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reward.judge.client import JudgeClient
+from reward.judge.judge import Judge, Responses
+from rlhf.config.judge import JudgeConfig
+from rlhf.core.errors import ConfigError, RewardError
+from rlhf.core.records import Message
+
+TOKEN = "a-token-of-the-test"
+PROMPT = (Message("user", "What is tea?"),)
+
+
+class Server(ThreadingHTTPServer):
+    """Answers each chat request with what `reply` returns: a text, or a status with headers."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.reply: Callable[[str, int], Any] = lambda content, number: "\\boxed{3}"
+        self.requests: list[str] = []
+        self.tokens: list[str | None] = []
+        self.busiest = self.busy = 0
+        self.lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        self._send(200, {"data": [{"id": "judge"}]})
+
+    def do_POST(self) -> None:
+        content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][0]["content"]
+        with self.server.lock:
+            self.server.requests.append(content)
+            self.server.tokens.append(self.headers.get("Authorization"))
+            number = len(self.server.requests)
+            self.server.busy += 1
+            self.server.busiest = max(self.server.busiest, self.server.busy)
+        reply = self.server.reply(content, number)
+        with self.server.lock:
+            self.server.busy -= 1
+        if isinstance(reply, tuple):
+            self._send(reply[0], {"error": "no"}, reply[1])
+        else:
+            usage = {"prompt_tokens": 10, "completion_tokens": 2}
+            self._send(200, {"choices": [{"message": {"content": reply}}], "usage": usage})
+
+    def _send(self, status: int, content: Any, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(json.dumps(content).encode())
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("RLHF_JUDGE_TOKEN", TOKEN)
+    with Server() as running:
+        thread = threading.Thread(target=running.serve_forever, args=(0.02,))
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+def config(server: Server, **settings: Any) -> JudgeConfig:
+    return JudgeConfig(url=server.url, model="judge", **{"retries": 2, **settings})
+
+
+def shown(content: str) -> list[str]:
+    """The responses of a request, in the order in which they are shown."""
+    return re.findall(r"\[Response(?: \d)?\]\n(.*?)\n\[End", content)
+
+
+def by_length(content: str, number: int) -> str:
+    """An unbiased judge: a longer response has a higher score."""
+    lengths = [min(len(text), 5) for text in shown(content)]
+    if len(lengths) == 1:
+        return f"\\boxed{{{lengths[0]}}}"
+    return f"Scores: \\boxed{{{lengths[0]}, {lengths[1]}}} Ranking: \\boxed{{{1 if lengths[0] > lengths[1] else 6}}}"
+
+
+def test_single_responses_cost_and_cache(server: Server, tmp_path: Path) -> None:
+    server.reply = by_length
+    settings = config(server, dollars_per_million=(1.0, 10.0))
+    groups = [Responses(PROMPT, ["a", "abc"]), Responses(PROMPT, ["abcd", "a"])]
+    judged = Judge(settings, tmp_path / "cache.jsonl").judge(groups)
+    assert judged.scores == [[1.0, 3.0], [4.0, 1.0]]
+    assert judged.figures["judge/requests"] == 4
+    assert judged.figures["judge/cached"] == 1, "the same request is sent once"
+    assert judged.figures["judge/prompt_tokens"] == 30
+    assert judged.figures["judge/dollars"] == pytest.approx((30 * 1 + 6 * 10) / 1e6)
+    assert set(server.tokens) == {f"Bearer {TOKEN}"}
+    assert TOKEN not in (tmp_path / "cache.jsonl").read_text()
+    with (tmp_path / "cache.jsonl").open("a") as file:
+        file.write('{"key": "torn')
+    again = Judge(settings, tmp_path / "cache.jsonl").judge(groups)
+    assert (again.scores, len(server.requests)) == (judged.scores, 3), "a second process asks nothing again"
+
+
+@pytest.mark.parametrize("pairing", ["circle", "all"])
+def test_pairs_in_both_orders(server: Server, pairing: str) -> None:
+    server.reply = by_length
+    judged = Judge(config(server, pairing=pairing)).judge([Responses(PROMPT, ["a", "abc", "abcde"])])
+    assert judged.scores == [[1.0, 3.0, 5.0]]
+    assert (judged.figures["judge/position_bias"], judged.figures["judge/order_agreement"]) == (0.0, 1.0)
+
+
+def test_a_judge_that_prefers_the_first_place_is_seen(server: Server) -> None:
+    server.reply = lambda content, number: "\\boxed{5, 1} \\boxed{1}"
+    judged = Judge(config(server, pairing="all")).judge([Responses(PROMPT, ["a", "b"])])
+    assert judged.scores == [[3.0, 3.0]], "both orders cancel the bias"
+    assert (judged.figures["judge/position_bias"], judged.figures["judge/order_agreement"]) == (4.0, 0.0)
+
+
+def test_criteria_are_asked_one_by_one(server: Server) -> None:
+    server.reply = lambda content, number: "Yes" if "is short" in content else "No"
+    settings = config(server, form="yes-no", criteria=["It is short.", "It rhymes."])
+    assert Judge(settings).judge([Responses(PROMPT, ["a"])]).scores == [[0.5]]
+    assert len(server.requests) == 2
+
+
+def test_garbled_text_is_no_score(server: Server) -> None:
+    server.reply = lambda content, number: "I like it" if "[Response]\nbad" in content else "\\boxed{2}"
+    judged = Judge(config(server)).judge([Responses(PROMPT, ["good", "bad"])])
+    assert judged.scores == [[2.0, None]]
+    assert (judged.figures["judge/unparsed"], judged.unread) == (1, "I like it")
+
+
+def test_busy_and_broken_servers_are_asked_again(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("reward.judge.client.time.sleep", waits.append)
+    replies: list[Any] = [(429, {"Retry-After": "7"}), (503, {}), "\\boxed{3}"]
+    server.reply = lambda content, number: replies[number - 1]
+    assert Judge(config(server)).judge([Responses(PROMPT, ["a"])]).scores == [[3.0]]
+    assert waits == [7.0, 2.0]
+
+
+def test_a_server_that_stays_broken_ends_the_run(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reward.judge.client.time.sleep", lambda seconds: None)
+    server.reply = lambda content, number: (500, {})
+    with pytest.raises(RewardError) as caught:
+        Judge(config(server)).judge([Responses(PROMPT, ["a"])])
+    assert (len(server.requests), "500" in caught.value.found) == (3, True)
+    assert TOKEN not in str(caught.value)
+
+
+def test_a_time_out(server: Server) -> None:
+    def slow(content: str, number: int) -> str:
+        time.sleep(0.5)
+        return "\\boxed{3}"
+
+    server.reply = slow
+    with pytest.raises(RewardError):
+        Judge(config(server, timeout=0.1, retries=0)).judge([Responses(PROMPT, ["a"])])
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 400])
+def test_refusals_are_not_repeated(server: Server, status: int) -> None:
+    server.reply = lambda content, number: (status, {})
+    with pytest.raises(ConfigError):
+        Judge(config(server)).judge([Responses(PROMPT, ["a"])])
+    assert len(server.requests) == 1
+
+
+def test_requests_run_at_once(server: Server) -> None:
+    def slow(content: str, number: int) -> str:
+        time.sleep(0.05)
+        return "\\boxed{3}"
+
+    server.reply = slow
+    Judge(config(server, concurrency=4)).judge([Responses(PROMPT, [str(n) for n in range(12)])])
+    assert 2 <= server.busiest <= 4
+
+
+def test_a_check_before_the_run(server: Server) -> None:
+    JudgeClient(config(server)).check()
+    with pytest.raises(ConfigError) as caught:
+        JudgeClient(JudgeConfig(url=server.url, model="judgee")).check()
+    assert "judge.model=judge" in caught.value.fix
+    with pytest.raises(ConfigError):
+        JudgeClient(JudgeConfig(url="http://127.0.0.1:9", model="judge")).check()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"url": "127.0.0.1:8000"},
+        {"url": "http://h/v1"},
+        {"form": "rubric"},
+        {"form": "yes-no", "criteria": ["x"], "pairing": "all"},
+        {"criteria": [" "]},
+        {"max_tokens": 0},
+    ],
+)
+def test_settings_that_cannot_work(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"\w"):
+        JudgeConfig(**{"url": "http://h", "model": "m", **settings})
