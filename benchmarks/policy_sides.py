@@ -49,7 +49,7 @@ def reward_model(base: str, output: Path, quantization: str = "none") -> Path:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.normal_(0, 0.02, generator=generator)
+                parameter.copy_(torch.empty(parameter.shape).normal_(0, 0.02, generator=generator))
     save_final(config, model, chat, folder)
     return folder.resolve()
 

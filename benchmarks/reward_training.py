@@ -194,7 +194,7 @@ def start(model: Any) -> None:
             (name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad
         ):
             parameter.data = parameter.data.float()
-            parameter.normal_(0, 0.02, generator=generator)
+            parameter.copy_(torch.empty(parameter.shape).normal_(0, 0.02, generator=generator))
             parameter.grad = None
 
 

@@ -40,7 +40,7 @@ def adapted_model(told: Mapping[str, Any]) -> Any:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
-                parameter.normal_(0, 0.02, generator=generator)
+                parameter.copy_(torch.empty(parameter.shape).normal_(0, 0.02, generator=generator))
     return model
 
 
@@ -55,15 +55,14 @@ def vllm_side(told: Mapping[str, Any]) -> Handler:
     if not told["lora"]:
         vllm.LLM = functools.partial(without_lora, whole)
     from policy.rollouts.protocol import Sampling
+    from policy.rollouts.vllm_arguments import EngineSettings
     from policy.rollouts.vllm_engine import VLLMEngine
     from rlhf.models.chat import Chat
     from rlhf.models.embedded import resolve_base
 
     chat = Chat.load(told["base"])
-    engine = VLLMEngine(
+    settings = EngineSettings(
         resolve_base(told["base"]),
-        Sampling(told["new_tokens"], 1.0, ()),
-        chat,
         revision=None,
         rank=told["rank"],
         max_model_len=LONGEST_PROMPT + told["new_tokens"],
@@ -74,6 +73,7 @@ def vllm_side(told: Mapping[str, Any]) -> Handler:
         gpu_memory_share=0.35,
         seed=0,
     )
+    engine = VLLMEngine(settings, Sampling(told["new_tokens"], 1.0, ()), chat)
     if told["lora"]:
         engine.sync(adapted_model(told))
     request = engine.request

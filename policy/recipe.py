@@ -26,6 +26,7 @@ from policy.rollouts.protocol import RolloutEngine, Sampling, seed_of
 from policy.rollouts.server_engine import ServerEngine
 from policy.rollouts.server_setup import engine_of_servers
 from policy.rollouts.transformers_engine import TransformersEngine
+from policy.rollouts.vllm_arguments import EngineSettings
 from policy.save import save_final
 from policy.trainer import PolicyTrainer, Roles, trainer_arguments
 from policy.update.gathering import gather_probes
@@ -235,18 +236,29 @@ def build_engine(config: PolicyConfig, chat: Chat) -> RolloutEngine:
         return engine_of_servers(config, sampling, chat)
     from policy.rollouts.vllm_engine import VLLMEngine  # imported when asked for: vllm may not be installed
 
-    return VLLMEngine(
+    return VLLMEngine(engine_settings(config), sampling, chat)
+
+
+def engine_settings(config: PolicyConfig) -> EngineSettings:
+    """vLLM's settings in this process: its part of an update's answers is what it has under way at once.
+
+    Raises:
+        ModelError: the base is `embedded`, and cannot be made.
+    """
+    rollouts = config.rollouts
+    prompts = processes.per_rank(rollouts.prompts_per_step, "rollouts.prompts_per_step")
+    return EngineSettings(
         resolve_base(config.model.base),
-        sampling,
-        chat,
         revision=config.model.revision,
         rank=None if config.adapter is None else config.adapter.rank,
-        max_model_len=config.data.max_prompt_tokens + config.rollouts.max_new_tokens,
-        max_sequences=config.rollouts.prompts_per_step * config.rollouts.samples_per_prompt,
+        max_model_len=config.data.max_prompt_tokens + rollouts.max_new_tokens,
+        max_sequences=prompts * rollouts.samples_per_prompt,
         dtype=effective_dtype(config.model.dtype),
         quantization=config.model.quantization,
-        memory_gib=config.rollouts.memory_gib,
-        gpu_memory_share=config.rollouts.gpu_memory_share,
+        memory_gib=rollouts.memory_gib,
+        gpu_memory_share=rollouts.gpu_memory_share,
+        max_num_batched_tokens=rollouts.max_num_batched_tokens,
+        sleep=rollouts.sleep,
         seed=config.seed,
     )
 

@@ -114,7 +114,7 @@ def randomise(model: Any, seed: int, scale: float = 0.2) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.normal_(0, scale, generator=generator)
+                parameter.copy_(torch.empty(parameter.shape).normal_(0, scale, generator=generator))
 
 
 @pytest.fixture(scope="session")

@@ -100,13 +100,12 @@ class Speaker:
             memory_gib: of the key-value cache, on a CPU.
             gpu_memory_share: of the card, on a GPU.
         """
+        from policy.rollouts.vllm_arguments import EngineSettings
         from policy.rollouts.vllm_engine import VLLMEngine  # imported when asked for: it may not be installed
 
         sampling = Sampling(max_new_tokens, 1.0, self.chat.stop_ids)
-        engine = VLLMEngine(
+        settings = EngineSettings(
             resolve_base(self.model["base"]),
-            sampling,
-            self.chat,
             revision=self.model["revision"],
             rank=self.rank,
             max_model_len=min(longest, self.context),
@@ -117,6 +116,7 @@ class Speaker:
             gpu_memory_share=gpu_memory_share,
             seed=0,
         )
+        engine = VLLMEngine(settings, sampling, self.chat)
         if self.folder is not None:
             engine.load(self.folder)
 

@@ -20,10 +20,11 @@ import torch
 from transformers import PreTrainedModel
 
 from policy.rollouts.protocol import Sampling, as_rollout, seed_of
+from policy.rollouts.vllm_arguments import EngineSettings, check_settings, llm_arguments
+from policy.rollouts.vllm_process import EngineProcess
 from policy.rollouts.vllm_weights import WeightTransfer, kept_weights
 from rlhf.core.errors import EngineError, ModelError
 from rlhf.core.records import Rollout
-from rlhf.distributed import processes
 from rlhf.distributed.sharding import reshard
 from rlhf.models.chat import Chat
 from rlhf.models.loading import POLICY, PeftModel
@@ -34,94 +35,47 @@ class VLLMEngine:
     """vLLM with one adapter at a time, or with weights that are loaded anew.
 
     Args:
-        base: folder or Hugging Face name of the base.
+        settings: base, lengths and memory.
         sampling: how answers are drawn.
         chat: decodes them.
-        rank: rank of the policy's adapter; None where it has none, and its weights are handed over.
-        max_model_len: longest prompt and answer together.
-        max_sequences: answers under way at once.
-        dtype: of the base.
-        quantization: `none` or `nf4` (on GPUs only).
-        memory_gib: size of the key-value cache on CPU.
-        gpu_memory_share: share of the card on GPU.
-        seed: of the engine; each draw has its own on top.
+
+    Raises:
+        ModelError: vLLM is not installed, or cannot serve this base on this device.
     """
 
-    def __init__(
-        self,
-        base: str,
-        sampling: Sampling,
-        chat: Chat,
-        *,
-        revision: str | None,
-        rank: int | None,
-        max_model_len: int,
-        max_sequences: int,
-        dtype: str,
-        quantization: str,
-        memory_gib: float,
-        gpu_memory_share: float,
-        seed: int,
-    ) -> None:
+    def __init__(self, settings: EngineSettings, sampling: Sampling, chat: Chat) -> None:
         on_gpu = torch.cuda.is_available()
-        if quantization == "nf4" and not on_gpu:
-            raise ModelError(
-                "vLLM has no 4-bit weights on a CPU.",
-                allowed="rollouts.engine: transformers, or model.quantization: none",
-                fix="rollouts.engine=transformers",
-            )
-        # One process: the engine shares the trainer's cores or card, and dies with it.
+        check_settings(settings, on_gpu=on_gpu)
+        # One process: the engine shares the trainer's cores or GPU, and dies with it.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         if not on_gpu:
             # The threads are torch's, and the trainer's too.
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        LLM = _import_vllm(cpu=not on_gpu)
-        memory: dict[str, Any] = (
-            {"gpu_memory_utilization": gpu_memory_share}
-            if on_gpu
-            else {"kv_cache_memory_bytes": int(memory_gib * 2**30)}
-        )
-        self.sampling, self.chat, self.seed = sampling, chat, seed
+        self.sampling, self.chat, self.seed = sampling, chat, settings.seed
         self.folder = tempfile.TemporaryDirectory(prefix="rlhf-adapter-")
         self.adapters = 0
         self.request: Any = None
-        self.takes_weights = rank is None
+        self.sleeps, self.asleep = settings.sleep, False
+        self.takes_weights = settings.rank is None
         self.transfer: WeightTransfer | None = None
-        lora: dict[str, Any] = {"enable_lora": False}
-        if rank is not None:  # vLLM takes powers of two from 8
-            lora = {
-                "enable_lora": True,
-                "max_lora_rank": max(8, 1 << (rank - 1).bit_length()),
-                "max_loras": 1,
-            }
-        kept = kept_weights() if self.takes_weights and not on_gpu else nullcontext()
-        with warnings.catch_warnings(), kept:
-            warnings.simplefilter("ignore", FutureWarning)  # as in `_import_vllm`
-            self.engine = LLM(
-                model=base,
-                revision=revision,
-                dtype=dtype,
-                quantization="bitsandbytes" if quantization == "nf4" else None,
-                max_model_len=max_model_len,
-                max_num_seqs=max_sequences,
-                enforce_eager=not on_gpu,
-                logprobs_mode="processed_logprobs",  # of the distribution that was sampled, temperature included
-                seed=seed,
-                disable_log_stats=True,
-                use_tqdm_on_load=False,
-                # Beside other processes vLLM takes this one's card, and must not look for a group of its own.
-                distributed_executor_backend="external_launcher" if processes.world_size() > 1 else None,
-                **lora,
-                **memory,
-            )
+        self.process = EngineProcess()
+        with self.process.starting():
+            LLM = _import_vllm(cpu=not on_gpu)
+            kept = kept_weights() if self.takes_weights and not on_gpu else nullcontext()
+            with warnings.catch_warnings(), kept:
+                warnings.simplefilter("ignore", FutureWarning)  # as in `_import_vllm`
+                self.engine = LLM(**llm_arguments(settings, on_gpu=on_gpu))
+        self._sleep()
 
     def sync(self, model: PeftModel | PreTrainedModel) -> None:
         """Hand over the policy's adapter under a new name, and forget the one before; or its weights, in place of the ones before."""
+        self._wake()
         if self.takes_weights:
             self.transfer = self.transfer or WeightTransfer(model, self.engine)
             reshard(model)  # TRL gathers shards
-            self.transfer.sync_weights()
+            with self.process.working():
+                self.transfer.sync_weights()
             return
         folder = Path(self.folder.name) / str(self.adapters + 1)
         model.save_pretrained(
@@ -137,12 +91,15 @@ class VLLMEngine:
         """Wear the adapter in a folder, such as a policy's `final/`, and forget the one before."""
         from vllm.lora.request import LoRARequest
 
+        self._wake()
         before = self.request
         self.adapters += 1
         self.request = LoRARequest(f"policy-{self.adapters}", self.adapters, str(folder))
-        if before is not None:
-            self.engine.llm_engine.remove_lora(before.lora_int_id)
-        if not self.engine.llm_engine.add_lora(self.request):
+        with self.process.working():
+            if before is not None:
+                self.engine.llm_engine.remove_lora(before.lora_int_id)
+            taken = self.engine.llm_engine.add_lora(self.request)
+        if not taken:
             raise EngineError(
                 f"vLLM did not take adapter {self.adapters}.",
                 fix="look for its message above; adapter.rank and adapter.targets must be ones that vLLM supports",
@@ -165,12 +122,15 @@ class VLLMEngine:
             )
             for place in range(len(prompts))
         ]
-        outputs = self.engine.generate(
-            [{"prompt_token_ids": list(ids)} for ids in prompts],
-            settings,
-            lora_request=self.request,
-            use_tqdm=False,
-        )
+        self._wake()
+        with self.process.working():
+            outputs = self.engine.generate(
+                [{"prompt_token_ids": list(ids)} for ids in prompts],
+                settings,
+                lora_request=self.request,
+                use_tqdm=False,
+            )
+        self._sleep()
         groups = [
             [self._rollout(ids, answer) for answer in out.outputs]
             for ids, out in zip(prompts, outputs, strict=True)
@@ -185,6 +145,21 @@ class VLLMEngine:
     def figures(self) -> dict[str, float]:
         """None."""
         return {}
+
+    def _wake(self) -> None:
+        """Put weights and cache back on the GPU, where sleep mode is on and took them away."""
+        if self.sleeps and self.asleep:
+            torch.cuda.empty_cache()  # what the trainer's allocator holds and does not use
+            with self.process.working():
+                self.engine.wake_up()
+            self.asleep = False
+
+    def _sleep(self) -> None:
+        """Free the engine's memory, where sleep mode is on: weights go to the host's memory, the cache is dropped."""
+        if self.sleeps:
+            with self.process.working():
+                self.engine.sleep(level=1)
+            self.asleep = True
 
     def _rollout(self, prompt: Sequence[int], answer: Any) -> Rollout:
         ids = list(answer.token_ids)

@@ -63,6 +63,10 @@ class RolloutConfig(Strict):
     """CPU only: size of vLLM's key-value cache."""
     gpu_memory_share: Annotated[float, Field(gt=0, lt=1)] = 0.35
     """GPU only: share of the card's memory that vLLM may take, its copy of the base included."""
+    max_num_batched_tokens: Count = 8192
+    """GPU only: tokens of one step of vLLM at most, prompts included; more read prompts faster and take more memory."""
+    sleep: bool = False
+    """GPU only: vLLM's sleep mode. Between rollouts its weights go to the host's memory and its cache is dropped, so that the trainer has the whole GPU."""
     logprob_bound: Positive = 0.5
     """The run stops when engine and trainer differ by more than this, in the mean over a batch's tokens."""
     importance_sampling: Annotated[ImportanceConfig | None, BeforeValidator(_off)] = None
@@ -79,6 +83,8 @@ class RolloutConfig(Strict):
             told = [key for key in ONLY_WITH_SERVERS if getattr(self, key) != fields[key].default]
             if told:
                 raise ValueError(f"{told[0]} goes with engine: servers, and only with it")
+        if self.sleep and self.engine != "vllm":
+            raise ValueError("sleep goes with engine: vllm, and only with it")
         if self.overlap and self.importance_sampling is None:
             raise ValueError(
                 "overlap: 1 learns from answers of a policy that is one update old, which only importance_sampling corrects: "

@@ -18,6 +18,7 @@ CHECKS: Mapping[str, Sequence[Check]] = {
         machine.optional_packages,
         machine.bitsandbytes,
         machine.vllm,
+        machine.vllm_four_bits,
     ),
     "Machine": (
         machine.gpus,
@@ -38,6 +39,7 @@ CHECKS: Mapping[str, Sequence[Check]] = {
 PREFLIGHT: Sequence[Check] = (
     machine.versions,
     machine.one_vllm,
+    machine.vllm_four_bits,
     run.memory,
     machine.processor,
     machine.shared_memory,

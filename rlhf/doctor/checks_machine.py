@@ -255,6 +255,19 @@ def vllm(facts: Facts) -> Iterator[Result]:
         yield Result("vLLM", "ok", said)
 
 
+def vllm_four_bits(facts: Facts) -> Iterator[Result]:
+    """vLLM's plugin for bitsandbytes, which it needs to serve a base in 4 bits on a GPU."""
+    if not (_samples_with_vllm(facts) and _in_4_bits(facts) and facts.host.nvidia):
+        return
+    version = facts.packages.versions.get("vllm-bnb-plugin")
+    if version is None:
+        found = "vllm-bnb-plugin is not installed: vLLM has no 4-bit weights without it"
+        fix = "pip install --no-deps vllm-bnb-plugin==0.0.3, or rollouts.engine=transformers"
+        yield Result("vLLM NF4", "problem", found, fix)
+    else:
+        yield Result("vLLM NF4", "ok", f"vllm-bnb-plugin {version}")
+
+
 def _samples_with_vllm(facts: Facts) -> bool:
     rollouts = getattr(facts.run.config, "rollouts", None) if facts.run else None
     return rollouts is not None and rollouts.engine == "vllm"

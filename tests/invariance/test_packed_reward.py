@@ -111,7 +111,7 @@ def model(config: RewardConfig, tiny_chat: Chat) -> Any:
     with torch.no_grad():
         for parameter in made.parameters():
             if parameter.requires_grad:
-                parameter.normal_(0, 0.2, generator=generator)
+                parameter.copy_(torch.empty(parameter.shape).normal_(0, 0.2, generator=generator))
     return made.eval()
 
 

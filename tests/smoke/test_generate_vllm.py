@@ -19,6 +19,7 @@ def test_a_folder_is_worn_as_a_synced_adapter_is(tmp_path: Path) -> None:
     import torch
 
     from policy.rollouts.protocol import Sampling
+    from policy.rollouts.vllm_arguments import EngineSettings
     from policy.rollouts.vllm_engine import VLLMEngine
     from policy.save import save_final
     from rlhf.config.policy import PolicyConfig
@@ -35,14 +36,12 @@ def test_a_folder_is_worn_as_a_synced_adapter_is(tmp_path: Path) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.normal_(0, 0.02, generator=generator)
+                parameter.copy_(torch.empty(parameter.shape).normal_(0, 0.02, generator=generator))
     told = {"output": "unused", "reward": "r", "data": {"prompts": [{"path": "demo"}]}}
     run: Any = SimpleNamespace(final=tmp_path / "final")
     save_final(PolicyConfig.model_validate(told), model, chat, run)
-    engine = VLLMEngine(
+    settings = EngineSettings(
         resolve_base("embedded"),
-        Sampling(12, 0.0, chat.stop_ids),
-        chat,
         revision=None,
         rank=8,
         max_model_len=128,
@@ -53,6 +52,7 @@ def test_a_folder_is_worn_as_a_synced_adapter_is(tmp_path: Path) -> None:
         gpu_memory_share=0.3,
         seed=0,
     )
+    engine = VLLMEngine(settings, Sampling(12, 0.0, chat.stop_ids), chat)
     prompts = [chat.prompt_ids((Message("user", text),)) for text in ("Tell me about tea.", "Name a river.")]
 
     def greedy() -> list[str]:

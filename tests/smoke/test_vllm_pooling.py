@@ -68,7 +68,7 @@ def reward_model(tiny_base: Path, tmp_path: Path) -> Path:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.normal_(0, 0.2, generator=generator)
+                parameter.copy_(torch.empty(parameter.shape).normal_(0, 0.2, generator=generator))
     save_final(told, model, chat, tmp_path / "final")
     return tmp_path / "final"
 

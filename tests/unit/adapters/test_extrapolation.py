@@ -51,7 +51,7 @@ def make(tiny_base: Path, tiny_reward: Path, tmp_path: Path) -> Make:
         generator = torch.Generator().manual_seed(seed)
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.data.normal_(0, 0.05, generator=generator)
+                parameter.data.copy_(torch.empty(parameter.shape).normal_(0, 0.05, generator=generator))
         model.save_pretrained(str(folder))
         return folder
 

@@ -245,3 +245,15 @@ def test_vllm_in_4_bits_wants_a_card(healthy: Facts, told: Callable[..., Run], o
     )
     line = only(checks.vllm, no_card)
     assert (line.verdict, line.found) == ("problem", "vLLM has no 4-bit weights on a CPU")
+
+
+def test_four_bits_in_vllm_need_its_plugin(healthy: Facts, only: Only, told: Callable[..., Run]) -> None:
+    assert list(checks.vllm_four_bits(healthy)) == []  # bfloat16
+    four_bits = replace(healthy, run=told(model={"quantization": "nf4"}))
+    line = only(checks.vllm_four_bits, four_bits)
+    assert line.verdict == "problem"
+    assert "vllm-bnb-plugin==0.0.3" in line.fix
+    assert only(checks.vllm_four_bits, with_version(four_bits, vllm_bnb_plugin="0.0.3")).verdict == "ok"
+    servers = {"engine": "servers", "servers": ["http://h:1"]}
+    elsewhere = replace(healthy, run=told(model={"quantization": "nf4"}, rollouts=servers))
+    assert list(checks.vllm_four_bits(elsewhere)) == []

@@ -27,7 +27,7 @@ def made(base: Path, quantization: str, dtype: str, dropout: float = 0.0) -> Any
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.normal_(0, 0.1, generator=generator)
+                parameter.copy_(torch.empty(parameter.shape).normal_(0, 0.1, generator=generator))
     return model
 
 

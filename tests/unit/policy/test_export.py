@@ -35,7 +35,7 @@ def final(tiny_base: Path, tiny_chat: Chat, tmp_path_factory: pytest.TempPathFac
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.normal_(0, 0.2, generator=generator)
+                parameter.copy_(torch.empty(parameter.shape).normal_(0, 0.2, generator=generator))
     model.save_pretrained(str(folder))
     tiny_chat.tokenizer.save_pretrained(folder)
     card = {

@@ -47,7 +47,7 @@ def write_policy(
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.normal_(0, 0.2, generator=generator)
+                parameter.copy_(torch.empty(parameter.shape).normal_(0, 0.2, generator=generator))
     config = PolicyConfig.model_validate(
         {
             "output": "unused",

@@ -74,7 +74,7 @@ def randomised(told: RewardConfig, chat: Chat, folder: Path) -> Path:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.normal_(0, 0.2, generator=generator)
+                parameter.copy_(torch.empty(parameter.shape).normal_(0, 0.2, generator=generator))
     save_final(told, model, chat, folder)
     return folder
 

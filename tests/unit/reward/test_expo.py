@@ -112,7 +112,7 @@ def test_a_judge_counts_right_pairs_and_takes_the_mean_loss(config: RewardConfig
     )  # a fresh head: all ties
     generator = torch.Generator().manual_seed(0)
     head = model.get_base_model().score.modules_to_save["default"]
-    head.weight.data.normal_(0, 0.1, generator=generator)
+    head.weight.data.copy_(torch.empty(head.weight.shape).normal_(0, 0.1, generator=generator))
     rewards = []
     for ids in ([1, 2, 7, 8], [1, 2, 9]):
         with torch.no_grad():

@@ -1,0 +1,114 @@
+"""Keyword arguments of vLLM's `LLM` for an engine in the trainer's process, and the checks that come before."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf.core.errors import ModelError
+from rlhf.distributed import processes
+
+BNB_PLUGIN = "vllm-bnb-plugin"
+"""vLLM has had no bitsandbytes in its own tree since 0.28; this plugin registers it."""
+BNB_PLUGIN_FIX = "pip install --no-deps vllm-bnb-plugin==0.0.3"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """What an engine in the trainer's process needs to know of the run.
+
+    Args:
+        base: folder or Hugging Face name of the base.
+        revision: of the base; None is the newest.
+        rank: rank of the policy's adapter; None where all weights are trained.
+        max_model_len: longest prompt and answer together.
+        max_sequences: answers under way at once in this process.
+        dtype: of the base.
+        quantization: `none` or `nf4` (on GPUs only).
+        memory_gib: size of the key-value cache on a CPU.
+        gpu_memory_share: share of the GPU's memory.
+        max_num_batched_tokens: tokens of one engine step at most, on a GPU.
+        sleep: free the engine's memory between rollouts; on GPUs only.
+        seed: of the engine; each draw has its own on top.
+    """
+
+    base: str
+    revision: str | None
+    rank: int | None
+    max_model_len: int
+    max_sequences: int
+    dtype: str
+    quantization: str
+    memory_gib: float
+    gpu_memory_share: float
+    seed: int
+    max_num_batched_tokens: int = 8192
+    sleep: bool = False
+
+
+def llm_arguments(settings: EngineSettings, *, on_gpu: bool) -> dict[str, Any]:
+    """The arguments of `LLM`, all by name."""
+    lora: dict[str, Any] = {"enable_lora": False}
+    if settings.rank is not None:  # vLLM takes powers of two from 8
+        max_rank = max(8, 1 << (settings.rank - 1).bit_length())
+        lora = {"enable_lora": True, "max_lora_rank": max_rank, "max_loras": 1}
+    device: dict[str, Any] = {
+        "kv_cache_memory_bytes": int(settings.memory_gib * 2**30),
+        "enforce_eager": True,
+    }
+    if on_gpu:
+        device = {
+            "gpu_memory_utilization": settings.gpu_memory_share,
+            "max_num_batched_tokens": max(settings.max_num_batched_tokens, settings.max_sequences),
+            "enable_sleep_mode": settings.sleep,
+        }
+    return {
+        "model": settings.base,
+        "revision": settings.revision,
+        "dtype": settings.dtype,
+        "quantization": "bitsandbytes" if settings.quantization == "nf4" else None,
+        "max_model_len": settings.max_model_len,
+        "max_num_seqs": settings.max_sequences,
+        "logprobs_mode": "processed_logprobs",  # of the distribution that was sampled, temperature included
+        "seed": settings.seed,
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+        # Beside other processes vLLM takes this one's GPU, and must not look for a group of its own.
+        "distributed_executor_backend": "external_launcher" if processes.world_size() > 1 else None,
+        **lora,
+        **device,
+    }
+
+
+def check_settings(settings: EngineSettings, *, on_gpu: bool) -> None:
+    """Make sure that vLLM can serve this base on this device.
+
+    Raises:
+        ModelError: 4 bits on a CPU or without vLLM's plugin for them; sleep mode on a CPU.
+    """
+    if settings.quantization == "nf4":
+        if not on_gpu:
+            raise ModelError(
+                "vLLM has no 4-bit weights on a CPU.",
+                allowed="rollouts.engine: transformers, or model.quantization: none",
+                fix="rollouts.engine=transformers",
+            )
+        if not has_bnb_plugin():
+            raise ModelError(
+                f"model.quantization is nf4, and vLLM has no bitsandbytes: {BNB_PLUGIN} is not installed.",
+                allowed=f"vLLM 0.31 with {BNB_PLUGIN} 0.0.3 (`make venv BACKEND=gpu` installs both)",
+                fix=f"{BNB_PLUGIN_FIX}, or rollouts.engine=transformers",
+            )
+    if settings.sleep and not on_gpu:
+        raise ModelError(
+            "rollouts.sleep is on, and vLLM's sleep mode needs a GPU.",
+            allowed="rollouts.sleep: true on a machine with a GPU",
+            fix="rollouts.sleep=false",
+        )
+
+
+def has_bnb_plugin() -> bool:
+    """Whether a package registers bitsandbytes with vLLM."""
+    points = importlib.metadata.entry_points(group="vllm.general_plugins")
+    return any(point.name == "bitsandbytes" for point in points)

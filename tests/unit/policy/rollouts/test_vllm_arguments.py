@@ -1,0 +1,91 @@
+"""The in-process engine's arguments, by vLLM's own classes; and what vLLM may not change in the trainer's process."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import importlib.util
+from typing import Any
+
+import pytest
+import torch
+
+from policy.rollouts import vllm_arguments
+from policy.rollouts.vllm_arguments import EngineSettings, check_settings, llm_arguments
+from policy.rollouts.vllm_process import EngineProcess
+from rlhf.core.errors import ModelError
+
+needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed")
+
+
+def settings(**values: Any) -> EngineSettings:
+    told: dict[str, Any] = {
+        "base": "b",
+        "revision": None,
+        "rank": 12,
+        "max_model_len": 640,
+        "max_sequences": 64,
+        "dtype": "bfloat16",
+        "quantization": "none",
+        "memory_gib": 0.5,
+        "gpu_memory_share": 0.35,
+        "seed": 3,
+    }
+    return EngineSettings(**told | values)
+
+
+@needs_vllm
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_vllm_knows_every_argument(on_gpu: bool) -> None:
+    from vllm import EngineArgs
+
+    arguments = llm_arguments(settings(), on_gpu=on_gpu)
+    known = {field.name for field in dataclasses.fields(EngineArgs)}
+    assert arguments.keys() - known <= {"use_tqdm_on_load"}
+    assert arguments["max_lora_rank"] == 16
+
+
+def test_a_gpu_gets_the_step_size_that_the_plan_counts_on() -> None:
+    on_gpu = llm_arguments(settings(max_num_batched_tokens=4096), on_gpu=True)
+    assert on_gpu["max_num_batched_tokens"] == 4096
+    assert on_gpu["gpu_memory_utilization"] == 0.35
+    # vLLM refuses a step smaller than its number of sequences
+    assert (
+        llm_arguments(settings(max_num_batched_tokens=8, max_sequences=64), on_gpu=True)[
+            "max_num_batched_tokens"
+        ]
+        == 64
+    )
+    assert "max_num_batched_tokens" not in llm_arguments(settings(), on_gpu=False)
+
+
+def test_four_bits_need_the_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_arguments, "has_bnb_plugin", lambda: False)
+    check_settings(settings(), on_gpu=True)
+    with pytest.raises(ModelError) as caught:
+        check_settings(settings(quantization="nf4"), on_gpu=True)
+    assert "vllm-bnb-plugin" in caught.value.found
+    assert "vllm-bnb-plugin==0.0.3" in caught.value.fix
+    monkeypatch.setattr(vllm_arguments, "has_bnb_plugin", lambda: True)
+    check_settings(settings(quantization="nf4"), on_gpu=True)
+
+
+@pytest.mark.parametrize("values", [{"quantization": "nf4"}, {"sleep": True}])
+def test_what_a_cpu_cannot_do(values: dict[str, Any]) -> None:
+    with pytest.raises(ModelError):
+        check_settings(settings(**values), on_gpu=False)
+
+
+def test_threads_and_collector_are_the_trainers_again() -> None:
+    threads, set_threads, frozen = torch.get_num_threads(), torch.set_num_threads, gc.get_freeze_count()
+    process = EngineProcess()
+    with process.starting():
+        torch.set_num_threads(threads + 1)
+        torch.set_num_threads = lambda count: None  # as vLLM's CPU worker does
+        gc.freeze()
+        assert gc.get_freeze_count() > frozen
+    assert torch.get_num_threads() == threads
+    assert torch.set_num_threads is set_threads
+    assert gc.get_freeze_count() == 0
+    with process.working():
+        assert process.stream is None
