@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from transformers import PreTrainedModel
 
+from policy.rewards.ensemble import EnsembleReward
 from policy.rewards.function import FunctionReward, GoldReward, load_function
 from policy.rewards.judge import JudgeReward
 from policy.rewards.model import ModelReward
@@ -52,7 +53,8 @@ class RewardBuilder:
             Part(name, source.weight, self._make(source, REWARD if not place else f"{REWARD}_{place + 1}"))
             for place, (name, source) in enumerate(zip(names_of(sources), sources, strict=True))
         ]
-        return WeightedRewards(parts, self.config.reward_shaping.missing)
+        shaping = self.config.reward_shaping
+        return WeightedRewards(parts, shaping.missing, normalise_each=shaping.normalise == "each")
 
     def held_out(self) -> WeightedRewards | None:
         """What only watches, if anything.
@@ -74,8 +76,18 @@ class RewardBuilder:
             "server": lambda told, _: server(told),
             "function": lambda told, _: function(told),
             "judge": self._judge,
+            "ensemble": self._ensemble,
         }
         return makers[source.kind](source, role)
+
+    def _ensemble(self, source: SourceConfig, role: str) -> Source:
+        ensemble = source.ensemble
+        assert ensemble is not None  # its kind says so
+        members = [
+            self._adapter(SourceConfig(adapter=folder), role if not number else f"{role}_member_{number + 1}")
+            for number, folder in enumerate(ensemble.adapters)
+        ]
+        return EnsembleReward(members, ensemble.rule, ensemble.coefficient)
 
     def _adapter(self, source: SourceConfig, role: str) -> Source:
         scorer = Scorer.share(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from policy.rewards.protocol import Missing
+from policy.rewards.protocol import Missing, group_sizes
 from reward.judge.judge import Judge, Responses
 from rlhf.config.judge import JudgeConfig
 from rlhf.core.records import Prompt, Rollout
@@ -30,10 +29,11 @@ class JudgeReward:
             RewardError: the server fails.
             ConfigError: the server refuses the token or the model.
         """
-        groups = [
-            Responses(prompt.messages, [rollout.text for _, rollout in pairs])
-            for prompt, pairs in _grouped(prompts, rollouts)
-        ]
+        groups, start = list[Responses](), 0
+        for size in group_sizes(prompts):
+            texts = [rollout.text for rollout in rollouts[start : start + size]]
+            groups.append(Responses(prompts[start].messages, texts))
+            start += size
         judged = self.judge.judge(groups)
         self._figures = judged.figures
         reason = f"the judge's text holds no {self.config.form} verdict: {judged.unread!r:.200}"
@@ -43,12 +43,3 @@ class JudgeReward:
     def figures(self) -> Mapping[str, float]:
         """Cost, latency and position bias of the last call, named as in metrics.jsonl."""
         return self._figures
-
-
-def _grouped(
-    prompts: Sequence[Prompt], rollouts: Sequence[Rollout]
-) -> list[tuple[Prompt, list[tuple[Prompt, Rollout]]]]:
-    """Runs of the same prompt object, with their answers."""
-    pairs = zip(prompts, rollouts, strict=True)
-    runs = [list(run) for _, run in itertools.groupby(pairs, key=lambda pair: id(pair[0]))]
-    return [(run[0][0], run) for run in runs]

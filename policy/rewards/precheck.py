@@ -39,6 +39,7 @@ def check_sources(config: PolicyConfig, chat: Chat, prompts: Sequence[Prompt]) -
         "server": lambda source: server(source).check(),
         "function": lambda source: _check_function(source, config, chat, prompts),
         "judge": lambda source: _check_judge(source, config),
+        "ensemble": lambda source: _check_ensemble(source, chat),
     }
     for _, source in [*(("reward", source) for source in config.reward), *held_out]:
         checks[source.kind](source)
@@ -46,6 +47,12 @@ def check_sources(config: PolicyConfig, chat: Chat, prompts: Sequence[Prompt]) -
 
 def _check_adapter(source: SourceConfig, chat: Chat) -> None:
     RewardAdapter.read(Path(source.place)).lora.check_template(chat)
+
+
+def _check_ensemble(source: SourceConfig, chat: Chat) -> None:
+    assert source.ensemble is not None  # its kind says so
+    for folder in source.ensemble.adapters:
+        _check_adapter(SourceConfig(adapter=folder), chat)
 
 
 def _check_classifier(source: SourceConfig) -> None:

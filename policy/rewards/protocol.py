@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,11 @@ class Missing:
     """An answer's reward that could not be computed, and why."""
 
     reason: str
+
+
+def group_sizes(prompts: Sequence[Prompt]) -> list[int]:
+    """Numbers of answers of the groups, in order: answers to one prompt stand together, with the same prompt object."""
+    return [len(list(run)) for _, run in itertools.groupby(prompts, key=id)]
 
 
 class Source(Protocol):
@@ -50,6 +56,8 @@ class RewardResult:
     """Why an answer has no reward, by its place."""
     figures: Mapping[str, float] = field(default_factory=dict)
     """What the sources report of themselves, named as in metrics.jsonl."""
+    decoupled: list[float] | None = None
+    """The weighted sum of rewards that were normalised over their group, each source by itself; None where that is off."""
 
     @property
     def known(self) -> list[bool]:

@@ -1,6 +1,7 @@
 """What an algorithm is given in place of the bare reward: normalised, clipped, charged for length.
 
     z_n = (R_n - mean) / (std + 1e-4)        `batch`: over the update's answers; `running`: over all answers so far, these included
+    z_n = sum over sources k of w_k (r_kn - mean_k) / (std_k + 1e-4)        `each`: over the answers to one prompt
     c_n = min(max(z_n, low), high)
     S_n = c_n - per_token x max(0, L_n - above)
 
@@ -119,9 +120,12 @@ class Shaping:
                 f"{given.known.count(False)} of {len(given.rewards)} answers have no reward.",
                 fix="mend the reward, or leave such answers out and count them: reward_shaping.missing=drop",
             )
+        if self.config.normalise == "each":
+            assert given.decoupled is not None  # the rewards were built for this setting
+            rewards_N = torch.tensor(given.decoupled, dtype=torch.double)
         if self.config.normalise == "running":
             self.seen = self.seen.joined(now)
-        if self.config.normalise != "none":
+        if self.config.normalise in ("batch", "running"):
             rewards_N = normalised(rewards_N, {"batch": now, "running": self.seen}[self.config.normalise])
         if self.config.clip is not None:
             rewards_N = rewards_N.clamp(*self.config.clip)

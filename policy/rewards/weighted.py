@@ -4,6 +4,9 @@
 
 A sum with a missing part is missing: TRL's trainers leave the part out, so that an answer is worth less, or more, because something
 failed.
+
+`reward_shaping.normalise: each` gives the algorithm the sum of rewards that were normalised first, each over its group, so
+that a source with a large scale does not drown the others. Source: GDPO (arXiv 2601.05242).
 """
 
 from __future__ import annotations
@@ -11,11 +14,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean, pstdev
 from typing import Literal
 
-from policy.rewards.protocol import Missing, Reporting, RewardResult, Source
+from policy.rewards.protocol import Missing, Reporting, RewardResult, Source, group_sizes
 from rlhf.core.errors import RewardError
 from rlhf.core.records import Prompt, Rollout
+
+EPSILON = 1e-4
+"""Added to a standard deviation, as TRL's GRPOTrainer does."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +39,13 @@ class WeightedRewards:
 
     Args:
         missing: `error` ends the run at an answer without a reward, `drop` says which they are.
+        normalise_each: also add up the parts' rewards after each was normalised over its group.
     """
 
-    def __init__(self, parts: Sequence[Part], missing: Literal["error", "drop"]) -> None:
-        self.parts, self.missing = list(parts), missing
+    def __init__(
+        self, parts: Sequence[Part], missing: Literal["error", "drop"], *, normalise_each: bool = False
+    ) -> None:
+        self.parts, self.missing, self.normalise_each = list(parts), missing, normalise_each
 
     def of(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> RewardResult:
         """One reward for each answer, and each source's own where there are several.
@@ -43,25 +53,52 @@ class WeightedRewards:
         Raises:
             RewardError: a reward could not be computed, and `missing` is `error`.
         """
-        sums, reasons = [0.0] * len(rollouts), dict[int, str]()
+        reasons = dict[int, str]()
         columns: dict[str, list[float]] = {}
         figures: dict[str, float] = {}
         for part in self.parts:
-            judged = part.source.of(prompts, rollouts)
+            rewards = part.source.of(prompts, rollouts)
             if isinstance(part.source, Reporting):
                 figures |= part.source.figures()
-            columns[part.name] = [math.nan if isinstance(one, Missing) else one for one in judged]
-            if not part.weight:
-                continue
-            for place, one in enumerate(judged):
-                if isinstance(one, Missing):
-                    reasons.setdefault(place, f"{part.name}: {one.reason}")
-                    sums[place] = math.nan
-                else:
-                    sums[place] += part.weight * one
+            columns[part.name] = [math.nan if isinstance(reward, Missing) else reward for reward in rewards]
+            for place, reward in enumerate(rewards):
+                if part.weight and isinstance(reward, Missing):
+                    reasons.setdefault(place, f"{part.name}: {reward.reason}")
         if reasons and self.missing == "error":
             raise _no_reward(prompts, rollouts, reasons)
-        return RewardResult(sums, columns if len(columns) > 1 else {}, reasons, figures)
+        counted = [(part.weight, columns[part.name]) for part in self.parts if part.weight]
+        sizes = group_sizes(prompts)
+        normalised = [(weight, group_normalised(values, sizes)) for weight, values in counted]
+        return RewardResult(
+            _sum(counted, len(rollouts)),
+            columns if len(columns) > 1 else {},
+            reasons,
+            figures,
+            _sum(normalised, len(rollouts)) if self.normalise_each else None,
+        )
+
+
+def group_normalised(rewards: Sequence[float], sizes: Sequence[int]) -> list[float]:
+    """Each group's rewards less their mean, over their standard deviation: z = (r - mean) / (std + 1e-4).
+
+    A group whose rewards are all the same becomes 0. NaN stays NaN and is in no mean.
+
+    Args:
+        sizes: of the groups, in order.
+    """
+    normalised, start = list[float](), 0
+    for size in sizes:
+        group = rewards[start : start + size]
+        known = [reward for reward in group if not math.isnan(reward)]
+        mean, std = (fmean(known), pstdev(known)) if known else (math.nan, math.nan)
+        normalised += [(reward - mean) / (std + EPSILON) for reward in group]
+        start += size
+    return normalised
+
+
+def _sum(weighted: Sequence[tuple[float, Sequence[float]]], answers: int) -> list[float]:
+    """The weighted sum for each answer; NaN where a part is NaN."""
+    return [sum(weight * values[place] for weight, values in weighted) for place in range(answers)]
 
 
 def _no_reward(

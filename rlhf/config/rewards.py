@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from rlhf.config.judge import JudgeConfig
-from rlhf.config.schema import Count, CountOrZero, Number, Positive, Strict
+from rlhf.config.schema import Count, CountOrZero, NonNegative, Number, Positive, Strict
 
-Kind = Literal["adapter", "classifier", "server", "function", "judge"]
-KINDS: tuple[Kind, ...] = ("adapter", "classifier", "server", "function", "judge")
+Kind = Literal["adapter", "classifier", "server", "function", "judge", "ensemble"]
+KINDS: tuple[Kind, ...] = ("adapter", "classifier", "server", "function", "judge", "ensemble")
 GOLD = "gold"
 """The function of this name is the project's own: the gold score."""
 TAKEN = ("mean", "std", "shaped", "missing", "held_out")
@@ -23,8 +23,19 @@ SERVER_PROTOCOL = 1
 ONLY_WITH = (("label", "classifier"), ("token_env", "server"), ("timeout", "server"))
 
 
+class EnsembleConfig(Strict):
+    """Several reward models that score every answer, combined into one reward."""
+
+    adapters: Annotated[list[str], Field(min_length=2)]
+    """`final/` folders of `rlhf train-reward`, at least two, for example of different seeds."""
+    rule: Literal["mean", "lower-bound", "worst"] = "lower-bound"
+    """Mean over the members, mean less `coefficient` times their standard deviation, or the lowest of them."""
+    coefficient: NonNegative = 1.0
+    """Of `lower-bound`: standard deviations taken off the mean."""
+
+
 class Source(Strict):
-    """A source of rewards: one of `adapter`, `classifier`, `server`, `function` and `judge`."""
+    """A source of rewards: one of `adapter`, `classifier`, `server`, `function`, `judge` and `ensemble`."""
 
     adapter: str | None = None
     """A reward model on the policy's own base: the `final/` folder of `rlhf train-reward`. Shares the base's weights."""
@@ -36,6 +47,8 @@ class Source(Strict):
     """`FILE.py:NAME` or `MODULE:NAME`, called as TRL calls a reward function; or `gold`, the check of a prompt that has one."""
     judge: JudgeConfig | None = None
     """A language model behind an OpenAI-compatible server that judges the answers."""
+    ensemble: EnsembleConfig | None = None
+    """Several reward models on the policy's own base, as one reward."""
     label: str | None = None
     """Of a classifier with several outputs, the one that is the reward; null is the first."""
     token_env: str = TOKEN_ENV
@@ -69,9 +82,11 @@ class Source(Strict):
 
     @property
     def place(self) -> str:
-        """The folder, model, address or function; of a judge, its model and address."""
+        """The folder, model, address or function; of a judge or an ensemble, what it consists of."""
         if self.judge is not None:
             return f"{self.judge.model} at {self.judge.url}"
+        if self.ensemble is not None:
+            return f"{self.ensemble.rule} of {', '.join(self.ensemble.adapters)}"
         return str(getattr(self, self.kind))
 
     def words(self) -> str:
@@ -107,8 +122,9 @@ class LengthPenalty(Strict):
 class ShapingConfig(Strict):
     """What the algorithm is given in place of the bare reward: normalised, then clipped, then charged for length."""
 
-    normalise: Literal["none", "batch", "running"] = "none"
-    """(reward - mean) / standard deviation: of the update's own answers, or of all answers so far."""
+    normalise: Literal["none", "batch", "running", "each"] = "none"
+    """(reward - mean) / standard deviation: of the update's answers, of all answers so far, or of each of several
+    rewards over the answers to one prompt before they are added up (GDPO)."""
     clip: tuple[Number, Number] | None = None
     """Lowest and highest reward, after `normalise`; null is no bound."""
     length_penalty: LengthPenalty | None = None
