@@ -50,7 +50,7 @@ class PPO(Counting):
     """Generalised advantages under a clipped ratio, and the critic they come from."""
 
     reduction: Reduction
-    clip: float
+    clip: tuple[float, float]
     epochs: int
     discount: float
     gae_lambda: float
@@ -61,13 +61,13 @@ class PPO(Counting):
     def of(cls, config: AlgorithmConfig) -> PPO:
         """As the config says."""
         critic = config.critic
-        assert config.clip is not None  # the config sees to both
+        assert config.clip_range is not None  # the config sees to both
         assert critic is not None
         return cls(
             config.unfinished,
             config.unfinished_reward,
             config.reduction,
-            config.clip,
+            config.clip_range,
             config.epochs,
             critic.discount,
             critic.gae_lambda,

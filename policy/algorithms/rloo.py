@@ -28,14 +28,14 @@ from rlhf.kernels.tensors import segment_mean
 class RLOO(LeaveOneOut):
     """Leave-one-out advantages under a clipped ratio."""
 
-    clip: float
+    clip: tuple[float, float]
     epochs: int
 
     @classmethod
     def of(cls, config: AlgorithmConfig) -> RLOO:
         """As the config says."""
-        assert config.clip is not None  # the config sees to it
-        return cls(config.unfinished, config.unfinished_reward, config.clip, config.epochs)
+        assert config.clip_range is not None  # the config sees to it
+        return cls(config.unfinished, config.unfinished_reward, config.clip_range, config.epochs)
 
     def denominator(self, rollouts: Sequence[Rollout]) -> float:
         """All answers."""

@@ -52,14 +52,14 @@ def clipped_sequence_ratio(
     old_logps_M: Tensor,
     answer_M: Tensor,
     advantages_N: Tensor,
-    clip: float,
+    clip: tuple[float, float],
     denominator: float,
     weights_N: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """PPO's clipped objective with one ratio an answer, as TRL's RLOO has it: (loss, clipped_N).
 
         r_n = exp(sum_t log pi(a_nt) - log pi_old(a_nt))
-        L = - sum_n w_n min(r_n A_n, clip(r_n, 1 - clip, 1 + clip) A_n) / denominator
+        L = - sum_n w_n min(r_n A_n, clip(r_n, 1 - low, 1 + high) A_n) / denominator
 
     On the first pass over fresh answers r = 1: the value is the mean advantage, the gradient REINFORCE's. `clipped_N` tells
     the answers whose gradient the clip takes away.
@@ -68,20 +68,22 @@ def clipped_sequence_ratio(
         logps_M: log-probabilities with gradient.
         old_logps_M: of the policy that sampled; constants.
         advantages_N: constants.
-        clip: how far the ratio may go from 1.
+        clip: (low, high), how far the ratio may go below and above 1. A higher upper bound leaves rare tokens more room
+            to become likely ("clip-higher", DAPO, arXiv 2503.14476).
         denominator: answers in the whole update.
         weights_N: importance weights; constants.
 
     Source: Schulman et al. (arXiv 1707.06347), equation 7; TRL's rloo_trainer.py, `_compute_loss`.
     """
+    low, high = clip
     advantages_N = advantages_N.detach()
     log_ratio_N = segment_sum(logps_M - old_logps_M.detach(), answer_M, len(advantages_N))
     ratio_N = log_ratio_N.exp()
-    objective_N = torch.min(ratio_N * advantages_N, ratio_N.clamp(1 - clip, 1 + clip) * advantages_N)
+    objective_N = torch.min(ratio_N * advantages_N, ratio_N.clamp(1 - low, 1 + high) * advantages_N)
     if weights_N is not None:
         objective_N = objective_N * weights_N.detach()
-    too_low_N = (ratio_N < 1 - clip) & (advantages_N < 0)
-    too_high_N = (ratio_N > 1 + clip) & (advantages_N > 0)
+    too_low_N = (ratio_N < 1 - low) & (advantages_N < 0)
+    too_high_N = (ratio_N > 1 + high) & (advantages_N > 0)
     return -objective_N.sum() / denominator, (too_low_N | too_high_N).detach()
 
 
@@ -92,14 +94,14 @@ def clipped_token_ratio(
     advantages_M: Tensor,
     answers: int,
     reduction: Reduction,
-    clip: float,
+    clip: tuple[float, float],
     denominator: float,
     weights_M: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """PPO's clipped objective with one ratio a token: (loss, clipped_M).
 
         r_t = exp(log pi(a_t) - log pi_old(a_t))
-        L = - sum_n reduce_t w_t min(r_t A_t, clip(r_t, 1 - clip, 1 + clip) A_t) / denominator
+        L = - sum_n reduce_t w_t min(r_t A_t, clip(r_t, 1 - low, 1 + high) A_t) / denominator
 
     The reductions are those of `reinforce`. `clipped_M` tells the tokens whose gradient the clip takes away.
 
@@ -108,19 +110,21 @@ def clipped_token_ratio(
         old_logps_M: of the policy that sampled; constants.
         advantages_M: constants.
         answers: N.
-        clip: how far the ratio may go from 1.
+        clip: (low, high), how far the ratio may go below and above 1. A higher upper bound leaves rare tokens more room
+            to become likely ("clip-higher", DAPO, arXiv 2503.14476).
         denominator: answers or, for `token_mean`, tokens of the whole update.
         weights_M: importance weights; constants.
 
     Source: Schulman et al. (arXiv 1707.06347), equation 7; NeMo-Aligner's `megatron_gpt_ppo_actor.py` (token_mean).
     """
+    low, high = clip
     advantages_M = advantages_M.detach()
     ratio_M = (logps_M - old_logps_M.detach()).exp()
-    objective_M = torch.min(ratio_M * advantages_M, ratio_M.clamp(1 - clip, 1 + clip) * advantages_M)
+    objective_M = torch.min(ratio_M * advantages_M, ratio_M.clamp(1 - low, 1 + high) * advantages_M)
     if weights_M is not None:
         objective_M = objective_M * weights_M.detach()
-    too_low_M = (ratio_M < 1 - clip) & (advantages_M < 0)
-    too_high_M = (ratio_M > 1 + clip) & (advantages_M > 0)
+    too_low_M = (ratio_M < 1 - low) & (advantages_M < 0)
+    too_high_M = (ratio_M > 1 + high) & (advantages_M > 0)
     loss = -_REDUCE[reduction](objective_M, answer_M, answers).sum() / denominator
     return loss, (too_low_M | too_high_M).detach()
 

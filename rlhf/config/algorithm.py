@@ -59,6 +59,8 @@ class AlgorithmConfig(Strict):
     """Log-probabilities in the loss: summed over an answer (TRL's RLOO), averaged over it (NeMo-Aligner), or one mean over the update's tokens. `rloo`: sequence_sum; `compat`: sequence_mean."""
     clip: Annotated[Number, Field(gt=0, lt=1)] | None = None
     """How far the ratio of new to old probability may go from 1, of an answer (`rloo`) or a token (`ppo`): 0.2; `reinforce` has no ratio."""
+    clip_high: Annotated[Number, Field(gt=0)] | None = None
+    """How far the ratio may go above 1, where that is another bound than `clip`, as in DAPO (0.28); null is `clip`."""
     epochs: Count = 1
     """Passes over the answers of one update, each with a step of the optimizer; more than one needs a ratio. `ppo`: 4."""
     critic: CriticConfig | None = None
@@ -94,6 +96,8 @@ class AlgorithmConfig(Strict):
             )
         if (self.name != "reinforce") != (self.clip is not None):
             raise ValueError("clip goes with name: rloo or ppo, which need it, and only with them")
+        if self.clip_high is not None and self.clip is None:
+            raise ValueError("clip_high goes with name: rloo or ppo, and only with them")
         if (self.name == "ppo") != (self.critic is not None):
             raise ValueError("critic goes with name: ppo, which needs it, and only with it")
         if self.name == "rloo" and self.reduction != "sequence_sum":
@@ -105,6 +109,11 @@ class AlgorithmConfig(Strict):
         if self.kl.target is not None and not self.kl.coefficient:
             raise ValueError("kl.target steers kl.coefficient by factors: it cannot start at 0")
         return self
+
+    @property
+    def clip_range(self) -> tuple[float, float] | None:
+        """How far the ratio may go below and above 1; None of an algorithm without a ratio."""
+        return None if self.clip is None else (self.clip, self.clip_high or self.clip)
 
 
 IMPLIED: Mapping[str, Mapping[str, Any]] = {

@@ -25,13 +25,15 @@ def test_the_clipped_ratio_by_hand() -> None:
     advantages = torch.tensor([2.0, -2.0, 2.0, -2.0])
     logps = (old + torch.tensor([1.5, 1.5, 0.5, 0.5]).log()).requires_grad_()
     # min(r A, clip(r, 0.8, 1.2) A): 1.2 x 2; -1.5 x 2; 0.5 x 2; -0.8 x 2: a clip only ever takes a gain away.
-    loss, clipped = clipped_token_ratio(logps, old, answer, advantages, 2, "token_mean", 0.2, 4.0)
+    loss, clipped = clipped_token_ratio(logps, old, answer, advantages, 2, "token_mean", (0.2, 0.2), 4.0)
     assert loss.item() == pytest.approx(-(2.4 - 3.0 + 1.0 - 1.6) / 4)
     assert clipped.tolist() == [True, False, False, True]
     (gradient,) = torch.autograd.grad(loss, logps)
     assert gradient.tolist() == pytest.approx([0.0, 1.5 * 2 / 4, -0.5 * 2 / 4, 0.0])
     weights = torch.tensor([2.0, 1.0, 0.5, 0.0])
-    weighted, _ = clipped_token_ratio(logps, old, answer, advantages, 2, "token_mean", 0.2, 4.0, weights)
+    weighted, _ = clipped_token_ratio(
+        logps, old, answer, advantages, 2, "token_mean", (0.2, 0.2), 4.0, weights
+    )
     assert weighted.item() == pytest.approx(-(2 * 2.4 - 3.0 + 0.5 * 1.0) / 4)
 
 
@@ -40,7 +42,7 @@ def test_at_ratio_1_the_gradient_is_reinforces(logps: torch.Tensor, reduction: R
     """With one advantage for all tokens of an answer."""
     of_answers = torch.tensor([1.5, -2.0, 0.5], dtype=torch.double)
     loss, clipped = clipped_token_ratio(
-        logps, logps.detach(), ANSWER, of_answers[ANSWER], 3, reduction, 0.2, 3.0
+        logps, logps.detach(), ANSWER, of_answers[ANSWER], 3, reduction, (0.2, 0.2), 3.0
     )
     assert not clipped.any()
     (ours,) = torch.autograd.grad(loss, logps)
@@ -53,7 +55,7 @@ def test_the_ratios_gradient_is_the_finite_difference(logps: torch.Tensor) -> No
     advantages = torch.tensor([1.0, -2.0, 0.5, -1.5, 3.0, 2.0], dtype=torch.double)
 
     def value(at: torch.Tensor) -> torch.Tensor:
-        return clipped_token_ratio(at, old, ANSWER, advantages, 3, "sequence_mean", 0.2, 3.0)[0]
+        return clipped_token_ratio(at, old, ANSWER, advantages, 3, "sequence_mean", (0.2, 0.2), 3.0)[0]
 
     assert torch.autograd.gradcheck(value, (logps,))
 
@@ -125,7 +127,7 @@ def test_rows_add_up_to_the_update() -> None:
             advantages[part],
             answers,
             "token_mean",
-            0.1,
+            (0.1, 0.1),
             6.0,
         )[0]
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from policy.update.losses import clipped_sequence_ratio, reinforce
+from policy.update.losses import clipped_sequence_ratio, clipped_token_ratio, reinforce
 
 ANSWER = torch.tensor([0, 0, 1, 1, 1, 2])
 ADVANTAGES = torch.tensor([1.5, -2.0, 0.5])
@@ -65,14 +65,14 @@ def test_the_clipped_ratio_by_hand() -> None:
     # min(r A, clip(r, 0.8, 1.2) A): 1.2 x 2; -1.5 x 2; 0.5 x 2; -0.8 x 2: a clip only ever takes a gain away.
     expected = -(2.4 - 3.0 + 1.0 - 1.6) / 4
     logps = (old + torch.tensor(ratios).log()).requires_grad_()
-    loss, clipped = clipped_sequence_ratio(logps, old, answer, advantages, 0.2, 4.0)
+    loss, clipped = clipped_sequence_ratio(logps, old, answer, advantages, (0.2, 0.2), 4.0)
     assert loss.item() == pytest.approx(expected)
     assert clipped.tolist() == [True, False, False, True]
     (gradient,) = torch.autograd.grad(loss, logps)
     # d r / d logp = r; none where the clip holds.
     assert gradient.tolist() == pytest.approx([0.0, 1.5 * 2 / 4, -0.5 * 2 / 4, 0.0])
     weighted, _ = clipped_sequence_ratio(
-        logps, old, answer, advantages, 0.2, 4.0, torch.tensor([2.0, 1.0, 0.5, 0.0])
+        logps, old, answer, advantages, (0.2, 0.2), 4.0, torch.tensor([2.0, 1.0, 0.5, 0.0])
     )
     assert weighted.item() == pytest.approx(-(2 * 2.4 - 3.0 + 0.5 * 1.0) / 4)
 
@@ -80,7 +80,9 @@ def test_the_clipped_ratio_by_hand() -> None:
 def test_the_ratio_is_of_whole_answers() -> None:
     old = torch.tensor([-1.0, -2.0, -3.0])
     logps = old + torch.tensor([0.1, -0.05, 0.02])
-    loss, _ = clipped_sequence_ratio(logps, old, torch.tensor([0, 0, 1]), torch.tensor([1.0, -3.0]), 0.2, 2.0)
+    loss, _ = clipped_sequence_ratio(
+        logps, old, torch.tensor([0, 0, 1]), torch.tensor([1.0, -3.0]), (0.2, 0.2), 2.0
+    )
     assert loss.item() == pytest.approx(-(math.exp(0.05) - 3 * math.exp(0.02)) / 2)
 
 
@@ -88,13 +90,13 @@ def test_the_clipped_ratios_gradient_is_the_finite_difference(logps: torch.Tenso
     old = logps.detach() + torch.tensor([0.03, -0.05, 0.3, 0.1, 0.2, -0.4], dtype=torch.double)
 
     def value(at: torch.Tensor) -> torch.Tensor:
-        return clipped_sequence_ratio(at, old, ANSWER, ADVANTAGES.double(), 0.2, 3.0)[0]
+        return clipped_sequence_ratio(at, old, ANSWER, ADVANTAGES.double(), (0.2, 0.2), 3.0)[0]
 
     assert torch.autograd.gradcheck(value, (logps,))
 
 
 def test_at_ratio_1_the_gradient_is_reinforces(logps: torch.Tensor) -> None:
-    loss, clipped = clipped_sequence_ratio(logps, logps.detach(), ANSWER, ADVANTAGES, 0.2, 3.0)
+    loss, clipped = clipped_sequence_ratio(logps, logps.detach(), ANSWER, ADVANTAGES, (0.2, 0.2), 3.0)
     assert loss.item() == pytest.approx(-ADVANTAGES.mean().item()) and not clipped.any()
     (theirs,) = torch.autograd.grad(loss, logps)
     (ours,) = torch.autograd.grad(reinforce(logps, ANSWER, ADVANTAGES, "sequence_sum", 3.0), logps)
@@ -120,3 +122,19 @@ def test_rows_add_up_to_the_update() -> None:
     first = reinforce(logps[:2], ANSWER[:2], ADVANTAGES[:1], "token_mean", 3.0)
     rest = reinforce(logps[2:], ANSWER[2:] - 1, ADVANTAGES[1:], "token_mean", 3.0)
     assert torch.allclose(first + rest, whole)
+
+
+def test_a_higher_upper_clip() -> None:
+    """Ratios 1.25 and 0.75: only the lower bound of 0.2 takes a gradient away, the upper one of 0.28 does not."""
+    old = torch.zeros(4)
+    logps = torch.tensor([1.25, 1.25, 0.75, 0.75]).log().requires_grad_()
+    answer, advantages = torch.arange(4), torch.tensor([1.0, -1.0, 1.0, -1.0])
+    for loss_of in (
+        lambda clip: clipped_sequence_ratio(logps, old, answer, advantages, clip, 4.0),
+        lambda clip: clipped_token_ratio(logps, old, answer, advantages, 4, "sequence_sum", clip, 4.0),
+    ):
+        loss, clipped = loss_of((0.2, 0.28))
+        assert clipped.tolist() == [False, False, False, True]
+        assert loss.item() == pytest.approx(-(1.25 - 1.25 + 0.75 - 0.8) / 4)
+        _, symmetric = loss_of((0.2, 0.2))
+        assert symmetric.tolist() == [True, False, False, True]
