@@ -44,6 +44,7 @@ from rlhf.models.chat import Chat
 from rlhf.models.embedded import resolve_base
 from rlhf.models.loading import LoraConfig, check_targets, load_causal, lora_config
 from rlhf.runs import checkpoints
+from rlhf.runs.after import AfterTraining
 from rlhf.runs.folder import RunFolder
 from rlhf.runs.progress import Progress, close_live_lines
 
@@ -60,8 +61,18 @@ class PromptData:
     drops: DropReport
 
 
-def align_policy(config: PolicyConfig, *, resume: bool = False) -> Path:
-    """Align a policy, and answer held-out prompts before and after; returns the run folder."""
+def align_policy(config: PolicyConfig, *, resume: bool = False, after: AfterTraining | None = None) -> Path:
+    """Align a policy, and answer held-out prompts before and after; returns the run folder.
+
+    Args:
+        after: collects what fails after training, for a caller that goes on with such steps and raises it at their end;
+            without it, it is raised here.
+
+    Raises:
+        UserError: the input is at fault.
+        RunError: training failed, or a step after it.
+    """
+    steps = after or AfterTraining()
     if config.threads:
         torch.set_num_threads(config.threads)
     set_seed(config.seed)
@@ -85,10 +96,17 @@ def align_policy(config: PolicyConfig, *, resume: bool = False) -> Path:
             print(line)
         run.truncate(checkpoints.step_of(checkpoint) if checkpoint else 0)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        stopped = keep_best(trainer)
-        save_final(config, trainer.model, chat, run)
-        compared = compare(data.held_out, before, evaluation.answers(), config.seed)
-        run.write_json("eval.json", compared | {"stopped": stopped})
+        stopped = steps.run("the best weights", lambda: keep_best(trainer))
+        steps.run("final/", lambda: save_final(config, trainer.model, chat, run))
+        answers = steps.run("the held-out prompts", evaluation.answers)
+
+        def write_evaluation() -> None:
+            compared = {} if answers is None else compare(data.held_out, before, answers, config.seed)
+            run.write_json("eval.json", compared | {"stopped": stopped} | steps.as_dict())
+
+        steps.on_main("eval.json", write_evaluation)
+    if after is None:
+        steps.finish()
     return config.output
 
 

@@ -11,6 +11,7 @@ Shapes: N conversations, T tokens, D hidden units, A outputs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from rlhf.models.chat import Chat
 from rlhf.models.embedded import resolve_base
 from rlhf.models.forwards import apply_head, require_plain_logits
 from rlhf.models.loading import HEAD
+from rlhf.models.precision import fits_in_float32, float32_products
 
 FORMS = ("auto", "ours", "classifier", "nemotron")
 REWARD_ID = 0
@@ -130,6 +132,10 @@ class PlainScorer:
         self.attributes, self._reward, self._read = tuple(attributes), reward, read
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.max_length: int = context or chat.tokenizer.model_max_length
+
+    def in_float32(self) -> AbstractContextManager[None] | None:
+        """A context in which scores are computed in float32; None where the memory may not allow it."""
+        return float32_products(self.model) if fits_in_float32(self.model) else None
 
     def score(self, conversations: Sequence[Conversation]) -> list[Score]:
         """Score conversations that end with the assistant's message.

@@ -21,6 +21,7 @@ from reward.card import write_card
 from reward.data import RewardData, items_of, load_chat, load_data, steps_of
 from reward.evaluation.benchmark import evaluate
 from reward.evaluation.judging import CHUNK, write_result
+from reward.evaluation.self_check import ScorerLike
 from reward.evaluation.sharded_scorer import ShardedScorer
 from reward.expo import expo_apart, extrapolate_stages, held_pairs
 from reward.head_start import fit_head
@@ -39,12 +40,23 @@ from rlhf.models.chat import Chat
 from rlhf.models.forwards import enable_packed_scores
 from rlhf.models.loading import PeftModel, load_classifier, lora_config, set_head, with_adapter
 from rlhf.runs import checkpoints
+from rlhf.runs.after import AfterTraining
 from rlhf.runs.folder import RunFolder
 from rlhf.runs.progress import Progress
 
 
-def train_reward(config: RewardConfig, *, resume: bool = False) -> Path:
-    """Train, evaluate and save a reward model; returns the run folder."""
+def train_reward(config: RewardConfig, *, resume: bool = False, after: AfterTraining | None = None) -> Path:
+    """Train, save and evaluate a reward model; returns the run folder.
+
+    Args:
+        after: collects what fails after training, for a caller that goes on with such steps and raises it at their end;
+            without it, it is raised here.
+
+    Raises:
+        UserError: the input is at fault.
+        RunError: training failed, or a step after it.
+    """
+    steps = after or AfterTraining()
     if config.threads:
         torch.set_num_threads(config.threads)
     set_seed(config.seed)
@@ -57,19 +69,54 @@ def train_reward(config: RewardConfig, *, resume: bool = False) -> Path:
         pairs = held_pairs(config, data)
         check_processes(config)
         sharding.configure_loading(config.model.quantization)
-        model = build_model(config, chat)
-        train_stages(config, data, model, chat, run, resume=resume)
-        made_of = extrapolate_stages(config, config.expo, pairs, model, chat, run) if config.expo else None
-        save_final(config, model, chat, run.final, extrapolated=made_of)
-        del model
+        train_and_save(config, data, pairs, chat, run, steps, resume=resume)
         gc.collect()  # a reference cycle holds the base, and the scorer loads its own
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        result, rows = evaluate_final(config, data, run)
-        told = {**result, "training_drops": data.drops.as_dict()}
-        processes.on_main(lambda: write_card(run.final, config, data, result))
-        processes.on_main(lambda: write_result(run.path / "eval.json", told, rows))
+        result, rows = evaluate_final(config, data, run, steps)
+        if result:
+            steps.on_main("the model card", lambda: write_card(run.final, config, data, result))
+        content = {**result, "training_drops": data.drops.as_dict(), **steps.as_dict()}
+        steps.on_main("eval.json", lambda: write_result(run.path / "eval.json", content, rows))
+    if after is None:
+        steps.finish()
     return config.output
+
+
+def train_and_save(
+    config: RewardConfig,
+    data: RewardData,
+    pairs: Sequence[Item],
+    chat: Chat,
+    run: RunFolder,
+    steps: AfterTraining,
+    *,
+    resume: bool,
+) -> None:
+    """Train all stages, and leave the model in `final/`; the base is freed at the end."""
+    model = build_model(config, chat)
+    train_stages(config, data, model, chat, run, resume=resume)
+    made_of = extrapolate_or_last(config, pairs, model, chat, run, steps)
+    steps.run("final/", lambda: save_final(config, model, chat, run.final, extrapolated=made_of))
+
+
+def extrapolate_or_last(
+    config: RewardConfig,
+    pairs: Sequence[Item],
+    model: PeftModel,
+    chat: Chat,
+    run: RunFolder,
+    steps: AfterTraining,
+) -> dict[str, object] | None:
+    """Extrapolate where the config wants it, and return what the model is made of; where that fails the last stage stands."""
+    expo = config.expo
+    if expo is None:
+        return None
+    made_of = steps.run("ExPO", lambda: extrapolate_stages(config, expo, pairs, model, chat, run))
+    if made_of is None:
+        last = checkpoints.best_file(run.checkpoints, config.stages[-1].name)
+        steps.run("the last stage's weights", lambda: checkpoints.load_trainable(model, last))
+    return made_of
 
 
 def check_processes(config: RewardConfig) -> None:
@@ -203,25 +250,44 @@ def recorder(run: RunFolder, progress: Progress) -> Record:
 
 
 def evaluate_final(
-    config: RewardConfig, data: RewardData, run: RunFolder
+    config: RewardConfig, data: RewardData, run: RunFolder, steps: AfterTraining
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Score the benchmark and the held-out pairs (by source) with the model as it was saved."""
-    loaded = Scorer.load(run.final)
-    scorer = loaded if processes.world_size() == 1 else ShardedScorer(loaded)
+    """Score the benchmark and the held-out pairs (by source) with the model as it was saved; what fails is left out."""
 
+    def load() -> ScorerLike:
+        loaded = Scorer.load(run.final)
+        return loaded if processes.world_size() == 1 else ShardedScorer(loaded)
+
+    scorer = steps.run("loading final/", load)
+    if scorer is None:
+        return {}, []
     chunk = CHUNK * processes.world_size()
 
     def judge(what: str, pairs: Sequence[Comparison], drops: DropReport | None) -> Any:
         print(f"Scoring {what}.")
         with Progress(len(pairs), "pair") as progress:
-            return evaluate(pairs, scorer, drops=drops, on_progress=progress.update, chunk=chunk)
+            result, rows = evaluate(
+                pairs, scorer, drops=drops, on_progress=progress.update, chunk=chunk, strict=False
+            )
+        check = result["self_check"]
+        if check.get("verdict") == "batch":
+            steps.fail(f"the self-check on {what}", check["sentence"])
+        return result, rows
 
-    held, held_rows = judge("the held-out pairs", data.held_out, None) if data.held_out else ({}, [])
+    def benchmark(path: str) -> Any:
+        comparisons, drops = load_comparisons(path)
+        result, rows = judge("the benchmark", comparisons, drops)
+        return {**result, "drops": drops.as_dict()}, rows
+
+    held: tuple[dict[str, Any], list[dict[str, Any]]] = {}, []
+    if data.held_out:
+        name = "the held-out pairs"
+        held = steps.run(name, lambda: judge(name, data.held_out, None)) or held
     if config.benchmark is None:
-        return held, held_rows
-    comparisons, drops = load_comparisons(config.benchmark)
-    result, rows = judge("the benchmark", comparisons, drops)
-    return {**result, "held_out": held, "drops": drops.as_dict()}, [*rows, *held_rows]
+        return held
+    path = config.benchmark
+    result, rows = steps.run("the benchmark", lambda: benchmark(path)) or ({}, [])
+    return ({**result, "held_out": held[0]} if result or held[0] else {}), [*rows, *held[1]]
 
 
 def dry_run(config: RewardConfig) -> list[str]:

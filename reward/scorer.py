@@ -7,6 +7,7 @@ is there already, so that policy, reference and reward share one copy.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -23,6 +24,7 @@ from rlhf.kernels.packing import PackedBatch, Tree, pack
 from rlhf.models.chat import Chat
 from rlhf.models.forwards import apply_head, last_states
 from rlhf.models.loading import REWARD, PeftModel, autocast, load_causal, role
+from rlhf.models.precision import fits_in_float32, float32_products
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,10 @@ class Scorer:
                 places = [place for t in batch.trees for place in range(first[t], first[t + 1])]
                 scores_NA[places] = self._forward(batch.to(compute_device(self.model))).cpu()
         return as_scores(scores_NA, self.attributes)
+
+    def in_float32(self) -> AbstractContextManager[None] | None:
+        """A context in which scores are computed in float32; None where the memory may not allow it."""
+        return float32_products(self.model) if fits_in_float32(self.model) else None
 
     def _forward(self, batch: PackedBatch) -> Tensor:
         with autocast(self.model.get_base_model()):

@@ -15,16 +15,8 @@ from typing import Any, Unpack
 from reward.evaluation.aggregate import aggregate, aggregation_rule, coverage, rewardbench_scores
 from reward.evaluation.breakdown import by_length, by_strength, score_distribution, shares
 from reward.evaluation.calibration import calibration
-from reward.evaluation.judging import (
-    TOLERANCE,
-    Group,
-    Options,
-    Scored,
-    ScoreLike,
-    ScorerLike,
-    judge,
-    self_check,
-)
+from reward.evaluation.judging import Group, Options, Scored, judge
+from reward.evaluation.self_check import TOLERANCE, ScoreLike, ScorerLike, self_check
 from rlhf.core.errors import DataError
 from rlhf.core.records import Comparison
 

@@ -9,7 +9,8 @@ from typing import Any, TypeVar, Unpack
 from reward.evaluation.aggregate import aggregate
 from reward.evaluation.best_of_n import Rated, best_of_n_curve, pair_accuracy
 from reward.evaluation.breakdown import shares
-from reward.evaluation.judging import Group, Options, Scored, ScorerLike, judge
+from reward.evaluation.judging import Group, Options, Scored, judge
+from reward.evaluation.self_check import ScorerLike
 from rlhf.core.errors import DataError
 from rlhf.core.records import Candidates, Choice
 

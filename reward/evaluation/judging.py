@@ -11,15 +11,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Any, TypedDict
 
-from rlhf.core.errors import DataError, DivergenceError, ModelError
+from reward.evaluation.self_check import TOLERANCE, ScorerLike, self_check
+from rlhf.core.errors import DataError, DivergenceError
 from rlhf.core.records import Conversation, Message
 from rlhf.data.drops import DropReport
 from rlhf.runs.folder import atomic_write_text
 
-TOLERANCE = 0.1
-"""How far a score may move with its batch, see `self_check`: bfloat16 alone moves them by some hundredths."""
 CHUNK = 8
 """Groups scored at a time."""
 Progressed = Callable[[int], None]
@@ -30,27 +29,9 @@ class Options(TypedDict, total=False):
 
     drops: DropReport | None
     tolerance: float
+    strict: bool
     chunk: int
     on_progress: Progressed | None
-
-
-class ScoreLike(Protocol):
-    """What one conversation scored: see `reward.scorer.Score`."""
-
-    @property
-    def reward(self) -> float:
-        """The reward."""
-
-    @property
-    def attributes(self) -> Mapping[str, float]:
-        """Every attribute by name."""
-
-
-class ScorerLike(Protocol):
-    """Anything that scores conversations ending with the assistant's message: see `reward.scorer.Scorer`."""
-
-    def score(self, conversations: Sequence[Conversation]) -> Sequence[ScoreLike]:
-        """One score a conversation, in their order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +64,7 @@ def judge(
     unit: str,
     drops: DropReport | None = None,
     tolerance: float = TOLERANCE,
+    strict: bool = True,
     chunk: int = CHUNK,
     on_progress: Progressed | None = None,
 ) -> tuple[list[Scored], dict[str, Any]]:
@@ -93,11 +75,12 @@ def judge(
 
     Args:
         unit: what a group is called in messages: "comparison".
+        tolerance, strict: see `reward.evaluation.self_check.self_check`.
 
     Raises:
         DataError: a refused group.
         DivergenceError: a reward is not a finite number.
-        ModelError: scores depend on the batch.
+        ModelError: scores depend on the batch, unless not `strict`.
     """
     found: list[Scored] = []
     checked: dict[str, Any] = {}
@@ -105,7 +88,8 @@ def judge(
         batch = list(enumerate(groups[start : start + chunk], start + 1))
         found += _score_or_drop(batch, scorer, unit, drops)
         if found and not checked:
-            checked = self_check(scorer, _handful([groups[one.id - 1] for one in found]), tolerance)
+            some = _handful([groups[one.id - 1] for one in found])
+            checked = self_check(scorer, some, tolerance, strict=strict)
         if on_progress:
             on_progress(min(start + chunk, len(groups)))
     return found, checked
@@ -120,52 +104,6 @@ def write_result(path: Path, result: Mapping[str, Any], rows: Sequence[Mapping[s
     atomic_write_text(beside, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     atomic_write_text(path, json.dumps(result, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
     return beside
-
-
-def self_check(
-    scorer: ScorerLike, conversations: Sequence[Conversation], tolerance: float = TOLERANCE
-) -> dict[str, Any]:
-    """Scores a handful of conversations alone, together and in reversed order, and compares.
-
-    difference = |in company - alone| / max(1, largest |alone|), for the reward and each attribute: absolute
-    for small scores, and a share of their size for large ones, with which rounding grows.
-
-    Returns:
-        `{"largest_difference": x, "tolerance": tolerance, "count": conversations checked}`.
-
-    Raises:
-        ModelError: a score depends on its batch by more than `tolerance`.
-        DivergenceError: a score is not a finite number.
-    """
-    alone = _values([score for conversation in conversations for score in scorer.score([conversation])])
-    together = _values(scorer.score(conversations))
-    backwards = _values(scorer.score(conversations[::-1])[::-1])
-    largest = 0.0
-    for name in alone[0]:
-        scale = max(1.0, *(abs(values[name]) for values in alone))
-        for number, (expected, *others) in enumerate(zip(alone, together, backwards, strict=True), 1):
-            for other in others:
-                difference = abs(other[name] - expected[name]) / scale
-                largest = max(largest, difference)
-                if difference > tolerance:
-                    raise ModelError(
-                        f"Scores depend on the batch: conversation {number} of the self-check has {name} "
-                        f"{expected[name]:.4g} alone and {other[name]:.4g} beside {len(conversations) - 1} "
-                        f"others (difference {difference:.3g}, scores up to {scale:.3g} being 1).",
-                        allowed=f"a difference up to {tolerance:g}",
-                        fix="check that padding is masked and pad differs from eos; if the model is merely "
-                        "imprecise, load it in float32 or raise the tolerance",
-                    )
-    return {"largest_difference": largest, "tolerance": tolerance, "count": len(conversations)}
-
-
-def _values(scores: Sequence[ScoreLike]) -> list[dict[str, float]]:
-    table = [{"reward": score.reward, **score.attributes} for score in scores]
-    for number, values in enumerate(table, 1):
-        for name, value in values.items():
-            if not math.isfinite(value):
-                raise DivergenceError(f"Conversation {number} of the self-check has {name} {value}.")
-    return table
 
 
 def _handful(groups: Sequence[Group], count: int = 4) -> list[Conversation]:

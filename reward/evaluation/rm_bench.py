@@ -20,7 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Unpack
 
-from reward.evaluation.judging import Group, Options, ScorerLike, judge
+from reward.evaluation.judging import Group, Options, judge
+from reward.evaluation.self_check import ScorerLike
 from rlhf.core.errors import DataError
 from rlhf.core.records import Choice
 from rlhf.core.statistics import bootstrap_means

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 from reward.scorer import Score, Scorer, require_length
 from rlhf.core.records import Conversation
@@ -20,6 +21,10 @@ class ShardedScorer:
         sharding.shard(scorer.model)
         self.scorer = scorer
 
+    def in_float32(self) -> AbstractContextManager[None] | None:
+        """A context in which all processes score in float32; None where the memory may not allow it."""
+        return self.scorer.in_float32()
+
     def score(self, conversations: Sequence[Conversation]) -> list[Score]:
         """One score for each conversation, in their order; of conversations with one prompt, next to each other, one process has all.
 
@@ -32,10 +37,13 @@ class ShardedScorer:
             [self.scorer.chat.conversation_ids(one) for one in conversations], self.scorer.max_length
         )
         groups = [list(group) for _, group in itertools.groupby(conversations, lambda one: one[:-1])]
-        mine = processes.shard(groups)
-        if groups and not mine:  # a sharded model must be asked by all
-            self.scorer.score(groups[0])
-        scores = iter(self.scorer.score([one for group in mine for one in group]))
-        own = [list(itertools.islice(scores, len(group))) for group in mine]
-        dealt_back = processes.unshard(processes.all_gather(own))
-        return [score for group in dealt_back for score in group]
+        own_groups = processes.shard(groups)
+
+        def score() -> list[list[Score]]:
+            if groups and not own_groups:  # all processes take part in the passes of a sharded model
+                self.scorer.score(groups[0])
+            scores = iter(self.scorer.score([one for group in own_groups for one in group]))
+            return [list(itertools.islice(scores, len(group))) for group in own_groups]
+
+        whole = processes.unshard(processes.gather_results(score))
+        return [score for group in whole for score in group]

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from reward.evaluation.judging import Group, ScorerLike, judge
+from reward.evaluation.judging import Group, judge
+from reward.evaluation.self_check import ScorerLike
 from reward.evaluation.winrate import Matchup, best_of_curve, versus
 from rlhf.core.errors import DataError
 from rlhf.core.records import Prompt

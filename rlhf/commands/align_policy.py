@@ -14,10 +14,11 @@ from rich.table import Table
 from rlhf.commands.options import Config, DryRun, Output, Overrides, Resume, explain_option
 from rlhf.config.load import load_config
 from rlhf.config.policy import PolicyConfig
-from rlhf.distributed.processes import is_main
 from rlhf.doctor.preflight import require_fit
 from rlhf.report import write_report
+from rlhf.report.page import REPORT
 from rlhf.report.verdict import change, policy_verdict
+from rlhf.runs.after import AfterTraining
 
 
 def command(
@@ -46,17 +47,23 @@ def command(
             typer.echo(line)
         return
     require_fit(told)
-    run = recipe.align_policy(told, resume=resume)
-    if not is_main():
-        return
+    with AfterTraining() as after:
+        run = recipe.align_policy(told, resume=resume, after=after)
+        after.on_main("the report", lambda: write_report(run))
+        after.on_main("the summary", lambda: print_summary(run))
+
+
+def print_summary(run: Path) -> None:
+    """What the evaluation found, and where everything is."""
     evaluation = json.loads((run / "eval.json").read_text())
     if stopped := evaluation.get("stopped"):
         typer.echo(stopped["sentence"])
-    verdict = policy_verdict(evaluation)
-    Console().print(before_and_after(evaluation))
-    typer.echo("\n".join([f"{verdict.label}. {verdict.sentence}", *verdict.more]))
+    if "difference" in evaluation:  # the evaluation may have failed
+        verdict = policy_verdict(evaluation)
+        Console().print(before_and_after(evaluation))
+        typer.echo("\n".join([f"{verdict.label}. {verdict.sentence}", *verdict.more]))
     typer.echo(f"Peak memory of all processes: {peak_of(run):.2f} GiB")
-    typer.echo(f"Policy: {run / 'final'}\nReport: {write_report(run)}")
+    typer.echo(f"Policy: {run / 'final'}\nReport: {run / REPORT}")
 
 
 def before_and_after(evaluation: Mapping[str, Any]) -> Table:

@@ -106,7 +106,8 @@ def print_result(kind: str, result: Result, console: Console) -> None:
     check = result["self_check"]
     console.print(
         f"Self-check: {check['count']} scores change by up to {check['largest_difference']:.2g} with the batch "
-        f"(allowed: {check['tolerance']:g}).",
+        f"(allowed: {check['tolerance']:g})."
+        + (f"\nNote: {check['sentence']}" if "sentence" in check else ""),
         markup=False,
         soft_wrap=True,
     )

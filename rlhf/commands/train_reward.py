@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,9 +13,10 @@ from rlhf.commands.judged import print_result
 from rlhf.commands.options import Config, DryRun, Output, Overrides, Resume, explain_option
 from rlhf.config.load import load_config
 from rlhf.config.reward import RewardConfig
-from rlhf.distributed.processes import is_main
 from rlhf.doctor.preflight import require_fit
 from rlhf.report import write_report
+from rlhf.report.page import REPORT
+from rlhf.runs.after import AfterTraining
 
 
 def command(
@@ -44,12 +46,17 @@ def command(
             typer.echo(line)
         return
     require_fit(told)
-    run = recipe.train_reward(told, resume=resume)
-    if not is_main():
-        return
+    with AfterTraining() as after:
+        run = recipe.train_reward(told, resume=resume, after=after)
+        after.on_main("the report", lambda: write_report(run))
+        after.on_main("the summary", lambda: print_summary(run))
+
+
+def print_summary(run: Path) -> None:
+    """What the evaluation found, and where everything is."""
     evaluation = json.loads((run / "eval.json").read_text())
     console = Console()
     for result in (evaluation.get("held_out"), evaluation):
         if result and result.get("subsets"):
             print_result("pairs", result, console)
-    typer.echo(f"Model: {run / 'final'}\nReport: {write_report(run)}")
+    typer.echo(f"Model: {run / 'final'}\nReport: {run / REPORT}")

@@ -14,7 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rlhf.core.errors import ConfigError, RlhfError
+from rlhf.core.errors import ConfigError, RlhfError, RunError
 
 T = TypeVar("T")
 
@@ -141,6 +141,20 @@ def all_gather(value: T) -> list[T]:
     return list(gather_object([value]))
 
 
+def gather_results(work: Callable[[], T]) -> list[T]:
+    """Do something in every process and gather the results; an error of ours in one of them is raised in all."""
+    result, failure = None, None
+    try:
+        result = work()
+    except RlhfError as error:
+        failure = error
+    gathered = all_gather((result, failure))
+    for _, raised in gathered:
+        if raised is not None:
+            raise raised
+    return [value for value, _ in gathered]  # type: ignore[misc]
+
+
 def broadcast_from_main(value: T) -> T:
     """The main process's value, in all of them."""
     if world_size() == 1:
@@ -151,16 +165,20 @@ def broadcast_from_main(value: T) -> T:
 
 
 def on_main(work: Callable[[], T]) -> T | None:
-    """Do something in the main process alone, while the others wait; an error of ours is raised in all of them."""
-    made, failure = None, None
+    """Do something in the main process alone, while the others wait; an error is raised in all of them."""
+    result: T | None = None
+    failure: Exception | None = None
     if is_main():
         try:
-            made = work()
-        except RlhfError as error:
+            result = work()
+        except Exception as error:  # noqa: BLE001 - the others wait, and are sent it; it is raised below
             failure = error
+    if world_size() > 1 and failure is not None and not isinstance(failure, RlhfError):
+        broadcast_from_main(RunError(f"The main process failed: {type(failure).__name__}: {failure}"))
+        raise failure
     if failure := broadcast_from_main(failure):
         raise failure
-    return made
+    return result
 
 
 def from_main(work: Callable[[], T]) -> T:

@@ -21,6 +21,8 @@ from rlhf.report.series import POINT_LIMIT, Series
 from rlhf.report.verdict import Verdict, policy_verdict
 from rlhf.runs.folder import atomic_write_text
 
+REPORT = "report.html"
+
 
 def write_report(run: Path, output: Path | None = None) -> Path:
     """Write one self-contained page on a run folder, to `run/report.html` or to `output`; return its path.
@@ -31,7 +33,7 @@ def write_report(run: Path, output: Path | None = None) -> Path:
         DataError: the folder does not exist, or holds none of a run's files.
     """
     files = read_run(run)
-    target = output or run / "report.html"
+    target = output or run / REPORT
     atomic_write_text(target, render(files))
     return target
 
