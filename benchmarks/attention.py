@@ -58,7 +58,7 @@ def step(model: Any, batch: PackedBatch, *, by_blocks: bool) -> float:
         inputs = packed_inputs(batch)
         if not by_blocks:
             inputs["blocks"] = None
-        scores_NA = model(**inputs, score_at=batch.last_tokens_N())
+        scores_NA = model(**inputs, score_at=batch.last_tokens_N)
     scores_NA.sum().backward()
     model.zero_grad()
     return time.process_time() - started

@@ -48,7 +48,7 @@ def ours(told: Mapping[str, Any]) -> Handler:
         scores: list[Any] = [None] * len(trees)
         for batch in pack(trees, BUDGET, pad_id=chat.pad_id):
             with autocast(model.get_base_model()):
-                found_NA = model(**packed_inputs(batch), score_at=batch.last_tokens_N())
+                found_NA = model(**packed_inputs(batch), score_at=batch.last_tokens_N)
             for tree, pair in zip(batch.trees, found_NA.float().view(-1, 2).tolist(), strict=True):
                 scores[tree] = pair
         return {"scores": scores}

@@ -83,5 +83,5 @@ def token_values(model: Any, packed: PackedBatch) -> Tensor:
 
     Read at the token before, as log-probabilities are: what is still to come once that one stands.
     """
-    values_M: Tensor = model(**packed_inputs(packed), value_at=packed.next_ids_RT() != -100)
+    values_M: Tensor = model(**packed_inputs(packed), value_at=packed.next_tokens.places)
     return values_M

@@ -101,7 +101,7 @@ def judge_pairs(model: PeftModel, pairs: Sequence[Item], *, budget: int, pad_id:
     for batch in batches(pairs, budget, pad_id=pad_id):
         packed = batch.packed.to(compute_device(model))
         with autocast(model.get_base_model()):
-            scores_NA = model(**packed_inputs(packed), score_at=packed.last_tokens_N())
+            scores_NA = model(**packed_inputs(packed), score_at=packed.last_tokens_N)
         rewards_N = scores_NA[:, REWARD_INDEX].double().cpu()
         chosen_B, rejected_B = rewards_N[batch.chosen_B], rewards_N[batch.rejected_B]
         right += int((chosen_B > rejected_B).sum())

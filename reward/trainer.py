@@ -130,7 +130,7 @@ class HybridRewardTrainer(DistributedTrainerMixin, SafeCheckpoints, RewardTraine
         """This row's share of the update's loss, and sums for the log."""
         device = self.args.device
         packed = batch.packed.to(device)
-        scores_NA = model(**packed_inputs(packed), score_at=packed.last_tokens_N())
+        scores_NA = model(**packed_inputs(packed), score_at=packed.last_tokens_N)
         rewards_N = scores_NA[:, REWARD_INDEX]
         chosen_B, rejected_B = rewards_N[batch.chosen_B.to(device)], rewards_N[batch.rejected_B.to(device)]
         ratings_NA, present_NA = batch.ratings_NA.to(device), batch.present_NA.to(device)

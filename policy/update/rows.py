@@ -53,6 +53,8 @@ def token_logps(model: Any, packed: PackedBatch, *, entropy: bool = True) -> tup
 
     At the temperature `enable_packed_logprobs` was given: log-probabilities of the distribution that was sampled.
     """
-    next_ids_RT = packed.next_ids_RT()
-    logps_M, entropy_M = model(**packed_inputs(packed), next_ids=next_ids_RT, entropy=entropy)
-    return logps_M, entropy_M, packed.branch_RT[next_ids_RT != -100]
+    following = packed.next_tokens
+    logps_M, entropy_M = model(
+        **packed_inputs(packed), predict=(*following.places, following.ids_M), entropy=entropy
+    )
+    return logps_M, entropy_M, following.branch_M

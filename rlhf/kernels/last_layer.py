@@ -22,8 +22,8 @@ from transformers import PreTrainedModel
 LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
 """Classes of transformers whose forward is that of `LlamaDecoderLayer`, word for word: a test reads them."""
 
-ReadAt = Tensor | tuple[Tensor, Tensor]
-"""Tokens of rows: (rows_M, columns_M), or a mask_RT."""
+ReadAt = tuple[Tensor, Tensor]
+"""Tokens of rows: (rows_M, columns_M)."""
 
 
 def enable(model: PreTrainedModel) -> None:

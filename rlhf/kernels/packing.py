@@ -7,24 +7,25 @@ Position ids restart, so that each branch sits where it would sit alone; the att
 trunk of its own tree and the earlier tokens of its own branch, and nothing else. Every branch so gets exactly the hidden states
 of an unpacked run, up to the rounding of the number format.
 
-On a CPU a batch is one row, since attention there computes what each token sees and no more (`rlhf.kernels.attention`). A GPU's
-kernels take a dense mask, which costs the square of the row: rows there are short, about as long as the longest tree.
+A batch is usually one row: attention computes what each token sees and no more (`rlhf.kernels.attention`). A model with
+layers that do not follow the mask gets one sequence per row, padded on the right (`rlhf.models.packing_check`).
 
-Shapes: R rows, T tokens in a row, N branches (sequences) over all rows.
+Shapes: R rows, T tokens in a row, N branches (sequences) over all rows, M tokens of branches with a successor.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-SHORT_ROW = 256
-"""Where attention costs the square of a row, trees shorter than this share one: below it, that is little beside the products."""
+CPU_GRAIN, GPU_GRAIN = 16, 128
+"""Row lengths are a multiple of this, so that few shapes exist: the grain of the matrix kernels, a block of FlexAttention."""
 
 PADDING, SHARED = -1, -2
 """In the place of a tree's number: tokens of none, and tokens that all trees of a row begin with."""
@@ -78,8 +79,30 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
+class NextTokens:
+    """The tokens that another token of the same branch follows, row by row from left to right.
+
+    For the first token of an answer to have a predictor, the trunk must end one token before the prompt does.
+    """
+
+    rows_M: Tensor
+    columns_M: Tensor
+    ids_M: Tensor
+    """Id of the token that follows."""
+    branch_M: Tensor
+
+    @property
+    def places(self) -> tuple[Tensor, Tensor]:
+        """Rows and columns, as an index."""
+        return self.rows_M, self.columns_M
+
+
+@dataclass(frozen=True, slots=True)
 class PackedBatch:
-    """Rows ready for a forward pass. Branches are numbered in the order of the trees given to `pack`."""
+    """Rows ready for a forward pass. Branches are numbered in the order of the trees given to `pack`.
+
+    The packer knows every position, so no index is computed from data on a device.
+    """
 
     ids_RT: Tensor
     positions_RT: Tensor
@@ -87,16 +110,18 @@ class PackedBatch:
     """Number of the tree a token belongs to; `PADDING`, or `SHARED` where all of the row begin with it."""
     branch_RT: Tensor
     """Number of the branch over the whole batch; -1 is none: a trunk, what is shared, or padding."""
+    last_tokens_N: tuple[Tensor, Tensor]
+    """Row and column of the last token of each branch."""
+    next_tokens: NextTokens
     trees: tuple[int, ...]
     """Which of the trees given to `pack` are here, by their index, in the order of `branch_RT`."""
     useful_tokens: int
+    computed_tokens: int
+    """Tokens that are computed, padding left out."""
     spans: tuple[tuple[Span, ...], ...] = ()
     """Beginnings, trunks and branches of each row, from left to right: what the mask says, by where it changes."""
-
-    @property
-    def computed_tokens(self) -> int:
-        """Tokens that are computed, padding left out."""
-        return int((self.tree_RT != PADDING).sum())
+    one_per_row: bool = False
+    """Whether each row is one sequence, which plain causal attention computes."""
 
     def mask_R1TT(self) -> Tensor:
         """The attention mask, True where a token may look: [R, 1, T query, T key]."""
@@ -107,51 +132,51 @@ class PackedBatch:
         sees_RTT |= (self.tree_RT != PADDING)[:, :, None] & (self.tree_RT == SHARED)[:, None, :]
         return sees_RTT.tril_()[:, None]
 
-    def last_tokens_N(self) -> tuple[Tensor, Tensor]:
-        """Row and column of the last token of each branch."""
-        rows, columns = torch.nonzero(self.branch_RT >= 0, as_tuple=True)
-        branches = self.branch_RT[rows, columns]
-        # nonzero walks row by row, left to right: the last write of a branch is its last token.
-        order = torch.arange(len(branches), device=branches.device)
-        last_N = torch.zeros(int(branches.max()) + 1, dtype=torch.long, device=branches.device)
-        last_N.scatter_reduce_(0, branches, order, reduce="amax")
-        return rows[last_N], columns[last_N]
-
-    def next_ids_RT(self) -> Tensor:
-        """For each token the id that follows it in its own branch; -100 in trunks, at ends of branches and in padding.
-
-        For the first token of a branch to have a predictor, the trunk must end one token before the prompt does.
-        """
-        following = torch.full_like(self.ids_RT, -100)
-        same = (self.branch_RT[:, :-1] == self.branch_RT[:, 1:]) & (self.branch_RT[:, :-1] >= 0)
-        following[:, :-1][same] = self.ids_RT[:, 1:][same]
-        return following
-
     def to(self, device: torch.device | str) -> PackedBatch:
         """The same batch on another device."""
-        return PackedBatch(
+        rows_N, columns_N = self.last_tokens_N
+        following = self.next_tokens
+        return dataclasses.replace(
+            self,
             ids_RT=self.ids_RT.to(device),
             positions_RT=self.positions_RT.to(device),
             tree_RT=self.tree_RT.to(device),
             branch_RT=self.branch_RT.to(device),
-            trees=self.trees,
-            useful_tokens=self.useful_tokens,
-            spans=self.spans,
+            last_tokens_N=(rows_N.to(device), columns_N.to(device)),
+            next_tokens=NextTokens(
+                following.rows_M.to(device),
+                following.columns_M.to(device),
+                following.ids_M.to(device),
+                following.branch_M.to(device),
+            ),
         )
 
 
 def pack(
-    trees: Sequence[Tree], budget: int, *, pad_id: int, short_row: int | None = None
+    trees: Sequence[Tree],
+    budget: int,
+    *,
+    pad_id: int,
+    short_row: int | None = None,
+    one_per_row: bool = False,
+    grain: int | None = None,
 ) -> Iterator[PackedBatch]:
-    """Lay trees into batches of at most `budget` tokens (rounded up to 16), padding included.
+    """Lay trees into batches of at most `budget` tokens (rounded up to the grain), padding included.
 
-    A tree is never cut: one that is longer than the budget is a batch of its own. Longest first, each tree goes to the row with room
-    that it lengthens least, by what it shares with the trees there; a new row has room for its first tree, or for `short_row`
-    tokens (by default the whole budget, and `SHORT_ROW` where there is a GPU). Rows are then batched in order of length.
+    A tree is never cut: one that is longer than the budget is a batch of its own. Longest first, each tree goes to the row with
+    room that it lengthens least, by what it shares with the trees there. Rows are then batched in order of length.
     Branches of a batch are numbered from 0, in the order of `PackedBatch.trees`.
+
+    Args:
+        short_row: room of a row, beside that for its first tree; by default the whole budget.
+        one_per_row: every sequence is a row by itself, trunk included, and a tree's rows share a batch.
+        grain: row lengths are a multiple of it; by default `GPU_GRAIN` where there is a GPU, else `CPU_GRAIN`.
     """
-    if short_row is None:
-        short_row = SHORT_ROW if torch.cuda.is_available() else budget
+    if grain is None:
+        grain = GPU_GRAIN if torch.cuda.is_available() else CPU_GRAIN
+    if one_per_row:
+        yield from _rows_of_one(trees, budget, pad_id, grain)
+        return
     rows: list[_Row] = []
     for index in sorted(range(len(trees)), key=lambda i: (-trees[i].tokens, i)):
         tree = trees[index]
@@ -160,15 +185,31 @@ def pack(
             row, place = min(longer, key=lambda found: (found[0].tokens - rows[found[1]].tokens, found[1]))
             rows[place] = row
         else:
-            rows.append(_Row((index,), tree.trunk, tree.tokens, max(tree.tokens, min(short_row, budget))))
+            room = budget if short_row is None else min(short_row, budget)
+            rows.append(_Row((index,), tree.trunk, tree.tokens, max(tree.tokens, room)))
     batch: list[_Row] = []
-    for row in sorted(rows, key=lambda row: -_rounded(row.tokens)):
-        if batch and _rounded(batch[0].tokens) * (len(batch) + 1) > _rounded(budget):
-            yield _batch(trees, batch, pad_id)
+    for row in sorted(rows, key=lambda row: -_rounded(row.tokens, grain)):
+        if batch and _rounded(batch[0].tokens, grain) * (len(batch) + 1) > _rounded(budget, grain):
+            yield _batch(trees, batch, pad_id, grain)
             batch = []
         batch.append(row)
     if batch:
-        yield _batch(trees, batch, pad_id)
+        yield _batch(trees, batch, pad_id, grain)
+
+
+def _rows_of_one(trees: Sequence[Tree], budget: int, pad_id: int, grain: int) -> Iterator[PackedBatch]:
+    """Batches with one sequence per row, trees of like length together."""
+    batch: list[int] = []
+    rows = 0
+    for index in sorted(range(len(trees)), key=lambda i: (-trees[i].longest, i)):
+        added = len(trees[index].branches)
+        if batch and _rounded(trees[batch[0]].longest, grain) * (rows + added) > _rounded(budget, grain):
+            yield _unshared(trees, sorted(batch), pad_id, grain)
+            batch, rows = [], 0
+        batch.append(index)
+        rows += added
+    if batch:
+        yield _unshared(trees, sorted(batch), pad_id, grain)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,34 +235,77 @@ class _Row:
         return _Row((*self.members, index), shared, tokens, self.room) if tokens <= self.room else None
 
 
-def _rounded(length: int) -> int:
-    """Up to a multiple of 16, the grain of the matrix kernels, so that few shapes exist."""
-    return length + -length % 16
+def _rounded(length: int, grain: int) -> int:
+    """Up to a multiple of the grain."""
+    return length + -length % grain
 
 
-def _batch(trees: Sequence[Tree], rows: Sequence[_Row], pad_id: int) -> PackedBatch:
-    length = _rounded(max(row.tokens for row in rows))
+def _batch(trees: Sequence[Tree], rows: Sequence[_Row], pad_id: int, grain: int) -> PackedBatch:
     members = [sorted(row.members) for row in rows]
-    laid = []
     numbers, branches = itertools.count(), itertools.count()
-    for row, indices in zip(rows, members, strict=True):
-        shared = row.shared if len(indices) > 1 else ()
-        laid.append(_lay([trees[index] for index in indices], shared, numbers, branches))
+    laid = [
+        _lay([trees[i] for i in indices], row.shared if len(indices) > 1 else (), numbers, branches)
+        for row, indices in zip(rows, members, strict=True)
+    ]
+    in_order = tuple(index for indices in members for index in indices)
+    return _as_tensors(laid, trees, in_order, pad_id, grain)
+
+
+def _unshared(trees: Sequence[Tree], members: Sequence[int], pad_id: int, grain: int) -> PackedBatch:
+    numbers, branches = itertools.count(), itertools.count()
+    laid = [
+        _lay([Tree(trees[index].trunk, (branch,))], (), numbers, branches)
+        for index in members
+        for branch in trees[index].branches
+    ]
+    batch = _as_tensors(laid, trees, tuple(members), pad_id, grain)
+    return dataclasses.replace(batch, one_per_row=True)
+
+
+def _as_tensors(
+    laid: Sequence[tuple[Mapping[str, list[int]], tuple[Span, ...]]],
+    trees: Sequence[Tree],
+    in_order: tuple[int, ...],
+    pad_id: int,
+    grain: int,
+) -> PackedBatch:
+    lengths = [len(row["ids"]) for row, _ in laid]
+    width = _rounded(max(lengths), grain)
     padding = {"ids": pad_id, "positions": 0, "tree": PADDING, "branch": -1}
     cells = {
-        name: torch.tensor([row[name] + [value] * (length - len(row[name])) for row, _ in laid])
+        name: torch.tensor([row[name] + [value] * (width - len(row[name])) for row, _ in laid])
         for name, value in padding.items()
     }
-    in_order = tuple(index for indices in members for index in indices)
+    last_tokens_N, next_tokens = _places([row for row, _ in laid])
     return PackedBatch(
         ids_RT=cells["ids"],
         positions_RT=cells["positions"],
         tree_RT=cells["tree"],
         branch_RT=cells["branch"],
+        last_tokens_N=last_tokens_N,
+        next_tokens=next_tokens,
         trees=in_order,
         useful_tokens=sum(trees[index].useful_tokens for index in in_order),
+        computed_tokens=sum(lengths),
         spans=tuple(spans for _, spans in laid),
     )
+
+
+def _places(rows: Sequence[Mapping[str, list[int]]]) -> tuple[tuple[Tensor, Tensor], NextTokens]:
+    """Where branches end, and which of their tokens have a successor."""
+    last: dict[int, tuple[int, int]] = {}
+    followed: list[tuple[int, int, int, int]] = []
+    for place, row in enumerate(rows):
+        ids, branches = row["ids"], row["branch"]
+        for column, branch in enumerate(branches):
+            if branch < 0:
+                continue
+            last[branch] = place, column
+            if column + 1 < len(ids) and branches[column + 1] == branch:
+                followed.append((place, column, ids[column + 1], branch))
+    rows_N, columns_N = torch.tensor([last[branch] for branch in range(len(last))]).unbind(1)
+    four = torch.tensor(followed, dtype=torch.long).view(-1, 4).T.contiguous()
+    return (rows_N.contiguous(), columns_N.contiguous()), NextTokens(*four)
 
 
 def _lay(

@@ -34,7 +34,7 @@ def packed_inputs(batch: PackedBatch) -> dict[str, Any]:
 
 def last_states(model: PeftModel, batch: PackedBatch) -> Tensor:
     """hidden_ND: what the base, with the adapter it wears, ends in at the last token of each sequence, before any head."""
-    read = functools.partial(read_states, model.get_base_model().base_model, batch.last_tokens_N())
+    read = functools.partial(read_states, model.get_base_model().base_model, batch.last_tokens_N)
     return through_root(model, read)(**packed_inputs(batch))
 
 
@@ -74,9 +74,9 @@ def require_plain_logits(model: PreTrainedModel) -> None:
 
 
 def enable_packed_logprobs(model: PreTrainedModel, temperature: float) -> None:
-    """Teach a causal model `model(..., next_ids=ids_RT, entropy=True) -> (logps_M, entropy_M)`, for the ids that are not -100.
+    """Teach a causal model `model(..., predict=(rows_M, columns_M, ids_M), entropy=True) -> (logps_M, entropy_M)`.
 
-    The head is applied to the tokens that are asked for and to no other.
+    The log-probability of id m is read at row m and column m; the head is applied to these tokens and to no other.
 
     Raises:
         ModelError: the model does more to its logits than multiply, see `require_plain_logits`.
@@ -85,12 +85,16 @@ def enable_packed_logprobs(model: PreTrainedModel, temperature: float) -> None:
     original = model.forward
 
     def forward(
-        self: Any, *args: Any, next_ids: Tensor | None = None, entropy: bool = True, **kwargs: Any
+        self: Any,
+        *args: Any,
+        predict: tuple[Tensor, Tensor, Tensor] | None = None,
+        entropy: bool = True,
+        **kwargs: Any,
     ) -> Any:
-        if next_ids is None:
+        if predict is None:
             return original(*args, **kwargs)
-        asked_RT = next_ids != -100
-        hidden_MD = read_states(self.base_model, asked_RT, *args, **kwargs)
+        rows_M, columns_M, ids_M = predict
+        hidden_MD = read_states(self.base_model, (rows_M, columns_M), *args, **kwargs)
         weight_VD = self.get_output_embeddings().weight
         sharded = hasattr(weight_VD, "full_tensor")
         if sharded and weight_VD.requires_grad:  # gathered here, it would lose its gradient
@@ -99,17 +103,17 @@ def enable_packed_logprobs(model: PreTrainedModel, temperature: float) -> None:
                 fix="train an adapter, or on cards that hold all weights (configs/launch/ddp.yaml)",
             )
         weight_VD = full_tensor(weight_VD)
-        return token_logprobs(hidden_MD, weight_VD, next_ids[asked_RT], temperature, entropy=entropy)
+        return token_logprobs(hidden_MD, weight_VD, ids_M, temperature, entropy=entropy)
 
     model.forward = types.MethodType(forward, model)
 
 
 def enable_packed_values(model: PreTrainedModel, head: nn.Linear) -> None:
-    """Give a causal model a value head and teach it `model(..., value_at=asked_RT) -> values_M`, in float32."""
+    """Give a causal model a value head and teach it `model(..., value_at=(rows_M, columns_M)) -> values_M`, in float32."""
     model.add_module(VALUE_HEAD, head)
     original = model.forward
 
-    def forward(self: Any, *args: Any, value_at: Tensor | None = None, **kwargs: Any) -> Any:
+    def forward(self: Any, *args: Any, value_at: tuple[Tensor, Tensor] | None = None, **kwargs: Any) -> Any:
         if value_at is None:
             return original(*args, **kwargs)
         hidden_MD = read_states(self.base_model, value_at, *args, **kwargs)

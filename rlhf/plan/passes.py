@@ -22,7 +22,7 @@ from policy.update.losses import clipped_value_loss, reinforce
 from policy.update.rows import token_logps
 from reward.losses import bradley_terry, regression
 from rlhf.kernels.last_layer import read_states
-from rlhf.kernels.packing import PackedBatch, Span
+from rlhf.kernels.packing import NextTokens, PackedBatch, Span
 from rlhf.models.forwards import (
     apply_head,
     enable_packed_logprobs,
@@ -131,8 +131,11 @@ def packed_row(row: Row, *, on_gpu: bool) -> PackedBatch:
         positions_RT=places(),
         tree_RT=places(),
         branch_RT=places(),
+        last_tokens_N=_last_tokens(row),
+        next_tokens=NextTokens(*(torch.empty(row.asked, dtype=torch.long) for _ in range(4))),
         trees=(0,),
         useful_tokens=0,
+        computed_tokens=row.tokens,
         spans=() if on_gpu else (_branches(row),),
     )
 

@@ -92,7 +92,7 @@ def test_the_reward_is_read_at_the_end_of_the_answer(name: str, llama31_chat: Ch
     neighbour = llama31_chat.conversation_ids(messages("one turn"))
     trees = [Tree.of_sequences([ids]), Tree.of_sequences([neighbour])]
     (batch,) = pack(trees, 2 * (len(ids) + len(neighbour)), pad_id=llama31_chat.pad_id)
-    rows_N, columns_N = batch.last_tokens_N()
+    rows_N, columns_N = batch.last_tokens_N
     assert torch.equal(batch.ids_RT[rows_N, columns_N], torch.tensor([EOT, EOT]))
     # The header is in the row once, for both; a position is that in the conversation alone.
     assert batch.positions_RT[rows_N, columns_N].tolist() == [len(ids) - 1, len(neighbour) - 1]

@@ -127,7 +127,7 @@ def alone(model: Any, ids: tuple[int, ...]) -> Tensor:
 def packed_scores(model: Any, items: list[Item], budget: int) -> list[list[Tensor]]:
     found: list[list[Tensor]] = [[] for _ in items]
     for batch in pack([item.tree for item in items], budget, pad_id=0):
-        scores = iter(model(**packed_inputs(batch), score_at=batch.last_tokens_N()))
+        scores = iter(model(**packed_inputs(batch), score_at=batch.last_tokens_N))
         for index in batch.trees:
             found[index] = [next(scores) for _ in items[index].tree.branches]
     return found
@@ -239,8 +239,8 @@ def test_positions_matter(model: Any, items: list[Item]) -> None:
     inputs = packed_inputs(batch)
     inputs["position_ids"] = torch.arange(batch.ids_RT.shape[1])[None]
     with torch.no_grad():
-        right = model(**packed_inputs(batch), score_at=batch.last_tokens_N())
-        moved = (model(**inputs, score_at=batch.last_tokens_N()) - right).abs().amax(dim=1)
+        right = model(**packed_inputs(batch), score_at=batch.last_tokens_N)
+        moved = (model(**inputs, score_at=batch.last_tokens_N) - right).abs().amax(dim=1)
     assert moved.max() > 0.1
 
 

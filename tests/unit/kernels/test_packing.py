@@ -175,16 +175,23 @@ def test_the_last_token_of_each_branch(forest: list[Tree], short_row: int) -> No
         for c, (_, branch, _) in enumerate(row)
         if branch >= 0
     }
-    rows, columns = batch.last_tokens_N()
+    rows, columns = batch.last_tokens_N
     assert dict(enumerate(zip(rows.tolist(), columns.tolist(), strict=True))) == last
     assert len(rows) == sum(len(tree.branches) for tree in forest)
+
+
+def following_ids(batch: PackedBatch) -> torch.Tensor:
+    """For each token the id that follows it in its own branch; -100 elsewhere."""
+    ids_RT = torch.full_like(batch.ids_RT, -100)
+    ids_RT[batch.next_tokens.places] = batch.next_tokens.ids_M
+    return ids_RT
 
 
 @few
 @given(forests, short_rows)
 def test_the_next_token_is_found_within_a_branch_only(forest: list[Tree], short_row: int) -> None:
     batch = one_batch(*forest, short_row=short_row)
-    for row, following in zip(tokens_of(batch), batch.next_ids_RT().tolist(), strict=True):
+    for row, following in zip(tokens_of(batch), following_ids(batch).tolist(), strict=True):
         for place, (_, branch, _) in enumerate(row):
             goes_on = branch >= 0 and place + 1 < len(row) and row[place + 1][1] == branch
             assert following[place] == (row[place + 1][2] if goes_on else -100)
@@ -236,8 +243,8 @@ def test_by_hand() -> None:
     assert batch.ids_RT.tolist() == [[5, 6, 7, 8, 9, 3, 4, *pad]]
     assert batch.positions_RT.tolist() == [[0, 1, 2, 3, 2, 0, 1, *[0] * 9]]
     assert batch.branch_RT.tolist() == [[-1, -1, 0, 0, 1, 2, 2, *[-1] * 9]]
-    assert batch.last_tokens_N()[1].tolist() == [3, 4, 6]
-    assert batch.next_ids_RT()[0, :7].tolist() == [-100, -100, 8, -100, -100, 4, -100]
+    assert batch.last_tokens_N[1].tolist() == [3, 4, 6]
+    assert following_ids(batch)[0, :7].tolist() == [-100, -100, 8, -100, -100, 4, -100]
     seen = [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 4], [5], [5, 6]]
     mask = batch.mask_R1TT()[0, 0]
     assert [torch.nonzero(mask[query]).flatten().tolist() for query in range(7)] == seen

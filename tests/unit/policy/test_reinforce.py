@@ -61,8 +61,7 @@ def test_the_trunk_ends_one_token_early_so_that_the_first_token_is_predicted() -
     tree = answer_tree(group)
     assert (tree.trunk, tree.branches) == ((1, 2), ((3, 7, 8), (3, 9)))
     (row,) = pack_groups([group], 100, 0)
-    following = row.packed.next_ids_RT()[0].tolist()
-    assert [token for token in following if token != -100] == [7, 8, 9]
+    assert row.packed.next_tokens.ids_M.tolist() == [7, 8, 9]
 
 
 def test_answers_keep_their_places_through_packing() -> None:

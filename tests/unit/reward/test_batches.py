@@ -95,7 +95,7 @@ def test_targets_stay_with_their_branches(budget: int) -> None:
     ratings = {10: (1.0, None), 11: (None, 2.0), 12: (3.0, 4.0), 13: (None, None), 14: (0.5, None)}
     seen, pairs = set(), []
     for batch in batches(made, budget, pad_id=0):
-        tokens = batch.packed.ids_RT[batch.packed.last_tokens_N()].tolist()
+        tokens = batch.packed.ids_RT[batch.packed.last_tokens_N].tolist()
         seen.update(tokens)
         assert batch.ratings_NA.shape == batch.present_NA.shape == (len(tokens), 2)
         for row, token in enumerate(tokens):
