@@ -47,7 +47,7 @@ from rlhf.config.rewards import ShapingConfig
 from rlhf.config.rollouts import ImportanceConfig, RolloutConfig
 from rlhf.core.records import Prompt
 from rlhf.distributed import processes
-from rlhf.distributed.sharding import is_fsdp, is_requested, missing_passes, reshard
+from rlhf.distributed.sharding import finish_kernels, is_fsdp, is_requested, missing_passes, reshard
 from rlhf.distributed.trainer_mixin import DistributedTrainerMixin, single_device, trainer_settings
 from rlhf.models.chat import Chat
 from rlhf.models.forwards import enable_packed_logprobs
@@ -192,6 +192,7 @@ class PolicyTrainer(DistributedTrainerMixin, SafeCheckpoints, RLOOTrainer):
             with torch.no_grad(), self.compute_loss_context_manager():
                 self.ahead.compare(self.model, rows[0], update, lambda row: token_logps(model, row.packed))
             reshard(self.model)  # it is the shards that the optimizer changes
+        finish_kernels()
         times = {**experience.times, "time/update": time.perf_counter() - started}
         self._finish(experience.prompts, update, times)
         return torch.tensor(self.figures["loss/policy"], device=self.args.device)

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging
 
-from reward.scorer import Score, Scorer, as_scores, require_length
+from reward.scorer import Score, Scorer, as_scores, default_budget, require_length
 from rlhf.core.errors import ModelError, did_you_mean
 from rlhf.core.records import Conversation
+from rlhf.distributed import processes
 from rlhf.models.chat import Chat
 from rlhf.models.embedded import resolve_base
 from rlhf.models.forwards import apply_head, require_plain_logits
@@ -45,7 +46,7 @@ def load_scorer(
     label: str | None = None,
     revision: str | None = None,
     dtype: str = "auto",
-    tokens_per_batch: int = 1024,
+    tokens_per_batch: int | None = None,
 ) -> Scorer | PlainScorer:
     """A reward model that is ready to score.
 
@@ -56,7 +57,7 @@ def load_scorer(
         label: which of a classifier's outputs is the reward; else the first.
         revision: git revision of a Hugging Face name.
         dtype: number format of a model that is not ours; `auto` is its own.
-        tokens_per_batch: token budget of one forward pass, padding included.
+        tokens_per_batch: token budget of one forward pass, padding included; None is the device's usual one.
 
     Raises:
         ModelError: no reward model of that form is there, its head is missing, or it has no chat template.
@@ -79,7 +80,7 @@ def load_scorer(
         return Scorer.load(model, tokens_per_batch=tokens_per_batch)
     chat = Chat.load(model, revision=revision)
     load = {"classifier": _classifier, "nemotron": _nemotron}[form]
-    return load(str(model), chat, label, revision, dtype, tokens_per_batch)
+    return load(str(model), chat, label, revision, dtype, tokens_per_batch or default_budget())
 
 
 def _find_form(model: str | Path, revision: str | None) -> str:
@@ -246,7 +247,9 @@ def _load_whole(auto_class: Any, path: str, revision: str | None, dtype: str) ->
         ModelError: nothing can be loaded, or a weight, such as the head, is not in the file and would be random.
     """
     logging.disable_progress_bar()
-    spread: dict[str, Any] = {"device_map": "auto"} if torch.cuda.is_available() else {}
+    spread: dict[str, Any] = {}
+    if torch.cuda.is_available():  # beside other processes on the GPU of this one, alone on all of them
+        spread["device_map"] = {"": torch.cuda.current_device()} if processes.world_size() > 1 else "auto"
     told = logging.get_verbosity()
     logging.set_verbosity_error()  # its table of missing weights comes to the reader as the error below
     try:

@@ -255,7 +255,7 @@ def evaluate_final(
     """Score the benchmark and the held-out pairs (by source) with the model as it was saved; what fails is left out."""
 
     def load() -> ScorerLike:
-        loaded = Scorer.load(run.final)
+        loaded = Scorer.load(run.final, tokens_per_batch=config.tokens_per_batch)
         return loaded if processes.world_size() == 1 else ShardedScorer(loaded)
 
     scorer = steps.run("loading final/", load)

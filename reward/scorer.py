@@ -49,16 +49,17 @@ class Scorer:
         head: nn.Linear,
         chat: Chat,
         adapter: RewardAdapter,
-        tokens_per_batch: int,
+        tokens_per_batch: int | None,
         name: str = REWARD,
     ) -> None:
-        self.model, self.head, self.chat, self.tokens_per_batch = model, head, chat, tokens_per_batch
+        self.model, self.head, self.chat = model, head, chat
+        self.tokens_per_batch = tokens_per_batch or default_budget()
         self.name = name
         self.attributes: tuple[str, ...] = tuple(adapter.card["attributes"])
         self.max_length: int = adapter.card["max_length"]
 
     @classmethod
-    def load(cls, path: str | Path, *, tokens_per_batch: int = 1024) -> Scorer:
+    def load(cls, path: str | Path, *, tokens_per_batch: int | None = None) -> Scorer:
         """A reward model from its `final/` folder, on a base of its own.
 
         Raises:
@@ -84,7 +85,7 @@ class Scorer:
         model: PreTrainedModel | PeftModel,
         chat: Chat,
         *,
-        tokens_per_batch: int = 1024,
+        tokens_per_batch: int | None = None,
         name: str = REWARD,
     ) -> Scorer:
         """A reward model hung on a base that is there already, as the role `name`, in place of an earlier one of that name.
@@ -129,6 +130,11 @@ class Scorer:
         with autocast(self.model.get_base_model()):
             hidden_ND = last_states(self.model, batch)
         return apply_head(self.head.to(hidden_ND.device), hidden_ND)
+
+
+def default_budget() -> int:
+    """Token budget of a pass that only scores, where nothing else is set: a GPU is idle on the rows that suit a CPU."""
+    return 8192 if torch.cuda.is_available() else 1024
 
 
 S = TypeVar("S")

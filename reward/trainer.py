@@ -27,7 +27,7 @@ from reward.losses import bradley_terry, centering, regression
 from rlhf.config.reward import StageConfig
 from rlhf.core.errors import DivergenceError
 from rlhf.distributed import processes
-from rlhf.distributed.sharding import lockstep
+from rlhf.distributed.sharding import finish_kernels, lockstep
 from rlhf.distributed.trainer_mixin import DistributedTrainerMixin, single_device, trainer_settings
 from rlhf.models.forwards import packed_inputs
 from rlhf.models.loading import PeftModel
@@ -112,7 +112,9 @@ class HybridRewardTrainer(DistributedTrainerMixin, SafeCheckpoints, RewardTraine
                 self.backward(loss * world * counted)
             if counted:
                 _add(sums, figures)
-        self.figures = {**self._summary(sums, counts), "time/step": time.perf_counter() - started}
+        summary = self._summary(sums, counts)
+        finish_kernels()
+        self.figures = {**summary, "time/step": time.perf_counter() - started}
         total = float(self.figures["loss/total"])
         if not math.isfinite(total):
             raise DivergenceError(

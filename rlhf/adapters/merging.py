@@ -76,7 +76,7 @@ def load_as_trained(card: Mapping[str, Any]) -> PreTrainedModel:
         )
     # An adapter's card without the two keys is one of a plain base.
     dtype, quantization = card.get("dtype", "bfloat16"), card.get("quantization", "none")
-    model = load_causal(base, revision=revision, dtype=dtype, quantization=quantization)
+    model = load_causal(base, revision=revision, dtype=dtype, quantization=quantization, on_host=True)
     if quantization != "none":
         told = logging.get_verbosity()
         logging.set_verbosity_error()  # it would name the format of every layer

@@ -14,7 +14,7 @@ from reward.evaluation.choices import evaluate_best_of_n, evaluate_choices
 from reward.evaluation.judging import write_result
 from reward.evaluation.rm_bench import evaluate_rm_bench
 from rlhf.commands.judged import print_result
-from rlhf.commands.options import Form, Label
+from rlhf.commands.options import Form, Label, TokensPerBatch
 from rlhf.commands.output import require_output_file
 from rlhf.data.benchmarks import Kind, load_benchmark
 from rlhf.runs.progress import Progress
@@ -62,6 +62,7 @@ def evaluate_reward(
     tolerance: Tolerance = TOLERANCE,
     form: Form = "auto",
     label: Label = None,
+    tokens_per_batch: TokensPerBatch = None,
 ) -> None:
     """Measure a reward model: on pairs of answers, by style, or by what it picks out of many.
 
@@ -91,7 +92,7 @@ def evaluate_reward(
     benchmark = load_benchmark(data)
     drops = benchmark.drops
     unit, judge = JUDGES[benchmark.kind]
-    scorer = load_scorer(model, form=form, label=label)
+    scorer = load_scorer(model, form=form, label=label, tokens_per_batch=tokens_per_batch)
     with Progress(len(benchmark.items), unit) as progress:
         result, rows = judge(
             benchmark.items, scorer, drops=drops, tolerance=tolerance, on_progress=progress.update

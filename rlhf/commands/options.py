@@ -41,6 +41,15 @@ Label = Annotated[
         help="Which output of a classifier is the reward, if it has several and not the first.",
     ),
 ]
+TokensPerBatch = Annotated[
+    int | None,
+    typer.Option(
+        "--tokens-per-batch",
+        min=1,
+        metavar="N",
+        help="Token budget of one forward pass (default: 8,192 on a GPU, 1,024 without); no score depends on it.",
+    ),
+]
 
 
 def explain_option(schema: type[BaseModel]) -> Any:

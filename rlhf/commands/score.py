@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 from reward.evaluation.benchmark import ScoreLike, ScorerLike
-from rlhf.commands.options import Form, Label
+from rlhf.commands.options import Form, Label, TokensPerBatch
 from rlhf.commands.output import require_output_file
 from rlhf.core.errors import DataError, DivergenceError, OutputError
 from rlhf.core.records import Conversation
@@ -46,6 +46,7 @@ def score(
     ],
     form: Form = "auto",
     label: Label = None,
+    tokens_per_batch: TokensPerBatch = None,
 ) -> None:
     """Score every conversation of a file with a reward model.
 
@@ -62,7 +63,7 @@ def score(
     if output.exists() and input_.exists() and output.samefile(input_):
         raise OutputError(f"{output} is the input.", fix="name another file as --output")
     total = sum(1 for _ in read_conversations(input_))
-    scorer = load_scorer(model, form=form, label=label)
+    scorer = load_scorer(model, form=form, label=label, tokens_per_batch=tokens_per_batch)
     rows = read_conversations(input_)
     done = 0
     with _atomic_lines(output) as file, Progress(total, "lines") as progress:

@@ -167,6 +167,12 @@ def compute_device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
+def finish_kernels() -> None:
+    """Wait for the GPU, where there is one: a clock that is read before shows when kernels were queued, not when they ended."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def set_parameters(model: nn.Module, values: Mapping[str, Tensor]) -> None:
     """Give parameters, by name, the values of whole tensors."""
     reshard(model)

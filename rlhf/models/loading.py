@@ -33,6 +33,7 @@ from rlhf.core.formats import COMPUTE_DTYPE, announce_dtype, compute_dtype
 from rlhf.distributed.processes import broadcast_from_main
 from rlhf.distributed.sharding import compute_device, full_tensor, reshard, set_parameters
 from rlhf.kernels import layers
+from rlhf.models import placement
 from rlhf.models.embedded import resolve_base
 
 POLICY = "default"  # the name TRL's trainers give the adapter they train
@@ -45,19 +46,33 @@ VALUE_HEAD = "value_head"  # the critic's, trained and saved with the base that 
 
 
 def load_causal(
-    base: str, *, revision: str | None, dtype: str, quantization: str, kept_in_float32: bool = False
+    base: str,
+    *,
+    revision: str | None,
+    dtype: str,
+    quantization: str,
+    kept_in_float32: bool = False,
+    on_host: bool = False,
 ) -> PreTrainedModel:
     """The frozen base as a causal language model.
 
     Args:
         kept_in_float32: weights are, and are computed in `dtype` by autocast: for a base that is trained itself, and for one that must
             give the same numbers as it.
+        on_host: a 4-bit base lies in the machine's memory, not on the GPU.
 
     Raises:
         ModelError: nothing that transformers can load is there.
     """
     stored = "float32" if kept_in_float32 else dtype
-    model = _load(AutoModelForCausalLM, base, revision=revision, dtype=stored, quantization=quantization)
+    model = _load(
+        AutoModelForCausalLM,
+        base,
+        revision=revision,
+        dtype=stored,
+        quantization=quantization,
+        on_host=on_host,
+    )
     if kept_in_float32:
         setattr(model, COMPUTE_DTYPE, getattr(torch, announce_dtype(dtype)))
     # How answers are drawn is for the config to say: a model's own top_p or repetition penalty would bend the
@@ -93,7 +108,14 @@ def load_classifier(
 
 
 def _load(
-    auto_class: Any, base: str, *, revision: str | None, dtype: str, quantization: str, **extra: Any
+    auto_class: Any,
+    base: str,
+    *,
+    revision: str | None,
+    dtype: str,
+    quantization: str,
+    on_host: bool = False,
+    **extra: Any,
 ) -> PreTrainedModel:
     dtype = announce_dtype(dtype)
     if quantization == "nf4":
@@ -107,13 +129,15 @@ def _load(
         )
     disable_progress_bar()  # a bar for what takes a second
     try:
-        model: PreTrainedModel = auto_class.from_pretrained(
-            resolve_base(base),
-            revision=revision,
-            dtype=getattr(torch, dtype),
-            attn_implementation="sdpa",
-            **extra,
-        )
+        with placement.loading(quantization, on_host=on_host) as where:
+            model: PreTrainedModel = auto_class.from_pretrained(
+                resolve_base(base),
+                revision=revision,
+                dtype=getattr(torch, dtype),
+                attn_implementation="sdpa",
+                **where,
+                **extra,
+            )
     except (OSError, ValueError) as error:
         raise ModelError(
             f"No model could be loaded from {base!r}: {str(error).splitlines()[0]}",

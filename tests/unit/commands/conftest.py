@@ -31,6 +31,8 @@ class FakeScorer:
     reward: Callable[[str], float] = lambda text: float(text.count("+"))
     longest: int = 1000
 
+    tokens_per_batch: int | None = None
+
     def load(self, path: str, form: str, label: str | None) -> FakeScorer:
         self.options = (form, label)
         if path != "model":
@@ -51,7 +53,14 @@ class FakeScorer:
 @pytest.fixture
 def scorer(monkeypatch: pytest.MonkeyPatch) -> FakeScorer:
     fake = FakeScorer()
-    foreign = types.SimpleNamespace(load_scorer=lambda model, *, form, label: fake.load(model, form, label))
+
+    def load_scorer(
+        model: str, *, form: str, label: str | None, tokens_per_batch: int | None = None
+    ) -> FakeScorer:
+        fake.tokens_per_batch = tokens_per_batch
+        return fake.load(model, form, label)
+
+    foreign = types.SimpleNamespace(load_scorer=load_scorer)
     monkeypatch.setitem(sys.modules, "reward.load_scorer", foreign)
     return fake
 

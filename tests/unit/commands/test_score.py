@@ -53,7 +53,9 @@ def test_form_and_label_are_handed_on(rlhf: Rlhf, scorer: Any, tmp_path: Path) -
     words = ("score", "model", "--input", "in.jsonl", "--output", "out.jsonl")
     assert rlhf(*words).exit_code == 0 and scorer.options == ("auto", None)
     assert rlhf(*words, "--form", "classifier", "--label", "help").exit_code == 0
-    assert scorer.options == ("classifier", "help")
+    assert scorer.options == ("classifier", "help") and scorer.tokens_per_batch is None
+    assert rlhf(*words, "--tokens-per-batch", "4096").exit_code == 0
+    assert scorer.tokens_per_batch == 4096
 
 
 @pytest.mark.usefixtures("scorer")

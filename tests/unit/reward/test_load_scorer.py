@@ -291,3 +291,22 @@ def test_a_score_that_is_no_number(classifier: Path, copy: Callable[[Path], Path
     save_file(weights, file, {"format": "pt"})
     with pytest.raises(DivergenceError, match="is not a finite number"):
         load_scorer(file.parent).score(ALL[:2])
+
+
+@pytest.mark.parametrize(("processes", "place"), [(1, "auto"), (2, {"": 1})])
+def test_each_process_has_its_classifier_on_its_own_gpu(
+    classifier: Path, monkeypatch: pytest.MonkeyPatch, processes: int, place: object
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def from_pretrained(path: str, **told: Any) -> Any:
+        asked.update(told)
+        raise OSError("enough")
+
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(AutoModelForSequenceClassification, "from_pretrained", from_pretrained)
+    with pytest.raises(ModelError):
+        load_scorer(classifier)
+    assert asked["device_map"] == place

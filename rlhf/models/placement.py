@@ -1,0 +1,92 @@
+"""Where weights lie while a base is loaded, so that no GPU and no machine holds more than it must.
+
+By default transformers puts a 4-bit base on the current GPU, whole, also where FSDP2 is to shard it afterwards; and of a bfloat16
+base under FSDP2 every rank but the first writes zeros over a copy of its own (`_move_missing_keys_from_meta_to_device`, transformers
+issue 43749). Here a base that is to be sharded is loaded into the machine's memory: 4-bit weights are quantized on the GPU one at a
+time, and ranks that receive their weights from the first one reserve memory without touching it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, modeling_utils
+from transformers.integrations.bitsandbytes import Bnb4bitQuantize
+
+from rlhf.distributed import sharding
+
+HOST = {"": "cpu"}
+"""transformers' device map for a base in the machine's memory."""
+
+
+@contextmanager
+def loading(quantization: str, *, on_host: bool = False) -> Iterator[dict[str, Any]]:
+    """Keyword arguments for `from_pretrained`, which is to be called within the block.
+
+    Args:
+        quantization: of the base.
+        on_host: keep the base, scales included, in the machine's memory. A base that is to be sharded is kept there too, its
+            scales on the GPU: FSDP does not shard them.
+    """
+    sharded = sharding.is_requested()
+    with ExitStack() as stack:
+        if sharded:
+            stack.enter_context(_untouched_on_other_ranks())
+        if quantization == "none" or not (sharded or on_host):
+            yield {}
+            return
+        if torch.cuda.is_available():
+            device = torch.device("cuda", torch.cuda.current_device())
+            stack.enter_context(quantized_on(device, scales_on_host=on_host))
+        yield {"device_map": HOST}
+
+
+@contextmanager
+def quantized_on(device: torch.device, *, scales_on_host: bool) -> Iterator[None]:
+    """Within the block 4-bit weights are made on `device`, one at a time, and kept in the machine's memory."""
+    stock = Bnb4bitQuantize.convert
+
+    def convert(self: Any, input_dict: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        moved = {
+            name: (value[0] if isinstance(value, list) else value).to(device)
+            for name, value in input_dict.items()
+        }
+        made: dict[str, Any] = stock(self, moved, **kwargs)
+        for weight in made.values():
+            weight.data = weight.data.to("cpu")
+            if scales_on_host:
+                weight.quant_state.to("cpu")
+        return made
+
+    Bnb4bitQuantize.convert = convert
+    try:
+        yield
+    finally:
+        Bnb4bitQuantize.convert = stock
+
+
+@contextmanager
+def _untouched_on_other_ranks() -> Iterator[None]:
+    """Within the block ranks without weights of their own reserve memory for them and write nothing into it."""
+    stock = PreTrainedModel._move_missing_keys_from_meta_to_device  # noqa: SLF001
+
+    def reserve(self: Any, missing_keys: Any, device_map: Any, device_mesh: Any, hf_quantizer: Any) -> None:
+        waits = modeling_utils.is_fsdp_enabled() and not modeling_utils.is_local_dist_rank_0()
+        if hf_quantizer is not None or not waits:
+            stock(self, missing_keys, device_map, device_mesh, hf_quantizer)
+            return
+        tensors: list[tuple[str, Tensor]] = [*self.named_parameters(), *self.named_buffers()]
+        for name, tensor in tensors:
+            modeling_utils._load_parameter_into_model(  # noqa: SLF001
+                self, name, torch.empty_like(tensor, device="cpu")
+            )
+
+    PreTrainedModel._move_missing_keys_from_meta_to_device = reserve  # noqa: SLF001
+    try:
+        yield
+    finally:
+        PreTrainedModel._move_missing_keys_from_meta_to_device = stock  # noqa: SLF001
