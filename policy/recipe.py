@@ -41,6 +41,7 @@ from rlhf.data.split import held_out
 from rlhf.distributed import processes, sharding, zero
 from rlhf.distributed.trainer_mixin import draw_order
 from rlhf.models.chat import Chat
+from rlhf.models.context import require_context
 from rlhf.models.embedded import resolve_base
 from rlhf.models.loading import LoraConfig, check_targets, load_causal, lora_config
 from rlhf.runs import checkpoints
@@ -111,8 +112,13 @@ def align_policy(config: PolicyConfig, *, resume: bool = False, after: AfterTrai
 
 
 def load_chat(config: PolicyConfig) -> Chat:
-    """The tokenizer and template of the base."""
+    """The tokenizer and template of the base.
+
+    Raises:
+        UserError: there is no such base, or model.max_length is beyond its context.
+    """
     model = config.model
+    require_context(model.base, model.revision, model.max_length)
     return Chat.load(model.base, revision=model.revision, template_date=model.template_date)
 
 
@@ -128,7 +134,7 @@ def load_data(config: PolicyConfig, chat: Chat) -> PromptData:
         raise ConfigError(
             f"data.max_prompt_tokens + rollouts.max_new_tokens = {longest}.",
             allowed=f"at most model.max_length = {config.model.max_length}",
-            fix=f"model.max_length={longest}",
+            fix=f"model.max_length={longest} if the base's context allows it; else lower one of the two",
         )
     prompts, drops = load_prompts(config.data.prompts, seed=config.seed)
     fitting = []

@@ -15,6 +15,7 @@ from rlhf.data.load import join_ratings, load_comparisons, load_preferences, loa
 from rlhf.data.pairs import pair_rated
 from rlhf.data.split import held_out
 from rlhf.models.chat import Chat
+from rlhf.models.context import require_context
 
 IN_BENCHMARK = "prompt is in the benchmark"
 Record = TypeVar("Record", Preference, Rating)
@@ -32,8 +33,13 @@ class RewardData:
 
 
 def load_chat(config: RewardConfig) -> Chat:
-    """The tokenizer and template of the base."""
+    """The tokenizer and template of the base.
+
+    Raises:
+        UserError: there is no such base, or model.max_length is beyond its context.
+    """
     model = config.model
+    require_context(model.base, model.revision, model.max_length)
     return Chat.load(model.base, revision=model.revision, template_date=model.template_date)
 
 

@@ -27,7 +27,7 @@ from reward.expo import expo_apart, extrapolate_stages, held_pairs
 from reward.head_start import fit_head
 from reward.save import save_final
 from reward.scorer import Scorer
-from reward.start import start_from
+from reward.start import check_start, start_from
 from reward.trainer import HybridRewardTrainer, Record, trainer_arguments
 from rlhf.config.reward import START, RewardConfig
 from rlhf.core.errors import ConfigError
@@ -66,6 +66,7 @@ def train_reward(config: RewardConfig, *, resume: bool = False, after: AfterTrai
         for line in (*chat.notes, *data.drops.lines()):
             print(line)
         run.write_json("drops.json", data.drops.as_dict())
+        check_start(config, chat)
         pairs = held_pairs(config, data)
         check_processes(config)
         sharding.configure_loading(config.model.quantization)
@@ -136,11 +137,7 @@ def check_processes(config: RewardConfig) -> None:
 
 
 def build_model(config: RewardConfig, chat: Chat) -> PeftModel:
-    """The base as a classifier, with a fresh adapter and head.
-
-    Raises:
-        ConfigError: model.max_length is longer than the base can take.
-    """
+    """The base as a classifier, with a fresh adapter and head."""
     model = load_classifier(
         config.model.base,
         attributes=config.attributes,
@@ -149,13 +146,6 @@ def build_model(config: RewardConfig, chat: Chat) -> PeftModel:
         quantization=config.model.quantization,
         pad_id=chat.pad_id,
     )
-    context = model.config.get_text_config().max_position_embeddings
-    if config.model.max_length > context:
-        raise ConfigError(
-            f"model.max_length is {config.model.max_length}.",
-            allowed=f"at most {context}, the context of {config.model.base!r}",
-            fix=f"model.max_length={context}",
-        )
     if torch.cuda.is_available() and config.model.quantization == "none" and not sharding.is_requested():
         model = model.to("cuda")
     enable_packed_scores(model)
@@ -292,7 +282,9 @@ def evaluate_final(
 
 def dry_run(config: RewardConfig) -> list[str]:
     """What a run would do, without doing it: the drop report, and each stage's items and updates."""
-    data = load_data(config, load_chat(config))
+    chat = load_chat(config)
+    check_start(config, chat)
+    data = load_data(config, chat)
     lines = data.drops.lines()
     if config.start is not None:
         lines.append(f"begins with the adapter and the head of {config.start}")

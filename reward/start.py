@@ -7,8 +7,28 @@ from pathlib import Path
 from rlhf.adapters import start
 from rlhf.adapters.storage import HEAD_WEIGHT, RewardAdapter
 from rlhf.config.reward import RewardConfig
+from rlhf.core.errors import ModelError
 from rlhf.models.chat import Chat
 from rlhf.models.loading import PeftModel
+
+
+def check_start(config: RewardConfig, chat: Chat) -> None:
+    """Make sure before anything is loaded that `start` is a reward model with this chat template and these attributes.
+
+    Raises:
+        ModelError: it is none, or is another.
+    """
+    if config.start is None:
+        return
+    before = RewardAdapter.read(Path(config.start))
+    before.lora.check_template(chat)
+    if list(before.card["attributes"]) != config.attributes:
+        raise ModelError(
+            f"start: the reward model in {config.start} has the attributes {', '.join(before.card['attributes'])}, "
+            f"this run {', '.join(config.attributes)}.",
+            allowed="the same attributes in the same order",
+            fix=f"attributes=[{','.join(before.card['attributes'])}]",
+        )
 
 
 def start_from(folder: Path, config: RewardConfig, model: PeftModel, chat: Chat) -> None:

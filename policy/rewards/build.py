@@ -40,7 +40,6 @@ class RewardBuilder:
 
     def __init__(self, config: PolicyConfig, model: PeftModel | PreTrainedModel, chat: Chat) -> None:
         self.config, self.model, self.chat = config, model, chat
-        self.longest = config.data.max_prompt_tokens + config.rollouts.max_new_tokens + CLOSING_TOKENS
 
     def rewards(self) -> WeightedRewards:
         """What the policy learns from.
@@ -94,12 +93,7 @@ class RewardBuilder:
             source.place, self.model, self.chat, tokens_per_batch=self.config.tokens_per_batch, name=role
         )
         self.model = scorer.model
-        if self.longest > scorer.max_length:
-            raise ConfigError(
-                f"Prompt, answer and closing tokens may reach {self.longest} tokens.",
-                allowed=f"at most {scorer.max_length}, the context of the reward model's base",
-                fix="lower data.max_prompt_tokens or rollouts.max_new_tokens",
-            )
+        require_room(self.config, scorer.max_length)
         return ModelReward(scorer)
 
     def _judge(self, source: SourceConfig, role: str) -> Source:
@@ -119,6 +113,24 @@ class RewardBuilder:
                 fix="try it: rlhf score MODEL --input FILE.jsonl --output FILE.jsonl",
             ) from error
         return ModelReward(scorer)
+
+
+def require_room(config: PolicyConfig, context: int) -> None:
+    """Make sure that the longest prompt with the longest answer fits a reward model's context.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    longest = config.data.max_prompt_tokens + config.rollouts.max_new_tokens + CLOSING_TOKENS
+    room = context - config.data.max_prompt_tokens - CLOSING_TOKENS
+    if longest > context:
+        raise ConfigError(
+            f"Prompt, answer and closing tokens may reach {longest} tokens.",
+            allowed=f"at most {context}, the context of the reward model's base",
+            fix=f"rollouts.max_new_tokens={room}, or lower data.max_prompt_tokens"
+            if room > 0
+            else f"lower data.max_prompt_tokens, which is {config.data.max_prompt_tokens}",
+        )
 
 
 def server(source: SourceConfig) -> ServerReward:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from policy.rewards.build import function, server
+from policy.rewards.build import function, require_room, server
 from policy.rewards.function import FunctionReward
 from reward.judge.client import JudgeClient
 from rlhf.adapters.storage import RewardAdapter
@@ -34,25 +34,27 @@ def check_sources(config: PolicyConfig, chat: Chat, prompts: Sequence[Prompt]) -
     """
     held_out = [] if config.held_out_reward is None else [("held_out_reward", config.held_out_reward)]
     checks: Mapping[Kind, Callable[[SourceConfig], None]] = {
-        "adapter": lambda source: _check_adapter(source, chat),
+        "adapter": lambda source: _check_adapter(source, chat, config),
         "classifier": lambda source: _check_classifier(source),
         "server": lambda source: server(source).check(),
         "function": lambda source: _check_function(source, config, chat, prompts),
         "judge": lambda source: _check_judge(source, config),
-        "ensemble": lambda source: _check_ensemble(source, chat),
+        "ensemble": lambda source: _check_ensemble(source, chat, config),
     }
     for _, source in [*(("reward", source) for source in config.reward), *held_out]:
         checks[source.kind](source)
 
 
-def _check_adapter(source: SourceConfig, chat: Chat) -> None:
-    RewardAdapter.read(Path(source.place)).lora.check_template(chat)
+def _check_adapter(source: SourceConfig, chat: Chat, config: PolicyConfig) -> None:
+    adapter = RewardAdapter.read(Path(source.place))
+    adapter.lora.check_template(chat)
+    require_room(config, adapter.card["max_length"])
 
 
-def _check_ensemble(source: SourceConfig, chat: Chat) -> None:
+def _check_ensemble(source: SourceConfig, chat: Chat, config: PolicyConfig) -> None:
     assert source.ensemble is not None  # its kind says so
     for folder in source.ensemble.adapters:
-        _check_adapter(SourceConfig(adapter=folder), chat)
+        _check_adapter(SourceConfig(adapter=folder), chat, config)
 
 
 def _check_classifier(source: SourceConfig) -> None:

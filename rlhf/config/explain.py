@@ -114,9 +114,13 @@ def plain(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         return f"a mapping with the keys {', '.join(annotation.model_fields)}"
     name = PLAIN_NAMES.get(annotation, getattr(annotation, "__name__", str(annotation)))
     if "ge" in bounds and "le" in bounds:
-        return f"{name} from {bounds['ge']:g} to {bounds['le']:g}"
-    words = [f"{word} {bounds[bound]:g}" for bound, word in BOUND_WORDS.items() if bound in bounds]
+        return f"{name} from {_number(bounds['ge'])} to {_number(bounds['le'])}"
+    words = [f"{word} {_number(bounds[bound])}" for bound, word in BOUND_WORDS.items() if bound in bounds]
     return f"{name} {' and '.join(words)}" if words else name
+
+
+def _number(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 def problems(error: ValidationError, schema: type[BaseModel], data: Mapping[str, Any]) -> list[Problem]:

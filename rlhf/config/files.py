@@ -102,16 +102,48 @@ def parse(text: str, place: str) -> tuple[Any, yaml.Node | None]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         lines = text.splitlines()
-        if mark is None or not 0 <= mark.line < len(lines):
+        if mark is None or not lines:
             raise ConfigError(f"{place}: is not valid YAML: {error.problem}") from None
-        fix = (
-            "indent with spaces"
-            if "\t" in lines[mark.line]
-            else f"mend this line: {lines[mark.line].strip()}"
+        number = min(
+            mark.line, len(lines) - 1
+        )  # a bracket that is never closed is noticed after the last line
+        found = (
+            f"{place}:{number + 1}: is not valid YAML: {error.problem}: {_around(lines[number], mark.column)}"
         )
-        raise ConfigError(f"{place}:{mark.line + 1}: is not valid YAML: {error.problem}", fix=fix) from None
+        raise ConfigError(found, fix=_yaml_fix(str(error.problem), lines[number])) from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{place}: is not valid YAML: {error}") from None
+
+
+YAML_FIXES = (
+    ("stands twice", "remove one of the two"),
+    (
+        "mapping values are not allowed",
+        "put a value that holds `: ` in quotes, or indent the line as its neighbours",
+    ),
+    ("cannot start any token", "put the value in quotes"),
+    ("undefined alias", "put a value that begins with * in quotes"),
+    ("could not find expected ':'", "write `key: value`, with a space after the colon"),
+    ("expected ',' or", "close the bracket above, or put a comma between the entries"),
+    ("did not find expected", "indent the line as its neighbours"),
+    ("unexpected end of stream", "close the quotes"),
+)
+"""What YAML complains of, and what usually helps."""
+
+
+def _yaml_fix(problem: str, line: str) -> str:
+    if "\t" in line:
+        return "indent with spaces"
+    if "${" in line and ("'{'" in problem or "expected ','" in problem):
+        return "inside { } write $NAME, or put the value in quotes"
+    return next((fix for words, fix in YAML_FIXES if words in problem), "correct this line")
+
+
+def _around(line: str, column: int, width: int = 60) -> str:
+    """A line of text around a column, shortened on both sides."""
+    start = max(0, min(column - width // 2, len(line) - width))
+    shown = line[start : start + width].strip()
+    return f"{'...' if start else ''}{shown}{'...' if start + width < len(line) else ''}"
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from rlhf.config.algorithm import AlgorithmConfig
 from rlhf.config.rewards import HeldOut, ShapingConfig, Sources, check_names
-from rlhf.config.rollouts import RolloutConfig
+from rlhf.config.rollouts import MAX_LORA_RANK, RolloutConfig
 from rlhf.config.schema import (
     AdapterConfig,
     Count,
@@ -16,6 +16,7 @@ from rlhf.config.schema import (
     ModelConfig,
     NonNegative,
     OptimizerConfig,
+    Place,
     Positive,
     RunConfig,
     Strict,
@@ -56,7 +57,7 @@ class PolicyConfig(RunConfig):
     """The frozen base: the reference where there is no `start`, and the ground of policy, reward and critic."""
     adapter: AdapterConfig | None = AdapterConfig()
     """The adapter that becomes the policy. null: none, and all weights of the base are trained, beside a frozen copy of it that is the reference; see docs/full-fine-tuning.md."""
-    start: str | None = None
+    start: Place | None = None
     """Begin from an aligned policy (its `final/` folder) with the same base, template and adapter settings: a second round, in which a frozen copy of it is the reference. null: a fresh adapter, and the base is the reference."""
     reward: Sources = Field(min_length=1)
     """A reward model: the `final/` folder of `rlhf train-reward`, on the same base. Or one or a list of other rewards, which are added up."""
@@ -124,6 +125,17 @@ class PolicyConfig(RunConfig):
         }
         if found := [reason for reason, there in wanting.items() if there]:
             raise ValueError("adapter is null, so all weights are trained; but " + "; ".join(found))
+        return self
+
+    @model_validator(mode="after")
+    def _rank_fits_engine(self) -> Self:
+        if self.adapter is None or self.rollouts.engine == "transformers":
+            return self
+        if self.adapter.rank > MAX_LORA_RANK:
+            raise ValueError(
+                f"adapter.rank is {self.adapter.rank}, and vLLM takes adapters of rank {MAX_LORA_RANK} at most: "
+                f"adapter.rank={MAX_LORA_RANK}, or rollouts.engine=transformers"
+            )
         return self
 
     @model_validator(mode="after")

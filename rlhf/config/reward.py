@@ -16,6 +16,7 @@ from rlhf.config.schema import (
     ModelConfig,
     NonNegative,
     OptimizerConfig,
+    Place,
     Positive,
     RunConfig,
     Share,
@@ -106,7 +107,7 @@ class RewardConfig(RunConfig):
     """What it learns from."""
     recipe: RecipeName | None = None
     """A row of the paper's table by its name: decides losses, attributes and ExPO; `stages` then holds settings by the names regression, preference or hybrid."""
-    start: str | None = None
+    start: Place | None = None
     """A reward model (its `final/` folder) whose adapter and head training begins from; with a recipe, in place of its regression stage."""
     stages: list[StageConfig] = Field(min_length=1)
     """Trained in this order."""
@@ -120,7 +121,7 @@ class RewardConfig(RunConfig):
     """Updates between two validations; the best one is kept."""
     save_every: Count = 20
     """Updates between two checkpoints."""
-    benchmark: str | None = None
+    benchmark: Place | None = None
     """A file in RewardBench's columns, or `rewardbench`, scored at the end; also `demo`."""
 
     @model_validator(mode="before")

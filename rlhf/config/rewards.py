@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from rlhf.config.judge import JudgeConfig
-from rlhf.config.schema import Count, CountOrZero, NonNegative, Number, Positive, Strict
+from rlhf.config.schema import Count, CountOrZero, NonNegative, Number, Place, Positive, Strict
 
 Kind = Literal["adapter", "classifier", "server", "function", "judge", "ensemble"]
 KINDS: tuple[Kind, ...] = ("adapter", "classifier", "server", "function", "judge", "ensemble")
@@ -26,7 +26,7 @@ ONLY_WITH = (("label", "classifier"), ("token_env", "server"), ("timeout", "serv
 class EnsembleConfig(Strict):
     """Several reward models that score every answer, combined into one reward."""
 
-    adapters: Annotated[list[str], Field(min_length=2)]
+    adapters: Annotated[list[Place], Field(min_length=2)]
     """`final/` folders of `rlhf train-reward`, at least two, for example of different seeds."""
     rule: Literal["mean", "lower-bound", "worst"] = "lower-bound"
     """Mean over the members, mean less `coefficient` times their standard deviation, or the lowest of them."""
@@ -37,13 +37,13 @@ class EnsembleConfig(Strict):
 class Source(Strict):
     """A source of rewards: one of `adapter`, `classifier`, `server`, `function`, `judge` and `ensemble`."""
 
-    adapter: str | None = None
+    adapter: Place | None = None
     """A reward model on the policy's own base: the `final/` folder of `rlhf train-reward`. Shares the base's weights."""
-    classifier: str | None = None
+    classifier: Place | None = None
     """A reward model with weights of its own: any AutoModelForSequenceClassification with a chat template, or a `final/` folder on another base."""
     server: str | None = None
     """Address of a running `rlhf serve-reward`, such as http://127.0.0.1:8800."""
-    function: str | None = None
+    function: Place | None = None
     """`FILE.py:NAME` or `MODULE:NAME`, called as TRL calls a reward function; or `gold`, the check of a prompt that has one."""
     judge: JudgeConfig | None = None
     """A language model behind an OpenAI-compatible server that judges the answers."""

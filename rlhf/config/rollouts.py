@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from rlhf.config.schema import Count, Number, Positive, Strict
+from rlhf.config.schema import Count, Number, Place, Positive, Strict
 
 TOKEN_ENV = "RLHF_ROLLOUT_TOKEN"  # noqa: S105 - the name of a variable
 
@@ -45,7 +45,7 @@ class RolloutConfig(Strict):
     """Addresses of vLLM's OpenAI servers, such as http://127.0.0.1:8000; all serve the base, and take the adapter over HTTP."""
     token_env: str = TOKEN_ENV
     """With servers: the environment variable that holds their token, where they want one."""
-    adapter_folder: str | None = None
+    adapter_folder: Place | None = None
     """With servers: a folder that they see too, under the same path, where the adapter is left for them; null is `adapters/` in the run folder."""
     timeout: Positive = 1800.0
     """With servers: seconds to wait for the answers to one prompt before the server is given up."""
@@ -93,4 +93,6 @@ class RolloutConfig(Strict):
         return self
 
 
+MAX_LORA_RANK = 512
+"""Highest rank of an adapter that vLLM takes (`MaxLoRARanks` of vllm.config.lora)."""
 ONLY_WITH_SERVERS = ("token_env", "adapter_folder", "timeout", "overlap")

