@@ -1,23 +1,30 @@
-"""A reward model behind HTTP: `POST /score` and `GET /health`, JSON in and out, a bearer token on every request.
+"""A reward model over HTTP: `POST /score` and `GET /health`, JSON in and out, a bearer token on every request.
 
     POST /score {"conversations": [[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}], ...]}
       -> {"scores": [{"reward": x, "attributes": {...}} or {"error": "..."}, ...]}
-    GET /health -> {"status": "ok", "protocol": 1, "model": ..., "attributes": [...], "max_conversations": ...}
+    GET /health -> {"status": "ok", "protocol": 1, "model": ..., "attributes": [...], "max_conversations": ..., "max_bytes": ...}
 
-One thread scores, in the order requests came in. A conversation that cannot be scored is told in its place and spoils no other. There
-is no encryption: beyond this machine, put a proxy or a tunnel in front.
+Every other answer is {"error": "..."} with status 400, 401, 404, 405, 408, 413 or 500. Requests that wait at the same time are
+scored in one packed batch. There is no encryption: for access from other machines, put a proxy or a tunnel in front.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
-import sys
-from collections.abc import Callable, Sequence
+import signal
+import socket
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from socketserver import TCPServer
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Protocol
+
+import uvicorn
+from fastapi import FastAPI, HTTPException, Request, Response
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from reward.scorer import score_each
 from rlhf.config.rewards import SERVER_PROTOCOL
@@ -28,87 +35,205 @@ from rlhf.data.rows import Row
 
 MAX_BYTES = 16 * 2**20
 MAX_CONVERSATIONS = 256
-SLOW_CLIENT = 30.0
-"""Seconds that a client may be silent in the middle of a request."""
+"""Of one request. A batch holds whole requests, and no second one beyond this many conversations."""
+READ_SECONDS = 30.0
+"""Maximum silence of a client that is sending a request body."""
+BACKLOG = 2048
+ENDPOINTS = "POST /score and GET /health"
 
 
 class ScorerLike(Protocol):
-    """What is served."""
+    """A reward model that scores conversations."""
 
     @property
     def attributes(self) -> Sequence[str]:
-        """Names of what it rates."""
+        """Names of the attributes of a score."""
         ...
 
     def score(self, conversations: Sequence[Conversation]) -> Sequence[Any]:
-        """One score with `reward` and `attributes` for each."""
+        """One score with `reward` and `attributes` per conversation."""
         ...
 
 
-class RewardServer(ThreadingHTTPServer):
-    """Serves one scorer; bound when it is made, answering from `serve_forever` on.
+class BatchQueue:
+    """Scores the conversations of all waiting requests in one call, in order of arrival, in a single thread."""
+
+    def __init__(self, scorer: ScorerLike) -> None:
+        self.scorer = scorer
+        self._requests: asyncio.Queue[tuple[Sequence[Conversation], asyncio.Future[Any]]] = asyncio.Queue()
+
+    def __len__(self) -> int:
+        """How many requests wait."""
+        return self._requests.qsize()
+
+    async def score(self, conversations: Sequence[Conversation]) -> list[Any]:
+        """One score, or one error, per conversation.
+
+        Raises:
+            RuntimeError: the model failed, for example out of memory.
+        """
+        scores: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+        self._requests.put_nowait((conversations, scores))
+        return await scores
+
+    async def run(self) -> None:
+        """Score batches until cancelled."""
+        loop = asyncio.get_running_loop()
+        postponed: list[tuple[Sequence[Conversation], asyncio.Future[Any]]] = []
+        with ThreadPoolExecutor(1, thread_name_prefix="score") as thread:
+            while True:
+                batch = postponed or [await self._requests.get()]
+                postponed, size = [], len(batch[0][0])
+                while not postponed and not self._requests.empty():
+                    request = self._requests.get_nowait()
+                    size += len(request[0])
+                    (batch if size <= MAX_CONVERSATIONS else postponed).append(request)
+                together = [conversation for conversations, _ in batch for conversation in conversations]
+                call = loop.run_in_executor(thread, score_each, self.scorer.score, together)
+                await asyncio.wait({call})
+                if (error := call.exception()) is not None:
+                    for _, waiting in batch:
+                        waiting.set_exception(error)
+                else:
+                    scores = iter(call.result())
+                    for conversations, waiting in batch:
+                        waiting.set_result([next(scores) for _ in conversations])
+
+
+class RequireToken:
+    """ASGI middleware: answers 401 to every request without the bearer token, whatever its path."""
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self.app, self._expected = app, f"Bearer {token}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 401, or pass the request on."""
+        if scope["type"] == "http":
+            header = dict(scope["headers"]).get(b"authorization", b"")
+            if not hmac.compare_digest(header, self._expected):
+                message = "the token is missing or wrong; send the header Authorization: Bearer TOKEN"
+                response = _json({"error": message}, 401, {"WWW-Authenticate": "Bearer"})
+                await response(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+def create_app(scorer: ScorerLike, *, model: str, token: str) -> FastAPI:
+    """The application that serves a scorer.
 
     Args:
-        address: host and port; port 0 takes a free one.
-        token: what every request must carry.
+        model: the name that `/health` reports.
+        token: the bearer token that every request must carry.
+    """
+    queue = BatchQueue(scorer)
 
-    Attributes:
-        scorer: what is served; given before `serve_forever`.
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        worker = asyncio.create_task(queue.run())
+        yield
+        worker.cancel()
+        with suppress(asyncio.CancelledError):
+            await worker
+
+    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    app.state.queue = queue
+    app.add_middleware(RequireToken, token=token)
+    app.add_exception_handler(StarletteHTTPException, _http_error)
+    app.add_exception_handler(ClientDisconnect, lambda *_: Response(status_code=400))
+    app.add_exception_handler(Exception, _server_error)
+
+    @app.get("/health")
+    async def health() -> Response:
+        return _json(
+            {
+                "status": "ok",
+                "protocol": SERVER_PROTOCOL,
+                "model": model,
+                "attributes": list(queue.scorer.attributes),
+                "max_conversations": MAX_CONVERSATIONS,
+                "max_bytes": MAX_BYTES,
+            }
+        )
+
+    @app.post("/score")
+    async def score(request: Request) -> Response:
+        items = [_conversation(item, place) for place, item in enumerate(_items(await _body(request)))]
+        valid = [item for item in items if not isinstance(item, DataError)]
+        try:
+            scores = iter(await queue.score(valid)) if valid else iter(())
+        except RuntimeError as error:  # torch's, such as a GPU out of memory
+            raise HTTPException(500, f"the model failed: {str(error).splitlines()[0]}") from error
+        results = [item if isinstance(item, DataError) else next(scores) for item in items]
+        return _json({"scores": [_as_dict(result) for result in results]})
+
+    return app
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket bound to the address, which does not listen yet; port 0 takes a free one.
 
     Raises:
-        OSError: the address is in use, or is none of this machine.
+        OSError: the address is in use, or does not belong to this machine.
     """
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+    except OSError:
+        bound.close()
+        raise
+    return bound
 
-    daemon_threads = True
-    scorer: ScorerLike
 
-    def __init__(self, address: tuple[str, int], model: str, token: str) -> None:
-        super().__init__(address, _Handler, bind_and_activate=False)
-        self.model, self.token = model, token
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="score")
-        try:
-            self.server_bind()
-        except OSError:
-            self.server_close()
-            raise
+def make_server(app: FastAPI) -> uvicorn.Server:
+    """The HTTP server of an application; it logs no requests."""
+    return uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, backlog=BACKLOG))
 
-    def server_bind(self) -> None:
-        """Take the address; the standard library's own would ask the network for a name that nobody needs."""
-        TCPServer.server_bind(self)
-        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
 
-    @property
-    def url(self) -> str:
-        """Where it is."""
-        return f"http://{self.server_address[0]!s}:{self.server_address[1]}"
+def serve(app: FastAPI, bound: socket.socket) -> None:
+    """Serve until SIGINT or SIGTERM, then answer the requests under way and return."""
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises it again at its end
+    try:
+        with suppress(KeyboardInterrupt):
+            make_server(app).run(sockets=[bound])
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
-    def health(self) -> dict[str, Any]:
-        """What it serves, and how much at a time."""
-        return {
-            "status": "ok",
-            "protocol": SERVER_PROTOCOL,
-            "model": self.model,
-            "attributes": list(self.scorer.attributes),
-            "max_conversations": MAX_CONVERSATIONS,
-            "max_bytes": MAX_BYTES,
-        }
 
-    def scores(self, items: Sequence[Any]) -> list[dict[str, Any]]:
-        """A score or an error for each item of a request."""
-        read = [_conversation(item, place) for place, item in enumerate(items)]
-        whole = [one for one in read if not isinstance(one, DataError)]
-        scored = iter(self._worker.submit(score_each, self.scorer.score, whole).result())
-        return [_as_json(one if isinstance(one, DataError) else next(scored)) for one in read]
+async def _body(request: Request) -> bytes:
+    """The body of a request, read no further than the limit."""
+    length = request.headers.get("Content-Length", "0")
+    if length.isdecimal() and int(length) > MAX_BYTES:
+        raise HTTPException(413, f"a body of {length} bytes; at most {MAX_BYTES} are accepted")
+    body, chunks = bytearray(), request.stream()
+    try:
+        while True:
+            body += await asyncio.wait_for(anext(chunks), READ_SECONDS)
+            if len(body) > MAX_BYTES:
+                raise HTTPException(413, f"a body of more than {MAX_BYTES} bytes, the limit")
+    except StopAsyncIteration:
+        return bytes(body)
+    except TimeoutError:
+        raise HTTPException(
+            408,
+            f"the rest of the body did not arrive within {READ_SECONDS:g} seconds",
+            {"Connection": "close"},
+        ) from None
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away is not worth a stack trace."""
-        if not isinstance(sys.exc_info()[1], ConnectionError):
-            super().handle_error(request, client_address)
 
-    def server_close(self) -> None:
-        """Let go of the address, once what is being scored is done."""
-        super().server_close()
-        self._worker.shutdown()
+def _items(body: bytes) -> list[Any]:
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError):
+        raise HTTPException(400, "the body is not JSON") from None
+    items = content.get("conversations") if isinstance(content, dict) else None
+    if not isinstance(items, list):
+        raise HTTPException(400, 'the body is not {"conversations": [...]}')
+    if len(items) > MAX_CONVERSATIONS:
+        raise HTTPException(
+            413, f"{len(items)} conversations; at most {MAX_CONVERSATIONS} are accepted at a time"
+        )
+    return items
 
 
 def _conversation(item: Any, place: int) -> Conversation | DataError:
@@ -117,7 +242,9 @@ def _conversation(item: Any, place: int) -> Conversation | DataError:
     except DataError as error:
         return error
     if not is_unicode(conversation):
-        return DataError(f"conversation {place + 1}: a text is no Unicode", allowed="whole surrogate pairs")
+        return DataError(
+            f"conversation {place + 1}: a text is not valid Unicode", allowed="whole surrogate pairs"
+        )
     if isinstance(item, str) or not conversation or conversation[-1].role != "assistant":
         return DataError(
             f"conversation {place + 1} does not end with the assistant's message",
@@ -126,85 +253,25 @@ def _conversation(item: Any, place: int) -> Conversation | DataError:
     return conversation
 
 
-def _as_json(scored: Any) -> dict[str, Any]:
-    if isinstance(scored, RlhfError):
-        return {"error": scored.found + (f" Allowed: {scored.allowed}" if scored.allowed else "")}
-    return {"reward": scored.reward, "attributes": dict(scored.attributes)}
+def _as_dict(result: Any) -> dict[str, Any]:
+    if isinstance(result, RlhfError):
+        return {"error": result.found + (f" Allowed: {result.allowed}" if result.allowed else "")}
+    return {"reward": result.reward, "attributes": dict(result.attributes)}
 
 
-class _RefusedError(Exception):
-    """A request that is answered with an error."""
-
-    def __init__(self, status: int, why: str) -> None:
-        self.status, self.why = status, why
-        super().__init__(why)
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: RewardServer
-    server_version = "rlhf-serve-reward"
-    sys_version = ""
-    timeout = SLOW_CLIENT
-
-    def do_GET(self) -> None:
-        self._answer("/health", lambda _: self.server.health())
-
-    def do_POST(self) -> None:
-        self._answer("/score", lambda body: {"scores": self.server.scores(_items(body))})
-
-    def _answer(self, path: str, reply: Callable[[bytes], dict[str, Any]]) -> None:
-        told = self.headers.get("Content-Length", "0")
-        length = int(told) if told.isdecimal() else 0
-        unread = min(length, MAX_BYTES)
-        try:
-            self._check_token()
-            if self.path != path:
-                raise _RefusedError(
-                    404, f"{self.command} {self.path} is not served; POST /score and GET /health are"
-                )
-            if not told.isdecimal() or "Transfer-Encoding" in self.headers:
-                raise _RefusedError(411, "a body needs a Content-Length")
-            if length > MAX_BYTES:
-                raise _RefusedError(413, f"a body of {length} bytes; at most {MAX_BYTES} are taken")
-            body, unread = self.rfile.read(length), 0
-            status, content = 200, reply(body)
-        except _RefusedError as refusal:
-            status, content = refusal.status, {"error": refusal.why}
-            self._pass_over(unread)
-        except RuntimeError as error:  # torch's, such as a card that is full
-            status, content = 500, {"error": f"the model failed: {str(error).splitlines()[0]}"}
-        data = json.dumps(content, allow_nan=False).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        if status == 401:
-            self.send_header("WWW-Authenticate", "Bearer")
-        self.end_headers()
-        self.wfile.write(data)
-
-    def _pass_over(self, length: int) -> None:
-        """Let a client that is still sending hear the answer, instead of a broken connection."""
-        while length > 0 and (some := self.rfile.read(min(length, 2**16))):
-            length -= len(some)
-
-    def _check_token(self) -> None:
-        given = self.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
-        if not hmac.compare_digest(given, f"Bearer {self.server.token}".encode()):
-            raise _RefusedError(
-                401, "the token is missing or wrong; send the header Authorization: Bearer TOKEN"
-            )
+def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, StarletteHTTPException)
+    message = error.detail
+    if error.status_code in (404, 405):
+        message = f"{request.method} {request.url.path} is not served; {ENDPOINTS} are"
+    return _json({"error": message}, error.status_code, error.headers)
 
 
-def _items(body: bytes) -> list[Any]:
-    try:
-        told = json.loads(body)
-    except (ValueError, RecursionError):
-        raise _RefusedError(400, "the body is not JSON") from None
-    items = told.get("conversations") if isinstance(told, dict) else None
-    if not isinstance(items, list):
-        raise _RefusedError(400, 'the body is not {"conversations": [...]}')
-    if len(items) > MAX_CONVERSATIONS:
-        raise _RefusedError(
-            413, f"{len(items)} conversations; at most {MAX_CONVERSATIONS} are taken at a time"
-        )
-    return items
+def _server_error(_: Request, error: Exception) -> Response:
+    return _json({"error": f"the server failed: {type(error).__name__}"}, 500)
+
+
+def _json(content: Any, status: int = 200, headers: Any = None) -> Response:
+    """JSON in ASCII: an error may quote text that UTF-8 cannot encode."""
+    data = json.dumps(content, allow_nan=False)
+    return Response(data, status, headers, media_type="application/json")

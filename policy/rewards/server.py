@@ -1,69 +1,73 @@
-"""Rewards by a server: the other end of `rlhf serve-reward`.
+"""Rewards by a server: the client of `rlhf serve-reward`.
 
-A request that gets no answer, or one that says try again, is repeated after 1, 2, 4 and 8 seconds. A wrong token is never
-repeated. The token goes to the address that the config names and nowhere else: redirections are not followed.
+A request without an answer, or with an answer that names a temporary fault, is repeated after 1, 2, 4 and 8 seconds. A wrong
+token is never retried. The token is sent to the configured address only: redirects are not followed.
 """
 
 from __future__ import annotations
 
-import http.client
 import json
 import math
 import os
 import time
-import urllib.error
-import urllib.request
+import weakref
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 from typing import Any
-from urllib.parse import urlsplit
+
+import httpx
 
 from policy.rewards.model import conversations_of
 from policy.rewards.protocol import Missing
-from rlhf.config.rewards import SERVER_PROTOCOL
+from rlhf.config.rewards import SERVER_PROTOCOL, is_header_safe
 from rlhf.core.errors import ConfigError, RewardError, RlhfError
 from rlhf.core.records import Conversation, Prompt, Rollout
 
 CHUNK = 64
 """Conversations in one request."""
-WAITS = (1.0, 2.0, 4.0, 8.0)
-"""Seconds before each further try."""
-TRY_AGAIN = (408, 429, 500, 502, 503, 504)
+RETRY_DELAYS = (1.0, 2.0, 4.0, 8.0)
+"""Seconds before each retry."""
+TEMPORARY = (408, 429, 500, 502, 503, 504)
+"""Status codes that are retried."""
+MAX_MESSAGE = 200
 
 
 class ServerReward:
-    """Asks a reward server.
+    """The rewards of a reward server.
 
     Args:
-        url: where it is.
-        token_env: the environment variable with its token.
+        url: the server's address.
+        token_env: the environment variable that holds its token.
         timeout: seconds for one request.
     """
 
     def __init__(self, url: str, *, token_env: str, timeout: float) -> None:
         self.url, self.token_env, self.timeout = url.rstrip("/"), token_env, timeout
-        proxies: dict[str, str] | None = {} if _is_here(self.url) else None  # this machine is behind no proxy
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies), _NoRedirect)
+        # A proxy named in the environment cannot reach this machine's loopback address.
+        self._http = httpx.Client(
+            timeout=timeout, follow_redirects=False, trust_env=not _is_loopback(self.url)
+        )
+        weakref.finalize(self, self._http.close)
 
     def check(self) -> None:
-        """Ask whether it is there, takes the token, and speaks as we do.
+        """Check that the server is reachable, accepts the token and speaks this protocol.
 
         Raises:
             ConfigError: it is not, or does not.
         """
-        said = self._ask("/health", None, waits=(), error_type=ConfigError)
-        if said.get("protocol") != SERVER_PROTOCOL:
+        health = self._request("GET", "/health", retry_delays=(), error_type=ConfigError)
+        if health.get("protocol") != SERVER_PROTOCOL:
             raise ConfigError(
-                f"{self.url} answers, but is no reward server of this version (protocol {said.get('protocol')}).",
+                f"{self.url} answers, but is no reward server of this version (protocol {health.get('protocol')}).",
                 allowed=f"an address of `rlhf serve-reward`, protocol {SERVER_PROTOCOL}",
             )
 
     def of(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[float | Missing]:
-        """What the server says of each answer.
+        """The reward of each answer, or why it has none.
 
         Raises:
-            RewardError: it does not answer, or not with a score for each.
-            ConfigError: it does not take the token.
+            RewardError: the server does not answer, or not with one score per answer.
+            ConfigError: it does not accept the token.
         """
         conversations = conversations_of(prompts, rollouts)
         rewards: list[float | Missing] = []
@@ -73,7 +77,7 @@ class ServerReward:
 
     def _scores(self, conversations: Sequence[Conversation]) -> list[float | Missing]:
         messages = [[{"role": m.role, "content": m.content} for m in one] for one in conversations]
-        scores = self._ask("/score", {"conversations": messages}).get("scores")
+        scores = self._request("POST", "/score", {"conversations": messages}).get("scores")
         if not isinstance(scores, list) or len(scores) != len(conversations):
             count = len(scores) if isinstance(scores, list) else "no"
             raise RewardError(
@@ -82,40 +86,43 @@ class ServerReward:
             )
         return [_reward(score) for score in scores]
 
-    def _ask(
+    def _request(
         self,
+        method: str,
         path: str,
-        content: Mapping[str, Any] | None,
+        content: Mapping[str, Any] | None = None,
         *,
-        waits: Sequence[float] = WAITS,
+        retry_delays: Sequence[float] | None = None,
         error_type: type[RlhfError] = RewardError,
     ) -> Mapping[str, Any]:
-        """A GET, or with content a POST, repeated where that may help."""
-        body = None if content is None else json.dumps(content).encode()
+        """The JSON object that the server answers with; temporary faults are retried."""
+        body = None if content is None else json.dumps(content).encode()  # ASCII: any text can be sent
         headers = {"Authorization": f"Bearer {self._token()}", "Content-Type": "application/json"}
-        request = urllib.request.Request(self.url + path, data=body, headers=headers)  # noqa: S310 - http by the config's rule
         reason = ""
-        for wait in (*waits, None):
+        for delay in (*(RETRY_DELAYS if retry_delays is None else retry_delays), None):
             try:
-                with self._opener.open(request, timeout=self.timeout) as response:
-                    said = json.load(response)
-                if isinstance(said, dict):
-                    return said
-                reason = "it sent JSON that is no object"
-            except urllib.error.HTTPError as error:
-                reason = f"it said {error.code}: {_told(error)}"
-                if error.code in (401, 403):
-                    raise self._wrong_token(error.code) from error
-                if error.code not in TRY_AGAIN:
+                response = self._http.request(method, self.url + path, content=body, headers=headers)
+            except httpx.TimeoutException:
+                reason = f"no answer within {self.timeout:g} seconds"
+            except httpx.TransportError as error:
+                reason = str(error) or type(error).__name__
+            else:
+                if response.status_code in (401, 403):
+                    raise self._wrong_token(response.status_code)
+                reason = f"status {response.status_code}: {_error_message(response)}"
+                if response.is_success:
+                    if (result := _json_object(response)) is not None:
+                        return result
+                    reason = "the answer is not a JSON object"
+                elif response.status_code not in TEMPORARY:
                     break
-            except (OSError, http.client.HTTPException, ValueError) as error:
-                reason = str(getattr(error, "reason", error)) or type(error).__name__
-            if wait is not None:
-                time.sleep(wait)
+            if delay is not None:
+                time.sleep(delay)
         raise error_type(
             f"The reward server at {self.url} gave no answer to {path}: {reason}",
             allowed=f"a running `rlhf serve-reward`, an answer within {self.timeout:g} seconds",
-            fix="start it there (rlhf serve-reward MODEL), then --resume a run that was under way; one that had not begun may have another address",
+            fix="start it there (rlhf serve-reward MODEL); continue an interrupted run with --resume, or name another "
+            "address in a new run",
         )
 
     def _token(self) -> str:
@@ -123,39 +130,46 @@ class ServerReward:
         if not token:
             raise ConfigError(
                 f"The environment variable {self.token_env} is not set: it holds the token of the reward server at {self.url}.",
-                fix=f"export {self.token_env}=TOKEN, with the token that `rlhf serve-reward` was given or printed",
+                fix=self._token_fix(),
+            )
+        if not is_header_safe(token):
+            raise ConfigError(
+                f"The token in {self.token_env} cannot be sent in a header.",
+                allowed="letters, digits and signs in ASCII, without spaces or line ends",
+                fix=self._token_fix(),
             )
         return token
 
-    def _wrong_token(self, code: int) -> ConfigError:
+    def _wrong_token(self, status: int) -> ConfigError:
         return ConfigError(
-            f"The reward server at {self.url} does not take the token in {self.token_env} ({code}).",
-            fix=f"export {self.token_env}=TOKEN, with the token that `rlhf serve-reward` was given or printed",
+            f"The reward server at {self.url} does not accept the token in {self.token_env} (status {status}).",
+            fix=self._token_fix(),
         )
 
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirection is an error: the token is for one address."""
-
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        """Follow nothing."""
+    def _token_fix(self) -> str:
+        return f"export {self.token_env}=TOKEN, with the token that `rlhf serve-reward` uses or printed"
 
 
-def _is_here(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
+def _is_loopback(url: str) -> bool:
+    host = httpx.URL(url).host
     try:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
 
 
-def _told(error: urllib.error.HTTPError) -> str:
-    """What a refusal says, of the server or of something between."""
-    text = error.read(2000).decode("utf-8", "replace")
+def _json_object(response: httpx.Response) -> dict[str, Any] | None:
     try:
-        return str(json.loads(text)["error"])
-    except (ValueError, KeyError, TypeError):
-        return text.strip()[:200] or str(error.reason)
+        content = response.json()
+    except ValueError:
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _error_message(response: httpx.Response) -> str:
+    """The `error` field of an answer; else its text, cut, or its reason phrase."""
+    content = _json_object(response) or {}
+    return str(content.get("error") or response.text.strip()[:MAX_MESSAGE] or response.reason_phrase)
 
 
 def _reward(score: Any) -> float | Missing:

@@ -1,28 +1,26 @@
-"""`rlhf serve-reward`: a reward model behind HTTP."""
+"""`rlhf serve-reward`: a reward model over HTTP."""
 
 from __future__ import annotations
 
 import os
 import secrets
+import socket
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from rlhf.commands.options import Form, Label
-from rlhf.config.rewards import TOKEN_ENV
+from rlhf.config.rewards import TOKEN_ENV, is_header_safe
 from rlhf.core.errors import ConfigError
 
-if TYPE_CHECKING:
-    from reward.server import RewardServer
-
-Port = Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="0 takes a free one, and says which.")]
-Host = Annotated[str, typer.Option(metavar="ADDRESS", help="127.0.0.1 is reached from this machine alone.")]
+Port = Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="0 picks a free one and prints it.")]
+Host = Annotated[str, typer.Option(metavar="ADDRESS", help="127.0.0.1 is reachable from this machine only.")]
 TokenEnv = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="The environment variable with the token that every request must carry. Not set: one is made and printed.",
+        help="The environment variable with the token that every request must carry. Not set: one is generated and printed.",
     ),
 ]
 
@@ -31,7 +29,7 @@ def command(
     model: Annotated[
         str,
         typer.Argument(
-            help="A reward model: the `final` folder of a `train-reward` run, or another's (see --form)."
+            help="A reward model: the `final` folder of a `train-reward` run, or a third party's (see --form)."
         ),
     ],
     port: Port = 8800,
@@ -40,12 +38,13 @@ def command(
     label: Label = None,
     token_env: TokenEnv = TOKEN_ENV,
 ) -> None:
-    """Serve a reward model over HTTP, until Ctrl-C.
+    """Serve a reward model over HTTP, until Ctrl-C or SIGTERM.
 
-    POST /score takes {"conversations": [[{"role", "content"}, ...], ...]}, each ending with the assistant's message, and gives
-    {"scores": [{"reward", "attributes"} or {"error"}, ...]}, one for each: a conversation that cannot be scored spoils no other.
-    GET /health says what is served. Every request carries the header `Authorization: Bearer TOKEN`. At most 256 conversations
-    and 16 MiB at a time; one model call at a time, in the order requests came in.
+    POST /score takes {"conversations": [[{"role", "content"}, ...], ...]}, each ending with the assistant's message, and
+    returns {"scores": [{"reward", "attributes"} or {"error"}, ...]}, one per conversation; an invalid conversation does not
+    affect the others. GET /health describes the model. Every request needs the header `Authorization: Bearer TOKEN`. A request
+    holds at most 256 conversations and 16 MiB; requests that wait are scored in one batch. On a stop signal, requests under
+    way are answered first.
 
     \b
     Example:
@@ -54,41 +53,43 @@ def command(
       rlhf align-policy CONFIG.yaml 'reward={server: http://127.0.0.1:8800}'     # in another terminal
     """
     token = _token(token_env)
-    from reward.load_scorer import load_scorer  # torch loads only when the command runs
-    from reward.server import RewardServer
+    secret = token or secrets.token_urlsafe(32)
+    from reward.load_scorer import load_scorer  # imports torch, which --help does not need
+    from reward.server import BACKLOG, create_app, serve
 
-    with _bound(RewardServer, host, port, model, token or secrets.token_urlsafe(32)) as server:
-        server.scorer = load_scorer(model, form=form, label=label)
-        server.server_activate()
-        typer.echo(f"Serving {model} at {server.url}; rewards: {', '.join(server.scorer.attributes)}")
+    with _bound(host, port) as bound:
+        scorer = load_scorer(model, form=form, label=label)
+        app = create_app(scorer, model=model, token=secret)
+        bound.listen(BACKLOG)
+        address, bound_port = bound.getsockname()[:2]
+        shown = f"[{address}]" if ":" in address else address
+        typer.echo(f"Serving {model} at http://{shown}:{bound_port}; rewards: {', '.join(scorer.attributes)}")
         if token is None:
-            typer.echo(f"The token, shown this once: export {token_env}={server.token}")
-        if not ip_address(server.server_address[0]).is_loopback:  # type: ignore[arg-type]
+            typer.echo(f"The token, shown this once: export {token_env}={secret}")
+        if not ip_address(address).is_loopback:
             typer.echo(
                 "Note: other machines can reach this, and nothing is encrypted: put a proxy or a tunnel in front."
             )
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            typer.echo("Stopped.")
+        serve(app, bound)
+    typer.echo("Stopped.")
 
 
 def _token(name: str) -> str | None:
     token = os.environ.get(name)
-    if token is not None and (
-        not token.isascii() or not token.isprintable() or " " in token or len(token) < 8
-    ):
+    if token is not None and (not is_header_safe(token) or len(token) < 8):
         raise ConfigError(
             f"The token in {name} cannot be used.",
             allowed="8 or more letters, digits and signs, without spaces",
-            fix=f"export {name}=$(openssl rand -hex 24), or `unset {name}`: then one is made",
+            fix=f"export {name}=$(openssl rand -hex 24), or `unset {name}`: then one is generated",
         )
     return token
 
 
-def _bound(kind: type[RewardServer], host: str, port: int, model: str, token: str) -> RewardServer:
+def _bound(host: str, port: int) -> socket.socket:
+    from reward.server import bind
+
     try:
-        return kind((host, port), model, token)
+        return bind(host, port)
     except OSError as error:
         raise ConfigError(
             f"No server can be started at {host}:{port}: {error.strerror}",

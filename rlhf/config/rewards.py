@@ -34,6 +34,11 @@ class EnsembleConfig(Strict):
     """Of `lower-bound`: standard deviations taken off the mean."""
 
 
+def is_header_safe(token: str) -> bool:
+    """Whether a token can be sent in an HTTP header as it stands."""
+    return token.isascii() and token.isprintable() and " " not in token
+
+
 class Source(Strict):
     """A source of rewards: one of `adapter`, `classifier`, `server`, `function`, `judge` and `ensemble`."""
 

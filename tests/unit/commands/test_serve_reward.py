@@ -1,4 +1,4 @@
-"""`rlhf serve-reward`: what it says at its start, and what it refuses."""
+"""`rlhf serve-reward`: its output at the start, and what it refuses."""
 
 from __future__ import annotations
 
@@ -7,56 +7,69 @@ import socket
 from collections.abc import Callable
 
 import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
 from typer.testing import Result
 
-from reward.server import RewardServer
+from reward import server
 
 Rlhf = Callable[..., Result]
 
 
 @pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch, scorer: object) -> list[RewardServer]:
-    """Servers that end at once, as if by Ctrl-C; the model is the fake one."""
-    seen: list[RewardServer] = []
-
-    def stop(self: RewardServer) -> None:
-        seen.append(self)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(RewardServer, "serve_forever", stop)
+def served(monkeypatch: pytest.MonkeyPatch, scorer: object) -> list[tuple[FastAPI, tuple[str, int]]]:
+    """Applications with their addresses, of servers that stop at once; the model is the fake one."""
+    seen: list[tuple[FastAPI, tuple[str, int]]] = []
+    monkeypatch.setattr(server, "serve", lambda app, bound: seen.append((app, bound.getsockname())))
     monkeypatch.setattr(type(scorer), "attributes", ("reward", "turns"), raising=False)
     monkeypatch.delenv("RLHF_REWARD_TOKEN", raising=False)
     return seen
 
 
-def test_a_token_is_made_and_shown_once(served: list[RewardServer], rlhf: Rlhf) -> None:
+def health(app: FastAPI, *tokens: str) -> list[int]:
+    """The status of /health for each token."""
+    with TestClient(app) as client:
+        headers = [{"Authorization": f"Bearer {token}"} for token in tokens]
+        return [client.get("/health", headers=header).status_code for header in headers]
+
+
+Served = list[tuple[FastAPI, tuple[str, int]]]
+
+
+def test_a_token_is_generated_and_shown_once(served: Served, rlhf: Rlhf) -> None:
     result = rlhf("serve-reward", "model", "--port", "0")
     assert result.exit_code == 0, result.output
-    (server,) = served
-    assert f"Serving model at http://127.0.0.1:{server.server_port}; rewards: reward, turns" in result.output
-    found = re.search(r"export RLHF_REWARD_TOKEN=(\S+)", result.output)
-    assert found is not None and found[1] == server.token and len(server.token) >= 40
-    assert result.output.count(server.token) == 1
+    ((app, (_, port)),) = served
+    assert f"Serving model at http://127.0.0.1:{port}; rewards: reward, turns" in result.output
+    shown = re.search(r"export RLHF_REWARD_TOKEN=(\S+)", result.output)
+    assert shown is not None and len(shown[1]) >= 40 and result.output.count(shown[1]) == 1
+    assert health(app, shown[1], "another") == [200, 401]
     assert "Note" not in result.output and result.output.endswith("Stopped.\n")
 
 
-def test_a_token_of_ones_own_is_not_shown(
-    served: list[RewardServer], rlhf: Rlhf, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ones_own_token_is_not_shown(served: Served, rlhf: Rlhf, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_TOKEN", "sesame-sesame")
     result = rlhf("serve-reward", "model", "--port", "0", "--token-env", "MY_TOKEN")
-    assert result.exit_code == 0 and served[0].token == "sesame-sesame"
+    assert result.exit_code == 0 and health(served[0][0], "sesame-sesame") == [200]
     assert "sesame" not in result.output
 
 
-def test_other_machines_are_a_note(served: list[RewardServer], rlhf: Rlhf) -> None:
+def test_a_note_where_other_machines_can_connect(served: Served, rlhf: Rlhf) -> None:
     result = rlhf("serve-reward", "model", "--port", "0", "--host", "0.0.0.0")
     assert "Note: other machines can reach this, and nothing is encrypted" in result.output
 
 
+def test_an_ipv6_address(served: Served, rlhf: Rlhf) -> None:
+    result = rlhf("serve-reward", "model", "--port", "0", "--host", "::1")
+    if result.exit_code:  # a machine without IPv6
+        assert result.exit_code == 2 and "No server can be started at ::1:0" in result.output
+    else:
+        assert f"http://[::1]:{served[0][1][1]}" in result.output and "Note" not in result.output
+
+
 @pytest.mark.parametrize("token", ["", "short", "with a space", "tokén-tokén"])
 def test_a_token_that_cannot_be_used(
-    served: list[RewardServer], rlhf: Rlhf, monkeypatch: pytest.MonkeyPatch, token: str
+    served: Served, rlhf: Rlhf, monkeypatch: pytest.MonkeyPatch, token: str
 ) -> None:
     monkeypatch.setenv("RLHF_REWARD_TOKEN", token)
     result = rlhf("serve-reward", "model", "--port", "0")
@@ -64,7 +77,13 @@ def test_a_token_that_cannot_be_used(
     assert not served and (not token or token not in result.output)
 
 
-def test_a_port_in_use(served: list[RewardServer], rlhf: Rlhf) -> None:
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "192.0.2.1"])
+def test_an_address_of_another_machine(served: Served, rlhf: Rlhf, host: str) -> None:
+    result = rlhf("serve-reward", "model", "--port", "0", "--host", host)
+    assert result.exit_code == 2 and f"No server can be started at {host}:0" in result.output
+
+
+def test_a_port_in_use(served: Served, rlhf: Rlhf) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         result = rlhf("serve-reward", "model", "--port", str(port))
@@ -73,6 +92,6 @@ def test_a_port_in_use(served: list[RewardServer], rlhf: Rlhf) -> None:
     assert "--port with another number" in result.output
 
 
-def test_no_reward_model_there(served: list[RewardServer], rlhf: Rlhf) -> None:
+def test_no_reward_model_there(served: Served, rlhf: Rlhf) -> None:
     result = rlhf("serve-reward", "elsewhere", "--port", "0")
     assert result.exit_code == 2 and "elsewhere is not a reward model" in result.output

@@ -105,21 +105,19 @@ def test_what_may_pass_is_tried_again_with_growing_waits(
 
 def test_in_the_end_the_run_ends(scripted: Scripted, waited: list[float]) -> None:
     scripted.script = [(500, {"error": "the card is full"})] * 9
-    with pytest.raises(
-        RewardError, match="gave no answer to /score: it said 500: the card is full"
-    ) as caught:
+    with pytest.raises(RewardError, match="gave no answer to /score: status 500: the card is full") as caught:
         client(scripted).of(PROMPTS, ROLLOUTS)
     assert (waited, len(scripted.seen), caught.value.exit_code) == ([1.0, 2.0, 4.0, 8.0], 5, 1)
     assert "--resume" in caught.value.fix
 
 
 def test_a_server_that_says_nothing_in_time(scripted: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "WAITS", ())
+    monkeypatch.setattr(module, "RETRY_DELAYS", ())
     halt = threading.Event()
     monkeypatch.setattr(Handler, "do_POST", lambda self: halt.wait(5))
     reward = client(scripted, timeout=0.1)
-    with pytest.raises(RewardError, match="timed out") as caught:
-        reward._ask("/score", {}, waits=())
+    with pytest.raises(RewardError, match="no answer within 0.1 seconds") as caught:
+        reward.of(PROMPTS, ROLLOUTS)
     assert "within 0.1 seconds" in caught.value.allowed
     halt.set()
 
@@ -127,7 +125,7 @@ def test_a_server_that_says_nothing_in_time(scripted: Scripted, monkeypatch: pyt
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_wrong_token_is_said_at_once(scripted: Scripted, waited: list[float], status: int) -> None:
     scripted.script = [(status, {"error": "no"})]
-    with pytest.raises(ConfigError, match="does not take the token in RLHF_REWARD_TOKEN") as caught:
+    with pytest.raises(ConfigError, match="does not accept the token in RLHF_REWARD_TOKEN") as caught:
         client(scripted).of(PROMPTS, ROLLOUTS)
     assert (waited, caught.value.exit_code) == ([], 2)
     assert TOKEN not in str(caught.value)
@@ -140,9 +138,36 @@ def test_no_token(scripted: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "export RLHF_REWARD_TOKEN=TOKEN" in caught.value.fix and not scripted.seen
 
 
+@pytest.mark.parametrize("token", ["two words", "secret-line\n", "tokén"])
+def test_a_token_that_no_header_can_hold_is_not_printed(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
+    monkeypatch.setenv("RLHF_REWARD_TOKEN", token)
+    with pytest.raises(ConfigError) as caught:
+        client(scripted).check()
+    assert "RLHF_REWARD_TOKEN" in caught.value.found and token.strip() not in str(caught.value)
+    assert not scripted.seen
+
+
+def test_any_text_can_be_sent(scripted: Scripted) -> None:
+    """A lone surrogate, which UTF-8 cannot encode."""
+    scripted.script = [(200, {"scores": [{"error": "not Unicode"}]})]
+    assert client(scripted).of(PROMPTS[:1], [Rollout((1,), (5,), (), True, "\ud83d")]) == [
+        Missing("not Unicode")
+    ]
+    assert scripted.seen[0][2]["conversations"][0][1]["content"] == "\ud83d"
+
+
+def test_the_token_is_in_no_log_and_no_url(scripted: Scripted, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    scripted.script = [(200, SCORES)]
+    client(scripted).of(PROMPTS, ROLLOUTS)
+    assert caplog.records and TOKEN not in caplog.text and TOKEN not in scripted.seen[0][0]
+
+
 def test_a_redirection_is_not_followed_so_that_the_token_goes_nowhere_else(scripted: Scripted) -> None:
     scripted.script = [(302, f"http://127.0.0.1:{scripted.server_port}/elsewhere")]
-    with pytest.raises(ConfigError, match="it said 302"):
+    with pytest.raises(ConfigError, match="status 302"):
         client(scripted).check()
     assert [path for path, _, _ in scripted.seen] == ["/health"]
 
@@ -160,7 +185,7 @@ def test_a_server_of_another_kind(scripted: Scripted) -> None:
     scripted.script = [(200, {"status": "ok"}), (404, "<html>nothing here</html>"), (200, {"protocol": 1})]
     with pytest.raises(ConfigError, match="is no reward server of this version"):
         client(scripted).check()
-    with pytest.raises(ConfigError, match="it said 404: <html>nothing here"):
+    with pytest.raises(ConfigError, match="status 404: <html>nothing here"):
         client(scripted).check()
     client(scripted).check()
 
