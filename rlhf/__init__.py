@@ -5,6 +5,13 @@ The names imported below are the public API. Each is loaded when it is first use
 
 from __future__ import annotations
 
+import sys
+
+if sys.argv[:1] == ["-m"] and not sys.flags.safe_path:
+    # `python -m rlhf`: Python puts the current folder first, where a user's `policy.py` or `random.py` would replace
+    # a module of ours or of Python's. It is moved to the end.
+    sys.path.append(sys.path.pop(0))
+
 import importlib
 from typing import TYPE_CHECKING, Any
 

@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
-import logging
-import os
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
-from rlhf.commands import COMMANDS
-from rlhf.core.errors import RlhfError
+from rlhf import __version__
+from rlhf.commands import COMMANDS, PLACES
+from rlhf.core.errors import ConfigError, RlhfError
+from rlhf.core.places import expand
 from rlhf.distributed.processes import destroy, silence_other_ranks, wait_for_main
 from rlhf.runs.disk import full_disk
-
-QUIET = {
-    "TOKENIZERS_PARALLELISM": "false",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "DATASETS_VERBOSITY": "error",
-    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TRL_EXPERIMENTAL_SILENCE": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "TORCH_CPP_LOG_LEVEL": "ERROR",
-}
-"""Environment variables that keep libraries from talking over a run; one that is set already stays."""
-
-CHATTY = ("bitsandbytes", "torch._library.triton")
-"""Loggers that report optional kernels a machine without a GPU does not have."""
+from rlhf.startup import prepare
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 INTERRUPTED = 130
@@ -71,13 +60,49 @@ def load_command(name: str) -> Any:
     """Import the command of this name."""
     module, _, function = COMMANDS[name].function.partition(":")
     single = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings=CONTEXT)
-    single.command(name)(getattr(importlib.import_module(module), function))
+    single.command(name)(with_paths(getattr(importlib.import_module(module), function)))
     return typer.main.get_command(single)
+
+
+def with_paths(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command whose paths, and names that may be paths, have `~` and `$VAR` expanded: shells leave both in `--output=~/x`."""
+
+    @functools.wraps(command)
+    def expanded(**values: Any) -> Any:
+        return command(**{name: _expanded(name, value) for name, value in values.items()})
+
+    return expanded
+
+
+def _expanded(name: str, value: Any) -> Any:
+    if isinstance(value, list):
+        return [_expanded(name, item) for item in value]
+    is_path = isinstance(value, Path)
+    if not is_path and not (isinstance(value, str) and name in PLACES):
+        return value
+    try:
+        text = expand(str(value))
+    except ValueError as error:
+        raise ConfigError(
+            f"command line: {name.strip('_')}: {error}", fix="export the variable, or write the path"
+        ) from None
+    return Path(text) if is_path else text
+
+
+def show_version(wanted: bool) -> None:
+    """Print the versions of this project and of the libraries that numbers depend on."""
+    if not wanted:
+        return
+    from rlhf.runs.environment import versions
+
+    typer.echo(
+        "\n".join([f"rlhf {__version__}", *(f"{name} {version}" for name, version in versions().items())])
+    )
+    raise typer.Exit
 
 
 app = typer.Typer(
     cls=Commands,
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -86,7 +111,12 @@ app = typer.Typer(
 
 
 @app.callback()
-def rlhf() -> None:
+def rlhf(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=show_version, help="Print versions, and stop."),
+    ] = False,
+) -> None:
     """Reward models and aligned policies on one frozen base model.
 
     Each command explains itself: rlhf COMMAND --help.
@@ -95,11 +125,8 @@ def rlhf() -> None:
 
 def main() -> None:
     """Run `rlhf` as typed."""
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
+    prepare()
     silence_other_ranks()
-    for name in CHATTY:
-        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         app(prog_name="rlhf")
     except SystemExit as ending:

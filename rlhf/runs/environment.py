@@ -33,8 +33,13 @@ def environment(command: str) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "revision": git_revision(),
-        "versions": {name: version for name in PACKAGES if (version := _version(name))},
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """The installed versions of the packages that numbers depend on."""
+    return {name: version for name in PACKAGES if (version := _version(name))}
 
 
 def git_revision() -> str | None:

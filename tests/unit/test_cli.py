@@ -16,8 +16,8 @@ from typer.testing import CliRunner, Result
 
 import policy
 import reward
-from rlhf import cli
-from rlhf.commands import COMMANDS
+from rlhf import cli, startup
+from rlhf.commands import COMMANDS, PLACES
 from rlhf.core.errors import DataError, RunError
 
 REWARD = "output: runs/x\ndata: {ratings: [{path: demo}]}\nstages: [{name: a, regression_weight: 1}]\n"
@@ -56,7 +56,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     noted: Calls = []
 
     def runner(name: str) -> Callable[..., Path]:
-        def start(config: Any, *, resume: bool) -> Path:
+        def start(config: Any, *, resume: bool, after: Any = None) -> Path:
             noted.append((name, config, resume))
             config.output.mkdir()
             (config.output / "eval.json").write_text(EVALUATION[name])
@@ -192,7 +192,7 @@ def test_a_mistyped_command_line_is_exit_code_2(words: list[str], expected: str)
 
 
 def test_libraries_are_quietened_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in cli.QUIET:
+    for name in startup.QUIET:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "info")
     monkeypatch.setattr(sys, "argv", ["rlhf", "--help"])
@@ -200,3 +200,122 @@ def test_libraries_are_quietened_unless_the_user_says_otherwise(monkeypatch: pyt
         cli.main()
     assert os.environ["TRANSFORMERS_VERBOSITY"] == "info"
     assert os.environ["TOKENIZERS_PARALLELISM"] == "false"
+
+
+def subprocess_run(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`python -m rlhf WORDS` in a process of its own, which finds this checkout."""
+    root = str(Path(cli.__file__).parents[1])
+    path = os.pathsep.join([root, environment.pop("PYTHONPATH", "")]).strip(os.pathsep)
+    if environment.pop("LAST", ""):
+        path = os.pathsep.join(path.split(os.pathsep)[::-1])
+    return subprocess.run(
+        [sys.executable, "-m", "rlhf", *words],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": path, **environment},
+        check=False,
+    )
+
+
+def test_version_names_this_project_and_the_libraries() -> None:
+    result = run("--version")
+    assert result.exit_code == 0
+    assert {line.split()[0] for line in result.stdout.splitlines()} >= {
+        "rlhf",
+        "torch",
+        "trl",
+        "transformers",
+    }
+
+
+def test_completion_knows_commands_and_their_options(tmp_path: Path) -> None:
+    def completed(words: str) -> set[str]:
+        count = str(words.count(" "))
+        ask = {"_RLHF_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": count}
+        return set(subprocess_run(cwd=tmp_path, **ask).stdout.split())
+
+    assert completed("rlhf tr") == {"train-reward"}
+    assert "--dry-run" in completed("rlhf train-reward --d")
+
+
+@pytest.mark.parametrize("first_on_the_path", [False, True])
+def test_a_users_modules_replace_none_of_ours(first_on_the_path: bool, tmp_path: Path) -> None:
+    """`python -m` puts the current folder first, and `PYTHONPATH=.` does; `score` imports ours of both names."""
+    (tmp_path / "reward").mkdir()
+    shadows = ["policy.py", "reward/__init__.py"]
+    if not first_on_the_path:  # with PYTHONPATH Python's own are the user's to replace
+        shadows += ["random.py", "logging.py", "statistics.py"]
+    for name in shadows:
+        (tmp_path / name).write_text(f"raise ImportError('shadowed by {name}')\n")
+    place = {"PYTHONPATH": str(tmp_path), "LAST": "1"} if first_on_the_path else {}
+    done = subprocess_run("score", "--help", cwd=tmp_path, **place)
+    assert (done.returncode, "Usage: rlhf score" in done.stdout) == (0, True), done.stderr
+
+
+def test_output_under_a_locale_that_is_not_utf_8(tmp_path: Path) -> None:
+    ascii_only = {
+        "PYTHONIOENCODING": "ascii:strict",
+        "PYTHONUTF8": "0",
+        "LC_ALL": "C",
+        "PYTHONCOERCECLOCALE": "0",
+    }
+    done = subprocess_run("train-reward", "\N{GREEK SMALL LETTER ALPHA}.yaml", cwd=tmp_path, **ascii_only)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "Error: config" in done.stderr
+
+
+def test_a_user_without_home_and_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: Any) -> Any:
+        raise KeyError("getpwuid(): uid not found")
+
+    for name in ("HOME", "LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    startup.ensure_home()
+    assert Path.home() == tmp_path / f"rlhf-home-{os.getuid()}"
+    assert Path.home().stat().st_mode & 0o777 == 0o700
+    import getpass
+
+    assert getpass.getuser() == f"uid{os.getuid()}"
+
+
+def test_usage_statistics_are_off_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in startup.PRIVATE:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DO_NOT_TRACK", "0")
+    startup.prepare()
+    assert (os.environ["HF_HUB_DISABLE_TELEMETRY"], os.environ["DO_NOT_TRACK"]) == ("1", "0")
+
+
+TEXT = {
+    *("overrides", "form", "label", "host", "token_env", "format_", "name", "engine", "prompt_column"),
+    *("best_of", "kl", "dtype", "quantization", "gpus", "rollout_gpus", "parallel", "baseline"),
+}
+"""Text arguments that are no paths."""
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_text_argument_is_a_path_or_known_not_to_be(name: str) -> None:
+    import importlib
+    import typing
+
+    module, _, function = COMMANDS[name].function.partition(":")
+    hints = typing.get_type_hints(getattr(importlib.import_module(module), function))
+    texts = {word for word, kind in hints.items() if "str" in str(kind) and "Path" not in str(kind)}
+    assert texts <= PLACES | TEXT, "add it to rlhf.commands.PLACES if it may be a path"
+
+
+def test_paths_on_the_command_line_are_expanded_once(
+    configs: dict[str, str], calls: Calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WHERE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    result = run("train-reward", "~/reward.yaml", "--output=$WHERE/run", "benchmark=~/b.jsonl")
+    assert result.exit_code == 0, result.output
+    ((_, config, _),) = calls
+    assert (config.output, config.benchmark) == (tmp_path / "run", str(tmp_path / "b.jsonl"))
+    assert not (tmp_path / "~").exists() and not (tmp_path / "$WHERE").exists()
+    assert run("train-reward", "$NOT_SET_AT_ALL/x.yaml").exit_code == 2
