@@ -21,6 +21,7 @@ from policy.rewards.build import RewardBuilder
 from policy.rewards.precheck import check_sources
 from policy.roles import attach_roles, check_start
 from policy.rollouts.overlap import LAG, OverlappedRollouts
+from policy.rollouts.paged_engine import PagedEngine
 from policy.rollouts.probe import EngineProbe
 from policy.rollouts.protocol import RolloutEngine, Sampling, seed_of
 from policy.rollouts.server_engine import ServerEngine
@@ -255,12 +256,32 @@ def build_engine(config: PolicyConfig, chat: Chat) -> RolloutEngine:
     """The engine the config names."""
     sampling = Sampling(config.rollouts.max_new_tokens, config.rollouts.temperature, chat.stop_ids)
     if config.rollouts.engine == "transformers":
+        if uses_paged_cache(config):
+            return PagedEngine(sampling, chat, max_batch_tokens=config.rollouts.max_num_batched_tokens)
         return TransformersEngine(sampling, chat)
     if config.rollouts.engine == "servers":
         return engine_of_servers(config, sampling, chat)
     from policy.rollouts.vllm_engine import VLLMEngine  # imported when asked for: vllm may not be installed
 
     return VLLMEngine(engine_settings(config), sampling, chat)
+
+
+def uses_paged_cache(config: PolicyConfig) -> bool:
+    """Whether transformers samples by continuous batching: on a GPU, and where the config asks for it.
+
+    Raises:
+        ConfigError: it is asked for, and the weights are sharded.
+    """
+    asked = config.rollouts.continuous_batching
+    if asked and sharding.is_requested():
+        raise ConfigError(
+            "rollouts.continuous_batching is true, and the launcher shards the weights.",
+            allowed="continuous batching on weights that are whole: one process, or DDP",
+            fix="rollouts.continuous_batching=false, or rollouts.engine=servers",
+        )
+    if asked is None:
+        return torch.cuda.is_available() and not sharding.is_requested()
+    return asked
 
 
 def engine_settings(config: PolicyConfig) -> EngineSettings:

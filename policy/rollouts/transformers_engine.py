@@ -46,8 +46,9 @@ class TransformersEngine:
         if self.sampling.temperature > 0:
             drawing = {"do_sample": True, "temperature": self.sampling.temperature, "top_k": 0, "top_p": 1.0}
         was_training = self.model.training
+        devices = [device] if device.type == "cuda" else []  # not the generators of GPUs that are not ours
         self.model.eval()
-        with torch.random.fork_rng(), inference_mode(self.model), autocast(self.model):
+        with torch.random.fork_rng(devices), inference_mode(self.model), autocast(self.model):
             torch.manual_seed(seed)
             output = self.model.generate(
                 input_ids=input_ids,

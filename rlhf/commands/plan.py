@@ -11,7 +11,7 @@ from rich.console import Console
 
 from rlhf.commands.options import Config, Overrides
 from rlhf.commands.output import require_output_file
-from rlhf.core.errors import OutputError
+from rlhf.core.errors import ConfigError, OutputError
 
 
 def command(
@@ -36,8 +36,9 @@ def command(
         typer.Option(metavar="HOW", help="auto (the first that fits), one, ddp, fsdp or fsdp-offload."),
     ] = "auto",
     utilisation: Annotated[
-        float, typer.Option(min=0.01, max=1.0, help="Share of the cards' peak that training reaches.")
-    ] = 0.35,
+        str,
+        typer.Option(metavar="SHARE", help="Share of the GPUs' peak that training reaches: 0.3, or a range."),
+    ] = "0.18-0.35",
     price: Annotated[
         float | None, typer.Option(min=0.0, metavar="DOLLARS", help="Of one card and hour, instead of ours.")
     ] = None,
@@ -69,6 +70,7 @@ def command(
     from rlhf.config.either import load_either
     from rlhf.plan.gpus import parse_gpus  # light: a mistake is told before torch is loaded
 
+    shares = _shares(utilisation)
     cluster = parse_gpus(gpus, price)
     servers = parse_gpus(rollout_gpus, price) if rollout_gpus else None
     told = load_either(config, overrides or ())
@@ -83,7 +85,7 @@ def command(
     tracer = Tracer(load_shape(told.model.base, told.model.revision))
     start = "one" if cluster.count == 1 else "ddp"
     request = with_servers(Request(told, cluster, start if parallel == "auto" else parallel, servers), tracer)
-    assumed = Assumptions(utilisation, item_tokens, prompt_tokens, answer_tokens)
+    assumed = Assumptions(shares, item_tokens, prompt_tokens, answer_tokens)
     plan = report.make_plan(request, tracer, assumed, choose=parallel == "auto")
     if picture is not None:
         report.draw(plan, picture)
@@ -93,3 +95,18 @@ def command(
         report.show(plan, Console(highlight=False))
         if picture is not None:
             typer.echo(f"Picture: {picture}")
+
+
+def _shares(text: str) -> tuple[float, float]:
+    """A share of the peak, or the least and the greatest one: `0.3`, `0.18-0.35`."""
+    try:
+        ends = [float(part) for part in text.split("-", 1)]
+    except ValueError:
+        ends = []
+    if not ends or not 0 < ends[0] <= ends[-1] <= 1:
+        raise ConfigError(
+            f"--utilisation {text}.",
+            allowed="a share above 0 and up to 1, or the least and the greatest one",
+            fix="--utilisation 0.18-0.35",
+        )
+    return ends[0], ends[-1]

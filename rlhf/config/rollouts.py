@@ -64,7 +64,9 @@ class RolloutConfig(Strict):
     gpu_memory_share: Annotated[float, Field(gt=0, lt=1)] = 0.35
     """GPU only: share of the card's memory that vLLM may take, its copy of the base included."""
     max_num_batched_tokens: Count = 8192
-    """GPU only: tokens of one step of vLLM at most, prompts included; more read prompts faster and take more memory."""
+    """GPU only: tokens of one step of the engine at most, prompts included; more read prompts faster and take more memory."""
+    continuous_batching: bool | None = None
+    """With transformers: a paged cache on the trained model itself. null: on a GPU, unless weights are sharded; false: `generate`, padded; true: on a CPU too, slowly."""
     sleep: bool = False
     """GPU only: vLLM's sleep mode. Between rollouts its weights go to the host's memory and its cache is dropped, so that the trainer has the whole GPU."""
     logprob_bound: Positive = 0.5
@@ -83,6 +85,8 @@ class RolloutConfig(Strict):
             told = [key for key in ONLY_WITH_SERVERS if getattr(self, key) != fields[key].default]
             if told:
                 raise ValueError(f"{told[0]} goes with engine: servers, and only with it")
+        if self.continuous_batching is not None and self.engine != "transformers":
+            raise ValueError("continuous_batching goes with engine: transformers, and only with it")
         if self.sleep and self.engine != "vllm":
             raise ValueError("sleep goes with engine: vllm, and only with it")
         if self.overlap and self.importance_sampling is None:

@@ -27,7 +27,8 @@ from rlhf.plan.phases import (
 from rlhf.plan.report import gib
 from rlhf.plan.request import Assumptions, Request
 from rlhf.plan.shapes import load_shape
-from rlhf.plan.speed import Bill, bill
+from rlhf.plan.speed import Bill, bill, percent
+from rlhf.plan.speed import between as shown
 from rlhf.runs.folder import atomic_write_text
 
 BEGIN, END = "<plan>", "</plan>"
@@ -67,6 +68,7 @@ PLANNED = (
     Planned("policy/nemotron-70b-24gb", "1xRTX4090", "4xRTX4090", "fsdp-offload"),
     Planned("policy/nemotron-70b-24gb", "2xRTX4090", "4xRTX4090", "fsdp-offload"),
     Planned("policy/nemotron-70b-24gb", "1xL40S", "2xL40S", "fsdp-offload"),
+    Planned("policy/nemotron-70b-1x80gb", "1xH100"),
     Planned("policy/nemotron-70b-80gb", "1xH100", "1xH100"),
     Planned("policy/nemotron-70b", "4xH100", "4xH100"),
     Planned("policy/nemotron-70b-4nodes", "2x8xH100", "2x8xH100"),
@@ -108,7 +110,7 @@ class Entry:
         host = f" {gib(self.host_bytes)} GiB in the machine's memory." if self.host_bytes else ""
         return (
             f"{self.options} ({SHARED[self.request.strategy]}{servers}): {'fits' if fits(self.phases) else 'DOES NOT FIT'}. "
-            f"GiB of {card / GIB:.1f}: {', '.join(sizes)}.{host} Tokens/s: {', '.join(rates)}. {self.cost()}."
+            f"GiB of {card / GIB:.1f}: {', '.join(sizes)}.{host} Tokens/s at best: {', '.join(rates)}. {self.cost()}."
         )
 
     def row(self) -> str:
@@ -120,8 +122,7 @@ class Entry:
             self.shared(),
             "yes" if fits(self.phases) else "NO",
             f"{gib(worst.total)} of {worst.card / GIB:.1f}, {worst.name}",
-            f"{self.bill.hours:,.1f}",
-            f"{self.bill.dollars:,.0f}",
+            *self.costs(),
         )
         return f"| {' | '.join(cells)} |"
 
@@ -132,7 +133,15 @@ class Entry:
 
     def cost(self) -> str:
         """Hours and dollars of the run."""
-        return f"{self.bill.hours:,.1f} hours, ${self.bill.dollars:,.0f}"
+        hours, dollars = self.costs()
+        return f"{hours} hours, ${dollars}"
+
+    def costs(self) -> tuple[str, str]:
+        """Hours and dollars, each a range; the cards are known ones."""
+        found = self.bill
+        ends = (found.hours, found.most_hours, found.dollars, found.most_dollars)
+        least_h, most_h, least_d, most_d = (end or 0.0 for end in ends)
+        return shown(least_h, most_h), shown(least_d, most_d, ",.0f")
 
 
 class Catalogue:
@@ -162,9 +171,9 @@ class Catalogue:
 
     def head(self, config: str) -> Iterator[str]:
         """The plans of a config, as comments."""
-        peak = f"{Assumptions().utilisation:.0%}"
+        peak = percent(Assumptions().utilisation)
         yield (
-            f"# {BEGIN} `rlhf plan` with the words below: traced without weights, speed at {peak} of the data sheet's peak; not run on a GPU."
+            f"# {BEGIN} `rlhf plan` with the words below: traced without weights, {peak} of the data sheet's peak; not run on a GPU."
         )
         for planned in PLANNED:
             if planned.config == config:
@@ -177,7 +186,7 @@ class Catalogue:
         told = Assumptions()
         yield f"<!-- {BEGIN} written by `python -m rlhf.plan.catalogue` -->"
         yield (
-            f"Memory is that of the fullest card, in GiB. Hours and dollars of a whole run are estimates, at {told.utilisation:.0%} of the data "
+            f"Memory is that of the fullest card, in GiB. Hours and dollars of a whole run are estimates, at {percent(told.utilisation)} of the data "
             f"sheet's peak and the prices of `rlhf/plan/gpus.py` ({PRICES_OF}), for {told.item_tokens:,} tokens a pair or rated response, "
             f"{told.prompt_tokens} a prompt, {told.answer_tokens} an answer."
         )

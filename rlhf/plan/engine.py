@@ -13,8 +13,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-BATCHED_TOKENS = 8192
-"""Tokens of one engine step at most (vLLM's default on cards of 70 GiB and more; less on smaller ones)."""
+SERVER_TOKENS, LARGE_SERVER_TOKENS, LARGE = 2048, 8192, 70 * 2**30
+"""Tokens of one step of a server at most, and on GPUs of `LARGE` bytes and more (vLLM's defaults, `EngineArgs.get_batch_defaults`)."""
+GRAPHS = 2**30
+"""Captured CUDA graphs of an engine. An assumption: vLLM's log has the figure ("Graph capturing finished"), 0.5 to 1.5 GiB by report."""
+PAGED_BLOCK = 32
+"""Tokens of a block of the cache on the trained model itself, see policy/rollouts/paged_engine.py."""
+PAGED_SHARE = 0.8
+"""Share of the free memory that cache and working memory take there together."""
 BLOCK = 16
 """Tokens of a block of the cache."""
 CACHED_SHARE = 0.6
@@ -54,14 +60,16 @@ def token_bytes(shape: Any, dtype_bytes: int) -> int:
     return int(2 * shape.num_hidden_layers * shape.num_key_value_heads * head_size * dtype_bytes)
 
 
-def working_bytes(shape: Any, dtype_bytes: int, sequences: int, max_model_len: int) -> int:
+def working_bytes(
+    shape: Any, dtype_bytes: int, sequences: int, max_model_len: int, batched_tokens: int
+) -> int:
     """An estimate of what vLLM's profiling finds: a step's widest activations, and the sampler's logits.
 
         tokens x (4 hidden + 3 intermediate) x bytes + 3 x sequences x words x 4
 
     vLLM's own figure is in its log ("peak activation memory"); here nothing of it was seen on a GPU.
     """
-    tokens = min(BATCHED_TOKENS, max(sequences * max_model_len, 1))
+    tokens = min(batched_tokens, max(sequences * max_model_len, 1))
     wide = tokens * (4 * shape.hidden_size + 3 * shape.intermediate_size) * dtype_bytes
     return int(wide + 3 * min(sequences, 1024) * shape.vocab_size * 4)
 
@@ -75,19 +83,37 @@ def engine_memory(
     quantization: str,
     sequences: int,
     max_model_len: int,
+    batched_tokens: int,
     adapter: int = 0,
 ) -> EngineMemory:
     """One card of an engine that is spread over `parallel` cards and may take `budget` bytes of each.
 
     Args:
+        batched_tokens: tokens of one step at most.
         adapter: bytes of the policy's adapter as the engine keeps it; whole on each card.
     """
     weights = weight_bytes(shape, dtype_bytes, quantization) // parallel + adapter
-    working = working_bytes(shape, dtype_bytes, sequences, max_model_len) // parallel
+    working = working_bytes(shape, dtype_bytes, sequences, max_model_len, batched_tokens) // parallel + GRAPHS
     per_token = max(1, token_bytes(shape, dtype_bytes) // min(parallel, shape.num_key_value_heads))
     whole = -(-max_model_len // BLOCK) * BLOCK * per_token
     cache = max(0, budget - weights - working)
     return EngineMemory(weights, working, cache, min(sequences, cache // whole), per_token)
+
+
+def paged_memory(
+    shape: Any, *, free: int, dtype_bytes: int, sequences: int, max_model_len: int, batched_tokens: int
+) -> EngineMemory:
+    """One GPU whose free bytes a paged cache on the trained model itself shares with the working memory of a step.
+
+        working = tokens x (hidden x bytes + words x 4)       cache = 0.8 x free - working
+
+    Source: transformers 5.17 `generation/continuous_batching/cache.py` (`PagedAttentionMemoryHandler`).
+    """
+    working = batched_tokens * (shape.hidden_size * dtype_bytes + shape.vocab_size * 4)
+    per_token = token_bytes(shape, dtype_bytes)
+    whole = -(-max_model_len // PAGED_BLOCK) * PAGED_BLOCK * per_token
+    cache = max(0, int(PAGED_SHARE * free) - working)
+    return EngineMemory(0, working, cache, min(sequences, cache // whole), per_token)
 
 
 def decode_seconds(

@@ -9,7 +9,17 @@ from typing import Any
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.reward import RewardConfig
 from rlhf.core.errors import ConfigError
-from rlhf.plan.engine import EngineMemory, engine_memory, token_bytes, working_bytes
+from rlhf.plan.engine import (
+    GRAPHS,
+    LARGE,
+    LARGE_SERVER_TOKENS,
+    SERVER_TOKENS,
+    EngineMemory,
+    engine_memory,
+    paged_memory,
+    token_bytes,
+    working_bytes,
+)
 from rlhf.plan.gpus import Cluster
 from rlhf.plan.ledger import ACTIVATIONS
 from rlhf.plan.passes import Row
@@ -76,6 +86,8 @@ class Engine:
     cluster: Cluster
     parallel: int
     """Cards of one engine."""
+    paged: bool = False
+    """Whether it is transformers' paged cache on the trained model itself."""
 
     @property
     def replicas(self) -> int:
@@ -100,8 +112,8 @@ def phases(request: Request, tracer: Tracer) -> list[Phase]:
         return [_phase(request, tracer, name, kinds[PASSES.get(name, name)]) for name in REWARD_PHASES]
     engine = engine_of(request, tracer)
     beside: dict[str, int] = {}
-    if engine is not None and request.servers is None:
-        beside = {ENGINE: engine.memory.weights, CACHE: engine.memory.cache}
+    if engine is not None and request.servers is None and not (config.rollouts.sleep or engine.paged):
+        beside = {ENGINE: engine.memory.weights + GRAPHS, CACHE: engine.memory.cache}
     return [
         _rollouts(request, tracer, engine),
         *(
@@ -140,18 +152,24 @@ def _rollouts(request: Request, tracer: Tracer, engine: Engine | None) -> Phase:
         for kind, size in tracer(row_of(config)).peaks["update"].kinds.items()
         if kind in (WEIGHTS, ADAPTERS, OPTIMIZER)
     }
-    if engine is None:  # transformers' generate, on the trainer's own weights
+    if engine is None:  # transformers' generate, padded, on the trainer's own weights
         answers = (
             config.rollouts.prompts_per_step * config.rollouts.samples_per_prompt // request.cluster.count
         )
         width = config.data.max_prompt_tokens + config.rollouts.max_new_tokens
-        itemsize = 4 if config.model.dtype == "float32" else 2
-        cache = max(1, answers) * width * token_bytes(tracer.shape, itemsize)
-        resident[ACTIVATIONS] = working_bytes(tracer.shape, itemsize, answers, config.data.max_prompt_tokens)
+        cache = max(1, answers) * width * token_bytes(tracer.shape, _itemsize(config))
+        prompt = config.data.max_prompt_tokens
+        resident[ACTIVATIONS] = working_bytes(
+            tracer.shape, _itemsize(config), answers, prompt, max(1, answers) * prompt
+        )
         return _phase(request, tracer, "rollouts", resident, {CACHE: cache})
     memory = engine.memory
-    used = {ENGINE: memory.weights + memory.working, CACHE: memory.cache}
-    trouble = "" if memory.at_once else _too_small(config)
+    used = {ENGINE: memory.working + (0 if engine.paged else memory.weights), CACHE: memory.cache}
+    if engine.paged and not memory.at_once:
+        need = config.data.max_prompt_tokens + config.rollouts.max_new_tokens
+        trouble = f"beside the weights there is no room in the cache for one sequence of {need} tokens"
+    else:
+        trouble = "" if memory.at_once else _too_small(config)
     if request.servers is not None:
         spare = allowance(0, engine.parallel)
         return Phase("rollouts", {**used, ALLOWANCE: spare}, engine.cluster.card.memory, trouble)
@@ -167,7 +185,7 @@ def _too_small(config: PolicyConfig) -> str:
 
 
 def engine_of(request: Request, tracer: Tracer) -> Engine | None:
-    """vLLM as the request has it; None where transformers generates, or nothing is sampled.
+    """The engine as the request has it; None where transformers generates padded, or nothing is sampled.
 
     The servers that a config names share the cards equally. Where it names none, an engine is spread over as many cards of a machine
     (1, 2, 4, 8 …) as let most answers be under way at once; over the fewest of these.
@@ -176,11 +194,14 @@ def engine_of(request: Request, tracer: Tracer) -> Engine | None:
     if not isinstance(config, PolicyConfig):
         return None
     if config.rollouts.engine == "transformers" and not request.servers:
-        return None
+        return _paged(request, config, tracer)
     where = request.servers or request.cluster
+    batched = config.rollouts.max_num_batched_tokens
+    if request.servers is not None:
+        batched = LARGE_SERVER_TOKENS if where.card.memory >= LARGE else SERVER_TOKENS
     share = SERVER_SHARE if request.servers else config.rollouts.gpu_memory_share
     answers = config.rollouts.prompts_per_step * config.rollouts.samples_per_prompt
-    itemsize = 4 if config.model.dtype == "float32" else 2
+    itemsize = _itemsize(config)
     trained = tracer(row_of(config)).peaks["update"].kinds[GRADIENTS] * itemsize // 4
     adapter = trained // (2 if config.algorithm.critic else 1)
 
@@ -195,6 +216,7 @@ def engine_of(request: Request, tracer: Tracer) -> Engine | None:
             adapter=adapter,
             sequences=sequences,
             max_model_len=config.data.max_prompt_tokens + config.rollouts.max_new_tokens,
+            batched_tokens=batched,
         )
         return Engine(memory, where, parallel)
 
@@ -204,6 +226,28 @@ def engine_of(request: Request, tracer: Tracer) -> Engine | None:
         return of(where.count // len(config.rollouts.servers))
     sizes = [size for size in (1, 2, 4, 8, 16) if size <= where.per_node and where.per_node % size == 0]
     return max(map(of, sizes), key=lambda engine: (engine.memory.at_once * engine.replicas, -engine.parallel))
+
+
+def _paged(request: Request, config: PolicyConfig, tracer: Tracer) -> Engine | None:
+    """transformers' continuous batching, in what the trainer leaves of each GPU; None where it generates padded."""
+    if config.rollouts.continuous_batching is False or request.strategy.startswith("fsdp"):
+        return None
+    card, count = request.cluster.card, request.cluster.count
+    kinds = tracer(row_of(config)).peaks["update"].kinds
+    resident = sum(kinds.get(kind, 0) for kind in (WEIGHTS, ADAPTERS, OPTIMIZER))
+    memory = paged_memory(
+        tracer.shape,
+        free=card.memory - resident - allowance(0, count),
+        dtype_bytes=_itemsize(config),
+        sequences=max(1, config.rollouts.prompts_per_step * config.rollouts.samples_per_prompt // count),
+        max_model_len=config.data.max_prompt_tokens + config.rollouts.max_new_tokens,
+        batched_tokens=config.rollouts.max_num_batched_tokens,
+    )
+    return Engine(replace(memory, weights=resident), request.cluster, 1, paged=True)
+
+
+def _itemsize(config: PolicyConfig) -> int:
+    return 4 if config.model.dtype == "float32" else 2
 
 
 def with_servers(request: Request, tracer: Tracer) -> Request:

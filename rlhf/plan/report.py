@@ -17,7 +17,7 @@ from rlhf.plan.gpus import GIB, PRICES_OF
 from rlhf.plan.phases import KINDS, Engine, Phase, Tracer, engine_of, host_bytes, phases, tightest
 from rlhf.plan.request import Assumptions, Request, longest_tree, row_of
 from rlhf.plan.sharding import CONTEXT, FRAGMENTS, NCCL
-from rlhf.plan.speed import Bill, assumptions, bill
+from rlhf.plan.speed import Bill, assumptions, between, bill
 
 STRATEGY_NAMES = {
     "one": "one card",
@@ -174,10 +174,10 @@ def _ways(plan: Plan) -> list[str]:
 def _speed_table(found: Bill, *, changed: bool) -> Table:
     title = f"Time of {found.per}{', changed so that it fits' if changed else ''}"
     table = Table(title=title, title_justify="left", title_style="")
-    for name in ("", "tokens/s", "hours"):
+    for name in ("", "tokens/s at best", "hours"):
         table.add_column(name, justify="left" if not name else "right")
     for speed in found.phases:
-        table.add_row(speed.name, f"{speed.tokens_per_second:,.0f}", f"{speed.hours:,.1f}")
+        table.add_row(speed.name, f"{speed.tokens_per_second:,.0f}", between(speed.hours, speed.most_hours))
     return table
 
 
@@ -190,13 +190,16 @@ def _bill_line(plan: Plan) -> str:
     price = plan.request.cluster.card.price
     cost = (
         ""
-        if found.dollars is None
-        else f", ${found.dollars:,.0f} at ${price:.2f} a card and hour ({PRICES_OF}; --price)"
+        if found.dollars is None or found.most_dollars is None
+        else f", ${between(found.dollars, found.most_dollars, ',.0f')} at ${price:.2f} a card and hour ({PRICES_OF}; --price)"
     )
     engine = ""
     if found.at_once is not None:
-        engine = f" vLLM: {found.at_once} full-length answers at once on {found.parallel} card(s)."
-    return f"{updates}: {found.hours:,.1f} hours{cost}.{engine}"
+        name = "Rollouts" if plan.engine is not None and plan.engine.paged else "vLLM"
+        engine = f" {name}: {found.at_once} full-length answers at once on {found.parallel} card(s)."
+    assert found.hours is not None
+    assert found.most_hours is not None
+    return f"{updates}: {between(found.hours, found.most_hours)} hours{cost}.{engine}"
 
 
 def notes(plan: Plan) -> list[str]:

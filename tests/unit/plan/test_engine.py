@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf.plan.engine import decode_seconds, engine_memory, token_bytes, weight_bytes, working_bytes
+from rlhf.plan.engine import (
+    GRAPHS,
+    decode_seconds,
+    engine_memory,
+    paged_memory,
+    token_bytes,
+    weight_bytes,
+    working_bytes,
+)
 from rlhf.plan.shapes import load_shape
 
 SHAPE_8B = load_shape("meta-llama/Llama-3.1-8B-Instruct")
@@ -34,13 +42,14 @@ def engine(gib: float, parallel: int = 1, shape: object = SHAPE_8B):  # type: ig
         quantization="none",
         sequences=128,
         max_model_len=4000,
+        batched_tokens=8192,
     )
 
 
 def test_the_cache_is_what_is_left() -> None:
     memory = engine(40)
     assert memory.weights + memory.working + memory.cache == 40 * GIB
-    assert memory.working == working_bytes(SHAPE_8B, 2, 128, 4000)
+    assert memory.working == working_bytes(SHAPE_8B, 2, 128, 4000, 8192) + GRAPHS
     assert memory.at_once == memory.cache // (4000 * 128 * 1024)  # 4,000 tokens are whole blocks of 16
 
 
@@ -62,3 +71,15 @@ def test_a_step_reads_weights_and_cache() -> None:
     assert seconds == pytest.approx(read / 0.6e12)
     bound = decode_seconds(memory, sequences=10, context=500, bandwidth=1e18, flops=1e12, parameters=8e9)
     assert bound == pytest.approx(2 * 8e9 * 10 / 1e12)
+
+
+def test_a_paged_cache_takes_its_share_of_what_is_free() -> None:
+    memory = paged_memory(
+        SHAPE_70B, free=40 * GIB, dtype_bytes=2, sequences=128, max_model_len=4088, batched_tokens=4096
+    )
+    assert memory.working == 4096 * (8192 * 2 + 128_256 * 4)
+    assert memory.cache == int(0.8 * 40 * GIB) - memory.working
+    assert memory.at_once == memory.cache // (
+        4096 * token_bytes(SHAPE_70B, 2)
+    )  # 4,088 tokens are 128 blocks of 32
+    assert memory.weights == 0  # the trainer's are its own
