@@ -76,7 +76,7 @@ def export_policy(
         found = verify(
             "log-probabilities", differences, TOLERANCES[dtype] if tolerance is None else tolerance
         )
-        (folder / "README.md").write_text(_card_text(card, dtype, output, found))
+        (folder / "README.md").write_text(_card_text(card, dtype, output, found), encoding="utf-8")
     return found
 
 

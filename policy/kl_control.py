@@ -115,7 +115,7 @@ class KLControl:
     def save(self, folder: Path) -> None:
         """Write what a resumed run needs."""
         state = {"coefficient": self.coefficient, "rewards": list(self.rewards), "best": self.best}
-        (folder / STATE).write_text(json.dumps(state))
+        (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
         if self.best_weights:
             save_file(self.best_weights, folder / BEST)
 
@@ -123,7 +123,7 @@ class KLControl:
         """Take up what `save` wrote; a checkpoint from before there was any has a fixed coefficient and no budget."""
         if not (folder / STATE).exists():
             return
-        state = json.loads((folder / STATE).read_text())
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         self.coefficient, self.best = state["coefficient"], state["best"]
         self.rewards = deque(state["rewards"], maxlen=WINDOW)
         if (folder / BEST).exists():

@@ -47,9 +47,9 @@ def save_final(config: PolicyConfig, model: Any, chat: Chat, run: RunFolder) -> 
                 _write_whole(model, weights, card, chat, folder)
             else:
                 model.save_pretrained(str(folder), selected_adapters=[POLICY], state_dict=weights)
-                (folder / "policy.json").write_text(json.dumps(card, indent=1))
+                (folder / "policy.json").write_text(json.dumps(card, indent=1), encoding="utf-8")
             chat.tokenizer.save_pretrained(folder)
-            (folder / "README.md").write_text(card_text(config))
+            (folder / "README.md").write_text(card_text(config), encoding="utf-8")
 
     processes.on_main(write)
 
@@ -68,11 +68,11 @@ def _write_whole(
     model.save_pretrained(folder, state_dict=whole)
     digests = "".join(checkpoints.file_digest(file) for file in sorted(folder.glob("*.safetensors")))
     base = AutoConfig.from_pretrained(resolve_base(card["base"]), revision=card["revision"])
-    told = json.loads((folder / "config.json").read_text())
+    told = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     told |= {key: getattr(base, key, None) for key in THE_TRAINERS}
     told |= {
         "dtype": card["dtype"],
         TRAINED_WHOLE: {**card, "weights": hashlib.sha256(digests.encode()).hexdigest()},
     }
-    (folder / "config.json").write_text(json.dumps(told, indent=2))
+    (folder / "config.json").write_text(json.dumps(told, indent=2), encoding="utf-8")
     own_generation_config(card["base"], card["revision"], chat).save_pretrained(folder)

@@ -87,7 +87,9 @@ def export_reward(
         after = load_scorer(folder, form=form, dtype="float32").score(conversations)
         differences = score_differences(before, after, outputs)
         found = verify("scores", differences, TOLERANCES[dtype] if tolerance is None else tolerance)
-        (folder / "README.md").write_text(_card_text(adapter.card, form, dtype, outputs, output, found))
+        (folder / "README.md").write_text(
+            _card_text(adapter.card, form, dtype, outputs, output, found), encoding="utf-8"
+        )
     return found
 
 

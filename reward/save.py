@@ -41,7 +41,9 @@ def save_final(
         with atomic_folder(final) as folder:
             model.save_pretrained(str(folder), state_dict=weights)
             chat.tokenizer.save_pretrained(folder)
-            (folder / "reward.json").write_text(json.dumps(card, indent=1))
-            (folder / "README.md").write_text(card_text(config, card, chat.tokenizer.chat_template, final))
+            (folder / "reward.json").write_text(json.dumps(card, indent=1), encoding="utf-8")
+            (folder / "README.md").write_text(
+                card_text(config, card, chat.tokenizer.chat_template, final), encoding="utf-8"
+            )
 
     processes.on_main(write)

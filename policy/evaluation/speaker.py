@@ -133,7 +133,9 @@ class Speaker:
 def _whole_card(folder: Path) -> Mapping[str, Any]:
     """What the config.json of a policy that was trained without an adapter says of its training; empty where the folder holds none."""
     file = folder / "config.json"
-    found: Mapping[str, Any] = json.loads(file.read_text()).get(TRAINED_WHOLE, {}) if file.is_file() else {}
+    found: Mapping[str, Any] = (
+        json.loads(file.read_text(encoding="utf-8")).get(TRAINED_WHOLE, {}) if file.is_file() else {}
+    )
     return found
 
 

@@ -136,9 +136,9 @@ class Shaping:
 
     def save(self, folder: Path) -> None:
         """Write what a resumed run needs."""
-        (folder / STATE).write_text(json.dumps(asdict(self.seen)))
+        (folder / STATE).write_text(json.dumps(asdict(self.seen)), encoding="utf-8")
 
     def load(self, folder: Path) -> None:
         """Take up what `save` wrote; a checkpoint from before there was any has seen nothing."""
         if (folder / STATE).exists():
-            self.seen = Moments(**json.loads((folder / STATE).read_text()))
+            self.seen = Moments(**json.loads((folder / STATE).read_text(encoding="utf-8")))

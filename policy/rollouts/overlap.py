@@ -139,14 +139,14 @@ class OverlappedRollouts:
     def save(self, folder: Path) -> None:
         """Write what is held: a resumed run goes on with the same answers."""
         if self.pending is not None:
-            (folder / GROUPS).write_text(json.dumps(self.pending.held))
+            (folder / GROUPS).write_text(json.dumps(self.pending.held), encoding="utf-8")
             assert self.pending.sampler is not None  # only the first answers of a run have none
             save_file(dict(self.pending.sampler), folder / SAMPLER)
 
     def load(self, folder: Path) -> None:
         """Take up what `save` wrote; after a run's last update there was nothing under way."""
         if (folder / GROUPS).exists():
-            held = json.loads((folder / GROUPS).read_text())
+            held = json.loads((folder / GROUPS).read_text(encoding="utf-8"))
             self.pending = Pending(None, held, load_file(folder / SAMPLER))
 
     def _own(self, held: Sequence[Group], prompts: Sequence[Sequence[int]]) -> list[list[Rollout]]:

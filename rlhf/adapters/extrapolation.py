@@ -89,8 +89,10 @@ def extrapolate_folders(
         write_adapter(folder, made.update, made.head_AD, targets=made.targets, base=card["base"])
         chat.tokenizer.save_pretrained(folder)
         is_reward = isinstance(stronger, RewardAdapter)
-        (folder / ("reward.json" if is_reward else "policy.json")).write_text(json.dumps(card, indent=1))
-        (folder / "README.md").write_text(_card_text(card, origin, is_reward=is_reward))
+        (folder / ("reward.json" if is_reward else "policy.json")).write_text(
+            json.dumps(card, indent=1), encoding="utf-8"
+        )
+        (folder / "README.md").write_text(_card_text(card, origin, is_reward=is_reward), encoding="utf-8")
     return made
 
 

@@ -55,7 +55,7 @@ def command(
 
 def print_summary(run: Path) -> None:
     """What the evaluation found, and where everything is."""
-    evaluation = json.loads((run / "eval.json").read_text())
+    evaluation = json.loads((run / "eval.json").read_text(encoding="utf-8"))
     if stopped := evaluation.get("stopped"):
         typer.echo(stopped["sentence"])
     if "difference" in evaluation:  # the evaluation may have failed
@@ -81,5 +81,5 @@ def before_and_after(evaluation: Mapping[str, Any]) -> Table:
 
 def peak_of(run: Path) -> float:
     """Highest memory of the run's processes in GiB, as its metrics tell it."""
-    lines = (run / "metrics.jsonl").read_text().splitlines()
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return max(float(json.loads(line).get("memory/peak_gib", 0.0)) for line in lines)

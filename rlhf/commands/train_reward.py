@@ -54,7 +54,7 @@ def command(
 
 def print_summary(run: Path) -> None:
     """What the evaluation found, and where everything is."""
-    evaluation = json.loads((run / "eval.json").read_text())
+    evaluation = json.loads((run / "eval.json").read_text(encoding="utf-8"))
     console = Console()
     for result in (evaluation.get("held_out"), evaluation):
         if result and result.get("subsets"):

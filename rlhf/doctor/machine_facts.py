@@ -131,4 +131,4 @@ def _shared_memory() -> int:
 
 
 def _read(path: str) -> str:
-    return Path(path).read_text().strip() if Path(path).exists() else ""
+    return Path(path).read_text(encoding="utf-8").strip() if Path(path).exists() else ""

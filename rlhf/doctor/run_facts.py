@@ -109,7 +109,9 @@ def _files(name: str, folder: Path) -> Base:
         return Base(name)
     there = {file.name: file.stat().st_size for file in folder.glob("*.safetensors")}
     index = folder / "model.safetensors.index.json"
-    named = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else set()
+    named = (
+        set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.exists() else set()
+    )
     wanted = named or {"model.safetensors"}
     return Base(name, stored=sum(there.values()), missing=tuple(sorted(wanted - there.keys())))
 

@@ -113,7 +113,7 @@ def step_of(checkpoint: Path) -> int:
 
 def stage_of(checkpoint: Path) -> str:
     """The name of the stage a checkpoint belongs to."""
-    return str(json.loads((checkpoint / STATE).read_text())["stage"])
+    return str(json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["stage"])
 
 
 def is_whole(folder: Path) -> bool:
@@ -122,7 +122,7 @@ def is_whole(folder: Path) -> bool:
     if not manifest.exists():
         return False
     try:
-        hashes = json.loads(manifest.read_text())
+        hashes = json.loads(manifest.read_text(encoding="utf-8"))
     except json.JSONDecodeError:
         return False
     return all(
@@ -178,7 +178,7 @@ class SafeCheckpoints:
             }
             save_file(each, folder / GENERATORS)
             state = {"schedule": self.lr_scheduler.state_dict(), "stage": self.stage_name}
-            (folder / STATE).write_text(json.dumps(state))
+            (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
             self.state.save_to_json(str(folder / TRAINER_STATE))
             self.save_own(folder)
             seal(folder)
@@ -198,7 +198,7 @@ class SafeCheckpoints:
         trained = self.accelerator.unwrap_model(self.model)
         _put_moments(trained, self.optimizer, load_file(folder / MOMENTS))
         schedule = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)  # DeepSpeed's stands in another
-        schedule.load_state_dict(json.loads((folder / STATE).read_text())["schedule"])
+        schedule.load_state_dict(json.loads((folder / STATE).read_text(encoding="utf-8"))["schedule"])
         # A schedule sets the rate of the next update after the one before, and a run that is given more updates has another schedule.
         rates = [
             rate * share(schedule.last_epoch)

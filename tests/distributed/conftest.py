@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rlhf.cli import QUIET
+from rlhf.startup import QUIET
 
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).parent / "worker.py"
