@@ -17,9 +17,18 @@ from torch import Tensor, nn
 from rlhf.adapters.storage import RewardAdapter
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.rewards import RewardSource
+from rlhf.kernels import adapter_layers
 from rlhf.kernels.packing import PackedBatch
 from rlhf.models.forwards import enable_packed_values, packed_inputs
-from rlhf.models.loading import CRITIC, VALUE_HEAD, PeftModel, keep_trainable, lora_config, upcast_trainable
+from rlhf.models.loading import (
+    CRITIC,
+    VALUE_HEAD,
+    PeftModel,
+    fit_targets,
+    keep_trainable,
+    lora_config,
+    upcast_trainable,
+)
 
 
 def critic_start(config: PolicyConfig) -> RewardSource | None:
@@ -49,7 +58,8 @@ def hang_critic(model: PeftModel, config: PolicyConfig) -> None:
     else:
         assert config.adapter is not None  # the config's own check
         with keep_trainable(model):
-            model.add_adapter(CRITIC, lora_config(**config.adapter.model_dump()))
+            model.add_adapter(CRITIC, fit_targets(base, lora_config(**config.adapter.model_dump())))
+        adapter_layers.enable(model)
     enable_packed_values(base, head)
     for name, parameter in model.named_parameters():
         if _is_critic(name):

@@ -58,7 +58,7 @@ def export_policy(
     card = adapter.card
     chat = Chat.load(policy, template_date=card["template_date"])
     adapter.check_template(chat)
-    wearing = adapter.hang_on(load_as_trained(card), POLICY).eval()
+    wearing = adapter.hang_on(load_as_trained(card, writes=True), POLICY).eval()
     texts = [chat.conversation_ids(conversation) for conversation in conversations]
     before = [text_logprobs(wearing, ids) for ids in texts]
     plain = merge(wearing.unload(), adapter, dtype)

@@ -41,10 +41,11 @@ from rlhf.data.load import load_prompts
 from rlhf.data.split import held_out
 from rlhf.distributed import processes, sharding, zero
 from rlhf.distributed.trainer_mixin import draw_order
+from rlhf.models import bases
 from rlhf.models.chat import Chat
 from rlhf.models.context import require_context
 from rlhf.models.embedded import resolve_base
-from rlhf.models.loading import LoraConfig, check_targets, load_causal, lora_config
+from rlhf.models.loading import LoraConfig, fit_targets, load_causal, lora_config
 from rlhf.runs import checkpoints
 from rlhf.runs.after import AfterTraining
 from rlhf.runs.folder import RunFolder
@@ -84,7 +85,9 @@ def align_policy(config: PolicyConfig, *, resume: bool = False, after: AfterTrai
         for line in (*chat.notes, *data.drops.lines()):
             print(line)
         run.write_json("drops.json", data.drops.as_dict())
-        check_sources(config, chat, data.training + data.held_out)
+        for line in check_base(config):
+            print(line)
+                check_sources(config, chat, data.training + data.held_out)
         check_start(config, chat)
         processes.per_rank(config.rollouts.prompts_per_step, "rollouts.prompts_per_step")
         sharding.configure_loading(config.model.quantization)
@@ -121,6 +124,23 @@ def load_chat(config: PolicyConfig) -> Chat:
     model = config.model
     require_context(model.base, model.revision, model.max_length)
     return Chat.load(model.base, revision=model.revision, template_date=model.template_date)
+
+
+def check_base(config: PolicyConfig) -> list[str]:
+    """Check before weights are loaded that the base can be a policy; returns what its user should know.
+
+    Raises:
+        ModelError: it cannot.
+    """
+    model = config.model
+    return bases.examine(
+        bases.read_config(model.base, model.revision),
+        model.base,
+        revision=model.revision,
+        quantization=model.quantization,
+        adapter=None if config.adapter is None else config.adapter.model_dump(),
+        attributes=None,
+    )
 
 
 def load_data(config: PolicyConfig, chat: Chat) -> PromptData:
@@ -240,16 +260,19 @@ def load_base(config: PolicyConfig) -> tuple[PreTrainedModel, PreTrainedModel | 
                 dtype=model.dtype,
                 quantization="none",
                 kept_in_float32=True,
+                fast_layers=model.fast_layers,
             )
             for _ in range(2)
         ]
         return both[0].requires_grad_(True), both[1].eval(), None
     base = load_causal(
-        model.base, revision=model.revision, dtype=model.dtype, quantization=model.quantization
+        model.base,
+        revision=model.revision,
+        dtype=model.dtype,
+        quantization=model.quantization,
+        fast_layers=model.fast_layers,
     )
-    adapter = lora_config(**config.adapter.model_dump())
-    check_targets(base, adapter)
-    return base, None, adapter
+    return base, None, fit_targets(base, lora_config(**config.adapter.model_dump()))
 
 
 def build_engine(config: PolicyConfig, chat: Chat) -> RolloutEngine:
@@ -359,12 +382,14 @@ def dry_run(config: PolicyConfig) -> list[str]:
     """What a run would do, without doing it."""
     chat = load_chat(config)
     data = load_data(config, chat)
-    check_sources(config, chat, data.training + data.held_out)
+    notes = check_base(config)
+        check_sources(config, chat, data.training + data.held_out)
     check_start(config, chat)
     rollouts = config.rollouts
     answers = rollouts.prompts_per_step * rollouts.samples_per_prompt
     return [
         *data.drops.lines(),
+        *notes,
         f"{len(data.training)} prompts to practise on, {len(data.held_out)} held out",
         f"{config.steps} updates of {rollouts.prompts_per_step} prompts x {rollouts.samples_per_prompt} answers "
         f"= {answers} answers of at most {rollouts.max_new_tokens} tokens, by {rollouts.engine}",

@@ -49,6 +49,7 @@ from rlhf.core.records import Prompt
 from rlhf.distributed import processes
 from rlhf.distributed.sharding import finish_kernels, is_fsdp, is_requested, missing_passes, reshard
 from rlhf.distributed.trainer_mixin import DistributedTrainerMixin, single_device, trainer_settings
+from rlhf.kernels import adapter_layers
 from rlhf.models.chat import Chat
 from rlhf.models.forwards import enable_packed_logprobs
 from rlhf.models.loading import CRITIC, base_of, role, upcast_trainable
@@ -133,6 +134,7 @@ class PolicyTrainer(DistributedTrainerMixin, SafeCheckpoints, RLOOTrainer):
         for trunk in {base_of(model) for model in (self.model, frozen) if model is not None}:
             enable_packed_logprobs(trunk, rollouts.temperature)
         upcast_trainable(self.model)
+        adapter_layers.enable(self.model)
         if frozen is not None and not is_requested():  # a model to be sharded is moved shard by shard
             frozen.to(self.args.device)
         self.shaping = Shaping(

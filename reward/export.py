@@ -32,9 +32,9 @@ from rlhf.adapters.merging import (
 from rlhf.adapters.storage import RewardAdapter
 from rlhf.core.errors import ModelError, did_you_mean
 from rlhf.core.records import Conversation
+from rlhf.models.bases import require_plain_logits
 from rlhf.models.chat import Chat
 from rlhf.models.embedded import known_as
-from rlhf.models.forwards import require_plain_logits
 from rlhf.models.loading import HEAD
 from rlhf.runs.folder import atomic_folder
 
@@ -72,7 +72,7 @@ def export_reward(
     require_format(dtype)
     adapter = RewardAdapter.read(model)
     chat = Chat.load(model, template_date=adapter.card["template_date"])
-    scorer = Scorer.share(model, load_as_trained(adapter.card), chat)
+    scorer = Scorer.share(model, load_as_trained(adapter.card, writes=False), chat)
     before = scorer.score(conversations)
     outputs = list(scorer.attributes[: 1 if reward_only or form == "nemotron" else None])
     merged = merge(scorer.model.unload(), adapter.lora, dtype)

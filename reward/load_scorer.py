@@ -25,9 +25,10 @@ from reward.scorer import Score, Scorer, as_scores, default_budget, require_leng
 from rlhf.core.errors import ModelError, did_you_mean
 from rlhf.core.records import Conversation
 from rlhf.distributed import processes
+from rlhf.models.bases import require_plain_logits
 from rlhf.models.chat import Chat
 from rlhf.models.embedded import resolve_base
-from rlhf.models.forwards import apply_head, require_plain_logits
+from rlhf.models.forwards import apply_head
 from rlhf.models.loading import HEAD
 from rlhf.models.precision import fits_in_float32, float32_products
 

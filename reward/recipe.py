@@ -35,10 +35,12 @@ from rlhf.core.records import Comparison
 from rlhf.data.drops import DropReport
 from rlhf.data.load import load_comparisons
 from rlhf.distributed import processes, sharding
+from rlhf.distributed.sharding import full_tensor
 from rlhf.distributed.trainer_mixin import draw_order
+from rlhf.models import bases
 from rlhf.models.chat import Chat
 from rlhf.models.forwards import enable_packed_scores
-from rlhf.models.loading import PeftModel, load_classifier, lora_config, set_head, with_adapter
+from rlhf.models.loading import PeftModel, load_classifier, lora_config, reward_head, set_head, with_adapter
 from rlhf.runs import checkpoints
 from rlhf.runs.after import AfterTraining
 from rlhf.runs.folder import RunFolder
@@ -66,6 +68,8 @@ def train_reward(config: RewardConfig, *, resume: bool = False, after: AfterTrai
         for line in (*chat.notes, *data.drops.lines()):
             print(line)
         run.write_json("drops.json", data.drops.as_dict())
+        for line in check_base(config):
+            print(line)
         check_start(config, chat)
         pairs = held_pairs(config, data)
         check_processes(config)
@@ -136,6 +140,23 @@ def check_processes(config: RewardConfig) -> None:
         )
 
 
+def check_base(config: RewardConfig) -> list[str]:
+    """Check before weights are loaded that the base can be a reward model; returns what its user should know.
+
+    Raises:
+        ModelError: it cannot.
+    """
+    model = config.model
+    return bases.examine(
+        bases.read_config(model.base, model.revision),
+        model.base,
+        revision=model.revision,
+        quantization=model.quantization,
+        adapter=config.adapter.model_dump(),
+        attributes=config.attributes,
+    )
+
+
 def build_model(config: RewardConfig, chat: Chat) -> PeftModel:
     """The base as a classifier, with a fresh adapter and head."""
     model = load_classifier(
@@ -145,6 +166,7 @@ def build_model(config: RewardConfig, chat: Chat) -> PeftModel:
         dtype=config.model.dtype,
         quantization=config.model.quantization,
         pad_id=chat.pad_id,
+        fast_layers=config.model.fast_layers,
     )
     if torch.cuda.is_available() and config.model.quantization == "none" and not sharding.is_requested():
         model = model.to("cuda")
@@ -206,7 +228,9 @@ def train_stages(
 
 
 def start_head(config: RewardConfig, first: Sequence[Item], model: PeftModel, chat: Chat) -> None:
-    """Fit the head on items of the first stage."""
+    """Fit the head on items of the first stage; a head that is trained already stays."""
+    if full_tensor(reward_head(model).weight).any():
+        return
     order = draw_order(len(first), min(config.head_start, len(first)), config.seed)
     print(f"Fitting the head on {len(order)} items, before the adapter is trained.")
     hidden = model.config.get_text_config().hidden_size
@@ -285,7 +309,7 @@ def dry_run(config: RewardConfig) -> list[str]:
     chat = load_chat(config)
     check_start(config, chat)
     data = load_data(config, chat)
-    lines = data.drops.lines()
+    lines = [*data.drops.lines(), *check_base(config)]
     if config.start is not None:
         lines.append(f"begins with the adapter and the head of {config.start}")
     for stage in config.stages:

@@ -69,7 +69,11 @@ class Scorer:
         adapter = RewardAdapter.read(folder)
         card = adapter.card
         base = load_causal(
-            card["base"], revision=card["revision"], dtype=card["dtype"], quantization=card["quantization"]
+            card["base"],
+            revision=card["revision"],
+            dtype=card["dtype"],
+            quantization=card["quantization"],
+            writes=False,
         )
         if torch.cuda.is_available() and card["quantization"] == "none" and not is_requested():
             base = base.to("cuda")

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from rlhf.adapters.storage import Adapter
 from rlhf.core.errors import DivergenceError, ModelError, did_you_mean
+from rlhf.models.bases import read_config, stored_quantization
 from rlhf.models.chat import Chat
-from rlhf.models.embedded import resolve_base
 from rlhf.models.loading import load_causal
 
 TOLERANCES = {"bfloat16": 0.25, "float16": 0.05, "float32": 0.001}
@@ -50,25 +50,23 @@ def require_format(dtype: str) -> None:
     raise ModelError(f"--dtype {dtype} is not known.{did_you_mean(dtype, TOLERANCES)}", allowed=allowed)
 
 
-def load_as_trained(card: Mapping[str, Any]) -> PreTrainedModel:
+def load_as_trained(card: Mapping[str, Any], *, writes: bool) -> PreTrainedModel:
     """The base of an adapter with the very weights it was trained on, in float32 and in the machine's memory.
 
-    float32, so that before and after differ by the rounding of the merged weights and by nothing else.
+    `writes`: it is a policy's, and its output embedding is needed. float32, so that before and after differ by the rounding of the merged weights and by nothing else.
 
     Raises:
         ModelError: the base is stored quantized, or nothing is there.
     """
     base, revision = card["base"], card["revision"]
     try:
-        config = AutoConfig.from_pretrained(resolve_base(base), revision=revision)
-    except (OSError, ValueError) as error:
+        config = read_config(base, revision)
+    except ModelError as error:
         raise ModelError(
-            f"The base {base!r} of this adapter could not be found: {str(error).splitlines()[0]}",
+            f"The base {base!r} of this adapter could not be loaded: {error.found}",
             fix="put the base where it was, or change `base` in the adapter's reward.json or policy.json",
         ) from error
-    stored = getattr(config, "quantization_config", None)
-    if stored:
-        method = stored.get("quant_method") if isinstance(stored, dict) else stored.quant_method
+    if method := stored_quantization(config):
         raise ModelError(
             f"The base {base!r} is stored quantized ({method}). {_NO_MERGE_INTO_FEW_BITS}",
             allowed="an adapter whose base is stored in 16 or 32 bits; it may have been loaded in 4 for training",
@@ -76,7 +74,9 @@ def load_as_trained(card: Mapping[str, Any]) -> PreTrainedModel:
         )
     # An adapter's card without the two keys is one of a plain base.
     dtype, quantization = card.get("dtype", "bfloat16"), card.get("quantization", "none")
-    model = load_causal(base, revision=revision, dtype=dtype, quantization=quantization, on_host=True)
+    model = load_causal(
+        base, revision=revision, dtype=dtype, quantization=quantization, on_host=True, writes=writes
+    )
     if quantization != "none":
         told = logging.get_verbosity()
         logging.set_verbosity_error()  # it would name the format of every layer

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from rlhf.adapters.lowrank import Factors, Update, padded, rank_of, weighted_sum
 from rlhf.core.errors import ModelError
+from rlhf.kernels import adapter_layers
 from rlhf.models.chat import Chat
 from rlhf.models.loading import (
     HEAD,
@@ -122,6 +123,7 @@ class Adapter:
                 wrapped.add_adapter(name, config)
         else:
             wrapped = PeftModel(model, config, adapter_name=name)
+        adapter_layers.enable(wrapped)
         result = set_peft_model_state_dict(wrapped, dict(self.weights), adapter_name=name)
         if result.unexpected_keys:
             raise ModelError(
@@ -325,6 +327,7 @@ def blend(model: PeftModel, name: str, weights: Mapping[str, float]) -> None:
     with keep_trainable(model):
         _make_room(model, name)
         model.add_adapter(name, config)
+    adapter_layers.enable(model)
     for layer in layers.values():
         parts = [part for part in weights if part in layer.lora_A]
         factors = weighted_sum(

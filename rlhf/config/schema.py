@@ -53,6 +53,8 @@ class ModelConfig(Strict):
     """Longest conversation, prompt and response together, in tokens."""
     template_date: str = "26 Jul 2024"
     """The date a chat template may write into the system turn: pinned, so that no score depends on the day."""
+    fast_layers: bool = True
+    """Compute norms, rotations, gates, adapters and attention by this project's kernels; `false` leaves all of it to transformers and PEFT."""
     gradient_checkpointing: bool = False
     """Trade about a third more time for activations that no longer grow with depth."""
 

@@ -52,7 +52,8 @@ def base(facts: Facts) -> Iterator[Result]:
         yield Result("Base", "problem", f"weight files are missing: {shown}", fix)
     elif found.shape is not None:
         billions = f"{found.shape.parameters / 1e9:.3g} billion parameters"
-        yield Result("Base", "ok", f"{found.name}: {billions}, context {found.shape.context:,}")
+        said = " ".join([f"{found.name}: {billions}, context {found.shape.context:,}.", *found.shape.notes])
+        yield Result("Base", "ok", said.removesuffix(".") if not found.shape.notes else said)
 
 
 def hub(facts: Facts) -> Iterator[Result]:

@@ -93,12 +93,13 @@ class Disk:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Counts of parameters: the base's, those of it that 4 bits apply to, and those that are trained."""
+    """Counts of parameters: the base's, those of it that 4 bits apply to, and those that are trained; `notes`: what a run would say of the base."""
 
     parameters: int
     linear: int
     trained: int
     context: int
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -168,33 +167,42 @@ def _tokens(chat: Chat) -> Tokens:
 
 
 def _shape(config: Config) -> Shape:
-    """Counts of the base as transformers would build it, on torch's meta device."""
-    import torch
-    from torch import nn
-    from transformers import AutoModelForCausalLM
-
+    """Counts of the base as transformers would build it, on torch's meta device; an error where a run would be refused."""
+    from rlhf.models import bases
+    from rlhf.models.targets import adapter_targets, linear_layers
     from rlhf.plan.shapes import load_shape
 
-    shape = load_shape(config.model.base, config.model.revision)
-    with torch.device("meta"):
-        model: nn.Module = AutoModelForCausalLM.from_config(shape)
-    layers = defaultdict[str, list[nn.Linear]](list)
-    for place, layer in model.named_modules():
-        name = place.rpartition(".")[2]
-        if isinstance(layer, nn.Linear) and name != "lm_head":
-            layers[name].append(layer)
-    linear = [layer for group in layers.values() for layer in group]
+    base, revision = config.model.base, config.model.revision
+    bases.refuse_adapter(base, revision)
+    shape = load_shape(base, revision)
+    attributes = config.attributes if isinstance(config, RewardConfig) else None
+    adapter = config.adapter
+    notes = bases.examine(
+        shape,
+        base,
+        revision=revision,
+        quantization=config.model.quantization,
+        adapter=None if adapter is None else adapter.model_dump(),
+        attributes=attributes,
+    )
+    model = bases.skeleton(shape, base, classifier=False)
+    layers = linear_layers(model)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     trained = parameters
-    if (adapter := config.adapter) is not None:
-        names = layers if adapter.targets == "all-linear" else adapter.targets
-        adapted = [layer for name in names for layer in layers.get(name, ())]
-        trained = adapter.rank * sum(layer.in_features + layer.out_features for layer in adapted)
+    if adapter is not None:
+        targets = adapter_targets(model, adapter.targets)
+        adapted = [
+            layer
+            for place, layer in layers.items()
+            if targets == "all-linear" or place.rpartition(".")[2] in targets
+        ]
+        trained = adapter.rank * sum(sum(layer.weight.shape) for layer in adapted)
     return Shape(
         parameters=parameters,
-        linear=sum(layer.weight.numel() for layer in linear),
+        linear=sum(layer.weight.numel() for layer in layers.values()),
         trained=trained,
         context=shape.max_position_embeddings,
+        notes=tuple(notes),
     )
 
 

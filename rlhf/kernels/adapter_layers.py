@@ -14,53 +14,66 @@ Shapes: T tokens, D inputs of a layer, O outputs, R rank.
 
 from __future__ import annotations
 
+import types
 from typing import Any
 
 import torch
+from peft import PeftModel
 from peft.tuners.lora.layer import Linear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from rlhf.distributed.zero import is_sharded
 
-_cast, _forward = BaseTunerLayer._cast_input_dtype, Linear.forward  # noqa: SLF001
+FAST_LAYERS = "fast_layers"
+"""The attribute of a base model whose layers, and the adapters on them, compute by our kernels."""
 
 
-def enable() -> None:
-    """Do so in every adapter of this process."""
-    BaseTunerLayer._cast_input_dtype = _cast_without_autocast  # noqa: SLF001
-    Linear.forward = adapted_forward  # 4-bit layers have a class of their own, and stay as they are
+def enable(model: nn.Module) -> None:
+    """Bind these forward passes to the adapted layers of one model, if its base was loaded with fast layers.
+
+    Call it after adapters are added: PEFT creates an adapted layer with the first adapter at its place. The classes
+    stay PEFT's own.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not getattr(base, FAST_LAYERS, False):
+        return
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer):
+            layer._cast_input_dtype = types.MethodType(_cast_without_autocast, layer)  # noqa: SLF001
+        if type(layer) is Linear:  # 4-bit layers have a class of their own, and keep its forward pass
+            layer.forward = types.MethodType(adapted_forward, layer)
 
 
 def _cast_without_autocast(layer: BaseTunerLayer, x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     if x is not None and torch.is_autocast_enabled(x.device.type):
         return x
-    return _cast(layer, x, dtype)  # type: ignore[no-any-return]
+    return BaseTunerLayer._cast_input_dtype(layer, x, dtype)  # type: ignore[no-any-return]  # noqa: SLF001
 
 
 def adapted_forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """The output of a layer with the adapter it wears; PEFT's own way where it is more than one frozen product and one plain adapter."""
+    """The output of an adapted layer; by PEFT unless it is one frozen product and one plain adapter."""
     name = _plain_adapter(layer)
     # DeepSpeed gathers the weights of modules that are called, and of no others.
     if name is None or args or kwargs or is_sharded(layer):
-        return _forward(layer, x, *args, **kwargs)  # type: ignore[no-any-return]
+        return Linear.forward(layer, x, *args, **kwargs)  # type: ignore[no-any-return]
     base = layer.base_layer
     a_RD, b_OR = layer.lora_A[name].weight, layer.lora_B[name].weight
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, a_RD, b_OR = x.to(dtype), a_RD.to(dtype), b_OR.to(dtype)
     if not x.dtype == base.weight.dtype == a_RD.dtype == b_OR.dtype:
-        return _forward(layer, x)  # type: ignore[no-any-return]
+        return Linear.forward(layer, x)  # type: ignore[no-any-return]
     return _Adapted.apply(x, base.weight, base.bias, a_RD, b_OR, layer.scaling[name])  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _plain_adapter(layer: Any) -> str | None:
-    """The name of the one adapter a layer wears, if all it does is what stands above."""
-    worn = [name for name in layer.active_adapters if name in layer.lora_A]
+    """The name of the one active adapter of a layer, if the layer computes the formula above and no more."""
+    active = [name for name in layer.active_adapters if name in layer.lora_A]
     base = layer.base_layer
-    if len(worn) != 1 or layer.disable_adapters or layer.merged:
+    if len(active) != 1 or layer.disable_adapters or layer.merged:
         return None
-    name: str = worn[0]
+    name: str = active[0]
     other = name in layer.lora_variant or layer.lora_bias[name]
     dropout = layer.training and not isinstance(layer.lora_dropout[name], nn.Identity)
     plain = type(base) is nn.Linear and not base.weight.requires_grad

@@ -13,7 +13,8 @@ Shapes: T tokens, D units, r one over the root.
 
 from __future__ import annotations
 
-import importlib
+import functools
+import types
 from typing import Any
 
 import torch
@@ -28,31 +29,49 @@ NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
 """Classes of transformers whose forward is that of `LlamaRMSNorm`, word for word: a test reads them."""
 GATES = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP")
 """Classes of transformers whose forward is that of `LlamaMLP`, word for word."""
+ROTATE = "apply_rotary_pos_emb"
 ROTATIONS = ("llama", "mistral", "qwen2", "qwen3")
 """Kinds of models whose `apply_rotary_pos_emb` is Llama's, word for word."""
 
 
 def enable(model: PreTrainedModel) -> None:
-    """Let a model compute by our attention, norms, rotations, gates and adapted layers, on whatever device its tensors are.
+    """Let one model compute by our attention, norms, rotations and gates, and adapters on it by our adapted layers.
 
-    Norms and gates change in every model of these classes, rotations in every model of the kind and adapters in the process: a model that is to
-    be transformers' or PEFT's own needs a process of its own.
+    Forward passes are bound to the modules of this model; classes and functions of transformers stay as they are.
     """
+    setattr(model, adapter_layers.FAST_LAYERS, True)
     attention.enable(model)
     last_layer.enable(model)
-    adapter_layers.enable()
     ours = dict.fromkeys(NORMS, _norm) | dict.fromkeys(GATES, _mlp)
-    for kind in {type(module) for module in model.modules()}:
-        forward = ours.get(kind.__name__, kind.forward)
-        if kind.forward is not forward:
-            kind.stock_forward, kind.forward = kind.forward, forward
-    if model.config.model_type in ROTATIONS:
-        importlib.import_module(type(model).__module__).__dict__["apply_rotary_pos_emb"] = rotated
+    rotates = model.config.model_type in ROTATIONS
+    for module in model.modules():
+        kind = type(module)
+        if kind.__name__ in ours:
+            module.forward = types.MethodType(ours[kind.__name__], module)
+        elif rotates and ROTATE in getattr(kind.forward, "__code__", _norm.__code__).co_names:
+            module.forward = types.MethodType(with_our_rotation(kind.forward), module)
+
+
+@functools.cache
+def with_our_rotation(forward: types.FunctionType) -> types.FunctionType:
+    """The forward pass of an attention class, calling `rotated` where it calls `apply_rotary_pos_emb`.
+
+    The code is transformers' own; the function is a copy that sees another global of that name.
+    """
+    copy = types.FunctionType(
+        forward.__code__,
+        {**forward.__globals__, ROTATE: rotated},
+        forward.__name__,
+        forward.__defaults__,
+        forward.__closure__,
+    )
+    copy.__kwdefaults__ = forward.__kwdefaults__
+    return copy
 
 
 def _norm(module: Any, x: Tensor) -> Tensor:
     if module.weight.requires_grad or module.weight.dtype != x.dtype:
-        return module.stock_forward(x)  # type: ignore[no-any-return]
+        return type(module).forward(module, x)  # type: ignore[no-any-return]
     return rms_norm(x, module.weight, module.variance_epsilon)
 
 
@@ -80,7 +99,7 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def rotated(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
-    """Queries and keys turned by their positions; in the place of transformers' `apply_rotary_pos_emb`."""
+    """Queries and keys rotated by their positions, as transformers' `apply_rotary_pos_emb`."""
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
     return _Rotation.apply(q, cos, sin), _Rotation.apply(k, cos, sin)  # type: ignore[no-untyped-call]
 
@@ -106,7 +125,7 @@ class _Rotation(torch.autograd.Function):
 
 def _mlp(module: Any, x: Tensor) -> Tensor:
     if not isinstance(module.act_fn, (SiLUActivation, nn.SiLU)):
-        return module.stock_forward(x)  # type: ignore[no-any-return]
+        return type(module).forward(module, x)  # type: ignore[no-any-return]
     return module.down_proj(gated(module.gate_proj(x), module.up_proj(x)))  # type: ignore[no-any-return]
 
 

@@ -19,6 +19,7 @@ from rlhf.kernels import attention
 from rlhf.kernels.last_layer import read_states
 from rlhf.kernels.logprobs import token_logprobs
 from rlhf.kernels.packing import PackedBatch
+from rlhf.models.bases import require_plain_logits
 from rlhf.models.loading import HEAD, VALUE_HEAD, PeftModel
 
 
@@ -52,25 +53,6 @@ def enable_packed_scores(classifier: PreTrainedModel) -> None:
         return apply_head(getattr(self, HEAD), read_states(self.base_model, score_at, *args, **kwargs))
 
     classifier.forward = types.MethodType(forward, classifier)
-
-
-def require_plain_logits(model: PreTrainedModel) -> None:
-    """Make sure that a causal model's logits are hidden states times head, and nothing more.
-
-    Raises:
-        ModelError: the model does more to its logits (soft-capping, scaling, a bias).
-    """
-    config = model.config.get_text_config()
-    extras = [
-        name
-        for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")
-        if getattr(config, name, None)
-    ]
-    if extras or getattr(model.get_output_embeddings(), "bias", None) is not None:
-        raise ModelError(
-            f"{config.model_type} changes its logits after the head ({', '.join(extras) or 'a bias'}).",
-            allowed="models whose logits are the product of hidden states and head, such as Llama, Qwen or Mistral",
-        )
 
 
 def enable_packed_logprobs(model: PreTrainedModel, temperature: float) -> None:

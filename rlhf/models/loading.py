@@ -22,25 +22,34 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    BitsAndBytesConfig,
     GenerationConfig,
     PreTrainedModel,
 )
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils import logging
 
-from rlhf.core.errors import ModelError, did_you_mean
+from rlhf.core.errors import ModelError
 from rlhf.core.formats import COMPUTE_DTYPE, announce_dtype, compute_dtype
 from rlhf.distributed.processes import broadcast_from_main
 from rlhf.distributed.sharding import compute_device, full_tensor, reshard, set_parameters
-from rlhf.kernels import layers
-from rlhf.models import placement
+from rlhf.kernels import adapter_layers, layers
+from rlhf.models import four_bits, placement
+from rlhf.models.bases import HEAD as HEAD
+from rlhf.models.bases import (
+    LOADING_ERRORS,
+    cannot_load,
+    no_output_embedding,
+    read_config,
+    stored_head,
+    stored_quantization,
+)
+from rlhf.models.dropout import switch_off as switch_off_noise
 from rlhf.models.embedded import resolve_base
+from rlhf.models.targets import adapter_targets
 
 POLICY = "default"  # the name TRL's trainers give the adapter they train
 REWARD = "reward"
 CRITIC = "critic"
 REFERENCE = "reference"
-HEAD = "score"  # the name transformers gives the head of a sequence classifier
 TRAINED_WHOLE = "rlhf_policy"  # the key in config.json of a model all weights of which were trained: its card
 VALUE_HEAD = "value_head"  # the critic's, trained and saved with the base that wears it
 
@@ -53,6 +62,8 @@ def load_causal(
     quantization: str,
     kept_in_float32: bool = False,
     on_host: bool = False,
+    fast_layers: bool = True,
+    writes: bool = True,
 ) -> PreTrainedModel:
     """The frozen base as a causal language model.
 
@@ -60,19 +71,29 @@ def load_causal(
         kept_in_float32: weights are, and are computed in `dtype` by autocast: for a base that is trained itself, and for one that must
             give the same numbers as it.
         on_host: a 4-bit base lies in the machine's memory, not on the GPU.
+        fast_layers: compute by the kernels of `rlhf.kernels.layers`; otherwise by transformers and PEFT alone.
+        writes: its output embedding is used; False for the base of a reward model, which may have none.
 
     Raises:
-        ModelError: nothing that transformers can load is there.
+        ModelError: nothing that transformers can load is there, or weights are missing.
     """
     stored = "float32" if kept_in_float32 else dtype
-    model = _load(
+    config = read_config(base, revision)
+    model, missing = _load(
         AutoModelForCausalLM,
         base,
+        config,
         revision=revision,
         dtype=stored,
         quantization=quantization,
+        fast_layers=fast_layers,
         on_host=on_host,
     )
+    output = {name for name in missing if name.startswith("lm_head.")}
+    if missing - output or (output and writes and not stored_head(config, base, revision)):
+        raise _missing_weights(base, missing)
+    if output and writes:
+        raise no_output_embedding(base)
     if kept_in_float32:
         setattr(model, COMPUTE_DTYPE, getattr(torch, announce_dtype(dtype)))
     # How answers are drawn is for the config to say: a model's own top_p or repetition penalty would bend the
@@ -85,83 +106,114 @@ def load_causal(
 
 
 def load_classifier(
-    base: str, *, attributes: list[str], revision: str | None, dtype: str, quantization: str, pad_id: int
+    base: str,
+    *,
+    attributes: list[str],
+    revision: str | None,
+    dtype: str,
+    quantization: str,
+    pad_id: int,
+    fast_layers: bool = True,
 ) -> PreTrainedModel:
-    """The base with a fresh head of one output an attribute, as transformers' own sequence classifier.
+    """The base as transformers' sequence classifier, with one output an attribute.
 
-    The head starts at zero: every response scores the same until something is learnt, so that the first loss of a
-    Bradley-Terry term is log 2 on any base.
+    The head is the base's own where that fits (`bases.StoredHead.fits`). Else it starts at zero: every response scores the
+    same until something is learnt, so that the first loss of a Bradley-Terry term is log 2 on any base.
+
+    Raises:
+        ModelError: nothing that transformers can load is there, or weights are missing.
     """
-    labels = dict(enumerate(attributes))
-    model = _load(
+    config = read_config(base, revision)
+    head = stored_head(config, base, revision)
+    config.id2label = dict(enumerate(attributes))
+    config.label2id = {name: place for place, name in config.id2label.items()}
+    config.pad_token_id = pad_id
+    model, missing = _load(
         AutoModelForSequenceClassification,
         base,
+        config,
         revision=revision,
         dtype=dtype,
         quantization=quantization,
-        id2label=labels,
-        label2id={name: index for index, name in labels.items()},
-        pad_token_id=pad_id,
+        fast_layers=fast_layers,
     )
-    nn.init.zeros_(getattr(model, HEAD).weight)
+    fresh = {name for name in missing if name.startswith(f"{HEAD}.")}
+    if missing - fresh:
+        raise _missing_weights(base, missing)
+    if fresh or head is None or not head.fits(attributes):
+        nn.init.zeros_(getattr(model, HEAD).weight)
     return model
 
 
 def _load(
     auto_class: Any,
     base: str,
+    config: Any,
     *,
     revision: str | None,
     dtype: str,
     quantization: str,
+    fast_layers: bool,
     on_host: bool = False,
-    **extra: Any,
-) -> PreTrainedModel:
+) -> tuple[PreTrainedModel, set[str]]:
+    """A frozen model, and the names of the weights that its files lack."""
     dtype = announce_dtype(dtype)
-    if quantization == "nf4":
-        extra["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=getattr(torch, dtype),
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_quant_storage=getattr(torch, dtype),  # the same bits in a format that FSDP2 can deal out
-            llm_int8_skip_modules=["lm_head", HEAD],
-        )
-    disable_progress_bar()  # a bar for what takes a second
+    stored = stored_quantization(config)
+    skipped = ["lm_head", HEAD]
+    extra: dict[str, Any] = {}
+    if stored is not None and isinstance(config.quantization_config, dict):
+        config.quantization_config["llm_int8_skip_modules"] = skipped
+    elif quantization == "nf4":
+        extra["quantization_config"] = four_bits.nf4_settings(getattr(torch, dtype), skipped)
     try:
-        with placement.loading(quantization, on_host=on_host) as where:
-            model: PreTrainedModel = auto_class.from_pretrained(
+        with _quiet(), placement.loading(stored or quantization, on_host=on_host) as where:
+            model, loaded = auto_class.from_pretrained(
                 resolve_base(base),
+                config=config,
                 revision=revision,
                 dtype=getattr(torch, dtype),
                 attn_implementation="sdpa",
+                ignore_mismatched_sizes=True,  # of a classifier's head; others are refused below
+                output_loading_info=True,
                 **where,
                 **extra,
             )
-    except (OSError, ValueError) as error:
+    except LOADING_ERRORS as error:
+        raise cannot_load(base, error) from error
+    others = sorted(str(name) for name, *_ in loaded["mismatched_keys"] if not name.startswith(f"{HEAD}."))
+    if others:
         raise ModelError(
-            f"No model could be loaded from {base!r}: {str(error).splitlines()[0]}",
-            allowed="`embedded`, a folder with config.json and safetensors weights, or a Hugging Face name",
-            fix="check the spelling; for a gated model run `hf auth login` first",
-        ) from error
-    layers.enable(model)
+            f"{len(others)} weights of {base!r} have another shape than its config.json says, the first is {others[0]}.",
+            fix="copy or download the model again",
+        )
+    switch_off_noise(model)
+    if fast_layers:
+        layers.enable(model)
     model.requires_grad_(False)
-    if quantization == "nf4":
-        _keep_4_bit_weights_differentiable(model)
-    return model
+    four_bits.prepare(model, getattr(torch, dtype))
+    return model, set(loaded["missing_keys"])
 
 
-def _keep_4_bit_weights_differentiable(model: PreTrainedModel) -> None:
-    """Keep bitsandbytes from repacking weights in place on CPUs with AVX512-BF16.
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide transformers' progress bar and its table of missing weights, which become errors of ours."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
-    It does so at the first forward pass out of training mode, for a kernel that has no backward pass: from then on the
-    gradient would end at every layer, silently, and the logits would be others than in training.
-    """
-    from bitsandbytes.nn import Linear4bit  # not needed for other bases, and slow to import
 
-    for layer in model.modules():
-        if isinstance(layer, Linear4bit):
-            layer.support_avx512bf16_for_cpu = False
+def _missing_weights(base: str, missing: set[str]) -> ModelError:
+    return ModelError(
+        f"{base!r} lacks {len(missing)} weights of its model, the first is {min(missing)}: they would be random.",
+        allowed="a model with all its weights",
+        fix="copy or download the model again",
+    )
 
 
 def fingerprint(model: PreTrainedModel) -> str:
@@ -196,24 +248,14 @@ def lora_config(
     )
 
 
-def check_targets(model: PreTrainedModel, config: LoraConfig) -> None:
-    """Make sure that the base has every layer the adapter is for: PEFT is content with one of them.
+def fit_targets(model: PreTrainedModel, config: LoraConfig) -> LoraConfig:
+    """Make an adapter's description name the layers of this model; see `rlhf.models.targets`.
 
     Raises:
-        ModelError: a target is no layer of the model, or is its head.
+        ModelError: the model lacks a layer that the adapter is for, or it cannot have an adapter.
     """
-    if isinstance(config.target_modules, str):  # `all-linear`
-        return
-    names = {name.rpartition(".")[2] for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
-    names -= {"lm_head", HEAD}  # log-probabilities are computed from the head as it is; a reward has its own
-    missing = sorted(set(config.target_modules) - names)
-    if missing:
-        raise ModelError(
-            f"The adapter does not fit this model, which has no layer {', '.join(missing)}."
-            f"{did_you_mean(missing[0], names)}",
-            allowed=f"`all-linear`, or some of {', '.join(sorted(names))}",
-            fix="adapter.targets=all-linear",
-        )
+    config.target_modules = adapter_targets(model, config.target_modules)
+    return config
 
 
 def with_adapter(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
@@ -222,9 +264,9 @@ def with_adapter(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     Raises:
         ModelError: the model lacks a layer that the adapter is for.
     """
-    check_targets(model, config)
-    wrapped = get_peft_model(model, config)
+    wrapped = get_peft_model(model, fit_targets(model, config))
     upcast_trainable(wrapped)
+    adapter_layers.enable(wrapped)
     return wrapped
 
 

@@ -21,6 +21,7 @@ from policy.update.kl import kl_of_answers
 from policy.update.losses import clipped_value_loss, reinforce
 from policy.update.rows import token_logps
 from reward.losses import bradley_terry, regression
+from rlhf.kernels import adapter_layers
 from rlhf.kernels.last_layer import read_states
 from rlhf.kernels.packing import NextTokens, PackedBatch, Span
 from rlhf.models.forwards import (
@@ -93,6 +94,7 @@ def build(shape: Any, row: Row) -> tuple[PeftModel, nn.Module]:
             enable_packed_logprobs(model.get_base_model(), 1.0)
             for name in _roles(row):
                 model.add_adapter(name, adapter(rank=row.rank, dropout=0.0))
+                adapter_layers.enable(model)
                 _train(model, name, name == CRITIC)
             if row.critic:
                 enable_packed_values(model.get_base_model(), nn.Linear(shape.hidden_size, 1, bias=False))

@@ -1,0 +1,351 @@
+"""What a base is, read from its files and from its modules without weights; every reason why it cannot be used.
+
+The training commands, their `--dry-run` and the doctor call `examine` before weights are loaded; the loader calls the same
+guards on what it has loaded.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub.errors import GatedRepoError
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.utils import cached_file
+
+from rlhf.core.errors import ModelError, did_you_mean
+from rlhf.data.rows import looks_local
+from rlhf.models.embedded import resolve_base
+from rlhf.models.targets import ALL_LINEAR, adapter_targets
+
+HEAD = "score"  # the name transformers gives the head of a sequence classifier
+LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
+"""What transformers raises for a model that cannot be loaded."""
+ADAPTER_CONFIG = "adapter_config.json"
+CLASSIFIER = "ForSequenceClassification"
+IN_DOCS = "docs/models.md lists the architectures that were tested"
+LOGIT_SETTINGS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+
+
+@dataclass(frozen=True)
+class StoredHead:
+    """The trained head of a base that is a sequence classifier."""
+
+    names: tuple[str, ...]
+    """Of its outputs, as its config has them."""
+    outputs: int
+    """Rows of its weight."""
+
+    def fits(self, attributes: Sequence[str]) -> bool:
+        """Whether its outputs are these attributes: one and one, or the same names in the same order."""
+        return self.outputs == len(attributes) and (self.outputs == 1 or self.names == tuple(attributes))
+
+    def note(self, attributes: Sequence[str]) -> str:
+        """What becomes of it, for people."""
+        shown = f"{self.outputs} output{'s' if self.outputs > 1 else ''}: {', '.join(self.names)}"
+        if self.fits(attributes):
+            return f"The base is a sequence classifier ({shown}). Training starts from its trained head."
+        return (
+            f"The base is a sequence classifier ({shown}). Its trained head is dropped, since the attributes are "
+            f"{', '.join(attributes)}; a new head is trained."
+        )
+
+
+def read_config(base: str, revision: str | None) -> Any:
+    """The transformers config of a base.
+
+    Raises:
+        ModelError: it is an adapter, or no config is there that transformers knows.
+    """
+    refuse_adapter(base, revision)
+    try:
+        return AutoConfig.from_pretrained(resolve_base(base), revision=revision)
+    except LOADING_ERRORS as error:
+        raise cannot_load(base, error) from error
+
+
+def refuse_adapter(base: str, revision: str | None) -> None:
+    """Make sure that a base is not a LoRA adapter: transformers would load the adapter's own base in its place.
+
+    Raises:
+        ModelError: it is one.
+    """
+    file = _file_of(base, revision, ADAPTER_CONFIG)
+    if file is not None:
+        raise adapter_as_model(base, Path(file).parent)
+
+
+def adapter_as_model(name: str, folder: Path) -> ModelError:
+    """The error for an adapter in the place of a model, with the command that merges it."""
+    settings = json.loads((folder / ADAPTER_CONFIG).read_text("utf-8"))
+    below = settings.get("base_model_name_or_path") or "an unnamed model"
+    cards = [folder / card for card in ("reward.json", "policy.json") if (folder / card).exists()]
+    if cards:
+        below = json.loads(cards[0].read_text("utf-8")).get("base", below)
+        fix = f"model.base={below} start={name}, or merge it: rlhf export {name} --output MERGED"
+    else:
+        kind = CLASSIFIER.removeprefix("For") if settings.get("task_type") == "SEQ_CLS" else "CausalLM"
+        labels = ", num_labels=N" if kind != "CausalLM" else ""
+        fix = (
+            f'merge it, then use MERGED: python -c "import peft, transformers; peft.AutoPeftModelFor{kind}.'
+            f"from_pretrained('{name}'{labels}).merge_and_unload().save_pretrained('MERGED'); "
+            f"transformers.AutoTokenizer.from_pretrained('{name}').save_pretrained('MERGED')\""
+        )
+    return ModelError(
+        f"{name} is a LoRA adapter of {below}, and not a whole model.",
+        allowed="a folder or Hugging Face name with all weights of a model",
+        fix=fix,
+    )
+
+
+def stored_head(config: Any, base: str, revision: str | None) -> StoredHead | None:
+    """The trained head of a sequence classifier; None for another model, or where its weights cannot be looked into."""
+    if not any(name.endswith(CLASSIFIER) for name in config.architectures or ()):
+        return None
+    outputs = stored_rows(base, revision, f"{HEAD}.weight")
+    if outputs is None:
+        return None
+    named = tuple(str(config.id2label[place]) for place in sorted(config.id2label))
+    # A config without labels has two by default, whatever the head has.
+    names = named if len(named) == outputs else tuple(f"LABEL_{place}" for place in range(outputs))
+    return StoredHead(names, outputs)
+
+
+def stored_rows(base: str, revision: str | None, weight: str) -> int | None:
+    """The rows of a weight in a base's safetensors files; None if it is not there."""
+    file = _file_of(base, revision, "model.safetensors")
+    index = None if file else _file_of(base, revision, "model.safetensors.index.json")
+    if index is not None:
+        shard = json.loads(Path(index).read_text("utf-8"))["weight_map"].get(weight)
+        file = shard and _file_of(base, revision, shard)
+    if file is None:
+        return None
+    with safe_open(file, framework="pt") as weights:
+        return int(weights.get_slice(weight).get_shape()[0]) if weight in weights.keys() else None  # noqa: SIM118
+
+
+def examine(
+    config: Any,
+    base: str,
+    *,
+    revision: str | None,
+    quantization: str,
+    adapter: Mapping[str, Any] | None,
+    attributes: Sequence[str] | None,
+) -> list[str]:
+    """Check that a run can use a base; returns what its user should know, line by line.
+
+    Args:
+        config: the base's transformers config.
+        adapter: the adapter's settings; None where all weights are trained.
+        attributes: of a reward model's head; None for a policy.
+
+    Raises:
+        ModelError: it cannot, with the reason.
+    """
+    require_quantization(config, base, quantization)
+    model = skeleton(config, base, classifier=attributes is not None)
+    notes = []
+    if attributes is None:
+        require_plain_logits(model)
+        if any(name.endswith(CLASSIFIER) for name in config.architectures or ()) and not tied(config):
+            raise no_output_embedding(base)
+    elif head := stored_head(config, base, revision):
+        notes.append(head.note(attributes))
+    if adapter is not None:
+        names = adapter_targets(model, adapter["targets"])
+        if adapter["targets"] == ALL_LINEAR and names != ALL_LINEAR:
+            notes.append(
+                f"The base is a mixture of experts: the adapter is put on {', '.join(names)}, and not on experts "
+                "and router, whose adapters cannot be exported."
+            )
+    return notes
+
+
+def skeleton(config: Any, base: str, *, classifier: bool) -> PreTrainedModel:
+    """The modules of a base on torch's meta device, without weights.
+
+    Raises:
+        ModelError: transformers has no such model, or its attention cannot take packed sequences.
+    """
+    kind = getattr(config, "model_type", "?")
+    auto_class: Any = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
+    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
+        raise ModelError(
+            f"{base!r} is a {kind} model, an encoder: its tokens see those after them.",
+            allowed=f"decoders, such as Llama, Qwen or Mistral; {IN_DOCS}",
+            fix="model.base=another model; an encoder that scores can be the policy's reward: {classifier: FOLDER}",
+        )
+    if getattr(config, "alibi", False):
+        raise _no_sdpa(base, kind, "its positions are ALiBi biases")
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            model: PreTrainedModel = auto_class.from_config(copy.deepcopy(config), attn_implementation="sdpa")
+    except LOADING_ERRORS as error:
+        if "Unrecognized configuration class" in str(error):
+            task = (
+                "sequence classification, which a reward model is" if classifier else "causal language models"
+            )
+            raise ModelError(
+                f"{base!r}: transformers {transformers.__version__} has no {kind} model for {task}.",
+                allowed=IN_DOCS,
+                fix="model.base=another model",
+            ) from error
+        raise cannot_load(base, error) from error
+    if classifier and not isinstance(getattr(model, HEAD, None), torch.nn.Linear):
+        raise ModelError(
+            f"{base!r} is a {kind} model, whose classifier has no linear head named `{HEAD}`.",
+            allowed=f"decoders, such as Llama, Qwen or Mistral; {IN_DOCS}",
+            fix="model.base=another model",
+        )
+    return model
+
+
+def require_quantization(config: Any, base: str, quantization: str) -> None:
+    """Make sure that the weights are stored in the number format that a run's config says.
+
+    Raises:
+        ModelError: they are stored quantized, by another method or without a word in the config.
+    """
+    stored = stored_quantization(config)
+    if stored is None or stored == quantization:
+        return
+    if stored == "nf4":
+        raise ModelError(
+            f"{base!r} is stored in 4 bits (nf4), and model.quantization is {quantization}.",
+            allowed="model.quantization=nf4 for weights that are stored so",
+            fix="model.quantization=nf4",
+        )
+    raise ModelError(
+        f"{base!r} is stored quantized by {stored}, which adapters cannot be trained on here.",
+        allowed="weights in 16 or 32 bits, or in nf4 by bitsandbytes",
+        fix="model.base=the model without quantization, and model.quantization=nf4 if memory is short",
+    )
+
+
+def stored_quantization(config: Any) -> str | None:
+    """How a base's weights are stored: `nf4`, another method by its name, or None for plain numbers."""
+    found = getattr(config, "quantization_config", None)
+    if not found:
+        return None
+    settings: Mapping[str, Any] = found if isinstance(found, dict) else found.to_dict()
+    method = str(
+        getattr(settings.get("quant_method"), "value", settings.get("quant_method", "an unnamed method"))
+    )
+    if method.startswith("bitsandbytes"):
+        if settings.get("load_in_4bit"):
+            return str(settings.get("bnb_4bit_quant_type", "fp4"))
+        return "bitsandbytes in 8 bits"
+    return method
+
+
+def require_plain_logits(model: PreTrainedModel) -> None:
+    """Make sure that a causal model's logits are hidden states times head, and nothing more.
+
+    Raises:
+        ModelError: the model does more to its logits (soft-capping, scaling, a bias).
+    """
+    config = model.config.get_text_config()
+    extras = [name for name in LOGIT_SETTINGS if getattr(config, name, None) not in (None, 0, 1.0)]
+    if getattr(model.get_output_embeddings(), "bias", None) is not None:
+        extras.append("a bias")
+    if extras:
+        raise ModelError(
+            f"{config.model_type} changes its logits after the head ({', '.join(extras)}).",
+            allowed="models whose logits are the product of hidden states and head, such as Llama, Qwen or Mistral",
+            fix=f"model.base=another model; {IN_DOCS}",
+        )
+
+
+def tied(config: Any) -> bool:
+    """Whether a model's output embedding is its input embedding."""
+    return bool(getattr(config.get_text_config(), "tie_word_embeddings", False))
+
+
+def no_output_embedding(base: str) -> ModelError:
+    """The error for a base that scores and cannot write."""
+    return ModelError(
+        f"{base!r} has no weights of an output embedding (lm_head): its answers would be random.",
+        allowed="a causal language model; a sequence classifier can be the base of a reward model",
+        fix="model.base=the language model that the classifier was made of",
+    )
+
+
+def cannot_load(base: str, error: Exception) -> ModelError:
+    """The error for a base that transformers cannot load: the cause that its exception names, and what helps."""
+    if isinstance(error, torch.OutOfMemoryError):
+        raise error
+    text = str(error)
+    first = (text.strip().splitlines() or [type(error).__name__])[0]
+    folder = Path(base)
+    whole = "`embedded`, a folder with config.json and safetensors weights, or a Hugging Face name"
+    if "scaled_dot_product_attention" in text or "attention implementation" in text:
+        return _no_sdpa(base, first.partition(" ")[0], "transformers has no code of this kind for it")
+    if "trust_remote_code" in text or "custom code" in text:
+        return ModelError(
+            f"{base!r} brings Python code of its own, which is not run.",
+            allowed="architectures that are part of transformers",
+            fix=f"model.base=another model; {IN_DOCS}",
+        )
+    if "does not recognize this architecture" in text or "should have a `model_type`" in text:
+        return ModelError(
+            f"{base!r}: transformers {transformers.__version__} does not know its model_type.",
+            allowed=IN_DOCS,
+            fix="model.base=another model, or a newer transformers",
+        )
+    if isinstance(error, ImportError):
+        return ModelError(f"{base!r} needs a package that is not installed: {first}", allowed=whole)
+    if looks_local(base) and not folder.is_dir():
+        near = [str(entry) for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        return ModelError(
+            f"There is no folder {base}.{did_you_mean(base, near)}", allowed=whole, fix="check the path"
+        )
+    if folder.is_dir():
+        return ModelError(
+            f"The files of {base} cannot be loaded: {first}",
+            allowed=whole,
+            fix="copy or download the folder again",
+        )
+    if (
+        isinstance(error.__cause__, GatedRepoError)
+        or "gated repo" in text
+        or "401" in first
+        or "403" in first
+    ):
+        return ModelError(
+            f"{base!r} is gated or private: {first}",
+            allowed=whole,
+            fix="ask for access on the model's page, then `hf auth login`",
+        )
+    return ModelError(
+        f"No model could be loaded from {base!r}: {first}",
+        allowed=whole,
+        fix="check the spelling, and that the Hub can be reached or the model is in its cache",
+    )
+
+
+def _no_sdpa(base: str, kind: str, why: str) -> ModelError:
+    return ModelError(
+        f"{base!r} ({kind}) cannot use torch's scaled_dot_product_attention: {why}. Packed sequences are computed by it.",
+        allowed=f"bases with that attention, such as Llama, Qwen, Mistral, Gemma or Phi-3; {IN_DOCS}",
+        fix="model.base=another model",
+    )
+
+
+def _file_of(base: str, revision: str | None, name: str) -> str | None:
+    """The path of one of a base's files; None if it has none."""
+    try:
+        file: str | None = cached_file(
+            resolve_base(base), name, revision=revision, _raise_exceptions_for_missing_entries=False
+        )
+    except OSError:  # no such folder or repository, which the loader reports
+        return None
+    return file
