@@ -2,8 +2,8 @@
 
     python benchmarks/layers.py
 
-One process, one model: before each update the layers' forward passes are put in place (`rlhf/kernels/adapter_layers.py`, `rlhf/kernels/layers.py`,
-`rlhf/kernels/last_layer.py`) or taken out again. Attention is ours throughout; `attention.py` compares that.
+One process, one model: before each update the forward passes of its layers are bound (`rlhf/kernels/adapter_layers.py`,
+`rlhf/kernels/layers.py`, `rlhf/kernels/last_layer.py`) or left to the classes. Attention is ours throughout; `attention.py` compares that.
 """
 
 from __future__ import annotations
@@ -28,23 +28,25 @@ WAYS: Mapping[str, tuple[bool, bool, bool, bool]] = {
 }
 
 
-def put_in_place(adapters: bool, norms: bool, last: bool, gates: bool) -> None:
-    """Let models of Llama's kind in this process compute with these layers."""
+def put_in_place(adapters: bool, norms: bool, last: bool, gates: bool, *, model: Any) -> None:
+    """Let a model compute with these layers, and by PEFT's and transformers' classes elsewhere."""
     from peft.tuners.lora.layer import Linear
-    from transformers.models.llama import modeling_llama
-    from transformers.models.mistral.modeling_mistral import apply_rotary_pos_emb  # Llama's, word for word
 
     from rlhf.kernels import adapter_layers, last_layer, layers
-    from rlhf.models import forwards
 
-    norm: Any = modeling_llama.LlamaRMSNorm
-    mlp: Any = modeling_llama.LlamaMLP
-    Linear.forward = adapter_layers.adapted_forward if adapters else adapter_layers._forward  # noqa: SLF001
-    norm.forward = layers._norm if norms else norm.stock_forward  # noqa: SLF001
-    mlp.forward = layers._mlp if gates else mlp.stock_forward  # noqa: SLF001
-    turn = layers.rotated if norms else apply_rotary_pos_emb
-    modeling_llama.__dict__["apply_rotary_pos_emb"] = turn
-    forwards.read_states = last_layer.read_states if last else last_layer.pick_states  # type: ignore[attr-defined]
+    base = model.get_base_model()
+    layers.enable(base)
+    adapter_layers.enable(model)
+    ours = {
+        Linear.__name__: adapters,
+        **dict.fromkeys(layers.NORMS, norms),
+        **dict.fromkeys(layers.GATES, gates),
+        **dict.fromkeys(last_layer.LAYERS, last),
+    }
+    for module in base.modules():
+        kind = type(module).__name__
+        if not ours.get(kind, norms if kind.endswith("Attention") else True):
+            vars(module).pop("forward", None)
 
 
 def main() -> None:
@@ -61,8 +63,13 @@ def main() -> None:
     tokens = sum(len(ids) for pair in pairs for ids in pair)
 
     def rate(name: str) -> float:
-        put_in_place(*WAYS[name])
-        answer = update({"updates": [list(range(len(pairs)))], "tokens_per_batch": BUDGET})
+        answer = update(
+            {
+                "updates": [list(range(len(pairs)))],
+                "tokens_per_batch": BUDGET,
+                "prepare": functools.partial(put_in_place, *WAYS[name]),
+            }
+        )
         return tokens / float(answer["seconds"])
 
     for name in WAYS:

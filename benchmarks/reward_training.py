@@ -96,6 +96,8 @@ def ours(told: Mapping[str, Any]) -> Handler:
         updates: list[list[int]] = asked["updates"]
         losses: list[float] = []
         start(model)
+        if "prepare" in asked:
+            asked["prepare"](model=model)
         trainer = reward_trainer(
             config,
             model,

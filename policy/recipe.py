@@ -87,7 +87,7 @@ def align_policy(config: PolicyConfig, *, resume: bool = False, after: AfterTrai
         run.write_json("drops.json", data.drops.as_dict())
         for line in check_base(config):
             print(line)
-                check_sources(config, chat, data.training + data.held_out)
+        check_sources(config, chat, data.training + data.held_out)
         check_start(config, chat)
         processes.per_rank(config.rollouts.prompts_per_step, "rollouts.prompts_per_step")
         sharding.configure_loading(config.model.quantization)
@@ -383,7 +383,7 @@ def dry_run(config: PolicyConfig) -> list[str]:
     chat = load_chat(config)
     data = load_data(config, chat)
     notes = check_base(config)
-        check_sources(config, chat, data.training + data.held_out)
+    check_sources(config, chat, data.training + data.held_out)
     check_start(config, chat)
     rollouts = config.rollouts
     answers = rollouts.prompts_per_step * rollouts.samples_per_prompt

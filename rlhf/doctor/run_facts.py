@@ -186,20 +186,20 @@ def _shape(config: Config) -> Shape:
         attributes=attributes,
     )
     model = bases.skeleton(shape, base, classifier=False)
-    layers = linear_layers(model)
+    weights = {place: layer.get_parameter("weight") for place, layer in linear_layers(model).items()}
     parameters = sum(parameter.numel() for parameter in model.parameters())
     trained = parameters
     if adapter is not None:
         targets = adapter_targets(model, adapter.targets)
         adapted = [
-            layer
-            for place, layer in layers.items()
+            weight
+            for place, weight in weights.items()
             if targets == "all-linear" or place.rpartition(".")[2] in targets
         ]
-        trained = adapter.rank * sum(sum(layer.weight.shape) for layer in adapted)
+        trained = adapter.rank * sum(sum(weight.shape) for weight in adapted)
     return Shape(
         parameters=parameters,
-        linear=sum(layer.weight.numel() for layer in layers.values()),
+        linear=sum(weight.numel() for weight in weights.values()),
         trained=trained,
         context=shape.max_position_embeddings,
         notes=tuple(notes),

@@ -288,7 +288,11 @@ def cannot_load(base: str, error: Exception) -> ModelError:
     folder = Path(base)
     whole = "`embedded`, a folder with config.json and safetensors weights, or a Hugging Face name"
     if "scaled_dot_product_attention" in text or "attention implementation" in text:
-        return _no_sdpa(base, first.partition(" ")[0], "transformers has no code of this kind for it")
+        return _no_sdpa(
+            base,
+            first.partition(" ")[0],
+            f"transformers {transformers.__version__} has no such attention for this architecture",
+        )
     if "trust_remote_code" in text or "custom code" in text:
         return ModelError(
             f"{base!r} brings Python code of its own, which is not run.",

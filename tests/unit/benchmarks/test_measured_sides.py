@@ -155,20 +155,25 @@ def test_rollouts(tmp_path: Path) -> None:
 
 
 def test_layers(run: Callable[..., dict[str, Any]]) -> None:
-    from peft.tuners.lora.layer import Linear
-    from transformers.models.llama import modeling_llama
-
-    from rlhf.kernels import adapter_layers, last_layer, layers
-    from rlhf.models import forwards
-
     result = run("layers", limit=8)
     rates = result["details"]["rates"]
     assert len(rates) == 5
     assert all(rate > 0 for found in rates.values() for rate in found)
     assert measured(result, "Speed of an update, PEFT's and transformers'") == 1
-    # What was taken out for a while is in place again.
-    assert Linear.forward is adapter_layers.adapted_forward
-    assert modeling_llama.LlamaRMSNorm.forward is layers._norm
-    assert modeling_llama.LlamaMLP.forward is layers._mlp
-    assert modeling_llama.apply_rotary_pos_emb is layers.rotated
-    assert forwards.read_states is last_layer.read_states  # type: ignore[attr-defined]
+
+
+def test_layers_are_bound_or_left_to_the_classes(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rlhf.models.loading import load_causal, lora_config, with_adapter
+
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    layers = importlib.import_module("layers")
+    model = with_adapter(
+        load_causal(str(tiny_base), revision=None, dtype="float32", quantization="none"),
+        lora_config(rank=2, alpha=2, dropout=0.0, targets="all-linear"),
+    )
+    counts = []
+    for way in layers.WAYS.values():
+        layers.put_in_place(*way, model=model)
+        counts.append(sum("forward" in vars(module) for module in model.modules()))
+    # two layers of 7 adapted linear layers, 2 norms, a rotation and a gate; a last norm; a last layer
+    assert counts == [0, 14, 14 + 5 + 2, 14 + 5 + 2 + 1, 14 + 5 + 2 + 1 + 2]

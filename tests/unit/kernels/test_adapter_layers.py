@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,12 @@ from rlhf.models.loading import autocast, load_causal, lora_config, with_adapter
 IDS = torch.tensor([[5, 600, 7000, 8, 900]])
 
 
-def made(base: Path, quantization: str, dtype: str, dropout: float = 0.0) -> Any:
+def made(base: Path, quantization: str, dtype: str, dropout: float = 0.0, *, by_peft: bool = False) -> Any:
+    """A base with a random adapter; `by_peft`: with our kernels everywhere but in the adapted layers."""
+    causal = load_causal(str(base), revision=None, dtype=dtype, quantization=quantization)
+    setattr(causal, adapter_layers.FAST_LAYERS, not by_peft)
     model = with_adapter(
-        load_causal(str(base), revision=None, dtype=dtype, quantization=quantization),
+        causal,
         lora_config(rank=4, alpha=8, dropout=dropout, targets="all-linear"),
     )
     generator = torch.Generator().manual_seed(0)
@@ -31,21 +33,7 @@ def made(base: Path, quantization: str, dtype: str, dropout: float = 0.0) -> Any
     return model
 
 
-@pytest.fixture(params=["none", "nf4"])
-def model(request: pytest.FixtureRequest, tiny_base: Path, as_configured: None) -> Any:
-    return made(tiny_base, request.param, "bfloat16")
-
-
-@pytest.fixture
-def by_peft(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """Patches that make adapted layers PEFT's own again, once they are asked for."""
-    with monkeypatch.context() as patched:
-        yield patched
-
-
-def peft_alone(patched: pytest.MonkeyPatch) -> None:
-    patched.setattr(BaseTunerLayer, "_cast_input_dtype", adapter_layers._cast)
-    patched.setattr(Linear, "forward", adapter_layers._forward)
+QUANTIZATIONS = pytest.mark.parametrize("quantization", ["none", "nf4"])
 
 
 def step(model: Any) -> tuple[dict[str, Tensor], int]:
@@ -75,11 +63,20 @@ def furthest(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     )
 
 
-def test_in_float32_the_numbers_are_pefts(tiny_base: Path, by_peft: pytest.MonkeyPatch) -> None:
+def test_in_float32_the_numbers_are_pefts(tiny_base: Path) -> None:
+    ours, _ = step(made(tiny_base, "none", "float32"))
+    theirs, _ = step(made(tiny_base, "none", "float32", by_peft=True))
+    assert furthest(ours, theirs) < 2e-6
+
+
+def test_the_classes_stay_pefts_own(tiny_base: Path) -> None:
+    before = Linear.forward, BaseTunerLayer._cast_input_dtype
     model = made(tiny_base, "none", "float32")
-    ours, _ = step(model)
-    peft_alone(by_peft)
-    assert furthest(ours, step(model)[0]) < 2e-6
+    assert (Linear.forward, BaseTunerLayer._cast_input_dtype) == before
+    bound = [layer for layer in model.modules() if "forward" in vars(layer) and isinstance(layer, Linear)]
+    assert len(bound) == 2 * 7
+    other = made(tiny_base, "none", "float32", by_peft=True)
+    assert not any("forward" in vars(layer) for layer in other.modules() if isinstance(layer, Linear))
 
 
 @pytest.mark.parametrize(("tokens", "inputs", "outputs"), [(5, 64, 128), (37, 192, 64), (300, 64, 192)])
@@ -110,20 +107,18 @@ def test_in_bfloat16_they_are_nearer_the_truth_than_pefts(tokens: int, inputs: i
         assert error <= others < 4e-3
 
 
-def test_less_is_kept(model: Any, by_peft: pytest.MonkeyPatch) -> None:
-    _, size = step(model)
-    peft_alone(by_peft)
-    _, before = step(model)
+@QUANTIZATIONS
+def test_less_is_kept(tiny_base: Path, quantization: str, as_configured: None) -> None:
+    _, size = step(made(tiny_base, quantization, "bfloat16"))
+    _, before = step(made(tiny_base, quantization, "bfloat16", by_peft=True))
     # In each of two layers: what queries, keys and values share is kept once and not three times, what gate and up share
     # once and not twice, and what attention kept already, its output, is the next layer's input.
     assert before - size == 2 * (2 + 1 + 1) * IDS.numel() * 64 * 2
 
 
-def test_4_bit_layers_are_left_to_peft(tiny_base: Path, by_peft: pytest.MonkeyPatch) -> None:
-    model = made(tiny_base, "nf4", "bfloat16")
-    ours, _ = step(model)
-    peft_alone(by_peft)
-    theirs, _ = step(model)
+def test_4_bit_layers_are_left_to_peft(tiny_base: Path) -> None:
+    ours, _ = step(made(tiny_base, "nf4", "bfloat16"))
+    theirs, _ = step(made(tiny_base, "nf4", "bfloat16", by_peft=True))
     for name, value in theirs.items():
         assert torch.equal(ours[name], value), name
 
@@ -158,7 +153,9 @@ def test_what_stood_in_the_input_stands_there_still(tiny_base: Path) -> None:
         assert torch.equal(now.detach(), then)
 
 
-def test_without_autocast_peft_casts_as_ever(model: Any) -> None:
+@QUANTIZATIONS
+def test_without_autocast_peft_casts_as_ever(tiny_base: Path, quantization: str, as_configured: None) -> None:
     """A bfloat16 product with a float32 adapter would be an error."""
+    model = made(tiny_base, quantization, "bfloat16")
     with torch.no_grad():
         assert torch.isfinite(model(IDS).logits).all()

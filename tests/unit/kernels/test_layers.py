@@ -11,14 +11,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 from transformers.models.llama import modeling_llama
-from transformers.models.mistral import modeling_mistral
 
 from rlhf.kernels import layers
 from rlhf.models.loading import load_causal
 
-STOCK_ROTATION = modeling_mistral.apply_rotary_pos_emb
-"""Llama's word for word, as a test below sees, and no model of these tests is of this kind."""
+STOCK_ROTATION = modeling_llama.apply_rotary_pos_emb
 FORMATS = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 
 
@@ -35,13 +34,9 @@ def test_the_models_named_do_what_llama_does(kind: str) -> None:
         (layers.GATES, modeling_llama.LlamaMLP),
     ):
         own = next(getattr(module, name) for name in names if hasattr(module, name))
-        assert body(_stock(own)) == body(_stock(llamas))
+        assert body(own.forward) == body(llamas.forward)
     source, llama = Path(module.__file__).read_text(), Path(modeling_llama.__file__).read_text()
     assert _rotation(source) == _rotation(llama)
-
-
-def _stock(kind: Any) -> Any:
-    return getattr(kind, "stock_forward", kind.forward)
 
 
 def _rotation(source: str) -> str:
@@ -54,7 +49,7 @@ def test_a_norm(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     norm = modeling_llama.LlamaRMSNorm(32).to(dtype).requires_grad_(False)
     norm.weight.copy_(torch.randn(32))
-    stock = _stock(type(norm))
+    stock = type(norm).forward
     x, d_y = torch.randn(2, 5, 32).to(dtype), torch.randn(2, 5, 32).to(dtype)
     theirs, d_theirs = _with_gradient(lambda one: stock(norm, one), x, d_y)
     ours, d_ours = _with_gradient(
@@ -99,7 +94,7 @@ def test_a_gate_is_transformers_own_to_the_last_bit_with_its_gradients(dtype: to
     x, d_y = (3 * torch.randn(2, 5, 8)).to(dtype), torch.randn(2, 5, 8).to(dtype)
     found = [
         _with_gradient(partial(forward, mlp), x, d_y)
-        for forward in (layers._mlp, _stock(modeling_llama.LlamaMLP))
+        for forward in (layers._mlp, modeling_llama.LlamaMLP.forward)
     ]
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
 
@@ -118,11 +113,9 @@ def test_a_gate_keeps_its_two_inputs_and_no_more() -> None:
     assert [one.data_ptr() for one in kept] == [g.data_ptr(), u.data_ptr()]
 
 
-def test_an_mlp_with_another_activation_stays_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_mlp_with_another_activation_stays_transformers() -> None:
     mlp, x = _mlp("gelu"), torch.randn(2, 5, 8)
-    stock = _stock(modeling_llama.LlamaMLP)
-    monkeypatch.setattr(modeling_llama.LlamaMLP, "stock_forward", stock, raising=False)
-    assert torch.equal(layers._mlp(mlp, x), stock(mlp, x))
+    assert torch.equal(layers._mlp(mlp, x), mlp(x))
 
 
 def _mlp(activation: str) -> Any:
@@ -136,17 +129,36 @@ def test_models_compute_so_with_frozen_weights_of_their_format(
     tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load_causal(str(tiny_base), revision=None, dtype="float32", quantization="none")
-    assert modeling_llama.apply_rotary_pos_emb is layers.rotated
-    assert modeling_llama.LlamaMLP.forward is layers._mlp
     norm = next(one for one in model.modules() if type(one).__name__ == "LlamaRMSNorm")
     seen: list[str] = []
     monkeypatch.setattr(layers, "rms_norm", lambda x, *_: seen.append("ours") or x)
-    monkeypatch.setattr(type(norm), "stock_forward", lambda _, x: seen.append("theirs") or x)
+    monkeypatch.setattr(type(norm), "forward", lambda _, x: seen.append("theirs") or x)
     norm(torch.zeros(1, 64))
     norm(torch.zeros(1, 64, dtype=torch.bfloat16))  # a float32 weight would make it float32
     norm.weight.requires_grad_(True)
     norm(torch.zeros(1, 64))
     assert seen == ["ours", "theirs", "theirs"]
+
+
+def test_only_the_loaded_model_computes_so(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Classes and functions of transformers are the same objects after loading, and a model of its own uses them."""
+    kinds = (modeling_llama.LlamaRMSNorm, modeling_llama.LlamaMLP, modeling_llama.LlamaAttention)
+    before = [kind.forward for kind in kinds], modeling_llama.apply_rotary_pos_emb
+    ours = load_causal(str(tiny_base), revision=None, dtype="float32", quantization="none")
+    assert ([kind.forward for kind in kinds], modeling_llama.apply_rotary_pos_emb) == before
+    theirs = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+    slow = load_causal(str(tiny_base), revision=None, dtype="float32", quantization="none", fast_layers=False)
+    for model, bound in ((ours, 2 * (1 + 1 + 2) + 1 + 1), (theirs, 0), (slow, 0)):
+        assert sum("forward" in vars(module) for module in model.modules()) == bound
+    calls: list[str] = []
+    monkeypatch.setattr(layers._Rotation, "apply", lambda x, *_: calls.append("rotation") or x)
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        expected = theirs(ids).logits
+        assert torch.equal(slow(ids).logits, expected)
+        assert not calls
+        ours(ids)
+    assert len(calls) == 2 * 2  # queries and keys of two layers
 
 
 def _turned(turn: Any, which: int, cos: Tensor, sin: Tensor, x: Tensor) -> Tensor:
