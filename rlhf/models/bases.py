@@ -21,8 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import cached_file
 
-from rlhf.core.errors import ModelError, did_you_mean
-from rlhf.data.rows import looks_local
+from rlhf.core.errors import ModelError
 from rlhf.models.embedded import resolve_base
 from rlhf.models.targets import ALL_LINEAR, adapter_targets
 
@@ -67,7 +66,7 @@ def read_config(base: str, revision: str | None) -> Any:
     """
     refuse_adapter(base, revision)
     try:
-        return AutoConfig.from_pretrained(resolve_base(base), revision=revision)
+        return AutoConfig.from_pretrained(resolve_base(base, revision), revision=revision)
     except LOADING_ERRORS as error:
         raise cannot_load(base, error) from error
 
@@ -307,11 +306,6 @@ def cannot_load(base: str, error: Exception) -> ModelError:
         )
     if isinstance(error, ImportError):
         return ModelError(f"{base!r} needs a package that is not installed: {first}", allowed=whole)
-    if looks_local(base) and not folder.is_dir():
-        near = [str(entry) for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        return ModelError(
-            f"There is no folder {base}.{did_you_mean(base, near)}", allowed=whole, fix="check the path"
-        )
     if folder.is_dir():
         return ModelError(
             f"The files of {base} cannot be loaded: {first}",
@@ -346,9 +340,11 @@ def _no_sdpa(base: str, kind: str, why: str) -> ModelError:
 
 def _file_of(base: str, revision: str | None, name: str) -> str | None:
     """The path of one of a base's files; None if it has none."""
+    if base == "embedded":
+        return None
     try:
         file: str | None = cached_file(
-            resolve_base(base), name, revision=revision, _raise_exceptions_for_missing_entries=False
+            base, name, revision=revision, _raise_exceptions_for_missing_entries=False
         )
     except OSError:  # no such folder or repository, which the loader reports
         return None

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from transformers import AutoConfig
-
-from rlhf.core.errors import ConfigError, ModelError
-from rlhf.models.embedded import resolve_base
+from rlhf.core.errors import ConfigError
+from rlhf.models.bases import read_config
 
 
 def require_context(base: str, revision: str | None, max_length: int) -> None:
@@ -13,13 +11,9 @@ def require_context(base: str, revision: str | None, max_length: int) -> None:
 
     Raises:
         ConfigError: it is beyond.
-        ModelError: the base has no config that transformers can read.
+        ModelError: the base is an adapter, or has no config that transformers can read.
     """
-    try:
-        config = AutoConfig.from_pretrained(resolve_base(base, revision), revision=revision)
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"The config.json of {base!r} cannot be read: {reason}") from error
+    config = read_config(base, revision)
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     if context is not None and max_length > context:
         raise ConfigError(
