@@ -18,7 +18,6 @@ from rlhf.adapters.merging import (
     require_format,
     trained_on,
     verify,
-    write_tokenizer,
 )
 from rlhf.adapters.storage import read_policy
 from rlhf.core.records import Conversation
@@ -56,7 +55,7 @@ def export_policy(
     require_format(dtype)
     adapter = read_policy(policy)
     card = adapter.card
-    chat = Chat.load(policy, template_date=card["template_date"])
+    chat = Chat.beside(policy, card)
     adapter.check_template(chat)
     wearing = adapter.hang_on(load_as_trained(card, writes=True), POLICY).eval()
     texts = [chat.conversation_ids(conversation) for conversation in conversations]
@@ -66,7 +65,7 @@ def export_policy(
     plain.generation_config = own_generation_config(card["base"], card["revision"], chat)
     with atomic_folder(output) as folder:
         plain.save_pretrained(folder)
-        write_tokenizer(chat, folder)
+        chat.save_tokenizer(folder)
         del wearing, plain  # not two models at a time
         merged = load_causal(str(folder), revision=None, dtype="float32", quantization="none").eval()
         differences = [

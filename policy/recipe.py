@@ -123,7 +123,7 @@ def load_chat(config: PolicyConfig) -> Chat:
     """
     model = config.model
     require_context(model.base, model.revision, model.max_length)
-    return Chat.load(model.base, revision=model.revision, template_date=model.template_date)
+    return Chat.of(model)
 
 
 def check_base(config: PolicyConfig) -> list[str]:

@@ -35,8 +35,7 @@ def save_final(config: PolicyConfig, model: Any, chat: Chat, run: RunFolder) -> 
         "fingerprint": fingerprint(base_of(model)),
         "dtype": config.model.dtype,
         "quantization": config.model.quantization,
-        "template_date": config.model.template_date,
-        "template_hash": chat.template_hash,
+        **chat.card(),
         "start": config.start,
         "reward": config.model_dump(mode="json")["reward"],
     }
@@ -48,7 +47,7 @@ def save_final(config: PolicyConfig, model: Any, chat: Chat, run: RunFolder) -> 
             else:
                 model.save_pretrained(str(folder), selected_adapters=[POLICY], state_dict=weights)
                 (folder / "policy.json").write_text(json.dumps(card, indent=1), encoding="utf-8")
-            chat.tokenizer.save_pretrained(folder)
+            chat.save_tokenizer(folder)
             (folder / "README.md").write_text(card_text(config), encoding="utf-8")
 
     processes.on_main(write)

@@ -24,6 +24,7 @@ from rlhf.adapters import storage as adapters
 from rlhf.core.errors import DataError, ModelError, did_you_mean
 from rlhf.core.records import Conversation, Message, Rollout
 from rlhf.models.chat import Chat
+from rlhf.models.chat_template import DATE
 from rlhf.models.loading import PeftModel, load_causal, role
 
 
@@ -48,14 +49,27 @@ class SharedBase:
         revision: str | None = None,
         dtype: Literal["bfloat16", "float32"] = "bfloat16",
         quantization: Literal["none", "nf4"] = "none",
-        template_date: str = "26 Jul 2024",
+        template_date: str = DATE,
+        chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        chat: Chat | None = None,
     ) -> SharedBase:
         """Load the base; the arguments are the keys of a config's `model`.
+
+        Args:
+            chat: in place of the one of the base, such as that of a policy.
 
         Raises:
             ModelError: no model, or no tokenizer with a chat template, can be loaded from `base`.
         """
-        chat = Chat.load(base, revision=revision, template_date=template_date)
+        if chat is None:
+            chat = Chat.load(
+                base,
+                revision=revision,
+                template_date=template_date,
+                chat_template=chat_template,
+                chat_template_kwargs=chat_template_kwargs,
+            )
         model = load_causal(base, revision=revision, dtype=dtype, quantization=quantization)
         if torch.cuda.is_available() and quantization == "none":
             model = model.to("cuda")

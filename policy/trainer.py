@@ -127,7 +127,7 @@ class PolicyTrainer(DistributedTrainerMixin, SafeCheckpoints, RLOOTrainer):
             reward_funcs=_scored_by_scorer,
             args=arguments,
             train_dataset=Dataset.from_dict({"prompt": [str(place) for place in draws]}),
-            processing_class=chat.tokenizer,
+            processing_class=chat.trainers_tokenizer(),
             peft_config=adapter,
         )
         self.remove_callback(PrinterCallback)

@@ -30,15 +30,12 @@ def write_card(final: Path, config: RewardConfig, data: RewardData, evaluation: 
         evaluation: what eval.json holds: the benchmark's result, or the held-out pairs' alone.
     """
     card = json.loads((final / "reward.json").read_text("utf-8"))
-    template = final / "chat_template.jinja"
-    text = template.read_text("utf-8") if template.exists() else ""
-    atomic_write_text(final / "README.md", card_text(config, card, text, final, data, evaluation))
+    atomic_write_text(final / "README.md", card_text(config, card, final, data, evaluation))
 
 
 def card_text(
     config: RewardConfig,
     card: Mapping[str, Any],
-    template: str,
     final: Path,
     data: RewardData | None = None,
     evaluation: Mapping[str, Any] | None = None,
@@ -61,7 +58,7 @@ Rewards compare answers to one prompt, not answers to different prompts. Made fo
 of several, and as the reward of a policy in training; not for decisions about people, nor as a measure of truth.
 
 ```python
-{_code(card, template, final)}
+{_code(card, final)}
 ```
 
 `rlhf export` merges base and adapter into one plain model.
@@ -84,9 +81,9 @@ of several, and as the reward of a policy in training; not for decisions about p
 """
 
 
-def _code(card: Mapping[str, Any], template: str, final: Path) -> str:
+def _code(card: Mapping[str, Any], final: Path) -> str:
     revision = f", revision={card['revision']!r}" if card["revision"] else ""
-    date = f', date_string="{card["template_date"]}"' if "date_string" in template else ""
+    pad_id = card.get("pad_id", "tokenizer.pad_token_id")
     made = "  # the folder that `rlhf embedded-model` prints" if card["base"] == "embedded" else ""
     four_bits = (
         f"""
@@ -108,16 +105,14 @@ base = {resolve_base(card["base"])!r}{made}
 folder = {str(final)!r}
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForSequenceClassification.from_pretrained(
-    base{revision}, num_labels={len(card["attributes"])}, dtype=torch.{card["dtype"]}, pad_token_id=tokenizer.pad_token_id,{four_bits}
+    base{revision}, num_labels={len(card["attributes"])}, dtype=torch.{card["dtype"]}, pad_token_id={pad_id},{four_bits}
 )
 model = PeftModel.from_pretrained(model, folder).eval()  # brings the head, which the base lacks
 messages = [
     {{"role": "user", "content": "What is 1+1?"}},
     {{"role": "assistant", "content": "1+1=2"}},
 ]
-ids = tokenizer.apply_chat_template(
-    messages, tokenize=True, return_dict=True, return_tensors="pt"{date}
-)
+ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
 with torch.no_grad():
     reward = model(**ids).logits[0, 0].item()"""
 

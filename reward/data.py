@@ -40,7 +40,7 @@ def load_chat(config: RewardConfig) -> Chat:
     """
     model = config.model
     require_context(model.base, model.revision, model.max_length)
-    return Chat.load(model.base, revision=model.revision, template_date=model.template_date)
+    return Chat.of(model)
 
 
 def load_data(config: RewardConfig, chat: Chat) -> RewardData:

@@ -27,7 +27,6 @@ from rlhf.adapters.merging import (
     require_format,
     trained_on,
     verify,
-    write_tokenizer,
 )
 from rlhf.adapters.storage import RewardAdapter
 from rlhf.core.errors import ModelError, did_you_mean
@@ -71,7 +70,7 @@ def export_reward(
         raise ModelError(f"--form {form} is not known.{did_you_mean(form, EXPORT_FORMS)}", allowed=known)
     require_format(dtype)
     adapter = RewardAdapter.read(model)
-    chat = Chat.load(model, template_date=adapter.card["template_date"])
+    chat = Chat.beside(model, adapter.card)
     scorer = Scorer.share(model, load_as_trained(adapter.card, writes=False), chat)
     before = scorer.score(conversations)
     outputs = list(scorer.attributes[: 1 if reward_only or form == "nemotron" else None])
@@ -82,7 +81,7 @@ def export_reward(
     )
     with atomic_folder(output) as folder:
         plain.save_pretrained(folder)
-        write_tokenizer(chat, folder)
+        chat.save_tokenizer(folder, pad=form == "classifier")
         del scorer, merged, plain  # not two models at a time
         after = load_scorer(folder, form=form, dtype="float32").score(conversations)
         differences = score_differences(before, after, outputs)
@@ -120,7 +119,7 @@ def classifier(
     config.id2label = dict(enumerate(outputs))
     config.label2id = {name: place for place, name in config.id2label.items()}
     config.problem_type = "regression"
-    config.pad_token_id = chat.pad_id
+    config.get_text_config().pad_token_id = config.pad_token_id = chat.scoring_pad_id
     with torch.device("meta"):
         made = AutoModelForSequenceClassification.from_config(config)
     setattr(made, made.base_model_prefix, model.base_model)

@@ -212,7 +212,7 @@ def train_stages(
                         has_validation=bool(held),
                         gradient_checkpointing=config.model.gradient_checkpointing,
                     ),
-                    chat.tokenizer,
+                    chat.trainers_tokenizer(),
                     stage=stage,
                     items=here,
                     order=draw_order(len(here), steps[stage.name] * stage.batch_size, config.seed + number),

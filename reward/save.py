@@ -32,18 +32,16 @@ def save_final(
         "attributes": config.attributes,
         "trained_length": config.model.max_length,
         "max_length": model.config.get_text_config().max_position_embeddings,
-        "template_date": config.model.template_date,
-        "template_hash": chat.template_hash,
+        **chat.card(),
+        "pad_id": chat.scoring_pad_id,
     } | ({"extrapolated": extrapolated} if extrapolated else {})
     weights = trainable_state(model)
 
     def write() -> None:
         with atomic_folder(final) as folder:
             model.save_pretrained(str(folder), state_dict=weights)
-            chat.tokenizer.save_pretrained(folder)
+            chat.save_tokenizer(folder)
             (folder / "reward.json").write_text(json.dumps(card, indent=1), encoding="utf-8")
-            (folder / "README.md").write_text(
-                card_text(config, card, chat.tokenizer.chat_template, final), encoding="utf-8"
-            )
+            (folder / "README.md").write_text(card_text(config, card, final), encoding="utf-8")
 
     processes.on_main(write)

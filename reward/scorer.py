@@ -77,7 +77,7 @@ class Scorer:
         )
         if torch.cuda.is_available() and card["quantization"] == "none" and not is_requested():
             base = base.to("cuda")
-        chat = Chat.load(folder, template_date=card["template_date"])
+        chat = Chat.beside(folder, card)
         adapter.lora.check_template(chat)
         model, head = adapter.hang_on(base)
         return cls(model, head, chat, adapter, tokens_per_batch)

@@ -54,8 +54,8 @@ class Side:
 
 def on_one_base(sides: Sequence[Side]) -> list[Side]:
     """The sides, with a base by itself loaded as the other side's policy has it: in its number format, and once."""
-    cards = {
-        side.speaker.model["base"]: side.speaker.model
+    policies = {
+        side.speaker.model["base"]: side.speaker
         for side in sides
         if side.speaker is not None and side.speaker.folder is not None
     }
@@ -63,8 +63,8 @@ def on_one_base(sides: Sequence[Side]) -> list[Side]:
     for side in sides:
         speaker = side.speaker
         if speaker is not None and speaker.folder is None:
-            model = cards.get(speaker.model["base"], speaker.model)
-            side = replace(side, speaker=replace(speaker, model=model))
+            like = policies.get(speaker.model["base"], speaker)
+            side = replace(side, speaker=replace(speaker, model=like.model, chat=like.chat))
         found.append(side)
     return found
 
@@ -77,9 +77,10 @@ class Bases:
 
     def of(self, speaker: Speaker) -> SharedBase:
         """The base of a speaker, loaded when it is first asked for; its policy hangs on it under the folder's name."""
-        key = tuple(sorted((name, str(value)) for name, value in speaker.model.items()))
+        settings = sorted((name, str(value)) for name, value in speaker.model.items())
+        key = (*settings, speaker.chat.template_hash)
         if key not in self._loaded:
-            self._loaded[key] = SharedBase.load(**speaker.model)
+            self._loaded[key] = SharedBase.load(**speaker.model, chat=speaker.chat)
         base = self._loaded[key]
         if speaker.folder is not None and str(speaker.folder) not in base.policies:
             base.add_policy(speaker.folder, str(speaker.folder))

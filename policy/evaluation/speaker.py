@@ -17,11 +17,18 @@ from rlhf.core.errors import ModelError, did_you_mean
 from rlhf.core.formats import effective_dtype
 from rlhf.core.records import Conversation, Rollout
 from rlhf.models.chat import Chat
+from rlhf.models.chat_template import DATE
 from rlhf.models.embedded import resolve_base
 from rlhf.models.loading import TRAINED_WHOLE
 
 ENGINES = ("vllm", "transformers")
-LOADED_AS = {"revision": None, "dtype": "bfloat16", "quantization": "none", "template_date": "26 Jul 2024"}
+LOADED_AS: Mapping[str, Any] = {
+    "revision": None,
+    "dtype": "bfloat16",
+    "quantization": "none",
+    "template_date": DATE,
+    "chat_template_kwargs": {},
+}
 """How a base is loaded, as `SharedBase.load` takes it, where a policy's card does not say: older ones say less."""
 
 
@@ -42,7 +49,7 @@ class Speaker:
     Attributes:
         name: what files and tables call it.
         folder: of the policy's adapter; None for a base by itself.
-        model: base, revision, dtype, quantization, template_date.
+        model: base, revision, dtype, quantization, template_date, chat_template_kwargs.
         rank: of the adapter.
         chat: the door to token ids.
         context: tokens that the base can take, prompt and answer together.
@@ -70,21 +77,22 @@ class Speaker:
             adapter = read_policy(folder)
             model = {"base": adapter.card["base"]}
             model |= {key: adapter.card.get(key, value) for key, value in LOADED_AS.items()}
-            chat = Chat.load(folder, template_date=model["template_date"])
+            chat = Chat.beside(folder, model)
             adapter.check_template(chat)
             rank, place = int(adapter.config.r), folder
         else:
             _require_there(policy)
             card = _whole_card(folder)
             model = {"base": policy, **LOADED_AS}
-            model |= {key: card[key] for key in ("dtype", "template_date") if key in card}
-            chat, rank, place = Chat.load(policy, template_date=model["template_date"]), 8, None
+            pinned = ("template_date", "chat_template_kwargs")
+            model |= {key: card[key] for key in ("dtype", *pinned) if key in card}
+            chat, rank, place = Chat.load(policy, **{key: model[key] for key in pinned}), 8, None
         context = _context(model["base"], model["revision"])
         return cls(name_of(policy), place, model, rank, chat, context, card)
 
     def transformers(self, max_new_tokens: int) -> Sample:
         """Load it, and sample by transformers' own generate."""
-        base = SharedBase.load(**self.model)
+        base = SharedBase.load(**self.model, chat=self.chat)
         if self.folder is not None:
             base.add_policy(self.folder)
         return on_base(base, None if self.folder is None else "policy", max_new_tokens)

@@ -84,10 +84,10 @@ def extrapolate_folders(
         "truncation_error": made.error,
     }
     card = {**stronger.card, "extrapolated": origin}
-    chat = Chat.load(strong, template_date=card["template_date"])
+    chat = Chat.beside(strong, card)
     with atomic_folder(output) as folder:
         write_adapter(folder, made.update, made.head_AD, targets=made.targets, base=card["base"])
-        chat.tokenizer.save_pretrained(folder)
+        chat.save_tokenizer(folder)
         is_reward = isinstance(stronger, RewardAdapter)
         (folder / ("reward.json" if is_reward else "policy.json")).write_text(
             json.dumps(card, indent=1), encoding="utf-8"

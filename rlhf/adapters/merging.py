@@ -7,10 +7,8 @@ an adapter's update: at |dW| / |W| = 1 %, what is left of the update in NF4 weig
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +18,6 @@ from transformers.utils import logging
 from rlhf.adapters.storage import Adapter
 from rlhf.core.errors import DivergenceError, ModelError, did_you_mean
 from rlhf.models.bases import read_config, stored_quantization
-from rlhf.models.chat import Chat
 from rlhf.models.loading import load_causal
 
 TOLERANCES = {"bfloat16": 0.25, "float16": 0.05, "float32": 0.001}
@@ -137,15 +134,3 @@ def verify(what: str, differences: Sequence[float], tolerance: float) -> Verific
             fix="--dtype float32; if that does not help, the base in memory is not the one on disk",
         )
     return found
-
-
-def write_tokenizer(chat: Chat, folder: Path) -> None:
-    """The tokenizer beside a merged model, its template with the date fixed, which elsewhere nobody would pass."""
-    tokenizer = chat.tokenizer
-    before = tokenizer.chat_template
-    if isinstance(before, str) and "date_string" in before:
-        tokenizer.chat_template = f"{{%- set date_string = {json.dumps(chat.template_date)} %}}{before}"
-    try:
-        tokenizer.save_pretrained(folder)
-    finally:
-        tokenizer.chat_template = before

@@ -24,6 +24,7 @@ from rlhf.adapters.lowrank import Factors, Update, padded, rank_of, weighted_sum
 from rlhf.core.errors import ModelError
 from rlhf.kernels import adapter_layers
 from rlhf.models.chat import Chat
+from rlhf.models.chat_template import keys_to_set
 from rlhf.models.loading import (
     HEAD,
     POLICY,
@@ -56,7 +57,8 @@ class Adapter:
     config: LoraConfig
     weights: Mapping[str, Tensor]
     card: Mapping[str, Any]
-    """base, revision, fingerprint, template_hash, template_date, and what else its kind needs."""
+    """base, revision, fingerprint, what `Chat.card` says of the template, and what else its kind needs."""
+    folder: Path | None = None
 
     @classmethod
     def read(cls, folder: Path, *, kind: str, card: str, command: str) -> Adapter:
@@ -81,7 +83,7 @@ class Adapter:
             described = json.loads((folder / card).read_text("utf-8"))
         except (SafetensorError, json.JSONDecodeError) as error:
             raise ModelError(f"A file of {folder} is torn: {error}", fix="copy or train it again") from error
-        return cls(kind, LoraConfig.from_pretrained(str(folder)), weights, described)
+        return cls(kind, LoraConfig.from_pretrained(str(folder)), weights, described, folder)
 
     def check_template(self, chat: Chat) -> None:
         """Compare the chat template with the one the adapter was trained with.
@@ -94,8 +96,8 @@ class Adapter:
             raise ModelError(
                 f"The chat template here is not the one the {self.kind} was trained with "
                 f"({chat.template_hash[:12]}… instead of {trained_with[:12]}…).",
-                allowed=f"the tokenizer saved beside the {self.kind}, and the same model.template_date",
-                fix=f"set model.template_date={self.card['template_date']!r}, or keep the template of the base",
+                allowed=f"the tokenizer saved beside the {self.kind}, with the same date and options of the template",
+                fix="set " + " ".join(keys_to_set(chat.template, self.card, self.folder)),
             )
 
     def hang_on(self, model: PreTrainedModel | PeftModel, name: str) -> PeftModel:

@@ -60,7 +60,7 @@ def command(
             allowed="--base beside a policy that is an adapter",
             fix=f"rlhf compare {policy} BASE --prompts FILE --reward MODEL",
         )
-    shared = SharedBase.load(**speaker.model)
+    shared = SharedBase.load(**speaker.model, chat=speaker.chat)
     if speaker.folder is not None:
         shared.add_policy(speaker.folder)
     if reward is not None:

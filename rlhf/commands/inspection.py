@@ -32,7 +32,7 @@ def inspect_reward(config: RewardConfig) -> dict[str, Any]:
     """
     from reward.data import load_records
 
-    chat = _chat(config.model)
+    chat = Chat.of(config.model)
     preferences, ratings, drops = load_records(config)
     conversations = _conversations(preferences, ratings)
     found = iter(_lengths(chat.conversations_ids(conversations), len(conversations), "conversation"))
@@ -66,7 +66,7 @@ def inspect_policy(config: PolicyConfig) -> dict[str, Any]:
     Raises:
         DataError: a malformed row, or nothing left.
     """
-    chat = _chat(config.model)
+    chat = Chat.of(config.model)
     prompts, drops = load_prompts(config.data.prompts, seed=config.seed)
     found = _lengths(chat.prompts_ids(prompt.messages for prompt in prompts), len(prompts), "prompt")
     taken = _taken([(prompt, (length,)) for prompt, length in zip(prompts, found, strict=True)], drops)
@@ -87,10 +87,6 @@ def inspect_policy(config: PolicyConfig) -> dict[str, Any]:
         "tokenizer": _tokenizer(config.model, chat),
         "example": _asked_example(chat, fitting),
     }
-
-
-def _chat(model: ModelConfig) -> Chat:
-    return Chat.load(model.base, revision=model.revision, template_date=model.template_date)
 
 
 def _tokenizer(model: ModelConfig, chat: Chat) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -53,6 +53,10 @@ class ModelConfig(Strict):
     """Longest conversation, prompt and response together, in tokens."""
     template_date: str = "26 Jul 2024"
     """The date a chat template may write into the system turn: pinned, so that no score depends on the day."""
+    chat_template: str | None = None
+    """A file with a Jinja template, or the name of one of the tokenizer's templates. null: the tokenizer's default one."""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Options of the chat template, such as `enable_thinking: false`; stored with the model and used wherever it is."""
     fast_layers: bool = True
     """Compute norms, rotations, gates, adapters and attention by this project's kernels; `false` leaves all of it to transformers and PEFT."""
     gradient_checkpointing: bool = False

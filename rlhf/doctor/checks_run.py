@@ -96,7 +96,8 @@ def tokenizer(facts: Facts) -> Iterator[Result]:
         yield Result("Tokenizer", "problem", said.found, said.fix)
     else:
         note = " ".join(said.notes)
-        yield Result("Padding", "ok", f"{said.pad}, which ends no answer" + (f". {note}" if note else ""))
+        ends = "also ends an answer; a mask tells the two apart" if said.pad_ends else "ends no answer"
+        yield Result("Padding", "ok", f"{said.pad}, which {ends}" + (f". {note}" if note else ""))
         yield Result("Stop ids", "ok", ", ".join(said.stops))
         date = facts.run.config.model.template_date
         dated = f"writes a date, pinned to {date}" if said.dated else "writes no date"
@@ -250,11 +251,16 @@ def trained(facts: Facts) -> Iterator[Result]:
         if isinstance(one.card, Trouble):
             yield Result(one.key, "problem", one.card.found, one.card.fix)
         elif isinstance(tokens, Tokens) and one.card["template_hash"] != tokens.template_hash:
-            date = one.card["template_date"]
-            found = f"{one.folder} was trained with another chat template, or with the date {date}"
-            yield Result(
-                one.key, "problem", found, f"model.template_date={date!r}, or the base's own template"
+            date, kwargs = one.card["template_date"], one.card.get("chat_template_kwargs", "{}")
+            found = (
+                f"{one.folder} was trained with another chat template, or with another date or other options: "
+                f"{date}, {kwargs}"
             )
+            fix = (
+                f"model.template_date={date!r} model.chat_template_kwargs={kwargs!r} "
+                f"model.chat_template={one.folder}/chat_template.jinja"
+            )
+            yield Result(one.key, "problem", found, fix)
         elif one.card["base"] != model.base:
             found = f"{one.folder} was trained on {one.card['base']}, model.base is {model.base}: the run compares weights"
             yield Result(

@@ -129,6 +129,7 @@ class Tokens:
 
     notes: tuple[str, ...]
     pad: str
+    pad_ends: bool
     stops: tuple[str, ...]
     dated: bool
     template_hash: str

@@ -151,17 +151,17 @@ def hub_answer(said: Any) -> int | Trouble:
 def _chat(config: Config) -> Chat:
     from rlhf.models.chat import Chat
 
-    model = config.model
-    return Chat.load(model.base, revision=model.revision, template_date=model.template_date)
+    return Chat.of(config.model)
 
 
 def _tokens(chat: Chat) -> Tokens:
-    tokenizer, template = chat.tokenizer, chat.tokenizer.chat_template
+    tokenizer = chat.tokenizer
     return Tokens(
         notes=tuple(chat.notes),
-        pad=f"{tokenizer.pad_token} ({chat.pad_id})",
+        pad=f"{tokenizer.convert_ids_to_tokens(chat.pad_id)} ({chat.pad_id})",
+        pad_ends=chat.pad_id in chat.stop_ids,
         stops=tuple(f"{tokenizer.convert_ids_to_tokens(one)} ({one})" for one in chat.stop_ids),
-        dated="date_string" in template or "strftime_now" in template,
+        dated=chat.writes_date(),
         template_hash=chat.template_hash,
     )
 

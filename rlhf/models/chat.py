@@ -1,90 +1,193 @@
 """The one door from messages to token ids.
 
 Everything that turns a conversation into ids goes through `Chat`: one chat template, one begin-of-text, one pinned
-date, one place where a reward is read (the last token of the rendered conversation).
+date, one place where a reward is read (the last token of the rendered conversation). Messages are text: a control token
+that one of them spells is not read as one, see `rlhf.models.control_tokens`.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
-import hashlib
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
 
+from rlhf.config.schema import ModelConfig
 from rlhf.core.errors import DataError, ModelError, RefusalError
-from rlhf.core.records import Conversation, is_unicode
+from rlhf.core.records import Conversation, Message, is_unicode
+from rlhf.models.chat_ids import find_ids, model_ids, special_ids
+from rlhf.models.chat_template import DATE, ChatTemplate, check_options, choose_template
+from rlhf.models.control_tokens import ControlTokens
 from rlhf.models.embedded import resolve_base
 
-# Ends of a turn that chat models sample without naming them in their generation config.
-TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>")
-# Tokens that may serve as padding where a tokenizer pads with its end of text.
-FREE_FOR_PADDING = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<pad>", "[PAD]", "<unk>")
-
 TOGETHER = 32  # conversations that a thread turns into ids at a time
+QUESTION = Message("user", "a")
+ANSWERED = tuple((QUESTION, Message("assistant", answer)) for answer in ("b", "c d"))
+"""Two conversations that differ in the answer alone: what both end with is the template's."""
 
 
 class Chat:
-    """A tokenizer, its chat template and the few ids a run needs.
+    """A tokenizer, its chat template and the few ids a run needs. The tokenizer itself is not changed.
+
+    Args:
+        tokenizer: of transformers.
+        stop_ids: ids that end an answer by the model's own configuration.
+        rows: rows of the model's embedding; None where no model is known.
+        chat_template: a file, or the name of one of the tokenizer's templates; None: the tokenizer's default one.
+        chat_template_kwargs: options that the template is rendered with.
 
     Attributes:
-        pad_id: padding; never equal to a stop id.
-        stop_ids: every id that ends an answer: the generation config's, the tokenizer's, and the template's.
-        template_hash: SHA-256 of the chat template with the pinned date; stored with a model, checked on use.
-        notes: what was mended on loading, in sentences for people.
+        pad_id: fills masked places. It ends no answer where the tokenizer has such a token; where a mask decides, any id serves.
+        closing_id: the last id of every conversation, where a reward is read.
+        stop_ids: every id that ends an answer: the model's, the tokenizer's, and the template's.
+        template: the chat template with its date and options.
+        template_hash: the template's digest; stored with a model, checked on use.
+        notes: what differs from the tokenizer's own settings, in sentences for people.
     """
 
     def __init__(
-        self, tokenizer: Any, *, stop_ids: Sequence[int] = (), template_date: str = "26 Jul 2024"
+        self,
+        tokenizer: Any,
+        *,
+        stop_ids: Sequence[int] = (),
+        rows: int | None = None,
+        template_date: str = DATE,
+        chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        if not tokenizer.chat_template:
-            raise ModelError(
-                f"The tokenizer of {tokenizer.name_or_path!r} has no chat template.",
-                allowed="an instruct model, whose tokenizer says how messages become text",
-                fix="use the -Instruct version of the model, or save a chat_template.jinja beside its tokenizer",
-            )
-        self.tokenizer = tokenizer
-        self.template_date = template_date
-        self._ids: dict[int, int] = {}
+        check_options(chat_template_kwargs or {}, tokenizer)
+        text, name = choose_template(tokenizer, chat_template)
         self.notes: list[str] = []
-        self.stop_ids = self._find_stop_ids(stop_ids)
-        self.pad_id = self._find_pad_id()
-        text = f"{tokenizer.chat_template}\n{template_date}"
-        self.template_hash = hashlib.sha256(text.encode()).hexdigest()
+        if name is not None:
+            self.notes.append(f"Of the tokenizer's chat templates, {name!r} is used.")
+        self.tokenizer, self.rows = tokenizer, rows
+        self.template = ChatTemplate(text, template_date, dict(chat_template_kwargs or {}))
+        self.template_hash = self.template.digest
+        self._ids: dict[int, int] = {}
+        self.control = ControlTokens(tokenizer, {})
+        ids = find_ids(tokenizer, text, stop_ids, rows, self._probes())
+        self.closing_id, self.stop_ids, self.pad_id = ids.closing, ids.stops, ids.pad
+        self.control = ControlTokens(tokenizer, ids.control)
+        if ids.beyond:
+            self.notes.append(f"Stop ids {ids.beyond} are ignored: the model's embedding has {rows} rows.")
 
     @classmethod
     def load(
-        cls, base: str | Path, *, revision: str | None = None, template_date: str = "26 Jul 2024"
+        cls,
+        base: str | Path,
+        *,
+        revision: str | None = None,
+        tokenizer: Path | None = None,
+        template_date: str = DATE,
+        chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> Chat:
         """The chat of a model folder or Hugging Face name.
 
+        Args:
+            tokenizer: folder of a tokenizer that is used in place of the model's own, such as one saved beside an adapter.
+
         Raises:
-            ModelError: no tokenizer there, no chat template, or no token free for padding.
+            ModelError: no tokenizer there, no chat template, no token that ends an answer, or a token without an embedding.
         """
-        from transformers import AutoTokenizer, GenerationConfig
+        from transformers import AutoTokenizer
 
         base = resolve_base(str(base), revision)
-
+        place, version = (base, revision) if tokenizer is None else (str(tokenizer), None)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(base, revision=revision)
+            loaded = AutoTokenizer.from_pretrained(place, revision=version)
         except (OSError, ValueError) as error:
             raise ModelError(
-                f"No tokenizer could be loaded from {str(base)!r}: {str(error).splitlines()[0]}",
+                f"No tokenizer could be loaded from {place!r}: {str(error).splitlines()[0]}",
                 allowed="`embedded`, a folder with a tokenizer, or a Hugging Face name",
                 fix="check the spelling; for a gated model run `hf auth login` first",
             ) from error
-        try:
-            eos = GenerationConfig.from_pretrained(base, revision=revision).eos_token_id
-        except OSError:  # a model need not have one
-            eos = None
-        stop_ids = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
-        return cls(tokenizer, stop_ids=stop_ids, template_date=template_date)
+        stop_ids, rows = model_ids(base, revision)
+        return cls(
+            loaded,
+            stop_ids=stop_ids,
+            rows=rows,
+            template_date=template_date,
+            chat_template=chat_template,
+            chat_template_kwargs=chat_template_kwargs,
+        )
+
+    @classmethod
+    def of(cls, model: ModelConfig) -> Chat:
+        """The chat of a configured base.
+
+        Raises:
+            ModelError: see `load`.
+        """
+        return cls.load(
+            model.base,
+            revision=model.revision,
+            template_date=model.template_date,
+            chat_template=model.chat_template,
+            chat_template_kwargs=model.chat_template_kwargs,
+        )
+
+    @classmethod
+    def beside(cls, folder: Path, card: Mapping[str, Any]) -> Chat:
+        """The chat that an adapter was trained with: the tokenizer in its folder, the template's values on its card, the ids of its base.
+
+        Raises:
+            ModelError: see `load`.
+        """
+        return cls.load(
+            card["base"],
+            revision=card.get("revision"),
+            tokenizer=folder,
+            template_date=card["template_date"],
+            chat_template_kwargs=card.get("chat_template_kwargs"),
+        )
+
+    def card(self) -> dict[str, Any]:
+        """What an adapter's card keeps, for `beside`."""
+        return {
+            "template_date": self.template.date,
+            "template_hash": self.template_hash,
+            "chat_template_kwargs": dict(self.template.kwargs),
+        }
+
+    @property
+    def template_date(self) -> str:
+        """The date that the template may write."""
+        return self.template.date
+
+    @property
+    def scoring_pad_id(self) -> int | None:
+        """The padding id of a sequence classifier, which reads its score at the last token that is another.
+
+        None where padding could be confused with the end of a conversation: then transformers refuses a padded batch.
+        """
+        return None if self.pad_id == self.closing_id else self.pad_id
+
+    def trainers_tokenizer(self) -> Any:
+        """A copy of the tokenizer that names the padding id, for trainers of other libraries, which change what they get."""
+        theirs = copy.deepcopy(self.tokenizer)
+        theirs.pad_token = theirs.convert_ids_to_tokens(self.pad_id)
+        return theirs
+
+    def save_tokenizer(self, folder: Path, *, pad: bool = False) -> None:
+        """Write the tokenizer with the template in use, so that whoever loads it gets the ids of this chat.
+
+        Args:
+            pad: name the padding id as the tokenizer's padding token, where that changes no id: for a classifier.
+        """
+        tokenizer = copy.deepcopy(self.tokenizer)
+        tokenizer.chat_template = self.template.pinned()
+        if pad and self.scoring_pad_id in self._special_ids:
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(self.scoring_pad_id)
+        tokenizer.save_pretrained(folder)
 
     def prompt_ids(self, messages: Conversation) -> list[int]:
         """Ids of a conversation that waits for the assistant's answer.
@@ -127,8 +230,34 @@ class Chat:
 
     def special_ids(self) -> frozenset[int]:
         """Ids of the tokens that are no text: beginnings and ends of turns, padding and their like."""
-        added = self.tokenizer.added_tokens_decoder.items()
-        return frozenset(self.tokenizer.all_special_ids) | {one for one, token in added if token.special}
+        return self._special_ids | frozenset(self.control.ids.values())
+
+    def spells_control_tokens(self, texts: Conversation | str) -> bool:
+        """Whether a message spells a token that only the template may write; it is encoded as text."""
+        return self.control.spelled_in(
+            texts if isinstance(texts, str) else [message.content for message in texts]
+        )
+
+    @functools.cached_property
+    def _special_ids(self) -> frozenset[int]:
+        return special_ids(self.tokenizer)
+
+    def writes_date(self) -> bool:
+        """Whether the template writes a date: whether another pinned date gives another prompt."""
+        other = replace(self.template, date="1 Jan 2001")
+        return any(
+            self._text([_as_dicts(one)], add_generation_prompt=True)
+            != self._text([_as_dicts(one)], add_generation_prompt=True, template=other)
+            for one in ((QUESTION,), (Message("system", "s"), QUESTION))
+            if self._takes(one)
+        )
+
+    def _takes(self, messages: Conversation) -> bool:
+        try:
+            self.prompt_ids(messages)
+        except RefusalError:
+            return False
+        return True
 
     def _render_many(
         self, conversations: Iterable[Conversation], *, add_generation_prompt: bool
@@ -168,19 +297,18 @@ class Chat:
     def _render(
         self, conversations: Sequence[Conversation], *, add_generation_prompt: bool
     ) -> list[list[int]]:
-        # Templates that write a date take it as `date_string`; the others ignore it.
+        plain = [_as_dicts(conversation) for conversation in conversations]
+        spelled = [place for place, messages in enumerate(plain) if self.control.spelled_in(messages)]
         try:
-            rendered = self.tokenizer.apply_chat_template(
-                [
-                    [{"role": message.role, "content": message.content} for message in conversation]
-                    for conversation in conversations
-                ],
-                tokenize=True,
-                return_dict=True,
+            rendered = self._text(
+                [self.control.protect(m) if p in spelled else m for p, m in enumerate(plain)],
                 add_generation_prompt=add_generation_prompt,
-                tokenizer_kwargs={"return_attention_mask": False},
-                date_string=self.template_date,
             )
+            sequences = self.tokenizer(rendered, add_special_tokens=False, return_attention_mask=False)[
+                "input_ids"
+            ]
+            for place in spelled:
+                sequences[place] = self.control.encode(rendered[place])
         except TemplateError as error:
             why = error.message or type(error).__name__
             raise RefusalError(f"refused by the chat template: {why}") from None
@@ -188,45 +316,54 @@ class Chat:
             if all(map(is_unicode, conversations)):
                 raise
             raise RefusalError("not Unicode: half of a surrogate pair in a text") from None
+        for ids in sequences:
+            self._require_embedded(ids)
         # An id is one object, however often it stands in the data: a token then takes 8 bytes instead of 40.
         shared = self._ids.setdefault
-        return [[shared(one, one) for one in ids] for ids in rendered["input_ids"]]
+        return [[shared(one, one) for one in ids] for ids in sequences]
 
-    def _find_stop_ids(self, named: Sequence[int]) -> tuple[int, ...]:
-        found = list(named)
-        if self.tokenizer.eos_token_id is not None:
-            found.append(self.tokenizer.eos_token_id)
-        vocabulary = self.tokenizer.get_vocab()
-        found += [
-            vocabulary[token]
-            for token in TURN_ENDS
-            if token in vocabulary and token in self.tokenizer.chat_template
-        ]
-        if not found:
-            raise ModelError(
-                "Neither the generation config, the tokenizer nor the template names a token that ends an answer.",
-                fix="set eos_token_id in the model's generation_config.json",
-            )
-        return tuple(dict.fromkeys(found))
-
-    def _find_pad_id(self) -> int:
-        pad = self.tokenizer.pad_token_id
-        if pad is not None and pad not in self.stop_ids:
-            return int(pad)
-        vocabulary = self.tokenizer.get_vocab()
-        for token in FREE_FOR_PADDING:
-            if token in vocabulary and vocabulary[token] not in self.stop_ids:
-                was = (
-                    "none" if pad is None else repr(self.tokenizer.pad_token) + ", which also ends an answer"
-                )
-                self.notes.append(f"The tokenizer's padding token was {was}; {token!r} is used instead.")
-                self.tokenizer.pad_token = token
-                return int(vocabulary[token])
-        raise ModelError(
-            "The tokenizer pads with the token that ends an answer, and has no free special token.",
-            allowed=f"a padding token that is not one of the stop ids {self.stop_ids}",
-            fix=f"add one of {', '.join(FREE_FOR_PADDING)} to the tokenizer and save it beside the model",
+    def _text(
+        self,
+        conversations: Sequence[Sequence[Mapping[str, Any]]],
+        *,
+        add_generation_prompt: bool,
+        template: ChatTemplate | None = None,
+    ) -> list[str]:
+        template = template or self.template
+        rendered: list[str] = self.tokenizer.apply_chat_template(
+            conversations,
+            chat_template=template.text,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            **template.variables(),
         )
+        return rendered
+
+    def _require_embedded(self, ids: Sequence[int]) -> None:
+        """Make sure that the model has a row for each id; checked where the tokenizer has more tokens than that."""
+        if self.rows is None or self._tokens <= self.rows or not ids or max(ids) < self.rows:
+            return
+        token = self.tokenizer.convert_ids_to_tokens(max(ids))
+        raise ModelError(
+            f"The tokenizer writes {token!r} as id {max(ids)}, and the model's embedding has {self.rows} rows.",
+            allowed=f"ids 0 to {self.rows - 1}",
+            fix="use the tokenizer the model was trained with; or add rows for its tokens, train them, and save the model",
+        )
+
+    def _probes(self) -> list[list[int]]:
+        """Ids of an answered question, for two answers; none where the template refuses it."""
+        try:
+            return self._render(ANSWERED, add_generation_prompt=False)
+        except RefusalError:
+            return []
+
+    @functools.cached_property
+    def _tokens(self) -> int:
+        return len(self.tokenizer)
+
+
+def _as_dicts(conversation: Conversation) -> list[dict[str, Any]]:
+    return [{"role": message.role, "content": message.content} for message in conversation]
 
 
 def _answered(messages: Conversation) -> Conversation:

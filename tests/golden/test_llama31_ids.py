@@ -70,14 +70,13 @@ def test_special_ids(llama31_chat: Chat) -> None:
     vocabulary = llama31_chat.tokenizer.get_vocab()
     assert len(llama31_chat.tokenizer) == len(vocabulary) == 128_256
     assert set(llama31_chat.stop_ids) == set(STOPS)
-    assert llama31_chat.pad_id == PAD == llama31_chat.tokenizer.pad_token_id
+    assert llama31_chat.pad_id == PAD
+    assert llama31_chat.tokenizer.pad_token_id is None  # as Meta's is
     assert PAD not in llama31_chat.stop_ids
     assert vocabulary["<|python_tag|>"] == 128_010
     assert vocabulary["<|reserved_special_token_2|>"] == 128_005
     assert vocabulary["<|reserved_special_token_247|>"] == 128_255
-    assert llama31_chat.notes == [
-        "The tokenizer's padding token was none; '<|finetune_right_pad_id|>' is used instead."
-    ]
+    assert llama31_chat.notes == []
 
 
 def test_stop_ids_without_a_generation_config(llama31_chat: Chat) -> None:

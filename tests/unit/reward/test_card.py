@@ -96,7 +96,7 @@ def test_so_it_does_in_bfloat16_and_in_4_bits(
     assert found["reward"] == pytest.approx(ours(folder, found), abs=0.1, rel=0.05)
 
 
-def test_a_template_with_a_date_gets_the_date_of_the_training(tiny_base: Path, tmp_path: Path) -> None:
+def test_a_template_with_a_date_writes_that_of_the_training(tiny_base: Path, tmp_path: Path) -> None:
     base = tmp_path / "base"
     LlamaForCausalLM.from_pretrained(tiny_base).save_pretrained(base)
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
@@ -106,11 +106,7 @@ def test_a_template_with_a_date_gets_the_date_of_the_training(tiny_base: Path, t
     folder = randomised(told, Chat.load(base, template_date="1 Feb 2003"), tmp_path / "final")
     found = run_code(folder)
     assert found["reward"] == pytest.approx(ours(folder, found), abs=1e-4)
-    without = found["tokenizer"].apply_chat_template(
-        found["messages"], tokenize=True, return_dict=True, return_tensors="pt"
-    )
-    with torch.no_grad():
-        assert abs(found["model"](**without).logits[0, 0].item() - found["reward"]) > 1e-3
+    assert found["tokenizer"].decode(found["ids"]["input_ids"][0]).startswith("1 Feb 2003")
 
 
 def test_before_an_evaluation_the_card_claims_nothing(tiny_reward: Path, tiny_base: Path) -> None:
@@ -165,7 +161,7 @@ def test_the_embedded_base_has_its_real_name_and_licence(tmp_path: Path) -> None
         "attributes": ["helpfulness"], "trained_length": 128, "max_length": 8192, "template_date": "26 Jul 2024",
         "template_hash": "0" * 64,
     }  # fmt: skip
-    text = card_text(config("embedded"), card, "", tmp_path)
+    text = card_text(config("embedded"), card, tmp_path)
     assert "base_model: HuggingFaceTB/SmolLM2-135M-Instruct\n" in text
     assert "licence: Apache-2.0; that of the base, and those of the data" in text
     assert "date_string" not in text
