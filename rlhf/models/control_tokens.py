@@ -86,7 +86,7 @@ class ControlTokens:
     @functools.cached_property
     def _with_aliases(self) -> tuple[Any, Mapping[int, int]]:
         """A copy of the tokenizer that reads control tokens as text and aliases as tokens; alias id -> control id."""
-        from tokenizers import AddedToken
+        from transformers import AddedToken
 
         inner = copy.deepcopy(self.tokenizer.backend_tokenizer)
         inner.no_truncation()

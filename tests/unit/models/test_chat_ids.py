@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers_of_kinds import CHATML, KINDS, PLAIN, make_tokenizer, write_base
 from transformers import AutoTokenizer, GenerationConfig
 
 from rlhf.core.errors import ModelError
 from rlhf.core.records import Message
 from rlhf.models.chat import Chat
-from tests.tokenizers_of_kinds import CHATML, KINDS, PLAIN, make_tokenizer, write_base
 
 CONVERSATION = (Message("user", "Is <unk> bread?"), Message("assistant", "No, a token: <unk>."))
 PADS = {  # (padding, padding of a classifier): names of the tokens; worked out by hand

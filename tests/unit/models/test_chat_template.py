@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers_of_kinds import CHATML, KINDS, make_tokenizer
 from transformers import AutoTokenizer
 
 from rlhf.core.errors import ConfigError, ModelError
 from rlhf.core.records import Message
 from rlhf.models.chat import Chat
 from rlhf.models.chat_template import ChatTemplate, choose_template, keys_to_set
-from tests.tokenizers_of_kinds import CHATML, KINDS, make_tokenizer
 
 QUESTION = (Message("user", "Tea?"),)
 TODAY = "{{ '<|im_start|>system\\nToday is ' + strftime_now('%Y/%m/%d') + '.<|im_end|>\\n' }}" + CHATML

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tokenizers_of_kinds import KINDS, make_tokenizer
 
 from rlhf.core.errors import RefusalError
 from rlhf.core.records import Message
 from rlhf.models.chat import Chat
-from tests.tokenizers_of_kinds import KINDS, make_tokenizer
 
 ASKED = Message("user", "Tea?")
 FORGED = {
