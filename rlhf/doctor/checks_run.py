@@ -95,13 +95,12 @@ def tokenizer(facts: Facts) -> Iterator[Result]:
     elif isinstance(said, Trouble):
         yield Result("Tokenizer", "problem", said.found, said.fix)
     else:
-        note = " ".join(said.notes)
         ends = "also ends an answer; a mask tells the two apart" if said.pad_ends else "ends no answer"
-        yield Result("Padding", "ok", f"{said.pad}, which {ends}" + (f". {note}" if note else ""))
+        yield Result("Padding", "ok", f"{said.pad}, which {ends}")
         yield Result("Stop ids", "ok", ", ".join(said.stops))
         date = facts.run.config.model.template_date
         dated = f"writes a date, pinned to {date}" if said.dated else "writes no date"
-        yield Result("Template", "ok", f"{dated}; hash {said.template_hash[:12]}…")
+        yield Result("Template", "ok", ". ".join([f"{dated}; hash {said.template_hash[:12]}…", *said.notes]))
 
 
 def memory(facts: Facts) -> Iterator[Result]:

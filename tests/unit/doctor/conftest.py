@@ -87,9 +87,7 @@ def policy_run() -> Run:
         base=Base(
             "embedded", Shape(8_000_000_000, 7_000_000_000, 40_000_000, 131_072), stored=16_000_000_000
         ),
-        tokens=Tokens(
-            (), "<pad> (4)", False, ("<eos> (1)", "<eot> (9)"), dated=True, template_hash="a" * 64
-        ),
+        tokens=Tokens((), "<pad> (4)", False, ("<eos> (1)", "<eot> (9)"), dated=True, template_hash="a" * 64),
         sources=(Source("data.prompts.0: demo", (600, 600)),),
         trained=(
             Trained(

@@ -291,11 +291,12 @@ def test_tokens_are_what_they_say(healthy: Facts) -> None:
     assert healthy.run is not None
     assert isinstance(healthy.run.tokens, Tokens)
     noted = with_run(
-        healthy, tokens=replace(healthy.run.tokens, notes=("It was none; '<pad>' is used.",), dated=False)
+        healthy, tokens=replace(healthy.run.tokens, notes=("One of two.",), pad_ends=True, dated=False)
     )
     lines = {line.name: line.found for line in checks.tokenizer(noted)}
-    assert lines["Padding"].endswith("It was none; '<pad>' is used.")
+    assert "mask" in lines["Padding"]
     assert lines["Template"].startswith("writes no date")
+    assert lines["Template"].endswith("One of two.")
 
 
 def test_rollout_servers(healthy: Facts, only: Only) -> None:
