@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import getpass
 import importlib.util
 import io
+import locale
 import logging
 import os
 import sys
@@ -35,6 +37,7 @@ CHATTY = ("bitsandbytes", "torch._library.triton")
 
 def prepare() -> None:
     """Make this process fit to run a command; everything is left alone that the user has set."""
+    ensure_utf8()
     for name, value in (QUIET | PRIVATE).items():
         os.environ.setdefault(name, value)
     for name in CHATTY:
@@ -42,6 +45,22 @@ def prepare() -> None:
     make_streams_safe()
     ensure_home()
     claim_packages()
+
+
+def ensure_utf8() -> None:
+    """Start this process again in Python's UTF-8 mode where the locale is another: TRL cannot be imported there."""
+    encoding = codecs.lookup(locale.getpreferredencoding(do_setlocale=False)).name
+    if encoding == "utf-8" or os.environ.get("PYTHONUTF8") == "1":
+        return
+    os.environ["PYTHONUTF8"] = "1"
+    try:
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  # the same words again
+    except OSError as error:
+        print(
+            f"Error: the locale is {encoding}, not UTF-8 ({error}).\nDo this: export PYTHONUTF8=1",
+            file=sys.stderr,
+        )
+        raise SystemExit(2) from None
 
 
 def make_streams_safe() -> None:

@@ -45,6 +45,9 @@ COMMANDS = {
     "search": Command("rlhf.commands.search:command", "Search for good values of config keys."),
     "report": Command("rlhf.commands.report:command", "Write one page on a run: verdict, curves, answers."),
     "plan": Command("rlhf.commands.plan:command", "Say what a config needs of which cards."),
+    "configs": Command(
+        "rlhf.commands.configs:command", "List the configs that come with rlhf, or copy them."
+    ),
     "embedded-model": Command(
         "rlhf.commands.embedded_model:command", "Put the embedded model, SmolLM2, into the cache."
     ),

@@ -18,6 +18,8 @@ from rlhf.config.explain import Parts
 from rlhf.core.errors import ConfigError, did_you_mean
 
 EXTENDS = "extends"
+CONFIGS = Path(__file__).parent.parent / "configs"
+"""The configs that come with this package."""
 MOST_NAMES = 12
 """How many files a message lists at most."""
 
@@ -36,6 +38,7 @@ def read_keys(path: Path) -> tuple[Any, list[Source]]:
     Raises:
         ConfigError: a file cannot be read, or extends itself.
     """
+    path = packaged(path)
     data, node = parse(_read(path), str(path))
     sources = [Source(path, node)]
     while isinstance(data, dict) and EXTENDS in data:
@@ -53,6 +56,14 @@ def read_keys(path: Path) -> tuple[Any, list[Source]]:
             raise ConfigError(f"{where}: {told} holds no keys", allowed="a YAML file of `key: value` lines")
         data = _merged(under, data)
     return data, sources
+
+
+def packaged(path: Path) -> Path:
+    """The path of a config: `configs/...` that is not in the current folder is the one that comes with this package."""
+    if path.exists() or path.parts[:1] != (CONFIGS.name,):
+        return path
+    own = CONFIGS.parent / path
+    return own if own.is_file() else path
 
 
 def place_of(sources: Sequence[Source], parts: Parts) -> tuple[str, bool]:
@@ -190,7 +201,8 @@ def _missing(path: Path, asked_by: str) -> ConfigError:
     names = sorted(str(found) for found in folder.glob("*.y*ml"))
     if not names:
         what += "" if folder.is_dir() else f", and no folder {folder}"
-        names = sorted(str(found) for found in Path("configs").rglob("*.y*ml"))
+        folder = Path(CONFIGS.name) if Path(CONFIGS.name).is_dir() else CONFIGS
+        names = sorted(str(CONFIGS.name / found.relative_to(folder)) for found in folder.rglob("*.y*ml"))
     hint = did_you_mean(str(path), [name for name in names if Path(name).stem == path.stem] or names)
     listed = ", ".join(names[:MOST_NAMES])
     more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""

@@ -8,6 +8,7 @@ a model read from a GGUF refuses to be saved, so its weights are copied into a p
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.util
 import os
@@ -47,8 +48,17 @@ def embedded_model() -> Path:
     folder = cache_folder() / NAME
     if not (folder / "config.json").exists():
         gguf = _gguf_file()
-        with atomic_folder(folder) as unfinished:
-            _convert(gguf, unfinished)
+        try:
+            with atomic_folder(folder) as unfinished:
+                _convert(gguf, unfinished)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+                raise
+            raise ModelError(
+                f"The embedded model cannot be written to the cache {folder}: {error.strerror}.",
+                allowed="a cache that can be written, for the first use; 300 MB",
+                fix="export RLHF_CACHE=FOLDER, another folder",
+            ) from error
     return folder
 
 

@@ -262,7 +262,7 @@ def test_output_under_a_locale_that_is_not_utf_8(tmp_path: Path) -> None:
     }
     done = subprocess_run("train-reward", "\N{GREEK SMALL LETTER ALPHA}.yaml", cwd=tmp_path, **ascii_only)
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "Error: config" in done.stderr
+    assert "Error: config \\u03b1.yaml" in done.stderr  # the name as it was typed, and not its bytes
 
 
 def test_a_user_without_home_and_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,9 +289,21 @@ def test_usage_statistics_are_off_unless_asked_for(monkeypatch: pytest.MonkeyPat
     assert (os.environ["HF_HUB_DISABLE_TELEMETRY"], os.environ["DO_NOT_TRACK"]) == ("1", "0")
 
 
+def test_the_configs_come_with_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    listed = run("configs").stdout.split()
+    assert "configs/reward/demo.yaml" in listed and "configs/launch/fsdp2.yaml" in listed
+    done = run("train-reward", "configs/reward/demo.yaml", "no_such_key=1")
+    assert done.exit_code == 2 and "no_such_key" in done.stderr  # the file was read
+    done = run("train-reward", "configs/reward/dmo.yaml")
+    assert done.exit_code == 2 and "Did you mean 'configs/reward/demo.yaml'?" in done.stderr
+    assert run("configs", "--copy", "mine").exit_code == 0
+    assert {str(file) for file in Path("mine").rglob("*.yaml")} == {f"mine{name[7:]}" for name in listed}
+
+
 TEXT = {
     *("overrides", "form", "label", "host", "token_env", "format_", "name", "engine", "prompt_column"),
-    *("best_of", "kl", "dtype", "quantization", "gpus", "rollout_gpus", "parallel", "baseline"),
+    *("best_of", "kl", "dtype", "quantization", "gpus", "rollout_gpus", "parallel", "utilisation"),
 }
 """Text arguments that are no paths."""
 
