@@ -30,8 +30,8 @@ from reward.scorer import score_each
 from rlhf.config.rewards import SERVER_PROTOCOL
 from rlhf.core.errors import DataError, RlhfError
 from rlhf.core.records import Conversation, is_unicode
-from rlhf.data.messages import read_prompt
-from rlhf.data.rows import Row
+from rlhf.data.readers.messages import read_prompt
+from rlhf.data.readers.rows import Row
 
 MAX_BYTES = 16 * 2**20
 MAX_CONVERSATIONS = 256

@@ -150,7 +150,7 @@ def compare(
         "samples": len(before[0]),
         "answers": [
             {
-                "prompt": [{"role": m.role, "content": m.content} for m in prompt.messages],
+                "prompt": [m.as_dict() for m in prompt.messages],
                 "source": prompt.source,
                 "check": prompt.check,
                 "before": _as_dict(first[0], watched=watched),

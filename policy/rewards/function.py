@@ -1,10 +1,11 @@
 """Rewards by a Python function, called as TRL calls one; and by the check that a prompt carries.
 
     f(prompts=[messages, ...], completions=[[{"role": "assistant", "content": answer}], ...], completion_ids=[ids, ...],
-      source=[name, ...], check=[check or None, ...]) -> [number or None, ...]
+      source=[name, ...], check=[check or None, ...], COLUMN=[value, ...], ...) -> [number or None, ...]
 
-One of each for every answer, by keyword, so that a function takes what it needs and leaves the rest to `**kwargs`. The function
-may be async. TRL's own `trainer_state`, `log_extra` and `log_metric` are not passed.
+One of each for every answer, by keyword, so that a function takes what it needs and leaves the rest to `**kwargs`. Every
+other column of a prompt's row is passed under its name, such as `answer`; a column with one of the names above is not. The
+function may be async. TRL's own `trainer_state`, `log_extra` and `log_metric` are not passed.
 """
 
 from __future__ import annotations
@@ -197,11 +198,13 @@ class GoldReward:
 
 
 def arguments_of(prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> Mapping[str, list[Any]]:
-    """What a function is called with; see above. Checks are copies: a function may change them."""
+    """What a function is called with; see above. Checks and columns are copies: a function may change them."""
+    names = {name: None for prompt in prompts for name in prompt.columns}
     return {
-        "prompts": [[{"role": m.role, "content": m.content} for m in prompt.messages] for prompt in prompts],
+        **{name: [copy.deepcopy(one.columns.get(name)) for one in prompts] for name in names},
+        "prompts": [[m.as_dict() for m in prompt.messages] for prompt in prompts],
         "completions": [[{"role": "assistant", "content": rollout.text}] for rollout in rollouts],
         "completion_ids": [list(rollout.completion_ids) for rollout in rollouts],
         "source": [prompt.source for prompt in prompts],
-        "check": [copy.deepcopy(prompt.check) for prompt in prompts],
+        "check": [copy.deepcopy(p.columns.get("check") if p.check is None else p.check) for p in prompts],
     }

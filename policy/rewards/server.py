@@ -76,7 +76,7 @@ class ServerReward:
         return rewards
 
     def _scores(self, conversations: Sequence[Conversation]) -> list[float | Missing]:
-        messages = [[{"role": m.role, "content": m.content} for m in one] for one in conversations]
+        messages = [[m.as_dict() for m in one] for one in conversations]
         scores = self._request("POST", "/score", {"conversations": messages}).get("scores")
         if not isinstance(scores, list) or len(scores) != len(conversations):
             count = len(scores) if isinstance(scores, list) else "no"

@@ -128,7 +128,7 @@ class UpdateStatistics:
         return [
             {
                 "step": step,
-                "prompt": [{"role": m.role, "content": m.content} for m in prompt.messages],
+                "prompt": [m.as_dict() for m in prompt.messages],
                 "answer": rollout.text,
                 "reward": reward,
                 **{f"reward/{name}": column[place] for name, column in self.columns.items()},

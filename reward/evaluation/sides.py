@@ -133,5 +133,5 @@ def _row(pair: Pair, place: int, judged: Mapping[str, Mapping[int, Scores]]) -> 
         ]
         for side, (name, answers) in enumerate((("a", pair.a), ("b", pair.b)))
     }
-    prompt = [{"role": message.role, "content": message.content} for message in pair.prompt.messages]
+    prompt = [message.as_dict() for message in pair.prompt.messages]
     return {"prompt": prompt, "source": pair.prompt.source, **sides}

@@ -75,9 +75,24 @@ def show_sources(found: Mapping[str, Any], console: Console) -> None:
         line = f"{name}: {part['read']:,} read, {part['kept']:,} kept, {dropped:,} dropped"
         console.print(line, markup=False, soft_wrap=True)
         _show_reasons(part["dropped"], console)
+        _show_notes(part.get("notes", {}), console)
+    _show_notes(found["notes"], console)
+    if found.get("in_both_splits"):
+        console.print(
+            f"  note: {found['in_both_splits']:,} held-out prompts are equal, as the model sees them, to one that is "
+            "trained on",
+            markup=False,
+            soft_wrap=True,
+        )
     if found["dropped_later"]:
         console.print("of these, when all were together:")
         _show_reasons(found["dropped_later"], console)
+
+
+def _show_notes(notes: Mapping[str, int], console: Console) -> None:
+    for note, count in notes.items():
+        rows = f" ({count:,} rows)" if count > 1 else ""
+        console.print(f"  note: {note}{rows}", markup=False, soft_wrap=True)
 
 
 def _show_reasons(dropped: Mapping[str, Any], console: Console) -> None:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any, TypeVar
 
 from rlhf.config.policy import PolicyConfig
-from rlhf.config.reward import RewardConfig
+from rlhf.config.reward import RewardConfig, RewardDataConfig
 from rlhf.config.schema import DataSource, ModelConfig
 from rlhf.core.errors import RefusalError
 from rlhf.core.records import Conversation, Message, Preference, Prompt, Rating
@@ -18,6 +18,7 @@ from rlhf.data.agreement import agreement, annotated_pairs, annotated_ratings, r
 from rlhf.data.drops import DropReport
 from rlhf.data.lengths import lengths_of
 from rlhf.data.load import load_prompts
+from rlhf.data.split import held_out
 from rlhf.models.chat import Chat
 from rlhf.runs.progress import Progress
 
@@ -46,6 +47,7 @@ def inspect_reward(config: RewardConfig) -> dict[str, Any]:
     return {
         "command": "train-reward",
         **_data_report(drops),
+        "in_both_splits": _in_both_splits(preferences, ratings, chat, config.data),
         "agreement": _agreement(config.data.preferences, config.seed, config.data.max_spread),
         "rating_agreement": _rating_agreement(config.data.ratings, config.seed, config.data.max_spread),
         "targets": _targets(preferences, ratings, config.attributes),
@@ -107,9 +109,11 @@ def _data_report(drops: DropReport) -> dict[str, Any]:
         for reason, count in part.reasons.items():
             later[reason]["count"] -= count
     later = {reason: entry for reason, entry in later.items() if entry["count"]}
+    of_sources = {note for part in drops.sources.values() for note in part.notes}
     return {
         "sources": {name: part.as_dict() for name, part in drops.sources.items()},
         "dropped_later": later,
+        "notes": {note: count for note, count in drops.notes.items() if note not in of_sources},
     }
 
 
@@ -148,11 +152,32 @@ def _taken(
     return taken
 
 
+def _in_both_splits(
+    preferences: Sequence[Preference], ratings: Sequence[Rating], chat: Chat, data: RewardDataConfig
+) -> int:
+    """Held-out prompts that the template makes equal to one that is trained on, such as by trimming them."""
+    sides: dict[bool, list[Conversation]] = {True: [], False: []}
+    prompts = [item.prompt for item in preferences] + [rating.prompt for rating in ratings]
+    for prompt in dict.fromkeys(prompts):
+        kept_back = held_out(prompt, data.test_share, "test") or held_out(
+            prompt, data.validation_share, "validation"
+        )
+        sides[kept_back].append(prompt)
+    if not sides[True]:
+        return 0
+
+    def rendered(prompts: Sequence[Conversation]) -> list[tuple[int, ...]]:
+        return [tuple(ids) for ids in chat.prompts_ids(prompts) if not isinstance(ids, RefusalError)]
+
+    trained = set(rendered(sides[False]))
+    return sum(ids in trained for ids in rendered(sides[True]))
+
+
 def _agreement(sources: Sequence[DataSource], seed: int, max_spread: int) -> dict[str, Any]:
     """By source, where there are raw annotations."""
     found = {}
     for source in sources:
-        if source.format == "helpsteer2-preference":
+        if source.format in ("helpsteer2-preference", "helpsteer3"):
             result = agreement(annotated_pairs(source, seed=seed), max_spread)
             if result is not None:
                 found[f"{source.path} ({source.split})"] = {

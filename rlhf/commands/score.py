@@ -20,9 +20,9 @@ from rlhf.commands.options import Form, Label, TokensPerBatch
 from rlhf.commands.output import require_output_file
 from rlhf.core.errors import DataError, DivergenceError, OutputError
 from rlhf.core.records import Conversation
-from rlhf.data.files import file_rows, missing_path
-from rlhf.data.messages import read_prompt
-from rlhf.data.rows import Row
+from rlhf.data.readers.files import file_rows, missing_path
+from rlhf.data.readers.messages import read_prompt
+from rlhf.data.readers.rows import MEND, Row
 from rlhf.runs.progress import Progress
 
 _SHAPE = '{"messages": [{"role": "user", "content": "..."}, ..., {"role": "assistant", "content": "..."}]}'
@@ -89,6 +89,8 @@ def read_conversations(path: Path) -> Iterator[tuple[Row, Conversation]]:
         if not isinstance(values, dict) or not isinstance(values.get("messages"), list):
             raise DataError(f"{place}: no object with a list `messages`", allowed=_SHAPE)
         row = Row(place, values)
+        if row.repeats_a_key:
+            raise DataError(f"{place}: a key occurs twice", allowed="each key once", fix=MEND)
         conversation = read_prompt(row, "messages")
         if not conversation or conversation[-1].role != "assistant":
             last = f"ends with the {conversation[-1].role}'s message" if conversation else "is empty"

@@ -76,21 +76,36 @@ class AdapterConfig(Strict):
     """Which linear layers get an adapter: `all-linear`, or a list of module names."""
 
 
+DataFormat = Literal[
+    "helpsteer2",
+    "helpsteer2-preference",
+    "helpsteer3",
+    "helpsteer3-feedback",
+    "helpsteer3-principle",
+    "nectar",
+    "columns",
+]
+
+
 class DataSource(Strict):
     """Where rows come from and how their columns are read."""
 
     path: Place
-    """`demo` (synthetic, made by this project), a Hugging Face name, a folder, or a file (.jsonl, .json, .parquet, also .gz)."""
-    format: Literal["helpsteer2", "helpsteer2-preference", "columns"] = "columns"
-    """The row schema: NVIDIA's two, or `columns` for any other, mapped by `columns`."""
+    """`demo` (synthetic, made by this project), a Hugging Face name, a folder (also one of `save_to_disk`), a file (.jsonl, .json, .csv, .tsv, .parquet, .arrow, also .gz and .zst), or a pattern such as `data/*.jsonl`."""
+    format: DataFormat = "columns"
+    """The row schema: NVIDIA's, `nectar`, or `columns` for any other, mapped by `columns`; without a map the columns are recognised where they are those of a public layout (docs/data.md)."""
+    config_name: str | None = None
+    """The configuration of a Hugging Face data set (`name` of `load_dataset`), or a folder of that name inside a local copy."""
     revision: str | None = None
     """Git revision of a Hugging Face name."""
     split: str = "train"
     """Which split of a folder, a Hub data set or a preference file; any other single file is one split. Of `helpsteer2` also `disagreements`: every annotator's ratings of each response."""
     annotations: Literal["published", "raw"] = "published"
-    """For `helpsteer2-preference`: NVIDIA's own aggregate `preference_strength` (without its zeros the paper's set), or ours of `all_preferences_unprocessed`; `rlhf inspect` shows where the two differ."""
+    """For `helpsteer2-preference`: NVIDIA's own aggregate `preference_strength` (without its zeros the paper's set), or ours of `all_preferences_unprocessed`; `rlhf inspect` shows where the two differ. For `helpsteer3`: `overall_preference` or `individual_preference`."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """For `columns`: our name -> the data set's column, or `COLUMN.KEY` inside a dictionary column. Ours: prompt, response, ratings, scale, response_1, response_2, preference_strength, chosen, rejected, strength, check, source; in ratings any other name is an attribute, and once attributes are named only those are read."""
+    """For `columns`: our name -> the data set's column, or `COLUMN.KEY` inside a dictionary column. Ours: prompt, system, tools, response, ratings, scale, response_1, response_2, preference_strength, winner, chosen, rejected, strength, check, source; in ratings any other name is an attribute, and once attributes are named only those are read. `A + B` joins two text columns."""
+    encoding: Literal["text", "json", "transcript"] = "text"
+    """For `columns`: what a string in a column of prompts or responses is: text, a JSON list of messages, or turns that begin with `Human:` and `Assistant:`."""
     scale: tuple[float, float] | Literal["row"] = (0.0, 4.0)
     """For `columns`: lowest and highest rating, mapped linearly to 0..4; `row` reads each row's own `scale` column."""
     where: dict[str, list[str | int | float | bool]] = Field(default_factory=dict)

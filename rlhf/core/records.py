@@ -6,25 +6,47 @@ rows -> Prompt -> Rollout -> the policy
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "developer", "user", "assistant", "tool"]
 
 HELPSTEER_ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 """The five attributes of HelpSteer2 in its own order; helpfulness, the reward, comes first."""
 
 
+TOOLS = "tools"
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    `fields` holds what a chat template may render beside role and content, as a JSON object: `tool_calls`,
+    `reasoning_content`, `name`, `tool_call_id`; on the first message also `tools`, those of the conversation.
+    """
 
     role: Role
     content: str
+    fields: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The message as chat templates and chat APIs take it."""
+        return {"role": self.role, "content": self.content, **self.extra()}
+
+    def extra(self) -> dict[str, Any]:
+        """The decoded `fields`."""
+        return dict(json.loads(self.fields)) if self.fields else {}
 
 
 Conversation = tuple[Message, ...]
+
+
+def tools_of(conversation: Conversation) -> list[Any] | None:
+    """The tools that the conversation declares; None without any."""
+    return conversation[0].extra().get(TOOLS) if conversation and conversation[0].fields else None
 
 
 def is_unicode(conversation: Conversation) -> bool:
@@ -38,12 +60,16 @@ def is_unicode(conversation: Conversation) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Rating:
-    """A response with attribute ratings, each on the scale 0 to 4; an absent attribute is not rated."""
+    """A response with attribute ratings, each on the scale 0 to 4; an absent attribute is not rated.
+
+    `groups` are what tables are broken down by, such as domain and language.
+    """
 
     prompt: Conversation
     response: str
     ratings: Mapping[str, float]
     source: str = ""
+    groups: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +87,7 @@ class Preference:
     ratings_1: Mapping[str, float] = field(default_factory=dict)
     ratings_2: Mapping[str, float] = field(default_factory=dict)
     source: str = ""
+    groups: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def chosen(self) -> str:
@@ -74,12 +101,29 @@ class Preference:
 
 
 @dataclass(frozen=True, slots=True)
+class Principle:
+    """Whether a response fulfils a principle that is stated in words."""
+
+    prompt: Conversation
+    response: str
+    principle: str
+    fulfilled: bool
+    source: str = ""
+    groups: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt to sample answers for; `check` says how code can check an answer (see `rlhf.data.checks`)."""
+    """A prompt to sample answers for.
+
+    `check` says how code can check an answer (see `rlhf.data.checks`); `columns` are the row's other columns, which
+    reward functions receive by name.
+    """
 
     messages: Conversation
     source: str = ""
     check: Mapping[str, Any] | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +139,7 @@ class Comparison:
     subset: str
     section: str = ""
     strength: int | None = None
+    groups: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

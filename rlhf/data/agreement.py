@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf.data import rules
 from rlhf.data.annotations import NEITHER_VALID, aggregate, agreeing_annotators, three_most_similar
-from rlhf.data.helpsteer import ANNOTATIONS, STRENGTH, annotators_ratings, annotators_strengths
-from rlhf.data.rows import read_rows
+from rlhf.data.readers import helpsteer3
+from rlhf.data.readers.helpsteer import ANNOTATIONS, STRENGTH, annotators_ratings, annotators_strengths
+from rlhf.data.readers.rows import read_rows
 
 if TYPE_CHECKING:
     from rlhf.config.schema import DataSource
@@ -173,13 +174,19 @@ def rating_agreement(
 
 
 def annotated_pairs(source: DataSource, *, seed: int) -> Iterator[Annotated]:
-    """The rows of a source of HelpSteer2-Preference that hold raw annotations.
+    """The rows of a source of HelpSteer2-Preference, or of HelpSteer3, that hold raw annotations.
 
     Raises:
         DataError: a malformed row.
     """
     for row in read_rows(source, seed=seed):
-        if row.find(ANNOTATIONS) is not None:
+        if source.format == "helpsteer3":
+            if row.find(helpsteer3.INDIVIDUAL):
+                published = (
+                    None if row.find(helpsteer3.OVERALL) is None else row.integer(helpsteer3.OVERALL, -3, 3)
+                )
+                yield Annotated(row.place, tuple(helpsteer3.individual_strengths(row)), published)
+        elif row.find(ANNOTATIONS) is not None:
             published = None if row.find(STRENGTH) is None else row.integer(STRENGTH, -3, 3)
             yield Annotated(row.place, tuple(annotators_strengths(row)), published, _three(row.find(THREE)))
 

@@ -11,10 +11,10 @@ from rlhf.core.errors import DataError
 from rlhf.core.records import Prompt
 from rlhf.data import rules
 from rlhf.data.drops import DropReport
-from rlhf.data.files import file_rows
 from rlhf.data.load import load_prompts, read_records, require_some
-from rlhf.data.messages import read_prompt
-from rlhf.data.rows import DEMO, Row
+from rlhf.data.readers.files import file_rows
+from rlhf.data.readers.messages import read_prompt
+from rlhf.data.readers.rows import DEMO, Row
 
 SHAPE = (
     '{"prompt": TEXT or MESSAGES, "answers": [TEXT, ...]} a line, as `rlhf generate --format jsonl` writes it'

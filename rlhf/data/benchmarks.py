@@ -20,8 +20,8 @@ from rlhf.core.records import Candidates, Choice
 from rlhf.data import rules
 from rlhf.data.drops import DropReport
 from rlhf.data.load import REWARDBENCH, load_comparisons, read_records, require_some
-from rlhf.data.messages import read_prompt
-from rlhf.data.rows import DEMO, MEND, Row, is_number, read_rows
+from rlhf.data.readers.messages import read_prompt
+from rlhf.data.readers.rows import DEMO, MEND, Row, is_number, read_rows
 
 Kind = Literal["pairs", "rm-bench", "one-of-many", "best-of-n"]
 

@@ -17,6 +17,8 @@ class DropReport:
     read: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
+    notes: Counter[str] = field(default_factory=Counter)
+    """Remarks on rows that are kept, with the number of rows."""
     sources: dict[str, DropReport] = field(default_factory=dict)
     """The same counts for each source, where a report covers several."""
 
@@ -38,6 +40,7 @@ class DropReport:
         self.reasons.update(other.reasons)
         for reason, places in other.examples.items():
             self.examples[reason] = (self.examples.get(reason, []) + places)[:EXAMPLES]
+        self.notes.update(other.notes)
         for name, part in other.sources.items():
             self.sources.setdefault(name, DropReport()).merge(part)
         return self
@@ -49,12 +52,21 @@ class DropReport:
             places = ", ".join(self.examples[reason])
             more = ", ..." if count > len(self.examples[reason]) else ""
             lines.append(f"  {count:>7,}  {reason}: {places}{more}")
-        return lines
+        return [*lines, *(f"  note: {line}" for line in self.note_lines())]
+
+    def note_lines(self) -> list[str]:
+        """Each note, with the number of rows where it is about several."""
+        return [f"{note} ({count:,} rows)" if count > 1 else note for note, count in self.notes.most_common()]
 
     def as_dict(self) -> dict[str, Any]:
-        """The report for JSON: `{"read", "kept", "dropped": {reason: {"count", "examples"}}}`."""
+        """The report for JSON: `{"read", "kept", "dropped": {reason: {"count", "examples"}}}`, with `notes` if there are any."""
         dropped = {
             reason: {"count": count, "examples": list(self.examples[reason])}
             for reason, count in self.reasons.most_common()
         }
-        return {"read": self.read, "kept": self.kept, "dropped": dropped}
+        return {
+            "read": self.read,
+            "kept": self.kept,
+            "dropped": dropped,
+            **({"notes": dict(self.notes.most_common())} if self.notes else {}),
+        }

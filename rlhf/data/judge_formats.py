@@ -25,9 +25,9 @@ from rlhf.core.errors import DataError, did_you_mean
 from rlhf.core.records import Conversation, Message, Prompt
 from rlhf.data import rules
 from rlhf.data.drops import DropReport
-from rlhf.data.files import file_rows, missing_path
 from rlhf.data.load import load_prompts, read_records, require_some
-from rlhf.data.rows import DEMO, Row
+from rlhf.data.readers.files import file_rows, missing_path
+from rlhf.data.readers.rows import DEMO, Row
 
 MT_BENCH_TEMPERATURES = {
     "writing": 0.7,
@@ -270,7 +270,7 @@ def _alpaca_answer(question: Question, replies: Sequence[Reply], model: str) -> 
 def _own_answer(question: Question, replies: Sequence[Reply], model: str) -> dict[str, Any]:
     kept = {name: value for name, value in question.values.items() if value}
     return {
-        "prompt": [{"role": message.role, "content": message.content} for message in question.prompt],
+        "prompt": [message.as_dict() for message in question.prompt],
         "answers": [reply.turns[0] for reply in replies],
         "finished": [reply.finished[0] for reply in replies],
         "tokens": [reply.tokens[0] for reply in replies],

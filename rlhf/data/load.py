@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import Literal, TypeVar, cast
 
 from rlhf.config.schema import DataSource
 from rlhf.core.errors import ConfigError, DataError
-from rlhf.core.records import Comparison, Preference, Prompt, Rating
-from rlhf.data import columns, helpsteer, rules
+from rlhf.core.records import Comparison, Preference, Principle, Prompt, Rating
+from rlhf.data import rules
 from rlhf.data.annotations import PAPER_SPREAD
 from rlhf.data.drops import DropReport
-from rlhf.data.rows import DEMO, Row, read_rows, synthetic_rows
+from rlhf.data.readers import columns, helpsteer, helpsteer3, layouts, nectar
+from rlhf.data.readers.rows import DEMO, Row, read_rows, synthetic_rows
+from rlhf.data.readers.survey import survey
 
 Record = TypeVar("Record")
-Readers = Mapping[str, Callable[[Row, DataSource], Record]]
+Readers = Mapping[str, Callable[[Row, DataSource], Record | list[Record]]]
+Kind = Literal["ratings", "preferences", "prompts", "principles"]
+CONTRADICTORY = "pairs of which the opposite is in the data, too (A over B and B over A)"
 REWARDBENCH = DataSource(path="allenai/reward-bench", split="filtered")
 
 
@@ -34,6 +38,7 @@ def load_ratings(
     """
     readers: Readers[Rating] = {
         "helpsteer2": partial(helpsteer.rating, max_spread=max_spread),
+        "helpsteer3-feedback": partial(helpsteer3.feedback_ratings, max_spread=max_spread),
         "columns": columns.rating,
     }
     return _load("ratings", sources, seed, readers, _rating_key)
@@ -53,15 +58,37 @@ def load_preferences(
     """
     readers: Readers[Preference] = {
         "helpsteer2-preference": partial(helpsteer.preference, max_spread=max_spread),
+        "helpsteer3": partial(helpsteer3.preference, max_spread=max_spread),
+        "nectar": nectar.preferences,
         "columns": columns.preference,
     }
+    loaded, report = _load("preferences", sources, seed, readers, _pair_key)
+    if contradictory := count_contradictory(loaded):
+        report.notes[CONTRADICTORY] += contradictory
+    return loaded, report
+
+
+def count_contradictory(preferences: Sequence[Preference]) -> int:
+    """Preferences of which the opposite is there, too: A over B and B over A, for one prompt."""
+    keys = {_pair_key(item) for item in preferences}
+    return sum((item.prompt, item.rejected, item.chosen) in keys for item in preferences)
+
+
+def load_principles(sources: Sequence[DataSource], *, seed: int) -> tuple[list[Principle], DropReport]:
+    """Responses with a principle and whether it is fulfilled, each once.
+
+    Raises:
+        ConfigError: a source of another format.
+        DataError: a malformed row, or nothing left.
+    """
+    readers: Readers[Principle] = {"helpsteer3-principle": helpsteer3.principle}
     return _load(
-        "preferences", sources, seed, readers, lambda item: (item.prompt, item.chosen, item.rejected)
+        "principles", sources, seed, readers, lambda item: (item.prompt, item.response, item.principle)
     )
 
 
 def load_prompts(sources: Sequence[DataSource], *, seed: int) -> tuple[list[Prompt], DropReport]:
-    """Prompts, each once; any of the three formats has some.
+    """Prompts, each once; every format has some.
 
     Raises:
         ConfigError: a column map with names that prompts do not have.
@@ -70,6 +97,10 @@ def load_prompts(sources: Sequence[DataSource], *, seed: int) -> tuple[list[Prom
     readers: Readers[Prompt] = {
         "helpsteer2": helpsteer.prompt,
         "helpsteer2-preference": helpsteer.prompt,
+        "helpsteer3": helpsteer3.prompt,
+        "helpsteer3-feedback": helpsteer3.prompt,
+        "helpsteer3-principle": helpsteer3.prompt,
+        "nectar": columns.prompt,
         "columns": columns.prompt,
     }
     return _load("prompts", sources, seed, readers, lambda item: item.messages)
@@ -127,12 +158,16 @@ def _mean_ratings(group: Sequence[Rating]) -> dict[str, float]:
     return {attribute: sum(items) / len(items) for attribute, items in values.items()}
 
 
+def _pair_key(item: Preference) -> Hashable:
+    return item.prompt, item.chosen, item.rejected
+
+
 def _rating_key(rating: Rating) -> Hashable:
     return rating.prompt, rating.response, tuple(sorted(rating.ratings.items()))
 
 
 def _load(
-    kind: columns.Kind,
+    kind: Kind,
     sources: Sequence[DataSource],
     seed: int,
     readers: Readers[Record],
@@ -143,54 +178,84 @@ def _load(
     report, loaded, seen = DropReport(), list[Record](), set[Hashable]()
     for source in sources:
         own = DropReport()
+        label = _label(source, kind)
+        if source.format == "columns" and source.path != DEMO and kind != "principles":
+            source, note = _recognised(source, kind, seed)
+            own.notes.update([note] if note else [])
         read = _bind(readers[source.format], source)
+        if source.format == "columns" and source.path != DEMO and kind != "principles":
+            facts = survey(read_rows(source, seed=seed), source, kind)
+            own.notes.update(facts.notes)
+            if facts.first_index is not None:
+                indexed = partial(columns.preference, first_index=facts.first_index)
+                read = _bind(cast(Callable[[Row, DataSource], Record], indexed), source)
         found = list(read_records(read_rows(source, seed=seed), read, own, key=key, seen=seen))
         if kind == "ratings" and (found or own.reasons[rules.NO_RATING]):
             _require_named_attributes(source, [record for record in found if isinstance(record, Rating)])
         loaded.extend(found)
-        report.merge(DropReport(sources={_label(source, kind): own}).merge(own))
+        report.merge(DropReport(sources={label: own}).merge(own))
     if sources:
         require_some(loaded, kind, [source.path for source in sources], report)
     return loaded, report
 
 
-def _label(source: DataSource, kind: columns.Kind) -> str:
+def _recognised(source: DataSource, kind: layouts.Kind, seed: int) -> tuple[DataSource, str]:
+    """The source with the column map of a public layout, where it has no map, and a note that says so."""
+    if source.columns:
+        return source, ""
+    first = next(read_rows(source.model_copy(update={"limit": None}), seed=seed), None)
+    return (first and layouts.recognise(first, source, kind)) or (source, "")
+
+
+def _label(source: DataSource, kind: Kind) -> str:
     """What a report calls a source: two of the same file differ in their split or in `where`."""
     split = "" if source.format == "columns" else f" ({source.split})"
     where = "; ".join(f"{column}: {', '.join(map(str, values))}" for column, values in source.where.items())
     return f"{kind} of {source.path}{split}" + (f" where {where}" if where else "")
 
 
-def _bind(reader: Callable[[Row, DataSource], Record], source: DataSource) -> Callable[[Row], Record]:
+def _bind(
+    reader: Callable[[Row, DataSource], Record | list[Record]], source: DataSource
+) -> Callable[[Row], Record | list[Record]]:
     return lambda row: reader(row, source)
 
 
 def read_records(
     rows: Iterable[Row],
-    read: Callable[[Row], Record],
+    read: Callable[[Row], Record | list[Record]],
     report: DropReport,
     *,
     key: Callable[[Record], Hashable] | None,
     seen: set[Hashable],
 ) -> Iterator[Record]:
-    """The records of the rows that are of use; `key` tells a duplicate, `report` counts what is left out."""
+    """The records of the rows that are of use; `key` tells a duplicate, `report` counts what is left out.
+
+    A row that holds several records counts once for each.
+    """
     for row in rows:
         report.read += 1
+        if row.repeats_a_key:
+            report.drop(rules.REPEATED_KEY, row.place)
+            continue
         try:
-            record = read(row)
+            made = read(row)
         except rules.UnusableRowError as unusable:
             report.drop(str(unusable), row.place)
             continue
-        if key is not None:
-            identity = key(record)
-            if identity in seen:
-                report.drop(rules.DUPLICATE, row.place)
-                continue
-            seen.add(identity)
-        yield record
+        report.notes.update(row.noted)
+        records = made if isinstance(made, list) else [made]
+        report.read += len(records) - 1
+        for record in records:
+            if key is not None:
+                identity = key(record)
+                if identity in seen:
+                    report.drop(rules.DUPLICATE, row.place)
+                    continue
+                seen.add(identity)
+            yield record
 
 
-def _check_source(source: DataSource, kind: columns.Kind, formats: Iterable[str]) -> None:
+def _check_source(source: DataSource, kind: Kind, formats: Iterable[str]) -> None:
     known = sorted(formats)
     if source.format not in known:
         raise ConfigError(
@@ -202,7 +267,7 @@ def _check_source(source: DataSource, kind: columns.Kind, formats: Iterable[str]
             fix=f"set `format: {next(name for name in known if name != 'columns')}`",
         )
     if source.format == "columns":
-        columns.check_columns(source, kind)
+        columns.check_columns(source, cast(layouts.Kind, kind))
     elif source.columns:
         raise ConfigError(
             f"{source.path}: `columns` is given, but `format: {source.format}` fixes the columns"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from rlhf.core.records import Conversation
 
 BLANK_PROMPT = "blank prompt"
@@ -14,6 +16,9 @@ UNMATCHED_ANNOTATORS = "attributes with different numbers of annotators"
 NO_RATING = "no rating"
 SCALE_UNKNOWN = "scale unknown"
 DUPLICATE = "duplicate"
+NO_PREFERENCE = "no overall preference (null)"
+NO_PRINCIPLE = "empty principle"
+REPEATED_KEY = "a key occurs twice in the row"
 
 
 class UnusableRowError(Exception):
@@ -25,9 +30,19 @@ def disagreement(max_spread: int) -> str:
     return f"annotators disagree (spread > {max_spread})"
 
 
+def with_media(kind: str) -> str:
+    """The reason for a row with images, audio or their like."""
+    return f"has {kind}, which a text model cannot read"
+
+
+def with_fields(names: Iterable[str]) -> str:
+    """The reason for a row whose message says something outside its text that cannot be read there."""
+    return f"a message with {', '.join(sorted(names))}, of which only the text could be read"
+
+
 def require_prompt(prompt: Conversation) -> None:
-    """The last turn must be the user's, and must say something."""
-    if not prompt or prompt[-1].role != "user":
+    """The last turn must be the user's or a tool's, and must say something."""
+    if not prompt or prompt[-1].role not in ("user", "tool"):
         raise UnusableRowError(UNANSWERABLE_PROMPT)
     if not prompt[-1].content.strip():
         raise UnusableRowError(BLANK_PROMPT)

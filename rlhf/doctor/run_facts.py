@@ -14,7 +14,7 @@ from rlhf.config.schema import DataSource
 from rlhf.core.errors import ModelError, RlhfError
 from rlhf.data.drops import DropReport
 from rlhf.data.load import load_comparisons, load_preferences, load_prompts, load_ratings
-from rlhf.data.rows import DEMO, looks_local
+from rlhf.data.readers.rows import DEMO, looks_local
 from rlhf.doctor.facts import (
     EMBEDDED,
     Base,

@@ -22,11 +22,12 @@ from jinja2 import TemplateError
 
 from rlhf.config.schema import ModelConfig
 from rlhf.core.errors import DataError, ModelError, RefusalError
-from rlhf.core.records import Conversation, Message, is_unicode
+from rlhf.core.records import Conversation, Message, is_unicode, tools_of
 from rlhf.models.chat_ids import find_ids, model_ids, special_ids
 from rlhf.models.chat_template import DATE, ChatTemplate, check_options, choose_template
 from rlhf.models.control_tokens import ControlTokens
 from rlhf.models.embedded import resolve_base
+from rlhf.models.template_support import TemplateSupport
 
 TOGETHER = 32  # conversations that a thread turns into ids at a time
 QUESTION = Message("user", "a")
@@ -72,6 +73,7 @@ class Chat:
         self.template = ChatTemplate(text, template_date, dict(chat_template_kwargs or {}))
         self.template_hash = self.template.digest
         self._ids: dict[int, int] = {}
+        self._support = TemplateSupport(self._probe)
         self.control = ControlTokens(tokenizer, {})
         ids = find_ids(tokenizer, text, stop_ids, rows, self._probes())
         self.closing_id, self.stop_ids, self.pad_id = ids.closing, ids.stops, ids.pad
@@ -297,11 +299,21 @@ class Chat:
     def _render(
         self, conversations: Sequence[Conversation], *, add_generation_prompt: bool
     ) -> list[list[int]]:
-        plain = [_as_dicts(conversation) for conversation in conversations]
-        spelled = [place for place, messages in enumerate(plain) if self.control.spelled_in(messages)]
+        for conversation in conversations:
+            if name := self._support.unrendered(conversation):
+                raise RefusalError(f"with {name!r}, which the chat template does not render")
+        tools = tools_of(conversations[0]) if len(conversations) == 1 else None
+        if len(conversations) > 1 and any(map(tools_of, conversations)):  # a template takes those of one at a time
+            alone = [
+                self._render([one], add_generation_prompt=add_generation_prompt) for one in conversations
+            ]
+            return [ids for rendered_ids in alone for ids in rendered_ids]
+        plain = [[message.as_dict() for message in conversation] for conversation in conversations]
+        spelled = [place for place, messages in enumerate(plain) if self.control.spelled_in([messages, tools])]
         try:
             rendered = self._text(
                 [self.control.protect(m) if p in spelled else m for p, m in enumerate(plain)],
+                tools=self.control.protect(tools) if spelled else tools,
                 add_generation_prompt=add_generation_prompt,
             )
             sequences = self.tokenizer(rendered, add_special_tokens=False, return_attention_mask=False)[
@@ -328,16 +340,21 @@ class Chat:
         *,
         add_generation_prompt: bool,
         template: ChatTemplate | None = None,
+        tools: list[Any] | None = None,
     ) -> list[str]:
         template = template or self.template
         rendered: list[str] = self.tokenizer.apply_chat_template(
             conversations,
+            tools=tools,
             chat_template=template.text,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             **template.variables(),
         )
         return rendered
+
+    def _probe(self, messages: Sequence[Mapping[str, Any]], tools: list[Any] | None) -> str:
+        return self._text([messages], tools=tools, add_generation_prompt=False)[0]
 
     def _require_embedded(self, ids: Sequence[int]) -> None:
         """Make sure that the model has a row for each id; checked where the tokenizer has more tokens than that."""
@@ -360,10 +377,6 @@ class Chat:
     @functools.cached_property
     def _tokens(self) -> int:
         return len(self.tokenizer)
-
-
-def _as_dicts(conversation: Conversation) -> list[dict[str, Any]]:
-    return [{"role": message.role, "content": message.content} for message in conversation]
 
 
 def _answered(messages: Conversation) -> Conversation:

@@ -189,8 +189,8 @@ def _draw(request: Request, rng: random.Random) -> Response:
     return respond(request, kind, rng)
 
 
-def _messages(conversation: Conversation) -> list[dict[str, str]]:
-    return [{"role": message.role, "content": message.content} for message in conversation]
+def _messages(conversation: Conversation) -> list[dict[str, Any]]:
+    return [message.as_dict() for message in conversation]
 
 
 def _one_string(conversation: Conversation) -> str:

@@ -12,7 +12,7 @@ from rlhf.core.errors import DataError
 from rlhf.core.records import Candidates, Choice, Comparison, Message
 from rlhf.data import benchmarks
 from rlhf.data.benchmarks import kind_of, load_benchmark
-from rlhf.data.rows import Row
+from rlhf.data.readers.rows import Row
 
 PAIR = {"prompt": "Q", "chosen": "a", "rejected": "b", "subset": "s"}
 STYLED = {"prompt": "Q", "chosen": ["a", "b", "c"], "rejected": ["d", "e", "f"], "domain": "chat"}
@@ -126,7 +126,7 @@ def test_the_strength_of_a_pair(columns: dict[str, Any], strength: int | None, t
 
 
 def test_a_strength_out_of_range_or_of_zero(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="'strength' is 4\nAllowed: a whole number from 0 to 3"):
+    with pytest.raises(DataError, match="'strength' is 4\nAllowed: a number from 0 to 3"):
         load_benchmark(write(tmp_path / "rows.jsonl", {**PAIR, "strength": 4}))
     found = load_benchmark(write(tmp_path / "rows.jsonl", PAIR, {**PAIR, "strength": 0}))
     assert dict(found.drops.reasons) == {"tie (strength 0)": 1}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.core.errors import DataError
-from rlhf.data.files import file_rows
+from rlhf.data.readers.files import file_rows
 
 ROWS = [{"prompt": f"question {number}", "noise": str(hash((number, "x")) % 10**9)} for number in range(2000)]
 TEXT = "".join(json.dumps(row) + "\n" for row in ROWS).encode()

@@ -154,7 +154,7 @@ def test_conversations_stand_for_the_prompt(preferences_of: Callable[..., Any]) 
         ),
         (
             {"prompt": [{"role": "human", "content": "q"}], "chosen": "2", "rejected": "3"},
-            "roles system, user, assistant",
+            "roles system, developer, user, assistant, tool",
         ),
         (
             {"prompt": [{"role": "user", "content": None}], "chosen": "2", "rejected": "3"},
@@ -178,12 +178,23 @@ def test_prompts_keep_source_and_check(write_rows: Callable[..., str]) -> None:
     )
     prompts, _ = load_prompts([DataSource(path=path, columns={"source": "family"})], seed=0)
     assert prompts == [
-        Prompt(PROMPT, source="sums", check={"is": 2}),
+        Prompt(PROMPT, source="sums", columns={"check": {"is": 2}}),
         Prompt((Message("user", "q"),), source=path),
     ]
 
 
-def test_a_check_is_a_dictionary(write_rows: Callable[..., str]) -> None:
-    path = write_rows("rows.jsonl", [{"prompt": "q", "check": "two"}])
-    with pytest.raises(DataError, match=r"rows\.jsonl:1: column 'check' is 'two'"):
-        load_prompts([DataSource(path=path)], seed=0)
+@pytest.mark.parametrize("check", ["two", 2, {"answer": "2"}])
+def test_a_check_without_a_family_is_a_column_of_the_users(
+    write_rows: Callable[..., str], check: Any
+) -> None:
+    path = write_rows("rows.jsonl", [{"prompt": "q", "check": check, "answer": "2"}])
+    (prompt,), _ = load_prompts([DataSource(path=path)], seed=0)
+    assert prompt.check is None
+    assert prompt.columns == {"check": check, "answer": "2"}
+
+
+def test_a_check_of_a_known_family_is_the_gold_scores(write_rows: Callable[..., str]) -> None:
+    check = {"family": "words", "limit": 3, "key": "bread", "related": []}
+    path = write_rows("rows.jsonl", [{"prompt": "q", "check": check}])
+    (prompt,), _ = load_prompts([DataSource(path=path)], seed=0)
+    assert prompt.check == check

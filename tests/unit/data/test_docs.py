@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from rlhf.config.reward import RewardDataConfig
-from rlhf.data.columns import check_columns
+from rlhf.data.readers.columns import check_columns
 
 PAGE = (Path(__file__).parents[3] / "docs" / "data.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)

@@ -10,8 +10,8 @@ from rlhf.config.schema import DataSource
 from rlhf.core.errors import DataError
 from rlhf.core.records import HELPSTEER_ATTRIBUTES as ATTRIBUTES
 from rlhf.core.records import Message, Rating
-from rlhf.data.helpsteer import split_turns
 from rlhf.data.load import load_preferences, load_prompts, load_ratings
+from rlhf.data.readers.helpsteer import split_turns
 
 TWO_TURNS = "Hi.\n<extra_id_1>Assistant\nHello!\n<extra_id_1>User\nHow are you?"
 RATED = {

@@ -10,7 +10,7 @@ import pytest
 
 from rlhf.config.schema import DataSource
 from rlhf.core.errors import DataError
-from rlhf.data.rows import read_rows
+from rlhf.data.readers.rows import read_rows
 
 ROWS = [{"prompt": "a", "split": "train"}, {"prompt": "b", "split": "val"}, {"prompt": "c", "split": "train"}]
 
@@ -127,6 +127,6 @@ def test_the_datasets_library_gives_the_rows_that_the_files_have(
             source = DataSource.model_validate({"path": repository, "format": kind, "split": split})
             local = [dict(row.values) for row in read_rows(source, seed=0)]
             with monkeypatch.context() as patch:
-                patch.setattr("rlhf.data.rows.looks_local", lambda path: False)
+                patch.setattr("rlhf.data.readers.rows.looks_local", lambda path: False)
                 loaded = [dict(row.values) for row in read_rows(source, seed=0)]
             assert loaded == local != []

@@ -12,7 +12,7 @@ import pytest
 
 from rlhf.config.schema import DataSource
 from rlhf.core.errors import DataError
-from rlhf.data.rows import Row, looks_local, read_rows
+from rlhf.data.readers.rows import Row, looks_local, read_rows
 
 ROWS = [{"prompt": f"q{number}", "kind": "even" if number % 2 == 0 else "odd"} for number in range(10)]
 
@@ -92,8 +92,8 @@ def test_a_broken_file_is_an_error_of_the_data(tmp_path: Path, name: str, conten
 
 
 def test_another_kind_of_file(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"ends in '\.csv'\nAllowed: a file ending in \.jsonl"):
-        read(write(tmp_path / "rows.csv", "a,b\n"))
+    with pytest.raises(DataError, match=r"ends in '\.txt'\nAllowed: a file ending in \.jsonl"):
+        read(write(tmp_path / "rows.txt", "a,b\n"))
 
 
 @pytest.mark.parametrize(("typed", "meant"), [("sub/row.jsonl", "rows.jsonl"), ("sbu/rows.jsonl", "sub")])

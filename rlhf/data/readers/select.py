@@ -10,7 +10,7 @@ from rlhf.core.errors import DataError, did_you_mean
 
 if TYPE_CHECKING:
     from rlhf.config.schema import DataSource
-    from rlhf.data.rows import Row
+    from rlhf.data.readers.rows import Row
 
 VALUES_SHOWN = 8
 VALUES_REMEMBERED = 1000

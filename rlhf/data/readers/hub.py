@@ -9,7 +9,12 @@ from rlhf.core.errors import DataError
 
 
 def hub_rows(
-    name: str, split: str, *, data_dir: str | None = None, revision: str | None = None
+    name: str,
+    split: str,
+    *,
+    data_dir: str | None = None,
+    revision: str | None = None,
+    config_name: str | None = None,
 ) -> Iterator[tuple[str, Any]]:
     """Each row of one split, with its place `NAME (SPLIT): row N`, or `NAME/DATA_DIR (SPLIT): row N`.
 
@@ -18,8 +23,11 @@ def hub_rows(
     """
     import datasets
 
+    configuration = {"name": config_name} if config_name else {}
     try:
-        table = datasets.load_dataset(name, data_dir=data_dir, split=split, revision=revision)
+        table = datasets.load_dataset(
+            name, **configuration, data_dir=data_dir, split=split, revision=revision
+        )
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
@@ -28,5 +36,5 @@ def hub_rows(
             fix=f"where the Hub can be reached, `hf download {name} --repo-type dataset --local-dir FOLDER`; "
             "then set `path: FOLDER`",
         ) from error
-    where = f"{name}/{data_dir}" if data_dir else name
+    where = "/".join(filter(None, (name, config_name, data_dir)))
     return ((f"{where} ({split}): row {number}", dict(row)) for number, row in enumerate(table, start=1))

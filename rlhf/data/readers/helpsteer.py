@@ -13,7 +13,7 @@ from rlhf.core.errors import DataError
 from rlhf.core.records import HELPSTEER_ATTRIBUTES, Conversation, Message, Preference, Prompt, Rating
 from rlhf.data import rules
 from rlhf.data.annotations import NEITHER_VALID, aggregate, aggregate_ratings
-from rlhf.data.rows import Row, is_number
+from rlhf.data.readers.rows import Row, is_number
 
 if TYPE_CHECKING:
     from rlhf.config.schema import DataSource

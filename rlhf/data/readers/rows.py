@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import glob
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from rlhf.core.errors import DataError, did_you_mean
-from rlhf.data.files import file_rows, folder_files, missing_path
-from rlhf.data.hub import hub_rows
-from rlhf.data.select import drawn, matching, of_split
+from rlhf.data.readers.files import READABLE, RepeatedKeys, file_rows, folder_files, missing_path
+from rlhf.data.readers.hub import hub_rows
+from rlhf.data.readers.select import drawn, matching, of_split
+from rlhf.data.readers.tables import Cell, is_saved, saved_rows
 
 DemoKind = Literal["helpsteer2", "helpsteer2-preference", "prompts", "benchmark"]
 
@@ -21,9 +23,19 @@ if TYPE_CHECKING:
     from rlhf.config.schema import DataSource
 
 DEMO = "demo"
+CONFIGURATIONS = {
+    "helpsteer3": "preference",
+    "helpsteer3-feedback": "feedback",
+    "helpsteer3-principle": "principle",
+}
+"""The configuration of nvidia/HelpSteer3, on the Hub and as a folder, that holds the rows of a format."""
 PREFERENCE, DISAGREEMENTS = "preference", "disagreements"
-MEND = "mend or delete this row"
+MEND = "correct or delete this row"
+SHOWN = 160
+"""Characters of a value in an error."""
+JOIN = " + "
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+PATTERN = re.compile(r"[*?\[]")
 FILE_ENDING = re.compile(r"\.(jsonl?|parquet|gz|csv|tsv|txt|zip|zst|arrow)$")
 
 
@@ -32,11 +44,18 @@ class Row:
     """One row and its place (`file:line`).
 
     A column is named as it stands in the row, or by a path into a dictionary column: `ratings.depth` is the
-    key `depth` of the column `ratings`. A null is the same as an absent column.
+    key `depth` of the column `ratings`; `instruction + input` is both texts, an empty line between them. A null is the
+    same as an absent column. `noted` collects remarks on the row while it is read.
     """
 
     place: str
     values: Mapping[str, Any]
+    noted: set[str] = field(default_factory=set, compare=False)
+
+    @property
+    def repeats_a_key(self) -> bool:
+        """Whether a key occurs twice in the row as it stands in its file."""
+        return isinstance(self.values, RepeatedKeys)
 
     def find(self, column: str) -> Any:
         """The value of a column, or None."""
@@ -51,18 +70,24 @@ class Row:
         value = self.find(column)
         if value is None:
             names = [name for name, present in self.values.items() if present is not None]
+            null = " It is null in this row." if column in self.values else ""
             raise DataError(
-                f"{self.place}: no column {column!r}.{did_you_mean(column, names)}",
+                f"{self.place}: no column {column!r}.{did_you_mean(column, names)}{null}",
                 allowed=f"this row has {', '.join(names) or 'no columns'}",
-                fix="mend the row, or name the right column under `columns` (with `format: columns`)",
+                fix="correct the row, or name the right column under `columns` (with `format: columns`)",
             )
         return value
 
-    def wrong(self, column: str, allowed: str, fix: str = MEND) -> DataError:
-        """The error for a column whose value cannot be used."""
-        value = repr(self.find(column))
-        shown = value if len(value) <= 60 else value[:57] + "..."
-        return DataError(f"{self.place}: column {column!r} is {shown}", allowed=allowed, fix=fix)
+    def wrong(self, column: str, allowed: str, fix: str = MEND, value: Any = None) -> DataError:
+        """The error for a column whose value cannot be used.
+
+        Args:
+            value: the item of a list that is at fault, where it is not the whole value.
+        """
+        shown = repr(self.find(column) if value is None else value)
+        shown = shown if len(shown) <= SHOWN else shown[: SHOWN - 3] + "..."
+        where = "is" if value is None else "is malformed at"
+        return DataError(f"{self.place}: column {column!r} {where} {shown}", allowed=allowed, fix=fix)
 
     def text(self, column: str) -> str:
         """A column that must be a string."""
@@ -73,14 +98,14 @@ class Row:
 
     def number(self, column: str, low: float, high: float, fix: str = MEND) -> float:
         """A column that must be a number from `low` to `high`."""
-        value = self.get(column)
+        value = _parsed(self.get(column))
         if not is_number(value) or not low <= value <= high:
             raise self.wrong(column, f"a number from {low:g} to {high:g}", fix)
         return float(value)
 
     def integer(self, column: str, low: int, high: int) -> int:
         """A column that must be a whole number from `low` to `high`."""
-        value = self.get(column)
+        value = _parsed(self.get(column))
         if not is_number(value) or value != int(value) or not low <= value <= high:
             raise self.wrong(column, f"a whole number from {low} to {high}")
         return int(value)
@@ -126,17 +151,42 @@ def _raw_rows(source: DataSource) -> Iterator[tuple[str, Any]]:
     if source.format == "helpsteer2":
         split = {"val": "validation"}.get(split, split)
     if source.path == DEMO:
-        return synthetic_rows("prompts" if source.format == "columns" else source.format, split)
+        return synthetic_rows(
+            cast(DemoKind, "prompts" if source.format == "columns" else source.format), split
+        )
     if not looks_local(source.path):
         split = "train" if inner else split  # the Hub puts a folder's only file under this name
-        return hub_rows(source.path, split, data_dir=inner, revision=source.revision)
+        name = source.config_name or CONFIGURATIONS.get(source.format)
+        return hub_rows(source.path, split, data_dir=inner, revision=source.revision, config_name=name)
     path = Path(source.path).expanduser()
-    if path.is_dir():
-        files = folder_files(path, inner or split, inner=inner is not None)
-        return itertools.chain.from_iterable(file_rows(file) for file in files)
+    if not path.exists() and PATTERN.search(source.path):
+        return _chained(_matching_files(str(path)))
     if not path.exists():
         raise missing_path(path)
-    return file_rows(path)
+    if not path.is_dir():
+        return file_rows(path)
+    configuration = source.config_name or CONFIGURATIONS.get(source.format)
+    if configuration is not None and (path / configuration).is_dir():
+        path /= configuration
+    elif source.config_name is not None:
+        raise missing_path(path / source.config_name)
+    if is_saved(path):
+        return saved_rows(path, split)
+    return _chained(folder_files(path, inner or split, inner=inner is not None))
+
+
+def _chained(files: Iterable[Path]) -> Iterator[tuple[str, Any]]:
+    return itertools.chain.from_iterable(file_rows(file) for file in files)
+
+
+def _matching_files(pattern: str) -> list[Path]:
+    names = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - an absolute pattern, too
+    found = [Path(name) for name in names if Path(name).is_file()]
+    if not found:
+        raise DataError(
+            f"no file matches {pattern}", allowed=READABLE, fix=f"look at it: ls -d {Path(pattern).parent}/*"
+        )
+    return found
 
 
 def _inner_folder(source: DataSource) -> str | None:
@@ -152,9 +202,22 @@ def _row(place: str, values: Any) -> Row:
     return Row(place, values)
 
 
+def _parsed(value: Any) -> Any:
+    """A cell of a CSV file, in which all is text, as the number it spells."""
+    if isinstance(value, Cell):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
 def _find(values: Mapping[str, Any], column: str) -> Any:
     if column in values:
         return values[column]
+    if JOIN in column:
+        texts = [_find(values, name.strip()) for name in column.split(JOIN)]
+        return "\n\n".join(text for text in texts if isinstance(text, str) and text.strip()) or None
     head, _, tail = column.partition(".")
     inner = values.get(head)
     return _find(inner, tail) if tail and isinstance(inner, Mapping) else None

@@ -1,0 +1,285 @@
+"""Any data set, by a map from our names to its columns.
+
+`columns: {response: answer, correctness: ratings.factuality}` reads the response from the column `answer` and
+the attribute `correctness` from the key `factuality` of the dictionary column `ratings`. Our names are those
+of `FIELDS`, read under themselves where the map leaves them out; in a source of ratings every other name is
+an attribute.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
+
+from rlhf.core.errors import ConfigError, did_you_mean
+from rlhf.core.records import HELPSTEER_ATTRIBUTES, Comparison, Preference, Prompt, Rating
+from rlhf.data import rules
+from rlhf.data.checks import CONSTRAINTS
+from rlhf.data.pairs import strength_of
+from rlhf.data.readers.layouts import Kind
+from rlhf.data.readers.messages import read_prompt, read_responses
+from rlhf.data.readers.rows import Row, is_number
+from rlhf.data.readers.winners import winner_sign
+
+if TYPE_CHECKING:
+    from rlhf.config.schema import DataSource
+
+FIELDS: Mapping[Kind, tuple[str, ...]] = {
+    "ratings": ("prompt", "response", "ratings", "scale", "source", "system", "tools"),
+    "preferences": (
+        "prompt",
+        "response_1",
+        "response_2",
+        "preference_strength",
+        "winner",
+        "chosen",
+        "rejected",
+        "strength",
+        "source",
+        "system",
+        "tools",
+    ),
+    "prompts": ("prompt", "check", "source", "system", "tools"),
+}
+TEXTS = ("prompt", "response", "response_1", "response_2", "chosen", "rejected")
+"""Our names of columns that hold texts or conversations."""
+ALL = "all"
+"""The subset of benchmark rows that name none."""
+WHOLE_CONVERSATIONS = ("messages", "conversations", "conversation", "conversation_a", "chosen")
+"""Columns whose last turn may be an answer, which is no part of the prompt."""
+STRONGEST = 3
+MARGIN_FIX = (
+    "leave `strength` out, so that every pair counts as 1; or scale the column to 0..3; or correct this row"
+)
+HIGHEST = 4.0
+SCALE_FIX = "set `scale: [lowest, highest]` of this source, or `scale: row`; or mend this row"
+
+
+def check_columns(source: DataSource, kind: Kind) -> None:
+    """Refuse a column map with a name that this kind of source does not have.
+
+    Raises:
+        ConfigError: an unknown name, or, among ratings, one that is a field elsewhere or nearly a field.
+    """
+    known = FIELDS[kind]
+    every = {field for fields in FIELDS.values() for field in fields}
+    for name in source.columns:
+        misspelt = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+        attribute = kind == "ratings" and name not in every and not misspelt
+        if name not in known and not attribute:
+            raise ConfigError(
+                f"columns.{name}: a source of {kind} has no {name!r}.{did_you_mean(name, known)}",
+                allowed=", ".join(known) + (", or the name of an attribute" if kind == "ratings" else ""),
+            )
+    if source.scale != "row" and source.scale[0] >= source.scale[1]:
+        raise ConfigError(f"scale: {list(source.scale)}", allowed="[lowest, highest], or `row`")
+
+
+def attributes(source: DataSource) -> dict[str, str]:
+    """The attributes a source names, each with the column it is read from; empty means all that a row has."""
+    return {name: column for name, column in source.columns.items() if name not in FIELDS["ratings"]}
+
+
+def prompt(row: Row, source: DataSource) -> Prompt:
+    """A prompt to sample answers for, with the row's other columns for reward functions.
+
+    `check`, where it is a dictionary whose `family` the gold score knows, is checked by code; any other is a column.
+    """
+    column = _column(source, "check")
+    check = row.find(column)
+    known = isinstance(check, dict) and check.get("family") in CONSTRAINTS
+    names = {_column(source, name) for name in FIELDS["prompts"] if name != "check"}
+    others = {name: value for name, value in row.values.items() if name not in names}
+    if "check" in source.columns:
+        others["check"] = check
+    messages = read_prompt(_renamed(row, source), _column(source, "prompt"), source.encoding)
+    if (
+        messages[-1:]
+        and messages[-1].role == "assistant"
+        and _column(source, "prompt") in WHOLE_CONVERSATIONS
+    ):
+        messages = messages[:-1]
+    rules.require_prompt(messages)
+    return Prompt(messages, source=_origin(row, source), check=check if known else None, columns=others)
+
+
+def rating(row: Row, source: DataSource) -> Rating:
+    """A rated response: linearly from the source's scale to 0..4.
+
+    rating = 4 (value - lowest) / (highest - lowest)
+
+    Attributes are those the column map names; with none named, every key of the dictionary column `ratings`;
+    without such a column, those of HelpSteer2 that the row has. A null is an attribute that was not rated.
+
+    Raises:
+        DataError: a column is missing or of the wrong type, or a value lies outside the scale.
+        UnusableRowError: a rule says why the row is of no use.
+    """
+    messages, (response,) = read_responses(
+        _renamed(row, source),
+        _column(source, "prompt"),
+        _column(source, "response"),
+        encoding=source.encoding,
+    )
+    low, high = _scale(row, source)
+    ratings = {
+        name: HIGHEST * (row.number(column, low, high, fix=SCALE_FIX) - low) / (high - low)
+        for name, column in _rated(row, source).items()
+        if row.find(column) is not None
+    }
+    rules.require_prompt(messages)
+    rules.require_responses(response)
+    if not ratings:
+        raise rules.UnusableRowError(rules.NO_RATING)
+    return Rating(messages, response, ratings, source=_origin(row, source))
+
+
+def preference(row: Row, source: DataSource, *, first_index: int = 0) -> Preference:
+    """Two responses: `response_1`, `response_2` with `preference_strength` or `winner`, or `chosen`, `rejected`.
+
+    The last form may have a `strength` of 0 to 3; without one the strength is the least, 1. The chosen
+    response becomes `response_1`, so the record's strength is negative. A winner has strength 1. A strength with a
+    fraction is a margin: its size is rounded to 1, 2 or 3, halves up; only 0 is a tie.
+
+    Args:
+        first_index: what a numerical `winner` calls the first response, see `rlhf.data.readers.winners`.
+
+    Raises:
+        DataError: a column is missing, of the wrong type or out of range.
+        UnusableRowError: a rule says why the row is of no use.
+    """
+    names = {name: _column(source, name) for name in FIELDS["preferences"]}
+    form = form_of(row, source)
+    sides = ("chosen", "rejected") if form == "chosen" else ("response_1", "response_2")
+    messages, (first, second) = read_responses(
+        _renamed(row, source), names["prompt"], *(names[side] for side in sides), encoding=source.encoding
+    )
+    if form == "winner":
+        strength = winner_sign(row, names["winner"], names["response_1"], names["response_2"], first_index)
+    elif form == "preference_strength":
+        strength = row.integer(names["preference_strength"], -STRONGEST, STRONGEST)
+    elif row.find(names["strength"]) is not None or "strength" in source.columns:
+        strength = -_margin(row, names["strength"])
+    else:
+        strength = -1
+    rules.require_prompt(messages)
+    rules.require_responses(first, second)
+    rules.require_difference(first, second)
+    rules.require_strength(strength)
+    return Preference(messages, first, second, strength, source=_origin(row, source))
+
+
+def form_of(row: Row, source: DataSource) -> Literal["chosen", "winner", "preference_strength"]:
+    """How a row says which response is preferred: a key that `columns` maps counts before one that is just there."""
+    for name in ("winner", "preference_strength", "chosen"):
+        if name in source.columns:
+            return name
+    if row.find("preference_strength") is not None:
+        return "preference_strength"
+    if "chosen" in row.values:
+        return "chosen"
+    return "preference_strength" if row.find("winner") is None else "winner"
+
+
+def strength_column(source: DataSource, row: Row) -> str | None:
+    """The column that a source of preferences reads strengths from, if it does."""
+    form = form_of(row, source)
+    if form == "winner":
+        return None
+    column = _column(source, "strength" if form == "chosen" else "preference_strength")
+    return column if row.find(column) is not None else None
+
+
+def winner_column(source: DataSource, row: Row) -> str | None:
+    """The column that a source of preferences reads winners from, if it does."""
+    return _column(source, "winner") if form_of(row, source) == "winner" else None
+
+
+def _margin(row: Row, column: str) -> int:
+    value = row.number(column, 0, STRONGEST, fix=MARGIN_FIX)
+    return strength_of(value) if value else 0
+
+
+def _renamed(row: Row, source: DataSource) -> Row:
+    """The row with its columns for `system` and `tools` under these names."""
+    mapped = {name: source.columns[name] for name in ("system", "tools") if name in source.columns}
+    if not mapped:
+        return row
+    return Row(
+        row.place, {**row.values, **{name: row.find(column) for name, column in mapped.items()}}, row.noted
+    )
+
+
+def comparison(row: Row) -> Comparison:
+    """A benchmark item in RewardBench's columns; an empty answer is a fair one to compare.
+
+    It may have a `strength` of 0 to 3, or a signed `preference_strength`, which with `response_1` and `response_2` also
+    says which is better. Without a column `subset` the subset is `all`.
+
+    Raises:
+        DataError: a column is missing or of the wrong type.
+        UnusableRowError: a rule says why the row is of no use.
+    """
+    signed = row.find("chosen") is None and row.find("response_1") is not None
+    sides = ("response_1", "response_2") if signed else ("chosen", "rejected")
+    messages, (chosen, rejected) = read_responses(row, "prompt", *sides)
+    subset = ALL if row.find("subset") is None else row.text("subset")
+    section = "" if row.find("section") is None else row.text("section")
+    strength = _strength(row)
+    if signed and strength is None:
+        row.get("preference_strength")
+    rules.require_prompt(messages)
+    rules.require_difference(chosen, rejected)
+    if strength is not None:
+        rules.require_strength(strength)
+    if signed and strength is not None and strength > 0:
+        chosen, rejected = rejected, chosen
+    size = None if strength is None else abs(strength)
+    return Comparison(messages, chosen, rejected, subset=subset, section=section, strength=size)
+
+
+def _strength(row: Row) -> int | None:
+    if row.find("strength") is not None:
+        return _margin(row, "strength")
+    if row.find("preference_strength") is not None:
+        return row.integer("preference_strength", -STRONGEST, STRONGEST)
+    return None
+
+
+def _column(source: DataSource, name: str) -> str:
+    return source.columns.get(name, name)
+
+
+def _origin(row: Row, source: DataSource) -> str:
+    value = row.find(_column(source, "source"))
+    return source.path if value is None else str(value)
+
+
+def _scale(row: Row, source: DataSource) -> tuple[float, float]:
+    if source.scale != "row":
+        return source.scale
+    value = row.find(_column(source, "scale"))
+    if (
+        not isinstance(value, list)
+        or len(value) != 2
+        or not all(map(is_number, value))
+        or value[0] >= value[1]
+    ):
+        raise rules.UnusableRowError(rules.SCALE_UNKNOWN)
+    return value[0], value[1]
+
+
+def _rated(row: Row, source: DataSource) -> dict[str, str]:
+    if named := attributes(source):
+        return named
+    column = _column(source, "ratings")
+    values = row.find(column)
+    if isinstance(values, dict):
+        return {str(key): f"{column}.{key}" for key in values}
+    if values is not None:
+        raise row.wrong(column, "a dictionary from attribute to number")
+    present = {attribute: attribute for attribute in HELPSTEER_ATTRIBUTES if attribute in row.values}
+    if not present:
+        row.get(column)
+    return present

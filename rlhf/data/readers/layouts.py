@@ -1,0 +1,165 @@
+"""Public layouts, recognised by their columns where a source has no column map.
+
+A layout is a column map under a name. The columns of a source's first row decide; a layout whose columns all belong to
+a larger one that fits as well gives way to it. Where two are left, the source must say which it means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from rlhf.core.errors import ConfigError
+from rlhf.data.readers.messages import looks_encoded
+from rlhf.data.readers.rows import Row
+
+if TYPE_CHECKING:
+    from rlhf.config.schema import DataFormat, DataSource
+
+Kind = Literal["ratings", "preferences", "prompts"]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A public layout.
+
+    Attributes:
+        kind: of the records in it.
+        columns: our names -> its columns; a column `A + B` needs A alone.
+        also: further columns that tell it from others.
+        optional: names of `columns` that a row may lack.
+        format: a reader of its own, in place of a column map.
+        fits: a further condition on the first row.
+    """
+
+    name: str
+    kind: Kind
+    columns: Mapping[str, str] = field(default_factory=dict)
+    also: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    format: DataFormat = "columns"
+    encoding: Literal["text", "json", "transcript"] = "text"
+    fits: Callable[[Row], bool] | None = None
+
+    def needs(self) -> frozenset[str]:
+        """The columns that a row must have."""
+        mapped = (
+            column.split(" + ")[0] for name, column in self.columns.items() if name not in self.optional
+        )
+        return frozenset((*mapped, *self.also))
+
+    def matches(self, row: Row) -> bool:
+        """Whether a row has its columns."""
+        there = all(row.find(column) is not None for column in self.needs())
+        return there and (self.fits is None or self.fits(row))
+
+    def mapped(self, row: Row) -> dict[str, str]:
+        """The column map for a source whose first row is `row`."""
+        return {
+            name: column
+            for name, column in self.columns.items()
+            if name not in self.optional or row.find(column) is not None
+        }
+
+
+def _transcript(row: Row) -> bool:
+    return all(looks_encoded(row.find(column)) == "transcript" for column in ("chosen", "rejected"))
+
+
+def _no_transcript(row: Row) -> bool:
+    return not _transcript(row)
+
+
+def _own(*names: str) -> dict[str, str]:
+    return {name: name for name in names}
+
+
+ALPACA = {"prompt": "instruction + input"}
+SHAREGPT_PAIR = {"prompt": "conversations", "chosen": "chosen", "rejected": "rejected"}
+ULTRAFEEDBACK = ("score_chosen", "score_rejected")
+ARENA = {"response_1": "conversation_a", "response_2": "conversation_b", "winner": "winner"}
+ANSWERS_A_B = {"prompt": "prompt", "response_1": "response_a", "response_2": "response_b", "winner": "winner"}
+PKU = {
+    "prompt": "prompt",
+    "response_1": "response_0",
+    "response_2": "response_1",
+    "winner": "better_response_id",
+}
+SHP = {"prompt": "history", "response_1": "human_ref_A", "response_2": "human_ref_B", "winner": "labels"}
+PPE = {"prompt": "prompt", "response_1": "response_1", "response_2": "response_2", "winner": "winner"}
+HELPSTEER3 = ("context", "response1", "response2", "overall_preference")
+PAIRS = _own("prompt", "chosen", "rejected")
+STRENGTHS = _own("prompt", "response_1", "response_2", "preference_strength")
+
+LAYOUTS: tuple[Layout, ...] = (
+    Layout("chosen and rejected", "preferences", PAIRS, optional=("prompt",), fits=_no_transcript),
+    Layout("two responses and a strength", "preferences", STRENGTHS, optional=("prompt",)),
+    Layout("UltraFeedback-binarized", "preferences", PAIRS, also=ULTRAFEEDBACK),
+    Layout("hh-rlhf", "preferences", _own("chosen", "rejected"), encoding="transcript", fits=_transcript),
+    Layout("SHP", "preferences", SHP),
+    Layout("PKU-SafeRLHF", "preferences", PKU),
+    Layout("LMArena", "preferences", ARENA),
+    Layout("answers a and b with a winner", "preferences", ANSWERS_A_B),
+    Layout("PPE human preference", "preferences", PPE),
+    Layout("Nectar", "preferences", also=("prompt", "answers"), format="nectar"),
+    Layout("HelpSteer3", "preferences", also=HELPSTEER3[:3], format="helpsteer3"),
+    Layout("ShareGPT pairs", "preferences", SHAREGPT_PAIR),
+    Layout("Alpaca pairs", "preferences", {**ALPACA, **_own("chosen", "rejected")}),
+    Layout(
+        "HelpSteer3 feedback",
+        "ratings",
+        also=("context", "feedback1", "feedback2"),
+        format="helpsteer3-feedback",
+    ),
+    Layout("prompt", "prompts", _own("prompt")),
+    Layout("messages", "prompts", {"prompt": "messages"}),
+    Layout("ShareGPT", "prompts", {"prompt": "conversations"}),
+    Layout("Alpaca", "prompts", ALPACA),
+    Layout("question", "prompts", {"prompt": "question"}),
+    Layout("SHP", "prompts", {"prompt": "history"}, also=("human_ref_A",)),
+    Layout("LMArena", "prompts", {"prompt": "conversation_a"}),
+    Layout("HelpSteer3", "prompts", also=("context", "response1"), format="helpsteer3"),
+)
+
+
+def recognise(row: Row, source: DataSource, kind: Kind) -> tuple[DataSource, str] | None:
+    """The source with the column map of the layout that its first row has, and a note that pins it; None without one.
+
+    Raises:
+        ConfigError: the columns are those of two layouts.
+    """
+    fitting = [layout for layout in LAYOUTS if layout.kind == kind and layout.matches(row)]
+    best = [
+        one
+        for one in fitting
+        if not any(one.needs() < other.needs() for other in fitting)
+        and not (
+            kind == "prompts" and one.name != "prompt" and any(other.name == "prompt" for other in fitting)
+        )
+    ]
+    if not best:
+        return None
+    if len(best) > 1:
+        lines = "\n".join(f"    {pin(layout, row, source)}    # {layout.name}" for layout in best)
+        raise ConfigError(
+            f"{source.path}: the columns are those of {' and of '.join(layout.name for layout in best)}",
+            allowed=f"one of them, in the config:\n{lines}",
+            fix="write the line you mean in place of this source",
+        )
+    layout = best[0]
+    update: dict[str, Any] = {"format": layout.format, "encoding": layout.encoding}
+    found = source.model_copy(update={**update, "columns": layout.mapped(row)})
+    return found, f"read as {layout.name}, by its columns; to pin it: {pin(layout, row, source)}"
+
+
+def pin(layout: Layout, row: Row, source: DataSource) -> str:
+    """The line of a config that names a layout instead of leaving it to its columns."""
+    parts = [f"path: {source.path}"]
+    if layout.format != "columns":
+        parts.append(f"format: {layout.format}")
+    if layout.encoding != "text":
+        parts.append(f"encoding: {layout.encoding}")
+    if columns := layout.mapped(row):
+        parts.append("columns: {" + ", ".join(f"{name}: {column}" for name, column in columns.items()) + "}")
+    return "- {" + ", ".join(parts) + "}"

@@ -1,0 +1,232 @@
+"""Prompts and responses as they stand in rows: strings, lists of messages, and encoded conversations.
+
+A message is `{"role", "content"}`, or ShareGPT's `{"from", "value"}`; its content is a string or a list of parts of type
+`text`. Other fields of a message are kept for the chat template, which renders or refuses them; media cannot be read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, cast, get_args
+
+from rlhf.core.records import TOOLS, Conversation, Message, Role
+from rlhf.data import rules
+from rlhf.data.readers.rows import Row
+
+ROLES: tuple[str, ...] = get_args(Role)
+SHAREGPT = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "system": "system",
+    "developer": "developer",
+    "tool": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+}
+"""ShareGPT's names of roles."""
+MESSAGES = f'a string, or a list of {{"role", "content"}} with roles {", ".join(ROLES)}, or of ShareGPT\'s {{"from", "value"}}'
+RENDERED = ("tool_calls", "reasoning_content", "name", "tool_call_id", TOOLS)
+"""Fields of a message that chat templates know."""
+KNOWN = frozenset({"role", "content", "from", "value", *RENDERED})
+MEDIA_COLUMNS = ("image", "images", "video", "videos", "audio", "audios")
+WITH_CONTENT = frozenset({*MEDIA_COLUMNS, "function_call", "refusal", "thinking", "tool_plan"})
+"""Fields that carry a part of what the message says, and that no common template renders."""
+TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
+"""The turns of Anthropic's hh-rlhf."""
+
+
+def read_prompt(row: Row, column: str, encoding: str = "text") -> Conversation:
+    """A prompt: a string is one turn of the user, a list of messages or of strings is a conversation.
+
+    A list of strings holds turns of user and assistant in alternation. Columns `system` and `tools` of the row belong
+    to the prompt.
+
+    Args:
+        encoding: of strings: `text`, `json` (a list of messages) or `transcript` (`Human:` and `Assistant:` turns).
+
+    Raises:
+        DataError: another type.
+        UnusableRowError: a message, or the row, has media.
+    """
+    return _with_columns(row, _prompt(row, column, encoding))
+
+
+def read_responses(
+    row: Row, prompt_column: str, *columns: str, encoding: str = "text"
+) -> tuple[Conversation, list[str]]:
+    """The prompt and the responses of a row.
+
+    A response is a string, or a list of messages whose last is the assistant's; what precedes it there must
+    be the prompt, and stands for it where the row has no prompt column. White space around the prompt's turns may differ:
+    the messages are then taken.
+
+    Raises:
+        DataError: a column is missing or of another type, or a response answers another conversation.
+        UnusableRowError: a message has media; or a response has more than text.
+    """
+    encoded = {column: _decoded(row, column, encoding) for column in columns}
+    prompt = None if row.find(prompt_column) is None else _prompt(row, prompt_column, encoding)
+    whole = {column: value for column, value in encoded.items() if not isinstance(value, str)}
+    conversations = {column: _conversation(row, column, value) for column, value in whole.items()}
+    before = next((one[:-1] for one in conversations.values() if len(one) > 1), None)
+    if prompt is None and not before:
+        row.get(prompt_column)
+    if before is not None and (prompt is None or _same_turns(before, prompt)):
+        prompt = before
+    assert prompt is not None  # row.get has raised
+    responses = [
+        value if isinstance(value, str) else _response(row, column, conversations[column], prompt)
+        for column, value in encoded.items()
+    ]
+    return _with_columns(row, prompt), responses
+
+
+def looks_encoded(value: Any) -> str | None:
+    """The encoding that a string seems to have beside plain text: `json`, `transcript`, or None."""
+    if not isinstance(value, str):
+        return None
+    start = value.lstrip()[:400]
+    if re.match(r'\[\s*\{\s*"(role|from|content|value)"', start):
+        return "json"
+    return "transcript" if TRANSCRIPT.match(start) and start.startswith("Human:") else None
+
+
+def _prompt(row: Row, column: str, encoding: str) -> Conversation:
+    value = _decoded(row, column, encoding)
+    return (Message("user", value),) if isinstance(value, str) else _conversation(row, column, value)
+
+
+def _decoded(row: Row, column: str, encoding: str) -> Any:
+    value = row.get(column)
+    if not isinstance(value, str) or encoding == "text":
+        return value
+    if encoding == "json":
+        try:
+            decoded = json.loads(value)
+        except json.JSONDecodeError:
+            decoded = None
+        if not isinstance(decoded, list):
+            raise row.wrong(column, "a JSON list of messages (`encoding: json`)")
+        return decoded
+    names = TRANSCRIPT.split(value)
+    if len(names) < 3 or names[0].strip():
+        raise row.wrong(column, "turns that begin with `Human:` and `Assistant:` (`encoding: transcript`)")
+    roles = {"Human": "user", "Assistant": "assistant"}
+    return [
+        {"role": roles[name], "content": text} for name, text in zip(names[1::2], names[2::2], strict=True)
+    ]
+
+
+def _response(row: Row, column: str, messages: Conversation, prompt: Conversation) -> str:
+    if not messages or messages[-1].role != "assistant":
+        raise row.wrong(column, "a string, or messages of which the last is the assistant's")
+    if messages[:-1] and not _same_turns(messages[:-1], prompt):
+        raise row.wrong(column, "one assistant message, or the prompt's own messages followed by one")
+    if messages[-1].fields:
+        raise rules.UnusableRowError(rules.with_fields(messages[-1].extra()))
+    return messages[-1].content
+
+
+def _same_turns(one: Conversation, other: Conversation) -> bool:
+    """Whether two conversations differ in nothing but white space around their texts."""
+
+    def stripped(conversation: Conversation) -> list[tuple[str, str, str]]:
+        return [(message.role, message.content.strip(), message.fields) for message in conversation]
+
+    return stripped(one) == stripped(other)
+
+
+def _with_columns(row: Row, prompt: Conversation) -> Conversation:
+    """The prompt with the row's columns `system` and `tools`; a row with media is of no use."""
+    for column in MEDIA_COLUMNS:
+        if row.values.get(column):
+            raise rules.UnusableRowError(rules.with_media(column))
+    system = next((row.values[name] for name in ("system", "system_prompt") if row.values.get(name)), None)
+    if isinstance(system, str) and prompt[:1] != (Message("system", system),):
+        if prompt and prompt[0].role == "system":
+            raise row.wrong("system", "the system message that the prompt begins with, or none")
+        prompt = (Message("system", system), *prompt)
+    tools = row.values.get(TOOLS)
+    if isinstance(tools, str) and tools.strip().startswith("["):
+        tools = json.loads(tools)
+    if tools and prompt:
+        if not isinstance(tools, list):
+            raise row.wrong(TOOLS, "a list of tools, as chat templates take it")
+        first = prompt[0]
+        prompt = (Message(first.role, first.content, _fields({**first.extra(), TOOLS: tools})), *prompt[1:])
+    return prompt
+
+
+def _conversation(row: Row, column: str, value: Any) -> Conversation:
+    if isinstance(value, Mapping):  # a single message, as in ShareGPT's pairs
+        value = [value]
+    if not isinstance(value, list):
+        raise row.wrong(column, MESSAGES)
+    if value and all(isinstance(item, str) for item in value):
+        turns: Sequence[Role] = ("user", "assistant")
+        return tuple(Message(turns[number % 2], text) for number, text in enumerate(value))
+    return tuple(_message(row, column, item) for item in value)
+
+
+def _message(row: Row, column: str, item: Any) -> Message:
+    if not isinstance(item, Mapping):
+        raise row.wrong(column, MESSAGES)
+    sharegpt = item.get("role") is None and "from" in item
+    role = SHAREGPT.get(str(item["from"])) if sharegpt else item.get("role")
+    if role not in ROLES:
+        raise row.wrong(column, MESSAGES, value=item)
+    extra = {name: item[name] for name in RENDERED if item.get(name)}
+    unread = [name for name, one in item.items() if name not in KNOWN and one not in (None, "", [], {})]
+    if content_fields := [name for name in unread if name in WITH_CONTENT]:
+        raise rules.UnusableRowError(rules.with_fields(content_fields))
+    row.noted.update(f"field {name!r} of a message is not read" for name in unread)
+    if "tool_calls" in extra:
+        extra["tool_calls"] = [_call(one) for one in extra["tool_calls"]]
+    content = item.get("value" if sharegpt else "content")
+    if content is None and "tool_calls" in extra:
+        content = ""
+    if isinstance(content, list):
+        content = _parts(row, column, content)
+    if not isinstance(content, str):
+        raise row.wrong(column, MESSAGES, value=item)
+    return Message(cast(Role, role), content, _fields(extra))
+
+
+def _parts(row: Row, column: str, parts: Sequence[Any]) -> str:
+    texts = []
+    for part in parts:
+        if isinstance(part, str):
+            texts.append(part)
+        elif not isinstance(part, Mapping) or "type" not in part:
+            raise row.wrong(column, MESSAGES, value=part)
+        elif part["type"] != "text":
+            raise rules.UnusableRowError(rules.with_media(str(part["type"])))
+        elif not isinstance(part.get("text"), str):
+            raise row.wrong(column, 'parts {"type": "text", "text": TEXT}', value=part)
+        else:
+            texts.append(part["text"])
+    return "".join(texts)
+
+
+def _call(call: Any) -> Any:
+    """A tool call with its arguments as an object: templates iterate over them, APIs send them as a JSON string."""
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"])
+    except json.JSONDecodeError:
+        return call
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def _fields(extra: Mapping[str, Any]) -> str:
+    return json.dumps(extra, ensure_ascii=False, sort_keys=False, default=str) if extra else ""

@@ -1,0 +1,48 @@
+"""Nectar (berkeley-nest/Nectar): several ranked answers to one prompt."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+from rlhf.core.records import Preference
+from rlhf.data import rules
+from rlhf.data.readers.messages import looks_encoded, read_prompt
+from rlhf.data.readers.rows import Row, is_number
+
+if TYPE_CHECKING:
+    from rlhf.config.schema import DataSource
+
+ANSWERS = '[{"answer": TEXT, "rank": NUMBER from 1, the best}, ...]'
+
+
+def preferences(row: Row, source: DataSource) -> list[Preference]:
+    """A preference of strength 1 for every two answers of different rank; the better one is `response_1`.
+
+    Raises:
+        DataError: a column is missing or of the wrong type.
+        UnusableRowError: no two answers differ in text and rank.
+    """
+    answers = row.get("answers")
+    if not isinstance(answers, list) or not all(
+        isinstance(one, dict) and isinstance(one.get("answer"), str) and is_number(one.get("rank"))
+        for one in answers
+    ):
+        raise row.wrong("answers", ANSWERS)
+    encoding = "transcript" if looks_encoded(row.find("prompt")) == "transcript" else "text"
+    prompt = read_prompt(row, "prompt", encoding)
+    if prompt[-1:] and prompt[-1].role == "assistant" and not prompt[-1].content.strip():
+        prompt = prompt[:-1]  # the transcript ends with "Assistant:"
+    rules.require_prompt(prompt)
+    ranked = sorted(answers, key=lambda one: one["rank"])
+    made = [
+        Preference(prompt, better["answer"], worse["answer"], -1, source=source.path)
+        for better, worse in itertools.combinations(ranked, 2)
+        if better["rank"] < worse["rank"]
+        and better["answer"].strip() != worse["answer"].strip()
+        and better["answer"].strip()
+        and worse["answer"].strip()
+    ]
+    if not made:
+        raise rules.UnusableRowError(rules.TIE)
+    return made
