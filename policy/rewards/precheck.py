@@ -73,6 +73,15 @@ def _check_function(
 
 def _check_gold(prompts: Sequence[Prompt], *, some_suffice: bool) -> None:
     """Make sure that the gold score exists: each prompt has a check of a known family, or with `drop` some have."""
+    for prompt in prompts:
+        own = prompt.columns.get("check")  # not one of the gold score's families
+        if own is not None:
+            family = own.get("family") if isinstance(own, dict) else None
+            raise DataError(
+                f"The reward `gold` cannot evaluate the check {own!r:.100}: its family is {family!r}.",
+                allowed=f"family: {', '.join(CONSTRAINTS)}",
+                fix="evaluate your own checks by a function: reward={function: FILE.py:NAME}, which gets them as `check`",
+            )
     without = [prompt for prompt in prompts if prompt.check is None]
     if without and not (some_suffice and len(without) < len(prompts)):
         raise DataError(
@@ -86,14 +95,6 @@ def _check_gold(prompts: Sequence[Prompt], *, some_suffice: bool) -> None:
                 else "; or leave such answers out: reward_shaping.missing=drop"
             ),
         )
-    for prompt in prompts:
-        family = None if prompt.check is None else prompt.check.get("family")
-        if prompt.check is not None and family not in CONSTRAINTS:
-            raise DataError(
-                f"The reward `gold` cannot evaluate the check {dict(prompt.check)!r:.100}: its family is {family!r}.",
-                allowed=f"family: {', '.join(CONSTRAINTS)}",
-                fix="evaluate your own checks by a function: reward={function: FILE.py:NAME}, which gets them as `check`",
-            )
 
 
 def _sample(chat: Chat, prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Rollout]]:

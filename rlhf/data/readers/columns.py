@@ -88,7 +88,7 @@ def prompt(row: Row, source: DataSource) -> Prompt:
     """
     column = _column(source, "check")
     check = row.find(column)
-    known = isinstance(check, dict) and check.get("family") in CONSTRAINTS
+    known = isinstance(check, dict) and str(check.get("family")) in CONSTRAINTS
     names = {_column(source, name) for name in FIELDS["prompts"] if name != "check"}
     others = {name: value for name, value in row.values.items() if name not in names}
     if "check" in source.columns:
