@@ -248,8 +248,8 @@ class Chat:
         """Whether the template writes a date: whether another pinned date gives another prompt."""
         other = replace(self.template, date="1 Jan 2001")
         return any(
-            self._text([_as_dicts(one)], add_generation_prompt=True)
-            != self._text([_as_dicts(one)], add_generation_prompt=True, template=other)
+            self._text([[m.as_dict() for m in one]], add_generation_prompt=True)
+            != self._text([[m.as_dict() for m in one]], add_generation_prompt=True, template=other)
             for one in ((QUESTION,), (Message("system", "s"), QUESTION))
             if self._takes(one)
         )
@@ -303,13 +303,17 @@ class Chat:
             if name := self._support.unrendered(conversation):
                 raise RefusalError(f"with {name!r}, which the chat template does not render")
         tools = tools_of(conversations[0]) if len(conversations) == 1 else None
-        if len(conversations) > 1 and any(map(tools_of, conversations)):  # a template takes those of one at a time
+        if len(conversations) > 1 and any(
+            map(tools_of, conversations)
+        ):  # a template takes those of one at a time
             alone = [
                 self._render([one], add_generation_prompt=add_generation_prompt) for one in conversations
             ]
             return [ids for rendered_ids in alone for ids in rendered_ids]
         plain = [[message.as_dict() for message in conversation] for conversation in conversations]
-        spelled = [place for place, messages in enumerate(plain) if self.control.spelled_in([messages, tools])]
+        spelled = [
+            place for place, messages in enumerate(plain) if self.control.spelled_in([messages, tools])
+        ]
         try:
             rendered = self._text(
                 [self.control.protect(m) if p in spelled else m for p, m in enumerate(plain)],
