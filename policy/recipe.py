@@ -41,11 +41,19 @@ from rlhf.data.load import load_prompts
 from rlhf.data.split import held_out
 from rlhf.distributed import processes, sharding, zero
 from rlhf.distributed.trainer_mixin import draw_order
+<<<<<<< HEAD
 from rlhf.models import bases
 from rlhf.models.chat import Chat
 from rlhf.models.context import require_context
 from rlhf.models.embedded import resolve_base
 from rlhf.models.loading import LoraConfig, fit_targets, load_causal, lora_config
+=======
+from rlhf.kernels.packing_check import decide_packing
+from rlhf.models.chat import Chat
+from rlhf.models.context import require_context
+from rlhf.models.embedded import resolve_base
+from rlhf.models.loading import LoraConfig, base_of, check_targets, load_causal, lora_config
+>>>>>>> 30de323 (Models whose layers do not follow the mask train with one sequence per row; every model is measured before it is used; soft-capped scores and sinks are no longer left out (issue 19, kind 2))
 from rlhf.runs import checkpoints
 from rlhf.runs.after import AfterTraining
 from rlhf.runs.folder import RunFolder
@@ -193,6 +201,9 @@ def build_trainer(
         progress.update(step, **{short: figures[name] for short, name in shown.items() if name in figures})
 
     def attach(model: Any, copy: Any | None) -> Roles:
+        for trunk in (model, copy):
+            if trunk is not None:
+                decide_packing(base_of(trunk), wanted=config.model.packing)
         builder = RewardBuilder(config, model if copy is None else copy, chat)
         rewards, held_out = builder.rewards(), builder.held_out()
         attach_roles(config, model, chat)

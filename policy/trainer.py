@@ -49,7 +49,11 @@ from rlhf.core.records import Prompt
 from rlhf.distributed import processes
 from rlhf.distributed.sharding import finish_kernels, is_fsdp, is_requested, missing_passes, reshard
 from rlhf.distributed.trainer_mixin import DistributedTrainerMixin, single_device, trainer_settings
+<<<<<<< HEAD
 from rlhf.kernels import adapter_layers
+=======
+from rlhf.kernels.packing_check import one_per_row
+>>>>>>> 30de323 (Models whose layers do not follow the mask train with one sequence per row; every model is measured before it is used; soft-capped scores and sinks are no longer left out (issue 19, kind 2))
 from rlhf.models.chat import Chat
 from rlhf.models.forwards import enable_packed_logprobs
 from rlhf.models.loading import CRITIC, base_of, role, upcast_trainable
@@ -173,7 +177,13 @@ class PolicyTrainer(DistributedTrainerMixin, SafeCheckpoints, RLOOTrainer):
         model.train()
         experience = self._prepare_inputs(inputs)
         started = time.perf_counter()
-        rows = pack_groups(experience.groups, self.tokens_per_batch, self.chat.pad_id, self.args.device)
+        rows = pack_groups(
+            experience.groups,
+            self.tokens_per_batch,
+            self.chat.pad_id,
+            self.args.device,
+            one_per_row=one_per_row(base_of(self.model)),
+        )
         shaped = self.shaping.of(experience.given, [len(r.completion_ids) for r in experience.rollouts])
         rewards_N = torch.tensor(shaped, device=self.args.device)
         update = self._update(experience, shaped)

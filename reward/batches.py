@@ -112,9 +112,15 @@ def singles(item: Item) -> list[Item]:
     ]
 
 
-def batches(items: Sequence[Item], budget: int, *, pad_id: int) -> Iterator[RewardBatch]:
-    """Pack items into batches of at most `budget` tokens; each item is in exactly one."""
-    for packed in pack([item.tree for item in items], budget, pad_id=pad_id):
+def batches(
+    items: Sequence[Item], budget: int, *, pad_id: int, one_per_row: bool = False
+) -> Iterator[RewardBatch]:
+    """Pack items into batches of at most `budget` tokens; each item is in exactly one.
+
+    Args:
+        one_per_row: no two responses share a row, see `rlhf.kernels.packing_check`.
+    """
+    for packed in pack([item.tree for item in items], budget, pad_id=pad_id, one_per_row=one_per_row):
         yield _with_targets(packed, [items[index] for index in packed.trees])
 
 

@@ -22,6 +22,7 @@ from rlhf.adapters.storage import RewardAdapter, replace_trained
 from rlhf.config.reward import ExpoConfig, RewardConfig
 from rlhf.core.errors import DataError
 from rlhf.distributed.sharding import compute_device
+from rlhf.kernels.packing_check import one_per_row
 from rlhf.models.chat import Chat
 from rlhf.models.forwards import packed_inputs
 from rlhf.models.loading import PeftModel, autocast
@@ -98,7 +99,8 @@ def judge_pairs(model: PeftModel, pairs: Sequence[Item], *, budget: int, pad_id:
     """Accuracy and Bradley-Terry loss of a reward model on pairs."""
     model.eval()
     right, loss = 0, 0.0
-    for batch in batches(pairs, budget, pad_id=pad_id):
+    alone = one_per_row(model.get_base_model())
+    for batch in batches(pairs, budget, pad_id=pad_id, one_per_row=alone):
         packed = batch.packed.to(compute_device(model))
         with autocast(model.get_base_model()):
             scores_NA = model(**packed_inputs(packed), score_at=packed.last_tokens_N)

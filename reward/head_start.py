@@ -16,6 +16,7 @@ from torch import Tensor
 
 from reward.batches import Item, RewardBatch, batches
 from rlhf.distributed.sharding import compute_device
+from rlhf.kernels.packing_check import one_per_row
 from rlhf.models.forwards import last_states
 from rlhf.models.loading import PeftModel, autocast, role
 
@@ -62,7 +63,8 @@ def fit_head(
     """
     equations: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in range(head.weight.shape[0])]
     read = 0
-    for batch in batches(items, budget, pad_id=pad_id):
+    alone = one_per_row(model.get_base_model())
+    for batch in batches(items, budget, pad_id=pad_id, one_per_row=alone):
         packed = batch.packed.to(compute_device(model))
         with autocast(model.get_base_model()), role(model, None):
             hidden_ND = last_states(model, packed)

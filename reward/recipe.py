@@ -37,7 +37,11 @@ from rlhf.data.load import load_comparisons
 from rlhf.distributed import processes, sharding
 from rlhf.distributed.sharding import full_tensor
 from rlhf.distributed.trainer_mixin import draw_order
+<<<<<<< HEAD
 from rlhf.models import bases
+=======
+from rlhf.kernels.packing_check import decide_packing
+>>>>>>> 30de323 (Models whose layers do not follow the mask train with one sequence per row; every model is measured before it is used; soft-capped scores and sinks are no longer left out (issue 19, kind 2))
 from rlhf.models.chat import Chat
 from rlhf.models.forwards import enable_packed_scores
 from rlhf.models.loading import PeftModel, load_classifier, lora_config, reward_head, set_head, with_adapter
@@ -170,6 +174,7 @@ def build_model(config: RewardConfig, chat: Chat) -> PeftModel:
     )
     if torch.cuda.is_available() and config.model.quantization == "none" and not sharding.is_requested():
         model = model.to("cuda")
+    decide_packing(model, wanted=config.model.packing)
     enable_packed_scores(model)
     return with_adapter(model, lora_config(**config.adapter.model_dump(), head=True))
 

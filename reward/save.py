@@ -29,6 +29,7 @@ def save_final(
         "fingerprint": fingerprint(model.get_base_model()),
         "dtype": config.model.dtype,
         "quantization": config.model.quantization,
+        "packing": config.model.packing,
         "attributes": config.attributes,
         "trained_length": config.model.max_length,
         "max_length": model.config.get_text_config().max_position_embeddings,

@@ -21,6 +21,7 @@ from rlhf.core.errors import DataError, DivergenceError, RlhfError
 from rlhf.core.records import Conversation
 from rlhf.distributed.sharding import compute_device, inference_mode, is_requested, lockstep
 from rlhf.kernels.packing import PackedBatch, Tree, pack
+from rlhf.kernels.packing_check import decide_packing, one_per_row
 from rlhf.models.chat import Chat
 from rlhf.models.forwards import apply_head, last_states
 from rlhf.models.loading import REWARD, PeftModel, autocast, load_causal, role
@@ -55,6 +56,8 @@ class Scorer:
         self.model, self.head, self.chat = model, head, chat
         self.tokens_per_batch = tokens_per_batch or default_budget()
         self.name = name
+        self.base = model.get_base_model()
+        decide_packing(self.base, wanted=adapter.card.get("packing", True))
         self.attributes: tuple[str, ...] = tuple(adapter.card["attributes"])
         self.max_length: int = adapter.card["max_length"]
 
@@ -121,7 +124,13 @@ class Scorer:
             first.append(first[-1] + len(tree.branches))
         scores_NA = torch.empty(len(sequences), len(self.attributes))
         with role(self.model, self.name), inference_mode(self.model):
-            for batch, _ in lockstep(pack(trees, self.tokens_per_batch, pad_id=self.chat.pad_id), self.model):
+            packed = pack(
+                trees,
+                self.tokens_per_batch,
+                pad_id=self.chat.pad_id,
+                one_per_row=one_per_row(self.base),
+            )
+            for batch, _ in lockstep(packed, self.model):
                 places = [place for t in batch.trees for place in range(first[t], first[t + 1])]
                 scores_NA[places] = self._forward(batch.to(compute_device(self.model))).cpu()
         return as_scores(scores_NA, self.attributes)

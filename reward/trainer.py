@@ -29,6 +29,7 @@ from rlhf.core.errors import DivergenceError
 from rlhf.distributed import processes
 from rlhf.distributed.sharding import finish_kernels, lockstep
 from rlhf.distributed.trainer_mixin import DistributedTrainerMixin, single_device, trainer_settings
+from rlhf.kernels.packing_check import one_per_row
 from rlhf.models.forwards import packed_inputs
 from rlhf.models.loading import PeftModel
 from rlhf.runs.checkpoints import SafeCheckpoints, best_file, load_trainable, save_trainable
@@ -124,7 +125,12 @@ class HybridRewardTrainer(DistributedTrainerMixin, SafeCheckpoints, RewardTraine
         return torch.tensor(total, device=self.args.device)
 
     def _packed(self, items: Sequence[Item]) -> Iterator[RewardBatch]:
-        return batches(items, self.tokens_per_batch, pad_id=self.processing_class.pad_token_id)
+        return batches(
+            items,
+            self.tokens_per_batch,
+            pad_id=self.processing_class.pad_token_id,
+            one_per_row=one_per_row(self.accelerator.unwrap_model(self.model).get_base_model()),
+        )
 
     def _row_loss(
         self, model: Any, batch: RewardBatch, counts: Mapping[str, float]

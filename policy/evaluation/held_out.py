@@ -23,6 +23,7 @@ from policy.update.statistics import gold_scores
 from rlhf.core.records import Prompt, Rollout
 from rlhf.core.statistics import bootstrap_means
 from rlhf.distributed.sharding import compute_device, lockstep
+from rlhf.kernels.packing_check import one_per_row
 from rlhf.kernels.tensors import segment_sum
 from rlhf.models.chat import Chat
 from rlhf.models.loading import PeftModel, autocast, base_of
@@ -113,9 +114,14 @@ def _kl_to_reference(
     was_training = model.training
     model.eval()
     with torch.no_grad(), autocast(base_of(model)):
-        for row, counted in lockstep(
-            pack_groups(groups, tokens_per_batch, pad_id, compute_device(model)), model
-        ):
+        rows = pack_groups(
+            groups,
+            tokens_per_batch,
+            pad_id,
+            compute_device(model),
+            one_per_row=one_per_row(base_of(model)),
+        )
+        for row, counted in lockstep(rows, model):
             reference_M = reference_logps(reference, reference, row)
             logps_M, _, answer_M = token_logps(model, row.packed, entropy=False)
             if probe is not None and counted:

@@ -34,15 +34,25 @@ def answer_tree(group: Sequence[Rollout]) -> Tree:
 
 
 def pack_groups(
-    groups: Sequence[Sequence[Rollout]], budget: int, pad_id: int, device: torch.device | str = "cpu"
+    groups: Sequence[Sequence[Rollout]],
+    budget: int,
+    pad_id: int,
+    device: torch.device | str = "cpu",
+    *,
+    one_per_row: bool = False,
 ) -> list[Row]:
-    """Groups laid into rows on a device; a group is never cut."""
+    """Groups laid into rows on a device; a group is never cut.
+
+    Args:
+        one_per_row: no two answers share a row, see `rlhf.kernels.packing_check`.
+    """
     first = [0]
     for group in groups:
         first.append(first[-1] + len(group))
     flat = [rollout for group in groups for rollout in group]
     rows = []
-    for packed in pack([answer_tree(group) for group in groups], budget, pad_id=pad_id):
+    trees = [answer_tree(group) for group in groups]
+    for packed in pack(trees, budget, pad_id=pad_id, one_per_row=one_per_row):
         answers = [place for index in packed.trees for place in range(first[index], first[index + 1])]
         rows.append(Row(packed.to(device), answers, [flat[place] for place in answers]))
     return rows

@@ -59,6 +59,8 @@ class ModelConfig(Strict):
     """Options of the chat template, such as `enable_thinking: false`; stored with the model and used wherever it is."""
     fast_layers: bool = True
     """Compute norms, rotations, gates, adapters and attention by this project's kernels; `false` leaves all of it to transformers and PEFT."""
+    packing: bool = True
+    """Lay several sequences in one row, with a shared prompt computed once. `false`: one sequence per row; so it is too for a model whose layers do not follow the attention mask, which is checked before training."""
     gradient_checkpointing: bool = False
     """Trade about a third more time for activations that no longer grow with depth."""
 

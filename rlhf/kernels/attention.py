@@ -1,7 +1,7 @@
 """Attention of packed rows: every token looks at the trunk of its tree and at its own branch, and no other product is computed.
 
 transformers' models call the attention function that their config names; `packed` is ours. Given the `blocks` of a packed batch, which
-`rlhf.models.forwards.packed_inputs` sends along on a CPU, it multiplies each block of queries with the keys it sees. Without them
+`packed_inputs` sends along on a CPU, it multiplies each block of queries with the keys it sees. Without them
 (generation, padded batches, GPUs) it is transformers' own `sdpa`, with the mask where there is one.
 
 On a CPU this replaces torch's fused kernel, whose bfloat16 products run at a fifth of what a plain matrix product reaches
@@ -14,6 +14,7 @@ queries of the G heads that share keys: first those of the first token, so that 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +38,7 @@ CALL = 64 * 64
 KEPT = 256
 """Probabilities are kept where a token sees at most so many others in the mean: half of what an MLP keeps, in SmolLM2-135M."""
 OWN_WAYS = ("softcap", "s_aux", "position_bias")
-"""What some models add to attention, and these products leave out."""
+"""What some models add to attention; our products and torch's SDPA would leave it out without a word."""
 
 logger = get_logger(__name__)
 
@@ -131,6 +132,18 @@ def _filled(parts: tuple[slice, ...], tokens: int) -> tuple[slice, ...]:
     return (*before, slice(last.start, stop)) if stop <= tokens else parts
 
 
+def packed_inputs(batch: PackedBatch) -> dict[str, Any]:
+    """A batch as the arguments of a transformers model: rows of one sequence need no mask besides the causal one."""
+    if batch.one_per_row:
+        return {"input_ids": batch.ids_RT, "position_ids": batch.positions_RT}
+    return {
+        "input_ids": batch.ids_RT,
+        "position_ids": batch.positions_RT,
+        "attention_mask": batch.mask_R1TT(),
+        "blocks": blocks_of(batch),
+    }
+
+
 def enable(model: PreTrainedModel) -> None:
     """Let a model attend by this file; one that cannot keeps its own attention, and transformers says so in a line."""
     model.set_attn_implementation(PACKED)
@@ -155,13 +168,18 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """What transformers calls: (output_RTHD, None) of query_RHTD, key_RKTD and value_RKTD."""
     window = extra.get("sliding_window")
-    others = [name for name in OWN_WAYS if extra.get(name) is not None]
-    if blocks is not None and attention_mask is not None and window and window < query.shape[2]:
+    added = [name for name in OWN_WAYS if extra.get(name) is not None]
+    windowed = bool(blocks is not None and attention_mask is not None and window and window < query.shape[2])
+    if windowed:
         attention_mask = _within(attention_mask, extra["position_ids"], window)
-        others.append("sliding_window")
-    if blocks and others:
-        logger.warning_once(f"A layer with {', '.join(others)} takes the slower attention with a mask.")
-    if not blocks or others or dropout:
+    if blocks and (added or windowed):
+        names = ", ".join([*added, *(["sliding_window"] if windowed else [])])
+        logger.warning_once(f"A layer with {names} takes the slower attention with a mask.")
+    if added:
+        return _eager_attention(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **extra
+        )
+    if not blocks or windowed or dropout:
         return sdpa_attention_forward(  # type: ignore[no-any-return]
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **extra
         )
@@ -170,6 +188,20 @@ def packed_attention(
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return blockwise_attention(query, key, value, blocks, scale), None
+
+
+def _eager_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask_R1TT: Tensor | None, **extra: Any
+) -> tuple[Tensor, None]:
+    """The model's own attention, written out, with a mask of 0 and the lowest number in place of True and False."""
+    if mask_R1TT is None and query.shape[2] > 1:
+        sees_QT = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
+        mask_R1TT = sees_QT.tril(key.shape[2] - query.shape[2])[None, None]
+    if mask_R1TT is not None and mask_R1TT.dtype == torch.bool:
+        lowest = torch.finfo(query.dtype).min
+        mask_R1TT = torch.zeros_like(mask_R1TT, dtype=query.dtype).masked_fill_(~mask_R1TT, lowest)
+    own = sys.modules[type(module).__module__].eager_attention_forward
+    return own(module, query, key, value, mask_R1TT, **extra)[0], None
 
 
 def _within(mask_R1TT: Tensor, positions_RT: Tensor, window: int) -> Tensor:

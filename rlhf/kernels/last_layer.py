@@ -13,6 +13,7 @@ Shapes: R rows, T tokens, D hidden units; M tokens that are read.
 
 from __future__ import annotations
 
+import inspect
 import types
 from typing import Any
 
@@ -43,7 +44,17 @@ def read_states(body: Any, read_at: ReadAt, *args: Any, **inputs: Any) -> Tensor
 
 def pick_states(body: Any, read_at: ReadAt, *args: Any, **inputs: Any) -> Tensor:
     """The same, of a last layer that is computed for all tokens."""
-    return body(*args, **inputs, use_cache=False).last_hidden_state[read_at]  # type: ignore[no-any-return]
+    return every_state(body, *args, **inputs)[read_at]
+
+
+def every_state(body: Any, *args: Any, **inputs: Any) -> Tensor:
+    """hidden_RTD: what a base without its head ends in at all tokens.
+
+    Models without position embeddings, or with relative ones, take no `position_ids`; only rows of one sequence reach them.
+    """
+    if "position_ids" not in inspect.signature(body.forward).parameters:
+        inputs.pop("position_ids", None)
+    return body(*args, **inputs, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
 
 
 def _last(body: Any) -> Any:

@@ -15,22 +15,12 @@ from transformers import PreTrainedModel
 
 from rlhf.core.errors import ModelError
 from rlhf.distributed.sharding import full_tensor, through_root
-from rlhf.kernels import attention
+from rlhf.kernels.attention import packed_inputs as packed_inputs
 from rlhf.kernels.last_layer import read_states
 from rlhf.kernels.logprobs import token_logprobs
 from rlhf.kernels.packing import PackedBatch
 from rlhf.models.bases import require_plain_logits
 from rlhf.models.loading import HEAD, VALUE_HEAD, PeftModel
-
-
-def packed_inputs(batch: PackedBatch) -> dict[str, Any]:
-    """A packed batch as the arguments of a transformers model."""
-    return {
-        "input_ids": batch.ids_RT,
-        "position_ids": batch.positions_RT,
-        "attention_mask": batch.mask_R1TT(),
-        "blocks": attention.blocks_of(batch),
-    }
 
 
 def last_states(model: PeftModel, batch: PackedBatch) -> Tensor:

@@ -1,0 +1,239 @@
+"""Whether a model's packed rows give what its sequences give alone; where not, every sequence gets a row of its own.
+
+Packing needs layers that follow a 4-D attention mask and position ids. Convolutions and recurrences mix neighbouring tokens
+whatever the mask says, and some rotary embeddings depend on the longest position of a row. Such models train on plain rows,
+padded on the right, which causal layers compute like single sequences. Kinds that are known are told from the model; every
+other model is measured before it is used: one packed row against its sequences alone, in float32.
+
+Shapes: R rows, T tokens, D hidden units.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rlhf.core.errors import ModelError
+from rlhf.distributed import processes
+from rlhf.kernels.attention import PACKED, packed_inputs
+from rlhf.kernels.last_layer import every_state
+from rlhf.kernels.packing import PackedBatch, Tree, pack
+
+DECISION = "rlhf_one_per_row"
+"""Attribute of a model that was checked: whether it takes one sequence per row."""
+PACKABLE = {"full_attention", "sliding_attention"}
+"""Values of transformers' `layer_types` whose layers follow a 4-D mask."""
+BY_LENGTH = {"dynamic", "longrope"}
+"""Rotary embeddings that transformers scales by the longest position of the whole batch."""
+TOLERANCE = 1e-2
+"""Largest relative difference of hidden states. Rounding in float32 stays below 1e-4; a leak was never below 0.1."""
+
+
+def decide_packing(model: PreTrainedModel, *, wanted: bool = True) -> None:
+    """Check a model once, before it is sharded, and keep the decision on it; all processes must call.
+
+    Args:
+        wanted: `model.packing` of the config; False takes one sequence per row without a check of packed rows.
+
+    Raises:
+        ModelError: not even padded rows give what the sequences give alone.
+    """
+    if hasattr(model, DECISION):
+        return
+    _scale_by_row(model)
+    reason = processes.from_main(lambda: _reason(model, wanted))
+    setattr(model, DECISION, reason is not None)
+    if reason is not None and processes.is_main():
+        _announce(model.config.model_type, reason)
+
+
+def one_per_row(model: PreTrainedModel) -> bool:
+    """Whether sequences must not share rows of this model; checks a model that was not checked yet."""
+    decide_packing(model)
+    return bool(getattr(model, DECISION))
+
+
+@functools.cache
+def _announce(model_type: str, reason: str) -> None:
+    print(f"{model_type}: one sequence per row, without packing: {reason}.", flush=True)
+
+
+def _reason(model: PreTrainedModel, wanted: bool) -> str | None:
+    """Why sequences do not share rows; None if they do."""
+    reason = reason_by_kind(model) if wanted else "model.packing is false"
+    if reason is None:
+        difference = largest_difference(model, one_per_row=False)
+        if difference <= TOLERANCE:
+            return None
+        reason = (
+            f"hidden states of a packed row differ by {difference:.2g} (relative) from those of its sequences alone, "
+            "so a layer does not follow the attention mask or the position ids"
+        )
+    difference = largest_difference(model, one_per_row=True)
+    if not difference <= TOLERANCE:  # NaN too
+        raise ModelError(
+            f"{model.config.model_type}: hidden states of padded rows differ by {difference:.2g} (relative) from "
+            "those of the same sequences alone.",
+            allowed="causal models, in which padding on the right changes nothing before it",
+            fix="model.base=NAME of a causal language model",
+        )
+    return reason
+
+
+def reason_by_kind(model: PreTrainedModel) -> str | None:
+    """Why a model cannot take packed rows, as far as its config and layers tell; None if they do not."""
+    config = model.config.get_text_config()
+    kinds = sorted(set(getattr(config, "layer_types", None) or ()) - PACKABLE)
+    scaled = sorted(_rope_types(config) & BY_LENGTH)
+    convolutions = [
+        name for name, module in model.base_model.named_modules() if isinstance(module, nn.Conv1d)
+    ]
+    if kinds:
+        return f"layers of the kind {', '.join(kinds)} do not follow the attention mask of a packed row"
+    if convolutions:
+        return f"convolutions ({convolutions[0]}) mix the tokens of neighbouring sequences"
+    if scaled:
+        return f"{scaled[0]} RoPE depends on the length of the row"
+    if model.config._attn_implementation != PACKED:  # noqa: SLF001  # transformers' name for it everywhere
+        return "its attention is not behind transformers' attention interface"
+    return None
+
+
+def _rope_types(config: Any) -> set[str]:
+    rope = getattr(config, "rope_parameters", None) or {}
+    nested = [value for value in rope.values() if isinstance(value, dict)]
+    return {str(part.get("rope_type", "default")) for part in (nested or [rope])}
+
+
+def _scale_by_row(model: PreTrainedModel) -> None:
+    """Compute length-dependent rotary embeddings row by row, and independent of the rows before."""
+    if not _rope_types(model.config.get_text_config()) & BY_LENGTH:
+        return
+    for module in model.modules():
+        types_of = getattr(module, "rope_type", None)
+        found = set(types_of.values()) if isinstance(types_of, dict) else {types_of}
+        if found & BY_LENGTH:
+            module.forward = types.MethodType(functools.partial(_row_by_row, original=module.forward), module)
+
+
+def _row_by_row(module: Any, x: Tensor, position_ids: Tensor, *args: Any, original: Any, **named: Any) -> Any:
+    parts = []
+    for positions_T in position_ids:
+        _forget_lengths(module)
+        parts.append(original(x, positions_T[None], *args, **named))
+    return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
+
+
+def _forget_lengths(module: Any) -> None:
+    """Undo what an earlier, longer row changed: transformers keeps its frequencies for rows up to the original context."""
+    own = dict(module.named_buffers(recurse=False)) | vars(module)
+    for name, value in own.items():
+        if name.endswith("original_inv_freq"):
+            setattr(module, name.replace("original_", ""), value)
+        if name.endswith("max_seq_len_cached"):
+            setattr(module, name, module.original_max_seq_len)
+
+
+def largest_difference(model: PreTrainedModel, *, one_per_row: bool) -> float:
+    """The largest relative difference of a hidden state between rows of several sequences and each sequence alone.
+
+        max over tokens of |h_packed - h_alone| / |h_alone|
+
+    Weights are computed in float32, unit by unit, so that rounding cannot be taken for a leak. A further sequence with
+    positions at the end of the context is in the packed row, for layers that depend on a row's longest position.
+    """
+    batch, sequences = _probe(model, one_per_row=one_per_row)
+    body, device = model.base_model, model.device
+    was_training = model.training
+    model.eval()
+    worst = torch.zeros((), device=device)
+    try:
+        with torch.no_grad(), torch.autocast(device.type, enabled=False), in_float32(body):
+            hidden_RTD = every_state(body, **packed_inputs(batch.to(device)))
+            for branch, ids in enumerate(sequences):
+                alone_TD = every_state(body, input_ids=torch.tensor([ids], device=device))[0]
+                rows, columns = torch.nonzero(batch.branch_RT == branch, as_tuple=True)
+                expected = alone_TD[batch.positions_RT[rows, columns].to(device)]
+                difference = hidden_RTD[rows.to(device), columns.to(device)] - expected
+                relative = difference.norm(dim=-1) / expected.norm(dim=-1)
+                worst = torch.maximum(worst, relative.max())  # NaN stays
+    finally:
+        model.train(was_training)
+    return float(worst)
+
+
+def _probe(model: PreTrainedModel, *, one_per_row: bool) -> tuple[PackedBatch, list[tuple[int, ...]]]:
+    """A few tokens, and the sequences among them that are compared."""
+    config = model.config.get_text_config()
+    words = iter((7 * number + 3) % config.vocab_size for number in range(100))
+
+    def take(count: int) -> tuple[int, ...]:
+        return tuple(next(words) for _ in range(count))
+
+    trees = [Tree(take(7), (take(5), take(4))), Tree(take(3), (take(6),)), Tree((), (take(2),))]
+    (batch,) = pack(trees, 1024, pad_id=0, one_per_row=one_per_row)
+    sequences = [tree.trunk + branch for tree in trees for branch in tree.branches]
+    context = getattr(config, "max_position_embeddings", None)
+    if not one_per_row and context:
+        far_RT = batch.branch_RT == len(sequences) - 1
+        moved_RT = batch.positions_RT + (context - len(sequences[-1]))
+        batch = dataclasses.replace(batch, positions_RT=torch.where(far_RT, moved_RT, batch.positions_RT))
+        sequences = sequences[:-1]
+    return batch, sequences
+
+
+@contextmanager
+def in_float32(body: nn.Module) -> Iterator[None]:
+    """Within the block a model computes in float32; one layer at a time is held in it, besides its own weights."""
+    held: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
+
+    def enter(unit: nn.Module, *_: Any) -> None:
+        held[unit] = []
+        for module in unit.modules():
+            packed = (
+                getattr(module, "compute_dtype", None) is not None
+            )  # 4-bit weights are no numbers by themselves
+            tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+            for tensor in tensors:
+                if not packed and tensor.is_floating_point() and tensor.dtype != torch.float32:
+                    held[unit].append((tensor, tensor.data))
+                    tensor.data = tensor.data.float()
+
+    def leave(unit: nn.Module, *_: Any) -> None:
+        for tensor, stored in held.pop(unit, ()):
+            tensor.data = stored
+
+    units = list(dict.fromkeys(_units(body)))
+    hooks = [unit.register_forward_pre_hook(enter) for unit in units]
+    hooks += [unit.register_forward_hook(leave, always_call=True) for unit in units]
+    four_bits = [(one, one.compute_dtype) for one in body.modules() if getattr(one, "compute_dtype", None)]
+    for module, _ in four_bits:
+        setattr(module, "compute_dtype", torch.float32)  # noqa: B010
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for unit in list(held):
+            leave(unit)
+        for module, dtype in four_bits:
+            setattr(module, "compute_dtype", dtype)  # noqa: B010
+
+
+def _units(module: nn.Module) -> Iterator[nn.Module]:
+    """The layers of a model, and its parts beside them."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            yield from child
+        elif any(isinstance(part, nn.ModuleList) for part in child.modules()):
+            yield from _units(child)
+        else:
+            yield child
