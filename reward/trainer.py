@@ -37,6 +37,8 @@ from rlhf.runs.checkpoints import SafeCheckpoints, best_file, load_trainable, sa
 REWARD_INDEX = 0  # the first attribute is the reward
 
 
+RowFigures = Mapping[str, Tensor | float]
+"""Figures of one row, to be summed over the update."""
 Record = Callable[[int, Mapping[str, float | str]], None]
 """Receives an update's number and figures; validations come by the same way."""
 
@@ -103,7 +105,7 @@ class HybridRewardTrainer(DistributedTrainerMixin, SafeCheckpoints, RewardTraine
         items: list[Item] = inputs["items"]
         counts = self._counts(items)
         world = self.accelerator.num_processes  # gradients are averaged over processes; ours are sums
-        sums: dict[str, float] = {}
+        rows: list[RowFigures] = []
         passes = list(lockstep(self._packed(items), model))
         for number, (batch, counted) in enumerate(passes):
             synchronise = number == len(passes) - 1
@@ -112,8 +114,8 @@ class HybridRewardTrainer(DistributedTrainerMixin, SafeCheckpoints, RewardTraine
                     loss, figures = self._row_loss(model, batch, counts)
                 self.backward(loss * world * counted)
             if counted:
-                _add(sums, figures)
-        summary = self._summary(sums, counts)
+                rows.append(figures)
+        summary = self._summary(_sums(rows), counts)
         finish_kernels()
         self.figures = {**summary, "time/step": time.perf_counter() - started}
         total = float(self.figures["loss/total"])
@@ -134,8 +136,8 @@ class HybridRewardTrainer(DistributedTrainerMixin, SafeCheckpoints, RewardTraine
 
     def _row_loss(
         self, model: Any, batch: RewardBatch, counts: Mapping[str, float]
-    ) -> tuple[Tensor, dict[str, float]]:
-        """This row's share of the update's loss, and sums for the log."""
+    ) -> tuple[Tensor, RowFigures]:
+        """This row's share of the update's loss, and sums for the log, which stay on the device."""
         device = self.args.device
         packed = batch.packed.to(device)
         scores_NA = model(**packed_inputs(packed), score_at=packed.last_tokens_N)
@@ -151,15 +153,15 @@ class HybridRewardTrainer(DistributedTrainerMixin, SafeCheckpoints, RewardTraine
         if self.stage.centering_weight:
             loss = loss + self.stage.centering_weight * centre
         margin_B = (chosen_B - rejected_B).detach()
-        figures = {
-            "loss/total": loss.item(),
-            "loss/regression": mse.item(),
-            "loss/bt": bt.item(),
-            "loss/centering": centre.item(),
-            "rewards": rewards_N.sum().item(),
-            "rewards_squared": rewards_N.square().sum().item(),
-            "margins": margin_B.sum().item(),
-            "right": float((margin_B > 0).sum()),  # a tie is wrong, as in RewardBench
+        figures: RowFigures = {
+            "loss/total": loss.detach(),
+            "loss/regression": mse.detach(),
+            "loss/bt": bt.detach(),
+            "loss/centering": centre.detach(),
+            "rewards": rewards_N.detach().sum(),
+            "rewards_squared": rewards_N.detach().square().sum(),
+            "margins": margin_B.sum(),
+            "right": (margin_B > 0).sum(),  # a tie is wrong, as in RewardBench
             "tokens/useful": packed.useful_tokens,
             "tokens/computed": packed.computed_tokens,
         }
@@ -207,14 +209,14 @@ class HybridRewardTrainer(DistributedTrainerMixin, SafeCheckpoints, RewardTraine
         self.model.eval()
         mine = processes.shard(self.validation)
         counts = self._counts(mine)
-        sums: dict[str, float] = {}
+        rows: list[RowFigures] = []
         for batch, counted in lockstep(self._packed(mine or self.validation[:1]), self.model):
             with self.compute_loss_context_manager():
-                figures = self._row_loss(self.model, batch, counts)[1]
+                row = self._row_loss(self.model, batch, counts)[1]
             # Where there are fewer items than processes, some have none, but the same names.
-            _add(sums, figures if counted and mine else dict.fromkeys(figures, 0.0))
+            rows.append(row if counted and mine else dict.fromkeys(row, 0.0))
         self.model.train()
-        summary = self._summary(sums, counts)
+        summary = self._summary(_sums(rows), counts)
         figures = {"validation/loss": float(summary["loss/total"])}
         for name, source in {"mse": "loss/regression", "accuracy": "reward/accuracy"}.items():
             if source in summary:
@@ -269,6 +271,13 @@ def trainer_arguments(*, evaluate_every: int, has_validation: bool, **settings: 
     return single_device(told)
 
 
-def _add(sums: dict[str, float], figures: Mapping[str, float]) -> None:
-    for name, value in figures.items():
-        sums[name] = sums.get(name, 0.0) + value
+def _sums(rows: Sequence[RowFigures]) -> dict[str, float]:
+    """The figures of all rows added up; read from the device in one transfer."""
+    values = [torch.as_tensor(value).double() for row in rows for value in row.values()]
+    device = next((value.device for value in values if value.device.type != "cpu"), torch.device("cpu"))
+    read = iter(torch.stack([value.to(device) for value in values]).tolist())
+    sums: dict[str, float] = {}
+    for row in rows:
+        for name in row:
+            sums[name] = sums.get(name, 0.0) + next(read)
+    return sums

@@ -171,6 +171,6 @@ def _values(measured: SampledRow) -> Tensor:
     return measured.values_M
 
 
-def _share(clipped_M: Tensor, measured: SampledRow) -> float:
+def _share(clipped_M: Tensor, measured: SampledRow) -> Tensor:
     """The share of clipped tokens in each answer, summed over answers."""
-    return float(segment_mean(clipped_M.double(), measured.answer_M, len(measured.rewards_N)).sum())
+    return segment_mean(clipped_M.double(), measured.answer_M, len(measured.rewards_N)).sum()

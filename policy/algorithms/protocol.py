@@ -5,7 +5,7 @@ Shapes: N answers of a row (whole groups of `group_size`), M their tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -66,7 +66,7 @@ class Objective:
     """What is minimised, and the algorithm's own figures of the row, each summed over its answers."""
 
     loss: Tensor
-    figures: dict[str, float]
+    figures: Mapping[str, Tensor | float]
 
 
 class Critic(Protocol):

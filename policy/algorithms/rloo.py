@@ -51,4 +51,4 @@ class RLOO(LeaveOneOut):
         loss, clipped_N = clipped_sequence_ratio(
             logps_M, measured.logps_M, measured.answer_M, advantages, self.clip, denominator, weights_N
         )
-        return Objective(loss, {"ratio/clipped_share": float(clipped_N.sum())})
+        return Objective(loss, {"ratio/clipped_share": clipped_N.sum()})

@@ -43,11 +43,19 @@ class EngineProbe:
     ) -> None:
         """One row: the engine's log-probabilities, the trainer's, and those of the reference."""
         if engine_M is not None:
-            self.to_policy.append((logps_M - engine_M).cpu())
-            self.to_reference.append((reference_M - engine_M).cpu())
+            self.to_policy.append(logps_M - engine_M)
+            self.to_reference.append(reference_M - engine_M)
             self.weights.append(
-                importance_weights(logps_M, engine_M, answer_M, answers, self.level, math.inf).cpu()
+                importance_weights(logps_M, engine_M, answer_M, answers, self.level, math.inf)
             )
+
+    def read(self) -> EngineProbe:
+        """Move what the rows left on the device to the CPU: once per update, since every read waits for the device."""
+        for tensors in (self.to_policy, self.to_reference, self.weights):
+            tensors[:] = [tensor.cpu() for tensor in tensors]
+        if self.sampler is not None:
+            self.sampler.read()
+        return self
 
     def figures(self) -> dict[str, float]:
         """Names as in metrics.jsonl; empty where there was nothing to compare.

@@ -23,12 +23,12 @@ SUMMED = (
 
 def gather_statistics(own: UpdateStatistics) -> UpdateStatistics:
     """The statistics of all processes' answers, in the order of the processes."""
-    return merge(processes.all_gather(own))
+    return merge(processes.all_gather(own.read()))
 
 
 def gather_probes(own: EngineProbe) -> EngineProbe:
     """The comparisons of all processes' answers."""
-    return merge_probes(processes.all_gather(own))
+    return merge_probes(processes.all_gather(own.read()))
 
 
 def gather_times(own: Mapping[str, float]) -> dict[str, float]:
@@ -46,6 +46,7 @@ def gather_times(own: Mapping[str, float]) -> dict[str, float]:
 
 def merge(parts: Sequence[UpdateStatistics]) -> UpdateStatistics:
     """Several processes' statistics of one update as one."""
+    parts = [part.read() for part in parts]
     if len(parts) == 1:
         return parts[0]
     names = dict.fromkeys(name for part in parts for name in part.columns)
@@ -69,7 +70,7 @@ def merge(parts: Sequence[UpdateStatistics]) -> UpdateStatistics:
         whole.add_losses(part.losses, part.own)
         for estimator, total in part.sums.items():
             whole.sums[estimator] += total
-    return whole
+    return whole.read()
 
 
 def merge_probes(parts: Sequence[EngineProbe]) -> EngineProbe:

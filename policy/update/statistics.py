@@ -7,6 +7,7 @@ import resource
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
@@ -26,6 +27,18 @@ KL_NAMES: Mapping[Estimator, tuple[str, str]] = {
     "k3": ("kl/k3_mean", "kl/k3_sum"),
 }
 """Estimator: its mean over all tokens of the update, and the mean over answers of its sum."""
+
+
+@dataclass(frozen=True)
+class _Unread:
+    """Figures of a row, on its device. Shapes: E estimators."""
+
+    answers: list[int]
+    kl_N: Tensor
+    charged_N: Tensor
+    sums_E: Tensor
+    log_ratio_M: Tensor
+    entropy_M: Tensor
 
 
 class UpdateStatistics:
@@ -59,6 +72,8 @@ class UpdateStatistics:
         self.passes = passes
         self.losses: dict[str, float] = defaultdict(float)
         self.own: dict[str, float] = defaultdict(float)
+        self._unread: list[_Unread] = []
+        self._unread_losses: list[tuple[dict[str, float], Mapping[str, Tensor | float]]] = []
 
     def add(
         self,
@@ -70,22 +85,39 @@ class UpdateStatistics:
     ) -> None:
         """One packed row as it was sampled; `answers` are its answers' places in the update."""
         log_ratio_M = measured.logps_M - measured.reference_M
-        kl_N = segment_sum(log_ratio_M, measured.answer_M, len(answers))
-        for row, place in enumerate(answers):
-            self.kl_sum[place] = float(kl_N[row])
-            self.charged[place] = float(charged_N[row])
-        for estimator in self.sums:
-            of_answers = kl_of_answers(log_ratio_M, measured.answer_M, len(answers), estimator, "sum")
-            self.sums[estimator] += float(of_answers.sum())
-        self.log_ratios.append(log_ratio_M.cpu())
-        self.entropies.append(entropy_M.detach().cpu())
+        count = len(answers)
+        estimates = [
+            kl_of_answers(log_ratio_M, measured.answer_M, count, estimator, "sum").sum()
+            for estimator in self.sums
+        ]
+        kl_N = segment_sum(log_ratio_M, measured.answer_M, count)
+        self._unread.append(
+            _Unread(list(answers), kl_N, charged_N, torch.stack(estimates), log_ratio_M, entropy_M.detach())
+        )
 
-    def add_losses(self, losses: Mapping[str, float], own: Mapping[str, float]) -> None:
+    def add_losses(self, losses: Mapping[str, Tensor | float], own: Mapping[str, Tensor | float]) -> None:
         """One row's share of a pass: of each term of the loss, and the algorithm's own figures, summed over answers."""
-        for name, value in losses.items():
-            self.losses[name] += value
-        for name, value in own.items():
-            self.own[name] += value
+        self._unread_losses.append((self.losses, losses))
+        self._unread_losses.append((self.own, own))
+
+    def read(self) -> UpdateStatistics:
+        """Move what the rows left on the device to the CPU: once per update, since every read waits for the device."""
+        for row in self._unread:
+            for place, kl, charged in zip(
+                row.answers, row.kl_N.tolist(), row.charged_N.tolist(), strict=True
+            ):
+                self.kl_sum[place], self.charged[place] = kl, charged
+            for estimator, value in zip(self.sums, row.sums_E.tolist(), strict=True):
+                self.sums[estimator] += value
+            self.log_ratios.append(row.log_ratio_M.cpu())
+            self.entropies.append(row.entropy_M.cpu())
+        for totals, row_figures in self._unread_losses:
+            for name, value in row_figures.items():
+                totals[name] += float(value)
+        self._unread.clear()
+        self._unread_losses.clear()
+        self.advantages = [one.cpu() for one in self.advantages]
+        return self
 
     def figures(self, coefficient: float) -> dict[str, float]:
         """Names as in metrics.jsonl.
@@ -93,6 +125,7 @@ class UpdateStatistics:
         Args:
             coefficient: of the KL, in this update.
         """
+        self.read()
         count = len(self.rollouts)
         lengths = torch.tensor([float(len(rollout.completion_ids)) for rollout in self.rollouts])
         rewards = torch.tensor(self.rewards)
@@ -125,6 +158,7 @@ class UpdateStatistics:
         self, step: int, prompts: Sequence[Prompt], golds: Sequence[float | None]
     ) -> list[Mapping[str, Any]]:
         """Rows of samples.jsonl."""
+        self.read()
         return [
             {
                 "step": step,

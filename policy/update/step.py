@@ -93,13 +93,13 @@ class Update:
         worths, figures = self.algorithm.worth(rows, self.total)
         self.settled.extend(zip(rows, worths, strict=True))
         self.own_figures.update(figures)
-        self.statistics.advantages.extend(worth.advantages.cpu() for worth in worths)
+        self.statistics.advantages.extend(worth.advantages for worth in worths)
 
     def loss(self, number: int, row: Row, logps_M: Tensor) -> Tensor:
         """A row's share of the policy's loss, the KL included where it stands in the loss."""
         measured, worth = self.settled[number]
         objective = self.algorithm.objective(logps_M, measured, worth.advantages, self.loss_denominator)
-        loss, terms = objective.loss, {"loss/policy": objective.loss.item()}
+        loss, terms = objective.loss, {"loss/policy": objective.loss.detach()}
         if self.kl.placement == "loss":
             counted_N = torch.tensor(self.algorithm.counted(row.rollouts), device=logps_M.device)
             counted_N = counted_N & measured.known_N
@@ -112,7 +112,7 @@ class Update:
                 self.kl.reduction,
                 self.counted,
             )
-            loss, terms["loss/kl"] = loss + kl, kl.item()
+            loss, terms["loss/kl"] = loss + kl, kl.detach()
         self.statistics.add_losses(terms, objective.figures)
         return loss
 
@@ -122,5 +122,5 @@ class Update:
         assert critic is not None  # asked for where there is one, and it has returns then
         assert worth.returns_M is not None
         objective = critic.objective(values_M, measured, worth.returns_M, self.loss_denominator)
-        self.statistics.add_losses({"loss/value": objective.loss.item()}, objective.figures)
+        self.statistics.add_losses({"loss/value": objective.loss.detach()}, objective.figures)
         return objective.loss

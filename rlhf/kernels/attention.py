@@ -169,9 +169,9 @@ def packed_attention(
     """What transformers calls: (output_RTHD, None) of query_RHTD, key_RKTD and value_RKTD."""
     window = extra.get("sliding_window")
     added = [name for name in OWN_WAYS if extra.get(name) is not None]
-    windowed = bool(blocks is not None and attention_mask is not None and window and window < query.shape[2])
-    if windowed:
-        attention_mask = _within(attention_mask, extra["position_ids"], window)
+    windowed = False
+    if blocks is not None and attention_mask is not None and window and window < query.shape[2]:
+        attention_mask, windowed = _within(attention_mask, extra["position_ids"], window), True
     if blocks and (added or windowed):
         names = ", ".join([*added, *(["sliding_window"] if windowed else [])])
         logger.warning_once(f"A layer with {names} takes the slower attention with a mask.")
