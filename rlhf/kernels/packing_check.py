@@ -102,8 +102,17 @@ def reason_by_kind(model: PreTrainedModel) -> str | None:
         return f"convolutions ({convolutions[0]}) mix the tokens of neighbouring sequences"
     if scaled:
         return f"{scaled[0]} RoPE depends on the length of the row"
-    if model.config._attn_implementation != PACKED:  # noqa: SLF001  # transformers' name for it everywhere
+    return _reason_by_attention(model)
+
+
+def _reason_by_attention(model: PreTrainedModel) -> str | None:
+    attention = model.config._attn_implementation  # noqa: SLF001  # transformers' name for it everywhere
+    if attention == PACKED:
+        return None
+    if attention != "sdpa" or not type(model)._can_set_attn_implementation():  # noqa: SLF001
         return "its attention is not behind transformers' attention interface"
+    if getattr(model.config.get_text_config(), "sliding_window", None):
+        return "transformers' own attention leaves out sliding windows under a mask of packed rows"
     return None
 
 

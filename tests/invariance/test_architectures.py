@@ -123,6 +123,13 @@ def test_attention_keeps_what_sdpa_would_leave_out(name: str, built: Callable[[s
     assert torch.equal(*answers)
 
 
+@pytest.mark.parametrize("name", ["qwen3", "mistral", "falcon"])
+def test_attention_of_transformers_itself(name: str, built: Callable[[str], Path]) -> None:
+    """With `fast_layers: false` packing stays where SDPA's mask says all there is to say; a window it would leave out."""
+    model = load(built(name))
+    assert one_per_row(model) == (name != "qwen3")
+
+
 LEAKS = ("lfm2", "qwen3_next", "phi3_longrope")
 
 
