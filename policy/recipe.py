@@ -41,19 +41,12 @@ from rlhf.data.load import load_prompts
 from rlhf.data.split import held_out
 from rlhf.distributed import processes, sharding, zero
 from rlhf.distributed.trainer_mixin import draw_order
-<<<<<<< HEAD
+from rlhf.kernels.packing_check import decide_packing
 from rlhf.models import bases
 from rlhf.models.chat import Chat
 from rlhf.models.context import require_context
 from rlhf.models.embedded import resolve_base
-from rlhf.models.loading import LoraConfig, fit_targets, load_causal, lora_config
-=======
-from rlhf.kernels.packing_check import decide_packing
-from rlhf.models.chat import Chat
-from rlhf.models.context import require_context
-from rlhf.models.embedded import resolve_base
-from rlhf.models.loading import LoraConfig, base_of, check_targets, load_causal, lora_config
->>>>>>> 30de323 (Models whose layers do not follow the mask train with one sequence per row; every model is measured before it is used; soft-capped scores and sinks are no longer left out (issue 19, kind 2))
+from rlhf.models.loading import LoraConfig, base_of, fit_targets, load_causal, lora_config
 from rlhf.runs import checkpoints
 from rlhf.runs.after import AfterTraining
 from rlhf.runs.folder import RunFolder

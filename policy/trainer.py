@@ -49,11 +49,8 @@ from rlhf.core.records import Prompt
 from rlhf.distributed import processes
 from rlhf.distributed.sharding import finish_kernels, is_fsdp, is_requested, missing_passes, reshard
 from rlhf.distributed.trainer_mixin import DistributedTrainerMixin, single_device, trainer_settings
-<<<<<<< HEAD
 from rlhf.kernels import adapter_layers
-=======
 from rlhf.kernels.packing_check import one_per_row
->>>>>>> 30de323 (Models whose layers do not follow the mask train with one sequence per row; every model is measured before it is used; soft-capped scores and sinks are no longer left out (issue 19, kind 2))
 from rlhf.models.chat import Chat
 from rlhf.models.forwards import enable_packed_logprobs
 from rlhf.models.loading import CRITIC, base_of, role, upcast_trainable

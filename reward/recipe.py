@@ -37,11 +37,8 @@ from rlhf.data.load import load_comparisons
 from rlhf.distributed import processes, sharding
 from rlhf.distributed.sharding import full_tensor
 from rlhf.distributed.trainer_mixin import draw_order
-<<<<<<< HEAD
-from rlhf.models import bases
-=======
 from rlhf.kernels.packing_check import decide_packing
->>>>>>> 30de323 (Models whose layers do not follow the mask train with one sequence per row; every model is measured before it is used; soft-capped scores and sinks are no longer left out (issue 19, kind 2))
+from rlhf.models import bases
 from rlhf.models.chat import Chat
 from rlhf.models.forwards import enable_packed_scores
 from rlhf.models.loading import PeftModel, load_classifier, lora_config, reward_head, set_head, with_adapter
