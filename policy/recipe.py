@@ -6,7 +6,6 @@ reward model are roles on one base; the KL penalty is what the config names; che
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,31 +37,39 @@ from rlhf.core.formats import effective_dtype
 from rlhf.core.records import Prompt
 from rlhf.data.drops import DropReport
 from rlhf.data.load import load_prompts
-from rlhf.data.split import held_out
+from rlhf.data.split import fraction
 from rlhf.distributed import processes, sharding, zero
 from rlhf.distributed.trainer_mixin import draw_order
 from rlhf.kernels.packing_check import decide_packing
 from rlhf.models import bases
 from rlhf.models.chat import Chat
+from rlhf.models.checkpoint_folder import write_shell
 from rlhf.models.context import require_context
 from rlhf.models.embedded import resolve_base
-from rlhf.models.loading import LoraConfig, base_of, fit_targets, load_causal, lora_config
+from rlhf.models.loading import LoraConfig, base_of, fingerprint, fit_targets, load_causal, lora_config
 from rlhf.runs import checkpoints
 from rlhf.runs.after import AfterTraining
 from rlhf.runs.folder import RunFolder
+from rlhf.runs.inputs import Input, check_inputs, inputs_of
 from rlhf.runs.progress import Progress, close_live_lines
 
 HELD_OUT_SHARE = 0.2
-"""At most this share of the prompts is held out; of these the first `evaluation.prompts` are answered."""
+"""Of the prompts, at most this share is held out for the evaluation, however many it asks for."""
 
 
 @dataclass(frozen=True)
 class PromptData:
-    """Prompts to practise on, prompts held out, and what was left out."""
+    """Prompts to train on, prompts held out, and what was left out."""
 
     training: list[Prompt]
     held_out: list[Prompt]
     drops: DropReport
+
+    def split_sentence(self) -> str:
+        """How many prompts are trained on, and how many only evaluate."""
+        return (
+            f"{len(self.training):,} prompts to train on, {len(self.held_out):,} held out for the evaluation"
+        )
 
 
 def align_policy(config: PolicyConfig, *, resume: bool = False, after: AfterTraining | None = None) -> Path:
@@ -83,16 +90,18 @@ def align_policy(config: PolicyConfig, *, resume: bool = False, after: AfterTrai
     with RunFolder.create(config.output, config, resume=resume, command="align-policy") as run:
         chat = load_chat(config)
         data = load_data(config, chat)
-        for line in (*chat.notes, *data.drops.lines()):
+        for line in (*chat.notes, *data.drops.lines(), data.split_sentence()):
             print(line)
         run.write_json("drops.json", data.drops.as_dict())
         for line in check_base(config):
             print(line)
+        check_inputs(run, inputs_of(config, data.drops.digests))
         check_sources(config, chat, data.training + data.held_out)
         check_start(config, chat)
         processes.per_rank(config.rollouts.prompts_per_step, "rollouts.prompts_per_step")
         sharding.configure_loading(config.model.quantization)
         trainer = build_trainer(config, chat, data.training, run)
+        check_inputs(run, {"model.base": Input(config.model.base, fingerprint(base_of(trainer.reference)))})
         evaluation = Evaluation(config, trainer, data.held_out)
         before = evaluation.answers()
         checkpoint, passed_over = (
@@ -100,10 +109,11 @@ def align_policy(config: PolicyConfig, *, resume: bool = False, after: AfterTrai
         )
         for line in passed_over:
             print(line)
+        write_shell(run.checkpoints, lambda folder: save_final(config, trainer.model, chat, folder))
         run.truncate(checkpoints.step_of(checkpoint) if checkpoint else 0)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         stopped = steps.run("the best weights", lambda: keep_best(trainer))
-        steps.run("final/", lambda: save_final(config, trainer.model, chat, run))
+        steps.run("final/", lambda: save_final(config, trainer.model, chat, run.final))
         answers = steps.run("the held-out prompts", evaluation.answers)
 
         def write_evaluation() -> None:
@@ -145,11 +155,13 @@ def check_base(config: PolicyConfig) -> list[str]:
 
 
 def load_data(config: PolicyConfig, chat: Chat) -> PromptData:
-    """Prompts of all sources, without those that are too long or that the chat template refuses, and the held-out ones taken off.
+    """Prompts of all sources, without those that are too long or that the chat template refuses; `evaluation.prompts` are held out.
+
+    Which ones, a hash of the prompt decides: not the seed, and not the order.
 
     Raises:
         ConfigError: prompt and answer together do not fit.
-        DataError: no prompts are left to practise on, or none to hold out.
+        DataError: no prompts are left to train on, or none to hold out.
     """
     longest = config.data.max_prompt_tokens + config.rollouts.max_new_tokens
     if longest > config.model.max_length:
@@ -167,17 +179,19 @@ def load_data(config: PolicyConfig, chat: Chat) -> PromptData:
             drops.drop("longer than data.max_prompt_tokens", prompt.source or "a prompt")
         else:
             fitting.append(prompt)
-    training = [p for p in fitting if not held_out(p.messages, HELD_OUT_SHARE, "evaluation")]
-    kept_back = [p for p in fitting if held_out(p.messages, HELD_OUT_SHARE, "evaluation")]
+    count = min(config.evaluation.prompts, max(1, int(HELD_OUT_SHARE * len(fitting))))
+    ranked = sorted(fitting, key=lambda prompt: fraction(prompt.messages, "evaluation"))
+    kept_back = ranked[:count]
+    withheld = {prompt.messages for prompt in kept_back}
+    training = [prompt for prompt in fitting if prompt.messages not in withheld]
     if not training or not kept_back:
         raise DataError(
-            f"{len(training)} prompts are left to practise on, and {len(kept_back)} to hold out.\n"
+            f"{len(fitting)} prompts are left, and some are needed to train on and some to hold out.\n"
             + "\n".join(drops.lines()),
-            allowed="some of both",
+            allowed="at least two prompts",
             fix="raise data.max_prompt_tokens, or add prompts",
         )
-    random.Random(config.seed).shuffle(kept_back)
-    return PromptData(training, kept_back[: config.evaluation.prompts], drops)
+    return PromptData(training, kept_back, drops)
 
 
 def build_trainer(
@@ -394,7 +408,7 @@ def dry_run(config: PolicyConfig) -> list[str]:
     return [
         *data.drops.lines(),
         *notes,
-        f"{len(data.training)} prompts to practise on, {len(data.held_out)} held out",
+        data.split_sentence(),
         f"{config.steps} updates of {rollouts.prompts_per_step} prompts x {rollouts.samples_per_prompt} answers "
         f"= {answers} answers of at most {rollouts.max_new_tokens} tokens, by {rollouts.engine}",
         *([LAG] if rollouts.overlap else []),

@@ -20,13 +20,13 @@ from rlhf.models.chat import Chat
 from rlhf.models.embedded import resolve_base
 from rlhf.models.loading import POLICY, TRAINED_WHOLE, base_of, fingerprint
 from rlhf.runs import checkpoints
-from rlhf.runs.folder import RunFolder, atomic_folder
+from rlhf.runs.folder import atomic_folder
 
 THE_TRAINERS = ("use_cache", "bos_token_id", "eos_token_id", "pad_token_id")
 """Keys of a model's config that transformers' Trainer sets to its own ends."""
 
 
-def save_final(config: PolicyConfig, model: Any, chat: Chat, run: RunFolder) -> None:
+def save_final(config: PolicyConfig, model: Any, chat: Chat, final: Path) -> None:
     """The policy, its tokenizer and card, under their final name only when whole."""
     weights = checkpoints.trainable_state(model, everywhere=False)
     card = {
@@ -41,7 +41,7 @@ def save_final(config: PolicyConfig, model: Any, chat: Chat, run: RunFolder) -> 
     }
 
     def write() -> None:
-        with atomic_folder(run.final) as folder:
+        with atomic_folder(final) as folder:
             if config.adapter is None:
                 _write_whole(model, weights, card, chat, folder)
             else:

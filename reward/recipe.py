@@ -40,11 +40,21 @@ from rlhf.distributed.trainer_mixin import draw_order
 from rlhf.kernels.packing_check import decide_packing
 from rlhf.models import bases
 from rlhf.models.chat import Chat
+from rlhf.models.checkpoint_folder import write_shell
 from rlhf.models.forwards import enable_packed_scores
-from rlhf.models.loading import PeftModel, load_classifier, lora_config, reward_head, set_head, with_adapter
+from rlhf.models.loading import (
+    PeftModel,
+    fingerprint,
+    load_classifier,
+    lora_config,
+    reward_head,
+    set_head,
+    with_adapter,
+)
 from rlhf.runs import checkpoints
 from rlhf.runs.after import AfterTraining
 from rlhf.runs.folder import RunFolder
+from rlhf.runs.inputs import Input, check_inputs, inputs_of
 from rlhf.runs.progress import Progress
 
 
@@ -72,6 +82,7 @@ def train_reward(config: RewardConfig, *, resume: bool = False, after: AfterTrai
         for line in check_base(config):
             print(line)
         check_start(config, chat)
+        check_inputs(run, inputs_of(config, data.drops.digests))
         pairs = held_pairs(config, data)
         check_processes(config)
         sharding.configure_loading(config.model.quantization)
@@ -101,6 +112,7 @@ def train_and_save(
 ) -> None:
     """Train all stages, and leave the model in `final/`; the base is freed at the end."""
     model = build_model(config, chat)
+    check_inputs(run, {"model.base": Input(config.model.base, fingerprint(model.get_base_model()))})
     train_stages(config, data, model, chat, run, resume=resume)
     made_of = extrapolate_or_last(config, pairs, model, chat, run, steps)
     steps.run("final/", lambda: save_final(config, model, chat, run.final, extrapolated=made_of))
@@ -195,6 +207,7 @@ def train_stages(
     sharding.shard(model)
     if checkpoint is None and config.start is None and config.head_start:
         start_head(config, items[config.stages[0].name], model, chat)
+    write_shell(run.checkpoints, lambda folder: save_final(config, model, chat, folder))
     with Progress(sum(steps.values()), "update") as progress:
         offset = 0
         for number, stage in enumerate(config.stages):

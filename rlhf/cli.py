@@ -15,10 +15,11 @@ from typer.core import TyperCommand, TyperGroup
 
 from rlhf import __version__
 from rlhf.commands import COMMANDS, PLACES
-from rlhf.core.errors import ConfigError, RlhfError
+from rlhf.core.errors import ConfigError, RlhfError, StoppedError
 from rlhf.core.places import expand
 from rlhf.distributed.processes import destroy, silence_other_ranks, wait_for_main
 from rlhf.runs.disk import full_disk
+from rlhf.runs.signals import TerminatedError, end_cleanly_on_sigterm
 from rlhf.startup import prepare
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -44,7 +45,7 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except RlhfError as error:
             wait_for_main()
-            _say("Error", str(error))
+            _say("Stopped" if isinstance(error, StoppedError) else "Error", str(error))
             raise typer.Exit(error.exit_code) from None
         except Exception as error:
             if (fault := full_disk(error)) is None:
@@ -54,6 +55,9 @@ class Commands(TyperGroup):
         except KeyboardInterrupt:
             _say("Interrupted", "nothing half-written was left behind; a run goes on with --resume")
             raise typer.Exit(INTERRUPTED) from None
+        except TerminatedError:
+            _say("Terminated", "nothing half-written was left behind; a run goes on with --resume")
+            raise
 
 
 def load_command(name: str) -> Any:
@@ -127,6 +131,7 @@ def main() -> None:
     """Run `rlhf` as typed."""
     prepare()
     silence_other_ranks()
+    end_cleanly_on_sigterm()
     try:
         app(prog_name="rlhf")
     except SystemExit as ending:

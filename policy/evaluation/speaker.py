@@ -18,6 +18,7 @@ from rlhf.core.formats import effective_dtype
 from rlhf.core.records import Conversation, Rollout
 from rlhf.models.chat import Chat
 from rlhf.models.chat_template import DATE
+from rlhf.models.checkpoint_folder import model_folder
 from rlhf.models.embedded import resolve_base
 from rlhf.models.loading import TRAINED_WHOLE
 
@@ -71,7 +72,7 @@ class Speaker:
         Raises:
             ModelError: none of these, or without a chat template.
         """
-        folder = Path(policy)
+        folder = model_folder(policy)
         card: Mapping[str, Any] = {}
         if folder.is_dir() and not (folder / "config.json").exists():
             adapter = read_policy(folder)
@@ -83,10 +84,10 @@ class Speaker:
         else:
             _require_there(policy)
             card = _whole_card(folder)
-            model = {"base": policy, **LOADED_AS}
+            model = {"base": str(folder), **LOADED_AS}
             pinned = ("template_date", "chat_template_kwargs")
             model |= {key: card[key] for key in ("dtype", *pinned) if key in card}
-            chat, rank, place = Chat.load(policy, **{key: model[key] for key in pinned}), 8, None
+            chat, rank, place = Chat.load(folder, **{key: model[key] for key in pinned}), 8, None
         context = _context(model["base"], model["revision"])
         return cls(name_of(policy), place, model, rank, chat, context, card)
 

@@ -25,6 +25,7 @@ from rlhf.core.errors import ModelError
 from rlhf.kernels import adapter_layers
 from rlhf.models.chat import Chat
 from rlhf.models.chat_template import keys_to_set
+from rlhf.models.checkpoint_folder import model_folder
 from rlhf.models.loading import (
     HEAD,
     POLICY,
@@ -67,6 +68,7 @@ class Adapter:
         Raises:
             ModelError: it is missing, holds something else, or a file in it is torn.
         """
+        folder = model_folder(folder)
         for name in ("", ADAPTER_CONFIG, ADAPTER_FILE, card):
             if not (folder / name).exists():
                 why = f"{name} is missing" if name else "there is no such folder"
@@ -188,6 +190,7 @@ class RewardAdapter:
         Raises:
             ModelError: not a reward model, its head is missing, or a file is torn.
         """
+        folder = model_folder(folder)
         adapter = Adapter.read(folder, kind="reward model", card="reward.json", command="train-reward")
         heads = [name for name in adapter.weights if name.split(".")[-2] == HEAD]
         if len(heads) != 1:
@@ -223,6 +226,7 @@ def read_role(folder: Path) -> RewardAdapter | Adapter:
     Raises:
         ModelError: neither, or a file is torn.
     """
+    folder = model_folder(folder)
     if (folder / "reward.json").exists():
         return RewardAdapter.read(folder)
     if (folder / "policy.json").exists():

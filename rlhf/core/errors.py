@@ -7,6 +7,7 @@
     │   ├── ModelError         a model, tokenizer, adapter or head that does not fit
     │   └── OutputError        an output folder that cannot be used
     └── RunError               a run that was right to start and failed: exit code 1
+        ├── StoppedError       a signal ended it, after an update: exit code 128 + the signal's number
         ├── EngineError        the rollout engine returned nothing, or disagrees with the trainer
         ├── RewardError        an answer's reward could not be computed
         └── DivergenceError    a loss, reward or KL that is not a number, or is out of bounds
@@ -85,6 +86,14 @@ class OutputError(UserError):
 
 class RunError(RlhfError):
     """A run that was right to start and failed."""
+
+
+class StoppedError(RunError):
+    """A signal stopped a run; its last update is in a checkpoint."""
+
+    def __init__(self, found: str, *, fix: str, exit_code: int) -> None:
+        super().__init__(found, fix=fix)
+        self.exit_code = exit_code
 
 
 class EngineError(RunError):

@@ -21,6 +21,8 @@ class DropReport:
     """Remarks on rows that are kept, with the number of rows."""
     sources: dict[str, DropReport] = field(default_factory=dict)
     """The same counts for each source, where a report covers several."""
+    digests: dict[str, str] = field(default_factory=dict)
+    """A hash of the records of each source, by the config key of its path."""
 
     @property
     def kept(self) -> int:
@@ -41,6 +43,7 @@ class DropReport:
         for reason, places in other.examples.items():
             self.examples[reason] = (self.examples.get(reason, []) + places)[:EXAMPLES]
         self.notes.update(other.notes)
+        self.digests.update(other.digests)
         for name, part in other.sources.items():
             self.sources.setdefault(name, DropReport()).merge(part)
         return self

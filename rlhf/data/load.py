@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 from rlhf.config.schema import DataSource
 from rlhf.core.errors import ConfigError, DataError
@@ -176,7 +177,7 @@ def _load(
     for source in sources:
         _check_source(source, kind, readers)
     report, loaded, seen = DropReport(), list[Record](), set[Hashable]()
-    for source in sources:
+    for place, source in enumerate(sources):
         own = DropReport()
         label = _label(source, kind)
         if source.format == "columns" and source.path != DEMO and kind != "principles":
@@ -193,6 +194,7 @@ def _load(
         if kind == "ratings" and (found or own.reasons[rules.NO_RATING]):
             _require_named_attributes(source, [record for record in found if isinstance(record, Rating)])
         loaded.extend(found)
+        report.digests[f"data.{kind}.{place}.path"] = digest_of(found)
         report.merge(DropReport(sources={label: own}).merge(own))
     if sources:
         require_some(loaded, kind, [source.path for source in sources], report)
@@ -205,6 +207,14 @@ def _recognised(source: DataSource, kind: layouts.Kind, seed: int) -> tuple[Data
         return source, ""
     first = next(read_rows(source.model_copy(update={"limit": None}), seed=seed), None)
     return (first and layouts.recognise(first, source, kind)) or (source, "")
+
+
+def digest_of(records: Iterable[Any]) -> str:
+    """A hash of records in their order, wherever they were read from."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(repr(replace(record, source="")).encode("utf-8", "backslashreplace"))
+    return digest.hexdigest()[:16]
 
 
 def _label(source: DataSource, kind: Kind) -> str:

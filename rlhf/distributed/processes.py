@@ -6,13 +6,14 @@ them, since the launcher ends the others. No torch until there is another proces
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from rlhf.core.errors import ConfigError, RlhfError, RunError
 
@@ -42,9 +43,39 @@ def is_main() -> bool:
 
 
 def silence_other_ranks() -> None:
-    """Let the main process alone print."""
+    """Let the main process alone print, until there is a run folder with a log for each of the others."""
     if not is_main():
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (for as long as the program runs)
+
+
+def log_other_ranks(folder: Path) -> None:
+    """Send what a process other than the main one prints to `FOLDER/rank-N.log`; its errors go there and to the terminal."""
+    if is_main():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"rank-{rank()}.log"
+    log = file.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
+    sys.stdout = log
+    sys.stderr = _Tee(sys.stderr, log)
+
+
+class _Tee(io.TextIOBase):
+    """A text stream that writes to two others."""
+
+    def __init__(self, first: TextIO, second: TextIO) -> None:
+        self._streams = (first, second)
+
+    def write(self, text: str) -> int:
+        for stream in self._streams:
+            stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        for stream in self._streams:
+            stream.flush()
+
+    def fileno(self) -> int:
+        return self._streams[0].fileno()
 
 
 def wait_for_main() -> None:

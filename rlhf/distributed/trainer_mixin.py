@@ -9,12 +9,13 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from rlhf.core.formats import effective_dtype
 from rlhf.distributed import processes, zero
 from rlhf.distributed.sharding import enable_fsdp_on_cpu, fsdp_is_requested, is_fsdp, is_sharded, reshard
 from rlhf.models.loading import autocast, base_of
+from rlhf.runs.signals import StopRequest, stopped
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
@@ -26,6 +27,8 @@ class DistributedTrainerMixin:
     model_wrapped: Any
     accelerator: Any
     args: Any
+    state: Any
+    step_offset: int
     is_fsdp_enabled: bool
     is_deepspeed_enabled: bool
 
@@ -42,7 +45,22 @@ class DistributedTrainerMixin:
         return 0
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """transformers' loop; of a model that is sharded already the optimizer takes the shards, and no layer is sharded again."""
+        """transformers' loop, which a signal ends after an update and its checkpoint.
+
+        Raises:
+            StoppedError: SIGTERM or SIGINT came.
+        """
+        with StopRequest() as request:
+            callback = _StopCallback(request)
+            self.add_callback(callback)  # type: ignore[attr-defined]
+            result = self._train(*args, **kwargs)
+            self.remove_callback(callback)  # type: ignore[attr-defined]
+            if number := callback.agreed():
+                raise stopped(number, self.step_offset + self.state.global_step)
+        return result
+
+    def _train(self, *args: Any, **kwargs: Any) -> Any:
+        """Of a model that is sharded already the optimizer takes the shards, and no layer is sharded again."""
         if is_fsdp(self.model):
             reshard(self.model)
             self.accelerator.state.fsdp_plugin.auto_wrap_policy = None
@@ -86,6 +104,21 @@ class DistributedTrainerMixin:
         for parameter in still:
             parameter.grad = None  # AdamW passes over it
         return [self.accelerator.clip_grad_norm_(group, self.args.max_grad_norm) for group in groups]
+
+
+class _StopCallback(TrainerCallback):
+    """Ends training after an update, with a checkpoint, where a signal reached any process."""
+
+    def __init__(self, request: StopRequest) -> None:
+        self.request = request
+
+    def agreed(self) -> int:
+        """The signal that reached a process, in all of them; 0 where none did."""
+        return max(processes.all_gather(self.request.signal))
+
+    def on_step_end(self, args: object, state: object, control: Any, **_: object) -> None:
+        if self.agreed():
+            control.should_save = control.should_training_stop = True
 
 
 def single_device(arguments: Arguments) -> Arguments:

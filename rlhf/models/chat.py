@@ -102,8 +102,10 @@ class Chat:
         """
         from transformers import AutoTokenizer
 
-        base = resolve_base(str(base), revision)
-        place, version = (base, revision) if tokenizer is None else (str(tokenizer), None)
+        from rlhf.models.checkpoint_folder import model_folder  # torch
+
+        base = resolve_base(str(model_folder(base)), revision)
+        place, version = (base, revision) if tokenizer is None else (str(model_folder(tokenizer)), None)
         try:
             loaded = AutoTokenizer.from_pretrained(place, revision=version)
         except (OSError, ValueError) as error:

@@ -1,6 +1,6 @@
 """The run folder: what a run was told, on what it ran, what it measured and what it left. Nothing half-written.
 
-config.yaml, environment.json, metrics.jsonl, samples.jsonl (of a policy), checkpoints/, final/
+config.yaml, environment.json, inputs.json, metrics.jsonl, samples.jsonl (of a policy), checkpoints/, final/, logs/
 """
 
 from __future__ import annotations
@@ -26,7 +26,11 @@ from rlhf.distributed import processes
 from rlhf.runs.environment import environment
 
 LOCK, CONFIG, ENVIRONMENT = ".lock", "config.yaml", "environment.json"
+LOGS = "logs"
+"""The folder of what processes other than the main one print."""
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
+INPUTS = "inputs.json"
+"""By config key, the place and the digest of what the run learns from, see `rlhf.runs.inputs`."""
 HALF_WRITTEN = ".half-written"
 """Ends the name of a file or folder on its way to its final name."""
 
@@ -64,6 +68,7 @@ class RunFolder:
         processes.init()
         run = processes.on_main(lambda: cls._create(path, config, resume=resume, command=command))
         resumed = processes.broadcast_from_main(run is not None and run.resumed)
+        processes.log_other_ranks(path / LOGS)
         return run or cls(path, None, resumed=resumed)
 
     @classmethod
@@ -272,11 +277,14 @@ def _check_same_run(file: Path, config: BaseModel, told: Mapping[str, Any]) -> N
         raise ConfigError(f"{file} is not valid YAML: {error}") from None
     with suppress(ValidationError):  # a key that is newer than the run has its default
         stored = type(config).model_validate(stored).model_dump(mode="json")
-    before, now = dict(_leaves(stored)), dict(_leaves(told))
+    before, now = dict(leaves(stored)), dict(leaves(told))
+    # What these keys name may lie elsewhere by now: its content is compared once it is read.
+    by_content = json.loads(inputs.read_text()) if (inputs := file.with_name(INPUTS)).exists() else {}
     changed = [
         f"  {key}: was {before.get(key, 'absent')}, is {now.get(key, 'absent')}"
         for key in now | before
         if before.get(key, "absent") != now.get(key, "absent")
+        and key not in by_content
         and not any(fnmatch.fnmatchcase(key, pattern) for pattern in MAY_CHANGE)
     ]
     if changed:
@@ -287,7 +295,7 @@ def _check_same_run(file: Path, config: BaseModel, told: Mapping[str, Any]) -> N
         )
 
 
-def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+def leaves(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
     """Every value of nested mappings and lists with its dotted key, as JSON."""
     inner: Sequence[tuple[Any, Any]] = ()
     if isinstance(value, dict):
@@ -297,7 +305,7 @@ def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
     if not inner:
         yield key, json.dumps(value, ensure_ascii=False, default=str)
     for name, below in inner:
-        yield from _leaves(below, f"{key}.{name}" if key else str(name))
+        yield from leaves(below, f"{key}.{name}" if key else str(name))
 
 
 def _append(file: Path, records: Iterable[Mapping[str, Any]]) -> None:

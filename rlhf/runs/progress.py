@@ -1,10 +1,9 @@
-"""How far a run is: one live line on a terminal, now and then a plain line in a log."""
+"""Progress of a run: rich's live line on a terminal, a plain line every few seconds in a log."""
 
 from __future__ import annotations
 
 import atexit
 import functools
-import statistics
 import sys
 import time
 from collections import deque
@@ -12,26 +11,53 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+from rich import progress as rich_progress
 from rich.console import Console
-from rich.live import Live
 from rich.text import Text
 
 from rlhf.distributed.processes import is_main
 
 PLAIN_EVERY = 10.0
 """Seconds between two lines of a log."""
-RECENT = 20
-"""Step durations that the time left is estimated from."""
+RECENT_SECONDS, RECENT_UPDATES = 60.0, 3
+"""The speed is that of the last minute, and of three updates at least."""
 
 _on_screen: list[Progress] = []
+
+
+class Speed:
+    """Recent seconds a unit. A slow-down shows within three updates, and within the first slow one where that takes long."""
+
+    def __init__(self) -> None:
+        self._recent: deque[tuple[float, int]] = deque()  # seconds and units of an update, oldest first
+
+    def add(self, seconds: float, units: int) -> None:
+        """Count an update of some units."""
+        self._recent.append((seconds, units))
+        while (
+            len(self._recent) > RECENT_UPDATES
+            and sum(one for one, _ in self._recent) - self._recent[0][0] >= RECENT_SECONDS
+        ):
+            self._recent.popleft()
+
+    def seconds_left(self, units: int, since_last: float) -> float | None:
+        """Seconds that so many units take from now, `since_last` after the last update; None before the first."""
+        if not self._recent:
+            return None
+        seconds = sum(one for one, _ in self._recent)
+        done = sum(one for _, one in self._recent)
+        latest = self._recent[-1][1]
+        pace = seconds / done
+        if since_last > pace * latest:  # the update under way is a slow one already
+            pace = (seconds + since_last) / (done + latest)
+        return max(pace * units - since_last, pace * (units - latest), 0.0)
 
 
 class Progress:
     """Shows done/total, figures, time elapsed and time left.
 
-    The time left is the median of recent step durations times the steps left. The first update only starts the clock:
-    the step before it also paid for warming up, or for the steps of an earlier, now resumed run. A
-    `with` block takes the live line off at its end; so do the last update and the end of the program.
+    The first update only starts the clock: the step before it also paid for warming up, or for the steps of an earlier, now
+    resumed run. A `with` block ends the live line; so do the last update and the end of the program.
 
     Args:
         total: how many units there are.
@@ -53,15 +79,15 @@ class Progress:
         self._clock = clock
         self._started = self._shown = clock()
         self._last: float | None = None
-        self._durations: deque[float] = deque(maxlen=RECENT)
+        self._speed = Speed()
         self._figures: dict[str, float] = {}
-        self._live: Live | None = None
+        self._live: rich_progress.Progress | None = None
 
     def update(self, done: int, **figures: float) -> None:
-        """Say that `done` units are done, with figures of the latest."""
+        """Record that `done` units are done, with figures of the latest."""
         now = self._clock()
         if self._last is not None and done > self.done:
-            self._durations.append((now - self._last) / (done - self.done))
+            self._speed.add(now - self._last, done - self.done)
         first, self.done, self._last, self._figures = self._last is None, done, now, figures
         if self._console.is_terminal:
             self._show_live()
@@ -73,21 +99,19 @@ class Progress:
 
     def line(self) -> Text:
         """The line as it reads now."""
-        now = self._clock()
         parts = [f"{self.unit} {self.done}/{self.total}"]
         parts += [f"{name} {value:.4g}" for name, value in self._figures.items()]
-        parts.append(f"elapsed {_minutes(now - self._started)}")
+        parts.append(f"elapsed {_minutes(self._clock() - self._started)}")
         if self.done < self.total:
             left = self.seconds_left()
             parts.append("time left unknown" if left is None else f"time left {_minutes(left)}")
         return Text("  ".join(parts), no_wrap=True, overflow="ellipsis")
 
     def seconds_left(self) -> float | None:
-        """Seconds to the end from now; None until two steps are done."""
-        if not self._durations or self._last is None:
+        """Seconds to the end from now, at the recent speed; None until two updates are done."""
+        if self._last is None:
             return None
-        since_last = self._clock() - self._last
-        return max(0.0, statistics.median(self._durations) * (self.total - self.done) - since_last)
+        return self._speed.seconds_left(self.total - self.done, self._clock() - self._last)
 
     def close(self) -> None:
         """Leave the line as it is and give the terminal back."""
@@ -106,17 +130,30 @@ class Progress:
 
     def _show_live(self) -> None:
         if self._live is None:
-            self._live = Live(
-                get_renderable=self.line,
+            self._live = rich_progress.Progress(
+                rich_progress.BarColumn(bar_width=20),
+                _Line(self),
                 console=self._console,
                 refresh_per_second=2,
                 # What goes into a file or a pipe must not be drawn on the terminal instead.
                 redirect_stdout=sys.stdout.isatty(),
                 redirect_stderr=sys.stderr.isatty(),
             )
+            self._live.add_task("", total=self.total)
             self._live.start()
             _on_screen.append(self)
-        self._live.refresh()
+        self._live.update(self._live.task_ids[0], completed=self.done, refresh=True)
+
+
+class _Line(rich_progress.ProgressColumn):
+    """The figures and times beside the bar."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__()
+        self._progress = progress
+
+    def render(self, task: rich_progress.Task) -> Text:
+        return self._progress.line()
 
 
 @atexit.register

@@ -57,6 +57,8 @@ def test_two_processes_give_the_numbers_of_one(together: Together, alone: Path, 
     assert [own[kind]["exit"] for own in outcomes] == [0, 0]
     assert json.loads((folder / kind / "environment.json").read_text())["processes"] == 2
     assert_same_run(folder / kind, alone / kind, CLOSE_IN_EPOCHS if kind == "ppo" else CLOSE)
+    (log,) = (folder / kind / "logs").iterdir()
+    assert log.name == "rank-1.log" and "rows read" in log.read_text()
 
 
 @WHOLE

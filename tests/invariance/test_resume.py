@@ -319,3 +319,85 @@ def test_a_reward_run_killed_by_the_system(
     assert_same_run(run, unbroken_reward)
     left = [file.name for file in run.rglob("*") if file.name.endswith((".half-written", ".unfinished"))]
     assert left == []
+
+
+@pytest.fixture
+def signal_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], pytest.MonkeyPatch]:
+    """The next run is sent a signal just after it logged this update, in time for the next one's end."""
+
+    def arm(step: int, number: int) -> pytest.MonkeyPatch:
+        log = RunFolder.metrics
+
+        def metrics(self: RunFolder, now: int, values: Any) -> None:
+            log(self, now, values)
+            if now == step:
+                os.kill(os.getpid(), number)
+
+        monkeypatch.setattr(RunFolder, "metrics", metrics)
+        return monkeypatch
+
+    return arm
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_policy_run_after_its_update_with_a_checkpoint(
+    policy_config: Path,
+    unbroken_policy: Path,
+    signal_at: Callable[[int, int], pytest.MonkeyPatch],
+    tmp_path: Path,
+    number: int,
+    code: int,
+) -> None:
+    words, run = policy_words(policy_config, tmp_path / "run"), tmp_path / "run"
+    handlers = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
+    armed = signal_at(2, number)
+    result = start(words)
+    armed.undo()
+    assert result.exit_code == code, result.output
+    assert "--resume" in result.output and "update 3" in result.output
+    assert len(figures(run)) == 3 and not (run / "final").exists()
+    assert sorted(entry.name for entry in (run / "checkpoints").iterdir()) == ["model", "step-2", "step-3"]
+    assert not [entry for entry in run.rglob("*") if entry.name.endswith(".half-written")]
+    assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == handlers
+    result = start([*words, "--resume"])
+    assert result.exit_code == 0, result.output
+    assert_same_run(run, unbroken_policy)
+
+
+def test_a_signal_ends_a_reward_run_within_its_stage(
+    reward_config: Path,
+    unbroken_reward: Path,
+    signal_at: Callable[[int, int], pytest.MonkeyPatch],
+    tmp_path: Path,
+) -> None:
+    words = ["train-reward", str(reward_config), "--output", str(tmp_path / "run")]
+    armed = signal_at(2, signal.SIGTERM)
+    result = start(words)
+    armed.undo()
+    assert result.exit_code == 143, result.output
+    assert (tmp_path / "run" / "checkpoints" / "step-3").exists()
+    assert start([*words, "--resume"]).exit_code == 0
+    assert_same_run(tmp_path / "run", unbroken_reward)
+
+
+def test_changed_prompts_are_refused_and_moved_ones_are_not(
+    policy_config: Path, kill_at: Callable[[int], pytest.MonkeyPatch], tmp_path: Path
+) -> None:
+    def prompts(name: str, *extra: str) -> Path:
+        file = tmp_path / name
+        asked = [f"Say {number}." for number in range(20)] + list(extra)
+        file.write_text("".join(json.dumps({"prompt": one}) + "\n" for one in asked))
+        return file
+
+    def words(file: Path) -> list[str]:
+        return [*policy_words(policy_config, tmp_path / "run"), f"data.prompts=[{{path: {file}}}]"]
+
+    interrupt(kill_at, 3, words(prompts("prompts.jsonl")))
+    before = figures(tmp_path / "run")
+    prompts("prompts.jsonl", "Say something else.")
+    refused = start([*words(tmp_path / "prompts.jsonl"), "--resume"])
+    assert refused.exit_code == 2 and str(tmp_path / "prompts.jsonl") in refused.output
+    assert figures(tmp_path / "run") == before
+    resumed = start([*words(prompts("moved.jsonl")), "--resume"])
+    assert resumed.exit_code == 0, resumed.output
+    assert [row["step"] for row in figures(tmp_path / "run")] == [1, 2, 3, 4, 5]

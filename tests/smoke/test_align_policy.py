@@ -48,6 +48,7 @@ def test_the_run_folder(run: tuple[Path, str]) -> None:
         "environment.json",
         "eval.json",
         "final",
+        "inputs.json",
         "metrics.jsonl",
         "report.html",
         "samples.jsonl",
@@ -55,7 +56,7 @@ def test_the_run_folder(run: tuple[Path, str]) -> None:
     assert yaml.safe_load((folder / "config.yaml").read_text())["output"] == str(folder)
     assert "60 rows read, 60 kept, 0 dropped" in printed
     assert "Peak memory" in printed
-    assert sorted(entry.name for entry in (folder / "checkpoints").iterdir()) == ["step-2", "step-3"]
+    assert sorted(entry.name for entry in (folder / "checkpoints").iterdir()) == ["model", "step-2", "step-3"]
     assert (folder / "report.html").read_text().startswith("<!DOCTYPE html>")
 
 

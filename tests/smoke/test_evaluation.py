@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -49,8 +48,7 @@ def final(tiny_base: Path, tiny_chat: Chat, tmp_path_factory: pytest.TempPathFac
             "data": {"prompts": [{"path": "demo"}]},
         }
     )
-    run: Any = SimpleNamespace(final=folder)
-    save_final(config, model, tiny_chat, run)
+    save_final(config, model, tiny_chat, folder)
     return folder
 
 

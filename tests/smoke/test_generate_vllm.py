@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -38,8 +37,7 @@ def test_a_folder_is_worn_as_a_synced_adapter_is(tmp_path: Path) -> None:
             if parameter.requires_grad:
                 parameter.copy_(torch.empty(parameter.shape).normal_(0, 0.02, generator=generator))
     told = {"output": "unused", "reward": "r", "data": {"prompts": [{"path": "demo"}]}}
-    run: Any = SimpleNamespace(final=tmp_path / "final")
-    save_final(PolicyConfig.model_validate(told), model, chat, run)
+    save_final(PolicyConfig.model_validate(told), model, chat, tmp_path / "final")
     settings = EngineSettings(
         resolve_base("embedded"),
         revision=None,

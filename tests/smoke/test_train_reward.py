@@ -51,6 +51,7 @@ def test_the_run_folder(run: tuple[Path, str]) -> None:
         "eval.json",
         "eval_rows.jsonl",
         "final",
+        "inputs.json",
         "metrics.jsonl",
         "report.html",
     ]

@@ -19,6 +19,7 @@ import reward
 from rlhf import cli, startup
 from rlhf.commands import COMMANDS, PLACES
 from rlhf.core.errors import DataError, RunError
+from rlhf.startup import SPINS
 
 REWARD = "output: runs/x\ndata: {ratings: [{path: demo}]}\nstages: [{name: a, regression_weight: 1}]\n"
 POLICY = "output: runs/p\nreward: runs/x/final\ndata: {prompts: [{path: demo}]}\n"
@@ -331,3 +332,21 @@ def test_paths_on_the_command_line_are_expanded_once(
     assert (config.output, config.benchmark) == (tmp_path / "run", str(tmp_path / "b.jsonl"))
     assert not (tmp_path / "~").exists() and not (tmp_path / "$WHERE").exists()
     assert run("train-reward", "$NOT_SET_AT_ALL/x.yaml").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("told", "spins"),
+    [({}, SPINS), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_threads_spin_briefly_unless_something_else_is_set(
+    monkeypatch: pytest.MonkeyPatch, told: dict[str, str], spins: str | None
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # put back afterwards
+        monkeypatch.delenv(name)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(cli, "app", lambda **_: None)
+    monkeypatch.setattr(cli, "end_cleanly_on_sigterm", lambda: None)
+    cli.main()
+    assert os.environ.get("GOMP_SPINCOUNT") == spins

@@ -69,6 +69,31 @@ def test_followers_do_not_print(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.usefixtures("second_of_three")
+def test_followers_print_to_a_log_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, getattr(sys, name))  # put back afterwards
+    processes.silence_other_ranks()
+    print("before there is a folder")
+    sys.stdout.close()
+    processes.log_other_ranks(tmp_path / "logs")
+    print("Scoring the held-out pairs.")
+    print("a fault", file=sys.stderr)
+    sys.stderr.flush()
+    sys.stdout.close()
+    (file,) = (tmp_path / "logs").iterdir()
+    assert file.name == "rank-1.log"
+    assert file.read_text() == "Scoring the held-out pairs.\na fault\n"
+    assert tuple(capsys.readouterr()) == ("", "a fault\n")
+
+
+def test_the_main_process_prints_to_the_terminal(tmp_path: Path) -> None:
+    processes.log_other_ranks(tmp_path / "logs")
+    assert not (tmp_path / "logs").exists()
+
+
 def test_the_connection_ends_and_its_threads_get_time(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -3,8 +3,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -56,7 +55,7 @@ def write_policy(
             "data": {"prompts": [{"path": "demo"}]},
         }
     )
-    save_final(config, model, chat, cast(Any, SimpleNamespace(final=folder)))
+    save_final(config, model, chat, folder)
     return folder
 
 

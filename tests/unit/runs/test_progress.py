@@ -44,9 +44,42 @@ def test_the_last_line_needs_no_time_left() -> None:
     assert log(2, [3600.0, 7205.0])[-1] == "update 2/2  reward/mean 0.25  elapsed 2:00:05"
 
 
-def test_time_left_is_a_median_that_one_slow_step_does_not_move() -> None:
-    shown = log(10, [20.0, 30.0, 40.0, 340.0, 350.0])
-    assert shown[-1].endswith("time left 0:50")  # steps of 10, 10, 300, 10 s; 5 to go
+def paced(total: int, durations: list[float]) -> tuple[Progress, Clock]:
+    """A run whose steps took so long; the first update only starts the clock."""
+    clock = Clock()
+    progress = Progress(total, "update", Console(file=io.StringIO()), clock=clock)
+    progress.update(0)
+    for done, seconds in enumerate(durations, start=1):
+        clock.now += seconds
+        progress.update(done)
+    return progress, clock
+
+
+def within_a_third(found: float | None, truth: float) -> bool:
+    return found is not None and abs(found - truth) <= truth / 3
+
+
+def test_time_left_follows_a_slow_down_within_three_updates() -> None:
+    """Ten steps of 8 s, then 150 s each: what a busy machine did, while the time left stood at 2:40."""
+    fast = [8.0] * 10
+    for slow in range(3, 11):
+        progress, _ = paced(40, fast + [150.0] * slow)
+        assert within_a_third(progress.seconds_left(), 150.0 * (30 - slow))
+    progress, _ = paced(40, fast + [150.0] * 5 + [8.0] * 8)  # the machine is free again
+    assert within_a_third(progress.seconds_left(), 8.0 * 17)
+
+
+def test_time_left_notices_the_first_slow_step_while_it_lasts() -> None:
+    progress, clock = paced(40, [8.0] * 10)
+    assert progress.seconds_left() == 30 * 8.0
+    clock.now += 120
+    # Eight steps of 8 s fill the last minute: with the one under way (64 + 120) / 9 s a step, and 29 to go after it.
+    assert progress.seconds_left() == (64 + 120) / 9 * 29
+
+
+def test_one_slow_step_is_forgotten_after_a_minute() -> None:
+    progress, _ = paced(100, [10.0, 10.0, 300.0, *[10.0] * 6])
+    assert progress.seconds_left() == 91 * 10.0
 
 
 def test_a_resumed_run_does_not_count_the_steps_of_the_first() -> None:
@@ -68,13 +101,13 @@ def test_time_left_runs_down_between_updates() -> None:
         progress.update(count)
     clock.now += 4
     assert progress.seconds_left() == 2 * 10 - 4
-    clock.now += 100
-    assert progress.seconds_left() == 0
+    clock.now += 6
+    assert progress.seconds_left() == 10  # the step under way should be done, and one is to come
 
 
 def test_a_terminal_gets_one_live_line_that_goes_with_the_last_update() -> None:
     out = io.StringIO()
-    progress = Progress(2, "update", Console(file=out, force_terminal=True, width=60))
+    progress = Progress(2, "update", Console(file=out, force_terminal=True, width=90))
     progress.update(1, loss=0.5)
     assert module._on_screen == [progress]
     progress.update(2, loss=0.25)

@@ -1,0 +1,75 @@
+"""What a signal does, within training and outside of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from rlhf.runs import signals
+from rlhf.runs.signals import StopRequest, stopped
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_is_recorded(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(number)
+    with StopRequest() as request:
+        assert request.signal == 0
+        send(number)
+        send(number)  # passed on by a launcher too: the same request
+        assert request.signal == number
+    assert signal.getsignal(number) == before
+    assert capsys.readouterr().err.strip() == signals.NOTICE
+
+
+def test_a_second_interrupt_ends_at_once_and_a_second_sigterm_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(signals, "SAME_REQUEST", -1.0)
+    with StopRequest() as request:
+        send(signal.SIGTERM)
+        send(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)
+        assert request.signal == signal.SIGTERM
+
+
+def test_in_another_thread_nothing_is_handled() -> None:
+    before = signal.getsignal(signal.SIGINT)
+
+    def work() -> None:
+        with StopRequest():
+            pass
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_the_exit_code_is_the_shells() -> None:
+    assert stopped(signal.SIGTERM, 3).exit_code == 143
+    assert stopped(signal.SIGINT, 3).exit_code == 130
+
+
+def test_sigterm_outside_of_training_closes_what_is_open() -> None:
+    program = """
+import os, signal, tempfile
+from rlhf.runs.signals import end_cleanly_on_sigterm
+end_cleanly_on_sigterm()
+with tempfile.TemporaryDirectory() as folder:
+    print(folder, flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+print("went on")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 143 and "went on" not in done.stdout and done.stderr == ""
+    assert not os.path.exists(done.stdout.strip())  # noqa: PTH110
