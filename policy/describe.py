@@ -1,4 +1,4 @@
-"""A run's algorithm in words: for a dry run, and for the card of a policy."""
+"""A run's algorithm, rewards and roles in words, for a dry run."""
 
 from __future__ import annotations
 
@@ -7,13 +7,6 @@ from policy.update.kl import trl_beta
 from rlhf.config.algorithm import AlgorithmConfig
 from rlhf.config.policy import PolicyConfig
 
-USE_ADAPTER = """from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE), FOLDER)"""
-USE_WHOLE = """from transformers import AutoModelForCausalLM
-
-model = AutoModelForCausalLM.from_pretrained(FOLDER)"""
 EXAMPLE_KL = 0.05
 """Nats a token at which `abs` is compared with k1 in a dry run: their ratio is not the same everywhere."""
 GRADIENTS = {
@@ -100,41 +93,3 @@ def reward_words(config: PolicyConfig) -> str:
         source.words() if source.weight == 1 else f"{source.weight:g} x {source.words()}"
         for source in config.reward
     )
-
-
-def card_text(config: PolicyConfig) -> str:
-    """What README.md of a policy's folder says."""
-    algorithm, kl = config.algorithm, config.algorithm.kl
-    samples = config.rollouts.samples_per_prompt
-    siblings = f"with a leave-one-out baseline over {samples} answers a prompt"
-    how = {
-        "reinforce": f"REINFORCE {siblings}",
-        "rloo": f"RLOO {siblings}",
-        "ppo": f"PPO with a critic on the same base and {samples} answers a prompt",
-    }[algorithm.name]
-    begun = (
-        ""
-        if config.start is None
-        else f", begun from the policy `{config.start}`, which is the reference too"
-    )
-    whole = config.adapter is None
-    library, what, use = (
-        ("transformers", "A whole model, all weights of which were", USE_WHOLE)
-        if whole
-        else ("peft", "A LoRA adapter", USE_ADAPTER)
-    )
-    return f"""---
-base_model: {config.model.base}
-library_name: {library}
-pipeline_tag: text-generation
----
-# Aligned policy
-
-{what} trained for at most {config.steps} updates by {how}{begun},
-against the reward `{reward_words(config)}`, with {kl.coefficient:g} x {kl.reduction} of {kl.estimator} as KL penalty in the {kl.placement}.
-eval.json of the run holds reward, KL and length before and after, on held-out prompts.
-
-```python
-{use}
-```
-"""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
+from policy.card import generate_code
 from rlhf.adapters.merging import (
     TOLERANCES,
     Verification,
@@ -21,8 +22,9 @@ from rlhf.adapters.merging import (
 )
 from rlhf.adapters.storage import read_policy
 from rlhf.core.records import Conversation
+from rlhf.models.card import CARD, license_line, render_card
 from rlhf.models.chat import Chat
-from rlhf.models.embedded import known_as, resolve_base
+from rlhf.models.embedded import resolve_base
 from rlhf.models.loading import POLICY, PeftModel, load_causal
 from rlhf.runs.folder import atomic_folder
 
@@ -75,7 +77,7 @@ def export_policy(
         found = verify(
             "log-probabilities", differences, TOLERANCES[dtype] if tolerance is None else tolerance
         )
-        (folder / "README.md").write_text(_card_text(card, dtype, output, found), encoding="utf-8")
+        (folder / CARD).write_text(_card_text(card, dtype, output, found), encoding="utf-8")
     return found
 
 
@@ -105,29 +107,16 @@ def own_generation_config(base: str, revision: str | None, chat: Chat) -> Genera
 
 
 def _card_text(card: Mapping[str, Any], dtype: str, output: Path, found: Verification) -> str:
-    return f"""---
-base_model: {known_as(card["base"])}
-library_name: transformers
-pipeline_tag: text-generation
----
-# Aligned policy, merged
-
-Base and adapter as plain {dtype} weights, without an adapter.
-
-{trained_on(card)}Before and after the merge, computed in float32, the log-probabilities of a conversation's tokens differ in the mean by at
-most {found}, in nats.
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-folder = {str(output)!r}
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder)
-messages = [{{"role": "user", "content": "Tell me about tea."}}]
-ids = tokenizer.apply_chat_template(
-    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-)
-answer = model.generate(**ids, max_new_tokens=64)[0, ids["input_ids"].shape[1] :]
-print(tokenizer.decode(answer, skip_special_tokens=True))
-```
-"""
+    return render_card(
+        base=card["base"],
+        task="text-generation",
+        library="transformers",
+        title="Aligned policy, merged",
+        summary=f"Base and adapter as plain {dtype} weights, without an adapter.",
+        code=generate_code(output),
+        sections={
+            "Merge": f"{trained_on(card)}Before and after the merge, computed in float32, the log-probabilities of a "
+            f"conversation's tokens differ in the mean by at most {found}, in nats.",
+            "License": license_line(card["base"]),
+        },
+    )

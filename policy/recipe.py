@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, set_seed
 
+from policy.card import write_card
 from policy.describe import describe_algorithm, describe_rewards, describe_roles
 from policy.evaluation.held_out import Answer, answer_prompts, compare
 from policy.rewards.build import RewardBuilder
@@ -119,6 +120,8 @@ def align_policy(config: PolicyConfig, *, resume: bool = False, after: AfterTrai
         def write_evaluation() -> None:
             compared = {} if answers is None else compare(data.held_out, before, answers, config.seed)
             run.write_json("eval.json", compared | {"stopped": stopped} | steps.as_dict())
+            if compared and run.final.exists():
+                write_card(run.final, config, data.training, data.drops, compared)
 
         steps.on_main("eval.json", write_evaluation)
     if after is None:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
-from policy.describe import card_text
+from policy.card import card_text
 from policy.export import own_generation_config
 from rlhf.config.policy import PolicyConfig
 from rlhf.distributed import processes
+from rlhf.models.card import CARD
 from rlhf.models.chat import Chat
 from rlhf.models.embedded import resolve_base
 from rlhf.models.loading import POLICY, TRAINED_WHOLE, base_of, fingerprint
@@ -48,7 +49,7 @@ def save_final(config: PolicyConfig, model: Any, chat: Chat, final: Path) -> Non
                 model.save_pretrained(str(folder), selected_adapters=[POLICY], state_dict=weights)
                 (folder / "policy.json").write_text(json.dumps(card, indent=1), encoding="utf-8")
             chat.save_tokenizer(folder)
-            (folder / "README.md").write_text(card_text(config), encoding="utf-8")
+            (folder / CARD).write_text(card_text(config, run.final), encoding="utf-8")
 
     processes.on_main(write)
 

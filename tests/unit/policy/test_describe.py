@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from policy.describe import card_text, describe_algorithm, describe_roles
+from policy.describe import describe_algorithm, describe_roles
 from rlhf.config.algorithm import AlgorithmConfig
 from rlhf.config.policy import PolicyConfig
 
@@ -61,20 +61,6 @@ def test_the_roles_beside_the_policy() -> None:
         "Passes over the answers of an update: 3, each with a step of policy and critic",
     ]
     assert "begins as runs/r/final; " in describe_roles(config(algorithm={"name": "ppo"}))[1]
-
-
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("reinforce", "by REINFORCE with a leave-one-out baseline over 4 answers a prompt,"),
-        ("rloo", "by RLOO with a leave-one-out baseline over 4 answers a prompt,"),
-        ("ppo", "by PPO with a critic on the same base and 4 answers a prompt,"),
-    ],
-)
-def test_the_card_names_the_algorithm(name: str, said: str) -> None:
-    assert said in card_text(config(algorithm={"name": name}))
-    begun = card_text(config(algorithm={"name": name}, start="runs/1/final"))
-    assert "begun from the policy `runs/1/final`, which is the reference too" in begun
 
 
 def test_what_else_there_is_to_say() -> None:
