@@ -49,7 +49,7 @@ def save_final(config: PolicyConfig, model: Any, chat: Chat, final: Path) -> Non
                 model.save_pretrained(str(folder), selected_adapters=[POLICY], state_dict=weights)
                 (folder / "policy.json").write_text(json.dumps(card, indent=1), encoding="utf-8")
             chat.save_tokenizer(folder)
-            (folder / CARD).write_text(card_text(config, run.final), encoding="utf-8")
+            (folder / CARD).write_text(card_text(config, final), encoding="utf-8")
 
     processes.on_main(write)
 
