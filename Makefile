@@ -17,7 +17,7 @@ $(if $(wildcard $(LOCK)),,$(error BACKEND is '$(BACKEND)'; allowed are cpu and g
 STAMP   := .venv/.installed-$(shell { cat $(INPUTS); pwd; } | sha256sum | cut -c1-16)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow bench check format lock clean
+.PHONY: help venv demo test test-slow test-gpu bench bench-gpu check format lock clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -55,6 +55,13 @@ bench: $(STAMP)  ## side by side with TRL: speed, memory, scaling (an hour on 2 
 
 test-slow: $(STAMP)  ## the tests that `make test` leaves out
 	$(BIN)/$(PYTEST) -m slow $(PYTEST_ARGS)
+
+test-gpu: $(STAMP)  ## on a machine with an NVIDIA GPU: numbers, commands, FSDP2 with NCCL (BACKEND=gpu)
+	$(BIN)/python -m pytest -m gpu tests/gpu $(PYTEST_ARGS)
+
+bench-gpu: $(STAMP)  ## beside TRL on an NVIDIA GPU, into benchmarks/gpu/ (BACKEND=gpu; BENCH_ARGS="--kind 8b")
+	$(BIN)/python benchmarks/gpu_check.py $(BENCH_ARGS)
+	$(BIN)/python benchmarks/gpu_bench.py $(BENCH_ARGS)
 
 check: $(STAMP)  ## format, lint, strict types, import rules
 	$(BIN)/python -m ruff format --check .

@@ -28,7 +28,17 @@ Handler = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """Answers one request of a side: JSON in, JSON out."""
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
-CLOCKS: Mapping[str, Callable[[], float]] = {"wall": time.perf_counter, "processor": time.process_time}
+
+
+def wall_clock() -> float:
+    """Seconds, once the GPU has finished what is queued: without that the clock shows when kernels were launched."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+CLOCKS: Mapping[str, Callable[[], float]] = {"wall": wall_clock, "processor": time.process_time}
 
 
 def arguments(doc: str | None) -> argparse.ArgumentParser:
@@ -134,8 +144,22 @@ def serve(side: Callable[[Mapping[str, Any]], Handler]) -> None:
     os._exit(0)  # engines with threads of their own do not always end
 
 
+def on_gpu() -> bool:
+    """Whether the sides compute on a GPU, where sizes that suit a CPU would measure launches alone."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def memory() -> dict[str, int]:
-    """Bytes this process holds now, and held at most since `forget_peak`."""
+    """Bytes this process holds now, and held at most since `forget_peak`: of the GPU where there is one, with what its allocator reserved."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return {
+            "resident": torch.cuda.memory_allocated(),
+            "peak": torch.cuda.max_memory_allocated(),
+            "reserved": torch.cuda.max_memory_reserved(),
+        }
     fields = dict(
         line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line
     )
@@ -147,6 +171,9 @@ MEMORY = {"resident": "VmRSS", "peak": "VmHWM"}
 
 def forget_peak() -> None:
     """Count the peak from here on."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -211,7 +238,7 @@ def line(
 
 
 def matmul_peak(clock: str, dtype: str, seconds: float = 0.5) -> float:
-    """GFLOP/s of the fastest of some large matrix products in `dtype` on this machine, now.
+    """GFLOP/s of the fastest of some large matrix products in `dtype` on this machine, or its GPU, now.
 
     With `processor` it is that of one thread's time.
     """
@@ -220,13 +247,16 @@ def matmul_peak(clock: str, dtype: str, seconds: float = 0.5) -> float:
 
     best = 0.0
     now = CLOCKS[clock]
-    for size in (1024, 2048):
-        a, b = (torch.randn(size, size, dtype=getattr(torch, dtype)) for _ in range(2))
+    on_gpu = torch.cuda.is_available()
+    device = "cuda" if on_gpu else "cpu"
+    for size in (8192, 16_384) if on_gpu else (1024, 2048):
+        a, b = (torch.randn(size, size, dtype=getattr(torch, dtype), device=device) for _ in range(2))
         linear(a, b)  # as a layer multiplies
         started, count = now(), 0
         while now() - started < seconds:
-            linear(a, b)
-            count += 1
+            for _ in range(10 if on_gpu else 1):  # or the clock would wait for each
+                linear(a, b)
+                count += 1
         best = max(best, count * 2 * size**3 / (now() - started) / 1e9)
     return best
 
@@ -301,7 +331,7 @@ def unit_of(one: Mapping[str, Any]) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """The processor, its cores and memory, threads, and how busy the machine is."""
+    """The processor, its cores and memory, threads, how busy the machine is, and the GPU where there is one."""
     import torch
 
     model = "unknown"
@@ -309,7 +339,11 @@ def machine() -> dict[str, Any]:
         if row.startswith("model name"):
             model = row.split(":", 1)[1].strip()
     total = int(Path("/proc/meminfo").read_text().split("MemTotal:")[1].split()[0]) * 1024
-    return {
+    gpu: dict[str, Any] = {}
+    if torch.cuda.is_available():
+        found = torch.cuda.get_device_properties(0)
+        gpu = {"gpu": found.name, "gpu_gib": round(found.total_memory / 2**30, 1), "cuda": torch.version.cuda}
+    return gpu | {
         "processor": model,
         "cores": os.cpu_count(),
         "memory_gib": round(total / 2**30, 1),

@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import policy_sides
-from measuring import Side, arguments, fastest, in_turns, line, parse, ratio, serve, write_result
+from measuring import Side, arguments, fastest, in_turns, line, on_gpu, parse, ratio, serve, write_result
 from samples import groups
 
 SIZES: dict[str, Any] = {
@@ -42,6 +42,14 @@ QUICK = {
 }
 MICRO = (4, 8, 16)
 BUDGETS = (512, 1024, 2048)
+GPU_SIZES = SIZES | {
+    "answers": 64,
+    "whole_answers": 64,
+    "longest_prompt": 512,
+    "new_tokens": 512,
+    "whole_new_tokens": 256,
+}
+GPU_BUDGETS = (4096, 8192, 16_384)
 """Answers in one forward pass of TRL's and tokens in one of ours: both sides run with what is fastest at G = 4."""
 SIDES = policy_sides.SIDES
 
@@ -162,10 +170,10 @@ def main() -> None:
     if told.side:
         serve(SIDES[told.side])
         return
-    sizes = SIZES | (QUICK if told.quick else {})
+    sizes = (GPU_SIZES if on_gpu() else SIZES) | (QUICK if told.quick else {})
     lines, details = [], dict[str, Any]()
     settings: Mapping[str, Sequence[int]] = {
-        "ours": BUDGETS,
+        "ours": GPU_BUDGETS if on_gpu() else BUDGETS,
         "trl": [one for one in MICRO if one <= sizes["answers"]],
     }
     for group in sizes["group_sizes"]:

@@ -28,6 +28,7 @@ from measuring import (
     in_turns,
     line,
     matmul_peak,
+    on_gpu,
     parse,
     ratio,
     serve,
@@ -42,6 +43,8 @@ SIZES = {"limit": 2000, "longest": 512, "update": 16, "updates": 3, "rounds": 3,
 QUICK = {"limit": 60, "longest": 256, "update": 4, "updates": 2, "rounds": 1, "exact_pairs": 2}
 MICRO = (2, 4, 8, 16)
 BUDGETS = (512, 1024, 2048)
+GPU_SIZES = {"limit": 4000, "longest": 2048, "update": 32, "updates": 3, "rounds": 3, "exact_pairs": 3}
+GPU_BUDGETS = (4096, 8192, 16_384)
 """Pairs in one forward pass of TRL's and tokens in one of ours: both sides run with what is fastest on the middle update."""
 
 
@@ -204,7 +207,7 @@ def measure(told: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, A
     """The lines of the table, and what lies behind them."""
     from rlhf.models.chat import Chat
 
-    sizes = SIZES | (QUICK if told.quick else {})
+    sizes = (GPU_SIZES if on_gpu() else SIZES) | (QUICK if told.quick else {})
     items = samples.pairs(told.data, Chat.load(told.base), limit=sizes["limit"], longest=sizes["longest"])
     everything = [samples.sides_of(item) for item in items]
     size = sizes["update"]
@@ -226,7 +229,8 @@ def measure(told: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, A
             lambda one: sides["trl"].ask(updates=middle, micro=one), [one for one in MICRO if one <= size]
         )
         budget, budgets = fastest(
-            lambda one: sides["ours"].ask(updates=middle, tokens_per_batch=one), BUDGETS
+            lambda one: sides["ours"].ask(updates=middle, tokens_per_batch=one),
+            GPU_BUDGETS if on_gpu() else BUDGETS,
         )
         print(
             f"Fastest: TRL with {micro} pairs a micro-batch, ours with {budget} tokens a batch.", flush=True

@@ -26,9 +26,16 @@ def preferences(data: Path | None, limit: int) -> list[Preference]:
     """Some preferences, the same every time."""
     if data is None:
         source = DataSource(path="demo", format="helpsteer2-preference", annotations="raw", limit=limit)
+    elif is_helpsteer(data):
+        source = DataSource(path=str(data), format="helpsteer2-preference", limit=limit)
     else:
         source = DataSource(path=str(data / "preferences.jsonl.gz"), where=dict(PAIR_SOURCES), limit=limit)
     return load_preferences([source], seed=0, max_spread=2)[0]
+
+
+def is_helpsteer(data: Path) -> bool:
+    """Whether a folder is laid out as nvidia/HelpSteer2, as `read_and_tokenise.make_files` does."""
+    return (data / "preference").is_dir()
 
 
 def pairs(data: Path | None, chat: Chat, *, limit: int, longest: int) -> list[Item]:
@@ -55,7 +62,10 @@ def groups(
     """
     path = "demo" if data is None else str(data / "prompts.jsonl.gz")
     where = {} if data is None else dict(PROMPT_SOURCES)
-    found, _ = load_prompts([DataSource(path=path, where=where, limit=max(200, 20 * prompts))], seed=0)
+    source = DataSource(path=path, where=where, limit=max(200, 20 * prompts))
+    if data is not None and is_helpsteer(data):
+        source = DataSource(path=str(data), format="helpsteer2-preference", limit=source.limit)
+    found, _ = load_prompts([source], seed=0)
     fitting = [p for p in found if len(chat.prompt_ids(p.messages)) <= longest_prompt][:prompts]
     texts = [
         text

@@ -51,6 +51,7 @@ from rlhf.models.loading import LoraConfig, base_of, fingerprint, fit_targets, l
 from rlhf.runs import checkpoints
 from rlhf.runs.after import AfterTraining
 from rlhf.runs.folder import RunFolder
+from rlhf.runs.gpu_memory import phase
 from rlhf.runs.inputs import Input, check_inputs, inputs_of
 from rlhf.runs.progress import Progress, close_live_lines
 
@@ -197,6 +198,7 @@ def load_data(config: PolicyConfig, chat: Chat) -> PromptData:
     return PromptData(training, kept_back, drops)
 
 
+@phase("loading")
 def build_trainer(
     config: PolicyConfig, chat: Chat, prompts: Sequence[Prompt], run: RunFolder
 ) -> PolicyTrainer:
@@ -369,6 +371,7 @@ class Evaluation:
     def __init__(self, config: PolicyConfig, trainer: PolicyTrainer, prompts: Sequence[Prompt]) -> None:
         self.config, self.trainer, self.prompts = config, trainer, prompts
 
+    @phase("rollouts")
     def answers(self) -> list[list[Answer]]:
         """Answers of the policy as it is now; the prompts are dealt out to the processes, if there is one for each."""
         samples = self.config.evaluation.samples

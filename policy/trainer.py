@@ -40,11 +40,12 @@ from policy.update.experience import Answers, Experience, sample, score_answers
 from policy.update.gathering import gather_probes, gather_statistics, gather_times
 from policy.update.passes import idle_passes, measuring_passes, reference_logps
 from policy.update.rows import Row, pack_groups, token_logps
-from policy.update.statistics import UpdateStatistics, check_update, gold_scores
+from policy.update.statistics import UpdateStatistics, check_update, gold_scores, start_bound
 from policy.update.step import Update
 from rlhf.config.algorithm import AlgorithmConfig
 from rlhf.config.rewards import ShapingConfig
 from rlhf.config.rollouts import ImportanceConfig, RolloutConfig
+from rlhf.core.formats import compute_dtype
 from rlhf.core.records import Prompt
 from rlhf.distributed import processes
 from rlhf.distributed.sharding import finish_kernels, is_fsdp, is_requested, missing_passes, reshard
@@ -55,6 +56,7 @@ from rlhf.models.chat import Chat
 from rlhf.models.forwards import enable_packed_logprobs
 from rlhf.models.loading import CRITIC, base_of, role, upcast_trainable
 from rlhf.runs.checkpoints import SafeCheckpoints, trainable_state
+from rlhf.runs.gpu_memory import phase
 
 
 @dataclass(frozen=True)
@@ -150,8 +152,11 @@ class PolicyTrainer(DistributedTrainerMixin, SafeCheckpoints, RLOOTrainer):
         """Sample and score the answers of one update."""
         prompts = [self.prompts[int(row["prompt"])] for row in generation_batch[:: self.num_generations]]
         held_out = None if self.state.global_step % self.held_out_every else self.held_out
-        return score_answers(self._sample(prompts), prompts, self.rewards, held_out)
+        answers = self._sample(prompts)
+        with phase("scoring"):
+            return score_answers(answers, prompts, self.rewards, held_out)
 
+    @phase("rollouts")
     def _sample(self, prompts: Sequence[Prompt]) -> Answers:
         """Answers by the policy as it is or, where they are made ahead, as it was an update before."""
         step, samples, ids = self.state.global_step, self.num_generations, self._prompt_ids(prompts)
@@ -169,6 +174,7 @@ class PolicyTrainer(DistributedTrainerMixin, SafeCheckpoints, RLOOTrainer):
     def _sampling_seed(self, step: int) -> int:
         return seed_of(self.args.seed, step, self.accelerator.process_index)
 
+    @phase("update")
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: object = None) -> Tensor:
         """One update: sample, score, then train on each packed row, in as many epochs as the algorithm has."""
         model.train()
@@ -334,7 +340,8 @@ class PolicyTrainer(DistributedTrainerMixin, SafeCheckpoints, RLOOTrainer):
         number, times = self.state.global_step + 1, gather_times(times)
         prompts = [prompt for own in processes.all_gather(list(prompts)) for prompt in own]
         figures = statistics.figures(update.coefficient) | update.own_figures | probe.figures()
-        check_update(number, figures)
+        bound = start_bound(compute_dtype(base_of(self.model)), on_gpu=self.args.device.type == "cuda")
+        check_update(number, figures, bound)
         probe.check(self.rollouts.logprob_bound, f"at update {number}")
         golds = gold_scores(prompts, statistics.rollouts)
         if known := [gold for gold in golds if gold is not None]:

@@ -54,6 +54,7 @@ from rlhf.models.loading import (
 from rlhf.runs import checkpoints
 from rlhf.runs.after import AfterTraining
 from rlhf.runs.folder import RunFolder
+from rlhf.runs.gpu_memory import phase
 from rlhf.runs.inputs import Input, check_inputs, inputs_of
 from rlhf.runs.progress import Progress
 
@@ -170,6 +171,7 @@ def check_base(config: RewardConfig) -> list[str]:
     )
 
 
+@phase("loading")
 def build_model(config: RewardConfig, chat: Chat) -> PeftModel:
     """The base as a classifier, with a fresh adapter and head."""
     model = load_classifier(

@@ -33,6 +33,7 @@ from rlhf.kernels.packing_check import one_per_row
 from rlhf.models.forwards import packed_inputs
 from rlhf.models.loading import PeftModel
 from rlhf.runs.checkpoints import SafeCheckpoints, best_file, load_trainable, save_trainable
+from rlhf.runs.gpu_memory import phase
 
 REWARD_INDEX = 0  # the first attribute is the reward
 
@@ -98,6 +99,7 @@ class HybridRewardTrainer(DistributedTrainerMixin, SafeCheckpoints, RewardTraine
         model.config.label2id = {name: index for index, name in labels.items()}
         self.remove_callback(PrinterCallback)
 
+    @phase("update")
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: object = None) -> Tensor:
         """One update: forward and backward over each packed row of the batch."""
         started = time.perf_counter()
@@ -204,6 +206,7 @@ class HybridRewardTrainer(DistributedTrainerMixin, SafeCheckpoints, RewardTraine
         return figures
 
     @torch.no_grad()
+    @phase("validation")
     def evaluate(self, *_: object, **__: object) -> dict[str, float]:
         """Loss, accuracy and squared error on the held-out items; keeps count of the best."""
         self.model.eval()

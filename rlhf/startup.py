@@ -31,6 +31,9 @@ QUIET = {
 PRIVATE = {"HF_HUB_DISABLE_TELEMETRY": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 """Usage statistics of TRL, huggingface_hub and vLLM are off, unless these variables are set to 0."""
 
+ALLOCATOR = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+"""On a GPU rows differ in length, and fixed segments would fragment its memory; vLLM's sleep mode switches it off for itself."""
+
 CHATTY = ("bitsandbytes", "torch._library.triton")
 """Loggers that report optional kernels a machine without a GPU does not have."""
 
@@ -48,6 +51,8 @@ def prepare() -> None:
         os.environ.setdefault(name, value)
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when torch loads OpenMP
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # its older name
+        os.environ.setdefault(*next(iter(ALLOCATOR.items())))
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
     make_streams_safe()

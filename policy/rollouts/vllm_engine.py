@@ -65,7 +65,7 @@ class VLLMEngine:
             kept = kept_weights() if self.takes_weights and not on_gpu else nullcontext()
             with warnings.catch_warnings(), kept:
                 warnings.simplefilter("ignore", FutureWarning)  # as in `_import_vllm`
-                self.engine = LLM(**llm_arguments(settings, on_gpu=on_gpu))
+                self.engine = _start(LLM, llm_arguments(settings, on_gpu=on_gpu))
         self._sleep()
 
     def sync(self, model: PeftModel | PreTrainedModel) -> None:
@@ -167,6 +167,24 @@ class VLLMEngine:
             raise EngineError("vLLM returned an answer without a token.")
         logprobs = [place[token].logprob for token, place in zip(ids, answer.logprobs, strict=True)]
         return as_rollout(prompt, ids, logprobs, self.sampling.stop_ids, self.chat)
+
+
+def _start(llm: Any, arguments: dict[str, Any]) -> Any:
+    """vLLM's engine.
+
+    Raises:
+        EngineError: it finds too little memory for its share of the GPU, or for its cache.
+    """
+    try:
+        return llm(**arguments)
+    except ValueError as error:
+        if "memory" not in str(error).lower() or "gpu_memory_utilization" not in arguments:
+            raise
+        raise EngineError(
+            f"vLLM does not start: {str(error).splitlines()[0]}",
+            allowed="a share that is free when vLLM starts, and holds its copy of the base and one sequence",
+            fix="rollouts.gpu_memory_share=SHARE as `rlhf plan CONFIG --gpus CARDS` names it, or rollouts.engine=transformers",
+        ) from error
 
 
 def _import_vllm(*, cpu: bool) -> Any:

@@ -46,7 +46,10 @@ def command(
             typer.echo(line)
         return
     require_fit(told)
-    with AfterTraining() as after:
+    from rlhf.plan.machine import explained, fit_to_machine
+
+    told = fit_to_machine(told)
+    with explained(told), AfterTraining() as after:
         run = recipe.train_reward(told, resume=resume, after=after)
         after.on_main("the report", lambda: write_report(run))
         after.on_main("the summary", lambda: print_summary(run))

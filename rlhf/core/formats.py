@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from rlhf.core.errors import ModelError
+
 COMPUTE_DTYPE = "computed_in"
 """The attribute of a model whose weights are kept in another format than its products are in."""
 NOTE = "This processor only emulates bfloat16: the base is computed in float32, which is much faster and takes more memory."
@@ -25,7 +27,12 @@ def effective_dtype(dtype: str) -> str:
 
 
 def announce_dtype(dtype: str) -> str:
-    """`effective_dtype`, and one line on the terminal where that is another format than the config names."""
+    """`effective_dtype`, and one line on the terminal where that is another format than the config names.
+
+    Raises:
+        ModelError: bfloat16 on a GPU that has none.
+    """
+    require_bfloat16(dtype)
     computed = effective_dtype(dtype)
     if computed != dtype:
         _say_once()
@@ -41,6 +48,23 @@ def compute_dtype(model: Any) -> torch.dtype:
 def emulates_bfloat16() -> bool:
     """Whether bfloat16 is multiplied in software here: by torch's own rule, which product it calls."""
     return not torch.cuda.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001
+
+
+def require_bfloat16(dtype: str) -> None:
+    """Make sure that the GPU, where there is one, multiplies the format that a config names.
+
+    Raises:
+        ModelError: bfloat16, and the GPU is older than Ampere (compute capability 8.0): V100, T4, RTX 20.
+    """
+    if dtype != "bfloat16" or not torch.cuda.is_available():
+        return
+    major, minor = torch.cuda.get_device_capability()
+    if major < 8:
+        raise ModelError(
+            f"model.dtype is bfloat16, and {torch.cuda.get_device_name()} (compute capability {major}.{minor}) has none.",
+            allowed="float32 on this GPU, or a GPU of compute capability 8.0 (Ampere) or later; float16 is not supported",
+            fix="model.dtype=float32",
+        )
 
 
 @functools.cache

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from rich.table import Table
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.rewards import Source
 from rlhf.plan.changes import Change, WayOut, best_strategy, fits, larger, single_changes, way_out
+from rlhf.plan.defaults import chosen
 from rlhf.plan.gpus import GIB, PRICES_OF
 from rlhf.plan.phases import KINDS, Engine, Phase, Tracer, engine_of, host_bytes, phases, tightest
 from rlhf.plan.request import Assumptions, Request, longest_tree, row_of
@@ -45,6 +46,8 @@ class Plan:
     """vLLM as asked for."""
     host_bytes: int = 0
     """What offloading keeps in a machine's own memory."""
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that a run takes on these GPUs, since its config does not say."""
 
     @property
     def fits(self) -> bool:
@@ -56,15 +59,16 @@ def make_plan(request: Request, tracer: Tracer, told: Assumptions, *, choose: bo
     """Plan a request; with `choose`, find the way the cards share the work first."""
     if choose:
         request = best_strategy(request, tracer)
+    request, taken = chosen(request, tracer)
     found, engine, host = phases(request, tracer), engine_of(request, tracer), host_bytes(request, tracer)
     if fits(found):
-        return Plan(request, told, found, bill(request, tracer, told), [], None, None, engine, host)
+        return Plan(request, told, found, bill(request, tracer, told), [], None, None, engine, host, taken)
     out = way_out(request, tracer)
     beyond = larger(request, tracer) if out is None else None
     runs = out or beyond
     priced = bill(runs.request, tracer, told) if runs else None
     changes = single_changes(request, tracer)
-    return Plan(request, told, found, priced, changes, out, beyond, engine, host)
+    return Plan(request, told, found, priced, changes, out, beyond, engine, host, taken)
 
 
 def gib(size: float) -> str:
@@ -76,6 +80,9 @@ def show(plan: Plan, console: Console) -> None:
     """Print a plan."""
     request = plan.request
     console.print(_title(plan), style="bold")
+    if plan.chosen:
+        words = " ".join(f"{key}={value}" for key, value in plan.chosen.items())
+        console.print(f"Taken on these GPUs, since the config does not say: {words}")
     console.print(f"Highest memory of one card, in GiB{_rows_note(request)}:")
     console.print(memory_table(plan.phases))
     for phase in plan.phases:
@@ -249,6 +256,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "parallel": request.strategy,
         "host_bytes": plan.host_bytes,
         "row_tokens": row_of(request.config).tokens,
+        "chosen": dict(plan.chosen),
         "fits": plan.fits,
         "phases": [_phase_json(phase) for phase in plan.phases],
         "changes": [vars(change) for change in plan.changes],

@@ -36,6 +36,8 @@ HALF_WRITTEN = ".half-written"
 
 MAY_CHANGE = (
     *("output", "steps", "stages.*.max_steps", "stages.*.epochs", "save_every", "threads"),
+    # What only fills the memory of a GPU: numbers agree to rounding.
+    *("tokens_per_batch", "rollouts.gpu_memory_share", "rollouts.max_num_batched_tokens", "rollouts.sleep"),
     *("rollouts.servers*", "rollouts.token_env", "rollouts.adapter_folder", "rollouts.timeout"),
 )
 """Config keys that a resumed run may give another value: how far it goes and where, not what a step does."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
 import torch
 
 from rlhf.core import formats
+from rlhf.core.errors import ModelError
 from rlhf.distributed.trainer_mixin import trainer_settings
 from rlhf.models.loading import autocast, load_causal
 
@@ -59,3 +61,16 @@ def test_a_4_bit_base_computes_in_it(emulated: bool, tiny_base: Path) -> None:
     model = load_causal(str(tiny_base), revision=None, dtype="bfloat16", quantization="nf4")
     layer = model.get_submodule("model.layers.0.mlp.up_proj")
     assert layer.compute_dtype == (torch.float32 if emulated else torch.bfloat16)
+
+
+@pytest.mark.parametrize(("capability", "dtype", "refused"), [
+    ((7, 0), "bfloat16", True), ((7, 5), "bfloat16", True), ((8, 0), "bfloat16", False), ((7, 0), "float32", False),
+])  # fmt: skip
+def test_a_gpu_without_bfloat16_is_refused(
+    capability: tuple[int, int], dtype: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla V100")
+    with pytest.raises(ModelError) if refused else contextlib.nullcontext():
+        formats.require_bfloat16(dtype)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from policy.algorithms.protocol import SampledRow
-from policy.update.statistics import UpdateStatistics, peak_memory_gib
+from policy.update.statistics import UpdateStatistics, check_update, peak_memory_gib, start_bound
+from rlhf.core.errors import DivergenceError
 from rlhf.core.records import Message, Prompt, Rollout
 
 
@@ -150,3 +151,15 @@ def test_missing_rewards_and_further_columns() -> None:
     first, second, _ = gathered.samples(1, [Prompt((Message("user", "Q"),))] * 3, [None] * 3)
     assert (first["reward/gold"], first["reward/held_out"], "missing" in first) == (0.5, 1.0, False)
     assert math.isnan(second["reward"]) and second["missing"] == "gold: no check"
+
+
+def test_policy_and_reference_agree_to_the_rounding_of_their_format() -> None:
+    assert start_bound(torch.bfloat16, on_gpu=False) == start_bound(torch.float32, on_gpu=True) == 1e-4
+    bound = start_bound(torch.bfloat16, on_gpu=True)
+    check_update(1, {"kl/abs_mean": 0.01}, bound)
+    for apart in (0.05, math.nan):
+        with pytest.raises(DivergenceError):
+            check_update(1, {"kl/abs_mean": apart}, bound)
+    with pytest.raises(DivergenceError):
+        check_update(1, {"kl/abs_mean": 0.01})
+    check_update(2, {"kl/abs_mean": 0.5})

@@ -1,0 +1,99 @@
+"""The plan of a run on the very GPUs it starts on: what to take where the config says nothing, and what was expected where memory ran out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from rlhf.config.policy import PolicyConfig
+from rlhf.config.reward import RewardConfig
+from rlhf.core.errors import RlhfError
+from rlhf.distributed import processes
+from rlhf.plan.changes import single_changes
+from rlhf.plan.defaults import chosen
+from rlhf.plan.gpus import GIB, Card, Cluster
+from rlhf.plan.phases import Tracer, phases
+from rlhf.plan.request import Request
+from rlhf.plan.shapes import load_shape
+from rlhf.runs.gpu_memory import GpuMemoryError
+
+Config = TypeVar("Config", RewardConfig, PolicyConfig)
+
+
+def this_cluster() -> Cluster | None:
+    """The GPUs of this run's processes, one each; None without a GPU. Nothing is said of their speed."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    found = torch.cuda.get_device_properties(torch.cuda.current_device())
+    count = processes.world_size()
+    per_node = min(count, int(os.environ.get("LOCAL_WORLD_SIZE", count)))
+    return Cluster(Card(found.name, found.total_memory), per_node, max(1, count // per_node))
+
+
+def this_strategy() -> str:
+    """How the launcher has the processes share the work, as the plan names it."""
+    from rlhf.distributed import sharding
+
+    if sharding.is_requested():
+        offloads = os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true"
+        return "fsdp-offload" if offloads else "fsdp"
+    return "one" if processes.world_size() == 1 else "ddp"
+
+
+def fit_to_machine(config: Config) -> Config:
+    """The config with settings that fit this machine's GPUs where it leaves them unset, said in one line; without a GPU as it is."""
+    cluster = this_cluster()
+    if cluster is None or config.adapter is None:
+        return config
+    request, tracer = _request(config, cluster)
+    fitted, taken = chosen(request, tracer)
+    if taken and processes.is_main():
+        words = " ".join(f"{key}={value}" for key, value in taken.items())
+        print(f"Chosen for {cluster} by the plan, since the config does not say: {words}", flush=True)
+    return fitted.config  # type: ignore[return-value]
+
+
+@contextmanager
+def explained(config: RewardConfig | PolicyConfig) -> Iterator[None]:
+    """Within the block, an error of memory that runs out also says what the plan expected, and the first thing to change.
+
+    Raises:
+        GpuMemoryError: the GPU's memory ran out.
+    """
+    try:
+        yield
+    except GpuMemoryError as error:
+        cluster = this_cluster()
+        if cluster is None or config.adapter is None:
+            raise
+        try:
+            raise _with_plan(error, config, cluster) from error
+        except RlhfError as other:
+            raise (other if isinstance(other, GpuMemoryError) else error) from error
+
+
+def _with_plan(
+    error: GpuMemoryError, config: RewardConfig | PolicyConfig, cluster: Cluster
+) -> GpuMemoryError:
+    request, tracer = _request(config, cluster)
+    found = {phase.name: phase for phase in phases(request, tracer)}
+    expected = found.get(error.phase)
+    planned = "The plan does not know this phase."
+    if expected is not None:
+        verdict = "it should have fitted: another program may hold memory" if expected.fits else "too large"
+        planned = f"The plan expected {expected.total / GIB:.1f} of {expected.card / GIB:.1f} GiB: {verdict}."
+    changes = single_changes(request, tracer)
+    fix = changes[0].what if changes else "a larger GPU"
+    return GpuMemoryError(error.phase, error.cause, planned=planned, fix=fix)
+
+
+def _request(config: RewardConfig | PolicyConfig, cluster: Cluster) -> tuple[Request, Tracer]:
+    tracer = Tracer(load_shape(config.model.base, config.model.revision))
+    servers = None
+    if isinstance(config, PolicyConfig) and config.rollouts.engine == "servers":
+        servers = Cluster(cluster.card, 1, len(config.rollouts.servers))
+    return Request(config, cluster, this_strategy(), servers), tracer

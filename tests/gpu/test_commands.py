@@ -1,0 +1,141 @@
+"""Both commands on a GPU: in bfloat16 and in 4 bits, with every way to sample, killed and resumed, sharded by one process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+Rows = Callable[[Path], list[dict[str, Any]]]
+RESUMED_APART = 0.02
+"""Relative difference of a loss after a resume: kernels on a GPU add in an order of their own (atomics)."""
+
+
+def run(
+    command: str, config: Path, *words: str, launch: str | None = None, folder: Path | None = None
+) -> str:
+    start = [sys.executable, "-m"]
+    if launch is not None:
+        assert folder is not None
+        told = yaml.safe_load((ROOT / "configs" / "launch" / launch).read_text("utf-8")) | {
+            "num_processes": 1
+        }
+        file = folder / launch
+        file.write_text(yaml.safe_dump(told), encoding="utf-8")
+        start += ["accelerate.commands.launch", "--config_file", str(file), "-m"]
+    done = subprocess.run(
+        [*start, "rlhf.cli", command, str(config), *words],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+def base_words(base: Path, quantization: str = "none") -> tuple[str, ...]:
+    return (f"model.base={base}", "model.dtype=bfloat16", f"model.quantization={quantization}")
+
+
+@pytest.fixture(scope="session")
+def trained(
+    gpu_base: Path, reward_config: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """The `final/` folder of a reward model on the base, by its quantization; each is trained once."""
+    made: dict[str, Path] = {}
+
+    def final(quantization: str) -> Path:
+        if quantization not in made:
+            folder = tmp_path_factory.mktemp("reward") / quantization
+            run("train-reward", reward_config, *base_words(gpu_base, quantization), "--output", str(folder))
+            made[quantization] = folder
+        return made[quantization] / "final"
+
+    return final
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_reward_training(trained: Callable[[str], Path], rows: Rows, quantization: str) -> None:
+    lines = rows(trained(quantization).parent)
+    assert sum("loss/total" in line for line in lines) == 9
+    assert all(0 < line["loss/total"] < 20 for line in lines if "loss/total" in line)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "words"),
+    [
+        ("none", ["rollouts.continuous_batching=true"]),
+        ("none", ["rollouts.continuous_batching=false"]),
+        ("nf4", ["rollouts.continuous_batching=true"]),
+        ("none", ["algorithm={name: ppo, critic: {learning_rate: 1.0e-3, warmup_steps: 1}}"]),
+    ],
+    ids=["paged", "padded", "nf4", "ppo"],
+)
+def test_alignment(
+    trained: Callable[[str], Path], gpu_base: Path, policy_config: Path, rows: Rows, tmp_path: Path,
+    quantization: str, words: list[str],
+) -> None:  # fmt: skip
+    reward = f"reward={trained(quantization)}"
+    base = base_words(gpu_base, quantization)
+    run("align-policy", policy_config, reward, *base, *words, "--output", str(tmp_path / "run"))
+    lines = rows(tmp_path / "run")
+    assert len(lines) == 3
+    assert lines[0]["kl/abs_mean"] <= 0.02
+
+
+@pytest.mark.cuda_only
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_alignment_with_vllm(
+    trained: Callable[[str], Path], gpu_base: Path, policy_config: Path, rows: Rows, tmp_path: Path,
+    quantization: str,
+) -> None:  # fmt: skip
+    pytest.importorskip("vllm", reason="vllm is not installed")
+    if quantization == "nf4":
+        pytest.importorskip("vllm_bnb_plugin", reason="vllm-bnb-plugin is not installed")
+    words = ("rollouts.engine=vllm", "rollouts.gpu_memory_share=0.3", "rollouts.sleep=true")
+    reward = f"reward={trained(quantization)}"
+    base = base_words(gpu_base, quantization)
+    run("align-policy", policy_config, reward, *base, *words, "--output", str(tmp_path / "run"))
+    assert all(line["engine/logprob_difference"] < 0.1 for line in rows(tmp_path / "run"))
+
+
+def test_a_resumed_run_agrees_to_rounding(
+    gpu_base: Path, reward_config: Path, rows: Rows, tmp_path: Path
+) -> None:
+    words = (*base_words(gpu_base), "stages.1.max_steps=1")
+    for name in ("straight", "resumed"):
+        first = "stages.0.max_steps=5" if name == "straight" else "stages.0.max_steps=4"
+        run("train-reward", reward_config, *words, first, "--output", str(tmp_path / name))
+    resumed = tmp_path / "resumed"
+    run("train-reward", reward_config, *words, "stages.0.max_steps=5", "--resume", "--output", str(resumed))
+    losses = [
+        [line["loss/total"] for line in rows(tmp_path / name) if line.get("stage") == "ratings"]
+        for name in ("straight", "resumed")
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=RESUMED_APART)
+
+
+@pytest.mark.cuda_only
+@pytest.mark.parametrize(("launch", "quantization"), [("fsdp2.yaml", "none"), ("fsdp2-qlora.yaml", "nf4")])
+def test_one_process_with_fsdp2_and_nccl(
+    trained: Callable[[str], Path], gpu_base: Path, reward_config: Path, rows: Rows, tmp_path: Path,
+    launch: str, quantization: str,
+) -> None:  # fmt: skip
+    """The same losses as without sharding; `fsdp2-qlora.yaml` offloads."""
+    words = (*base_words(gpu_base, quantization), "--output", str(tmp_path / "run"))
+    run("train-reward", reward_config, *words, launch=launch, folder=tmp_path)
+    both = [
+        [line["loss/total"] for line in rows(folder) if "loss/total" in line]
+        for folder in (tmp_path / "run", trained(quantization).parent)
+    ]
+    assert both[0] == pytest.approx(both[1], rel=RESUMED_APART)

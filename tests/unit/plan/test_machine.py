@@ -1,0 +1,68 @@
+"""A run on a GPU that is not there: what it takes, and what it says when memory runs out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlhf.config.reward import RewardConfig
+from rlhf.plan import machine
+from rlhf.plan.gpus import parse_gpus
+from rlhf.runs.gpu_memory import GpuMemoryError, phase
+
+
+@pytest.fixture
+def config(tiny_base: Path) -> RewardConfig:
+    return RewardConfig.model_validate(
+        {
+            "output": "unused",
+            "model": {"base": str(tiny_base), "max_length": 256},
+            "data": {"preferences": [{"path": "demo", "format": "helpsteer2-preference"}]},
+            "stages": [{"name": "pairs", "preference_weight": 1}],
+        }
+    )
+
+
+def test_without_a_gpu_a_config_stays(config: RewardConfig) -> None:
+    assert machine.fit_to_machine(config) is config
+
+
+def test_on_a_gpu_the_choice_is_said(
+    config: RewardConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(machine, "this_cluster", lambda: parse_gpus("1x24GB"))
+    assert machine.fit_to_machine(config).tokens_per_batch == 16_384
+    assert "tokens_per_batch=16384" in capsys.readouterr().out
+
+
+def test_memory_that_runs_out_names_phase_plan_and_change(
+    config: RewardConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @phase("update")
+    def step() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    with pytest.raises(GpuMemoryError) as plain, machine.explained(config):
+        step()
+    assert plain.value.phase == "update"
+    monkeypatch.setattr(machine, "this_cluster", lambda: parse_gpus("1x1GB"))
+    with pytest.raises(GpuMemoryError) as caught, machine.explained(config):
+        step()
+    error = caught.value
+    assert (error.phase, error.exit_code) == ("update", 1)
+    assert "Tried to allocate" in error.found
+    assert "of 0.9 GiB" in error.found
+    assert error.fix
+
+
+def test_the_innermost_phase_counts() -> None:
+    with pytest.raises(GpuMemoryError) as caught, phase("update"), phase("scoring"):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    assert caught.value.phase == "scoring"
+
+
+def test_other_errors_pass() -> None:
+    with pytest.raises(RuntimeError, match="shapes"), phase("update"):
+        raise RuntimeError("shapes")
