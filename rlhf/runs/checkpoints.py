@@ -232,7 +232,11 @@ class SafeCheckpoints:
 
 
 def _moments(model: nn.Module, optimizer: Any) -> dict[str, Tensor]:
-    """AdamW's state by parameter and kind, whole, in the main process; where a part of a parameter is empty there may be none."""
+    """AdamW's state by parameter and kind, whole, in the main process; where a part of a parameter is empty there may be none.
+
+    Not by `torch.distributed.checkpoint.state_dict`: a parameter that has not been stepped yet (the policy in its critic's
+    warm-up) has no state, which `set_optimizer_state_dict` refuses or, not strict, replaces by that of one step.
+    """
     reshard(model)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if zero.is_sharded(model):

@@ -143,6 +143,7 @@ def together(
         if request.param != "ddp":  # the same code as for one process, and minutes are dear
             jobs[f"killed-{kind}"] = {"words": words(kind, folder / f"killed-{kind}"), "kill_at": step}
             jobs["sampled"] = {"words": words("policy", folder / "sampled", "steps=1"), "samples": True}
+    jobs["signalled"] = {"words": words("policy", folder / "signalled"), "signal_at": [1, 1]}
     jobs["refused"] = {"words": words("reward", folder / "refused", "stages.1.batch_size=3")}
     (folder / "occupied").mkdir()
     (folder / "occupied" / "somebody's.txt").write_text("")

@@ -61,6 +61,20 @@ def test_two_processes_give_the_numbers_of_one(together: Together, alone: Path, 
     assert log.name == "rank-1.log" and "rows read" in log.read_text()
 
 
+@EVERY
+def test_a_signal_to_one_process_ends_both_after_the_same_update(
+    together: Together, alone: Path, here: Callable[[Mapping[str, Any]], Mapping[str, Any]], words: Any
+) -> None:
+    folder, outcomes = together
+    run = folder / "signalled"
+    assert [own["signalled"]["exit"] for own in outcomes] == [143, 143]
+    assert [row["step"] for row in figures(run)] == [1, 2]
+    assert (run / "checkpoints" / "step-2").exists() and not (run / "final").exists()
+    assert not list(run.rglob("*.half-written"))
+    assert here({"words": [*words("policy", run), "--resume"]})["exit"] == 0
+    assert_same_run(run, alone / "policy")
+
+
 @WHOLE
 def test_all_weights_are_trained_as_in_one_process(together: Together, alone: Path) -> None:
     folder, outcomes = together

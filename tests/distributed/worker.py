@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -54,7 +56,7 @@ class GivenAnswers:
 
 
 def run(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Type one command; with `kill_at` it ends as if killed, just after it logged that update."""
+    """Type one command; with `kill_at` it ends as if killed, just after it logged that update; with `signal_at` (update, rank) that rank gets SIGTERM there."""
     log, build, shard = RunFolder.metrics, recipe.build_engine, sharding.shard
     seen: list[bool] = []
 
@@ -62,6 +64,8 @@ def run(job: Mapping[str, Any]) -> dict[str, Any]:
         log(self, step, values)
         if step == job.get("kill_at") and "optimizer/lr" in values:
             raise Killed
+        if [step, processes.rank()] == job.get("signal_at"):
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def sharded(model: Any) -> None:
         shard(model)

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -183,3 +188,37 @@ def test_a_spent_kl_budget_ends_the_run_in_good_order(
 
 def test_a_run_that_was_not_ended_early_says_so(run: tuple[Path, str]) -> None:
     assert json.loads((run[0] / "eval.json").read_text())["stopped"] is None
+
+
+def test_sigterm_through_the_real_command_saves_and_leaves_no_temporary_folder(
+    policy_config: Path, tmp_path: Path
+) -> None:
+    run, temporary = tmp_path / "run", tmp_path / "tmp"
+    temporary.mkdir()
+    words = [
+        sys.executable,
+        "-m",
+        "rlhf",
+        "align-policy",
+        str(policy_config),
+        "steps=1000",
+        "save_every=1000",
+    ]
+    process = subprocess.Popen(
+        [*words, "--output", str(run)],
+        env=os.environ | {"TMPDIR": str(temporary)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    until = time.monotonic() + 120
+    while not (run / "metrics.jsonl").exists():
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, printed
+    assert "--resume" in printed and "Traceback" not in printed
+    steps = [row["step"] for row in lines(run / "metrics.jsonl")]
+    assert (run / "checkpoints" / f"step-{steps[-1]}").exists()
+    assert not list(temporary.iterdir()) and not list(run.rglob("*.half-written"))

@@ -10,6 +10,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 
 from rlhf.core.errors import OutputError
 from rlhf.runs import checkpoints
@@ -156,3 +161,38 @@ def test_weights_of_another_adapter_are_refused(tmp_path: Path) -> None:
         checkpoints.load_trainable(
             nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1)), file
         )  # more is trained here
+
+
+def still(optimizer_of: Bench) -> list[Any]:
+    """AdamW's step of weight and bias."""
+    return [optimizer_of.optimizer.state[p].get("step") for p in optimizer_of.model[1].parameters()]
+
+
+def test_what_was_not_stepped_yet_has_no_moments_afterwards_either(tmp_path: Path) -> None:
+    """As a policy in its critic's warm-up: an invented first step would change the bias correction of all later ones."""
+    bench = Bench(tmp_path)
+    bench.model[1].bias.grad = torch.ones(1)
+    bench.optimizer.step()
+    bench.optimizer.step()
+    bench.save()
+    resumed = Bench(tmp_path / "other")
+    resumed.load(tmp_path / "step-0")
+    assert still(bench) == still(resumed) == [None, torch.tensor(2.0)]
+
+
+def test_why_torchs_own_optimizer_state_does_not_do(tmp_path: Path) -> None:
+    """It refuses such a state, or invents one. When this fails, torch does it, and `_moments` can go."""
+    bench, resumed = Bench(tmp_path), Bench(tmp_path)
+    bench.model[1].bias.grad = torch.ones(1)
+    bench.optimizer.step()
+    bench.optimizer.step()
+    saved = get_optimizer_state_dict(
+        bench.model, bench.optimizer, options=StateDictOptions(full_state_dict=True)
+    )
+    with pytest.raises(RuntimeError, match="Missing optimizer state"):
+        set_optimizer_state_dict(
+            resumed.model, resumed.optimizer, saved, options=StateDictOptions(full_state_dict=True)
+        )
+    loose = StateDictOptions(full_state_dict=True, strict=False)
+    set_optimizer_state_dict(resumed.model, resumed.optimizer, saved, options=loose)
+    assert still(resumed) == [torch.tensor(1.0), torch.tensor(2.0)]
