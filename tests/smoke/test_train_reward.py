@@ -105,11 +105,12 @@ def test_checkpoints_hold_no_pickle(run: tuple[Path, str]) -> None:
     assert sorted(entry.name for entry in checkpoints.iterdir()) == [
         "best-pairs.safetensors",
         "best-ratings.safetensors",
+        "model",  # what all checkpoints share
         "step-7",
         "step-9",
     ]  # the last two
     suffixes = {file.suffix for file in checkpoints.rglob("*") if file.is_file()}
-    assert suffixes == {".safetensors", ".json"}
+    assert suffixes == {".safetensors", ".json", ".jinja", ".md"}
 
 
 def test_the_model_is_the_best_of_its_last_stage_and_scores(run: tuple[Path, str]) -> None:
