@@ -1,8 +1,9 @@
 """Attention of packed rows: every token looks at the trunk of its tree and at its own branch, and no other product is computed.
 
 transformers' models call the attention function that their config names; `packed` is ours. Given the `blocks` of a packed batch, which
-`packed_inputs` sends along on a CPU, it multiplies each block of queries with the keys it sees. Without them
-(generation, padded batches, GPUs) it is transformers' own `sdpa`, with the mask where there is one.
+`rlhf.kernels.inputs` sends along on a CPU, it multiplies each block of queries with the keys it sees. On a GPU they are the masks of
+FlexAttention (`rlhf.kernels.flex`). Without them (generation, padded batches) it is transformers' own `sdpa`, with the mask
+where there is one.
 
 On a CPU this replaces torch's fused kernel, whose bfloat16 products run at a fifth of what a plain matrix product reaches
 (`benchmarks/attention.py`). Probabilities are kept for the backward pass where tokens see few others, and made again where they see many,
@@ -16,16 +17,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.utils.logging import get_logger
 
+from rlhf.kernels import flex
 from rlhf.kernels.packing import PackedBatch, Span
 
 PACKED = "packed"
@@ -132,18 +136,6 @@ def _filled(parts: tuple[slice, ...], tokens: int) -> tuple[slice, ...]:
     return (*before, slice(last.start, stop)) if stop <= tokens else parts
 
 
-def packed_inputs(batch: PackedBatch) -> dict[str, Any]:
-    """A batch as the arguments of a transformers model: rows of one sequence need no mask besides the causal one."""
-    if batch.one_per_row:
-        return {"input_ids": batch.ids_RT, "position_ids": batch.positions_RT}
-    return {
-        "input_ids": batch.ids_RT,
-        "position_ids": batch.positions_RT,
-        "attention_mask": batch.mask_R1TT(),
-        "blocks": blocks_of(batch),
-    }
-
-
 def enable(model: PreTrainedModel) -> None:
     """Let a model attend by this file; one that cannot keeps its own attention, and transformers says so in a line."""
     model.set_attn_implementation(PACKED)
@@ -163,12 +155,17 @@ def packed_attention(
     *,
     dropout: float = 0.0,
     scaling: float | None = None,
-    blocks: Sequence[Block] | None = None,
+    blocks: Sequence[Block] | flex.FlexMasks | None = None,
     **extra: Any,
 ) -> tuple[Tensor, None]:
     """What transformers calls: (output_RTHD, None) of query_RHTD, key_RKTD and value_RKTD."""
     window = extra.get("sliding_window")
     added = [name for name in OWN_WAYS if extra.get(name) is not None]
+    if isinstance(blocks, flex.FlexMasks):
+        if flex.fits(query, dropout):
+            q_RHTD, k_RKTD, v_RKTD = _as_autocast(query, key, value)
+            return flex.attend(module, q_RHTD, k_RKTD, v_RKTD, blocks, window, scaling=scaling, **extra)
+        attention_mask, blocks = blocks.dense_R1TT(), []
     windowed = False
     if blocks is not None and attention_mask is not None and window and window < query.shape[2]:
         attention_mask, windowed = _within(attention_mask, extra["position_ids"], window), True
@@ -180,14 +177,28 @@ def packed_attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **extra
         )
     if not blocks or windowed or dropout:
-        return sdpa_attention_forward(  # type: ignore[no-any-return]
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **extra
-        )
-    if torch.is_autocast_enabled(query.device.type):
-        dtype = torch.get_autocast_dtype(query.device.type)
-        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+        with _without_cudnn(query, attention_mask):
+            return sdpa_attention_forward(  # type: ignore[no-any-return]
+                module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **extra
+            )
+    query, key, value = _as_autocast(query, key, value)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return blockwise_attention(query, key, value, blocks, scale), None
+
+
+def _without_cudnn(query: Tensor, mask: Tensor | None) -> AbstractContextManager[Any]:
+    """With a mask on a GPU, cuDNN would plan for every new row length: 20 to 40 ms each."""
+    if mask is None or query.device.type != "cuda":
+        return nullcontext()
+    return sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+
+
+def _as_autocast(*tensors: Tensor) -> list[Tensor]:
+    """The tensors in autocast's format, where it is on."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return list(tensors)
+    return [tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors]
 
 
 def _eager_attention(

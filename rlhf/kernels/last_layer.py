@@ -20,6 +20,8 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rlhf.kernels.inputs import inputs_for
+
 LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
 """Classes of transformers whose forward is that of `LlamaDecoderLayer`, word for word: a test reads them."""
 
@@ -39,6 +41,7 @@ def read_states(body: Any, read_at: ReadAt, *args: Any, **inputs: Any) -> Tensor
     forward = getattr(_last(body), "forward", None)
     if getattr(forward, "__func__", None) is not _forward:
         return pick_states(body, read_at, *args, **inputs)
+    inputs = inputs_for(body, inputs)
     return body(*args, **inputs, read_at=read_at, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
 
 
@@ -54,6 +57,7 @@ def every_state(body: Any, *args: Any, **inputs: Any) -> Tensor:
     """
     if "position_ids" not in inspect.signature(body.forward).parameters:
         inputs.pop("position_ids", None)
+    inputs = inputs_for(body, inputs)
     return body(*args, **inputs, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
 
 

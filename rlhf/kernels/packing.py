@@ -19,7 +19,8 @@ import dataclasses
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -122,6 +123,8 @@ class PackedBatch:
     """Beginnings, trunks and branches of each row, from left to right: what the mask says, by where it changes."""
     one_per_row: bool = False
     """Whether each row is one sequence, which plain causal attention computes."""
+    kept: dict[str, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
+    """What attention makes of a batch once, for all passes over it."""
 
     def mask_R1TT(self) -> Tensor:
         """The attention mask, True where a token may look: [R, 1, T query, T key]."""

@@ -23,7 +23,8 @@ from transformers import PreTrainedModel
 
 from rlhf.core.errors import ModelError
 from rlhf.distributed import processes
-from rlhf.kernels.attention import PACKED, packed_inputs
+from rlhf.kernels.attention import PACKED
+from rlhf.kernels.inputs import packed_inputs
 from rlhf.kernels.last_layer import every_state
 from rlhf.kernels.packing import PackedBatch, Tree, pack
 

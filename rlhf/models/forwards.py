@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from rlhf.core.errors import ModelError
 from rlhf.distributed.sharding import full_tensor, through_root
-from rlhf.kernels.attention import packed_inputs as packed_inputs
+from rlhf.kernels.inputs import packed_inputs as packed_inputs
 from rlhf.kernels.last_layer import read_states
 from rlhf.kernels.logprobs import token_logprobs
 from rlhf.kernels.packing import PackedBatch

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlhf.kernels import attention, layers, packing_check
-from rlhf.kernels.attention import packed_inputs
+from rlhf.kernels.inputs import packed_inputs
 from rlhf.kernels.last_layer import every_state
 from rlhf.kernels.packing import Tree, pack
 from rlhf.kernels.packing_check import DECISION, decide_packing, largest_difference, one_per_row

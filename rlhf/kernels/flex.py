@@ -1,0 +1,136 @@
+"""FlexAttention over packed rows: a BlockMask from the spans of a batch, made once per batch.
+
+A block of 128 x 128 tokens is skipped where no query sees a key, computed without a mask where all see all, and with
+`mask_mod` elsewhere. Row lengths are multiples of 128 on GPUs (`rlhf.kernels.packing`), so that few shapes are compiled.
+Not yet tested on a GPU: here the mask and the forward pass are compared with dense SDPA on a CPU, where FlexAttention has
+no backward pass.
+
+Shapes: R rows, T tokens, B blocks of a row (T = 128 B).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+from transformers.integrations.flex_attention import flex_attention_forward
+from transformers.utils.logging import get_logger
+
+from rlhf.kernels.packing import PADDING, SHARED, PackedBatch
+
+BLOCK = 128
+SMALLEST_HEAD = 16
+"""Units of a head that Triton's matrix products need."""
+OLDEST_GPU = (8, 0)
+"""Compute capability: Ampere."""
+
+MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+logger = get_logger(__name__)
+
+
+class FlexMasks:
+    """The masks of a packed batch, by sliding window; each is made when a layer first needs it, and kept."""
+
+    def __init__(self, batch: PackedBatch) -> None:
+        self.batch = batch
+        self._counts_RBB = seen_pairs(batch).to(batch.ids_RT.device)
+        self._masks: dict[int | None, BlockMask] = {}
+
+    def within(self, window: int | None) -> BlockMask:
+        """The mask of a layer that sees the last `window` tokens only; None is all."""
+        if window not in self._masks:
+            some_RBB = self._counts_RBB > 0
+            # Inside a window, which blocks are whole is not counted: each is computed with its mask.
+            all_RBB = self._counts_RBB == BLOCK**2 if window is None else torch.zeros_like(some_RBB)
+            self._masks[window] = BlockMask.from_kv_blocks(
+                *_ordered(some_RBB & ~all_RBB),
+                *_ordered(all_RBB),
+                BLOCK_SIZE=BLOCK,
+                mask_mod=mask_mod(self.batch, window),
+            )
+        return self._masks[window]
+
+    def dense_R1TT(self) -> Tensor:
+        """The same without a window as a tensor of booleans, for other kernels."""
+        return self.batch.mask_R1TT()
+
+
+@functools.cache
+def is_usable(device: torch.device) -> bool:
+    """Whether packed rows on this device go through FlexAttention; says so once where they do not."""
+    if device.type != "cuda":
+        return False
+    if torch.cuda.get_device_capability(device) < OLDEST_GPU:
+        logger.warning(
+            "FlexAttention needs an Ampere GPU or a newer one: packed rows take SDPA with a dense mask."
+        )
+        return False
+    return True
+
+
+def fits(query: Tensor, dropout: float) -> bool:
+    """Whether FlexAttention computes a layer; says so once where it does not."""
+    if dropout or query.shape[-1] < SMALLEST_HEAD:
+        reason = "dropout" if dropout else f"heads of {query.shape[-1]} units"
+        logger.warning_once(f"A layer with {reason} takes SDPA with a dense mask in place of FlexAttention.")
+        return False
+    return True
+
+
+def attend(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, masks: FlexMasks, window: int | None, **extra: Any
+) -> tuple[Tensor, None]:
+    """(output_RTHD, None), by transformers' compiled FlexAttention; soft caps and sinks are computed too."""
+    return flex_attention_forward(module, query, key, value, masks.within(window), **extra)[0], None
+
+
+def mask_mod(batch: PackedBatch, window: int | None) -> MaskMod:
+    """What `PackedBatch.mask_R1TT` says, as a function of indices."""
+    tree_RT, branch_RT, positions_RT = batch.tree_RT, batch.branch_RT, batch.positions_RT
+
+    def sees(row: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        of_query, of_key = branch_RT[row, query], branch_RT[row, key]
+        tree_of_query, tree_of_key = tree_RT[row, query], tree_RT[row, key]
+        own = ((of_query == of_key) | (of_key == -1)) & (tree_of_query == tree_of_key)
+        shared = (tree_of_query != PADDING) & (tree_of_key == SHARED)
+        visible = (own | shared) & (key <= query)
+        if window is None:
+            return visible
+        return visible & (positions_RT[row, query] - positions_RT[row, key] < window)
+
+    return sees
+
+
+def seen_pairs(batch: PackedBatch) -> Tensor:
+    """counts_RBB: pairs of a query and a key that it sees, in each block; from the spans, on the CPU."""
+    tokens = batch.ids_RT.shape[1]
+    starts_B = torch.arange(0, tokens, BLOCK)
+    counts = []
+    for spans in batch.spans:
+        counts_TB = torch.zeros(tokens, len(starts_B), dtype=torch.long)
+        end = max(span.stop for span in spans)
+        padding = [(end, tokens, ())] if end < tokens else []
+        for start, stop, sees in [*((span.start, span.stop, span.sees) for span in spans), *padding]:
+            for part in sees:
+                counts_TB[start:stop] += _overlap(starts_B, part.start, torch.tensor([part.stop]))
+            counts_TB[start:stop] += _overlap(starts_B, start, torch.arange(start + 1, stop + 1))
+        counts.append(counts_TB.view(len(starts_B), BLOCK, -1).sum(dim=1))
+    return torch.stack(counts)
+
+
+def _overlap(starts_B: Tensor, start: int, stops_T: Tensor) -> Tensor:
+    """Tokens of each block that lie between `start` and each of the stops."""
+    first_B = starts_B.clamp(min=start)
+    last_TB = torch.minimum(starts_B + BLOCK, stops_T[:, None])
+    return (last_TB - first_B).clamp(min=0)
+
+
+def _ordered(blocks_RBB: Tensor) -> tuple[Tensor, Tensor]:
+    """Number and indices of the chosen key blocks of each query block, as BlockMask has them."""
+    chosen = blocks_RBB[:, None].to(torch.int32)
+    counts = chosen.sum(dim=-1, dtype=torch.int32)
+    return counts, torch.argsort(chosen, dim=-1, descending=True, stable=True).to(torch.int32)

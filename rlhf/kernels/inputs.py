@@ -1,0 +1,36 @@
+"""A packed batch as the arguments of a transformers model: ids, positions, and what its attention needs on this device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rlhf.kernels import attention, flex
+from rlhf.kernels.packing import PackedBatch
+
+
+def packed_inputs(batch: PackedBatch) -> dict[str, Any]:
+    """A batch as the arguments of a transformers model: rows of one sequence need no mask besides the causal one."""
+    if batch.one_per_row:
+        return {"input_ids": batch.ids_RT, "position_ids": batch.positions_RT}
+    if flex.is_usable(batch.ids_RT.device):
+        masks = batch.kept.setdefault("flex", flex.FlexMasks(batch))
+        return {
+            "input_ids": batch.ids_RT,
+            "position_ids": batch.positions_RT,
+            "attention_mask": masks.within(None),
+            "blocks": masks,
+        }
+    return {
+        "input_ids": batch.ids_RT,
+        "position_ids": batch.positions_RT,
+        "attention_mask": batch.mask_R1TT(),
+        "blocks": attention.blocks_of(batch),
+    }
+
+
+def inputs_for(body: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs of `packed_inputs` as a model takes them that attends by this file, or by its own attention."""
+    masks = inputs.get("blocks")
+    if isinstance(masks, flex.FlexMasks) and body.config._attn_implementation != attention.PACKED:  # noqa: SLF001
+        return inputs | {"attention_mask": masks.dense_R1TT(), "blocks": []}
+    return inputs

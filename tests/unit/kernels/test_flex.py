@@ -1,0 +1,150 @@
+"""FlexAttention's masks and forward pass against the dense mask; on a CPU, where it has no backward pass."""
+
+from __future__ import annotations
+
+import random
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
+from transformers.integrations import flex_attention as vendor
+
+from rlhf.kernels import attention, flex, inputs
+from rlhf.kernels.flex import BLOCK, FlexMasks, mask_mod, seen_pairs
+from rlhf.kernels.last_layer import every_state
+from rlhf.kernels.packing import GPU_GRAIN, PADDING, PackedBatch, Tree, pack
+from rlhf.models.loading import load_causal
+
+
+@pytest.fixture(scope="module")
+def batch() -> PackedBatch:
+    """A shared beginning, trunks longer and shorter than a block of 128, branches across its edges, two rows with padding."""
+    draw = random.Random(0)
+
+    def ids(count: int) -> tuple[int, ...]:
+        return tuple(draw.randrange(4, 260) for _ in range(count))
+
+    start = ids(40)
+    trees = [Tree(start + ids(150), (ids(90), ids(70), ids(5))), Tree(start + ids(3), (ids(140), ids(10)))]
+    trees += [Tree(start + ids(30), (ids(300),))]
+    (rows,) = pack(trees, 10_000, pad_id=0, short_row=512, grain=GPU_GRAIN)
+    assert rows.ids_RT.shape == (2, 512)
+    assert (rows.tree_RT == PADDING).any()
+    return rows
+
+
+def dense(batch: PackedBatch, window: int | None) -> Tensor:
+    mask_R1TT = batch.mask_R1TT()
+    if window is not None:
+        positions_RT = batch.positions_RT
+        mask_R1TT = mask_R1TT & (positions_RT[:, :, None] - positions_RT[:, None] < window)[:, None]
+    return mask_R1TT
+
+
+@pytest.mark.parametrize("window", [None, 30])
+def test_the_function_is_the_dense_mask(batch: PackedBatch, window: int | None) -> None:
+    rows, tokens = batch.ids_RT.shape
+    row, query, key = torch.meshgrid(*map(torch.arange, (rows, tokens, tokens)), indexing="ij")
+    assert torch.equal(mask_mod(batch, window)(row, row, query, key), dense(batch, window)[:, 0])
+
+
+def test_blocks_are_counted_from_the_spans(batch: PackedBatch) -> None:
+    rows, tokens = batch.ids_RT.shape
+    blocks = tokens // BLOCK
+    pairs = batch.mask_R1TT().view(rows, blocks, BLOCK, blocks, BLOCK).sum(dim=(2, 4))
+    assert torch.equal(seen_pairs(batch), pairs)
+    full = FlexMasks(batch).within(None)
+    assert torch.equal(full.full_kv_num_blocks[:, 0], (pairs == BLOCK**2).sum(dim=-1))
+    assert torch.equal(full.kv_num_blocks[:, 0], ((pairs > 0) & (pairs < BLOCK**2)).sum(dim=-1))
+    assert (pairs == BLOCK**2).any() and (pairs == 0).sum() > blocks * (blocks - 1) * rows / 2
+
+
+def test_a_mask_is_made_once(batch: PackedBatch) -> None:
+    masks = FlexMasks(batch)
+    assert masks.within(None) is masks.within(None)
+    assert masks.within(30) is not masks.within(None)
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FlexAttention on a CPU, without a compiler."""
+    monkeypatch.setattr(flex, "is_usable", lambda device: True)
+    monkeypatch.setattr(vendor, "WrappedFlexAttention", lambda training: lambda: flex_attention)
+
+
+def tensors(batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
+    rows, tokens = batch.ids_RT.shape
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(rows, heads, tokens, 16, generator=generator) for heads in (6, 2, 2))
+    return q, k, v
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("window", [None, 30])
+def test_the_forward_pass_is_that_of_the_dense_mask(batch: PackedBatch, window: int | None) -> None:
+    """Six heads of queries on two of keys; with a sliding window too."""
+    q, k, v = tensors(batch)
+    module: Any = SimpleNamespace(training=False)
+    ours, _ = attention.packed_attention(
+        module, q, k, v, None, blocks=FlexMasks(batch), scaling=0.3, sliding_window=window
+    )
+    theirs = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=dense(batch, window), scale=0.3, enable_gqa=True
+    ).transpose(1, 2)
+    assert (ours - theirs).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("reason", ["dropout", "small heads"])
+def test_where_it_cannot_go_the_dense_mask_is_taken(batch: PackedBatch, reason: str, eager: None) -> None:
+    q, k, v = tensors(batch)
+    if reason == "small heads":
+        q, k, v = q[..., :8], k[..., :8], v[..., :8]
+    dropout = 1e-9 if reason == "dropout" else 0.0
+    module: Any = SimpleNamespace(training=False, num_key_value_groups=3)
+    found, _ = attention.packed_attention(
+        module, q, k, v, None, blocks=FlexMasks(batch), scaling=0.3, dropout=dropout
+    )
+    theirs = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=dense(batch, None), scale=0.3, enable_gqa=True
+    ).transpose(1, 2)
+    assert (found - theirs).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_model_gives_the_states_of_a_cpu(
+    tiny_base: Any, batch: PackedBatch, fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the whole model, whichever attention it has: transformers' own gets the dense mask in its place."""
+    model = load_causal(
+        str(tiny_base), revision=None, dtype="float32", quantization="none", fast_layers=fast
+    ).eval()
+    with torch.no_grad():
+        expected = every_state(model.base_model, **inputs.packed_inputs(batch))
+        monkeypatch.setattr(flex, "is_usable", lambda device: True)
+        monkeypatch.setattr(vendor, "WrappedFlexAttention", lambda training: lambda: flex_attention)
+        found = every_state(model.base_model, **inputs.packed_inputs(batch))
+    real = batch.tree_RT != PADDING
+    assert (found[real] - expected[real]).abs().max() < 1e-4
+
+
+@pytest.mark.slow
+def test_one_compilation_serves_further_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled on a CPU, the second length makes the shapes dynamic, and the third compiles nothing."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(flex_attention, backend=counter)
+    monkeypatch.setattr(vendor, "WrappedFlexAttention", lambda training: lambda: compiled)
+    module: Any = SimpleNamespace(training=False)
+    counts = []
+    for length in (100, 300, 600, 500, 900):
+        (rows,) = pack([Tree((1, 2), ((3,) * length, (4,) * 20))], 10_000, pad_id=0, grain=GPU_GRAIN)
+        q, k, v = tensors(rows)
+        attention.packed_attention(module, q, k, v, None, blocks=FlexMasks(rows), scaling=0.3)
+        counts.append(counter.frame_count)
+    assert counts[2:] == [counts[2]] * 3
