@@ -46,8 +46,10 @@ from rlhf.models import bases
 from rlhf.models.chat import Chat
 from rlhf.models.checkpoint_folder import write_shell
 from rlhf.models.context import require_context
+from rlhf.models.control_tokens import SPELLED
 from rlhf.models.embedded import resolve_base
 from rlhf.models.loading import LoraConfig, base_of, fingerprint, fit_targets, load_causal, lora_config
+from rlhf.models.same_prompts import SAME_PROMPT, digest_of
 from rlhf.runs import checkpoints
 from rlhf.runs.after import AfterTraining
 from rlhf.runs.folder import RunFolder
@@ -176,13 +178,19 @@ def load_data(config: PolicyConfig, chat: Chat) -> PromptData:
         )
     prompts, drops = load_prompts(config.data.prompts, seed=config.seed)
     fitting = []
+    seen: set[bytes] = set()
     for prompt, ids in zip(prompts, chat.prompts_ids(one.messages for one in prompts), strict=True):
         if isinstance(ids, RefusalError):
             drops.drop(ids.reason, prompt.source or "a prompt")
         elif len(ids) > config.data.max_prompt_tokens:
             drops.drop("longer than data.max_prompt_tokens", prompt.source or "a prompt")
+        elif (digest := digest_of(ids)) in seen:
+            drops.drop(SAME_PROMPT, prompt.source or "a prompt")
         else:
+            seen.add(digest)
             fitting.append(prompt)
+    if spelled := sum(chat.spells_control_tokens(prompt.messages) for prompt in fitting):
+        drops.notes[SPELLED] += spelled
     count = min(config.evaluation.prompts, max(1, int(HELD_OUT_SHARE * len(fitting))))
     ranked = sorted(fitting, key=lambda prompt: fraction(prompt.messages, "evaluation"))
     kept_back = ranked[:count]

@@ -20,6 +20,7 @@ from rlhf.core.records import Conversation, Message, Preference, Rating
 from rlhf.data.drops import DropReport
 from rlhf.kernels.packing import PackedBatch, Tree, pack
 from rlhf.models.chat import Chat
+from rlhf.models.same_prompts import SAME_IDS
 
 TOO_LONG = "longer than model.max_length"
 
@@ -88,14 +89,16 @@ def faults(preferences: Sequence[Preference], chat: Chat, max_length: int) -> It
 def _usable(sides: Iterable[list[int] | RefusalError], max_length: int) -> list[list[int]] | str:
     """The ids of both sides of a pair, or of a response alone; or why they cannot be used."""
     found = list(sides)  # all are taken, whatever the first is
-    usable = []
+    taken = []
     for ids in found:
         if isinstance(ids, RefusalError):
             return ids.reason
         if len(ids) > max_length:
             return TOO_LONG
-        usable.append(ids)
-    return usable
+        taken.append(ids)
+    if len(taken) == 2 and taken[0] == taken[1]:
+        return SAME_IDS
+    return taken
 
 
 def singles(item: Item) -> list[Item]:

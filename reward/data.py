@@ -16,6 +16,8 @@ from rlhf.data.pairs import pair_rated
 from rlhf.data.split import held_out
 from rlhf.models.chat import Chat
 from rlhf.models.context import require_context
+from rlhf.models.control_tokens import SPELLED
+from rlhf.models.same_prompts import SamePrompts
 
 IN_BENCHMARK = "prompt is in the benchmark"
 Record = TypeVar("Record", Preference, Rating)
@@ -49,12 +51,15 @@ def load_data(config: RewardConfig, chat: Chat) -> RewardData:
     Raises:
         DataError: nothing is left for a stage.
     """
-    preferences, ratings, drops = load_records(config)
+    same = SamePrompts(chat)
+    preferences, ratings, drops = load_records(config, same)
+    same.add(_prompts(preferences, ratings))
 
     def side_of(record: Preference | Rating) -> str:
-        if held_out(record.prompt, config.data.test_share, "test"):
+        prompt = same.representative(record.prompt)
+        if held_out(prompt, config.data.test_share, "test"):
             return "test"
-        validates = held_out(record.prompt, config.data.validation_share, "validation")
+        validates = held_out(prompt, config.data.validation_share, "validation")
         return "validation" if validates else "training"
 
     def side(name: str) -> list[Item]:
@@ -76,6 +81,7 @@ def load_data(config: RewardConfig, chat: Chat) -> RewardData:
             pairs.append(Comparison(p.prompt, p.chosen, p.rejected, subset=source, strength=abs(p.strength)))
         elif judged == "test":  # of `validation` it is counted where its items are made
             drops.drop(reason, source)
+    note_control_tokens(preferences, ratings, chat, drops)
     data = RewardData(side("training"), side("validation"), pairs, drops)
     for stage in config.stages:
         if not items_of(stage, data.training):
@@ -86,8 +92,13 @@ def load_data(config: RewardConfig, chat: Chat) -> RewardData:
     return data
 
 
-def load_records(config: RewardConfig) -> tuple[list[Preference], list[Rating], DropReport]:
+def load_records(
+    config: RewardConfig, same: SamePrompts
+) -> tuple[list[Preference], list[Rating], DropReport]:
     """Preferences with the ratings of their responses joined to them, the ratings that are left over, and the drops.
+
+    Args:
+        same: tells which prompts are those of the benchmark.
 
     Raises:
         DataError: a malformed row, or a kind of source of which nothing is left.
@@ -102,14 +113,30 @@ def load_records(config: RewardConfig) -> tuple[list[Preference], list[Rating], 
     if config.data.ratings:
         ratings, report = load_ratings(config.data.ratings, seed=config.seed, max_spread=spread)
         drops = drops.merge(report)
-    benchmark = {c.prompt for c in load_comparisons(config.benchmark)[0]} if config.benchmark else set()
-    preferences = _without(benchmark, preferences, drops)
-    ratings = _without(benchmark, ratings, drops)
+    if config.benchmark:
+        benchmark = [item.prompt for item in load_comparisons(config.benchmark)[0]]
+        same.add([*benchmark, *_prompts(preferences, ratings)])
+        taken = set(map(same.representative, benchmark))
+        preferences = _without(taken, preferences, same, drops)
+        ratings = _without(taken, ratings, same, drops)
     if config.data.pair_rated:
         made, report = pair_rated(ratings, config.attributes[0], among=preferences)
         preferences += made
         drops = drops.merge(report)
     return *join_ratings(preferences, ratings), drops
+
+
+def note_control_tokens(
+    preferences: Sequence[Preference], ratings: Sequence[Rating], chat: Chat, drops: DropReport
+) -> None:
+    """Count in `drops` the rows whose text spells a token that only the chat template may write."""
+    rows: list[tuple[Conversation, str, str]] = [
+        (pair.prompt, pair.response_1, pair.response_2) for pair in preferences
+    ]
+    rows += [(rating.prompt, rating.response, "") for rating in ratings]
+    spelled = sum(any(chat.spells_control_tokens(texts) for texts in row) for row in rows)
+    if spelled:
+        drops.notes[SPELLED] += spelled
 
 
 def items_of(stage: StageConfig, items: Sequence[Item]) -> list[Item]:
@@ -130,11 +157,17 @@ def steps_of(stage: StageConfig, items: int) -> int:
     return min(steps, stage.max_steps) if stage.max_steps else steps
 
 
-def _without(benchmark: set[Conversation], records: Sequence[Record], drops: DropReport) -> list[Record]:
+def _prompts(preferences: Sequence[Preference], ratings: Sequence[Rating]) -> list[Conversation]:
+    return [pair.prompt for pair in preferences] + [rating.prompt for rating in ratings]
+
+
+def _without(
+    benchmark: set[Conversation], records: Sequence[Record], same: SamePrompts, drops: DropReport
+) -> list[Record]:
     """Leave out what has a prompt of the benchmark: its figure would not be a held-out one."""
     kept = []
     for record in records:
-        if record.prompt in benchmark:
+        if same.representative(record.prompt) in benchmark:
             drops.drop(IN_BENCHMARK, record.source or "a row")
         else:
             kept.append(record)

@@ -7,7 +7,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.reward import RewardConfig, RewardDataConfig
@@ -20,9 +20,18 @@ from rlhf.data.lengths import lengths_of
 from rlhf.data.load import load_prompts
 from rlhf.data.split import held_out
 from rlhf.models.chat import Chat
+from rlhf.models.control_tokens import SPELLED
+from rlhf.models.same_prompts import SAME_IDS, SAME_PROMPT, SamePrompts, digest_of
 from rlhf.runs.progress import Progress
 
 Record = TypeVar("Record", Preference, Rating, Prompt)
+
+
+class Size(NamedTuple):
+    """How long a sequence of ids is, and which one it is."""
+
+    length: int
+    digest: bytes
 
 
 def inspect_reward(config: RewardConfig) -> dict[str, Any]:
@@ -31,10 +40,11 @@ def inspect_reward(config: RewardConfig) -> dict[str, Any]:
     Raises:
         DataError: a malformed row, or a kind of source of which nothing is left.
     """
-    from reward.data import load_records
+    from reward.data import load_records, note_control_tokens
 
     chat = Chat.of(config.model)
-    preferences, ratings, drops = load_records(config)
+    preferences, ratings, drops = load_records(config, SamePrompts(chat))
+    note_control_tokens(preferences, ratings, chat, drops)
     conversations = _conversations(preferences, ratings)
     found = iter(_lengths(chat.conversations_ids(conversations), len(conversations), "conversation"))
     pairs = _taken([(pair, (next(found), next(found))) for pair in preferences], drops)
@@ -71,7 +81,17 @@ def inspect_policy(config: PolicyConfig) -> dict[str, Any]:
     chat = Chat.of(config.model)
     prompts, drops = load_prompts(config.data.prompts, seed=config.seed)
     found = _lengths(chat.prompts_ids(prompt.messages for prompt in prompts), len(prompts), "prompt")
-    taken = _taken([(prompt, (length,)) for prompt, length in zip(prompts, found, strict=True)], drops)
+    if spelled := sum(chat.spells_control_tokens(prompt.messages) for prompt in prompts):
+        drops.notes[SPELLED] += spelled
+    seen: set[Size | RefusalError] = set()
+    sized = []
+    for prompt, size in zip(prompts, found, strict=True):
+        if size in seen:
+            drops.drop(SAME_PROMPT, prompt.source or "a prompt")
+        else:
+            seen.add(size)
+            sized.append((prompt, (size,)))
+    taken = _taken(sized, drops)
     prompts, counts = [prompt for prompt, _ in taken], [length for _, (length,) in taken]
     limit = config.data.max_prompt_tokens
     fitting = [prompt for prompt, count in zip(prompts, counts, strict=True) if count <= limit]
@@ -129,26 +149,28 @@ def _conversations(preferences: Sequence[Preference], ratings: Sequence[Rating])
 
 def _lengths(
     sequences: Iterable[list[int] | RefusalError], total: int, unit: str
-) -> list[int | RefusalError]:
-    found = list[int | RefusalError]()
+) -> list[Size | RefusalError]:
+    found = list[Size | RefusalError]()
     with Progress(total, unit) as progress:
         for ids in sequences:
-            found.append(ids if isinstance(ids, RefusalError) else len(ids))
+            found.append(ids if isinstance(ids, RefusalError) else Size(len(ids), digest_of(ids)))
             progress.update(len(found))
     return found
 
 
 def _taken(
-    found: Sequence[tuple[Record, tuple[int | RefusalError, ...]]], drops: DropReport
+    found: Sequence[tuple[Record, tuple[Size | RefusalError, ...]]], drops: DropReport
 ) -> list[tuple[Record, tuple[int, ...]]]:
-    """Records and their lengths in tokens; those that the chat template refuses are counted in `drops`."""
+    """Records and their lengths in tokens; refused ones, and pairs of equal ids, are counted in `drops`."""
     taken = []
-    for record, lengths in found:
-        refusal = next((one for one in lengths if isinstance(one, RefusalError)), None)
+    for record, sizes in found:
+        refusal = next((one for one in sizes if isinstance(one, RefusalError)), None)
         if refusal:
             drops.drop(refusal.reason, record.source or "a row")
+        elif len(set(sizes)) < len(sizes):
+            drops.drop(SAME_IDS, record.source or "a row")
         else:
-            taken.append((record, tuple(one for one in lengths if not isinstance(one, RefusalError))))
+            taken.append((record, tuple(one.length for one in sizes if isinstance(one, Size))))
     return taken
 
 

@@ -146,6 +146,14 @@ class Chat:
         Raises:
             ModelError: see `load`.
         """
+        try:
+            resolve_base(card["base"], card.get("revision"))
+        except ModelError as error:
+            raise ModelError(
+                f"The base {card['base']!r} of the adapter in {folder} could not be found: {error.found}",
+                allowed=error.allowed,
+                fix="put the base where it was, or change `base` in the adapter's reward.json or policy.json",
+            ) from error
         return cls.load(
             card["base"],
             revision=card.get("revision"),

@@ -18,6 +18,8 @@ from rlhf.core.errors import RefusalError
 
 REASONING_TAGS = ("<think>", "</think>")
 """Written by templates and by models alike: they mark a part of an answer, not a turn."""
+SPELLED = "control tokens in the text of a message, encoded as text"
+"""What a report says of a row with such a message."""
 TEXT_MARK, TOKEN_MARK = "\ufdd0", "\ufdd1"
 """Unicode noncharacters: they have no meaning in any text that is interchanged."""
 MARKS = re.compile(f"[{TEXT_MARK}{TOKEN_MARK}]")

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from reward.data import load_data, load_records
 from rlhf.config.reward import RewardConfig
 from rlhf.models.chat import Chat
+from rlhf.models.same_prompts import SamePrompts
 
 Configured = Callable[..., RewardConfig]
 STARS = {"prompt": "question", "response": "answer", "helpfulness": "stars.useful", "verbosity": "stars.long"}
@@ -51,7 +52,7 @@ def configured(tiny_base: Path, tmp_path: Path) -> Configured:
 def test_rated_preferred_and_both_in_one_run_of_any_columns(configured: Configured, tiny_chat: Chat) -> None:
     rated = [("q1", "a", 5, 1), ("q1", "b", 1, 3), ("q2", "alone", 3, 5)]
     config = configured(rated, [("q1", "a", "b", 3), ("q3", "c", "d", 1)])
-    preferences, ratings, drops = load_records(config)
+    preferences, ratings, drops = load_records(config, SamePrompts(tiny_chat))
     assert [(p.prompt[0].content, p.chosen, p.strength, p.ratings_1, p.ratings_2) for p in preferences] == [
         ("q1", "a", -3, {"helpfulness": 4.0, "verbosity": 0.0}, {"helpfulness": 0.0, "verbosity": 2.0}),
         ("q3", "c", -1, {}, {}),
@@ -87,9 +88,11 @@ def test_pairs_of_ratings_alone_count_each_rating_once(configured: Configured, t
     assert (data.drops.sources["rated pairs"].read, data.drops.sources["rated pairs"].kept) == (4, 3)
 
 
-def test_a_preference_of_people_comes_before_one_made_of_ratings(configured: Configured) -> None:
+def test_a_preference_of_people_comes_before_one_made_of_ratings(
+    configured: Configured, tiny_chat: Chat
+) -> None:
     config = configured([("q", "a", 5, 1), ("q", "b", 1, 1)], [("q", "b", "a", 2)], pair_rated=True)
-    preferences, _, drops = load_records(config)
+    preferences, _, drops = load_records(config, SamePrompts(tiny_chat))
     assert [(p.chosen, p.strength) for p in preferences] == [("b", -2)]
     assert drops.reasons == {"rated pair that has a preference already": 1}
     assert preferences[0].ratings_1 == {"helpfulness": 0.0, "verbosity": 0.0}
@@ -102,7 +105,7 @@ def test_without_pair_rated_ratings_make_no_pairs(configured: Configured) -> Non
         configured([], [("q", "b", "a", 2)], pair_rated=True)
 
 
-def test_raw_ratings_follow_max_spread(configured: Configured, tmp_path: Path) -> None:
+def test_raw_ratings_follow_max_spread(configured: Configured, tiny_chat: Chat, tmp_path: Path) -> None:
     names = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
     row = {"prompt": "q", "response": "a", **{key: [0, 1, 4, 4] for key in names}}  # 1, 4 and 4 differ by 3
     (tmp_path / "disagreements").mkdir()
@@ -118,5 +121,5 @@ def test_raw_ratings_follow_max_spread(configured: Configured, tmp_path: Path) -
         }
     )
     config = config.model_copy(update={"data": config.data.model_copy(update={"ratings": [source]})})
-    preferences, _, _ = load_records(config)
+    preferences, _, _ = load_records(config, SamePrompts(tiny_chat))
     assert preferences[0].ratings_1["helpfulness"] == 3.0
