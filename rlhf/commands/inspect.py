@@ -77,13 +77,6 @@ def show_sources(found: Mapping[str, Any], console: Console) -> None:
         _show_reasons(part["dropped"], console)
         _show_notes(part.get("notes", {}), console)
     _show_notes(found["notes"], console)
-    if found.get("in_both_splits"):
-        console.print(
-            f"  note: {found['in_both_splits']:,} held-out prompts are equal, as the model sees them, to one that is "
-            "trained on",
-            markup=False,
-            soft_wrap=True,
-        )
     if found["dropped_later"]:
         console.print("of these, when all were together:")
         _show_reasons(found["dropped_later"], console)

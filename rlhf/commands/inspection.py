@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any, NamedTuple, TypeVar
 
 from rlhf.config.policy import PolicyConfig
-from rlhf.config.reward import RewardConfig, RewardDataConfig
+from rlhf.config.reward import RewardConfig
 from rlhf.config.schema import DataSource, ModelConfig
 from rlhf.core.errors import RefusalError
 from rlhf.core.records import Conversation, Message, Preference, Prompt, Rating
@@ -18,7 +18,6 @@ from rlhf.data.agreement import agreement, annotated_pairs, annotated_ratings, r
 from rlhf.data.drops import DropReport
 from rlhf.data.lengths import lengths_of
 from rlhf.data.load import load_prompts
-from rlhf.data.split import held_out
 from rlhf.models.chat import Chat
 from rlhf.models.control_tokens import SPELLED
 from rlhf.models.same_prompts import SAME_IDS, SAME_PROMPT, SamePrompts, digest_of
@@ -57,7 +56,6 @@ def inspect_reward(config: RewardConfig) -> dict[str, Any]:
     return {
         "command": "train-reward",
         **_data_report(drops),
-        "in_both_splits": _in_both_splits(preferences, ratings, chat, config.data),
         "agreement": _agreement(config.data.preferences, config.seed, config.data.max_spread),
         "rating_agreement": _rating_agreement(config.data.ratings, config.seed, config.data.max_spread),
         "targets": _targets(preferences, ratings, config.attributes),
@@ -172,27 +170,6 @@ def _taken(
         else:
             taken.append((record, tuple(one.length for one in sizes if isinstance(one, Size))))
     return taken
-
-
-def _in_both_splits(
-    preferences: Sequence[Preference], ratings: Sequence[Rating], chat: Chat, data: RewardDataConfig
-) -> int:
-    """Held-out prompts that the template makes equal to one that is trained on, such as by trimming them."""
-    sides: dict[bool, list[Conversation]] = {True: [], False: []}
-    prompts = [item.prompt for item in preferences] + [rating.prompt for rating in ratings]
-    for prompt in dict.fromkeys(prompts):
-        kept_back = held_out(prompt, data.test_share, "test") or held_out(
-            prompt, data.validation_share, "validation"
-        )
-        sides[kept_back].append(prompt)
-    if not sides[True]:
-        return 0
-
-    def rendered(prompts: Sequence[Conversation]) -> list[tuple[int, ...]]:
-        return [tuple(ids) for ids in chat.prompts_ids(prompts) if not isinstance(ids, RefusalError)]
-
-    trained = set(rendered(sides[False]))
-    return sum(ids in trained for ids in rendered(sides[True]))
 
 
 def _agreement(sources: Sequence[DataSource], seed: int, max_spread: int) -> dict[str, Any]:

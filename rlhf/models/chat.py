@@ -247,7 +247,7 @@ class Chat:
     def spells_control_tokens(self, texts: Conversation | str) -> bool:
         """Whether a message spells a token that only the template may write; it is encoded as text."""
         return self.control.spelled_in(
-            texts if isinstance(texts, str) else [message.content for message in texts]
+            texts if isinstance(texts, str) else [message.as_dict() for message in texts]
         )
 
     @functools.cached_property

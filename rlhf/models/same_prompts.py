@@ -48,5 +48,5 @@ def digest_of(ids: Sequence[int]) -> bytes:
     return hashlib.sha256(array("q", ids).tobytes()).digest()
 
 
-def _order(prompt: Conversation) -> tuple[tuple[str, str], ...]:
-    return tuple((message.role, message.content) for message in prompt)
+def _order(prompt: Conversation) -> tuple[tuple[str, str, str], ...]:
+    return tuple((message.role, message.content, message.fields) for message in prompt)
