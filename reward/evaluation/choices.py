@@ -13,8 +13,8 @@ from reward.evaluation.judging import Group, Options, Scored, judge
 from reward.evaluation.self_check import ScorerLike
 from rlhf.core.errors import DataError
 from rlhf.core.records import Candidates, Choice
+from rlhf.data.benchmarks import TIES
 
-TIES_OF_REWARDBENCH_2 = "Ties"
 Item = TypeVar("Item", Candidates, Choice)
 
 
@@ -42,7 +42,7 @@ def evaluate_best_of_n(
         unit="row",
         **options,
     )
-    kept = _kept(items, scored)
+    kept = kept_items(items, scored)
     rated = [Rated(one.rewards, item.scores) for item, one in kept]
     rows = [
         {
@@ -76,8 +76,8 @@ def evaluate_choices(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """How often the best right answer beats every wrong one; the options are those of `reward.evaluation.judging.judge`.
 
-    A tie with a wrong answer is wrong (RewardBench 2 gives such a row 1 / (number of answers tied) of a point). The overall
-    score is the plain mean of the subsets, as in RewardBench 2; its rule for its own subset `Ties` is not applied.
+    A tie with a wrong answer is wrong. The overall score is the plain mean of the subsets. RewardBench 2 itself has rules
+    of its own: `reward.evaluation.rewardbench_2`.
 
     Returns:
         The result and its rows. Result: `{"subsets": {name: {"accuracy", "count", "ci95", "ties", "length_baseline",
@@ -92,12 +92,12 @@ def evaluate_choices(
         ModelError: scores depend on the batch.
     """
     scored, checked = judge(
-        [_choice(item) for item in items],
+        [choice_group(item) for item in items],
         scorer,
         unit="row",
         **options,
     )
-    kept = _kept(items, scored)
+    kept = kept_items(items, scored)
     rows = [_row(item, one) for item, one in kept]
     subsets = {name: _subset(part) for name, part in _by_subset(kept, lambda item, one: (item, one)).items()}
     correct = [row["correct"] for row in rows]
@@ -145,10 +145,10 @@ def _subset(part: Sequence[tuple[Choice, Scored]]) -> dict[str, Any]:
 
 def _notes(items: Sequence[Choice]) -> list[str]:
     notes = []
-    if any(item.subset == TIES_OF_REWARDBENCH_2 for item in items):
+    if any(item.subset == TIES for item in items):
         notes.append(
-            "RewardBench 2 scores its subset Ties by a rule of its own, which is not applied here: the overall score is "
-            "not the published one."
+            "RewardBench 2 scores its subset Ties by a rule of its own, which needs the column `id` (ref:N, tied:N): without "
+            "it the overall score is not the published one."
         )
     if all(len(item.chosen) == len(item.rejected) == 3 for item in items):
         notes.append(
@@ -158,7 +158,12 @@ def _notes(items: Sequence[Choice]) -> list[str]:
     return notes
 
 
-def _kept(items: Sequence[Item], scored: Sequence[Scored]) -> list[tuple[Item, Scored]]:
+def kept_items(items: Sequence[Item], scored: Sequence[Scored]) -> list[tuple[Item, Scored]]:
+    """Each item that was scored, with its rewards.
+
+    Raises:
+        DataError: there is none.
+    """
     if not scored:
         raise DataError(
             "There is no row to evaluate.", allowed="at least one row that the reward model accepts"
@@ -195,7 +200,8 @@ def _candidates(item: Candidates) -> Group:
     return Group(item.prompt, item.responses, names, f"subset {item.subset!r}")
 
 
-def _choice(item: Choice) -> Group:
+def choice_group(item: Choice) -> Group:
+    """The right and then the wrong answers of an item, to be scored together."""
     names = [f"{number}. chosen" for number in range(1, len(item.chosen) + 1)]
     names += [f"{number}. rejected" for number in range(1, len(item.rejected) + 1)]
     return Group(item.prompt, (*item.chosen, *item.rejected), tuple(names), f"subset {item.subset!r}")

@@ -12,6 +12,7 @@ from rich.console import Console
 from reward.evaluation.benchmark import TOLERANCE, evaluate
 from reward.evaluation.choices import evaluate_best_of_n, evaluate_choices
 from reward.evaluation.judging import write_result
+from reward.evaluation.rewardbench_2 import evaluate_rewardbench_2
 from reward.evaluation.rm_bench import evaluate_rm_bench
 from rlhf.commands.judged import print_result
 from rlhf.commands.options import Form, Label, TokensPerBatch
@@ -23,8 +24,9 @@ Data = Annotated[
     str,
     typer.Option(
         metavar="FILE",
-        help="`demo` (synthetic, made by this project), `rewardbench`, `rewardbench-2` or `rm-bench` (from the "
-        "hub), or a file (.jsonl, .json, .parquet, also .gz) in one of the forms above.",
+        help="`demo` (synthetic, made by this project), `rewardbench`, `rewardbench-2`, `rm-bench`, `judgebench`, "
+        "`ppe`, `ppe-math` and its like, `m-rewardbench/LANGUAGE` (from the hub), or a file (.jsonl, .json, .parquet, .csv, "
+        "also .gz and .zst) in one of the forms above.",
     ),
 ]
 Output = Annotated[
@@ -44,6 +46,7 @@ Tolerance = Annotated[
 JUDGES: Mapping[Kind, tuple[str, Callable[..., Any]]] = {
     "pairs": ("pairs", evaluate),
     "rm-bench": ("items", evaluate_rm_bench),
+    "rewardbench-2": ("rows", evaluate_rewardbench_2),
     "one-of-many": ("rows", evaluate_choices),
     "best-of-n": ("rows", evaluate_best_of_n),
 }
@@ -68,14 +71,18 @@ def evaluate_reward(
 
     The columns of the first row say what a file is; `prompt` is a string or a list of messages:
 
-    - Pairs: chosen, rejected, subset and, on every row or on none, section. Gives accuracy by subset, section and
+    - Pairs: chosen, rejected and, on every row or on none, subset and section. Gives accuracy by subset, section and
     overall beside the baseline that always prefers the longer answer; by strength of the preference (where a row has a
     strength or preference_strength of 1 to 3) and by length; calibration; where the rewards lie.
 
     - RM-Bench: chosen and rejected are lists of three styles, and domain. Gives easy, normal and hard, and the matrix.
 
-    - One of many, as RewardBench 2: chosen and rejected are lists, and subset. Right where the best right answer
-    beats every wrong one.
+    - RewardBench 2: id, chosen and rejected as lists, and one of its subsets, by its own rules for ties.
+
+    - One of many: chosen and rejected are lists, and subset. Right where the best right answer beats every wrong one.
+
+    - JudgeBench (question, response_A, response_B, label, source), PPE (response_1, response_2, winner; or response_1 to
+    response_32 and scores) and M-RewardBench as they are published.
 
     - Best of n: responses and their true scores, two lists. Gives the mean true score of the model's pick out of 1, 2, 4,
     ... answers, beside a random pick and the best there is.

@@ -15,6 +15,7 @@ _RULES = {
     "sections": "section = mean over its pairs, overall = mean of the sections",
     "pairs": "overall = mean over all pairs (the rows name no section)",
     "subsets": "right where the best right answer beats every wrong one; overall = mean of the subsets",
+    "rewardbench-2": "RewardBench 2: 1/k where the right answer is one of k highest; Ties by its formula; overall = mean of the subsets",
     "rm-bench": "RM-Bench: each right answer against each wrong one, overall = mean of the four domains",
     "domains": "each right answer against each wrong one, overall = mean of the domains that are here",
 }
@@ -74,6 +75,16 @@ def print_one_of_many(result: Result, console: Console) -> None:
     _print_curve("Share of right answers among the picks of n", result["best_of_n"], console, percent=True)
 
 
+def print_rewardbench_2(result: Result, console: Console) -> None:
+    """What `reward.evaluation.rewardbench_2.evaluate_rewardbench_2` found: subsets, overall, and the terms of Ties."""
+    baselines = {"longest answer": "length_baseline", "shortest answer": "shortest_baseline"}
+    _print_subsets(result, "rows", baselines, console)
+    if (ties := result["ties"]) is not None:
+        terms = {name: value for name, value in ties.items() if isinstance(value, float) and name != "score"}
+        shown = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in terms.items())
+        console.print(f"Ties over {ties['count']} prompts: {shown}.", markup=False, soft_wrap=True)
+
+
 def print_best_of_n(result: Result, console: Console) -> None:
     """What `reward.evaluation.choices.evaluate_best_of_n` found: the curve, and how often pairs are in order."""
     _print_curve("Mean true score of the answer picked out of n", result["best_of_n"], console)
@@ -92,6 +103,7 @@ def print_best_of_n(result: Result, console: Console) -> None:
 PRINTERS: Mapping[str, Callable[[Result, Console], None]] = {
     "pairs": print_pairs,
     "rm-bench": print_rm_bench,
+    "rewardbench-2": print_rewardbench_2,
     "one-of-many": print_one_of_many,
     "best-of-n": print_best_of_n,
 }

@@ -26,6 +26,7 @@ RecipeName = Literal[
     "helpfulness-bt-scaled",
     "helpfulness-bt-scaled-expo",
     "hybrid",
+    "helpsteer3",
 ]
 
 REGRESSION, PREFERENCE, HYBRID = "regression", "preference", "hybrid"
@@ -55,6 +56,8 @@ RECIPES: dict[str, Recipe] = {
     "helpfulness-bt-scaled": Recipe(BOTH, "scaled"),
     "helpfulness-bt-scaled-expo": Recipe(BOTH, "scaled", expo=True),
     "hybrid": Recipe((HYBRID,), "scaled", attributes=HELPSTEER_ATTRIBUTES),  # ours: both losses at once
+    # HelpSteer3 (arXiv 2505.11475) on the same stages: ratings of HelpSteer2 or words of feedback, then its preferences.
+    "helpsteer3": Recipe(BOTH, "scaled", expo=True),
 }
 
 TERMS = {

@@ -144,12 +144,16 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One benchmark item with several right and several wrong answers; in RM-Bench one of each style."""
+    """One benchmark item with several right and several wrong answers; in RM-Bench one of each style.
+
+    `id` is the row's own, where the benchmark's rules read it.
+    """
 
     prompt: Conversation
     chosen: tuple[str, ...]
     rejected: tuple[str, ...]
     subset: str
+    id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import yaml
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
+from reward.evaluation.paper_table import ROWS
 from reward.scorer import Scorer
 from rlhf import cli
 from rlhf.config.recipes import RECIPES
@@ -62,7 +63,7 @@ def reward_of(final: Path) -> float:
     return Scorer.load(final).score([CONVERSATION])[0].reward
 
 
-@pytest.mark.parametrize("recipe", [name for name in RECIPES if not name.endswith("expo")])
+@pytest.mark.parametrize("recipe", [name for name, recipe in RECIPES.items() if not recipe.expo])
 def test_a_recipe_trains(rlhf_command: Rlhf, recipe_config: Path, tmp_path: Path, recipe: str) -> None:
     run = tmp_path / "run"
     result = rlhf_command("train-reward", recipe_config, f"recipe={recipe}", "--output", run)
@@ -250,9 +251,9 @@ def test_the_paper_table_trains_every_row_and_goes_on_where_it_was(
     words = ["paper-table", str(recipe_config), "data.test_share=0.3", "--seeds", "1", "--output"]
     result = rlhf_command(*words, str(tmp_path / "table"))
     assert result.exit_code == 0, result.output
-    assert [words[0] for words in ran].count("train-reward") == len(RECIPES) - 1
+    assert [words[0] for words in ran].count("train-reward") == len(ROWS) - 1
     table = json.loads((tmp_path / "table" / "table.json").read_text())
-    assert list(table["rows"]) == list(RECIPES) and table["factor"] == 1.52
+    assert list(table["rows"]) == list(ROWS) and table["factor"] == 1.52
     assert all(0 <= row["accuracy"] <= 1 for row in table["rows"].values())
     expo = json.loads((tmp_path / "table/seed-0/helpfulness-bt-scaled-expo/final/reward.json").read_text())
     assert expo["attributes"] == ["helpfulness"]

@@ -48,6 +48,7 @@ EXPECTED: dict[str, tuple[list[tuple[Any, ...]], list[str], bool]] = {
     "helpfulness-bt-scaled": ([REGRESSION, bt("scaled")], ONE, False),
     "helpfulness-bt-scaled-expo": ([REGRESSION, bt("scaled")], ONE, True),
     "hybrid": ([("hybrid", 1.0, 1.0, "scaled")], ALL, False),
+    "helpsteer3": ([REGRESSION, bt("scaled")], ONE, True),
 }
 
 
