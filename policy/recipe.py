@@ -41,6 +41,7 @@ from rlhf.data.load import load_prompts
 from rlhf.data.split import fraction
 from rlhf.distributed import processes, sharding, zero
 from rlhf.distributed.trainer_mixin import draw_order
+from rlhf.kernels.fused import choose_layers
 from rlhf.kernels.packing_check import decide_packing
 from rlhf.models import bases
 from rlhf.models.chat import Chat
@@ -223,6 +224,7 @@ def build_trainer(
     def attach(model: Any, copy: Any | None) -> Roles:
         for trunk in (model, copy):
             if trunk is not None:
+                choose_layers(base_of(trunk), config.model.fused_kernels)
                 decide_packing(base_of(trunk), wanted=config.model.packing)
         builder = RewardBuilder(config, model if copy is None else copy, chat)
         rewards, held_out = builder.rewards(), builder.held_out()

@@ -37,6 +37,7 @@ from rlhf.data.load import load_comparisons
 from rlhf.distributed import processes, sharding
 from rlhf.distributed.sharding import full_tensor
 from rlhf.distributed.trainer_mixin import draw_order
+from rlhf.kernels.fused import choose_layers
 from rlhf.kernels.packing_check import decide_packing
 from rlhf.models import bases
 from rlhf.models.chat import Chat
@@ -185,6 +186,7 @@ def build_model(config: RewardConfig, chat: Chat) -> PeftModel:
     )
     if torch.cuda.is_available() and config.model.quantization == "none" and not sharding.is_requested():
         model = model.to("cuda")
+    choose_layers(model, config.model.fused_kernels)
     decide_packing(model, wanted=config.model.packing)
     enable_packed_scores(model)
     return with_adapter(model, lora_config(**config.adapter.model_dump(), head=True))

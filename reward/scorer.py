@@ -20,6 +20,7 @@ from rlhf.adapters.storage import RewardAdapter
 from rlhf.core.errors import DataError, DivergenceError, RlhfError
 from rlhf.core.records import Conversation
 from rlhf.distributed.sharding import compute_device, inference_mode, is_requested, lockstep
+from rlhf.kernels.fused import choose_layers
 from rlhf.kernels.packing import PackedBatch, Tree, pack
 from rlhf.kernels.packing_check import decide_packing, one_per_row
 from rlhf.models.chat import Chat
@@ -80,6 +81,7 @@ class Scorer:
         )
         if torch.cuda.is_available() and card["quantization"] == "none" and not is_requested():
             base = base.to("cuda")
+        choose_layers(base, "auto")
         chat = Chat.beside(folder, card)
         adapter.lora.check_template(chat)
         model, head = adapter.hang_on(base)

@@ -59,6 +59,8 @@ class ModelConfig(Strict):
     """Options of the chat template, such as `enable_thinking: false`; stored with the model and used wherever it is."""
     fast_layers: bool = True
     """Compute norms, rotations, gates, adapters and attention by this project's kernels; `false` leaves all of it to transformers and PEFT."""
+    fused_kernels: Literal["auto"] | bool = "auto"
+    """Triton kernels of the package liger-kernel for norms, rotations and gates: `auto` is on NVIDIA GPUs where it is installed; `false` leaves them to transformers."""
     packing: bool = True
     """Lay several sequences in one row, with a shared prompt computed once. `false`: one sequence per row; so it is too for a model whose layers do not follow the attention mask, which is checked before training."""
     gradient_checkpointing: bool = False

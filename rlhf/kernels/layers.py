@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import types
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -49,18 +50,27 @@ def enable(model: PreTrainedModel) -> None:
         if kind.__name__ in ours:
             module.forward = types.MethodType(ours[kind.__name__], module)
         elif rotates and ROTATE in getattr(kind.forward, "__code__", _norm.__code__).co_names:
-            module.forward = types.MethodType(with_our_rotation(kind.forward), module)
+            module.forward = types.MethodType(with_rotation(kind.forward, rotated), module)
+
+
+def disable(model: PreTrainedModel) -> None:
+    """Give norms, rotations and gates back to transformers: what is here is made for CPUs."""
+    for module in model.modules():
+        bound = getattr(vars(module).get("forward"), "__func__", None)
+        rotates = ROTATE in getattr(type(module).forward, "__code__", _norm.__code__).co_names
+        if bound in (_norm, _mlp) or (bound is not None and rotates):
+            del module.forward
 
 
 @functools.cache
-def with_our_rotation(forward: types.FunctionType) -> types.FunctionType:
-    """The forward pass of an attention class, calling `rotated` where it calls `apply_rotary_pos_emb`.
+def with_rotation(forward: types.FunctionType, rotate: Callable[..., Any]) -> types.FunctionType:
+    """The forward pass of an attention class, calling `rotate` where it calls `apply_rotary_pos_emb`.
 
     The code is transformers' own; the function is a copy that sees another global of that name.
     """
     copy = types.FunctionType(
         forward.__code__,
-        {**forward.__globals__, ROTATE: rotated},
+        {**forward.__globals__, ROTATE: rotate},
         forward.__name__,
         forward.__defaults__,
         forward.__closure__,

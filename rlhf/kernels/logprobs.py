@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK = 128
-"""Tokens whose logits are held at once: 128 x 128,256 words in float32 are 66 MB. More are slower on a CPU, whose caches they overflow."""
+CHUNK = {"cpu": 128, "cuda": 1024}
+"""Tokens whose logits are held at once, by device: 128 x 128,256 words in float32 are 66 MB. More overflow a CPU's caches, fewer
+leave a GPU idle."""
 
 
 def token_logprobs(
@@ -47,8 +48,7 @@ class _TokenLogprobs(torch.autograd.Function):
     ) -> Any:
         weight_VD = head_VD.to(hidden_MD.dtype)
         logps_M, log_sum_M, entropy_M = hidden_MD.new_zeros(3, len(targets_M), dtype=torch.float32)
-        for start in range(0, len(targets_M), CHUNK):
-            chunk = slice(start, start + CHUNK)
+        for chunk in _chunks(targets_M):
             logits_CV = _logits(hidden_MD[chunk], weight_VD, temperature)
             logps_CV = torch.log_softmax(logits_CV, dim=1)
             places = torch.arange(len(logits_CV), device=logits_CV.device), targets_M[chunk]
@@ -70,8 +70,7 @@ class _TokenLogprobs(torch.autograd.Function):
         of_head = ctx.needs_input_grad[1]
         d_head_VD = torch.zeros_like(head_VD, dtype=torch.float32) if of_head else None
         parts = []
-        for start in range(0, len(targets_M), CHUNK):
-            chunk = slice(start, start + CHUNK)
+        for chunk in _chunks(targets_M):
             # d logp / d z = onehot(target) - p
             slope_CV = _logits(hidden_MD[chunk], weight_VD, ctx.temperature)
             scale_C1 = (gradient_M[chunk] / ctx.temperature)[:, None]
@@ -82,6 +81,11 @@ class _TokenLogprobs(torch.autograd.Function):
             parts.append(slope_CV.to(weight_VD.dtype) @ weight_VD)
         d_hidden_MD = torch.cat(parts) if parts else torch.zeros_like(hidden_MD)
         return d_hidden_MD, None if d_head_VD is None else d_head_VD.to(head_VD.dtype), None, None, None
+
+
+def _chunks(targets_M: Tensor) -> list[slice]:
+    size = CHUNK.get(targets_M.device.type, CHUNK["cuda"])
+    return [slice(start, start + size) for start in range(0, len(targets_M), size)]
 
 
 def _logits(hidden_CD: Tensor, head_VD: Tensor, temperature: float) -> Tensor:

@@ -12,7 +12,7 @@ M, D, V = 7, 5, 11
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three tokens a chunk: two whole ones and a rest."""
-    monkeypatch.setattr(logprobs, "CHUNK", 3)
+    monkeypatch.setitem(logprobs.CHUNK, "cpu", 3)
 
 
 def tensors(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
