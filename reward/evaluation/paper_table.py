@@ -102,7 +102,7 @@ def train_table(
     jobs = [(seed, name) for seed in seeds for name in ROWS]
     for number, (seed, name) in enumerate(jobs, 1):
         output, row = folder / f"seed-{seed}" / name, ROWS[name]
-        if (output / "eval.json").exists():
+        if is_judged(output):
             say(f"[{number}/{total}] {row.title}, seed {seed}: there already.")
             continue
         say(f"[{number}/{total}] {row.title}, seed {seed}.")
@@ -112,6 +112,12 @@ def train_table(
         else:
             start = output.parent / row.starts_from / "final" if row.starts_from else None
             train(name, seed, output, start)
+
+
+def is_judged(run: Path) -> bool:
+    """Whether a row's evaluation is there, and whole."""
+    file = run / "eval.json"
+    return file.exists() and "failures" not in json.loads(file.read_text("utf-8"))
 
 
 def judge(config: RewardConfig, final: Path, folder: Path) -> None:

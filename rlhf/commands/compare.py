@@ -18,6 +18,7 @@ from rlhf.core.errors import ConfigError, DataError
 from rlhf.core.records import Prompt
 from rlhf.data.answer_files import read_prompts
 from rlhf.data.drops import DropReport
+from rlhf.runs.after import AfterTraining
 from rlhf.runs.folder import atomic_folder, atomic_write_text
 from rlhf.runs.progress import Progress
 
@@ -217,4 +218,7 @@ def _write(output: Path, result: Mapping[str, Any], rows: Sequence[Mapping[str, 
         atomic_write_text(
             folder / "compare.json", json.dumps(result, ensure_ascii=False, allow_nan=False, indent=2) + "\n"
         )
-        write_page(folder, result, rows, name="/".join(output.resolve().parts[-2:]))
+    name = "/".join(output.resolve().parts[-2:])
+    saved = f"All answers and their rewards are in {output / 'compare_rows.jsonl'}"
+    with AfterTraining(saved, fix="fix the cause; compare.json has the figures of the page") as after:
+        after.on_main("the report", lambda: write_page(output, result, rows, name=name))

@@ -33,12 +33,21 @@ class AfterTraining:
     In a run of several processes, a process whose collective step failed takes part in no further one: the others may wait in
     the failed one. It still does what it can do alone, then ends, and the launcher ends the others.
 
+    Args:
+        saved: what is complete and on disk before the first step, as a clause.
+        fix: what to do about a failure.
+
     Attributes:
         failures: what failed so far, in order.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        saved: str = "Training is complete and its weights are saved",
+        fix: str = "fix the cause, then type the command again with --resume: training is not repeated",
+    ) -> None:
         self.failures: list[Failure] = []
+        self._saved, self._fix = saved, fix
         self._alone = False
 
     def run(self, step: str, work: Callable[[], T]) -> T | None:
@@ -82,8 +91,8 @@ class AfterTraining:
             return
         listed = "\n".join(f"- {failure.step}: {failure.reason}" for failure in self.failures)
         raise RunError(
-            f"Training is complete and its weights are saved, but what follows it is not:\n{listed}",
-            fix="fix the cause, then type the command again with --resume: training is not repeated",
+            f"{self._saved}, but what follows failed:\n{listed}",
+            fix=self._fix,
         )
 
     def __enter__(self) -> Self:

@@ -10,7 +10,8 @@ import pytest
 from typer.testing import Result
 
 from reward.scorer import Scorer
-from rlhf.core.errors import EngineError, ModelError
+from rlhf.commands import compare
+from rlhf.core.errors import EngineError, ModelError, RunError
 
 Rlhf = Callable[..., Result]
 
@@ -108,3 +109,15 @@ def test_weights_that_cannot_be_written_in_their_last_form_stay_in_the_checkpoin
     )
     assert rlhf_command(*words, "--resume").exit_code == 0
     assert (run / "final" / "policy.json").exists()
+
+
+def test_a_broken_page_loses_no_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("no picture")
+
+    monkeypatch.setattr("rlhf.report.winrate.write_page", broken)
+    with pytest.raises(RunError) as caught:
+        compare._write(tmp_path / "out", {"prompts": 1}, [{"prompt": "Hi"}])
+    assert "no picture" in caught.value.found and caught.value.exit_code == 1
+    assert json.loads((tmp_path / "out" / "compare.json").read_text()) == {"prompts": 1}
+    assert (tmp_path / "out" / "compare_rows.jsonl").read_text() == '{"prompt": "Hi"}\n'

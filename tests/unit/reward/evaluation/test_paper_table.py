@@ -52,6 +52,15 @@ def test_rows_are_trained_in_an_order_in_which_each_finds_what_it_starts_from(tm
     asked.clear()
     train_table(tmp_path, [3, 4], train=train, extrapolate=extrapolate, say=said.append)
     assert not asked  # what is there stays
+    half = tmp_path / "seed-3" / "bt-margin"
+    (half / "eval.json").write_text(json.dumps({"failures": [{"step": "the held-out pairs", "reason": "r"}]}))
+
+    def again(name: str, seed: int, output: Path, start: Path | None) -> None:
+        assert output == half and (name, seed, start) == ("bt-margin", 3, None)
+        asked.append((name, seed, start))
+
+    train_table(tmp_path, [3, 4], train=again, extrapolate=extrapolate, say=said.append)
+    assert len(asked) == 1  # a row whose evaluation failed is not done
 
 
 def test_only_held_out_rows_count_and_all_runs_share_their_pairs(tmp_path: Path) -> None:
