@@ -27,6 +27,9 @@ DESTROY_PAUSE = 0.5
 """Seconds in which threads of gloo's let go of what was exchanged; they take milliseconds."""
 
 
+_replaced: list[TextIO] = []  # a stream that nobody refers to closes what it writes to
+
+
 def rank() -> int:
     """The place of this process among all of the run; 0 is the main one."""
     return int(os.environ.get("RANK", "0"))
@@ -55,6 +58,7 @@ def log_other_ranks(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"rank-{rank()}.log"
     log = file.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
+    _replaced.append(sys.stdout)
     sys.stdout = log
     sys.stderr = _Tee(sys.stderr, log)
 

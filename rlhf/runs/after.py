@@ -15,6 +15,7 @@ from typing import Self, TypeVar
 
 from rlhf.core.errors import RlhfError, RunError
 from rlhf.distributed import processes
+from rlhf.runs.disk import full_disk
 
 T = TypeVar("T")
 
@@ -77,8 +78,11 @@ class AfterTraining:
         except RlhfError as error:
             self.fail(step, str(error))
         except Exception as error:  # noqa: BLE001 - whatever it is, the next step must run; it is raised at the end
-            traceback.print_exc(file=sys.stderr)
-            self.fail(step, f"{type(error).__name__}: {error}")
+            if (full := full_disk(error)) is not None:
+                self.fail(step, str(full))
+            else:
+                traceback.print_exc(file=sys.stderr)
+                self.fail(step, f"{type(error).__name__}: {error}")
         return None
 
     def finish(self) -> None:
