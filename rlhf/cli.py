@@ -63,8 +63,14 @@ class Commands(TyperGroup):
 def load_command(name: str) -> Any:
     """Import the command of this name."""
     module, _, function = COMMANDS[name].function.partition(":")
+    loaded = getattr(importlib.import_module(module), function)
+    if isinstance(loaded, typer.Typer):  # a group of commands, such as `rlhf annotate serve`
+        for registered in loaded.registered_commands:
+            assert registered.callback is not None  # each was registered with its function
+            registered.callback = with_paths(registered.callback)
+        return typer.main.get_group(loaded)
     single = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings=CONTEXT)
-    single.command(name)(with_paths(getattr(importlib.import_module(module), function)))
+    single.command(name)(with_paths(loaded))
     return typer.main.get_command(single)
 
 

@@ -20,6 +20,9 @@ COMMANDS = {
     "inspect": Command(
         "rlhf.commands.inspect:command", "Look at the data of a config, down to one example in tokens."
     ),
+    "annotate": Command(
+        "rlhf.commands.annotate:command", "Collect preferences and ratings from people in a browser."
+    ),
     "train-reward": Command("rlhf.commands.train_reward:command", "Train a reward model."),
     "evaluate-reward": Command(
         "rlhf.commands.evaluate_reward:evaluate_reward",

@@ -36,6 +36,7 @@ FLOORS = {
     "rlhf.data": 3,
     "rlhf.report": 3,
     "rlhf.search": 4,
+    "rlhf.annotate": 4,
     "reward": 6,
     "policy": 7,
     "rlhf.plan": 8,
@@ -58,7 +59,7 @@ DOORS = {
     "vllm": ("policy.rollouts.vllm_*", "rlhf.doctor.probes"),
     "deepspeed": ("rlhf.distributed.zero",),
     "optuna": ("rlhf.search.*",),
-    "sqlalchemy": ("rlhf.search.storage",),
+    "sqlalchemy": ("rlhf.search.storage", "rlhf.annotate.store"),
 }
 """Vendor's library: the modules that may import it."""
 

@@ -1,0 +1,203 @@
+"""The server behind the page: FastAPI, JSON in and out, a session cookie on every request but the sign-in."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from rlhf.annotate import sessions
+from rlhf.annotate.agreement import is_disputed, progress
+from rlhf.annotate.records import STRENGTHS, Submission
+from rlhf.annotate.store import Annotator, SaveError, Store, by_task
+from rlhf.annotate.tasks import Task
+from rlhf.core.records import HELPSTEER_ATTRIBUTES
+
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; form-action 'self'; base-uri 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+FILES = {
+    "/": ("annotate.html", "text/html"),
+    "/annotate.js": ("annotate.js", "text/javascript"),
+    "/annotate.css": ("annotate.css", "text/css"),
+}
+LARGEST_BODY = 256 * 1024
+SIDES = ("left response", "right response")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a project is annotated."""
+
+    per_task: int = 3
+    """Annotators of each task."""
+    seed: int = 0
+    """Of the side on which a response is shown."""
+    session_hours: float = sessions.HOURS
+
+
+class SignIn(BaseModel):
+    """A token; it travels in the body, never in an address."""
+
+    token: str
+
+
+class Saved(BaseModel):
+    """What the page sends: a submission in terms of the sides that were shown."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    submission: Submission
+    final: bool = False
+    seconds: float = Field(default=0.0, ge=0, le=86_400)
+
+
+def is_swapped(task: int, annotator: str, seed: int) -> bool:
+    """Whether response 2 is shown on the left: random, and the same whenever a person sees a task."""
+    return hashlib.sha256(f"{seed}/{task}/{annotator}".encode()).digest()[0] % 2 == 1
+
+
+def person(request: Request) -> Annotator:
+    """The annotator whose cookie came with a request.
+
+    Raises:
+        HTTPException: 401, where there is none, or it is forged or expired.
+    """
+    store: Store = request.app.state.store
+    name = sessions.name_of(request.cookies.get(sessions.COOKIE, ""), request.app.state.secret)
+    annotator = None if name is None else store.annotator(name)
+    if annotator is None:
+        raise HTTPException(401, "Sign in again; what you wrote is kept in this browser.")
+    return annotator
+
+
+Person = Annotated[Annotator, Depends(person)]
+
+
+def build_app(store: Store, settings: Settings) -> FastAPI:
+    """The application around a store."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    secret = store.secret
+
+    app.state.store, app.state.secret = store, secret
+
+    @app.middleware("http")
+    async def guard(request: Request, proceed: Callable[[Request], Awaitable[Response]]) -> Response:
+        length = request.headers.get("content-length", "0")
+        if request.method != "GET" and request.headers.get("content-type", "") != "application/json":
+            response: Response = JSONResponse(
+                {"detail": "JSON is expected"}, 415
+            )  # forms of other sites end here
+        elif not length.isdigit() or int(length) > LARGEST_BODY:
+            response = JSONResponse({"detail": "too long"}, 413)
+        else:
+            response = await proceed(request)
+        response.headers.update(HEADERS)
+        return response
+
+    @app.exception_handler(SaveError)
+    async def not_saved(_: Request, error: Exception) -> JSONResponse:
+        return JSONResponse({"detail": f"Not saved: {getattr(error, 'orig', error)}"}, 507)
+
+    for path, (name, kind) in FILES.items():
+        app.get(path)(_file(name, kind))
+
+    @app.post("/api/session")
+    def sign_in(content: SignIn, response: Response) -> dict[str, Any]:
+        annotator = store.annotator_of(content.token.strip())
+        if annotator is None:
+            raise HTTPException(401, "This token is not known here.")
+        cookie = sessions.sign(annotator.name, secret, settings.session_hours)
+        response.set_cookie(sessions.COOKIE, cookie, httponly=True, samesite="strict")
+        return {"name": annotator.name, "adjudicates": annotator.adjudicates}
+
+    @app.delete("/api/session")
+    def sign_out(response: Response) -> dict[str, bool]:
+        response.delete_cookie(sessions.COOKIE)
+        return {"ok": True}
+
+    @app.get("/api/session")
+    def session(annotator: Person) -> dict[str, Any]:
+        return {"name": annotator.name, "adjudicates": annotator.adjudicates}
+
+    @app.get("/api/next")
+    def next_task(annotator: Person) -> dict[str, Any]:
+        number = _next_dispute() if annotator.adjudicates else store.claim(annotator.name, settings.per_task)
+        return {"task": None if number is None else _shown(number, annotator)}
+
+    @app.get("/api/tasks/{number}")
+    def one_task(number: int, annotator: Person) -> dict[str, Any]:
+        return {"task": _shown(number, annotator)}
+
+    @app.put("/api/tasks/{number}")
+    def save(number: int, content: Saved, annotator: Person) -> dict[str, Any]:
+        if store.task(number) is None:
+            raise HTTPException(404, f"There is no task {number}.")
+        if content.final and (missing := content.submission.missing(SIDES)):
+            raise HTTPException(422, f"Still missing: {'; '.join(missing)}.")
+        swapped = is_swapped(number, annotator.name, settings.seed)
+        submission = content.submission.swapped() if swapped else content.submission
+        if not annotator.adjudicates:
+            store.save(number, annotator.name, submission, final=content.final, seconds=content.seconds)
+        elif content.final:
+            store.adjudicate(number, annotator.name, submission)
+        return {"saved": True, "final": content.final}
+
+    @app.get("/api/progress")
+    def whole_progress(annotator: Person) -> dict[str, Any]:
+        annotations, adjudicated = store.annotations(), set(store.adjudications())
+        counts = progress(len(store.tasks()), annotations, settings.per_task, adjudicated)
+        return counts | {"own": sum(a.annotator == annotator.name for a in annotations)}
+
+    def _next_dispute() -> int | None:
+        decided = store.adjudications()
+        for number, own in by_task(store.annotations()).items():
+            if number not in decided and is_disputed(own, settings.per_task):
+                return number
+        return None
+
+    def _shown(number: int, annotator: Annotator) -> dict[str, Any]:
+        task = store.task(number)
+        if task is None:
+            raise HTTPException(404, f"There is no task {number}.")
+        swapped = is_swapped(number, annotator.name, settings.seed)
+        own = store.saved(number, annotator.name)
+        submission = Submission() if own is None else own.submission
+        others = [a for a in store.annotations() if a.task == number] if annotator.adjudicates else []
+        return {
+            **_sides(task, swapped),
+            "number": number,
+            "attributes": HELPSTEER_ATTRIBUTES,
+            "strengths": STRENGTHS,
+            "submission": (submission.swapped() if swapped else submission).model_dump(),
+            "final": own is not None and own.final,
+            "seconds": 0.0 if own is None else own.seconds,
+            "others": [
+                {
+                    "annotator": f"annotator {place}",
+                    **(a.submission.swapped() if swapped else a.submission).model_dump(),
+                }
+                for place, a in enumerate(others, 1)
+            ],
+        }
+
+    return app
+
+
+def _sides(task: Task, swapped: bool) -> dict[str, Any]:
+    first, second = (task.response_2, task.response_1) if swapped else (task.response_1, task.response_2)
+    return {"prompt": task.messages, "left": first, "right": second}
+
+
+def _file(name: str, kind: str) -> Callable[[], Response]:
+    content = (importlib.resources.files("rlhf.annotate") / "templates" / name).read_text("utf-8")
+    return lambda: Response(content, media_type=kind)

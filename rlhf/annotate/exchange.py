@@ -1,0 +1,161 @@
+"""Tasks and annotations of Label Studio (pairwise) and Argilla, read and written.
+
+Label Studio: the JSON export of a project with the `Pairwise` template; the preferred side is `left` or `right`.
+Argilla: the JSON of `Dataset.records.to_json`; a question `preference` with values -3..3, and a question `reason`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlhf.annotate.records import Submission
+from rlhf.annotate.store import Annotation, by_task
+from rlhf.annotate.tasks import Task
+from rlhf.core.errors import DataError
+from rlhf.core.records import Conversation, Message
+from rlhf.data.annotations import NEITHER_VALID
+
+SIDES = (("response_1", "response_2"), ("answer1", "answer2"), ("text1", "text2"), ("chosen", "rejected"))
+"""Names of the two responses in other tools' templates."""
+LEFT, RIGHT = -2, 2
+"""Strength of a choice between two sides that has no degree: better."""
+
+
+def to_label_studio(tasks: Mapping[int, Task], annotations: Sequence[Annotation]) -> list[dict[str, Any]]:
+    """Tasks with their annotations, for Label Studio's import."""
+    grouped = by_task(annotations)
+    return [
+        {
+            "id": number,
+            "data": {"prompt": task.messages, "response_1": task.response_1, "response_2": task.response_2},
+            "annotations": [
+                {"completed_by": a.annotator, "result": _label_studio_result(a.submission)}
+                for a in grouped.get(number, [])
+            ],
+        }
+        for number, task in tasks.items()
+    ]
+
+
+def from_label_studio(content: Any) -> list[tuple[Task, list[tuple[str, Submission]]]]:
+    """Tasks, each with the annotators' submissions; a side alone becomes a strength of 2.
+
+    Raises:
+        DataError: not a pairwise project's JSON.
+    """
+    tasks = []
+    for number, item in enumerate(_list(content, "Label Studio"), 1):
+        task = _task(item.get("data"), f"task {number}")
+        submissions = [
+            (str(own.get("completed_by", "imported")), submission)
+            for own in item.get("annotations", [])
+            if (submission := _read_label_studio_result(own.get("result", []))) is not None
+        ]
+        tasks.append((task, submissions))
+    return tasks
+
+
+def to_argilla(tasks: Mapping[int, Task], annotations: Sequence[Annotation]) -> list[dict[str, Any]]:
+    """Records with their responses, for Argilla's `Dataset.records.from_json`."""
+    grouped = by_task(annotations)
+    records = []
+    for number, task in tasks.items():
+        own = grouped.get(number, [])
+        preferences = [{"value": a.submission.strength, "user_id": a.annotator} for a in own]
+        reasons = [{"value": a.submission.reason, "user_id": a.annotator} for a in own]
+        records.append(
+            {
+                "id": str(number),
+                "fields": {
+                    "prompt": task.messages,
+                    "response_1": task.response_1,
+                    "response_2": task.response_2,
+                },
+                "metadata": {},
+                "suggestions": {},
+                "responses": {"preference": preferences, "reason": reasons} if own else {},
+            }
+        )
+    return records
+
+
+def from_argilla(content: Any) -> list[tuple[Task, list[tuple[str, Submission]]]]:
+    """Tasks, each with the annotators' submissions.
+
+    Raises:
+        DataError: not the JSON of Argilla records with two responses.
+    """
+    tasks = []
+    for number, record in enumerate(_list(content, "Argilla"), 1):
+        place = f"record {number}"
+        task = _task(record.get("fields"), place)
+        responses = record.get("responses") or {}
+        reasons = {str(r.get("user_id")): str(r.get("value") or "") for r in responses.get("reason", [])}
+        submissions = []
+        for response in responses.get("preference", []):
+            user = str(response.get("user_id"))
+            try:
+                submission = Submission(strength=int(response["value"]), reason=reasons.get(user, ""))
+            except (ValueError, TypeError, KeyError) as error:
+                raise DataError(
+                    f"{place}: the preference {response.get('value')!r} of {user} is no strength.",
+                    allowed=f"-3, -2, -1, 1, 2, 3, or {NEITHER_VALID} for neither valid",
+                ) from error
+            submissions.append((user, submission))
+        tasks.append((task, submissions))
+    return tasks
+
+
+def _label_studio_result(submission: Submission) -> list[dict[str, Any]]:
+    common = {"from_name": "preference", "to_name": "response_1,response_2"}
+    strength = submission.strength
+    result = [
+        {
+            "from_name": "reason",
+            "to_name": "prompt",
+            "type": "textarea",
+            "value": {"text": [submission.reason]},
+        }
+    ]
+    if strength is not None and strength != NEITHER_VALID:
+        side = "left" if strength < 0 else "right"
+        result.insert(0, {**common, "type": "pairwise", "value": {"selected": side}})
+    degree = {"choices": [str(strength)]}
+    return [*result, {"from_name": "strength", "to_name": "prompt", "type": "choices", "value": degree}]
+
+
+def _read_label_studio_result(result: Sequence[Mapping[str, Any]]) -> Submission | None:
+    strength, reason = None, ""
+    for part in result:
+        value = part.get("value", {})
+        if part.get("type") == "pairwise" and strength is None:
+            strength = {"left": LEFT, "right": RIGHT}.get(str(value.get("selected")))
+        if part.get("from_name") == "strength" and value.get("choices"):
+            strength = int(value["choices"][0])
+        if part.get("type") == "textarea":
+            reason = "\n".join(map(str, value.get("text", [])))
+    return None if strength is None else Submission(strength=strength, reason=reason)
+
+
+def _list(content: Any, tool: str) -> list[Mapping[str, Any]]:
+    if not isinstance(content, list) or not all(isinstance(item, dict) for item in content):
+        raise DataError(f"This is no JSON export of {tool}.", allowed="a JSON list of objects")
+    return content
+
+
+def _task(fields: Any, place: str) -> Task:
+    names = next((pair for pair in SIDES if isinstance(fields, dict) and pair[0] in fields), None)
+    if names is None or "prompt" not in fields or names[1] not in fields:
+        found = ", ".join(fields) if isinstance(fields, dict) else type(fields).__name__
+        raise DataError(
+            f"{place}: found {found}.",
+            allowed="a prompt and two responses, named " + " or ".join("/".join(pair) for pair in SIDES),
+        )
+    prompt = fields["prompt"]
+    messages: Conversation
+    if isinstance(prompt, str):
+        messages = (Message("user", prompt),)
+    else:
+        messages = tuple(Message(m["role"], m["content"]) for m in prompt)
+    return Task(messages, str(fields[names[0]]), str(fields[names[1]]))

@@ -1,0 +1,315 @@
+"""Tasks, annotators and annotations in a database: SQLite by default, or any SQLAlchemy URL.
+
+Every change is one committed transaction, so a killed server loses nothing that was acknowledged. SQLite runs in WAL
+mode with `synchronous=FULL`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DatabaseError, SQLAlchemyError
+
+from rlhf.annotate.records import Submission
+from rlhf.annotate.tasks import Task, as_messages
+from rlhf.core.errors import DataError, OutputError
+
+VERSION = "1"
+LEASE = 30 * 60.0
+"""Seconds for which a task that an annotator opened counts as taken, if nothing is saved."""
+
+metadata = sa.MetaData()
+META = sa.Table(
+    "meta", metadata, sa.Column("key", sa.String(40), primary_key=True), sa.Column("value", sa.Text)
+)
+TASKS = sa.Table(
+    "tasks",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("key", sa.String(64), unique=True, nullable=False),
+    sa.Column("prompt", sa.JSON, nullable=False),
+    sa.Column("response_1", sa.Text, nullable=False),
+    sa.Column("response_2", sa.Text, nullable=False),
+)
+ANNOTATORS = sa.Table(
+    "annotators",
+    metadata,
+    sa.Column("name", sa.String(80), primary_key=True),
+    sa.Column("token_hash", sa.String(64), unique=True, nullable=False),
+    sa.Column("adjudicates", sa.Boolean, nullable=False),
+)
+ANNOTATIONS = sa.Table(
+    "annotations",
+    metadata,
+    sa.Column("task", sa.Integer, sa.ForeignKey("tasks.id"), primary_key=True),
+    sa.Column("annotator", sa.String(80), sa.ForeignKey("annotators.name"), primary_key=True),
+    sa.Column("final", sa.Boolean, nullable=False),
+    sa.Column("content", sa.JSON, nullable=False),
+    sa.Column("seconds", sa.Float, nullable=False),
+    sa.Column("updated", sa.Float, nullable=False),
+)
+ADJUDICATIONS = sa.Table(
+    "adjudications",
+    metadata,
+    sa.Column("task", sa.Integer, sa.ForeignKey("tasks.id"), primary_key=True),
+    sa.Column("annotator", sa.String(80), sa.ForeignKey("annotators.name"), nullable=False),
+    sa.Column("content", sa.JSON, nullable=False),
+    sa.Column("updated", sa.Float, nullable=False),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Annotator:
+    """A person with a token."""
+
+    name: str
+    adjudicates: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """What one annotator saved of one task."""
+
+    task: int
+    annotator: str
+    final: bool
+    submission: Submission
+    seconds: float
+
+
+class Store:
+    """The database of one annotation project.
+
+    Args:
+        location: a file (SQLite, made where it does not exist) or an SQLAlchemy URL.
+
+    Raises:
+        DataError: the file is no database, or one of another version of this project.
+        OutputError: it cannot be opened or written.
+    """
+
+    def __init__(self, location: str | Path) -> None:
+        self.location = str(location)
+        is_url = "://" in self.location
+        self.engine = sa.create_engine(self.location if is_url else f"sqlite:///{self.location}")
+        if self.engine.dialect.name == "sqlite":
+            sa.event.listen(self.engine, "connect", _configure_sqlite)
+        self._claims = threading.Lock()
+        try:
+            metadata.create_all(self.engine)
+            with self.engine.begin() as connection:
+                version = connection.execute(sa.select(META.c.value).where(META.c.key == "version")).scalar()
+                if version is None:
+                    connection.execute(sa.insert(META).values(key="version", value=VERSION))
+                    connection.execute(sa.insert(META).values(key="secret", value=secrets.token_hex(32)))
+        except DatabaseError as error:
+            reason = str(error.orig or error)
+            raise OutputError(
+                f"The annotation store {self.location} cannot be used: {reason}",
+                allowed="a SQLite file made by `rlhf annotate`, a new file, or an SQLAlchemy URL",
+                fix="name another file with --store",
+            ) from error
+        if version not in (None, VERSION):
+            raise DataError(
+                f"The annotation store {self.location} has version {version}; this program writes version {VERSION}.",
+                fix="export it with the version of rlhf that wrote it, or start a new store with --store",
+            )
+
+    @property
+    def secret(self) -> str:
+        """The key that session cookies are signed with."""
+        with self.engine.connect() as connection:
+            return str(connection.execute(sa.select(META.c.value).where(META.c.key == "secret")).scalar_one())
+
+    def add_tasks(self, tasks: Iterable[Task]) -> int:
+        """Add the tasks that are not there yet; returns how many."""
+        with self.engine.begin() as connection:
+            known = set(connection.execute(sa.select(TASKS.c.key)).scalars())
+            rows = [
+                {"key": t.key, "prompt": t.messages, "response_1": t.response_1, "response_2": t.response_2}
+                for t in tasks
+                if t.key not in known
+            ]
+            if rows:
+                connection.execute(sa.insert(TASKS), rows)
+            return len(rows)
+
+    def add_annotator(self, name: str, *, adjudicates: bool = False) -> str:
+        """Add a person, or give a known one a new token; returns the token, which is stored as a hash only."""
+        token = secrets.token_urlsafe(24)
+        values = {"token_hash": _hash(token), "adjudicates": adjudicates}
+        with self.engine.begin() as connection:
+            changed = connection.execute(
+                sa.update(ANNOTATORS).where(ANNOTATORS.c.name == name).values(**values)
+            )
+            if not changed.rowcount:
+                connection.execute(sa.insert(ANNOTATORS).values(name=name, **values))
+        return token
+
+    def annotators(self) -> list[Annotator]:
+        """Everybody with a token, by name."""
+        with self.engine.connect() as connection:
+            rows = connection.execute(sa.select(ANNOTATORS).order_by(ANNOTATORS.c.name)).all()
+        return [Annotator(row.name, row.adjudicates) for row in rows]
+
+    def annotator_of(self, token: str) -> Annotator | None:
+        """Whose token this is."""
+        return self._annotator(ANNOTATORS.c.token_hash == _hash(token))
+
+    def annotator(self, name: str) -> Annotator | None:
+        """The person of this name."""
+        return self._annotator(ANNOTATORS.c.name == name)
+
+    def _annotator(self, condition: Any) -> Annotator | None:
+        with self.engine.connect() as connection:
+            row = connection.execute(sa.select(ANNOTATORS).where(condition)).first()
+        return None if row is None else Annotator(row.name, row.adjudicates)
+
+    def tasks(self) -> dict[int, Task]:
+        """All tasks by number."""
+        with self.engine.connect() as connection:
+            rows = connection.execute(sa.select(TASKS).order_by(TASKS.c.id)).all()
+        return {row.id: Task(as_messages(row.prompt), row.response_1, row.response_2) for row in rows}
+
+    def task(self, number: int) -> Task | None:
+        """One task, or None."""
+        with self.engine.connect() as connection:
+            row = connection.execute(sa.select(TASKS).where(TASKS.c.id == number)).first()
+        return None if row is None else Task(as_messages(row.prompt), row.response_1, row.response_2)
+
+    def annotations(self, *, final: bool = True) -> list[Annotation]:
+        """Annotations by task and time; final ones only, unless drafts are asked for too."""
+        query = sa.select(ANNOTATIONS).order_by(
+            ANNOTATIONS.c.task, ANNOTATIONS.c.updated, ANNOTATIONS.c.annotator
+        )
+        with self.engine.connect() as connection:
+            rows = connection.execute(query.where(ANNOTATIONS.c.final) if final else query).all()
+        return [_annotation(row) for row in rows]
+
+    def adjudications(self) -> dict[int, Submission]:
+        """The adjudicator's decisions by task."""
+        with self.engine.connect() as connection:
+            rows = connection.execute(sa.select(ADJUDICATIONS)).all()
+        return {row.task: Submission.model_validate(row.content) for row in rows}
+
+    def claim(self, annotator: str, per_task: int) -> int | None:
+        """The number of the next task for a person, which counts as taken from now on; None where nothing is left.
+
+        A draft of their own comes first, then the task with the most annotations that is not complete: tasks are
+        finished one after another. A task that others opened and left for longer than `LEASE` is free again.
+        """
+        now = time.time()
+        with self._claims, self.engine.begin() as connection:
+            own = connection.execute(sa.select(ANNOTATIONS).where(ANNOTATIONS.c.annotator == annotator)).all()
+            drafts = sorted((row for row in own if not row.final), key=lambda row: row.updated)
+            if drafts:
+                return int(drafts[0].task)
+            counted = sa.case((ANNOTATIONS.c.final | (ANNOTATIONS.c.updated > now - LEASE), 1), else_=0)
+            taken = sa.func.coalesce(sa.func.sum(counted), 0)
+            query = (
+                sa.select(TASKS.c.id)
+                .outerjoin(ANNOTATIONS, ANNOTATIONS.c.task == TASKS.c.id)
+                .where(TASKS.c.id.not_in([row.task for row in own]))
+                .group_by(TASKS.c.id)
+                .having(taken < per_task)
+                .order_by(taken.desc(), TASKS.c.id)
+                .limit(1)
+            )
+            number = connection.execute(query).scalar()
+            if number is not None:
+                row = {"task": number, "annotator": annotator, "final": False, "seconds": 0.0}
+                connection.execute(sa.insert(ANNOTATIONS).values(**row, content={}, updated=now))
+            return number
+
+    def save(self, task: int, annotator: str, submission: Submission, *, final: bool, seconds: float) -> None:
+        """Save a draft or a final annotation; the same one twice changes nothing, and a draft never replaces a final one."""
+        values = {
+            "content": submission.model_dump(),
+            "final": final,
+            "seconds": seconds,
+            "updated": time.time(),
+        }
+        own = (ANNOTATIONS.c.task == task) & (ANNOTATIONS.c.annotator == annotator)
+        with self._claims, self.engine.begin() as connection:
+            row = connection.execute(sa.select(ANNOTATIONS.c.final).where(own)).first()
+            if row is None:
+                connection.execute(sa.insert(ANNOTATIONS).values(task=task, annotator=annotator, **values))
+            elif final or not row.final:
+                connection.execute(sa.update(ANNOTATIONS).where(own).values(**values))
+
+    def saved(self, task: int, annotator: str) -> Annotation | None:
+        """What a person saved of a task."""
+        own = (ANNOTATIONS.c.task == task) & (ANNOTATIONS.c.annotator == annotator)
+        with self.engine.connect() as connection:
+            row = connection.execute(sa.select(ANNOTATIONS).where(own)).first()
+        return None if row is None else _annotation(row)
+
+    def adjudicate(self, task: int, annotator: str, submission: Submission) -> None:
+        """Save the adjudicator's decision."""
+        values = {"annotator": annotator, "content": submission.model_dump(), "updated": time.time()}
+        with self.engine.begin() as connection:
+            changed = connection.execute(
+                sa.update(ADJUDICATIONS).where(ADJUDICATIONS.c.task == task).values(**values)
+            )
+            if not changed.rowcount:
+                connection.execute(sa.insert(ADJUDICATIONS).values(task=task, **values))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.engine.dispose()
+
+
+@contextmanager
+def opened(location: str | Path) -> Iterator[Store]:
+    """A store that exists already, closed at the end.
+
+    Raises:
+        DataError: there is no such file.
+    """
+    if "://" not in str(location) and not Path(location).is_file():
+        raise DataError(
+            f"There is no annotation store {location}.",
+            allowed="the file that `rlhf annotate serve` wrote (--store)",
+        )
+    store = Store(location)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def by_task(annotations: Sequence[Annotation]) -> dict[int, list[Annotation]]:
+    """Annotations of each task, in their order."""
+    tasks: dict[int, list[Annotation]] = {}
+    for annotation in annotations:
+        tasks.setdefault(annotation.task, []).append(annotation)
+    return tasks
+
+
+SaveError = SQLAlchemyError
+"""What a save raises where the disk is full or the database is gone."""
+
+
+def _annotation(row: Any) -> Annotation:
+    submission = Submission.model_validate(row.content or {})
+    return Annotation(row.task, row.annotator, row.final, submission, row.seconds)
+
+
+def _hash(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def _configure_sqlite(connection: Any, _: Any) -> None:
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000", "foreign_keys=ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()

@@ -1,0 +1,89 @@
+"""Annotation tasks: a prompt and two responses, read from any file that `rlhf.data` reads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from rlhf.config.schema import DataSource
+from rlhf.core.errors import DataError
+from rlhf.core.records import Conversation, Message
+from rlhf.data.messages import read_responses
+from rlhf.data.rows import Row, read_rows
+
+COLUMNS = (("response_1", "response_2"), ("chosen", "rejected"), ("response_a", "response_b"))
+"""Names of the two response columns that are recognised, beside a list `responses` of two."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Two responses to one prompt."""
+
+    prompt: Conversation
+    response_1: str
+    response_2: str
+
+    @property
+    def key(self) -> str:
+        """A hash of the content: the same task in two files is one task."""
+        content = json.dumps([self.messages, self.response_1, self.response_2])
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The prompt as chat messages."""
+        return [{"role": message.role, "content": message.content} for message in self.prompt]
+
+
+def read_tasks(path: str) -> list[Task]:
+    """All tasks of a file or folder, without repetitions.
+
+    Raises:
+        DataError: a row has no prompt, or not exactly two different responses; with its place.
+    """
+    tasks = {}
+    for row in read_rows(DataSource(path=path), seed=0):
+        task = _task(row)
+        tasks[task.key] = task
+    if not tasks:
+        raise DataError(f"{path} holds no tasks.", allowed="rows of a prompt and two responses")
+    return list(tasks.values())
+
+
+def as_messages(prompt: Iterable[dict[str, str]]) -> Conversation:
+    """Chat messages as records."""
+    return tuple(Message(m["role"], m["content"]) for m in prompt)  # type: ignore[arg-type]
+
+
+def _task(row: Row) -> Task:
+    if row.find("responses") is not None:
+        responses = row.find("responses")
+        if (
+            not isinstance(responses, list)
+            or len(responses) != 2
+            or not all(isinstance(r, str) for r in responses)
+        ):
+            count = len(responses) if isinstance(responses, list) else "not a list of"
+            raise DataError(
+                f"{row.place}: `responses` has {count} responses.",
+                allowed="a list of two strings",
+                fix="write two responses a row; `rlhf generate` and `rlhf compare` write them",
+            )
+        prompt, _ = read_responses(row, "prompt")
+        texts = list(responses)
+    else:
+        names = next((pair for pair in COLUMNS if row.find(pair[0]) is not None), COLUMNS[0])
+        prompt, texts = read_responses(row, "prompt", *names)
+    if not prompt or any(not text.strip() for text in texts):
+        raise DataError(
+            f"{row.place}: the prompt or a response is empty.", allowed="a prompt and two responses"
+        )
+    if texts[0] == texts[1]:
+        raise DataError(
+            f"{row.place}: both responses are the same.",
+            allowed="two different responses",
+            fix="leave out such rows: nobody can prefer one of them",
+        )
+    return Task(prompt, texts[0], texts[1])

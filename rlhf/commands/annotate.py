@@ -1,0 +1,180 @@
+"""`rlhf annotate`: people compare and rate responses in a browser; their annotations become training data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from rlhf.core.errors import ConfigError, DataError, OutputError
+from rlhf.runs.folder import atomic_write_text
+
+command = typer.Typer(
+    help="""Collect preferences and ratings in a browser, and export them as HelpSteer2 data.
+
+    Example: rlhf annotate serve pairs.jsonl --annotator ana --annotator ben --annotator cy, then rlhf annotate export annotations.db
+    exported""",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="The store that `serve` wrote.")]
+Host = Annotated[str, typer.Option(help="Address to listen on; 127.0.0.1 is this machine alone.")]
+
+
+@command.command()
+def serve(
+    tasks: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="TASKS...", help="Files of a prompt and two responses a row; none: those in the store."
+        ),
+    ] = None,
+    store: Annotated[
+        str, typer.Option(help="SQLite file or SQLAlchemy URL of the annotations.")
+    ] = "annotations.db",
+    annotator: Annotated[
+        list[str] | None, typer.Option(help="Name of a person who annotates; repeat it.")
+    ] = None,
+    adjudicator: Annotated[
+        list[str] | None, typer.Option(help="Name of a person who decides disputed tasks.")
+    ] = None,
+    per_task: Annotated[
+        int, typer.Option(min=1, max=9, help="Annotators of each task; the paper has 3 to 5.")
+    ] = 3,
+    host: Host = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8900,
+) -> None:
+    """Serve the page on which people compare two responses.
+
+    A row has `prompt` (a string or messages) and `response_1` and `response_2`, `chosen` and `rejected`, or a list `responses` of two. The
+    sides are shuffled for each person and task. A new name gets a token, which is printed once; a name that is in the store keeps its own
+    (`rlhf annotate token` makes a new one). Stop with Ctrl-C: everything is saved.
+
+    Example: rlhf annotate serve pairs.jsonl --annotator ana --annotator ben --annotator cy --adjudicator dora
+    """
+    import uvicorn
+
+    from rlhf.annotate.app import Settings, build_app
+    from rlhf.annotate.store import Store
+    from rlhf.annotate.tasks import read_tasks
+
+    rows = [task for file in tasks or [] for task in read_tasks(file)]
+    project = Store(store)
+    added = project.add_tasks(rows)
+    known = {person.name for person in project.annotators()}
+    people = [(name, False) for name in annotator or []] + [(name, True) for name in adjudicator or []]
+    for name, adjudicates in people:
+        if name not in known:
+            print(f"Token of {name}: {project.add_annotator(name, adjudicates=adjudicates)}")
+    if not project.tasks():
+        raise DataError(f"The store {store} holds no tasks.", fix="rlhf annotate serve TASKS.jsonl")
+    if not project.annotators():
+        raise ConfigError("Nobody can sign in yet.", fix="--annotator NAME")
+    print(f"{len(project.tasks())} tasks ({added} new), {per_task} annotators each, in {store}.")
+    print(f"Open http://{host}:{port} and sign in with a token.", flush=True)
+    app = build_app(project, Settings(per_task))
+    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False)
+
+
+@command.command()
+def token(
+    store: StoreArgument,
+    name: Annotated[str, typer.Argument(help="Whose token; a new name becomes an annotator.")],
+    adjudicates: Annotated[
+        bool, typer.Option("--adjudicator", help="The person decides disputed tasks.")
+    ] = False,
+) -> None:
+    """Make a new token for a person; the old one stops working."""
+    from rlhf.annotate.store import opened
+
+    with opened(store) as project:
+        person = project.annotator(name)
+        role = adjudicates or (person is not None and person.adjudicates)
+        print(f"Token of {name}: {project.add_annotator(name, adjudicates=role)}")
+
+
+@command.command()
+def status(
+    store: StoreArgument,
+    per_task: Annotated[int, typer.Option(min=1, max=9, help="Annotators of each task.")] = 3,
+) -> None:
+    """Print progress and agreement as JSON."""
+    from rlhf.annotate.agreement import progress
+    from rlhf.annotate.store import opened
+
+    with opened(store) as project:
+        counts = progress(len(project.tasks()), project.annotations(), per_task, set(project.adjudications()))
+    print(json.dumps(counts, indent=1))
+
+
+@command.command()
+def export(
+    store: StoreArgument,
+    output: Annotated[Path, typer.Argument(help="A new folder; with another form a new JSON file.")],
+    form: Annotated[
+        Literal["helpsteer2", "label-studio", "argilla"], typer.Option(help="What is written.")
+    ] = "helpsteer2",
+    max_spread: Annotated[
+        int, typer.Option(min=0, help="Largest spread of the three most similar annotators.")
+    ] = 2,
+) -> None:
+    """Write the annotations as HelpSteer2 and HelpSteer2-Preference data, or for another tool.
+
+    `train-reward` reads the folder: `{path: FOLDER, format: helpsteer2}` as ratings, `{path: FOLDER, format: helpsteer2-preference}` as
+    preferences.
+    """
+    from rlhf.annotate import exchange
+    from rlhf.annotate.export import write_export
+    from rlhf.annotate.store import opened
+
+    with opened(store) as project:
+        if form != "helpsteer2":
+            if output.exists():
+                raise OutputError(f"{output} exists already.", fix="name a new file")
+            write = {"label-studio": exchange.to_label_studio, "argilla": exchange.to_argilla}[form]
+            rows = write(project.tasks(), project.annotations())
+            atomic_write_text(output, json.dumps(rows, ensure_ascii=False, indent=1))
+            print(f"Wrote {len(rows)} tasks to {output}.")
+            return
+        written = write_export(project, output, max_spread=max_spread)
+    usable = sum(row["preference_strength"] != 0 for row in written.preferences)
+    print(
+        f"Wrote {len(written.preferences)} preferences ({usable} with a strength), {len(written.ratings)} ratings on which "
+        f"annotators agree and {len(written.disagreements)} rows of all ratings to {output}."
+    )
+    for reason, count in written.left_out.items():
+        print(f"Left out {count} annotations: {reason}.")
+
+
+@command.command(name="import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="A JSON export.")],
+    form: Annotated[Literal["label-studio", "argilla"], typer.Option(help="Whose export it is.")],
+    store: Annotated[str, typer.Option(help="SQLite file or SQLAlchemy URL.")] = "annotations.db",
+) -> None:
+    """Add the tasks and annotations of another tool to a store."""
+    from rlhf.annotate import exchange
+    from rlhf.annotate.store import Store
+
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} cannot be read as JSON: {error}") from error
+    read = {"label-studio": exchange.from_label_studio, "argilla": exchange.from_argilla}[form]
+    tasks, annotations = read(content), 0
+    project = Store(store)
+    project.add_tasks([task for task, _ in tasks])
+    numbers = {task.key: number for number, task in project.tasks().items()}
+    known = {person.name for person in project.annotators()}
+    for task, submissions in tasks:
+        for name, submission in submissions:
+            if name not in known:
+                project.add_annotator(name)
+                known.add(name)
+            project.save(numbers[task.key], name, submission, final=True, seconds=0.0)
+            annotations += 1
+    print(f"Added {len(tasks)} tasks with {annotations} annotations to {store}.")

@@ -1,0 +1,232 @@
+"""The annotation page in a real browser: several people at once, a server that is killed, and what is trained on it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from rlhf.annotate.store import Store
+from tests.browser import BROWSER, NO_BROWSER, Browser, Page
+
+pytestmark = pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)
+HOSTILE = (
+    '<script>document.body.dataset.pwned = "yes"</script><img src=x onerror="document.body.dataset.pwned=1">'
+)
+
+
+class Server:
+    """`rlhf annotate serve` on a free port, to be killed and started again on the same store."""
+
+    def __init__(
+        self, folder: Path, rows: Sequence[dict[str, object]], people: Sequence[str], per_task: int
+    ) -> None:
+        (folder / "tasks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.folder, self.store, self.tokens = folder, folder / "a.db", dict[str, str]()
+        names = [argument for name in people for argument in ("--annotator", name)]
+        self.arguments = ["tasks.jsonl", "--store", str(self.store), "--port", str(self.port), *names]
+        self.arguments += ["--per-task", str(per_task)]
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "rlhf.cli", "annotate", "serve", *self.arguments]
+        root = str(Path(__file__).parents[2])
+        environment = {**os.environ, "PYTHONPATH": root}
+        self.process = subprocess.Popen(
+            command, cwd=self.folder, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if found := re.match(r"Token of (\w+): (\S+)", line):
+                self.tokens[found[1]] = found[2]
+            if line.startswith("Open"):
+                break
+        for _ in range(200):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            time.sleep(0.05)
+        raise AssertionError("the server does not listen")
+
+    def kill(self) -> str:
+        """End the server at once; returns what it printed after it listened."""
+        self.process.send_signal(signal.SIGKILL)
+        return (
+            ""
+            if self.process.stdout is None or self.process.stdout.closed
+            else self.process.communicate(timeout=10)[0]
+        )
+
+
+def enter(page: Page, token: str) -> None:
+    page.wait("!document.getElementById('sign-in').hidden")
+    page.js("document.getElementById('token').focus()")
+    page.type(token)
+    page.key("Enter")
+    page.wait("!document.getElementById('task').hidden || !document.getElementById('done').hidden")
+
+
+def rate(page: Page) -> None:
+    """All ten ratings of a task, as clicks."""
+    page.js("document.querySelectorAll('.ratings input[value=\"3\"]').forEach((node) => node.click())")
+
+
+def annotate(page: Page, key: str, reason: str) -> None:
+    """One task by keyboard; ends when the next one, or the end, is shown."""
+    number = page.js("task.number")
+    page.key(key)
+    rate(page)
+    page.js("document.getElementById('reason').focus()")
+    page.type(reason)
+    for _ in range(30):  # a server that is down is tried again, as a person would
+        page.key("Enter", control=True)
+        for _ in range(20):
+            if not page.js(
+                f"Boolean(task) && task.number === {number} && !document.getElementById('task').hidden"
+            ):
+                return
+            time.sleep(0.05)
+    raise AssertionError(f"task {number} is not submitted: {page.text()[-600:]}")
+
+
+def rows(count: int) -> list[dict[str, object]]:
+    return [
+        {"prompt": f"Prompt {n} 🙂 שלום", "chosen": f"A {n} {HOSTILE}", "rejected": f"B {n}"}
+        for n in range(count)
+    ]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    running = Server(tmp_path, rows(3), ["ana", "ben"], per_task=2)
+    yield running
+    running.kill()
+
+
+def test_two_people_at_once_and_a_killed_server(server: Server, tmp_path: Path) -> None:
+    with Browser(tmp_path / "profile") as browser:
+        pages = {name: browser.page(server.url) for name in ("ana", "ben")}
+        for name, page in pages.items():
+            enter(page, server.tokens[name])
+        assert "http" not in server.tokens["ana"]
+        for name, page in pages.items():
+            annotate(page, "2", f"{name} {HOSTILE}")
+        ana = pages["ana"]
+        ana.key("5")
+        ana.key("r")
+        ana.type("half a sentence")
+        ana.wait("document.getElementById('status').textContent === 'Saved.'")
+        server.kill()
+        ana.type(", and more")
+        ana.wait("document.getElementById('status').textContent.startsWith('No connection')")
+        server.start()
+        ana.send("Page.reload")
+        ana.wait("!document.getElementById('task').hidden")
+        assert ana.js("document.getElementById('reason').value") == "half a sentence, and more"
+        assert ana.js("document.querySelector('input[name=strength]:checked').value") == "2"
+        for name, page in pages.items():
+            for _ in range(2):
+                annotate(page, "6", name)
+            page.wait("!document.getElementById('done').hidden")
+            assert page.js("document.body.dataset.pwned") is None
+    store = Store(server.store)
+    done = [(a.task, a.annotator) for a in store.annotations()]
+    assert sorted(done) == [(task, name) for task in (1, 2, 3) for name in ("ana", "ben")]
+    assert {a.submission.reason for a in store.annotations() if a.task == 1} == {
+        f"ana {HOSTILE}",
+        f"ben {HOSTILE}",
+    }
+    log = server.kill()
+    assert not any(token in log for token in server.tokens.values())
+
+
+def test_a_missing_part_is_named_and_the_keyboard_suffices(server: Server, tmp_path: Path) -> None:
+    with Browser(tmp_path / "profile") as browser:
+        page = browser.page(server.url, width=390, height=844)
+        enter(page, server.tokens["ana"])
+        assert page.js("document.documentElement.scrollWidth") <= 390, "no sideways scrolling on a phone"
+        page.key("1")
+        page.key("Enter", control=True)
+        page.wait("document.getElementById('status').className === 'bad'")
+        assert "coherence, complexity, verbosity of the right response" in page.text()
+        page.js("document.querySelector('.ratings input').focus()")
+        for _ in range(10):  # digits rate, Tab goes to the next attribute
+            page.key("4")
+            page.key("Tab")
+        checked = page.js("document.querySelectorAll('.ratings input:checked').length")
+        assert checked >= 5
+        unlabelled = page.js(
+            "[...document.querySelectorAll('input, textarea')].filter((n) => !n.labels.length && !n.ariaLabel).length"
+        )
+        assert unlabelled == 0
+
+
+@pytest.mark.slow
+def test_two_hundred_annotations_by_four_people_and_two_kills(tmp_path: Path) -> None:
+    """None is lost, and the export trains a reward model."""
+    people = ["ana", "ben", "cy", "dan"]
+    server = Server(tmp_path, rows(50), people, per_task=4)
+    stop = threading.Event()
+
+    def kill_twice() -> None:
+        for _ in range(2):
+            time.sleep(15)
+            if stop.is_set():
+                return
+            server.kill()
+            time.sleep(1)
+            server.start()
+
+    killer = threading.Thread(target=kill_twice)
+    with Browser(tmp_path / "profile") as browser:
+        pages = {name: browser.page(server.url) for name in people}
+        for name, page in pages.items():
+            enter(page, server.tokens[name])
+        killer.start()
+        for number in range(50):
+            for name, page in pages.items():
+                side = "1" if page.js("task.left.startsWith('A')") else "6"
+                annotate(page, side, f"{name} {number}")
+        stop.set()
+        killer.join()
+    annotations = Store(server.store).annotations()
+    server.kill()
+    assert len(annotations) == len({(a.task, a.annotator) for a in annotations}) == 200
+    assert {a.submission.strength for a in annotations} == {-3}, (
+        "all of them prefer A, whatever side it was on"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+
+    def rlhf(*arguments: str) -> str:
+        command = [sys.executable, "-m", "rlhf.cli", *arguments]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    rlhf("annotate", "export", str(server.store), "exported")
+    (tmp_path / "reward.yaml").write_text(
+        "output: run\nmodel: {max_length: 256}\n"
+        "data:\n  preferences: [{path: exported, format: helpsteer2-preference}]\n"
+        "  ratings: [{path: exported, format: helpsteer2}]\n"
+        "stages: [{name: hybrid, max_steps: 2, batch_size: 8}]\n"
+    )
+    assert "exported" in rlhf("train-reward", "reward.yaml", "--dry-run")

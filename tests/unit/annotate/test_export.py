@@ -1,0 +1,135 @@
+"""Annotations become rows that `train-reward` reads: strengths and ratings by hand, and back through our own readers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rlhf.annotate.agreement import is_disputed, progress
+from rlhf.annotate.exchange import from_argilla, from_label_studio, to_argilla, to_label_studio
+from rlhf.annotate.export import joined_turns, write_export
+from rlhf.annotate.records import Submission
+from rlhf.annotate.store import Annotation, Store
+from rlhf.annotate.tasks import Task
+from rlhf.config.schema import DataSource
+from rlhf.core.errors import DataError
+from rlhf.core.records import Message
+from rlhf.data.helpsteer import split_turns
+from rlhf.data.load import load_preferences, load_ratings
+from tests.unit.annotate.conftest import submission
+
+
+@pytest.fixture
+def annotated(store: Store) -> Store:
+    """Task 1: agreed, +2. Task 2: disputed, decided as -1. Task 3: neither is valid."""
+    marks = {1: (1, 2, 3), 2: (-3, 3, 1), 3: (-100, -100, -100)}
+    for place, name in enumerate(("ana", "ben", "cy")):
+        store.add_annotator(name)
+        for number, strengths in marks.items():
+            store.save(
+                number, name, submission(strengths[place], 3, f"{name} says"), final=True, seconds=place
+            )
+    store.add_annotator("dora", adjudicates=True)
+    store.adjudicate(2, "dora", submission(-1, reason="It depends."))
+    return store
+
+
+def test_files_are_read_unchanged_by_training(annotated: Store, tmp_path: Path) -> None:
+    written = write_export(annotated, tmp_path / "out")
+    by_prompt = {row["prompt"]: row for row in written.preferences}
+    assert by_prompt["Tell me about tea."]["preference_strength"] == 2
+    assert by_prompt["Tell me about bread."]["preference_strength"] == -1
+    assert by_prompt["Tell me about bread."]["preference_elaboration"] == "It depends."
+    assert by_prompt["Tell me about snow."]["preference_strength"] == 0
+    tea = by_prompt["Tell me about tea."]
+    assert [mark["strength"] for mark in tea["all_preferences_unprocessed"]] == [1, 2, 3]
+    assert tea["preference_statement"] == "@Response 2 is better than @Response 1."
+    folder = str(tmp_path / "out")
+    splits = {row["split"] for row in written.preferences}
+    read = []
+    for split in splits:
+        source = DataSource(path=folder, format="helpsteer2-preference", split=split)
+        read += load_preferences([source], seed=0, max_spread=2)[0]
+    assert sorted((p.prompt[-1].content, p.strength) for p in read) == [
+        ("Tell me about bread.", -1),
+        ("Tell me about tea.", 2),
+    ]
+    ratings, _ = load_ratings([DataSource(path=folder, format="helpsteer2")], seed=0, max_spread=2)
+    assert {rating.ratings["helpfulness"] for rating in ratings} == {3.0, 4.0}
+    everyone, _ = load_ratings(
+        [DataSource(path=folder, format="helpsteer2", split="disagreements")], seed=0, max_spread=2
+    )
+    assert len(everyone) == len(ratings) == 6
+
+
+def test_turns_are_joined_as_helpsteer_has_them() -> None:
+    turns = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"))
+    joined = joined_turns(turns)
+    assert joined is not None
+    assert split_turns(joined) == turns
+    assert joined_turns((Message("system", "s"), Message("user", "a"))) is None
+    assert joined_turns((Message("user", "a\n<extra_id_1>User\nb"),)) is None
+
+
+def test_what_the_format_cannot_hold_is_counted(store: Store, tmp_path: Path) -> None:
+    store.add_tasks([Task((Message("system", "s"), Message("user", "u")), "a", "b")])
+    store.add_annotator("ana")
+    store.save(4, "ana", submission(1), final=True, seconds=0)
+    written = write_export(store, tmp_path / "out")
+    assert (written.preferences, sum(written.left_out.values())) == ([], 1)
+
+
+def own(*strengths: int) -> list[Annotation]:
+    return [Annotation(1, f"p{n}", True, submission(s), 1.0) for n, s in enumerate(strengths)]
+
+
+@pytest.mark.parametrize(
+    ("strengths", "disputed"),
+    [((1, 2, 3), False), ((-3, 3, 1), True), ((1, 2), False), ((-1, 1, 1), False), ((-1, 1, -100), True)],
+)
+def test_which_tasks_are_disputed(strengths: tuple[int, ...], disputed: bool) -> None:
+    assert is_disputed(own(*strengths), 3) is disputed
+
+
+def test_progress_by_hand(annotated: Store) -> None:
+    counts = progress(3, annotated.annotations(), 3, {2})
+    assert (counts["annotations"], counts["wanted"], counts["complete"], counts["disputed"]) == (9, 9, 3, 0)
+    assert counts["annotators"]["ana"]["count"] == 3
+    assert counts["annotators"]["cy"]["seconds"] == 2.0
+    assert counts["kappa"]["linear"] is not None
+
+
+@pytest.mark.parametrize(
+    ("write", "read"), [(to_label_studio, from_label_studio), (to_argilla, from_argilla)]
+)
+def test_other_tools_read_and_write_the_same(annotated: Store, write: object, read: object) -> None:
+    assert callable(write)
+    assert callable(read)
+    content = json.loads(json.dumps(write(annotated.tasks(), annotated.annotations())))
+    back = read(content)
+    assert [task for task, _ in back] == list(annotated.tasks().values())
+    strengths = [[submission.strength for _, submission in rows] for _, rows in back]
+    assert strengths == [[1, 2, 3], [-3, 3, 1], [-100, -100, -100]]
+    assert back[0][1][0] == ("ana", Submission(strength=1, reason="ana says"))
+
+
+def test_a_plain_pairwise_project_of_label_studio() -> None:
+    content = [
+        {
+            "data": {"prompt": "P", "answer1": "a", "answer2": "b"},
+            "annotations": [
+                {"completed_by": 7, "result": [{"type": "pairwise", "value": {"selected": "left"}}]}
+            ],
+        }
+    ]
+    ((task, rows),) = from_label_studio(content)
+    assert (task.response_1, rows) == ("a", [("7", Submission(strength=-2))])
+
+
+@pytest.mark.parametrize("content", [{}, ["x"], [{"data": {"prompt": "P"}}], [{"fields": {"a": 1}}], [{}]])
+def test_what_is_no_export_of_theirs(content: object) -> None:
+    for read in (from_label_studio, from_argilla):
+        with pytest.raises(DataError):
+            read(content)
