@@ -27,7 +27,7 @@ from rlhf.data.annotations import (
     aggregate_ratings,
     most_similar_annotators,
 )
-from rlhf.data.helpsteer import TURN
+from rlhf.data.readers.helpsteer import TURN
 from rlhf.data.split import held_out
 from rlhf.runs.folder import atomic_folder
 

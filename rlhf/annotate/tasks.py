@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from rlhf.config.schema import DataSource
 from rlhf.core.errors import DataError
 from rlhf.core.records import Conversation, Message
-from rlhf.data.messages import read_responses
-from rlhf.data.rows import Row, read_rows
+from rlhf.data.readers.messages import read_responses
+from rlhf.data.readers.rows import Row, read_rows
+from rlhf.data.rules import UnusableRowError
 
 COLUMNS = (("response_1", "response_2"), ("chosen", "rejected"), ("response_a", "response_b"))
 """Names of the two response columns that are recognised, beside a list `responses` of two."""
@@ -45,7 +46,10 @@ def read_tasks(path: str) -> list[Task]:
     """
     tasks = {}
     for row in read_rows(DataSource(path=path), seed=0):
-        task = _task(row)
+        try:
+            task = _task(row)
+        except UnusableRowError as error:
+            raise DataError(f"{row.place}: {error}", allowed="text in prompt and responses") from error
         tasks[task.key] = task
     if not tasks:
         raise DataError(f"{path} holds no tasks.", allowed="rows of a prompt and two responses")

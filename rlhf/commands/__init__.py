@@ -57,5 +57,5 @@ COMMANDS = {
 }
 """Every command by its name, in the order of a first use."""
 
-PLACES = frozenset({"model", "policy", "reward", "held_out", "a", "b", "data", "prompts"})
+PLACES = frozenset({"model", "policy", "reward", "held_out", "a", "b", "data", "prompts", "tasks", "store"})
 """Text arguments that may be a path: `~` and `$VAR` in them are expanded, as in every argument of type Path."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
 import policy
@@ -303,6 +304,7 @@ def test_the_configs_come_with_the_package(tmp_path: Path, monkeypatch: pytest.M
 
 
 TEXT = {
+    *("annotator", "adjudicator"),
     *("overrides", "form", "label", "host", "token_env", "format_", "name", "engine", "prompt_column"),
     *("best_of", "kl", "dtype", "quantization", "gpus", "rollout_gpus", "parallel", "utilisation"),
 }
@@ -315,7 +317,13 @@ def test_every_text_argument_is_a_path_or_known_not_to_be(name: str) -> None:
     import typing
 
     module, _, function = COMMANDS[name].function.partition(":")
-    hints = typing.get_type_hints(getattr(importlib.import_module(module), function))
+    command = getattr(importlib.import_module(module), function)
+    group = (
+        [one.callback for one in command.registered_commands]
+        if isinstance(command, typer.Typer)
+        else [command]
+    )
+    hints = {word: kind for one in group for word, kind in typing.get_type_hints(one).items()}
     texts = {word for word, kind in hints.items() if "str" in str(kind) and "Path" not in str(kind)}
     assert texts <= PLACES | TEXT, "add it to rlhf.commands.PLACES if it may be a path"
 

@@ -16,8 +16,8 @@ from rlhf.annotate.tasks import Task
 from rlhf.config.schema import DataSource
 from rlhf.core.errors import DataError
 from rlhf.core.records import Message
-from rlhf.data.helpsteer import split_turns
 from rlhf.data.load import load_preferences, load_ratings
+from rlhf.data.readers.helpsteer import split_turns
 from tests.unit.annotate.conftest import submission
 
 
