@@ -95,7 +95,12 @@ def align_policy(config: PolicyConfig, *, resume: bool = False, after: AfterTrai
     with RunFolder.create(config.output, config, resume=resume, command="align-policy") as run:
         chat = load_chat(config)
         data = load_data(config, chat)
-        for line in (*chat.notes, *data.drops.lines(), data.split_sentence()):
+        for line in (
+            *chat.notes,
+            *data.drops.lines(),
+            *repeats(config, len(data.training)),
+            data.split_sentence(),
+        ):
             print(line)
         run.write_json("drops.json", data.drops.as_dict())
         for line in check_base(config):
@@ -205,6 +210,17 @@ def load_data(config: PolicyConfig, chat: Chat) -> PromptData:
             fix="raise data.max_prompt_tokens, or add prompts",
         )
     return PromptData(training, kept_back, drops)
+
+
+def repeats(config: PolicyConfig, prompts: int) -> list[str]:
+    """A line that warns where one update takes the same prompt twice; else none."""
+    wanted = config.rollouts.prompts_per_step
+    if prompts >= wanted:
+        return []
+    return [
+        f"Warning: {prompts} training prompts for updates of {wanted}: prompts repeat within an update. "
+        f"Do this: rollouts.prompts_per_step={prompts}, or more prompts"
+    ]
 
 
 @phase("loading")
@@ -423,6 +439,7 @@ def dry_run(config: PolicyConfig) -> list[str]:
     answers = rollouts.prompts_per_step * rollouts.samples_per_prompt
     return [
         *data.drops.lines(),
+        *repeats(config, len(data.training)),
         *notes,
         data.split_sentence(),
         f"{config.steps} updates of {rollouts.prompts_per_step} prompts x {rollouts.samples_per_prompt} answers "

@@ -40,11 +40,19 @@ from policy.update.experience import Answers, Experience, sample, score_answers
 from policy.update.gathering import gather_probes, gather_statistics, gather_times
 from policy.update.passes import idle_passes, measuring_passes, reference_logps
 from policy.update.rows import Row, pack_groups, token_logps
-from policy.update.statistics import UpdateStatistics, check_update, gold_scores, start_bound
+from policy.update.statistics import (
+    UpdateStatistics,
+    check_update,
+    diverged,
+    gold_scores,
+    spread_share,
+    start_bound,
+)
 from policy.update.step import Update
 from rlhf.config.algorithm import AlgorithmConfig
 from rlhf.config.rewards import ShapingConfig
 from rlhf.config.rollouts import ImportanceConfig, RolloutConfig
+from rlhf.core.errors import DivergenceError
 from rlhf.core.formats import compute_dtype
 from rlhf.core.records import Prompt
 from rlhf.distributed import processes
@@ -122,6 +130,7 @@ class PolicyTrainer(DistributedTrainerMixin, SafeCheckpoints, RLOOTrainer):
         self.tokens_per_batch, self.record = tokens_per_batch, record
         self.figures: dict[str, float] = {}
         self.samples: list[Mapping[str, Any]] = []
+        self.given: Sequence[float] = ()
         draws = [place for place in order for _ in range(rollouts.samples_per_prompt)]
         # With a critic each pass trains one of the two, and DDP must not wait for the other.
         arguments.ddp_find_unused_parameters = algorithm.critic is not None
@@ -187,6 +196,7 @@ class PolicyTrainer(DistributedTrainerMixin, SafeCheckpoints, RLOOTrainer):
             self.args.device,
             one_per_row=one_per_row(base_of(self.model)),
         )
+        self.given = experience.given.rewards
         shaped = self.shaping.of(experience.given, [len(r.completion_ids) for r in experience.rollouts])
         rewards_N = torch.tensor(shaped, device=self.args.device)
         update = self._update(experience, shaped)
@@ -312,6 +322,10 @@ class PolicyTrainer(DistributedTrainerMixin, SafeCheckpoints, RLOOTrainer):
         """Backward of a row's share: processes average gradients, and shares are to be summed."""
         self.backward(loss * self.accelerator.num_processes)
 
+    def diverged(self, norm: float) -> DivergenceError:
+        """The error for a gradient whose norm is not finite, which names rewards that are too large."""
+        return diverged(f"The gradient's norm is {norm}", self.state.global_step + 1, self.given)
+
     def _step_between_epochs(self, model: Any) -> None:
         """What transformers does after the last epoch; the learning rate changes by update."""
         self._clip_grad_norm(model)
@@ -341,7 +355,8 @@ class PolicyTrainer(DistributedTrainerMixin, SafeCheckpoints, RLOOTrainer):
         prompts = [prompt for own in processes.all_gather(list(prompts)) for prompt in own]
         figures = statistics.figures(update.coefficient) | update.own_figures | probe.figures()
         bound = start_bound(compute_dtype(base_of(self.model)), on_gpu=self.args.device.type == "cuda")
-        check_update(number, figures, bound)
+        check_update(number, figures, bound, rewards=statistics.rewards)
+        figures["reward/groups_with_spread"] = spread_share(statistics.rewards, self.num_generations)
         probe.check(self.rollouts.logprob_bound, f"at update {number}")
         golds = gold_scores(prompts, statistics.rollouts)
         if known := [gold for gold in golds if gold is not None]:

@@ -20,6 +20,9 @@ from rlhf.core.records import Prompt, Rollout
 from rlhf.data.checks import gold_score
 from rlhf.kernels.tensors import segment_sum
 
+LARGE_REWARD = 1e6
+"""Rewards beyond this are named when a loss or a gradient is not finite."""
+
 KL_NAMES: Mapping[Estimator, tuple[str, str]] = {
     "k1": ("kl/mean", "kl/sum"),
     "abs": ("kl/abs_mean", "kl/abs_sum"),
@@ -202,6 +205,30 @@ def gold_scores(prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[
     ]
 
 
+def spread_share(rewards: Sequence[float], group: int) -> float:
+    """Share of groups of answers to one prompt whose rewards differ: the others have advantages of 0 and teach nothing."""
+    groups = [rewards[start : start + group] for start in range(0, len(rewards), group)]
+    known = [[reward for reward in rewards if math.isfinite(reward)] for rewards in groups]
+    return sum(len(set(rewards)) > 1 for rewards in known) / len(groups)
+
+
+def diverged(what: str, update: int, rewards: Sequence[float]) -> DivergenceError:
+    """The error for a loss or a gradient that is not finite: rewards of a great size are the cause before the learning rate is."""
+    known = [reward for reward in rewards if math.isfinite(reward)]
+    largest = max(map(abs, known), default=0.0)
+    if largest > LARGE_REWARD:
+        return DivergenceError(
+            f"{what} at update {update}: its rewards go from {min(known):.3g} to {max(known):.3g}.",
+            allowed=f"rewards whose size float32 can square and add up; up to {LARGE_REWARD:g} is safe",
+            fix="return smaller rewards; or ignore the excess: reward_shaping.clip=[-1e6,1e6]",
+        )
+    return DivergenceError(
+        f"{what} at update {update}.",
+        allowed="a finite number",
+        fix="lower optimizer.learning_rate; samples.jsonl holds the answers of the updates before",
+    )
+
+
 START_BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 """By the format of products: how far policy and reference may be apart, in the mean over tokens, before anything is learnt. On a GPU a kernel
 with gradients may be another than the one without, and bfloat16 rounds a log-probability by about 1e-2; a wrong reference is further off."""
@@ -213,7 +240,11 @@ def start_bound(dtype: torch.dtype, *, on_gpu: bool) -> float:
 
 
 def check_update(
-    number: int, figures: Mapping[str, float], bound: float = START_BOUNDS[torch.float32]
+    number: int,
+    figures: Mapping[str, float],
+    bound: float = START_BOUNDS[torch.float32],
+    *,
+    rewards: Sequence[float] = (),
 ) -> None:
     """Make sure that the loss is a number, and that the policy starts as the reference, to within `bound`.
 
@@ -222,10 +253,8 @@ def check_update(
     """
     for name in ("loss/policy", "loss/value", "loss/kl"):
         if not math.isfinite(figures.get(name, 0.0)):
-            raise DivergenceError(
-                f"The {name.removeprefix('loss/')} loss is {figures[name]} at update {number}.",
-                fix="lower optimizer.learning_rate; samples.jsonl holds the answers of the updates before",
-            )
+            what = f"The {name.removeprefix('loss/')} loss is {figures[name]}"
+            raise diverged(what, number, rewards)
     if number == 1 and not figures["kl/abs_mean"] <= bound:
         raise DivergenceError(
             f"Before the first update the policy is not the reference: mean |log-ratio| is {figures['kl/abs_mean']:.2g}.",

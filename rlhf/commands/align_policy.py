@@ -16,6 +16,7 @@ from rlhf.config.load import load_config
 from rlhf.config.policy import PolicyConfig
 from rlhf.doctor.preflight import require_fit
 from rlhf.report import write_report
+from rlhf.report.files import read_run
 from rlhf.report.page import REPORT
 from rlhf.report.verdict import change, policy_verdict
 from rlhf.runs.after import AfterTraining
@@ -62,9 +63,9 @@ def print_summary(run: Path) -> None:
     if stopped := evaluation.get("stopped"):
         typer.echo(stopped["sentence"])
     if "difference" in evaluation:  # the evaluation may have failed
-        verdict = policy_verdict(evaluation)
-        Console().print(before_and_after(evaluation))
+        verdict = policy_verdict(evaluation, read_run(run).metrics)
         typer.echo("\n".join([f"{verdict.label}. {verdict.sentence}", *verdict.more]))
+        Console().print(before_and_after(evaluation))
     typer.echo(f"Peak memory of all processes: {peak_of(run):.2f} GiB")
     typer.echo(f"Policy: {run / 'final'}\nReport: {run / REPORT}")
 

@@ -110,6 +110,22 @@ PRINTERS: Mapping[str, Callable[[Result, Console], None]] = {
 """By the kind of benchmark, see `rlhf.data.benchmarks`."""
 
 
+def print_overall(results: Mapping[str, Result], console: Console) -> None:
+    """One table with a line for each result on pairs, and what to be wary of; the rest is in the report."""
+    if not results:
+        return
+    table = _table("Accuracy in %, ties wrong", "")
+    for header in ("pairs", "accuracy", "95 % interval", "longer answer"):
+        table.add_column(header, justify="right")
+    for name, result in results.items():
+        interval = _interval(result["intervals"]["overall"])
+        shares = _percent(result["overall"]), interval, _percent(result["length_baseline"])
+        table.add_row(name, str(result["count"]), *shares)
+    console.print(table)
+    for note in dict.fromkeys(note for result in results.values() for note in result["notes"]):
+        console.print(f"Note: {note}", markup=False, soft_wrap=True)
+
+
 def print_result(kind: str, result: Result, console: Console) -> None:
     """Print a result of this kind, what to be wary of, and the self-check."""
     PRINTERS[kind](result, console)

@@ -9,13 +9,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from rlhf.commands.judged import print_result
+from rlhf.commands.judged import print_overall
 from rlhf.commands.options import Config, DryRun, Output, Overrides, Resume, explain_option
 from rlhf.config.load import load_config
 from rlhf.config.reward import RewardConfig
 from rlhf.doctor.preflight import require_fit
 from rlhf.report import write_report
 from rlhf.report.page import REPORT
+from rlhf.report.reward import reward_verdict
 from rlhf.runs.after import AfterTraining
 
 
@@ -56,10 +57,12 @@ def command(
 
 
 def print_summary(run: Path) -> None:
-    """What the evaluation found, and where everything is."""
+    """The verdict, the overall accuracies in one table, and where everything else is."""
     evaluation = json.loads((run / "eval.json").read_text(encoding="utf-8"))
-    console = Console()
-    for result in (evaluation.get("held_out"), evaluation):
-        if result and result.get("subsets"):
-            print_result("pairs", result, console)
+    verdict = reward_verdict(evaluation)
+    typer.echo("\n".join([f"{verdict.label}. {verdict.sentence}", *verdict.more]))
+    named = {"held-out pairs": evaluation.get("held_out") or {}, "benchmark": evaluation}
+    if not named["held-out pairs"]:
+        named = {"held-out pairs": evaluation}
+    print_overall({name: result for name, result in named.items() if result.get("subsets")}, Console())
     typer.echo(f"Model: {run / 'final'}\nReport: {run / REPORT}")

@@ -126,7 +126,7 @@ class OptimizerConfig(Strict):
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """What follows the warm-up; `constant` is what NeMo-Aligner's recipe uses."""
     warmup_steps: CountOrZero = 10
-    """Steps over which the learning rate rises from 0."""
+    """Updates over which the learning rate rises: from 1/warmup_steps of its peak in the first to all of it in the last."""
     weight_decay: NonNegative = 0.1
     """Decoupled weight decay on matrices."""
     betas: tuple[Number, Number] = (0.9, 0.98)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import math
+import os
 import random
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -9,10 +12,13 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback, TrainingArguments
 
+from rlhf.core.errors import DivergenceError
 from rlhf.core.formats import effective_dtype
 from rlhf.distributed import processes, zero
+from rlhf.distributed.schedule import learning_rate_factor
 from rlhf.distributed.sharding import enable_fsdp_on_cpu, fsdp_is_requested, is_fsdp, is_sharded, reshard
 from rlhf.models.loading import autocast, base_of
 from rlhf.runs.signals import StopRequest, stopped
@@ -31,6 +37,7 @@ class DistributedTrainerMixin:
     step_offset: int
     is_fsdp_enabled: bool
     is_deepspeed_enabled: bool
+    optimizer: Any
 
     def create_accelerator_and_postprocess(self) -> None:
         """Let accelerate know of sharded weights on CPUs too."""
@@ -89,7 +96,44 @@ class DistributedTrainerMixin:
 
     def _clip_grad_norm(self, model: Any) -> Any:
         """transformers'; DeepSpeed clips and steps in one, and the optimizer's own step, which follows, does nothing."""
-        return zero.step(model) if zero.is_sharded(model) else super()._clip_grad_norm(model)  # type: ignore[misc]
+        norm = zero.step(model) if zero.is_sharded(model) else super()._clip_grad_norm(model)  # type: ignore[misc]
+        self.require_finite(norm)
+        return norm
+
+    def require_finite(self, norm: Any) -> None:
+        """Stop before a step whose gradient is not finite: clipping makes it zero or NaN.
+
+        Raises:
+            DivergenceError: the norm of the gradient is infinite or NaN.
+        """
+        value = math.nan if norm is None else float(norm)
+        if norm is not None and not math.isfinite(value):
+            raise self.diverged(value)
+
+    def diverged(self, norm: float) -> DivergenceError:
+        """The error for a gradient whose norm is not finite."""
+        return DivergenceError(
+            f"The gradient's norm is {norm} at update {self.state.global_step + 1}.",
+            allowed="a finite number",
+            fix="lower the optimizer's learning_rate; the weights of the last checkpoint are sound: --resume",
+        )
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """A schedule that starts its warm-up above 0, see `learning_rate_factor`."""
+        factor = functools.partial(
+            learning_rate_factor,
+            schedule=str(getattr(self.args.lr_scheduler_type, "value", self.args.lr_scheduler_type)),
+            warmup=self.args.get_warmup_steps(num_training_steps),
+            total=num_training_steps,
+        )
+        self.lr_scheduler = LambdaLR(self.optimizer if optimizer is None else optimizer, factor)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _send_telemetry(self) -> None:
+        """TRL's report of the trainer to the Hub: not sent, unless the user asks for it by HF_HUB_DISABLE_TELEMETRY=0."""
+        if os.environ.get("HF_HUB_DISABLE_TELEMETRY", "").lower() in ("0", "no", "false", "off"):
+            super()._send_telemetry()  # type: ignore[misc]
 
     def compute_loss_context_manager(self) -> AbstractContextManager[Any]:
         """Autocast, which accelerate puts around the forward pass of every model but a sharded one."""
@@ -103,7 +147,10 @@ class DistributedTrainerMixin:
             return zero.step_by_group(model, groups, self.args.max_grad_norm, still)
         for parameter in still:
             parameter.grad = None  # AdamW passes over it
-        return [self.accelerator.clip_grad_norm_(group, self.args.max_grad_norm) for group in groups]
+        norms = [self.accelerator.clip_grad_norm_(group, self.args.max_grad_norm) for group in groups]
+        for norm in norms:
+            self.require_finite(norm)
+        return norms
 
 
 class _StopCallback(TrainerCallback):

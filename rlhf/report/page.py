@@ -64,7 +64,7 @@ def _policy_page(run: RunFiles) -> dict[str, Any]:
     charts, shown = policy.policy_charts(run)
     answers = policy.pairs(run.evaluation)
     compared = policy.compared(run.evaluation)
-    verdict = policy_verdict(run.evaluation)
+    verdict = policy_verdict(run.evaluation, run.metrics)
     place, judge = _reward_evaluation(run)
     return {
         "title": "Policy alignment",

@@ -85,8 +85,25 @@ def change(evaluation: Mapping[str, Any], name: str) -> Change | None:
     return Change(before, after, after - before if mean is None else mean, finite(low), finite(high))
 
 
-def policy_verdict(evaluation: Mapping[str, Any]) -> Verdict:
-    """The verdict on a policy: by the gold score where there is one, else by the reward alone."""
+def policy_verdict(evaluation: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]] = ()) -> Verdict:
+    """The verdict on a policy: by the gold score where there is one, else by the reward alone.
+
+    Args:
+        metrics: of the updates; where no group of answers had a spread in reward, that is said, since nothing was learned from.
+    """
+    verdict = _verdict(evaluation)
+    shares = [finite(row.get("reward/groups_with_spread")) for row in metrics]
+    spread = [share for share in shares if share is not None]
+    if not spread or any(spread):
+        return verdict
+    nothing = (
+        f"No group had a spread: in all {len(spread)} updates the answers to one prompt got equal rewards, so that every "
+        "advantage was 0. Use a reward that tells answers apart, harder or easier prompts, or more samples_per_prompt."
+    )
+    return Verdict(verdict.tone, verdict.label, verdict.sentence, [nothing, *verdict.more])
+
+
+def _verdict(evaluation: Mapping[str, Any]) -> Verdict:
     reward, gold = change(evaluation, "reward"), change(evaluation, "gold")
     held_out = change(evaluation, "held_out")
     if reward is None and gold is None:

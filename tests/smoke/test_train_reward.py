@@ -79,7 +79,7 @@ def test_metrics(run: tuple[Path, str]) -> None:
     for row in updates[5:]:
         assert 0 <= row["reward/accuracy"] <= 1
         assert row["tokens/computed"] < row["tokens/useful"]  # the prompt of a pair is computed once
-    assert [row["optimizer/lr"] for row in updates[:5]] == pytest.approx([0, 5e-5, 1e-4, 1e-4, 1e-4])
+    assert [row["optimizer/lr"] for row in updates[:5]] == pytest.approx([5e-5, 1e-4, 1e-4, 1e-4, 1e-4])
     # One validation every second update of a stage, and one at its end; none twice.
     validations = [row for row in rows if "validation/loss" in row]
     assert [row["step"] for row in validations] == [2, 4, 5, 7, 9]

@@ -1,0 +1,26 @@
+"""The learning rate's factor at each update."""
+
+from __future__ import annotations
+
+import math
+
+
+def learning_rate_factor(step: int, schedule: str, warmup: int, total: int) -> float:
+    """The factor of the peak learning rate in update `step`, counted from 0.
+
+        (step + 1) / warmup              for step < warmup
+        1                                constant
+        (total - step) / (total - warmup)                      linear
+        (1 + cos(pi (step - warmup) / (total - warmup))) / 2   cosine
+
+    transformers' schedules start at step / warmup: their first update has a learning rate of 0 and changes nothing. The
+    decays are theirs.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, total - warmup)
+    if schedule == "linear":
+        return max(0.0, 1.0 - progress)
+    if schedule == "cosine":
+        return max(0.0, (1.0 + math.cos(math.pi * progress)) / 2)
+    return 1.0
