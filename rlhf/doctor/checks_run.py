@@ -7,10 +7,8 @@ from collections.abc import Iterator
 from rlhf.doctor.checks_machine import cards
 from rlhf.doctor.facts import EMBEDDED, MIB, Facts, Run, Shape, Tokens, Torch, Trouble
 from rlhf.doctor.results import Result, size
+from rlhf.plan import weights
 
-BYTES = {"bfloat16": 2.0, "float32": 4.0}
-NF4_BYTES = 0.5 + 1 / 64 + 4 / 64 / 256
-"""A weight in 4 bits, its share of a scale of 8 bits for 64 weights, and of one of 32 bits for 256 such scales."""
 FLOAT32 = 4
 CHECKPOINTS = 3
 """Checkpoints on disk at a time: those that are kept, and the one that is being written."""
@@ -26,9 +24,7 @@ BUSY = 0.7
 
 def base_bytes(shape: Shape, dtype: str, quantization: str) -> int:
     """The base in memory: embeddings and head are never in 4 bits."""
-    if quantization == "none":
-        return round(shape.parameters * BYTES[dtype])
-    return round(shape.linear * NF4_BYTES + (shape.parameters - shape.linear) * BYTES[dtype])
+    return weights.base_bytes(shape.parameters, shape.linear, dtype, quantization)
 
 
 def output_bytes(shape: Shape) -> int:
@@ -107,23 +103,26 @@ def memory(facts: Facts) -> Iterator[Result]:
     """Whether the weights fit: in a card, or without one in the machine's memory."""
     if facts.run is None or (facts.torch is None and facts.host.nvidia):
         return
-    weights = _weights(facts.run)
-    if weights is None:
+    base = _weights(facts.run)
+    if base is None:
         return
-    trainer = _trainer(facts.run, weights)
+    trainer = _trainer(facts.run, base)
     rollouts = getattr(facts.run.config, "rollouts", None)
     engine = rollouts is not None and rollouts.engine == "vllm"
     if isinstance(facts.torch, Torch) and facts.torch.gpus:
+        if facts.run.planned:
+            yield _planned(facts.run)
+            return
         share = rollouts.gpu_memory_share if rollouts is not None and engine else 0.0
         card = min(card.memory for card in facts.torch.gpus)
-        yield _card_memory(trainer, weights, card, share, cards(facts))
+        yield _card_memory(trainer, base, card, share, cards(facts))
         return
-    need, there = trainer + (weights if engine else 0), facts.host.memory
+    need, there = trainer + (base if engine else 0), facts.host.memory
     copies = " in two copies" if engine else ""
-    if trainer != weights:
+    if trainer != base:
         copies = f" ({ALL_TRAINED}" + (", and the engine's copy)" if engine else ")")
     found = f"{size(need)} of weights{copies}, {size(there)} of memory"
-    fix = f"a smaller base, {'an adapter' if trainer != weights else 'model.quantization=nf4'}, or a larger machine"
+    fix = f"a smaller base, {'an adapter' if trainer != base else 'model.quantization=nf4'}, or a larger machine"
     if need > there:
         yield Result("Memory", "problem", found, fix)
     elif need > BUSY * there:
@@ -132,28 +131,61 @@ def memory(facts: Facts) -> Iterator[Result]:
         yield Result("Memory", "ok", found)
 
 
-def _card_memory(weights: int, served: int, card: int, share: float, count: int) -> Result:
+def _planned(run: Run) -> Result:
+    """The plan's tightest phase on these GPUs: the same arithmetic as `rlhf plan`."""
+    worst = max(run.planned, key=lambda phase: (bool(phase.trouble), phase.total - phase.memory))
+    found = f"{worst.name} needs {size(worst.total)} of {size(worst.memory)} (rlhf plan)"
+    if worst.trouble or worst.total > worst.memory:
+        why = f": {worst.trouble}" if worst.trouble else ""
+        return Result("GPU memory", "problem", f"{found}{why}", f"rlhf plan CONFIG --gpus {run.gpus}")
+    return Result("GPU memory", "ok", found)
+
+
+def loading(facts: Facts) -> Iterator[Result]:
+    """Whether the machine's own memory holds what loading the base takes, with GPUs: every process reads for itself."""
+    if facts.run is None or not facts.host.nvidia:
+        return
+    base = _weights(facts.run)
+    if base is None:
+        return
+    host, quantization = facts.host, facts.run.config.model.quantization
+    need = weights.loading_bytes(
+        base, quantization, sharded=host.sharded, offloaded=host.offloaded, processes=host.processes
+    )
+    if not need:
+        return
+    found = f"loading takes up to {size(need)} in {host.processes} process{'es' if host.processes > 1 else ''}, {size(host.memory)} of memory"
+    if need > host.memory:
+        fix = "accelerate launch --config_file configs/launch/fsdp2.yaml, fewer processes, or a machine with more memory"
+        yield Result("Loading", "problem", found, fix)
+    else:
+        yield Result("Loading", "ok", found)
+
+
+def _card_memory(need: int, served: int, card: int, share: float, count: int) -> Result:
     """Weights of trainer and engine in one card; sharding over several is for `rlhf plan` to say."""
     trainer, engine = (1 - share) * card, share * card
-    whole = f" ({ALL_TRAINED})" if weights != served else ""
-    found = f"{size(weights)} of weights{whole}, {size(card)} on a card"
+    whole = f" ({ALL_TRAINED})" if need != served else ""
+    found = f"{size(need)} of weights{whole}, {size(card)} on a card"
     if share:
         found += f", of which {share:.0%} is vLLM's (rollouts.gpu_memory_share)"
     fix = f"{'an adapter, FSDP2' if whole else 'model.quantization=nf4'}, or a larger card"
-    if weights > trainer or (share and served > engine):
+    if need > trainer or (share and served > engine):
         tight = "vLLM's copy does not fit" if share and served > engine else "the weights do not fit into one"
         return Result("GPU memory", "problem" if count == 1 else "warning", f"{found}: {tight}", fix)
-    if weights > BUSY * trainer or (share and served > 0.9 * engine):
+    if need > BUSY * trainer or (share and served > 0.9 * engine):
         return Result("GPU memory", "warning", f"{found}: little is left for the steps", fix)
     return Result("GPU memory", "ok", found)
 
 
-def _trainer(run: Run, weights: int) -> int:
+def _trainer(run: Run, base: int) -> int:
     """Bytes that a trainer holds between two passes: the base or, where all of it is trained, all that belongs to it."""
     if run.config.adapter is not None:
-        return weights
+        return base
     known = run.base.shape
-    parameters = known.parameters if isinstance(known, Shape) else weights / BYTES[run.config.model.dtype]
+    parameters = (
+        known.parameters if isinstance(known, Shape) else base / weights.BYTES[run.config.model.dtype]
+    )
     return round(FLOAT32 * parameters * (2 + 1 + 2))
 
 
@@ -164,8 +196,8 @@ def _weights(run: Run) -> int | None:
         return base_bytes(run.base.shape, model.dtype, model.quantization)
     if run.base.stored is None:
         return None
-    share = NF4_BYTES if model.quantization == "nf4" else BYTES[model.dtype]
-    return round(run.base.stored / BYTES["bfloat16"] * share)
+    share = weights.NF4_BYTES if model.quantization == "nf4" else weights.BYTES[model.dtype]
+    return round(run.base.stored / weights.BYTES["bfloat16"] * share)
 
 
 def sources(facts: Facts) -> Iterator[Result]:

@@ -54,6 +54,7 @@ class Torch:
     gpus: tuple[Gpu, ...]
     peers: bool | None
     emulates_bfloat16: bool = False
+    cudnn: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,10 @@ class Host:
     processes: int
     threads: int | None
     nvidia: bool = False
+    sharded: bool = False
+    """Whether the launcher asks for sharded weights."""
+    offloaded: bool = False
+    """Whether it keeps the shards in the machine's memory."""
     settings: Mapping[str, str] = field(default_factory=dict)
     driver: Driver | None = None
 
@@ -164,6 +169,16 @@ class Served:
 
 
 @dataclass(frozen=True, slots=True)
+class PlannedPhase:
+    """A phase of the run as the plan has it on these GPUs, in bytes; `trouble` says why it cannot run whatever the sum."""
+
+    name: str
+    total: int
+    memory: int
+    trouble: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """What is known of the run that a config describes."""
 
@@ -176,6 +191,10 @@ class Run:
     sources: tuple[Source, ...] = ()
     trained: tuple[Trained, ...] = ()
     servers: tuple[Served, ...] = ()
+    planned: tuple[PlannedPhase, ...] = ()
+    """By the plan; none without a GPU."""
+    gpus: str = ""
+    """As `rlhf plan --gpus` takes them."""
 
 
 @dataclass(frozen=True, slots=True)

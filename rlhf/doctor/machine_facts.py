@@ -64,6 +64,8 @@ def host(*, ask_driver: bool = True) -> Host:
         processes=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
         threads=int(threads) if threads.isdecimal() else None,
         nvidia=any(Path("/proc/driver/nvidia/gpus").glob("*")),
+        sharded=os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true",
+        offloaded=os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true",
         settings={name: os.environ[name] for name in sorted(os.environ) if name.startswith(SETTINGS)},
         driver=driver() if ask_driver else None,
     )
@@ -127,7 +129,7 @@ def _cores() -> int:
 
 def _shared_memory() -> int:
     place = Path("/dev/shm")  # noqa: S108 - where Linux has it
-    return shutil.disk_usage(place).total if place.exists() else 0
+    return shutil.disk_usage(place).free if place.exists() else 0
 
 
 def _read(path: str) -> str:

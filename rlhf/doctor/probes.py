@@ -33,7 +33,7 @@ def try_out(name: str, *arguments: str, seconds: float = SECONDS) -> Any:
 
 def torch() -> dict[str, Any]:
     """Cards, CUDA and NCCL as torch sees them."""
-    from torch import cuda, version
+    from torch import backends, cuda, version
 
     from rlhf.core.formats import emulates_bfloat16
 
@@ -44,6 +44,7 @@ def torch() -> dict[str, Any]:
         "nccl": ".".join(map(str, cuda.nccl.version())) if count else None,  # type: ignore[no-untyped-call]
         "gpus": [_card(number) for number in range(count)],
         "peers": all(cuda.can_device_access_peer(*pair) for pair in pairs) if pairs else None,
+        "cudnn": backends.cudnn.version() if count else None,  # type: ignore[no-untyped-call]
         "emulates_bfloat16": emulates_bfloat16(),
     }
 

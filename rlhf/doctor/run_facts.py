@@ -19,11 +19,13 @@ from rlhf.doctor.facts import (
     EMBEDDED,
     Base,
     Hub,
+    PlannedPhase,
     Run,
     Served,
     Shape,
     Source,
     Tokens,
+    Torch,
     Trained,
     TrainedKey,
     Trouble,
@@ -63,8 +65,8 @@ def quick_run(config: Config) -> Run:
     return Run(config, disk(config.output), holds(config.output), disk(cache), files)
 
 
-def full_run(config: Config, say: Callable[[str], None]) -> Run:
-    """Everything that can be known without weights; `say` is told what is looked at."""
+def full_run(config: Config, say: Callable[[str], None], torch: Torch | Trouble | None = None) -> Run:
+    """Everything that can be known without weights; `say` receives what is looked at. `torch`: its GPUs are planned for."""
     quick = quick_run(config)
     say(f"Looking at {config.model.base}")
     hub = _hub(config)
@@ -92,7 +94,27 @@ def full_run(config: Config, say: Callable[[str], None]) -> Run:
         tuple(sources),
         tuple(_trained(config)),
         tuple(_servers(config)),
+        *_planned(config, torch, say),
     )
+
+
+def _planned(
+    config: Config, torch: Torch | Trouble | None, say: Callable[[str], None]
+) -> tuple[tuple[PlannedPhase, ...], str]:
+    """The plan's phases on this machine's GPUs, and these as `rlhf plan` takes them; none without a GPU, or where nothing can be planned."""
+    if not isinstance(torch, Torch) or not torch.gpus or config.adapter is None:
+        return (), ""
+    from rlhf.plan.gpus import GIB, Card, Cluster
+    from rlhf.plan.machine import plan_on
+
+    smallest = min(torch.gpus, key=lambda gpu: gpu.memory)
+    cluster = Cluster(Card(smallest.name, smallest.memory), len(torch.gpus))
+    say(f"Planning for {cluster}")
+    found = attempt(lambda: plan_on(config, cluster))
+    if isinstance(found, Trouble):
+        return (), ""
+    phases = tuple(PlannedPhase(phase.name, phase.total, phase.card, phase.trouble) for phase in found)
+    return phases, f"{len(torch.gpus)}x{smallest.memory / GIB:.1f}GiB"
 
 
 def holds(output: Path) -> Literal["nothing", "a run", "something else"]:

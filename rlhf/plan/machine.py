@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TypeVar
 
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.reward import RewardConfig
 from rlhf.core.errors import RlhfError
 from rlhf.distributed import processes
-from rlhf.plan.changes import single_changes
+from rlhf.plan.changes import best_strategy, single_changes
 from rlhf.plan.defaults import chosen
 from rlhf.plan.gpus import GIB, Card, Cluster
-from rlhf.plan.phases import Tracer, phases
+from rlhf.plan.phases import Phase, Tracer, phases
 from rlhf.plan.request import Request
 from rlhf.plan.shapes import load_shape
 from rlhf.runs.gpu_memory import GpuMemoryError
@@ -55,6 +56,13 @@ def fit_to_machine(config: Config) -> Config:
         words = " ".join(f"{key}={value}" for key, value in taken.items())
         print(f"Chosen for {cluster} by the plan, since the config does not say: {words}", flush=True)
     return fitted.config  # type: ignore[return-value]
+
+
+def plan_on(config: RewardConfig | PolicyConfig, cluster: Cluster) -> list[Phase]:
+    """The phases of a run on these GPUs, with the settings it would choose and the first way to share the work that fits."""
+    request, tracer = _request(config, cluster)
+    request = best_strategy(replace(request, strategy="one" if cluster.count == 1 else "ddp"), tracer)
+    return phases(chosen(request, tracer)[0], tracer)
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from rlhf.plan.passes import Row
 from rlhf.plan.request import Request, row_of
 from rlhf.plan.sharding import ALLOWANCE, BUFFERS, GATHERED, STRATEGIES, Held, allowance
 from rlhf.plan.trace import ADAPTERS, GRADIENTS, OPTIMIZER, WEIGHTS, Trace, trace
+from rlhf.plan.weights import loading_bytes
 
 ENGINE, CACHE = "engine", "KV cache"
 KINDS = (WEIGHTS, ADAPTERS, GRADIENTS, OPTIMIZER, ACTIVATIONS, GATHERED, ENGINE, CACHE, BUFFERS, ALLOWANCE)
@@ -281,6 +282,18 @@ def host_bytes(request: Request, tracer: Tracer) -> int:
     kinds = traced.peaks["update"].kinds
     stored = sum(kinds.get(kind, 0) for kind in (WEIGHTS, ADAPTERS, GRADIENTS, OPTIMIZER))
     return (stored - traced.scale_bytes) // request.cluster.nodes
+
+
+def loading_host_bytes(request: Request, tracer: Tracer) -> int:
+    """What a machine's own memory holds at most while the base is loaded, see `rlhf.plan.weights`."""
+    kinds, model = tracer(row_of(request.config)).peaks["update"].kinds, request.config.model
+    return loading_bytes(
+        kinds[WEIGHTS],
+        model.quantization,
+        sharded=request.strategy.startswith("fsdp"),
+        offloaded=request.strategy == "fsdp-offload",
+        processes=request.cluster.per_node,
+    )
 
 
 def check_strategy(strategy: str, cluster: Cluster) -> None:

@@ -15,7 +15,17 @@ from rlhf.config.rewards import Source
 from rlhf.plan.changes import Change, WayOut, best_strategy, fits, larger, single_changes, way_out
 from rlhf.plan.defaults import chosen
 from rlhf.plan.gpus import GIB, PRICES_OF
-from rlhf.plan.phases import KINDS, Engine, Phase, Tracer, engine_of, host_bytes, phases, tightest
+from rlhf.plan.phases import (
+    KINDS,
+    Engine,
+    Phase,
+    Tracer,
+    engine_of,
+    host_bytes,
+    loading_host_bytes,
+    phases,
+    tightest,
+)
 from rlhf.plan.request import Assumptions, Request, longest_tree, row_of
 from rlhf.plan.sharding import CONTEXT, FRAGMENTS, NCCL
 from rlhf.plan.speed import Bill, assumptions, between, bill
@@ -46,6 +56,8 @@ class Plan:
     """vLLM as asked for."""
     host_bytes: int = 0
     """What offloading keeps in a machine's own memory."""
+    loading_bytes: int = 0
+    """What a machine's own memory holds at most while the base is loaded."""
     chosen: Mapping[str, Any] = field(default_factory=dict)
     """Settings that a run takes on these GPUs, since its config does not say."""
 
@@ -61,14 +73,17 @@ def make_plan(request: Request, tracer: Tracer, told: Assumptions, *, choose: bo
         request = best_strategy(request, tracer)
     request, taken = chosen(request, tracer)
     found, engine, host = phases(request, tracer), engine_of(request, tracer), host_bytes(request, tracer)
+    loading = loading_host_bytes(request, tracer)
     if fits(found):
-        return Plan(request, told, found, bill(request, tracer, told), [], None, None, engine, host, taken)
+        return Plan(
+            request, told, found, bill(request, tracer, told), [], None, None, engine, host, loading, taken
+        )
     out = way_out(request, tracer)
     beyond = larger(request, tracer) if out is None else None
     runs = out or beyond
     priced = bill(runs.request, tracer, told) if runs else None
     changes = single_changes(request, tracer)
-    return Plan(request, told, found, priced, changes, out, beyond, engine, host, taken)
+    return Plan(request, told, found, priced, changes, out, beyond, engine, host, loading, taken)
 
 
 def gib(size: float) -> str:
@@ -224,15 +239,15 @@ def notes(plan: Plan) -> list[str]:
         lines.append(
             "A run with `expo` is refused under FSDP2: leave it out, and run `rlhf extrapolate` afterwards."
         )
+    if plan.loading_bytes:
+        lines.append(f"Loading takes up to {gib(plan.loading_bytes)} GiB of each machine's own memory.")
     if plan.host_bytes:
-        lines.append(
-            f"Offloaded to the memory of each machine: {gib(plan.host_bytes)} GiB, and more while the model is loaded."
-        )
+        lines.append(f"Offloaded to the memory of each machine: {gib(plan.host_bytes)} GiB.")
     return [
         *lines,
         "Traced from the real update without weights; CPU runs agree within 5 % (no GPU was at hand).",
         f"Allowance, not traced: {gib(CONTEXT)} GiB CUDA context, {gib(NCCL)} GiB NCCL with several cards, "
-        f"{FRAGMENTS:.0%} of activations for fragments. Loading is not planned.",
+        f"{FRAGMENTS:.0%} of activations for fragments.",
     ]
 
 
@@ -255,6 +270,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "rollout_parallel": plan.engine.parallel if plan.engine else None,
         "parallel": request.strategy,
         "host_bytes": plan.host_bytes,
+        "loading_bytes": plan.loading_bytes,
         "row_tokens": row_of(request.config).tokens,
         "chosen": dict(plan.chosen),
         "fits": plan.fits,

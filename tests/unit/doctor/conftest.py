@@ -106,14 +106,14 @@ def reward_run(policy_run: Run) -> Run:
 
 @pytest.fixture
 def healthy(packages: Packages, host: Host, policy_run: Run) -> Facts:
-    torch = Torch(cuda="13.0", nccl=None, gpus=(H100,), peers=None)
+    torch = Torch(cuda="13.0", nccl=None, gpus=(H100,), peers=None, cudnn=92_000)
     return Facts(packages, host, torch, {"bitsandbytes": "works", "vllm": "works"}, policy_run)
 
 
 @pytest.fixture
 def several(healthy: Facts) -> Facts:
     """Two cards that reach one another."""
-    return replace(healthy, torch=Torch(cuda="13.0", nccl="2.27.3", gpus=(H100, H100), peers=True))
+    return replace(healthy, torch=Torch(cuda="13.0", nccl="2.27.3", gpus=(H100, H100), peers=True, cudnn=92_000))
 
 
 @pytest.fixture

@@ -127,7 +127,7 @@ def test_a_driver_too_old_for_torch(takes: str, verdict: str, healthy: Facts, on
 def test_cards_without_bfloat16(healthy: Facts, told: Callable[..., Run], only: Only) -> None:
     old = replace(healthy, torch=Torch("13.0", None, (OLD,), None))
     assert only(checks.bfloat16, healthy).verdict == "ok"
-    assert only(checks.bfloat16, old).verdict == "warning"
+    assert only(checks.bfloat16, old).verdict == "problem"
     assert list(checks.bfloat16(replace(old, run=told(model={"dtype": "float32"})))) == []
     laptop = replace(healthy, torch=Torch(None, None, (), None, emulates_bfloat16=True))
     assert "computed in float32" in only(checks.bfloat16, laptop).found
@@ -257,3 +257,16 @@ def test_four_bits_in_vllm_need_its_plugin(healthy: Facts, only: Only, told: Cal
     servers = {"engine": "servers", "servers": ["http://h:1"]}
     elsewhere = replace(healthy, run=told(model={"quantization": "nf4"}, rollouts=servers))
     assert list(checks.vllm_four_bits(elsewhere)) == []
+
+
+def test_cudnn_and_a_gpu_for_each_process(healthy: Facts, only: Only) -> None:
+    assert isinstance(healthy.torch, Torch)
+    none = replace(healthy, torch=replace(healthy.torch, cudnn=None))
+    assert only(checks.cudnn, none).verdict == "problem"
+    line = only(checks.cudnn, healthy)
+    assert (line.verdict, line.found) == ("ok", "9.20.0")
+    assert list(checks.processes(healthy)) == []
+    line = only(checks.processes, with_host(healthy, processes=2))
+    assert (line.verdict, line.fix) == ("problem", "accelerate launch --num_processes 1")
+    no_gpu = replace(healthy, torch=replace(healthy.torch, gpus=()))
+    assert list(checks.processes(with_host(no_gpu, processes=2))) == []

@@ -17,6 +17,7 @@ from rlhf.doctor.facts import (
     Facts,
     Gpu,
     Hub,
+    PlannedPhase,
     Run,
     Served,
     Shape,
@@ -311,3 +312,26 @@ def test_rollout_servers(healthy: Facts, only: Only) -> None:
     assert only(checks.servers, facts) == Result(
         "Rollouts", "problem", "http://b:8000: no answer", "start it"
     )
+
+
+def test_loading_is_held_against_the_machines_memory(
+    healthy: Facts, told: Callable[..., Run], only: Only
+) -> None:
+    """8 billion parameters are 16 GB in bfloat16; each process without sharding reads its own."""
+    eight = replace(healthy.host, processes=8)
+    line = only(checks.loading, replace(healthy, host=eight))
+    assert (line.verdict, line.fix.split()[0]) == ("problem", "accelerate")  # 128 GB of 64 GiB
+    sharded = replace(eight, sharded=True)
+    assert only(checks.loading, replace(healthy, host=sharded)).verdict == "ok"  # one reads
+    four_bits = told(model={"quantization": "nf4"})
+    assert list(checks.loading(replace(healthy, run=four_bits, host=eight))) == []  # straight to the GPU
+    assert only(checks.loading, replace(healthy, run=four_bits, host=sharded)).verdict == "ok"
+
+
+def test_with_a_plan_the_doctor_says_what_the_plan_says(healthy: Facts, policy_run: Run, only: Only) -> None:
+    phases = (PlannedPhase("rollouts", 70 * GIB, 80 * GIB), PlannedPhase("update", 75 * GIB, 80 * GIB))
+    line = only(checks.memory, replace(healthy, run=replace(policy_run, planned=phases, gpus="1x80GiB")))
+    assert line.verdict == "ok" and line.found.startswith("update needs 75.0 GiB of 80.0 GiB")
+    phases = (*phases, PlannedPhase("critic", 90 * GIB, 80 * GIB))
+    line = only(checks.memory, replace(healthy, run=replace(policy_run, planned=phases, gpus="1x80GiB")))
+    assert (line.verdict, line.fix) == ("problem", "rlhf plan CONFIG --gpus 1x80GiB")
