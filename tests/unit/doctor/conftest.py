@@ -113,7 +113,9 @@ def healthy(packages: Packages, host: Host, policy_run: Run) -> Facts:
 @pytest.fixture
 def several(healthy: Facts) -> Facts:
     """Two cards that reach one another."""
-    return replace(healthy, torch=Torch(cuda="13.0", nccl="2.27.3", gpus=(H100, H100), peers=True, cudnn=92_000))
+    return replace(
+        healthy, torch=Torch(cuda="13.0", nccl="2.27.3", gpus=(H100, H100), peers=True, cudnn=92_000)
+    )
 
 
 @pytest.fixture
