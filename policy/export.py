@@ -24,12 +24,22 @@ from rlhf.adapters.storage import read_policy
 from rlhf.core.records import Conversation
 from rlhf.models.card import CARD, license_line, render_card
 from rlhf.models.chat import Chat
+from rlhf.models.dropout import config_with_own_noise
 from rlhf.models.embedded import resolve_base
 from rlhf.models.loading import POLICY, PeftModel, load_causal
 from rlhf.runs.folder import atomic_folder
 
 OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
-"""Keys of a generation config that mean nothing where answers are not drawn."""
+"""Keys of a generation config that mean nothing where answers are not sampled."""
+OF_BEAMS = (
+    "length_penalty",
+    "early_stopping",
+    "num_beam_groups",
+    "diversity_penalty",
+    "constraints",
+    "force_words_ids",
+)
+"""Keys that mean nothing without beam search."""
 
 
 def export_policy(
@@ -63,6 +73,7 @@ def export_policy(
     texts = [chat.conversation_ids(conversation) for conversation in conversations]
     before = [text_logprobs(wearing, ids) for ids in texts]
     plain = merge(wearing.unload(), adapter, dtype)
+    plain.config = config_with_own_noise(plain)
     plain.config.pad_token_id = chat.pad_id
     plain.generation_config = own_generation_config(card["base"], card["revision"], chat)
     with atomic_folder(output) as folder:
@@ -91,18 +102,30 @@ def text_logprobs(model: PreTrainedModel | PeftModel, ids: Sequence[int]) -> Ten
 
 
 def own_generation_config(base: str, revision: str | None, chat: Chat) -> GenerationConfig:
-    """The base's own way of drawing answers, with every id that ends one."""
+    """The base's own way of sampling answers, with every id that ends one; settings that cannot be saved are left out.
+
+    transformers loads a config with settings that contradict each other (a length penalty without beams), and refuses to save it.
+    """
     try:
         own = GenerationConfig.from_pretrained(resolve_base(base), revision=revision)
-    except OSError:  # a model need not have one
+    except (OSError, ValueError, TypeError):  # a model need not have one, or it cannot be read
         own = GenerationConfig()
     named = own.eos_token_id
     ends = [] if named is None else [named] if isinstance(named, int) else list(named)
     own.eos_token_id = list(dict.fromkeys([*ends, *chat.stop_ids]))
     own.pad_token_id = chat.pad_id
-    if not own.do_sample:  # transformers passes over them, and refuses to save them
+    if not own.do_sample:  # transformers ignores them, and refuses to save them
         for name in OF_SAMPLING:
             setattr(own, name, None)
+    if own.num_beams in (None, 1):
+        for name in OF_BEAMS:
+            setattr(own, name, None)
+    try:
+        own.validate(strict=True)
+    except ValueError:  # other contradictions: how answers end is kept, the rest is transformers' default
+        own = GenerationConfig(
+            bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id
+        )
     return own
 
 

@@ -18,6 +18,7 @@ from rlhf.config.policy import PolicyConfig
 from rlhf.distributed import processes
 from rlhf.models.card import CARD
 from rlhf.models.chat import Chat
+from rlhf.models.dropout import OWN_NOISE
 from rlhf.models.embedded import resolve_base
 from rlhf.models.loading import POLICY, TRAINED_WHOLE, base_of, fingerprint
 from rlhf.runs import checkpoints
@@ -69,7 +70,7 @@ def _write_whole(
     digests = "".join(checkpoints.file_digest(file) for file in sorted(folder.glob("*.safetensors")))
     base = AutoConfig.from_pretrained(resolve_base(card["base"]), revision=card["revision"])
     told = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    told |= {key: getattr(base, key, None) for key in THE_TRAINERS}
+    told |= {key: getattr(base, key, None) for key in THE_TRAINERS} | getattr(model, OWN_NOISE, {})
     told |= {
         "dtype": card["dtype"],
         TRAINED_WHOLE: {**card, "weights": hashlib.sha256(digests.encode()).hexdigest()},

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ from rlhf.core.records import Conversation
 from rlhf.models.bases import require_plain_logits
 from rlhf.models.card import CARD, license_line, render_card
 from rlhf.models.chat import Chat
+from rlhf.models.dropout import config_with_own_noise
 from rlhf.models.loading import HEAD
 from rlhf.runs.folder import atomic_folder
 
@@ -116,7 +116,7 @@ def classifier(
     model: PreTrainedModel, head_AD: Tensor, outputs: Sequence[str], chat: Chat
 ) -> PreTrainedModel:
     """The body of a causal model under a head with these outputs."""
-    config = copy.deepcopy(model.config)
+    config = config_with_own_noise(model)
     config.id2label = dict(enumerate(outputs))
     config.label2id = {name: place for place, name in config.id2label.items()}
     config.problem_type = "regression"
@@ -137,6 +137,7 @@ def nemotron(model: PreTrainedModel, head_AD: Tensor, chat: Chat) -> PreTrainedM
     require_plain_logits(model)
     rows_VD = model.get_output_embeddings().weight.detach().clone()
     rows_VD[REWARD_ID] = head_AD[0]
+    model.config = config_with_own_noise(model)
     model.config.tie_word_embeddings = False
     model.config.pad_token_id = chat.pad_id
     model.set_output_embeddings(_linear(rows_VD))

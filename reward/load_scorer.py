@@ -16,20 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
-from transformers.utils import logging
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
+from reward.outputs import reward_output
 from reward.scorer import Score, Scorer, as_scores, default_budget, require_length
 from rlhf.core.errors import ModelError, did_you_mean
 from rlhf.core.records import Conversation
 from rlhf.distributed import processes
-from rlhf.models.bases import require_plain_logits
+from rlhf.models.bases import LOADING_ERRORS, cannot_load, read_config, require_plain_logits, stored_head
 from rlhf.models.chat import Chat
 from rlhf.models.embedded import resolve_base
 from rlhf.models.forwards import apply_head
-from rlhf.models.loading import HEAD
+from rlhf.models.loading import HEAD, quiet
 from rlhf.models.precision import fits_in_float32, float32_products
 
 FORMS = ("auto", "ours", "classifier", "nemotron")
@@ -101,14 +100,7 @@ def _find_form(model: str | Path, revision: str | None) -> str:
 
 
 def _architectures(model: str | Path, revision: str | None) -> list[str]:
-    try:
-        config = AutoConfig.from_pretrained(resolve_base(str(model)), revision=revision)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"No reward model could be found at {str(model)!r}: {str(error).splitlines()[0]}",
-            allowed="the final/ folder of a `rlhf train-reward` run, another folder with config.json, or a Hugging Face name",
-            fix="check the spelling; for a gated model run `hf auth login` first",
-        ) from error
+    config = read_config(str(model), revision)
     return list(config.architectures or ())
 
 
@@ -189,14 +181,14 @@ def last_hidden(model: PreTrainedModel, ids_NT: Tensor, mask_NT: Tensor) -> Tens
 def _classifier(
     path: str, chat: Chat, label: str | None, revision: str | None, dtype: str, tokens_per_batch: int
 ) -> PlainScorer:
-    model = _load_whole(AutoModelForSequenceClassification, path, revision, dtype)
-    names = [model.config.id2label[place] for place in range(model.config.num_labels)]
+    config = read_config(path, revision)
+    if (stored := stored_head(config, path, revision)) and stored.outputs != config.num_labels:
+        config.num_labels = stored.outputs  # a config without labels has two by default
+    model = _load_whole(AutoModelForSequenceClassification, path, revision, dtype, config=config)
+    names = [str(model.config.id2label[place]) for place in range(model.config.num_labels)]
     if names == ["LABEL_0"]:  # the name transformers gives what has none
         names = ["reward"]
-    if label is not None and label not in names:
-        raise ModelError(
-            f"{path} has no output {label!r}.{did_you_mean(label, names)}", allowed=", ".join(names)
-        )
+    reward = reward_output(path, names, label, problem_type=model.config.problem_type)
     head = getattr(model, HEAD, None)
     if isinstance(head, nn.Module):
         head.float()
@@ -209,7 +201,6 @@ def _classifier(
         def read(ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
             return model(input_ids=ids_NT, attention_mask=mask_NT).logits.float()  # type: ignore[no-any-return]
 
-    reward = 0 if label is None else names.index(label)
     return PlainScorer(model, chat, read, names, reward, tokens_per_batch)
 
 
@@ -221,7 +212,7 @@ def _nemotron(
     names = _architectures(path, revision)
     if any(name.endswith("ForSequenceClassification") for name in names):
         raise ModelError(f"{path} is a sequence classifier ({', '.join(names)}).", fix="--form classifier")
-    model = _load_whole(AutoModelForCausalLM, path, revision, dtype)
+    model = _load_whole(AutoModelForCausalLM, path, revision, dtype, config=read_config(path, revision))
     head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
     if head is embedding:
         raise ModelError(
@@ -241,30 +232,29 @@ def _nemotron(
     return PlainScorer(model, chat, read, ["reward"], 0, tokens_per_batch)
 
 
-def _load_whole(auto_class: Any, path: str, revision: str | None, dtype: str) -> PreTrainedModel:
+def _load_whole(
+    auto_class: Any, path: str, revision: str | None, dtype: str, *, config: Any
+) -> PreTrainedModel:
     """A model of which every weight was found.
 
     Raises:
         ModelError: nothing can be loaded, or a weight, such as the head, is not in the file and would be random.
     """
-    logging.disable_progress_bar()
     spread: dict[str, Any] = {}
     if torch.cuda.is_available():  # beside other processes on the GPU of this one, alone on all of them
         spread["device_map"] = {"": torch.cuda.current_device()} if processes.world_size() > 1 else "auto"
-    told = logging.get_verbosity()
-    logging.set_verbosity_error()  # its table of missing weights comes to the reader as the error below
     try:
-        model, found = auto_class.from_pretrained(
-            resolve_base(path), revision=revision, dtype=dtype, output_loading_info=True, **spread
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(
-            f"No {auto_class.__name__} could be loaded from {path!r}: {str(error).splitlines()[0]}",
-            allowed="a folder with config.json and whole safetensors weights, or a Hugging Face name, without code of its own",
-            fix="check the spelling, or load it down again; for a gated model run `hf auth login` first",
-        ) from error
-    finally:
-        logging.set_verbosity(told)
+        with quiet():
+            model, found = auto_class.from_pretrained(
+                resolve_base(path, revision),
+                config=config,
+                revision=revision,
+                dtype=dtype,
+                output_loading_info=True,
+                **spread,
+            )
+    except LOADING_ERRORS as error:
+        raise cannot_load(path, error) from error
     missing = sorted(found["missing_keys"])
     if missing:
         raise ModelError(

@@ -108,9 +108,10 @@ class RewardBuilder:
         except ModelError as error:
             raise ModelError(
                 f"The reward {source.words()}: {error.found}",
-                allowed="a folder or Hugging Face name of an AutoModelForSequenceClassification with a chat template, or a "
+                allowed=error.allowed
+                or "a folder or Hugging Face name of an AutoModelForSequenceClassification with a chat template, or a "
                 "final/ folder of `rlhf train-reward`",
-                fix="try it: rlhf score MODEL --input FILE.jsonl --output FILE.jsonl",
+                fix=error.fix or "try it: rlhf score MODEL --input FILE.jsonl --output FILE.jsonl",
             ) from error
         return ModelReward(scorer)
 

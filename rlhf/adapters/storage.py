@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from rlhf.adapters.lowrank import Factors, Update, padded, rank_of, weighted_sum
 from rlhf.core.errors import ModelError
 from rlhf.kernels import adapter_layers
+from rlhf.models.bases import adapter_as_model
 from rlhf.models.chat import Chat
 from rlhf.models.chat_template import keys_to_set
 from rlhf.models.checkpoint_folder import model_folder
@@ -43,6 +44,7 @@ WHOLE = "config.json"  # a whole model's
 PREFIX = "base_model.model."
 """What PEFT writes before the name of every weight."""
 HEAD_WEIGHT = f"{PREFIX}{HEAD}.weight"
+REWARD_MODEL = "reward model"
 BEYOND_LORA = ("use_dora", "rank_pattern", "alpha_pattern", "lora_bias", "layer_replication")
 """Settings that make an adapter more than one product of two matrices, of one rank and scale, a layer."""
 PICKS_LAYERS = ("layers_to_transform", "layers_pattern", "exclude_modules")
@@ -71,6 +73,8 @@ class Adapter:
         folder = model_folder(folder)
         for name in ("", ADAPTER_CONFIG, ADAPTER_FILE, card):
             if not (folder / name).exists():
+                if name == card:
+                    raise adapter_as_model(str(folder), folder)
                 why = f"{name} is missing" if name else "there is no such folder"
                 final = folder / "final"
                 if (folder / WHOLE).exists():
@@ -162,6 +166,34 @@ class Adapter:
         }
 
 
+def _refuse_weights_of_the_base(
+    folder: Path, kind: str, config: LoraConfig, weights: Mapping[str, Tensor]
+) -> None:
+    """Make sure that an adapter is LoRA layers and, of a reward model, a head.
+
+    Other modules in its file (`modules_to_save`, trained biases or tokens) would replace the base's own, which other roles share.
+
+    Raises:
+        ModelError: it is more.
+    """
+    head = [HEAD] if kind == REWARD_MODEL else []
+    others = [name for name in config.modules_to_save or () if name not in head]
+    others += [
+        name
+        for name in weights
+        if not any(part.startswith("lora_") for part in name.split(".")) and name.split(".")[-2] not in head
+    ]
+    if config.trainable_token_indices:
+        others.append("trainable_token_indices")
+    if others:
+        raise ModelError(
+            f"The adapter in {folder} replaces weights of the base itself: {others[0]}. Other roles on the base would change too.",
+            allowed=f"an adapter of LoRA layers alone{' and a head named score' if head else ''}",
+            fix="train it without modules_to_save, trained biases or trained tokens; or merge it into its base with PEFT's "
+            "merge_and_unload, and use the merged model as model.base",
+        )
+
+
 def read_policy(folder: Path) -> Adapter:
     """What `final/` of a policy run holds beside its tokenizer.
 
@@ -191,7 +223,7 @@ class RewardAdapter:
             ModelError: not a reward model, its head is missing, or a file is torn.
         """
         folder = model_folder(folder)
-        adapter = Adapter.read(folder, kind="reward model", card="reward.json", command="train-reward")
+        adapter = Adapter.read(folder, kind=REWARD_MODEL, card="reward.json", command="train-reward")
         heads = [name for name in adapter.weights if name.split(".")[-2] == HEAD]
         if len(heads) != 1:
             raise ModelError(

@@ -106,6 +106,14 @@ def _gguf_file() -> Path:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
+    """Write the model as a Hugging Face folder; the caller's random generators stay as they are."""
+    import torch
+
+    with torch.random.fork_rng():
+        _write(gguf, folder)
+
+
+def _write(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaForCausalLM
 

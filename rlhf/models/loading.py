@@ -166,7 +166,7 @@ def _load(
     elif quantization == "nf4":
         extra["quantization_config"] = four_bits.nf4_settings(getattr(torch, dtype), skipped)
     try:
-        with _quiet(), placement.loading(stored or quantization, on_host=on_host) as where:
+        with quiet(), placement.loading(stored or quantization, on_host=on_host) as where:
             model, loaded = auto_class.from_pretrained(
                 resolve_base(base),
                 config=config,
@@ -195,7 +195,7 @@ def _load(
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hide transformers' progress bar and its table of missing weights, which become errors of ours."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

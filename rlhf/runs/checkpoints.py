@@ -66,7 +66,12 @@ def save_trainable(model: nn.Module, file: Path) -> None:
 
     def write() -> None:
         unfinished = file.with_suffix(".unfinished")
+        unfinished.touch()
+        mode = (
+            unfinished.stat().st_mode
+        )  # as the umask has it; safetensors replaces the file by one of mode 600
         save_file(state, unfinished)
+        unfinished.chmod(mode)
         unfinished.replace(file)
 
     processes.on_main(write)

@@ -190,8 +190,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     unfinished.mkdir()
     try:
         yield unfinished
+        mode = 0o666 & unfinished.stat().st_mode  # as the umask has it
         for file in unfinished.rglob("*"):
             if file.is_file():
+                file.chmod(
+                    file.stat().st_mode | mode
+                )  # safetensors writes files that only their owner may read
                 with file.open("rb") as handle:
                     os.fsync(handle.fileno())
         if path.exists():

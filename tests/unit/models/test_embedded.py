@@ -73,3 +73,22 @@ def test_a_conversion_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(OSError, match="No space left"):
         embedded.embedded_model()
     assert [file for file in tmp_path.rglob("*") if file.is_file()] == []
+
+
+def test_the_first_use_draws_nothing_from_the_callers_generator(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Or the first run on a machine would start from another adapter than the second."""
+
+    def write(_: Path, folder: Path) -> None:
+        torch.nn.Linear(3, 3)
+        (folder / "config.json").write_text("{}")
+
+    monkeypatch.setenv("RLHF_CACHE", str(tmp_path))
+    monkeypatch.setattr(embedded, "_write", write)
+    drawn = []
+    for _ in range(2):  # with an empty cache, and with a filled one
+        torch.manual_seed(0)
+        embedded.embedded_model()
+        drawn.append(torch.rand(1).item())
+    assert drawn[0] == drawn[1]

@@ -152,8 +152,29 @@ def test_a_single_target_may_stand_without_a_list(tiny_base: Path) -> None:
 @pytest.mark.parametrize("missing", ["adapter_config.json", "adapter_model.safetensors", "reward.json"])
 def test_a_folder_that_is_no_reward_model(final: Path, missing: str) -> None:
     (final / missing).unlink()
-    with pytest.raises(ModelError, match=f"is not a reward model of this project: {missing} is missing"):
+    with pytest.raises(ModelError) as caught:
         RewardAdapter.read(final)
+    # Without its card it may be anybody's adapter.
+    assert ("LoRA adapter of" if missing == "reward.json" else f"{missing} is missing") in caught.value.found
+
+
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.embed_tokens.weight", "model.norm.bias"])
+def test_an_adapter_that_replaces_weights_of_the_base(final: Path, name: str) -> None:
+    """It would change every other role on the base."""
+    file = final / "adapter_model.safetensors"
+    save_file({**load_file(file), f"base_model.model.{name}": torch.ones(3, 4)}, file)
+    with pytest.raises(ModelError) as caught:
+        RewardAdapter.read(final)
+    assert name in caught.value.found
+    assert caught.value.exit_code == 2
+
+
+def test_an_adapter_whose_config_names_other_modules(final: Path) -> None:
+    file = final / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "modules_to_save": [HEAD, "lm_head"]}))
+    with pytest.raises(ModelError) as caught:
+        RewardAdapter.read(final)
+    assert "lm_head" in caught.value.found
 
 
 def test_the_run_folder_in_place_of_its_final(final: Path) -> None:

@@ -112,3 +112,22 @@ def test_how_a_base_draws_can_be_saved_whether_it_draws_or_not(
     saved = GenerationConfig.from_pretrained(tmp_path / "saved")
     assert saved.temperature == kept
     assert saved.eos_token_id == [5, *tiny_chat.stop_ids]
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"length_penalty": 2.0},
+        {"num_beams": 1, "early_stopping": True},
+        {"do_sample": False, "temperature": 0.6, "top_k": 5},
+        {"num_return_sequences": 3, "do_sample": False},
+    ],
+)
+def test_settings_of_a_base_that_transformers_refuses_to_save(
+    tiny_chat: Chat, tmp_path: Path, told: dict[str, Any]
+) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 5, **told}))
+    with pytest.raises(ValueError, match="Fix these issues"):
+        GenerationConfig.from_pretrained(tmp_path).save_pretrained(tmp_path / "theirs")
+    own_generation_config(str(tmp_path), None, tiny_chat).save_pretrained(tmp_path / "saved")
+    assert GenerationConfig.from_pretrained(tmp_path / "saved").eos_token_id == [5, *tiny_chat.stop_ids]

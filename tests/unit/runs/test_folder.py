@@ -323,3 +323,19 @@ def test_a_run_refused_after_its_first_update_is_kept(tmp_path: Path) -> None:
     with pytest.raises(DataError):
         refuse(tmp_path / "run", after_an_update=True)
     assert (tmp_path / "run" / "metrics.jsonl").read_text().startswith('{"step": 1')
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o007, 0o660), (0o077, 0o600)])
+def test_files_of_a_folder_follow_the_umask(tmp_path: Path, mask: int, mode: int) -> None:
+    """safetensors creates its files with mode 600, whatever the mask is."""
+    import torch
+    from safetensors.torch import save_file
+
+    before = os.umask(mask)
+    try:
+        with atomic_folder(tmp_path / "final") as folder:
+            save_file({"weight": torch.ones(2)}, folder / "adapter_model.safetensors")
+            (folder / "card.json").write_text("{}")
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in (tmp_path / "final").iterdir()} == {mode}
