@@ -89,7 +89,9 @@ class Adapter:
             described = json.loads((folder / card).read_text("utf-8"))
         except (SafetensorError, json.JSONDecodeError) as error:
             raise ModelError(f"A file of {folder} is torn: {error}", fix="copy or train it again") from error
-        return cls(kind, LoraConfig.from_pretrained(str(folder)), weights, described, folder)
+        config = LoraConfig.from_pretrained(str(folder))
+        _refuse_weights_of_the_base(folder, kind, config, weights)
+        return cls(kind, config, weights, described, folder)
 
     def check_template(self, chat: Chat) -> None:
         """Compare the chat template with the one the adapter was trained with.

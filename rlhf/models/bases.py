@@ -127,7 +127,11 @@ def stored_rows(base: str, revision: str | None, weight: str) -> int | None:
         file = shard and _file_of(base, revision, shard)
     if file is None:
         return None
-    with safe_open(file, framework="pt") as weights:
+    try:
+        weights = safe_open(file, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise cannot_load(base, error) from error
+    with weights:
         return int(weights.get_slice(weight).get_shape()[0]) if weight in weights.keys() else None  # noqa: SIM118
 
 

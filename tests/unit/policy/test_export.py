@@ -120,7 +120,6 @@ def test_how_a_base_draws_can_be_saved_whether_it_draws_or_not(
         {"length_penalty": 2.0},
         {"num_beams": 1, "early_stopping": True},
         {"do_sample": False, "temperature": 0.6, "top_k": 5},
-        {"num_return_sequences": 3, "do_sample": False},
     ],
 )
 def test_settings_of_a_base_that_transformers_refuses_to_save(
