@@ -89,9 +89,8 @@ class Adapter:
             described = json.loads((folder / card).read_text("utf-8"))
         except (SafetensorError, json.JSONDecodeError) as error:
             raise ModelError(f"A file of {folder} is torn: {error}", fix="copy or train it again") from error
-        config = LoraConfig.from_pretrained(str(folder))
-        _refuse_weights_of_the_base(folder, kind, config, weights)
-        return cls(kind, config, weights, described, folder)
+        _refuse_weights_of_the_base(folder, kind, weights)
+        return cls(kind, LoraConfig.from_pretrained(str(folder)), weights, described, folder)
 
     def check_template(self, chat: Chat) -> None:
         """Compare the chat template with the one the adapter was trained with.
@@ -168,9 +167,7 @@ class Adapter:
         }
 
 
-def _refuse_weights_of_the_base(
-    folder: Path, kind: str, config: LoraConfig, weights: Mapping[str, Tensor]
-) -> None:
+def _refuse_weights_of_the_base(folder: Path, kind: str, weights: Mapping[str, Tensor]) -> None:
     """Make sure that an adapter is LoRA layers and, of a reward model, a head.
 
     Other modules in its file (`modules_to_save`, trained biases or tokens) would replace the base's own, which other roles share.
@@ -179,14 +176,11 @@ def _refuse_weights_of_the_base(
         ModelError: it is more.
     """
     head = [HEAD] if kind == REWARD_MODEL else []
-    others = [name for name in config.modules_to_save or () if name not in head]
-    others += [
+    others = [
         name
         for name in weights
         if not any(part.startswith("lora_") for part in name.split(".")) and name.split(".")[-2] not in head
     ]
-    if config.trainable_token_indices:
-        others.append("trainable_token_indices")
     if others:
         raise ModelError(
             f"The adapter in {folder} replaces weights of the base itself: {others[0]}. Other roles on the base would change too.",
