@@ -128,7 +128,7 @@ def stored_rows(base: str, revision: str | None, weight: str) -> int | None:
     if file is None:
         return None
     try:
-        weights = safe_open(file, framework="pt")
+        weights: Any = safe_open(file, framework="pt")
     except (OSError, SafetensorError) as error:
         raise cannot_load(base, error) from error
     with weights:
