@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,13 +127,15 @@ def align_policy(config: PolicyConfig, *, resume: bool = False, after: AfterTrai
         steps.run("final/", lambda: save_final(config, trainer.model, chat, run.final))
         answers = steps.run("the held-out prompts", evaluation.answers)
 
-        def write_evaluation() -> None:
-            compared = {} if answers is None else compare(data.held_out, before, answers, config.seed)
-            run.write_json("eval.json", compared | {"stopped": stopped} | steps.as_dict())
-            if compared and run.final.exists():
-                write_card(run.final, config, data.training, data.drops, compared)
-
-        steps.on_main("eval.json", write_evaluation)
+        compared: dict[str, Any] = {}
+        if answers is not None:
+            work = partial(compare, data.held_out, before, answers, config.seed)
+            compared = steps.on_main("the comparison", work) or {}
+        evaluated = compared | {"stopped": stopped} | steps.as_dict()
+        steps.on_main("eval.json", lambda: run.write_json("eval.json", evaluated))
+        if compared and run.final.exists():
+            card = partial(write_card, run.final, config, data.training, data.drops, compared)
+            steps.on_main("the model card", card)
     if after is None:
         steps.finish()
     return config.output
@@ -392,26 +395,26 @@ def keep_best(trainer: PolicyTrainer) -> dict[str, Any] | None:
 
 
 class Evaluation:
-    """The same held-out prompts and seeds, whenever it is asked."""
+    """Answers to the same held-out prompts with the same seeds, before and after."""
 
     def __init__(self, config: PolicyConfig, trainer: PolicyTrainer, prompts: Sequence[Prompt]) -> None:
         self.config, self.trainer, self.prompts = config, trainer, prompts
 
     @phase("rollouts")
     def answers(self) -> list[list[Answer]]:
-        """Answers of the policy as it is now; the prompts are dealt out to the processes, if there is one for each."""
+        """Answers of the current policy; the prompts are sharded where there is one for each process."""
         samples = self.config.evaluation.samples
         print(f"Answering {len(self.prompts)} held-out prompts, {samples} times each.", flush=True)
-        told = self.config.rollouts.importance_sampling or ImportanceConfig()
-        probe = EngineProbe(told.level, told.cap)
-        dealt = processes.world_size() <= len(self.prompts)
+        importance = self.config.rollouts.importance_sampling or ImportanceConfig()
+        probe = EngineProbe(importance.level, importance.cap)
+        sharded = processes.world_size() <= len(self.prompts)
         own = answer_prompts(
             self.trainer.model,
             self.trainer.reference,
             self.trainer.engine,
             self.trainer.rewards,
             self.trainer.chat,
-            processes.shard(self.prompts) if dealt else self.prompts,
+            processes.shard(self.prompts) if sharded else self.prompts,
             samples=self.config.evaluation.samples,
             seed=seed_of(self.config.seed, -1) + processes.rank(),
             tokens_per_batch=self.config.tokens_per_batch,
@@ -420,7 +423,7 @@ class Evaluation:
         )
         gather_probes(probe).check(self.config.rollouts.logprob_bound, "on the held-out prompts")
         answers = (
-            processes.unshard(processes.all_gather(own)) if dealt else processes.broadcast_from_main(own)
+            processes.unshard(processes.all_gather(own)) if sharded else processes.broadcast_from_main(own)
         )
         rewards = [answer.reward for group in answers for answer in group]
         if missing := rewards.count(None):

@@ -92,7 +92,7 @@ class PolicyTrainer(DistributedTrainerMixin, SafeCheckpoints, RLOOTrainer):
         frozen: then a copy of the base that stays as it is.
         attach: attaches the other roles, once TRL has made the policy's adapter.
         chat: the door to token ids.
-        prompts: what to practise on.
+        prompts: what to train on.
         order: which prompt each draw takes; its length is updates x prompts an update.
         engine: samples answers.
         ahead: samples the next update's answers during this one; None samples them when they are needed.
@@ -254,7 +254,7 @@ class PolicyTrainer(DistributedTrainerMixin, SafeCheckpoints, RLOOTrainer):
 
     @property
     def reference(self) -> Any:
-        """What the policy is held to hangs on it, and so do rewards: the policy's own base, or the frozen copy."""
+        """The model that computes reference and rewards: the policy's own base, or the frozen copy."""
         return self.model if self.frozen is None else self.frozen
 
     def _reference(self, model: Any) -> tuple[Any, Any]:
@@ -415,7 +415,7 @@ def _scored_by_scorer(*_: object, **__: object) -> list[float]:
 
 def trainer_arguments(rollouts: RolloutConfig, **settings: Any) -> RLOOConfig:
     """The run's settings in TRL's words; `settings` are those of `trainer_settings`."""
-    told = RLOOConfig(
+    arguments = RLOOConfig(
         **trainer_settings(batch_size=rollouts.prompts_per_step * rollouts.samples_per_prompt, **settings),
         num_generations=rollouts.samples_per_prompt,
         steps_per_generation=1,
@@ -424,4 +424,4 @@ def trainer_arguments(rollouts: RolloutConfig, **settings: Any) -> RLOOConfig:
         shuffle_dataset=False,
         beta=0.0,  # the KL and its reference are ours
     )
-    return single_device(told)
+    return single_device(arguments)

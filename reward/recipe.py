@@ -140,10 +140,10 @@ def extrapolate_or_last(
 
 
 def check_processes(config: RewardConfig) -> None:
-    """Make sure that the run can be dealt out to its processes.
+    """Make sure that the run can be split over its processes.
 
     Raises:
-        ConfigError: a batch cannot be dealt out evenly, or a step needs the whole model in one process.
+        ConfigError: a batch size is not a multiple of the number of processes, or a step needs the whole model in one process.
     """
     for number, stage in enumerate(config.stages):
         processes.per_rank(stage.batch_size, f"stages.{number}.batch_size")

@@ -25,7 +25,7 @@ Progressed = Callable[[int], None]
 
 
 class Options(TypedDict, total=False):
-    """What every kind of benchmark may be told; `judge` says what it is for."""
+    """Options of every kind of benchmark, see `judge`."""
 
     drops: DropReport | None
     tolerance: float

@@ -1,4 +1,4 @@
-"""A scorer whose work is dealt out to the processes of a run; all of them get all scores."""
+"""A scorer that splits its conversations over the processes of a run; all of them get all scores."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from rlhf.distributed import processes, sharding
 
 
 class ShardedScorer:
-    """Scores the prompts that fall to this process, and takes the scores of the others from them.
+    """Scores this process's share of the prompts, and gathers the scores of the others.
 
-    All processes must ask for the same conversations.
+    All processes must pass the same conversations.
     """
 
     def __init__(self, scorer: Scorer) -> None:

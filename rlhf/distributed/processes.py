@@ -1,7 +1,7 @@
-"""One run in several processes, as `accelerate launch` or `torchrun` starts them: who writes, who waits, who has what share.
+"""One run in several processes, as `accelerate launch` or `torchrun` starts them: rank, sharding of rows, collectives.
 
-Every process goes the same way through a command. The main one alone writes and speaks; what one of them fails at ends all of
-them, since the launcher ends the others. No torch until there is another process to talk to.
+Every process runs the same command. Only the main one writes files and prints to the terminal; where one fails, the launcher ends
+the others. torch is imported only where there is more than one process.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ T = TypeVar("T")
 TIMEOUT = timedelta(hours=2)
 """How long a process waits for the others, which may be evaluating, before it gives up."""
 MAIN_ERROR_GRACE = 5.0
-"""Seconds in which the main process can tell an error that all of them meet, and the launcher end the others."""
+"""Seconds in which the main process can print an error that all processes have, and the launcher can end the others."""
 DESTROY_PAUSE = 0.5
-"""Seconds in which threads of gloo's let go of what was exchanged; they take milliseconds."""
+"""Seconds for gloo's threads to release tensors they exchanged; they take milliseconds."""
 
 
 _replaced: list[TextIO] = []  # a stream that nobody refers to closes what it writes to
 
 
 def rank() -> int:
-    """The place of this process among all of the run; 0 is the main one."""
+    """The rank of this process; 0 is the main one."""
     return int(os.environ.get("RANK", "0"))
 
 
 def world_size() -> int:
-    """How many processes the run has."""
+    """The number of processes of the run."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes and speaks."""
+    """Whether this is the process that writes files and prints."""
     return rank() == 0
 
 
@@ -83,16 +83,16 @@ class _Tee(io.TextIOBase):
 
 
 def wait_for_main() -> None:
-    """Called before an error is told: one that all processes meet is told by the main one, and the others are ended."""
+    """Called before an error is printed: the main process prints first, and its exit makes the launcher end the others."""
     if not is_main():
         time.sleep(MAIN_ERROR_GRACE)
 
 
 def init() -> None:
-    """Connect the processes; to be called before the first of the functions below.
+    """Initialise the process group; to be called before the functions below.
 
     Raises:
-        ConfigError: the launcher asks for something of DeepSpeed that does not work here.
+        ConfigError: the launch file sets DeepSpeed options that are not supported.
     """
     if world_size() == 1:
         return
@@ -126,12 +126,12 @@ def _require_gpus() -> None:
 
 
 def destroy() -> None:
-    """Disconnect the processes, once a command has succeeded; to be called as the last thing before the program ends.
+    """Destroy the process group, after a command has succeeded and as the last call of the program.
 
-    A thread of gloo's lets go of an exchange's tensors a little after the exchange. Where Python is ending by then, that aborts the
-    process (`std::terminate`, Python before 3.14), and the launcher calls a finished run failed. Ending the group does not wait for
-    these threads where models were wrapped by torch's DistributedDataParallel, which keeps them: hence the pause. Not after a
-    failure, which a launcher answers by ending the others: an exchange under way would be waited for.
+    gloo's threads release the tensors of a collective shortly after it. If Python is finalising by then, the process aborts
+    (`std::terminate`, Python before 3.14), and the launcher reports a finished run as failed. Destroying the group does not wait
+    for these threads where DistributedDataParallel keeps them: hence the pause. Not called after a failure: it would wait for
+    collectives that never complete.
     """
     if world_size() == 1:
         return
@@ -143,9 +143,9 @@ def destroy() -> None:
 
 
 def device_and_backend() -> tuple[bool, str | None]:
-    """Whether accelerate is told to use CPUs alone, and by which backend processes talk, where it cannot tell.
+    """accelerate's `cpu` argument, and the backend where accelerate does not choose the right one.
 
-    Told of CPUs it would leave DeepSpeed out, and not told it would take each process for the only one.
+    With `cpu=True` accelerate ignores DeepSpeed; without a backend it takes each CPU process for the only one.
     """
     import torch
 
@@ -157,10 +157,10 @@ def device_and_backend() -> tuple[bool, str | None]:
 
 
 def per_rank(total: int, key: str) -> int:
-    """This process's part of what a config key counts over all processes.
+    """This process's share of a config key that counts over all processes.
 
     Raises:
-        ConfigError: it cannot be dealt out evenly.
+        ConfigError: it is not a multiple of the number of processes.
     """
     number = world_size()
     if total % number:
@@ -174,12 +174,12 @@ def per_rank(total: int, key: str) -> int:
 
 
 def shard(rows: Sequence[T]) -> Sequence[T]:
-    """Every n-th of the rows, from the place of this process on."""
+    """Every n-th row, starting at this process's rank; n is the number of processes."""
     return rows[rank() :: world_size()]
 
 
 def unshard(parts: Sequence[Sequence[T]]) -> list[T]:
-    """The rows in their order again, from what each process made of `mine`."""
+    """Undo `shard`: the rows in their order, from each process's part."""
     rows: list[Any] = [None] * sum(map(len, parts))
     for place, part in enumerate(parts):
         rows[place :: len(parts)] = part
@@ -187,7 +187,7 @@ def unshard(parts: Sequence[Sequence[T]]) -> list[T]:
 
 
 def all_gather(value: T) -> list[T]:
-    """The value of each process, in their order, in all of them."""
+    """The value of each process, by rank, in all of them."""
     if world_size() == 1:
         return [value]
     from accelerate.utils import gather_object
@@ -196,7 +196,7 @@ def all_gather(value: T) -> list[T]:
 
 
 def gather_results(work: Callable[[], T]) -> list[T]:
-    """Do something in every process and gather the results; an error of ours in one of them is raised in all."""
+    """Call `work` in every process and gather the results; an RlhfError in one of them is raised in all."""
     result, failure = None, None
     try:
         result = work()
@@ -210,7 +210,7 @@ def gather_results(work: Callable[[], T]) -> list[T]:
 
 
 def broadcast_from_main(value: T) -> T:
-    """The main process's value, in all of them."""
+    """The main process's value, in all processes."""
     if world_size() == 1:
         return value
     from accelerate.utils import broadcast_object_list
@@ -219,7 +219,7 @@ def broadcast_from_main(value: T) -> T:
 
 
 def on_main(work: Callable[[], T]) -> T | None:
-    """Do something in the main process alone, while the others wait; an error is raised in all of them."""
+    """Call `work` in the main process while the others wait; an error is raised in all of them."""
     result: T | None = None
     failure: Exception | None = None
     if is_main():
@@ -236,5 +236,5 @@ def on_main(work: Callable[[], T]) -> T | None:
 
 
 def from_main(work: Callable[[], T]) -> T:
-    """As `on_main`, and its result, which can be sent, is everybody's."""
+    """As `on_main`, with the result, which must be picklable, in all processes."""
     return broadcast_from_main(on_main(work))  # type: ignore[return-value]

@@ -1,8 +1,8 @@
-"""A model whose weights are dealt out to the processes, each layer whole only while it computes: FSDP2, or DeepSpeed ZeRO-3.
+"""Sharded weights, each layer gathered only while it computes: FSDP2, or DeepSpeed ZeRO-3.
 
-torch shards and gathers, accelerate says what (`fsdp2_prepare_model`), a file in `configs/launch/` asks for it; for the other
-engine, which is asked for in the same way, see `rlhf.distributed.zero`. Here is what our passes need besides: all processes must make the
-same number of them, since every pass gathers weights from all.
+torch shards and gathers, as accelerate sets it up (`fsdp2_prepare_model`) and a file in `configs/launch/` configures it; for
+DeepSpeed see `rlhf.distributed.zero`. All processes must make the same number of passes, since every pass gathers weights from
+all of them.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def configure_loading(quantization: str) -> None:
 
 
 def shard(model: Any) -> None:
-    """Deal a model's weights out to the processes, where the launcher asks for it; once all adapters hang on it.
+    """Shard a model's weights where the launcher asks for it; call it once all adapters are attached.
 
     Weights keep their formats: mixed precision is autocast's, and gradients of float32 adapters are summed in float32.
     """
@@ -89,19 +89,19 @@ def _shard_by_fsdp(model: Any, base: Any) -> None:
 
 
 def is_sharded(model: Any) -> bool:
-    """Whether `shard` dealt out this model's weights."""
+    """Whether this model's weights are sharded."""
     return is_fsdp(model) or zero.is_sharded(model)
 
 
 def is_fsdp(model: Any) -> bool:
-    """Whether it was FSDP2 that dealt them out."""
+    """Whether this model's weights are sharded by FSDP2."""
     from torch.distributed.fsdp import FSDPModule
 
     return isinstance(model, FSDPModule)
 
 
 def enable_fsdp_on_cpu(accelerator: Any) -> None:
-    """Tell accelerate that the run is sharded; by itself it knows on cards alone, and CPUs are what this is tested on."""
+    """Make accelerate use FSDP2 on CPUs too, where the tests run; by itself it does so on GPUs only."""
     from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
     state = accelerator.state
@@ -137,31 +137,31 @@ def reshard(model: nn.Module) -> None:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """A tensor that may be dealt out, in one piece; all processes must ask."""
+    """A tensor that may be sharded, gathered; all processes must call."""
     if hasattr(tensor, "ds_id"):
         return zero.full_tensor(tensor)
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def full_shape(tensor: Any) -> torch.Size:
-    """The shape of a tensor that may be dealt out, in one piece."""
+    """The global shape of a tensor that may be sharded."""
     return tensor.ds_shape if hasattr(tensor, "ds_id") else tensor.shape  # type: ignore[no-any-return]
 
 
 def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, of which every process has a copy, dealt out as another one is."""
+    """Shard a tensor that every process has a copy of, in the way another one is sharded."""
     moved = tensor.to(like.device)
     if not hasattr(like, "full_tensor"):
         return moved
     from torch.distributed.tensor import distribute_tensor
 
     # It comes on the device of the mesh; what is offloaded stays where it lies.
-    dealt = distribute_tensor(moved, like.device_mesh, like.placements, src_data_rank=None)  # type: ignore[attr-defined]
-    return torch.empty_like(like, dtype=tensor.dtype, requires_grad=False).copy_(dealt)
+    sharded = distribute_tensor(moved, like.device_mesh, like.placements, src_data_rank=None)  # type: ignore[attr-defined]
+    return torch.empty_like(like, dtype=tensor.dtype, requires_grad=False).copy_(sharded)
 
 
 def compute_device(model: nn.Module) -> torch.device:
-    """Where a model computes: on the card of its process, where there is one, though offloaded shards lie on the CPU."""
+    """The device a model computes on: this process's GPU where there is one, even if shards are offloaded to the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return next(model.parameters()).device
@@ -174,7 +174,7 @@ def finish_kernels() -> None:
 
 
 def set_parameters(model: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Give parameters, by name, the values of whole tensors."""
+    """Set parameters, by name, to the values of unsharded tensors."""
     reshard(model)
     parameters = dict(model.named_parameters())
     if zero.is_sharded(model):
@@ -186,7 +186,7 @@ def set_parameters(model: nn.Module, values: Mapping[str, Tensor]) -> None:
 
 
 def lockstep(batches: Iterable[T], model: Any) -> Iterator[tuple[T, bool]]:
-    """Batches, each with True; of a sharded model the last one again, with False, until all processes are through.
+    """Batches, each with True; of a sharded model the last one repeats, with False, until all processes are done.
 
     There must be at least one. What is computed from a batch that comes with False is to change nothing.
     """

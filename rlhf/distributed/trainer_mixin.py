@@ -1,4 +1,4 @@
-"""What both trainers tell transformers: one batch of the trainer is one update, and nothing is written but by us."""
+"""The transformers settings and overrides that both trainers share: one batch of the trainer is one update."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class DistributedTrainerMixin:
     optimizer: Any
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Let accelerate know of sharded weights on CPUs too."""
+        """Create the accelerator, with sharded weights on CPUs too."""
         super().create_accelerator_and_postprocess()  # type: ignore[misc]
         enable_fsdp_on_cpu(self.accelerator)
         self.is_fsdp_enabled = fsdp_is_requested()
@@ -169,8 +169,8 @@ class _StopCallback(TrainerCallback):
 
 
 def single_device(arguments: Arguments) -> Arguments:
-    """The same arguments for a process that trains on one card, however many it sees: TRL refuses DataParallel."""
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # noqa: SLF001  # as transformers' Trainer sets it for a model on several cards
+    """The same arguments for a process that trains on one GPU, however many it sees: TRL refuses DataParallel."""
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # noqa: SLF001  # as transformers' Trainer sets it for a model on several GPUs
     return arguments
 
 
@@ -195,7 +195,7 @@ def trainer_settings(
     Args:
         folder: where checkpoints go.
         steps: updates.
-        batch_size: of one update, over all processes; it can be dealt out evenly, see `processes.per_rank`.
+        batch_size: of one update, over all processes; a multiple of their number, see `processes.per_rank`.
         dtype: the base's, as its config says; adapters and heads stay in float32.
     """
     zero.select_accelerator()  # before there is a trainer, which imports DeepSpeed where it is installed
@@ -212,7 +212,7 @@ def trainer_settings(
         "adam_beta1": betas[0],
         "adam_beta2": betas[1],
         "max_grad_norm": max_grad_norm,
-        "bf16": bfloat16 and not zero.is_requested(),  # DeepSpeed's engine is told of autocast itself
+        "bf16": bfloat16 and not zero.is_requested(),  # DeepSpeed's engine does its own autocast
         "use_cpu": cpu,
         "ddp_backend": backend,
         "gradient_checkpointing": gradient_checkpointing,

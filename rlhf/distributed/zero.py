@@ -1,8 +1,8 @@
-"""DeepSpeed ZeRO-3, and the one door to it: a model whose weights are dealt out to the processes, each module whole only while it computes.
+"""DeepSpeed ZeRO-3, the only module that imports it: sharded weights, each module gathered only while it computes.
 
-DeepSpeed shards, gathers, sums gradients and steps; accelerate makes its engine, as a file in `configs/launch/` asks for it. Here
-is what our runs need besides: the same engine at every pass, an optimizer step that is asked for, and weights and moments by name,
-whole, so that checkpoints are this project's. `rlhf.distributed.sharding` is what others call.
+DeepSpeed shards, gathers, reduces gradients and steps; accelerate creates its engine, as a file in `configs/launch/` configures it.
+This module adds one engine for all passes, an explicit optimizer step, and unsharded weights and moments by name for checkpoints.
+Other modules call `rlhf.distributed.sharding`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SETTINGS: Mapping[str, Any] = {
         "reduce_bucket_size": 20_000_000,  # adapters are small, and the bucket is allocated: 80 MB
     },
 }
-"""What DeepSpeed is told; accelerate fills in what is `auto`."""
+"""DeepSpeed's config; accelerate fills in what is `auto`."""
 
 CONFIG = "ACCELERATE_DEEPSPEED_CONFIG_FILE"
 ENGINE = "zero_engine"
@@ -55,14 +55,14 @@ def prepare() -> None:
     """Get DeepSpeed ready, before the processes are connected.
 
     Raises:
-        ConfigError: it is not installed, or the launch file asks for more of it than was tried here.
+        ConfigError: it is not installed, or the launch file sets options that are not supported.
     """
-    told = os.environ.get(CONFIG, "")
-    if not told.startswith("{"):  # ours, of a command before this one
-        _check_launch(told)
+    file = os.environ.get(CONFIG, "")
+    if not file.startswith("{"):  # ours, of a command before this one
+        _check_launch(file)
         os.environ[CONFIG] = json.dumps(SETTINGS)
         os.environ["ACCELERATE_CONFIG_DS_FIELDS"] = ""  # what the launch file says beside, which was checked
-    os.environ["ACCELERATE_DEEPSPEED_ZERO3_INIT"] = "false"  # every process loads the whole base, see `deal`
+    os.environ["ACCELERATE_DEEPSPEED_ZERO3_INIT"] = "false"  # every process loads the whole base, see `shard`
     select_accelerator()
     import deepspeed
 
@@ -73,7 +73,7 @@ def prepare() -> None:
 
 
 def select_accelerator() -> None:
-    """Tell DeepSpeed where it computes: where it is installed accelerate imports it in every run, and it would say that it found no card."""
+    """Set DeepSpeed's accelerator: accelerate imports DeepSpeed in every run, and it would warn that there is no GPU."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
@@ -104,30 +104,30 @@ def _check_launch(file: str) -> None:
 
 
 def shard(model: Any) -> None:
-    """Deal a model's weights out to the processes, module by module; every process has the whole model before."""
+    """Shard a model's weights, module by module; every process has the whole model before."""
     import deepspeed
 
     sizes = {"train_micro_batch_size_per_gpu": 1, "train_batch_size": processes.world_size()}
-    told = {**SETTINGS, **sizes, "gradient_clipping": 0.0}
-    deepspeed.zero.Init(module=model, config_dict_or_path=told)  # first, or the engine moves all to one card
-    engine, *_ = deepspeed.initialize(model=model, config=told)
+    config = {**SETTINGS, **sizes, "gradient_clipping": 0.0}
+    deepspeed.zero.Init(module=model, config_dict_or_path=config)  # first, or the engine moves all to one GPU
+    engine, *_ = deepspeed.initialize(model=model, config=config)
     for buffer in model.buffers():
         buffer.data = buffer.data.to(engine.device)
     attach_engine(model, engine)
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether `deal` dealt out this model's weights."""
+    """Whether this model's weights are sharded by DeepSpeed."""
     return is_requested() and any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
 def attach_engine(model: nn.Module, engine: Any) -> None:
-    """Remember the engine whose hooks a model wears."""
+    """Remember the engine whose hooks are on a model."""
     model.__dict__[ENGINE] = engine  # set as an attribute it would become a part of the model
 
 
 def detach_engine(model: nn.Module) -> None:
-    """Take the engine's hooks off a model, which stays dealt out, for another engine's."""
+    """Remove the engine's hooks from a model, which stays sharded, for another engine's."""
     model.__dict__.pop(ENGINE).destroy()
     for module in model.modules():  # DeepSpeed's later hooks would call the engine of the first ones
         for name in ("pre_bwd_fn", "post_bwd_fn", "applied_pre_backward_ref_cnt"):
@@ -142,13 +142,13 @@ def disable_zero_init() -> None:
 
 
 def enable_autocast(accelerator: Any) -> None:
-    """Tell the engine of a bfloat16 run to autocast: it switches off what is around it. What is summed stays in float32."""
-    told = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
-    accelerator.state.deepspeed_plugin.deepspeed_config["torch_autocast"] = told
+    """Enable the engine's own autocast in a bfloat16 run: it disables the one around it. Reductions stay in float32."""
+    settings = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
+    accelerator.state.deepspeed_plugin.deepspeed_config["torch_autocast"] = settings
 
 
 def full_tensor(tensor: Any) -> Tensor:
-    """A copy of a dealt out parameter in one piece; in a pass that has it whole already, that one."""
+    """A sharded parameter, gathered; within a pass that has gathered it already, that tensor."""
     import deepspeed
 
     if tensor.ds_status.name == "AVAILABLE":
@@ -185,7 +185,7 @@ def step(engine: Any) -> Tensor:
 def step_by_group(
     engine: Any, groups: Sequence[Sequence[Any]], most: float, still: Sequence[Any]
 ) -> list[Tensor]:
-    """Clip groups of parameters each by its own norm, and step; returns the norms. What is still keeps its value, and has no moments yet."""
+    """Clip each group of parameters by its own norm, and step; returns the norms. Parameters in `still` keep values and moments."""
     from deepspeed.utils import safe_get_local_grad, safe_set_local_grad
 
     for parameter in still:
@@ -223,7 +223,7 @@ def _held(dealt: Any, still: set[int]) -> Iterator[None]:
 
 
 def moments(optimizer: Any) -> dict[int, dict[str, Tensor]]:
-    """AdamW's state by parameter (its id) and kind, whole; all processes must ask."""
+    """AdamW's state by parameter (its id) and kind, unsharded; all processes must call."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
     return {
@@ -237,7 +237,7 @@ def moments(optimizer: Any) -> dict[int, dict[str, Tensor]]:
 
 
 def load_moments(optimizer: Any, saved: Mapping[int, Mapping[str, Tensor]]) -> None:
-    """Take up what `moments` gave, in any number of processes."""
+    """Load what `moments` returned, in any number of processes."""
     from deepspeed.utils import safe_set_local_optimizer_state
 
     flats = optimizer.optimizer.fp32_partitioned_groups_flat
@@ -251,7 +251,7 @@ def load_moments(optimizer: Any, saved: Mapping[int, Mapping[str, Tensor]]) -> N
 
 
 def local_shard(value: Tensor, parameter: Any) -> Tensor:
-    """What falls to this process of a whole tensor: parts are equal, and the last is padded."""
+    """This process's shard of a tensor: shards are equal, and the last is padded."""
     size = parameter.ds_tensor.numel()
     flat = value.flatten().to(parameter.ds_tensor.device)
     padded = nn.functional.pad(flat, (0, size * processes.world_size() - flat.numel()))

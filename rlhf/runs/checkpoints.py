@@ -4,8 +4,8 @@ A checkpoint is a folder `step-N` with safetensors (trained weights, AdamW momen
 schedule), sealed by a manifest of hashes. It is written under another name and renamed at the end, so that a folder
 that carries the right name but not the right hashes was torn by the machine, and the one before it is used.
 
-Everything in it is whole, whatever it was dealt out to, so that a run may go on in another number of processes. All processes
-take part in reading tensors together, the main one writes; on several machines the folder must be one that all of them see.
+Every tensor in it is unsharded, so that a run may resume in another number of processes. All processes take part in gathering
+tensors, the main one writes; on several machines the folder must be on a file system that all of them see.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ KEEP = 2
 
 
 def trainable_state(model: nn.Module, *, everywhere: bool = True) -> dict[str, Tensor]:
-    """The trained parameters by name, whole; all processes must ask.
+    """The trained parameters by name, unsharded; all processes must call.
 
     Args:
         everywhere: else only the main process keeps them, and each other one holds one at a time.
@@ -61,7 +61,7 @@ def _copy(tensor: Tensor) -> Tensor:
 
 
 def save_trainable(model: nn.Module, file: Path) -> None:
-    """Write the trained parameters, whole or not at all; all processes must call, and go on when the file is there."""
+    """Write the trained parameters, atomically; all processes must call, and continue when the file exists."""
     state = trainable_state(model, everywhere=False)
 
     def write() -> None:
@@ -83,7 +83,7 @@ def best_file(checkpoints: Path, stage: str) -> Path:
 
 
 def load_trainable(model: nn.Module, file: Path) -> None:
-    """Put saved parameters back; every one must have its place.
+    """Load saved parameters; their names and shapes must be those of the model.
 
     Raises:
         OutputError: the file is of a run that trained other weights.
@@ -101,7 +101,7 @@ def load_trainable(model: nn.Module, file: Path) -> None:
 
 
 def latest(checkpoints: Path) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint, and a sentence for each torn one that was passed over."""
+    """The newest complete checkpoint, and a sentence for each corrupt one that was skipped."""
     found = sorted(checkpoints.glob("step-*"), key=step_of, reverse=True)
     passed_over: list[str] = []
     for folder in found:
@@ -204,7 +204,7 @@ class SafeCheckpoints:
         _put_moments(trained, self.optimizer, load_file(folder / MOMENTS))
         schedule = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)  # DeepSpeed's stands in another
         schedule.load_state_dict(json.loads((folder / STATE).read_text(encoding="utf-8"))["schedule"])
-        # A schedule sets the rate of the next update after the one before, and a run that is given more updates has another schedule.
+        # A schedule sets the next update's rate after each update, and a run with more updates than before has another schedule.
         rates = [
             rate * share(schedule.last_epoch)
             for rate, share in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
@@ -224,7 +224,7 @@ class SafeCheckpoints:
         if checkpoint is None:
             return
         saved = load_file(Path(checkpoint) / GENERATORS)
-        # A process that the run did not have before goes on from the main one's.
+        # A process that the run did not have before continues from the main one's state.
         own = str(processes.rank()) if f"{processes.rank()}/torch" in saved else "0"
         states = {name.partition("/")[2]: one for name, one in saved.items() if name.partition("/")[0] == own}
         torch.set_rng_state(states["torch"])
@@ -245,11 +245,11 @@ def _moments(model: nn.Module, optimizer: Any) -> dict[str, Tensor]:
     reshard(model)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if zero.is_sharded(model):
-        dealt = zero.moments(optimizer)
+        by_parameter = zero.moments(optimizer)
         return _kept_by_main(
             (f"{name}/{kind}", _copy(one))
             for name, p in trained.items()
-            for kind, one in dealt[id(p)].items()
+            for kind, one in by_parameter[id(p)].items()
         )
     kinds = processes.broadcast_from_main(
         {name: list(optimizer.state.get(p, ())) for name, p in trained.items()}
@@ -262,7 +262,7 @@ def _moments(model: nn.Module, optimizer: Any) -> dict[str, Tensor]:
 
 
 def _put_moments(model: nn.Module, optimizer: Any, saved: dict[str, Tensor]) -> None:
-    """Give AdamW the state that `_moments` gave."""
+    """Load the state that `_moments` returned into AdamW."""
     reshard(model)
     named = dict(model.named_parameters())
     if zero.is_sharded(model):

@@ -1,4 +1,4 @@
-"""A full disk, in words: every command may meet one at any write, so the roof asks here what an error was."""
+"""Recognise a full disk behind an error: every command may run into one at any write."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def full_disk(error: BaseException) -> RunError | None:
-    """What to tell a person if an error means that a disk is full, or a quota spent; None if it means something else.
+    """The error to show where a disk is full or a quota is spent; None for any other error.
 
     Files of weights are written by safetensors, whose error says the system's number in words.
     """
@@ -23,8 +23,8 @@ def full_disk(error: BaseException) -> RunError | None:
     else:
         from safetensors import SafetensorError  # not needed until something fails
 
-        said = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, SafetensorError) else None
-        number, place = int(said[1]) if said else None, None
+        match = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, SafetensorError) else None
+        number, place = int(match[1]) if match else None, None
     if number not in FULL:
         return None
     folders = {"here": Path.cwd(), "for temporary files": Path(tempfile.gettempdir())}

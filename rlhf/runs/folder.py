@@ -1,4 +1,4 @@
-"""The run folder: what a run was told, on what it ran, what it measured and what it left. Nothing half-written.
+"""The run folder: config, environment, metrics and results of a run. Every file is written atomically or by line.
 
 config.yaml, environment.json, inputs.json, metrics.jsonl, samples.jsonl (of a policy), checkpoints/, final/, logs/
 """
@@ -50,7 +50,7 @@ class RunFolder:
         path: the folder.
         checkpoints: the folder of checkpoints.
         final: where the result goes.
-        resumed: whether there was a run to go on with.
+        resumed: whether it holds an earlier part of the run.
     """
 
     def __init__(self, path: Path, lock: int | None, *, resumed: bool) -> None:
@@ -88,16 +88,16 @@ class RunFolder:
 
     def _open(self, config: BaseModel, command: str) -> None:
         _clear_half_written(self.path)
-        told, facts = config.model_dump(mode="json"), environment(command) | {"resumed": []}
+        dumped, facts = config.model_dump(mode="json"), environment(command) | {"resumed": []}
         if self.resumed:
-            _check_same_run(self.path / CONFIG, config, told)
+            _check_same_run(self.path / CONFIG, config, dumped)
             for name in (METRICS, SAMPLES):
                 _keep_lines(self.path / name, math.inf)
             if (self.path / ENVIRONMENT).exists():
                 first = self.read_json(ENVIRONMENT)
                 facts.pop("resumed")
                 facts = first | {"resumed": [*first["resumed"], facts]}
-        atomic_write_text(self.path / CONFIG, yaml.safe_dump(told, sort_keys=False, allow_unicode=True))
+        atomic_write_text(self.path / CONFIG, yaml.safe_dump(dumped, sort_keys=False, allow_unicode=True))
         self.write_json(ENVIRONMENT, facts)
         self.checkpoints.mkdir(exist_ok=True)
 
@@ -161,7 +161,7 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # A run that was refused before its first update leaves the folder as it found it, ready for the mended config.
+        # A run that was refused before its first update leaves the folder empty, ready for the corrected config.
         refused = kind is not None and issubclass(kind, UserError) and not self.resumed
         if self.writes and refused and not (self.path / METRICS).exists():
             for entry in self.path.iterdir():
@@ -224,7 +224,7 @@ def _not_empty(path: Path) -> OutputError:
     return OutputError(
         f"the output folder {path} is not empty",
         allowed="a new or an empty folder",
-        fix="--resume, to go on with the run in it, or another --output",
+        fix="--resume, to continue the run in it, or another --output",
     )
 
 
@@ -276,14 +276,14 @@ def _clear_half_written(path: Path) -> None:
                 left.unlink()
 
 
-def _check_same_run(file: Path, config: BaseModel, told: Mapping[str, Any]) -> None:
+def _check_same_run(file: Path, config: BaseModel, dumped: Mapping[str, Any]) -> None:
     try:
         stored = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ConfigError(f"{file} is not valid YAML: {error}") from None
     with suppress(ValidationError):  # a key that is newer than the run has its default
         stored = type(config).model_validate(stored).model_dump(mode="json")
-    before, now = dict(leaves(stored)), dict(leaves(told))
+    before, now = dict(leaves(stored)), dict(leaves(dumped))
     # What these keys name may lie elsewhere by now: its content is compared once it is read.
     by_content = json.loads(inputs.read_text()) if (inputs := file.with_name(INPUTS)).exists() else {}
     changed = [

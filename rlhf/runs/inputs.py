@@ -51,16 +51,16 @@ def path_inputs(config: Mapping[str, Any]) -> dict[str, Input]:
 
 def inputs_of(config: BaseModel, digests: Mapping[str, str]) -> dict[str, Input]:
     """Data by a digest of its records, by config key, and the files and folders that a config names."""
-    told = config.model_dump(mode="json")
-    places = dict(leaves(told))
+    dumped = config.model_dump(mode="json")
+    places = dict(leaves(dumped))
     records = {
         key: Input(json.loads(places[key]), digest) for key, digest in digests.items() if key in places
     }
-    return records | path_inputs(told)
+    return records | path_inputs(dumped)
 
 
 def digest_of_path(path: Path) -> str:
-    """Hash a file, or the files of a folder with their names; a card beside weights is no content."""
+    """Hash a file, or the files of a folder with their names; Markdown (model cards) is ignored."""
     digest = hashlib.sha256()
     for file in sorted(_files(path)):
         digest.update(str(file.relative_to(path)).encode())

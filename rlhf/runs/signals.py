@@ -71,7 +71,7 @@ class StopRequest:
 
 
 def stopped(number: int, updates: int) -> StoppedError:
-    """The error that ends a run after a signal; its message says how to go on."""
+    """The error that ends a run after a signal; its message says how to resume."""
     return StoppedError(
         f"{signal.Signals(number).name} stopped the run after update {updates}, which is saved.",
         fix="type the command again with --resume",
