@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from functools import partial
 from typing import Any, Literal, TypeVar, cast
 
@@ -210,11 +211,26 @@ def _recognised(source: DataSource, kind: layouts.Kind, seed: int) -> tuple[Data
 
 
 def digest_of(records: Iterable[Any]) -> str:
-    """A hash of records in their order, wherever they were read from."""
+    """A hash of records in their order, wherever they were read from.
+
+    Fields that are empty do not count: a field that a later version adds changes no digest of records without it.
+    """
     digest = hashlib.sha256()
     for record in records:
-        digest.update(repr(replace(record, source="")).encode("utf-8", "backslashreplace"))
+        digest.update(json.dumps(_filled(replace(record, source="")), sort_keys=True).encode())
     return digest.hexdigest()[:16]
+
+
+def _filled(value: Any) -> Any:
+    """A record as JSON, without what is empty."""
+    if is_dataclass(value):
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
+    if isinstance(value, Mapping):
+        filled = {str(name): _filled(one) for name, one in value.items()}
+        return {name: one for name, one in filled.items() if one not in (None, "", [], {})}
+    if isinstance(value, list | tuple):
+        return [_filled(one) for one in value]
+    return value if isinstance(value, str | int | float | None) else repr(value)
 
 
 def _label(source: DataSource, kind: Kind) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,14 @@ import pytest
 from rlhf.config.schema import DataSource
 from rlhf.core.errors import DataError
 from rlhf.core.records import Comparison, Message, Preference, Rating
-from rlhf.data.load import join_ratings, load_comparisons, load_preferences, load_prompts, load_ratings
+from rlhf.data.load import (
+    digest_of,
+    join_ratings,
+    load_comparisons,
+    load_preferences,
+    load_prompts,
+    load_ratings,
+)
 
 PROMPT = (Message("user", "q"),)
 
@@ -148,3 +156,23 @@ def test_the_synthetic_prompts_carry_checks_and_the_benchmark_sections() -> None
 def test_an_unknown_split_of_the_synthetic_rows() -> None:
     with pytest.raises(DataError, match="split 'tset'"):
         load_prompts([DataSource(path="demo", split="tset")], seed=0)
+
+
+def test_a_digest_is_of_the_content_and_not_of_its_place() -> None:
+    @dataclass(frozen=True)
+    class Old:
+        text: str
+        source: str = ""
+
+    @dataclass(frozen=True)
+    class New:
+        text: str
+        source: str = ""
+        extra: tuple[str, ...] = ()
+
+    assert digest_of([Old("a", "here")]) == digest_of([Old("a", "there")]) == digest_of([New("a")])
+    different = [[Old("b")], [Old("a"), Old("a")], [New("a", extra=("x",))], []]
+    assert len({digest_of([Old("a")]), *map(digest_of, different)}) == 5
+    assert digest_of([Old("a"), Old("b")]) != digest_of([Old("b"), Old("a")])
+    lone = "\ud83d"  # half of a surrogate pair, which JSON can hold
+    assert digest_of([Old(lone)]) != digest_of([Old("")])
