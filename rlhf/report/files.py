@@ -68,6 +68,8 @@ def read_run(path: Path) -> RunFiles:
     notes: list[str] = []
     config = _mapping(path / "config.yaml", notes)
     evaluation = _mapping(path / "eval.json", notes)
+    for failure in evaluation.get("failures") or []:
+        notes.append(f"After training, a step failed: {failure.get('step')}. {failure.get('reason')}")
     metrics = _metrics(path / "metrics.jsonl", notes)
     # drops.json counts the rows of training; eval.json, those of the benchmark.
     drops = _mapping(path / "drops.json", notes) or evaluation.get("drops")
