@@ -10,6 +10,13 @@ from transformers import AutoConfig, LlamaConfig
 from rlhf.core.errors import ModelError, did_you_mean
 
 _LLAMA_3_1 = {"vocab_size": 128_256, "max_position_embeddings": 131_072, "num_key_value_heads": 8}
+_LLAMA_70B = {
+    **_LLAMA_3_1,
+    "hidden_size": 8192,
+    "intermediate_size": 28_672,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+}
 
 PACKAGED: dict[str, dict[str, Any]] = {
     "embedded": {
@@ -29,15 +36,10 @@ PACKAGED: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 32,
         "num_attention_heads": 32,
     },
-    "meta-llama/Llama-3.1-70B-Instruct": {
-        **_LLAMA_3_1,
-        "hidden_size": 8192,
-        "intermediate_size": 28_672,
-        "num_hidden_layers": 80,
-        "num_attention_heads": 64,
-    },
+    "meta-llama/Llama-3.1-70B-Instruct": _LLAMA_70B,
+    "meta-llama/Llama-3.3-70B-Instruct": _LLAMA_70B,
 }
-"""Name: the figures of its public config.json (model cards of SmolLM2-135M-Instruct and Llama-3.1)."""
+"""Name: the figures of its public config.json (model cards of SmolLM2-135M-Instruct, Llama-3.1 and Llama-3.3)."""
 
 
 def load_shape(base: str, revision: str | None = None) -> Any:

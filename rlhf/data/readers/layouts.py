@@ -149,8 +149,25 @@ def recognise(row: Row, source: DataSource, kind: Kind) -> tuple[DataSource, str
         )
     layout = best[0]
     update: dict[str, Any] = {"format": layout.format, "encoding": layout.encoding}
-    found = source.model_copy(update={**update, "columns": layout.mapped(row)})
+    columns = layout.mapped(row)
+    found = source.model_copy(update={**update, "columns": columns})
+    if columns == {"prompt": "prompt"} and layout.format == "columns":
+        return found, ""  # our own name: nothing was guessed
     return found, f"read as {layout.name}, by its columns; to pin it: {pin(layout, row, source)}"
+
+
+def table() -> list[str]:
+    """The layouts as a table in Markdown, for the docs."""
+    lines = ["| layout | source of | columns | read as |", "| --- | --- | --- | --- |"]
+    for layout in LAYOUTS:
+        needs = ", ".join(f"`{column}`" for column in sorted(layout.needs()))
+        parts = [] if layout.format == "columns" else [f"format: {layout.format}"]
+        parts += [] if layout.encoding == "text" else [f"encoding: {layout.encoding}"]
+        if layout.columns:
+            mapped = ", ".join(f"{name}: {column}" for name, column in layout.columns.items())
+            parts.append(f"columns: {{{mapped}}}")
+        lines.append(f"| {layout.name} | {layout.kind} | {needs} | `{', '.join(parts)}` |")
+    return lines
 
 
 def pin(layout: Layout, row: Row, source: DataSource) -> str:

@@ -72,7 +72,7 @@ def read_responses(
         DataError: a column is missing or of another type, or a response answers another conversation.
         UnusableRowError: a message has media; or a response has more than text.
     """
-    encoded = {column: _decoded(row, column, encoding) for column in columns}
+    encoded = {column: _decoded(row, column, encoding, plain=True) for column in columns}
     prompt = None if row.find(prompt_column) is None else _prompt(row, prompt_column, encoding)
     whole = {column: value for column, value in encoded.items() if not isinstance(value, str)}
     conversations = {column: _conversation(row, column, value) for column, value in whole.items()}
@@ -101,12 +101,18 @@ def looks_encoded(value: Any) -> str | None:
 
 def _prompt(row: Row, column: str, encoding: str) -> Conversation:
     value = _decoded(row, column, encoding)
-    return (Message("user", value),) if isinstance(value, str) else _conversation(row, column, value)
+    if isinstance(value, str):
+        return (Message("user", value),)
+    messages = _conversation(row, column, value)
+    # A transcript may end with "Assistant:", which asks for the answer.
+    asks = encoding == "transcript" and messages[-1:] and messages[-1].role == "assistant"
+    return messages[:-1] if asks and not messages[-1].content.strip() else messages
 
 
-def _decoded(row: Row, column: str, encoding: str) -> Any:
+def _decoded(row: Row, column: str, encoding: str, *, plain: bool = False) -> Any:
+    """The value of a column; `plain` leaves a string that does not look encoded, as responses beside a prompt may be."""
     value = row.get(column)
-    if not isinstance(value, str) or encoding == "text":
+    if not isinstance(value, str) or encoding == "text" or (plain and looks_encoded(value) != encoding):
         return value
     if encoding == "json":
         try:

@@ -31,8 +31,6 @@ def preferences(row: Row, source: DataSource) -> list[Preference]:
         raise row.wrong("answers", ANSWERS)
     encoding = "transcript" if looks_encoded(row.find("prompt")) == "transcript" else "text"
     prompt = read_prompt(row, "prompt", encoding)
-    if prompt[-1:] and prompt[-1].role == "assistant" and not prompt[-1].content.strip():
-        prompt = prompt[:-1]  # the transcript ends with "Assistant:"
     rules.require_prompt(prompt)
     ranked = sorted(answers, key=lambda one: one["rank"])
     made = [

@@ -80,7 +80,9 @@ def test_encoded_conversations(encoding: str, text: str) -> None:
     row = Row("f:1", {"chosen": text})
     assert read_responses(row, "prompt", "chosen", encoding=encoding) == ((Message("user", "a"),), ["b"])
     with pytest.raises(DataError, match=encoding):
-        read_responses(Row("f:1", {"chosen": "plain"}), "prompt", "chosen", encoding=encoding)
+        read_prompt(Row("f:1", {"prompt": "plain"}), "prompt", encoding)
+    plain = Row("f:1", {"prompt": text, "chosen": "c"})
+    assert read_responses(plain, "prompt", "chosen", encoding=encoding)[1] == ["c"]
 
 
 def test_unknown_fields_are_noted() -> None:
