@@ -42,7 +42,7 @@ def load_chat(config: RewardConfig) -> Chat:
     """
     model = config.model
     require_context(model.base, model.revision, model.max_length)
-    return Chat.of(model)
+    return Chat.of(model, reasoning=config.reasoning)
 
 
 def load_data(config: RewardConfig, chat: Chat) -> RewardData:

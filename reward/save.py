@@ -36,6 +36,7 @@ def save_final(
         "max_length": model.config.get_text_config().max_position_embeddings,
         **chat.card(),
         "pad_id": chat.scoring_pad_id,
+        "reasoning": chat.reasoning,
     } | ({"extrapolated": extrapolated} if extrapolated else {})
     weights = trainable_state(model)
 

@@ -54,7 +54,8 @@ class Scorer:
         tokens_per_batch: int | None,
         name: str = REWARD,
     ) -> None:
-        self.model, self.head, self.chat = model, head, chat
+        self.model, self.head = model, head
+        self.chat = chat.with_reasoning(adapter.card.get("reasoning", "keep"))
         self.tokens_per_batch = tokens_per_batch or default_budget()
         self.name = name
         self.base = model.get_base_model()

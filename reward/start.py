@@ -43,6 +43,9 @@ def start_from(folder: Path, config: RewardConfig, model: PeftModel, chat: Chat)
         before.lora,
         model,
         chat,
-        others={"attributes": (before.card["attributes"], config.attributes)},
+        others={
+            "attributes": (before.card["attributes"], config.attributes),
+            "reasoning": (before.card.get("reasoning", "keep"), config.reasoning),
+        },
         beside={HEAD_WEIGHT: before.head_AD},
     )

@@ -144,6 +144,7 @@ def _facts(model: Adapter | RewardAdapter) -> dict[str, tuple[Any, str]]:
             f"{card['template_hash'][:12]}… (date {card['template_date']})",
         ),
         "attributes": (attributes, ", ".join(attributes) or "none"),
+        "reasoning": (card.get("reasoning", "keep"), card.get("reasoning", "keep")),
     }
 
 

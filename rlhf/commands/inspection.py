@@ -41,7 +41,7 @@ def inspect_reward(config: RewardConfig) -> dict[str, Any]:
     """
     from reward.data import load_records, note_control_tokens
 
-    chat = Chat.of(config.model)
+    chat = Chat.of(config.model, reasoning=config.reasoning)
     preferences, ratings, drops = load_records(config, SamePrompts(chat))
     note_control_tokens(preferences, ratings, chat, drops)
     conversations = _conversations(preferences, ratings)

@@ -103,6 +103,8 @@ class RewardConfig(RunConfig):
     """The adapter that learns to score."""
     attributes: list[str] = Field(default_factory=lambda: list(HELPSTEER_ATTRIBUTES), min_length=1)
     """One head output each; the first is the reward."""
+    reasoning: Literal["keep", "strip", "refuse"] = "keep"
+    """What it sees of reasoning in answers, between `<think>` and `</think>`: all, none, or such answers are not scored. Stored with the model and followed wherever it scores."""
     data: RewardDataConfig
     """What it learns from."""
     recipe: RecipeName | None = None

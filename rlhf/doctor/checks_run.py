@@ -96,7 +96,24 @@ def tokenizer(facts: Facts) -> Iterator[Result]:
         yield Result("Stop ids", "ok", ", ".join(said.stops))
         date = facts.run.config.model.template_date
         dated = f"writes a date, pinned to {date}" if said.dated else "writes no date"
+        # A policy follows the rule of its reward model.
+        yield from _reasoning(getattr(facts.run.config, "reasoning", None), said)
         yield Result("Template", "ok", ". ".join([f"{dated}; hash {said.template_hash[:12]}…", *said.notes]))
+
+
+def _reasoning(rule: str | None, tokens: Tokens) -> Iterator[Result]:
+    """What the template does with reasoning, where it does anything."""
+    if not tokens.reasoning and rule in (None, "keep"):
+        return
+    found = (
+        f"the template {', '.join(tokens.reasoning)}" if tokens.reasoning else "the template leaves it alone"
+    )
+    found += f"; the rule is {rule}" if rule else ""
+    lost = rule == "keep" and any(
+        effect.startswith("removes the reasoning of the answer") for effect in tokens.reasoning
+    )
+    fix = "reasoning=strip, or model.chat_template=FILE.jinja with a template that keeps it"
+    yield Result("Reasoning", "warning" if lost else "ok", found, fix if lost else "")
 
 
 def memory(facts: Facts) -> Iterator[Result]:

@@ -138,6 +138,7 @@ class Tokens:
     stops: tuple[str, ...]
     dated: bool
     template_hash: str
+    reasoning: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -184,6 +184,7 @@ def _tokens(chat: Chat) -> Tokens:
         pad_ends=chat.pad_id in chat.stop_ids,
         stops=tuple(f"{tokenizer.convert_ids_to_tokens(one)} ({one})" for one in chat.stop_ids),
         dated=chat.writes_date(),
+        reasoning=tuple(chat.reasoning_effects()),
         template_hash=chat.template_hash,
     )
 

@@ -9,11 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
-import itertools
-import os
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,9 +23,10 @@ from rlhf.models.chat_ids import find_ids, model_ids, special_ids
 from rlhf.models.chat_template import DATE, ChatTemplate, check_options, choose_template
 from rlhf.models.control_tokens import ControlTokens
 from rlhf.models.embedded import resolve_base
+from rlhf.models.in_threads import ahead, each
+from rlhf.models.reasoning import Rule, apply_rule, prompt_opening, template_effects
 from rlhf.models.template_support import TemplateSupport
 
-TOGETHER = 32  # conversations that a thread turns into ids at a time
 QUESTION = Message("user", "a")
 ANSWERED = tuple((QUESTION, Message("assistant", answer)) for answer in ("b", "c d"))
 """Two conversations that differ in the answer alone: what both end with is the template's."""
@@ -44,6 +41,7 @@ class Chat:
         rows: rows of the model's embedding; None where no model is known.
         chat_template: a file, or the name of one of the tokenizer's templates; None: the tokenizer's default one.
         chat_template_kwargs: options that the template is rendered with.
+        reasoning: what conversations keep of reasoning, see `rlhf.models.reasoning`; prompts are as they are.
 
     Attributes:
         pad_id: fills masked places. It ends no answer where the tokenizer has such a token; where a mask decides, any id serves.
@@ -63,13 +61,14 @@ class Chat:
         template_date: str = DATE,
         chat_template: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        reasoning: Rule = "keep",
     ) -> None:
         check_options(chat_template_kwargs or {}, tokenizer)
         text, name = choose_template(tokenizer, chat_template)
         self.notes: list[str] = []
         if name is not None:
             self.notes.append(f"Of the tokenizer's chat templates, {name!r} is used.")
-        self.tokenizer, self.rows = tokenizer, rows
+        self.tokenizer, self.rows, self.reasoning = tokenizer, rows, reasoning
         self.template = ChatTemplate(text, template_date, dict(chat_template_kwargs or {}))
         self.template_hash = self.template.digest
         self._ids: dict[int, int] = {}
@@ -91,6 +90,7 @@ class Chat:
         template_date: str = DATE,
         chat_template: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        reasoning: Rule = "keep",
     ) -> Chat:
         """The chat of a model folder or Hugging Face name.
 
@@ -122,10 +122,11 @@ class Chat:
             template_date=template_date,
             chat_template=chat_template,
             chat_template_kwargs=chat_template_kwargs,
+            reasoning=reasoning,
         )
 
     @classmethod
-    def of(cls, model: ModelConfig) -> Chat:
+    def of(cls, model: ModelConfig, *, reasoning: Rule = "keep") -> Chat:
         """The chat of a configured base.
 
         Raises:
@@ -137,6 +138,7 @@ class Chat:
             template_date=model.template_date,
             chat_template=model.chat_template,
             chat_template_kwargs=model.chat_template_kwargs,
+            reasoning=reasoning,
         )
 
     @classmethod
@@ -160,6 +162,7 @@ class Chat:
             tokenizer=folder,
             template_date=card["template_date"],
             chat_template_kwargs=card.get("chat_template_kwargs"),
+            reasoning=card.get("reasoning", "keep"),
         )
 
     def card(self) -> dict[str, Any]:
@@ -169,6 +172,12 @@ class Chat:
             "template_hash": self.template_hash,
             "chat_template_kwargs": dict(self.template.kwargs),
         }
+
+    def with_reasoning(self, rule: Rule) -> Chat:
+        """The same chat with another rule for reasoning, such as that of a reward model on the base."""
+        other = copy.copy(self)
+        other.reasoning = rule
+        return other
 
     @property
     def template_date(self) -> str:
@@ -216,7 +225,7 @@ class Chat:
             DataError: the conversation does not end with the assistant's message.
             RefusalError: it cannot become tokens.
         """
-        return self._render([_answered(messages)], add_generation_prompt=False)[0]
+        return self._render([self._scored(messages)], add_generation_prompt=False)[0]
 
     def conversations_ids(self, conversations: Iterable[Conversation]) -> Iterator[list[int] | RefusalError]:
         """`conversation_ids` of many, or why there are none, in their order; made on all cores while the first are in use.
@@ -224,7 +233,7 @@ class Chat:
         Raises:
             DataError: a conversation does not end with the assistant's message.
         """
-        return self._render_many(map(_answered, conversations), add_generation_prompt=False)
+        return self._render_many(map(_answered, conversations), add_generation_prompt=False, scored=True)
 
     def prompts_ids(self, prompts: Iterable[Conversation]) -> Iterator[list[int] | RefusalError]:
         """`prompt_ids` of many, or why there are none, in their order; made on all cores while the first are in use."""
@@ -272,39 +281,28 @@ class Chat:
         return True
 
     def _render_many(
-        self, conversations: Iterable[Conversation], *, add_generation_prompt: bool
+        self, conversations: Iterable[Conversation], *, add_generation_prompt: bool, scored: bool = False
     ) -> Iterator[list[int] | RefusalError]:
-        # The tokenizer works outside Python's lock, so that threads are enough. They stay a little ahead, no more:
-        # what is not used yet is held in memory.
-        some = iter(conversations)
-        threads = os.cpu_count() or 1
-        ahead: deque[Future[list[list[int] | RefusalError]]] = deque()
-        render = functools.partial(self._render_each, add_generation_prompt=add_generation_prompt)
-        # The first one is rendered alone: it settles the tokenizer's state, which threads may only read.
-        for first in itertools.islice(some, 1):
-            yield from render([first])
-        with ThreadPoolExecutor(threads) as pool:
-            while chunk := list(itertools.islice(some, TOGETHER)):
-                ahead.append(pool.submit(render, chunk))
-                if len(ahead) > 2 * threads:
-                    yield from ahead.popleft().result()
-            for rendered in ahead:
-                yield from rendered.result()
+        def render(some: Sequence[Conversation]) -> list[list[int]]:
+            seen = [self._scored(one) for one in some] if scored else some
+            return self._render(seen, add_generation_prompt=add_generation_prompt)
 
-    def _render_each(
-        self, conversations: Sequence[Conversation], *, add_generation_prompt: bool
-    ) -> list[list[int] | RefusalError]:
-        """Together, and only where the template refuses one of them, one by one."""
-        try:
-            return [*self._render(conversations, add_generation_prompt=add_generation_prompt)]
-        except RefusalError as refusal:
-            if len(conversations) == 1:
-                return [refusal]
-        return [
-            found
-            for one in conversations
-            for found in self._render_each([one], add_generation_prompt=add_generation_prompt)
-        ]
+        return ahead(conversations, lambda some: each(some, render, RefusalError))
+
+    def _scored(self, conversation: Conversation) -> Conversation:
+        """A conversation as a reward model sees it."""
+        return apply_rule(_answered(conversation), self.reasoning, self._opening)
+
+    @functools.cached_property
+    def _opening(self) -> str:
+        return prompt_opening(self._render_text)
+
+    def reasoning_effects(self) -> list[str]:
+        """What the template does with reasoning."""
+        return list(template_effects(self._render_text))
+
+    def _render_text(self, messages: Sequence[Mapping[str, Any]], prompt: bool) -> str:
+        return self._text([messages], add_generation_prompt=prompt)[0]
 
     def _render(
         self, conversations: Sequence[Conversation], *, add_generation_prompt: bool

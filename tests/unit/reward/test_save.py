@@ -51,6 +51,8 @@ def test_the_folder_holds_all_that_a_reward_model_needs(
         "template_hash": tiny_chat.template_hash,
         "chat_template_kwargs": {},
         "pad_id": tiny_chat.pad_id,
+        "reasoning": "keep",
+        "packing": True,
     }
     weights = load_file(tiny_reward / "adapter_model.safetensors")
     assert weights["base_model.model.score.weight"].shape == (5, 64)
