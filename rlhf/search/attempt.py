@@ -17,7 +17,6 @@ from typing import Any
 from rlhf.config.search import SearchConfig
 from rlhf.core.errors import ConfigError, did_you_mean
 from rlhf.runs.folder import METRICS
-from rlhf.search.claims import Lock
 
 EVALUATION = "eval.json"
 POLL_SECONDS = 0.5
@@ -52,8 +51,11 @@ def command_words(search: SearchConfig, words: Sequence[str]) -> list[str]:
     return [*start, search.command, str(search.config), *search.overrides, *words]
 
 
-def start(command: Sequence[str], log: Path, running: Lock) -> subprocess.Popen[bytes]:
-    """Start a trial in a process group of its own; what it prints goes to the end of a log.
+def start(command: Sequence[str], log: Path, lock: int) -> subprocess.Popen[bytes]:
+    """Start a trial in a process group of its own, its output appended to a log.
+
+    Args:
+        lock: the descriptor of a lock that the trial holds until it ends.
 
     Raises:
         ConfigError: the program that `launch` names is not there.
@@ -67,7 +69,7 @@ def start(command: Sequence[str], log: Path, running: Lock) -> subprocess.Popen[
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                pass_fds=(running.file,),
+                pass_fds=(lock,),
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
             )
         except OSError as error:

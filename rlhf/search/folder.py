@@ -1,11 +1,14 @@
-"""The folder of a search: that it is ours, and what it was told.
+"""The folder of a search: its files, and that it belongs to this search.
 
 config.yaml  search.json  search.csv  search.png  report.html  study.db (unless `storage` says otherwise)
-trials/N/ (a run folder)  trials/N.log (what its command printed)  trials/.N.* (see claims.py)
+trials/N/ (a run folder)  trials/N.log (what its command printed)  trials/.N.running (locked while its process runs)
 """
 
 from __future__ import annotations
 
+import fcntl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +52,7 @@ def check_trials(told: SearchConfig, shared: SharedStudy) -> None:
     Raises:
         OutputError: the study does not know a run folder that is here.
     """
-    known = {trial.number for trial in shared.study.get_trials(deepcopy=False)}
+    known = shared.numbered()
     folders = [entry for entry in (told.output / "trials").iterdir() if entry.is_dir()]
     unknown = sorted(
         entry.name for entry in folders if entry.name.isdecimal() and int(entry.name) not in known
@@ -68,3 +71,18 @@ def write_config(told: SearchConfig) -> None:
     if told.storage is not None:
         content["storage"] = shown_url(told.storage)
     atomic_write_text(told.output / CONFIG, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+@contextmanager
+def locked(path: Path, *, waiting: Callable[[], None] = lambda: None) -> Iterator[int]:
+    """Hold the lock on a file, calling `waiting` where another process has it; yields the descriptor.
+
+    A process that inherits the descriptor holds the lock too, until it ends, however it ends.
+    """
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file.fileno()

@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import optuna
+from optuna.trial import TrialState
 
 from rlhf.config.search import SearchConfig
 from rlhf.search.attempt import command_words
@@ -28,6 +29,7 @@ def plan(told: SearchConfig, place: Path) -> list[str]:
     lines += [f"  {name}: {describe(one)}" for name, one in told.parameters.items()]
     shared = look_at_study(told)
     trials = [] if shared is None else shared.study.get_trials(deepcopy=False)
+    number = 0 if shared is None else len(shared.numbered())
     if shared is None:
         lines.append(f"The study {told.study!r} is new.")
     else:
@@ -40,10 +42,10 @@ def plan(told: SearchConfig, place: Path) -> list[str]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     # A copy in memory proposes what the study itself would.
     copy = optuna.create_study(direction=told.objective.direction)
-    copy.add_trials(trials)
-    copy.sampler = sampler(told.seed, len(trials))
+    copy.add_trials([trial for trial in trials if trial.state != TrialState.WAITING])
+    copy.sampler = sampler(told.seed, number)
     words = [*command_words(told, space.words(space.propose(copy.ask()))), "--output"]
     return [
         *lines,
-        f"The next new trial:\n{shlex.join([*words, str(told.output / 'trials' / str(len(trials)))])}",
+        f"The next new trial:\n{shlex.join([*words, str(told.output / 'trials' / str(number))])}",
     ]

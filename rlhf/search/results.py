@@ -51,12 +51,12 @@ _STATES = {
 def read_results(told: SearchConfig, space: Space, shared: SharedStudy) -> Results:
     """What the study holds now."""
     trials = shared.trials()
-    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    turned = -1.0 if told.objective.direction == "minimize" else 1.0
-    best = max(complete, key=lambda trial: turned * float(trial.value or 0.0), default=None)
+    complete = {number: trial for number, trial in trials.items() if trial.state == TrialState.COMPLETE}
+    sign = -1.0 if told.objective.direction == "minimize" else 1.0
+    best = max(complete, key=lambda number: sign * float(complete[number].value or 0.0), default=None)
     train = None
     if best is not None:
-        words = [*command_words(told, space.words(best.params)), "--output", f"{told.output}-best"]
+        words = [*command_words(told, space.words(complete[best].params)), "--output", f"{told.output}-best"]
         train = shlex.join(words)
     return {
         "command": told.command,
@@ -68,10 +68,10 @@ def read_results(told: SearchConfig, space: Space, shared: SharedStudy) -> Resul
             for name, one in told.parameters.items()
         },
         "wanted": told.trials,
-        "best": None if best is None else best.number,
+        "best": best,
         "train": train,
-        "importance": _importance(shared, complete),
-        "trials": [_entry(trial, space) for trial in trials],
+        "importance": _importance(shared, list(complete.values())),
+        "trials": [_entry(number, trial, space) for number, trial in trials.items()],
     }
 
 
@@ -148,7 +148,7 @@ def summary(results: Results) -> list[str]:
     counts = [f"{states.count(state)} {state}" for state in ("complete", "pruned", "failed", "running")]
     said = [f"{len(states)} of {results['wanted']} trials: " + ", ".join(counts) + "."]
     if "running" in states:
-        said.append("One that is running has another process; if that is gone, the same command takes it up.")
+        said.append("One that is running has another process; if that is gone, the same command resumes it.")
     order = ranked(results)
     if len(order) > 1:
         said.append(
@@ -196,10 +196,10 @@ def short_names(keys: Iterable[str]) -> dict[str, str]:
     return names
 
 
-def _entry(trial: FrozenTrial, space: Space) -> Results:
+def _entry(number: int, trial: FrozenTrial, space: Space) -> Results:
     known = {name: value for name, value in trial.params.items() if name in space.distributions}
     return {
-        "number": trial.number,
+        "number": number,
         "state": _STATES[trial.state],
         "value": trial.value if trial.state == TrialState.COMPLETE else None,
         "ci95": trial.user_attrs.get("ci95"),

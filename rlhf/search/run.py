@@ -1,7 +1,7 @@
-"""What `rlhf search` does, as a straight line: take or propose a trial, run it, note its result, until all are done.
+"""What `rlhf search` does: run trials by Optuna's optimize loop, each as a process of its own, until all are done.
 
-Killed at any moment, the same command goes on: finished trials are in the storage, and a trial whose search is gone is
-resumed in its folder with the same values. Several of these processes may work on one study.
+Finished trials are in the storage. Each process reports by Optuna's heartbeat that its trial runs; a trial whose process was
+killed is queued again and resumed in its folder with the same values. Several of these processes may work on one study.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
+from optuna.exceptions import TrialPruned
 from optuna.trial import Trial, TrialState
 
 from rlhf.config.load import load_config
@@ -21,176 +21,176 @@ from rlhf.config.search import SearchConfig
 from rlhf.core.errors import ConfigError, RunError
 from rlhf.runs.folder import METRICS
 from rlhf.runs.progress import Progress
-from rlhf.search import attempt
+from rlhf.search import attempt, storage
 from rlhf.search.attempt import Ended, Row
-from rlhf.search.claims import Lock, forget, owner_lock, proposing, running_lock
-from rlhf.search.folder import check_folder, check_trials, write_config
+from rlhf.search.folder import check_folder, check_trials, locked, write_config
 from rlhf.search.results import Results, trial_line, write_results
 from rlhf.search.space import SCHEMAS, Space, base_config, read_space
-from rlhf.search.storage import FINISHED, STORAGE_ERRORS, SharedStudy, open_study, reason
+from rlhf.search.storage import STORAGE_ERRORS, SharedStudy, is_surplus, open_study, reason
 
+NONE = -1
 REFUSED = 2
-"""Exit code of a command that was told something wrong."""
+"""Exit code of a command with invalid input."""
 
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Search:
-    """A search that is open: what it was told, its space, its study, where trials go, whom it tells."""
-
-    told: SearchConfig
-    space: Space
-    shared: SharedStudy
-    say: Say
-
-    @property
-    def trials(self) -> Path:
-        """Where the trials' run folders, logs and locks are."""
-        return self.told.output / "trials"
-
-
-@dataclass(frozen=True)
-class Taken:
-    """A trial that is ours to run, until `owner` is released."""
-
-    trial: Trial
-    owner: Lock
-    resumed: bool
-
-    @property
-    def number(self) -> int:
-        """The trial's number in the study."""
-        return self.trial.number
+class TrialFailedError(Exception):
+    """A trial failed; the search continues."""
 
 
 def run_search(told: SearchConfig, place: Path, say: Say) -> Results:
-    """Search until `trials` trials are there, or `timeout` has passed; returns what was found.
+    """Search until `trials` trials are finished, or `timeout` has passed; returns the results.
 
     Args:
         place: the search's config file, named in errors.
-        say: where lines for the reader go.
+        say: prints a line.
 
     Raises:
-        ConfigError: something told cannot be right, as far as it shows before or in the first trial.
-        OutputError: the output folder is not this search's.
+        ConfigError: the config is invalid, as far as it shows before or in the first trial.
+        OutputError: the output folder belongs to something else.
         RunError: the storage failed on the way.
     """
     base = base_config(told)
     space = read_space(told, place)
     check_folder(told.output)
     (told.output / "trials").mkdir(parents=True, exist_ok=True)
-    with proposing(told.output / "trials"):
+    with locked(told.output / "trials" / ".queue"):
         shared = open_study(told, base.model_dump(mode="json"))
         check_trials(told, shared)
         write_config(told)
     search = Search(told, space, shared, say)
-    started = time.monotonic()
     try:
         with _stoppable(), Progress(told.trials, "trial") as progress:
-            progress.update(_finished(shared))  # starts the clock
-            while taken := _take(search, started):
-                try:
-                    _run(search, taken)
-                finally:
-                    taken.owner.release()
-                forget(search.trials, taken.number)
-                found = write_results(told, space, shared)
-                say(trial_line(found, taken.number))
-                progress.update(_finished(shared))
+            progress.update(shared.finished())  # starts the clock
+            while search.queue_trial():
+                search.run_trial()
+                progress.update(shared.finished())
         return write_results(told, space, shared)
     except STORAGE_ERRORS as error:
         stopped = f"the storage failed: {reason(error, told)}"
         raise RunError(stopped, fix="run the same command again when it is back") from None
 
 
-def _take(search: Search, started: float) -> Taken | None:
-    """A trial that another search left running here, or a new one; None where all are done or taken."""
-    told, shared = search.told, search.shared
-    with proposing(search.trials):
-        running = [trial for trial in shared.trials() if trial.state == TrialState.RUNNING]
-        for found in running:
-            owner = owner_lock(search.trials, found.number)
-            # A study in our own folder has no trial but ours; in a shared one it may run on another machine.
-            if (told.storage is None or owner.path.exists()) and owner.take():
-                trial = shared.open_trial(found.number, told.seed)
-                search.space.propose(trial)
-                return Taken(trial, owner, resumed=True)
-        timed_out = told.timeout is not None and time.monotonic() - started >= told.timeout
-        if timed_out or len(shared.trials()) >= told.trials:
-            return None
-        number = shared.study.ask().number
-        trial = shared.open_trial(number, told.seed)
-        search.space.propose(trial)
-        owner = owner_lock(search.trials, number)
-        owner.take()
-        return Taken(trial, owner, resumed=False)
+class Search:
+    """One process of a search."""
 
+    def __init__(self, told: SearchConfig, space: Space, shared: SharedStudy, say: Say) -> None:
+        self.told, self.space, self.shared, self.say = told, space, shared, say
+        self.trials = told.output / "trials"
+        self.started = time.monotonic()
+        self.idle_since: float | None = None
+        self.number = NONE
+        """Of the trial that runs."""
 
-def _run(search: Search, taken: Taken) -> None:
-    """Run one trial to its end and tell the study how it went.
+    def queue_trial(self) -> bool:
+        """Wait until a trial is queued, a cut-off one first; False where no trial is left for this process.
 
-    Raises:
-        ConfigError: the study's first trial shows that something told cannot be right; it stays open.
-    """
-    told, study, trial = search.told, search.shared.study, taken.trial
-    folder, log = search.trials / str(taken.number), search.trials / f"{taken.number}.log"
-    first = _finished(search.shared) == 0
-    words = search.space.words(trial.params)
-    begun = time.monotonic()
-    ended = _process(search, taken, folder, log, words)
-    trial.set_user_attr("seconds", time.monotonic() - begun)
-    if ended.pruned:
-        study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
-        return
-    try:
-        result = attempt.read_result(folder, told.objective.metric) if ended.code == 0 else None
-        reason = _failure(ended, folder, told.objective.metric) if result is None else ""
-    except ConfigError as error:
-        if first:
-            raise
-        result, reason = None, f"failed: {error.found}"
-    if result is not None:
-        if first:
-            _check_pruning_metric(told, folder)
-        trial.set_user_attr("ci95", result.interval)
-        study.tell(trial, result.value, skip_if_finished=True)
-        return
-    end = f"{log} ends with\n{attempt.last_lines(log)}"
-    if first and ended.code == REFUSED:
-        fix = f"mend {told.config} or the search's config, then run the same command again"
-        raise ConfigError(f"the first trial was refused; {end}", fix=fix)
-    search.say(end)
-    trial.set_user_attr("reason", reason)
-    study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+        At the start, and when all trials have been begun, trials that seem to run get the time to send a heartbeat: without
+        one, their process is gone and they are queued again.
+        """
+        while True:
+            with locked(self.trials / ".queue"):
+                self.shared.requeue_stale()
+                trials = self.shared.trials()
+                states = [trial.state for trial in trials.values()]
+                now = time.monotonic()
+                timed_out = self.told.timeout is not None and now - self.started >= self.told.timeout
+                if timed_out:
+                    return False
+                if TrialState.WAITING in states:
+                    return True
+                if len(trials) < self.told.trials:
+                    hold_from, self.idle_since = self.started, None
+                else:
+                    hold_from = self.idle_since = self.idle_since or now
+                if TrialState.RUNNING not in states or now - hold_from > storage.GRACE_SECONDS + 1:
+                    if len(trials) >= self.told.trials:
+                        return False
+                    self.shared.study.enqueue_trial({})
+                    return True
+            time.sleep(attempt.POLL_SECONDS)
 
+    def run_trial(self) -> None:
+        """Run a queued trial to its end, and write the results.
 
-def _process(search: Search, taken: Taken, folder: Path, log: Path, words: Sequence[str]) -> Ended:
-    """The trial's process, from wherever an earlier one left it."""
-    told, running = search.told, running_lock(search.trials, taken.number)
-    if not running.take():
-        search.say(
-            f"trial {taken.number}: still runs, started by a search that was killed; waiting for its end"
-        )
-        running.take(wait=True)
-    try:
-        if taken.resumed and (folder / attempt.EVALUATION).exists():
-            return Ended(0, pruned=False)
+        Raises:
+            ConfigError: the study's first trial shows that the config is invalid; the trial stays open.
+        """
+        self.number = NONE
         try:
-            load_config(told.config, SCHEMAS[told.command], [*told.overrides, *words], folder)
+            self.shared.study.optimize(self._objective, n_trials=1, catch=(TrialFailedError,))
+        except (ConfigError, KeyboardInterrupt):
+            if self.number != NONE:
+                self.shared.requeue(self.number)
+            raise
+        results = write_results(self.told, self.space, self.shared)
+        if self.number != NONE:
+            self.say(trial_line(results, self.number))
+
+    def _objective(self, trial: Trial) -> float:
+        stored = self.shared.study.get_trials(deepcopy=False)[trial.number]
+        if is_surplus(stored):  # another process took the queued trial
+            raise TrialPruned
+        self.number = number = self.shared.number_of(trial)
+        first = self.shared.finished() == 0
+        self.shared.seed(self.told.seed, number)
+        self.space.propose(trial)
+        folder, log = self.trials / str(number), self.trials / f"{number}.log"
+        begun = time.monotonic()
+        ended = self._process(trial, folder, log, resumed=storage.RETRY_OF in stored.system_attrs)
+        trial.set_user_attr("seconds", time.monotonic() - begun)
+        if ended.pruned:
+            raise TrialPruned
+        return self._value(trial, ended, folder, log, first=first)
+
+    def _value(self, trial: Trial, ended: Ended, folder: Path, log: Path, *, first: bool) -> float:
+        """The result of a trial that has ended; a failure is noted with its reason."""
+        metric = self.told.objective.metric
+        try:
+            result = attempt.read_result(folder, metric) if ended.code == 0 else None
+            failure = _failure(ended, folder, metric) if result is None else ""
         except ConfigError as error:
-            with log.open("a", encoding="utf-8") as out:
-                out.write(f"Error: {error}\n")
-            return Ended(REFUSED, pruned=False)
-        command = [*attempt.command_words(told, words), "--output", str(folder)]
-        if taken.resumed:
-            search.say(f"trial {taken.number}: was cut off; it goes on in {folder}")
-            command.append("--resume")
-        process = attempt.start(command, log, running)
-        running.release()  # from here on it is the process that holds it
-        return attempt.follow(process, folder, _judge(search, taken.trial))
-    finally:
-        running.release()
+            if first:
+                raise
+            result, failure = None, f"failed: {error.found}"
+        if result is not None:
+            if first:
+                _check_pruning_metric(self.told, folder)
+            trial.set_user_attr("ci95", result.interval)
+            return result.value
+        end = f"{log} ends with\n{attempt.last_lines(log)}"
+        if first and ended.code == REFUSED:
+            fix = f"correct {self.told.config} or the search's config, then run the same command again"
+            raise ConfigError(f"the first trial was refused; {end}", fix=fix)
+        self.say(end)
+        trial.set_user_attr("reason", failure)
+        raise TrialFailedError(failure)
+
+    def _process(self, trial: Trial, folder: Path, log: Path, *, resumed: bool) -> Ended:
+        """The trial's process, from wherever an earlier attempt left it."""
+        told, words = self.told, self.space.words(trial.params)
+
+        def waiting() -> None:
+            self.say(
+                f"trial {self.number}: still runs, started by a search that was killed; waiting for its end"
+            )
+
+        with locked(self.trials / f".{self.number}.running", waiting=waiting) as lock:
+            if resumed and (folder / attempt.EVALUATION).exists():
+                return Ended(0, pruned=False)
+            try:
+                load_config(told.config, SCHEMAS[told.command], [*told.overrides, *words], folder)
+            except ConfigError as error:
+                with log.open("a", encoding="utf-8") as out:
+                    out.write(f"Error: {error}\n")
+                return Ended(REFUSED, pruned=False)
+            command = [*attempt.command_words(told, words), "--output", str(folder)]
+            if resumed:
+                self.say(f"trial {self.number}: was cut off; resuming it in {folder}")
+                command.append("--resume")
+            process = attempt.start(command, log, lock)
+            return attempt.follow(process, folder, _judge(self, trial))
 
 
 def _judge(search: Search, trial: Trial) -> Callable[[Row], bool]:
@@ -200,9 +200,7 @@ def _judge(search: Search, trial: Trial) -> Callable[[Row], bool]:
         return lambda _: False
     # The pruner compares in the objective's direction; a metric with another one is turned round.
     sign = 1.0 if told.direction == search.told.objective.direction else -1.0
-    number = trial.number
-    known = next(found for found in search.shared.trials() if found.number == number)
-    seen = set(known.intermediate_values)
+    seen = set(study.get_trials(deepcopy=False)[trial.number].intermediate_values)
 
     def hopeless(row: Row) -> bool:
         value, step = row.get(told.metric), row.get("step")
@@ -242,10 +240,6 @@ def _check_pruning_metric(told: SearchConfig, folder: Path) -> None:
             allowed=attempt.listed(names),
             fix="change pruning.metric and run the same command again; this trial's result is kept",
         )
-
-
-def _finished(shared: SharedStudy) -> int:
-    return sum(trial.state in FINISHED for trial in shared.trials())
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ import optuna
 import sqlalchemy
 from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import TPESampler
-from optuna.storages import RDBStorage
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
@@ -28,6 +29,10 @@ from rlhf.core.errors import ConfigError
 FILE = "study.db"
 BUSY_SECONDS = 60
 """How long a process waits for another one that is writing to the same SQLite file."""
+HEARTBEAT_SECONDS, GRACE_SECONDS = 10, 30
+"""How often a process reports that its trial runs; a trial without a report for the second time is queued again."""
+RETRY_OF, QUEUED = "failed_trial", "fixed_params"
+"""System attributes of Optuna's: of retries, the number of the first attempt; of trials that were queued."""
 TOLD, SUPERSEDED = "told", "superseded"
 """Attributes of a study and of a trial: what was searched; and whether the trial is of an earlier, mended config."""
 STORAGE_ERRORS = (SQLAlchemyError, optuna.exceptions.OptunaError)
@@ -38,7 +43,7 @@ _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
 class SharedStudy:
-    """A study of Optuna's with the storage it is in.
+    """A study with its storage. A trial that was cut off and its retries by Optuna count as one trial.
 
     Attributes:
         study: Optuna's study.
@@ -47,20 +52,72 @@ class SharedStudy:
     def __init__(self, study: optuna.Study, storage: RDBStorage) -> None:
         self.study, self._storage = study, storage
 
-    def trials(self) -> list[FrozenTrial]:
-        """Every trial that counts, in order of numbers."""
-        return [
-            trial for trial in self.study.get_trials(deepcopy=False) if SUPERSEDED not in trial.user_attrs
-        ]
+    def numbered(self) -> dict[int, FrozenTrial]:
+        """The last attempt at every trial by its number: how many trials were begun before it, retries not counted."""
+        numbers: dict[int, int] = {}
+        latest: dict[int, FrozenTrial] = {}
+        for trial in self.study.get_trials(deepcopy=False):
+            if is_surplus(trial):
+                continue
+            original = trial.system_attrs.get(RETRY_OF)
+            number = len(set(numbers.values())) if original is None else numbers[original]
+            numbers[trial.number] = number
+            latest[number] = trial
+        return latest
 
-    def open_trial(self, number: int, seed: int) -> Trial:
-        """A running trial by its number, with a sampler whose draws depend on seed, number and results alone.
+    def trials(self) -> dict[int, FrozenTrial]:
+        """As `numbered`, without the trials of an earlier config."""
+        return {
+            number: trial for number, trial in self.numbered().items() if SUPERSEDED not in trial.user_attrs
+        }
 
-        So a search that was killed and started again proposes what the unbroken one would have.
-        """
+    def number_of(self, trial: Trial) -> int:
+        """The number of a trial that is running."""
+        return next(number for number, last in self.numbered().items() if last.number == trial.number)
+
+    def finished(self) -> int:
+        """How many trials are complete, pruned or failed."""
+        return sum(trial.state in FINISHED for trial in self.trials().values())
+
+    def seed(self, seed: int, number: int) -> None:
+        """Let the draws of the next trial depend on seed, number and results alone, whichever process makes them."""
         self.study.sampler = sampler(seed, number)
-        study_id = self._storage.get_study_id_from_name(self.study.study_name)
-        return Trial(self.study, self._storage.get_trial_id_from_study_id_trial_number(study_id, number))
+
+    def requeue_stale(self) -> None:
+        """Queue again, with the same values, the trials whose process sends no heartbeat any more."""
+        with _no_experimental_warnings():
+            optuna.storages.fail_stale_trials(self.study)
+
+    def requeue(self, number: int) -> None:
+        """Queue again, with the same values, a trial that did not run to its end."""
+        trial = self.numbered()[number]
+        if trial.state == TrialState.FAIL:
+            retry()(self.study, trial)
+
+    def set_aside(self) -> None:
+        """Take all unfinished trials out of the study: another config was meant."""
+        for trial in self.trials().values():
+            # Not public: Optuna has no other way to end a trial that waits.
+            self._storage.set_trial_user_attr(trial._trial_id, SUPERSEDED, True)  # noqa: SLF001
+            self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)  # noqa: SLF001
+
+
+def is_surplus(trial: FrozenTrial) -> bool:
+    """Whether Optuna made up this trial for a process that found the queue empty; it never gets values and is not run."""
+    return QUEUED not in trial.system_attrs and not trial.params
+
+
+def retry() -> RetryHeartbeatStaleTrialCallback:
+    """Optuna's callback that queues a trial again, with its values and what it reported."""
+    with _no_experimental_warnings():
+        return RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)
+
+
+@contextmanager
+def _no_experimental_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
 
 
 def sampler(seed: int, number: int) -> TPESampler:
@@ -89,7 +146,14 @@ def open_study(search: SearchConfig, base: Mapping[str, Any]) -> SharedStudy:
     told = search.model_dump(mode="json", include={"command", "parameters", "objective", "pruning"})
     told = json.loads(json.dumps({**told, "base": {key: base[key] for key in base if key != "output"}}))
     with _usable(search):
-        storage = RDBStorage(_escaped(_url(search)), engine_kwargs=_engine(search))
+        with _no_experimental_warnings():
+            storage = RDBStorage(
+                _escaped(_url(search)),
+                engine_kwargs=_engine(search),
+                heartbeat_interval=HEARTBEAT_SECONDS,
+                grace_period=GRACE_SECONDS,
+                heartbeat_stale_trial_callback=retry(),
+            )
         study = optuna.create_study(
             storage=storage,
             study_name=search.study,
@@ -207,7 +271,7 @@ def _check_same_search(shared: SharedStudy, told: dict[str, Any], search: Search
     study = shared.study
     before = study.user_attrs.get(TOLD, told)
     changed = list(_changes(before, told))
-    finished = sum(trial.state in FINISHED for trial in shared.trials())
+    finished = shared.finished()
     other_direction = search.objective.direction != study.direction.name.lower()
     if changed and (finished or other_direction):
         raise ConfigError(
@@ -216,9 +280,7 @@ def _check_same_search(shared: SharedStudy, told: dict[str, Any], search: Search
             fix="the old config; or another --output (with a storage of your own: another `study`)",
         )
     if any(before.get(key) != told.get(key) for key in ("command", "base", "parameters")):
-        for trial in shared.trials():
-            shared.open_trial(trial.number, search.seed).set_user_attr(SUPERSEDED, True)
-            study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+        shared.set_aside()
     if study.user_attrs.get(TOLD) != told:
         study.set_user_attr(TOLD, told)
 

@@ -13,7 +13,7 @@ import pytest
 from rlhf.core.errors import ConfigError
 from rlhf.search import attempt
 from rlhf.search.attempt import MetricRows, Result, read_result
-from rlhf.search.claims import Lock, owner_lock
+from rlhf.search.folder import locked
 
 REWARD = {
     "overall": 0.8,
@@ -85,15 +85,14 @@ def test_a_file_that_a_resumed_run_replaced_is_read_anew(tmp_path: Path) -> None
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
 
 
-def test_a_process_that_does_not_listen_is_killed_alone(
+def test_a_process_that_ignores_sigterm_is_killed_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attempt, "GRACE_SECONDS", 0.2)
     neighbour = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    running = Lock(tmp_path / "lock")
-    assert running.take()
     log = tmp_path / "log"
-    process = attempt.start([sys.executable, "-c", DEAF], log, running)
+    with locked(tmp_path / "lock") as lock:
+        process = attempt.start([sys.executable, "-c", DEAF], log, lock)
     try:
         while "ready" not in log.read_text():
             time.sleep(0.01)
@@ -105,27 +104,23 @@ def test_a_process_that_does_not_listen_is_killed_alone(
         neighbour.wait()
 
 
-def test_a_lock_lives_as_long_as_the_process_it_was_handed_to(tmp_path: Path) -> None:
-    running, other = Lock(tmp_path / "lock"), Lock(tmp_path / "lock")
-    assert running.take() and not other.take()
-    process = attempt.start([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path / "log", running)
-    running.release()
-    assert not other.take()
-    process.kill()
-    process.wait()
-    assert other.take()
-    other.release()
+def test_a_lock_is_held_as_long_as_the_process_that_inherited_it(tmp_path: Path) -> None:
+    with locked(tmp_path / "lock") as lock:
+        process = attempt.start([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path / "log", lock)
+    waited: list[bool] = []
 
+    def end_it() -> None:
+        waited.append(True)
+        process.kill()
+        process.wait()
 
-def test_a_trial_has_one_owner(tmp_path: Path) -> None:
-    first, second = owner_lock(tmp_path, 3), owner_lock(tmp_path, 3)
-    assert first.take() and not second.take() and owner_lock(tmp_path, 4).take()
-    first.release()
-    assert second.take()
+    with locked(tmp_path / "lock", waiting=end_it):
+        assert waited == [True]
 
 
 def test_a_program_that_is_not_there(tmp_path: Path) -> None:
-    running = Lock(tmp_path / "lock")
-    running.take()
-    with pytest.raises(ConfigError, match="launch: 'acclerate' cannot be started: No such file"):
-        attempt.start(["acclerate", "launch"], tmp_path / "log", running)
+    with (
+        locked(tmp_path / "lock") as lock,
+        pytest.raises(ConfigError, match="launch: 'acclerate' cannot be started: No such file"),
+    ):
+        attempt.start(["acclerate", "launch"], tmp_path / "log", lock)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from optuna.trial import Trial, TrialState
 
 from rlhf.config.load import load_config
 from rlhf.config.search import SearchConfig
@@ -81,16 +83,25 @@ def test_looking_creates_nothing(told: Callable[..., SearchConfig], tmp_path: Pa
     assert list((tmp_path / "out").iterdir()) == []
     assert look_at_study(told(storage=f"sqlite:///{tmp_path}/elsewhere.db")) is None
     assert not (tmp_path / "elsewhere.db").exists()
-    assert open_study(told(study="another"), BASE).trials() == []
+    assert open_study(told(study="another"), BASE).trials() == {}
     assert look_at_study(told()) is None
     assert look_at_study(told(study="another")) is not None
 
 
 def with_a_trial(told: SearchConfig, place: Path) -> SharedStudy:
     shared = open_study(told, BASE)
-    trial = shared.open_trial(shared.study.ask().number, told.seed)
-    read_space(told, place).propose(trial)
+    read_space(told, place).propose(asked(shared, told.seed))
     return shared
+
+
+def asked(shared: SharedStudy, seed: int) -> Trial:
+    """The next trial, as the optimize loop takes it from the queue."""
+    shared.study.enqueue_trial({})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that `ask` sends no heartbeat
+        trial = shared.study.ask()
+    shared.seed(seed, shared.number_of(trial))
+    return trial
 
 
 @pytest.mark.parametrize(
@@ -124,11 +135,36 @@ def test_before_any_result_a_mended_config_takes_over(
     assert (
         len(open_study(told(objective={"metric": "held_out.overall"}), BASE).trials()) == 1
     )  # would run the same
-    assert open_study(told(), {**BASE, "adapter": {"rank": 8}}).trials() == []  # would not: set aside
+    assert open_study(told(), {**BASE, "adapter": {"rank": 8}}).trials() == {}  # would not: set aside
     with pytest.raises(ConfigError, match='was "maximize", is "minimize"'):
         open_study(
             told(objective={"metric": "overall", "direction": "minimize"}), {**BASE, "adapter": {"rank": 8}}
         )
+
+
+def test_a_retried_trial_keeps_its_number_and_its_values(
+    told: Callable[..., SearchConfig], tmp_path: Path
+) -> None:
+    search = told()
+    shared = with_a_trial(search, tmp_path)
+    values = shared.trials()[0].params
+    with_a_trial(search, tmp_path)
+    shared.study.tell(0, state=TrialState.FAIL)
+    shared.requeue(0)
+    assert shared.finished() == 0
+    assert [trial.state for trial in shared.trials().values()] == [TrialState.WAITING, TrialState.RUNNING]
+    retry = asked_again(shared)
+    assert (retry.number, shared.number_of(retry), retry.params) == (2, 0, values)
+    assert read_space(search, tmp_path).propose(retry) == values
+    shared.study.tell(retry, 0.5)
+    assert asked_again(shared).params == {}  # the queue is empty: a surplus trial
+    assert shared.number_of(asked(shared, 0)) == 2  # neither it nor the retry has a number of its own
+
+
+def asked_again(shared: SharedStudy) -> Trial:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return shared.study.ask()
 
 
 def test_what_is_proposed_depends_on_seed_number_and_results_alone(
@@ -142,11 +178,11 @@ def test_what_is_proposed_depends_on_seed_number_and_results_alone(
         for number in range(14):  # the first ten are random, then the results guide
             if reopen:
                 shared = open_study(told(study=f"{seed} {reopen}"), BASE)
-            trial = shared.open_trial(shared.study.ask().number, seed)
+            trial = asked(shared, seed)
             (value,) = space.propose(trial).values()
             assert trial.number == number
             shared.study.tell(trial, -abs(float(value or 0) - 1e-3))  # type: ignore[arg-type]
-        return [trial.params for trial in shared.trials()]
+        return [trial.params for trial in shared.trials().values()]
 
     unbroken = proposals(0, False)
     assert unbroken == proposals(0, True)
