@@ -24,6 +24,7 @@ from rlhf.core.records import Rollout
 from rlhf.distributed.sharding import compute_device
 from rlhf.models.chat import Chat
 from rlhf.models.loading import PeftModel, base_of
+from rlhf.runs.gpu_memory import GpuMemoryError
 
 BLOCK_TOKENS = 32
 """Tokens of a block of the cache."""
@@ -54,6 +55,7 @@ class PagedEngine:
 
         Raises:
             EngineError: a request failed or came back without an answer, or there was no sync before.
+            GpuMemoryError: there is no room for a cache, or for a step.
         """
         if self.model is None:
             raise EngineError("generate was called before sync.")
@@ -98,7 +100,7 @@ class PagedEngine:
         found: dict[str, Any] = {}
         try:
             if torch.cuda.is_available():
-                manager.warmup()
+                _warm_up(manager)
             wanted = manager.add_requests(prompts, max_new_tokens=self.sampling.max_new_tokens)
             manager.start()
             while len(found) < len(wanted):
@@ -114,6 +116,8 @@ class PagedEngine:
         failed += [
             "it has no answer" for one in wanted if one not in found or not found[one].generated_tokens
         ]
+        if failed and "out of memory" in failed[0].lower():
+            raise GpuMemoryError("rollouts", failed[0])
         if failed:
             raise EngineError(
                 f"transformers' continuous batching failed for {len(failed)} of {len(wanted)} answers: {failed[0]}",
@@ -148,6 +152,18 @@ class PagedEngine:
             # Kernels for 4-bit weights were never captured in a graph by us.
             use_cuda_graph=False if getattr(base, "is_loaded_in_4bit", False) else None,
         )
+
+
+def _warm_up(manager: Any) -> None:
+    """Make the cache, and capture graphs.
+
+    Raises:
+        GpuMemoryError: what is free on the GPU holds no cache of one block and one step.
+    """
+    try:
+        manager.warmup()
+    except (MemoryError, ValueError) as error:  # the vendor's, whose sizes do not work out
+        raise GpuMemoryError("rollouts", f"No room for a paged cache: {error}") from error
 
 
 @contextmanager

@@ -150,6 +150,7 @@ class UpdateStatistics:
             "policy/entropy": torch.cat(self.entropies).mean().item(),
             "advantage/std": torch.cat(self.advantages).std(correction=0).item(),
             "memory/peak_gib": peak_memory_gib(),
+            **reserved_memory(),
         }
         for estimator, (mean, total) in KL_NAMES.items():
             figures[mean] = kl_of_tokens(log_ratio, estimator).mean().item()
@@ -195,6 +196,13 @@ def peak_memory_gib() -> float:
     # Linux counts in KiB, macOS in bytes.
     unit = 1 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def reserved_memory() -> dict[str, float]:
+    """On a GPU, what the allocator took from it at most: allocated memory and what fragments leave unused."""
+    if not torch.cuda.is_available():
+        return {}
+    return {"memory/reserved_gib": torch.cuda.max_memory_reserved() / 2**30}
 
 
 def gold_scores(prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[float | None]:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from rlhf.core.errors import ConfigError
+from rlhf.core.errors import ConfigError, ModelError
 from rlhf.core.formats import compute_dtype
 from rlhf.distributed import processes, zero
 
@@ -69,7 +69,22 @@ def shard(model: Any) -> None:
         _shard_by_fsdp(model, base)
 
 
+def require_layers(base: Any) -> None:
+    """Make sure that FSDP2 has layers to shard by: transformers names them in the model's class.
+
+    Raises:
+        ModelError: it names none, and every pass would gather the whole model at once.
+    """
+    if not base._no_split_modules:  # noqa: SLF001  # transformers' name for it everywhere
+        raise ModelError(
+            f"FSDP2 cannot shard {type(base).__name__}: transformers names none of its layers.",
+            allowed="a model with `_no_split_modules`, as Llama, Qwen, Mistral and Gemma have them",
+            fix="accelerate launch --config_file configs/launch/ddp.yaml, or another model.base",
+        )
+
+
 def _shard_by_fsdp(model: Any, base: Any) -> None:
+    require_layers(base)
     from accelerate import Accelerator
     from accelerate.utils import fsdp2_prepare_model
     from torch.distributed.fsdp import register_fsdp_forward_method

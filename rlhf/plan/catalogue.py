@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rlhf.config.either import load_either
 from rlhf.plan.changes import best_strategy, fits
+from rlhf.plan.defaults import chosen
 from rlhf.plan.gpus import GIB, PRICES_OF, parse_gpus
 from rlhf.plan.phases import (
     Phase,
@@ -164,6 +165,7 @@ class Catalogue:
         request = with_servers(Request(config, cluster, strategy, servers), tracer)
         if planned.parallel == "auto":
             request = best_strategy(request, tracer)
+        request, _ = chosen(request, tracer)
         costs, engine = bill(request, tracer, Assumptions()), engine_of(request, tracer)
         assert costs is not None  # the cards above are known ones
         parallel = engine.parallel if engine else 1

@@ -20,6 +20,9 @@ from rlhf.plan.request import Request
 from rlhf.plan.shapes import load_shape
 from rlhf.runs.gpu_memory import GpuMemoryError
 
+CANNOT_PLAN = (RlhfError, RuntimeError, ValueError, TypeError, AttributeError, KeyError, NotImplementedError)
+"""What tracing raises for a base that is not on this machine yet, or whose code does not run without data: no reason to stop a run."""
+
 Config = TypeVar("Config", RewardConfig, PolicyConfig)
 
 
@@ -50,8 +53,16 @@ def fit_to_machine(config: Config) -> Config:
     cluster = this_cluster()
     if cluster is None or config.adapter is None:
         return config
-    request, tracer = _request(config, cluster)
-    fitted, taken = chosen(request, tracer)
+    try:
+        request, tracer = _request(config, cluster)
+        fitted, taken = chosen(request, tracer)
+    except CANNOT_PLAN as error:
+        if processes.is_main():
+            why = str(error).splitlines()[0] if str(error) else type(error).__name__
+            print(
+                f"Settings are not fitted to {cluster}: the plan cannot trace this base ({why}).", flush=True
+            )
+        return config
     if taken and processes.is_main():
         words = " ".join(f"{key}={value}" for key, value in taken.items())
         print(f"Chosen for {cluster} by the plan, since the config does not say: {words}", flush=True)
@@ -80,8 +91,10 @@ def explained(config: RewardConfig | PolicyConfig) -> Iterator[None]:
             raise
         try:
             raise _with_plan(error, config, cluster) from error
-        except RlhfError as other:
-            raise (other if isinstance(other, GpuMemoryError) else error) from error
+        except GpuMemoryError:
+            raise
+        except CANNOT_PLAN:
+            raise error from None
 
 
 def _with_plan(

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import TrainingArguments
 
-from rlhf.core.errors import ConfigError
+from rlhf.core.errors import ConfigError, ModelError
 from rlhf.distributed import sharding
 from rlhf.distributed.trainer_mixin import single_device
 
@@ -77,3 +77,14 @@ def test_a_process_that_sees_several_cards_trains_on_one() -> None:
     assert single_device(seen).n_gpu == 1
     seen._n_gpu = 0
     assert single_device(seen).n_gpu == 0
+
+
+def test_a_base_without_layers_to_shard_by_is_refused() -> None:
+    class Whole(nn.Module):
+        _no_split_modules: list[str] | None = None
+
+    with pytest.raises(ModelError) as caught:
+        sharding.require_layers(Whole())
+    assert "Whole" in caught.value.found
+    Whole._no_split_modules = ["Layer"]
+    sharding.require_layers(Whole())

@@ -66,3 +66,17 @@ def test_the_innermost_phase_counts() -> None:
 def test_other_errors_pass() -> None:
     with pytest.raises(RuntimeError, match="shapes"), phase("update"):
         raise RuntimeError("shapes")
+
+
+def test_a_base_that_cannot_be_planned_stops_no_run(
+    config: RewardConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as one that is yet to be downloaded."""
+    monkeypatch.setattr(machine, "this_cluster", lambda: parse_gpus("1x24GB"))
+    model = config.model.model_copy(update={"base": "nobody/unknown"})
+    unknown = config.model_copy(update={"model": model})
+    assert machine.fit_to_machine(unknown) is unknown
+    assert "nobody/unknown" in capsys.readouterr().out
+    with pytest.raises(GpuMemoryError) as caught, machine.explained(unknown), phase("loading"):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    assert caught.value.phase == "loading"

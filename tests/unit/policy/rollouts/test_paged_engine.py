@@ -16,6 +16,7 @@ from rlhf.core.records import Message, Rollout
 from rlhf.models.chat import Chat
 from rlhf.models.forwards import enable_packed_logprobs
 from rlhf.models.loading import load_causal, lora_config, with_adapter
+from rlhf.runs.gpu_memory import GpuMemoryError
 
 LENGTH = 8
 OFTEN = tuple(range(0, 49_152, 8))  # stop ids that a random model meets at every eighth token
@@ -109,9 +110,21 @@ def test_an_answer_that_does_not_come_is_an_error(
 
     monkeypatch.setattr(model.get_base_model(), "forward", fails)
     model.train()
-    with pytest.raises(EngineError, match="out of memory"):
+    with pytest.raises(GpuMemoryError) as caught:
         engine(tiny_chat, model).generate(prompts, samples=2, seed=0)
+    assert caught.value.phase == "rollouts"
     assert model.training
+
+
+def test_another_failure_of_the_engine_is_named(
+    tiny_chat: Chat, model: Any, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no kernel image")
+
+    monkeypatch.setattr(model.get_base_model(), "forward", fails)
+    with pytest.raises(EngineError, match="no kernel image"):
+        engine(tiny_chat, model).generate(prompts, samples=2, seed=0)
 
 
 def test_generate_before_sync(tiny_chat: Chat) -> None:
