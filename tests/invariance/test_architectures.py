@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import FAMILIES, build
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -17,7 +18,6 @@ from rlhf.kernels.inputs import packed_inputs
 from rlhf.kernels.last_layer import every_state
 from rlhf.kernels.packing import Tree, pack
 from rlhf.kernels.packing_check import DECISION, decide_packing, largest_difference, one_per_row
-from tests.architectures import FAMILIES, build
 
 ALONE = {
     "bloom",  # ALiBi, from the 2-D mask
