@@ -50,9 +50,7 @@ SIZES = {
 def register_device() -> torch.library.Library:
     """The pretended device, with an autocast that casts nothing; the library must be kept."""
     _setup_privateuseone_for_python_backend("pretend")
-    vars(sys.modules["torch.pretend"] if "torch.pretend" in sys.modules else torch.pretend)[  # type: ignore[attr-defined]
-        "get_amp_supported_dtype"
-    ] = lambda: [torch.bfloat16]
+    vars(vars(torch)["pretend"])["get_amp_supported_dtype"] = lambda: [torch.bfloat16]
     make = torch.tensor
 
     def tensor(*args: Any, device: Any = None, **named: Any) -> Tensor:
