@@ -210,7 +210,9 @@ def load_data(config: PolicyConfig, chat: Chat) -> PromptData:
             f"{len(fitting)} prompts are left, and some are needed to train on and some to hold out.\n"
             + "\n".join(drops.lines()),
             allowed="at least two prompts",
-            fix="raise data.max_prompt_tokens, or add prompts",
+            fix="look at the reasons above; more prompts, or for long ones data.max_prompt_tokens"
+            if drops.reasons
+            else "add prompts: data.prompts needs two at least",
         )
     return PromptData(training, kept_back, drops)
 

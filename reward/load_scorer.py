@@ -251,6 +251,7 @@ def _load_whole(
                 revision=revision,
                 dtype=dtype,
                 output_loading_info=True,
+                trust_remote_code=False,
                 **spread,
             )
     except LOADING_ERRORS as error:

@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from transformers import AutoConfig
-
 from policy.rollouts.protocol import Sampling
 from policy.shared_base import SharedBase
 from rlhf.adapters.storage import read_policy
 from rlhf.core.errors import ModelError, did_you_mean
 from rlhf.core.formats import effective_dtype
+from rlhf.core.places import missing_local
 from rlhf.core.records import Conversation, Rollout
+from rlhf.models.bases import read_config
 from rlhf.models.chat import Chat
 from rlhf.models.chat_template import DATE
 from rlhf.models.checkpoint_folder import model_folder
@@ -190,17 +190,10 @@ def _require_there(policy: str) -> None:
         raise ModelError(
             f"There is no folder {policy}.",
             allowed="the final/ folder of an `align-policy` run, `embedded`, a folder with a model, or a Hugging Face name",
-            fix="check the spelling",
+            fix=f"correct the path: {missing_local(policy)}",
         )
 
 
 def _context(base: str, revision: str | None) -> int:
-    try:
-        config = AutoConfig.from_pretrained(resolve_base(base), revision=revision)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"No model could be found at {base!r}: {str(error).splitlines()[0]}",
-            allowed="`embedded`, a folder with config.json and safetensors weights, or a Hugging Face name",
-            fix="check the spelling; for a gated model run `hf auth login` first",
-        ) from error
+    config = read_config(base, revision)
     return int(config.get_text_config().max_position_embeddings)

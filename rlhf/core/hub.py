@@ -42,6 +42,8 @@ def find_missing(name: str, kind: Kind, revision: str | None = None) -> Missing 
     here = f" No folder here has this name either: {near}" if near else ""
     download = f"hf download {name}{' --repo-type dataset' if kind == 'dataset' else ''} --local-dir FOLDER"
     elsewhere = f"correct the path; or, where the Hub can be reached, `{download}`, and use FOLDER"
+    if HF_HUB_OFFLINE and kind == "dataset":
+        return None  # a data set may be prepared elsewhere; without the Hub, loading fails at once
     if HF_HUB_OFFLINE:
         return Missing(f"HF_HUB_OFFLINE is set, and the cache does not hold {name!r}.{here}", elsewhere)
     answer = _ask(name, kind, revision)

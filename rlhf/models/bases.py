@@ -66,7 +66,9 @@ def read_config(base: str, revision: str | None) -> Any:
     """
     refuse_adapter(base, revision)
     try:
-        return AutoConfig.from_pretrained(resolve_base(base, revision), revision=revision)
+        return AutoConfig.from_pretrained(
+            resolve_base(base, revision), revision=revision, trust_remote_code=False
+        )
     except LOADING_ERRORS as error:
         raise cannot_load(base, error) from error
 
@@ -302,6 +304,12 @@ def cannot_load(base: str, error: Exception) -> ModelError:
             allowed="architectures that are part of transformers",
             fix=f"model.base=another model; {IN_DOCS}",
         )
+    if isinstance(error, PermissionError):
+        return ModelError(
+            f"{base!r} cannot be loaded: {error.strerror or first}: {error.filename}.",
+            allowed="files that this user can read, and a cache that this user can write",
+            fix="chmod, or another cache: export HF_HOME=FOLDER",
+        )
     if "does not recognize this architecture" in text or "should have a `model_type`" in text:
         return ModelError(
             f"{base!r}: transformers {transformers.__version__} does not know its model_type.",
@@ -330,7 +338,7 @@ def cannot_load(base: str, error: Exception) -> ModelError:
     return ModelError(
         f"No model could be loaded from {base!r}: {first}",
         allowed=whole,
-        fix="check the spelling, and that the Hub can be reached or the model is in its cache",
+        fix="a folder, or a name that the Hub or its cache has: hf download NAME --local-dir FOLDER",
     )
 
 

@@ -107,12 +107,15 @@ class Chat:
         base = resolve_base(str(model_folder(base)), revision)
         place, version = (base, revision) if tokenizer is None else (str(model_folder(tokenizer)), None)
         try:
-            loaded = AutoTokenizer.from_pretrained(place, revision=version)
+            loaded = AutoTokenizer.from_pretrained(place, revision=version, trust_remote_code=False)
         except (OSError, ValueError) as error:
+            from rlhf.models.bases import cannot_load  # torch
+
+            cause = cannot_load(place, error)
             raise ModelError(
-                f"No tokenizer could be loaded from {place!r}: {str(error).splitlines()[0]}",
+                f"No tokenizer could be loaded from {place!r}: {cause.found}",
                 allowed="`embedded`, a folder with a tokenizer, or a Hugging Face name",
-                fix="check the spelling; for a gated model run `hf auth login` first",
+                fix=cause.fix,
             ) from error
         stop_ids, rows = model_ids(base, revision)
         return cls(

@@ -175,6 +175,7 @@ def _load(
                 attn_implementation="sdpa",
                 ignore_mismatched_sizes=True,  # of a classifier's head; others are refused below
                 output_loading_info=True,
+                trust_remote_code=False,
                 **where,
                 **extra,
             )

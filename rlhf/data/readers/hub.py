@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from rlhf.core.errors import DataError
+from rlhf.core.hub import find_missing
+from rlhf.core.places import missing_local
 
 
 def hub_rows(
@@ -23,15 +25,22 @@ def hub_rows(
     """
     import datasets
 
+    if missing := find_missing(name, "dataset", revision):
+        raise DataError(
+            f"{name!r} is no file or folder here, and no data set: {missing.found}",
+            allowed="`demo`, a local file or folder, or the name and split of a data set the Hub can serve",
+            fix=missing.fix,
+        )
     configuration = {"name": config_name} if config_name else {}
     try:
         table = datasets.load_dataset(
             name, **configuration, data_dir=data_dir, split=split, revision=revision
         )
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        near = missing_local(name)
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
-            f"{name!r} is no file or folder here, and the Hub gave no split {split!r} of it: {reason}",
+            f"{name!r} is no file or folder here, and the Hub gave no split {split!r} of it: {reason}{near and f'; {near}'}",
             allowed="`demo`, a local file or folder, or the name and split of a data set the Hub can serve",
             fix=f"where the Hub can be reached, `hf download {name} --repo-type dataset --local-dir FOLDER`; "
             "then set `path: FOLDER`",

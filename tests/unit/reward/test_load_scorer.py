@@ -279,7 +279,7 @@ def test_a_label_for_one_of_ours(tiny_reward: Path) -> None:
 
 
 def test_nothing_there(tmp_path: Path, tiny_reward: Path) -> None:
-    with pytest.raises(ModelError, match=r"There is no folder /.*/nowhere\."):
+    with pytest.raises(ModelError, match="There is no folder /.*/nowhere"):
         load_scorer(tmp_path / "nowhere")
     with pytest.raises(ModelError, match="nobody/nowhere"):
         load_scorer("nobody/nowhere")
