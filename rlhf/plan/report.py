@@ -239,6 +239,9 @@ def notes(plan: Plan) -> list[str]:
         lines.append(
             "A run with `expo` is refused under FSDP2: leave it out, and run `rlhf extrapolate` afterwards."
         )
+    if isinstance(plan.request.config, PolicyConfig) and plan.request.config.rollouts.sleep and plan.engine:
+        asleep = plan.engine.memory.weights * plan.request.cluster.per_node
+        lines.append(f"Between rollouts vLLM's weights wait in each machine's own memory: {gib(asleep)} GiB.")
     if plan.loading_bytes:
         lines.append(f"Loading takes up to {gib(plan.loading_bytes)} GiB of each machine's own memory.")
     if plan.host_bytes:

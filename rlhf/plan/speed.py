@@ -212,7 +212,9 @@ def _rollout_seconds(
         parameters=parameters,
     )
     reading = 2 * parameters * config.rollouts.prompts_per_step * prompt / (flops * engine.replicas)
-    return reading + turns * answer * step, answers * answer
+    # In sleep mode the engine's weights leave the GPU after rollouts, and come back before the next.
+    moving = 2 * engine.memory.weights / (PCIE * 1e9) if config.rollouts.sleep else 0.0
+    return reading + turns * answer * step + moving, answers * answer
 
 
 def percent(range_: tuple[float, float]) -> str:
