@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from reward.outputs import reward_output
 from reward.scorer import Score, Scorer, as_scores, default_budget, require_length
 from rlhf.core.errors import ModelError, did_you_mean
+from rlhf.core.places import missing_local
 from rlhf.core.records import Conversation
 from rlhf.distributed import processes
 from rlhf.models.bases import LOADING_ERRORS, cannot_load, read_config, require_plain_logits, stored_head
@@ -86,7 +87,7 @@ def load_scorer(
 def _find_form(model: str | Path, revision: str | None) -> str:
     folder = Path(model)
     if str(model).count("/") > 1 and not folder.exists():  # a Hugging Face name has one
-        raise ModelError(f"There is no folder {model}.", fix="check the spelling")
+        raise ModelError(f"There is no folder {model}: {missing_local(str(model))}", fix="correct the path")
     if (folder / "reward.json").exists() or (folder.is_dir() and not (folder / "config.json").exists()):
         return "ours"  # of a folder that holds no model at all, its reader says what is missing
     names = _architectures(model, revision)
