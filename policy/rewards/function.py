@@ -93,7 +93,7 @@ class FunctionReward:
         ]
         if needed:
             what = f"needs the argument{'s' * (len(needed) > 1)} {', '.join(needed)}, which is not passed"
-            fix = f"take {needed[0]} from `check` or `prompts`, or give it a default"
+            fix = f"add a column {needed[0]!r} to the prompts' rows, or give it a default"
         elif not any(p.kind is kinds.VAR_KEYWORD for p in parameters):
             extra = [name for name in arguments if name not in signature.parameters]
             what, fix = f"does not take {', '.join(extra)}", "add **kwargs to its parameters"
