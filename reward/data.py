@@ -78,7 +78,11 @@ def load_data(config: RewardConfig, chat: Chat) -> RewardData:
     for p, reason in zip(held, faults(held, chat, config.model.max_length), strict=True):
         source = p.source or "held out"
         if reason is None:
-            pairs.append(Comparison(p.prompt, p.chosen, p.rejected, subset=source, strength=abs(p.strength)))
+            pairs.append(
+                Comparison(
+                    p.prompt, p.chosen, p.rejected, subset=source, strength=abs(p.strength), groups=p.groups
+                )
+            )
         elif judged == "test":  # of `validation` it is counted where its items are made
             drops.drop(reason, source)
     note_control_tokens(preferences, ratings, chat, drops)

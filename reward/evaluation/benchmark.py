@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Unpack
 
 from reward.evaluation.aggregate import aggregate, aggregation_rule, coverage, rewardbench_scores
-from reward.evaluation.breakdown import by_length, by_strength, score_distribution, shares
+from reward.evaluation.breakdown import by_group, by_length, by_strength, score_distribution, shares
 from reward.evaluation.calibration import calibration
 from reward.evaluation.judging import Group, Options, Scored, judge
 from reward.evaluation.self_check import TOLERANCE, ScoreLike, ScorerLike, self_check
@@ -56,6 +56,8 @@ def evaluate(
         differently. A row: `{"id", "subset", "reward_chosen", "reward_rejected", "correct",
         "length_chosen", "length_rejected"}`, lengths in characters, and `"strength"` where it is known.
 
+    Where the comparisons have groups, the result has `"groups": {name: {value: {"accuracy", "count", "ci95"}}}`.
+
     Raises:
         DataError: no comparisons, or only some of them name a section; a refused pair, or a whole subset of
             RewardBench refused.
@@ -88,6 +90,8 @@ def evaluate(
         "notes": coverage(kept),
         **_details(rows),
     }
+    if groups := by_group(correct, [item.groups for item in kept]):
+        result["groups"] = groups
     return result, [_row(row) for row in rows]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,19 @@ def by_strength(correct: Sequence[bool], strengths: Sequence[int | None]) -> dic
     return {
         str(level): shares([right for right, one in zip(correct, strengths, strict=True) if one == level])
         for level in known
+    }
+
+
+def by_group(
+    correct: Sequence[bool], groups: Sequence[Mapping[str, str]]
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """`{group: {value: shares}}`, as of HelpSteer3 domain and language, by the pairs that have the group."""
+    table: dict[str, dict[str, list[bool]]] = {}
+    for right, one in zip(correct, groups, strict=True):
+        for name, value in one.items():
+            table.setdefault(name, {}).setdefault(value, []).append(right)
+    return {
+        name: {value: shares(table[name][value]) for value in sorted(table[name])} for name in sorted(table)
     }
 
 

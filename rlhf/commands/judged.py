@@ -168,13 +168,15 @@ def _print_subsets(result: Result, unit: str, baselines: Mapping[str, str], cons
 
 def _print_parts(result: Result, console: Console) -> None:
     """Accuracy by strength and by length, and where the rewards lie."""
-    table = _table("By strength of the preference and by length", "pairs where")
+    table = _table("By strength of the preference, by length and by group", "pairs where")
     for header in ("pairs", "accuracy", "95 % interval"):
         table.add_column(header, justify="right")
     parts = {f"the strength is {level}": part for level, part in result["strengths"].items()}
     lengths = result["lengths"]
     names = {"shorter": "the shorter", "longer": "the longer", "same": "as long as the other"}
     parts |= {f"the better answer is {name}": lengths[key] for key, name in names.items()}
+    for group, values in result.get("groups", {}).items():
+        parts |= {f"{group} is {value}": part for value, part in values.items()}
     for name, part in parts.items():
         if part["count"]:
             table.add_row(name, str(part["count"]), _percent(part["accuracy"]), _interval(part["ci95"]))

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reward.evaluation.breakdown import HISTOGRAM_BINS, by_length, by_strength, score_distribution
+from reward.evaluation.breakdown import HISTOGRAM_BINS, by_group, by_length, by_strength, score_distribution
 from rlhf.core.statistics import wilson_interval
 
 
@@ -64,3 +64,14 @@ def test_every_reward_is_counted_once(chosen: list[float], rejected: list[float]
 def test_an_outlier_sits_in_the_end_bin_and_does_not_stretch_the_others() -> None:
     bars = score_distribution([i / 1000 for i in range(1000)], [-1e6])["histogram"]
     assert bars["edges"][0] >= 0 and bars["rejected"][0] == 1
+
+
+def test_groups_are_broken_down_by_the_pairs_that_have_them() -> None:
+    groups = [{"domain": "code", "language": "go"}, {"domain": "code"}, {"domain": "general"}, {}]
+    found = by_group([True, False, True, False], groups)
+    counts = {
+        name: {value: (part["accuracy"], part["count"]) for value, part in one.items()}
+        for name, one in found.items()
+    }
+    assert counts == {"domain": {"code": (0.5, 2), "general": (1.0, 1)}, "language": {"go": (1.0, 1)}}
+    assert by_group([True], [{}]) == {}
