@@ -17,7 +17,13 @@ from rlhf.kernels import attention, layers, packing_check
 from rlhf.kernels.inputs import packed_inputs
 from rlhf.kernels.last_layer import every_state
 from rlhf.kernels.packing import Tree, pack
-from rlhf.kernels.packing_check import DECISION, decide_packing, largest_difference, one_per_row
+from rlhf.kernels.packing_check import (
+    DECISION,
+    decide_packing,
+    largest_difference,
+    one_per_row,
+    reason_by_kind,
+)
 
 ALONE = {
     "bloom",  # ALiBi, from the 2-D mask
@@ -33,6 +39,7 @@ ALONE = {
     "qwen3_next",  # linear attention
 }
 """Families that take one sequence per row; all others are packed."""
+DOCUMENT = Path(__file__).parents[2] / "docs/packing.md"
 
 
 @pytest.fixture(scope="session")
@@ -70,6 +77,12 @@ def sequences(trees: Sequence[Tree]) -> list[tuple[int, ...]]:
     return [tree.trunk + branch for tree in trees for branch in tree.branches]
 
 
+def table_row(name: str, model: PreTrainedModel) -> str:
+    """A family's line in the document; a failing test shows the line that belongs there."""
+    reason = reason_by_kind(model)
+    return f"| {name} | {'packed' if reason is None else 'one sequence per row'} | {reason or ''} |"
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_rows_give_what_the_sequences_give_alone(name: str, built: Callable[[str], Path]) -> None:
     folder = built(name)
@@ -77,6 +90,7 @@ def test_rows_give_what_the_sequences_give_alone(name: str, built: Callable[[str
     layers.enable(model)
     decide_packing(model)
     assert one_per_row(model) == (name in ALONE)
+    assert table_row(name, model) in DOCUMENT.read_text(encoding="utf-8")
     trees = forest()
     (batch,) = pack(trees, 10_000, pad_id=3, one_per_row=one_per_row(model))
     hidden_RTD = every_state(model.base_model, **packed_inputs(batch))
