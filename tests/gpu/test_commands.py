@@ -112,16 +112,20 @@ def test_alignment_with_vllm(
 def test_a_resumed_run_agrees_to_rounding(
     gpu_base: Path, reward_config: Path, rows: Rows, tmp_path: Path
 ) -> None:
-    words = (*base_words(gpu_base), "stages.1.max_steps=1")
-    for name in ("straight", "resumed"):
-        first = "stages.0.max_steps=5" if name == "straight" else "stages.0.max_steps=4"
-        run("train-reward", reward_config, *words, first, "--output", str(tmp_path / name))
-    resumed = tmp_path / "resumed"
-    run("train-reward", reward_config, *words, "stages.0.max_steps=5", "--resume", "--output", str(resumed))
+    """The last stage ends after its checkpoint at two updates, and continues to four."""
+    words = (
+        *base_words(gpu_base),
+        "stages.1.optimizer.schedule=constant",
+    )  # no rate depends on the number of updates
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    run("train-reward", reward_config, *words, "stages.1.max_steps=4", "--output", str(straight))
+    run("train-reward", reward_config, *words, "stages.1.max_steps=2", "--output", str(resumed))
+    run("train-reward", reward_config, *words, "stages.1.max_steps=4", "--resume", "--output", str(resumed))
     losses = [
-        [line["loss/total"] for line in rows(tmp_path / name) if line.get("stage") == "ratings"]
-        for name in ("straight", "resumed")
+        [line["loss/total"] for line in rows(folder) if line.get("stage") == "pairs"]
+        for folder in (straight, resumed)
     ]
+    assert len(losses[0]) == 4
     assert losses[1] == pytest.approx(losses[0], rel=RESUMED_APART)
 
 
