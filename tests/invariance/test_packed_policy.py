@@ -173,6 +173,18 @@ def test_ppos_gradients_do_not_depend_on_the_budget(
     same_whatever_the_budget(trainer, 28 + 29, "loss/value", "value/mean", "value/explained_variance")
 
 
+def test_one_sequence_per_row_gives_the_gradient_of_packed_rows(
+    policy_trainer: Callable[..., Any], groups: list[list[Rollout]], rewards: list[float]
+) -> None:
+    """`model.packing: false`: every answer in a row of its own, its prompt repeated."""
+    figures, expected = update(policy_trainer(PROMPTS, groups, rewards), 256)
+    found_figures, found = update(policy_trainer(PROMPTS, groups, rewards, "model.packing=false"), 256)
+    for name in ("loss/policy", "kl/sum", "kl/abs_mean", "policy/entropy"):
+        assert found_figures[name] == pytest.approx(figures[name], rel=1e-4, abs=1e-6), name
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).norm() <= 1e-4 * gradient.norm(), name
+
+
 def test_the_gradient_on_a_base_in_4_bits(
     policy_trainer: Callable[..., Any], groups: list[list[Rollout]], rewards: list[float]
 ) -> None:

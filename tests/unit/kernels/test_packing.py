@@ -248,3 +248,20 @@ def test_by_hand() -> None:
     seen = [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 4], [5], [5, 6]]
     mask = batch.mask_R1TT()[0, 0]
     assert [torch.nonzero(mask[query]).flatten().tolist() for query in range(7)] == seen
+
+
+def test_one_sequence_per_row() -> None:
+    """Trunks are repeated, a tree's rows stay in one batch, and indices are those of the rows."""
+    forest = [Tree((5, 6), ((7, 8), (9,))), Tree((1,), ((2, 3, 4),)), Tree((), ((4,) * 20,))]
+    batches = list(pack(forest, 64, pad_id=PAD, one_per_row=True))
+    assert [batch.trees for batch in batches] == [(2,), (0, 1)]
+    small = batches[1]
+    assert small.one_per_row
+    assert [row[:4] for row in small.ids_RT.tolist()] == [[5, 6, 7, 8], [5, 6, 9, PAD], [1, 2, 3, 4]]
+    assert [row[:4] for row in small.positions_RT.tolist()] == [[0, 1, 2, 3], [0, 1, 2, 0], [0, 1, 2, 3]]
+    assert [part.tolist() for part in small.last_tokens_N] == [[0, 1, 2], [3, 2, 3]]
+    following = small.next_tokens
+    assert following.ids_M.tolist() == [8, 3, 4]
+    assert following.branch_M.tolist() == [0, 2, 2]
+    assert [part.tolist() for part in following.places] == [[0, 2, 2], [2, 1, 2]]
+    assert (small.computed_tokens, small.useful_tokens) == (11, 11)
