@@ -94,7 +94,7 @@ def adapter_as_model(name: str, folder: Path) -> ModelError:
         fix = f"model.base={below} start={name}, or merge it: rlhf export {name} --output MERGED"
     else:
         kind = CLASSIFIER.removeprefix("For") if settings.get("task_type") == "SEQ_CLS" else "CausalLM"
-        labels = ", num_labels=N" if kind != "CausalLM" else ""
+        labels = f", num_labels={_adapter_outputs(folder)}" if kind != "CausalLM" else ""
         fix = (
             f'merge it, then use MERGED: python -c "import peft, transformers; peft.AutoPeftModelFor{kind}.'
             f"from_pretrained('{name}'{labels}).merge_and_unload().save_pretrained('MERGED'); "
@@ -105,6 +105,17 @@ def adapter_as_model(name: str, folder: Path) -> ModelError:
         allowed="a folder or Hugging Face name with all weights of a model",
         fix=fix,
     )
+
+
+def _adapter_outputs(folder: Path) -> int | str:
+    """The outputs of the head that an adapter has beside it; `N` where its file cannot be looked into."""
+    file = folder / "adapter_model.safetensors"
+    if not file.exists():
+        return "N"
+    weights: Any = safe_open(file, framework="pt")
+    with weights:
+        heads = [name for name in weights.keys() if name.endswith(f"{HEAD}.weight")]  # noqa: SIM118
+        return int(weights.get_slice(heads[0]).get_shape()[0]) if heads else "N"
 
 
 def stored_head(config: Any, base: str, revision: str | None) -> StoredHead | None:
