@@ -192,7 +192,7 @@ def _load(
         layers.enable(model)
     model.requires_grad_(False)
     four_bits.prepare(model, getattr(torch, dtype))
-    return model, set(loaded["missing_keys"])
+    return model, set(loaded["missing_keys"]) - set(model.all_tied_weights_keys)
 
 
 @contextlib.contextmanager
