@@ -74,13 +74,13 @@ def _check_function(
 def _check_gold(prompts: Sequence[Prompt], *, some_suffice: bool) -> None:
     """Make sure that the gold score exists: each prompt has a check of a known family, or with `drop` some have."""
     for prompt in prompts:
-        own = prompt.columns.get("check")  # not one of the gold score's families
-        if own is not None:
-            family = own.get("family") if isinstance(own, dict) else None
+        custom = prompt.columns.get("check")
+        if prompt.check is None and custom is not None:
+            family = custom.get("family") if isinstance(custom, dict) else None
             raise DataError(
-                f"The reward `gold` cannot evaluate the check {own!r:.100}: its family is {family!r}.",
+                f"The reward `gold` cannot evaluate the check {custom!r:.100}: its family is {family!r}.",
                 allowed=f"family: {', '.join(CONSTRAINTS)}",
-                fix="evaluate your own checks by a function: reward={function: FILE.py:NAME}, which gets them as `check`",
+                fix="evaluate custom checks with a function: reward={function: FILE.py:NAME} gets them as `check`",
             )
     without = [prompt for prompt in prompts if prompt.check is None]
     if without and not (some_suffice and len(without) < len(prompts)):
