@@ -1,8 +1,8 @@
 """Accuracy of a reward model on pairs of a better and a worse answer: RewardBench, and any file of its shape.
 
 A pair is right when the better answer's reward is *strictly* greater; a tie is wrong, as in RewardBench.
-`reward.evaluation.aggregate` says how pairs become section scores and one overall score. The length baseline ("the
-answer with more characters is better", ties wrong) is aggregated by the same rule.
+`reward.evaluation.aggregate` says how pairs become section scores and one overall score. The two baselines, the answer with
+more and the one with fewer characters (ties wrong), are aggregated by the same rule.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Unpack
 from reward.evaluation.aggregate import aggregate, aggregation_rule, coverage, rewardbench_scores
 from reward.evaluation.breakdown import by_group, by_length, by_strength, score_distribution, shares
 from reward.evaluation.calibration import calibration
-from reward.evaluation.judging import Group, Options, Scored, judge
+from reward.evaluation.judging import Group, Options, Scored, Scorers, judge
 from reward.evaluation.self_check import TOLERANCE, ScoreLike, ScorerLike, self_check
 from rlhf.core.errors import DataError
 from rlhf.core.records import Comparison
@@ -39,7 +39,7 @@ class _Judged:
 
 def evaluate(
     comparisons: Sequence[Comparison],
-    scorer: ScorerLike,
+    scorer: Scorers,
     **options: Unpack[Options],
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Judges every pair and aggregates by `reward.evaluation.aggregate`'s rule for these subsets and sections.
@@ -48,7 +48,8 @@ def evaluate(
 
     Returns:
         The result and its rows. Result: `{"subsets": {name: {"accuracy", "count", "ci95", "ties",
-        "length_baseline"}}, "sections": {name: accuracy}, "overall", "length_baseline", "count",
+        "length_baseline", "shortest_baseline"}}, "sections": {name: accuracy}, "overall", "length_baseline",
+        "shortest_baseline", "count",
         "intervals": {"sections": {name: [low, high]}, "overall": [low, high]}, "length_correlation",
         "aggregation": the rule's name, "self_check": {...}, "notes": [sentences]}`, and over all pairs alike
         `"calibration"`, `"strengths"`, `"lengths"` and `"scores"` as `reward.evaluation.calibration` and
@@ -76,12 +77,14 @@ def evaluate(
     rows = [_judged(item, one) for item, one in zip(kept, scored, strict=True)]
     correct = [row.correct for row in rows]
     longer = [row.length_chosen > row.length_rejected for row in rows]
+    shorter = [row.length_chosen < row.length_rejected for row in rows]
     scores, overall, intervals = aggregate(correct, sections, weights)
     result = {
         "subsets": _subsets(rows),
         "sections": scores if rule != "pairs" else {},
         "overall": overall,
         "length_baseline": aggregate(longer, sections, weights)[1],
+        "shortest_baseline": aggregate(shorter, sections, weights)[1],
         "count": len(rows),
         "intervals": intervals if rule != "pairs" else {**intervals, "sections": {}},
         "length_correlation": _length_correlation(rows),
@@ -153,6 +156,7 @@ def _subsets(rows: Sequence[_Judged]) -> dict[str, dict[str, Any]]:
             **shares([row.correct for row in group]),
             "ties": sum(row.reward_chosen == row.reward_rejected for row in group),
             "length_baseline": sum(row.length_chosen > row.length_rejected for row in group) / len(group),
+            "shortest_baseline": sum(row.length_chosen < row.length_rejected for row in group) / len(group),
         }
         for subset, group in groups.items()
     }

@@ -13,10 +13,11 @@ from rlhf.core.statistics import bootstrap_means
 
 @dataclass(frozen=True, slots=True)
 class Rated:
-    """The rewards of a prompt's answers and their true scores, in the same order."""
+    """The rewards of a prompt's answers, their true scores and their lengths in characters, in the same order."""
 
     rewards: tuple[float, ...]
     scores: tuple[float, ...]
+    lengths: tuple[float, ...] = ()
 
 
 def expected_pick(rewards: Sequence[float], scores: Sequence[float], n: int) -> float:
@@ -49,7 +50,8 @@ def best_of_n_curve(rated: Sequence[Rated]) -> list[dict[str, Any]]:
     """The picks' mean true score for n = 1, 2, 4, 8, ... up to the most answers a prompt has, and for all of them.
 
     At each n over the prompts that have n answers, `prompts` of them, and beside it over the same prompts: `random`
-    (the mean score) and `oracle` (the best of n by the true score itself).
+    (the mean score) and `oracle` (the best of n by the true score itself). Where all lengths are known, also `longest` and
+    `shortest`: what picking the longest and the shortest answer gets.
 
         gain = score - random,   share = gain / (oracle - random), None where all answers are equally good
 
@@ -68,6 +70,14 @@ def best_of_n_curve(rated: Sequence[Rated]) -> list[dict[str, Any]]:
             for one in rated
             if len(one.rewards) >= n
         ]
+        of_length = [
+            (
+                expected_pick(one.lengths, one.scores, n),
+                expected_pick([-length for length in one.lengths], one.scores, n),
+            )
+            for one in rated
+            if len(one.rewards) >= n and one.lengths
+        ]
         score, random, oracle = (math.fsum(column) / len(rows) for column in zip(*rows, strict=True))
         of_score, of_gain = bootstrap_means([[(pick, pick - chance) for pick, chance, _ in rows]])
         curve.append(
@@ -81,9 +91,17 @@ def best_of_n_curve(rated: Sequence[Rated]) -> list[dict[str, Any]]:
                 "gain": score - random,
                 "gain_ci95": of_gain,
                 "share": (score - random) / (oracle - random) if oracle > random else None,
+                **_length_baselines(of_length, len(rows)),
             }
         )
     return curve
+
+
+def _length_baselines(picks: Sequence[tuple[float, float]], prompts: int) -> dict[str, float]:
+    if len(picks) < prompts:
+        return {}
+    longest, shortest = (math.fsum(column) / prompts for column in zip(*picks, strict=True))
+    return {"longest": longest, "shortest": shortest}
 
 
 def pair_accuracy(rated: Sequence[Rated]) -> dict[str, Any]:

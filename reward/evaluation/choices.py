@@ -9,8 +9,7 @@ from typing import Any, TypeVar, Unpack
 from reward.evaluation.aggregate import aggregate
 from reward.evaluation.best_of_n import Rated, best_of_n_curve, pair_accuracy
 from reward.evaluation.breakdown import shares
-from reward.evaluation.judging import Group, Options, Scored, judge
-from reward.evaluation.self_check import ScorerLike
+from reward.evaluation.judging import Group, Options, Scored, Scorers, judge
 from rlhf.core.errors import DataError
 from rlhf.core.records import Candidates, Choice
 from rlhf.data.benchmarks import TIES
@@ -20,7 +19,7 @@ Item = TypeVar("Item", Candidates, Choice)
 
 def evaluate_best_of_n(
     items: Sequence[Candidates],
-    scorer: ScorerLike,
+    scorer: Scorers,
     **options: Unpack[Options],
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """How good the answers are that the model picks; the options are those of `reward.evaluation.judging.judge`.
@@ -43,7 +42,7 @@ def evaluate_best_of_n(
         **options,
     )
     kept = kept_items(items, scored)
-    rated = [Rated(one.rewards, item.scores) for item, one in kept]
+    rated = [Rated(one.rewards, item.scores, _lengths(item.responses)) for item, one in kept]
     rows = [
         {
             "id": one.id,
@@ -56,7 +55,9 @@ def evaluate_best_of_n(
     ]
     subsets = {
         name: {"count": len(part), "best_of_n": best_of_n_curve(part), "pair_accuracy": pair_accuracy(part)}
-        for name, part in _by_subset(kept, lambda item, one: Rated(one.rewards, item.scores)).items()
+        for name, part in _by_subset(
+            kept, lambda item, one: Rated(one.rewards, item.scores, _lengths(item.responses))
+        ).items()
     }
     result = {
         "best_of_n": best_of_n_curve(rated),
@@ -71,7 +72,7 @@ def evaluate_best_of_n(
 
 def evaluate_choices(
     items: Sequence[Choice],
-    scorer: ScorerLike,
+    scorer: Scorers,
     **options: Unpack[Options],
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """How often the best right answer beats every wrong one; the options are those of `reward.evaluation.judging.judge`.
@@ -81,8 +82,8 @@ def evaluate_choices(
 
     Returns:
         The result and its rows. Result: `{"subsets": {name: {"accuracy", "count", "ci95", "ties", "length_baseline",
-        "chance"}}, "sections": {}, "overall", "length_baseline", "chance", "count", "intervals": {"overall",
-        "sections": {}}, "aggregation": "subsets", "best_of_n": curve with the true score 1 for right and 0 for wrong,
+        "shortest_baseline", "chance"}}, "sections": {}, "overall", "length_baseline", "shortest_baseline", "chance",
+        "count", "intervals": {"overall", "sections": {}}, "aggregation": "subsets", "best_of_n": curve with the true score 1 for right and 0 for wrong,
         "self_check", "notes"}`. `chance` is what random rewards would get. A row: `{"id", "subset", "rewards_chosen",
         "rewards_rejected", "correct"}`.
 
@@ -103,13 +104,19 @@ def evaluate_choices(
     correct = [row["correct"] for row in rows]
     _, overall, intervals = aggregate(correct, [item.subset for item, _ in kept], [1.0] * len(kept))
     rated = [
-        Rated(one.rewards, (1.0,) * len(item.chosen) + (0.0,) * len(item.rejected)) for item, one in kept
+        Rated(
+            one.rewards,
+            (1.0,) * len(item.chosen) + (0.0,) * len(item.rejected),
+            _lengths((*item.chosen, *item.rejected)),
+        )
+        for item, one in kept
     ]
     result = {
         "subsets": subsets,
         "sections": {},
         "overall": overall,
         "length_baseline": _mean([part["length_baseline"] for part in subsets.values()]),
+        "shortest_baseline": _mean([part["shortest_baseline"] for part in subsets.values()]),
         "chance": _mean([part["chance"] for part in subsets.values()]),
         "count": len(kept),
         "intervals": {"overall": intervals["overall"], "sections": {}},
@@ -135,10 +142,12 @@ def _row(item: Choice, one: Scored) -> dict[str, Any]:
 def _subset(part: Sequence[tuple[Choice, Scored]]) -> dict[str, Any]:
     ends = [(max(_of_chosen(item, one)), max(_of_rejected(item, one))) for item, one in part]
     longest = [max(map(len, item.chosen)) > max(map(len, item.rejected)) for item, _ in part]
+    shortest = [min(map(len, item.chosen)) < min(map(len, item.rejected)) for item, _ in part]
     return {
         **shares([right > wrong for right, wrong in ends]),
         "ties": sum(right == wrong for right, wrong in ends),
         "length_baseline": sum(longest) / len(part),
+        "shortest_baseline": sum(shortest) / len(part),
         "chance": _mean([len(item.chosen) / (len(item.chosen) + len(item.rejected)) for item, _ in part]),
     }
 
@@ -189,6 +198,10 @@ def _of_chosen(item: Choice, one: Scored) -> tuple[float, ...]:
 
 def _of_rejected(item: Choice, one: Scored) -> tuple[float, ...]:
     return one.rewards[len(item.chosen) :]
+
+
+def _lengths(answers: Sequence[str]) -> tuple[float, ...]:
+    return tuple(float(len(answer)) for answer in answers)
 
 
 def _mean(values: Sequence[float]) -> float:

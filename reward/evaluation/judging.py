@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict, runtime_checkable
 
 from reward.evaluation.self_check import TOLERANCE, ScorerLike, self_check
 from rlhf.core.errors import DataError, DivergenceError
@@ -57,9 +57,20 @@ class Scored:
     rewards: tuple[float, ...]
 
 
+@runtime_checkable
+class GroupScorer(Protocol):
+    """Scores the answers of a group together, as a judge that compares them does."""
+
+    def score_groups(self, groups: Sequence[Group]) -> Sequence[tuple[float, ...] | str]:
+        """The scores of each group's answers, or why there are none."""
+
+
+Scorers = ScorerLike | GroupScorer
+
+
 def judge(
     groups: Sequence[Group],
-    scorer: ScorerLike,
+    scorer: Scorers,
     *,
     unit: str,
     drops: DropReport | None = None,
@@ -71,7 +82,8 @@ def judge(
     """The rewards of every group that the scorer takes, and the self-check of the first chunk, short to long.
 
     `chunk` groups are scored at a time, and `on_progress` hears how many are done. A group that the scorer
-    refuses with a DataError is counted in `drops`; without `drops` it ends the evaluation.
+    refuses with a DataError is counted in `drops`; without `drops` it ends the evaluation. A judge's scores are not
+    compared between batches: its self-check is empty.
 
     Args:
         unit: what a group is called in messages: "comparison".
@@ -87,7 +99,7 @@ def judge(
     for start in range(0, len(groups), chunk):
         batch = list(enumerate(groups[start : start + chunk], start + 1))
         found += _score_or_drop(batch, scorer, unit, drops)
-        if found and not checked:
+        if found and not checked and not isinstance(scorer, GroupScorer):
             some = _handful([groups[one.id - 1] for one in found])
             checked = self_check(scorer, some, tolerance, strict=strict)
         if on_progress:
@@ -123,8 +135,10 @@ def _handful(groups: Sequence[Group], count: int = 4) -> list[Conversation]:
 
 
 def _score_or_drop(
-    batch: Sequence[tuple[int, Group]], scorer: ScorerLike, unit: str, drops: DropReport | None
+    batch: Sequence[tuple[int, Group]], scorer: Scorers, unit: str, drops: DropReport | None
 ) -> list[Scored]:
+    if isinstance(scorer, GroupScorer):
+        return _score_groups(batch, scorer, unit, drops)
     try:
         return _score(batch, scorer, unit)
     except DataError as error:
@@ -136,6 +150,22 @@ def _score_or_drop(
             drops.drop(f"refused by the reward model; allowed: {error.allowed}", place)
             return []
     return [scored for one in batch for scored in _score_or_drop([one], scorer, unit, drops)]
+
+
+def _score_groups(
+    batch: Sequence[tuple[int, Group]], scorer: GroupScorer, unit: str, drops: DropReport | None
+) -> list[Scored]:
+    scored = []
+    for (number, group), scores in zip(
+        batch, scorer.score_groups([group for _, group in batch]), strict=True
+    ):
+        if not isinstance(scores, str):
+            scored.append(Scored(number, scores))
+        elif drops is None:
+            raise DataError(f"{unit} {number} ({group.label}): {scores}")
+        else:
+            drops.drop(scores, f"{unit} {number} ({group.label})")
+    return scored
 
 
 def _score(batch: Sequence[tuple[int, Group]], scorer: ScorerLike, unit: str) -> list[Scored]:

@@ -25,14 +25,15 @@ from dataclasses import dataclass
 from typing import Any, Unpack
 
 from reward.evaluation.choices import choice_group, kept_items
-from reward.evaluation.judging import Options, judge
-from reward.evaluation.self_check import ScorerLike
+from reward.evaluation.judging import Options, Scorers, judge
 from rlhf.core.errors import DataError, DivergenceError
 from rlhf.core.records import Choice
-from rlhf.core.statistics import wilson_interval
+from rlhf.core.statistics import bootstrap_means, wilson_interval
 from rlhf.data.benchmarks import REWARDBENCH_2_SUBSETS, TIES
 
 REF, TIED = "ref", "tied"
+WEIGHTS = {"tied": 0.30, "ref": 0.30, "margin": 0.20, "hard_margin": 0.20, "bonus": 0.01}
+"""Of the terms of Ties."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +68,11 @@ def row_score(right: Sequence[float], wrong: Sequence[float]) -> float:
 
 
 def ties_score(rows: Sequence[TiesRow]) -> dict[str, Any]:
-    """The score of Ties and its terms: `{"score", "tied", "ref", "margin", "hard_margin", "bonus", "count", "unpaired"}`.
+    """The score of Ties and its terms: `{"score", "tied", "ref", "margin", "hard_margin", "bonus", "count", "unpaired",
+    "scores"}`.
 
-    `count` is how many numbers have both rows, `unpaired` are those that have one, which count nowhere.
+    `count` is how many numbers have both rows, `unpaired` are those that have one, which count nowhere. `scores` are the
+    weighted terms of each number, whose mean is the score.
 
     Raises:
         DataError: a number has two rows of a kind, or none has both.
@@ -90,23 +93,35 @@ def ties_score(rows: Sequence[TiesRow]) -> dict[str, Any]:
             allowed="rows with the ids ref:N and tied:N for one N or more",
             fix="use the whole subset Ties of allenai/reward-bench-2",
         )
-    refs, tied = [found[REF][n] for n in both], [found[TIED][n] for n in both]
-    hard = [min(ref.margin, tie.margin) for ref, tie in zip(refs, tied, strict=True)]
-    terms = {
-        "tied": _mean([tie.margin > 0 for tie in tied]),
-        "ref": _mean([ref.margin > 0 for ref in refs]),
-        "margin": _mean([tie.margin > tie.spread for tie in tied]),
-        "hard_margin": _mean([one > tie.spread for one, tie in zip(hard, tied, strict=True)]),
-        "bonus": _mean([_bonus(one, tie.spread) for one, tie in zip(hard, tied, strict=True)]),
-    }
-    weights = {"tied": 0.30, "ref": 0.30, "margin": 0.20, "hard_margin": 0.20, "bonus": 0.01}
-    score = math.fsum(weights[name] * term for name, term in terms.items())
+    by_number = [_terms(found[REF][n], found[TIED][n]) for n in both]
+    terms = {name: _mean([values[name] for values in by_number]) for name in WEIGHTS}
     unpaired = sorted(found[REF].keys() ^ found[TIED].keys())
-    return {"score": score, **terms, "count": len(both), "unpaired": unpaired}
+    return {
+        "score": _weighted(terms),
+        **terms,
+        "count": len(both),
+        "unpaired": unpaired,
+        "scores": [_weighted(values) for values in by_number],
+    }
+
+
+def _terms(ref: TiesRow, tie: TiesRow) -> dict[str, float]:
+    hard = min(ref.margin, tie.margin)
+    return {
+        "tied": float(tie.margin > 0),
+        "ref": float(ref.margin > 0),
+        "margin": float(tie.margin > tie.spread),
+        "hard_margin": float(hard > tie.spread),
+        "bonus": _bonus(hard, tie.spread),
+    }
+
+
+def _weighted(terms: Mapping[str, float]) -> float:
+    return math.fsum(weight * terms[name] for name, weight in WEIGHTS.items())
 
 
 def evaluate_rewardbench_2(
-    items: Sequence[Choice], scorer: ScorerLike, **options: Unpack[Options]
+    items: Sequence[Choice], scorer: Scorers, **options: Unpack[Options]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """RewardBench 2 by its own rules; the options are those of `reward.evaluation.judging.judge`.
 
@@ -115,8 +130,9 @@ def evaluate_rewardbench_2(
     Returns:
         The result and its rows. Result: `{"subsets": {name: {"accuracy", "count", "ci95", "length_baseline",
         "shortest_baseline"}}, "ties": terms of `ties_score`, "sections": {}, "overall", "length_baseline",
-        "shortest_baseline", "count", "aggregation", "self_check", "notes"}`. `overall` is the score of RewardBench 2 where
-        all six subsets are there; `notes` says where it is not. The interval of a subset is Wilson's, of Ties there is none.
+        "shortest_baseline", "count", "intervals", "aggregation", "self_check", "notes"}`. `overall` is the score of
+        RewardBench 2 where all six subsets are there; `notes` says where it is not. The interval of a subset is Wilson's;
+        those of Ties and overall are bootstraps over the numbers of Ties and over the rows of the other subsets.
         A row: `{"id", "subset", "rewards_chosen", "rewards_rejected", "score"}`, without a score in Ties.
 
     Raises:
@@ -128,17 +144,19 @@ def evaluate_rewardbench_2(
     kept = kept_items(items, scored)
     rewards = [one.rewards for _, one in kept]
     here = [item for item, _ in kept]
-    subsets, ties = _subset_scores(here, rewards)
+    subsets, ties, strata = _subset_scores(here, rewards)
+    of_ties = bootstrap_means([[[score] for score in strata[TIES]]])[0] if TIES in strata else None
+    (overall_interval,) = bootstrap_means([[[score] for score in scores] for scores in strata.values()])
     lengths = [[float(len(text)) for text in (*item.chosen, *item.rejected)] for item in here]
-    longest, _ = _subset_scores(here, lengths)
-    shortest, _ = _subset_scores(here, [[-length for length in row] for row in lengths])
+    longest, *_ = _subset_scores(here, lengths)
+    shortest, *_ = _subset_scores(here, [[-length for length in row] for row in lengths])
     counts = {name: sum(item.subset == name for item in here) for name in subsets}
     result: dict[str, Any] = {
         "subsets": {
             name: {
                 "accuracy": score,
                 "count": counts[name],
-                "ci95": None if name == TIES else wilson_interval(score, counts[name]),
+                "ci95": of_ties if name == TIES else wilson_interval(score, counts[name]),
                 "ties": 0,
                 "length_baseline": longest[name],
                 "shortest_baseline": shortest[name],
@@ -151,7 +169,7 @@ def evaluate_rewardbench_2(
         "length_baseline": _mean([*longest.values()]),
         "shortest_baseline": _mean([*shortest.values()]),
         "count": len(here),
-        "intervals": {"overall": None, "sections": {}},
+        "intervals": {"overall": overall_interval, "sections": {}},
         "aggregation": "rewardbench-2",
         "self_check": checked,
         "notes": _notes(subsets, ties),
@@ -164,8 +182,8 @@ def evaluate_rewardbench_2(
 
 def _subset_scores(
     items: Sequence[Choice], rewards: Sequence[Sequence[float]]
-) -> tuple[dict[str, float], dict[str, Any] | None]:
-    """The score of each subset, in their order, and the terms of Ties where it is there."""
+) -> tuple[dict[str, float], dict[str, Any] | None, dict[str, list[float]]]:
+    """The score of each subset, in their order; the terms of Ties where it is there; the scores that each is the mean of."""
     found: dict[str, list[float]] = {}
     tied: list[TiesRow] = []
     for item, values in zip(items, rewards, strict=True):
@@ -178,8 +196,9 @@ def _subset_scores(
     scores = {name: _mean(values) for name, values in found.items()}
     ties = ties_score(tied) if tied else None
     if ties is not None:
-        scores[TIES] = ties["score"]
-    return {name: scores[name] for name in REWARDBENCH_2_SUBSETS if name in scores}, ties
+        scores[TIES], found[TIES] = ties["score"], ties["scores"]
+        ties = {name: value for name, value in ties.items() if name != "scores"}
+    return {name: scores[name] for name in REWARDBENCH_2_SUBSETS if name in scores}, ties, found
 
 
 def _notes(subsets: Mapping[str, float], ties: Mapping[str, Any] | None) -> list[str]:

@@ -20,8 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Unpack
 
-from reward.evaluation.judging import Group, Options, judge
-from reward.evaluation.self_check import ScorerLike
+from reward.evaluation.judging import Group, Options, Scorers, judge
 from rlhf.core.errors import DataError
 from rlhf.core.records import Choice
 from rlhf.core.statistics import bootstrap_means
@@ -38,6 +37,7 @@ class _Item:
     subset: str
     wins: Matrix
     longer: Matrix
+    shorter: Matrix
 
     @property
     def domain(self) -> str:
@@ -66,15 +66,15 @@ def levels(matrix: Matrix) -> dict[str, float]:
 
 def evaluate_rm_bench(
     items: Sequence[Choice],
-    scorer: ScorerLike,
+    scorer: Scorers,
     **options: Unpack[Options],
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Judges every item, by domain and overall; the options are those of `reward.evaluation.judging.judge`.
 
     Returns:
         The result and its rows. Result: `{"subsets": {RM-Bench's own domain name: {"accuracy", "count"}},
-        "sections": {domain: accuracy}, "overall", "length_baseline": overall of "the longer answer", "levels":
-        {"easy", "normal", "hard"}, "matrix", "styles", "domains": {domain: {"accuracy", "easy", "normal",
+        "sections": {domain: accuracy}, "overall", "length_baseline": overall of "the longer answer",
+        "shortest_baseline": of the shorter one, "levels": {"easy", "normal", "hard"}, "matrix", "styles", "domains": {domain: {"accuracy", "easy", "normal",
         "hard", "matrix", "count"}}, "intervals": {"overall", "levels": {...}, "sections": {...}}, "count",
         "aggregation": "rm-bench", or "domains" where some of the four are missing, "self_check", "notes"}`.
         Intervals: 95 %, bootstrap over prompts within their domain. A row: `{"id", "subset",
@@ -100,7 +100,8 @@ def evaluate_rm_bench(
         item = items[one.id - 1]
         chosen, rejected = one.rewards[: len(STYLES)], one.rewards[len(STYLES) :]
         longer = wins([len(answer) for answer in item.chosen], [len(answer) for answer in item.rejected])
-        judged.append(_Item(item.subset, wins(chosen, rejected), longer))
+        shorter = wins([-len(answer) for answer in item.chosen], [-len(answer) for answer in item.rejected])
+        judged.append(_Item(item.subset, wins(chosen, rejected), longer, shorter))
         rows.append(
             {
                 "id": one.id,
@@ -118,6 +119,7 @@ def _result(judged: Sequence[_Item]) -> dict[str, Any]:
     matrices = {name: mean_matrix([one.wins for one in part]) for name, part in parts.items()}
     matrix = mean_matrix(list(matrices.values()))
     longer = mean_matrix([mean_matrix([one.longer for one in part]) for part in parts.values()])
+    shorter = mean_matrix([mean_matrix([one.shorter for one in part]) for part in parts.values()])
     subsets = sorted({item.subset for item in judged})
     missing = [name for name in ALL_DOMAINS if name not in parts]
     return {
@@ -125,6 +127,7 @@ def _result(judged: Sequence[_Item]) -> dict[str, Any]:
         "sections": {name: _overall(found) for name, found in matrices.items()},
         "overall": _overall(matrix),
         "length_baseline": _overall(longer),
+        "shortest_baseline": _overall(shorter),
         "levels": levels(matrix),
         "matrix": matrix,
         "styles": list(STYLES),

@@ -13,6 +13,8 @@ from typing import Literal
 from reward.judge.forms import RANKINGS, Verdict
 
 Pair = tuple[int, int]
+Verdicts = Mapping[Pair, Verdict | None]
+"""The verdicts on the pairs of one group; None where a text could not be read."""
 
 
 def comparisons(size: int, pairing: Literal["circle", "all"], orders: Literal["both", "one"]) -> list[Pair]:
@@ -47,7 +49,7 @@ def scores_of(verdict: Verdict) -> tuple[float, float]:
     return verdict.first + shift, verdict.second - shift
 
 
-def group_scores(size: int, verdicts: Mapping[Pair, Verdict | None]) -> list[float | None]:
+def group_scores(size: int, verdicts: Verdicts) -> list[float | None]:
     """The mean score of each response over the comparisons it takes part in; None where none could be read."""
     collected: list[list[float]] = [[] for _ in range(size)]
     for (first, second), verdict in verdicts.items():
@@ -57,7 +59,7 @@ def group_scores(size: int, verdicts: Mapping[Pair, Verdict | None]) -> list[flo
     return [sum(scores) / len(scores) if scores else None for scores in collected]
 
 
-def position_bias(verdicts: Sequence[Mapping[Pair, Verdict | None]]) -> tuple[float, float]:
+def position_bias(verdicts: Sequence[Verdicts]) -> tuple[float, float]:
     """How far the order of two responses decides: (bias, agreement), over pairs that were read in both orders.
 
         bias       mean of (score of the response shown first - score of the one shown second); 0 without bias
@@ -77,6 +79,17 @@ def position_bias(verdicts: Sequence[Mapping[Pair, Verdict | None]]) -> tuple[fl
     if not agreements:
         return math.nan, math.nan
     return sum(differences) / len(differences), sum(agreements) / len(agreements)
+
+
+def decision(verdicts: Verdicts) -> float | None:
+    """Mean over the orders of two responses of +1 (response 0 is preferred), -1 (response 1) or 0; None if one was not read."""
+    signs = list[int]()
+    for (first, _), verdict in verdicts.items():
+        if verdict is None:
+            return None
+        score, other = scores_of(verdict)
+        signs.append(_sign(score - other) if first == 0 else _sign(other - score))
+    return sum(signs) / len(signs)
 
 
 def _sign(x: float) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from reward.judge.client import Completion, JudgeClient
 from reward.judge.forms import Verdict, pair_request, read_pair, read_single, single_request
-from reward.judge.groups import Pair, comparisons, group_scores, position_bias
+from reward.judge.groups import Pair, Verdicts, comparisons, group_scores, position_bias
 from rlhf.config.judge import JudgeConfig
 from rlhf.core.records import Conversation
 
@@ -32,11 +32,13 @@ class Judged:
             `judge/completion_tokens`, `judge/dollars`, `judge/cached`; of a pairwise judge in both orders
             `judge/position_bias` and `judge/order_agreement`, see `reward.judge.groups.position_bias`.
         unread: the first text that could not be read, or None.
+        verdicts: of a pairwise judge, by group.
     """
 
     scores: list[list[float | None]]
     figures: Mapping[str, float] = field(default_factory=dict)
     unread: str | None = None
+    verdicts: Sequence[Verdicts] = ()
 
 
 class Judge:
@@ -108,7 +110,7 @@ class Judge:
             bias, agreement = position_bias(verdicts)
             measured = {"judge/position_bias": bias, "judge/order_agreement": agreement}
             figures |= {name: value for name, value in measured.items() if not math.isnan(value)}
-        return Judged(scores, figures, _first_unread(completions, read))
+        return Judged(scores, figures, _first_unread(completions, read), verdicts)
 
     def _figures(self, completions: Sequence[Completion], read: Sequence[object]) -> dict[str, float]:
         sent = [completion for completion in completions if not completion.cached]

@@ -1,30 +1,38 @@
-"""`rlhf evaluate-reward`: how well a reward model tells good answers from bad ones."""
+"""`rlhf evaluate-reward`: how well a reward model or a judge tells good answers from bad ones."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from reward.evaluation.benchmark import TOLERANCE, evaluate
-from reward.evaluation.choices import evaluate_best_of_n, evaluate_choices
-from reward.evaluation.judging import write_result
-from reward.evaluation.rewardbench_2 import evaluate_rewardbench_2
-from reward.evaluation.rm_bench import evaluate_rm_bench
-from rlhf.commands.judged import print_result
+from reward.evaluation.benchmark import TOLERANCE
+from reward.evaluation.judge_scorer import JudgeScorer
+from reward.evaluation.judging import CHUNK, Scorers, write_result
+from reward.evaluation.suite import EVALUATORS, evaluate_suite
+from reward.judge.judge import Judge
+from rlhf.commands.judged import print_result, print_suite
 from rlhf.commands.options import Form, Label, TokensPerBatch
 from rlhf.commands.output import require_output_file
-from rlhf.data.benchmarks import Kind, load_benchmark
+from rlhf.config.judge import JudgeConfig
+from rlhf.config.load import load_config
+from rlhf.core.errors import ConfigError, DataError, RunError
+from rlhf.data.benchmarks import load_benchmark
+from rlhf.data.readers.rows import DEMO
+from rlhf.data.suite import suite_members
+from rlhf.runs.folder import atomic_write_text
 from rlhf.runs.progress import Progress
 
 Data = Annotated[
-    str,
+    str | None,
     typer.Option(
         metavar="FILE",
-        help="`demo` (synthetic, made by this project), `rewardbench`, `rewardbench-2`, `rm-bench`, `judgebench`, "
+        help="`demo` (the default: synthetic, made by this project), `rewardbench`, `rewardbench-2`, `rm-bench`, `judgebench`, "
         "`ppe`, `ppe-math` and its like, `m-rewardbench/LANGUAGE` (from the hub), or a file (.jsonl, .json, .parquet, .csv, "
         "also .gz and .zst) in one of the forms above.",
     ),
@@ -43,24 +51,34 @@ Tolerance = Annotated[
     ),
 ]
 
-JUDGES: Mapping[Kind, tuple[str, Callable[..., Any]]] = {
-    "pairs": ("pairs", evaluate),
-    "rm-bench": ("items", evaluate_rm_bench),
-    "rewardbench-2": ("rows", evaluate_rewardbench_2),
-    "one-of-many": ("rows", evaluate_choices),
-    "best-of-n": ("rows", evaluate_best_of_n),
-}
-"""By the kind of benchmark: what one line is called, and who judges it."""
+Suite = Annotated[
+    bool,
+    typer.Option(
+        "--suite",
+        help="Run every benchmark in the folder --data, or without --data those of the Hub, in one table.",
+    ),
+]
+JudgeFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--judge",
+        metavar="JUDGE.yaml",
+        help="Evaluate a language model behind an OpenAI-compatible server in place of MODEL; the file has the keys of "
+        "`reward: {judge: ...}`.",
+    ),
+]
 
 
 def evaluate_reward(
     model: Annotated[
-        str,
+        str | None,
         typer.Argument(
             help="A reward model: the `final` folder of a `train-reward` run, or another's (see --form)."
         ),
-    ],
-    data: Data = "demo",
+    ] = None,
+    data: Data = None,
+    suite: Suite = False,
+    judge: JudgeFile = None,
     output: Output = None,
     tolerance: Tolerance = TOLERANCE,
     form: Form = "auto",
@@ -87,28 +105,142 @@ def evaluate_reward(
     - Best of n: responses and their true scores, two lists. Gives the mean true score of the model's pick out of 1, 2, 4,
     ... answers, beside a random pick and the best there is.
 
+    With --suite every benchmark at hand is run and stands in one table, beside published scores. With --judge a
+    language model is measured: a pair is shown in both orders, +1 or -1 each, and is right if their sum says so; texts that
+    cannot be read are counted and left out; position bias and the agreement of the orders are reported.
+
     A tie counts as wrong. Answers longer than the model can take are left out with their row and counted. Scores that
     change with the batch, or are no numbers, are an error.
 
-    Example: rlhf evaluate-reward runs/demo/reward/final --data rewardbench --output eval.json
+    \b
+    Examples:
+      rlhf evaluate-reward runs/demo/reward/final --data rewardbench --output eval.json
+      rlhf evaluate-reward runs/demo/reward/final --suite --data benchmarks/ --output suite.json
+      rlhf evaluate-reward --judge configs/judge/vllm.yaml --data judgebench
     """
-    from reward.load_scorer import load_scorer  # torch loads only when the command runs
-
     if output is not None:
         require_output_file(output)
+    load, chunk = _scorer(model, judge, output, form, label, tokens_per_batch)
+    console = Console(highlight=False)
+    described = {"model": model} if judge is None else {"judge_file": str(judge)}
+    if suite:
+        _run_suite(load, chunk, described, data, tolerance, output, console)
+        return
+    data = data or DEMO
     benchmark = load_benchmark(data)
     drops = benchmark.drops
-    unit, judge = JUDGES[benchmark.kind]
-    scorer = load_scorer(model, form=form, label=label, tokens_per_batch=tokens_per_batch)
+    unit, evaluator = EVALUATORS[benchmark.kind]
+    scorer = load()
     with Progress(len(benchmark.items), unit) as progress:
-        result, rows = judge(
-            benchmark.items, scorer, drops=drops, tolerance=tolerance, on_progress=progress.update
+        result, rows = evaluator(
+            benchmark.items,
+            scorer,
+            drops=drops,
+            tolerance=tolerance,
+            chunk=chunk,
+            on_progress=progress.update,
         )
-    result = {"model": model, "data": data, "kind": benchmark.kind, **result, "drops": drops.as_dict()}
-    console = Console(highlight=False)
+    figures = {"judge": dict(scorer.figures())} if isinstance(scorer, JudgeScorer) else {}
+    result = {
+        **described,
+        "data": data,
+        "kind": benchmark.kind,
+        **result,
+        **figures,
+        "drops": drops.as_dict(),
+    }
     print_result(benchmark.kind, result, console)
     for line in drops.lines():
         console.print(line, markup=False, soft_wrap=True)
     if output is not None:
         beside = write_result(output, result, rows)
         console.print(f"Wrote {output} and {beside}.", markup=False, soft_wrap=True)
+
+
+def _scorer(
+    model: str | None,
+    judge: Path | None,
+    output: Path | None,
+    form: str,
+    label: str | None,
+    tokens_per_batch: int | None,
+) -> tuple[Callable[[], Scorers], int]:
+    """What loads the reward model, or asks the judge, and how many groups are scored at a time.
+
+    Raises:
+        UserError: neither or both are named, or the judge cannot be used.
+    """
+    if (model is None) == (judge is None):
+        raise ConfigError(
+            "Neither MODEL nor --judge is given."
+            if model is None
+            else f"Both {model} and --judge are given.",
+            allowed="one of them",
+            fix="rlhf evaluate-reward MODEL, or rlhf evaluate-reward --judge JUDGE.yaml",
+        )
+    if judge is not None:
+        config = load_config(judge, JudgeConfig)
+        cache = None if output is None else output.with_name(f"{output.stem}_judge.jsonl")
+        server = Judge(config, cache)
+        server.client.check()
+        return lambda: JudgeScorer(server), max(CHUNK, config.concurrency)
+
+    def load() -> Scorers:
+        from reward.load_scorer import load_scorer  # torch loads only when a model is needed
+
+        assert model is not None
+        return load_scorer(model, form=form, label=label, tokens_per_batch=tokens_per_batch)
+
+    return load, CHUNK
+
+
+def _run_suite(
+    load: Callable[[], Scorers],
+    chunk: int,
+    described: Mapping[str, str | None],
+    folder: str | None,
+    tolerance: float,
+    output: Path | None,
+    console: Console,
+) -> None:
+    """Evaluate all benchmarks at hand, print the table and write one JSON file.
+
+    Raises:
+        DataError: no benchmark could be read.
+        RunError: the model's scores could not be used on one of them; the others are in the table and the file.
+    """
+    members, missing = suite_members(folder)
+    scorer = load()
+
+    @contextmanager
+    def watch(name: str, count: int, unit: str) -> Iterator[Callable[[int], None]]:
+        console.print(f"Scoring {name}.", markup=False)
+        with Progress(count, unit) as progress:
+            yield progress.update
+
+    judged = scorer if isinstance(scorer, JudgeScorer) else None
+    results, unread, failed = evaluate_suite(
+        members,
+        scorer,
+        tolerance=tolerance,
+        chunk=chunk,
+        watch=watch,
+        started=judged.start if judged else lambda: None,
+        finished=(lambda: {"judge": dict(judged.figures())}) if judged else dict,
+    )
+    missing = {**unread, **missing}
+    suite = {**described, "data": folder, "benchmarks": results, "missing": missing}
+    if not results and not failed:
+        raise DataError(
+            f"No benchmark could be read: {next(iter(missing.values()), 'there is none')}",
+            allowed="files in the published schemas in the folder --data, or the Hub",
+            fix="download one: hf download allenai/reward-bench-2 --repo-type dataset --local-dir benchmarks/rewardbench-2",
+        )
+    print_suite(suite, console)
+    if output is not None:
+        atomic_write_text(output, json.dumps(suite, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+        console.print(f"Wrote {output}.", markup=False, soft_wrap=True)
+    if failed:
+        raise RunError(
+            "\n".join(f"{name}: {unread[name]}" for name in failed), fix="see the message of each benchmark"
+        )

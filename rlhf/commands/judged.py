@@ -19,13 +19,17 @@ _RULES = {
     "rm-bench": "RM-Bench: each right answer against each wrong one, overall = mean of the four domains",
     "domains": "each right answer against each wrong one, overall = mean of the domains that are here",
 }
+BASELINES = {"longest answer": "length_baseline", "shortest answer": "shortest_baseline"}
+"""Header and key of what picking by length alone gets."""
 _QUANTILES = {"p05": "5 %", "p25": "25 %", "median": "median", "p75": "75 %", "p95": "95 %"}
 
 
 def print_pairs(result: Result, console: Console) -> None:
     """What `reward.evaluation.benchmark.evaluate` found: subsets, sections, overall, and what to be wary of."""
-    _print_subsets(result, "pairs", {"longer answer": "length_baseline"}, console)
+    _print_subsets(result, "pairs", BASELINES, console)
     _print_parts(result, console)
+    if "judge" in result:  # its scores are no log-odds
+        return
     calibration = result["calibration"]
     correlation = result["length_correlation"]
     console.print(
@@ -63,7 +67,8 @@ def print_rm_bench(result: Result, console: Console) -> None:
     console.print(f"95 % intervals overall: {ends}.", soft_wrap=True)
     console.print(
         "Easy: below the diagonal, the right answer has the fancier style; hard: above it, the wrong one has. "
-        f"Always taking the longer answer: {_percent(result['length_baseline'])}.",
+        f"Always taking the longer answer: {_percent(result['length_baseline'])}, the shorter one: "
+        f"{_percent(result['shortest_baseline'])}.",
         soft_wrap=True,
     )
     _print_rule(result, console)
@@ -71,14 +76,13 @@ def print_rm_bench(result: Result, console: Console) -> None:
 
 def print_one_of_many(result: Result, console: Console) -> None:
     """What `reward.evaluation.choices.evaluate_choices` found: subsets, overall, and the curve."""
-    _print_subsets(result, "rows", {"longest answer": "length_baseline", "chance": "chance"}, console)
+    _print_subsets(result, "rows", {**BASELINES, "chance": "chance"}, console)
     _print_curve("Share of right answers among the picks of n", result["best_of_n"], console, percent=True)
 
 
 def print_rewardbench_2(result: Result, console: Console) -> None:
     """What `reward.evaluation.rewardbench_2.evaluate_rewardbench_2` found: subsets, overall, and the terms of Ties."""
-    baselines = {"longest answer": "length_baseline", "shortest answer": "shortest_baseline"}
-    _print_subsets(result, "rows", baselines, console)
+    _print_subsets(result, "rows", BASELINES, console)
     if (ties := result["ties"]) is not None:
         terms = {name: value for name, value in ties.items() if isinstance(value, float) and name != "score"}
         shown = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in terms.items())
@@ -131,7 +135,10 @@ def print_result(kind: str, result: Result, console: Console) -> None:
     PRINTERS[kind](result, console)
     for note in result["notes"]:
         console.print(f"Note: {note}", markup=False, soft_wrap=True)
-    check = result["self_check"]
+    if "judge" in result:
+        print_judge(result["judge"], console)
+    if not (check := result["self_check"]):
+        return
     console.print(
         f"Self-check: {check['count']} scores change by up to {check['largest_difference']:.2g} with the batch "
         f"(allowed: {check['tolerance']:g})."
@@ -139,6 +146,53 @@ def print_result(kind: str, result: Result, console: Console) -> None:
         markup=False,
         soft_wrap=True,
     )
+
+
+def print_judge(figures: Result, console: Console) -> None:
+    """What a judge's texts cost, and how far the order of two answers decides."""
+    console.print(
+        f"Judge: {figures['requests']:.0f} texts, {figures['unparsed']:.0f} could not be read and are left out; "
+        f"{figures['seconds']:.2f} s a request, {figures['dollars']:.2f} dollars.",
+        markup=False,
+        soft_wrap=True,
+    )
+    if figures["position_bias"] is not None:
+        console.print(
+            f"Position bias {figures['position_bias']:+.3f} points for the answer shown first; both orders agree on "
+            f"{_percent(figures['order_agreement'])} % of the pairs.",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def print_suite(suite: Result, console: Console) -> None:
+    """A line for each benchmark, its published scores below it; then what is missing, and why."""
+    table = _table("Scores in %, ties wrong", "benchmark")
+    for header in ("items", "score", "95 % interval", "longest answer", "shortest answer"):
+        table.add_column(header, justify="right")
+    for name, result in suite["benchmarks"].items():
+        figure = result["headline"]
+        lengths = ["" if (x := figure[key]) is None else _percent(x) for key in ("longest", "shortest")]
+        score, interval = _percent(figure["score"]), _interval(figure["interval"])
+        table.add_row(name, str(result["count"]), score, interval, *lengths)
+        for row in result["published"]:
+            table.add_row(f"  {row['model']}", "", f"{row['score']:.1f}", "", "", "", style="dim")
+    console.print(table)
+    console.print("Below each benchmark: published scores, see reward/evaluation/published.py for sources.")
+    for name, result in suite["benchmarks"].items():
+        for note in result["notes"]:
+            console.print(f"{name}: {note}", markup=False, soft_wrap=True)
+        if result["drops"]["dropped"]:
+            left_out = ", ".join(f"{d['count']} {why}" for why, d in result["drops"]["dropped"].items())
+            console.print(f"{name}: left out: {left_out}", markup=False, soft_wrap=True)
+        if "judge" in result:
+            console.print(f"{name}:", markup=False)
+            print_judge(result["judge"], console)
+    reasons: dict[str, list[str]] = {}
+    for name, reason in suite["missing"].items():
+        reasons.setdefault(reason.replace(repr(name), "it"), []).append(name)
+    for reason, names in reasons.items():
+        console.print(f"Missing: {', '.join(names)}: {reason}", markup=False, soft_wrap=True)
 
 
 def _print_subsets(result: Result, unit: str, baselines: Mapping[str, str], console: Console) -> None:
@@ -196,7 +250,9 @@ def _print_parts(result: Result, console: Console) -> None:
 def _print_curve(title: str, curve: Sequence[Result], console: Console, *, percent: bool = False) -> None:
     """One line an n; the gap is the one from a random pick to the best there is."""
     table = _table(title + (", in %" if percent else ""), "n")
-    for header in ("prompts", "picked", "95 % interval", "random", "best there is", "gap closed"):
+    headers = ["prompts", "picked", "95 % interval", "random", "best there is", "gap closed"]
+    lengths = [key for key in ("longest", "shortest") if all(key in row for row in curve)]
+    for header in [*headers, *lengths]:
         table.add_column(header, justify="right")
 
     def write(value: float) -> str:
@@ -207,6 +263,7 @@ def _print_curve(title: str, curve: Sequence[Result], console: Console, *, perce
         interval = "" if ends is None else f"{write(ends[0])} - {write(ends[1])}"
         way = "" if row["share"] is None else f"{_percent(row['share'])} %"
         figures = [write(row["score"]), interval, write(row["random"]), write(row["oracle"]), way]
+        figures += [write(row[key]) for key in lengths]
         table.add_row(str(row["n"]), str(row["prompts"]), *figures)
     console.print(table)
 

@@ -34,8 +34,8 @@ def test_the_table_shows_what_the_file_says(rlhf: Rlhf, tmp_path: Path) -> None:
         [cell.strip() for cell in line.split("│")[1:-1]] for line in result.stdout.splitlines() if "│" in line
     ]
     # Wilson, two of two: low = 2 / (2 + 1.96^2) = 34.2 %; one of two is symmetric: 9.5 to 90.5 %.
-    assert cells[0] == ["sums", "2", "100.0", "34.2 - 100.0", "50.0"]
-    assert cells[1] == ["words", "2", "50.0", "9.5 - 90.5", "50.0"]
+    assert cells[0] == ["sums", "2", "100.0", "34.2 - 100.0", "50.0", "50.0"]
+    assert cells[1] == ["words", "2", "50.0", "9.5 - 90.5", "50.0", "50.0"]
     assert [row[:3] for row in cells[2:5]] == [
         ["Section Easy", "", "100.0"],
         ["Section Hard", "", "50.0"],

@@ -1,0 +1,80 @@
+"""A judge in the place of a reward model: groups of answers to scores, with its position bias and cost over a benchmark.
+
+Two answers, both orders shown, are decided as JudgeBench does (arXiv 2410.12784):
+
+    d = mean over the orders of +1 (the first answer is preferred), -1 (the second) or 0;   scores d and -d
+
+so that an answer wins where the orders agree, or one of them prefers none. In larger groups, and where each answer is judged
+alone, the scores are the judge's own, see `reward.judge.groups`. A group is left out where a text on it could not be read
+and an answer is without a score, or a pair without the verdict of an order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from reward.evaluation.judging import Group
+from reward.judge.groups import Verdicts, decision, position_bias
+from reward.judge.judge import Judged, Responses
+
+SUMS = ("requests", "cached", "unparsed", "prompt_tokens", "completion_tokens", "dollars")
+UNREAD = "a text of the judge that could not be read"
+
+
+class GroupJudge(Protocol):
+    """What compares or rates the responses of groups: see `reward.judge.judge.Judge`."""
+
+    def judge(self, groups: Sequence[Responses]) -> Judged:
+        """Scores of all responses, with the verdicts they come from."""
+
+
+class JudgeScorer:
+    """Scores groups by a judge, and keeps count of its texts."""
+
+    def __init__(self, judge: GroupJudge) -> None:
+        self.judge = judge
+        self.start()
+
+    def start(self) -> None:
+        """Begin to count anew."""
+        self._sums: Counter[str] = Counter()
+        self._seconds = 0.0
+        self._verdicts: list[Verdicts] = []
+
+    def score_groups(self, groups: Sequence[Group]) -> list[tuple[float, ...] | str]:
+        """The scores of each group's answers, or why it has none.
+
+        Raises:
+            RewardError: the server fails.
+            ConfigError: the server refuses the token or the model.
+        """
+        judged = self.judge.judge([Responses(group.prompt, group.answers) for group in groups])
+        figures = {name.removeprefix("judge/"): value for name, value in judged.figures.items()}
+        self._sums.update({name: figures.get(name, 0.0) for name in SUMS})
+        self._seconds += figures.get("seconds", 0.0) * (
+            figures.get("requests", 0.0) - figures.get("cached", 0.0)
+        )
+        self._verdicts += judged.verdicts
+        scores: list[tuple[float, ...] | str] = []
+        for place, values in enumerate(judged.scores):
+            if len(values) == 2 and judged.verdicts:
+                decided = decision(judged.verdicts[place])
+                scores.append(UNREAD if decided is None else (decided, -decided))
+            else:
+                known = tuple(value for value in values if value is not None)
+                scores.append(known if len(known) == len(values) else UNREAD)
+        return scores
+
+    def figures(self) -> Mapping[str, float | None]:
+        """Counts and cost since `start`, and of a pairwise judge `position_bias` and `order_agreement` over all its verdicts."""
+        sent = self._sums["requests"] - self._sums["cached"]
+        bias, agreement = position_bias(self._verdicts)
+        return {
+            **{name: self._sums[name] for name in SUMS},
+            "seconds": self._seconds / sent if sent else 0.0,
+            "position_bias": None if math.isnan(bias) else bias,
+            "order_agreement": None if math.isnan(agreement) else agreement,
+        }

@@ -1,0 +1,95 @@
+"""A judge measured as a reward model is: decisions over both orders, unread texts, and its bias over a benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from reward.evaluation.benchmark import evaluate
+from reward.evaluation.choices import evaluate_best_of_n, evaluate_choices
+from reward.evaluation.judge_scorer import UNREAD, JudgeScorer
+from reward.judge.client import Completion, JudgeClient
+from reward.judge.forms import Verdict
+from reward.judge.groups import decision
+from reward.judge.judge import Judge
+from rlhf.config.judge import JudgeConfig
+from rlhf.core.errors import DataError
+from rlhf.core.records import Candidates, Choice, Comparison, Message
+from rlhf.data.drops import DropReport
+
+PROMPT = (Message("user", "Which one?"),)
+Reply = Callable[[str, str], str]
+
+
+@pytest.fixture
+def judge(monkeypatch: pytest.MonkeyPatch) -> Callable[[Reply], JudgeScorer]:
+    """A pairwise judge whose texts are a function of the two responses shown."""
+
+    def make(reply: Reply) -> JudgeScorer:
+        def complete(self: JudgeClient, requests: Sequence[str]) -> list[Completion]:
+            shown = [[part.split("\n[End")[0] for part in r.split("]\n")] for r in requests]
+            return [Completion(reply(parts[3], parts[5]), 10, 2, 0.5) for parts in shown]
+
+        monkeypatch.setattr(JudgeClient, "complete", complete)
+        config = JudgeConfig(url="http://127.0.0.1:9", model="m", pairing="all", dollars_per_million=(1, 10))
+        return JudgeScorer(Judge(config))
+
+    return make
+
+
+def longer_is_better(first: str, second: str) -> str:
+    scores = [min(5, len(text)) for text in (first, second)]
+    return f"\\boxed{{{scores[0]}, {scores[1]}}} \\boxed{{{1 if scores[0] > scores[1] else 6}}}"
+
+
+def test_the_decision_is_the_sum_over_both_orders() -> None:
+    first, second = Verdict(5, 1, 1), Verdict(1, 2, 6)
+    assert decision({(0, 1): first, (1, 0): second}) == 1.0, "both orders prefer response 0"
+    # By mean scores response 0 would win: 5 against 1, and 3 against 4. Each order prefers another one.
+    assert decision({(0, 1): first, (1, 0): Verdict(4, 3, 1)}) == 0.0
+    assert decision({(0, 1): first, (1, 0): None}) is None
+    assert decision({(0, 1): Verdict(3, 3, 6)}) == -1.0, "between equal scores the ranking decides"
+
+
+def test_pairs_by_a_judge(judge: Callable[[Reply], JudgeScorer]) -> None:
+    pairs = [Comparison(PROMPT, "aaaa", "b", "s"), Comparison(PROMPT, "a", "bbb", "s")]
+    scorer = judge(longer_is_better)
+    result, rows = evaluate(pairs, scorer)
+    assert [row["correct"] for row in rows] == [True, False]
+    assert (rows[0]["reward_chosen"], rows[0]["reward_rejected"]) == (1.0, -1.0)
+    assert (result["self_check"], result["shortest_baseline"]) == ({}, 0.5)
+    figures = scorer.figures()
+    assert (figures["requests"], figures["unparsed"], figures["seconds"]) == (4, 0, 0.5)
+    assert figures["dollars"] == pytest.approx(4 * (10 * 1 + 2 * 10) / 1e6)
+    assert (figures["position_bias"], figures["order_agreement"]) == (0.0, 1.0)
+
+
+def test_a_judge_that_always_prefers_the_first_has_no_right_pair(
+    judge: Callable[[Reply], JudgeScorer],
+) -> None:
+    scorer = judge(lambda first, second: "\\boxed{5, 1} \\boxed{1}")
+    result, _ = evaluate([Comparison(PROMPT, "a", "b", "s")], scorer)
+    assert (result["overall"], result["subsets"]["s"]["ties"]) == (0.0, 1)
+    assert (scorer.figures()["position_bias"], scorer.figures()["order_agreement"]) == (4.0, 0.0)
+
+
+def test_an_unread_text_leaves_the_pair_out(judge: Callable[[Reply], JudgeScorer]) -> None:
+    pairs = [Comparison(PROMPT, "aaaa", "b", "s"), Comparison(PROMPT, "aa", "??", "s")]
+    scorer = judge(lambda first, second: "hm" if first == "??" else longer_is_better(first, second))
+    drops = DropReport(read=2)
+    result, _ = evaluate(pairs, scorer, drops=drops)
+    assert (result["count"], result["overall"], drops.reasons) == (1, 1.0, {UNREAD: 1})
+    assert scorer.figures()["unparsed"] == 1
+    with pytest.raises(DataError):
+        evaluate(pairs, scorer)
+
+
+def test_many_answers_by_a_judge(judge: Callable[[Reply], JudgeScorer]) -> None:
+    scorer = judge(longer_is_better)
+    result, rows = evaluate_choices([Choice(PROMPT, ("aaaa",), ("b", "cc", "ddd"), "s")], scorer)
+    assert (rows[0]["rewards_chosen"], rows[0]["rewards_rejected"]) == ([4.0], [1.0, 2.0, 3.0])
+    assert (result["overall"], result["length_baseline"], result["shortest_baseline"]) == (1.0, 1.0, 0.0)
+    best, _ = evaluate_best_of_n([Candidates(PROMPT, ("a", "bbb", "cc"), (0.0, 1.0, 0.5), "s")], scorer)
+    last = best["best_of_n"][-1]
+    assert (last["score"], last["longest"], last["shortest"]) == (1.0, 1.0, 0.0)
