@@ -59,6 +59,8 @@ from rlhf.runs.gpu_memory import phase
 from rlhf.runs.inputs import Input, check_inputs, inputs_of
 from rlhf.runs.progress import Progress, close_live_lines
 
+TOO_LONG = "longer than data.max_prompt_tokens"
+"""Why a prompt is dropped whose ids are too many."""
 HELD_OUT_SHARE = 0.2
 """Of the prompts, at most this share is held out for the evaluation, however many it asks for."""
 
@@ -187,12 +189,14 @@ def load_data(config: PolicyConfig, chat: Chat) -> PromptData:
         )
     prompts, drops = load_prompts(config.data.prompts, seed=config.seed)
     fitting = []
+    shortest_dropped: int | None = None
     seen: set[bytes] = set()
     for prompt, ids in zip(prompts, chat.prompts_ids(one.messages for one in prompts), strict=True):
         if isinstance(ids, RefusalError):
             drops.drop(ids.reason, prompt.source or "a prompt")
         elif len(ids) > config.data.max_prompt_tokens:
-            drops.drop("longer than data.max_prompt_tokens", prompt.source or "a prompt")
+            drops.drop(TOO_LONG, prompt.source or "a prompt")
+            shortest_dropped = min(shortest_dropped or len(ids), len(ids))
         elif (digest := digest_of(ids)) in seen:
             drops.drop(SAME_PROMPT, prompt.source or "a prompt")
         else:
@@ -210,11 +214,21 @@ def load_data(config: PolicyConfig, chat: Chat) -> PromptData:
             f"{len(fitting)} prompts are left, and some are needed to train on and some to hold out.\n"
             + "\n".join(drops.lines()),
             allowed="at least two prompts",
-            fix="look at the reasons above; more prompts, or for long ones data.max_prompt_tokens"
-            if drops.reasons
-            else "add prompts: data.prompts needs two at least",
+            fix=_more_prompts(drops, shortest_dropped),
         )
     return PromptData(training, kept_back, drops)
+
+
+def _more_prompts(drops: DropReport, shortest_dropped: int | None) -> str:
+    """The fix for too few prompts, by the most frequent reason for which prompts were dropped."""
+    reason = drops.reasons.most_common(1)[0][0] if drops.reasons else None
+    if reason == TOO_LONG and shortest_dropped is not None:
+        return f"the shortest dropped prompt has {shortest_dropped} tokens: raise data.max_prompt_tokens to that at least"
+    if reason == SAME_PROMPT:
+        return "add prompts that differ: equal ones count once"
+    if reason is None:
+        return "add prompts: data.prompts needs two at least"
+    return f"remove the cause of the most frequent reason ({reason}), or add other prompts to data.prompts"
 
 
 def repeats(config: PolicyConfig, prompts: int) -> list[str]:

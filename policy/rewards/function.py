@@ -21,15 +21,13 @@ from typing import Any
 from policy.rewards.function_file import definition_of, folder_on_path, user_line
 from policy.rewards.function_file import load_function as load_function
 from policy.rewards.protocol import Missing
-from rlhf.core.errors import ConfigError, RewardError
+from rlhf.core.errors import ConfigError, RewardError, excerpt
 from rlhf.core.records import Prompt, Rollout
 from rlhf.data.checks import gold_score
 
 RewardFunction = Callable[..., Any]
 A_LIST = "a flat list with a number or None for each answer, in their order"
 NOT_A_NUMBER = "not a usable number"
-SHOWN = 60
-"""Characters of a returned value that a message shows."""
 
 
 class FunctionReward:
@@ -123,7 +121,7 @@ class FunctionReward:
             raise RewardError(f"{where} None.", allowed=A_LIST, fix="end it with `return [...]`")
         if isinstance(returned, str | bytes | Mapping) or not hasattr(returned, "__iter__"):
             raise RewardError(
-                f"{where} {_shown(returned)}, a {type(returned).__name__}, for {len(rollouts)} answers.",
+                f"{where} {excerpt(returned)}, a {type(returned).__name__}, for {len(rollouts)} answers.",
                 allowed=A_LIST,
                 fix="return one number for each of `completions`",
             )
@@ -153,21 +151,26 @@ class FunctionReward:
 
     def _number(self, value: Any) -> float | Missing:
         if value is None:
-            return Missing("it returned None")
+            return Missing("it returned None", f"return a number from {self.name} in every case")
         if isinstance(value, str | bytes):
-            return Missing(f"it returned {_shown(value)}, {NOT_A_NUMBER}")
+            return Missing(f"it returned {excerpt(value)}, {NOT_A_NUMBER}", self._convert())
         try:
             number = float(value)
         except OverflowError:
-            return Missing(f"it returned an integer beyond the range of a float, {NOT_A_NUMBER}")
+            return Missing(
+                f"it returned an integer beyond the range of a float, {NOT_A_NUMBER}",
+                f"return a number below 1e308 from {self.name}",
+            )
         except (TypeError, ValueError):
-            return Missing(f"it returned {_shown(value)}, {NOT_A_NUMBER}")
-        return number if math.isfinite(number) else Missing(f"it returned {number}")
+            return Missing(f"it returned {excerpt(value)}, {NOT_A_NUMBER}", self._convert())
+        if math.isfinite(number):
+            return number
+        return Missing(
+            f"it returned {number}", f"avoid the division or overflow in {self.name} that gives {number}"
+        )
 
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+    def _convert(self) -> str:
+        return f"return float(...) of it from {self.name}, one number for each completion"
 
 
 def _await(result: Awaitable[Any]) -> Any:
@@ -190,7 +193,7 @@ class GoldReward:
     def of(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[float | Missing]:
         """In 0..1; missing where a prompt has no check."""
         return [
-            Missing("the prompt has no check")
+            Missing("the prompt has no check", "leave such prompts out: data.prompts.N.where")
             if prompt.check is None
             else gold_score(prompt.check, rollout.text)
             for prompt, rollout in zip(prompts, rollouts, strict=True)

@@ -21,7 +21,8 @@ class ModelReward:
         """The reward of each answer; answers of one prompt that follow one another share its computation."""
         scores = score_each(self.scorer.score, conversations_of(prompts, rollouts))
         return [
-            Missing(score.found) if isinstance(score, RlhfError) else float(score.reward) for score in scores
+            Missing(score.found, score.fix) if isinstance(score, RlhfError) else float(score.reward)
+            for score in scores
         ]
 
 

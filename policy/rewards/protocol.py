@@ -14,9 +14,10 @@ from rlhf.core.records import Prompt, Rollout
 
 @dataclass(frozen=True)
 class Missing:
-    """An answer's reward that could not be computed, and why."""
+    """An answer without a reward: the reason, and what the user can change."""
 
     reason: str
+    fix: str = field(default="", compare=False)
 
 
 def group_sizes(prompts: Sequence[Prompt]) -> list[int]:
@@ -69,7 +70,7 @@ class RewardResult:
         return RewardError(
             f"None of the {len(self.rewards)} answers has a reward. Of the first: {self.missing.get(0, 'not known why')}",
             allowed="with reward_shaping.missing=drop some answers may be without, not all",
-            fix="mend the reward that fails",
+            fix="remove the cause that is named above; weight=0 only logs the rewards of a source",
         )
 
 

@@ -20,7 +20,7 @@ import httpx
 from policy.rewards.model import conversations_of
 from policy.rewards.protocol import Missing
 from rlhf.config.rewards import SERVER_PROTOCOL, is_header_safe
-from rlhf.core.errors import ConfigError, RewardError, RlhfError
+from rlhf.core.errors import ConfigError, RewardError, RlhfError, excerpt
 from rlhf.core.records import Conversation, Prompt, Rollout
 
 CHUNK = 64
@@ -174,7 +174,12 @@ def _error_message(response: httpx.Response) -> str:
 
 def _reward(score: Any) -> float | Missing:
     if isinstance(score, Mapping) and "error" in score:
-        return Missing(str(score["error"]))
+        return Missing(str(score["error"]), "see the output of the reward server")
     reward = score.get("reward") if isinstance(score, Mapping) else None
     is_number = isinstance(reward, int | float) and not isinstance(reward, bool) and math.isfinite(reward)
-    return float(reward) if is_number else Missing(f"the server sent {score!r:.80}")  # type: ignore[arg-type]
+    if is_number:
+        return float(reward)  # type: ignore[arg-type]
+    return Missing(
+        f"the server sent {excerpt(score, reward)} in place of a score",
+        'send {"reward": NUMBER} for each conversation, as `rlhf serve-reward` does',
+    )

@@ -117,8 +117,10 @@ class Shaping:
             raise given.none_known()
         if self.config.missing == "error" and not all(given.known):
             raise RewardError(
-                f"{given.known.count(False)} of {len(given.rewards)} answers have no reward.",
-                fix="mend the reward, or leave such answers out and count them: reward_shaping.missing=drop",
+                f"{given.known.count(False)} of {len(given.rewards)} answers have no reward. "
+                f"The first: {next(iter(given.missing.values()), 'the reward is NaN')}",
+                allowed="a finite number for each answer",
+                fix="reward_shaping.missing=drop leaves such answers out and counts them",
             )
         if self.config.normalise == "each":
             assert given.decoupled is not None  # the rewards were built for this setting

@@ -18,7 +18,7 @@ from statistics import fmean, pstdev
 from typing import Literal
 
 from policy.rewards.protocol import Missing, Reporting, RewardResult, Source, group_sizes
-from rlhf.core.errors import RewardError
+from rlhf.core.errors import RewardError, excerpt
 from rlhf.core.records import Prompt, Rollout
 
 EPSILON = 1e-4
@@ -54,6 +54,7 @@ class WeightedRewards:
             RewardError: a reward could not be computed, and `missing` is `error`.
         """
         reasons = dict[int, str]()
+        fixes = dict[int, str]()
         columns: dict[str, list[float]] = {}
         figures: dict[str, float] = {}
         for part in self.parts:
@@ -64,8 +65,10 @@ class WeightedRewards:
             for place, reward in enumerate(rewards):
                 if part.weight and isinstance(reward, Missing):
                     reasons.setdefault(place, f"{part.name}: {reward.reason}")
+                    fixes.setdefault(place, reward.fix)
         if reasons and self.missing == "error":
-            raise _no_reward(prompts, rollouts, reasons)
+            place = min(reasons)
+            raise _no_reward(prompts[place], rollouts[place].text, reasons, fixes[place], len(rollouts))
         counted = [(part.weight, columns[part.name]) for part in self.parts if part.weight]
         sizes = group_sizes(prompts)
         normalised = [(weight, group_normalised(values, sizes)) for weight, values in counted]
@@ -101,14 +104,13 @@ def _sum(weighted: Sequence[tuple[float, Sequence[float]]], answers: int) -> lis
     return [sum(weight * values[place] for weight, values in weighted) for place in range(answers)]
 
 
-def _no_reward(
-    prompts: Sequence[Prompt], rollouts: Sequence[Rollout], reasons: dict[int, str]
-) -> RewardError:
+def _no_reward(prompt: Prompt, answer: str, reasons: dict[int, str], fix: str, answers: int) -> RewardError:
+    """The error for answers without a reward, with the first of them in full detail."""
     place = min(reasons)
-    asked, answer = prompts[place].messages[-1].content, rollouts[place].text
+    skip = "reward_shaping.missing=drop leaves such answers out and counts them"
     return RewardError(
-        f"{len(reasons)} of {len(rollouts)} answers have no reward. Of answer {place + 1}, {reasons[place]}\n"
-        f"  asked: {asked!r:.100}\n  answer: {answer!r:.100}",
+        f"{len(reasons)} of {answers} answers have no reward. Answer {place + 1}: {reasons[place]}\n"
+        f"  prompt: {excerpt(prompt.messages[-1].content)}\n  answer: {excerpt(answer)}",
         allowed="a finite number for each answer",
-        fix="mend the reward, or leave such answers out and count them: reward_shaping.missing=drop",
+        fix=f"{fix}; or {skip}" if fix else skip,
     )

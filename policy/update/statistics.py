@@ -265,7 +265,9 @@ def check_update(
             raise diverged(what, number, rewards)
     if number == 1 and not figures["kl/abs_mean"] <= bound:
         raise DivergenceError(
-            f"Before the first update the policy is not the reference: mean |log-ratio| is {figures['kl/abs_mean']:.2g}.",
-            allowed=f"at most {bound:g}: nothing has been learnt yet",
-            fix="start from a fresh adapter, or from the base that is the reference too",
+            "Before the first update the policy and the reference give different log-probabilities: mean |log-ratio| "
+            f"is {figures['kl/abs_mean']:.2g}.",
+            allowed=f"at most {bound:g}: their weights are still equal, so only rounding may differ",
+            fix="model.fast_layers=false, which computes both by transformers' and PEFT's own layers (please report "
+            "the base); if it still differs, model.packing=false",
         )

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from rlhf.config.judge import JudgeConfig
-from rlhf.core.errors import ConfigError, RewardError, did_you_mean
+from rlhf.core.errors import ConfigError, RewardError, did_you_mean, excerpt
 
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504)
 """Status codes after which a request is sent again."""
@@ -153,7 +153,7 @@ class JudgeClient:
                 if response.status_code == httpx.codes.OK:
                     return self._read(response, time.perf_counter() - started)
                 self._raise_if_final(response)
-                reason = f"status {response.status_code}: {response.text[:200]}"
+                reason = f"status {response.status_code}: {excerpt(response.text)}"
                 wait = _retry_after(response, wait)
             if attempt < self.config.retries:
                 time.sleep(wait)
@@ -193,7 +193,7 @@ class JudgeClient:
         if not isinstance(text, str):
             raise RewardError(
                 f"The judge at {self.config.url} sent a response without choices[0].message.content: "
-                f"{response.text[:200]!r}",
+                f"{excerpt(response.text)}",
                 allowed="the JSON of OpenAI's chat completions",
                 fix="check that judge.url is an OpenAI-compatible server",
             )

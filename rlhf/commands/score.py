@@ -22,7 +22,7 @@ from rlhf.core.errors import DataError, DivergenceError, OutputError
 from rlhf.core.records import Conversation
 from rlhf.data.readers.files import file_rows, missing_path
 from rlhf.data.readers.messages import read_prompt
-from rlhf.data.readers.rows import MEND, Row
+from rlhf.data.readers.rows import CORRECT_ROW, Row
 from rlhf.runs.progress import Progress
 
 _SHAPE = '{"messages": [{"role": "user", "content": "..."}, ..., {"role": "assistant", "content": "..."}]}'
@@ -90,7 +90,7 @@ def read_conversations(path: Path) -> Iterator[tuple[Row, Conversation]]:
             raise DataError(f"{place}: no object with a list `messages`", allowed=_SHAPE)
         row = Row(place, values)
         if row.repeats_a_key:
-            raise DataError(f"{place}: a key occurs twice", allowed="each key once", fix=MEND)
+            raise DataError(f"{place}: a key occurs twice", allowed="each key once", fix=CORRECT_ROW)
         conversation = read_prompt(row, "messages")
         if not conversation or conversation[-1].role != "assistant":
             last = f"ends with the {conversation[-1].role}'s message" if conversation else "is empty"

@@ -1,4 +1,4 @@
-"""Every error a person can meet, as one tree.
+"""The tree of all errors that this project raises on purpose.
 
     RlhfError                  anything this project raises on purpose
     ├── UserError              the input is at fault: exit code 2, one message, no stack trace
@@ -6,11 +6,11 @@
     │   ├── DataError          a row, a file or a data set
     │   ├── ModelError         a model, tokenizer, adapter or head that does not fit
     │   └── OutputError        an output folder that cannot be used
-    └── RunError               a run that was right to start and failed: exit code 1
-        ├── StoppedError       a signal ended it, after an update: exit code 128 + the signal's number
+    └── RunError               valid input, but the run failed: exit code 1
+        ├── StoppedError       stopped by a signal, after an update: exit code 128 + the signal's number
         ├── EngineError        the rollout engine returned nothing, or disagrees with the trainer
         ├── RewardError        an answer's reward could not be computed
-        └── DivergenceError    a loss, reward or KL that is not a number, or is out of bounds
+        └── DivergenceError    a loss, reward or KL that is not finite, or is out of bounds
 
 A message has three parts: what was *found*, what is *allowed*, and the *fix* to type.
 """
@@ -20,14 +20,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+EXCERPT = 160
+"""Characters of a value in a message."""
+
 
 class RlhfError(Exception):
-    """Base of every error raised on purpose.
+    """Base class of all errors raised on purpose.
 
     Args:
-        found: what was met, with its place (file, line, key).
-        allowed: what would have been right.
-        fix: what the reader can type or change now.
+        found: the value or state that is wrong, with its place (file, line, key).
+        allowed: what would be valid.
+        fix: what the user can type or change.
     """
 
     exit_code = 1
@@ -48,7 +51,7 @@ class UserError(RlhfError):
     exit_code = 2
 
     def _render_traceback_(self) -> list[str]:
-        """What IPython and Jupyter show in place of a stack trace: the message."""
+        """Show the message alone in IPython and Jupyter, without a stack trace."""
         return [f"{type(self).__name__}: {self}"]
 
 
@@ -61,18 +64,18 @@ class DataError(UserError):
 
 
 class RefusalError(DataError):
-    """A conversation cannot become tokens: the template refuses it (Gemma's a system prompt), or a text in it is not Unicode.
+    """A conversation that cannot be tokenized: the chat template refuses it, or its text is not Unicode.
 
     Attributes:
-        reason: why, for a report of many; goes on after "is".
+        reason: the cause, phrased to follow "is"; drop reports count conversations by it.
     """
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
         super().__init__(
             f"A conversation is {reason}",
-            allowed="Unicode text, in messages that the base's chat template takes",
-            fix="change or leave out such conversations, or use a base whose template takes them",
+            allowed="Unicode text, in messages that the base's chat template accepts",
+            fix="remove such conversations, or use a base whose chat template accepts them",
         )
 
 
@@ -85,11 +88,11 @@ class OutputError(UserError):
 
 
 class RunError(RlhfError):
-    """A run that was right to start and failed."""
+    """A run that failed although its input was valid."""
 
 
 class StoppedError(RunError):
-    """A signal stopped a run; its last update is in a checkpoint."""
+    """A run stopped by a signal; its last update is in a checkpoint."""
 
     def __init__(self, found: str, *, fix: str, exit_code: int) -> None:
         super().__init__(found, fix=fix)
@@ -105,10 +108,36 @@ class RewardError(RunError):
 
 
 class DivergenceError(RunError):
-    """A quantity that must stay finite or within bounds did not."""
+    """A quantity that is not finite, or not within its bounds."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The sentence ` Did you mean 'x'?` for the closest known word, or the empty string."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def excerpt(value: object, around: object = None, *, width: int = EXCERPT) -> str:
+    """`repr(value)` in at most `width` characters: the text around the fault, else its beginning and its end.
+
+    Args:
+        around: the part of the value that is at fault, such as one item of a list; None where the fault has no place.
+    """
+    text = repr(value)
+    place = text.find(repr(around)) if around is not None else -1
+    if place >= 0:
+        return shorten(text, place, min(len(repr(around)), width), width=width)
+    if len(text) <= width:
+        return text
+    half = (width - 5) // 2
+    return f"{text[: width - 5 - half]} ... {text[-half:]}"
+
+
+def shorten(text: str, start: int, length: int = 1, *, width: int = EXCERPT) -> str:
+    """At most `width` characters of a text with `text[start : start + length]` in the middle, `...` for the rest."""
+    if len(text) <= width:
+        return text
+    room = width - 6
+    begin = max(0, min(start - (room - length) // 2, len(text) - room))
+    end = begin + room
+    return f"{'...' if begin else ''}{text[begin:end]}{'...' if end < len(text) else ''}"

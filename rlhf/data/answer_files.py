@@ -93,9 +93,9 @@ def _answered(row: Row) -> Answered:
         raise DataError(f"{row.place}: no prompt with answers, but {found}", allowed=SHAPE)
     prompt, answers, check = read_prompt(row, "prompt"), row.get("answers"), row.find("check")
     if not isinstance(answers, list) or not answers or not all(isinstance(one, str) for one in answers):
-        raise row.wrong("answers", "a list of one or more texts")
+        raise row.wrong_item("answers", "a list of one or more texts", lambda answer: isinstance(answer, str))
     if check is not None and not isinstance(check, dict):
-        raise row.wrong("check", "a dictionary that says how to check an answer")
+        raise row.wrong("check", "a dictionary with the check of an answer, as `rlhf generate` writes it")
     rules.require_prompt(prompt)
     source = row.find("source")
     return Answered(Prompt(prompt, "" if source is None else str(source), check), tuple(answers))

@@ -27,7 +27,7 @@ from rlhf.data.drops import DropReport
 from rlhf.data.load import REWARDBENCH, load_comparisons, read_records, require_some
 from rlhf.data.readers.columns import comparison
 from rlhf.data.readers.messages import read_prompt, read_responses
-from rlhf.data.readers.rows import DEMO, MEND, Row, is_number, read_rows
+from rlhf.data.readers.rows import CORRECT_ROW, DEMO, Row, is_number, read_rows
 from rlhf.data.readers.winners import winner_sign
 
 Kind = Literal["pairs", "rm-bench", "rewardbench-2", "one-of-many", "best-of-n"]
@@ -170,7 +170,7 @@ def rewardbench_2(row: Row) -> Choice:
             raise DataError(
                 f"{row.place}: column {name!r} has {len(answers)} answers",
                 allowed=f"{RIGHT} chosen and {WRONG} rejected answers in the subset {subset}",
-                fix=MEND,
+                fix=CORRECT_ROW,
             )
     return Choice(item.prompt, item.chosen, item.rejected, subset, identity)
 
@@ -228,12 +228,10 @@ def best_of_k(row: Row) -> Candidates:
         )
     prompt, responses = read_responses(row, "prompt", *names)
     scores = row.get("scores")
-    if (
-        not isinstance(scores, list)
-        or len(scores) != len(names)
-        or not all(isinstance(score, bool) or is_number(score) for score in scores)
-    ):
-        raise row.wrong("scores", f"true, false or a number for each of the {len(names)} responses")
+    if not isinstance(scores, list) or len(scores) != len(names) or not all(map(_is_score, scores)):
+        raise row.wrong_item(
+            "scores", f"true, false or a number for each of the {len(names)} responses", _is_score
+        )
     rules.require_prompt(prompt)
     return Candidates(prompt, tuple(responses), tuple(map(float, scores)), _subset(row))
 
@@ -271,7 +269,7 @@ def styled(row: Row) -> Choice:
         raise DataError(
             f"{row.place}: RM-Bench has no domain {domain!r}.{did_you_mean(domain, DOMAINS)}",
             allowed=", ".join(DOMAINS),
-            fix="mend the row; for lists of answers of your own, name the column `subset`",
+            fix="correct the domain; if the file is not RM-Bench, rename its column `domain` to `subset`",
         )
     item = choice(row)
     for column, answers in (("chosen", item.chosen), ("rejected", item.rejected)):
@@ -279,7 +277,7 @@ def styled(row: Row) -> Choice:
             raise DataError(
                 f"{row.place}: column {column!r} has {len(answers)} answers, one a style is needed",
                 allowed=f"{len(STYLES)} answers, in this order: {', '.join(STYLES)}",
-                fix=MEND,
+                fix=CORRECT_ROW,
             )
     return Choice(item.prompt, item.chosen, item.rejected, domain)
 
@@ -294,7 +292,9 @@ def candidates(row: Row) -> Candidates:
     prompt = read_prompt(row, "prompt")
     responses, scores = _answers(row, "responses"), row.get("scores")
     if not isinstance(scores, list) or len(scores) != len(responses) or not all(map(is_number, scores)):
-        raise row.wrong("scores", f"a finite number for each of the {len(responses)} responses")
+        raise row.wrong_item(
+            "scores", f"a finite number for each of the {len(responses)} responses", is_number
+        )
     rules.require_prompt(prompt)
     if len(responses) < 2:
         raise rules.UnusableRowError(FEW_RESPONSES)
@@ -317,6 +317,10 @@ KINDS: Mapping[Schema, Kind] = {"judgebench": "pairs", "ppe": "pairs", "best-of-
 """The kind of a schema that has another name."""
 
 
+def _is_score(value: Any) -> bool:
+    return isinstance(value, bool) or is_number(value)
+
+
 def _is_list_of_answers(value: Any) -> bool:
     return isinstance(value, list) and not any(isinstance(item, dict) for item in value)
 
@@ -324,7 +328,7 @@ def _is_list_of_answers(value: Any) -> bool:
 def _answers(row: Row, column: str) -> tuple[str, ...]:
     value = row.get(column)
     if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
-        raise row.wrong(column, "a list of strings")
+        raise row.wrong_item(column, "a list of strings", lambda item: isinstance(item, str))
     return tuple(value)
 
 

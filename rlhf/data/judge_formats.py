@@ -180,7 +180,9 @@ def looks_like(row: Row) -> str | None:
 def _mt_bench_question(row: Row) -> Question:
     turns, category = row.get("turns"), row.text("category")
     if not turns or not all(isinstance(turn, str) for turn in turns):
-        raise row.wrong("turns", "a list of what the user says, in two turns")
+        raise row.wrong_item(
+            "turns", "a list of the user's messages, one per turn", lambda turn: isinstance(turn, str)
+        )
     return Question(
         str(row.get("question_id")),
         row.place,
@@ -196,7 +198,11 @@ def _arena_question(row: Row) -> Question:
         return Question(row.text("uid"), row.place, (Message("user", row.text("prompt")),), values=row.values)
     turns = [turn.get("content") if isinstance(turn, dict) else None for turn in row.get("turns")]
     if not turns or not all(isinstance(turn, str) for turn in turns):
-        raise row.wrong("turns", 'a list of {"content": what the user says}')
+        raise row.wrong_item(
+            "turns",
+            'a list of {"content": the user\'s message}',
+            lambda turn: isinstance(turn, dict) and isinstance(turn.get("content"), str),
+        )
     first, *later = map(str, turns)
     category = row.find("category")
     return Question(

@@ -32,7 +32,7 @@ def require_fit(config: RewardConfig | PolicyConfig) -> None:
         raise RunError(
             "This machine is not ready for the run.\n"
             + "\n".join(f"{line.name}: {line.found}\n  {line.fix}" for line in problems),
-            fix="mend this; `rlhf doctor CONFIG.yaml` looks at everything",
+            fix="the line below each problem; `rlhf doctor CONFIG.yaml` checks everything else",
         )
     if os.environ.get("RANK", "0") == "0":
         for line in found:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -12,6 +13,7 @@ from rlhf.config.policy import PolicyConfig
 from rlhf.config.reward import RewardConfig
 from rlhf.config.schema import DataSource
 from rlhf.core.errors import ModelError, RlhfError
+from rlhf.core.places import missing_local
 from rlhf.data.drops import DropReport
 from rlhf.data.load import load_comparisons, load_preferences, load_prompts, load_ratings
 from rlhf.data.readers.rows import DEMO, looks_local
@@ -73,8 +75,8 @@ def full_run(config: Config, say: Callable[[str], None], torch: Torch | Trouble 
     gone = looks_local(config.model.base) and not Path(config.model.base).is_dir()
     shape: Shape | Trouble | None
     if gone:
-        fix = "check the spelling: a folder, a Hugging Face name, or `embedded`"
-        shape = Trouble(f"there is no folder {config.model.base}", fix)
+        near = missing_local(config.model.base)
+        shape = Trouble(f"there is no folder {config.model.base}: {near}", _path_fix(near))
     else:
         shape = attempt(lambda: _shape(config))
     here = not gone and (hub is None or hub.cached)
@@ -165,9 +167,23 @@ def hub_answer(said: Any) -> int | Trouble:
     if "bytes" in said:
         return int(said["bytes"])
     if said["gated"]:
-        fix = "ask for access on the model's page, then `hf auth login`"
+        fix = "request access on the model's page, then `hf auth login`"
         return Trouble("the Hub does not let us have this gated model", fix)
-    return Trouble(f"the Hub says {said['error']}", "check the spelling of model.base and model.revision")
+    return Trouble(f"the Hub says {said['error']}", HUB_FIXES.get(said["error"], "try again later"))
+
+
+HUB_FIXES = {
+    "RepositoryNotFoundError": "correct the name in model.base; for a private model run `hf auth login` first",
+    "RevisionNotFoundError": "correct model.revision, or leave it out",
+    "HFValidationError": "model.base must be OWNER/NAME on the Hub, a folder, or `embedded`",
+}
+"""What the user can do about each of the Hub's answers."""
+
+
+def _path_fix(near: str) -> str:
+    """The fix for a path that does not exist: the path that was probably meant, if there is one."""
+    hint = re.search(r"Did you mean (.*)\?$", near)
+    return f"model.base={hint[1]}" if hint else "correct the path in model.base"
 
 
 def _chat(config: Config) -> Chat:

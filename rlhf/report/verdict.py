@@ -142,7 +142,8 @@ def _by_gold(gold: Change, reward: Change | None, at: str) -> Verdict:
             sentence,
             [
                 "The policy learnt to please the reward model at the cost of right answers. "
-                "Read the worst answers below; then raise the KL coefficient, stop earlier, or mend the reward model."
+                "Read the worst answers below. Then raise the KL coefficient, stop earlier, or retrain the reward "
+                "model on data that covers such answers."
             ],
         )
     if gold.fell:
@@ -180,7 +181,7 @@ def _by_held_out(reward: Change, held_out: Change, at: str) -> Verdict:
         sentence = f"{reward.sentence('Reward')} while {held_out.sentence('the held-out reward')}{at}."
         hacked = (
             "The policy learnt what pleases its own reward alone. Read the worst answers below; then raise the KL "
-            "coefficient, stop earlier, or mend the reward model."
+            "coefficient, stop earlier, or retrain the reward model on data that covers such answers."
         )
         return Verdict("bad", "Warning: reward hacking", sentence, [hacked])
     if reward.rose and held_out.rose:

@@ -53,7 +53,7 @@ MARGIN_FIX = (
     "leave `strength` out, so that every pair counts as 1; or scale the column to 0..3; or correct this row"
 )
 HIGHEST = 4.0
-SCALE_FIX = "set `scale: [lowest, highest]` of this source, or `scale: row`; or mend this row"
+SCALE_FIX = "if the scale is another one, set `scale: [lowest, highest]` (or `scale: row`) of this source; else correct the row"
 
 
 def check_columns(source: DataSource, kind: Kind) -> None:

@@ -7,7 +7,7 @@ A prompt of several turns is one string there, its turns parted by `\\n<extra_id
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlhf.core.errors import DataError
 from rlhf.core.records import HELPSTEER_ATTRIBUTES, Conversation, Message, Preference, Prompt, Rating
@@ -117,12 +117,12 @@ def annotators_strengths(row: Row) -> list[int]:
         fix = "set `annotations: published` of this source, which takes `preference_strength`"
         raise DataError(f"{row.place}: no column {ANNOTATIONS!r}", allowed=allowed, fix=fix)
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise row.wrong(ANNOTATIONS, allowed)
+        raise row.wrong_item(ANNOTATIONS, allowed, lambda item: isinstance(item, dict))
     strengths = []
     for item in value:
         strength = item.get("strength")
         if isinstance(strength, bool) or strength not in (*range(-STRONGEST, STRONGEST + 1), NEITHER_VALID):
-            raise row.wrong(ANNOTATIONS, allowed)
+            raise row.wrong(ANNOTATIONS, allowed, value=item, around=strength)
         strengths.append(int(strength))
     return strengths
 
@@ -139,7 +139,11 @@ def annotators_ratings(row: Row) -> dict[str, list[int]]:
     ratings: dict[str, list[int]] = {}
     for name in HELPSTEER_ATTRIBUTES:
         values = row.get(name)
-        if not isinstance(values, list) or not all(is_number(v) and v in range(5) for v in values):
-            raise row.wrong(name, allowed)
+        if not isinstance(values, list) or not all(map(_is_rating, values)):
+            raise row.wrong_item(name, allowed, _is_rating)
         ratings[name] = [int(value) for value in values]
     return ratings
+
+
+def _is_rating(value: Any) -> bool:
+    return is_number(value) and value in range(5)

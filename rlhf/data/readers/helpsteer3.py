@@ -75,12 +75,14 @@ def individual_strengths(row: Row) -> list[int]:
     """
     value = row.get(INDIVIDUAL)
     allowed = f'a list of {{"score": -{STRONGEST}..{STRONGEST}, "reasoning": TEXT}}'
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise row.wrong(INDIVIDUAL, allowed)
-    scores = [item.get("score") for item in value]
-    if not all(is_number(score) and score in range(-STRONGEST, STRONGEST + 1) for score in scores):
-        raise row.wrong(INDIVIDUAL, allowed)
-    return [int(score) for score in scores if score is not None]
+    if not isinstance(value, list) or not all(map(_has_score, value)):
+        raise row.wrong_item(INDIVIDUAL, allowed, _has_score)
+    return [int(item["score"]) for item in value]
+
+
+def _has_score(item: Any) -> bool:
+    score = item.get("score") if isinstance(item, dict) else None
+    return is_number(score) and score in range(-STRONGEST, STRONGEST + 1)
 
 
 def feedback_ratings(row: Row, source: DataSource, *, max_spread: int) -> list[Rating]:
@@ -142,5 +144,5 @@ def principle(row: Row, source: DataSource) -> Principle:
 def _texts(row: Row, column: str) -> list[str]:
     value: Any = row.get(column)
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise row.wrong(column, "a list of texts")
+        raise row.wrong_item(column, "a list of texts", lambda text: isinstance(text, str))
     return value

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast, get_args
 
+from rlhf.core.errors import DataError, shorten
 from rlhf.core.records import TOOLS, Conversation, Message, Role
 from rlhf.data import rules
 from rlhf.data.readers.rows import Row
@@ -115,12 +116,18 @@ def _decoded(row: Row, column: str, encoding: str, *, plain: bool = False) -> An
     if not isinstance(value, str) or encoding == "text" or (plain and looks_encoded(value) != encoding):
         return value
     if encoding == "json":
+        allowed = "a JSON list of messages (`encoding: json`)"
         try:
             decoded = json.loads(value)
-        except json.JSONDecodeError:
-            decoded = None
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{row.place}: column {column!r} is not valid JSON ({error.msg} at character {error.pos}): "
+                f"{shorten(value, error.pos)}",
+                allowed=allowed,
+                fix="correct the JSON there, or set `encoding: text` if these are plain texts",
+            ) from None
         if not isinstance(decoded, list):
-            raise row.wrong(column, "a JSON list of messages (`encoding: json`)")
+            raise row.wrong(column, allowed)
         return decoded
     names = TRANSCRIPT.split(value)
     if len(names) < 3 or names[0].strip():
@@ -184,11 +191,11 @@ def _conversation(row: Row, column: str, value: Any) -> Conversation:
 
 def _message(row: Row, column: str, item: Any) -> Message:
     if not isinstance(item, Mapping):
-        raise row.wrong(column, MESSAGES)
+        raise row.wrong(column, MESSAGES, value=item)
     sharegpt = item.get("role") is None and "from" in item
     role = SHAREGPT.get(str(item["from"])) if sharegpt else item.get("role")
     if role not in ROLES:
-        raise row.wrong(column, MESSAGES, value=item)
+        raise row.wrong(column, MESSAGES, value=item, around=item["from"] if sharegpt else role)
     extra = {name: item[name] for name in RENDERED if item.get(name)}
     unread = [name for name, one in item.items() if name not in KNOWN and one not in (None, "", [], {})]
     if content_fields := [name for name in unread if name in WITH_CONTENT]:
@@ -202,7 +209,7 @@ def _message(row: Row, column: str, item: Any) -> Message:
     if isinstance(content, list):
         content = _parts(row, column, content)
     if not isinstance(content, str):
-        raise row.wrong(column, MESSAGES, value=item)
+        raise row.wrong(column, MESSAGES, value=item, around=content)
     return Message(cast(Role, role), content, _fields(extra))
 
 
@@ -216,7 +223,9 @@ def _parts(row: Row, column: str, parts: Sequence[Any]) -> str:
         elif part["type"] != "text":
             raise rules.UnusableRowError(rules.with_media(str(part["type"])))
         elif not isinstance(part.get("text"), str):
-            raise row.wrong(column, 'parts {"type": "text", "text": TEXT}', value=part)
+            raise row.wrong(
+                column, 'parts {"type": "text", "text": TEXT}', value=part, around=part.get("text")
+            )
         else:
             texts.append(part["text"])
     return "".join(texts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlhf.core.records import Preference
 from rlhf.data import rules
@@ -24,15 +24,12 @@ def preferences(row: Row, source: DataSource) -> list[Preference]:
         UnusableRowError: no two answers differ in text and rank.
     """
     answers = row.get("answers")
-    if not isinstance(answers, list) or not all(
-        isinstance(one, dict) and isinstance(one.get("answer"), str) and is_number(one.get("rank"))
-        for one in answers
-    ):
-        raise row.wrong("answers", ANSWERS)
+    if not isinstance(answers, list) or not all(map(_is_ranked, answers)):
+        raise row.wrong_item("answers", ANSWERS, _is_ranked)
     encoding = "transcript" if looks_encoded(row.find("prompt")) == "transcript" else "text"
     prompt = read_prompt(row, "prompt", encoding)
     rules.require_prompt(prompt)
-    ranked = sorted(answers, key=lambda one: one["rank"])
+    ranked = sorted(answers, key=lambda answer: answer["rank"])
     made = [
         Preference(prompt, better["answer"], worse["answer"], -1, source=source.path)
         for better, worse in itertools.combinations(ranked, 2)
@@ -44,3 +41,7 @@ def preferences(row: Row, source: DataSource) -> list[Preference]:
     if not made:
         raise rules.UnusableRowError(rules.TIE)
     return made
+
+
+def _is_ranked(item: Any) -> bool:
+    return isinstance(item, dict) and isinstance(item.get("answer"), str) and is_number(item.get("rank"))

@@ -6,12 +6,12 @@ import glob
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from rlhf.core.errors import DataError, did_you_mean
+from rlhf.core.errors import DataError, did_you_mean, excerpt
 from rlhf.data.readers.files import READABLE, RepeatedKeys, file_rows, folder_files, missing_path
 from rlhf.data.readers.hub import hub_rows
 from rlhf.data.readers.select import drawn, matching, of_split
@@ -30,9 +30,7 @@ CONFIGURATIONS = {
 }
 """The configuration of nvidia/HelpSteer3, on the Hub and as a folder, that holds the rows of a format."""
 PREFERENCE, DISAGREEMENTS = "preference", "disagreements"
-MEND = "correct or delete this row"
-SHOWN = 160
-"""Characters of a value in an error."""
+CORRECT_ROW = "correct this value in the file, or delete the row"
 JOIN = " + "
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 PATTERN = re.compile(r"[*?\[]")
@@ -78,16 +76,31 @@ class Row:
             )
         return value
 
-    def wrong(self, column: str, allowed: str, fix: str = MEND, value: Any = None) -> DataError:
+    def wrong(
+        self, column: str, allowed: str, fix: str = CORRECT_ROW, value: Any = None, around: Any = None
+    ) -> DataError:
         """The error for a column whose value cannot be used.
 
         Args:
             value: the item of a list that is at fault, where it is not the whole value.
+            around: the part of that value that is at fault, which the excerpt is centred on.
         """
-        shown = repr(self.find(column) if value is None else value)
-        shown = shown if len(shown) <= SHOWN else shown[: SHOWN - 3] + "..."
+        shown = excerpt(self.find(column) if value is None else value, around)
         where = "is" if value is None else "is malformed at"
         return DataError(f"{self.place}: column {column!r} {where} {shown}", allowed=allowed, fix=fix)
+
+    def wrong_item(self, column: str, allowed: str, is_valid: Callable[[Any], bool]) -> DataError:
+        """As `wrong`, of a list: names the first item that is not valid, where there is one."""
+        values = self.find(column)
+        items = values if isinstance(values, list) else []
+        faults = (number for number, item in enumerate(items, start=1) if not is_valid(item))
+        if (number := next(faults, None)) is None:
+            return self.wrong(column, allowed)
+        return DataError(
+            f"{self.place}: column {column!r}, item {number} of {len(items)}, is {excerpt(items[number - 1])}",
+            allowed=allowed,
+            fix=CORRECT_ROW,
+        )
 
     def text(self, column: str) -> str:
         """A column that must be a string."""
@@ -96,7 +109,7 @@ class Row:
             raise self.wrong(column, "a string")
         return value
 
-    def number(self, column: str, low: float, high: float, fix: str = MEND) -> float:
+    def number(self, column: str, low: float, high: float, fix: str = CORRECT_ROW) -> float:
         """A column that must be a number from `low` to `high`."""
         value = _parsed(self.get(column))
         if not is_number(value) or not low <= value <= high:

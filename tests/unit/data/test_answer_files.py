@@ -33,7 +33,7 @@ def test_answers_are_read_once_a_prompt(write_rows: WriteRows) -> None:
     [
         ({"prompt": "x", "chosen": "y"}, "no prompt with answers, but prompt, chosen"),
         ({"prompt": "x", "answers": []}, "column 'answers' is"),
-        ({"prompt": "x", "answers": [1]}, "column 'answers' is"),
+        ({"prompt": "x", "answers": [1]}, "column 'answers', item 1 of 1, is 1"),
         ({"prompt": "x", "answers": ["y"], "check": "words"}, "column 'check' is"),
     ],
 )

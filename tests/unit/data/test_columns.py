@@ -81,7 +81,7 @@ def test_each_row_may_name_its_scale(ratings_of: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     ("row", "options", "message"),
     [
-        ({"ratings": {"wit": 5}}, {}, r":1: column 'ratings\.wit' is 5\n.*0 to 4\nDo this: set `scale:"),
+        ({"ratings": {"wit": 5}}, {}, r":1: column 'ratings\.wit' is 5\n.*0 to 4\nDo this: .*`scale:"),
         ({"ratings": [5]}, {}, r":1: column 'ratings' is \[5\]"),
         ({}, {}, ":1: no column 'ratings'"),
         ({"response": 5, "ratings": {"wit": 1}}, {}, r":1: column 'response' is 5"),

@@ -76,7 +76,7 @@ def test_a_name_that_is_not_there() -> None:
     said = hub_answer(try_out("hub", "meta/lama"))
     assert isinstance(said, Trouble)
     assert "RepositoryNotFoundError" in said.found
-    assert "spelling" in said.fix
+    assert "model.base" in said.fix
 
 
 def test_a_hub_that_does_not_answer(hub: HTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:

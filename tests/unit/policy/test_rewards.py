@@ -67,7 +67,7 @@ def test_a_missing_reward_ends_the_run_where_it_is_an_error() -> None:
     with pytest.raises(RewardError) as caught:
         weighted(Part("a", 1.0, Told(1.0, Missing("it is ill"), 3.0)))
     assert caught.value.exit_code == 1
-    assert str(caught.value).startswith("1 of 3 answers have no reward. Of answer 2, a: it is ill")
+    assert str(caught.value).startswith("1 of 3 answers have no reward. Answer 2: a: it is ill")
     assert "'Q1'" in str(caught.value) and "'answer 1'" in str(caught.value)
     assert "reward_shaping.missing=drop" in caught.value.fix
 
