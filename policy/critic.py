@@ -52,7 +52,7 @@ def hang_critic(model: PeftModel, config: PolicyConfig) -> None:
     nn.init.zeros_(head.weight)
     if start is not None and start.adapter is not None:
         reward = RewardAdapter.read(Path(start.adapter))
-        reward.lora.hang_on(model, CRITIC)
+        reward.lora.attach(model, CRITIC)
         with torch.no_grad():
             head.weight.copy_(start.weight * reward.head_AD[:1])
     else:

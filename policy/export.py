@@ -69,7 +69,7 @@ def export_policy(
     card = adapter.card
     chat = Chat.beside(policy, card)
     adapter.check_template(chat)
-    wearing = adapter.hang_on(load_as_trained(card, writes=True), POLICY).eval()
+    wearing = adapter.attach(load_as_trained(card, writes=True), POLICY).eval()
     texts = [chat.conversation_ids(conversation) for conversation in conversations]
     before = [text_logprobs(wearing, ids) for ids in texts]
     plain = merge(wearing.unload(), adapter, dtype)

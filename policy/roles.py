@@ -32,6 +32,6 @@ def attach_roles(config: PolicyConfig, model: PeftModel, chat: Chat) -> None:
         folder = Path(config.start)
         start = read_policy(folder)
         start_from(folder, start, model, chat)
-        start.hang_on(model, REFERENCE)
+        start.attach(model, REFERENCE)
     if config.algorithm.critic is not None:
         hang_critic(model, config)

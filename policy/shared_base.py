@@ -103,7 +103,7 @@ class SharedBase:
         adapter = adapters.read_policy(Path(folder))
         adapter.check_template(self.chat)
         role_name = self._role_name(name)
-        self._model = adapter.hang_on(self._model, role_name).eval()
+        self._model = adapter.attach(self._model, role_name).eval()
         self._roles[name] = role_name
 
     def blend(self, name: str, weights: Mapping[str, float]) -> None:

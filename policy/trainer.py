@@ -345,8 +345,8 @@ class PolicyTrainer(DistributedTrainerMixin, SafeCheckpoints, RLOOTrainer):
         if self.critic is None:
             return super()._clip_grad_norm(model)
         policy, critic = split_parameters(model)
-        still = policy if self.state.global_step < self.critic.warmup_steps else []
-        return self.clip_by_group(model, (critic, policy), still)[1]
+        skipped = policy if self.state.global_step < self.critic.warmup_steps else []
+        return self.clip_by_group(model, (critic, policy), skipped)[1]
 
     def _finish(self, prompts: Sequence[Prompt], update: Update, times: Mapping[str, float]) -> None:
         """Check what must hold, and keep the update's figures and answers for the log."""

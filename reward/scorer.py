@@ -85,7 +85,7 @@ class Scorer:
         choose_layers(base, "auto")
         chat = Chat.beside(folder, card)
         adapter.lora.check_template(chat)
-        model, head = adapter.hang_on(base)
+        model, head = adapter.attach(base)
         return cls(model, head, chat, adapter, tokens_per_batch)
 
     @classmethod
@@ -105,7 +105,7 @@ class Scorer:
         """
         adapter = RewardAdapter.read(Path(path))
         adapter.lora.check_template(chat)  # before anything is changed
-        wrapped, head = adapter.hang_on(model, name)
+        wrapped, head = adapter.attach(model, name)
         return cls(wrapped, head, chat, adapter, tokens_per_batch, name)
 
     def score(self, conversations: Sequence[Conversation]) -> list[Score]:

@@ -107,7 +107,7 @@ class Adapter:
                 fix="set " + " ".join(keys_to_set(chat.template, self.card, self.folder)),
             )
 
-    def hang_on(self, model: PreTrainedModel | PeftModel, name: str) -> PeftModel:
+    def attach(self, model: PreTrainedModel | PeftModel, name: str) -> PeftModel:
         """Put the adapter on a causal base as the role `name`, frozen, in place of an earlier one of that name.
 
         Raises:
@@ -236,13 +236,13 @@ class RewardAdapter:
         weights = {name: weight for name, weight in adapter.weights.items() if name not in heads}
         return cls(replace(adapter, weights=weights), head.float())
 
-    def hang_on(self, model: PreTrainedModel | PeftModel, name: str = REWARD) -> tuple[PeftModel, nn.Linear]:
+    def attach(self, model: PreTrainedModel | PeftModel, name: str = REWARD) -> tuple[PeftModel, nn.Linear]:
         """Put the adapter on a causal base as the role `name`, frozen; returns the model and the head.
 
         Raises:
             ModelError: the adapter was trained on another base.
         """
-        wrapped = self.lora.hang_on(model, name)
+        wrapped = self.lora.attach(model, name)
         head = nn.Linear(self.head_AD.shape[1], self.head_AD.shape[0], bias=False, device=wrapped.device)
         head.weight = nn.Parameter(self.head_AD.to(wrapped.device), requires_grad=False)
         return wrapped, head

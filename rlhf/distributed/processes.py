@@ -1,7 +1,9 @@
-"""One run in several processes, as `accelerate launch` or `torchrun` starts them: rank, sharding of rows, collectives.
+"""One run in several processes, started by `accelerate launch` or `torchrun`: rank, shards, collectives.
 
-Every process runs the same command. Only the main one writes files and prints to the terminal; where one fails, the launcher ends
-the others. torch is imported only where there is more than one process.
+Rank, sharding of rows, collectives.
+
+Every process runs the same command. Only the main process writes files and prints to the terminal. When a
+process fails, the launcher stops the others. torch is imported only if there is more than one process.
 """
 
 from __future__ import annotations
@@ -20,14 +22,15 @@ from rlhf.core.errors import ConfigError, RlhfError, RunError
 T = TypeVar("T")
 
 TIMEOUT = timedelta(hours=2)
-"""How long a process waits for the others, which may be evaluating, before it gives up."""
+"""Timeout of a collective: other processes may be evaluating."""
 MAIN_ERROR_GRACE = 5.0
-"""Seconds in which the main process can print an error that all processes have, and the launcher can end the others."""
+"""Seconds for the main process to print an error that all processes raise, and for the launcher to stop the
+others."""
 DESTROY_PAUSE = 0.5
-"""Seconds for gloo's threads to release tensors they exchanged; they take milliseconds."""
+"""Seconds for gloo's threads to release the tensors of the last collective; they need milliseconds."""
 
 
-_replaced: list[TextIO] = []  # a stream that nobody refers to closes what it writes to
+_replaced: list[TextIO] = []  # a stream without references closes its file descriptor
 
 
 def rank() -> int:
@@ -41,18 +44,21 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes files and prints."""
+    """Whether this is rank 0, the process that writes files and prints."""
     return rank() == 0
 
 
 def silence_other_ranks() -> None:
-    """Let the main process alone print, until there is a run folder with a log for each of the others."""
+    """Discard the output of the other ranks until the run folder, with a log per rank, exists."""
     if not is_main():
-        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (for as long as the program runs)
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (open until exit)
 
 
 def log_other_ranks(folder: Path) -> None:
-    """Send what a process other than the main one prints to `FOLDER/rank-N.log`; its errors go there and to the terminal."""
+    """Redirect stdout of ranks above 0 to `FOLDER/rank-N.log`.
+
+    Their stderr goes there and to the terminal.
+    """
     if is_main():
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,13 +89,16 @@ class _Tee(io.TextIOBase):
 
 
 def wait_for_main() -> None:
-    """Called before an error is printed: the main process prints first, and its exit makes the launcher end the others."""
+    """Wait before printing an error.
+
+    The main process prints first, and its exit makes the launcher stop the others.
+    """
     if not is_main():
         time.sleep(MAIN_ERROR_GRACE)
 
 
 def init() -> None:
-    """Initialise the process group; to be called before the functions below.
+    """Initialise the process group; call it before the collectives below.
 
     Raises:
         ConfigError: the launch file sets DeepSpeed options that are not supported.
@@ -108,18 +117,18 @@ def init() -> None:
 
 
 def _require_gpus() -> None:
-    """Make sure that each process of this machine has a GPU of its own, where there are any.
+    """Require one GPU per process on a machine that has GPUs.
 
     Raises:
-        ConfigError: there are more processes.
+        ConfigError: this machine has more processes than GPUs.
     """
     import torch
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
-    if gpus and here > gpus:
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+    if gpus and local_processes > gpus:
         raise ConfigError(
-            f"{here} processes on this machine, which has {gpus} GPU{'s' if gpus > 1 else ''}.",
+            f"{local_processes} processes on this machine, which has {gpus} GPU{'s' if gpus > 1 else ''}.",
             allowed="one process for each GPU (CUDA_VISIBLE_DEVICES hides some)",
             fix=f"accelerate launch --num_processes {gpus}",
         )
@@ -128,10 +137,10 @@ def _require_gpus() -> None:
 def destroy() -> None:
     """Destroy the process group, after a command has succeeded and as the last call of the program.
 
-    gloo's threads release the tensors of a collective shortly after it. If Python is finalising by then, the process aborts
-    (`std::terminate`, Python before 3.14), and the launcher reports a finished run as failed. Destroying the group does not wait
-    for these threads where DistributedDataParallel keeps them: hence the pause. Not called after a failure: it would wait for
-    collectives that never complete.
+    gloo's threads release the tensors of a collective shortly after it. If Python is finalising by then, the
+    process aborts (`std::terminate`, Python before 3.14), and the launcher reports a finished run as failed.
+    Destroying the group does not wait for these threads if DistributedDataParallel still holds them: hence
+    the pause. Do not call it after a failure: it would wait for collectives that never complete.
     """
     if world_size() == 1:
         return
@@ -143,9 +152,10 @@ def destroy() -> None:
 
 
 def device_and_backend() -> tuple[bool, str | None]:
-    """accelerate's `cpu` argument, and the backend where accelerate does not choose the right one.
+    """accelerate's `cpu` argument, and the backend if accelerate would choose the wrong one.
 
-    With `cpu=True` accelerate ignores DeepSpeed; without a backend it takes each CPU process for the only one.
+    With `cpu=True` accelerate ignores DeepSpeed; without a backend it treats each CPU process as the only
+    process.
     """
     import torch
 
@@ -162,15 +172,15 @@ def per_rank(total: int, key: str) -> int:
     Raises:
         ConfigError: it is not a multiple of the number of processes.
     """
-    number = world_size()
-    if total % number:
-        more = -(-total // number) * number
+    ranks = world_size()
+    if total % ranks:
+        more = -(-total // ranks) * ranks
         raise ConfigError(
-            f"{key} is {total}, over all processes, and there are {number} of them.",
-            allowed=f"a multiple of {number}",
-            fix=f"{key}={more}, or start another number of processes",
+            f"{key} is {total} over all processes, and there are {ranks} processes.",
+            allowed=f"a multiple of {ranks}",
+            fix=f"{key}={more}, or launch another number of processes",
         )
-    return total // number
+    return total // ranks
 
 
 def shard(rows: Sequence[T]) -> Sequence[T]:
@@ -178,16 +188,16 @@ def shard(rows: Sequence[T]) -> Sequence[T]:
     return rows[rank() :: world_size()]
 
 
-def unshard(parts: Sequence[Sequence[T]]) -> list[T]:
-    """Undo `shard`: the rows in their order, from each process's part."""
-    rows: list[Any] = [None] * sum(map(len, parts))
-    for place, part in enumerate(parts):
-        rows[place :: len(parts)] = part
+def unshard(shards: Sequence[Sequence[T]]) -> list[T]:
+    """The rows in their original order, from the shard of each rank; the inverse of `shard`."""
+    rows: list[Any] = [None] * sum(map(len, shards))
+    for index, rows_of_rank in enumerate(shards):
+        rows[index :: len(shards)] = rows_of_rank
     return rows
 
 
 def all_gather(value: T) -> list[T]:
-    """The value of each process, by rank, in all of them."""
+    """The value of every process, ordered by rank, in all processes."""
     if world_size() == 1:
         return [value]
     from accelerate.utils import gather_object
@@ -196,16 +206,19 @@ def all_gather(value: T) -> list[T]:
 
 
 def gather_results(work: Callable[[], T]) -> list[T]:
-    """Call `work` in every process and gather the results; an RlhfError in one of them is raised in all."""
+    """Call `work` in every process and gather the results.
+
+    An RlhfError raised in any process is raised in all.
+    """
     result, failure = None, None
     try:
         result = work()
     except RlhfError as error:
         failure = error
     gathered = all_gather((result, failure))
-    for _, raised in gathered:
-        if raised is not None:
-            raise raised
+    for _, error_of_rank in gathered:
+        if error_of_rank is not None:
+            raise error_of_rank
     return [value for value, _ in gathered]  # type: ignore[misc]
 
 
@@ -225,7 +238,7 @@ def on_main(work: Callable[[], T]) -> T | None:
     if is_main():
         try:
             result = work()
-        except Exception as error:  # noqa: BLE001 - the others wait, and are sent it; it is raised below
+        except Exception as error:  # noqa: BLE001 - broadcast to the waiting processes, and raised below
             failure = error
     if world_size() > 1 and failure is not None and not isinstance(failure, RlhfError):
         broadcast_from_main(RunError(f"The main process failed: {type(failure).__name__}: {failure}"))

@@ -6,15 +6,15 @@ import math
 
 
 def learning_rate_factor(step: int, schedule: str, warmup: int, total: int) -> float:
-    """The factor of the peak learning rate in update `step`, counted from 0.
+    """The factor on the peak learning rate in update `step`, counted from 0.
 
         (step + 1) / warmup              for step < warmup
         1                                constant
         (total - step) / (total - warmup)                      linear
         (1 + cos(pi (step - warmup) / (total - warmup))) / 2   cosine
 
-    transformers' schedules start at step / warmup: their first update has a learning rate of 0 and changes nothing. The
-    decays are theirs.
+    transformers' schedules start at step / warmup, so their first update has a learning rate of 0. The decays
+    are the same.
     """
     if step < warmup:
         return (step + 1) / warmup

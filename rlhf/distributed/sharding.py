@@ -1,8 +1,8 @@
-"""Sharded weights, each layer gathered only while it computes: FSDP2, or DeepSpeed ZeRO-3.
+"""Sharded weights, each layer gathered only while it computes: FSDP2 or DeepSpeed ZeRO-3.
 
-torch shards and gathers, as accelerate sets it up (`fsdp2_prepare_model`) and a file in `configs/launch/` configures it; for
-DeepSpeed see `rlhf.distributed.zero`. All processes must make the same number of passes, since every pass gathers weights from
-all of them.
+FSDP2 is set up by accelerate (`fsdp2_prepare_model`) and configured by a file in `configs/launch/`. DeepSpeed
+is in `rlhf.distributed.zero`. All processes must run the same number of passes, since every pass gathers
+weights from all of them.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ T = TypeVar("T")
 
 
 def is_requested() -> bool:
-    """Whether the launcher asks for sharded weights, by either engine."""
+    """Whether the launcher requests sharded weights, by FSDP2 or DeepSpeed."""
     return zero.is_requested() or fsdp_is_requested()
 
 
 def fsdp_is_requested() -> bool:
-    """Whether the launcher asks for FSDP2.
+    """Whether the launcher requests FSDP2.
 
     Raises:
-        ConfigError: it asks for FSDP 1.
+        ConfigError: it requests FSDP 1.
     """
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
         return False
@@ -46,23 +46,25 @@ def fsdp_is_requested() -> bool:
 
 
 def configure_loading(quantization: str) -> None:
-    """Have every process make 4-bit weights for itself; called before they are loaded.
+    """Make every process load 4-bit weights itself; call it before loading.
 
-    accelerate hands on no 4-bit weights, and where one process alone loads them the adapters that are drawn after it differ.
+    accelerate does not broadcast 4-bit weights. If only one process loaded them, its random generator would
+    advance alone, and adapters initialised later would differ between processes.
     """
     if quantization != "none":
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
 
 
 def shard(model: Any) -> None:
-    """Shard a model's weights where the launcher asks for it; call it once all adapters are attached.
+    """Shard a model's weights if the launcher requests it; call it once, after all adapters are attached.
 
-    Weights keep their formats: mixed precision is autocast's, and gradients of float32 adapters are summed in float32.
+    Weights keep their dtypes: autocast does mixed precision, and gradients of float32 adapters are reduced in
+    float32.
     """
     if not is_requested():
         return
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    base._is_fsdp_managed_module = True  # noqa: SLF001 (keeps `generate` in step, see transformers)
+    base._is_fsdp_managed_module = True  # noqa: SLF001 (transformers then keeps `generate` in step)
     if zero.is_requested():
         zero.shard(model)
     else:
@@ -70,15 +72,15 @@ def shard(model: Any) -> None:
 
 
 def require_layers(base: Any) -> None:
-    """Make sure that FSDP2 has layers to shard by: transformers names them in the model's class.
+    """Require the list of layer classes that FSDP2 wraps, `_no_split_modules` of the model's class.
 
     Raises:
-        ModelError: it names none, and every pass would gather the whole model at once.
+        ModelError: the list is empty, and every pass would gather the whole model at once.
     """
     if not base._no_split_modules:  # noqa: SLF001  # transformers' name for it everywhere
         raise ModelError(
-            f"FSDP2 cannot shard {type(base).__name__}: transformers names none of its layers.",
-            allowed="a model with `_no_split_modules`, as Llama, Qwen, Mistral and Gemma have them",
+            f"FSDP2 cannot shard {type(base).__name__}: its class has no `_no_split_modules`.",
+            allowed="a model with `_no_split_modules`, such as Llama, Qwen, Mistral and Gemma",
             fix="accelerate launch --config_file configs/launch/ddp.yaml, or another model.base",
         )
 
@@ -94,7 +96,7 @@ def _shard_by_fsdp(model: Any, base: Any) -> None:
     accelerator.state.fsdp_plugin.mixed_precision_policy = None
     fsdp2_prepare_model(accelerator, model)
     register_fsdp_forward_method(model, "generate")
-    # torch takes the module of the first pass for the root, and what is made in inference mode can never be trained.
+    # The module of the first pass becomes FSDP's root. In inference mode its tensors could never be trained.
     bfloat16 = torch.autocast(
         accelerator.device.type, torch.bfloat16, enabled=compute_dtype(base) == torch.bfloat16
     )
@@ -116,7 +118,7 @@ def is_fsdp(model: Any) -> bool:
 
 
 def enable_fsdp_on_cpu(accelerator: Any) -> None:
-    """Make accelerate use FSDP2 on CPUs too, where the tests run; by itself it does so on GPUs only."""
+    """Make accelerate use FSDP2 on CPUs too, for tests; by default it does so on GPUs only."""
     from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
     state = accelerator.state
@@ -125,25 +127,27 @@ def enable_fsdp_on_cpu(accelerator: Any) -> None:
 
 
 def inference_mode(model: nn.Module) -> AbstractContextManager[Any]:
-    """torch's inference mode; with DeepSpeed, which gives parameters new data at each pass, they could never be trained again."""
+    """torch.inference_mode, or torch.no_grad with DeepSpeed.
+
+    DeepSpeed gives parameters new data at each pass; created in inference mode, it could never be trained.
+    """
     return torch.no_grad() if zero.is_sharded(model) else torch.inference_mode()
 
 
-def through_root(model: Any, part: Callable[..., T]) -> Callable[..., T]:
-    """A part of a model's forward pass, to be called by itself: of a sharded model it gathers what the whole pass would."""
+def through_root(model: Any, function: Callable[..., T]) -> Callable[..., T]:
+    """Wrap a part of a model's forward pass so that FSDP2 gathers weights for it, as for the whole pass."""
     if not is_fsdp(model):
-        return part
+        return function
     from torch.distributed.fsdp import register_fsdp_forward_method
 
-    model.part = lambda *args, **kwargs: part(
-        *args, **kwargs
-    )  # assigned itself, a module would become a part of the model
-    register_fsdp_forward_method(model, "part")
-    return model.part  # type: ignore[no-any-return]
+    # A lambda: assigning a module as an attribute would register it as a submodule.
+    model.partial_forward = lambda *args, **kwargs: function(*args, **kwargs)
+    register_fsdp_forward_method(model, "partial_forward")
+    return model.partial_forward  # type: ignore[no-any-return]
 
 
 def reshard(model: nn.Module) -> None:
-    """Let every layer be a shard again: after a pass of FSDP2 some stay whole, and what is then changed in them is lost."""
+    """Reshard every layer of FSDP2: layers that stay gathered after a pass lose changes made to them."""
     if not is_fsdp(model):
         return
     for module in model.modules():
@@ -152,7 +156,7 @@ def reshard(model: nn.Module) -> None:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """A tensor that may be sharded, gathered; all processes must call."""
+    """The unsharded tensor; a collective call if the tensor is sharded."""
     if hasattr(tensor, "ds_id"):
         return zero.full_tensor(tensor)
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
@@ -164,26 +168,30 @@ def full_shape(tensor: Any) -> torch.Size:
 
 
 def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """Shard a tensor that every process has a copy of, in the way another one is sharded."""
+    """Shard a tensor, of which every process has a copy, like another tensor."""
     moved = tensor.to(like.device)
     if not hasattr(like, "full_tensor"):
         return moved
     from torch.distributed.tensor import distribute_tensor
 
-    # It comes on the device of the mesh; what is offloaded stays where it lies.
-    sharded = distribute_tensor(moved, like.device_mesh, like.placements, src_data_rank=None)  # type: ignore[attr-defined]
+    # The result is on the mesh's device; copy it to the device of `like`, which may be offloaded.
+    mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
+    sharded = distribute_tensor(moved, mesh, placements, src_data_rank=None)
     return torch.empty_like(like, dtype=tensor.dtype, requires_grad=False).copy_(sharded)
 
 
 def compute_device(model: nn.Module) -> torch.device:
-    """The device a model computes on: this process's GPU where there is one, even if shards are offloaded to the CPU."""
+    """The device a model computes on.
+
+    This process's GPU if there is one, even if shards are offloaded to the CPU.
+    """
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return next(model.parameters()).device
 
 
 def finish_kernels() -> None:
-    """Wait for the GPU, where there is one: a clock that is read before shows when kernels were queued, not when they ended."""
+    """Synchronise with the GPU, if there is one, so that a timer measures kernels and not their launch."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -201,19 +209,21 @@ def set_parameters(model: nn.Module, values: Mapping[str, Tensor]) -> None:
 
 
 def lockstep(batches: Iterable[T], model: Any) -> Iterator[tuple[T, bool]]:
-    """Batches, each with True; of a sharded model the last one repeats, with False, until all processes are done.
+    """Yield each (batch, True), then for a sharded model (last batch, False) as often as other processes need.
 
-    There must be at least one. What is computed from a batch that comes with False is to change nothing.
+    All processes so run equally many passes.
+
+    There must be at least one batch. Results of a batch that comes with False must be discarded.
     """
-    own = list(batches)
-    # Asked before the first pass: after it, another process may be in its next one, and what they exchange would not match.
-    behind = missing_passes(len(own), model)
-    for batch in own:
+    local = list(batches)
+    # Before the first pass: later, this collective could be matched with one of another process's pass.
+    extra = missing_passes(len(local), model)
+    for batch in local:
         yield batch, True
-    for _ in range(behind):
-        yield own[-1], False
+    for _ in range(extra):
+        yield local[-1], False
 
 
-def missing_passes(own: int, model: Any) -> int:
-    """How many passes more another process has to make through a sharded model than this one."""
-    return max(processes.all_gather(own)) - own if is_sharded(model) else 0
+def missing_passes(passes: int, model: Any) -> int:
+    """The passes this process lacks to the largest number of any process; 0 if the model is not sharded."""
+    return max(processes.all_gather(passes)) - passes if is_sharded(model) else 0

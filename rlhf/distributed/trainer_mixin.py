@@ -1,4 +1,7 @@
-"""The transformers settings and overrides that both trainers share: one batch of the trainer is one update."""
+"""TrainingArguments and Trainer overrides that both trainers share.
+
+One batch of the Trainer is one update.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,10 @@ Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 
 class DistributedTrainerMixin:
-    """What both trainers need of transformers' Trainer where there are several processes; mixed in before its class."""
+    """Overrides of transformers' Trainer for several processes.
+
+    A mix-in, before the Trainer in the base classes.
+    """
 
     model: Any
     model_wrapped: Any
@@ -40,7 +46,7 @@ class DistributedTrainerMixin:
     optimizer: Any
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Create the accelerator, with sharded weights on CPUs too."""
+        """Create the accelerator, with FSDP2 on CPUs too."""
         super().create_accelerator_and_postprocess()  # type: ignore[misc]
         enable_fsdp_on_cpu(self.accelerator)
         self.is_fsdp_enabled = fsdp_is_requested()
@@ -48,26 +54,26 @@ class DistributedTrainerMixin:
             zero.disable_zero_init()
 
     def floating_point_ops(self, inputs: object) -> int:
-        """Not counted: transformers' estimate knows neither packing nor adapters."""
+        """Return 0: transformers' estimate ignores packing and adapters."""
         return 0
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """transformers' loop, which a signal ends after an update and its checkpoint.
+        """Run transformers' training loop; a signal stops it after an update and its checkpoint.
 
         Raises:
-            StoppedError: SIGTERM or SIGINT came.
+            StoppedError: the process received SIGTERM or SIGINT.
         """
         with StopRequest() as request:
             callback = _StopCallback(request)
             self.add_callback(callback)  # type: ignore[attr-defined]
             result = self._train(*args, **kwargs)
             self.remove_callback(callback)  # type: ignore[attr-defined]
-            if number := callback.agreed():
+            if number := callback.signal_on_any_rank():
                 raise stopped(number, self.step_offset + self.state.global_step)
         return result
 
     def _train(self, *args: Any, **kwargs: Any) -> Any:
-        """Of a model that is sharded already the optimizer takes the shards, and no layer is sharded again."""
+        """Train; a model that is already sharded is not wrapped again, and the optimizer gets its shards."""
         if is_fsdp(self.model):
             reshard(self.model)
             self.accelerator.state.fsdp_plugin.auto_wrap_policy = None
@@ -82,33 +88,42 @@ class DistributedTrainerMixin:
         return done
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """transformers', without groups that hold nothing: DeepSpeed leaves them out, and a checkpoint must fit every strategy."""
+        """The Trainer's optimizer without empty parameter groups.
+
+        DeepSpeed drops empty groups, and a checkpoint must load with every strategy.
+        """
         optimizer = super().create_optimizer(model)  # type: ignore[misc]
         optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
         return optimizer
 
     def backward(self, loss: Tensor) -> None:
-        """accelerate's; with DeepSpeed gradients are summed until `_clip_grad_norm`, where accelerate would step each time."""
+        """Backward pass.
+
+        With DeepSpeed the engine's own, since accelerate's would step the optimizer each time.
+        """
         if zero.is_sharded(self.model):
             self.model_wrapped.backward(loss)
         else:
             self.accelerator.backward(loss)
 
     def _clip_grad_norm(self, model: Any) -> Any:
-        """transformers'; DeepSpeed clips and steps in one, and the optimizer's own step, which follows, does nothing."""
-        norm = zero.step(model) if zero.is_sharded(model) else super()._clip_grad_norm(model)  # type: ignore[misc]
+        """Clip the gradient.
+
+        With DeepSpeed this also steps, and the optimizer step that follows is a no-op.
+        """
+        sharded = zero.is_sharded(model)
+        norm = zero.step(model) if sharded else super()._clip_grad_norm(model)  # type: ignore[misc]
         self.require_finite(norm)
         return norm
 
     def require_finite(self, norm: Any) -> None:
-        """Stop before a step whose gradient is not finite: clipping makes it zero or NaN.
+        """Require a finite gradient norm: clipping would turn the gradient into zeros or NaN.
 
         Raises:
-            DivergenceError: the norm of the gradient is infinite or NaN.
+            DivergenceError: the norm is infinite or NaN.
         """
-        value = math.nan if norm is None else float(norm)
-        if norm is not None and not math.isfinite(value):
-            raise self.diverged(value)
+        if norm is not None and not math.isfinite(float(norm)):
+            raise self.diverged(float(norm))
 
     def diverged(self, norm: float) -> DivergenceError:
         """The error for a gradient whose norm is not finite."""
@@ -119,7 +134,7 @@ class DistributedTrainerMixin:
         )
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """A schedule that starts its warm-up above 0, see `learning_rate_factor`."""
+        """Create a schedule whose warm-up starts above 0, see `learning_rate_factor`."""
         factor = functools.partial(
             learning_rate_factor,
             schedule=str(getattr(self.args.lr_scheduler_type, "value", self.args.lr_scheduler_type)),
@@ -131,22 +146,25 @@ class DistributedTrainerMixin:
         return self.lr_scheduler
 
     def _send_telemetry(self) -> None:
-        """TRL's report of the trainer to the Hub: not sent, unless the user asks for it by HF_HUB_DISABLE_TELEMETRY=0."""
+        """Send TRL's telemetry to the Hub only if the user sets HF_HUB_DISABLE_TELEMETRY=0."""
         if os.environ.get("HF_HUB_DISABLE_TELEMETRY", "").lower() in ("0", "no", "false", "off"):
             super()._send_telemetry()  # type: ignore[misc]
 
     def compute_loss_context_manager(self) -> AbstractContextManager[Any]:
-        """Autocast, which accelerate puts around the forward pass of every model but a sharded one."""
+        """Autocast for a sharded model, which accelerate does not wrap in it."""
         if is_sharded(self.model):
             return autocast(base_of(self.model))
         return super().compute_loss_context_manager()  # type: ignore[misc, no-any-return]
 
-    def clip_by_group(self, model: Any, groups: Sequence[Sequence[Any]], still: Sequence[Any]) -> list[Any]:
-        """Clip groups of parameters each by its own norm, which is returned; those that are still are not stepped either."""
+    def clip_by_group(self, model: Any, groups: Sequence[Sequence[Any]], skipped: Sequence[Any]) -> list[Any]:
+        """Clip each group of parameters by its own norm; return the norms.
+
+        Parameters in `skipped` are not stepped.
+        """
         if zero.is_sharded(model):
-            return zero.step_by_group(model, groups, self.args.max_grad_norm, still)
-        for parameter in still:
-            parameter.grad = None  # AdamW passes over it
+            return zero.step_by_group(model, groups, self.args.max_grad_norm, skipped)
+        for parameter in skipped:
+            parameter.grad = None  # AdamW skips it
         norms = [self.accelerator.clip_grad_norm_(group, self.args.max_grad_norm) for group in groups]
         for norm in norms:
             self.require_finite(norm)
@@ -154,23 +172,24 @@ class DistributedTrainerMixin:
 
 
 class _StopCallback(TrainerCallback):
-    """Ends training after an update, with a checkpoint, where a signal reached any process."""
+    """Stop training after an update, with a checkpoint, if any process received a signal."""
 
     def __init__(self, request: StopRequest) -> None:
         self.request = request
 
-    def agreed(self) -> int:
-        """The signal that reached a process, in all of them; 0 where none did."""
+    def signal_on_any_rank(self) -> int:
+        """The number of a signal that any process received, in all processes; 0 if none."""
         return max(processes.all_gather(self.request.signal))
 
     def on_step_end(self, args: object, state: object, control: Any, **_: object) -> None:
-        if self.agreed():
+        if self.signal_on_any_rank():
             control.should_save = control.should_training_stop = True
 
 
 def single_device(arguments: Arguments) -> Arguments:
-    """The same arguments for a process that trains on one GPU, however many it sees: TRL refuses DataParallel."""
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # noqa: SLF001  # as transformers' Trainer sets it for a model on several GPUs
+    """Restrict the arguments to one GPU per process, even if more are visible: TRL refuses DataParallel."""
+    # As transformers' Trainer sets it for a model on several GPUs.
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # noqa: SLF001
     return arguments
 
 
@@ -193,12 +212,13 @@ def trainer_settings(
     """Keyword arguments of transformers' TrainingArguments.
 
     Args:
-        folder: where checkpoints go.
-        steps: updates.
-        batch_size: of one update, over all processes; a multiple of their number, see `processes.per_rank`.
-        dtype: the base's, as its config says; adapters and heads stay in float32.
+        folder: the folder of checkpoints.
+        steps: the number of updates.
+        batch_size: items per update over all processes; a multiple of the world size, see
+            `processes.per_rank`.
+        dtype: of the base, from the config; adapters and heads stay in float32.
     """
-    zero.select_accelerator()  # before there is a trainer, which imports DeepSpeed where it is installed
+    zero.select_accelerator()  # before the Trainer, which imports DeepSpeed if it is installed
     cpu, backend = processes.device_and_backend()
     bfloat16 = effective_dtype(dtype) == "bfloat16"
     return {
@@ -219,21 +239,21 @@ def trainer_settings(
         "save_strategy": "steps",
         "save_steps": save_every,
         "logging_steps": 1,
-        "logging_nan_inf_filter": False,  # a loss that is not finite stops the run
+        "logging_nan_inf_filter": False,  # a non-finite loss stops the run
         "seed": seed,
         "report_to": "none",
         "remove_unused_columns": False,
         "disable_tqdm": True,
-        "disable_dropout": False,  # the adapter's is the config's to say
+        "disable_dropout": False,  # the config sets the adapter's dropout
         "dataloader_pin_memory": False,
-        "ddp_find_unused_parameters": False,  # every pass uses all that is trained
-        "ddp_broadcast_buffers": False,  # the base's are constants, and processes make unequal numbers of passes
+        "ddp_find_unused_parameters": False,  # every pass uses all trained parameters
+        "ddp_broadcast_buffers": False,  # they are constants, and processes run unequal numbers of passes
         "ddp_timeout": int(processes.TIMEOUT.total_seconds()),
     }
 
 
 def draw_order(items: int, draws: int, seed: int) -> list[int]:
-    """Which item each draw takes: one shuffled pass after another."""
+    """The item of each draw: consecutive shuffled passes over all items."""
     generator = random.Random(seed)
     order: list[int] = []
     while len(order) < draws:

@@ -12,11 +12,11 @@ from rlhf.distributed import sharding
 from rlhf.distributed.trainer_mixin import single_device
 
 
-@pytest.mark.parametrize(("asked", "version", "expected"), [("true", "2", True), ("false", "2", False)])
-def test_the_launcher_asks(
-    monkeypatch: pytest.MonkeyPatch, asked: str, version: str, *, expected: bool
+@pytest.mark.parametrize(("use_fsdp", "version", "expected"), [("true", "2", True), ("false", "2", False)])
+def test_fsdp_is_requested_by_the_launcher(
+    monkeypatch: pytest.MonkeyPatch, use_fsdp: str, version: str, *, expected: bool
 ) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", asked)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", use_fsdp)
     monkeypatch.setenv("FSDP_VERSION", version)
     assert sharding.is_requested() is expected
 
@@ -29,28 +29,28 @@ def test_fsdp_1_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.exit_code == 2
 
 
-def test_4_bit_weights_are_made_by_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_process_loads_4_bit_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     for quantization, expected in (("none", "true"), ("nf4", "false")):
         monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
         sharding.configure_loading(quantization)
         assert os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == expected
 
 
-def test_processes_are_asked_before_the_first_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
+def test_passes_are_counted_before_the_first_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
 
-    def gathered(own: int) -> list[int]:
-        said.append("asked")
-        return [own, own + 1]
+    def all_gather(passes: int) -> list[int]:
+        events.append("all_gather")
+        return [passes, passes + 1]
 
     monkeypatch.setattr(sharding, "is_sharded", lambda _: True)
-    monkeypatch.setattr(sharding.processes, "all_gather", gathered)
+    monkeypatch.setattr(sharding.processes, "all_gather", all_gather)
     for batch, counted in sharding.lockstep("ab", None):
-        said.append(f"{batch} {counted}")
-    assert said == ["asked", "a True", "b True", "b False"]
+        events.append(f"{batch} {counted}")
+    assert events == ["all_gather", "a True", "b True", "b False"]
 
 
-def test_a_whole_model_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unsharded_model_is_left_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ACCELERATE_USE_FSDP", raising=False)
     model = nn.Linear(2, 2)
     sharding.shard(model)
@@ -63,7 +63,7 @@ def test_a_whole_model_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None
     assert sharding.shard_like(torch.ones(2, dtype=torch.float64), model.bias).dtype == torch.float64
 
 
-def test_offloaded_shards_compute_on_the_card_and_lie_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offloaded_shards_compute_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     model = torch.nn.Linear(2, 2)
     assert sharding.compute_device(model) == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -71,15 +71,15 @@ def test_offloaded_shards_compute_on_the_card_and_lie_on_the_cpu(monkeypatch: py
     assert sharding.compute_device(model) == torch.device("cuda", 3)
 
 
-def test_a_process_that_sees_several_cards_trains_on_one() -> None:
-    seen = TrainingArguments("unused", use_cpu=True)
-    seen._n_gpu = 4
-    assert single_device(seen).n_gpu == 1
-    seen._n_gpu = 0
-    assert single_device(seen).n_gpu == 0
+def test_a_process_that_sees_several_gpus_trains_on_one() -> None:
+    arguments = TrainingArguments("unused", use_cpu=True)
+    arguments._n_gpu = 4
+    assert single_device(arguments).n_gpu == 1
+    arguments._n_gpu = 0
+    assert single_device(arguments).n_gpu == 0
 
 
-def test_a_base_without_layers_to_shard_by_is_refused() -> None:
+def test_a_base_without_no_split_modules_is_refused() -> None:
     class Whole(nn.Module):
         _no_split_modules: list[str] | None = None
 

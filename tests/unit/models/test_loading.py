@@ -102,7 +102,7 @@ def test_roles_are_put_on_and_taken_off(tiny_base: Path, tiny_reward: Path) -> N
     model = policy(tiny_base)
     as_policy, trained = logits(model), trainable(model)
     assert not torch.allclose(as_policy, reference, atol=1e-2)
-    wrapped, _ = RewardAdapter.read(tiny_reward).hang_on(model)
+    wrapped, _ = RewardAdapter.read(tiny_reward).attach(model)
     assert wrapped is model and trainable(model) == trained
     assert torch.equal(logits(model), as_policy)  # a new adapter is there, the old one is worn
     with role(model, None):
@@ -121,7 +121,7 @@ def test_a_failure_in_a_role_leaves_the_policy_on(
     tiny_base: Path, tiny_reward: Path, adapter: str | None
 ) -> None:
     model = policy(tiny_base)
-    RewardAdapter.read(tiny_reward).hang_on(model)
+    RewardAdapter.read(tiny_reward).attach(model)
     before, trained = logits(model), trainable(model)
     with pytest.raises(ZeroDivisionError), role(model, adapter):
         _ = 1 / 0
@@ -202,7 +202,7 @@ def test_head_and_card_of_two_runs(final: Path) -> None:
 
 def test_a_reward_model_of_another_base(tiny_base: Path, other_base: Path, tiny_reward: Path) -> None:
     with pytest.raises(ModelError) as caught:
-        RewardAdapter.read(tiny_reward).hang_on(causal(other_base))
+        RewardAdapter.read(tiny_reward).attach(causal(other_base))
     message = str(caught.value)
     assert f"trained on '{tiny_base}'" in message and f"the base here is '{other_base}'" in message
     assert f"set model.base={tiny_base}" in caught.value.fix
