@@ -36,7 +36,7 @@ from policy.rewards.shaping import Shaping
 from policy.rollouts.overlap import OverlappedRollouts
 from policy.rollouts.probe import EngineProbe
 from policy.rollouts.protocol import RolloutEngine, seed_of
-from policy.update.experience import Answers, Experience, sample, score_answers
+from policy.update.experience import HELD_OUT, Answers, Experience, sample, score_answers
 from policy.update.gathering import gather_probes, gather_statistics, gather_times
 from policy.update.passes import idle_passes, measuring_passes, reference_logps
 from policy.update.rows import Row, pack_groups, token_logps
@@ -45,6 +45,7 @@ from policy.update.statistics import (
     check_update,
     diverged,
     gold_scores,
+    order_agreement,
     spread_share,
     start_bound,
 )
@@ -357,6 +358,9 @@ class PolicyTrainer(DistributedTrainerMixin, SafeCheckpoints, RLOOTrainer):
         bound = start_bound(compute_dtype(base_of(self.model)), on_gpu=self.args.device.type == "cuda")
         check_update(number, figures, bound, rewards=statistics.rewards)
         figures["reward/groups_with_spread"] = spread_share(statistics.rewards, self.num_generations)
+        if (watched := statistics.columns.get(HELD_OUT)) is not None:
+            alike = order_agreement(statistics.rewards, watched, self.num_generations)
+            figures.update({} if alike is None else {"reward/held_out_agreement": alike})
         probe.check(self.rollouts.logprob_bound, f"at update {number}")
         golds = gold_scores(prompts, statistics.rollouts)
         if known := [gold for gold in golds if gold is not None]:

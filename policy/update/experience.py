@@ -13,6 +13,9 @@ from policy.rollouts.protocol import RolloutEngine
 from rlhf.core.records import Prompt, Rollout
 from rlhf.models.loading import PeftModel
 
+HELD_OUT = "held_out"
+"""The column of a reward that nothing is learned from."""
+
 
 @dataclass(frozen=True)
 class Experience:
@@ -36,7 +39,7 @@ class Experience:
     @property
     def columns(self) -> dict[str, list[float]]:
         """Rewards for the log alone, by name."""
-        held_out = {} if self.held_out is None else {"held_out": self.held_out.rewards}
+        held_out = {} if self.held_out is None else {HELD_OUT: self.held_out.rewards}
         return {**self.given.columns, **held_out}
 
 
@@ -85,5 +88,11 @@ def score_answers(
     rollouts = [rollout for group in answers.groups for rollout in group]
     given = rewards.of(answered, rollouts)
     watched = None if held_out is None else held_out.of(answered, rollouts)
-    times = {**answers.figures, **given.figures, "time/score": time.perf_counter() - started}
+    watched_figures = {} if watched is None else watched.figures
+    times = {
+        **answers.figures,
+        **watched_figures,
+        **given.figures,
+        "time/score": time.perf_counter() - started,
+    }
     return Experience(answered, answers.groups, given, watched, times)

@@ -19,6 +19,8 @@ SUMMED = (
     "judge/dollars",
 )
 """Figures that are added up over the processes."""
+MEANED = ("judge/seconds", "judge/position_bias", "judge/order_agreement")
+"""Figures of which the mean over the processes is taken."""
 
 
 def gather_statistics(own: UpdateStatistics) -> UpdateStatistics:
@@ -32,15 +34,24 @@ def gather_probes(own: EngineProbe) -> EngineProbe:
 
 
 def gather_times(own: Mapping[str, float]) -> dict[str, float]:
-    """Of times the longest, since the others waited for it; of rates and counts the sum; of anything else the main one's."""
-    every = processes.all_gather(own)
-    figures = dict(every[0])
-    for name in figures:
-        values = [one[name] for one in every]
+    """Figures of all processes, see `merge_figures`."""
+    return merge_figures(processes.all_gather(own))
+
+
+def merge_figures(every: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of times the longest, since the others waited for it; of rates and counts the sum; of a judge's bias the mean.
+
+    Of anything else the value of the first process that has the figure.
+    """
+    figures = dict[str, float]()
+    for name in dict.fromkeys(name for one in every for name in one):
+        values = [one[name] for one in every if name in one]
         if name.startswith("time/"):
             figures[name] = max(values)
         elif name in SUMMED:
             figures[name] = sum(values)
+        else:
+            figures[name] = sum(values) / len(values) if name in MEANED else values[0]
     return figures
 
 

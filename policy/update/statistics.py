@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import resource
 import sys
@@ -218,6 +219,25 @@ def spread_share(rewards: Sequence[float], group: int) -> float:
     groups = [rewards[start : start + group] for start in range(0, len(rewards), group)]
     known = [[reward for reward in rewards if math.isfinite(reward)] for rewards in groups]
     return sum(len(set(rewards)) > 1 for rewards in known) / len(groups)
+
+
+def order_agreement(rewards: Sequence[float], others: Sequence[float], group: int) -> float | None:
+    """Share of pairs of answers to one prompt that two rewards order alike.
+
+        pairs (i, j) of a group with r_i != r_j and s_i != s_j;   alike where (r_i > r_j) == (s_i > s_j)
+
+    A pair with a missing reward (NaN) is left out, as is one that either reward calls equal. None where no pair is left.
+    """
+    alike = list[bool]()
+    for start in range(0, len(rewards), group):
+        pairs = zip(rewards[start : start + group], others[start : start + group], strict=True)
+        known = [(r, s) for r, s in pairs if math.isfinite(r) and math.isfinite(s)]
+        alike += [
+            (r > other_r) == (s > other_s)
+            for (r, s), (other_r, other_s) in itertools.combinations(known, 2)
+            if r != other_r and s != other_s
+        ]
+    return sum(alike) / len(alike) if alike else None
 
 
 def diverged(what: str, update: int, rewards: Sequence[float]) -> DivergenceError:

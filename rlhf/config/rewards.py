@@ -15,7 +15,7 @@ Kind = Literal["adapter", "classifier", "server", "function", "judge", "ensemble
 KINDS: tuple[Kind, ...] = ("adapter", "classifier", "server", "function", "judge", "ensemble")
 GOLD = "gold"
 """The function of this name is the project's own: the gold score."""
-TAKEN = ("mean", "std", "shaped", "missing", "held_out")
+TAKEN = ("mean", "std", "shaped", "missing", "held_out", "held_out_agreement")
 """Names that `reward/...` has in the log already."""
 TOKEN_ENV = "RLHF_REWARD_TOKEN"  # noqa: S105 - the name of a variable
 SERVER_PROTOCOL = 1

@@ -174,6 +174,25 @@ def policy_charts(run: RunFiles) -> tuple[list[Chart], set[str]]:
         draw(
             "Held-out reward", "points, by a reward it does not learn from", {"reward/held_out": "held-out"}
         ),
+        draw(
+            "Agreement with the held-out reward",
+            "share of pairs of answers to one prompt that both order alike",
+            {"reward/held_out_agreement": "agreement"},
+            share=True,
+            levels=[Mark(0.5, "chance")],
+        ),
+        draw(
+            "Position bias of the judge",
+            "points for the answer shown first",
+            {"judge/position_bias": "bias"},
+            levels=zero,
+        ),
+        draw(
+            "Order agreement of the judge",
+            "share of pairs that both orders decide alike",
+            {"judge/order_agreement": "agreement"},
+            share=True,
+        ),
         draw("Answers without a reward", "of a step, left out", {"reward/missing": "missing"})
         if lost
         else None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from rlhf.report.numbers import decimals_for, finite, fixed, percent, signed
@@ -92,6 +92,7 @@ def policy_verdict(evaluation: Mapping[str, Any], metrics: Sequence[Mapping[str,
         metrics: of the updates; where no group of answers had a spread in reward, that is said, since nothing was learned from.
     """
     verdict = _verdict(evaluation)
+    verdict = replace(verdict, more=[*verdict.more, *judge_remarks(metrics)])
     shares = [finite(row.get("reward/groups_with_spread")) for row in metrics]
     spread = [share for share in shares if share is not None]
     if not spread or any(spread):
@@ -118,6 +119,32 @@ def _verdict(evaluation: Mapping[str, Any]) -> Verdict:
     return Verdict(
         verdict.tone, verdict.label, verdict.sentence, [*verdict.more, *more, *_length(evaluation)]
     )
+
+
+def judge_remarks(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How far the training reward can be trusted: its agreement with the held-out reward, and a judge's position bias.
+
+    Means over the updates that have the figure.
+    """
+    remarks = []
+    agreement = _mean_of(metrics, "reward/held_out_agreement")
+    if agreement is not None:
+        remarks.append(
+            f"Reward and held-out reward order {percent(agreement, 0)} of the pairs of answers to one prompt alike; "
+            "chance is 50."
+        )
+    bias, orders = _mean_of(metrics, "judge/position_bias"), _mean_of(metrics, "judge/order_agreement")
+    if bias is not None:
+        both = "" if orders is None else f"; both orders agree on {percent(orders, 0)} of the pairs"
+        remarks.append(
+            f"The judge gives the answer shown first {signed(bias, 2)} points more than the other{both}."
+        )
+    return remarks
+
+
+def _mean_of(metrics: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    values = [value for row in metrics if (value := finite(row.get(name))) is not None]
+    return sum(values) / len(values) if values else None
 
 
 def _at_a_kl(after: Mapping[str, Any]) -> str:
