@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rlhf.core.errors import RefusalError
-from rlhf.core.records import Conversation, Message, Preference, Rating
+from rlhf.core.records import Conversation, Preference, Rating
 from rlhf.data.drops import DropReport
 from rlhf.kernels.packing import PackedBatch, Tree, pack
 from rlhf.models.chat import Chat
@@ -153,10 +153,10 @@ def _with_targets(packed: PackedBatch, members: Sequence[Item]) -> RewardBatch:
 def _conversations(preferences: Sequence[Preference], ratings: Sequence[Rating]) -> Iterator[Conversation]:
     """What is scored: both sides of every pair, then every rated response."""
     for pair in preferences:
-        yield (*pair.prompt, Message("assistant", pair.response_1))
-        yield (*pair.prompt, Message("assistant", pair.response_2))
+        for response in pair.messages:
+            yield (*pair.prompt, response)
     for rating in ratings:
-        yield (*rating.prompt, Message("assistant", rating.response))
+        yield (*rating.prompt, rating.message)
 
 
 def _rows(ratings: Sequence[Sequence[float | None]], strength: int) -> int:

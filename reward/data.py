@@ -80,7 +80,14 @@ def load_data(config: RewardConfig, chat: Chat) -> RewardData:
         if reason is None:
             pairs.append(
                 Comparison(
-                    p.prompt, p.chosen, p.rejected, subset=source, strength=abs(p.strength), groups=p.groups
+                    p.prompt,
+                    p.chosen,
+                    p.rejected,
+                    subset=source,
+                    strength=abs(p.strength),
+                    groups=p.groups,
+                    chosen_fields=p.chosen_message.fields,
+                    rejected_fields=p.rejected_message.fields,
                 )
             )
         elif judged == "test":  # of `validation` it is counted where its items are made
@@ -134,11 +141,9 @@ def note_control_tokens(
     preferences: Sequence[Preference], ratings: Sequence[Rating], chat: Chat, drops: DropReport
 ) -> None:
     """Count in `drops` the rows whose text spells a token that only the chat template may write."""
-    rows: list[tuple[Conversation, str, str]] = [
-        (pair.prompt, pair.response_1, pair.response_2) for pair in preferences
-    ]
-    rows += [(rating.prompt, rating.response, "") for rating in ratings]
-    spelled = sum(any(chat.spells_control_tokens(texts) for texts in row) for row in rows)
+    rows: list[Conversation] = [(*pair.prompt, *pair.messages) for pair in preferences]
+    rows += [(*rating.prompt, rating.message) for rating in ratings]
+    spelled = sum(map(chat.spells_control_tokens, rows))
     if spelled:
         drops.notes[SPELLED] += spelled
 

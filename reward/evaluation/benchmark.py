@@ -114,7 +114,13 @@ def _same_rule(
 
 
 def _group(item: Comparison) -> Group:
-    return Group(item.prompt, (item.chosen, item.rejected), ("chosen", "rejected"), f"subset {item.subset!r}")
+    return Group(
+        item.prompt,
+        (item.chosen, item.rejected),
+        ("chosen", "rejected"),
+        f"subset {item.subset!r}",
+        (item.chosen_fields, item.rejected_fields),
+    )
 
 
 def _judged(item: Comparison, scored: Scored) -> _Judged:

@@ -36,17 +36,25 @@ class Options(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Answers to one prompt; `names` and `label` say in a message which answer of which group it is about."""
+    """Answers to one prompt; `names` and `label` identify an answer and its group in error messages.
+
+    `fields` are those of the answers' messages, see `rlhf.core.records.Message`; empty where no answer has any.
+    """
 
     prompt: Conversation
     answers: tuple[str, ...]
     names: tuple[str, ...]
     label: str
+    fields: tuple[str, ...] = ()
 
     @property
     def conversations(self) -> list[Conversation]:
-        """One conversation an answer."""
-        return [(*self.prompt, Message("assistant", answer)) for answer in self.answers]
+        """One conversation per answer."""
+        fields = self.fields or ("",) * len(self.answers)
+        return [
+            (*self.prompt, Message("assistant", answer, extra))
+            for answer, extra in zip(self.answers, fields, strict=True)
+        ]
 
 
 @dataclass(frozen=True, slots=True)

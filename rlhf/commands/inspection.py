@@ -13,7 +13,7 @@ from rlhf.config.policy import PolicyConfig
 from rlhf.config.reward import RewardConfig
 from rlhf.config.schema import DataSource, ModelConfig
 from rlhf.core.errors import RefusalError
-from rlhf.core.records import Conversation, Message, Preference, Prompt, Rating
+from rlhf.core.records import Conversation, Preference, Prompt, Rating
 from rlhf.data.agreement import agreement, annotated_pairs, annotated_ratings, rating_agreement
 from rlhf.data.drops import DropReport
 from rlhf.data.lengths import lengths_of
@@ -137,12 +137,8 @@ def _data_report(drops: DropReport) -> dict[str, Any]:
 
 def _conversations(preferences: Sequence[Preference], ratings: Sequence[Rating]) -> list[Conversation]:
     """Both sides of every pair, then every single rated response."""
-    sides = [
-        (*pair.prompt, Message("assistant", response))
-        for pair in preferences
-        for response in (pair.response_1, pair.response_2)
-    ]
-    return [*sides, *((*rating.prompt, Message("assistant", rating.response)) for rating in ratings)]
+    sides = [(*pair.prompt, response) for pair in preferences for response in pair.messages]
+    return [*sides, *((*rating.prompt, rating.message) for rating in ratings)]
 
 
 def _lengths(
@@ -255,10 +251,10 @@ def _scored_example(
     for pair in itertools.islice(preferences, 1):
         ratings_of = pair.ratings_2 if pair.strength > 0 else pair.ratings_1
         target = {"preferred by": abs(pair.strength), **ratings_of}
-        ids = chat.conversation_ids((*pair.prompt, Message("assistant", pair.chosen)))
+        ids = chat.conversation_ids((*pair.prompt, pair.chosen_message))
         return {**_tokens(chat, ids), "read_at": len(ids) - 1, "source": pair.source, "target": target}
     for one in itertools.islice(ratings, 1):
-        ids = chat.conversation_ids((*one.prompt, Message("assistant", one.response)))
+        ids = chat.conversation_ids((*one.prompt, one.message))
         return {
             **_tokens(chat, ids),
             "read_at": len(ids) - 1,

@@ -62,7 +62,8 @@ def is_unicode(conversation: Conversation) -> bool:
 class Rating:
     """A response with attribute ratings, each on the scale 0 to 4; an absent attribute is not rated.
 
-    `groups` are what tables are broken down by, such as domain and language.
+    `groups` are what tables are broken down by, such as domain and language; `fields` are those of the response's
+    message, see `Message`.
     """
 
     prompt: Conversation
@@ -70,6 +71,12 @@ class Rating:
     ratings: Mapping[str, float]
     source: str = ""
     groups: Mapping[str, str] = field(default_factory=dict)
+    fields: str = ""
+
+    @property
+    def message(self) -> Message:
+        """The response as the assistant's message."""
+        return Message("assistant", self.response, self.fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +84,8 @@ class Preference:
     """Two responses to one prompt and how strongly one is preferred.
 
     `strength` is in -3..3 without 0: negative prefers `response_1`, positive `response_2`. The ratings
-    of either response, where they are known, let one row feed both terms of the hybrid loss.
+    of either response, where they are known, let one row feed both terms of the hybrid loss. `fields_1` and
+    `fields_2` are those of the responses' messages, see `Message`.
     """
 
     prompt: Conversation
@@ -88,16 +96,36 @@ class Preference:
     ratings_2: Mapping[str, float] = field(default_factory=dict)
     source: str = ""
     groups: Mapping[str, str] = field(default_factory=dict)
+    fields_1: str = ""
+    fields_2: str = ""
+
+    @property
+    def messages(self) -> tuple[Message, Message]:
+        """Both responses as the assistant's messages, in their order."""
+        return (
+            Message("assistant", self.response_1, self.fields_1),
+            Message("assistant", self.response_2, self.fields_2),
+        )
+
+    @property
+    def chosen_message(self) -> Message:
+        """The preferred response as the assistant's message."""
+        return self.messages[1 if self.strength > 0 else 0]
+
+    @property
+    def rejected_message(self) -> Message:
+        """The other response as the assistant's message."""
+        return self.messages[0 if self.strength > 0 else 1]
 
     @property
     def chosen(self) -> str:
-        """The preferred response."""
-        return self.response_2 if self.strength > 0 else self.response_1
+        """The text of the preferred response."""
+        return self.chosen_message.content
 
     @property
     def rejected(self) -> str:
-        """The response that was not preferred."""
-        return self.response_1 if self.strength > 0 else self.response_2
+        """The text of the other response."""
+        return self.rejected_message.content
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +158,8 @@ class Prompt:
 class Comparison:
     """One benchmark item in RewardBench's shape: a conversation, a better and a worse answer.
 
-    `strength` is how strongly `chosen` is preferred, 1 to 3; None where nobody said.
+    `strength` is how strongly `chosen` is preferred, 1 to 3; None where it is unknown. The fields are those of the
+    answers' messages, see `Message`.
     """
 
     prompt: Conversation
@@ -140,6 +169,16 @@ class Comparison:
     section: str = ""
     strength: int | None = None
     groups: Mapping[str, str] = field(default_factory=dict)
+    chosen_fields: str = ""
+    rejected_fields: str = ""
+
+    @property
+    def messages(self) -> tuple[Message, Message]:
+        """The better and the worse answer as the assistant's messages."""
+        return (
+            Message("assistant", self.chosen, self.chosen_fields),
+            Message("assistant", self.rejected, self.rejected_fields),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, cast
 
 from rlhf.config.schema import DataSource
 from rlhf.core.errors import ConfigError, DataError
-from rlhf.core.records import Comparison, Preference, Principle, Prompt, Rating
+from rlhf.core.records import Comparison, Conversation, Message, Preference, Principle, Prompt, Rating
 from rlhf.data import rules
 from rlhf.data.annotations import PAPER_SPREAD
 from rlhf.data.drops import DropReport
@@ -73,7 +73,7 @@ def load_preferences(
 def count_contradictory(preferences: Sequence[Preference]) -> int:
     """Preferences of which the opposite is there, too: A over B and B over A, for one prompt."""
     keys = {_pair_key(item) for item in preferences}
-    return sum((item.prompt, item.rejected, item.chosen) in keys for item in preferences)
+    return sum((item.prompt, item.rejected_message, item.chosen_message) in keys for item in preferences)
 
 
 def load_principles(sources: Sequence[DataSource], *, seed: int) -> tuple[list[Principle], DropReport]:
@@ -137,13 +137,14 @@ def join_ratings(
     A rated response is attached once, to the first preference it is a side of, so that no rating counts twice
     in a loss. Several ratings of one response are attached as the mean of each attribute.
     """
-    waiting: dict[tuple[Hashable, str], list[Rating]] = {}
+    waiting: dict[tuple[Conversation, Message], list[Rating]] = {}
     for rating in ratings:
-        waiting.setdefault((rating.prompt, rating.response), []).append(rating)
+        waiting.setdefault((rating.prompt, rating.message), []).append(rating)
     joined = []
     for item in preferences:
-        first = _mean_ratings(waiting.pop((item.prompt, item.response_1), []))
-        second = _mean_ratings(waiting.pop((item.prompt, item.response_2), []))
+        first, second = (
+            _mean_ratings(waiting.pop((item.prompt, response), [])) for response in item.messages
+        )
         if first or second:
             item = replace(
                 item, ratings_1={**item.ratings_1, **first}, ratings_2={**item.ratings_2, **second}
@@ -161,11 +162,11 @@ def _mean_ratings(group: Sequence[Rating]) -> dict[str, float]:
 
 
 def _pair_key(item: Preference) -> Hashable:
-    return item.prompt, item.chosen, item.rejected
+    return item.prompt, item.chosen_message, item.rejected_message
 
 
 def _rating_key(rating: Rating) -> Hashable:
-    return rating.prompt, rating.response, tuple(sorted(rating.ratings.items()))
+    return rating.prompt, rating.message, tuple(sorted(rating.ratings.items()))
 
 
 def _load(

@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 
-from rlhf.core.records import Conversation, Preference, Rating
+from rlhf.core.records import Conversation, Message, Preference, Rating
 from rlhf.data import rules
 from rlhf.data.drops import DropReport
 
@@ -34,22 +34,36 @@ def pair_rated(
         attribute: the one that decides; responses without it make no pair.
         among: preferences that are there already; their pairs are not made again.
     """
-    known = {(item.prompt, frozenset((item.response_1, item.response_2))) for item in among}
+    known = {(item.prompt, frozenset(item.messages)) for item in among}
     report, made = DropReport(), list[Preference]()
     for prompt, rated in _by_prompt(ratings, attribute).items():
-        for (first, one), (second, other) in itertools.combinations(rated.items(), 2):
-            source = f"{one[0].source}: {SOURCE}" if one[0].source else SOURCE
+        for (first, ratings_1), (second, ratings_2) in itertools.combinations(rated.items(), 2):
+            source = f"{ratings_1[0].source}: {SOURCE}" if ratings_1[0].source else SOURCE
             place = f"{source}, {prompt[-1].content[:SHOWN]!r}"
             report.read += 1
-            difference = _mean(other, attribute) - _mean(one, attribute)
+            difference = _mean(ratings_2, attribute) - _mean(ratings_1, attribute)
             if (prompt, frozenset((first, second))) in known:
                 report.drop(PREFERRED_ALREADY, place)
-            elif difference == 0:
+                continue
+            if difference == 0:
                 report.drop(rules.TIE, place)
-            elif first.strip() == second.strip():
-                report.drop(rules.IDENTICAL_RESPONSES, place)
-            else:
-                made.append(Preference(prompt, first, second, strength_of(difference), source=source))
+                continue
+            try:
+                rules.require_difference(first, second)
+            except rules.UnusableRowError as unusable:
+                report.drop(str(unusable), place)
+                continue
+            made.append(
+                Preference(
+                    prompt,
+                    first.content,
+                    second.content,
+                    strength_of(difference),
+                    source=source,
+                    fields_1=first.fields,
+                    fields_2=second.fields,
+                )
+            )
     return made, DropReport(sources={SOURCE: report}).merge(report)
 
 
@@ -59,12 +73,14 @@ def strength_of(difference: float) -> int:
     return size if difference > 0 else -size
 
 
-def _by_prompt(ratings: Sequence[Rating], attribute: str) -> Mapping[Conversation, dict[str, list[Rating]]]:
-    """Prompt -> response -> its ratings, in the order they came."""
-    grouped: dict[Conversation, dict[str, list[Rating]]] = {}
+def _by_prompt(
+    ratings: Sequence[Rating], attribute: str
+) -> Mapping[Conversation, dict[Message, list[Rating]]]:
+    """Prompt -> response -> its ratings, in their order."""
+    grouped: dict[Conversation, dict[Message, list[Rating]]] = {}
     for rating in ratings:
         if attribute in rating.ratings:
-            grouped.setdefault(rating.prompt, {}).setdefault(rating.response, []).append(rating)
+            grouped.setdefault(rating.prompt, {}).setdefault(rating.message, []).append(rating)
     return grouped
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rlhf.core.records import Conversation
+from rlhf.core.records import Conversation, Message
 
 BLANK_PROMPT = "blank prompt"
 UNANSWERABLE_PROMPT = "prompt does not end with the user's turn"
@@ -48,16 +48,23 @@ def require_prompt(prompt: Conversation) -> None:
         raise UnusableRowError(BLANK_PROMPT)
 
 
-def require_responses(*responses: str) -> None:
-    """A response must hold more than white space."""
-    if not all(response.strip() for response in responses):
+def require_responses(*responses: str | Message) -> None:
+    """A response must have more than white space: text, or a field such as `tool_calls`."""
+    if not all(any(_without_space(response)) for response in responses):
         raise UnusableRowError(EMPTY_RESPONSE)
 
 
-def require_difference(first: str, second: str) -> None:
+def require_difference(first: str | Message, second: str | Message) -> None:
     """Two responses must differ in more than the white space around them."""
-    if first.strip() == second.strip():
+    if _without_space(first) == _without_space(second):
         raise UnusableRowError(IDENTICAL_RESPONSES)
+
+
+def _without_space(response: str | Message) -> tuple[str, str]:
+    """The text of a response without the white space around it, and its fields."""
+    if isinstance(response, str):
+        return response.strip(), ""
+    return response.content.strip(), response.fields
 
 
 def require_strength(strength: int) -> None:

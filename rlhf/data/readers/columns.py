@@ -9,7 +9,7 @@ an attribute.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Literal
 
 from rlhf.core.errors import ConfigError, did_you_mean
@@ -18,9 +18,9 @@ from rlhf.data import rules
 from rlhf.data.checks import CONSTRAINTS
 from rlhf.data.pairs import strength_of
 from rlhf.data.readers.layouts import Kind
-from rlhf.data.readers.messages import read_prompt, read_responses
-from rlhf.data.readers.rows import Row, is_number
-from rlhf.data.readers.winners import winner_sign
+from rlhf.data.readers.messages import read_answers, read_prompt
+from rlhf.data.readers.rows import JOIN, Row, is_number
+from rlhf.data.readers.winners import MODEL_NAMES, winner_sign
 
 if TYPE_CHECKING:
     from rlhf.config.schema import DataSource
@@ -116,7 +116,7 @@ def rating(row: Row, source: DataSource) -> Rating:
         DataError: a column is missing or of the wrong type, or a value lies outside the scale.
         UnusableRowError: a rule says why the row is of no use.
     """
-    messages, (response,) = read_responses(
+    messages, (response,) = read_answers(
         _renamed(row, source),
         _column(source, "prompt"),
         _column(source, "response"),
@@ -132,7 +132,7 @@ def rating(row: Row, source: DataSource) -> Rating:
     rules.require_responses(response)
     if not ratings:
         raise rules.UnusableRowError(rules.NO_RATING)
-    return Rating(messages, response, ratings, source=_origin(row, source))
+    return Rating(messages, response.content, ratings, source=_origin(row, source), fields=response.fields)
 
 
 def preference(row: Row, source: DataSource, *, first_index: int = 0) -> Preference:
@@ -152,7 +152,7 @@ def preference(row: Row, source: DataSource, *, first_index: int = 0) -> Prefere
     names = {name: _column(source, name) for name in FIELDS["preferences"]}
     form = form_of(row, source)
     sides = ("chosen", "rejected") if form == "chosen" else ("response_1", "response_2")
-    messages, (first, second) = read_responses(
+    messages, (first, second) = read_answers(
         _renamed(row, source), names["prompt"], *(names[side] for side in sides), encoding=source.encoding
     )
     if form == "winner":
@@ -167,7 +167,15 @@ def preference(row: Row, source: DataSource, *, first_index: int = 0) -> Prefere
     rules.require_responses(first, second)
     rules.require_difference(first, second)
     rules.require_strength(strength)
-    return Preference(messages, first, second, strength, source=_origin(row, source))
+    return Preference(
+        messages,
+        first.content,
+        second.content,
+        strength,
+        source=_origin(row, source),
+        fields_1=first.fields,
+        fields_2=second.fields,
+    )
 
 
 def form_of(row: Row, source: DataSource) -> Literal["chosen", "winner", "preference_strength"]:
@@ -194,6 +202,32 @@ def strength_column(source: DataSource, row: Row) -> str | None:
 def winner_column(source: DataSource, row: Row) -> str | None:
     """The column that a source of preferences reads winners from, if it does."""
     return _column(source, "winner") if form_of(row, source) == "winner" else None
+
+
+def read_columns(row: Row, source: DataSource, kind: Kind) -> set[str]:
+    """The columns of a row that make a rating or a preference, whether the row has them or not."""
+    names: dict[str, str] = {name: _column(source, name) for name in ("prompt", "source", "system", "tools")}
+    if kind == "ratings":
+        names |= {name: _column(source, name) for name in ("response", "scale")}
+        names |= attributes(source) or {"ratings": _column(source, "ratings")}
+        if not attributes(source) and row.find(names["ratings"]) is None:
+            names |= {name: name for name in HELPSTEER_ATTRIBUTES}
+    else:
+        form = form_of(row, source)
+        used = {
+            "chosen": ("chosen", "rejected", "strength"),
+            "winner": ("response_1", "response_2", "winner"),
+            "preference_strength": ("response_1", "response_2", "preference_strength"),
+        }[form]
+        names |= {name: _column(source, name) for name in used}
+        if form == "winner":
+            names |= {name: name for name in MODEL_NAMES}
+    return {part if part in row.values else part.partition(".")[0] for part in _parts(names.values())}
+
+
+def _parts(columns: Iterable[str]) -> Iterator[str]:
+    for column in columns:
+        yield from (part.strip() for part in column.split(JOIN))
 
 
 def _margin(row: Row, column: str) -> int:
@@ -223,7 +257,7 @@ def comparison(row: Row) -> Comparison:
     """
     signed = row.find("chosen") is None and row.find("response_1") is not None
     sides = ("response_1", "response_2") if signed else ("chosen", "rejected")
-    messages, (chosen, rejected) = read_responses(row, "prompt", *sides)
+    messages, (chosen, rejected) = read_answers(row, "prompt", *sides)
     subset = ALL if row.find("subset") is None else row.text("subset")
     section = "" if row.find("section") is None else row.text("section")
     strength = _strength(row)
@@ -236,7 +270,16 @@ def comparison(row: Row) -> Comparison:
     if signed and strength is not None and strength > 0:
         chosen, rejected = rejected, chosen
     size = None if strength is None else abs(strength)
-    return Comparison(messages, chosen, rejected, subset=subset, section=section, strength=size)
+    return Comparison(
+        messages,
+        chosen.content,
+        rejected.content,
+        subset=subset,
+        section=section,
+        strength=size,
+        chosen_fields=chosen.fields,
+        rejected_fields=rejected.fields,
+    )
 
 
 def _strength(row: Row) -> int | None:

@@ -37,6 +37,7 @@ MESSAGES = f'a string, or a list of {{"role", "content"}} with roles {", ".join(
 RENDERED = ("tool_calls", "reasoning_content", "name", "tool_call_id", TOOLS)
 """Fields of a message that chat templates know."""
 KNOWN = frozenset({"role", "content", "from", "value", *RENDERED})
+SYSTEM_COLUMNS = ("system", "system_prompt")
 MEDIA_COLUMNS = ("image", "images", "video", "videos", "audio", "audios")
 WITH_CONTENT = frozenset({*MEDIA_COLUMNS, "function_call", "refusal", "thinking", "tool_plan"})
 """Fields that carry a part of what the message says, and that no common template renders."""
@@ -63,15 +64,31 @@ def read_prompt(row: Row, column: str, encoding: str = "text") -> Conversation:
 def read_responses(
     row: Row, prompt_column: str, *columns: str, encoding: str = "text"
 ) -> tuple[Conversation, list[str]]:
-    """The prompt and the responses of a row.
+    """The prompt and the texts of the responses of a row, see `read_answers`.
 
-    A response is a string, or a list of messages whose last is the assistant's; what precedes it there must
-    be the prompt, and stands for it where the row has no prompt column. White space around the prompt's turns may differ:
-    the messages are then taken.
+    Raises:
+        DataError: see `read_answers`.
+        UnusableRowError: a message has media, or a response has fields beside its text.
+    """
+    prompt, responses = read_answers(row, prompt_column, *columns, encoding=encoding)
+    for response in responses:
+        if response.fields:
+            raise rules.UnusableRowError(rules.with_fields(response.extra()))
+    return prompt, [response.content for response in responses]
+
+
+def read_answers(
+    row: Row, prompt_column: str, *columns: str, encoding: str = "text"
+) -> tuple[Conversation, list[Message]]:
+    """The prompt of a row and its responses as the assistant's messages.
+
+    A response is a string, or a list of messages whose last one is the assistant's. The messages before it must be the
+    prompt's; without a prompt column they are the prompt. Where the two differ in white space around a turn, those
+    before the response are taken.
 
     Raises:
         DataError: a column is missing or of another type, or a response answers another conversation.
-        UnusableRowError: a message has media; or a response has more than text.
+        UnusableRowError: a message has media.
     """
     encoded = {column: _decoded(row, column, encoding, plain=True) for column in columns}
     prompt = None if row.find(prompt_column) is None else _prompt(row, prompt_column, encoding)
@@ -84,7 +101,9 @@ def read_responses(
         prompt = before
     assert prompt is not None  # row.get has raised
     responses = [
-        value if isinstance(value, str) else _response(row, column, conversations[column], prompt)
+        Message("assistant", value)
+        if isinstance(value, str)
+        else _response(row, column, conversations[column], prompt)
         for column, value in encoded.items()
     ]
     return _with_columns(row, prompt), responses
@@ -138,14 +157,12 @@ def _decoded(row: Row, column: str, encoding: str, *, plain: bool = False) -> An
     ]
 
 
-def _response(row: Row, column: str, messages: Conversation, prompt: Conversation) -> str:
+def _response(row: Row, column: str, messages: Conversation, prompt: Conversation) -> Message:
     if not messages or messages[-1].role != "assistant":
         raise row.wrong(column, "a string, or messages of which the last is the assistant's")
     if messages[:-1] and not _same_turns(messages[:-1], prompt):
         raise row.wrong(column, "one assistant message, or the prompt's own messages followed by one")
-    if messages[-1].fields:
-        raise rules.UnusableRowError(rules.with_fields(messages[-1].extra()))
-    return messages[-1].content
+    return messages[-1]
 
 
 def _same_turns(one: Conversation, other: Conversation) -> bool:
@@ -162,7 +179,7 @@ def _with_columns(row: Row, prompt: Conversation) -> Conversation:
     for column in MEDIA_COLUMNS:
         if row.values.get(column):
             raise rules.UnusableRowError(rules.with_media(column))
-    system = next((row.values[name] for name in ("system", "system_prompt") if row.values.get(name)), None)
+    system = next((row.values[name] for name in SYSTEM_COLUMNS if row.values.get(name)), None)
     if isinstance(system, str) and prompt[:1] != (Message("system", system),):
         if prompt and prompt[0].role == "system":
             raise row.wrong("system", "the system message that the prompt begins with, or none")

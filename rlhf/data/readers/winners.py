@@ -20,6 +20,8 @@ from rlhf.data.readers.rows import Row, is_number
 TIES = frozenset({"tie", "both", "bothbad", "bothgood", "tiebothbad", "draw", "equal", "neither"})
 FIRST = frozenset({"a", "first", "left"})
 SECOND = frozenset({"b", "second", "right"})
+MODEL_NAMES = ("model_a", "model_b")
+"""Columns with the names of the models that wrote the first and the second response."""
 SHP = ("labels", frozenset({"human_ref_A", "human_ref_B"}))
 ALLOWED = "an index (0 and 1, or 1 and 2), the name of a response's column, a letter (a, b), or `tie`"
 
@@ -47,7 +49,7 @@ def winner_sign(row: Row, column: str, first: str, second: str, first_index: int
     for sign, names in ((-1, (first, "response_1")), (1, (second, "response_2"))):
         if value in names:
             return sign
-    models = [row.find("model_a"), row.find("model_b")]
+    models = [row.find(name) for name in MODEL_NAMES]
     if value in models and models[0] != models[1]:
         return 2 * models.index(value) - 1
     end, ends = _end(value), (_end(first), _end(second))

@@ -8,7 +8,9 @@ import pytest
 from rlhf.config.schema import DataSource
 from rlhf.core.errors import ConfigError, DataError
 from rlhf.core.records import Message, Preference, Prompt
-from rlhf.data.load import load_preferences, load_prompts, load_ratings
+from rlhf.data.drops import DropReport
+from rlhf.data.load import join_ratings, load_comparisons, load_preferences, load_prompts, load_ratings
+from rlhf.data.pairs import pair_rated
 
 ASKED = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 1+1?"}]
 PROMPT = (Message("system", "Be brief."), Message("user", "What is 1+1?"))
@@ -198,3 +200,66 @@ def test_a_check_of_a_known_family_is_the_gold_scores(write_rows: Callable[..., 
     path = write_rows("rows.jsonl", [{"prompt": "q", "check": check}])
     (prompt,), _ = load_prompts([DataSource(path=path)], seed=0)
     assert prompt.check == check
+
+
+def call(argument: int, **fields: Any) -> list[dict[str, Any]]:
+    function = {"name": "add", "arguments": {"x": argument}}
+    return [{"role": "assistant", "content": "", "tool_calls": [{"function": function}], **fields}]
+
+
+def test_tool_calls_and_reasoning_of_responses_are_kept(preferences_of: Callable[..., Any]) -> None:
+    right, wrong = call(1), call(2, reasoning_content="two?")
+    row = {"prompt": ASKED, "chosen": right, "rejected": wrong}
+    (pair,), report = preferences_of(row)
+    assert report.reasons == {}
+    assert pair.chosen_message.extra()["tool_calls"] == right[0]["tool_calls"]
+    assert pair.rejected_message.extra()["reasoning_content"] == "two?"
+
+
+def test_responses_that_differ_in_their_calls_alone_are_different(
+    preferences_of: Callable[..., Any], write_rows: Callable[..., str]
+) -> None:
+    right, wrong = call(1), call(2)
+    rows = [{"prompt": ASKED, "chosen": right, "rejected": other} for other in (wrong, right)]
+    rows.append({"prompt": ASKED, "chosen": wrong, "rejected": right})
+    pairs, report = preferences_of(*rows)
+    assert report.reasons == {"identical responses": 1}  # and the third is no duplicate of the first
+    assert len(pairs) == 2
+
+    rated = [{"prompt": ASKED, "response": call(x), "ratings": {"helpfulness": x}} for x in (1, 2)]
+    ratings, _ = load_ratings([DataSource(path=write_rows("ratings.jsonl", rated))], seed=0)
+    joined, left = join_ratings(pairs[:1], ratings)
+    assert (joined[0].ratings_1, joined[0].ratings_2, left) == ({"helpfulness": 1}, {"helpfulness": 2}, [])
+    (made,), _ = pair_rated(ratings, "helpfulness")
+    assert made.chosen_message == pairs[0].rejected_message
+
+    benchmark = write_rows("benchmark.jsonl", rows[:1])
+    ((item,), _) = load_comparisons(benchmark)
+    assert item.chosen_fields == pairs[0].fields_1
+    assert item.rejected_fields == pairs[0].fields_2
+
+
+def unread(report: DropReport) -> list[str]:
+    return [note for note in report.notes if "not read" in note]
+
+
+def test_columns_that_are_not_read_are_noted(
+    preferences_of: Callable[..., Any], ratings_of: Callable[..., Any]
+) -> None:
+    row = {
+        "prompt": "q",
+        "chosen": "a",
+        "rejected": "b",
+        "id": 7,
+        "winner": None,
+        "response_1": "c",
+        "images": [],
+    }
+    _, report = preferences_of(row, {**row, "prompt": "r", "score": 1})
+    assert unread(report) == ["columns that are not read: id, response_1, score"]
+    _, report = ratings_of(
+        {"useful": 2, "ratings": {"depth": 3}, "id": 1}, columns={"depth": "ratings.depth"}
+    )
+    assert unread(report) == ["columns that are not read: useful, id"]
+    _, report = ratings_of({"helpfulness": 2, "id": 1}, where={"id": [1]})
+    assert unread(report) == []

@@ -8,7 +8,7 @@ from rlhf.config.schema import DataSource
 from rlhf.core.errors import DataError
 from rlhf.core.records import Message, tools_of
 from rlhf.data import rules
-from rlhf.data.readers.messages import read_prompt, read_responses
+from rlhf.data.readers.messages import read_answers, read_prompt, read_responses
 from rlhf.data.readers.rows import Row
 
 CALL = {"type": "function", "function": {"name": "look", "arguments": '{"x": 1}'}}
@@ -43,8 +43,11 @@ def test_fields_of_messages_are_kept_for_the_template() -> None:
     assert (called.content, result.role, result.extra(), last.fields) == ("", "tool", {"name": "look"}, "")
 
 
-def test_a_response_with_more_than_text_is_dropped_by_name() -> None:
+def test_a_response_with_fields_is_a_message_and_no_text() -> None:
     row = Row("f:1", {"prompt": "q", "chosen": [{"role": "assistant", "content": "", "tool_calls": [CALL]}]})
+    _, (answer,) = read_answers(row, "prompt", "chosen")
+    assert (answer.role, answer.content) == ("assistant", "")
+    assert answer.extra() == {"tool_calls": [{**CALL, "function": {"name": "look", "arguments": {"x": 1}}}]}
     with pytest.raises(rules.UnusableRowError, match="tool_calls"):
         read_responses(row, "prompt", "chosen")
 
