@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.resources
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -12,25 +10,20 @@ from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from rlhf.annotate import sessions
 from rlhf.annotate.agreement import is_disputed, progress
 from rlhf.annotate.records import STRENGTHS, Submission
 from rlhf.annotate.store import Annotator, SaveError, Store, by_task
 from rlhf.annotate.tasks import Task
 from rlhf.core.records import HELPSTEER_ATTRIBUTES
+from rlhf.web import sessions
+from rlhf.web.guard import add_files, add_guard
 
-HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; form-action 'self'; base-uri 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-}
 FILES = {
     "/": ("annotate.html", "text/html"),
     "/annotate.js": ("annotate.js", "text/javascript"),
     "/annotate.css": ("annotate.css", "text/css"),
 }
-LARGEST_BODY = 256 * 1024
+COOKIE = "rlhf_annotate"
 SIDES = ("left response", "right response")
 
 
@@ -73,7 +66,7 @@ def person(request: Request) -> Annotator:
         HTTPException: 401, where there is none, or it is forged or expired.
     """
     store: Store = request.app.state.store
-    name = sessions.name_of(request.cookies.get(sessions.COOKIE, ""), request.app.state.secret)
+    name = sessions.name_of(request.cookies.get(COOKIE, ""), request.app.state.secret)
     annotator = None if name is None else store.annotator(name)
     if annotator is None:
         raise HTTPException(401, "Sign in again; what you wrote is kept in this browser.")
@@ -90,26 +83,13 @@ def build_app(store: Store, settings: Settings) -> FastAPI:
 
     app.state.store, app.state.secret = store, secret
 
-    @app.middleware("http")
-    async def guard(request: Request, proceed: Callable[[Request], Awaitable[Response]]) -> Response:
-        length = request.headers.get("content-length", "0")
-        if request.method != "GET" and request.headers.get("content-type", "") != "application/json":
-            response: Response = JSONResponse(
-                {"detail": "JSON is expected"}, 415
-            )  # forms of other sites end here
-        elif not length.isdigit() or int(length) > LARGEST_BODY:
-            response = JSONResponse({"detail": "too long"}, 413)
-        else:
-            response = await proceed(request)
-        response.headers.update(HEADERS)
-        return response
+    add_guard(app)
 
     @app.exception_handler(SaveError)
     async def not_saved(_: Request, error: Exception) -> JSONResponse:
         return JSONResponse({"detail": f"Not saved: {getattr(error, 'orig', error)}"}, 507)
 
-    for path, (name, kind) in FILES.items():
-        app.get(path)(_file(name, kind))
+    add_files(app, "rlhf.annotate", FILES)
 
     @app.post("/api/session")
     def sign_in(content: SignIn, response: Response) -> dict[str, Any]:
@@ -117,12 +97,12 @@ def build_app(store: Store, settings: Settings) -> FastAPI:
         if annotator is None:
             raise HTTPException(401, "This token is not known here.")
         cookie = sessions.sign(annotator.name, secret, settings.session_hours)
-        response.set_cookie(sessions.COOKIE, cookie, httponly=True, samesite="strict")
+        response.set_cookie(COOKIE, cookie, httponly=True, samesite="strict")
         return {"name": annotator.name, "adjudicates": annotator.adjudicates}
 
     @app.delete("/api/session")
     def sign_out(response: Response) -> dict[str, bool]:
-        response.delete_cookie(sessions.COOKIE)
+        response.delete_cookie(COOKIE)
         return {"ok": True}
 
     @app.get("/api/session")
@@ -196,8 +176,3 @@ def build_app(store: Store, settings: Settings) -> FastAPI:
 def _sides(task: Task, swapped: bool) -> dict[str, Any]:
     first, second = (task.response_2, task.response_1) if swapped else (task.response_1, task.response_2)
     return {"prompt": task.messages, "left": first, "right": second}
-
-
-def _file(name: str, kind: str) -> Callable[[], Response]:
-    content = (importlib.resources.files("rlhf.annotate") / "templates" / name).read_text("utf-8")
-    return lambda: Response(content, media_type=kind)

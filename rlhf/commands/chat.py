@@ -38,6 +38,23 @@ def command(
     ] = 0.7,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
     seed: Seed = 0,
+    web: Annotated[
+        bool,
+        typer.Option(
+            "--web", help="A page in the browser, the policy beside its base, in place of the terminal."
+        ),
+    ] = False,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="With --web: keep pairs of answers here, for `rlhf annotate serve --store FILE`.",
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="With --web: address to listen on; 127.0.0.1 is this machine.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="With --web: port to listen on.")] = 8901,
 ) -> None:
     """Talk with a policy; what was said before is part of the conversation.
 
@@ -66,8 +83,15 @@ def command(
     if reward is not None:
         shared.add_reward(reward)
     who: dict[str, str | None] = {speaker.name: None if speaker.folder is None else "policy"}
-    if base and speaker.folder is not None:
+    if (base or web) and speaker.folder is not None:
         who["base"] = None
+    if web:
+        from rlhf.commands.chat_page import PageSpeaker, serve
+
+        sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature}
+        page = PageSpeaker(shared, who, scored=reward is not None, **sampling)
+        serve(page, host=host, port=port, store=store)
+        return
     streamer: Any = TextStreamer(shared.chat.tokenizer, skip_prompt=True, skip_special_tokens=True)
     answer = partial(
         shared.rollouts, samples=1, max_new_tokens=max_new_tokens, temperature=temperature, streamer=streamer

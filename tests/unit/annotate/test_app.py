@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from rlhf.annotate import sessions
-from rlhf.annotate.app import Settings, build_app, is_swapped
+from rlhf.annotate.app import COOKIE, Settings, build_app, is_swapped
 from rlhf.annotate.store import Store
 from rlhf.core.records import HELPSTEER_ATTRIBUTES
+from rlhf.web import sessions
 from tests.unit.annotate.conftest import submission
 
 JSON = {"Content-Type": "application/json"}
@@ -91,9 +91,9 @@ def test_strangers_learn_nothing(store: Store) -> None:
     store.add_annotator("ana")
     expired = sessions.sign("ana", store.secret, hours=-1)
     for cookie in (*forged, expired):
-        assert client.get("/api/next", headers={"Cookie": f"{sessions.COOKIE}={cookie}"}).status_code == 401
+        assert client.get("/api/next", headers={"Cookie": f"{COOKIE}={cookie}"}).status_code == 401
     good = sessions.sign("ana", store.secret)
-    assert client.get("/api/next", headers={"Cookie": f"{sessions.COOKIE}={good}"}).status_code == 200
+    assert client.get("/api/next", headers={"Cookie": f"{COOKIE}={good}"}).status_code == 200
 
 
 def test_forms_of_other_sites_and_long_bodies_are_refused(store: Store) -> None:

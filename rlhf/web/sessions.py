@@ -9,7 +9,6 @@ import time
 
 HOURS = 12.0
 """How long a session lasts."""
-COOKIE = "rlhf_annotate"
 
 
 def sign(name: str, secret: str, hours: float = HOURS) -> str:

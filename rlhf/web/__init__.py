@@ -1,0 +1,1 @@
+"""What all pages on loopback share: signed sessions and request guards; and the chat page."""
