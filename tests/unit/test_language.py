@@ -1,0 +1,147 @@
+"""Standard technical English: words of a private dialect do not come back, as names or in prose.
+
+Write the field's term instead: settings, options or config; message or result; fix; attach an adapter; resume; GPU.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import tokenize
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = ("rlhf", "reward", "policy", "tests", "benchmarks", "notebooks", "docs", "configs")
+SUFFIXES = (".py", ".md", ".yaml")
+
+NAMES = frozenset(
+    {"told", "said", "mine", "dealt", "wear", "wears", "wearing", "mend", "mends", "hang", "hung"}
+)
+"""No part of an identifier is one of these."""
+PROSE = re.compile(
+    r"\b(told|said|mend(s|ed|ing)?|slips|hung|wears?|wearing|practise|dealt|go(es|ing)? on|hang(s|ing)? on|"
+    r"by heart|speaks)\b",
+    re.IGNORECASE,
+)
+"""Neither a comment, a string nor a page contains one of these."""
+ALLOWED = (
+    "CHANGELOG.md",  # history stays as it was written
+    "rlhf/data/demo*",  # synthetic conversations are everyday English
+    "tests/unit/test_language.py",
+)
+MAXIMUM: dict[str, int] = {
+    ".": 6,
+    "benchmarks": 377,
+    "configs": 2,
+    "docs": 13,
+    "policy": 93,
+    "reward": 23,
+    "rlhf": 2,
+    "rlhf/adapters": 4,
+    "rlhf/commands": 92,
+    "rlhf/config": 53,
+    "rlhf/core": 1,
+    "rlhf/data": 40,
+    "rlhf/doctor": 81,
+    "rlhf/kernels": 3,
+    "rlhf/models": 11,
+    "rlhf/plan": 47,
+    "rlhf/report": 54,
+    "rlhf/search": 166,
+    "tests": 6,
+    "tests/distributed": 15,
+    "tests/golden": 2,
+    "tests/gpu": 2,
+    "tests/invariance": 22,
+    "tests/parity": 16,
+    "tests/smoke": 130,
+    "tests/unit": 551,
+}
+"""Folder: how many words remain. A number may only fall; a folder without a number has none left."""
+
+
+def files() -> Iterator[tuple[str, Path]]:
+    """(path from the root, file) of everything that is checked."""
+    pages = [file for file in ROOT.iterdir() if file.suffix in SUFFIXES]
+    nested = [file for folder in FOLDERS for file in (ROOT / folder).rglob("*") if file.suffix in SUFFIXES]
+    for file in sorted((*pages, *nested)):
+        path = file.relative_to(ROOT)
+        if not any(path.match(pattern) or path.is_relative_to(pattern) for pattern in ALLOWED):
+            yield path.as_posix(), file
+
+
+def room_of(path: str) -> str:
+    """The folder a path is counted in: two levels in `rlhf` and `tests`, one elsewhere, `.` for the root."""
+    folders = path.split("/")[:-1]
+    return "/".join(folders[: 2 if folders[:1] in (["rlhf"], ["tests"]) else 1]) or "."
+
+
+def identifiers(source: str) -> Iterator[tuple[int, str]]:
+    """(line, name) of everything that a module defines, binds or reads by name."""
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Name(id=name) | ast.Attribute(attr=name) | ast.arg(arg=name):
+                yield node.lineno, name
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                yield node.lineno, name
+            case ast.keyword(arg=str(name)):
+                yield node.lineno, name
+
+
+def prose(source: str, suffix: str) -> Iterator[tuple[int, str]]:
+    """(line, text) of a page's lines, or of a module's comments and strings."""
+    if suffix != ".py":
+        yield from enumerate(source.splitlines(), 1)
+        return
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type in (tokenize.COMMENT, tokenize.STRING):
+            yield from enumerate(token.string.splitlines(), token.start[0])
+
+
+def faults(source: str, suffix: str) -> list[tuple[int, str]]:
+    """(line, word) of each word that must not be there."""
+    names = identifiers(source) if suffix == ".py" else ()
+    found = [
+        (line, name)
+        for line, name in names
+        if NAMES & set(re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower().split("_"))
+    ]
+    for line, text in prose(source, suffix):
+        found += [(line, match[0]) for match in PROSE.finditer(text)]
+    return sorted(found)
+
+
+def test_the_dialect_does_not_come_back() -> None:
+    places: dict[str, list[str]] = {}
+    for path, file in files():
+        for line, word in faults(file.read_text(encoding="utf-8"), file.suffix):
+            places.setdefault(room_of(path), []).append(f"{path}:{line}: {word}")
+    counts = Counter({room: len(found) for room, found in places.items()})
+    grown = {room: count for room, count in counts.items() if count > MAXIMUM.get(room, 0)}
+    shown = "\n".join(place for room in grown for place in places[room])
+    assert not grown, f"{grown} words, allowed {MAXIMUM}:\n{shown}"
+
+
+@pytest.mark.parametrize(
+    ("source", "suffix", "words"),
+    [
+        ("said_by_main = 1", ".py", ["said_by_main"]),
+        ("def f(told): pass", ".py", ["told"]),
+        ("class WearAdapter: pass", ".py", ["WearAdapter"]),
+        ("f(mine=1)", ".py", ["mine"]),
+        ("undermine = minefield = changed = 1", ".py", []),
+        ('"""Mend this line."""', ".py", ["Mend"]),
+        ("x = 1  # the card goes on\n", ".py", ["goes on"]),
+        ("Adapters\nthat it wears\n", ".md", ["wears"]),
+        ("amended, recommends, hardware, software, unsaid", ".yaml", []),
+    ],
+)
+def test_a_word_is_found_as_a_name_and_in_prose_but_not_inside_another(
+    source: str, suffix: str, words: list[str]
+) -> None:
+    assert [word for _, word in faults(source, suffix)] == words
