@@ -93,5 +93,5 @@ def token_values(model: Any, packed: PackedBatch) -> Tensor:
 
     Read at the token before, as log-probabilities are: what is still to come once that one stands.
     """
-    values_M: Tensor = model(**packed_inputs(packed), value_at=packed.next_tokens.places)
+    values_M: Tensor = model(**packed_inputs(packed), value_at=packed.next_tokens.index)
     return values_M

@@ -65,6 +65,6 @@ def token_logps(model: Any, packed: PackedBatch, *, entropy: bool = True) -> tup
     """
     following = packed.next_tokens
     logps_M, entropy_M = model(
-        **packed_inputs(packed), predict=(*following.places, following.ids_M), entropy=entropy
+        **packed_inputs(packed), predict=(*following.index, following.ids_M), entropy=entropy
     )
     return logps_M, entropy_M, following.branch_M

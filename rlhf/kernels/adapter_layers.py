@@ -1,13 +1,14 @@
-"""What an adapted layer computes, in as few passes over memory as it takes.
+"""LoRA layers with few passes over memory.
 
     y = x W' + c + s (x A') B'
 
-PEFT multiplies what B gives by the scale s and adds that to the layer's output: two more tensors as large as the output, and as many in
-the backward pass. Here the scale goes into a product, and every sum is made where it lies (`addmm_`). Rounded once in place of three
-times, the numbers are as good or better. Where matrix products are fast, such passes are a large part of a step: `benchmarks/layers.py`.
+PEFT multiplies the product with B by the scale s and adds the result to the layer's output: two more tensors
+of the output's size, and two more in the backward pass. Here the scale is part of a matrix product and sums
+are in place (`addmm_`), rounded once instead of three times. `benchmarks/layers.py` measures the gain.
 
-PEFT also casts the input of every adapted layer to the adapter's float32, and autocast casts it back: the same numbers, by two copies a
-layer, of which the second is kept for the backward pass. Here layers that share an input (queries, keys and values) keep it once.
+PEFT also casts the input of every adapted layer to float32, and autocast casts it back: the same values, but
+two copies per layer, one of which is kept for the backward pass. Here layers that share an input (queries,
+keys, values) keep it once.
 
 Shapes: T tokens, D inputs of a layer, O outputs, R rank.
 """
@@ -26,14 +27,14 @@ from torch import Tensor, nn
 from rlhf.distributed.zero import is_sharded
 
 FAST_LAYERS = "fast_layers"
-"""The attribute of a base model whose layers, and the adapters on them, compute by our kernels."""
+"""Attribute of a base model: whether its layers and their adapters use our kernels."""
 
 
 def enable(model: nn.Module) -> None:
-    """Bind these forward passes to the adapted layers of one model, if its base was loaded with fast layers.
+    """Bind these forward passes to the LoRA layers of one model, if its base was loaded with fast layers.
 
-    Call it after adapters are added: PEFT creates an adapted layer with the first adapter at its place. The classes
-    stay PEFT's own.
+    Call it after adapters are added: PEFT creates a LoRA layer with the first adapter. PEFT's classes stay
+    unchanged.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     if not getattr(base, FAST_LAYERS, False):
@@ -41,7 +42,7 @@ def enable(model: nn.Module) -> None:
     for layer in model.modules():
         if isinstance(layer, BaseTunerLayer):
             layer._cast_input_dtype = types.MethodType(_cast_without_autocast, layer)  # noqa: SLF001
-        if type(layer) is Linear:  # 4-bit layers have a class of their own, and keep its forward pass
+        if type(layer) is Linear:  # 4-bit layers have another class and keep its forward
             layer.forward = types.MethodType(adapted_forward, layer)
 
 
@@ -52,9 +53,12 @@ def _cast_without_autocast(layer: BaseTunerLayer, x: Tensor | None, dtype: torch
 
 
 def adapted_forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """The output of an adapted layer; by PEFT unless it is one frozen product and one plain adapter."""
+    """The output of a LoRA layer.
+
+    Falls back to PEFT unless it is a frozen linear layer with one plain adapter.
+    """
     name = _plain_adapter(layer)
-    # DeepSpeed gathers the weights of modules that are called, and of no others.
+    # DeepSpeed gathers weights only of modules that are called.
     if name is None or args or kwargs or is_sharded(layer):
         return Linear.forward(layer, x, *args, **kwargs)  # type: ignore[no-any-return]
     base = layer.base_layer
@@ -64,11 +68,15 @@ def adapted_forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         x, a_RD, b_OR = x.to(dtype), a_RD.to(dtype), b_OR.to(dtype)
     if not x.dtype == base.weight.dtype == a_RD.dtype == b_OR.dtype:
         return Linear.forward(layer, x)  # type: ignore[no-any-return]
-    return _Adapted.apply(x, base.weight, base.bias, a_RD, b_OR, layer.scaling[name])  # type: ignore[no-any-return, no-untyped-call]
+    scale = layer.scaling[name]
+    return _Adapted.apply(x, base.weight, base.bias, a_RD, b_OR, scale)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _plain_adapter(layer: Any) -> str | None:
-    """The name of the one active adapter of a layer, if the layer computes the formula above and no more."""
+    """The name of the only active adapter, if the layer computes exactly the formula above.
+
+    Otherwise None.
+    """
     active = [name for name in layer.active_adapters if name in layer.lora_A]
     base = layer.base_layer
     if len(active) != 1 or layer.disable_adapters or layer.merged:
@@ -98,10 +106,10 @@ class _Adapted(torch.autograd.Function):
         x, low_TR, w_OD, a_RD, b_OR = ctx.saved_tensors
         d_y_TO = gradients[0].flatten(end_dim=-2)
         d_low_TR = _scaled(d_y_TO, b_OR, ctx.scale)
-        of_x, _, _, of_a, of_b, _ = ctx.needs_input_grad
-        d_x = (d_y_TO @ w_OD).addmm_(d_low_TR, a_RD).view_as(x) if of_x else None
-        d_a_RD = d_low_TR.T @ x.flatten(end_dim=-2) if of_a else None
-        d_b_OR = _scaled(d_y_TO.T, low_TR, ctx.scale) if of_b else None
+        needs_x, _, _, needs_a, needs_b, _ = ctx.needs_input_grad
+        d_x = (d_y_TO @ w_OD).addmm_(d_low_TR, a_RD).view_as(x) if needs_x else None
+        d_a_RD = d_low_TR.T @ x.flatten(end_dim=-2) if needs_a else None
+        d_b_OR = _scaled(d_y_TO.T, low_TR, ctx.scale) if needs_b else None
         return d_x, None, None, d_a_RD, d_b_OR, None
 
 

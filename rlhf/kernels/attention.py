@@ -1,16 +1,19 @@
-"""Attention of packed rows: every token looks at the trunk of its tree and at its own branch, and no other product is computed.
+"""Attention of packed rows: a token attends to the trunk of its tree and to its branch.
 
-transformers' models call the attention function that their config names; `packed` is ours. Given the `blocks` of a packed batch, which
-`rlhf.kernels.inputs` sends along on a CPU, it multiplies each block of queries with the keys it sees. On a GPU they are the masks of
-FlexAttention (`rlhf.kernels.flex`). Without them (generation, padded batches) it is transformers' own `sdpa`, with the mask
-where there is one.
+Nothing else is computed.
 
-On a CPU this replaces torch's fused kernel, whose bfloat16 products run at a fifth of what a plain matrix product reaches
-(`benchmarks/attention.py`). Probabilities are kept for the backward pass where tokens see few others, and made again where they see many,
-so memory grows with the tokens and not with their square.
+transformers' models call the attention function named in their config; `packed` is ours. On a CPU,
+`rlhf.kernels.inputs` passes the `blocks` of a packed batch, and each block of queries is multiplied with the
+keys it attends to. On a GPU `blocks` are FlexAttention masks (`rlhf.kernels.flex`). Without `blocks`
+(generation, padded batches) it is transformers' `sdpa`, with a mask if there is one.
 
-Shapes: R rows, T tokens, H heads of queries, K heads of keys (H = K G), D units of a head; Q queries and S keys of a block. N counts
-queries of the G heads that share keys: first those of the first token, so that a block's lie side by side.
+On a CPU this replaces torch's fused kernel, whose bfloat16 products reach a fifth of the speed of a plain
+matrix product (`benchmarks/attention.py`). Attention probabilities are kept for the backward pass if tokens
+attend to few others, and recomputed otherwise, so memory grows linearly with the tokens.
+
+Shapes: R rows, T tokens, H query heads, K key heads (H = K G), D units per head; Q queries and S keys of a
+block. N = T G counts queries of the G heads that share keys, ordered by token, so that the queries of a block
+are contiguous.
 """
 
 from __future__ import annotations
@@ -36,32 +39,34 @@ PACKED = "packed"
 """The name of this attention in a model's config."""
 
 GRAIN = 32
-"""Queries and keys of a block are a multiple of this, but at the end of a row: a vector is as long, and few shapes have to be prepared for."""
-CALL = 64 * 64
-"""What a block costs beside its products, in products."""
-KEPT = 256
-"""Probabilities are kept where a token sees at most so many others in the mean: half of what an MLP keeps, in SmolLM2-135M."""
-OWN_WAYS = ("softcap", "s_aux", "position_bias")
-"""What some models add to attention; our products and torch's SDPA would leave it out without a word."""
+"""Queries and keys of a block are multiples of this (except at the end of a row): full vectors and few
+shapes."""
+BLOCK_OVERHEAD = 64 * 64
+"""Fixed cost of a block, in query-key products."""
+KEEP_LIMIT = 256
+"""Probabilities are kept if tokens attend to at most this many keys on average: half an MLP's memory in
+SmolLM2-135M."""
+EXTRA_TERMS = ("softcap", "s_aux", "position_bias")
+"""Arguments of models that change attention; our kernel and torch's SDPA would silently ignore them."""
 
 logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Queries that lie side by side in a row, and the keys that any of them sees, in order."""
+    """Contiguous queries of a row, and the keys that any of them attends to, in order."""
 
     row: int
     queries: slice
     keys: tuple[slice, ...]
     bias_QS: Tensor
-    """0 where a query sees a key and -inf where not, for the last columns; all see those before."""
+    """0 if a query attends to a key, else -inf, for the last columns; all attend to the columns before."""
 
 
 def blocks_of(batch: PackedBatch) -> list[Block]:
-    """How the rows of a batch are computed on a CPU: every token that is no padding is a query of exactly one block.
+    """The blocks of a batch on a CPU: every token except padding is a query of exactly one block.
 
-    Elsewhere the vendor's kernel is faster, and the list is empty.
+    Empty on other devices, where the vendor's kernel is faster.
     """
     if batch.ids_RT.device.type != "cpu":
         return []
@@ -71,10 +76,10 @@ def blocks_of(batch: PackedBatch) -> list[Block]:
         for pieces in _grouped(_cells(spans)):
             queries = slice(pieces[0].start, pieces[-1].stop)
             keys = _filled(_seen(pieces), tokens=mask_RTT.shape[2])
-            # What a span sees before these queries, all of them see.
+            # All queries of one span attend to everything the span attends to before them.
             one_span = len({piece.sees[-1].start for piece in pieces}) == 1
-            partly = (slice(queries.start, keys[-1].stop),) if one_span else keys
-            columns = torch.cat([torch.arange(part.start, part.stop) for part in partly])
+            masked = (slice(queries.start, keys[-1].stop),) if one_span else keys
+            columns = torch.cat([torch.arange(part.start, part.stop) for part in masked])
             hidden_QS = ~mask_RTT[row, queries][:, columns.to(mask_RTT.device)]
             bias_QS = torch.zeros(hidden_QS.shape, dtype=torch.bfloat16, device=mask_RTT.device)
             blocks.append(Block(row, queries, keys, bias_QS.masked_fill_(hidden_QS, -torch.inf)))
@@ -82,7 +87,10 @@ def blocks_of(batch: PackedBatch) -> list[Block]:
 
 
 def _cells(spans: Sequence[Span]) -> Iterator[list[Span]]:
-    """A row by `GRAIN` tokens: the pieces of spans there; a piece sees what its span sees, and the span before it."""
+    """Split a row every `GRAIN` tokens into pieces of spans.
+
+    A piece attends to the span before it and the span's keys.
+    """
     for start in range(0, max((span.stop for span in spans), default=0), GRAIN):
         stop = start + GRAIN
         yield [
@@ -93,30 +101,33 @@ def _cells(spans: Sequence[Span]) -> Iterator[list[Span]]:
 
 
 def _grouped(cells: Iterable[list[Span]]) -> Iterator[list[Span]]:
-    """Neighbours together where one larger product is cheaper than two; of a long sequence, at most 160 queries."""
+    """Join neighbouring cells while one larger product is cheaper than two.
+
+    At most 160 queries of a long sequence.
+    """
     group: list[Span] = []
     for cell in cells:
-        together = [*group, *cell]
-        if group and _cost(together) > _cost(group) + _cost(cell):
+        joined = [*group, *cell]
+        if group and _cost(joined) > _cost(group) + _cost(cell):
             yield group
             group = cell
         else:
-            group = together
+            group = joined
     if group:
         yield group
 
 
 def _cost(pieces: Sequence[Span]) -> int:
-    return CALL + (pieces[-1].stop - pieces[0].start) * _count(_seen(pieces))
+    return BLOCK_OVERHEAD + (pieces[-1].stop - pieces[0].start) * _count(_seen(pieces))
 
 
 def _count(parts: Iterable[slice]) -> int:
-    """Tokens of the parts."""
+    """The number of tokens in slices."""
     return sum(int(part.stop - part.start) for part in parts)
 
 
 def _seen(pieces: Sequence[Span]) -> tuple[slice, ...]:
-    """The keys that any of the pieces sees, in order and without gaps that need none."""
+    """The keys that any of the pieces attends to, in order, adjacent slices joined."""
     parts = [part for piece in pieces for part in (*piece.sees, slice(piece.start, piece.stop))]
     joined: list[slice] = []
     for part in sorted(parts, key=lambda part: (part.start, part.stop)):
@@ -130,18 +141,21 @@ def _seen(pieces: Sequence[Span]) -> tuple[slice, ...]:
 
 
 def _filled(parts: tuple[slice, ...], tokens: int) -> tuple[slice, ...]:
-    """The same keys and the next ones of the row, which nothing here sees, up to a multiple of `GRAIN`."""
+    """Extend the keys to a multiple of `GRAIN` by the next ones of the row, which are masked."""
     *before, last = parts
     stop = last.stop + -_count(parts) % GRAIN
     return (*before, slice(last.start, stop)) if stop <= tokens else parts
 
 
 def enable(model: PreTrainedModel) -> None:
-    """Let a model attend by this file; one that cannot keeps its own attention, and transformers says so in a line."""
+    """Use this attention in a model.
+
+    If the model does not support it, transformers warns and keeps the model's own.
+    """
     model.set_attn_implementation(PACKED)
-    if model.config._attn_implementation != PACKED:  # noqa: SLF001  # transformers' name for it everywhere
+    if model.config._attn_implementation != PACKED:  # noqa: SLF001
         model.base_model.register_forward_pre_hook(
-            lambda _, given, named: (given, {k: v for k, v in named.items() if k != "blocks"}),
+            lambda _, args, kwargs: (args, {k: v for k, v in kwargs.items() if k != "blocks"}),
             with_kwargs=True,
         )
 
@@ -158,9 +172,9 @@ def packed_attention(
     blocks: Sequence[Block] | flex.FlexMasks | None = None,
     **extra: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls: (output_RTHD, None) of query_RHTD, key_RKTD and value_RKTD."""
+    """transformers' attention interface: (output_RTHD, None) from query_RHTD, key_RKTD and value_RKTD."""
     window = extra.get("sliding_window")
-    added = [name for name in OWN_WAYS if extra.get(name) is not None]
+    extra_terms = [name for name in EXTRA_TERMS if extra.get(name) is not None]
     if isinstance(blocks, flex.FlexMasks):
         if flex.fits(query, dropout):
             q_RHTD, k_RKTD, v_RKTD = _as_autocast(query, key, value)
@@ -169,10 +183,10 @@ def packed_attention(
     windowed = False
     if blocks is not None and attention_mask is not None and window and window < query.shape[2]:
         attention_mask, windowed = _within(attention_mask, extra["position_ids"], window), True
-    if blocks and (added or windowed):
-        names = ", ".join([*added, *(["sliding_window"] if windowed else [])])
-        logger.warning_once(f"A layer with {names} takes the slower attention with a mask.")
-    if added:
+    if blocks and (extra_terms or windowed):
+        names = ", ".join([*extra_terms, *(["sliding_window"] if windowed else [])])
+        logger.warning_once(f"A layer with {names} uses the slower attention with a dense mask.")
+    if extra_terms:
         return _eager_attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **extra
         )
@@ -187,14 +201,14 @@ def packed_attention(
 
 
 def _without_cudnn(query: Tensor, mask: Tensor | None) -> AbstractContextManager[Any]:
-    """With a mask on a GPU, cuDNN would plan for every new row length: 20 to 40 ms each."""
+    """Exclude cuDNN for masks on a GPU: it builds a plan for every new row length, 20 to 40 ms each."""
     if mask is None or query.device.type != "cuda":
         return nullcontext()
     return sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
 def _as_autocast(*tensors: Tensor) -> list[Tensor]:
-    """The tensors in autocast's format, where it is on."""
+    """Cast tensors to autocast's dtype, if autocast is enabled."""
     device = tensors[0].device.type
     if not torch.is_autocast_enabled(device):
         return list(tensors)
@@ -204,19 +218,19 @@ def _as_autocast(*tensors: Tensor) -> list[Tensor]:
 def _eager_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask_R1TT: Tensor | None, **extra: Any
 ) -> tuple[Tensor, None]:
-    """The model's own attention, written out, with a mask of 0 and the lowest number in place of True and False."""
+    """The model's eager attention, with an additive mask (0 and the lowest number) for a boolean one."""
     if mask_R1TT is None and query.shape[2] > 1:
         sees_QT = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
         mask_R1TT = sees_QT.tril(key.shape[2] - query.shape[2])[None, None]
     if mask_R1TT is not None and mask_R1TT.dtype == torch.bool:
         lowest = torch.finfo(query.dtype).min
         mask_R1TT = torch.zeros_like(mask_R1TT, dtype=query.dtype).masked_fill_(~mask_R1TT, lowest)
-    own = sys.modules[type(module).__module__].eager_attention_forward
-    return own(module, query, key, value, mask_R1TT, **extra)[0], None
+    eager = sys.modules[type(module).__module__].eager_attention_forward
+    return eager(module, query, key, value, mask_R1TT, **extra)[0], None
 
 
 def _within(mask_R1TT: Tensor, positions_RT: Tensor, window: int) -> Tensor:
-    """The mask of a layer that sees the last `window` tokens only; a branch's positions go on from its trunk's."""
+    """The mask of a sliding window of `window` tokens; a branch's positions continue its trunk's."""
     distance_RTT = positions_RT[:, :, None] - positions_RT[:, None, :]
     return mask_R1TT & (distance_RTT < window)[:, None]
 
@@ -226,7 +240,8 @@ def blockwise_attention(
 ) -> Tensor:
     """out_RTHD = softmax(scale q k' + bias) v, block by block; zero for tokens in no block.
 
-    Products are in the tensors' format and softmax sums in float32; gradients of keys and values are summed in at least float32.
+    Products are in the tensors' dtype, softmax sums in float32; gradients of keys and values are accumulated
+    in at least float32.
     """
     return _Blockwise.apply(q_RHTD, k_RKTD, v_RKTD, blocks, scale)  # type: ignore[no-any-return,no-untyped-call]
 
@@ -236,10 +251,14 @@ class _Blockwise(torch.autograd.Function):
     def forward(
         ctx: Any, q_RHTD: Tensor, k_RKTD: Tensor, v_RKTD: Tensor, blocks: Sequence[Block], scale: float
     ) -> Tensor:
-        q_RKND, k_RKTD, v_RKTD = _by_kind(q_RHTD, k_RKTD.shape[1]), k_RKTD.contiguous(), v_RKTD.contiguous()
+        q_RKND, k_RKTD, v_RKTD = (
+            _by_key_head(q_RHTD, k_RKTD.shape[1]),
+            k_RKTD.contiguous(),
+            v_RKTD.contiguous(),
+        )
         ctx.blocks, ctx.scale, ctx.group = blocks, scale, q_RHTD.shape[1] // k_RKTD.shape[1]
         out_RKND = q_RKND.new_zeros(*q_RKND.shape[:3], v_RKTD.shape[3])
-        keep = any(ctx.needs_input_grad) and _few_seen(blocks)
+        keep = any(ctx.needs_input_grad) and _keeps_probabilities(blocks)
         kept: list[Tensor] = []
         with _no_autocast(q_RHTD):
             for block in blocks:
@@ -253,7 +272,7 @@ class _Blockwise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         q_RKND, k_RKTD, v_RKTD, *kept = ctx.saved_tensors
-        d_out_RKND = _by_kind(gradients[0].transpose(1, 2), k_RKTD.shape[1])
+        d_out_RKND = _by_key_head(gradients[0].transpose(1, 2), k_RKTD.shape[1])
         d_q_RKND = torch.zeros_like(q_RKND)
         sums = torch.promote_types(q_RKND.dtype, torch.float32)
         d_k_RKTD, d_v_RKTD = torch.zeros_like(k_RKTD, dtype=sums), torch.zeros_like(v_RKTD, dtype=sums)
@@ -273,13 +292,13 @@ class _Blockwise(torch.autograd.Function):
         return d_q_RHTD, d_k_RKTD.to(k_RKTD.dtype), d_v_RKTD.to(v_RKTD.dtype), None, None
 
 
-def _few_seen(blocks: Sequence[Block]) -> bool:
+def _keeps_probabilities(blocks: Sequence[Block]) -> bool:
     products = sum(_count([block.queries]) * _count(block.keys) for block in blocks)
-    return products <= KEPT * _count(block.queries for block in blocks)
+    return products <= KEEP_LIMIT * _count(block.queries for block in blocks)
 
 
 def _no_autocast(x: Tensor) -> torch.autocast:
-    """It would make softmax return float32, at ten times the cost."""
+    """Disable autocast, which would make softmax return float32 at ten times the cost."""
     return torch.autocast(x.device.type, enabled=False)
 
 
@@ -296,18 +315,18 @@ def _probabilities(q_KND: Tensor, k_KSD: Tensor, block: Block, scale: float) -> 
     return torch.softmax(s_KNS, dim=-1)
 
 
-def _by_kind(x_RHTD: Tensor, kinds: int) -> Tensor:
-    """x_RKND, N = T G."""
+def _by_key_head(x_RHTD: Tensor, key_heads: int) -> Tensor:
+    """x_RKND with N = T G, contiguous."""
     rows, heads, tokens, units = x_RHTD.shape
-    x_RKGTD = x_RHTD.reshape(rows, kinds, heads // kinds, tokens, units)
-    return x_RKGTD.transpose(2, 3).reshape(rows, kinds, -1, units).contiguous()
+    x_RKGTD = x_RHTD.reshape(rows, key_heads, heads // key_heads, tokens, units)
+    return x_RKGTD.transpose(2, 3).reshape(rows, key_heads, -1, units).contiguous()
 
 
 def _by_token(x_RKND: Tensor, group: int) -> Tensor:
-    """x_RTHD."""
-    rows, kinds, _, units = x_RKND.shape
-    x_RKTGD = x_RKND.view(rows, kinds, -1, group, units)
-    return x_RKTGD.transpose(1, 2).reshape(rows, -1, kinds * group, units)
+    """x_RTHD from x_RKND."""
+    rows, key_heads, _, units = x_RKND.shape
+    x_RKTGD = x_RKND.view(rows, key_heads, -1, group, units)
+    return x_RKTGD.transpose(1, 2).reshape(rows, -1, key_heads * group, units)
 
 
 def _queries(x_RKND: Tensor, block: Block, group: int) -> Tensor:

@@ -1,9 +1,9 @@
-"""FlexAttention over packed rows: a BlockMask from the spans of a batch, made once per batch.
+"""FlexAttention over packed rows: a BlockMask from the spans of a batch, built once per batch.
 
-A block of 128 x 128 tokens is skipped where no query sees a key, computed without a mask where all see all, and with
-`mask_mod` elsewhere. Row lengths are multiples of 128 on GPUs (`rlhf.kernels.packing`), so that few shapes are compiled.
-Not yet tested on a GPU: here the mask and the forward pass are compared with dense SDPA on a CPU, where FlexAttention has
-no backward pass.
+A block of 128 x 128 tokens is skipped if no query attends to a key, computed without a mask if all attend to
+all, and with `mask_mod` otherwise. Row lengths are multiples of 128 on GPUs (`rlhf.kernels.packing`), so that
+few shapes are compiled. Not yet tested on a GPU: here the mask and the forward pass are compared with dense
+SDPA on a CPU, where FlexAttention has no backward pass.
 
 Shapes: R rows, T tokens, B blocks of a row (T = 128 B).
 """
@@ -24,7 +24,7 @@ from rlhf.kernels.packing import PADDING, SHARED, PackedBatch
 
 BLOCK = 128
 SMALLEST_HEAD = 16
-"""Units of a head that Triton's matrix products need."""
+"""Smallest head dimension of Triton's matrix products."""
 OLDEST_GPU = (8, 0)
 """Compute capability: Ampere."""
 
@@ -33,7 +33,7 @@ logger = get_logger(__name__)
 
 
 class FlexMasks:
-    """The masks of a packed batch, by sliding window; each is made when a layer first needs it, and kept."""
+    """BlockMasks of a packed batch by sliding window, built on first use and cached."""
 
     def __init__(self, batch: PackedBatch) -> None:
         self.batch = batch
@@ -41,10 +41,10 @@ class FlexMasks:
         self._masks: dict[int | None, BlockMask] = {}
 
     def within(self, window: int | None) -> BlockMask:
-        """The mask of a layer that sees the last `window` tokens only; None is all."""
+        """The mask of a sliding window; None: no window."""
         if window not in self._masks:
             some_RBB = self._counts_RBB > 0
-            # Inside a window, which blocks are whole is not counted: each is computed with its mask.
+            # Full blocks are not counted within a window: each block is computed with its mask.
             all_RBB = self._counts_RBB == BLOCK**2 if window is None else torch.zeros_like(some_RBB)
             self._masks[window] = BlockMask.from_kv_blocks(
                 *_ordered(some_RBB & ~all_RBB),
@@ -55,28 +55,26 @@ class FlexMasks:
         return self._masks[window]
 
     def dense_R1TT(self) -> Tensor:
-        """The same without a window as a tensor of booleans, for other kernels."""
+        """The mask without a window as a boolean tensor, for other kernels."""
         return self.batch.mask_R1TT()
 
 
 @functools.cache
 def is_usable(device: torch.device) -> bool:
-    """Whether packed rows on this device go through FlexAttention; says so once where they do not."""
+    """Whether packed rows on this device use FlexAttention; warns once on GPUs that do not support it."""
     if device.type != "cuda":
         return False
     if torch.cuda.get_device_capability(device) < OLDEST_GPU:
-        logger.warning(
-            "FlexAttention needs an Ampere GPU or a newer one: packed rows take SDPA with a dense mask."
-        )
+        logger.warning("FlexAttention needs an Ampere or newer GPU: packed rows use SDPA with a dense mask.")
         return False
     return True
 
 
 def fits(query: Tensor, dropout: float) -> bool:
-    """Whether FlexAttention computes a layer; says so once where it does not."""
+    """Whether FlexAttention supports a layer; warns once if not."""
     if dropout or query.shape[-1] < SMALLEST_HEAD:
         reason = "dropout" if dropout else f"heads of {query.shape[-1]} units"
-        logger.warning_once(f"A layer with {reason} takes SDPA with a dense mask in place of FlexAttention.")
+        logger.warning_once(f"A layer with {reason} uses SDPA with a dense mask instead of FlexAttention.")
         return False
     return True
 
@@ -84,20 +82,20 @@ def fits(query: Tensor, dropout: float) -> bool:
 def attend(
     module: Any, query: Tensor, key: Tensor, value: Tensor, masks: FlexMasks, window: int | None, **extra: Any
 ) -> tuple[Tensor, None]:
-    """(output_RTHD, None), by transformers' compiled FlexAttention; soft caps and sinks are computed too."""
+    """(output_RTHD, None) by transformers' compiled FlexAttention, soft caps and sinks included."""
     return flex_attention_forward(module, query, key, value, masks.within(window), **extra)[0], None
 
 
 def mask_mod(batch: PackedBatch, window: int | None) -> MaskMod:
-    """What `PackedBatch.mask_R1TT` says, as a function of indices."""
+    """`PackedBatch.mask_R1TT` as a function of indices."""
     tree_RT, branch_RT, positions_RT = batch.tree_RT, batch.branch_RT, batch.positions_RT
 
     def sees(row: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        of_query, of_key = branch_RT[row, query], branch_RT[row, key]
-        tree_of_query, tree_of_key = tree_RT[row, query], tree_RT[row, key]
-        own = ((of_query == of_key) | (of_key == -1)) & (tree_of_query == tree_of_key)
-        shared = (tree_of_query != PADDING) & (tree_of_key == SHARED)
-        visible = (own | shared) & (key <= query)
+        query_branch, key_branch = branch_RT[row, query], branch_RT[row, key]
+        query_tree, key_tree = tree_RT[row, query], tree_RT[row, key]
+        same = ((query_branch == key_branch) | (key_branch == -1)) & (query_tree == key_tree)
+        shared = (query_tree != PADDING) & (key_tree == SHARED)
+        visible = (same | shared) & (key <= query)
         if window is None:
             return visible
         return visible & (positions_RT[row, query] - positions_RT[row, key] < window)
@@ -106,7 +104,7 @@ def mask_mod(batch: PackedBatch, window: int | None) -> MaskMod:
 
 
 def seen_pairs(batch: PackedBatch) -> Tensor:
-    """counts_RBB: pairs of a query and a key that it sees, in each block; from the spans, on the CPU."""
+    """counts_RBB: visible query-key pairs of each block, computed from the spans on the CPU."""
     tokens = batch.ids_RT.shape[1]
     starts_B = torch.arange(0, tokens, BLOCK)
     counts = []
@@ -123,14 +121,14 @@ def seen_pairs(batch: PackedBatch) -> Tensor:
 
 
 def _overlap(starts_B: Tensor, start: int, stops_T: Tensor) -> Tensor:
-    """Tokens of each block that lie between `start` and each of the stops."""
+    """The number of tokens of each block between `start` and each stop."""
     first_B = starts_B.clamp(min=start)
     last_TB = torch.minimum(starts_B + BLOCK, stops_T[:, None])
     return (last_TB - first_B).clamp(min=0)
 
 
 def _ordered(blocks_RBB: Tensor) -> tuple[Tensor, Tensor]:
-    """Number and indices of the chosen key blocks of each query block, as BlockMask has them."""
-    chosen = blocks_RBB[:, None].to(torch.int32)
-    counts = chosen.sum(dim=-1, dtype=torch.int32)
-    return counts, torch.argsort(chosen, dim=-1, descending=True, stable=True).to(torch.int32)
+    """Counts and indices of the selected key blocks of each query block, in BlockMask's layout."""
+    selected = blocks_RBB[:, None].to(torch.int32)
+    counts = selected.sum(dim=-1, dtype=torch.int32)
+    return counts, torch.argsort(selected, dim=-1, descending=True, stable=True).to(torch.int32)

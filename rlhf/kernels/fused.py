@@ -1,8 +1,8 @@
 """Triton kernels of the Liger library for norms, rotations and gates of one model on a GPU.
 
-They take the place of our own layers, which are made for CPUs. Liger's functions change the model that they are given and, beside
-it, classes and functions of its module in transformers: the latter are put back. Losses are not Liger's: ours read few tokens.
-Not yet tested on a GPU; tests replace the library by a module that records its calls.
+They replace our own layers, which are written for CPUs. Liger's functions patch the model and also classes
+and functions of its transformers module; the latter are restored. Liger's losses are not used: ours need the
+logits of few tokens. Not yet tested on a GPU; tests replace the library by a module that records its calls.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from rlhf.kernels import layers
 
 Wanted = Literal["auto"] | bool
 LIBRARY = "liger_kernel"
-PARTS = {"rms_norm": True, "swiglu": True, "geglu": True, "layer_norm": True}
-"""Which kernels are applied; functions of Liger take those that their model has."""
-LEFT = {"rope": False, "cross_entropy": False, "fused_linear_cross_entropy": False}
-"""Applied otherwise, or not at all."""
+APPLIED = {"rms_norm": True, "swiglu": True, "geglu": True, "layer_norm": True}
+"""Kernels that are applied; Liger ignores those that a model does not have."""
+NOT_APPLIED = {"rope": False, "cross_entropy": False, "fused_linear_cross_entropy": False}
+"""Kernels that are applied below (rope) or not at all."""
 
 
 def choose_layers(model: PreTrainedModel, wanted: Wanted) -> bool:
-    """Layers that fit the device a model is on; returns whether fused kernels are applied.
+    """Choose the layers for the model's device; return whether fused kernels are applied.
 
     Args:
-        wanted: `model.fused_kernels` of the config; `auto` is on a GPU where the library is installed.
+        wanted: `model.fused_kernels` of the config; `auto`: true on a GPU if the library is installed.
 
     Raises:
-        ConfigError: they are wanted, and there is no GPU or no library.
+        ConfigError: `wanted` is true, and there is no GPU or no library.
     """
     on_gpu, installed = model.device.type == "cuda", importlib.util.find_spec(LIBRARY) is not None
     if wanted is True and not (on_gpu and installed):
-        found = "the model is on a CPU" if not on_gpu else "the package liger-kernel is not installed"
+        reason = "the model is on a CPU" if not on_gpu else "the package liger-kernel is not installed"
         raise ConfigError(
-            f"model.fused_kernels is true, but {found}.",
-            allowed="true on an NVIDIA GPU with liger-kernel installed; `auto`, which takes what is there; false",
+            f"model.fused_kernels is true, but {reason}.",
+            allowed="true on an NVIDIA GPU with liger-kernel installed; auto; false",
             fix="model.fused_kernels=auto" if not on_gpu else "pip install liger-kernel",
         )
     if on_gpu:
@@ -52,19 +52,19 @@ def choose_layers(model: PreTrainedModel, wanted: Wanted) -> bool:
 
 
 def apply(model: PreTrainedModel) -> None:
-    """Bind Liger's kernels to the modules of this model, and to nothing else."""
+    """Bind Liger's kernels to the modules of this model only."""
     patch = importlib.import_module(f"{LIBRARY}.transformers.monkey_patch")
     rope = importlib.import_module(f"{LIBRARY}.transformers.rope")
     module = sys.modules[type(model).__module__]
     before: dict[str, Any] = dict(vars(module))
     try:
-        patch._apply_liger_kernel_to_instance(model=model, **PARTS, **LEFT)  # noqa: SLF001
+        patch._apply_liger_kernel_to_instance(model=model, **APPLIED, **NOT_APPLIED)  # noqa: SLF001
     finally:
         vars(module).update(before)
     if model.config.model_type not in layers.ROTATIONS:
         return
-    for part in model.modules():
-        forward = type(part).forward
+    for layer in model.modules():
+        forward = type(layer).forward
         if layers.ROTATE in getattr(forward, "__code__", apply.__code__).co_names:
             copy = layers.with_rotation(forward, rope.liger_rotary_pos_emb)
-            part.forward = types.MethodType(copy, part)
+            layer.forward = types.MethodType(copy, layer)

@@ -1,4 +1,7 @@
-"""A packed batch as the arguments of a transformers model: ids, positions, and what its attention needs on this device."""
+"""A packed batch as the arguments of a transformers model.
+
+Ids, positions, and the masks of the device's attention.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,11 @@ from rlhf.kernels.packing import PackedBatch
 
 
 def packed_inputs(batch: PackedBatch) -> dict[str, Any]:
-    """A batch as the arguments of a transformers model: rows of one sequence need no mask besides the causal one."""
+    """The keyword arguments of a forward pass; rows of one sequence need no mask beyond the causal one."""
     if batch.one_per_row:
         return {"input_ids": batch.ids_RT, "position_ids": batch.positions_RT}
     if flex.is_usable(batch.ids_RT.device):
-        masks = batch.kept.setdefault("flex", flex.FlexMasks(batch))
+        masks = batch.cache.setdefault("flex", flex.FlexMasks(batch))
         return {
             "input_ids": batch.ids_RT,
             "position_ids": batch.positions_RT,
@@ -29,7 +32,10 @@ def packed_inputs(batch: PackedBatch) -> dict[str, Any]:
 
 
 def inputs_for(body: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-    """The inputs of `packed_inputs` as a model takes them that attends by this file, or by its own attention."""
+    """Adapt the result of `packed_inputs` to a model that does not use our attention.
+
+    A dense mask for FlexMasks.
+    """
     masks = inputs.get("blocks")
     if isinstance(masks, flex.FlexMasks) and body.config._attn_implementation != attention.PACKED:  # noqa: SLF001
         return inputs | {"attention_mask": masks.dense_R1TT(), "blocks": []}

@@ -1,12 +1,12 @@
-"""The last layer of a model, computed for the tokens that are read and for no others.
+"""The last layer of a model, computed only for the tokens whose states are read.
 
-    attended  = attention(norm(hidden))            for all T tokens: they are keys and values for each other
+    attended  = attention(norm(hidden))            for all T tokens: each is a key and a value
     hidden'_M = hidden[read] + attended[read] W_o'
     out_M     = norm(hidden'_M + mlp(norm(hidden'_M)))
 
-A score is read at one token of a sequence, a log-probability at the tokens of an answer. What the last layer does after attention to
-any other token, nothing reads: 84 % of a layer's weights in SmolLM2-135M, 90 % in Llama-3.1-70B, are left out for it, forwards and backwards, and
-nothing of it is kept. The numbers are those of the whole pass.
+A score is read at one token of a sequence, a log-probability at the tokens of an answer. For all other tokens
+the part after attention is skipped, forward and backward: 84 % of a layer's weights in SmolLM2-135M, 90 % in
+Llama-3.1-70B. The results equal those of the full pass.
 
 Shapes: R rows, T tokens, D hidden units; M tokens that are read.
 """
@@ -23,21 +23,22 @@ from transformers import PreTrainedModel
 from rlhf.kernels.inputs import inputs_for
 
 LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
-"""Classes of transformers whose forward is that of `LlamaDecoderLayer`, word for word: a test reads them."""
+"""Classes of transformers whose forward has the same source as `LlamaDecoderLayer`'s; a test compares
+them."""
 
 ReadAt = tuple[Tensor, Tensor]
-"""Tokens of rows: (rows_M, columns_M)."""
+"""Indices of tokens: (rows_M, columns_M)."""
 
 
 def enable(model: PreTrainedModel) -> None:
-    """Let `read_states` spare what the last layer need not compute; a model of another class computes all of it."""
+    """Enable the partial last layer for `read_states`; layers of other classes compute all tokens."""
     last = _last(model.base_model)
     if type(last).__name__ in LAYERS:
         last.forward = types.MethodType(_forward, last)
 
 
 def read_states(body: Any, read_at: ReadAt, *args: Any, **inputs: Any) -> Tensor:
-    """hidden_MD: what a base without its head ends in at some tokens, in their order."""
+    """hidden_MD: the last hidden states of a headless base at some tokens, in their order."""
     forward = getattr(_last(body), "forward", None)
     if getattr(forward, "__func__", None) is not _forward:
         return pick_states(body, read_at, *args, **inputs)
@@ -46,14 +47,14 @@ def read_states(body: Any, read_at: ReadAt, *args: Any, **inputs: Any) -> Tensor
 
 
 def pick_states(body: Any, read_at: ReadAt, *args: Any, **inputs: Any) -> Tensor:
-    """The same, of a last layer that is computed for all tokens."""
+    """hidden_MD like `read_states`, with a last layer computed for all tokens."""
     return every_state(body, *args, **inputs)[read_at]
 
 
 def every_state(body: Any, *args: Any, **inputs: Any) -> Tensor:
-    """hidden_RTD: what a base without its head ends in at all tokens.
+    """hidden_RTD: the last hidden states of a headless base at all tokens.
 
-    Models without position embeddings, or with relative ones, take no `position_ids`; only rows of one sequence reach them.
+    `position_ids` are dropped for models that do not accept them, which only get rows of one sequence.
     """
     if "position_ids" not in inspect.signature(body.forward).parameters:
         inputs.pop("position_ids", None)
@@ -62,18 +63,18 @@ def every_state(body: Any, *args: Any, **inputs: Any) -> Tensor:
 
 
 def _last(body: Any) -> Any:
-    """The last layer, where a model keeps its layers under that name."""
+    """The last layer, if the model has a list named `layers`; otherwise None."""
     return body.layers[-1] if hasattr(body, "layers") else None
 
 
-def _forward(layer: Any, hidden_RTD: Tensor, *, read_at: ReadAt | None = None, **named: Any) -> Tensor:
+def _forward(layer: Any, hidden_RTD: Tensor, *, read_at: ReadAt | None = None, **kwargs: Any) -> Tensor:
     if read_at is None:
-        return type(layer).forward(layer, hidden_RTD, **named)  # type: ignore[no-any-return]
-    # Between attention and its output nothing can be said to it but by a hook.
-    picking = layer.self_attn.o_proj.register_forward_pre_hook(lambda _, given: (given[0][read_at],))
+        return type(layer).forward(layer, hidden_RTD, **kwargs)  # type: ignore[no-any-return]
+    # The attention module gives no other access between attention and its output projection.
+    hook = layer.self_attn.o_proj.register_forward_pre_hook(lambda _, args: (args[0][read_at],))
     try:
-        attended_MD, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_RTD), **named)
+        attended_MD, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_RTD), **kwargs)
     finally:
-        picking.remove()
+        hook.remove()
     hidden_MD = hidden_RTD[read_at] + attended_MD
     return hidden_MD + layer.mlp(layer.post_attention_layernorm(hidden_MD))  # type: ignore[no-any-return]

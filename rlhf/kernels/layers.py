@@ -1,14 +1,15 @@
-"""Norms, rotations and gates of Llama-like models, in fewer passes over memory than transformers makes.
+"""Norms, rotary embeddings and gates of Llama-like models, with fewer passes over memory than transformers.
 
     norm      y = w x / sqrt(mean x^2 + e)
     rotation  y = x cos + rotate_half(x) sin
     gate      y = silu(g) u
 
-Written as transformers has them, autograd keeps float32 copies of what it needs, makes a tensor for every sign, and keeps silu(g), as wide as an
-MLP is. Here the formula of the gradient is written down. A norm is transformers' own to the last bit, with gradients that sum in float32; a gate is
-so with its gradients. `benchmarks/layers.py` measures it on a CPU; on GPUs, where memory is spared too, it was not run by us.
+With transformers' code, autograd keeps float32 copies of its inputs, allocates a tensor for each negation,
+and keeps silu(g), which is as wide as the MLP. Here the gradients are explicit. A norm equals transformers'
+bit by bit, and its gradient is summed in float32; a gate and its gradients equal transformers' bit by bit.
+`benchmarks/layers.py` measures them on a CPU. Not yet tested on a GPU.
 
-Shapes: T tokens, D units, r one over the root.
+Shapes: T tokens, D units; r = 1 / sqrt(mean x^2 + e).
 """
 
 from __future__ import annotations
@@ -27,18 +28,19 @@ from transformers.activations import SiLUActivation
 from rlhf.kernels import adapter_layers, attention, last_layer
 
 NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
-"""Classes of transformers whose forward is that of `LlamaRMSNorm`, word for word: a test reads them."""
+"""Classes of transformers whose forward has the same source as `LlamaRMSNorm`'s; a test compares them."""
 GATES = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP")
-"""Classes of transformers whose forward is that of `LlamaMLP`, word for word."""
+"""Classes of transformers whose forward has the same source as `LlamaMLP`'s."""
 ROTATE = "apply_rotary_pos_emb"
 ROTATIONS = ("llama", "mistral", "qwen2", "qwen3")
-"""Kinds of models whose `apply_rotary_pos_emb` is Llama's, word for word."""
+"""Model types whose `apply_rotary_pos_emb` has the same source as Llama's."""
 
 
 def enable(model: PreTrainedModel) -> None:
-    """Let one model compute by our attention, norms, rotations and gates, and adapters on it by our adapted layers.
+    """Use our attention, norms, rotations, gates and LoRA layers in one model.
 
-    Forward passes are bound to the modules of this model; classes and functions of transformers stay as they are.
+    Forward passes are bound to the modules of this model; classes and functions of transformers stay
+    unchanged.
     """
     setattr(model, adapter_layers.FAST_LAYERS, True)
     attention.enable(model)
@@ -54,7 +56,7 @@ def enable(model: PreTrainedModel) -> None:
 
 
 def disable(model: PreTrainedModel) -> None:
-    """Give norms, rotations and gates back to transformers: what is here is made for CPUs."""
+    """Restore transformers' norms, rotations and gates: ours are written for CPUs."""
     for module in model.modules():
         bound = getattr(vars(module).get("forward"), "__func__", None)
         rotates = ROTATE in getattr(type(module).forward, "__code__", _norm.__code__).co_names
@@ -64,9 +66,9 @@ def disable(model: PreTrainedModel) -> None:
 
 @functools.cache
 def with_rotation(forward: types.FunctionType, rotate: Callable[..., Any]) -> types.FunctionType:
-    """The forward pass of an attention class, calling `rotate` where it calls `apply_rotary_pos_emb`.
+    """The forward pass of an attention class that calls `rotate` in place of `apply_rotary_pos_emb`.
 
-    The code is transformers' own; the function is a copy that sees another global of that name.
+    It is a copy of transformers' function with another global of that name.
     """
     copy = types.FunctionType(
         forward.__code__,
@@ -140,7 +142,7 @@ def _mlp(module: Any, x: Tensor) -> Tensor:
 
 
 def gated(g: Tensor, u: Tensor) -> Tensor:
-    """silu(g) u; of the two, nothing else is kept for the gradient."""
+    """silu(g) u; only g and u are kept for the backward pass."""
     return _Gate.apply(g, u)  # type: ignore[no-any-return, no-untyped-call]
 
 

@@ -1,6 +1,6 @@
-"""Log-probabilities of given tokens, without ever holding the logits of a whole row.
+"""Log-probabilities of tokens, without materialising the logits of a whole row.
 
-Shapes: M tokens whose probability is asked for, D hidden units, V words, C tokens of a chunk.
+Shapes: M target tokens, D hidden units, V vocabulary entries, C tokens of a chunk.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 CHUNK = {"cpu": 128, "cuda": 1024}
-"""Tokens whose logits are held at once, by device: 128 x 128,256 words in float32 are 66 MB. More overflow a CPU's caches, fewer
-leave a GPU idle."""
+"""Tokens whose logits are in memory at once, by device: 128 x 128,256 entries in float32 are 66 MB. More
+overflow a CPU's caches, fewer leave a GPU idle."""
 
 
 def token_logprobs(
@@ -23,21 +23,21 @@ def token_logprobs(
         logp_m = z_m[target] - log sum_v exp z_m[v],  z = hidden W' / temperature
         entropy_m = - sum_v p_m[v] log p_m[v]
 
-    Without `entropy`, which takes two passes over the logits more, zeros stand in its place.
+    Entropy needs two more passes over the logits; with `entropy=False` it is zeros.
 
-    The products are in the head's number format, or autocast's, the rest in float32; the logits are computed again in the
-    backward pass. A frozen head has no gradient, that of a trained one is summed in float32.
+    Products are in the head's dtype, or autocast's, the rest in float32. Logits are recomputed in the
+    backward pass. The gradient of a trained head is accumulated in float32; a frozen head has none.
 
     Raises:
-        ValueError: shapes that do not belong together.
+        ValueError: the shapes do not match.
     """
     if hidden_MD.shape[0] != targets_M.shape[0] or hidden_MD.shape[1] != head_VD.shape[1]:
         raise ValueError(f"shapes {tuple(hidden_MD.shape)}, {tuple(head_VD.shape)}, {tuple(targets_M.shape)}")
     device = hidden_MD.device.type
-    computed_in = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head_VD.dtype
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head_VD.dtype
     with torch.autocast(device, enabled=False):
         return _TokenLogprobs.apply(  # type: ignore[no-any-return,no-untyped-call]
-            hidden_MD.to(computed_in), head_VD, targets_M, temperature, entropy
+            hidden_MD.to(dtype), head_VD, targets_M, temperature, entropy
         )
 
 
@@ -51,11 +51,11 @@ class _TokenLogprobs(torch.autograd.Function):
         for chunk in _chunks(targets_M):
             logits_CV = _logits(hidden_MD[chunk], weight_VD, temperature)
             logps_CV = torch.log_softmax(logits_CV, dim=1)
-            places = torch.arange(len(logits_CV), device=logits_CV.device), targets_M[chunk]
-            logps_M[chunk] = logps_CV[places]
-            log_sum_M[chunk] = logits_CV[places] - logps_CV[places]
+            targets = torch.arange(len(logits_CV), device=logits_CV.device), targets_M[chunk]
+            logps_M[chunk] = logps_CV[targets]
+            log_sum_M[chunk] = logits_CV[targets] - logps_CV[targets]
             if entropy:
-                probabilities_CV = torch.exp(logps_CV, out=logits_CV)  # of which nothing is needed any more
+                probabilities_CV = torch.exp(logps_CV, out=logits_CV)  # reuses the logits' memory
                 entropy_M[chunk] = -torch.linalg.vecdot(probabilities_CV, logps_CV)
         ctx.save_for_backward(hidden_MD, head_VD, targets_M, log_sum_M)
         ctx.temperature = temperature
@@ -67,9 +67,9 @@ class _TokenLogprobs(torch.autograd.Function):
         gradient_M = gradients[0]
         hidden_MD, head_VD, targets_M, log_sum_M = ctx.saved_tensors
         weight_VD = head_VD.to(hidden_MD.dtype)
-        of_head = ctx.needs_input_grad[1]
-        d_head_VD = torch.zeros_like(head_VD, dtype=torch.float32) if of_head else None
-        parts = []
+        needs_head = ctx.needs_input_grad[1]
+        d_head_VD = torch.zeros_like(head_VD, dtype=torch.float32) if needs_head else None
+        chunks = []
         for chunk in _chunks(targets_M):
             # d logp / d z = onehot(target) - p
             slope_CV = _logits(hidden_MD[chunk], weight_VD, ctx.temperature)
@@ -78,8 +78,8 @@ class _TokenLogprobs(torch.autograd.Function):
             slope_CV.scatter_add_(1, targets_M[chunk, None], scale_C1)
             if d_head_VD is not None:
                 d_head_VD.addmm_(slope_CV.T, hidden_MD[chunk].float())
-            parts.append(slope_CV.to(weight_VD.dtype) @ weight_VD)
-        d_hidden_MD = torch.cat(parts) if parts else torch.zeros_like(hidden_MD)
+            chunks.append(slope_CV.to(weight_VD.dtype) @ weight_VD)
+        d_hidden_MD = torch.cat(chunks) if chunks else torch.zeros_like(hidden_MD)
         return d_hidden_MD, None if d_head_VD is None else d_head_VD.to(head_VD.dtype), None, None, None
 
 

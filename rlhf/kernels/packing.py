@@ -1,16 +1,19 @@
-"""Packing: many sequences in few rows of tokens, what they share computed once.
+"""Packing: many sequences in few rows of tokens, with shared prefixes computed once.
 
-A `Tree` is a shared beginning and its branches: the prompt and the two responses of a preference, or a prompt and its
-sampled answers. Trees are laid one after another into rows, and rows of like length into batches of at most `budget` tokens.
-What the trunks of a row all begin with (a chat template's opening words, a system prompt) stands once, at its start.
-Position ids restart, so that each branch sits where it would sit alone; the attention mask lets a token see that beginning, the
-trunk of its own tree and the earlier tokens of its own branch, and nothing else. Every branch so gets exactly the hidden states
-of an unpacked run, up to the rounding of the number format.
+A `Tree` is a shared prefix (the trunk) and its branches: the prompt and the two responses of a preference, or
+a prompt and its sampled answers. Trees are placed one after another in rows, and rows of similar length form
+batches of at most `budget` tokens. The common prefix of all trunks of a row (the start of a chat template, a
+system prompt) is stored once, at the start of the row. Position ids restart, so that each branch has the
+positions it would have alone. By the attention mask a token attends to the common prefix, the trunk of its
+tree and the earlier tokens of its branch. The hidden states of a branch therefore equal those of an unpacked
+run, up to rounding.
 
-A batch is usually one row: attention computes what each token sees and no more (`rlhf.kernels.attention`). A model with
-layers that do not follow the mask gets one sequence per row, padded on the right (`rlhf.models.packing_check`).
+A batch is usually one row: attention computes only what each token attends to (`rlhf.kernels.attention`). A
+model with layers that ignore the mask gets one sequence per row, padded on the right
+(`rlhf.kernels.packing_check`).
 
-Shapes: R rows, T tokens in a row, N branches (sequences) over all rows, M tokens of branches with a successor.
+Shapes: R rows, T tokens in a row, N branches (sequences) over all rows, M tokens of branches with a
+successor.
 """
 
 from __future__ import annotations
@@ -26,15 +29,16 @@ import torch
 from torch import Tensor
 
 CPU_GRAIN, GPU_GRAIN = 16, 128
-"""Row lengths are a multiple of this, so that few shapes exist: the grain of the matrix kernels, a block of FlexAttention."""
+"""Row lengths are a multiple of this, for few shapes: the tile of matrix kernels, a block of
+FlexAttention."""
 
 PADDING, SHARED = -1, -2
-"""In the place of a tree's number: tokens of none, and tokens that all trees of a row begin with."""
+"""Values of `tree_RT` for padding and for the common prefix of all trees of a row."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """Token ids of a shared beginning, and of what follows it in each branch; a branch has at least one token."""
+    """Token ids of a shared prefix and of each branch after it; a branch has at least one token."""
 
     trunk: tuple[int, ...]
     branches: tuple[tuple[int, ...], ...]
@@ -45,11 +49,11 @@ class Tree:
 
     @classmethod
     def of_sequences(cls, sequences: Sequence[Sequence[int]]) -> Tree:
-        """The tree of whole sequences: their longest common beginning becomes the trunk."""
+        """The tree of complete sequences: their longest common prefix becomes the trunk."""
         if not sequences or not all(len(ids) for ids in sequences):
             raise ValueError("sequences must not be empty")
         shared = len(os.path.commonprefix([tuple(ids) for ids in sequences]))
-        # A branch keeps at least one token: the score of a sequence is read at a token of its own.
+        # A branch keeps at least one token, at which the score of its sequence is read.
         shared = min(shared, min(len(ids) for ids in sequences) - 1)
         trunk = tuple(sequences[0][:shared])
         return cls(trunk, tuple(tuple(ids[shared:]) for ids in sequences))
@@ -72,7 +76,7 @@ class Tree:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Tokens `start` to `stop` of a row that follow one another: a beginning, a trunk or a branch; and those that it sees before them."""
+    """Tokens `start` to `stop` of a row (prefix, trunk or branch), and the earlier ones they attend to."""
 
     start: int
     stop: int
@@ -81,54 +85,54 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class NextTokens:
-    """The tokens that another token of the same branch follows, row by row from left to right.
+    """The tokens followed by another token of the same branch, by row from left to right.
 
-    For the first token of an answer to have a predictor, the trunk must end one token before the prompt does.
+    To predict the first token of an answer, the trunk must end one token before the prompt does.
     """
 
     rows_M: Tensor
     columns_M: Tensor
     ids_M: Tensor
-    """Id of the token that follows."""
+    """Id of the next token."""
     branch_M: Tensor
 
     @property
-    def places(self) -> tuple[Tensor, Tensor]:
-        """Rows and columns, as an index."""
+    def index(self) -> tuple[Tensor, Tensor]:
+        """(rows, columns) as an index of a [R, T] tensor."""
         return self.rows_M, self.columns_M
 
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
-    """Rows ready for a forward pass. Branches are numbered in the order of the trees given to `pack`.
+    """Rows ready for a forward pass. Branches are numbered in the order of `trees`.
 
-    The packer knows every position, so no index is computed from data on a device.
+    The packer computes all indices on the CPU, so none depends on data on a device.
     """
 
     ids_RT: Tensor
     positions_RT: Tensor
     tree_RT: Tensor
-    """Number of the tree a token belongs to; `PADDING`, or `SHARED` where all of the row begin with it."""
+    """Number of a token's tree; `PADDING`, or `SHARED` for the common prefix of the row."""
     branch_RT: Tensor
-    """Number of the branch over the whole batch; -1 is none: a trunk, what is shared, or padding."""
+    """Number of a token's branch in the batch; -1 for trunks, the common prefix and padding."""
     last_tokens_N: tuple[Tensor, Tensor]
     """Row and column of the last token of each branch."""
     next_tokens: NextTokens
     trees: tuple[int, ...]
-    """Which of the trees given to `pack` are here, by their index, in the order of `branch_RT`."""
+    """Indices of the batch's trees among those passed to `pack`, in the order of `branch_RT`."""
     useful_tokens: int
     computed_tokens: int
-    """Tokens that are computed, padding left out."""
+    """Tokens without padding."""
     spans: tuple[tuple[Span, ...], ...] = ()
-    """Beginnings, trunks and branches of each row, from left to right: what the mask says, by where it changes."""
+    """Common prefix, trunks and branches of each row, from left to right: the mask in compact form."""
     one_per_row: bool = False
-    """Whether each row is one sequence, which plain causal attention computes."""
-    kept: dict[str, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
-    """What attention makes of a batch once, for all passes over it."""
+    """Whether each row is one sequence, for plain causal attention."""
+    cache: dict[str, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
+    """Masks of this batch, built once for all passes over it."""
 
     def mask_R1TT(self) -> Tensor:
-        """The attention mask, True where a token may look: [R, 1, T query, T key]."""
-        # In place: the square of a long row is large.
+        """The attention mask, True where a query attends to a key: [R, 1, T query, T key]."""
+        # In place: T x T of a long row is large.
         sees_RTT = self.branch_RT[:, :, None] == self.branch_RT[:, None, :]
         sees_RTT |= (self.branch_RT == -1)[:, None, :]
         sees_RTT &= self.tree_RT[:, :, None] == self.tree_RT[:, None, :]
@@ -164,16 +168,16 @@ def pack(
     one_per_row: bool = False,
     grain: int | None = None,
 ) -> Iterator[PackedBatch]:
-    """Lay trees into batches of at most `budget` tokens (rounded up to the grain), padding included.
+    """Pack trees into batches of at most `budget` tokens (rounded up to the grain), padding included.
 
-    A tree is never cut: one that is longer than the budget is a batch of its own. Longest first, each tree goes to the row with
-    room that it lengthens least, by what it shares with the trees there. Rows are then batched in order of length.
-    Branches of a batch are numbered from 0, in the order of `PackedBatch.trees`.
+    A tree is never cut: a tree longer than the budget is a batch by itself. Longest first, each tree goes to
+    the row with room that it lengthens least, given the prefix it shares with the trees there. Rows are then
+    batched by length. Branches of a batch are numbered from 0, in the order of `PackedBatch.trees`.
 
     Args:
-        short_row: room of a row, beside that for its first tree; by default the whole budget.
-        one_per_row: every sequence is a row by itself, trunk included, and a tree's rows share a batch.
-        grain: row lengths are a multiple of it; by default `GPU_GRAIN` where there is a GPU, else `CPU_GRAIN`.
+        short_row: most tokens of a row, unless its first tree is longer; by default the whole budget.
+        one_per_row: every sequence is a row by itself, trunk included; the rows of a tree share a batch.
+        grain: row lengths are a multiple of it; by default `GPU_GRAIN` if there is a GPU, else `CPU_GRAIN`.
     """
     if grain is None:
         grain = GPU_GRAIN if torch.cuda.is_available() else CPU_GRAIN
@@ -183,10 +187,14 @@ def pack(
     rows: list[_Row] = []
     for index in sorted(range(len(trees)), key=lambda i: (-trees[i].tokens, i)):
         tree = trees[index]
-        longer = [(one, place) for place, row in enumerate(rows) if (one := row.joined_by(index, tree))]
-        if longer:
-            row, place = min(longer, key=lambda found: (found[0].tokens - rows[found[1]].tokens, found[1]))
-            rows[place] = row
+        # (added tokens, position of the row, the row with the tree)
+        options = [
+            (longer.tokens - row.tokens, position, longer)
+            for position, row in enumerate(rows)
+            if (longer := row.with_tree(index, tree))
+        ]
+        if options:
+            _, position, rows[position] = min(options, key=lambda option: option[:2])
         else:
             room = budget if short_row is None else min(short_row, budget)
             rows.append(_Row((index,), tree.trunk, tree.tokens, max(tree.tokens, room)))
@@ -201,7 +209,7 @@ def pack(
 
 
 def _rows_of_one(trees: Sequence[Tree], budget: int, pad_id: int, grain: int) -> Iterator[PackedBatch]:
-    """Batches with one sequence per row, trees of like length together."""
+    """Batches with one sequence per row, trees of similar length together."""
     batch: list[int] = []
     rows = 0
     for index in sorted(range(len(trees)), key=lambda i: (-trees[i].longest, i)):
@@ -217,69 +225,69 @@ def _rows_of_one(trees: Sequence[Tree], budget: int, pad_id: int, grain: int) ->
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """Trees, by their index, that will stand in one row."""
+    """The trees of one row, by index."""
 
     members: tuple[int, ...]
     shared: tuple[int, ...]
-    """What all their trunks begin with."""
+    """The common prefix of all their trunks."""
     tokens: int
     room: int
-    """The most tokens it may have."""
+    """Most tokens of the row."""
 
-    def joined_by(self, index: int, tree: Tree) -> _Row | None:
-        """The row with one more tree; None if there is no room for it."""
+    def with_tree(self, index: int, tree: Tree) -> _Row | None:
+        """The row with one more tree; None if there is no room."""
         most = min(len(self.shared), len(tree.trunk))
         if self.tokens + tree.tokens - most > self.room:
-            return None  # whatever they share
+            return None  # even with the longest shared prefix
         shared = tuple(os.path.commonprefix([self.shared, tree.trunk]))
-        # One beginning less for each tree, but what is shared with fewer tokens stands in each.
-        apart = (len(self.shared) - len(shared)) * (len(self.members) - 1)
-        tokens = self.tokens + tree.tokens - len(shared) + apart
+        # A shorter common prefix moves the difference into every tree.
+        moved = (len(self.shared) - len(shared)) * (len(self.members) - 1)
+        tokens = self.tokens + tree.tokens - len(shared) + moved
         return _Row((*self.members, index), shared, tokens, self.room) if tokens <= self.room else None
 
 
 def _rounded(length: int, grain: int) -> int:
-    """Up to a multiple of the grain."""
+    """Round up to a multiple of the grain."""
     return length + -length % grain
 
 
 def _batch(trees: Sequence[Tree], rows: Sequence[_Row], pad_id: int, grain: int) -> PackedBatch:
     members = [sorted(row.members) for row in rows]
     numbers, branches = itertools.count(), itertools.count()
-    laid = [
-        _lay([trees[i] for i in indices], row.shared if len(indices) > 1 else (), numbers, branches)
+    layouts = [
+        _layout([trees[i] for i in indices], row.shared if len(indices) > 1 else (), numbers, branches)
         for row, indices in zip(rows, members, strict=True)
     ]
-    in_order = tuple(index for indices in members for index in indices)
-    return _as_tensors(laid, trees, in_order, pad_id, grain)
+    tree_order = tuple(index for indices in members for index in indices)
+    return _as_tensors(layouts, trees, tree_order, pad_id, grain)
 
 
 def _unshared(trees: Sequence[Tree], members: Sequence[int], pad_id: int, grain: int) -> PackedBatch:
     numbers, branches = itertools.count(), itertools.count()
-    laid = [
-        _lay([Tree(trees[index].trunk, (branch,))], (), numbers, branches)
+    layouts = [
+        _layout([Tree(trees[index].trunk, (branch,))], (), numbers, branches)
         for index in members
         for branch in trees[index].branches
     ]
-    batch = _as_tensors(laid, trees, tuple(members), pad_id, grain)
+    batch = _as_tensors(layouts, trees, tuple(members), pad_id, grain)
     return dataclasses.replace(batch, one_per_row=True)
 
 
 def _as_tensors(
-    laid: Sequence[tuple[Mapping[str, list[int]], tuple[Span, ...]]],
+    layouts: Sequence[tuple[Mapping[str, list[int]], tuple[Span, ...]]],
     trees: Sequence[Tree],
-    in_order: tuple[int, ...],
+    tree_order: tuple[int, ...],
     pad_id: int,
     grain: int,
 ) -> PackedBatch:
-    lengths = [len(row["ids"]) for row, _ in laid]
+    lengths = [len(row["ids"]) for row, _ in layouts]
     width = _rounded(max(lengths), grain)
     padding = {"ids": pad_id, "positions": 0, "tree": PADDING, "branch": -1}
     cells = {
-        name: torch.tensor([row[name] + [value] * (width - len(row[name])) for row, _ in laid])
+        name: torch.tensor([row[name] + [value] * (width - len(row[name])) for row, _ in layouts])
         for name, value in padding.items()
     }
-    last_tokens_N, next_tokens = _places([row for row, _ in laid])
+    last_tokens_N, next_tokens = _indices([row for row, _ in layouts])
     return PackedBatch(
         ids_RT=cells["ids"],
         positions_RT=cells["positions"],
@@ -287,15 +295,15 @@ def _as_tensors(
         branch_RT=cells["branch"],
         last_tokens_N=last_tokens_N,
         next_tokens=next_tokens,
-        trees=in_order,
-        useful_tokens=sum(trees[index].useful_tokens for index in in_order),
+        trees=tree_order,
+        useful_tokens=sum(trees[index].useful_tokens for index in tree_order),
         computed_tokens=sum(lengths),
-        spans=tuple(spans for _, spans in laid),
+        spans=tuple(spans for _, spans in layouts),
     )
 
 
-def _places(rows: Sequence[Mapping[str, list[int]]]) -> tuple[tuple[Tensor, Tensor], NextTokens]:
-    """Where branches end, and which of their tokens have a successor."""
+def _indices(rows: Sequence[Mapping[str, list[int]]]) -> tuple[tuple[Tensor, Tensor], NextTokens]:
+    """The last token of each branch, and the tokens with a successor in their branch."""
     last: dict[int, tuple[int, int]] = {}
     followed: list[tuple[int, int, int, int]] = []
     for place, row in enumerate(rows):
@@ -311,17 +319,17 @@ def _places(rows: Sequence[Mapping[str, list[int]]]) -> tuple[tuple[Tensor, Tens
     return (rows_N.contiguous(), columns_N.contiguous()), NextTokens(*four)
 
 
-def _lay(
+def _layout(
     trees: Sequence[Tree], shared: tuple[int, ...], numbers: Iterator[int], branches: Iterator[int]
 ) -> tuple[dict[str, list[int]], tuple[Span, ...]]:
-    """The cells of a row, and its spans; trees and branches take their numbers from what counts them over the batch."""
+    """The cells of a row and its spans; trees and branches take the next numbers of the batch's counters."""
     cells: dict[str, list[int]] = {"ids": [], "positions": [], "tree": [], "branch": []}
     spans: list[Span] = []
 
     def add(
         ids: tuple[int, ...], position: int, tree: int, branch: int, sees: tuple[slice, ...]
     ) -> tuple[slice, ...]:
-        """Lay down ids; what follows them sees what they see, and them."""
+        """Append ids; return what later tokens of the same branch attend to."""
         start = len(cells["ids"])
         if not ids:
             return sees
@@ -332,10 +340,10 @@ def _lay(
         spans.append(Span(start, start + len(ids), sees))
         return (*sees, slice(start, start + len(ids)))
 
-    beginning = add(shared, 0, SHARED, -1, ())
+    prefix = add(shared, 0, SHARED, -1, ())
     for tree in trees:
         number = next(numbers)
-        trunk = add(tree.trunk[len(shared) :], len(shared), number, -1, beginning)
+        trunk = add(tree.trunk[len(shared) :], len(shared), number, -1, prefix)
         for branch in tree.branches:
             add(branch, len(tree.trunk), number, next(branches), trunk)
     return cells, tuple(spans)

@@ -1,9 +1,10 @@
-"""Whether a model's packed rows give what its sequences give alone; where not, every sequence gets a row of its own.
+"""Check whether a model supports packed rows; otherwise every sequence gets a row of its own.
 
-Packing needs layers that follow a 4-D attention mask and position ids. Convolutions and recurrences mix neighbouring tokens
-whatever the mask says, and some rotary embeddings depend on the longest position of a row. Such models train on plain rows,
-padded on the right, which causal layers compute like single sequences. Kinds that are known are told from the model; every
-other model is measured before it is used: one packed row against its sequences alone, in float32.
+Packing needs layers that respect a 4-D attention mask and position ids. Convolutions and recurrences mix
+neighbouring tokens regardless of the mask, and some rotary embeddings depend on the longest position of a
+row. Such models train on rows of one sequence, padded on the right, which causal layers compute like the
+sequence alone. Known cases are recognised from the model's config and layers; any other model is measured:
+one packed row against its sequences alone, in float32.
 
 Shapes: R rows, T tokens, D hidden units.
 """
@@ -29,23 +30,24 @@ from rlhf.kernels.last_layer import every_state
 from rlhf.kernels.packing import PackedBatch, Tree, pack
 
 DECISION = "rlhf_one_per_row"
-"""Attribute of a model that was checked: whether it takes one sequence per row."""
+"""Attribute of a checked model: whether it needs one sequence per row."""
 PACKABLE = {"full_attention", "sliding_attention"}
-"""Values of transformers' `layer_types` whose layers follow a 4-D mask."""
+"""Values of transformers' `layer_types` whose layers respect a 4-D mask."""
 BY_LENGTH = {"dynamic", "longrope"}
-"""Rotary embeddings that transformers scales by the longest position of the whole batch."""
+"""Types of RoPE that transformers scales by the longest position of the batch."""
 TOLERANCE = 1e-2
-"""Largest relative difference of hidden states. Rounding in float32 stays below 1e-4; a leak was never below 0.1."""
+"""Largest relative difference of hidden states. Rounding in float32 stays below 1e-4; a leak was never below
+0.1."""
 
 
 def decide_packing(model: PreTrainedModel, *, wanted: bool = True) -> None:
-    """Check a model once, before it is sharded, and keep the decision on it; all processes must call.
+    """Check a model once, before it is sharded, and store the decision on it; a collective call.
 
     Args:
-        wanted: `model.packing` of the config; False takes one sequence per row without a check of packed rows.
+        wanted: `model.packing` of the config; False: one sequence per row, without checking packed rows.
 
     Raises:
-        ModelError: not even padded rows give what the sequences give alone.
+        ModelError: even padded rows differ from the sequences alone.
     """
     if hasattr(model, DECISION):
         return
@@ -57,7 +59,7 @@ def decide_packing(model: PreTrainedModel, *, wanted: bool = True) -> None:
 
 
 def one_per_row(model: PreTrainedModel) -> bool:
-    """Whether sequences must not share rows of this model; checks a model that was not checked yet."""
+    """Whether this model needs one sequence per row; checks the model if it was not checked yet."""
     decide_packing(model)
     return bool(getattr(model, DECISION))
 
@@ -68,29 +70,31 @@ def _announce(model_type: str, reason: str) -> None:
 
 
 def _reason(model: PreTrainedModel, wanted: bool) -> str | None:
-    """Why sequences do not share rows; None if they do."""
+    """The reason against packed rows; None if the model supports them."""
     reason = reason_by_kind(model) if wanted else "model.packing is false"
     if reason is None:
         difference = largest_difference(model, one_per_row=False)
         if difference <= TOLERANCE:
             return None
         reason = (
-            f"hidden states of a packed row differ by {difference:.2g} (relative) from those of its sequences alone, "
-            "so a layer does not follow the attention mask or the position ids"
+            f"hidden states of a packed row differ by {difference:.2g} (relative) from those of its "
+            "sequences alone, "
+            "so a layer ignores the attention mask or the position ids"
         )
     difference = largest_difference(model, one_per_row=True)
     if not difference <= TOLERANCE:  # NaN too
         raise ModelError(
-            f"{model.config.model_type}: hidden states of padded rows differ by {difference:.2g} (relative) from "
+            f"{model.config.model_type}: hidden states of padded rows differ by {difference:.2g} (relative) "
+            "from "
             "those of the same sequences alone.",
-            allowed="causal models, in which padding on the right changes nothing before it",
+            allowed="causal models, in which padding on the right does not change earlier tokens",
             fix="model.base=NAME of a causal language model",
         )
     return reason
 
 
 def reason_by_kind(model: PreTrainedModel) -> str | None:
-    """Why a model cannot take packed rows, as far as its config and layers tell; None if they do not."""
+    """The reason against packed rows in a model's config and layers; None if they show none."""
     config = model.config.get_text_config()
     kinds = sorted(set(getattr(config, "layer_types", None) or ()) - PACKABLE)
     scaled = sorted(_rope_types(config) & BY_LENGTH)
@@ -98,7 +102,7 @@ def reason_by_kind(model: PreTrainedModel) -> str | None:
         name for name, module in model.base_model.named_modules() if isinstance(module, nn.Conv1d)
     ]
     if kinds:
-        return f"layers of the kind {', '.join(kinds)} do not follow the attention mask of a packed row"
+        return f"layers of the kind {', '.join(kinds)} ignore the attention mask of a packed row"
     if convolutions:
         return f"convolutions ({convolutions[0]}) mix the tokens of neighbouring sequences"
     if scaled:
@@ -107,13 +111,13 @@ def reason_by_kind(model: PreTrainedModel) -> str | None:
 
 
 def _reason_by_attention(model: PreTrainedModel) -> str | None:
-    attention = model.config._attn_implementation  # noqa: SLF001  # transformers' name for it everywhere
+    attention = model.config._attn_implementation  # noqa: SLF001
     if attention == PACKED:
         return None
     if attention != "sdpa" or not type(model)._can_set_attn_implementation():  # noqa: SLF001
-        return "its attention is not behind transformers' attention interface"
+        return "it does not use transformers' attention interface"
     if getattr(model.config.get_text_config(), "sliding_window", None):
-        return "transformers' own attention leaves out sliding windows under a mask of packed rows"
+        return "transformers' attention ignores sliding windows under a mask of packed rows"
     return None
 
 
@@ -124,28 +128,30 @@ def _rope_types(config: Any) -> set[str]:
 
 
 def _scale_by_row(model: PreTrainedModel) -> None:
-    """Compute length-dependent rotary embeddings row by row, and independent of the rows before."""
+    """Compute length-dependent rotary embeddings row by row, independent of earlier rows."""
     if not _rope_types(model.config.get_text_config()) & BY_LENGTH:
         return
     for module in model.modules():
-        types_of = getattr(module, "rope_type", None)
-        found = set(types_of.values()) if isinstance(types_of, dict) else {types_of}
-        if found & BY_LENGTH:
+        rope_type = getattr(module, "rope_type", None)
+        rope_types = set(rope_type.values()) if isinstance(rope_type, dict) else {rope_type}
+        if rope_types & BY_LENGTH:
             module.forward = types.MethodType(functools.partial(_row_by_row, original=module.forward), module)
 
 
-def _row_by_row(module: Any, x: Tensor, position_ids: Tensor, *args: Any, original: Any, **named: Any) -> Any:
-    parts = []
+def _row_by_row(
+    module: Any, x: Tensor, position_ids: Tensor, *args: Any, original: Any, **kwargs: Any
+) -> Any:
+    rows = []
     for positions_T in position_ids:
-        _forget_lengths(module)
-        parts.append(original(x, positions_T[None], *args, **named))
-    return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        _reset_lengths(module)
+        rows.append(original(x, positions_T[None], *args, **kwargs))
+    return tuple(torch.cat(tensors) for tensors in zip(*rows, strict=True))
 
 
-def _forget_lengths(module: Any) -> None:
-    """Undo what an earlier, longer row changed: transformers keeps its frequencies for rows up to the original context."""
-    own = dict(module.named_buffers(recurse=False)) | vars(module)
-    for name, value in own.items():
+def _reset_lengths(module: Any) -> None:
+    """Reset the frequencies that transformers caches from an earlier, longer row."""
+    attributes = dict(module.named_buffers(recurse=False)) | vars(module)
+    for name, value in attributes.items():
         if name.endswith("original_inv_freq"):
             setattr(module, name.replace("original_", ""), value)
         if name.endswith("max_seq_len_cached"):
@@ -153,12 +159,13 @@ def _forget_lengths(module: Any) -> None:
 
 
 def largest_difference(model: PreTrainedModel, *, one_per_row: bool) -> float:
-    """The largest relative difference of a hidden state between rows of several sequences and each sequence alone.
+    """The largest relative difference between hidden states of a packed row and of its sequences alone.
 
         max over tokens of |h_packed - h_alone| / |h_alone|
 
-    Weights are computed in float32, unit by unit, so that rounding cannot be taken for a leak. A further sequence with
-    positions at the end of the context is in the packed row, for layers that depend on a row's longest position.
+    Computed in float32, layer by layer, so that rounding is not mistaken for a leak. The packed row has one
+    more sequence with positions at the end of the context, for layers that depend on the longest position of
+    a row.
     """
     batch, sequences = _probe(model, one_per_row=one_per_row)
     body, device = model.base_model, model.device
@@ -181,7 +188,7 @@ def largest_difference(model: PreTrainedModel, *, one_per_row: bool) -> float:
 
 
 def _probe(model: PreTrainedModel, *, one_per_row: bool) -> tuple[PackedBatch, list[tuple[int, ...]]]:
-    """A few tokens, and the sequences among them that are compared."""
+    """A small packed batch, and its sequences to compare."""
     config = model.config.get_text_config()
     words = iter((7 * number + 3) % config.vocab_size for number in range(100))
 
@@ -202,29 +209,32 @@ def _probe(model: PreTrainedModel, *, one_per_row: bool) -> tuple[PackedBatch, l
 
 @contextmanager
 def in_float32(body: nn.Module) -> Iterator[None]:
-    """Within the block a model computes in float32; one layer at a time is held in it, besides its own weights."""
-    held: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
+    """Compute in float32 within the block.
+
+    One layer at a time is copied to float32, beside the original weights.
+    """
+    originals: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
 
     def enter(unit: nn.Module, *_: Any) -> None:
-        held[unit] = []
+        originals[unit] = []
         for module in unit.modules():
-            packed = (
-                getattr(module, "compute_dtype", None) is not None
-            )  # 4-bit weights are no numbers by themselves
+            is_4_bit = getattr(module, "compute_dtype", None) is not None  # packed bits, not numbers
             tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
             for tensor in tensors:
-                if not packed and tensor.is_floating_point() and tensor.dtype != torch.float32:
-                    held[unit].append((tensor, tensor.data))
+                if not is_4_bit and tensor.is_floating_point() and tensor.dtype != torch.float32:
+                    originals[unit].append((tensor, tensor.data))
                     tensor.data = tensor.data.float()
 
     def leave(unit: nn.Module, *_: Any) -> None:
-        for tensor, stored in held.pop(unit, ()):
+        for tensor, stored in originals.pop(unit, ()):
             tensor.data = stored
 
     units = list(dict.fromkeys(_units(body)))
     hooks = [unit.register_forward_pre_hook(enter) for unit in units]
     hooks += [unit.register_forward_hook(leave, always_call=True) for unit in units]
-    four_bits = [(one, one.compute_dtype) for one in body.modules() if getattr(one, "compute_dtype", None)]
+    four_bits = [
+        (layer, layer.compute_dtype) for layer in body.modules() if getattr(layer, "compute_dtype", None)
+    ]
     for module, _ in four_bits:
         setattr(module, "compute_dtype", torch.float32)  # noqa: B010
     try:
@@ -232,14 +242,14 @@ def in_float32(body: nn.Module) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-        for unit in list(held):
+        for unit in list(originals):
             leave(unit)
         for module, dtype in four_bits:
             setattr(module, "compute_dtype", dtype)  # noqa: B010
 
 
 def _units(module: nn.Module) -> Iterator[nn.Module]:
-    """The layers of a model, and its parts beside them."""
+    """The layers of a model, and its modules outside the list of layers."""
     for child in module.children():
         if isinstance(child, nn.ModuleList):
             yield from child

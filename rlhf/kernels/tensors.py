@@ -1,6 +1,7 @@
-"""Sums and means over answers of unequal length, laid flat.
+"""Segment sums and means over answers of unequal length.
 
-Shapes: M tokens of all answers of a batch, one after another; N answers; `answer_M` says which answer a token belongs to.
+Shapes: M tokens of all answers of a batch, concatenated; N answers; `answer_M` is the index of a token's
+answer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Attention by blocks against torch's own with a dense mask; and which models take it."""
+"""Blockwise attention against SDPA with a dense mask; and which models use it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rlhf.kernels.attention import Block, blocks_of, blockwise_attention
 from rlhf.kernels.packing import PADDING, SHARED, PackedBatch, Span, Tree, pack
 from rlhf.models.forwards import packed_inputs
 
-HEADS, KINDS, UNITS = 4, 2, 8
+HEADS, KEY_HEADS, UNITS = 4, 2, 8
 few = settings(max_examples=40, deadline=None)
 lengths = st.builds(
     lambda trunk, branches: Tree((1,) * trunk, tuple((1,) * length for length in branches)),
@@ -29,11 +29,11 @@ forests = st.lists(lengths, min_size=1, max_size=5)
 cuts = st.fixed_dictionaries(
     {
         "GRAIN": st.sampled_from([1, 4, 32]),
-        "CALL": st.sampled_from([0, 30, 4096]),
-        "KEPT": st.sampled_from([0, 256]),
+        "BLOCK_OVERHEAD": st.sampled_from([0, 30, 4096]),
+        "KEEP_LIMIT": st.sampled_from([0, 256]),
     }
 )
-"""All ways to cut, with probabilities that are kept, and that are made again."""
+"""Block sizes, with probabilities kept and recomputed."""
 rows = st.sampled_from([16, 256])
 
 
@@ -43,7 +43,7 @@ def batch_of(*trees: Tree, short_row: int = 256) -> PackedBatch:
 
 
 def tensors(batch: PackedBatch, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
-    """q_RHTD, k_RKTD and v_RKTD, in the memory order that projections have."""
+    """q_RHTD, k_RKTD and v_RKTD in the memory layout of a projection's output."""
     generator = torch.Generator().manual_seed(0)
     rows, tokens = batch.ids_RT.shape
 
@@ -51,11 +51,11 @@ def tensors(batch: PackedBatch, dtype: torch.dtype = torch.float64) -> tuple[Ten
         drawn = torch.randn(rows, tokens, heads, UNITS, generator=generator, dtype=torch.float64)
         return drawn.to(dtype).transpose(1, 2).requires_grad_()
 
-    return make(HEADS), make(KINDS), make(KINDS)
+    return make(HEADS), make(KEY_HEADS), make(KEY_HEADS)
 
 
 def dense(batch: PackedBatch, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """out_RTHD by torch's own attention, zero in padding."""
+    """out_RTHD by torch's SDPA, zero for padding."""
     out = F.scaled_dot_product_attention(
         q, k, v, attn_mask=batch.mask_R1TT(), scale=scale, enable_gqa=True
     ).transpose(1, 2)
@@ -63,7 +63,7 @@ def dense(batch: PackedBatch, q: Tensor, k: Tensor, v: Tensor, scale: float) -> 
 
 
 def seen(batch: PackedBatch, blocks: list[Block]) -> Tensor:
-    """mask_RTT that the blocks stand for, and no query in two of them."""
+    """The mask_RTT equal to the blocks; asserts that no query is in two of them."""
     rows, tokens = batch.ids_RT.shape
     mask_RTT = torch.zeros(rows, tokens, tokens, dtype=torch.bool)
     for block in blocks:
@@ -77,7 +77,7 @@ def seen(batch: PackedBatch, blocks: list[Block]) -> Tensor:
 
 @few
 @given(forests, cuts, rows)
-def test_blocks_are_the_mask(forest: list[Tree], cut: dict[str, int], row: int) -> None:
+def test_blocks_equal_the_mask(forest: list[Tree], cut: dict[str, int], row: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in cut.items():
             patch.setattr(attention, name, value)
@@ -95,21 +95,21 @@ def test_outputs_and_gradients_are_those_of_the_dense_mask(
         for name, value in cut.items():
             patch.setattr(attention, name, value)
         batch = batch_of(*forest, short_row=row)
-        given_tensors = tensors(batch)
-        ours = blockwise_attention(*given_tensors, blocks_of(batch), 0.3)
-        theirs = dense(batch, *given_tensors, 0.3)
+        inputs = tensors(batch)
+        ours = blockwise_attention(*inputs, blocks_of(batch), 0.3)
+        theirs = dense(batch, *inputs, 0.3)
         assert torch.allclose(ours, theirs, atol=1e-12)
         upstream = torch.randn(ours.shape, generator=torch.Generator().manual_seed(1), dtype=ours.dtype)
-        for mine, other in zip(
-            torch.autograd.grad(ours, given_tensors, upstream),
-            torch.autograd.grad(theirs, given_tensors, upstream),
+        for gradient, expected in zip(
+            torch.autograd.grad(ours, inputs, upstream),
+            torch.autograd.grad(theirs, inputs, upstream),
             strict=True,
         ):
-            assert torch.allclose(mine, other, atol=1e-12)
+            assert torch.allclose(gradient, expected, atol=1e-12)
 
 
-def test_few_shapes_are_made() -> None:
-    """Products are prepared for by their shapes."""
+def test_block_sizes_are_multiples_of_the_grain() -> None:
+    """Matrix products are set up per shape, so few shapes are faster."""
     blocks = blocks_of(
         batch_of(*(Tree((1,) * trunk, ((1,) * 61, (1,) * 97)) for trunk in (31, 53)), short_row=400)
     )
@@ -121,17 +121,17 @@ def test_few_shapes_are_made() -> None:
     assert all(queries % attention.GRAIN == keys % attention.GRAIN == 0 for queries, keys in sizes[:-1])
 
 
-def test_gradients_are_finite_differences(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_equal_finite_differences(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "GRAIN", 2)
-    monkeypatch.setattr(attention, "CALL", 0)
+    monkeypatch.setattr(attention, "BLOCK_OVERHEAD", 0)
     batch = batch_of(Tree((1, 1), ((1, 1, 1, 1), (1, 1))), Tree((), ((1,),)))
     blocks = blocks_of(batch)
     assert len(blocks) > 3
     assert torch.autograd.gradcheck(lambda q, k, v: blockwise_attention(q, k, v, blocks, 0.4), tensors(batch))
 
 
-def test_by_hand() -> None:
-    """One head of one unit: the second token weighs the first by e^(2 x 0.5) and itself by e^(4 x 0.5)."""
+def test_hand_computed_case() -> None:
+    """One head of one unit: the second token weights the first by e^(2 x 0.5) and itself by e^(4 x 0.5)."""
     batch = batch_of(Tree((), ((1, 1),)))
     q, k, v = (torch.zeros(1, 1, 16, 1) for _ in range(3))
     q[..., 1, 0], k[..., 0, 0], k[..., 1, 0] = 2.0, 1.0, 2.0
@@ -143,7 +143,7 @@ def test_by_hand() -> None:
     assert out[2:].eq(0).all()
 
 
-def test_bfloat16_is_as_close_to_the_truth_as_torch_is() -> None:
+def test_bfloat16_error_is_like_torchs() -> None:
     batch = batch_of(Tree((1,) * 40, ((1,) * 150, (1,) * 90)))
     truth = dense(batch, *tensors(batch), UNITS**-0.5)
     rounded = tensors(batch, torch.bfloat16)
@@ -153,8 +153,8 @@ def test_bfloat16_is_as_close_to_the_truth_as_torch_is() -> None:
 
 
 @pytest.mark.parametrize("length", [1024, 512, 128])
-def test_memory_grows_with_the_tokens(length: int) -> None:
-    """Kept for the backward pass are queries, keys and values, and probabilities as long as they are few."""
+def test_memory_is_linear_in_the_tokens(length: int) -> None:
+    """The backward pass keeps queries, keys and values, and probabilities only of short rows."""
     batch = batch_of(Tree((), ((1,) * length,)))
     kept: list[int] = []
 
@@ -165,7 +165,7 @@ def test_memory_grows_with_the_tokens(length: int) -> None:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         blockwise_attention(*tensors(batch), blocks_of(batch), 1.0)
     probabilities = HEADS * length * length if length == 128 else 0
-    assert sum(kept) == length * UNITS * (HEADS + 2 * KINDS) + probabilities
+    assert sum(kept) == length * UNITS * (HEADS + 2 * KEY_HEADS) + probabilities
 
 
 SIZES = {
@@ -201,20 +201,20 @@ def build(name: str, extra: dict[str, Any]) -> Any:
     return model
 
 
-def furthest_from_alone(model: Any, batch: PackedBatch, forest: list[Tree]) -> float:
-    """How far a hidden state of a packed row is from that of its sequence alone, by a fresh model of transformers."""
+def largest_difference_from_alone(model: Any, batch: PackedBatch, forest: list[Tree]) -> float:
+    """The largest difference between states of a packed row and of its sequences alone (eager attention)."""
     with torch.no_grad():
         packed = model.model(**packed_inputs(batch), use_cache=False).last_hidden_state
-        model.set_attn_implementation("eager")  # its own windows, its own mask
+        model.set_attn_implementation("eager")  # transformers' windows and mask
         worst, branch = 0.0, 0
         for number, tree in enumerate(forest):
             for tokens in tree.branches:
-                own = torch.isin(batch.branch_RT, torch.tensor([-1, branch]))
-                own &= torch.isin(batch.tree_RT, torch.tensor([SHARED, number]))
+                selected = torch.isin(batch.branch_RT, torch.tensor([-1, branch]))
+                selected &= torch.isin(batch.tree_RT, torch.tensor([SHARED, number]))
                 alone = model.model(
                     input_ids=torch.tensor([tree.trunk + tokens]), use_cache=False
                 ).last_hidden_state[0]
-                worst = max(worst, float((packed[own] - alone).abs().max()))
+                worst = max(worst, float((packed[selected] - alone).abs().max()))
                 branch += 1
     return worst
 
@@ -223,20 +223,20 @@ FOREST = [Tree(tuple(range(1, 9)), (tuple(range(9, 20)), tuple(range(20, 26)))),
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_families_compute_by_blocks_what_they_compute_alone(
+def test_blockwise_states_equal_those_of_the_sequences_alone(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = build(name, MODELS[name])
-    monkeypatch.setattr(attention, "sdpa_attention_forward", None)  # it is not asked
-    assert furthest_from_alone(model, batch_of(*FOREST), FOREST) < 1e-4
+    monkeypatch.setattr(attention, "sdpa_attention_forward", None)  # must not be called
+    assert largest_difference_from_alone(model, batch_of(*FOREST), FOREST) < 1e-4
 
 
 @pytest.mark.parametrize("name", WINDOWED)
-def test_a_window_counts_the_tokens_of_the_sequence(name: str) -> None:
-    assert furthest_from_alone(build(name, WINDOWED[name]), batch_of(*FOREST), FOREST) < 1e-4
+def test_a_sliding_window_counts_tokens_of_the_sequence(name: str) -> None:
+    assert largest_difference_from_alone(build(name, WINDOWED[name]), batch_of(*FOREST), FOREST) < 1e-4
 
 
-def test_a_model_without_the_interface_keeps_its_own(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_without_the_attention_interface_keeps_its_own(caplog: pytest.LogCaptureFixture) -> None:
     config = transformers.FalconConfig(
         vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, pad_token_id=0
     )
@@ -251,7 +251,7 @@ def test_a_model_without_the_interface_keeps_its_own(caplog: pytest.LogCaptureFi
     )
 
 
-def test_padded_batches_and_generation_are_transformers_own() -> None:
+def test_padded_batches_and_generation_use_sdpa() -> None:
     model = build("Llama", {})
     ids, mask = torch.tensor([[0, 0, 5, 6], [1, 2, 3, 4]]), torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
 
@@ -265,13 +265,13 @@ def test_padded_batches_and_generation_are_transformers_own() -> None:
         assert torch.equal(generated, answers())
 
 
-def test_where_there_is_no_cpu_there_are_no_blocks() -> None:
+def test_there_are_blocks_on_a_cpu_only() -> None:
     batch = batch_of(*FOREST)
     assert blocks_of(batch) and not blocks_of(batch.to("meta"))
 
 
-def test_one_sequence_cut_into_blocks_skips_what_no_query_sees() -> None:
-    """Blocks of 160 queries and a rest see 160, 320, 480 and 512 keys: 65 % of the square."""
+def test_blocks_skip_keys_that_no_query_attends_to() -> None:
+    """Blocks of 160 queries and a remainder attend to 160, 320, 480 and 512 keys: 65 % of the square."""
     blocks = blocks_of(batch_of(Tree((), ((1,) * 512,))))
     assert [(block.queries.start, block.keys) for block in blocks] == [
         (start, (slice(0, min(start + 160, 512)),)) for start in (0, 160, 320, 480)

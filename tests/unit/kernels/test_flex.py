@@ -22,11 +22,11 @@ from rlhf.models.loading import load_causal
 
 @pytest.fixture(scope="module")
 def batch() -> PackedBatch:
-    """A shared beginning, trunks longer and shorter than a block of 128, branches across its edges, two rows with padding."""
-    draw = random.Random(0)
+    """Two padded rows: a common prefix, trunks longer and shorter than a block, branches across blocks."""
+    generator = random.Random(0)
 
     def ids(count: int) -> tuple[int, ...]:
-        return tuple(draw.randrange(4, 260) for _ in range(count))
+        return tuple(generator.randrange(4, 260) for _ in range(count))
 
     start = ids(40)
     trees = [Tree(start + ids(150), (ids(90), ids(70), ids(5))), Tree(start + ids(3), (ids(140), ids(10)))]
@@ -46,13 +46,13 @@ def dense(batch: PackedBatch, window: int | None) -> Tensor:
 
 
 @pytest.mark.parametrize("window", [None, 30])
-def test_the_function_is_the_dense_mask(batch: PackedBatch, window: int | None) -> None:
+def test_mask_mod_equals_the_dense_mask(batch: PackedBatch, window: int | None) -> None:
     rows, tokens = batch.ids_RT.shape
     row, query, key = torch.meshgrid(*map(torch.arange, (rows, tokens, tokens)), indexing="ij")
     assert torch.equal(mask_mod(batch, window)(row, row, query, key), dense(batch, window)[:, 0])
 
 
-def test_blocks_are_counted_from_the_spans(batch: PackedBatch) -> None:
+def test_block_counts_from_spans_equal_those_of_the_mask(batch: PackedBatch) -> None:
     rows, tokens = batch.ids_RT.shape
     blocks = tokens // BLOCK
     pairs = batch.mask_R1TT().view(rows, blocks, BLOCK, blocks, BLOCK).sum(dim=(2, 4))
@@ -63,7 +63,7 @@ def test_blocks_are_counted_from_the_spans(batch: PackedBatch) -> None:
     assert (pairs == BLOCK**2).any() and (pairs == 0).sum() > blocks * (blocks - 1) * rows / 2
 
 
-def test_a_mask_is_made_once(batch: PackedBatch) -> None:
+def test_a_mask_is_built_once(batch: PackedBatch) -> None:
     masks = FlexMasks(batch)
     assert masks.within(None) is masks.within(None)
     assert masks.within(30) is not masks.within(None)
@@ -85,8 +85,8 @@ def tensors(batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("window", [None, 30])
-def test_the_forward_pass_is_that_of_the_dense_mask(batch: PackedBatch, window: int | None) -> None:
-    """Six heads of queries on two of keys; with a sliding window too."""
+def test_forward_equals_sdpa_with_the_dense_mask(batch: PackedBatch, window: int | None) -> None:
+    """Six query heads on two key heads, with and without a sliding window."""
     q, k, v = tensors(batch)
     module: Any = SimpleNamespace(training=False)
     ours, _ = attention.packed_attention(
@@ -99,26 +99,26 @@ def test_the_forward_pass_is_that_of_the_dense_mask(batch: PackedBatch, window: 
 
 
 @pytest.mark.parametrize("reason", ["dropout", "small heads"])
-def test_where_it_cannot_go_the_dense_mask_is_taken(batch: PackedBatch, reason: str, eager: None) -> None:
+def test_unsupported_layers_use_the_dense_mask(batch: PackedBatch, reason: str, eager: None) -> None:
     q, k, v = tensors(batch)
     if reason == "small heads":
         q, k, v = q[..., :8], k[..., :8], v[..., :8]
     dropout = 1e-9 if reason == "dropout" else 0.0
     module: Any = SimpleNamespace(training=False, num_key_value_groups=3)
-    found, _ = attention.packed_attention(
+    ours, _ = attention.packed_attention(
         module, q, k, v, None, blocks=FlexMasks(batch), scaling=0.3, dropout=dropout
     )
     theirs = F.scaled_dot_product_attention(
         q, k, v, attn_mask=dense(batch, None), scale=0.3, enable_gqa=True
     ).transpose(1, 2)
-    assert (found - theirs).abs().max() < 1e-5
+    assert (ours - theirs).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("fast", [True, False])
-def test_a_model_gives_the_states_of_a_cpu(
+def test_a_model_gives_the_same_states_as_on_a_cpu(
     tiny_base: Any, batch: PackedBatch, fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Through the whole model, whichever attention it has: transformers' own gets the dense mask in its place."""
+    """Through the whole model, with our attention or transformers', which gets the dense mask."""
     model = load_causal(
         str(tiny_base), revision=None, dtype="float32", quantization="none", fast_layers=fast
     ).eval()
@@ -126,13 +126,13 @@ def test_a_model_gives_the_states_of_a_cpu(
         expected = every_state(model.base_model, **inputs.packed_inputs(batch))
         monkeypatch.setattr(flex, "is_usable", lambda device: True)
         monkeypatch.setattr(vendor, "WrappedFlexAttention", lambda training: lambda: flex_attention)
-        found = every_state(model.base_model, **inputs.packed_inputs(batch))
+        states_RTD = every_state(model.base_model, **inputs.packed_inputs(batch))
     real = batch.tree_RT != PADDING
-    assert (found[real] - expected[real]).abs().max() < 1e-4
+    assert (states_RTD[real] - expected[real]).abs().max() < 1e-4
 
 
 @pytest.mark.slow
-def test_one_compilation_serves_further_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_later_row_lengths_do_not_recompile(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiled on a CPU, the second length makes the shapes dynamic, and the third compiles nothing."""
     from torch._dynamo.testing import CompileCounterWithBackend
 

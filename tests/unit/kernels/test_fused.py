@@ -1,4 +1,7 @@
-"""Liger's kernels are applied to one model and change nothing beside it. The library is a fake: it never ran on a GPU here."""
+"""Liger's kernels are applied to one model and change nothing else.
+
+The library is a fake, never run on a GPU.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,7 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch, model: Any) -> None:
     monkeypatch.setattr(type(model), "device", torch.device("cuda"))
 
 
-def test_a_gpu_takes_the_library_and_none_of_our_layers(
+def test_a_gpu_uses_the_library_and_none_of_our_layers(
     model: Any, calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     norm, rotate = modeling_llama.LlamaRMSNorm, modeling_llama.apply_rotary_pos_emb
@@ -64,16 +67,16 @@ def test_a_gpu_takes_the_library_and_none_of_our_layers(
     with monkeypatch.context() as patch:
         on_gpu(patch, model)
         assert fused.choose_layers(model, "auto")
-    assert calls == [fused.PARTS | fused.LEFT]
+    assert calls == [fused.APPLIED | fused.NOT_APPLIED]
     assert modeling_llama.LlamaRMSNorm is norm and modeling_llama.apply_rotary_pos_emb is rotate
-    assert "forward" not in vars(model.model.layers[0].mlp)  # the fake left it, and ours is gone
+    assert "forward" not in vars(model.model.layers[0].mlp)  # ours was removed, and the fake binds none
     states = torch.ones(2)
     assert torch.equal(model.model.norm(states), 2 * states)
     model(input_ids=torch.tensor([[5, 6]]))
-    assert calls[1:] == [{"rotary": True}] * 2  # one a layer
+    assert calls[1:] == [{"rotary": True}] * 2  # one per layer
 
 
-def test_without_the_library_a_gpu_takes_transformers_own(
+def test_without_the_library_a_gpu_uses_transformers_layers(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -81,20 +84,20 @@ def test_without_the_library_a_gpu_takes_transformers_own(
         assert not fused.choose_layers(model, "auto")
     body = model.model
     assert not any(
-        "forward" in vars(part) for part in (body.norm, body.layers[0].mlp, body.layers[0].self_attn)
+        "forward" in vars(module) for module in (body.norm, body.layers[0].mlp, body.layers[0].self_attn)
     )
 
 
 @pytest.mark.parametrize("wanted", ["auto", False])
-def test_a_cpu_keeps_ours(model: Any, calls: list[dict[str, Any]], wanted: Any) -> None:
+def test_a_cpu_keeps_our_layers(model: Any, calls: list[dict[str, Any]], wanted: Any) -> None:
     assert not fused.choose_layers(model, wanted)
     assert calls == []
     assert "forward" in vars(model.model.layers[0].mlp)
 
 
 @pytest.mark.usefixtures("calls")
-def test_a_cpu_cannot_be_told_to_fuse(model: Any) -> None:
+def test_fused_kernels_are_refused_on_a_cpu(model: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         fused.choose_layers(model, True)
     assert caught.value.exit_code == 2
-    assert "model.fused_kernels=auto" in str(caught.value)
+    assert caught.value.fix == "model.fused_kernels=auto"

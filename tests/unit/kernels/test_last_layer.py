@@ -1,4 +1,4 @@
-"""The last layer for the tokens that are read gives what the whole layer gives for them, numbers and gradients."""
+"""The partial last layer gives the states and gradients of the full one, for the tokens that are read."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def ids_RT() -> Tensor:
     return torch.randint(1, 50, (ROWS, TOKENS), generator=torch.Generator().manual_seed(1))
 
 
-def places(as_mask: bool) -> Any:
+def index_of_tokens(as_mask: bool) -> Any:
     rows_M, columns_M = torch.tensor([0, 1, 1]), torch.tensor([8, 2, 7])
     if not as_mask:
         return rows_M, columns_M
@@ -52,15 +52,15 @@ def places(as_mask: bool) -> Any:
     return mask_RT
 
 
-def with_gradients(model: Any, hidden_MD: Tensor) -> dict[str, Tensor]:
+def gradients_of(model: Any, hidden_MD: Tensor) -> dict[str, Tensor]:
     model.zero_grad()
     hidden_MD.pow(3).sum().backward()
-    trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
-    return {name: one.grad.clone() for name, one in trained.items()}
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return {name: p.grad.clone() for name, p in trained.items()}
 
 
 @KINDS
-def test_the_layers_named_do_what_llamas_does(kind: str) -> None:
+def test_listed_layers_have_llamas_source(kind: str) -> None:
     module = importlib.import_module(f"transformers.models.{kind}.modeling_{kind}")
     layer = next(getattr(module, name) for name in last_layer.LAYERS if hasattr(module, name))
     llama = importlib.import_module("transformers.models.llama.modeling_llama").LlamaDecoderLayer
@@ -70,51 +70,59 @@ def test_the_layers_named_do_what_llamas_does(kind: str) -> None:
 @KINDS
 @pytest.mark.parametrize("as_mask", [True, False])
 @pytest.mark.parametrize("checkpointing", [True, False])
-def test_numbers_and_gradients(kind: str, as_mask: bool, checkpointing: bool, ids_RT: Tensor) -> None:
+def test_states_and_gradients_equal_the_full_layers(
+    kind: str, as_mask: bool, checkpointing: bool, ids_RT: Tensor
+) -> None:
     model = model_of(kind)
     if checkpointing:
         model.gradient_checkpointing_enable()
         model.enable_input_require_grads()
         model.train()
-    read_at = places(as_mask)
+    read_at = index_of_tokens(as_mask)
     whole_MD = model.model(input_ids=ids_RT, use_cache=False).last_hidden_state[read_at]
-    expected = with_gradients(model, whole_MD)
+    expected = gradients_of(model, whole_MD)
     hidden_MD = read_states(model.model, read_at, input_ids=ids_RT)
     assert hidden_MD.shape == (3, UNITS)
     assert torch.allclose(hidden_MD, whole_MD, atol=1e-6)
-    found = with_gradients(model, hidden_MD)
-    assert found.keys() == expected.keys()
+    gradients = gradients_of(model, hidden_MD)
+    assert gradients.keys() == expected.keys()
     for name, gradient in expected.items():
-        assert torch.allclose(found[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max())), name
+        assert torch.allclose(
+            gradients[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max())
+        ), name
 
 
-def test_only_tokens_that_are_read_go_through_its_mlp(ids_RT: Tensor) -> None:
+def test_the_mlp_gets_only_the_tokens_that_are_read(ids_RT: Tensor) -> None:
     model = model_of("llama")
-    first, last = (seen_by(layer.mlp) for layer in model.model.layers)
-    read_states(model.model, places(False), input_ids=ids_RT)
+    first, last = (shapes_seen_by(layer.mlp) for layer in model.model.layers)
+    read_states(model.model, index_of_tokens(False), input_ids=ids_RT)
     model.model(input_ids=ids_RT)
     assert first == [(ROWS, TOKENS, UNITS), (ROWS, TOKENS, UNITS)]
     assert last == [(3, UNITS), (ROWS, TOKENS, UNITS)]
 
 
-def test_another_class_of_layer_is_computed_whole(ids_RT: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_class_of_layer_is_computed_for_all_tokens(
+    ids_RT: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(last_layer, "LAYERS", ())
     model = model_of("llama")
-    seen = seen_by(model.model.layers[-1].mlp)
-    hidden_MD = read_states(model.model, places(False), input_ids=ids_RT)
+    seen = shapes_seen_by(model.model.layers[-1].mlp)
+    hidden_MD = read_states(model.model, index_of_tokens(False), input_ids=ids_RT)
     assert seen == [(ROWS, TOKENS, UNITS)]
-    assert torch.equal(hidden_MD, model.model(input_ids=ids_RT).last_hidden_state[places(False)])
+    assert torch.equal(hidden_MD, model.model(input_ids=ids_RT).last_hidden_state[index_of_tokens(False)])
 
 
-def test_a_model_that_keeps_its_layers_elsewhere_is_computed_whole(ids_RT: Tensor) -> None:
+def test_a_model_without_a_list_of_layers_is_computed_for_all_tokens(ids_RT: Tensor) -> None:
     config = AutoConfig.for_model("gpt2", vocab_size=50, n_embd=UNITS, n_layer=1, n_head=2)
     model = AutoModelForCausalLM.from_config(config).eval()
     last_layer.enable(model)
-    hidden_MD = read_states(model.transformer, places(True), input_ids=ids_RT)
-    assert torch.equal(hidden_MD, model.transformer(input_ids=ids_RT).last_hidden_state[places(True)])
+    hidden_MD = read_states(model.transformer, index_of_tokens(True), input_ids=ids_RT)
+    assert torch.equal(
+        hidden_MD, model.transformer(input_ids=ids_RT).last_hidden_state[index_of_tokens(True)]
+    )
 
 
-def test_a_pass_that_fails_leaves_no_hook(ids_RT: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_pass_leaves_no_hook(ids_RT: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of("llama")
     output = model.model.layers[-1].self_attn.o_proj
 
@@ -124,11 +132,11 @@ def test_a_pass_that_fails_leaves_no_hook(ids_RT: Tensor, monkeypatch: pytest.Mo
     with monkeypatch.context() as patch:
         patch.setattr(output, "forward", broken)
         with pytest.raises(RuntimeError, match="out of memory"):
-            read_states(model.model, places(False), input_ids=ids_RT)
+            read_states(model.model, index_of_tokens(False), input_ids=ids_RT)
     assert model.model(input_ids=ids_RT).last_hidden_state.shape == (ROWS, TOKENS, UNITS)
 
 
-def seen_by(module: nn.Module) -> list[tuple[int, ...]]:
+def shapes_seen_by(module: nn.Module) -> list[tuple[int, ...]]:
     shapes: list[tuple[int, ...]] = []
-    module.register_forward_pre_hook(lambda _, given: shapes.append(tuple(given[0].shape)))
+    module.register_forward_pre_hook(lambda _, args: shapes.append(tuple(args[0].shape)))
     return shapes

@@ -1,4 +1,4 @@
-"""Norms, rotations and gates of our own are transformers', number for number."""
+"""Our norms, rotations and gates equal transformers'."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ FORMATS = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 
 
 def body(function: Any) -> str:
-    """A function's source, its first line left out, which may be annotated."""
+    """A function's source without its first line, whose annotations may differ."""
     return inspect.getsource(function).partition("\n")[2]
 
 
 @pytest.mark.parametrize("kind", layers.ROTATIONS)
-def test_the_models_named_do_what_llama_does(kind: str) -> None:
+def test_listed_models_have_llamas_source(kind: str) -> None:
     module = importlib.import_module(f"transformers.models.{kind}.modeling_{kind}")
     for names, llamas in (
         (layers.NORMS, modeling_llama.LlamaRMSNorm),
         (layers.GATES, modeling_llama.LlamaMLP),
     ):
-        own = next(getattr(module, name) for name in names if hasattr(module, name))
-        assert body(own.forward) == body(llamas.forward)
+        kind_class = next(getattr(module, name) for name in names if hasattr(module, name))
+        assert body(kind_class.forward) == body(llamas.forward)
     source, llama = Path(module.__file__).read_text(), Path(modeling_llama.__file__).read_text()
     assert _rotation(source) == _rotation(llama)
 
@@ -45,21 +45,19 @@ def _rotation(source: str) -> str:
 
 
 @FORMATS
-def test_a_norm(dtype: torch.dtype) -> None:
+def test_a_norm_equals_transformers(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     norm = modeling_llama.LlamaRMSNorm(32).to(dtype).requires_grad_(False)
     norm.weight.copy_(torch.randn(32))
     stock = type(norm).forward
     x, d_y = torch.randn(2, 5, 32).to(dtype), torch.randn(2, 5, 32).to(dtype)
-    theirs, d_theirs = _with_gradient(lambda one: stock(norm, one), x, d_y)
-    ours, d_ours = _with_gradient(
-        lambda one: layers.rms_norm(one, norm.weight, norm.variance_epsilon), x, d_y
-    )
+    theirs, d_theirs = _with_gradient(lambda x: stock(norm, x), x, d_y)
+    ours, d_ours = _with_gradient(lambda x: layers.rms_norm(x, norm.weight, norm.variance_epsilon), x, d_y)
     assert torch.equal(ours, theirs)
-    assert _apart(d_ours, d_theirs) < (1e-6 if dtype == torch.float32 else 1e-2)
+    assert _relative_difference(d_ours, d_theirs) < (1e-6 if dtype == torch.float32 else 1e-2)
 
 
-def test_a_norms_gradient_is_that_of_its_formula() -> None:
+def test_gradient_of_a_norm_equals_autograds() -> None:
     torch.manual_seed(0)
     x, w = torch.randn(3, 8, dtype=torch.float64, requires_grad=True), torch.randn(8, dtype=torch.float64)
     d_y = torch.randn(3, 8, dtype=torch.float64)
@@ -68,52 +66,54 @@ def test_a_norms_gradient_is_that_of_its_formula() -> None:
     layers.rms_norm(single, weight, 0.1).backward(d_y.float())
     assert single.grad is not None
     assert x.grad is not None
-    assert _apart(single.grad, x.grad) < 1e-6
+    assert _relative_difference(single.grad, x.grad) < 1e-6
 
 
 @FORMATS
-def test_a_rotation(dtype: torch.dtype) -> None:
+def test_a_rotation_equals_transformers(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     q, k = torch.randn(2, 5, 4, 16).to(dtype), torch.randn(2, 5, 2, 16).to(dtype)
     cos, sin = torch.randn(2, 5, 16).to(dtype), torch.randn(2, 5, 16).to(dtype)
     for which, x in enumerate((q, k)):
         d_y = torch.randn(2, x.shape[2], 5, 16).to(dtype)
-        found = [
-            _with_gradient(partial(_turned, turn, which, cos, sin), x, d_y)
-            for turn in (layers.rotated, STOCK_ROTATION)
+        results = [
+            _with_gradient(partial(_rotate, rotation, which, cos, sin), x, d_y)
+            for rotation in (layers.rotated, STOCK_ROTATION)
         ]
         close = 1e-6 if dtype == torch.float32 else 2e-2
-        assert _apart(found[0][0], found[1][0]) < close
-        assert _apart(found[0][1], found[1][1]) < close
+        assert _relative_difference(results[0][0], results[1][0]) < close
+        assert _relative_difference(results[0][1], results[1][1]) < close
 
 
 @FORMATS
-def test_a_gate_is_transformers_own_to_the_last_bit_with_its_gradients(dtype: torch.dtype) -> None:
+def test_a_gate_and_its_gradients_equal_transformers_bit_by_bit(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     mlp = _mlp("silu").to(dtype)
     x, d_y = (3 * torch.randn(2, 5, 8)).to(dtype), torch.randn(2, 5, 8).to(dtype)
-    found = [
+    results = [
         _with_gradient(partial(forward, mlp), x, d_y)
         for forward in (layers._mlp, modeling_llama.LlamaMLP.forward)
     ]
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*results, strict=True))
 
 
-def test_a_gates_gradients_are_those_of_its_formula() -> None:
+def test_gradients_of_a_gate_equal_finite_differences() -> None:
     torch.manual_seed(0)
     inputs = [torch.randn(7, dtype=torch.float64, requires_grad=True) for _ in range(2)]
     assert torch.autograd.gradcheck(layers.gated, inputs)
 
 
-def test_a_gate_keeps_its_two_inputs_and_no_more() -> None:
+def test_a_gate_keeps_only_its_two_inputs() -> None:
     g, u = torch.randn(2, 7, requires_grad=True).unbind()
     kept: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one) or one, lambda one: one):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor
+    ):
         layers.gated(g, u)
-    assert [one.data_ptr() for one in kept] == [g.data_ptr(), u.data_ptr()]
+    assert [tensor.data_ptr() for tensor in kept] == [g.data_ptr(), u.data_ptr()]
 
 
-def test_an_mlp_with_another_activation_stays_transformers() -> None:
+def test_an_mlp_with_another_activation_uses_transformers_forward() -> None:
     mlp, x = _mlp("gelu"), torch.randn(2, 5, 8)
     assert torch.equal(layers._mlp(mlp, x), mlp(x))
 
@@ -125,23 +125,23 @@ def _mlp(activation: str) -> Any:
     return modeling_llama.LlamaMLP(shape)
 
 
-def test_models_compute_so_with_frozen_weights_of_their_format(
+def test_only_frozen_weights_of_the_inputs_dtype_use_our_norm(
     tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load_causal(str(tiny_base), revision=None, dtype="float32", quantization="none")
-    norm = next(one for one in model.modules() if type(one).__name__ == "LlamaRMSNorm")
+    norm = next(module for module in model.modules() if type(module).__name__ == "LlamaRMSNorm")
     seen: list[str] = []
     monkeypatch.setattr(layers, "rms_norm", lambda x, *_: seen.append("ours") or x)
     monkeypatch.setattr(type(norm), "forward", lambda _, x: seen.append("theirs") or x)
     norm(torch.zeros(1, 64))
-    norm(torch.zeros(1, 64, dtype=torch.bfloat16))  # a float32 weight would make it float32
+    norm(torch.zeros(1, 64, dtype=torch.bfloat16))  # a float32 weight gives a float32 result
     norm.weight.requires_grad_(True)
     norm(torch.zeros(1, 64))
     assert seen == ["ours", "theirs", "theirs"]
 
 
-def test_only_the_loaded_model_computes_so(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Classes and functions of transformers are the same objects after loading, and a model of its own uses them."""
+def test_only_the_loaded_model_uses_our_layers(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Classes and functions of transformers stay unchanged, and transformers' own models use them."""
     kinds = (modeling_llama.LlamaRMSNorm, modeling_llama.LlamaMLP, modeling_llama.LlamaAttention)
     before = [kind.forward for kind in kinds], modeling_llama.apply_rotary_pos_emb
     ours = load_causal(str(tiny_base), revision=None, dtype="float32", quantization="none")
@@ -161,8 +161,8 @@ def test_only_the_loaded_model_computes_so(tiny_base: Path, monkeypatch: pytest.
     assert len(calls) == 2 * 2  # queries and keys of two layers
 
 
-def _turned(turn: Any, which: int, cos: Tensor, sin: Tensor, x: Tensor) -> Tensor:
-    return turn(x.transpose(1, 2), x.transpose(1, 2), cos, sin)[which]
+def _rotate(rotation: Any, which: int, cos: Tensor, sin: Tensor, x: Tensor) -> Tensor:
+    return rotation(x.transpose(1, 2), x.transpose(1, 2), cos, sin)[which]
 
 
 def _with_gradient(function: Any, x: Tensor, d_y: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,5 +174,5 @@ def _with_gradient(function: Any, x: Tensor, d_y: Tensor) -> tuple[Tensor, Tenso
     return y.detach(), leaf.grad
 
 
-def _apart(one: Tensor, other: Tensor) -> float:
-    return ((one.double() - other.double()).norm() / other.double().norm()).item()
+def _relative_difference(ours: Tensor, expected: Tensor) -> float:
+    return ((ours.double() - expected.double()).norm() / expected.double().norm()).item()

@@ -11,7 +11,7 @@ M, D, V = 7, 5, 11
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three tokens a chunk: two whole ones and a rest."""
+    """Chunks of three tokens: two full ones and a remainder."""
     monkeypatch.setitem(logprobs.CHUNK, "cpu", 3)
 
 
@@ -21,7 +21,7 @@ def tensors(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Ten
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 3.0])
-def test_log_probabilities_and_entropy_are_those_of_the_whole_softmax(temperature: float) -> None:
+def test_log_probabilities_and_entropy_equal_the_full_softmax(temperature: float) -> None:
     hidden, head, targets = tensors(torch.float32)
     whole = torch.log_softmax(hidden @ head.T / temperature, dim=1)
     logps, entropy = token_logprobs(hidden, head, targets, temperature)
@@ -29,7 +29,7 @@ def test_log_probabilities_and_entropy_are_those_of_the_whole_softmax(temperatur
     assert torch.allclose(entropy, -(whole.exp() * whole).sum(dim=1), atol=1e-5)
 
 
-def test_without_the_entropy_the_log_probabilities_are_the_same() -> None:
+def test_log_probabilities_are_the_same_without_entropy() -> None:
     hidden, head, targets = tensors(torch.float32)
     logps, entropy = token_logprobs(hidden, head, targets, 0.5, entropy=False)
     assert torch.equal(logps, token_logprobs(hidden, head, targets, 0.5)[0])
@@ -38,22 +38,22 @@ def test_without_the_entropy_the_log_probabilities_are_the_same() -> None:
 
 @pytest.mark.parametrize("trained", ["hidden", "head"])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_the_gradient_is_that_of_the_whole_softmax(temperature: float, trained: str) -> None:
+def test_the_gradient_equals_that_of_the_full_softmax(temperature: float, trained: str) -> None:
     hidden, head, targets = tensors(torch.float32)
     weights = torch.linspace(-1, 2, M)
     ours, plain = ({"hidden": hidden.clone(), "head": head.clone()} for _ in range(2))
-    for side in (ours, plain):
-        side[trained].requires_grad_()
+    for inputs in (ours, plain):
+        inputs[trained].requires_grad_()
     logps, _ = token_logprobs(ours["hidden"], ours["head"], targets, temperature)
     (logps * weights).sum().backward()
     whole = torch.log_softmax(plain["hidden"] @ plain["head"].T / temperature, dim=1)
     (whole[torch.arange(M), targets] * weights).sum().backward()
-    mine, theirs = ours[trained].grad, plain[trained].grad
-    assert mine is not None and theirs is not None
-    assert torch.allclose(mine, theirs, atol=1e-6)
+    gradient, expected = ours[trained].grad, plain[trained].grad
+    assert gradient is not None and expected is not None
+    assert torch.allclose(gradient, expected, atol=1e-6)
 
 
-def test_a_frozen_head_has_no_gradient_and_the_entropy_gives_none() -> None:
+def test_a_frozen_head_and_the_entropy_have_no_gradient() -> None:
     hidden, head, targets = tensors(torch.float32)
     logps, entropy = token_logprobs(hidden.requires_grad_(), head, targets, 1.0)
     assert logps.requires_grad and not entropy.requires_grad
@@ -61,7 +61,7 @@ def test_a_frozen_head_has_no_gradient_and_the_entropy_gives_none() -> None:
     assert head.grad is None
 
 
-def test_a_trained_head_is_multiplied_in_the_format_of_autocast_and_its_gradient_is_float32() -> None:
+def test_a_trained_head_uses_autocasts_dtype_and_has_a_float32_gradient() -> None:
     hidden, head, targets = tensors(torch.float32)
     ours = head.clone().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
@@ -94,7 +94,7 @@ def test_no_tokens() -> None:
     assert hidden.grad is not None and hidden.grad.shape == (0, D)
 
 
-def test_shapes_must_belong_together() -> None:
+def test_shapes_that_do_not_match_are_refused() -> None:
     hidden, head, targets = tensors()
     with pytest.raises(ValueError, match="shapes"):
         token_logprobs(hidden, head, targets[:-1], 1.0)

@@ -26,52 +26,52 @@ def one_batch(*trees: Tree, short_row: int = 256) -> PackedBatch:
     return batch
 
 
-def of_all(batch: PackedBatch, forest: list[Tree]) -> list[tuple[int, ...]]:
-    """What the trees of each row all begin with; nothing where there is one tree. By another way than `pack`'s: token by token."""
-    found, place = [], 0
+def common_prefixes(batch: PackedBatch, forest: list[Tree]) -> list[tuple[int, ...]]:
+    """The common prefix of each row's trees, token by token (unlike `pack`); empty for a single tree."""
+    prefixes, start = [], 0
     for numbers in batch.tree_RT.tolist():
         count = len({number for number in numbers if number >= 0})
-        trunks = [forest[index].trunk for index in batch.trees[place : place + count]]
-        place += count
-        alike = [set(column) for column in zip(*trunks, strict=False)]
-        same = list(itertools.takewhile(lambda tokens: len(tokens) == 1, alike))
-        found.append(tuple(min(tokens) for tokens in same) if count > 1 else ())
-    return found
+        trunks = [forest[index].trunk for index in batch.trees[start : start + count]]
+        start += count
+        sets = [set(column) for column in zip(*trunks, strict=False)]
+        same = list(itertools.takewhile(lambda tokens: len(tokens) == 1, sets))
+        prefixes.append(tuple(min(tokens) for tokens in same) if count > 1 else ())
+    return prefixes
 
 
 def tokens_of(batch: PackedBatch) -> list[list[tuple[int, int, int]]]:
-    """Each row as (tree, branch, id), padding left out."""
+    """Each row as (tree, branch, id) without padding."""
     rows = zip(batch.tree_RT.tolist(), batch.branch_RT.tolist(), batch.ids_RT.tolist(), strict=True)
     return [[cell for cell in zip(*row, strict=True) if cell[0] != -1] for row in rows]
 
 
 @pytest.mark.parametrize(
-    ("given_sequences", "trunk", "branches"),
+    ("input_sequences", "trunk", "branches"),
     [
         ([(1, 2, 3), (1, 2, 4, 5)], (1, 2), ((3,), (4, 5))),
         ([(1, 2), (3, 4)], (), ((1, 2), (3, 4))),
-        # One is the beginning of the other: a branch keeps a token to be scored at.
+        # One is a prefix of the other: a branch keeps at least one token.
         ([(1, 2), (1, 2, 3)], (1,), ((2,), (2, 3))),
         ([(1, 2, 3), (1, 2, 3)], (1, 2), ((3,), (3,))),
         ([(7,)], (), ((7,),)),
         ([(1, 2, 3)], (1, 2), ((3,),)),
     ],
 )
-def test_the_trunk_is_the_longest_common_beginning(
-    given_sequences: list[tuple[int, ...]], trunk: tuple[int, ...], branches: tuple[tuple[int, ...], ...]
+def test_the_trunk_is_the_longest_common_prefix(
+    input_sequences: list[tuple[int, ...]], trunk: tuple[int, ...], branches: tuple[tuple[int, ...], ...]
 ) -> None:
-    tree = Tree.of_sequences(given_sequences)
+    tree = Tree.of_sequences(input_sequences)
     assert (tree.trunk, tree.branches) == (trunk, branches)
 
 
 @few
 @given(sequences)
-def test_a_tree_gives_its_sequences_back(given_sequences: list[list[int]]) -> None:
-    tree = Tree.of_sequences(given_sequences)
-    assert [list(tree.trunk + branch) for branch in tree.branches] == given_sequences
-    assert tree.longest == max(map(len, given_sequences))
-    assert tree.useful_tokens == sum(map(len, given_sequences))
-    assert tree.tokens == len(tree.trunk) + sum(len(s) - len(tree.trunk) for s in given_sequences)
+def test_a_tree_contains_its_sequences(input_sequences: list[list[int]]) -> None:
+    tree = Tree.of_sequences(input_sequences)
+    assert [list(tree.trunk + branch) for branch in tree.branches] == input_sequences
+    assert tree.longest == max(map(len, input_sequences))
+    assert tree.useful_tokens == sum(map(len, input_sequences))
+    assert tree.tokens == len(tree.trunk) + sum(len(s) - len(tree.trunk) for s in input_sequences)
 
 
 @pytest.mark.parametrize("bad", [[], [[1], []]])
@@ -97,11 +97,11 @@ def test_every_tree_is_in_exactly_one_batch_within_the_budget(forest: list[Tree]
         used = [len(row) for row in tokens_of(batch)]
         assert length == max(used) + -max(used) % 16  # rounded up to the grain of 16
         assert sum(used) == batch.computed_tokens
-        spared = sum(
+        saved = sum(
             (len(set(numbers) - {-1, SHARED}) - 1) * len(shared)
-            for numbers, shared in zip(batch.tree_RT.tolist(), of_all(batch, forest), strict=True)
+            for numbers, shared in zip(batch.tree_RT.tolist(), common_prefixes(batch, forest), strict=True)
         )
-        assert sum(used) == sum(forest[index].tokens for index in batch.trees) - spared
+        assert sum(used) == sum(forest[index].tokens for index in batch.trees) - saved
         assert batch.useful_tokens == sum(forest[index].useful_tokens for index in batch.trees)
 
 
@@ -112,13 +112,13 @@ def test_a_batch_holds_the_tokens_of_its_trees_in_order(
 ) -> None:
     for batch in pack(forest, budget, pad_id=PAD, short_row=short_row):
         number = branch = 0
-        for row, shared in zip(tokens_of(batch), of_all(batch, forest), strict=True):
+        for row, shared in zip(tokens_of(batch), common_prefixes(batch, forest), strict=True):
             expected = [(SHARED, -1, token) for token in shared]
             while len(expected) < len(row):
                 tree = forest[batch.trees[number]]
                 expected += [(number, -1, token) for token in tree.trunk[len(shared) :]]
-                for one in tree.branches:
-                    expected += [(number, branch, token) for token in one]
+                for ids in tree.branches:
+                    expected += [(number, branch, token) for token in ids]
                     branch += 1
                 number += 1
             assert row == expected
@@ -132,9 +132,9 @@ def test_first_fit_leaves_no_room_that_a_later_tree_could_take() -> None:
 
 @few
 @given(forests)
-def test_positions_are_those_of_the_sequence_alone(forest: list[Tree]) -> None:
+def test_positions_equal_those_of_the_sequence_alone(forest: list[Tree]) -> None:
     batch = one_batch(*forest)
-    (shared,) = of_all(batch, forest)
+    (shared,) = common_prefixes(batch, forest)
     expected = list(range(len(shared)))
     for tree in forest:
         expected += range(len(shared), len(tree.trunk))
@@ -144,23 +144,23 @@ def test_positions_are_those_of_the_sequence_alone(forest: list[Tree]) -> None:
 
 
 short_rows = st.sampled_from([16, 256])
-"""Many rows in a batch, or one."""
+"""Many rows per batch, or one."""
 
 
 @few
 @given(forests, short_rows)
-def test_the_mask_is_what_the_definition_says(forest: list[Tree], short_row: int) -> None:
-    """A token sees what all of its row begin with, the trunk of its own tree and its own branch, up to itself; nothing else."""
+def test_the_mask_follows_its_definition(forest: list[Tree], short_row: int) -> None:
+    """A token attends to the row's common prefix, the trunk of its tree and its branch, up to itself."""
     batch = one_batch(*forest, short_row=short_row)
     rows, length = batch.ids_RT.shape
     assert batch.mask_R1TT().shape == (rows, 1, length, length)
     for row, mask in zip(tokens_of(batch), batch.mask_R1TT()[:, 0], strict=True):
         for query, (tree, branch, _) in enumerate(row):
             for key in range(mask.shape[1]):
-                its_tree, its_branch, _ = row[key] if key <= query else (None, None, None)
-                sees = its_tree == SHARED or (its_tree == tree and its_branch in {-1, branch})
-                assert bool(mask[query, key]) == sees, (query, key)
-        # Padding sees something, or softmax would divide by zero, and no real token.
+                key_tree, key_branch, _ = row[key] if key <= query else (None, None, None)
+                visible = key_tree == SHARED or (key_tree == tree and key_branch in {-1, branch})
+                assert bool(mask[query, key]) == visible, (query, key)
+        # Padding attends to something, or softmax would divide by zero, but to no real token.
         assert mask[len(row) :].any(dim=1).all()
         assert not mask[len(row) :, : len(row)].any()
 
@@ -181,50 +181,54 @@ def test_the_last_token_of_each_branch(forest: list[Tree], short_row: int) -> No
 
 
 def following_ids(batch: PackedBatch) -> torch.Tensor:
-    """For each token the id that follows it in its own branch; -100 elsewhere."""
+    """For each token the next id of its branch, or -100."""
     ids_RT = torch.full_like(batch.ids_RT, -100)
-    ids_RT[batch.next_tokens.places] = batch.next_tokens.ids_M
+    ids_RT[batch.next_tokens.index] = batch.next_tokens.ids_M
     return ids_RT
 
 
 @few
 @given(forests, short_rows)
-def test_the_next_token_is_found_within_a_branch_only(forest: list[Tree], short_row: int) -> None:
+def test_the_next_token_is_of_the_same_branch(forest: list[Tree], short_row: int) -> None:
     batch = one_batch(*forest, short_row=short_row)
     for row, following in zip(tokens_of(batch), following_ids(batch).tolist(), strict=True):
-        for place, (_, branch, _) in enumerate(row):
-            goes_on = branch >= 0 and place + 1 < len(row) and row[place + 1][1] == branch
-            assert following[place] == (row[place + 1][2] if goes_on else -100)
+        for column, (_, branch, _) in enumerate(row):
+            continues = branch >= 0 and column + 1 < len(row) and row[column + 1][1] == branch
+            assert following[column] == (row[column + 1][2] if continues else -100)
         assert set(following[len(row) :]) <= {-100}
 
 
-def test_rows_are_short_and_batched_with_their_like() -> None:
-    """Attention costs the square of a row, so trees go side by side rather than one after another."""
+def test_rows_of_similar_length_share_a_batch() -> None:
+    """Attention is quadratic in the row length, so trees go into several rows."""
     forest = [Tree((), ((1,) * size,)) for size in (100, 30, 90, 10, 95)]
     batches = list(pack(forest, 208, pad_id=PAD, short_row=32))
-    # Rows: 100 (padded to 112), 95 (96), 90 + 0, and 30; the row of 30 has no room for 10, that of 100 neither.
+    # Rows: 100 (padded to 112), 95 (96), 90 + 0, and 30; the row of 30 has no room for 10, that of 100
+    # neither.
     assert [batch.trees for batch in batches] == [(0,), (4, 2), (1, 3)]
     assert [tuple(batch.ids_RT.shape) for batch in batches] == [(1, 112), (2, 96), (2, 32)]
 
 
-def test_a_tree_goes_where_it_shares_most() -> None:
-    """Two system prompts, two prompts of each: a row takes what it lengthens least."""
-    forest = [Tree((start,) * 20 + (own,), ((1, 2),)) for own, start in enumerate((7, 8, 7, 8), start=1)]
+def test_a_tree_goes_to_the_row_with_the_longest_shared_prefix() -> None:
+    """Two system prompts with two prompts each: a tree goes to the row that it lengthens least."""
+    forest = [Tree((start,) * 20 + (last,), ((1, 2),)) for last, start in enumerate((7, 8, 7, 8), start=1)]
     batches = list(pack(forest, 45, pad_id=PAD))
     assert [batch.trees for batch in batches] == [(0, 2), (1, 3)]
     assert [batch.computed_tokens for batch in batches] == [20 + 2 * 3, 20 + 2 * 3]
     assert [batch.useful_tokens for batch in batches] == [2 * 23, 2 * 23]
 
 
-def test_a_shared_beginning_makes_room() -> None:
-    """Three trees of 24 tokens, of which 20 are the same, fit into 32; with another beginning the third does not."""
-    same = [Tree((7,) * 20 + (own,), ((1, 2, 3),)) for own in (1, 2, 3)]
+def test_a_shared_prefix_makes_room() -> None:
+    """Three trees of 24 tokens, of which 20 are shared, fit into 32.
+
+    With another prefix the third does not.
+    """
+    same = [Tree((7,) * 20 + (last,), ((1, 2, 3),)) for last in (1, 2, 3)]
     assert [batch.trees for batch in pack(same, 32, pad_id=PAD)] == [(0, 1, 2)]
     other = [*same[:2], Tree((8,) * 20 + (3,), ((1, 2, 3),))]
     assert [batch.trees for batch in pack(other, 32, pad_id=PAD)] == [(0, 1), (2,)]
 
 
-def test_what_a_row_shares_by_hand() -> None:
+def test_hand_computed_row_with_a_common_prefix() -> None:
     batch = one_batch(Tree((5, 6, 7), ((8,), (9,))), Tree((5, 6), ((4, 3),)))
     pad = [PAD] * 9
     assert batch.ids_RT.tolist() == [[5, 6, 7, 8, 9, 4, 3, *pad]]
@@ -237,7 +241,7 @@ def test_what_a_row_shares_by_hand() -> None:
     assert torch.nonzero(mask[7]).flatten().tolist() == [7]  # padding
 
 
-def test_by_hand() -> None:
+def test_hand_computed_row() -> None:
     batch = one_batch(Tree((5, 6), ((7, 8), (9,))), Tree((), ((3, 4),)))
     pad = [PAD] * 9
     assert batch.ids_RT.tolist() == [[5, 6, 7, 8, 9, 3, 4, *pad]]
@@ -251,7 +255,7 @@ def test_by_hand() -> None:
 
 
 def test_one_sequence_per_row() -> None:
-    """Trunks are repeated, a tree's rows stay in one batch, and indices are those of the rows."""
+    """Trunks are repeated, and the rows of a tree stay in one batch."""
     forest = [Tree((5, 6), ((7, 8), (9,))), Tree((1,), ((2, 3, 4),)), Tree((), ((4,) * 20,))]
     batches = list(pack(forest, 64, pad_id=PAD, one_per_row=True))
     assert [batch.trees for batch in batches] == [(2,), (0, 1)]
@@ -263,5 +267,5 @@ def test_one_sequence_per_row() -> None:
     following = small.next_tokens
     assert following.ids_M.tolist() == [8, 3, 4]
     assert following.branch_M.tolist() == [0, 2, 2]
-    assert [part.tolist() for part in following.places] == [[0, 2, 2], [2, 1, 2]]
+    assert [part.tolist() for part in following.index] == [[0, 2, 2], [2, 1, 2]]
     assert (small.computed_tokens, small.useful_tokens) == (11, 11)

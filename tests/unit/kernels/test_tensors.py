@@ -12,7 +12,7 @@ VALUES = torch.tensor([1.0, 2.0, 4.0, -3.0])
 ANSWER = torch.tensor([0, 0, 2, 0])
 
 
-def test_by_hand() -> None:
+def test_hand_computed_segments() -> None:
     assert segment_sum(VALUES, ANSWER, 3).tolist() == [0.0, 0.0, 4.0]
     assert segment_mean(VALUES, ANSWER, 3).tolist() == [0.0, 0.0, 4.0]  # (1 + 2 - 3) / 3, none, 4 / 1
     assert segment_mean(VALUES[:2], ANSWER[:2], 1).tolist() == [1.5]
