@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from policy.card import write_card
 from policy.describe import describe_algorithm, describe_rewards, describe_roles
@@ -58,6 +58,8 @@ from rlhf.runs.folder import RunFolder
 from rlhf.runs.gpu_memory import phase
 from rlhf.runs.inputs import Input, check_inputs, inputs_of
 from rlhf.runs.progress import Progress, close_live_lines
+from rlhf.tracking.callbacks import load_callbacks
+from rlhf.tracking.trackers import Trackers, tracking
 
 TOO_LONG = "longer than data.max_prompt_tokens"
 """Why a prompt is dropped whose ids are too many."""
@@ -80,22 +82,33 @@ class PromptData:
         )
 
 
-def align_policy(config: PolicyConfig, *, resume: bool = False, after: AfterTraining | None = None) -> Path:
+def align_policy(
+    config: PolicyConfig,
+    *,
+    resume: bool = False,
+    after: AfterTraining | None = None,
+    trackers: Trackers | None = None,
+) -> Path:
     """Align a policy, and answer held-out prompts before and after; returns the run folder.
 
     Args:
         after: collects what fails after training, for a caller that goes on with such steps and raises it at their end;
             without it, it is raised here.
+        trackers: stay open for a caller that sends the report; without it, they are opened and closed here.
 
     Raises:
         UserError: the input is at fault.
         RunError: training failed, or a step after it.
     """
     steps = after or AfterTraining()
+    callbacks = load_callbacks(config.callbacks)
     if config.threads:
         torch.set_num_threads(config.threads)
     set_seed(config.seed)
-    with RunFolder.create(config.output, config, resume=resume, command="align-policy") as run:
+    with (
+        RunFolder.create(config.output, config, resume=resume, command="align-policy") as run,
+        tracking(trackers, config) as track,
+    ):
         chat = load_chat(config)
         data = load_data(config, chat)
         for line in (
@@ -113,7 +126,7 @@ def align_policy(config: PolicyConfig, *, resume: bool = False, after: AfterTrai
         check_start(config, chat)
         processes.per_rank(config.rollouts.prompts_per_step, "rollouts.prompts_per_step")
         sharding.configure_loading(config.model.quantization)
-        trainer = build_trainer(config, chat, data.training, run)
+        trainer = build_trainer(config, chat, data.training, run, track, callbacks=callbacks)
         check_inputs(run, {"model.base": Input(config.model.base, fingerprint(base_of(trainer.reference)))})
         evaluation = Evaluation(config, trainer, data.held_out)
         before = evaluation.answers()
@@ -123,6 +136,7 @@ def align_policy(config: PolicyConfig, *, resume: bool = False, after: AfterTrai
         for line in passed_over:
             print(line)
         write_shell(run.checkpoints, lambda folder: save_final(config, trainer.model, chat, folder))
+        track.open(run)
         run.truncate(checkpoints.step_of(checkpoint) if checkpoint else 0)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         stopped = steps.run("the best weights", lambda: keep_best(trainer))
@@ -244,7 +258,13 @@ def repeats(config: PolicyConfig, prompts: int) -> list[str]:
 
 @phase("loading")
 def build_trainer(
-    config: PolicyConfig, chat: Chat, prompts: Sequence[Prompt], run: RunFolder
+    config: PolicyConfig,
+    chat: Chat,
+    prompts: Sequence[Prompt],
+    run: RunFolder,
+    track: Trackers | None = None,
+    *,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> PolicyTrainer:
     """The base with its roles, the engine, and the loop around them."""
     base, frozen, adapter = load_base(config)
@@ -253,6 +273,9 @@ def build_trainer(
     def record(step: int, figures: Mapping[str, float], samples: Sequence[Mapping[str, Any]]) -> None:
         run.metrics(step, figures)
         run.samples(samples)
+        if track is not None:
+            track.metrics(step, figures)
+            track.samples(samples)
         shown = {"reward": "reward/mean", "gold": "gold/mean", "kl": "kl/mean", "tokens": "length/mean"}
         progress.update(step, **{short: figures[name] for short, name in shown.items() if name in figures})
 
@@ -301,6 +324,7 @@ def build_trainer(
         shaping=config.reward_shaping,
         tokens_per_batch=config.tokens_per_batch,
         record=record,
+        callbacks=callbacks,
     )
 
 
@@ -449,6 +473,8 @@ class Evaluation:
 
 def dry_run(config: PolicyConfig) -> list[str]:
     """What a run would do, without doing it."""
+    load_callbacks(config.callbacks)
+    Trackers(config)  # checks that they are installed
     chat = load_chat(config)
     data = load_data(config, chat)
     notes = check_base(config)

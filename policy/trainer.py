@@ -25,7 +25,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import SequentialSampler
-from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_callback import PrinterCallback, TrainerCallback
 from trl import RLOOConfig, RLOOTrainer
 
 from policy.algorithms import ALGORITHMS
@@ -100,6 +100,7 @@ class PolicyTrainer(DistributedTrainerMixin, SafeCheckpoints, RLOOTrainer):
         rollouts, algorithm, shaping: the config's sections.
         tokens_per_batch: token budget of a packed row.
         record: receives figures and answers.
+        callbacks: the user's own.
     """
 
     def __init__(
@@ -120,6 +121,7 @@ class PolicyTrainer(DistributedTrainerMixin, SafeCheckpoints, RLOOTrainer):
         shaping: ShapingConfig,
         tokens_per_batch: int,
         record: Record,
+        callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         self.chat, self.prompts, self.order, self.engine, self.ahead = chat, prompts, order, engine, ahead
         self.rollouts, self.kl = rollouts, algorithm.kl
@@ -142,6 +144,7 @@ class PolicyTrainer(DistributedTrainerMixin, SafeCheckpoints, RLOOTrainer):
             train_dataset=Dataset.from_dict({"prompt": [str(place) for place in draws]}),
             processing_class=chat.trainers_tokenizer(),
             peft_config=adapter,
+            callbacks=list(callbacks),
         )
         self.remove_callback(PrinterCallback)
         for trunk in {base_of(model) for model in (self.model, frozen) if model is not None}:
@@ -406,7 +409,9 @@ class PolicyTrainer(DistributedTrainerMixin, SafeCheckpoints, RLOOTrainer):
         """Pass an update's figures on; transformers' own closing summary is left out."""
         if "loss" in logs:
             optimizer = {"optimizer/lr": logs["learning_rate"], "optimizer/grad_norm": logs["grad_norm"]}
-            self.record(self.state.global_step, {**self.figures, **optimizer}, self.samples)
+            figures = {**self.figures, **optimizer}
+            self.record(self.state.global_step, figures, self.samples)
+            self.notify(figures)
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Any:
         return SequentialSampler(self.train_dataset)

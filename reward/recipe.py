@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
 from reward.batches import Item
 from reward.card import write_card
@@ -58,24 +58,37 @@ from rlhf.runs.folder import RunFolder
 from rlhf.runs.gpu_memory import phase
 from rlhf.runs.inputs import Input, check_inputs, inputs_of
 from rlhf.runs.progress import Progress
+from rlhf.tracking.callbacks import load_callbacks
+from rlhf.tracking.trackers import Trackers, tracking
 
 
-def train_reward(config: RewardConfig, *, resume: bool = False, after: AfterTraining | None = None) -> Path:
+def train_reward(
+    config: RewardConfig,
+    *,
+    resume: bool = False,
+    after: AfterTraining | None = None,
+    trackers: Trackers | None = None,
+) -> Path:
     """Train, save and evaluate a reward model; returns the run folder.
 
     Args:
         after: collects what fails after training, for a caller that goes on with such steps and raises it at their end;
             without it, it is raised here.
+        trackers: stay open for a caller that sends the report; without it, they are opened and closed here.
 
     Raises:
         UserError: the input is at fault.
         RunError: training failed, or a step after it.
     """
     steps = after or AfterTraining()
+    callbacks = load_callbacks(config.callbacks)
     if config.threads:
         torch.set_num_threads(config.threads)
     set_seed(config.seed)
-    with RunFolder.create(config.output, config, resume=resume, command="train-reward") as run:
+    with (
+        RunFolder.create(config.output, config, resume=resume, command="train-reward") as run,
+        tracking(trackers, config) as track,
+    ):
         chat = load_chat(config)
         data = load_data(config, chat)
         for line in (*chat.notes, *data.drops.lines()):
@@ -88,7 +101,7 @@ def train_reward(config: RewardConfig, *, resume: bool = False, after: AfterTrai
         pairs = held_pairs(config, data)
         check_processes(config)
         sharding.configure_loading(config.model.quantization)
-        train_and_save(config, data, pairs, chat, run, steps, resume=resume)
+        train_and_save(config, data, pairs, chat, run, steps, track, resume=resume, callbacks=callbacks)
         gc.collect()  # a reference cycle holds the base, and the scorer loads its own
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -109,13 +122,15 @@ def train_and_save(
     chat: Chat,
     run: RunFolder,
     steps: AfterTraining,
+    track: Trackers,
     *,
     resume: bool,
+    callbacks: Sequence[TrainerCallback],
 ) -> None:
     """Train all stages, and leave the model in `final/`; the base is freed at the end."""
     model = build_model(config, chat)
     check_inputs(run, {"model.base": Input(config.model.base, fingerprint(model.get_base_model()))})
-    train_stages(config, data, model, chat, run, resume=resume)
+    train_stages(config, data, model, chat, run, track, resume=resume, callbacks=callbacks)
     made_of = extrapolate_or_last(config, pairs, model, chat, run, steps)
     steps.run("final/", lambda: save_final(config, model, chat, run.final, extrapolated=made_of))
 
@@ -193,7 +208,15 @@ def build_model(config: RewardConfig, chat: Chat) -> PeftModel:
 
 
 def train_stages(
-    config: RewardConfig, data: RewardData, model: PeftModel, chat: Chat, run: RunFolder, *, resume: bool
+    config: RewardConfig,
+    data: RewardData,
+    model: PeftModel,
+    chat: Chat,
+    run: RunFolder,
+    track: Trackers,
+    *,
+    resume: bool,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> None:
     """Run the stages one after another; each hands its best weights to the next."""
     checkpoint, passed_over = (
@@ -201,6 +224,7 @@ def train_stages(
     )
     for line in passed_over:
         print(line)
+    track.open(run)
     run.truncate(checkpoints.step_of(checkpoint) if checkpoint else 0)
     reached = checkpoints.stage_of(checkpoint) if checkpoint else None
     items = {stage.name: items_of(stage, data.training) for stage in config.stages}
@@ -238,7 +262,8 @@ def train_stages(
                     validation=held,
                     tokens_per_batch=config.tokens_per_batch,
                     step_offset=offset,
-                    record=recorder(run, progress),
+                    record=recorder(run, track, progress),
+                    callbacks=callbacks,
                 )
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
                 trainer.finish_stage()
@@ -268,12 +293,13 @@ def start_head(config: RewardConfig, first: Sequence[Item], model: PeftModel, ch
     set_head(model, fitted.weight.detach())
 
 
-def recorder(run: RunFolder, progress: Progress) -> Record:
-    """Figures to metrics.jsonl, and the few that people watch to the progress line."""
+def recorder(run: RunFolder, track: Trackers, progress: Progress) -> Record:
+    """Figures to metrics.jsonl and the trackers, and the few that people watch to the progress line."""
     shown = {"loss": "loss/total", "accuracy": "reward/accuracy"}
 
     def record(step: int, figures: Any) -> None:
         run.metrics(step, figures)
+        track.metrics(step, figures)
         if "loss/total" in figures:
             progress.update(
                 step, **{short: figures[name] for short, name in shown.items() if name in figures}
@@ -325,6 +351,8 @@ def evaluate_final(
 
 def dry_run(config: RewardConfig) -> list[str]:
     """What a run would do, without doing it: the drop report, and each stage's items and updates."""
+    load_callbacks(config.callbacks)
+    Trackers(config)  # checks that they are installed
     chat = load_chat(config)
     check_start(config, chat)
     data = load_data(config, chat)

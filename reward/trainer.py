@@ -18,7 +18,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import SequentialSampler
-from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_callback import PrinterCallback, TrainerCallback
 from trl import RewardConfig as TRLRewardConfig
 from trl import RewardTrainer
 
@@ -59,6 +59,7 @@ class HybridRewardTrainer(DistributedTrainerMixin, SafeCheckpoints, RewardTraine
         tokens_per_batch: token budget of a packed row.
         step_offset: updates of the stages before this one.
         record: receives the figures.
+        callbacks: the user's own.
     """
 
     control: Any  # transformers' own
@@ -76,6 +77,7 @@ class HybridRewardTrainer(DistributedTrainerMixin, SafeCheckpoints, RewardTraine
         tokens_per_batch: int,
         step_offset: int,
         record: Record,
+        callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         self.stage, self.items, self.validation = stage, items, validation
         self.tokens_per_batch, self.step_offset, self.record = tokens_per_batch, step_offset, record
@@ -93,6 +95,7 @@ class HybridRewardTrainer(DistributedTrainerMixin, SafeCheckpoints, RewardTraine
             train_dataset=Dataset.from_dict({"item": list(order)}),
             eval_dataset=Dataset.from_dict({"item": list(range(len(validation)))}) if validation else None,
             processing_class=tokenizer,
+            callbacks=list(callbacks),
         )
         del model.is_loaded_in_4bit
         model.config.id2label = labels
@@ -251,7 +254,9 @@ class HybridRewardTrainer(DistributedTrainerMixin, SafeCheckpoints, RewardTraine
         if "loss" not in logs:
             return
         optimizer = {"optimizer/lr": logs["learning_rate"], "optimizer/grad_norm": logs["grad_norm"]}
-        self.record(self.step_offset + self.state.global_step, {**self.figures, **optimizer})
+        figures = {**self.figures, **optimizer}
+        self.record(self.step_offset + self.state.global_step, figures)
+        self.notify(figures)
 
     # What TRL does to a data set of text is done in `reward.batches`.
     def _prepare_dataset(self, dataset: Dataset, *_: object, **__: object) -> Dataset:

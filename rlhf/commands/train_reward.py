@@ -48,11 +48,12 @@ def command(
         return
     require_fit(told)
     from rlhf.plan.machine import explained, fit_to_machine
+    from rlhf.tracking.trackers import Trackers
 
     told = fit_to_machine(told)
-    with explained(told), AfterTraining() as after:
-        run = recipe.train_reward(told, resume=resume, after=after)
-        after.on_main("the report", lambda: write_report(run))
+    with explained(told), AfterTraining() as after, Trackers(told) as trackers:
+        run = recipe.train_reward(told, resume=resume, after=after, trackers=trackers)
+        after.on_main("the report", lambda: trackers.report(write_report(run)))
         after.on_main("the summary", lambda: print_summary(run))
 
 

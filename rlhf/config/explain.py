@@ -173,10 +173,9 @@ def _fix(spot: _Spot, value: Any) -> str:
 
 def _unknown_key(spot: _Spot, schema: type[BaseModel]) -> Problem:
     word, known = str(spot.parts[-1]), list(spot.owner.model_fields)
-    hint = did_you_mean(word, known)
-    if not hint:
-        elsewhere = [key.dotted for key in keys(schema) if key.dotted.rpartition(".")[2] == word]
-        hint = f" Did you mean '{elsewhere[0]}'?" if elsewhere else ""
+    # The same name on another level is a better guess than a similar one on this level.
+    elsewhere = [key.dotted for key in keys(schema) if key.dotted.rpartition(".")[2] == word]
+    hint = f" Did you mean '{elsewhere[0]}'?" if elsewhere else did_you_mean(word, known)
     found = f"unknown key '{dotted(spot.parts)}'.{hint}"
     return Problem(spot.parts, found, ", ".join(known), "rename the key or take it out")
 

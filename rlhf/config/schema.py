@@ -31,6 +31,16 @@ Seed = Annotated[Whole, Field(ge=0, le=2**32 - 1)]
 Share = Annotated[Number, Field(ge=0, le=1)]
 
 
+TrackerName = Literal["trackio", "wandb", "tensorboard", "mlflow"]
+
+
+def _as_list(value: object) -> object:
+    """A single name as a list of one; null as the empty list."""
+    if value is None:
+        return []
+    return [value] if isinstance(value, str) else value
+
+
 class Strict(BaseModel):
     """Frozen, and closed: unknown keys fail; the line under a field is its help text."""
 
@@ -144,3 +154,8 @@ class RunConfig(Strict):
     """Seed of data order, initialisation and sampling."""
     threads: CountOrZero = 0
     """CPU threads for torch; 0 leaves torch's own choice."""
+    track: Annotated[list[TrackerName], BeforeValidator(_as_list)] = Field(default_factory=list)
+    """Experiment trackers: one name or a list; see docs/tracking.md. Local by default: nothing leaves the machine unless the
+    tracker's own environment variables say so. Needs `pip install 'rlhf[track]'`."""
+    callbacks: Annotated[list[str], BeforeValidator(_as_list)] = Field(default_factory=list)
+    """Subclasses of transformers.TrainerCallback as `MODULE:CLASS`; modules of the current folder are found too."""

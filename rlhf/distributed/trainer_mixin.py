@@ -9,7 +9,7 @@ import functools
 import math
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
@@ -41,6 +41,8 @@ class DistributedTrainerMixin:
     args: Any
     state: Any
     step_offset: int
+    control: Any
+    callback_handler: Any
     is_fsdp_enabled: bool
     is_deepspeed_enabled: bool
     optimizer: Any
@@ -115,6 +117,11 @@ class DistributedTrainerMixin:
         norm = zero.step(model) if sharded else super()._clip_grad_norm(model)  # type: ignore[misc]
         self.require_finite(norm)
         return norm
+
+    def notify(self, figures: Mapping[str, float | str]) -> None:
+        """Pass an update's figures to the callbacks' `on_log`, as transformers does with its own."""
+        logs = dict(figures)
+        self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
 
     def require_finite(self, norm: Any) -> None:
         """Require a finite gradient norm: clipping would turn the gradient into zeros or NaN.

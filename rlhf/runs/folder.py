@@ -36,6 +36,7 @@ HALF_WRITTEN = ".half-written"
 
 MAY_CHANGE = (
     *("output", "steps", "stages.*.max_steps", "stages.*.epochs", "save_every", "threads"),
+    *("track", "track.*"),
     # What only fills the memory of a GPU: numbers agree to rounding.
     *("tokens_per_batch", "rollouts.gpu_memory_share", "rollouts.max_num_batched_tokens", "rollouts.sleep"),
     *("rollouts.servers*", "rollouts.token_env", "rollouts.adapter_folder", "rollouts.timeout"),

@@ -29,6 +29,7 @@ FLOORS = {
     "rlhf.distributed": 1,
     "rlhf.runs": 2,
     "rlhf.kernels": 3,
+    "rlhf.tracking": 3,
     "rlhf.models": 4,
     "rlhf.adapters": 5,
     # The trainers' mix-in is about processes, and needs models.

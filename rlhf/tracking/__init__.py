@@ -1,0 +1,1 @@
+"""Experiment trackers (trackio, wandb, tensorboard, mlflow) and the user's own trainer callbacks."""
