@@ -88,17 +88,17 @@ def faults(preferences: Sequence[Preference], chat: Chat, max_length: int) -> It
 
 def _usable(sides: Iterable[list[int] | RefusalError], max_length: int) -> list[list[int]] | str:
     """The ids of both sides of a pair, or of a response alone; or why they cannot be used."""
-    found = list(sides)  # all are taken, whatever the first is
-    taken = []
-    for ids in found:
+    all_ids = list(sides)  # all are taken, whatever the first is
+    kept = []
+    for ids in all_ids:
         if isinstance(ids, RefusalError):
             return ids.reason
         if len(ids) > max_length:
             return TOO_LONG
-        taken.append(ids)
-    if len(taken) == 2 and taken[0] == taken[1]:
+        kept.append(ids)
+    if len(kept) == 2 and kept[0] == kept[1]:
         return SAME_IDS
-    return taken
+    return kept
 
 
 def singles(item: Item) -> list[Item]:

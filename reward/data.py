@@ -127,12 +127,12 @@ def load_records(
     if config.benchmark:
         benchmark = [item.prompt for item in load_comparisons(config.benchmark)[0]]
         same.add([*benchmark, *_prompts(preferences, ratings)])
-        taken = set(map(same.representative, benchmark))
-        preferences = _without(taken, preferences, same, drops)
-        ratings = _without(taken, ratings, same, drops)
+        benchmark_prompts = set(map(same.representative, benchmark))
+        preferences = _without(benchmark_prompts, preferences, same, drops)
+        ratings = _without(benchmark_prompts, ratings, same, drops)
     if config.data.pair_rated:
-        made, report = pair_rated(ratings, config.attributes[0], among=preferences)
-        preferences += made
+        rated_pairs, report = pair_rated(ratings, config.attributes[0], among=preferences)
+        preferences += rated_pairs
         drops = drops.merge(report)
     return *join_ratings(preferences, ratings), drops
 

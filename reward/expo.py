@@ -125,13 +125,13 @@ def extrapolate_stages(
     """
     weak, strong = (_keep_stage(name, config, model, chat, run) for name in (expo.weak, expo.strong))
 
-    def wear(factor: float, rank: int | None = None) -> Extrapolation:
+    def apply_factor(factor: float, rank: int | None = None) -> Extrapolation:
         made = extrapolate(weak, strong, factor, rank)
         replace_trained(model, made.update, made.head_AD)
         return made
 
     def judge(factor: float) -> Trial:
-        wear(factor)
+        apply_factor(factor)
         accuracy, loss = judge_pairs(model, pairs, budget=config.tokens_per_batch, pad_id=chat.pad_id)
         progress.update(progress.done + 1, factor=factor, accuracy=accuracy)
         return Trial(factor, accuracy, loss)
@@ -140,7 +140,7 @@ def extrapolate_stages(
     with Progress(_most_trials(expo), "factor") as progress:
         trials = search(judge, expo)
     chosen = best(trials)
-    made = wear(chosen.factor, expo.rank)
+    made = apply_factor(chosen.factor, expo.rank)
     made_of: dict[str, object] = {
         "weak": f"{STAGES}/{expo.weak}",
         "strong": f"{STAGES}/{expo.strong}",
@@ -151,7 +151,7 @@ def extrapolate_stages(
     run.write_json(
         "expo.json", {**made_of, "pairs": len(pairs), "trials": [asdict(trial) for trial in trials]}
     )
-    for line in _told(trials, chosen, made, run.path / STAGES / expo.strong):
+    for line in _summary_lines(trials, chosen, made, run.path / STAGES / expo.strong):
         print(line)
     return made_of
 
@@ -171,23 +171,25 @@ def _keep_stage(
 def _most_trials(expo: ExpoConfig) -> int:
     """At most so many factors will be tried."""
     coarse = sorted({1.0, *expo.factors})
-    fine = [] if expo.refine is None else [between_neighbours(coarse, one, expo.refine) for one in coarse]
+    fine = (
+        [] if expo.refine is None else [between_neighbours(coarse, factor, expo.refine) for factor in coarse]
+    )
     return len(coarse) + max(map(len, fine), default=0)
 
 
-def _told(trials: Sequence[Trial], chosen: Trial, made: Extrapolation, strong: Path) -> list[str]:
+def _summary_lines(trials: Sequence[Trial], chosen: Trial, made: Extrapolation, strong: Path) -> list[str]:
     plain = next(trial for trial in trials if trial.factor == 1.0)
     if chosen.factor == 1.0:
-        said = [
+        lines = [
             f"No other factor does better than 1: the strong model itself is saved ({plain.accuracy:.1%} right)."
         ]
     else:
-        said = [
+        lines = [
             f"Factor {chosen.factor:g} is the best of {len(trials)}: {chosen.accuracy:.1%} right, loss {chosen.loss:.4f}; "
             f"the strong model, factor 1: {plain.accuracy:.1%}, {plain.loss:.4f}. The latter stays in {strong}."
         ]
     if made.error:
-        said.append(
+        lines.append(
             f"Cut to rank {rank_of(made.update)}: relative error {made.error:.3g} of the weight updates."
         )
-    return said
+    return lines

@@ -86,11 +86,11 @@ def export_reward(
         del scorer, merged, plain  # not two models at a time
         after = load_scorer(folder, form=form, dtype="float32").score(conversations)
         differences = score_differences(before, after, outputs)
-        found = verify("scores", differences, TOLERANCES[dtype] if tolerance is None else tolerance)
+        verification = verify("scores", differences, TOLERANCES[dtype] if tolerance is None else tolerance)
         (folder / CARD).write_text(
-            _card_text(adapter.card, form, dtype, outputs, output, found), encoding="utf-8"
+            _card_text(adapter.card, form, dtype, outputs, output, verification), encoding="utf-8"
         )
-    return found
+    return verification
 
 
 def score_differences(
@@ -180,7 +180,12 @@ _WORDS = {
 
 
 def _card_text(
-    card: Mapping[str, Any], form: str, dtype: str, outputs: Sequence[str], output: Path, found: Verification
+    card: Mapping[str, Any],
+    form: str,
+    dtype: str,
+    outputs: Sequence[str],
+    output: Path,
+    verification: Verification,
 ) -> str:
     return render_card(
         base=card["base"],
@@ -191,7 +196,7 @@ def _card_text(
         f"{', '.join(outputs)}; the first is the reward, read at the last token of the conversation. {PURPOSE}\n\n{_WORDS[form]}",
         code=_READING[form].format(folder=str(output)),
         sections={
-            "Merge": f"{trained_on(card)}Before and after the merge, computed in float32, scores differ by at most {found}, "
+            "Merge": f"{trained_on(card)}Before and after the merge, computed in float32, scores differ by at most {verification}, "
             "as a share of max(1, largest score).",
             "License": license_line(card["base"]),
         },

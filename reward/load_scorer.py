@@ -246,7 +246,7 @@ def _load_whole(
         spread["device_map"] = {"": torch.cuda.current_device()} if processes.world_size() > 1 else "auto"
     try:
         with quiet():
-            model, found = auto_class.from_pretrained(
+            model, loading_info = auto_class.from_pretrained(
                 resolve_base(path, revision),
                 config=config,
                 revision=revision,
@@ -257,7 +257,7 @@ def _load_whole(
             )
     except LOADING_ERRORS as error:
         raise cannot_load(path, error) from error
-    missing = sorted(found["missing_keys"])
+    missing = sorted(loading_info["missing_keys"])
     if missing:
         raise ModelError(
             f"{path} lacks {len(missing)} of the weights of a {type(model).__name__}, the first is {missing[0]}: "

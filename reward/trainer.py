@@ -213,14 +213,14 @@ class HybridRewardTrainer(DistributedTrainerMixin, SafeCheckpoints, RewardTraine
     def evaluate(self, *_: object, **__: object) -> dict[str, float]:
         """Loss, accuracy and squared error on the held-out items; keeps count of the best."""
         self.model.eval()
-        mine = processes.shard(self.validation)
-        counts = self._counts(mine)
+        local_items = processes.shard(self.validation)
+        counts = self._counts(local_items)
         rows: list[RowFigures] = []
-        for batch, counted in lockstep(self._packed(mine or self.validation[:1]), self.model):
+        for batch, counted in lockstep(self._packed(local_items or self.validation[:1]), self.model):
             with self.compute_loss_context_manager():
                 row = self._row_loss(self.model, batch, counts)[1]
             # Where there are fewer items than processes, some have none, but the same names.
-            rows.append(row if counted and mine else dict.fromkeys(row, 0.0))
+            rows.append(row if counted and local_items else dict.fromkeys(row, 0.0))
         self.model.train()
         summary = self._summary(_sums(rows), counts)
         figures = {"validation/loss": float(summary["loss/total"])}
@@ -268,7 +268,7 @@ class HybridRewardTrainer(DistributedTrainerMixin, SafeCheckpoints, RewardTraine
 
 def trainer_arguments(*, evaluate_every: int, has_validation: bool, **settings: Any) -> TRLRewardConfig:
     """A stage's settings in TRL's words; `settings` are those of `trainer_settings`."""
-    told = TRLRewardConfig(
+    arguments = TRLRewardConfig(
         **trainer_settings(**settings),
         eval_strategy="steps" if has_validation else "no",
         eval_steps=evaluate_every,
@@ -276,7 +276,7 @@ def trainer_arguments(*, evaluate_every: int, has_validation: bool, **settings: 
         greater_is_better=False,
         max_length=None,
     )
-    return single_device(told)
+    return single_device(arguments)
 
 
 def _sums(rows: Sequence[RowFigures]) -> dict[str, float]:

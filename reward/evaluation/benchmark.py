@@ -72,9 +72,9 @@ def evaluate(
         unit="comparison",
         **options,
     )
-    kept = [comparisons[one.id - 1] for one in scored]
+    kept = [comparisons[entry.id - 1] for entry in scored]
     sections, weights = _same_rule(rule, comparisons, kept)
-    rows = [_judged(item, one) for item, one in zip(kept, scored, strict=True)]
+    rows = [_judged(item, entry) for item, entry in zip(kept, scored, strict=True)]
     correct = [row.correct for row in rows]
     longer = [row.length_chosen > row.length_rejected for row in rows]
     shorter = [row.length_chosen < row.length_rejected for row in rows]

@@ -60,38 +60,38 @@ def best_of_n_curve(rated: Sequence[Rated]) -> list[dict[str, Any]]:
         prompts; intervals by bootstrap over prompts, None for a single one.
     """
     curve = []
-    for n in _sizes(max(len(one.rewards) for one in rated)):
+    for n in _sizes(max(len(item.rewards) for item in rated)):
         rows = [
             (
-                expected_pick(one.rewards, one.scores, n),
-                math.fsum(one.scores) / len(one.scores),
-                expected_pick(one.scores, one.scores, n),
+                expected_pick(item.rewards, item.scores, n),
+                math.fsum(item.scores) / len(item.scores),
+                expected_pick(item.scores, item.scores, n),
             )
-            for one in rated
-            if len(one.rewards) >= n
+            for item in rated
+            if len(item.rewards) >= n
         ]
-        of_length = [
+        length_picks = [
             (
-                expected_pick(one.lengths, one.scores, n),
-                expected_pick([-length for length in one.lengths], one.scores, n),
+                expected_pick(item.lengths, item.scores, n),
+                expected_pick([-length for length in item.lengths], item.scores, n),
             )
-            for one in rated
-            if len(one.rewards) >= n and one.lengths
+            for item in rated
+            if len(item.rewards) >= n and item.lengths
         ]
         score, random, oracle = (math.fsum(column) / len(rows) for column in zip(*rows, strict=True))
-        of_score, of_gain = bootstrap_means([[(pick, pick - chance) for pick, chance, _ in rows]])
+        score_interval, gain_interval = bootstrap_means([[(pick, pick - chance) for pick, chance, _ in rows]])
         curve.append(
             {
                 "n": n,
                 "prompts": len(rows),
                 "score": score,
-                "ci95": of_score,
+                "ci95": score_interval,
                 "random": random,
                 "oracle": oracle,
                 "gain": score - random,
-                "gain_ci95": of_gain,
+                "gain_ci95": gain_interval,
                 "share": (score - random) / (oracle - random) if oracle > random else None,
-                **_length_baselines(of_length, len(rows)),
+                **_length_baselines(length_picks, len(rows)),
             }
         )
     return curve
@@ -113,8 +113,8 @@ def pair_accuracy(rated: Sequence[Rated]) -> dict[str, Any]:
         `{"accuracy", "prompts", "ci95"}`; None for what cannot be said.
     """
     shares = []
-    for one in rated:
-        answers = zip(one.rewards, one.scores, strict=True)
+    for item in rated:
+        answers = zip(item.rewards, item.scores, strict=True)
         right = [
             (reward > other) == (score > worse) and reward != other
             for (reward, score), (other, worse) in itertools.combinations(answers, 2)

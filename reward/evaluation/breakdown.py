@@ -26,7 +26,9 @@ def by_strength(correct: Sequence[bool], strengths: Sequence[int | None]) -> dic
     """`{"1": shares, "2": ..., "3": ...}` of the pairs whose strength is known, the weakest first."""
     known = sorted({strength for strength in strengths if strength is not None})
     return {
-        str(level): shares([right for right, one in zip(correct, strengths, strict=True) if one == level])
+        str(level): shares(
+            [right for right, strength in zip(correct, strengths, strict=True) if strength == level]
+        )
         for level in known
     }
 
@@ -36,8 +38,8 @@ def by_group(
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """`{group: {value: shares}}`, as of HelpSteer3 domain and language, by the pairs that have the group."""
     table: dict[str, dict[str, list[bool]]] = {}
-    for right, one in zip(correct, groups, strict=True):
-        for name, value in one.items():
+    for right, pair_groups in zip(correct, groups, strict=True):
+        for name, value in pair_groups.items():
             table.setdefault(name, {}).setdefault(value, []).append(right)
     return {
         name: {value: shares(table[name][value]) for value in sorted(table[name])} for name in sorted(table)
@@ -78,12 +80,13 @@ def score_distribution(chosen: Sequence[float], rejected: Sequence[float]) -> di
     if low == high:
         low, high = low - 0.5, high + 0.5
     edges = np.linspace(low, high, HISTOGRAM_BINS + 1)
-    sides = {"chosen": np.asarray(chosen, np.float64), "rejected": np.asarray(rejected, np.float64)}
+    answers = {"chosen": np.asarray(chosen, np.float64), "rejected": np.asarray(rejected, np.float64)}
     counts = {
-        name: np.histogram(np.clip(rewards, low, high), edges)[0].tolist() for name, rewards in sides.items()
+        name: np.histogram(np.clip(rewards, low, high), edges)[0].tolist()
+        for name, rewards in answers.items()
     }
     return {
-        **{name: _summary(rewards) for name, rewards in sides.items()},
+        **{name: _summary(rewards) for name, rewards in answers.items()},
         "histogram": {"edges": edges.tolist(), **counts},
     }
 

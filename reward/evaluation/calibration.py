@@ -42,11 +42,11 @@ def calibration(margins: Sequence[float], bins: int = BINS) -> dict[str, Any]:
         {
             "low": 0.5 + place / (2 * bins),
             "high": 0.5 + (place + 1) / (2 * bins),
-            "count": len(found),
-            "confidence": math.fsum(found) / len(found) if found else None,
-            "accuracy": math.fsum(rights[place]) / len(found) if found else None,
+            "count": len(members),
+            "confidence": math.fsum(members) / len(members) if members else None,
+            "accuracy": math.fsum(rights[place]) / len(members) if members else None,
         }
-        for place, found in enumerate(confidences)
+        for place, members in enumerate(confidences)
     ]
     count = len(margins)
     gaps = (abs(math.fsum(r) - math.fsum(c)) for r, c in zip(rights, confidences, strict=True))

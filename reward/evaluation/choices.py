@@ -42,21 +42,21 @@ def evaluate_best_of_n(
         **options,
     )
     kept = kept_items(items, scored)
-    rated = [Rated(one.rewards, item.scores, _lengths(item.responses)) for item, one in kept]
+    rated = [Rated(entry.rewards, item.scores, _lengths(item.responses)) for item, entry in kept]
     rows = [
         {
-            "id": one.id,
+            "id": entry.id,
             "subset": item.subset,
-            "rewards": list(one.rewards),
+            "rewards": list(entry.rewards),
             "scores": list(item.scores),
-            "pick": max(range(len(one.rewards)), key=one.rewards.__getitem__),
+            "pick": max(range(len(entry.rewards)), key=entry.rewards.__getitem__),
         }
-        for item, one in kept
+        for item, entry in kept
     ]
     subsets = {
         name: {"count": len(part), "best_of_n": best_of_n_curve(part), "pair_accuracy": pair_accuracy(part)}
         for name, part in _by_subset(
-            kept, lambda item, one: Rated(one.rewards, item.scores, _lengths(item.responses))
+            kept, lambda item, entry: Rated(entry.rewards, item.scores, _lengths(item.responses))
         ).items()
     }
     result = {
@@ -99,17 +99,19 @@ def evaluate_choices(
         **options,
     )
     kept = kept_items(items, scored)
-    rows = [_row(item, one) for item, one in kept]
-    subsets = {name: _subset(part) for name, part in _by_subset(kept, lambda item, one: (item, one)).items()}
+    rows = [_row(item, entry) for item, entry in kept]
+    subsets = {
+        name: _subset(part) for name, part in _by_subset(kept, lambda item, entry: (item, entry)).items()
+    }
     correct = [row["correct"] for row in rows]
     _, overall, intervals = aggregate(correct, [item.subset for item, _ in kept], [1.0] * len(kept))
     rated = [
         Rated(
-            one.rewards,
+            entry.rewards,
             (1.0,) * len(item.chosen) + (0.0,) * len(item.rejected),
             _lengths((*item.chosen, *item.rejected)),
         )
-        for item, one in kept
+        for item, entry in kept
     ]
     result = {
         "subsets": subsets,
@@ -128,10 +130,10 @@ def evaluate_choices(
     return result, rows
 
 
-def _row(item: Choice, one: Scored) -> dict[str, Any]:
-    chosen, rejected = _of_chosen(item, one), _of_rejected(item, one)
+def _row(item: Choice, entry: Scored) -> dict[str, Any]:
+    chosen, rejected = _of_chosen(item, entry), _of_rejected(item, entry)
     return {
-        "id": one.id,
+        "id": entry.id,
         "subset": item.subset,
         "rewards_chosen": list(chosen),
         "rewards_rejected": list(rejected),
@@ -140,7 +142,7 @@ def _row(item: Choice, one: Scored) -> dict[str, Any]:
 
 
 def _subset(part: Sequence[tuple[Choice, Scored]]) -> dict[str, Any]:
-    ends = [(max(_of_chosen(item, one)), max(_of_rejected(item, one))) for item, one in part]
+    ends = [(max(_of_chosen(item, entry)), max(_of_rejected(item, entry))) for item, entry in part]
     longest = [max(map(len, item.chosen)) > max(map(len, item.rejected)) for item, _ in part]
     shortest = [min(map(len, item.chosen)) < min(map(len, item.rejected)) for item, _ in part]
     return {
@@ -177,7 +179,7 @@ def kept_items(items: Sequence[Item], scored: Sequence[Scored]) -> list[tuple[It
         raise DataError(
             "There is no row to evaluate.", allowed="at least one row that the reward model accepts"
         )
-    return [(items[one.id - 1], one) for one in scored]
+    return [(items[entry.id - 1], entry) for entry in scored]
 
 
 Part = TypeVar("Part")
@@ -187,17 +189,17 @@ def _by_subset(
     kept: Sequence[tuple[Item, Scored]], make: Callable[[Item, Scored], Part]
 ) -> dict[str, list[Part]]:
     parts: dict[str, list[Part]] = {}
-    for item, one in kept:
-        parts.setdefault(item.subset, []).append(make(item, one))
+    for item, entry in kept:
+        parts.setdefault(item.subset, []).append(make(item, entry))
     return parts
 
 
-def _of_chosen(item: Choice, one: Scored) -> tuple[float, ...]:
-    return one.rewards[: len(item.chosen)]
+def _of_chosen(item: Choice, entry: Scored) -> tuple[float, ...]:
+    return entry.rewards[: len(item.chosen)]
 
 
-def _of_rejected(item: Choice, one: Scored) -> tuple[float, ...]:
-    return one.rewards[len(item.chosen) :]
+def _of_rejected(item: Choice, entry: Scored) -> tuple[float, ...]:
+    return entry.rewards[len(item.chosen) :]
 
 
 def _lengths(answers: Sequence[str]) -> tuple[float, ...]:

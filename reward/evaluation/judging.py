@@ -102,17 +102,17 @@ def judge(
         DivergenceError: a reward is not a finite number.
         ModelError: scores depend on the batch, unless not `strict`.
     """
-    found: list[Scored] = []
+    scored: list[Scored] = []
     checked: dict[str, Any] = {}
     for start in range(0, len(groups), chunk):
         batch = list(enumerate(groups[start : start + chunk], start + 1))
-        found += _score_or_drop(batch, scorer, unit, drops)
-        if found and not checked and not isinstance(scorer, GroupScorer):
-            some = _handful([groups[one.id - 1] for one in found])
-            checked = self_check(scorer, some, tolerance, strict=strict)
+        scored += _score_or_drop(batch, scorer, unit, drops)
+        if scored and not checked and not isinstance(scorer, GroupScorer):
+            handful = _handful([groups[entry.id - 1] for entry in scored])
+            checked = self_check(scorer, handful, tolerance, strict=strict)
         if on_progress:
             on_progress(min(start + chunk, len(groups)))
-    return found, checked
+    return scored, checked
 
 
 def write_result(path: Path, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Path:
@@ -157,7 +157,7 @@ def _score_or_drop(
                 raise DataError(f"{place}: {error.found}", allowed=error.allowed, fix=error.fix) from error
             drops.drop(f"refused by the reward model; allowed: {error.allowed}", place)
             return []
-    return [scored for one in batch for scored in _score_or_drop([one], scorer, unit, drops)]
+    return [scored for member in batch for scored in _score_or_drop([member], scorer, unit, drops)]
 
 
 def _score_groups(
@@ -183,7 +183,7 @@ def _score(batch: Sequence[tuple[int, Group]], scorer: ScorerLike, unit: str) ->
     except DivergenceError as error:
         where = f"{unit}s {batch[0][0]} to {batch[-1][0]}"
         raise DivergenceError(f"{where}: {error.found}", allowed=error.allowed, fix=error.fix) from error
-    found = []
+    results = []
     for number, group in batch:
         scored = Scored(number, tuple(next(rewards) for _ in group.answers))
         for name, reward in zip(group.names, scored.rewards, strict=True):
@@ -192,5 +192,5 @@ def _score(batch: Sequence[tuple[int, Group]], scorer: ScorerLike, unit: str) ->
                     f"{unit} {number} ({group.label}): the {name} answer's reward is {reward}.",
                     allowed="finite rewards; a failed score is not a wrong answer",
                 )
-        found.append(scored)
-    return found
+        results.append(scored)
+    return results

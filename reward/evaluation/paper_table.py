@@ -141,14 +141,14 @@ def correct_RSP(folder: Path, seeds: Sequence[int]) -> tuple[Shares, float]:
         table.append([])
         for seed in seeds:
             rows = held_out_rows(folder / f"seed-{seed}" / name)
-            own = [(row["subset"], row["length_chosen"], row["length_rejected"]) for row in rows]
-            if pairs is not None and own != pairs:
+            run_pairs = [(row["subset"], row["length_chosen"], row["length_rejected"]) for row in rows]
+            if pairs is not None and run_pairs != pairs:
                 raise DataError(
                     f"{folder / f'seed-{seed}' / name} was judged on other pairs than the rows before it.",
                     allowed="one data set, one split and one max_length for the whole table",
                     fix=f"delete {folder} and begin again",
                 )
-            pairs = own
+            pairs = run_pairs
             longer = [row["length_chosen"] > row["length_rejected"] for row in rows]
             table[-1].append([float(row["correct"]) for row in rows])
     return np.array(table), float(np.mean(longer))

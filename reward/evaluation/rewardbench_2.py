@@ -78,24 +78,24 @@ def ties_score(rows: Sequence[TiesRow]) -> dict[str, Any]:
         DataError: a number has two rows of a kind, or none has both.
         DivergenceError: a reward is not a finite number.
     """
-    found: dict[str, dict[int, TiesRow]] = {REF: {}, TIED: {}}
+    by_kind: dict[str, dict[int, TiesRow]] = {REF: {}, TIED: {}}
     for row in rows:
         _require_finite(row.right, row.wrong)
-        if row.number in found[row.kind]:
+        if row.number in by_kind[row.kind]:
             raise DataError(
                 f"Ties has two rows with the id '{row.kind}:{row.number}'.", allowed="each id once"
             )
-        found[row.kind][row.number] = row
-    both = sorted(found[REF].keys() & found[TIED].keys())
+        by_kind[row.kind][row.number] = row
+    both = sorted(by_kind[REF].keys() & by_kind[TIED].keys())
     if not both:
         raise DataError(
             "No number of Ties has both of its rows.",
             allowed="rows with the ids ref:N and tied:N for one N or more",
             fix="use the whole subset Ties of allenai/reward-bench-2",
         )
-    by_number = [_terms(found[REF][n], found[TIED][n]) for n in both]
+    by_number = [_terms(by_kind[REF][n], by_kind[TIED][n]) for n in both]
     terms = {name: _mean([values[name] for values in by_number]) for name in WEIGHTS}
-    unpaired = sorted(found[REF].keys() ^ found[TIED].keys())
+    unpaired = sorted(by_kind[REF].keys() ^ by_kind[TIED].keys())
     return {
         "score": _weighted(terms),
         **terms,
@@ -142,7 +142,7 @@ def evaluate_rewardbench_2(
     """
     scored, checked = judge([choice_group(item) for item in items], scorer, unit="row", **options)
     kept = kept_items(items, scored)
-    rewards = [one.rewards for _, one in kept]
+    rewards = [entry.rewards for _, entry in kept]
     here = [item for item, _ in kept]
     subsets, ties, strata = _subset_scores(here, rewards)
     of_ties = bootstrap_means([[[score] for score in strata[TIES]]])[0] if TIES in strata else None
@@ -175,7 +175,8 @@ def evaluate_rewardbench_2(
         "notes": _notes(subsets, ties),
     }
     rows = [
-        {"id": item.id or one.id, "subset": item.subset, **_split(item, one.rewards)} for item, one in kept
+        {"id": item.id or entry.id, "subset": item.subset, **_split(item, entry.rewards)}
+        for item, entry in kept
     ]
     return result, rows
 
@@ -184,7 +185,7 @@ def _subset_scores(
     items: Sequence[Choice], rewards: Sequence[Sequence[float]]
 ) -> tuple[dict[str, float], dict[str, Any] | None, dict[str, list[float]]]:
     """The score of each subset, in their order; the terms of Ties where it is there; the scores that each is the mean of."""
-    found: dict[str, list[float]] = {}
+    by_subset: dict[str, list[float]] = {}
     tied: list[TiesRow] = []
     for item, values in zip(items, rewards, strict=True):
         right, wrong = tuple(values[: len(item.chosen)]), tuple(values[len(item.chosen) :])
@@ -192,13 +193,13 @@ def _subset_scores(
             kind, _, number = item.id.partition(":")
             tied.append(TiesRow(kind, int(number), right, wrong))
         else:
-            found.setdefault(item.subset, []).append(row_score(right, wrong))
-    scores = {name: _mean(values) for name, values in found.items()}
+            by_subset.setdefault(item.subset, []).append(row_score(right, wrong))
+    scores = {name: _mean(values) for name, values in by_subset.items()}
     ties = ties_score(tied) if tied else None
     if ties is not None:
-        scores[TIES], found[TIES] = ties["score"], ties["scores"]
+        scores[TIES], by_subset[TIES] = ties["score"], ties["scores"]
         ties = {name: value for name, value in ties.items() if name != "scores"}
-    return {name: scores[name] for name in REWARDBENCH_2_SUBSETS if name in scores}, ties, found
+    return {name: scores[name] for name in REWARDBENCH_2_SUBSETS if name in scores}, ties, by_subset
 
 
 def _notes(subsets: Mapping[str, float], ties: Mapping[str, Any] | None) -> list[str]:
@@ -229,7 +230,7 @@ def _bonus(margin: float, spread: float) -> float:
 
 
 def _require_finite(*groups: Sequence[float]) -> None:
-    for value in (one for group in groups for one in group):
+    for value in (item for group in groups for item in group):
         if not math.isfinite(value):
             raise DivergenceError(f"A reward is {value}.", allowed="finite rewards")
 

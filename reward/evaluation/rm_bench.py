@@ -61,7 +61,7 @@ def levels(matrix: Matrix) -> dict[str, float]:
     for i, row in enumerate(matrix):
         for j, cell in enumerate(row):
             cells["normal" if i == j else "easy" if i > j else "hard"].append(cell)
-    return {level: math.fsum(found) / len(found) for level, found in cells.items()}
+    return {level: math.fsum(values) / len(values) for level, values in cells.items()}
 
 
 def evaluate_rm_bench(
@@ -96,15 +96,15 @@ def evaluate_rm_bench(
             "There is no item to evaluate.", allowed="at least one row that the reward model accepts"
         )
     judged, rows = [], []
-    for one in scored:
-        item = items[one.id - 1]
-        chosen, rejected = one.rewards[: len(STYLES)], one.rewards[len(STYLES) :]
+    for entry in scored:
+        item = items[entry.id - 1]
+        chosen, rejected = entry.rewards[: len(STYLES)], entry.rewards[len(STYLES) :]
         longer = wins([len(answer) for answer in item.chosen], [len(answer) for answer in item.rejected])
         shorter = wins([-len(answer) for answer in item.chosen], [-len(answer) for answer in item.rejected])
         judged.append(_Item(item.subset, wins(chosen, rejected), longer, shorter))
         rows.append(
             {
-                "id": one.id,
+                "id": entry.id,
                 "subset": item.subset,
                 "rewards_chosen": list(chosen),
                 "rewards_rejected": list(rejected),
@@ -115,16 +115,18 @@ def evaluate_rm_bench(
 
 def _result(judged: Sequence[_Item]) -> dict[str, Any]:
     present = {item.domain for item in judged}
-    parts = {name: [one for one in judged if one.domain == name] for name in ALL_DOMAINS if name in present}
-    matrices = {name: mean_matrix([one.wins for one in part]) for name, part in parts.items()}
+    parts = {
+        name: [item for item in judged if item.domain == name] for name in ALL_DOMAINS if name in present
+    }
+    matrices = {name: mean_matrix([item.wins for item in part]) for name, part in parts.items()}
     matrix = mean_matrix(list(matrices.values()))
-    longer = mean_matrix([mean_matrix([one.longer for one in part]) for part in parts.values()])
-    shorter = mean_matrix([mean_matrix([one.shorter for one in part]) for part in parts.values()])
+    longer = mean_matrix([mean_matrix([item.longer for item in part]) for part in parts.values()])
+    shorter = mean_matrix([mean_matrix([item.shorter for item in part]) for part in parts.values()])
     subsets = sorted({item.subset for item in judged})
     missing = [name for name in ALL_DOMAINS if name not in parts]
     return {
-        "subsets": {name: _accuracy([one for one in judged if one.subset == name]) for name in subsets},
-        "sections": {name: _overall(found) for name, found in matrices.items()},
+        "subsets": {name: _accuracy([item for item in judged if item.subset == name]) for name in subsets},
+        "sections": {name: _overall(domain_matrix) for name, domain_matrix in matrices.items()},
         "overall": _overall(matrix),
         "length_baseline": _overall(longer),
         "shortest_baseline": _overall(shorter),
@@ -148,20 +150,20 @@ def _overall(matrix: Matrix) -> float:
 
 
 def _accuracy(items: Sequence[_Item]) -> dict[str, Any]:
-    return {"accuracy": _overall(mean_matrix([one.wins for one in items])), "count": len(items)}
+    return {"accuracy": _overall(mean_matrix([item.wins for item in items])), "count": len(items)}
 
 
 def _intervals(parts: dict[str, list[_Item]]) -> dict[str, Any]:
     """Of the overall accuracy, of each level and of each domain."""
     figures = {
-        name: [(_overall(one.wins), *levels(one.wins).values()) for one in part]
+        name: [(_overall(item.wins), *levels(item.wins).values()) for item in part]
         for name, part in parts.items()
     }
     overall, *by_level = bootstrap_means(list(figures.values()))
     return {
         "overall": overall,
         "levels": dict(zip(LEVELS, by_level, strict=True)),
-        "sections": {name: bootstrap_means([found])[0] for name, found in figures.items()},
+        "sections": {name: bootstrap_means([rows])[0] for name, rows in figures.items()},
     }
 
 

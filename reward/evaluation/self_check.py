@@ -73,28 +73,28 @@ def self_check(
         DivergenceError: a score is not a finite number.
     """
     largest, spread, where = _largest_difference(scorer, conversations)
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "largest_difference": largest,
         "tolerance": tolerance,
         "count": len(conversations),
     }
     if largest <= tolerance:
-        return found
+        return result
     precise = scorer.in_float32() if isinstance(scorer, Float32Scorer) else None
     if precise is not None:
         with precise:
             again, _, again_where = _largest_difference(scorer, conversations)
         rounding = again <= FLOAT32_TOLERANCE
-        found["float32_difference"] = again
+        result["float32_difference"] = again
         evidence = f"in float32 by {again:.2g}"
         where = where if rounding else again_where
     else:
         rounding = largest <= SPREAD_SHARE * spread
-        found["spread"] = spread
+        result["spread"] = spread
         evidence = f"their standard deviation is {spread:.2g}"
     moved = f"Scores change by up to {largest:.2g} with their batch (allowed: {tolerance:g}; {evidence})"
     if rounding:
-        return found | {
+        return result | {
             "verdict": "rounding",
             "sentence": f"{moved}: rounding, not an error. Differences between answers smaller than that mean nothing.",
         }
@@ -105,7 +105,7 @@ def self_check(
     )
     if strict:
         raise error
-    return found | {"verdict": "batch", "sentence": str(error)}
+    return result | {"verdict": "batch", "sentence": str(error)}
 
 
 def _largest_difference(

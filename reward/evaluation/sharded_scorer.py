@@ -34,16 +34,22 @@ class ShardedScorer:
         """
         # Asked of all, so that no process is refused what the others wait for.
         require_length(
-            [self.scorer.chat.conversation_ids(one) for one in conversations], self.scorer.max_length
+            [self.scorer.chat.conversation_ids(conversation) for conversation in conversations],
+            self.scorer.max_length,
         )
-        groups = [list(group) for _, group in itertools.groupby(conversations, lambda one: one[:-1])]
-        own_groups = processes.shard(groups)
+        groups = [
+            list(group)
+            for _, group in itertools.groupby(conversations, lambda conversation: conversation[:-1])
+        ]
+        local_groups = processes.shard(groups)
 
         def score() -> list[list[Score]]:
-            if groups and not own_groups:  # all processes take part in the passes of a sharded model
+            if groups and not local_groups:  # all processes take part in the passes of a sharded model
                 self.scorer.score(groups[0])
-            scores = iter(self.scorer.score([one for group in own_groups for one in group]))
-            return [list(itertools.islice(scores, len(group))) for group in own_groups]
+            scores = iter(
+                self.scorer.score([conversation for group in local_groups for conversation in group])
+            )
+            return [list(itertools.islice(scores, len(group))) for group in local_groups]
 
-        whole = processes.unshard(processes.gather_results(score))
-        return [score for group in whole for score in group]
+        gathered = processes.unshard(processes.gather_results(score))
+        return [score for group in gathered for score in group]

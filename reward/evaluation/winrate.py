@@ -40,7 +40,7 @@ def win_share(a: Sequence[float], b: Sequence[float]) -> float:
     return math.fsum((x > y) + (x == y) / 2 for x in a for y in b) / (len(a) * len(b))
 
 
-def versus(met: Sequence[Matchup]) -> dict[str, Any]:
+def versus(matchups: Sequence[Matchup]) -> dict[str, Any]:
     """One judge's view of the two sides; means are over prompts, intervals by bootstrap over prompts.
 
     Returns:
@@ -48,10 +48,12 @@ def versus(met: Sequence[Matchup]) -> dict[str, Any]:
         "length_controlled"}`, each figure as `{"mean", "ci95"}`; `ci95` is None for a single prompt.
     """
     rows = []
-    for one in met:
-        mean_a, mean_b, long_a, long_b = map(_mean, (one.a, one.b, one.length_a, one.length_b))
-        ties = _mean([float(x == y) for x in one.a for y in one.b])
-        win = win_share(one.a, one.b)
+    for matchup in matchups:
+        mean_a, mean_b, long_a, long_b = map(
+            _mean, (matchup.a, matchup.b, matchup.length_a, matchup.length_b)
+        )
+        ties = _mean([float(x == y) for x in matchup.a for y in matchup.b])
+        win = win_share(matchup.a, matchup.b)
         rows.append((win, ties, mean_a, mean_b, mean_a - mean_b, long_a, long_b, long_a - long_b))
     means = np.mean(np.array(rows), axis=0).tolist()
     figures = [
@@ -60,26 +62,26 @@ def versus(met: Sequence[Matchup]) -> dict[str, Any]:
     ]
     win_rate, ties_, a, b, difference, length_a, length_b, longer = figures
     return {
-        "prompts": len(met),
+        "prompts": len(matchups),
         "win_rate": win_rate,
         "tie_share": ties_["mean"],
         "a": a,
         "b": b,
         "difference": difference,
         "length": {"a": length_a, "b": length_b, "difference": longer},
-        "like_length": like_length(met),
-        "length_controlled": length_controlled(met),
+        "like_length": like_length(matchups),
+        "length_controlled": length_controlled(matchups),
     }
 
 
-def like_length(met: Sequence[Matchup]) -> dict[str, Any] | None:
+def like_length(matchups: Sequence[Matchup]) -> dict[str, Any] | None:
     """The win rate over the pairs whose lengths are alike; None where there are none.
 
         |length A - length B| <= 0.1 max(length A, length B)
 
     A prompt counts by the number of such pairs it has.
     """
-    pairs = _pairs(met)
+    pairs = _pairs(matchups)
     alike_K = np.abs(pairs.longer_K) <= ALIKE * pairs.longest_K
     if not alike_K.any():
         return None
@@ -89,11 +91,11 @@ def like_length(met: Sequence[Matchup]) -> dict[str, Any] | None:
         weight_K = weight_P[prompt_K]
         return float((weight_K * wins_K).sum() / weight_K.sum()) if weight_K.any() else math.nan
 
-    found = _with_interval(rate, len(met), single=len(set(prompt_K.tolist())) < 2)
-    return {"within": ALIKE, "pairs": int(alike_K.sum()), **found}
+    rate_and_interval = _with_interval(rate, len(matchups), single=len(set(prompt_K.tolist())) < 2)
+    return {"within": ALIKE, "pairs": int(alike_K.sum()), **rate_and_interval}
 
 
-def length_controlled(met: Sequence[Matchup]) -> dict[str, Any]:
+def length_controlled(matchups: Sequence[Matchup]) -> dict[str, Any]:
     """What the win rate would be at equal lengths, by logistic regression on the difference of lengths.
 
         P(A wins) = sigmoid(c + s tanh(d / sd(d))),   d = length A - length B,   rate = sigmoid(c)
@@ -103,7 +105,7 @@ def length_controlled(met: Sequence[Matchup]) -> dict[str, Any]:
 
     Source: Dubois et al. (2024), arXiv 2404.04475; `length_controlled_minimal` in AlpacaEval's glm_winrate.py.
     """
-    pairs = _pairs(met)
+    pairs = _pairs(matchups)
     spread = float(pairs.longer_K.std())
     feature_K = np.tanh(pairs.longer_K / spread) if spread else np.zeros_like(pairs.longer_K)
 
@@ -114,7 +116,7 @@ def length_controlled(met: Sequence[Matchup]) -> dict[str, Any]:
         intercept, _ = fit_logistic(feature_K, pairs.wins_K, weight_K, ridge=RIDGE, start=fit)
         return 1 / (1 + math.exp(-intercept))
 
-    return {**_with_interval(rate, len(met), single=len(met) < 2), "slope": fit[1]}
+    return {**_with_interval(rate, len(matchups), single=len(matchups) < 2), "slope": fit[1]}
 
 
 def kl_bound(n: int) -> float:
@@ -165,12 +167,12 @@ class _Pairs:
     weight_K: Floats
 
 
-def _pairs(met: Sequence[Matchup]) -> _Pairs:
+def _pairs(matchups: Sequence[Matchup]) -> _Pairs:
     rows = [
-        (place, (x > y) + (x == y) / 2, p - q, max(p, q), 1 / (len(one.a) * len(one.b)))
-        for place, one in enumerate(met)
-        for x, p in zip(one.a, one.length_a, strict=True)
-        for y, q in zip(one.b, one.length_b, strict=True)
+        (place, (x > y) + (x == y) / 2, p - q, max(p, q), 1 / (len(matchup.a) * len(matchup.b)))
+        for place, matchup in enumerate(matchups)
+        for x, p in zip(matchup.a, matchup.length_a, strict=True)
+        for y, q in zip(matchup.b, matchup.length_b, strict=True)
     ]
     prompt, *others = (np.array(column) for column in zip(*rows, strict=True))
     wins_K, longer_K, longest_K, weight_K = (column.astype(np.float64) for column in others)

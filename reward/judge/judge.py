@@ -64,14 +64,14 @@ class Judge:
     def _judge_singles(self, groups: Sequence[Responses]) -> Judged:
         config = self.config
         # `yes-no` asks about each criterion by itself, the other forms about all of them at once.
-        asked = (
+        criteria_sets = (
             [[criterion] for criterion in config.criteria] if config.form == "yes-no" else [config.criteria]
         )
         requests = [
             single_request(config.form, group.prompt, text, criteria)
             for group in groups
             for text in group.texts
-            for criteria in asked
+            for criteria in criteria_sets
         ]
         completions = self.client.complete(requests)
         read = [read_single(config.form, completion.text, len(config.criteria)) for completion in completions]
@@ -79,10 +79,10 @@ class Judge:
         for group in groups:
             row = list[float | None]()
             for _ in group.texts:
-                values = read[start : start + len(asked)]
+                values = read[start : start + len(criteria_sets)]
                 known = [value for value in values if value is not None]
                 row.append(sum(known) / len(known) if len(known) == len(values) else None)
-                start += len(asked)
+                start += len(criteria_sets)
             scores.append(row)
         return Judged(scores, self._figures(completions, read), _first_unread(completions, read))
 
@@ -95,16 +95,19 @@ class Judge:
                 pair_request(
                     config.form, group.prompt, group.texts[first], group.texts[second], config.criteria
                 )
-                for group, own in zip(groups, pairs, strict=True)
-                for first, second in own
+                for group, group_pairs in zip(groups, pairs, strict=True)
+                for first, second in group_pairs
             ]
         )
         read = [read_pair(config.form, completion.text) for completion in completions]
         verdicts, start = list[dict[Pair, Verdict | None]](), 0
-        for own in pairs:
-            verdicts.append(dict(zip(own, read[start : start + len(own)], strict=True)))
-            start += len(own)
-        scores = [group_scores(len(group.texts), own) for group, own in zip(groups, verdicts, strict=True)]
+        for group_pairs in pairs:
+            verdicts.append(dict(zip(group_pairs, read[start : start + len(group_pairs)], strict=True)))
+            start += len(group_pairs)
+        scores = [
+            group_scores(len(group.texts), group_pairs)
+            for group, group_pairs in zip(groups, verdicts, strict=True)
+        ]
         figures = self._figures(completions, read)
         if config.orders == "both":
             bias, agreement = position_bias(verdicts)

@@ -24,7 +24,7 @@ from rlhf.runs.progress import Progress
 
 if TYPE_CHECKING:
     from policy.evaluation.contest import Bases, Drawing, Side
-    from reward.evaluation.sides import Pair
+    from reward.evaluation.systems import Pair
 
 SIDE = (
     "a policy's `final` folder, a base (`embedded`, a folder, a Hugging Face name), or answers written by `rlhf "
@@ -108,7 +108,7 @@ def command(
         Side,
         on_one_base,
     )
-    from reward.evaluation.sides import compare_sides
+    from reward.evaluation.systems import compare_systems
 
     drops, bases = DropReport(), Bases()
     sides = on_one_base([Side.read(word, drops) for word in (a, b)])
@@ -119,7 +119,7 @@ def command(
     )
     judges = _judges(reward, held_out, bases, form, label)
     with Progress(len(pairs) * len(judges), "prompts scored") as progress:
-        result, rows = compare_sides(pairs, judges, sizes=sizes, drops=drops, on_progress=progress.update)
+        result, rows = compare_systems(pairs, judges, sizes=sizes, drops=drops, on_progress=progress.update)
     result = {
         "a": a,
         "b": b,
@@ -175,7 +175,7 @@ def _pairs(
     drops: DropReport,
 ) -> list[Pair]:
     from policy.evaluation.contest import answers_of, paired
-    from reward.evaluation.sides import Pair
+    from reward.evaluation.systems import Pair
 
     told, left = [], list(prompts)
     for side, letter, count in zip(sides, "AB", samples, strict=True):

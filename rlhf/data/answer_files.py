@@ -44,9 +44,11 @@ def read_answers(path: Path) -> tuple[list[Answered], DropReport]:
         raise DataError(f"There is no file {path}.", allowed=f"a file with {SHAPE}")
     report = DropReport()
     rows = (Row(place, values) for place, values in file_rows(path))
-    found = list(read_records(rows, _answered, report, key=lambda one: one.prompt.messages, seen=set()))
-    require_some(found, "answers", [str(path)], report)
-    return found, report
+    answers = list(
+        read_records(rows, _answered, report, key=lambda answered: answered.prompt.messages, seen=set())
+    )
+    require_some(answers, "answers", [str(path)], report)
+    return answers, report
 
 
 def read_prompts(path: str) -> tuple[list[Prompt], DropReport]:
@@ -89,10 +91,10 @@ def held_out_prompts(evaluation: Path) -> list[Prompt]:
 def _answered(row: Row) -> Answered:
     values: Any = row.values
     if not isinstance(values, dict) or row.find("prompt") is None or row.find("answers") is None:
-        found = ", ".join(values) if isinstance(values, dict) else type(values).__name__
-        raise DataError(f"{row.place}: no prompt with answers, but {found}", allowed=SHAPE)
+        present = ", ".join(values) if isinstance(values, dict) else type(values).__name__
+        raise DataError(f"{row.place}: no prompt with answers, but {present}", allowed=SHAPE)
     prompt, answers, check = read_prompt(row, "prompt"), row.get("answers"), row.find("check")
-    if not isinstance(answers, list) or not answers or not all(isinstance(one, str) for one in answers):
+    if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
         raise row.wrong_item("answers", "a list of one or more texts", lambda answer: isinstance(answer, str))
     if check is not None and not isinstance(check, dict):
         raise row.wrong("check", "a dictionary with the check of an answer, as `rlhf generate` writes it")

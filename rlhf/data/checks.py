@@ -55,31 +55,34 @@ def words_of(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
-def mentions(word: str, said: Collection[str]) -> bool:
+def mentions(word: str, words: Collection[str]) -> bool:
     """Whether `word` is among the words `said`, as it stands or inflected in a regular way."""
     stem = word.removesuffix("e")
     regular = (word, word + "s", word + "es", stem + "ed", stem + "ing", word.removesuffix("y") + "ies")
-    return any(form in said for form in regular)
+    return any(form in words for form in regular)
 
 
 def relevance(check: Check, answer: str) -> float:
     """0.4 for the name of the topic, 0.3 each for up to two distinct words that belong to it."""
-    said = set(words_of(answer))
-    related = sum(mentions(word, said) for word in check["related"])
-    return 0.4 * mentions(check["key"], said) + 0.3 * min(related, 2)
+    words = set(words_of(answer))
+    related = sum(mentions(word, words) for word in check["related"])
+    return 0.4 * mentions(check["key"], words) + 0.3 * min(related, 2)
 
 
 def _form(check: Check, answer: str) -> float:
-    said = words_of(answer)
-    if not said:
+    words = words_of(answer)
+    if not words:
         return 0.0
-    enough = min(1.0, len(said) / FEWEST_WORDS)
-    varied = min(1.0, len(set(said)) / len(said) / 0.6)
-    topical = sum(any(mentions(word, {one}) for word in (check["key"], *check["related"])) for one in said)
-    joined = min(1.0, 0.2 + 4 * (1 - topical / len(said)))
-    asked = _triples(words_of(check["request"]))
-    own = [triple not in asked for triple in _triples(said)]
-    original = min(1.0, 2 * sum(own) / len(own)) if own else 1.0
+    enough = min(1.0, len(words) / FEWEST_WORDS)
+    varied = min(1.0, len(set(words)) / len(words) / 0.6)
+    topical = sum(
+        any(mentions(word, {answer_word}) for word in (check["key"], *check["related"]))
+        for answer_word in words
+    )
+    joined = min(1.0, 0.2 + 4 * (1 - topical / len(words)))
+    request_triples = _triples(words_of(check["request"]))
+    new = [triple not in request_triples for triple in _triples(words)]
+    original = min(1.0, 2 * sum(new) / len(new)) if new else 1.0
     ended = 1.0 if check["family"] == "list" or _ENDED.search(answer) else 0.5
     return enough * varied * joined * original * ended
 
@@ -88,8 +91,8 @@ def _triples(words: list[str]) -> list[tuple[str, ...]]:
     return list(zip(words, words[1:], words[2:], strict=False))
 
 
-def _brevity(limit: int, said: int) -> float:
-    return min(1.0, max(0.0, 1.0 - (said - limit) / (SLACK * limit)))
+def _brevity(limit: int, count: int) -> float:
+    return min(1.0, max(0.0, 1.0 - (count - limit) / (SLACK * limit)))
 
 
 def _words(check: Check, answer: str) -> float:
@@ -102,17 +105,17 @@ def _sentence(check: Check, answer: str) -> float:
 
 
 def _opening(check: Check, answer: str) -> float:
-    start, said = words_of(check["start"]), words_of(answer)
+    start, words = words_of(check["start"]), words_of(answer)
     kept = 0
-    while kept < min(len(start), len(said)) and start[kept] == said[kept]:
+    while kept < min(len(start), len(words)) and start[kept] == words[kept]:
         kept += 1
-    return _met(kept / len(start)) * _sentence(check, answer)
+    return _partial_credit(kept / len(start)) * _sentence(check, answer)
 
 
 def _include(check: Check, answer: str) -> float:
-    said = words_of(answer)
-    found = sum(word in said for word in check["wanted"])
-    return _met(found / len(check["wanted"])) * _sentence(check, answer)
+    words = words_of(answer)
+    included = sum(word in words for word in check["wanted"])
+    return _partial_credit(included / len(check["wanted"])) * _sentence(check, answer)
 
 
 def _list(check: Check, answer: str) -> float:
@@ -120,13 +123,14 @@ def _list(check: Check, answer: str) -> float:
     count: int = check["count"]
     right_count = max(0.0, 1.0 - abs(len(lines) - count) / count)
     kept = [
-        _met(bool(_BULLET.match(line))) * _brevity(check["limit"], len(words_of(_BULLET.sub("", line))))
+        _partial_credit(bool(_BULLET.match(line)))
+        * _brevity(check["limit"], len(words_of(_BULLET.sub("", line))))
         for line in lines
     ]
     return right_count * sum(kept) / max(1, len(kept))
 
 
-def _met(share: float) -> float:
+def _partial_credit(share: float) -> float:
     return UNMET + (1 - UNMET) * share
 
 

@@ -120,7 +120,9 @@ def load_questions(
     rows = (Row(place, values) for place, values in file_rows(Path(path)))
     report = DropReport()
     # The readers of MT-Bench's and Arena-Hard's files keep the last answer of an id; AlpacaEval's has no id.
-    key: Callable[[Question], Hashable] | None = None if name == "alpaca-eval" else lambda one: one.key
+    key: Callable[[Question], Hashable] | None = (
+        None if name == "alpaca-eval" else lambda question: question.key
+    )
     read = _checked(name, form.read)
     questions = list(read_records(rows, read, report, key=key, seen=set()))
     require_some(questions, "questions", [path], report)
@@ -148,18 +150,18 @@ def _checked(name: str, read: Callable[[Row], Question]) -> Callable[[Row], Ques
     def checked(row: Row) -> Question:
         if not isinstance(row.values, Mapping):
             raise DataError(f"{row.place}: no JSON object", allowed=FORMATS[name].looks)
-        found = looks_like(row)
-        if found != name:
+        detected = looks_like(row)
+        if detected != name:
             columns = ", ".join(row.values) or "none"
             raise DataError(
                 f"{row.place}: the columns are {columns}, and no question of {name}"
-                + (f", but as in {found}" if found else ""),
+                + (f", but as in {detected}" if detected else ""),
                 allowed=FORMATS[name].looks,
-                fix=f"--format {found}" if found else "give the judge's own question file",
+                fix=f"--format {detected}" if detected else "give the judge's own question file",
             )
         question = read(row)
-        for asked in (question.prompt[-1].content, *question.later):
-            rules.require_prompt((Message("user", asked),))
+        for text in (question.prompt[-1].content, *question.later):
+            rules.require_prompt((Message("user", text),))
         return question
 
     return checked
@@ -255,11 +257,11 @@ def _with_choices(question: Question, choices: list[dict[str, Any]], model: str)
     }
 
 
-def _answer_id(question: Question, said: object, model: str) -> str:
+def _answer_id(question: Question, answer: object, model: str) -> str:
     """22 letters and digits, as long as the judges' own random ones; the same for the same answer."""
-    return hashlib.sha256(repr((question.key, said, model)).encode("utf-8", "backslashreplace")).hexdigest()[
-        :22
-    ]
+    return hashlib.sha256(
+        repr((question.key, answer, model)).encode("utf-8", "backslashreplace")
+    ).hexdigest()[:22]
 
 
 def _alpaca_answer(question: Question, replies: Sequence[Reply], model: str) -> dict[str, Any]:

@@ -180,24 +180,24 @@ def _load(
         _check_source(source, kind, readers)
     report, loaded, seen = DropReport(), list[Record](), set[Hashable]()
     for place, source in enumerate(sources):
-        own = DropReport()
+        source_report = DropReport()
         label = _label(source, kind)
         if source.format == "columns" and source.path != DEMO and kind != "principles":
             source, note = _recognised(source, kind, seed)
-            own.notes.update([note] if note else [])
+            source_report.notes.update([note] if note else [])
         read = _bind(readers[source.format], source)
         if source.format == "columns" and source.path != DEMO and kind != "principles":
             facts = survey(read_rows(source, seed=seed), source, kind)
-            own.notes.update(facts.notes)
+            source_report.notes.update(facts.notes)
             if facts.first_index is not None:
                 indexed = partial(columns.preference, first_index=facts.first_index)
                 read = _bind(cast(Callable[[Row, DataSource], Record], indexed), source)
-        found = list(read_records(read_rows(source, seed=seed), read, own, key=key, seen=seen))
-        if kind == "ratings" and (found or own.reasons[rules.NO_RATING]):
-            _require_named_attributes(source, [record for record in found if isinstance(record, Rating)])
-        loaded.extend(found)
-        report.digests[f"data.{kind}.{place}.path"] = digest_of(found)
-        report.merge(DropReport(sources={label: own}).merge(own))
+        records = list(read_records(read_rows(source, seed=seed), read, source_report, key=key, seen=seen))
+        if kind == "ratings" and (records or source_report.reasons[rules.NO_RATING]):
+            _require_named_attributes(source, [record for record in records if isinstance(record, Rating)])
+        loaded.extend(records)
+        report.digests[f"data.{kind}.{place}.path"] = digest_of(records)
+        report.merge(DropReport(sources={label: source_report}).merge(source_report))
     if sources:
         require_some(loaded, kind, [source.path for source in sources], report)
     return loaded, report
@@ -227,10 +227,10 @@ def _filled(value: Any) -> Any:
     if is_dataclass(value):
         value = {field.name: getattr(value, field.name) for field in fields(value)}
     if isinstance(value, Mapping):
-        filled = {str(name): _filled(one) for name, one in value.items()}
-        return {name: one for name, one in filled.items() if one not in (None, "", [], {})}
+        filled = {str(name): _filled(item) for name, item in value.items()}
+        return {name: item for name, item in filled.items() if item not in (None, "", [], {})}
     if isinstance(value, list | tuple):
-        return [_filled(one) for one in value]
+        return [_filled(item) for item in value]
     return value if isinstance(value, str | int | float | None) else repr(value)
 
 

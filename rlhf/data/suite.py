@@ -92,10 +92,10 @@ def suite_members(folder: str | None) -> tuple[list[Member], dict[str, str]]:
             f"{folder} has no file that can be read.", allowed=", ".join(SUFFIXES) + ", also .gz and .zst"
         )
     order = {name: place for place, name in enumerate(SUITE)}
-    found = sorted(members.values(), key=lambda member: (order.get(member.name, len(order)), member.name))
+    ordered = sorted(members.values(), key=lambda member: (order.get(member.name, len(order)), member.name))
     absent = [name for name in SUITE if name not in members]
     missing |= dict.fromkeys(absent, f"no file in its schema in {folder}")
-    return found, missing
+    return ordered, missing
 
 
 def _files(folder: Path) -> list[str]:

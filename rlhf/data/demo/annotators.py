@@ -80,23 +80,28 @@ def preference(first: Response, second: Response, rng: random.Random) -> dict[st
     mostly. (Five strengths without 0 always hold three of one sign: only three or four can disagree for good.)
     """
     strengths = [_reading(first, second, rng) for _ in range(3)]
-    while len(valid := [one for one in strengths if one != NEITHER_VALID]) < 3:
+    while len(valid := [reading for reading in strengths if reading != NEITHER_VALID]) < 3:
         strengths.append(_reading(first, second, rng))
     if len(strengths) == 3 and max(valid) - min(valid) > 2 and rng.random() >= UNRESOLVED:
         strengths += [_reading(first, second, rng) for _ in range(2)]
     similar = three_most_similar(strengths)
     strength = overall(similar)
-    spoken = strength if strength in similar else similar[0]
+    described = strength if strength in similar else similar[0]
     return {
         "preference_strength": strength,
-        "preference_statement": _statement(spoken),
-        "preference_elaboration": _elaboration(first, second, spoken),
+        "preference_statement": _statement(described),
+        "preference_elaboration": _elaboration(first, second, described),
         "three_most_similar_preferences": [
-            {"statement": _statement(one), "elaboration": _elaboration(first, second, one), "strength": one}
-            for one in similar
+            {
+                "statement": _statement(reading),
+                "elaboration": _elaboration(first, second, reading),
+                "strength": reading,
+            }
+            for reading in similar
         ],
         "all_preferences_unprocessed": [
-            {"strength": one, "justification": _justification(first, second, one)} for one in strengths
+            {"strength": reading, "justification": _justification(first, second, reading)}
+            for reading in strengths
         ],
     }
 
@@ -121,9 +126,9 @@ def _statement(strength: int) -> str:
 
 
 def _elaboration(first: Response, second: Response, strength: int) -> str:
-    sides = [(1, first), (2, second)]
-    told = [f"@Response {number} {_REASONS[side.kind]}." for number, side in sides]
-    return " ".join(reversed(told) if strength > 0 else told)
+    responses = [(1, first), (2, second)]
+    sentences = [f"@Response {number} {_REASONS[response.kind]}." for number, response in responses]
+    return " ".join(reversed(sentences) if strength > 0 else sentences)
 
 
 def _justification(first: Response, second: Response, strength: int) -> str:

@@ -110,8 +110,8 @@ def make_request(family: str, wording: int, topic: Topic, rng: random.Random) ->
     messages: Conversation = (Message("user", check["request"]),)
     if family == "shorten" or WORDINGS[family][wording].startswith(LATER):
         question = rng.choice(_FIRST_TURNS).format(name=topic.name)
-        told = " ".join(rng.sample(topic.facts, 3))
-        messages = (Message("user", question), Message("assistant", told), *messages)
+        answer = " ".join(rng.sample(topic.facts, 3))
+        messages = (Message("user", question), Message("assistant", answer), *messages)
     return Request(family, wording, topic, messages, check, tuple(facts))
 
 

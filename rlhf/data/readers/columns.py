@@ -151,9 +151,9 @@ def preference(row: Row, source: DataSource, *, first_index: int = 0) -> Prefere
     """
     names = {name: _column(source, name) for name in FIELDS["preferences"]}
     form = form_of(row, source)
-    sides = ("chosen", "rejected") if form == "chosen" else ("response_1", "response_2")
+    responses = ("chosen", "rejected") if form == "chosen" else ("response_1", "response_2")
     messages, (first, second) = read_answers(
-        _renamed(row, source), names["prompt"], *(names[side] for side in sides), encoding=source.encoding
+        _renamed(row, source), names["prompt"], *(names[side] for side in responses), encoding=source.encoding
     )
     if form == "winner":
         strength = winner_sign(row, names["winner"], names["response_1"], names["response_2"], first_index)
@@ -256,8 +256,8 @@ def comparison(row: Row) -> Comparison:
         UnusableRowError: a rule says why the row is of no use.
     """
     signed = row.find("chosen") is None and row.find("response_1") is not None
-    sides = ("response_1", "response_2") if signed else ("chosen", "rejected")
-    messages, (chosen, rejected) = read_answers(row, "prompt", *sides)
+    responses = ("response_1", "response_2") if signed else ("chosen", "rejected")
+    messages, (chosen, rejected) = read_answers(row, "prompt", *responses)
     subset = ALL if row.find("subset") is None else row.text("subset")
     section = "" if row.find("section") is None else row.text("section")
     strength = _strength(row)

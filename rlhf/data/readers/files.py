@@ -64,9 +64,11 @@ def folder_files(folder: Path, split: str, *, inner: bool = False) -> list[Path]
     readable = sorted(
         str(path.relative_to(folder)) for path in folder.rglob("*") if _suffix(path) in SUFFIXES
     )
-    found = ", ".join(readable[:8]) + (", ..." if len(readable) > 8 else "") if readable else "no data files"
+    listing = (
+        ", ".join(readable[:8]) + (", ..." if len(readable) > 8 else "") if readable else "no data files"
+    )
     raise DataError(
-        f"{folder} has no {f'{split}/' if inner else ''}{split}.jsonl.gz; it has: {found}",
+        f"{folder} has no {f'{split}/' if inner else ''}{split}.jsonl.gz; it has: {listing}",
         allowed="SPLIT.jsonl, .json, .csv, .tsv or .parquet (also .gz, .zst), or [data/]SPLIT-*.parquet",
         fix="set `split` to one of the splits in the folder, or `path` to the file itself",
     )
@@ -154,15 +156,15 @@ def _is_lines(path: Path, *, alone: bool) -> bool:
 
 
 def _line_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    found = False
+    has_rows = False
     for number, line in _lines(path):
         if line.strip():
-            found = True
+            has_rows = True
             place = f"{path}:{number}"
             # A last line without its end may have been cut off.
             fix = "correct or delete this line" if line.endswith(b"\n") else f"correct this line; or {AGAIN}"
             yield place, _parse(line, place, "one JSON object a line", fix)
-    if not found:
+    if not has_rows:
         raise DataError(f"{path}:1: the file holds no rows", allowed="one JSON object a line", fix=AGAIN)
 
 

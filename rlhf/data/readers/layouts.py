@@ -131,11 +131,13 @@ def recognise(row: Row, source: DataSource, kind: Kind) -> tuple[DataSource, str
     """
     fitting = [layout for layout in LAYOUTS if layout.kind == kind and layout.matches(row)]
     best = [
-        one
-        for one in fitting
-        if not any(one.needs() < other.needs() for other in fitting)
+        candidate
+        for candidate in fitting
+        if not any(candidate.needs() < other.needs() for other in fitting)
         and not (
-            kind == "prompts" and one.name != "prompt" and any(other.name == "prompt" for other in fitting)
+            kind == "prompts"
+            and candidate.name != "prompt"
+            and any(other.name == "prompt" for other in fitting)
         )
     ]
     if not best:
@@ -150,10 +152,10 @@ def recognise(row: Row, source: DataSource, kind: Kind) -> tuple[DataSource, str
     layout = best[0]
     update: dict[str, Any] = {"format": layout.format, "encoding": layout.encoding}
     columns = layout.mapped(row)
-    found = source.model_copy(update={**update, "columns": columns})
+    resolved = source.model_copy(update={**update, "columns": columns})
     if columns == {"prompt": "prompt"} and layout.format == "columns":
-        return found, ""  # our own name: nothing was guessed
-    return found, f"read as {layout.name}, by its columns; to pin it: {pin(layout, row, source)}"
+        return resolved, ""  # our own name: nothing was guessed
+    return resolved, f"read as {layout.name}, by its columns; to pin it: {pin(layout, row, source)}"
 
 
 def table() -> list[str]:

@@ -94,7 +94,9 @@ def read_answers(
     prompt = None if row.find(prompt_column) is None else _prompt(row, prompt_column, encoding)
     whole = {column: value for column, value in encoded.items() if not isinstance(value, str)}
     conversations = {column: _conversation(row, column, value) for column, value in whole.items()}
-    before = next((one[:-1] for one in conversations.values() if len(one) > 1), None)
+    before = next(
+        (conversation[:-1] for conversation in conversations.values() if len(conversation) > 1), None
+    )
     if prompt is None and not before:
         row.get(prompt_column)
     if before is not None and (prompt is None or _same_turns(before, prompt)):
@@ -165,13 +167,13 @@ def _response(row: Row, column: str, messages: Conversation, prompt: Conversatio
     return messages[-1]
 
 
-def _same_turns(one: Conversation, other: Conversation) -> bool:
+def _same_turns(first: Conversation, second: Conversation) -> bool:
     """Whether two conversations differ in nothing but white space around their texts."""
 
     def stripped(conversation: Conversation) -> list[tuple[str, str, str]]:
         return [(message.role, message.content.strip(), message.fields) for message in conversation]
 
-    return stripped(one) == stripped(other)
+    return stripped(first) == stripped(second)
 
 
 def _with_columns(row: Row, prompt: Conversation) -> Conversation:
@@ -214,12 +216,12 @@ def _message(row: Row, column: str, item: Any) -> Message:
     if role not in ROLES:
         raise row.wrong(column, MESSAGES, value=item, around=item["from"] if sharegpt else role)
     extra = {name: item[name] for name in RENDERED if item.get(name)}
-    unread = [name for name, one in item.items() if name not in KNOWN and one not in (None, "", [], {})]
+    unread = [name for name, value in item.items() if name not in KNOWN and value not in (None, "", [], {})]
     if content_fields := [name for name in unread if name in WITH_CONTENT]:
         raise rules.UnusableRowError(rules.with_fields(content_fields))
     row.noted.update(f"field {name!r} of a message is not read" for name in unread)
     if "tool_calls" in extra:
-        extra["tool_calls"] = [_call(one) for one in extra["tool_calls"]]
+        extra["tool_calls"] = [_call(value) for value in extra["tool_calls"]]
     content = item.get("value" if sharegpt else "content")
     if content is None and "tool_calls" in extra:
         content = ""

@@ -194,12 +194,12 @@ def _chained(files: Iterable[Path]) -> Iterator[tuple[str, Any]]:
 
 def _matching_files(pattern: str) -> list[Path]:
     names = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - an absolute pattern, too
-    found = [Path(name) for name in names if Path(name).is_file()]
-    if not found:
+    files = [Path(name) for name in names if Path(name).is_file()]
+    if not files:
         raise DataError(
             f"no file matches {pattern}", allowed=READABLE, fix=f"look at it: ls -d {Path(pattern).parent}/*"
         )
-    return found
+    return files
 
 
 def _inner_folder(source: DataSource) -> str | None:

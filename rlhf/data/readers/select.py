@@ -26,15 +26,15 @@ def of_split(rows: Iterable[Row], source: DataSource) -> Iterator[Row]:
     """
     wanted = {"validation": "val"}.get(source.split, source.split)
     others: set[str] = set()
-    found = False
+    matched = False
     for row in rows:
         split = str(row.find("split"))
         if split in ("None", wanted) or {"validation": "val"}.get(split) == wanted:
-            found = True
+            matched = True
             yield row
         else:
             others.add(split)
-    if others and not found:
+    if others and not matched:
         raise DataError(
             f"{source.path} has no row whose split is {wanted!r}",
             allowed=f"split: {', '.join(sorted(others))}",
@@ -48,18 +48,18 @@ def matching(rows: Iterable[Row], source: DataSource) -> Iterator[Row]:
         DataError: no row matches; the message shows the columns or values met instead.
     """
     seen: dict[str, dict[str, None]] = {column: {} for column in source.where}
-    found, names = False, set[str]()
+    matched, names = False, set[str]()
     for row in rows:
         values = {column: row.find(column) for column in source.where}
         if all(value in source.where[column] for column, value in values.items()):
-            found = True
+            matched = True
             yield row
-        elif not found:
+        elif not matched:
             names.update(row.values)
             for column, value in values.items():
                 if value is not None and len(seen[column]) < VALUES_REMEMBERED:
                     seen[column][str(value)] = None
-    if names and not found:
+    if names and not matched:
         raise _nothing_matches(source, seen, names)
 
 

@@ -83,8 +83,8 @@ def first_index_of(values: Collection[Any], first: str, second: str, *, path: st
     )
 
 
-def _of_index(row: Row, column: str, value: int, sides: tuple[str, str], first_index: int) -> int:
-    ends = [_end(side) for side in sides]
+def _of_index(row: Row, column: str, value: int, columns: tuple[str, str], first_index: int) -> int:
+    ends = [_end(side) for side in columns]
     if sorted(ends) == [str(first_index), str(first_index + 1)] and str(value) in ends:
         return 2 * ends.index(str(value)) - 1
     if value - first_index not in (0, 1):

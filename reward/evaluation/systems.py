@@ -28,7 +28,7 @@ class Pair:
     b: tuple[str, ...]
 
 
-def compare_sides(
+def compare_systems(
     pairs: Sequence[Pair],
     judges: Mapping[str, ScorerLike],
     *,
@@ -57,11 +57,11 @@ def compare_sides(
     scores = {}
     for number, (name, scorer) in enumerate(judges.items()):
 
-        def told(done: int, before: int = number * len(pairs)) -> None:
+        def report(done: int, before: int = number * len(pairs)) -> None:
             on_progress(before + done)
 
-        scores[name] = _scores(pairs, scorer, name, drops, told)
-    kept = [place for place in range(len(pairs)) if all(place in found for found in scores.values())]
+        scores[name] = _scores(pairs, scorer, name, drops, report)
+    kept = [place for place in range(len(pairs)) if all(place in by_prompt for by_prompt in scores.values())]
     if not kept:
         raise DataError(
             "\n".join(["No prompt has answers that the reward model can take.", *drops.lines()]),
@@ -70,15 +70,17 @@ def compare_sides(
     gold = {place: _gold(pairs[place]) for place in kept if pairs[place].prompt.check is not None}
     judged = scores | ({"gold": gold} if gold else {})
     views = {
-        name: versus([_met(pairs[place], found[place]) for place in kept if place in found])
-        for name, found in judged.items()
+        name: versus([_matchup(pairs[place], by_prompt[place]) for place in kept if place in by_prompt])
+        for name, by_prompt in judged.items()
     }
     result: dict[str, Any] = {"prompts": len(kept), "judges": views}
     if sizes:
-        everyone = {name: found for name, found in judged.items() if all(place in found for place in kept)}
+        complete = {
+            name: by_prompt for name, by_prompt in judged.items() if all(place in by_prompt for place in kept)
+        }
         result["best_of"] = best_of_curve(
             [scores[MAIN][place][1] for place in kept],
-            {name: [found[place][1] for place in kept] for name, found in everyone.items()},
+            {name: [by_prompt[place][1] for place in kept] for name, by_prompt in complete.items()},
             sizes,
         )
     return result, [_row(pairs[place], place, judged) for place in kept]
@@ -98,11 +100,14 @@ def _scores(
         Group(pair.prompt.messages, answers, tuple(map(_ordinal, range(len(answers)))), f"judge {name}")
         for pair, answers in zip(pairs, texts, strict=True)
     ]
-    found, _ = judge(groups, scorer, unit="prompt", drops=drops, on_progress=on_progress)
+    results, _ = judge(groups, scorer, unit="prompt", drops=drops, on_progress=on_progress)
     scores = {}
-    for one in found:
-        pair, worth = pairs[one.id - 1], dict(zip(texts[one.id - 1], one.rewards, strict=True))
-        scores[one.id - 1] = (tuple(worth[text] for text in pair.a), tuple(worth[text] for text in pair.b))
+    for entry in results:
+        pair, rewards = pairs[entry.id - 1], dict(zip(texts[entry.id - 1], entry.rewards, strict=True))
+        scores[entry.id - 1] = (
+            tuple(rewards[text] for text in pair.a),
+            tuple(rewards[text] for text in pair.b),
+        )
     return scores
 
 
@@ -117,21 +122,25 @@ def _gold(pair: Pair) -> Scores:
     return a, b
 
 
-def _met(pair: Pair, scores: Scores) -> Matchup:
+def _matchup(pair: Pair, scores: Scores) -> Matchup:
     return Matchup(*scores, tuple(map(len, pair.a)), tuple(map(len, pair.b)))
 
 
 def _row(pair: Pair, place: int, judged: Mapping[str, Mapping[int, Scores]]) -> dict[str, Any]:
     """A prompt with every answer of both sides and what each judge gave it."""
-    sides = {
-        name: [
+    systems = {
+        system: [
             {
                 "answer": answer,
-                **{judge_: found[place][side][number] for judge_, found in judged.items() if place in found},
+                **{
+                    name: by_prompt[place][index][number]
+                    for name, by_prompt in judged.items()
+                    if place in by_prompt
+                },
             }
             for number, answer in enumerate(answers)
         ]
-        for side, (name, answers) in enumerate((("a", pair.a), ("b", pair.b)))
+        for index, (system, answers) in enumerate((("a", pair.a), ("b", pair.b)))
     }
     prompt = [message.as_dict() for message in pair.prompt.messages]
-    return {"prompt": prompt, "source": pair.prompt.source, **sides}
+    return {"prompt": prompt, "source": pair.prompt.source, **systems}

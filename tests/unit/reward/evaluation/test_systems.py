@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from reward.evaluation.sides import Pair, compare_sides
+from reward.evaluation.systems import Pair, compare_systems
 from rlhf.core.errors import DataError
 from rlhf.core.records import Conversation, Message, Prompt
 from rlhf.data.checks import gold_score
@@ -43,7 +43,7 @@ PAIRS = [pair("one", ("++",), ("+", "---")), pair("two", ("",), ("+", "++"))]
 def test_judges_see_both_sides_and_rows_hold_every_score() -> None:
     heard: list[int] = []
     judges = {"reward": Counting("+"), "held_out": Counting("-")}
-    result, rows = compare_sides(PAIRS, judges, sizes=[1, 2], drops=DropReport(), on_progress=heard.append)
+    result, rows = compare_systems(PAIRS, judges, sizes=[1, 2], drops=DropReport(), on_progress=heard.append)
     assert result["prompts"] == 2
     assert result["judges"]["reward"]["win_rate"]["mean"] == (1.0 + 0.0) / 2
     # By the other letter: 0 against 0 and 3 is (1/2 + 0) / 2; 0 against 0 and 0 is 1/2.
@@ -61,7 +61,7 @@ def test_a_prompt_that_one_judge_refuses_is_left_out_for_all() -> None:
     drops = DropReport()
     long = pair("three", ("+" * 30,), ("+",))
     judges = {"reward": Counting("+"), "held_out": Counting("+", longest=20)}
-    result, rows = compare_sides([*PAIRS, long], judges, sizes=[], drops=drops)
+    result, rows = compare_systems([*PAIRS, long], judges, sizes=[], drops=drops)
     assert (result["prompts"], len(rows), "best_of" in result) == (2, 2, False)
     assert result["judges"]["reward"]["a"]["mean"] == 1.0
     (places,) = drops.examples.values()
@@ -70,7 +70,7 @@ def test_a_prompt_that_one_judge_refuses_is_left_out_for_all() -> None:
 
 def test_nothing_left_is_an_error() -> None:
     with pytest.raises(DataError, match="No prompt has answers that the reward model can take"):
-        compare_sides(PAIRS, {"reward": Counting("+", longest=0)}, sizes=[], drops=DropReport())
+        compare_systems(PAIRS, {"reward": Counting("+", longest=0)}, sizes=[], drops=DropReport())
 
 
 def test_prompts_that_can_be_checked_have_a_gold_score() -> None:
@@ -78,7 +78,7 @@ def test_prompts_that_can_be_checked_have_a_gold_score() -> None:
     check = {"family": "words", "limit": 7, "key": "tea", "related": ["leaves", "water"], "request": question}
     good, bad = "Tea is made of leaves and water.", "No idea at all, sorry."
     checked = pair(question, (good,), (bad,), check)
-    result, rows = compare_sides(
+    result, rows = compare_systems(
         [checked, PAIRS[0]], {"reward": Counting("+")}, sizes=[1], drops=DropReport()
     )
     view = result["judges"]["gold"]
@@ -102,6 +102,6 @@ def test_equal_answers_tie_however_a_judge_rounds() -> None:
             return found
 
     pairs = [pair(f"question {number}", ("+", "++"), ("++", "+")) for number in range(6)]
-    result, rows = compare_sides(pairs, {"reward": Drifting("+")}, sizes=[], drops=DropReport())
+    result, rows = compare_systems(pairs, {"reward": Drifting("+")}, sizes=[], drops=DropReport())
     assert result["judges"]["reward"]["win_rate"] == {"mean": 0.5, "ci95": [0.5, 0.5]}
     assert rows[0]["a"][0]["reward"] == rows[0]["b"][1]["reward"]
