@@ -392,13 +392,13 @@ class PolicyTrainer(DistributedTrainerMixin, SafeCheckpoints, RLOOTrainer):
                 self.ahead.hold()
             super()._save_checkpoint(model, trial)
 
-    def save_own(self, folder: Path) -> None:
+    def save_extra_state(self, folder: Path) -> None:
         """What a checkpoint holds besides weights, moments and generators."""
         for part in self._remembered():
             part.save(folder)
 
-    def load_own(self, folder: Path) -> None:
-        """Take up what `save_own` wrote."""
+    def load_extra_state(self, folder: Path) -> None:
+        """Take up what `save_extra_state` wrote."""
         for part in self._remembered():
             part.load(folder)
 

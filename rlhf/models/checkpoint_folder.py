@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from rlhf.core.errors import ModelError
 from rlhf.distributed import processes
 from rlhf.models.loading import POLICY, TRAINED_WHOLE
-from rlhf.runs.checkpoints import MANIFEST, WEIGHTS, file_digest, is_whole
+from rlhf.runs.checkpoints import MANIFEST, WEIGHTS, file_digest, is_complete
 
 SHELL = "model"
 _temporary: list[tempfile.TemporaryDirectory[str]] = []  # deleted when the program ends
@@ -55,7 +55,7 @@ def model_folder(path: str | Path) -> Path:
 @functools.cache
 def _assembled(checkpoint: Path) -> Path:
     shell = checkpoint.parent / SHELL
-    if not (checkpoint / MANIFEST).exists() or not is_whole(checkpoint):
+    if not (checkpoint / MANIFEST).exists() or not is_complete(checkpoint):
         raise ModelError(f"The checkpoint {checkpoint} is torn.", fix="use an older one, or final/")
     if not shell.is_dir():
         raise ModelError(

@@ -1,1 +1,1 @@
-"""What a run leaves on disk and shows on a terminal: run folder, checkpoints, environment, progress."""
+"""Run folder, checkpoints, inputs, environment and progress of a run."""

@@ -1,7 +1,8 @@
-"""What follows training, step by step: a step that fails is reported at the end, and takes nothing else with it.
+"""The steps after training: a failed step is reported at the end, and the other steps still run.
 
-A run of many hours must not lose its evaluation, card or report to the check before it. Weights are written before the first
-of these steps; each later step runs whatever became of the others, unless it needs their results.
+A run of many hours must not lose its evaluation, model card or report because an earlier check failed.
+Weights are written before the first of these steps. Each step runs even if others failed, unless it needs
+their results.
 """
 
 from __future__ import annotations
@@ -29,47 +30,53 @@ class Failure:
 
 
 class AfterTraining:
-    """The steps after training. A `with` block ends by raising what failed in it, as one error.
+    """The steps after training. At the end of a `with` block all failures are raised as one error.
 
-    In a run of several processes, a process whose collective step failed takes part in no further one: the others may wait in
-    the failed one. It still does what it can do alone, then ends, and the launcher ends the others.
+    With several processes, a process whose collective step failed skips all further collective steps, since
+    the others may still wait in the failed step. It runs its local steps, then exits, and the launcher stops
+    the others.
 
     Args:
-        saved: what is complete and on disk before the first step, as a clause.
-        fix: what to do about a failure.
+        saved: a clause for the error message: what is complete and on disk before the first step.
+        fix: the fix in the error message.
 
     Attributes:
-        failures: what failed so far, in order.
+        failures: the failures so far, in order.
     """
 
     def __init__(
         self,
         saved: str = "Training is complete and its weights are saved",
-        fix: str = "fix the cause, then type the command again with --resume: training is not repeated",
+        fix: str = "fix the cause, then run the command again with --resume; training is not repeated",
     ) -> None:
         self.failures: list[Failure] = []
         self._saved, self._fix = saved, fix
-        self._alone = False
+        self._skip_collectives = False
 
     def run(self, step: str, work: Callable[[], T]) -> T | None:
-        """A step in which all processes take part: its result, or None where it failed."""
-        if self._alone:
-            self.failures.append(Failure(step, "not tried, after the failure above"))
+        """Run a collective step, in all processes; return its result, or None if it failed."""
+        if self._skip_collectives:
+            self.failures.append(Failure(step, "skipped after the failure above"))
             return None
         result = self._try(step, work)
-        self._alone = bool(self.failures) and self.failures[-1].step == step and processes.world_size() > 1
+        self._skip_collectives = (
+            bool(self.failures) and self.failures[-1].step == step and processes.world_size() > 1
+        )
         return result
 
     def on_main(self, step: str, work: Callable[[], T]) -> T | None:
-        """A step of the main process alone, for which no other waits: its result, or None elsewhere and where it failed."""
+        """Run a step in the main process only, without a collective.
+
+        Return its result, or None if it failed.
+        """
         return self._try(step, work) if processes.is_main() else None
 
     def fail(self, step: str, reason: str) -> None:
-        """Record a failure that a step found out and survived."""
+        """Record a failure that a step reports without raising."""
         self.failures.append(Failure(step, reason))
 
     def as_dict(self) -> dict[str, list[dict[str, str]]]:
-        """What failed so far, for a result file; empty where nothing did."""
+        """The failures so far, for a result file; empty if there are none."""
         return {"failures": [asdict(failure) for failure in self.failures]} if self.failures else {}
 
     def _try(self, step: str, work: Callable[[], T]) -> T | None:
@@ -77,7 +84,7 @@ class AfterTraining:
             return work()
         except RlhfError as error:
             self.fail(step, str(error))
-        except Exception as error:  # noqa: BLE001 - whatever it is, the next step must run; it is raised at the end
+        except Exception as error:  # noqa: BLE001 - the next step must run; raised at the end
             if (full := full_disk(error)) is not None:
                 self.fail(step, str(full))
             else:
@@ -86,7 +93,7 @@ class AfterTraining:
         return None
 
     def finish(self) -> None:
-        """Raise what failed, as one error.
+        """Raise all failures as one error.
 
         Raises:
             RunError: a step failed.
@@ -95,7 +102,7 @@ class AfterTraining:
             return
         listed = "\n".join(f"- {failure.step}: {failure.reason}" for failure in self.failures)
         raise RunError(
-            f"{self._saved}, but what follows failed:\n{listed}",
+            f"{self._saved}, but later steps failed:\n{listed}",
             fix=self._fix,
         )
 

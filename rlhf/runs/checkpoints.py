@@ -1,11 +1,12 @@
-"""Checkpoints without pickle: what a killed run needs to continue to the same numbers.
+"""Checkpoints without pickle, from which a killed run continues with identical numbers.
 
-A checkpoint is a folder `step-N` with safetensors (trained weights, AdamW moments, generator states) and JSON (trainer state, learning-rate
-schedule), sealed by a manifest of hashes. It is written under another name and renamed at the end, so that a folder
-that carries the right name but not the right hashes was torn by the machine, and the one before it is used.
+A checkpoint is a folder `step-N` with safetensors (trained weights, AdamW moments, random generator states),
+JSON (trainer state, learning-rate schedule) and a manifest of hashes. It is written under a temporary name
+and renamed when complete. A folder whose hashes do not match is corrupt, and the checkpoint before it is
+used.
 
-Every tensor in it is unsharded, so that a run may resume in another number of processes. All processes take part in gathering
-tensors, the main one writes; on several machines the folder must be on a file system that all of them see.
+All tensors are unsharded, so that a run may resume with another number of processes. All processes gather
+tensors, the main process writes. With several machines the folder must be on a shared file system.
 """
 
 from __future__ import annotations
@@ -28,22 +29,19 @@ from rlhf.distributed import processes, zero
 from rlhf.distributed.sharding import full_shape, full_tensor, reshard, set_parameters, shard_like
 from rlhf.runs.folder import atomic_folder, atomic_write_text
 
-MANIFEST, WEIGHTS, MOMENTS, STATE = (
-    "manifest.json",
-    "trainable.safetensors",
-    "optimizer.safetensors",
-    "state.json",
-)
+MANIFEST, STATE = "manifest.json", "state.json"
+WEIGHTS, MOMENTS = "trainable.safetensors", "optimizer.safetensors"
 GENERATORS = "generators.safetensors"
-TRAINER_STATE = "trainer_state.json"  # transformers looks for this name when it resumes
+TRAINER_STATE = "trainer_state.json"  # the name that transformers reads on resume
 KEEP = 2
+"""Checkpoints of a run that are kept."""
 
 
 def trainable_state(model: nn.Module, *, everywhere: bool = True) -> dict[str, Tensor]:
-    """The trained parameters by name, unsharded; all processes must call.
+    """The trained parameters by name, unsharded; a collective call.
 
     Args:
-        everywhere: else only the main process keeps them, and each other one holds one at a time.
+        everywhere: return them in all processes; otherwise in the main process only, {} in the others.
     """
     reshard(model)
     copies = ((name, _copy(p)) for name, p in model.named_parameters() if p.requires_grad)
@@ -51,9 +49,9 @@ def trainable_state(model: nn.Module, *, everywhere: bool = True) -> dict[str, T
 
 
 def _kept_by_main(copies: Iterator[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """Copies that all processes make together, one at a time, and one process keeps."""
+    """Gather copies one at a time, in all processes, and keep them in the main process."""
     main = processes.is_main()
-    return dict([copy for copy in copies if main])
+    return dict([copy for copy in copies if main])  # every process must iterate
 
 
 def _copy(tensor: Tensor) -> Tensor:
@@ -61,15 +59,13 @@ def _copy(tensor: Tensor) -> Tensor:
 
 
 def save_trainable(model: nn.Module, file: Path) -> None:
-    """Write the trained parameters, atomically; all processes must call, and continue when the file exists."""
+    """Write the trained parameters atomically; a collective call that returns when the file exists."""
     state = trainable_state(model, everywhere=False)
 
     def write() -> None:
         unfinished = file.with_suffix(".unfinished")
         unfinished.touch()
-        mode = (
-            unfinished.stat().st_mode
-        )  # as the umask has it; safetensors replaces the file by one of mode 600
+        mode = unfinished.stat().st_mode  # from the umask; safetensors creates a file with mode 600
         save_file(state, unfinished)
         unfinished.chmod(mode)
         unfinished.replace(file)
@@ -78,7 +74,7 @@ def save_trainable(model: nn.Module, file: Path) -> None:
 
 
 def best_file(checkpoints: Path, stage: str) -> Path:
-    """Where the best weights of a stage are kept while it runs."""
+    """The file of the best weights of a running stage."""
     return checkpoints / f"best-{stage}.safetensors"
 
 
@@ -86,33 +82,35 @@ def load_trainable(model: nn.Module, file: Path) -> None:
     """Load saved parameters; their names and shapes must be those of the model.
 
     Raises:
-        OutputError: the file is of a run that trained other weights.
+        OutputError: the file is from a run that trained other parameters.
     """
     reshard(model)
     saved = load_file(file)
-    here = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if saved.keys() != here.keys() or any(saved[name].shape != full_shape(here[name]) for name in saved):
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if saved.keys() != parameters.keys() or any(
+        saved[name].shape != full_shape(parameters[name]) for name in saved
+    ):
         raise OutputError(
-            f"{file} was written by a run that trained other weights.",
-            allowed="the adapter settings the run was started with",
-            fix="resume with the run's own config.yaml, or start again with another --output",
+            f"{file} was written by a run that trained other parameters.",
+            allowed="the adapter settings of the original run",
+            fix="resume with the run's config.yaml, or start a new run with another --output",
         )
     set_parameters(model, saved)
 
 
 def latest(checkpoints: Path) -> tuple[Path | None, list[str]]:
-    """The newest complete checkpoint, and a sentence for each corrupt one that was skipped."""
-    found = sorted(checkpoints.glob("step-*"), key=step_of, reverse=True)
-    passed_over: list[str] = []
-    for folder in found:
-        if is_whole(folder):
-            return folder, passed_over
-        passed_over.append(f"{folder.name} is torn (its hashes do not agree) and was passed over.")
-    return None, passed_over
+    """The newest complete checkpoint, and a message for each newer corrupt one."""
+    newest_first = sorted(checkpoints.glob("step-*"), key=step_of, reverse=True)
+    skipped: list[str] = []
+    for folder in newest_first:
+        if is_complete(folder):
+            return folder, skipped
+        skipped.append(f"{folder.name} is corrupt (its hashes do not match) and was skipped.")
+    return None, skipped
 
 
 def step_of(checkpoint: Path) -> int:
-    """The update a checkpoint was written after, counted over all stages."""
+    """The number of updates before a checkpoint, over all stages."""
     return int(checkpoint.name.split("-")[1])
 
 
@@ -121,8 +119,8 @@ def stage_of(checkpoint: Path) -> str:
     return str(json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["stage"])
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether every file of the manifest is there with its hash."""
+def is_complete(folder: Path) -> bool:
+    """Whether every file of the manifest exists and has its hash."""
     manifest = folder / MANIFEST
     if not manifest.exists():
         return False
@@ -136,7 +134,7 @@ def is_whole(folder: Path) -> bool:
 
 
 def seal(folder: Path) -> None:
-    """Write the manifest over everything in the folder."""
+    """Write the manifest of all files in the folder."""
     hashes = {file.name: file_digest(file) for file in sorted(folder.iterdir()) if file.name != MANIFEST}
     atomic_write_text(folder / MANIFEST, json.dumps(hashes, indent=1))
 
@@ -148,16 +146,15 @@ def file_digest(file: Path) -> str:
 
 
 class SafeCheckpoints:
-    """Gives a transformers Trainer these checkpoints in place of its own, which are pickled.
+    """A mix-in, before the Trainer in the base classes, that replaces transformers' pickled checkpoints.
 
-    Mixed in before the trainer's class. `step_offset` and `stage_name` let a run of several stages number and tell its
-    checkpoints.
+    `step_offset` and `stage_name` number and label the checkpoints of a run with several stages.
     """
 
     step_offset: int = 0
     stage_name: str = ""
 
-    # What the trainer brings.
+    # Attributes of transformers' Trainer.
     model: Any
     optimizer: Any
     lr_scheduler: Any
@@ -178,14 +175,16 @@ class SafeCheckpoints:
         with atomic_folder(checkpoints / f"step-{self.step_offset + self.state.global_step}") as folder:
             save_file(weights, folder / WEIGHTS)
             save_file(moments, folder / MOMENTS)
-            each = {
-                f"{index}/{name}": one for index, own in enumerate(generators) for name, one in own.items()
+            by_rank = {
+                f"{rank}/{name}": state
+                for rank, states in enumerate(generators)
+                for name, state in states.items()
             }
-            save_file(each, folder / GENERATORS)
+            save_file(by_rank, folder / GENERATORS)
             state = {"schedule": self.lr_scheduler.state_dict(), "stage": self.stage_name}
             (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
             self.state.save_to_json(str(folder / TRAINER_STATE))
-            self.save_own(folder)
+            self.save_extra_state(folder)
             seal(folder)
         kept = sorted(checkpoints.glob("step-*"), key=step_of)
         for old in kept[:-KEEP]:
@@ -201,32 +200,33 @@ class SafeCheckpoints:
             return
         folder = Path(checkpoint)
         trained = self.accelerator.unwrap_model(self.model)
-        _put_moments(trained, self.optimizer, load_file(folder / MOMENTS))
-        schedule = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)  # DeepSpeed's stands in another
+        _load_moments(trained, self.optimizer, load_file(folder / MOMENTS))
+        schedule = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)  # DeepSpeed wraps it
         schedule.load_state_dict(json.loads((folder / STATE).read_text(encoding="utf-8"))["schedule"])
-        # A schedule sets the next update's rate after each update, and a run with more updates than before has another schedule.
+        # The last rate, saved in the checkpoint, is that of the old schedule; a longer run has another one.
         rates = [
-            rate * share(schedule.last_epoch)
-            for rate, share in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+            rate * factor(schedule.last_epoch)
+            for rate, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
         ]
         schedule._last_lr = rates  # noqa: SLF001
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
-        self.load_own(folder)
+        self.load_extra_state(folder)
 
-    def save_own(self, folder: Path) -> None:
-        """Write what else the trainer must remember into a checkpoint; nothing, unless overridden."""
+    def save_extra_state(self, folder: Path) -> None:
+        """Write further state into a checkpoint folder; a hook that does nothing by default."""
 
-    def load_own(self, folder: Path) -> None:
-        """Take up what `save_own` wrote."""
+    def load_extra_state(self, folder: Path) -> None:
+        """Load the state that `save_extra_state` wrote."""
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
         saved = load_file(Path(checkpoint) / GENERATORS)
-        # A process that the run did not have before continues from the main one's state.
-        own = str(processes.rank()) if f"{processes.rank()}/torch" in saved else "0"
-        states = {name.partition("/")[2]: one for name, one in saved.items() if name.partition("/")[0] == own}
+        # A rank that the saved run did not have continues from rank 0's state.
+        rank = processes.rank() if f"{processes.rank()}/torch" in saved else 0
+        prefix = f"{rank}/"
+        states = {key.removeprefix(prefix): state for key, state in saved.items() if key.startswith(prefix)}
         torch.set_rng_state(states["torch"])
         if "cuda" in states:
             torch.cuda.set_rng_state(states["cuda"])
@@ -237,19 +237,22 @@ class SafeCheckpoints:
 
 
 def _moments(model: nn.Module, optimizer: Any) -> dict[str, Tensor]:
-    """AdamW's state by parameter and kind, whole, in the main process; where a part of a parameter is empty there may be none.
+    """AdamW's state by parameter and name, unsharded, in the main process.
 
-    Not by `torch.distributed.checkpoint.state_dict`: a parameter that has not been stepped yet (the policy in its critic's
-    warm-up) has no state, which `set_optimizer_state_dict` refuses or, not strict, replaces by that of one step.
+    A rank with an empty shard may lack it.
+
+    Not by `torch.distributed.checkpoint.state_dict`: a parameter that has not been stepped yet (the policy in
+    its critic's warm-up) has no state. `set_optimizer_state_dict` refuses that or, with strict=False, invents
+    the state of one step.
     """
     reshard(model)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if zero.is_sharded(model):
         by_parameter = zero.moments(optimizer)
         return _kept_by_main(
-            (f"{name}/{kind}", _copy(one))
+            (f"{name}/{kind}", _copy(value))
             for name, p in trained.items()
-            for kind, one in by_parameter[id(p)].items()
+            for kind, value in by_parameter[id(p)].items()
         )
     kinds = processes.broadcast_from_main(
         {name: list(optimizer.state.get(p, ())) for name, p in trained.items()}
@@ -261,7 +264,7 @@ def _moments(model: nn.Module, optimizer: Any) -> dict[str, Tensor]:
     )
 
 
-def _put_moments(model: nn.Module, optimizer: Any, saved: dict[str, Tensor]) -> None:
+def _load_moments(model: nn.Module, optimizer: Any, saved: dict[str, Tensor]) -> None:
     """Load the state that `_moments` returned into AdamW."""
     reshard(model)
     named = dict(model.named_parameters())
@@ -272,16 +275,16 @@ def _put_moments(model: nn.Module, optimizer: Any, saved: dict[str, Tensor]) -> 
             states.setdefault(id(named[name]), {})[kind] = value
         zero.load_moments(optimizer, states)
         return
-    beside = optimizer.param_groups[0].get("fused")  # or AdamW keeps its step counter on the CPU
+    fused = optimizer.param_groups[0].get("fused")  # otherwise AdamW keeps its step counter on the CPU
     for key, value in saved.items():
         name, kind = key.rsplit("/", 1)
         parameter = named[name]
-        counter = value.to(parameter.device) if beside else value
+        counter = value.to(parameter.device) if fused else value
         optimizer.state[parameter][kind] = counter if kind == "step" else shard_like(value, parameter)
 
 
 def _generators() -> dict[str, Tensor]:
-    """The states of this process's generators."""
+    """The states of this process's random generators."""
     name, keys, *rest = np.random.get_state()
     states = {
         "torch": torch.get_rng_state(),

@@ -1,4 +1,4 @@
-"""Recognise a full disk behind an error: every command may run into one at any write."""
+"""Recognise errors caused by a full disk."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def full_disk(error: BaseException) -> RunError | None:
-    """The error to show where a disk is full or a quota is spent; None for any other error.
+    """The error to show if a disk is full or a quota is exceeded; None for any other error.
 
-    Files of weights are written by safetensors, whose error says the system's number in words.
+    safetensors, which writes weights, puts the system's error number into its message.
     """
     if isinstance(error, OSError):
-        number, place = error.errno, error.filename
+        number, path = error.errno, error.filename
     else:
-        from safetensors import SafetensorError  # not needed until something fails
+        from safetensors import SafetensorError  # imported only after a failure
 
         match = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, SafetensorError) else None
-        number, place = int(match[1]) if match else None, None
+        number, path = int(match[1]) if match else None, None
     if number not in FULL:
         return None
     folders = {"here": Path.cwd(), "for temporary files": Path(tempfile.gettempdir())}
@@ -33,7 +33,8 @@ def full_disk(error: BaseException) -> RunError | None:
         for name, folder in folders.items()
     )
     return RunError(
-        f"The disk is full{f', at {place}' if place else ''}. What was being written was taken back. Free now: {free}.",
-        fix="free some space, or set TMPDIR to a larger disk for temporary files; then type the command again (a run: with --resume, "
-        "from its last checkpoint)",
+        f"The disk is full{f', at {path}' if path else ''}. The unfinished file was removed. Free now: "
+        f"{free}.",
+        fix="free some space, or set TMPDIR to a larger disk for temporary files; then run the command again "
+        "(training: with --resume, from its last checkpoint)",
     )

@@ -1,4 +1,4 @@
-"""On what a run ran: versions, machine size, revision, time. Never who or where: no names, no environment variables."""
+"""The environment of a run: versions, machine size, git revision, time; no user or host names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PACKAGES = (
 
 
 def environment(command: str) -> dict[str, Any]:
-    """The facts a reader needs to repeat a run, as JSON; versions are read without importing anything."""
+    """The facts needed to repeat a run, as JSON; versions are read without imports."""
     return {
         "command": command,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -38,18 +38,18 @@ def environment(command: str) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """The installed versions of the packages that numbers depend on."""
+    """The installed versions of the packages that affect results."""
     return {name: version for name in PACKAGES if (version := _version(name))}
 
 
 def git_revision() -> str | None:
-    """The commit of the current folder, with `-dirty` where files differ from it; None where there is no git."""
+    """The git commit of the current folder, with `-dirty` for uncommitted changes; None without git."""
     describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        done = subprocess.run(describe, capture_output=True, text=True, timeout=10, check=False)
+        result = subprocess.run(describe, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() or None if done.returncode == 0 else None
+    return result.stdout.strip() or None if result.returncode == 0 else None
 
 
 def _version(package: str) -> str | None:

@@ -1,6 +1,7 @@
-"""The run folder: config, environment, metrics and results of a run. Every file is written atomically or by line.
+"""The run folder: config, environment, metrics and results of a run; files are written atomically or by line.
 
-config.yaml, environment.json, inputs.json, metrics.jsonl, samples.jsonl (of a policy), checkpoints/, final/, logs/
+Its files: config.yaml, environment.json, inputs.json, metrics.jsonl, samples.jsonl (of a policy),
+checkpoints/, final/, logs/
 """
 
 from __future__ import annotations
@@ -27,46 +28,46 @@ from rlhf.runs.environment import environment
 
 LOCK, CONFIG, ENVIRONMENT = ".lock", "config.yaml", "environment.json"
 LOGS = "logs"
-"""The folder of what processes other than the main one print."""
+"""The folder of the output of ranks above 0."""
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 INPUTS = "inputs.json"
-"""By config key, the place and the digest of what the run learns from, see `rlhf.runs.inputs`."""
+"""Path and digest of each input by config key, see `rlhf.runs.inputs`."""
 HALF_WRITTEN = ".half-written"
-"""Ends the name of a file or folder on its way to its final name."""
+"""Suffix of a file or folder that is not complete yet."""
 
 MAY_CHANGE = (
     *("output", "steps", "stages.*.max_steps", "stages.*.epochs", "save_every", "threads"),
     *("track", "track.*"),
-    # What only fills the memory of a GPU: numbers agree to rounding.
+    # These change the use of GPU memory: results agree up to rounding.
     *("tokens_per_batch", "rollouts.gpu_memory_share", "rollouts.max_num_batched_tokens", "rollouts.sleep"),
     *("rollouts.servers*", "rollouts.token_env", "rollouts.adapter_folder", "rollouts.timeout"),
 )
-"""Config keys that a resumed run may give another value: how far it goes and where, not what a step does."""
+"""Config keys that may change on resume: length and place of a run, not what a step computes."""
 
 
 class RunFolder:
-    """One run's folder, held by one process at a time; of a run of several processes, by the main one: in the others nothing is written.
+    """The folder of one run, locked by the main process of the run; other ranks write nothing.
 
     Attributes:
         path: the folder.
         checkpoints: the folder of checkpoints.
-        final: where the result goes.
-        resumed: whether it holds an earlier part of the run.
+        final: the folder of the result.
+        resumed: whether it contains an earlier part of the run.
     """
 
     def __init__(self, path: Path, lock: int | None, *, resumed: bool) -> None:
         self.path, self.resumed = path, resumed
         self.checkpoints, self.final = path / "checkpoints", path / "final"
         self.writes, self._lock = lock is not None, lock
-        os.register_at_fork(after_in_child=self._forget_lock)  # or an orphaned worker would hold the folder
+        os.register_at_fork(after_in_child=self._forget_lock)  # or an orphaned worker would keep the lock
 
     @classmethod
     def create(cls, path: Path, config: BaseModel, *, resume: bool, command: str) -> RunFolder:
-        """Open a new run folder, or with `resume` an old one; where there is none yet, `resume` starts one.
+        """Create a run folder, or open an existing one with `resume`.
 
         Raises:
-            OutputError: the folder is in use, or holds something and is not to be resumed or not a run.
-            ConfigError: on resume, a key differs that would make it another run.
+            OutputError: the folder is in use, is not empty without `resume`, or is not a run folder.
+            ConfigError: on resume, a config key differs that may not change.
         """
         processes.init()
         run = processes.on_main(lambda: cls._create(path, config, resume=resume, command=command))
@@ -76,7 +77,7 @@ class RunFolder:
 
     @classmethod
     def _create(cls, path: Path, config: BaseModel, *, resume: bool, command: str) -> RunFolder:
-        _check_is_ours(path, resume=resume)
+        _check_is_run_folder(path, resume=resume)
         run = cls(path, _acquire(path), resumed=resume and _occupied(path))
         try:
             if _occupied(path) and not resume:
@@ -103,7 +104,7 @@ class RunFolder:
         self.checkpoints.mkdir(exist_ok=True)
 
     def metrics(self, step: int, values: Mapping[str, float | str]) -> None:
-        """Append one step's figures to metrics.jsonl; one that is not finite becomes null."""
+        """Append the metrics of a step to metrics.jsonl; non-finite values become null."""
         if not self.writes:
             return
         plain = {
@@ -112,12 +113,12 @@ class RunFolder:
         _append(self.path / METRICS, [{"step": step, **plain}])
 
     def samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append rows to samples.jsonl; each has its `step`."""
+        """Append rows, each with a `step`, to samples.jsonl."""
         if self.writes:
             _append(self.path / SAMPLES, [{"step": row["step"], **row} for row in rows])
 
     def write_json(self, name: str, content: Any) -> None:
-        """Write a JSON file of this run, whole or not at all; a number that is not finite becomes null."""
+        """Write a JSON file of this run atomically; non-finite numbers become null."""
         if self.writes:
             atomic_write_text(self.path / name, _as_json(content, indent=2) + "\n")
 
@@ -125,7 +126,7 @@ class RunFolder:
         """Read a JSON file of this run.
 
         Raises:
-            OutputError: it is not there, or no JSON.
+            OutputError: it does not exist, or is not JSON.
         """
         file = self.path / name
         try:
@@ -136,22 +137,22 @@ class RunFolder:
             raise OutputError(f"{file} is not JSON: {error}") from None
 
     def truncate(self, after_step: int) -> None:
-        """Drop the metrics and samples of later steps, which a resumed run makes anew.
+        """Remove metrics and samples of later steps, which a resumed run writes again.
 
         Raises:
-            OutputError: a line other than the last is torn.
+            OutputError: a line other than the last is corrupt.
         """
         for name in (METRICS, SAMPLES) if self.writes else ():
             _keep_lines(self.path / name, after_step)
 
     def close(self) -> None:
-        """Let other processes use the folder."""
+        """Release the lock."""
         if self._lock is not None:
             fcntl.flock(self._lock, fcntl.LOCK_UN)
             self._forget_lock()
 
     def _forget_lock(self) -> None:
-        """Close the lock's file; the lock stays while another process has it open."""
+        """Close the lock file; the lock stays while another process has it open."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -162,20 +163,20 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # A run that was refused before its first update leaves the folder empty, ready for the corrected config.
-        refused = kind is not None and issubclass(kind, UserError) and not self.resumed
-        if self.writes and refused and not (self.path / METRICS).exists():
+        # After a user error before the first update the folder is emptied, ready for the corrected config.
+        user_error = kind is not None and issubclass(kind, UserError) and not self.resumed
+        if self.writes and user_error and not (self.path / METRICS).exists():
             for entry in self.path.iterdir():
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         self.close()
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """Write a file so that its name never stands for half of it."""
+    """Write a file atomically."""
     unfinished = _unfinished(path)
     try:
         with unfinished.open("wb") as file:
-            # A lone surrogate, which models and data sets do produce, becomes its JSON escape.
+            # A lone surrogate, which models and data sets contain, becomes its JSON escape.
             file.write(text.encode("utf-8", "backslashreplace"))
             os.fsync(file.fileno())
         unfinished.replace(path)
@@ -185,18 +186,16 @@ def atomic_write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a folder to fill, which takes the name `path` when the block ends well, in place of an older one."""
+    """Yield a temporary folder that replaces `path` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished, older = _unfinished(path), _unfinished(path)
     unfinished.mkdir()
     try:
         yield unfinished
-        mode = 0o666 & unfinished.stat().st_mode  # as the umask has it
+        mode = 0o666 & unfinished.stat().st_mode  # from the umask
         for file in unfinished.rglob("*"):
             if file.is_file():
-                file.chmod(
-                    file.stat().st_mode | mode
-                )  # safetensors writes files that only their owner may read
+                file.chmod(file.stat().st_mode | mode)  # safetensors creates files with mode 600
                 with file.open("rb") as handle:
                     os.fsync(handle.fileno())
         if path.exists():
@@ -208,8 +207,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 older.replace(path)
             raise
     finally:
-        for left in (unfinished, older):
-            shutil.rmtree(left, ignore_errors=True)
+        for remainder in (unfinished, older):
+            shutil.rmtree(remainder, ignore_errors=True)
 
 
 def _unfinished(path: Path) -> Path:
@@ -217,8 +216,8 @@ def _unfinished(path: Path) -> Path:
 
 
 def _occupied(path: Path) -> bool:
-    """Whether a folder holds anything but what this module keeps there for itself."""
-    return any(one.name != LOCK and not one.name.endswith(HALF_WRITTEN) for one in path.iterdir())
+    """Whether a folder contains anything except the lock and unfinished files."""
+    return any(entry.name != LOCK and not entry.name.endswith(HALF_WRITTEN) for entry in path.iterdir())
 
 
 def _not_empty(path: Path) -> OutputError:
@@ -229,38 +228,38 @@ def _not_empty(path: Path) -> OutputError:
     )
 
 
-def _check_is_ours(path: Path, *, resume: bool) -> None:
-    """Make sure nothing is written into a folder that is not a run's, not even a lock."""
+def _check_is_run_folder(path: Path, *, resume: bool) -> None:
+    """Refuse a folder with other files before anything, even a lock, is written into it."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         is_run = (path / CONFIG).exists()
         occupied = _occupied(path)
     except OSError as error:
-        found = f"{path} cannot be an output folder: {error.strerror}"
-        raise OutputError(found, allowed="a folder that can be written", fix="another --output") from None
+        message = f"{path} cannot be an output folder: {error.strerror}"
+        raise OutputError(message, allowed="a writable folder", fix="another --output") from None
     if occupied and not is_run:
         if not resume:
             raise _not_empty(path)
         raise OutputError(
-            f"{path} cannot be resumed: it holds files, but no {CONFIG}", fix="another --output"
+            f"{path} is not a run folder: it contains files, but no {CONFIG}", fix="another --output"
         )
 
 
 def _acquire(path: Path) -> int:
-    """Lock the folder until the returned file is closed; the kernel does so too when the process dies."""
+    """Lock the folder until the returned file is closed, or the process dies."""
     try:
         lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        found = f"{path} cannot be an output folder: {error.strerror}"
-        raise OutputError(found, allowed="a folder that can be written", fix="another --output") from None
+        message = f"{path} cannot be an output folder: {error.strerror}"
+        raise OutputError(message, allowed="a writable folder", fix="another --output") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        holder = os.read(lock, 20).decode() or "unknown"
+        process = os.read(lock, 20).decode() or "unknown"
         os.close(lock)
         raise OutputError(
-            f"the output folder {path} is in use by another run (process {holder})",
-            fix="wait for it to end, then --resume; or another --output",
+            f"the output folder {path} is in use by another run (process {process})",
+            fix="wait for it to end, then use --resume; or another --output",
         ) from None
     os.ftruncate(lock, 0)
     os.write(lock, str(os.getpid()).encode())
@@ -268,13 +267,13 @@ def _acquire(path: Path) -> int:
 
 
 def _clear_half_written(path: Path) -> None:
-    """Take away what a killed run left under unfinished names."""
+    """Remove unfinished files of a killed run."""
     for folder in (path, path / "checkpoints"):
-        for left in folder.glob(f".*{HALF_WRITTEN}"):
-            if left.is_dir():
-                shutil.rmtree(left)
+        for remainder in folder.glob(f".*{HALF_WRITTEN}"):
+            if remainder.is_dir():
+                shutil.rmtree(remainder)
             else:
-                left.unlink()
+                remainder.unlink()
 
 
 def _check_same_run(file: Path, config: BaseModel, dumped: Mapping[str, Any]) -> None:
@@ -282,10 +281,10 @@ def _check_same_run(file: Path, config: BaseModel, dumped: Mapping[str, Any]) ->
         stored = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ConfigError(f"{file} is not valid YAML: {error}") from None
-    with suppress(ValidationError):  # a key that is newer than the run has its default
+    with suppress(ValidationError):  # keys newer than the run get their defaults
         stored = type(config).model_validate(stored).model_dump(mode="json")
     before, now = dict(leaves(stored)), dict(leaves(dumped))
-    # What these keys name may lie elsewhere by now: its content is compared once it is read.
+    # Inputs may have moved: `check_inputs` compares their content.
     by_content = json.loads(inputs.read_text()) if (inputs := file.with_name(INPUTS)).exists() else {}
     changed = [
         f"  {key}: was {before.get(key, 'absent')}, is {now.get(key, 'absent')}"
@@ -296,23 +295,23 @@ def _check_same_run(file: Path, config: BaseModel, dumped: Mapping[str, Any]) ->
     ]
     if changed:
         raise ConfigError(
-            "\n".join([f"{file.parent} holds a run with another config:", *changed]),
+            "\n".join([f"{file.parent} contains a run with another config:", *changed]),
             allowed=f"on --resume only {', '.join(MAY_CHANGE)} may differ",
-            fix=f"resume with {file} as the config, or start anew with another --output",
+            fix=f"resume with {file} as the config, or start a new run with another --output",
         )
 
 
 def leaves(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Every value of nested mappings and lists with its dotted key, as JSON."""
-    inner: Sequence[tuple[Any, Any]] = ()
+    """Yield each leaf of nested mappings and lists as (dotted key, JSON)."""
+    children: Sequence[tuple[Any, Any]] = ()
     if isinstance(value, dict):
-        inner = list(value.items())
+        children = list(value.items())
     elif isinstance(value, list):
-        inner = list(enumerate(value))
-    if not inner:
+        children = list(enumerate(value))
+    if not children:
         yield key, json.dumps(value, ensure_ascii=False, default=str)
-    for name, below in inner:
-        yield from leaves(below, f"{key}.{name}" if key else str(name))
+    for name, child in children:
+        yield from leaves(child, f"{key}.{name}" if key else str(name))
 
 
 def _append(file: Path, records: Iterable[Mapping[str, Any]]) -> None:
@@ -326,18 +325,18 @@ def _as_json(value: Any, indent: int | None = None) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """The same value with null for NaN and infinities, which JSON does not have."""
+    """Replace NaN and infinities, which JSON does not have, by None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {name: _finite(one) for name, one in value.items()}
+        return {name: _finite(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
+        return [_finite(item) for item in value]
     return value
 
 
 def _keep_lines(file: Path, last_step: float) -> None:
-    """Keep the lines up to a step; a torn last line goes."""
+    """Keep the lines up to a step; drop an incomplete last line."""
     if not file.exists():
         return
     unfinished = _unfinished(file)
@@ -349,9 +348,8 @@ def _keep_lines(file: Path, last_step: float) -> None:
                 except (ValueError, TypeError, KeyError):
                     if next(lines, None) is None:
                         break
-                    raise OutputError(
-                        f"{file}:{number} is not a step's JSON", fix="take the line out"
-                    ) from None
+                    message = f"{file}:{number} is not JSON with a step"
+                    raise OutputError(message, fix="remove the line") from None
                 if not line.endswith(b"\n"):
                     break
                 if step <= last_step:

@@ -1,4 +1,4 @@
-"""Which phase of a run the GPU's memory ran out in: torch's error names an allocation, and no phase."""
+"""Name the phase of a run in which GPU memory ran out; torch's error names only an allocation."""
 
 from __future__ import annotations
 
@@ -9,35 +9,37 @@ from rlhf.core.errors import RunError
 
 
 class GpuMemoryError(RunError):
-    """The GPU's memory ran out.
+    """GPU memory ran out.
 
     Args:
-        phase: as the plan names it (`loading`, `rollouts`, `scoring`, `update`, `validation`).
-        cause: torch's own message.
+        phase: a phase of the plan (`loading`, `rollouts`, `scoring`, `update`, `validation`).
+        cause: torch's message.
     """
 
     def __init__(self, phase: str, cause: str, *, planned: str = "", fix: str = "") -> None:
         self.phase, self.cause = phase, cause
-        found = f"The GPU's memory ran out while {WORDS[phase]} (phase: {phase}). {cause.splitlines()[0]}"
+        message = f"GPU memory ran out while {DESCRIPTIONS[phase]} (phase: {phase}). {cause.splitlines()[0]}"
         super().__init__(
-            f"{found}\n{planned}".rstrip(),
-            fix=fix or "rlhf plan CONFIG --gpus CARDS, which says what each phase needs and what to change",
+            f"{message}\n{planned}".rstrip(),
+            fix=fix or "rlhf plan CONFIG --gpus NUMBER shows the memory of each phase and what to change",
         )
 
 
-WORDS = {
-    "loading": "the models were loaded",
-    "rollouts": "answers were sampled",
-    "scoring": "answers were scored",
-    "update": "the model was updated",
-    "validation": "held-out items were scored",
+DESCRIPTIONS = {
+    "loading": "loading the models",
+    "rollouts": "sampling answers",
+    "scoring": "scoring answers",
+    "update": "updating the model",
+    "validation": "scoring held-out items",
 }
-"""Phase: what the run was doing."""
+"""Phase: what the run does in it."""
 
 
 @contextmanager
 def phase(name: str) -> Iterator[None]:
-    """Within the block, or the function it decorates, memory that runs out is an error of this phase; the innermost phase counts.
+    """Convert out-of-memory errors in the block, or the decorated function, to those of a phase.
+
+    The innermost wins.
 
     Raises:
         GpuMemoryError: torch ran out of memory.

@@ -1,7 +1,7 @@
-"""What a run learns from, by content: a resumed run must learn from the same, wherever it lies by then.
+"""The inputs of a run (data, rewards, start), compared by content on resume.
 
-`inputs.json` holds a digest for every config key that names data, a reward or a start. A key that moved to another path with
-the same content passes; the same path with other content is refused. No torch.
+`inputs.json` holds a digest for every config key that names an input. On resume, the same content at another
+path passes, and other content at the same path is refused. No torch.
 """
 
 from __future__ import annotations
@@ -20,47 +20,48 @@ from rlhf.distributed import processes
 from rlhf.runs.folder import INPUTS, RunFolder, leaves
 
 WHOLE_UP_TO = 2**30
-"""Bytes; of a larger file the size, and this share of it at either end, are hashed."""
+"""Bytes; of a larger file only the size and both ends are hashed."""
 ENDS = 2**24
+"""Bytes hashed at each end of a large file."""
 PATHS = (
     *("start", "reward", "reward.*.adapter", "reward.*.classifier", "reward.*.function"),
     *("reward.*.ensemble.adapters.*", "held_out_reward", "held_out_reward.*"),
 )
-"""Config keys that may name a file or folder whose content a step depends on; data sources are hashed by their records."""
+"""Config keys that may name a file or folder that results depend on; data is hashed by its records."""
 
 
 class Input(NamedTuple):
-    """Something a run learns from: where it lies, and a digest of its content."""
+    """The path of an input and the digest of its content."""
 
-    place: str
+    path: str
     digest: str
 
 
 def path_inputs(config: Mapping[str, Any]) -> dict[str, Input]:
-    """The files and folders that a config names under `PATHS`, by their dotted key."""
-    found = {}
+    """The files and folders that a config names under `PATHS`, by dotted key."""
+    inputs = {}
     for key, text in leaves(config):
         value = json.loads(text)
         if isinstance(value, str) and any(fnmatch.fnmatchcase(key, pattern) for pattern in PATHS):
             file, _, _ = value.rpartition(":")  # FILE.py:NAME
             path = next((p for p in (Path(value), Path(file)) if str(p) != "." and p.exists()), None)
             if path is not None:
-                found[key] = Input(value, digest_of_path(path))
-    return found
+                inputs[key] = Input(value, digest_of_path(path))
+    return inputs
 
 
 def inputs_of(config: BaseModel, digests: Mapping[str, str]) -> dict[str, Input]:
-    """Data by a digest of its records, by config key, and the files and folders that a config names."""
+    """All inputs by config key: data with the digests of its records, and files and folders."""
     dumped = config.model_dump(mode="json")
-    places = dict(leaves(dumped))
+    values = dict(leaves(dumped))
     records = {
-        key: Input(json.loads(places[key]), digest) for key, digest in digests.items() if key in places
+        key: Input(json.loads(values[key]), digest) for key, digest in digests.items() if key in values
     }
     return records | path_inputs(dumped)
 
 
 def digest_of_path(path: Path) -> str:
-    """Hash a file, or the files of a folder with their names; Markdown (model cards) is ignored."""
+    """Hash a file, or the names and content of a folder's files, except Markdown (model cards)."""
     digest = hashlib.sha256()
     for file in sorted(_files(path)):
         digest.update(str(file.relative_to(path)).encode())
@@ -89,24 +90,24 @@ def _update(digest: Any, file: Path) -> None:
 
 
 def check_inputs(run: RunFolder, inputs: Mapping[str, Input]) -> None:
-    """Record what a run learns from; where that was recorded before, make sure that it is the same.
+    """Record the inputs of a run; on resume, compare them with the recorded ones.
 
     Raises:
-        ConfigError: the content of an input changed since the run was started.
+        ConfigError: the content of an input has changed.
     """
 
     def check() -> None:
         recorded = {key: Input(*entry) for key, entry in read_inputs(run.path).items()}
         changed = [
-            f"  {key}: {now.place}" + ("" if now.place == before.place else f" (then {before.place})")
+            f"  {key}: {now.path}" + ("" if now.path == before.path else f" (was {before.path})")
             for key, now in inputs.items()
             if (before := recorded.get(key)) is not None and before.digest != now.digest
         ]
         if changed:
             raise ConfigError(
-                "\n".join([f"{run.path} was started with other content than there is now in", *changed]),
-                allowed="on --resume, the same content at any path",
-                fix="put the content back as it was, or start anew with another --output",
+                "\n".join([f"Inputs of {run.path} have changed since the run was started:", *changed]),
+                allowed="with --resume, the same content at any path",
+                fix="restore the content, or start a new run with another --output",
             )
         run.write_json(INPUTS, {**recorded, **inputs})
 
@@ -114,6 +115,6 @@ def check_inputs(run: RunFolder, inputs: Mapping[str, Input]) -> None:
 
 
 def read_inputs(path: Path) -> dict[str, Sequence[str]]:
-    """The inputs a run folder recorded: by config key, place and digest; empty where there are none."""
+    """The recorded inputs of a run folder, (path, digest) by config key; empty if there are none."""
     file = path / INPUTS
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}

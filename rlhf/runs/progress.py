@@ -1,4 +1,4 @@
-"""Progress of a run: rich's live line on a terminal, a plain line every few seconds in a log."""
+"""Progress of a run: a live line on a terminal, a plain line every few seconds in a log."""
 
 from __future__ import annotations
 
@@ -18,52 +18,55 @@ from rich.text import Text
 from rlhf.distributed.processes import is_main
 
 PLAIN_EVERY = 10.0
-"""Seconds between two lines of a log."""
+"""Seconds between lines of a log."""
 RECENT_SECONDS, RECENT_UPDATES = 60.0, 3
-"""The speed is that of the last minute, and of three updates at least."""
+"""The speed is averaged over the last minute, and at least three updates."""
 
-_on_screen: list[Progress] = []
+_live_lines: list[Progress] = []
 
 
 class Speed:
-    """Recent seconds a unit. A slow-down shows within three updates, and within the first slow one where that takes long."""
+    """Recent seconds per unit; a slow-down shows within three updates, or during the first very slow one."""
 
     def __init__(self) -> None:
-        self._recent: deque[tuple[float, int]] = deque()  # seconds and units of an update, oldest first
+        self._recent: deque[tuple[float, int]] = deque()  # (seconds, units) per update, oldest first
 
     def add(self, seconds: float, units: int) -> None:
-        """Count an update of some units."""
+        """Add an update."""
         self._recent.append((seconds, units))
         while (
             len(self._recent) > RECENT_UPDATES
-            and sum(one for one, _ in self._recent) - self._recent[0][0] >= RECENT_SECONDS
+            and sum(seconds for seconds, _ in self._recent) - self._recent[0][0] >= RECENT_SECONDS
         ):
             self._recent.popleft()
 
     def seconds_left(self, units: int, since_last: float) -> float | None:
-        """Seconds that so many units take from now, `since_last` after the last update; None before the first."""
+        """Estimated seconds for `units` more units, `since_last` seconds after the last update.
+
+        None before it.
+        """
         if not self._recent:
             return None
-        seconds = sum(one for one, _ in self._recent)
-        done = sum(one for _, one in self._recent)
+        seconds = sum(seconds for seconds, _ in self._recent)
+        done = sum(units for _, units in self._recent)
         latest = self._recent[-1][1]
         pace = seconds / done
-        if since_last > pace * latest:  # the update under way is a slow one already
+        if since_last > pace * latest:  # the current update is already slow
             pace = (seconds + since_last) / (done + latest)
         return max(pace * units - since_last, pace * (units - latest), 0.0)
 
 
 class Progress:
-    """Shows done/total, figures, time elapsed and time left.
+    """Show done/total, metrics, elapsed time and time left.
 
-    The first update only starts the clock: the step before it also paid for warming up, or for the steps of an earlier, now
-    resumed run. A `with` block ends the live line; so do the last update and the end of the program.
+    The first update only starts the clock: the time before it includes warm-up, or the steps of an earlier
+    run before a resume. The live line ends with the `with` block, the last update or the program.
 
     Args:
-        total: how many units there are.
-        unit: what is counted: "update", "pairs".
-        console: where to; standard error if left out, so that results can be piped.
-        clock: seconds that only grow.
+        total: the number of units.
+        unit: its name: "update", "pairs".
+        console: standard error by default, so that results can be piped.
+        clock: a monotonic clock, in seconds.
     """
 
     def __init__(
@@ -84,7 +87,7 @@ class Progress:
         self._live: rich_progress.Progress | None = None
 
     def update(self, done: int, **figures: float) -> None:
-        """Record that `done` units are done, with figures of the latest."""
+        """Record that `done` units are done, with metrics of the latest."""
         now = self._clock()
         if self._last is not None and done > self.done:
             self._speed.add(now - self._last, done - self.done)
@@ -98,7 +101,7 @@ class Progress:
             self.close()
 
     def line(self) -> Text:
-        """The line as it reads now."""
+        """The current line."""
         parts = [f"{self.unit} {self.done}/{self.total}"]
         parts += [f"{name} {value:.4g}" for name, value in self._figures.items()]
         parts.append(f"elapsed {_minutes(self._clock() - self._started)}")
@@ -108,17 +111,17 @@ class Progress:
         return Text("  ".join(parts), no_wrap=True, overflow="ellipsis")
 
     def seconds_left(self) -> float | None:
-        """Seconds to the end from now, at the recent speed; None until two updates are done."""
+        """Estimated seconds to the end at the recent speed; None before the second update."""
         if self._last is None:
             return None
         return self._speed.seconds_left(self.total - self.done, self._clock() - self._last)
 
     def close(self) -> None:
-        """Leave the line as it is and give the terminal back."""
+        """Stop the live line; it stays on the terminal."""
         if self._live is not None:
             self._live.stop()
             self._live = None
-            _on_screen.remove(self)
+            _live_lines.remove(self)
 
     def __enter__(self) -> Self:
         return self
@@ -135,18 +138,18 @@ class Progress:
                 _Line(self),
                 console=self._console,
                 refresh_per_second=2,
-                # What goes into a file or a pipe must not be drawn on the terminal instead.
+                # Output to a file or pipe must not be redirected to the terminal.
                 redirect_stdout=sys.stdout.isatty(),
                 redirect_stderr=sys.stderr.isatty(),
             )
             self._live.add_task("", total=self.total)
             self._live.start()
-            _on_screen.append(self)
+            _live_lines.append(self)
         self._live.update(self._live.task_ids[0], completed=self.done, refresh=True)
 
 
 class _Line(rich_progress.ProgressColumn):
-    """The figures and times beside the bar."""
+    """Metrics and times beside the bar."""
 
     def __init__(self, progress: Progress) -> None:
         super().__init__()
@@ -158,14 +161,14 @@ class _Line(rich_progress.ProgressColumn):
 
 @atexit.register
 def close_live_lines() -> None:
-    """Close every live line, so that an error can be read, and the cursor is back at the end."""
-    for progress in list(_on_screen):
+    """Close every live line, so that errors are readable and the cursor is restored."""
+    for progress in list(_live_lines):
         progress.close()
 
 
 @functools.cache
 def _standard_error() -> Console:
-    # One console for all: two live lines on two consoles would overwrite one another.
+    # One console for all: live lines on two consoles would overwrite each other.
     return Console(stderr=True, highlight=False, quiet=not is_main())
 
 

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: a run that trains finishes its update and saves it; anything else ends at once, and cleans up after itself.
+"""SIGTERM and SIGINT: training finishes and saves its update; anything else stops at once and cleans up.
 
 Exit codes are the shell's: 128 + the signal's number, 130 for SIGINT and 143 for SIGTERM.
 """
@@ -15,12 +15,12 @@ from typing import Any, Self
 from rlhf.core.errors import StoppedError
 
 SAME_REQUEST = 1.0
-"""Seconds within which signals are one request: a terminal and a launcher both pass Ctrl-C on."""
+"""Seconds within which signals count as one: a terminal and a launcher both send Ctrl-C."""
 NOTICE = "Stopping after this update, with a checkpoint. Ctrl-C again stops at once and loses the update."
 
 
 class TerminatedError(SystemExit):
-    """SIGTERM outside of training: ends the program like an error, so that what it opened is closed."""
+    """SIGTERM outside of training: an exception, so that open resources are closed."""
 
     def __init__(self) -> None:
         super().__init__(128 + signal.SIGTERM)
@@ -31,15 +31,15 @@ def _terminate(*_: object) -> None:
 
 
 def end_cleanly_on_sigterm() -> None:
-    """Let SIGTERM unwind the program; Python itself would end without closing anything."""
+    """Make SIGTERM raise an exception; by default Python exits without closing anything."""
     signal.signal(signal.SIGTERM, _terminate)
 
 
 class StopRequest:
-    """Within a `with` block the first SIGTERM or SIGINT is only recorded; a second SIGINT interrupts at once.
+    """Within a `with` block, record the first SIGTERM or SIGINT; a second SIGINT interrupts at once.
 
     Attributes:
-        signal: the number of the signal that came; 0 while there is none.
+        signal: the number of the recorded signal, or 0.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class StopRequest:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # others cannot handle signals
+        if threading.current_thread() is threading.main_thread():  # only this thread can
             self._before = {
                 number: signal.signal(number, self._record) for number in (signal.SIGTERM, signal.SIGINT)
             }
@@ -71,9 +71,9 @@ class StopRequest:
 
 
 def stopped(number: int, updates: int) -> StoppedError:
-    """The error that ends a run after a signal; its message says how to resume."""
+    """The error that ends a run after a signal, with the command to resume."""
     return StoppedError(
         f"{signal.Signals(number).name} stopped the run after update {updates}, which is saved.",
-        fix="type the command again with --resume",
+        fix="run the command again with --resume",
         exit_code=128 + number,
     )

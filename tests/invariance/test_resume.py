@@ -230,7 +230,7 @@ def test_a_policy_run_that_goes_on_further_than_it_was_told(
     assert_same_run(tmp_path / "run", unbroken_policy)
 
 
-def test_a_torn_checkpoint_is_passed_over_aloud(
+def test_a_corrupt_checkpoint_is_skipped_with_a_message(
     policy_config: Path, unbroken_policy: Path, kill_at: Callable[[int], pytest.MonkeyPatch], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -243,7 +243,7 @@ def test_a_torn_checkpoint_is_passed_over_aloud(
     weights.write_bytes(content)
     result = start([*words, "--resume"])
     assert result.exit_code == 0, result.output
-    assert "step-4 is torn (its hashes do not agree) and was passed over." in result.output
+    assert "step-4 is corrupt" in result.output
     assert_same_run(run, unbroken_policy)
 
 
@@ -256,7 +256,7 @@ def test_no_whole_checkpoint_means_starting_over(
     (run / "checkpoints" / "step-2" / "manifest.json").unlink()
     result = start([*words, "--resume"])
     assert result.exit_code == 0, result.output
-    assert "step-2 is torn" in result.output
+    assert "step-2 is corrupt" in result.output
     assert_same_run(run, unbroken_policy)
 
 
@@ -266,7 +266,7 @@ def test_no_whole_checkpoint_means_starting_over(
     [("rlhf.runs.checkpoints", "save_file", 3), ("peft.peft_model", "safe_save_file", 1)],
     ids=["at a checkpoint", "at the result"],
 )
-def test_a_full_disk_is_told_and_costs_no_more_than_a_kill(
+def test_a_full_disk_is_reported_and_costs_no_more_than_a_kill(
     policy_config: Path,
     unbroken_policy: Path,
     monkeypatch: pytest.MonkeyPatch,

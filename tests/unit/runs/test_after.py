@@ -1,4 +1,4 @@
-"""Steps after training: all of them run, what failed is raised once at the end."""
+"""Steps after training: all of them run, and failures are raised once at the end."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ def broken() -> int:
     raise ValueError("no space for the picture")
 
 
-def test_every_step_runs_and_all_failures_are_raised_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_step_runs_and_failures_are_raised_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
     ran: list[str] = []
 
     def refused() -> int:
         raise ModelError("pad is eos", fix="another pad")
 
-    with pytest.raises(RunError) as caught, AfterTraining() as after:  # noqa: PT012 - it is the end that raises
+    with pytest.raises(RunError) as caught, AfterTraining() as after:  # noqa: PT012 - raised by __exit__
         assert after.run("evaluation", refused) is None
         assert after.on_main("picture", broken) is None
         after.run("card", lambda: ran.append("card"))
@@ -27,25 +27,25 @@ def test_every_step_runs_and_all_failures_are_raised_at_the_end(capsys: pytest.C
     assert [failure.step for failure in after.failures] == ["evaluation", "picture", "self-check"]
     assert "pad is eos" in caught.value.found and "no space for the picture" in caught.value.found
     assert "--resume" in caught.value.fix
-    trace = capsys.readouterr().err  # a fault of ours keeps its trace, a refusal has none
+    trace = capsys.readouterr().err  # a bug has a traceback, a user error has none
     assert "ValueError" in trace and "ModelError" not in trace
 
 
-def test_nothing_is_raised_where_nothing_failed_and_another_error_passes() -> None:
+def test_without_failures_nothing_is_raised_and_other_errors_pass() -> None:
     with AfterTraining() as after:
-        assert after.run("one", lambda: 1) == 1
+        assert after.run("step", lambda: 1) == 1
     with pytest.raises(KeyboardInterrupt), AfterTraining() as after:  # noqa: PT012
-        after.fail("one", "why")
+        after.fail("step", "reason")
         raise KeyboardInterrupt
 
 
-def test_after_a_failed_collective_step_a_process_takes_part_in_no_other(
+def test_after_a_failed_collective_step_further_ones_are_skipped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     after = AfterTraining()
     after.run("scores", broken)
-    assert after.run("other scores", lambda: 1) is None  # others may still wait in the first one
+    assert after.run("other scores", lambda: 1) is None  # other processes may still wait in the first one
     assert after.on_main("card", lambda: 2) == 2
     monkeypatch.setenv("RANK", "1")
     assert after.on_main("card", lambda: 2) is None

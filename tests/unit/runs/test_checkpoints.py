@@ -21,8 +21,8 @@ from rlhf.runs import checkpoints
 from rlhf.runs.checkpoints import SafeCheckpoints
 
 
-class Bench(SafeCheckpoints):
-    """A trainer of one frozen and one trained layer, as far as checkpoints need one."""
+class ToyTrainer(SafeCheckpoints):
+    """A trainer of one frozen and one trained layer, with the attributes that checkpoints use."""
 
     def __init__(self, folder: Path, steps: int = 8) -> None:
         torch.manual_seed(0)
@@ -42,7 +42,7 @@ class Bench(SafeCheckpoints):
         self.stage_name = "first"
 
     def update(self) -> float:
-        """One update on random input; what the next one depends on is all in a checkpoint."""
+        """One update on random inputs; a checkpoint holds all state of the next one."""
         loss = self.model(torch.randn(4, 3)).square().sum() + float(np.random.rand()) * random.random()
         loss.backward()
         self.optimizer.step()
@@ -60,27 +60,27 @@ class Bench(SafeCheckpoints):
         self._load_rng_state(str(folder))
 
 
-def test_what_follows_a_checkpoint_is_the_same_again(tmp_path: Path) -> None:
-    bench = Bench(tmp_path)
+def test_updates_after_a_checkpoint_are_identical(tmp_path: Path) -> None:
+    trainer = ToyTrainer(tmp_path)
     for _ in range(3):
-        bench.update()
-    bench.save()
-    expected = [bench.update() for _ in range(3)]
-    resumed = Bench(tmp_path)
+        trainer.update()
+    trainer.save()
+    expected = [trainer.update() for _ in range(3)]
+    resumed = ToyTrainer(tmp_path)
     torch.manual_seed(99)
     resumed.load(tmp_path / "step-3")
     assert [resumed.update() for _ in range(3)] == expected
     assert all(
-        torch.equal(a, b) for a, b in zip(resumed.model.parameters(), bench.model.parameters(), strict=True)
+        torch.equal(a, b) for a, b in zip(resumed.model.parameters(), trainer.model.parameters(), strict=True)
     )
 
 
-def test_a_run_that_is_given_more_updates_goes_on_at_the_rates_of_its_new_schedule(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, steps=4)
+def test_a_longer_run_continues_with_the_rates_of_its_new_schedule(tmp_path: Path) -> None:
+    trainer = ToyTrainer(tmp_path, steps=4)
     for _ in range(3):
-        bench.update()
-    bench.save()
-    longer = Bench(tmp_path, steps=12)
+        trainer.update()
+    trainer.save()
+    longer = ToyTrainer(tmp_path, steps=12)
     longer.load(tmp_path / "step-3")
     rates = []
     for _ in range(3):
@@ -90,11 +90,11 @@ def test_a_run_that_is_given_more_updates_goes_on_at_the_rates_of_its_new_schedu
     assert rates == pytest.approx([0.1 * 9 / 12, 0.1 * 8 / 12, 0.1 * 7 / 12])
 
 
-def test_only_what_is_trained_is_kept_and_nothing_is_pickled(tmp_path: Path) -> None:
-    bench = Bench(tmp_path)
-    bench.update()
-    bench.save()
-    assert set(checkpoints.trainable_state(bench.model)) == {"1.weight", "1.bias"}
+def test_a_checkpoint_holds_trained_weights_only_and_no_pickle(tmp_path: Path) -> None:
+    trainer = ToyTrainer(tmp_path)
+    trainer.update()
+    trainer.save()
+    assert set(checkpoints.trainable_state(trainer.model)) == {"1.weight", "1.bias"}
     assert sorted(file.name for file in (tmp_path / "step-1").iterdir()) == [
         "generators.safetensors",
         "manifest.json",
@@ -105,15 +105,15 @@ def test_only_what_is_trained_is_kept_and_nothing_is_pickled(tmp_path: Path) -> 
     ]
 
 
-def test_the_last_two_are_kept_and_counted_over_stages(tmp_path: Path) -> None:
-    bench = Bench(tmp_path)
-    bench.step_offset, bench.stage_name = 8, "second"
+def test_the_last_two_checkpoints_are_kept_and_numbered_over_stages(tmp_path: Path) -> None:
+    trainer = ToyTrainer(tmp_path)
+    trainer.step_offset, trainer.stage_name = 8, "second"
     for _ in range(3):
-        bench.update()
-        bench.save()
+        trainer.update()
+        trainer.save()
     assert sorted(folder.name for folder in tmp_path.iterdir()) == ["step-10", "step-11"]
-    newest, passed_over = checkpoints.latest(tmp_path)
-    assert newest is not None and passed_over == []
+    newest, skipped = checkpoints.latest(tmp_path)
+    assert newest is not None and skipped == []
     assert (checkpoints.step_of(newest), checkpoints.stage_of(newest)) == (11, "second")
 
 
@@ -123,7 +123,7 @@ def flip(file: Path) -> None:
     file.write_bytes(content)
 
 
-TEARS: dict[str, Any] = {
+DAMAGES: dict[str, Any] = {
     "a flipped bit": lambda folder: flip(folder / "optimizer.safetensors"),
     "a cut file": lambda folder: (folder / "trainable.safetensors").write_bytes(b""),
     "a missing file": lambda folder: (folder / "state.json").unlink(),
@@ -132,16 +132,16 @@ TEARS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("tear", TEARS)
-def test_a_torn_checkpoint_is_passed_over(tmp_path: Path, tear: str) -> None:
-    bench = Bench(tmp_path)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_corrupt_checkpoint_is_skipped(tmp_path: Path, damage: str) -> None:
+    trainer = ToyTrainer(tmp_path)
     for _ in range(2):
-        bench.update()
-        bench.save()
-    TEARS[tear](tmp_path / "step-2")
-    newest, passed_over = checkpoints.latest(tmp_path)
+        trainer.update()
+        trainer.save()
+    DAMAGES[damage](tmp_path / "step-2")
+    newest, skipped = checkpoints.latest(tmp_path)
     assert newest == tmp_path / "step-1"
-    assert passed_over == ["step-2 is torn (its hashes do not agree) and was passed over."]
+    assert len(skipped) == 1 and skipped[0].startswith("step-2 is corrupt")
 
 
 def test_no_checkpoint(tmp_path: Path) -> None:
@@ -149,45 +149,51 @@ def test_no_checkpoint(tmp_path: Path) -> None:
 
 
 def test_weights_of_another_adapter_are_refused(tmp_path: Path) -> None:
-    bench = Bench(tmp_path)
+    trainer = ToyTrainer(tmp_path)
     file = checkpoints.best_file(tmp_path, "first")
-    checkpoints.save_trainable(bench.model, file)
-    checkpoints.load_trainable(bench.model, file)
+    checkpoints.save_trainable(trainer.model, file)
+    checkpoints.load_trainable(trainer.model, file)
     wider = nn.Sequential(nn.Linear(3, 3).requires_grad_(False), nn.Linear(3, 2))
-    with pytest.raises(OutputError, match="was written by a run that trained other weights") as caught:
+    with pytest.raises(OutputError, match="trained other parameters") as caught:
         checkpoints.load_trainable(wider, file)
     assert caught.value.exit_code == 2
-    with pytest.raises(OutputError, match="other weights"):
+    with pytest.raises(OutputError, match="other parameters"):
         checkpoints.load_trainable(
             nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1)), file
-        )  # more is trained here
+        )  # trains more parameters
 
 
-def still(optimizer_of: Bench) -> list[Any]:
+def steps_of(trainer: ToyTrainer) -> list[Any]:
     """AdamW's step of weight and bias."""
-    return [optimizer_of.optimizer.state[p].get("step") for p in optimizer_of.model[1].parameters()]
+    return [trainer.optimizer.state[p].get("step") for p in trainer.model[1].parameters()]
 
 
-def test_what_was_not_stepped_yet_has_no_moments_afterwards_either(tmp_path: Path) -> None:
-    """As a policy in its critic's warm-up: an invented first step would change the bias correction of all later ones."""
-    bench = Bench(tmp_path)
-    bench.model[1].bias.grad = torch.ones(1)
-    bench.optimizer.step()
-    bench.optimizer.step()
-    bench.save()
-    resumed = Bench(tmp_path / "other")
+def test_parameters_without_a_step_have_no_moments_after_resume(tmp_path: Path) -> None:
+    """As of a policy in its critic's warm-up.
+
+    An invented step would change the bias correction of later ones.
+    """
+    trainer = ToyTrainer(tmp_path)
+    trainer.model[1].bias.grad = torch.ones(1)
+    trainer.optimizer.step()
+    trainer.optimizer.step()
+    trainer.save()
+    resumed = ToyTrainer(tmp_path / "other")
     resumed.load(tmp_path / "step-0")
-    assert still(bench) == still(resumed) == [None, torch.tensor(2.0)]
+    assert steps_of(trainer) == steps_of(resumed) == [None, torch.tensor(2.0)]
 
 
-def test_why_torchs_own_optimizer_state_does_not_do(tmp_path: Path) -> None:
-    """It refuses such a state, or invents one. When this fails, torch does it, and `_moments` can go."""
-    bench, resumed = Bench(tmp_path), Bench(tmp_path)
-    bench.model[1].bias.grad = torch.ones(1)
-    bench.optimizer.step()
-    bench.optimizer.step()
+def test_torchs_optimizer_state_dict_does_not_support_this(tmp_path: Path) -> None:
+    """It refuses missing states, or invents them.
+
+    When this test fails, torch supports them: delete `_moments`.
+    """
+    trainer, resumed = ToyTrainer(tmp_path), ToyTrainer(tmp_path)
+    trainer.model[1].bias.grad = torch.ones(1)
+    trainer.optimizer.step()
+    trainer.optimizer.step()
     saved = get_optimizer_state_dict(
-        bench.model, bench.optimizer, options=StateDictOptions(full_state_dict=True)
+        trainer.model, trainer.optimizer, options=StateDictOptions(full_state_dict=True)
     )
     with pytest.raises(RuntimeError, match="Missing optimizer state"):
         set_optimizer_state_dict(
@@ -195,4 +201,4 @@ def test_why_torchs_own_optimizer_state_does_not_do(tmp_path: Path) -> None:
         )
     loose = StateDictOptions(full_state_dict=True, strict=False)
     set_optimizer_state_dict(resumed.model, resumed.optimizer, saved, options=loose)
-    assert still(resumed) == [torch.tensor(1.0), torch.tensor(2.0)]
+    assert steps_of(resumed) == [torch.tensor(1.0), torch.tensor(2.0)]

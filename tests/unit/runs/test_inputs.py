@@ -1,4 +1,4 @@
-"""A resumed run learns from the same content; where that lies by then is free."""
+"""A resumed run needs inputs with the same content, at any path."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def config(data: Path, reward: Path) -> Config:
     return Config(reward=str(reward), data=Data(prompts=[Source(path=str(data))]))
 
 
-def open_run(folder: Path, told: Config, digest: str, *, resume: bool = False) -> None:
-    with RunFolder.create(folder, told, resume=resume, command="align-policy") as run:
-        check_inputs(run, inputs_of(told, {"data.prompts.0.path": digest}))
+def open_run(folder: Path, config: Config, digest: str, *, resume: bool = False) -> None:
+    with RunFolder.create(folder, config, resume=resume, command="align-policy") as run:
+        check_inputs(run, inputs_of(config, {"data.prompts.0.path": digest}))
         run.metrics(1, {})
 
 
@@ -52,38 +52,43 @@ def test_the_same_content_at_another_path_passes(tmp_path: Path) -> None:
 
 
 def test_other_content_is_refused_by_name(tmp_path: Path) -> None:
-    told = config(tmp_path / "a.jsonl", write_reward(tmp_path / "one", b"weights"))
-    open_run(tmp_path / "run", told, "same")
+    before = config(tmp_path / "a.jsonl", write_reward(tmp_path / "one", b"weights"))
+    open_run(tmp_path / "run", before, "same")
     with pytest.raises(ConfigError) as caught:
-        open_run(tmp_path / "run", told, "other", resume=True)
+        open_run(tmp_path / "run", before, "other", resume=True)
     assert "data.prompts.0.path" in caught.value.found and str(tmp_path / "a.jsonl") in caught.value.found
     assert "reward:" not in caught.value.found and caught.value.exit_code == 2
     (tmp_path / "one" / "adapter_model.safetensors").write_bytes(b"trained again")
     with pytest.raises(ConfigError) as caught:
-        open_run(tmp_path / "run", told, "same", resume=True)
+        open_run(tmp_path / "run", before, "same", resume=True)
     assert f"reward: {tmp_path / 'one'}" in caught.value.found and "prompts" not in caught.value.found
 
 
 def test_other_keys_still_make_another_run(tmp_path: Path) -> None:
-    told = config(tmp_path / "a.jsonl", write_reward(tmp_path / "one", b"weights"))
-    open_run(tmp_path / "run", told, "same")
-    more = told.model_copy(update={"data": Data(prompts=[*told.data.prompts, Source(path="b.jsonl")])})
+    before = config(tmp_path / "a.jsonl", write_reward(tmp_path / "one", b"weights"))
+    open_run(tmp_path / "run", before, "same")
+    more = before.model_copy(update={"data": Data(prompts=[*before.data.prompts, Source(path="b.jsonl")])})
     with pytest.raises(ConfigError):
         open_run(tmp_path / "run", more, "same", resume=True)
 
 
-def test_a_function_is_known_by_its_file(tmp_path: Path) -> None:
-    file = tmp_path / "mine.py"
+def test_the_digest_of_a_function_is_that_of_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "length.py"
     file.write_text("def length(): ...\n")
-    told = {"reward": [{"function": f"{file}:length", "adapter": None}, {"function": "gold"}], "start": None}
-    (key,) = module.path_inputs(told)
-    before = module.path_inputs(told)[key]
-    assert (key, before.place) == ("reward.0.function", f"{file}:length")
+    settings = {
+        "reward": [{"function": f"{file}:length", "adapter": None}, {"function": "gold"}],
+        "start": None,
+    }
+    (key,) = module.path_inputs(settings)
+    before = module.path_inputs(settings)[key]
+    assert (key, before.path) == ("reward.0.function", f"{file}:length")
     file.write_text("def length(): return 1\n")
-    assert module.path_inputs(told)[key].digest != before.digest
+    assert module.path_inputs(settings)[key].digest != before.digest
 
 
-def test_a_large_file_is_known_by_its_size_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_digest_of_a_large_file_covers_its_size_and_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "WHOLE_UP_TO", 8)
     monkeypatch.setattr(module, "ENDS", 2)
     file = tmp_path / "weights"

@@ -18,7 +18,7 @@ class Clock:
 
 
 def log(total: int, times: list[float], *, done: list[int] | None = None) -> list[str]:
-    """The lines a log gets when update n comes at times[n]."""
+    """The lines of a log with update n at times[n]."""
     clock, out = Clock(), io.StringIO()
     progress = Progress(total, "update", Console(file=out, width=40), clock=clock)
     for count, now in zip(done or itertools.count(1), times, strict=False):
@@ -32,7 +32,7 @@ def test_a_log_gets_the_first_line_the_last_and_one_every_ten_seconds() -> None:
     assert [line.split()[1] for line in shown] == ["1/30", "11/30", "21/30", "30/30"]
 
 
-def test_a_line_tells_figures_and_times_and_is_never_wrapped() -> None:
+def test_a_line_has_metrics_and_times_and_is_not_wrapped() -> None:
     shown = log(100, [20.0, 40.0])
     assert shown == [
         "update 1/100  reward/mean 0.25  elapsed 0:20  time left unknown",
@@ -40,12 +40,12 @@ def test_a_line_tells_figures_and_times_and_is_never_wrapped() -> None:
     ]
 
 
-def test_the_last_line_needs_no_time_left() -> None:
+def test_the_last_line_has_no_time_left() -> None:
     assert log(2, [3600.0, 7205.0])[-1] == "update 2/2  reward/mean 0.25  elapsed 2:00:05"
 
 
 def paced(total: int, durations: list[float]) -> tuple[Progress, Clock]:
-    """A run whose steps took so long; the first update only starts the clock."""
+    """A run with these step durations; the first update only starts the clock."""
     clock = Clock()
     progress = Progress(total, "update", Console(file=io.StringIO()), clock=clock)
     progress.update(0)
@@ -55,12 +55,12 @@ def paced(total: int, durations: list[float]) -> tuple[Progress, Clock]:
     return progress, clock
 
 
-def within_a_third(found: float | None, truth: float) -> bool:
-    return found is not None and abs(found - truth) <= truth / 3
+def within_a_third(estimate: float | None, truth: float) -> bool:
+    return estimate is not None and abs(estimate - truth) <= truth / 3
 
 
 def test_time_left_follows_a_slow_down_within_three_updates() -> None:
-    """Ten steps of 8 s, then 150 s each: what a busy machine did, while the time left stood at 2:40."""
+    """Ten steps of 8 s, then 150 s each, as on a machine that becomes busy."""
     fast = [8.0] * 10
     for slow in range(3, 11):
         progress, _ = paced(40, fast + [150.0] * slow)
@@ -69,11 +69,12 @@ def test_time_left_follows_a_slow_down_within_three_updates() -> None:
     assert within_a_third(progress.seconds_left(), 8.0 * 17)
 
 
-def test_time_left_notices_the_first_slow_step_while_it_lasts() -> None:
+def test_time_left_grows_during_the_first_slow_step() -> None:
     progress, clock = paced(40, [8.0] * 10)
     assert progress.seconds_left() == 30 * 8.0
     clock.now += 120
-    # Eight steps of 8 s fill the last minute: with the one under way (64 + 120) / 9 s a step, and 29 to go after it.
+    # Eight steps of 8 s fill the last minute: with the current one (64 + 120) / 9 s per step, and 29 more
+    # after it.
     assert progress.seconds_left() == (64 + 120) / 9 * 29
 
 
@@ -88,12 +89,12 @@ def test_a_resumed_run_does_not_count_the_steps_of_the_first() -> None:
     assert shown[1].endswith("time left 9:40")  # 58 steps of 10 s
 
 
-def test_several_units_in_one_update_share_its_time() -> None:
+def test_time_left_of_updates_with_several_units() -> None:
     shown = log(96, [1.0, 17.0], done=[32, 64])
     assert shown[-1].endswith("time left 0:16")  # 32 units of 0.5 s
 
 
-def test_time_left_runs_down_between_updates() -> None:
+def test_time_left_decreases_between_updates() -> None:
     clock = Clock()
     progress = Progress(4, "update", Console(file=io.StringIO()), clock=clock)
     for count in (1, 2):
@@ -102,30 +103,30 @@ def test_time_left_runs_down_between_updates() -> None:
     clock.now += 4
     assert progress.seconds_left() == 2 * 10 - 4
     clock.now += 6
-    assert progress.seconds_left() == 10  # the step under way should be done, and one is to come
+    assert progress.seconds_left() == 10  # the current step should be done, and one is left
 
 
-def test_a_terminal_gets_one_live_line_that_goes_with_the_last_update() -> None:
+def test_a_terminal_has_one_live_line_until_the_last_update() -> None:
     out = io.StringIO()
     progress = Progress(2, "update", Console(file=out, force_terminal=True, width=90))
     progress.update(1, loss=0.5)
-    assert module._on_screen == [progress]
+    assert module._live_lines == [progress]
     progress.update(2, loss=0.25)
-    assert module._on_screen == []
+    assert module._live_lines == []
     assert "update 1/2  loss 0.5" in out.getvalue()
     assert "update 2/2  loss 0.25" in out.getvalue()
     assert out.getvalue().endswith("\x1b[?25h")  # the cursor is shown again
 
 
-def test_a_live_line_left_by_an_error_can_be_closed() -> None:
+def test_a_live_line_can_be_closed_after_an_error() -> None:
     out = io.StringIO()
     Progress(9, "update", Console(file=out, force_terminal=True)).update(1)
     close_live_lines()
-    assert module._on_screen == []
+    assert module._live_lines == []
     assert out.getvalue().endswith("\x1b[?25h")
 
 
-def test_figures_are_not_read_as_markup() -> None:
+def test_metrics_are_not_parsed_as_markup() -> None:
     out = io.StringIO()
     Progress(2, "update", Console(file=out, width=60)).update(1, **{"[red]loss": 1.0})
     assert "[red]loss 1" in out.getvalue()

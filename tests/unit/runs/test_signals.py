@@ -1,4 +1,4 @@
-"""What a signal does, within training and outside of it."""
+"""Signals during training and outside of it."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def test_the_first_signal_is_recorded(number: int, capsys: pytest.CaptureFixture
     with StopRequest() as request:
         assert request.signal == 0
         send(number)
-        send(number)  # passed on by a launcher too: the same request
+        send(number)  # sent by the launcher too: the same request
         assert request.signal == number
     assert signal.getsignal(number) == before
     assert capsys.readouterr().err.strip() == signals.NOTICE
 
 
-def test_a_second_interrupt_ends_at_once_and_a_second_sigterm_does_not(
+def test_a_second_sigint_interrupts_and_a_second_sigterm_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(signals, "SAME_REQUEST", -1.0)
@@ -42,7 +42,7 @@ def test_a_second_interrupt_ends_at_once_and_a_second_sigterm_does_not(
         assert request.signal == signal.SIGTERM
 
 
-def test_in_another_thread_nothing_is_handled() -> None:
+def test_in_another_thread_no_handler_is_set() -> None:
     before = signal.getsignal(signal.SIGINT)
 
     def work() -> None:
@@ -68,8 +68,8 @@ end_cleanly_on_sigterm()
 with tempfile.TemporaryDirectory() as folder:
     print(folder, flush=True)
     os.kill(os.getpid(), signal.SIGTERM)
-print("went on")
+print("continued")
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.returncode == 143 and "went on" not in done.stdout and done.stderr == ""
-    assert not os.path.exists(done.stdout.strip())  # noqa: PTH110
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert result.returncode == 143 and "continued" not in result.stdout and result.stderr == ""
+    assert not os.path.exists(result.stdout.strip())  # noqa: PTH110
