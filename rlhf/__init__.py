@@ -1,6 +1,7 @@
 """RLHF alignment: a hybrid reward model and a REINFORCE loop on one frozen base model.
 
-The names imported below are the public API. Each is loaded when it is first used, so that `import rlhf` stays light.
+The names imported below are the public API. Each is loaded when it is first used, so that `import rlhf` stays
+light.
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ from __future__ import annotations
 import sys
 
 if sys.argv[:1] == ["-m"] and not sys.flags.safe_path:
-    # `python -m rlhf`: Python puts the current folder first, where a user's `policy.py` or `random.py` would replace
-    # a module of ours or of Python's. It is moved to the end.
+    # With `python -m rlhf` the current folder comes first on sys.path, where a user's `policy.py` or
+    # `random.py` would
+    # shadow a module of this project or of Python. It is moved to the end.
     sys.path.append(sys.path.pop(0))
 
 import importlib
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_MODULES = {
     "DataSource": "rlhf.config.schema",
     "Message": "rlhf.core.records",
     "Prompt": "rlhf.core.records",
@@ -41,13 +43,13 @@ _HOMES = {
 }
 
 
-if not TYPE_CHECKING:  # a type checker would take any name for one of ours
+if not TYPE_CHECKING:  # a type checker would accept any name
 
     def __getattr__(name: str) -> Any:
-        if name not in _HOMES:
+        if name not in _MODULES:
             raise AttributeError(f"module 'rlhf' has no attribute {name!r}")
-        return getattr(importlib.import_module(_HOMES[name]), name)
+        return getattr(importlib.import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *_MODULES])

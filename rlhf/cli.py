@@ -1,4 +1,5 @@
-"""`rlhf`: the list of commands, and what a person sees when one fails. No torch until a command runs."""
+"""The command line `rlhf`: dispatches commands and prints their errors. Imports no torch until a command
+runs."""
 
 from __future__ import annotations
 
@@ -24,10 +25,11 @@ from rlhf.startup import prepare
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 INTERRUPTED = 130
+RESUME_NOTE = "no partial files were left behind; --resume continues a training run"
 
 
 class Commands(TyperGroup):
-    """Knows every command by name and help line, and imports one when it is typed."""
+    """The group of all commands, which imports a command when it is called."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
@@ -35,28 +37,29 @@ class Commands(TyperGroup):
             self.add_command(TyperCommand(name, help=command.help, rich_markup_mode=None))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Put the imported command in the place of its help line."""
+        """Import the command and use it in place of its help entry."""
         name, command, rest = super().resolve_command(ctx, args)
         return name, load_command(name) if name and command else command, rest
 
     def invoke(self, ctx: Any) -> Any:
-        """Run a command; an error of ours becomes its message and its exit code, any other keeps its trace."""
+        """Run a command; an `RlhfError` becomes its message and exit code, any other error keeps its
+        traceback."""
         try:
             return super().invoke(ctx)
         except RlhfError as error:
             wait_for_main()
-            _say("Stopped" if isinstance(error, StoppedError) else "Error", str(error))
+            _print_error("Stopped" if isinstance(error, StoppedError) else "Error", str(error))
             raise typer.Exit(error.exit_code) from None
         except Exception as error:
-            if (fault := full_disk(error)) is None:
+            if (disk_error := full_disk(error)) is None:
                 raise
-            _say("Error", str(fault))
-            raise typer.Exit(fault.exit_code) from None
+            _print_error("Error", str(disk_error))
+            raise typer.Exit(disk_error.exit_code) from None
         except KeyboardInterrupt:
-            _say("Interrupted", "nothing half-written was left behind; a run goes on with --resume")
+            _print_error("Interrupted", RESUME_NOTE)
             raise typer.Exit(INTERRUPTED) from None
         except TerminatedError:
-            _say("Terminated", "nothing half-written was left behind; a run goes on with --resume")
+            _print_error("Terminated", RESUME_NOTE)
             raise
 
 
@@ -66,7 +69,7 @@ def load_command(name: str) -> Any:
     loaded = getattr(importlib.import_module(module), function)
     if isinstance(loaded, typer.Typer):  # a group of commands, such as `rlhf annotate serve`
         for registered in loaded.registered_commands:
-            assert registered.callback is not None  # each was registered with its function
+            assert registered.callback is not None  # every command is registered with its function
             registered.callback = with_paths(registered.callback)
         return typer.main.get_group(loaded)
     single = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings=CONTEXT)
@@ -75,7 +78,7 @@ def load_command(name: str) -> Any:
 
 
 def with_paths(command: Callable[..., Any]) -> Callable[..., Any]:
-    """A command whose paths, and names that may be paths, have `~` and `$VAR` expanded: shells leave both in `--output=~/x`."""
+    """A command with `~` and `$VAR` expanded in its paths: shells do not expand them in `--output=~/x`."""
 
     @functools.wraps(command)
     def expanded(**values: Any) -> Any:
@@ -94,13 +97,13 @@ def _expanded(name: str, value: Any) -> Any:
         text = expand(str(value))
     except ValueError as error:
         raise ConfigError(
-            f"command line: {name.strip('_')}: {error}", fix="export the variable, or write the path"
+            f"command line: {name.strip('_')}: {error}", fix="export the variable, or write the whole path"
         ) from None
     return Path(text) if is_path else text
 
 
 def show_version(wanted: bool) -> None:
-    """Print the versions of this project and of the libraries that numbers depend on."""
+    """Print the versions of this project and of the libraries that results depend on."""
     if not wanted:
         return
     from rlhf.runs.environment import versions
@@ -124,29 +127,29 @@ app = typer.Typer(
 def rlhf(
     _version: Annotated[
         bool,
-        typer.Option("--version", is_eager=True, callback=show_version, help="Print versions, and stop."),
+        typer.Option("--version", is_eager=True, callback=show_version, help="Print versions and exit."),
     ] = False,
 ) -> None:
-    """Reward models and aligned policies on one frozen base model.
+    """Train reward models and align policies on one frozen base model.
 
-    Each command explains itself: rlhf COMMAND --help.
+    Help for a command: rlhf COMMAND --help
     """
 
 
 def main() -> None:
-    """Run `rlhf` as typed."""
+    """Entry point of the `rlhf` command."""
     prepare()
     silence_other_ranks()
     end_cleanly_on_sigterm()
     try:
         app(prog_name="rlhf")
-    except SystemExit as ending:
-        if not ending.code:
+    except SystemExit as exit_:
+        if not exit_.code:
             destroy()
         raise
 
 
-def _say(title: str, text: str) -> None:
+def _print_error(title: str, text: str) -> None:
     from rlhf.runs.progress import close_live_lines
 
     close_live_lines()

@@ -1,4 +1,4 @@
-"""What a process needs before a command runs: its own packages, a home, text that can be printed, quiet libraries."""
+"""Process setup before a command runs: environment variables, encodings, home folder, import order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 PACKAGES = ("reward", "policy")
-"""Packages of ours beside `rlhf`, whose names a user's own modules may have."""
+"""Packages of this project beside `rlhf`, whose names a user's modules may have."""
 
 QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
@@ -26,32 +26,35 @@ QUIET = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
 }
-"""Environment variables that keep libraries from talking over a run; one that is set already stays."""
+"""Environment variables that silence libraries; variables that are already set are kept."""
 
 PRIVATE = {"HF_HUB_DISABLE_TELEMETRY": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-"""Usage statistics of TRL, huggingface_hub and vLLM are off, unless these variables are set to 0."""
+"""Telemetry of TRL, huggingface_hub and vLLM is off, unless these variables are set to 0."""
 
 ALLOCATOR = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
-"""On a GPU rows differ in length, and fixed segments would fragment its memory; vLLM's sleep mode switches it off for itself."""
+"""Rows differ in length, so fixed segments would fragment GPU memory; vLLM's sleep mode switches this off for
+itself."""
 
 CHATTY = ("bitsandbytes", "torch._library.triton")
-"""Loggers that report optional kernels a machine without a GPU does not have."""
+"""Loggers that warn about optional kernels, which a machine without a GPU does not have."""
 
 
 SPINS = "1000"
-"""How long a thread of OpenMP spins while it waits for another, before it sleeps; by itself it spins 300 times as long. No number
-changes. Where another program takes one of two cores a small product is 29 times as fast, and on an idle machine it takes 11 %
-longer (`benchmarks/busy_machine.py`); sleeping at once (OMP_WAIT_POLICY=passive) would take 70 % longer there."""
+"""Spin count of a waiting OpenMP thread before it sleeps; the default is 300 times as high. Results do not
+change. With another program on one of two cores, a small matrix product is 29 times as fast; on an idle
+machine it takes 11 % longer (`benchmarks/busy_machine.py`). Sleeping at once (OMP_WAIT_POLICY=passive) would
+take 70 % longer
+there."""
 
 
 def prepare() -> None:
-    """Make this process fit to run a command; everything is left alone that the user has set."""
+    """Set up this process for a command; settings of the user are kept."""
     ensure_utf8()
     for name, value in (QUIET | PRIVATE).items():
         os.environ.setdefault(name, value)
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when torch loads OpenMP
-    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # its older name
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name of the variable
         os.environ.setdefault(*next(iter(ALLOCATOR.items())))
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -61,13 +64,13 @@ def prepare() -> None:
 
 
 def ensure_utf8() -> None:
-    """Start this process again in Python's UTF-8 mode where the locale is another: TRL cannot be imported there."""
+    """Restart this process in Python's UTF-8 mode under any other locale, where TRL cannot be imported."""
     encoding = codecs.lookup(locale.getpreferredencoding(do_setlocale=False)).name
     if encoding == "utf-8" or os.environ.get("PYTHONUTF8") == "1":
         return
     os.environ["PYTHONUTF8"] = "1"
     try:
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  # the same words again
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  # the same arguments
     except OSError as error:
         print(
             f"Error: the locale is {encoding}, not UTF-8 ({error}).\nDo this: export PYTHONUTF8=1",
@@ -77,14 +80,14 @@ def ensure_utf8() -> None:
 
 
 def make_streams_safe() -> None:
-    """Let output be written under any locale: a character that it does not have becomes its escape, not an exception."""
+    """Escape characters that stdout and stderr cannot encode, instead of raising an exception."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
 
 
 def ensure_home() -> None:
-    """Give libraries a home and a user name where the system knows none, as in a container with a bare user id."""
+    """Set HOME and LOGNAME for a user id without an account, as in a container: libraries need both."""
     try:
         Path.home()
     except RuntimeError:
@@ -104,17 +107,24 @@ def ensure_home() -> None:
 
 
 def claim_packages() -> None:
-    """Make `reward` and `policy` ours, wherever a user's modules of these names come before them on `sys.path`."""
+    """Import this project's `reward` and `policy`, even if a user's modules of these names come first on
+    `sys.path`."""
     root = Path(__file__).parent.parent
     for name in PACKAGES:
-        own = root / name / "__init__.py"
+        file = root / name / "__init__.py"
         loaded = sys.modules.get(name)
-        spec = importlib.util.find_spec(name) if loaded is None else loaded.__spec__
-        if spec is not None and spec.origin is not None and Path(spec.origin).resolve() == own.resolve():
+        present = importlib.util.find_spec(name) if loaded is None else loaded.__spec__
+        if (
+            present is not None
+            and present.origin is not None
+            and Path(present.origin).resolve() == file.resolve()
+        ):
             continue
-        ours = importlib.util.spec_from_file_location(name, own, submodule_search_locations=[str(own.parent)])
-        assert ours is not None  # it ends in .py
-        assert ours.loader is not None
-        module = importlib.util.module_from_spec(ours)
+        spec = importlib.util.spec_from_file_location(
+            name, file, submodule_search_locations=[str(file.parent)]
+        )
+        assert spec is not None  # the file name ends in .py
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
-        ours.loader.exec_module(module)
+        spec.loader.exec_module(module)

@@ -1,1 +1,1 @@
-"""Typed configuration: what a run may be told, and nothing of how it runs. No torch here."""
+"""The schemas of all configs, typed and frozen. Imports no torch."""

@@ -1,4 +1,4 @@
-"""A config of either training command: which of the two it is for, its keys say."""
+"""Loads a config of either training command, which is recognised by its keys."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rlhf.config.reward import RewardConfig
 from rlhf.core.errors import ConfigError
 
 POLICY_KEYS = {"reward", "rollouts", "algorithm"}
-"""A policy's config has one of these at least; a reward model's has none."""
+"""Keys of a policy config, of which it has at least one; a reward config has none."""
 
 
 def load_either(
@@ -29,9 +29,10 @@ def load_either(
 
 
 def schema_of(path: Path) -> type[RewardConfig] | type[PolicyConfig]:
-    """Which command a config is for; of one that cannot be read, `load_config` says why."""
+    """The schema of a config file; `RewardConfig` for a file that cannot be read, whose error `load_config`
+    raises."""
     try:
-        told, _ = read_keys(path)
+        data, _ = read_keys(path)
     except ConfigError:
         return RewardConfig
-    return PolicyConfig if isinstance(told, dict) and POLICY_KEYS & told.keys() else RewardConfig
+    return PolicyConfig if isinstance(data, dict) and POLICY_KEYS & data.keys() else RewardConfig

@@ -1,4 +1,4 @@
-"""A schema in plain words: its keys, what each allows, what is wrong with a value. Pydantic's wording ends here."""
+"""Describes a schema for users: its keys, allowed values, and pydantic's validation errors in plain words."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticUndefined
 
-from rlhf.core.errors import did_you_mean
+from rlhf.core.errors import EXCERPT, did_you_mean, excerpt
 
 Parts = tuple[str | int, ...]
-"""A key as its steps from the top: ("stages", 0, "name")."""
+"""Path of a key from the top: ("stages", 0, "name")."""
 
 PLAIN_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
 BOUND_WORDS = {"ge": "of at least", "gt": "above", "le": "of at most", "lt": "below"}
@@ -38,7 +38,7 @@ RULE_BROKEN = ("value_error", "assertion_error")
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key of a schema; `default` is pydantic's undefined where the key is required."""
+    """One key of a schema; `default` is `PydanticUndefined` for a required key."""
 
     dotted: str
     field: FieldInfo
@@ -48,7 +48,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One mistake in a config: where, what was found, what is allowed, what to do."""
+    """One error in a config: its key, the value found, the allowed values, the fix."""
 
     parts: Parts
     found: str
@@ -57,10 +57,12 @@ class Problem:
 
 
 def keys(schema: type[BaseModel], prefix: str = "", instance: Any = None) -> Iterator[Key]:
-    """Every key of a schema, outer before inner; items of a list are written `list.N.key`."""
+    """Every key of a schema, outer before inner; keys of a list's items are `list.N.key`."""
     for name, field in schema.model_fields.items():
-        set_above = instance is not None
-        default = getattr(instance, name) if set_above else field.get_default(call_default_factory=True)
+        if instance is not None:
+            default = getattr(instance, name)
+        else:
+            default = field.get_default(call_default_factory=True)
         model, is_list = _model_inside(field.annotation)
         yield Key(prefix + name, field, default, model)
         if model is not None:
@@ -69,17 +71,17 @@ def keys(schema: type[BaseModel], prefix: str = "", instance: Any = None) -> Ite
 
 
 def describe(schema: type[BaseModel]) -> str:
-    """Every key of a schema with what it allows, its default and its doc line, as a page to read."""
+    """The text of `--explain`: every key of a schema with its allowed values, default and description."""
     lines = [
         (schema.__doc__ or schema.__name__).splitlines()[0],
-        "A key of a list item holds its number for N. `extends: FILE` starts from the keys of another file.",
+        "N in a key is the index of a list item. `extends: FILE` starts from the keys of another file.",
         "",
     ]
     for key in keys(schema):
         if key.default is PydanticUndefined:
             state = "required"
         elif isinstance(key.default, BaseModel):
-            state = "may be left out"
+            state = "optional"
         else:
             state = f"default {_as_yaml(key.default)}"
         if key.model is None:
@@ -88,26 +90,26 @@ def describe(schema: type[BaseModel]) -> str:
             kind = "a list" if _is_list(key.field.annotation) else "a mapping"
         lines.append(f"{key.dotted}: {kind}; {state}")
         if key.field.description:
-            lines.append(f"    {key.field.description}")
+            lines.append(f"    {' '.join(key.field.description.split())}")
     return "\n".join(lines)
 
 
 def plain(annotation: Any, metadata: Sequence[Any] = ()) -> str:
-    """What a type allows, in plain words: `a whole number of at least 1, or null`."""
+    """The allowed values of a type in plain words: `a whole number of at least 1, or null`."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return plain(inner[0], [*metadata, *inner[1:]])
     if origin in UNIONS:
-        members = [plain(one, metadata) for one in inner if one is not types.NoneType]
+        members = [plain(member, metadata) for member in inner if member is not types.NoneType]
         return ", or ".join([*members, "null"] if types.NoneType in inner else members)
     if origin is Literal:
-        return ("one of " if len(inner) > 1 else "") + ", ".join(repr(one) for one in inner)
+        return ("one of " if len(inner) > 1 else "") + ", ".join(map(repr, inner))
     bounds = _bounds(metadata)
     if origin is list:
         length = f" of at least {bounds['min_length']}" if "min_length" in bounds else ""
         return f"a list{length}, each item {plain(inner[0])}"
     if origin is tuple:
-        return f"a list of {len(inner)} ({', '.join(plain(one) for one in inner)})"
+        return f"a list of {len(inner)} ({', '.join(map(plain, inner))})"
     if origin is dict:
         return f"a mapping from {plain(inner[0])} to {plain(inner[1])}"
     if _is_model(annotation):
@@ -124,9 +126,9 @@ def _number(bound: float) -> str:
 
 
 def problems(error: ValidationError, schema: type[BaseModel], data: Mapping[str, Any]) -> list[Problem]:
-    """Pydantic's complaints as problems in plain words, one a place.
+    """Pydantic's validation errors in plain words, one per key.
 
-    The members of a union each complain about the same value; they become one problem.
+    Pydantic reports one error per member of a union for the same value; only the first is kept.
     """
     by_place: dict[Parts, Problem] = {}
     for detail in error.errors(include_url=False):
@@ -145,7 +147,8 @@ def _problem(detail: ErrorDetails, schema: type[BaseModel], data: Mapping[str, A
     key, kind = dotted(spot.parts), detail["type"]
     if kind in UNKNOWN_KEY:
         return _unknown_key(spot, schema)
-    about = f". Meaning: {spot.field.description}" if spot.field and spot.field.description else ""
+    description = " ".join((spot.field.description or "").split()) if spot.field else ""
+    about = f". Meaning: {description}" if description else ""
     allowed = plain(spot.annotation, spot.metadata)
     if kind == "missing" and spot.parts == detail["loc"]:
         return Problem(spot.parts, f"the key '{key}' is missing", allowed + about, f"add '{key}'")
@@ -161,7 +164,7 @@ def _fix(spot: _Spot, value: Any) -> str:
     members = _members(spot.annotation)
     if str in members and isinstance(value, bool | int | float | date):
         return f"put the value in quotes: '{key}=\"{value}\"'"
-    choices = [choice for one in members if get_origin(one) is Literal for choice in get_args(one)]
+    choices = [choice for member in members if get_origin(member) is Literal for choice in get_args(member)]
     close = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1)
     if close:
         return f"{key}={close[0]}"
@@ -177,12 +180,12 @@ def _unknown_key(spot: _Spot, schema: type[BaseModel]) -> Problem:
     elsewhere = [key.dotted for key in keys(schema) if key.dotted.rpartition(".")[2] == word]
     hint = f" Did you mean '{elsewhere[0]}'?" if elsewhere else did_you_mean(word, known)
     found = f"unknown key '{dotted(spot.parts)}'.{hint}"
-    return Problem(spot.parts, found, ", ".join(known), "rename the key or take it out")
+    return Problem(spot.parts, found, ", ".join(known), "rename or remove the key")
 
 
 @dataclass(frozen=True, slots=True)
 class _Spot:
-    """A place in a config: its key, the schema that owns it, and what may stand there."""
+    """A place in a config: its key, the schema with the field, and the allowed type."""
 
     parts: Parts
     owner: type[BaseModel]
@@ -193,7 +196,8 @@ class _Spot:
 
 
 def _locate(schema: type[BaseModel], loc: tuple[str | int, ...]) -> _Spot:
-    """Follow pydantic's location through the schema, up to where it names a member of a union or of a tuple."""
+    """Follow pydantic's location through the schema, up to where it names a member of a union or of a
+    tuple."""
     parts: list[str | int] = []
     owner, field, whole_field = schema, None, False
     annotation: Any = schema
@@ -216,14 +220,14 @@ def _is_model(annotation: Any) -> bool:
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:
-    """The types a union allows; of any other type, itself."""
+    """The member types of a union; for any other type, the type itself."""
     inner, _ = _without_null(annotation, ())
     return get_args(inner) if get_origin(inner) in UNIONS else (inner,)
 
 
 def _without_null(annotation: Any, metadata: Sequence[Any]) -> tuple[Any, Sequence[Any]]:
     if get_origin(annotation) in UNIONS:
-        members = [one for one in get_args(annotation) if one is not types.NoneType]
+        members = [member for member in get_args(annotation) if member is not types.NoneType]
         if len(members) == 1:
             return _without_null(members[0], metadata)
     if get_origin(annotation) is Annotated:
@@ -237,7 +241,7 @@ def _is_list(annotation: Any) -> bool:
 
 
 def _model_inside(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
-    """The schema below a key, if any, and whether the key holds a list of it."""
+    """The schema of a key's value, if any, and whether the value is a list of it."""
     annotation, _ = _without_null(annotation, ())
     is_list = _is_list(annotation)
     if is_list:
@@ -246,30 +250,31 @@ def _model_inside(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
 
 
 def _bounds(metadata: Sequence[Any]) -> dict[str, Any]:
-    """Bounds of a type by name (ge, gt, le, lt, min_length), wherever pydantic keeps them."""
-    found: dict[str, Any] = {}
+    """Bounds of a type by name (ge, gt, le, lt, min_length), including those of nested `Field`s."""
+    bounds: dict[str, Any] = {}
     for item in metadata:
         if isinstance(item, FieldInfo):
-            found |= _bounds(item.metadata)
+            bounds |= _bounds(item.metadata)
         elif type(item) in BOUND_TYPES:
             name = BOUND_TYPES[type(item)]
-            found[name] = getattr(item, name)
-    return found
+            bounds[name] = getattr(item, name)
+    return bounds
 
 
 def _value(data: Any, parts: Parts) -> Any:
     for part in parts:
-        if isinstance(part, str) or isinstance(data, list):  # one thing may stand for a list of one
+        if isinstance(part, str) or isinstance(data, list):  # a list key also takes a single value
             data = data[part]
     return data
 
 
-def _short(value: Any, limit: int = 80) -> str:
+def _short(value: Any) -> str:
+    """The value as JSON; a long one as an excerpt with its beginning and its end."""
     try:
         text = json.dumps(value, default=str, ensure_ascii=False)
-    except (TypeError, ValueError):  # keys that are no text, or a value that holds itself
+    except (TypeError, ValueError):  # keys that are not strings, or a circular reference
         text = repr(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+    return text if len(text) <= EXCERPT else excerpt(value)
 
 
 def _as_yaml(value: Any) -> str:

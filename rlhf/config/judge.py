@@ -1,4 +1,4 @@
-"""A language model as judge: `reward: {judge: {...}}`, and the file that `rlhf evaluate-reward --judge` reads."""
+"""The config of a judge model: `reward: {judge: {...}}`, and the file of `rlhf evaluate-reward --judge`."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ class JudgeConfig(Strict):
     model: str
     """Model name in the requests."""
     form: Literal["boxed", "json", "yes-no", "rubric"] = "boxed"
-    """What the judge writes: scores in \\boxed{}, scores in JSON, Yes or No to each criterion (one request each), or
-    Yes or No to all criteria in one JSON list."""
+    """What the judge writes: scores in \\boxed{}, scores in JSON, Yes or No to each criterion (one request
+    each), or Yes or No to all criteria in one JSON list."""
     pairing: Literal["single", "circle", "all"] = "single"
-    """`single` judges each response alone; `circle` compares each response of a group with the next one; `all`
-    compares all pairs of a group."""
+    """`single` judges each response alone; `circle` compares each response of a group with the next one;
+    `all` compares all pairs of a group."""
     orders: Literal["both", "one"] = "both"
     """Pairwise only: show each pair in both orders, or in one."""
     criteria: list[str] = Field(default_factory=list)
-    """Principles the response should fulfil. `yes-no` and `rubric` need at least one; the other forms show them."""
+    """Principles the response should fulfil. `yes-no` and `rubric` need at least one; the other forms show
+    them."""
     temperature: NonNegative = 0.0
     """Sampling temperature of the judge."""
     max_tokens: Count = 1024
@@ -40,7 +41,8 @@ class JudgeConfig(Strict):
     timeout: Positive = 120.0
     """Seconds to wait for one response of the server."""
     retries: CountOrZero = 4
-    """Further attempts after a time-out, a lost connection or status 408, 429 or 5xx, after 1, 2, 4, ... seconds."""
+    """Further attempts after a time-out, a lost connection or status 408, 429 or 5xx, after 1, 2, 4, ...
+    seconds."""
     token_env: str = JUDGE_TOKEN_ENV
     """Environment variable with the server's token; unset or empty sends none."""
     dollars_per_million: tuple[NonNegative, NonNegative] = (0.0, 0.0)
@@ -61,7 +63,7 @@ class JudgeConfig(Strict):
         if self.form in ("yes-no", "rubric") and not self.criteria:
             raise ValueError(f"form {self.form} needs criteria; write criteria: ['The response ...']")
         if any(not criterion.strip() for criterion in self.criteria):
-            raise ValueError("criteria: one of them is empty")
+            raise ValueError("criteria: one criterion is empty; remove it")
         return self
 
     @property

@@ -1,4 +1,5 @@
-"""A YAML file and `key=value` words -> a checked, frozen config. A mistake names its place and the way out."""
+"""Loads a YAML file and `key=value` overrides into a validated, frozen config. Errors name file, line and
+key."""
 
 from __future__ import annotations
 
@@ -10,25 +11,25 @@ from pydantic import BaseModel, ValidationError
 
 from rlhf.config.explain import Parts, Problem, dotted, problems
 from rlhf.config.files import Source, line_of, parse, place_of, read_keys
-from rlhf.core.errors import ConfigError
+from rlhf.core.errors import ConfigError, excerpt
 
 T = TypeVar("T", bound=BaseModel)
 
 
 def load_config(path: Path, schema: type[T], overrides: Sequence[str] = (), output: Path | None = None) -> T:
-    """Read a config file, apply `key.sub=value` words in order, and check the result.
+    """Read a config file, apply `key.sub=value` overrides in order, and validate the result.
 
-    A relative path inside the file is relative to the current folder, as for any other tool; that of `extends`, which starts
-    from the keys of another file, to the file's own.
+    Relative paths in the file are relative to the current folder; only that of `extends` is relative to the
+    file.
 
     Args:
         path: the YAML file.
-        schema: what may stand in it.
-        overrides: words such as `model.base=embedded` or `stages.0.epochs=2`; the value is read as YAML.
-        output: the run folder, where it was given apart; wins over the file and the overrides.
+        schema: the allowed keys and values.
+        overrides: for example `model.base=embedded` or `stages.0.epochs=2`; values are parsed as YAML.
+        output: the run folder from `--output`; takes precedence over the file and the overrides.
 
     Raises:
-        ConfigError: the file cannot be read, or a key or value is not allowed; all such mistakes are listed.
+        ConfigError: the file cannot be read, or a key or value is not allowed; lists all errors.
     """
     data, sources = read_keys(path)
     if data is None:
@@ -39,16 +40,16 @@ def load_config(path: Path, schema: type[T], overrides: Sequence[str] = (), outp
             allowed=f"the keys {', '.join(schema.model_fields)}",
             fix="write one `key: value` a line",
         )
-    typed = [_apply(data, override) for override in overrides]
+    overridden = [_apply(data, override) for override in overrides]
     if output is not None:
         data["output"] = str(output)
-        typed.append(("output",))
+        overridden.append(("output",))
     try:
         return schema.model_validate(data)
     except ValidationError as error:
-        found = problems(error, schema, data)
-    found.sort(key=lambda problem: line_of(sources[0].node, problem.parts)[0])
-    raise _config_error(path, found, [_place(sources, problem.parts, typed) for problem in found])
+        errors = problems(error, schema, data)
+    errors.sort(key=lambda problem: line_of(sources[0].node, problem.parts)[0])
+    raise _config_error(path, errors, [_place(sources, problem.parts, overridden) for problem in errors])
 
 
 def _apply(data: dict[str, Any], override: str) -> Parts:
@@ -57,7 +58,9 @@ def _apply(data: dict[str, Any], override: str) -> Parts:
     names = key.split(".")
     if not equals or not all(names):
         raise ConfigError(
-            f"command line: found {override!r}", allowed="key=value, for example model.base=embedded"
+            f"command line: found {override!r}",
+            allowed="key=value, for example model.base=embedded",
+            fix=f"{override.strip('=.') or 'KEY'}=VALUE",
         )
     try:
         value, _ = parse(text, "")
@@ -67,55 +70,59 @@ def _apply(data: dict[str, Any], override: str) -> Parts:
             fix=f"put it in quotes: {key}='\"...\"'",
         ) from None
     parts: list[str | int] = []
-    at: Any = data
+    node: Any = data
     for name in names:
         if parts:
-            at = _step_into(at, parts[-1])
-        parts.append(_step_name(at, name, dotted(tuple(parts)), override))
-    at[parts[-1]] = value
+            node = _child(node, parts[-1])
+        parts.append(_key_or_index(node, name, dotted(tuple(parts)), override))
+    node[parts[-1]] = value
     return tuple(parts)
 
 
-def _step_into(at: Any, part: str | int) -> Any:
-    if isinstance(at, dict) and at.get(part) is None:
-        at[part] = {}
-    return at[part]
+def _child(node: Any, part: str | int) -> Any:
+    if isinstance(node, dict) and node.get(part) is None:
+        node[part] = {}
+    return node[part]
 
 
-def _step_name(at: Any, name: str, above: str, override: str) -> str | int:
-    """The name as a key or a list index of `at`, which is checked to have one."""
-    if isinstance(at, dict):
+def _key_or_index(node: Any, name: str, parent: str, override: str) -> str | int:
+    """The name as a key of a mapping, or as a valid index of a list."""
+    if isinstance(node, dict):
         return name
-    if not isinstance(at, list):
+    if not isinstance(node, list):
         raise ConfigError(
-            f"command line: {override!r}: '{above}' holds {at!r}, which has no '{name}' below it"
+            f"command line: {override!r}: '{parent}' is {excerpt(node)}, which has no '{name}' below it",
+            allowed="keys below a mapping, and indices of a list",
+            fix=f"set the key itself: {parent}=VALUE",
         )
-    if not name.isdecimal() or int(name) >= len(at):
+    if not name.isdecimal() or int(name) >= len(node):
         raise ConfigError(
-            f"command line: {override!r}: '{above}' is a list of {len(at)}, and has no item '{name}'",
-            allowed=", ".join(str(index) for index in range(len(at))) or "nothing, as it is empty",
-            fix=f"to give the whole list, type '{above}=[...]'",
+            f"command line: {override!r}: '{parent}' is a list of {len(node)}, and has no item '{name}'",
+            allowed=", ".join(str(index) for index in range(len(node))) or "nothing, as it is empty",
+            fix=f"to set the whole list, type '{parent}=[...]'",
         )
     return int(name)
 
 
-def _place(sources: Sequence[Source], parts: Parts, typed: Sequence[Parts]) -> str:
-    """Where a key stands: the command line if it was typed, else file and line."""
-    if any(parts[: len(one)] == one for one in typed):
+def _place(sources: Sequence[Source], parts: Parts, overridden: Sequence[Parts]) -> str:
+    """Where a key was set: `command line` if by an override, else file and line."""
+    if any(parts[: len(key)] == key for key in overridden):
         return "command line"
-    place, stands_there = place_of(sources, parts)
-    if not stands_there and any(one[: len(parts)] == parts for one in typed):
+    place, is_there = place_of(sources, parts)
+    if not is_there and any(key[: len(parts)] == parts for key in overridden):
         return "command line"
     return place
 
 
-def _config_error(path: Path, found: Sequence[Problem], places: Sequence[str]) -> ConfigError:
-    if len(found) == 1:
-        only = found[0]
+def _config_error(path: Path, errors: Sequence[Problem], places: Sequence[str]) -> ConfigError:
+    if len(errors) == 1:
+        only = errors[0]
         return ConfigError(f"{places[0]}: {only.found}", allowed=only.allowed, fix=only.fix)
-    lines = [f"{path}: {len(found)} mistakes"]
-    for number, (place, problem) in enumerate(zip(places, found, strict=True), start=1):
+    lines = [f"{path}: {len(errors)} errors"]
+    for number, (place, problem) in enumerate(zip(places, errors, strict=True), start=1):
         lines.append(f"{number}. {place}: {problem.found}")
         if problem.allowed:
             lines.append(f"   Allowed: {problem.allowed}")
-    return ConfigError("\n".join(lines), fix="mend these; `--explain` instead of a config lists every key")
+        if problem.fix:
+            lines.append(f"   Do this: {problem.fix}")
+    return ConfigError("\n".join(lines))

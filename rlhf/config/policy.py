@@ -1,4 +1,4 @@
-"""What `rlhf align-policy` may be told."""
+"""The schema of `rlhf align-policy`."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from rlhf.config.schema import (
 
 
 class EvaluationConfig(Strict):
-    """Held-out prompts, answered before and after."""
+    """Evaluation on held-out prompts, before and after training."""
 
     prompts: Count = 64
-    """How many held-out prompts."""
+    """Number of held-out prompts."""
     samples: Count = 2
-    """Answers to each."""
+    """Answers per prompt."""
 
 
 class PolicyDataConfig(Strict):
-    """Prompts to learn on; held-out ones are taken off first, by a hash of the prompt."""
+    """Training prompts; the held-out ones are split off first, by a hash of the prompt."""
 
     prompts: list[DataSource] = Field(min_length=1)
     """Sources of prompts."""
     max_prompt_tokens: Count = 512
-    """Longer prompts are dropped, and counted."""
+    """Longer prompts are dropped and counted."""
 
 
 class PolicyOptimizerConfig(OptimizerConfig):
-    """AdamW for the policy: gentler than for a reward model."""
+    """AdamW for the policy, with lower defaults than for a reward model."""
 
     learning_rate: Positive = 3e-5
     """Peak learning rate."""
@@ -54,40 +54,45 @@ class PolicyConfig(RunConfig):
     """An alignment run."""
 
     model: ModelConfig = ModelConfig()
-    """The frozen base: the reference where there is no `start`, and the ground of policy, reward and critic."""
+    """The frozen base of policy, reward and critic; it is the reference unless `start` is set."""
     adapter: AdapterConfig | None = AdapterConfig()
-    """The adapter that becomes the policy. null: none, and all weights of the base are trained, beside a frozen copy of it that is the reference; see docs/full-fine-tuning.md."""
+    """The policy's LoRA adapter. null: full fine-tuning of the base, with a frozen copy of it as the
+    reference; see docs/full-fine-tuning.md."""
     start: Place | None = None
-    """Begin from an aligned policy (its `final/` folder) with the same base, template and adapter settings: a second round, in which a frozen copy of it is the reference. null: a fresh adapter, and the base is the reference."""
+    """Start from an aligned policy (its `final/` folder) with the same base, template and adapter settings; a
+    frozen copy of it is the reference. null: a new adapter, and the base is the reference."""
     reward: Sources = Field(min_length=1)
-    """A reward model: the `final/` folder of `rlhf train-reward`, on the same base. Or one or a list of other rewards, which are added up."""
+    """A reward model: the `final/` folder of `rlhf train-reward`, on the same base. Or another source of
+    rewards, or a list of sources, whose rewards are summed."""
     reward_shaping: ShapingConfig = ShapingConfig()
-    """What the algorithm is given in place of the bare reward."""
+    """Transformations of the reward before the algorithm uses it."""
     held_out_reward: HeldOut = None
-    """A reward, given like one of `reward`, that only watches: a policy that pleases `reward` alone is shown by it. Null is none."""
+    """A source of rewards that is only logged, never trained on: it exposes a policy that exploits `reward`.
+    null: none."""
     data: PolicyDataConfig
-    """What it practises on."""
+    """The training prompts."""
     rollouts: RolloutConfig = RolloutConfig()
     """How answers are sampled."""
     algorithm: AlgorithmConfig = AlgorithmConfig()
-    """How rewards become an update."""
+    """The RL algorithm."""
     optimizer: PolicyOptimizerConfig = PolicyOptimizerConfig()
     """AdamW."""
     steps: Count = 100
-    """Updates."""
+    """Number of updates."""
     save_every: Count = 20
     """Updates between two checkpoints."""
     tokens_per_batch: Count = 2048
-    """Token budget of one packed forward pass; a prompt and its answers always stay together."""
+    """Token budget of one packed forward pass; a prompt and its answers are never split."""
     evaluation: EvaluationConfig = EvaluationConfig()
-    """Before and after."""
+    """Evaluation before and after training."""
 
     @model_validator(mode="after")
     def _levels_agree(self) -> Self:
         importance = self.rollouts.importance_sampling
         if self.algorithm.name == "rloo" and importance is not None and importance.level == "token":
             raise ValueError(
-                "rloo has one ratio an answer: rollouts.importance_sampling.level must be sequence"
+                "algorithm.name: rloo needs rollouts.importance_sampling.level: sequence, as its ratio is "
+                "per answer"
             )
         return self
 
@@ -96,12 +101,15 @@ class PolicyConfig(RunConfig):
         check_names(self.reward)
         held_out = self.held_out_reward
         if held_out is not None and held_out.place in [source.place for source in self.reward]:
-            raise ValueError(f"held_out_reward is one the policy learns from: {held_out.place}; name another")
+            raise ValueError(
+                f"held_out_reward {held_out.place} is one of `reward`, which the policy is trained on; "
+                "name another model, or remove held_out_reward"
+            )
         return self
 
     @property
     def reward_folders(self) -> list[tuple[Literal["reward", "held_out_reward"], str]]:
-        """The reward models on the policy's base: the key that names each, and its folder."""
+        """The config key and folder of each reward model on the policy's base."""
         folders: list[tuple[Literal["reward", "held_out_reward"], str]] = [
             ("reward", source.adapter) for source in self.reward if source.adapter is not None
         ]
@@ -113,18 +121,16 @@ class PolicyConfig(RunConfig):
     def _without_adapter(self) -> Self:
         if self.adapter is not None:
             return self
-        wanting = {
-            "model.quantization is nf4: weights in 4 bits cannot be trained": self.model.quantization
+        conflicts = {
+            "model.quantization is nf4, and 4-bit weights cannot be trained": self.model.quantization
             != "none",
-            "rollouts.engine is servers: stock servers take adapters, not weights": self.rollouts.engine
-            == "servers",
-            "algorithm.name is ppo: its critic is an adapter on the policy's base": self.algorithm.critic
+            "rollouts.engine is servers, which take adapters only": self.rollouts.engine == "servers",
+            "algorithm.name is ppo, whose critic is an adapter on a frozen base": self.algorithm.critic
             is not None,
-            "start is a policy that is an adapter; to begin from a whole model, name it in model.base": self.start
-            is not None,
+            "start names an adapter; put a whole model into model.base instead": self.start is not None,
         }
-        if found := [reason for reason, there in wanting.items() if there]:
-            raise ValueError("adapter is null, so all weights are trained; but " + "; ".join(found))
+        if reasons := [reason for reason, holds in conflicts.items() if holds]:
+            raise ValueError("adapter: null trains all weights of the base, but " + "; ".join(reasons))
         return self
 
     @model_validator(mode="after")
@@ -133,8 +139,8 @@ class PolicyConfig(RunConfig):
             return self
         if self.adapter.rank > MAX_LORA_RANK:
             raise ValueError(
-                f"adapter.rank is {self.adapter.rank}, and vLLM takes adapters of rank {MAX_LORA_RANK} at most: "
-                f"adapter.rank={MAX_LORA_RANK}, or rollouts.engine=transformers"
+                f"adapter.rank is {self.adapter.rank}, and vLLM supports ranks up to {MAX_LORA_RANK}: "
+                f"set adapter.rank={MAX_LORA_RANK}, or rollouts.engine=transformers"
             )
         return self
 
@@ -142,6 +148,7 @@ class PolicyConfig(RunConfig):
     def _no_dropout(self) -> Self:
         if self.adapter is not None and self.adapter.dropout:
             raise ValueError(
-                "adapter.dropout must be 0 for a policy: with it every log-probability, and so the KL, is noise"
+                "adapter.dropout must be 0 for a policy: dropout adds noise to log-probabilities and to the "
+                "KL"
             )
         return self

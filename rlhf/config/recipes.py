@@ -1,8 +1,9 @@
-"""The reward models of HelpSteer2-Preference (arXiv 2410.01257, Table 2) by name: `recipe: bt-margin` is a whole run.
+"""The reward models of HelpSteer2-Preference (arXiv 2410.01257, Table 2) by name: `recipe: bt-margin` is a
+whole run.
 
-A file with a recipe gives settings (epochs, batch size, optimizer, …) for stages of fixed names; the recipe takes the
-ones it needs, and decides their losses, the head's outputs and whether ExPO follows. What a recipe decides may be left out
-or say the same, so that the resolved config of a run is the config of the same run.
+A config with a recipe has settings (epochs, batch size, optimizer, ...) for stages of fixed names. The recipe
+selects the stages it needs and sets their losses, the head's outputs and ExPO. Keys that a recipe sets may be
+left out or have the same value, so that the resolved config of a run gives the same run again.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ REWARD_ALONE = ("helpfulness",)
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What a recipe decides."""
+    """The settings that a recipe fixes."""
 
     stages: tuple[str, ...]
     loss: str | None = None
-    """The form of Bradley-Terry, where there is any."""
+    """The form of the Bradley-Terry loss; None without one."""
     attributes: tuple[str, ...] = REWARD_ALONE
     expo: bool = False
 
@@ -56,7 +57,8 @@ RECIPES: dict[str, Recipe] = {
     "helpfulness-bt-scaled": Recipe(BOTH, "scaled"),
     "helpfulness-bt-scaled-expo": Recipe(BOTH, "scaled", expo=True),
     "hybrid": Recipe((HYBRID,), "scaled", attributes=HELPSTEER_ATTRIBUTES),  # ours: both losses at once
-    # HelpSteer3 (arXiv 2505.11475) on the same stages: ratings of HelpSteer2 or words of feedback, then its preferences.
+    # HelpSteer3 (arXiv 2505.11475) on the same stages: ratings of HelpSteer2 or words of feedback, then its
+    # preferences.
     "helpsteer3": Recipe(BOTH, "scaled", expo=True),
 }
 
@@ -65,7 +67,7 @@ TERMS = {
     PREFERENCE: ("preference_weight",),
     HYBRID: ("regression_weight", "preference_weight"),
 }
-"""The weights that are above 0 in a stage of this name; the other one is 0."""
+"""The loss weights that are above 0 in a stage of this name; the other is 0."""
 
 # NeMo-Aligner: docs/user-guide/steerlm.rst, lines 225-285 (batch in responses there: 128 are 64 pairs).
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -73,23 +75,24 @@ SETTINGS: dict[str, dict[str, Any]] = {
     PREFERENCE: {"epochs": 1, "batch_size": 64, "optimizer": {"learning_rate": 1e-6}},
     HYBRID: {"epochs": 1, "batch_size": 64, "optimizer": {"learning_rate": 1e-6}},
 }
-"""What a stage has where the file says nothing: that recipe is for full fine-tuning."""
+"""Defaults of a stage. NeMo-Aligner's recipe is for full fine-tuning."""
 
 
 def stage_names(recipe: str, *, started: bool) -> tuple[str, ...]:
-    """The stages of a recipe, in order; a model to start from stands for the regression before the preferences."""
+    """The stages of a recipe, in order; with `start`, that model replaces the regression stage before the
+    preferences."""
     names = RECIPES[recipe].stages
     return names[1:] if started and len(names) > 1 else names
 
 
 def fill(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config with everything its recipe decides written out; without a recipe, or filled before, it stays as it is.
+    """The config with all settings of its recipe filled in; unchanged without a recipe, or if already filled.
 
-    Stages keep their places, so that a mistake in one is still found where it stands in the file; those that the
-    recipe does not need are still there (`stage_names` says which it does).
+    Stages keep their index, so that errors still point to the right line of the file; stages that the recipe
+    does not need are kept too (see `stage_names`).
 
     Raises:
-        ValueError: no such recipe, a stage it does not know, or a key that contradicts it.
+        ValueError: unknown recipe, unknown stage, or a key that contradicts the recipe.
     """
     filled: dict[str, Any] = copy.deepcopy(dict(config))
     name = filled.get("recipe")
@@ -97,22 +100,23 @@ def fill(config: Mapping[str, Any]) -> dict[str, Any]:
         return filled
     if name not in RECIPES:
         hint = did_you_mean(str(name), RECIPES)
-        raise ValueError(f"recipe: found {name!r}.{hint} There are {', '.join(get_args(RecipeName))}")
+        raise ValueError(f"recipe: found {name!r}.{hint} Allowed: {', '.join(get_args(RecipeName))}")
     recipe = RECIPES[name]
     _decide(filled, "attributes", list(recipe.attributes), name)
     stages = filled.setdefault("stages", [])
     if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
-        return filled  # the schema says what is wrong
+        return filled  # the schema reports the error
     _name_hybrid(stages, recipe)
     for stage in stages:
         if str(stage.get("name")) not in TERMS:
             raise ValueError(
-                f"a recipe knows the stages {', '.join(TERMS)}, and here is {stage.get('name')!r}"
+                f"stages: found the name {stage.get('name')!r}; with a recipe a stage is one of "
+                f"{', '.join(TERMS)}"
             )
-    there = {stage["name"] for stage in stages}
-    if len(there) != len(stages):
-        raise ValueError("two stages have the same name")
-    stages += [_as_hybrid(stages, wanted) for wanted in recipe.stages if wanted not in there]
+    present = {stage["name"] for stage in stages}
+    if len(present) != len(stages):
+        raise ValueError("stages: two stages have the same name; rename or remove one of them")
+    stages += [_as_hybrid(stages, missing) for missing in recipe.stages if missing not in present]
     for stage in stages:
         _fill_stage(stage, recipe, name)
     if not recipe.expo:
@@ -126,14 +130,15 @@ def fill(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _as_hybrid(stages: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:
-    """A stage that the file does not have: by the settings of its hybrid one, whose rates fit what is trained."""
+    """A stage that the file does not have, with the settings of its hybrid stage: learning rates suit that
+    adapter."""
     hybrid = next((stage for stage in stages if stage["name"] == HYBRID), {})
-    own = (*TERMS[HYBRID], "preference_loss")
-    return {**{key: copy.deepcopy(value) for key, value in hybrid.items() if key not in own}, "name": name}
+    losses = (*TERMS[HYBRID], "preference_loss")
+    return {**{key: copy.deepcopy(value) for key, value in hybrid.items() if key not in losses}, "name": name}
 
 
 def _name_hybrid(stages: list[dict[str, Any]], recipe: Recipe) -> None:
-    """Without settings of its own, the hybrid stage takes those of the preferences."""
+    """Use the settings of the preference stage for a hybrid stage that the file does not have."""
     if HYBRID in recipe.stages and all(stage.get("name") != HYBRID for stage in stages):
         for stage in stages:
             if stage.get("name") == PREFERENCE:
@@ -143,27 +148,29 @@ def _name_hybrid(stages: list[dict[str, Any]], recipe: Recipe) -> None:
 def _fill_stage(stage: dict[str, Any], recipe: Recipe, name: str) -> None:
     terms = TERMS[stage["name"]]
     for weight in TERMS[HYBRID]:
-        given = stage.setdefault(weight, 1.0 if weight in terms else 0.0)
-        if (given == 0) == (weight in terms):
-            wanted = "above 0" if weight in terms else "0"
+        value = stage.setdefault(weight, 1.0 if weight in terms else 0.0)
+        if (value == 0) == (weight in terms):
+            allowed = "above 0" if weight in terms else "0"
             raise ValueError(
-                f"stage {stage['name']!r} of a recipe has {weight} {wanted}, and here is {given}"
+                f"stage {stage['name']!r}: found {weight} {value}; with a recipe it must be {allowed}, or "
+                "left out"
             )
     if stage["name"] in recipe.stages and "preference_weight" in terms:
         _decide(stage, "preference_loss", recipe.loss, name)
-    for key, value in SETTINGS[stage["name"]].items():
-        if isinstance(value, dict):
-            inner = stage.setdefault(key, {})
-            if isinstance(inner, dict):
-                for below, default in value.items():
-                    inner.setdefault(below, default)
+    for key, default in SETTINGS[stage["name"]].items():
+        if isinstance(default, dict):
+            section = stage.setdefault(key, {})
+            if isinstance(section, dict):
+                for name_below, default_below in default.items():
+                    section.setdefault(name_below, default_below)
         else:
-            stage.setdefault(key, value)
+            stage.setdefault(key, default)
 
 
 def _decide(config: dict[str, Any], key: str, value: Any, recipe: str) -> None:
-    given = config.setdefault(key, value)
-    if given != value:
+    present = config.setdefault(key, value)
+    if present != value:
         raise ValueError(
-            f"recipe {recipe!r} decides {key}: it is {value!r}, and here is {given!r}; leave {key} out, or the recipe"
+            f"{key}: found {present!r}, but recipe {recipe!r} sets it to {value!r}; remove {key}, or the "
+            "recipe"
         )

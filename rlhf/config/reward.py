@@ -1,4 +1,4 @@
-"""What `rlhf train-reward` may be told."""
+"""The schema of `rlhf train-reward`."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from rlhf.config.schema import (
 from rlhf.core.records import HELPSTEER_ATTRIBUTES
 
 EXPO_FACTORS = (1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0)
-"""The search of the paper (from memory; not read in a source)."""
+"""The factors of the paper's search (from memory, not checked against a source)."""
 START = "start"
-"""What the weights of another reward model are called where a stage's name may stand."""
+"""The name of the `start` model's weights where a stage's name is expected."""
 
 
 class RewardDataConfig(Strict):
@@ -39,32 +39,35 @@ class RewardDataConfig(Strict):
     preferences: list[DataSource] = Field(default_factory=list)
     """Sources of response pairs with a preference strength."""
     pair_rated: bool = False
-    """Make a preference, too, of two rated responses to one prompt that differ in the first attribute; strength: the difference, rounded, 1 to 3."""
+    """Also make preferences of two rated responses to the same prompt that differ in the first attribute; the
+    strength is the difference, rounded, 1 to 3."""
     max_spread: Annotated[Whole, Field(ge=0, le=6)] = 2
-    """Raw annotations whose three most similar differ by more than this are dropped (the paper: 2)."""
+    """Drop raw annotations whose three most similar values differ by more than this (the paper: 2)."""
     validation_share: Share = 0.05
-    """Share of prompts held out for validation, chosen by a hash of the prompt, so it never leaks."""
+    """Share of prompts held out for validation, chosen by a hash of the prompt."""
     test_share: Share = 0.0
-    """Share of prompts kept for the final figure alone; at 0 it is taken on the validation prompts, which also choose the best checkpoint."""
+    """Share of prompts held out for the final accuracy alone; with 0 it is measured on the validation
+    prompts, which also select the best checkpoint."""
 
 
 class StageConfig(Strict):
-    """One stage of training; stages follow one another on the same adapter and head."""
+    """One stage of training; all stages train the same adapter and head, one after another."""
 
     name: str
     """A short name, used in metrics and folders."""
     regression_weight: NonNegative = 0.0
-    """Weight of the masked mean squared error on the attributes present."""
+    """Weight of the mean squared error on the rated attributes."""
     preference_weight: NonNegative = 0.0
     """Weight of the Bradley-Terry term on the reward."""
     preference_loss: Literal["regular", "margin", "scaled"] = "scaled"
-    """Bradley-Terry: regular, with the strength as margin, or scaled by the strength."""
+    """Bradley-Terry loss: regular, with the strength as margin, or scaled by the strength."""
     centering_weight: NonNegative = 0.0
-    """Weight of the mean over pairs of (chosen + rejected reward) squared, which keeps rewards around 0; TRL recommends 0.01."""
+    """Weight of the mean of (chosen + rejected reward)^2 over pairs, which centres rewards at 0; TRL
+    recommends 0.01."""
     epochs: Positive = 1.0
-    """Passes over the data this stage uses."""
+    """Passes over the data of this stage."""
     max_steps: Count | None = None
-    """Stop after this many updates, if that is sooner."""
+    """Stop after this many updates, if that is earlier."""
     batch_size: Count = 64
     """Items (pairs, or single rated responses) in one update, over all processes."""
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -73,25 +76,26 @@ class StageConfig(Strict):
     @model_validator(mode="after")
     def _some_term(self) -> Self:
         if self.regression_weight == 0 and self.preference_weight == 0:
-            raise ValueError("a stage needs regression_weight or preference_weight above 0")
+            raise ValueError("regression_weight and preference_weight are 0; set one of them above 0")
         if self.centering_weight and not self.preference_weight:
-            raise ValueError("centering_weight is a mean over pairs: it needs preference_weight above 0")
+            raise ValueError("centering_weight is over pairs: it needs preference_weight above 0")
         return self
 
 
 class ExpoConfig(Strict):
-    """After the last stage: go on in the direction from the weights of one stage to those of a later one."""
+    """Weight extrapolation (ExPO) after the last stage: weak + factor * (strong - weak)."""
 
     weak: str
-    """The stage whose weights are the origin; `start` stands for the model that `start` names."""
+    """The stage with the weak weights (factor 0); `start` is the model of the key `start`."""
     strong: str
-    """The later stage: factor 1."""
+    """The later stage with the strong weights (factor 1)."""
     factors: list[Positive] = Field(default_factory=lambda: list(EXPO_FACTORS), min_length=1)
-    """Factors that are tried on the held-out pairs, beside 1; the most accurate wins, ties go to the lower Bradley-Terry loss."""
+    """Factors evaluated on the held-out pairs, in addition to 1; the most accurate is used, ties are decided
+    by the lower Bradley-Terry loss."""
     refine: Positive | None = 0.01
-    """Then steps of this size between the neighbours of the best factor; null: none."""
+    """Step size of a second search between the neighbours of the best factor; null: none."""
     rank: Count | None = None
-    """Cut the extrapolated adapter to this rank; null keeps it exact, in twice the rank."""
+    """Truncate the extrapolated adapter to this rank; null keeps it exact, with twice the rank."""
 
 
 class RewardConfig(RunConfig):
@@ -100,31 +104,35 @@ class RewardConfig(RunConfig):
     model: ModelConfig = ModelConfig()
     """The frozen base."""
     adapter: AdapterConfig = AdapterConfig()
-    """The adapter that learns to score."""
+    """The reward model's LoRA adapter."""
     attributes: list[str] = Field(default_factory=lambda: list(HELPSTEER_ATTRIBUTES), min_length=1)
-    """One head output each; the first is the reward."""
+    """The head's outputs; the first is the reward."""
     reasoning: Literal["keep", "strip", "refuse"] = "keep"
-    """What it sees of reasoning in answers, between `<think>` and `</think>`: all, none, or such answers are not scored. Stored with the model and followed wherever it scores."""
+    """Reasoning in answers, between `<think>` and `</think>`: `keep` scores it, `strip` removes it first,
+    `refuse` does not score such answers. Stored with the model and used wherever it scores."""
     data: RewardDataConfig
-    """What it learns from."""
+    """The training data."""
     recipe: RecipeName | None = None
-    """A row of the paper's table by its name: decides losses, attributes and ExPO; `stages` then holds settings by the names regression, preference or hybrid."""
+    """A row of the paper's table: sets losses, attributes and ExPO; `stages` then has settings for the names
+    regression, preference or hybrid."""
     start: Place | None = None
-    """A reward model (its `final/` folder) whose adapter and head training begins from; with a recipe, in place of its regression stage."""
+    """A reward model (its `final/` folder) to initialise adapter and head from; with a recipe, it replaces
+    the regression stage."""
     stages: list[StageConfig] = Field(min_length=1)
-    """Trained in this order."""
+    """Stages of training, in this order."""
     expo: ExpoConfig | None = None
-    """Extrapolate from one stage to another at the end (ExPO); `final/` is then what came of it."""
+    """Weight extrapolation (ExPO) at the end; `final/` is then the extrapolated model."""
     head_start: CountOrZero = 1024
-    """Items on which the head is fitted before training, by ridge regression on the frozen base; 0, or `start`, does without."""
+    """Items on which the head is fitted before training, by ridge regression on the frozen base; not done
+    with 0 or with `start`."""
     tokens_per_batch: Count = 1024
-    """Token budget of one packed forward pass: bounds memory, changes no gradient."""
+    """Token budget of one packed forward pass: limits memory, changes no gradient."""
     validate_every: Count = 20
-    """Updates between two validations; the best one is kept."""
+    """Updates between two validations; the best checkpoint is kept."""
     save_every: Count = 20
     """Updates between two checkpoints."""
     benchmark: Place | None = None
-    """A file in RewardBench's columns, or `rewardbench`, scored at the end; also `demo`."""
+    """Benchmark that is scored at the end: a file with RewardBench's columns, `rewardbench`, or `demo`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -134,25 +142,25 @@ class RewardConfig(RunConfig):
     @model_validator(mode="after")
     def _pick_stages(self) -> Self:
         if self.recipe is not None:
-            wanted = recipes.stage_names(self.recipe, started=self.start is not None)
+            names = recipes.stage_names(self.recipe, started=self.start is not None)
             by_name = {stage.name: stage for stage in self.stages}
-            object.__setattr__(self, "stages", [by_name[name] for name in wanted])
+            object.__setattr__(self, "stages", [by_name[name] for name in names])
         return self
 
     @model_validator(mode="after")
     def _data_for_terms(self) -> Self:
         if len(set(self.attributes)) != len(self.attributes):
-            raise ValueError("attributes are repeated")
-        wants_ratings = any(stage.regression_weight > 0 for stage in self.stages)
-        wants_pairs = any(stage.preference_weight > 0 for stage in self.stages)
-        if wants_ratings and not self.data.ratings:
+            raise ValueError(f"attributes: found a name twice in {self.attributes}; remove one of the two")
+        needs_ratings = any(stage.regression_weight > 0 for stage in self.stages)
+        needs_pairs = any(stage.preference_weight > 0 for stage in self.stages)
+        if needs_ratings and not self.data.ratings:
             raise ValueError("a stage has regression_weight above 0, but data.ratings is empty")
         if self.data.pair_rated and not self.data.ratings:
             raise ValueError("data.pair_rated makes pairs of data.ratings, which is empty")
-        if wants_pairs and not self.data.preferences and not self.data.pair_rated:
+        if needs_pairs and not self.data.preferences and not self.data.pair_rated:
             raise ValueError("a stage has preference_weight above 0, but data.preferences is empty")
         if len({stage.name for stage in self.stages}) != len(self.stages):
-            raise ValueError("two stages have the same name")
+            raise ValueError("stages: two stages have the same name; rename or remove one of them")
         return self
 
     @model_validator(mode="after")
@@ -167,5 +175,5 @@ class RewardConfig(RunConfig):
         if names.index(weak) >= names.index(strong):
             raise ValueError(f"expo.weak ({weak!r}) must come before expo.strong ({strong!r})")
         if not self.data.preferences and not self.data.pair_rated:
-            raise ValueError("expo chooses its factor on held-out pairs, but data.preferences is empty")
+            raise ValueError("expo selects its factor on held-out pairs, but data.preferences is empty")
         return self

@@ -1,4 +1,4 @@
-"""Where rewards come from, and what the algorithm makes of them: `reward`, `reward_shaping`, `held_out_reward`."""
+"""Sources of rewards and their shaping: the keys `reward`, `reward_shaping` and `held_out_reward`."""
 
 from __future__ import annotations
 
@@ -14,67 +14,73 @@ from rlhf.config.schema import Count, CountOrZero, NonNegative, Number, Place, P
 Kind = Literal["adapter", "classifier", "server", "function", "judge", "ensemble"]
 KINDS: tuple[Kind, ...] = ("adapter", "classifier", "server", "function", "judge", "ensemble")
 GOLD = "gold"
-"""The function of this name is the project's own: the gold score."""
-TAKEN = ("mean", "std", "shaped", "missing", "held_out", "held_out_agreement")
-"""Names that `reward/...` has in the log already."""
+"""The function of this name is built in: the gold score."""
+RESERVED = ("mean", "std", "shaped", "missing", "held_out", "held_out_agreement")
+"""Names of `reward/...` metrics that a source may not have."""
 TOKEN_ENV = "RLHF_REWARD_TOKEN"  # noqa: S105 - the name of a variable
 SERVER_PROTOCOL = 1
-"""What `rlhf serve-reward` and its clients speak; a change of their JSON counts it up."""
+"""Version of the JSON between `rlhf serve-reward` and its clients."""
 ONLY_WITH = (("label", "classifier"), ("token_env", "server"), ("timeout", "server"))
 
 
 class EnsembleConfig(Strict):
-    """Several reward models that score every answer, combined into one reward."""
+    """An ensemble of reward models whose scores are combined into one reward."""
 
     adapters: Annotated[list[Place], Field(min_length=2)]
     """`final/` folders of `rlhf train-reward`, at least two, for example of different seeds."""
     rule: Literal["mean", "lower-bound", "worst"] = "lower-bound"
-    """Mean over the members, mean less `coefficient` times their standard deviation, or the lowest of them."""
+    """Mean of the members, mean minus `coefficient` standard deviations, or minimum."""
     coefficient: NonNegative = 1.0
-    """Of `lower-bound`: standard deviations taken off the mean."""
+    """With `lower-bound`: number of standard deviations subtracted from the mean."""
 
 
 def is_header_safe(token: str) -> bool:
-    """Whether a token can be sent in an HTTP header as it stands."""
+    """Whether a token can be sent in an HTTP header unescaped."""
     return token.isascii() and token.isprintable() and " " not in token
 
 
 class Source(Strict):
-    """A source of rewards: one of `adapter`, `classifier`, `server`, `function`, `judge` and `ensemble`."""
+    """A source of rewards: exactly one of `adapter`, `classifier`, `server`, `function`, `judge` and
+    `ensemble`."""
 
     adapter: Place | None = None
-    """A reward model on the policy's own base: the `final/` folder of `rlhf train-reward`. Shares the base's weights."""
+    """A reward model on the policy's base, whose weights it shares: the `final/` folder of `rlhf
+    train-reward`."""
     classifier: Place | None = None
-    """A reward model with weights of its own: any AutoModelForSequenceClassification with a chat template, or a `final/` folder on another base."""
+    """A separate reward model: any AutoModelForSequenceClassification with a chat template, or a `final/`
+    folder on another base."""
     server: str | None = None
     """Address of a running `rlhf serve-reward`, such as http://127.0.0.1:8800."""
     function: Place | None = None
-    """`FILE.py:NAME` or `MODULE:NAME`, called as TRL calls a reward function; or `gold`, the check of a prompt that has one."""
+    """`FILE.py:NAME` or `MODULE:NAME`, with the signature of TRL's reward functions; or `gold`, the built-in
+    score of prompts with a check."""
     judge: JudgeConfig | None = None
     """A language model behind an OpenAI-compatible server that judges the answers."""
     ensemble: EnsembleConfig | None = None
-    """Several reward models on the policy's own base, as one reward."""
+    """Several reward models on the policy's base, combined into one reward."""
     label: str | None = None
-    """Of a classifier with several outputs, the one that is the reward; null is the first."""
+    """Classifier with several outputs: the output that is the reward; null: the first."""
     token_env: str = TOKEN_ENV
-    """Of a server: the environment variable that holds its token."""
+    """Server: the environment variable with its token."""
     timeout: Positive = 120.0
-    """Of a server: seconds to wait for an answer before it is asked again."""
+    """Server: seconds until a request is retried."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        told = [kind for kind in KINDS if getattr(self, kind) is not None]
-        if len(told) != 1:
+        kinds = [kind for kind in KINDS if getattr(self, kind) is not None]
+        if len(kinds) != 1:
             raise ValueError(
-                f"a reward has one of {', '.join(KINDS)}; found {' and '.join(told) or 'none of them'}"
+                f"a reward has exactly one of {', '.join(KINDS)}; found "
+                f"{' and '.join(kinds) or 'none of them'}"
             )
         fields = type(self).model_fields
         for key, kind in ONLY_WITH:
-            if kind != told[0] and getattr(self, key) != fields[key].default:
-                raise ValueError(f"{key} goes with {kind}, not with {told[0]}")
+            if kind != kinds[0] and getattr(self, key) != fields[key].default:
+                raise ValueError(f"{key} goes with {kind}, not with {kinds[0]}; remove it")
         if self.server is not None and not re.fullmatch(r"https?://[^?#@\s]+", self.server):
             raise ValueError(
-                f"server: found {self.server!r}; write http://HOST:PORT, and put the token into ${self.token_env}"
+                f"server: found {self.server!r}; write http://HOST:PORT, and put the token into "
+                f"${self.token_env}"
             )
         if self.function not in (None, GOLD) and not re.fullmatch(r"[^:]+:\w+", str(self.function)):
             raise ValueError(f"function: found {self.function!r}; write FILE.py:NAME, MODULE:NAME or {GOLD}")
@@ -82,12 +88,12 @@ class Source(Strict):
 
     @property
     def kind(self) -> Kind:
-        """Which of the kinds it is."""
+        """The kind of source."""
         return next(kind for kind in KINDS if getattr(self, kind) is not None)
 
     @property
     def place(self) -> str:
-        """The folder, model, address or function; of a judge or an ensemble, what it consists of."""
+        """The folder, model, address or function; for a judge or an ensemble, a description."""
         if self.judge is not None:
             return f"{self.judge.model} at {self.judge.url}"
         if self.ensemble is not None:
@@ -95,47 +101,50 @@ class Source(Strict):
         return str(getattr(self, self.kind))
 
     def words(self) -> str:
-        """For people: `adapter runs/reward/final`."""
+        """Kind and place: `adapter runs/reward/final`."""
         return f"{self.kind} {self.place}"
 
 
 class RewardSource(Source):
-    """One of the rewards that are added up."""
+    """One term of the sum of rewards."""
 
     weight: Number = 1.0
-    """What it is multiplied by before it is added; 0 only logs it."""
+    """Factor in the sum; 0 only logs the reward."""
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")] | None = None
-    """What it is called in the log, where there are several: reward/NAME. Null: the function's name, else its kind."""
+    """Name of its metric, reward/NAME, if there are several sources. null: the function's name, else the
+    kind."""
 
 
 class HeldOutReward(Source):
-    """A second opinion that the policy never learns from."""
+    """A source of rewards that the policy is not trained on."""
 
     every: Count = 1
-    """Updates between two looks at an update's answers; the held-out prompts are always looked at, before and after."""
+    """Updates between two scorings of the training answers; held-out prompts are always scored, before and
+    after."""
 
 
 class LengthPenalty(Strict):
-    """What long answers cost."""
+    """Length penalty: `per_token * max(0, tokens - above)` is subtracted from the reward."""
 
     per_token: Positive
-    """Taken from the reward for each token, end of answer included."""
+    """Penalty per token, the end-of-turn token included."""
     above: CountOrZero = 0
-    """Tokens that cost nothing."""
+    """Tokens without a penalty."""
 
 
 class ShapingConfig(Strict):
-    """What the algorithm is given in place of the bare reward: normalised, then clipped, then charged for length."""
+    """Reward shaping, in this order: normalisation, clipping, length penalty."""
 
     normalise: Literal["none", "batch", "running", "each"] = "none"
-    """(reward - mean) / standard deviation: of the update's answers, of all answers so far, or of each of several
-    rewards over the answers to one prompt before they are added up (GDPO)."""
+    """(reward - mean) / standard deviation over the answers of the update (`batch`), over all answers so far
+    (`running`), or of each source over the answers to one prompt before summation (`each`, GDPO)."""
     clip: tuple[Number, Number] | None = None
-    """Lowest and highest reward, after `normalise`; null is no bound."""
+    """Lowest and highest reward, applied after `normalise`; null: no bounds."""
     length_penalty: LengthPenalty | None = None
-    """Taken off after `clip`; null is none."""
+    """Subtracted after `clip`; null: none."""
     missing: Literal["error", "drop"] = "error"
-    """An answer whose reward could not be computed ends the run, or is left out of the update and counted in reward/missing; it is never 0."""
+    """An answer whose reward could not be computed: `error` stops the run, `drop` leaves it out of the update
+    and counts it in reward/missing."""
 
     @model_validator(mode="after")
     def _clip_is_a_range(self) -> Self:
@@ -145,22 +154,22 @@ class ShapingConfig(Strict):
 
     @property
     def active(self) -> bool:
-        """Whether the algorithm is given anything else than the bare reward."""
+        """Whether shaping changes the reward."""
         return self.normalise != "none" or self.clip is not None or self.length_penalty is not None
 
 
-def _as_list(told: Any) -> Any:
-    """A folder, a source, or a list of either."""
-    items = told if isinstance(told, list | tuple) else [told]
+def _as_list(value: Any) -> Any:
+    """A folder, a source, or a list of either, as a list of sources."""
+    items = value if isinstance(value, list | tuple) else [value]
     return [_as_source(item) for item in items]
 
 
-def _as_source(told: Any) -> Any:
-    return {"adapter": told} if isinstance(told, str) else told
+def _as_source(value: Any) -> Any:
+    return {"adapter": value} if isinstance(value, str) else value
 
 
-def _as_told(sources: Sequence[RewardSource]) -> Any:
-    """The common case is written as it is read: one folder."""
+def _serialize(sources: Sequence[RewardSource]) -> Any:
+    """A single adapter without options becomes its folder again, as most configs have it."""
     only = sources[0]
     if len(sources) == 1 and only.adapter is not None and only == RewardSource(adapter=only.adapter):
         return only.adapter
@@ -168,33 +177,36 @@ def _as_told(sources: Sequence[RewardSource]) -> Any:
 
 
 Sources = Annotated[
-    list[RewardSource], BeforeValidator(_as_list), PlainSerializer(_as_told, when_used="json")
+    list[RewardSource], BeforeValidator(_as_list), PlainSerializer(_serialize, when_used="json")
 ]
 HeldOut = Annotated[HeldOutReward | None, BeforeValidator(_as_source)]
 
 
 def names_of(sources: Sequence[RewardSource]) -> list[str]:
-    """What each is called in the log: its own name, else its function's or its kind's; a second of a kind is numbered."""
+    """The metric names of the sources: `name`, else the function's name, else the kind; repeated kinds are
+    numbered."""
     names: list[str] = []
     for source in sources:
         plain = source.name or (source.place.rpartition(":")[2] if source.kind == "function" else source.kind)
         number = 2
         name = plain
-        while source.name is None and name in (*names, *TAKEN):
+        while source.name is None and name in (*names, *RESERVED):
             name, number = f"{plain}_{number}", number + 1
         names.append(name)
     return names
 
 
 def check_names(sources: Sequence[RewardSource]) -> None:
-    """Make sure that each reward has a name of its own in the log.
+    """Check that metric names are unique and not reserved.
 
     Raises:
-        ValueError: two have the same, or one has a name that is taken.
+        ValueError: a name is repeated or reserved.
     """
     names = names_of(sources)
     for name in names:
-        if name in TAKEN:
-            raise ValueError(f"reward: the name {name!r} is taken; reward/{name} is in the log already")
+        if name in RESERVED:
+            raise ValueError(
+                f"reward: found the name {name!r}; reward/{name} is a built-in metric: choose another name"
+            )
         if names.count(name) > 1:
-            raise ValueError(f"reward: the name {name!r} stands twice; give each `name` once")
+            raise ValueError(f"reward: found the name {name!r} twice; choose different names")

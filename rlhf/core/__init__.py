@@ -1,1 +1,1 @@
-"""Errors, records, number formats and interval estimates. Imports nothing else of this project."""
+"""Errors, records, number formats and interval estimates. Imports no other package of this project."""

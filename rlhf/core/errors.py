@@ -121,7 +121,8 @@ def excerpt(value: object, around: object = None, *, width: int = EXCERPT) -> st
     """`repr(value)` in at most `width` characters: the text around the fault, else its beginning and its end.
 
     Args:
-        around: the part of the value that is at fault, such as one item of a list; None where the fault has no place.
+        around: the part of the value that is at fault, such as one item of a list; None where the fault has
+            no place.
     """
     text = repr(value)
     place = text.find(repr(around)) if around is not None else -1
@@ -134,7 +135,8 @@ def excerpt(value: object, around: object = None, *, width: int = EXCERPT) -> st
 
 
 def shorten(text: str, start: int, length: int = 1, *, width: int = EXCERPT) -> str:
-    """At most `width` characters of a text with `text[start : start + length]` in the middle, `...` for the rest."""
+    """At most `width` characters of a text with `text[start : start + length]` in the middle, `...` for the
+    rest."""
     if len(text) <= width:
         return text
     room = width - 6

@@ -1,4 +1,5 @@
-"""Whether a model or data set can be had at all, found out in seconds: a folder with a typo must not cost a minute of retries."""
+"""Checks in seconds whether a model or data set exists: a typo must not cost a minute of the Hub's
+retries."""
 
 from __future__ import annotations
 
@@ -12,13 +13,14 @@ from rlhf.core.places import is_explicit, missing_local
 
 Kind = Literal["model", "dataset"]
 TIMEOUT = 10
-"""Seconds for the Hub's answer."""
-A_FILE: Mapping[Kind, str] = {"model": "config.json", "dataset": "README.md"}
+"""Seconds for the Hub's response."""
+MARKER_FILES: Mapping[Kind, str] = {"model": "config.json", "dataset": "README.md"}
+"""A file that every cached repository of a kind has."""
 
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """Why a name stands for nothing that can be loaded, and what to do."""
+    """Why a model or data set cannot be loaded by its name, and the fix."""
 
     found: str
     fix: str
@@ -26,9 +28,10 @@ class Missing:
 
 @functools.cache
 def find_missing(name: str, kind: Kind, revision: str | None = None) -> Missing | None:
-    """Why neither a local path nor the Hub has `name`; None where it exists, or where the Hub's answer is not conclusive.
+    """Why `name` is neither a local path nor on the Hub; None if it exists, or if the Hub's response is
+    inconclusive.
 
-    At most one request without retries is made: of a name that is neither here nor in the cache.
+    Makes at most one request, without retries, and none for a name that is a local path or in the cache.
     """
     if Path(name).exists():
         return None
@@ -39,14 +42,14 @@ def find_missing(name: str, kind: Kind, revision: str | None = None) -> Missing 
 
     if _is_cached(name, kind, revision):
         return None
-    here = f" No folder here has this name either: {near}" if near else ""
+    here = f" No local folder has this name either: {near}" if near else ""
     download = f"hf download {name}{' --repo-type dataset' if kind == 'dataset' else ''} --local-dir FOLDER"
-    elsewhere = f"correct the path; or, where the Hub can be reached, `{download}`, and use FOLDER"
+    elsewhere = f"correct the path; or run `{download}` on a machine with access to the Hub, and use FOLDER"
     if HF_HUB_OFFLINE and kind == "dataset":
-        return None  # a data set may be prepared elsewhere; without the Hub, loading fails at once
+        return None  # a prepared data set may be in another cache; offline, loading fails at once
     if HF_HUB_OFFLINE:
         return Missing(f"HF_HUB_OFFLINE is set, and the cache does not hold {name!r}.{here}", elsewhere)
-    answer = _ask(name, kind, revision)
+    answer = _query(name, kind, revision)
     if answer == "unreachable":
         return Missing(f"the Hub cannot be reached, and the cache does not hold {name!r}.{here}", elsewhere)
     if answer == "gated":
@@ -69,17 +72,17 @@ def find_missing(name: str, kind: Kind, revision: str | None = None) -> Missing 
 def _is_cached(name: str, kind: Kind, revision: str | None) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
-    if isinstance(try_to_load_from_cache(name, A_FILE[kind], revision=revision, repo_type=kind), str):
+    if isinstance(try_to_load_from_cache(name, MARKER_FILES[kind], revision=revision, repo_type=kind), str):
         return True
     if kind == "model":
         return False
-    import datasets  # prepared data sets are kept apart from their files
+    import datasets  # prepared data sets have a cache of their own
 
     return (Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")).exists()
 
 
-def _ask(name: str, kind: Kind, revision: str | None) -> str:
-    """The Hub's answer in one request, in one word."""
+def _query(name: str, kind: Kind, revision: str | None) -> str:
+    """The Hub's response to a single request: exists, gated, unknown, no revision, busy or unreachable."""
     import httpx
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
@@ -100,7 +103,7 @@ def _ask(name: str, kind: Kind, revision: str | None) -> str:
     except RevisionNotFoundError:
         return "no revision"
     except HfHubHTTPError:
-        return "busy"  # too many requests, or an error of the server: loading retries
+        return "busy"  # too many requests, or a server error: loading retries
     except (httpx.TransportError, OSError):
         return "unreachable"
-    return "there"
+    return "exists"

@@ -1,4 +1,4 @@
-"""Paths and names as users write them: `~`, `$VAR`, and local folders with a typo."""
+"""Paths as users write them: expands `~` and `$VAR`, and suggests the path that a typo was meant to be."""
 
 from __future__ import annotations
 
@@ -14,29 +14,33 @@ EXPLICIT = ("/", "./", "../", "~", "$")
 
 
 def expand(text: str) -> str:
-    """A path or name with `~`, `~USER`, `$VAR` and `${VAR}` replaced; one that exists as it is written is left alone.
+    """A path or name with `~`, `~USER`, `$VAR` and `${VAR}` expanded; an existing path is returned unchanged.
 
     Raises:
-        ValueError: a variable is not set, or the home folder is not known.
+        ValueError: a variable is not set, or the home folder is unknown.
     """
     if ("~" not in text[:1] and "$" not in text) or _exists(text):
         return text
     for plain, braced in VARIABLE.findall(text):
         if plain + braced not in os.environ:
-            raise ValueError(f"found {text!r}, but the environment variable {plain + braced} is not set")
+            name = plain + braced
+            raise ValueError(
+                f"found {text!r}, but {name} is not set: export {name}=..., or write the whole path"
+            )
     text = os.path.expandvars(text)
     if not text.startswith("~"):
         return text
     expanded = os.path.expanduser(text)  # noqa: PTH111  # pathlib's raises where there is no home
     if expanded.startswith("~"):
         raise ValueError(
-            f"found {text!r}, but the home folder of this user is not known; set HOME or write the whole path"
+            f"found {text!r}, but the home folder of this user is unknown: export HOME=..., or write the "
+            "whole path"
         )
     return expanded
 
 
 def home() -> Path | None:
-    """The user's home folder; None where there is none that can be told (no HOME, and a user id without an account)."""
+    """The user's home folder; None if it is unknown (no HOME, and a user id without an account)."""
     try:
         return Path.home()
     except RuntimeError:
@@ -44,15 +48,16 @@ def home() -> Path | None:
 
 
 def is_explicit(name: str) -> bool:
-    """Whether a name can only be a local path: `/x`, `./x`, `~/x`, `a/b/c`, or one with characters that the Hub does not allow."""
+    """Whether a name can only be a local path: `/x`, `./x`, `~/x`, `a/b/c`, or with characters invalid on the
+    Hub."""
     return name.startswith(EXPLICIT) or HUB_NAME.fullmatch(name) is None
 
 
 def missing_local(name: str) -> str:
-    """Why a path that does not exist does not: the first step that is missing, and the closest name beside it.
+    """Why a path does not exist: its first missing part, and the closest existing name.
 
-    Of a name that may be the Hub's (`OWNER/NAME`) the empty string, unless `OWNER` is a folder here or something here is called
-    almost like it.
+    Empty for a name that may be on the Hub (`OWNER/NAME`), unless the folder `OWNER` or a similar name exists
+    here.
     """
     path = Path(name)
     closest = _closest(path)
@@ -67,7 +72,7 @@ def missing_local(name: str) -> str:
 
 
 def _closest(path: Path) -> str:
-    """`the folder X has no 'y'. Did you mean 'X/z'?` for the first step of a path that does not exist."""
+    """`the folder X has no 'y'. Did you mean 'X/z'?` for the first missing part of a path."""
     step = path
     while step.parent != step and not _exists(str(step.parent)):
         step = step.parent
@@ -87,5 +92,5 @@ def _closest(path: Path) -> str:
 def _exists(name: str) -> bool:
     try:
         return Path(name).exists()
-    except OSError:  # a name too long for a file, or a folder that may not be read
+    except OSError:  # a name too long for a file, or a folder without permission
         return False

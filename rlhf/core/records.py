@@ -1,4 +1,4 @@
-"""What flows through the house: plain, frozen records. No torch here.
+"""The records that data readers, reward models and policies exchange: plain and frozen. Imports no torch.
 
 rows -> Rating, Preference -> the reward model
 rows -> Prompt -> Rollout -> the policy
@@ -14,7 +14,7 @@ from typing import Any, Literal
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 
 HELPSTEER_ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
-"""The five attributes of HelpSteer2 in its own order; helpfulness, the reward, comes first."""
+"""The five attributes of HelpSteer2 in its order; the first, helpfulness, is the reward."""
 
 
 TOOLS = "tools"
@@ -24,7 +24,7 @@ TOOLS = "tools"
 class Message:
     """One turn of a conversation.
 
-    `fields` holds what a chat template may render beside role and content, as a JSON object: `tool_calls`,
+    `fields` has the other fields that a chat template may render, as a JSON object: `tool_calls`,
     `reasoning_content`, `name`, `tool_call_id`; on the first message also `tools`, those of the conversation.
     """
 
@@ -33,7 +33,7 @@ class Message:
     fields: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """The message as chat templates and chat APIs take it."""
+        """The message as a dictionary for chat templates and chat APIs."""
         return {"role": self.role, "content": self.content, **self.extra()}
 
     def extra(self) -> dict[str, Any]:
@@ -45,12 +45,13 @@ Conversation = tuple[Message, ...]
 
 
 def tools_of(conversation: Conversation) -> list[Any] | None:
-    """The tools that the conversation declares; None without any."""
+    """The tools that the conversation declares, or None."""
     return conversation[0].extra().get(TOOLS) if conversation and conversation[0].fields else None
 
 
 def is_unicode(conversation: Conversation) -> bool:
-    """Whether its texts are whole: JSON can hold half of a surrogate pair, which no tokenizer takes."""
+    """Whether all texts are valid Unicode: JSON can contain half of a surrogate pair, which tokenizers
+    reject."""
     try:
         "".join(message.content for message in conversation).encode()
     except UnicodeEncodeError:
@@ -60,10 +61,10 @@ def is_unicode(conversation: Conversation) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Rating:
-    """A response with attribute ratings, each on the scale 0 to 4; an absent attribute is not rated.
+    """A response with attribute ratings on the scale 0 to 4; an absent attribute is not rated.
 
-    `groups` are what tables are broken down by, such as domain and language; `fields` are those of the response's
-    message, see `Message`.
+    `groups` are the groups by which results are broken down, such as domain and language; `fields` are those
+    of the response's message, see `Message`.
     """
 
     prompt: Conversation
@@ -83,9 +84,9 @@ class Rating:
 class Preference:
     """Two responses to one prompt and how strongly one is preferred.
 
-    `strength` is in -3..3 without 0: negative prefers `response_1`, positive `response_2`. The ratings
-    of either response, where they are known, let one row feed both terms of the hybrid loss. `fields_1` and
-    `fields_2` are those of the responses' messages, see `Message`.
+    `strength` is in -3..3 without 0: negative prefers `response_1`, positive `response_2`. With ratings of
+    its responses, a preference enters both terms of the hybrid loss. `fields_1` and `fields_2` are those of
+    the responses' messages, see `Message`.
     """
 
     prompt: Conversation
@@ -130,7 +131,7 @@ class Preference:
 
 @dataclass(frozen=True, slots=True)
 class Principle:
-    """Whether a response fulfils a principle that is stated in words."""
+    """A response, a principle in words, and whether the response fulfils it."""
 
     prompt: Conversation
     response: str
@@ -144,8 +145,8 @@ class Principle:
 class Prompt:
     """A prompt to sample answers for.
 
-    `check` says how code can check an answer (see `rlhf.data.checks`); `columns` are the row's other columns, which
-    reward functions receive by name.
+    `check` describes how code checks an answer (see `rlhf.data.checks`); `columns` are the row's other
+    columns, which reward functions receive by name.
     """
 
     messages: Conversation
@@ -158,7 +159,7 @@ class Prompt:
 class Comparison:
     """One benchmark item in RewardBench's shape: a conversation, a better and a worse answer.
 
-    `strength` is how strongly `chosen` is preferred, 1 to 3; None where it is unknown. The fields are those of the
+    `strength` is how strongly `chosen` is preferred, 1 to 3; None if unknown. The fields are those of the
     answers' messages, see `Message`.
     """
 
@@ -185,7 +186,7 @@ class Comparison:
 class Choice:
     """One benchmark item with several right and several wrong answers; in RM-Bench one of each style.
 
-    `id` is the row's own, where the benchmark's rules read it.
+    `id` is the id of the row, for benchmarks whose rules use it.
     """
 
     prompt: Conversation
@@ -197,7 +198,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """Answers to one prompt, each with its true quality: what best-of-n picks from."""
+    """Answers to one prompt with their true scores, for best-of-n."""
 
     prompt: Conversation
     responses: tuple[str, ...]
@@ -209,8 +210,8 @@ class Candidates:
 class Rollout:
     """One sampled answer.
 
-    `completion_ids` includes the stop token when `finished`; `logprobs` are the engine's, one a token, of
-    the distribution it sampled from (empty where the engine does not tell). `text` is the decoded answer
+    `completion_ids` includes the stop token when `finished`; `logprobs` are the engine's, one per token, of
+    the distribution it sampled from (empty if the engine does not return them). `text` is the decoded answer
     without special tokens.
     """
 

@@ -1,6 +1,7 @@
-"""Confidence intervals and fits, on scipy.stats. Imports no torch: the report uses it too.
+"""Confidence intervals and fits, based on scipy.stats. Imports no torch, as the report uses it.
 
-All intervals are 95 %. Bootstrap intervals are percentile intervals, and a call with the same seed gives the same interval.
+All intervals are 95 %. Bootstrap intervals are percentile intervals, and a call with the same seed gives the
+same interval.
 
 Shapes: S clusters (prompts) of a stratum, Q figures, R resamples, K weighted observations.
 """
@@ -23,15 +24,17 @@ LEVEL = 0.95
 TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 RESAMPLES = 2000
 BATCH_VALUES = 4_000_000
-"""How many resampled values are held in memory at once."""
+"""Number of resampled values held in memory at once."""
 
 
 def wilson_interval(share: float, count: float) -> Interval:
     """Wilson score interval of a share observed in `count` trials.
 
-        centre = (p + z^2/2n) / (1 + z^2/n),   half width = z sqrt(p(1-p)/n + z^2/4n^2) / (1 + z^2/n),   z = 1.96
+        centre = (p + z^2/2n) / (1 + z^2/n),   half width = z sqrt(p(1-p)/n + z^2/4n^2) / (1 + z^2/n),   z =
+        1.96
 
-    For a weighted mean pass Kish's effective count, (sum w)^2 / sum w^2. (scipy's `proportion_ci` takes whole counts only.)
+    For a weighted mean pass Kish's effective count, (sum w)^2 / sum w^2. (scipy's `proportion_ci` takes whole
+    counts only.)
 
     Source: Wilson (1927), "Probable inference, the law of succession, and statistical inference".
     """
@@ -62,9 +65,9 @@ def bootstrap_means(
 ) -> list[Interval | None]:
     """Bootstrap intervals of the means of Q figures, clustered by prompt and stratified.
 
-    Each stratum has one row of Q figures per prompt (shape S, Q). A resample draws S rows with replacement within each
-    stratum; a figure's mean is the unweighted mean of the strata's means. All figures of a resample come from the same
-    rows, so a paired difference is passed as one of the Q figures.
+    Each stratum has one row of Q figures per prompt (shape S, Q). A resample draws S rows with replacement
+    within each stratum; a figure's mean is the unweighted mean of the strata's means. All figures of a
+    resample come from the same rows, so a paired difference is passed as one of the Q figures.
 
     Returns:
         One interval per figure; None where no stratum has two prompts.
@@ -87,7 +90,8 @@ def bootstrap_means(
 
 
 def bootstrap_grid_mean(values_SP: Floats, *, resamples: int, seed: int = 0) -> Interval:
-    """Two-way bootstrap interval of the mean of a grid, over its rows (seeds) and its columns (pairs) at once.
+    """Two-way bootstrap interval of the mean of a grid, over its rows (seeds) and its columns (pairs) at
+    once.
 
     Each resample draws S rows and P columns with replacement and takes the mean over the drawn grid.
 
@@ -105,7 +109,8 @@ def bootstrap_grid_mean(values_SP: Floats, *, resamples: int, seed: int = 0) -> 
 def bootstrap_weights(
     statistic: Callable[[Floats], float], clusters: int, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval:
-    """Bootstrap interval, over clusters, of any statistic that takes the number of times each cluster was drawn.
+    """Bootstrap interval, over clusters, of any statistic that takes the number of times each cluster was
+    drawn.
 
     Resamples for which the statistic is NaN (nothing to compute it from) are left out.
     """
@@ -127,7 +132,8 @@ def bootstrap_distribution(
     resamples: int,
     seed: int,
 ) -> Floats:
-    """The statistic of every resample, drawn along the last axis of each sample independently; resamples come last."""
+    """The statistic of every resample, drawn along the last axis of each sample independently; resamples come
+    last."""
     size = sum(sample.size for sample in samples)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # NaN: see bootstrap_weights

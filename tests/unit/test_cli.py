@@ -110,7 +110,7 @@ def test_explain_needs_no_config(name: str) -> None:
     result = run(name, "--explain")
     assert result.exit_code == 0
     assert (
-        "\nadapter.rank: a whole number of at least 1; default 16\n    Rank of the update.\n" in result.stdout
+        "\nadapter.rank: a whole number of at least 1; default 16\n    LoRA rank.\n" in result.stdout
     )
 
 

@@ -29,7 +29,7 @@ def test_there_are_names() -> None:
 
 
 def test_type_checkers_and_the_import_hook_know_the_same_names() -> None:
-    assert promised() == rlhf._HOMES
+    assert promised() == rlhf._MODULES
 
 
 @pytest.mark.parametrize(("name", "home"), sorted(promised().items()))

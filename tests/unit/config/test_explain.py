@@ -53,13 +53,13 @@ def test_types_in_plain_words(annotation: Any, words: str) -> None:
 def test_the_page_shows_types_effective_defaults_and_doc_lines() -> None:
     assert describe(Outer).splitlines() == [
         "The page's first line.",
-        "A key of a list item holds its number for N. `extends: FILE` starts from the keys of another file.",
+        "N in a key is the index of a list item. `extends: FILE` starts from the keys of another file.",
         "",
         "items: a list; required",
         "    Some items.",
         "items.N.size: a whole number of at least 1; default 2",
         "    How large.",
-        "inner: a mapping; may be left out",
+        "inner: a mapping; optional",
         "    Set here, not in its class.",
         "inner.size: a whole number of at least 1; default 7",
         "    How large.",

@@ -1,4 +1,4 @@
-"""`extends`: what of another file is kept, what is replaced, and where a mistake is said to stand."""
+"""`extends`: what of another file is kept, what is replaced, and where a mistake is expected to stand."""
 
 from __future__ import annotations
 
@@ -44,29 +44,29 @@ def test_mappings_are_merged_and_lists_replaced(folder: Path) -> None:
     file = write(
         folder, "extends: ../base.yaml\nmodel: {max_length: 128}\nadapter: {rank: 4, targets: [o_proj]}\n"
     )
-    told = load_config(file, RewardConfig, ["model.dtype=float32"])
-    assert (told.model.base, told.model.max_length, told.model.dtype) == ("embedded", 128, "float32")
-    assert (told.adapter.rank, told.adapter.targets) == (4, ["o_proj"])
-    assert (told.seed, str(told.output), told.stages[0].batch_size) == (3, "runs/base", 8)
+    loaded = load_config(file, RewardConfig, ["model.dtype=float32"])
+    assert (loaded.model.base, loaded.model.max_length, loaded.model.dtype) == ("embedded", 128, "float32")
+    assert (loaded.adapter.rank, loaded.adapter.targets) == (4, ["o_proj"])
+    assert (loaded.seed, str(loaded.output), loaded.stages[0].batch_size) == (3, "runs/base", 8)
 
 
 def test_a_chain_is_followed_to_its_end(folder: Path) -> None:
     write(folder, "extends: ../base.yaml\nseed: 4\nmodel: {max_length: 128}\n", "small/middle.yaml")
-    told = load_config(write(folder, "extends: middle.yaml\nmodel: {max_length: 64}\n"), RewardConfig)
-    assert (told.seed, told.model.max_length, told.model.base) == (4, 64, "embedded")
+    loaded = load_config(write(folder, "extends: middle.yaml\nmodel: {max_length: 64}\n"), RewardConfig)
+    assert (loaded.seed, loaded.model.max_length, loaded.model.base) == (4, 64, "embedded")
 
 
 def test_what_a_config_is_for_may_stand_in_the_file_it_extends(folder: Path) -> None:
     write(folder, "output: x\nreward: runs/x\ndata: {prompts: [{path: demo}]}\n", "policy.yaml")
     file = write(folder, "extends: policy.yaml\nsteps: 5\n", "few.yaml")
-    told = load_either(file)
-    assert isinstance(told, PolicyConfig) and told.steps == 5
+    loaded = load_either(file)
+    assert isinstance(loaded, PolicyConfig) and loaded.steps == 5
 
 
 @pytest.mark.parametrize(
     ("text", "wrong", "place"),
     [
-        ("model: {max_length: 0}\n", "model.max_length", "card.yaml:2"),
+        ("model: {max_length: 0}\n", "model.max_length: found 0", "card.yaml:2"),
         ("seed: 4\n", "stages.0.batch_size: found 0", "base.yaml:10"),
         (
             "stages:\n  - {name: a, batch_size: 0, regression_weight: 1}\n",
@@ -90,11 +90,19 @@ def test_a_mistake_is_placed_in_the_file_where_it_stands(
 @pytest.mark.parametrize(
     ("text", "found", "remedy"),
     [
-        ("extends: card.yaml\n", "card.yaml:1: extends: card.yaml comes back to itself", "stands alone"),
+        (
+            "extends: card.yaml\n",
+            "card.yaml:1: extends: card.yaml is a circular `extends`",
+            "remove `extends`",
+        ),
         ("seed: 1\nextends: 5\n", "card.yaml:2: extends: found 5", "one YAML file"),
         ("extends: ../bse.yaml\n", "card.yaml:1: extends", "Did you mean"),
-        ("extends: list.yaml\n", "list.yaml holds no keys", "key: value"),
-        ("extends: back.yaml\n", "back.yaml:1: extends: card.yaml comes back to itself", "stands alone"),
+        ("extends: list.yaml\n", "list.yaml is a YAML file without keys", "key: value"),
+        (
+            "extends: back.yaml\n",
+            "back.yaml:1: extends: card.yaml is a circular `extends`",
+            "remove `extends`",
+        ),
     ],
 )
 def test_what_cannot_be_extended(folder: Path, text: str, found: str, remedy: str) -> None:

@@ -1,4 +1,5 @@
-"""Every key that holds a path takes `~` and `$VAR`, and the run's own config.yaml then holds the whole path."""
+"""Every key that holds a path takes `~` and `$VAR`, and the run's own config.yaml then holds the whole
+path."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ from rlhf.core.errors import ConfigError
 CONFIGS = sorted((Path(__file__).parents[3] / "configs" / "policy").glob("*.yaml"))
 
 
-def resolved(**told: Any) -> dict[str, Any]:
-    return AlgorithmConfig.model_validate(told).model_dump(mode="json")
+def resolved(**loaded: Any) -> dict[str, Any]:
+    return AlgorithmConfig.model_validate(loaded).model_dump(mode="json")
 
 
 KL = {"placement": "reward", "target": None, "horizon": 10_000.0, "budget": None}
@@ -86,20 +86,20 @@ def test_what_is_said_wins() -> None:
 
 def test_the_resolved_config_means_the_same_again() -> None:
     rloo = {"name": "rloo", "kl": {"target": 3, "budget": 9}}
-    for told in ({}, {"compat": True}, {"name": "rloo"}, rloo, {"name": "ppo", "critic": {"clip": None}}):
-        once = resolved(**told)
+    for loaded in ({}, {"compat": True}, {"name": "rloo"}, rloo, {"name": "ppo", "critic": {"clip": None}}):
+        once = resolved(**loaded)
         assert resolved(**yaml.safe_load(yaml.safe_dump(once))) == once
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_the_projects_configs_name_what_they_use(file: Path) -> None:
     load_config(file, PolicyConfig)
-    told = yaml.safe_load(file.read_text())
-    if "extends" in told and "algorithm" not in told:
+    loaded = yaml.safe_load(file.read_text())
+    if "extends" in loaded and "algorithm" not in loaded:
         return  # it is the other file's
-    told = told["algorithm"]
-    assert {"name", "reduction", "kl", "unfinished"} <= told.keys()
-    assert {"estimator", "reduction", "placement", "coefficient"} <= told["kl"].keys()
+    loaded = loaded["algorithm"]
+    assert {"name", "reduction", "kl", "unfinished"} <= loaded.keys()
+    assert {"estimator", "reduction", "placement", "coefficient"} <= loaded["kl"].keys()
 
 
 MINIMAL = "output: runs/x\nreward: runs/r/final\ndata: {prompts: [{path: demo}]}\n"
@@ -113,21 +113,21 @@ def load(folder: Path, *words: str) -> PolicyConfig:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["algorithm.compat=true", "algorithm.name=rloo"], "compat goes with name: reinforce"),
-        (["algorithm.compat=true", "algorithm.reduction=token_mean"], "reduction must be sequence_mean"),
-        (["algorithm.compat=true", "algorithm.unfinished=keep"], "compat goes with .* unfinished: drop"),
-        (["algorithm.clip_high=0.28"], "clip_high goes with name: rloo or ppo"),
-        (["algorithm.clip=0.1"], "clip goes with name: rloo or ppo"),
-        (["algorithm.name=rloo", "algorithm.clip=null"], "clip goes with name: rloo or ppo, which need it"),
-        (["algorithm.name=ppo", "algorithm.clip=null"], "clip goes with name: rloo or ppo, which need it"),
-        (["algorithm.name=ppo", "algorithm.critic=null"], "critic goes with name: ppo, which needs it"),
-        (["algorithm.critic={}"], "critic goes with name: ppo, which needs it, and only with it"),
+        (["algorithm.compat=true", "algorithm.name=rloo"], "compat.* reinforce"),
+        (["algorithm.compat=true", "algorithm.reduction=token_mean"], "compat.* sequence_mean"),
+        (["algorithm.compat=true", "algorithm.unfinished=keep"], "compat.* unfinished: drop"),
+        (["algorithm.clip_high=0.28"], "clip_high.* rloo or ppo"),
+        (["algorithm.clip=0.1"], "clip.* rloo or ppo"),
+        (["algorithm.name=rloo", "algorithm.clip=null"], "clip.* rloo or ppo"),
+        (["algorithm.name=ppo", "algorithm.clip=null"], "clip.* rloo or ppo"),
+        (["algorithm.name=ppo", "algorithm.critic=null"], "critic.* ppo"),
+        (["algorithm.critic={}"], "critic.* ppo"),
         (["algorithm.name=ppo", "algorithm.critic.gae_lambda=1.5"], "algorithm.critic.gae_lambda: found 1.5"),
         (["algorithm.name=ppo", "algorithm.critic.lambda=1"], "unknown key 'algorithm.critic.lambda'"),
-        (["algorithm.name=rloo", "algorithm.reduction=token_mean"], "reduction must be sequence_sum"),
-        (["algorithm.epochs=2"], "reinforce has no ratio to correct a second pass"),
-        (["algorithm.kl.target=3", "algorithm.kl.coefficient=0"], "cannot start at 0"),
-        (["algorithm.unfinished=penalty"], "unfinished_reward goes with unfinished: penalty"),
+        (["algorithm.name=rloo", "algorithm.reduction=token_mean"], "rloo.* sequence_sum"),
+        (["algorithm.epochs=2"], "reinforce.* epochs: 1"),
+        (["algorithm.kl.target=3", "algorithm.kl.coefficient=0"], "kl.target.* kl.coefficient"),
+        (["algorithm.unfinished=penalty"], "unfinished_reward.* penalty"),
         (["algorithm.name=rlo"], "Allowed: one of 'reinforce', 'rloo', 'ppo'"),
         (["algorithm=3"], "algorithm: found 3"),
         (["algorithm.kl.estimator=k4"], "algorithm.kl.estimator: found \"k4\""),
@@ -136,11 +136,11 @@ def load(folder: Path, *words: str) -> PolicyConfig:
         (["rollouts.importance_sampling=on"], "rollouts.importance_sampling: found true"),
         (
             ["algorithm.name=rloo", "rollouts.importance_sampling={level: token}"],
-            "rollouts.importance_sampling.level must be sequence",
+            "rollouts.importance_sampling.level: sequence",
         ),
     ],
 )  # fmt: skip
-def test_what_does_not_go_together(tmp_path: Path, words: list[str], message: str) -> None:
+def test_invalid_combinations(tmp_path: Path, words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         load(tmp_path, *words)
     assert caught.value.exit_code == 2

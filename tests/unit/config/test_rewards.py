@@ -14,8 +14,8 @@ from rlhf.config.rewards import RewardSource, ShapingConfig, names_of
 from rlhf.core.errors import ConfigError
 
 
-def load(folder: Path, told: str, *words: str) -> PolicyConfig:
-    (folder / "p.yaml").write_text(f"output: runs/x\ndata: {{prompts: [{{path: demo}}]}}\n{told}")
+def load(folder: Path, loaded: str, *words: str) -> PolicyConfig:
+    (folder / "p.yaml").write_text(f"output: runs/x\ndata: {{prompts: [{{path: demo}}]}}\n{loaded}")
     return load_config(folder / "p.yaml", PolicyConfig, words)
 
 
@@ -49,22 +49,24 @@ def test_one_source_and_a_list_of_sources(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "told",
+    "loaded",
     [
         "reward: a\n",
         "reward: {adapter: a, weight: 2}\n",
-        "reward: [a, {server: 'https://host:1/below', timeout: 3}]\nheld_out_reward: {function: gold, every: 5}\n",
-        "reward: a\nreward_shaping: {normalise: running, clip: [-1, 1], length_penalty: {per_token: 0.1}, missing: drop}\n",
+        "reward: [a, {server: 'https://host:1/below', timeout: 3}]\nheld_out_reward: {function: gold, "
+        "every: 5}\n",
+        "reward: a\nreward_shaping: {normalise: running, clip: [-1, 1], length_penalty: {per_token: 0.1}, "
+        "missing: drop}\n",
     ],
 )
-def test_the_resolved_config_means_the_same_again(tmp_path: Path, told: str) -> None:
-    config = load(tmp_path, told)
+def test_the_resolved_config_means_the_same_again(tmp_path: Path, loaded: str) -> None:
+    config = load(tmp_path, loaded)
     again = yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))
     assert PolicyConfig.model_validate(again) == config
 
 
-def names(*told: dict[str, Any]) -> list[str]:
-    return names_of([RewardSource.model_validate(one) for one in told])
+def names(*loaded: dict[str, Any]) -> list[str]:
+    return names_of([RewardSource.model_validate(one) for one in loaded])
 
 
 def test_what_the_log_calls_each() -> None:
@@ -83,34 +85,43 @@ def test_what_the_log_calls_each() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "message"),
+    ("loaded", "message"),
     [
         ("", "the key 'reward' is missing"),
-        ("reward: 3\n", "reward.0: found 3\nAllowed: a mapping with the keys adapter, classifier, server, function"),
+        (
+            "reward: 3\n",
+            "reward.0: found 3\nAllowed: a mapping with the keys adapter, classifier, server, function",
+        ),
         ("reward: []\n", r"reward: found \[\]\nAllowed: a list of at least 1"),
         ("reward: {adaptor: a}\n", "unknown key 'reward.0.adaptor'. Did you mean 'adapter'?"),
-        ("reward: {adapter: a, server: 'http://h:1'}\n", "reward.0: a reward has one of .* found adapter and server"),
+        ("reward: {adapter: a, server: 'http://h:1'}\n", "reward.0: .* found adapter and server"),
         ("reward: {weight: 1}\n", "found none of them"),
         ("reward: {adapter: a, label: b}\n", "label goes with classifier, not with adapter"),
         ("reward: {function: gold, timeout: 3}\n", "timeout goes with server, not with function"),
-        ("reward: {server: 'localhost:8800'}\n", "write http://HOST:PORT, and put the token into \\$RLHF_REWARD_TOKEN"),
+        (
+            "reward: {server: 'localhost:8800'}\n",
+            "write http://HOST:PORT, and put the token into \\$RLHF_REWARD_TOKEN",
+        ),
         ("reward: {server: 'http://token@host:1'}\n", "write http://HOST:PORT"),
         ("reward: {function: brevity}\n", "write FILE.py:NAME, MODULE:NAME or gold"),
-        ("reward: {adapter: a, weight: much}\n", "reward.0.weight: found \"much\""),
-        ("reward: [a, {adapter: b, name: adapter}]\n", "the name 'adapter' stands twice"),
-        ("reward: {adapter: a, name: std}\n", "the name 'std' is taken"),
-        ("reward: {adapter: a, name: 'a b'}\n", "reward.0.name: found \"a b\""),
-        ("reward: [a, b]\nheld_out_reward: b\n", "held_out_reward is one the policy learns from: b"),
+        ("reward: {adapter: a, weight: much}\n", 'reward.0.weight: found "much"'),
+        ("reward: [a, {adapter: b, name: adapter}]\n", "the name 'adapter' twice"),
+        ("reward: {adapter: a, name: std}\n", "the name 'std'"),
+        ("reward: {adapter: a, name: 'a b'}\n", 'reward.0.name: found "a b"'),
+        ("reward: [a, b]\nheld_out_reward: b\n", "held_out_reward b is one of `reward`"),
         ("reward: a\nheld_out_reward: {adapter: b, weight: 2}\n", "unknown key 'held_out_reward.weight'"),
         ("reward: a\nheld_out_reward: {adapter: b, every: 0}\n", "held_out_reward.every: found 0"),
-        ("reward: a\nreward_shaping: {clip: [1, 1]}\n", r"clip: found \[1.0, 1.0\]; write \[lowest, highest\]"),
+        (
+            "reward: a\nreward_shaping: {clip: [1, 1]}\n",
+            r"clip: found \[1.0, 1.0\]; write \[lowest, highest\]",
+        ),
         ("reward: a\nreward_shaping: {normalise: bach}\n", "Do this: reward_shaping.normalise=batch"),
         ("reward: a\nreward_shaping: {missing: zero}\n", "Allowed: one of 'error', 'drop'"),
         ("reward: a\nreward_shaping: {length_penalty: 0.1}\n", "a mapping with the keys per_token, above"),
         ("reward: a\nreward_shaping: {length_penalty: {per_token: -1}}\n", "a number above 0"),
     ],
-)  # fmt: skip
-def test_what_cannot_be(tmp_path: Path, told: str, message: str) -> None:
+)
+def test_what_cannot_be(tmp_path: Path, loaded: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
-        load(tmp_path, told)
+        load(tmp_path, loaded)
     assert caught.value.exit_code == 2

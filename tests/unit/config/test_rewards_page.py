@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from rlhf.config.policy import PolicyConfig
-from rlhf.config.rewards import KINDS, TAKEN
+from rlhf.config.rewards import KINDS, RESERVED
 
 PAGE = (Path(__file__).parents[3] / "docs" / "rewards.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
@@ -27,7 +27,7 @@ def test_a_snippet_is_part_of_a_config(snippet: str) -> None:
 
 def test_every_kind_and_every_figure_is_explained() -> None:
     assert all(f"| `{kind}` |" in PAGE for kind in KINDS)
-    assert all(f"`reward/{name}`" in PAGE for name in TAKEN)
+    assert all(f"`reward/{name}`" in PAGE for name in RESERVED)
 
 
 def test_the_function_works() -> None:

@@ -1,4 +1,5 @@
-"""Where bfloat16 is only emulated, a base is computed in float32: the same weights, and one line that says so."""
+"""Where bfloat16 is only emulated, a base is computed in float32: the same weights, and one line that says
+so."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from rlhf.models.loading import autocast, load_causal
 @pytest.fixture(params=[True, False], ids=["emulated", "multiplied"])
 def emulated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     monkeypatch.setattr(formats, "emulates_bfloat16", lambda: request.param)
-    formats._say_once.cache_clear()
+    formats._print_note.cache_clear()
     return bool(request.param)
 
 

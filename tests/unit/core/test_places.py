@@ -61,7 +61,7 @@ def test_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["./models/tny", "/models/tiny", "models/tiny/deep", "a b"])
 def test_an_explicit_path_never_asks_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "_ask", lambda *_: pytest.fail("the Hub was asked"))
+    monkeypatch.setattr(hub, "_query", lambda *_: pytest.fail("a request was made"))
     missing = hub.find_missing(name, "model")
     assert missing is not None
     assert ("Did you mean" in missing.found) == ("tny" in name)
@@ -73,14 +73,14 @@ def test_a_typo_is_shown_beside_what_was_meant(
     kind: Any, name: str, near: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub, "_ask", lambda *_: "unreachable")
+    monkeypatch.setattr(hub, "_query", lambda *_: "unreachable")
     missing = hub.find_missing(name, kind)
     assert missing is not None
     assert f"Did you mean '{near}'?" in missing.found and "hf download" in missing.fix
 
 
 def test_what_exists_or_is_cached_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "_ask", lambda *_: pytest.fail("the Hub was asked"))
+    monkeypatch.setattr(hub, "_query", lambda *_: pytest.fail("a request was made"))
     assert hub.find_missing("models/tiny", "model") is None
     monkeypatch.setattr(hub, "_is_cached", lambda *_: True)
     assert hub.find_missing("org/name", "model") is None

@@ -73,7 +73,8 @@ def test_strata_count_alike_and_are_not_mixed() -> None:
 
 
 def test_paired_figures_are_drawn_together() -> None:
-    """The interval of a difference passed as a figure: constant within each prompt, so no resample differs."""
+    """The interval of a difference passed as a figure: constant within each prompt, so no resample
+    differs."""
     before = np.random.default_rng(0).normal(size=30)
     *_, difference = bootstrap_means([np.stack([before, before + 0.5, np.full(30, 0.5)], axis=1)])
     assert difference == [0.5, 0.5]
