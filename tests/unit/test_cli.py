@@ -109,9 +109,7 @@ def test_the_help_of_each_command_stands_alone(name: str) -> None:
 def test_explain_needs_no_config(name: str) -> None:
     result = run(name, "--explain")
     assert result.exit_code == 0
-    assert (
-        "\nadapter.rank: a whole number of at least 1; default 16\n    LoRA rank.\n" in result.stdout
-    )
+    assert "\nadapter.rank: a whole number of at least 1; default 16\n    LoRA rank.\n" in result.stdout
 
 
 @pytest.mark.parametrize(
