@@ -20,9 +20,12 @@ from rlhf.startup import QUIET
 
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).parent / "worker.py"
-PPO = "algorithm={name: ppo, kl: {estimator: k1, reduction: sum, coefficient: 0.05}, critic: {learning_rate: 1.0e-3, warmup_steps: 1}}"
-LONGEST = 300
-"""Seconds: a launch that hangs is a failure."""
+PPO = (
+    "algorithm={name: ppo, kl: {estimator: k1, reduction: sum, coefficient: 0.05}, "
+    "critic: {learning_rate: 1.0e-3, warmup_steps: 1}}"
+)
+TIMEOUT = float(os.environ.get("RLHF_TEST_LAUNCH_TIMEOUT", "600"))
+"""Seconds before a launch counts as hanging; a busy machine needs more."""
 
 Outcome = Mapping[str, Any]
 Jobs = Mapping[str, Mapping[str, Any]]
@@ -30,7 +33,7 @@ Jobs = Mapping[str, Mapping[str, Any]]
 
 @pytest.fixture(scope="session")
 def here() -> Callable[[Mapping[str, Any]], Outcome]:
-    """Runs a command in this process alone."""
+    """Run a command in this process."""
     spec = importlib.util.spec_from_file_location("distributed_worker", WORKER)
     assert spec is not None
     assert spec.loader is not None
@@ -48,61 +51,67 @@ def here() -> Callable[[Mapping[str, Any]], Outcome]:
 def launch(words: Sequence[str], *, strategy: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """`accelerate launch` with a file of `configs/launch/`, on two CPU processes of one thread each."""
     folder.mkdir(parents=True, exist_ok=True)
-    told = yaml.safe_load((ROOT / "configs" / "launch" / f"{strategy}.yaml").read_text())
+    config = yaml.safe_load((ROOT / "configs" / "launch" / f"{strategy}.yaml").read_text())
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    told |= {"num_processes": 2, "main_process_ip": "127.0.0.1", "main_process_port": port}
-    told["use_cpu"] = (
-        strategy != "zero3"
-    )  # accelerate's way of saying: not with DeepSpeed, which finds out by itself
+    config |= {"num_processes": 2, "main_process_ip": "127.0.0.1", "main_process_port": port}
+    config["use_cpu"] = strategy != "zero3"  # with use_cpu accelerate ignores DeepSpeed
     file = folder / f"{strategy}.yaml"
-    file.write_text(yaml.safe_dump(told))
-    return subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file), *words],
+    file.write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file), *words]
+    variables = {"PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE", "GLOO_SOCKET_IFNAME": "lo"}
+    with subprocess.Popen(
+        command,
         cwd=ROOT,
-        env=os.environ
-        | QUIET
-        | {"PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE", "GLOO_SOCKET_IFNAME": "lo"},
-        capture_output=True,
+        env=os.environ | QUIET | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=LONGEST,
-        check=False,
-    )
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=TIMEOUT)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # on SIGTERM the launcher stops its workers; SIGKILL would leave them running
+            process.communicate()
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
 def launched(jobs: Jobs, *, strategy: str, folder: Path) -> list[dict[str, Outcome]]:
-    """What each of two processes made of the jobs, one after another."""
+    """Run the jobs one after another in two processes; return the outcomes of each process by job."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "jobs.json"
     file.write_text(json.dumps(jobs))
-    done = launch([str(WORKER), str(file), str(folder / "outcomes")], strategy=strategy, folder=folder)
-    assert done.returncode == 0, done.stderr[-6000:]
-    every = [json.loads((folder / f"outcomes-{index}.json").read_text()) for index in range(2)]
-    faults = [one["error"] or one["output"] for own in every for one in own.values() if one.get("error")]
-    assert not faults, faults[0]
-    return every
+    result = launch([str(WORKER), str(file), str(folder / "outcomes")], strategy=strategy, folder=folder)
+    assert result.returncode == 0, result.stderr[-6000:]
+    by_rank = [json.loads((folder / f"outcomes-{index}.json").read_text()) for index in range(2)]
+    errors = [
+        outcome["error"] for outcomes in by_rank for outcome in outcomes.values() if outcome.get("error")
+    ]
+    assert not errors, errors[0]
+    return by_rank
 
 
 @pytest.fixture(scope="session")
 def words(reward_config: Path, policy_config: Path) -> Callable[..., list[str]]:
-    """A command as typed: few updates, no dropout, and more answers than processes."""
-    given = {
+    """Arguments of a command: few updates, no dropout, and more answers than processes."""
+    commands = {
         "reward": ["train-reward", str(reward_config), "adapter.dropout=0", "tokens_per_batch=256",
                    "stages.0.max_steps=3", "stages.1.max_steps=3"],
         "policy": ["align-policy", str(policy_config), "rollouts.prompts_per_step=4", "tokens_per_batch=256"],
         "ppo": ["align-policy", str(policy_config), PPO, "rollouts.prompts_per_step=4", "tokens_per_batch=256",
                 "steps=3"],
-        "qlora": ["train-reward", str(reward_config), "adapter.dropout=0", "tokens_per_batch=256", "stages.0.max_steps=2",
-                  "stages.1.max_steps=1", "model.quantization=nf4", "model.dtype=bfloat16"],
-        "whole": ["align-policy", str(policy_config), "adapter=null", "optimizer.learning_rate=1.0e-3", "steps=2",
-                  "rollouts.prompts_per_step=4", "tokens_per_batch=256"],
+        "qlora": ["train-reward", str(reward_config), "adapter.dropout=0", "tokens_per_batch=256",
+                  "stages.0.max_steps=2", "stages.1.max_steps=1", "model.quantization=nf4", "model.dtype=bfloat16"],
+        "whole": ["align-policy", str(policy_config), "adapter=null", "optimizer.learning_rate=1.0e-3",
+                  "steps=2", "rollouts.prompts_per_step=4", "tokens_per_batch=256"],
     }  # fmt: skip
 
-    def typed(kind: str, run: Path, *more: str) -> list[str]:
-        return [*given[kind], *more, "--output", str(run)]
+    def arguments(kind: str, run: Path, *more: str) -> list[str]:
+        return [*commands[kind], *more, "--output", str(run)]
 
-    return typed
+    return arguments
 
 
 @pytest.fixture(scope="session")
@@ -111,7 +120,7 @@ def alone(
     words: Callable[..., list[str]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """Runs in one process: whole ones, and ones that were killed."""
+    """Runs in one process: complete ones, and killed ones."""
     folder = tmp_path_factory.mktemp("alone")
     for kind in ("reward", "policy", "ppo", "qlora", "whole"):
         assert here({"words": words(kind, folder / kind)})["exit"] == 0
@@ -121,8 +130,8 @@ def alone(
 
 
 KILLED_AT = {"reward": 6, "policy": 3}
-"""Checkpoints are made after updates 2, 3 (the end of the first stage) and 5 of a reward run, and 2 of a policy's: it goes on in the
-middle of a stage, with moments."""
+"""Checkpoints are written after updates 2, 3 (the end of the first stage) and 5 of a reward run, and 2 of a
+policy run, so that runs resume in the middle of a stage, with moments."""
 
 
 @pytest.fixture(scope="session")
@@ -132,7 +141,10 @@ def together(
     words: Callable[..., list[str]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Path, list[dict[str, Outcome]]]:
-    """The same runs in two processes, those that were killed in one process resumed, and others killed; parametrised by strategy."""
+    """The same runs in two processes, the killed ones resumed, and others killed.
+
+    Parametrised by strategy.
+    """
     folder = tmp_path_factory.mktemp(request.param)
     jobs: dict[str, dict[str, Any]] = {}
     for kind in ("reward", "policy", "ppo", "whole", *(["qlora"] if request.param != "ddp" else [])):
@@ -140,12 +152,12 @@ def together(
     for kind, step in KILLED_AT.items():
         shutil.copytree(alone / f"killed-{kind}", folder / f"resumed-{kind}")
         jobs[f"resumed-{kind}"] = {"words": [*words(kind, folder / f"resumed-{kind}"), "--resume"]}
-        if request.param != "ddp":  # the same code as for one process, and minutes are dear
+        if request.param != "ddp":  # DDP uses the same code as one process, and each job takes a minute
             jobs[f"killed-{kind}"] = {"words": words(kind, folder / f"killed-{kind}"), "kill_at": step}
             jobs["sampled"] = {"words": words("policy", folder / "sampled", "steps=1"), "samples": True}
     jobs["signalled"] = {"words": words("policy", folder / "signalled"), "signal_at": [1, 1]}
     jobs["refused"] = {"words": words("reward", folder / "refused", "stages.1.batch_size=3")}
     (folder / "occupied").mkdir()
-    (folder / "occupied" / "somebody's.txt").write_text("")
+    (folder / "occupied" / "notes.txt").write_text("")
     jobs["occupied"] = {"words": words("reward", folder / "occupied")}
     return folder, launched(jobs, strategy=request.param, folder=folder)

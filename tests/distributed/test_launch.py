@@ -1,4 +1,4 @@
-"""`accelerate launch` as typed: who speaks, and how a launch ends. And what the files in `configs/launch/` say."""
+"""`accelerate launch`: the files in `configs/launch/`, and how an error ends a launch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ACCELERATE.remove(FOLDER / "sky.yaml")
 
 @pytest.mark.parametrize("file", ACCELERATE, ids=lambda file: file.stem)
 def test_accelerate_reads_its_files(file: Path) -> None:
-    load_config_from_file(str(file))  # refuses keys it does not know
+    load_config_from_file(str(file))  # refuses unknown keys
     args = launch_command_parser().parse_args(["--config_file", str(file), "-m", "rlhf.cli"])
     args, _, _ = _validate_launch_command(args)
     assert args.mixed_precision == "no"
@@ -45,7 +45,7 @@ def test_there_is_a_file_for_each_strategy() -> None:
 @pytest.mark.parametrize(
     "file", ["ddp.yaml", "fsdp2.yaml", "fsdp2-qlora.yaml", "zero3.yaml", "slurm.sh", "sky.yaml"]
 )
-def test_commands_and_files_that_are_named_exist(file: str) -> None:
+def test_named_commands_and_files_exist(file: str) -> None:
     text = (FOLDER / file).read_text()
     for command in re.findall(r"rlhf\.cli ([a-z]\S*)|COMMAND[:=-]+\s*([a-z-]+)", text):
         assert (command[0] or command[1]) in COMMANDS
@@ -59,26 +59,26 @@ def test_commands_and_files_that_are_named_exist(file: str) -> None:
 def test_the_scripts_are_bash() -> None:
     sky = yaml.safe_load((FOLDER / "sky.yaml").read_text())
     for script in ((FOLDER / "slurm.sh").read_text(), sky["setup"], sky["run"]):
-        done = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stderr) == (0, "")
+        result = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, check=False)
+        assert (result.returncode, result.stderr) == (0, "")
 
 
-def test_the_launched_commands_are_accelerates() -> None:
-    """Every option of `accelerate launch` in the scripts is one it knows."""
+def test_the_scripts_use_options_of_accelerate_launch() -> None:
+    """Every option of `accelerate launch` in the scripts exists."""
     known = {option for action in launch_command_parser()._actions for option in action.option_strings}
     for file in ("slurm.sh", "sky.yaml"):
         text = (FOLDER / file).read_text()
-        typed = text[text.rindex("accelerate launch") : text.rindex("-m rlhf.cli")]
-        options = re.findall(r"--\w+", typed)
+        command = text[text.rindex("accelerate launch") : text.rindex("-m rlhf.cli")]
+        options = re.findall(r"--\w+", command)
         assert {"--num_machines", "--num_processes", "--machine_rank", "--main_process_ip"} <= set(options)
         assert set(options) <= known
 
 
-def test_an_error_is_told_once_and_ends_all(tmp_path: Path) -> None:
+def test_an_error_is_printed_once_and_stops_all_processes(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}",
          "-m", "rlhf.cli", "train-reward", str(tmp_path / "missing.yaml")],
         cwd=ROOT,
@@ -88,7 +88,7 @@ def test_an_error_is_told_once_and_ends_all(tmp_path: Path) -> None:
         timeout=120,
         check=False,
     )  # fmt: skip
-    assert done.returncode != 0
-    assert done.stderr.count("missing.yaml does not exist") + done.stderr.count("no such file") == 1, (
-        done.stderr
+    assert result.returncode != 0
+    assert result.stderr.count("missing.yaml does not exist") + result.stderr.count("no such file") == 1, (
+        result.stderr
     )

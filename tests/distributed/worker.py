@@ -1,8 +1,8 @@
-"""One process of several: runs commands one after another, as they would be typed. Started by `accelerate launch`.
+"""One process of several: runs commands one after another. Started by `accelerate launch`.
 
     accelerate launch ... tests/distributed/worker.py JOBS.json OUTCOMES
 
-What the processes would draw differently is given instead: answers follow from the prompt alone.
+Answers depend on the prompt only, since processes would sample different ones.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from rlhf.runs.folder import RunFolder
 
 
 class Killed(BaseException):
-    """Stands for the power going off: nothing in the program catches it."""
+    """Simulates SIGKILL: no code catches it."""
 
 
-class GivenAnswers:
-    """In place of an engine: answers that follow from the prompt and their number."""
+class FixedAnswers:
+    """A rollout engine whose answers depend on the prompt and their number only."""
 
     def __init__(self, chat: Any) -> None:
         self.chat = chat
 
     def sync(self, model: Any) -> None:
-        """Nothing to take over."""
+        """Do nothing."""
 
     def figures(self) -> dict[str, float]:
-        """None."""
+        """No metrics."""
         return {}
 
     def generate(self, prompts: Sequence[Sequence[int]], *, samples: int, seed: int) -> list[list[Any]]:
@@ -48,15 +48,19 @@ class GivenAnswers:
         return [[self._answer(list(ids), number) for number in range(samples)] for ids in prompts]
 
     def _answer(self, prompt: list[int], number: int) -> Any:
-        draw = random.Random(hashlib.sha256(json.dumps([prompt, number]).encode()).hexdigest())
-        ids = [draw.randrange(1000, 2000) for _ in range(draw.randint(2, 6))]
-        if draw.random() < 0.5:
+        generator = random.Random(hashlib.sha256(json.dumps([prompt, number]).encode()).hexdigest())
+        ids = [generator.randrange(1000, 2000) for _ in range(generator.randint(2, 6))]
+        if generator.random() < 0.5:
             ids.append(self.chat.stop_ids[0])
         return as_rollout(prompt, ids, [], self.chat.stop_ids, self.chat)
 
 
 def run(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Type one command; with `kill_at` it ends as if killed, just after it logged that update; with `signal_at` (update, rank) that rank gets SIGTERM there."""
+    """Run one command.
+
+    With `kill_at` it stops as if killed, after it has logged that update. With `signal_at` (update, rank)
+    that rank gets SIGTERM after that update.
+    """
     log, build, shard = RunFolder.metrics, recipe.build_engine, sharding.shard
     seen: list[bool] = []
 
@@ -69,16 +73,16 @@ def run(job: Mapping[str, Any]) -> dict[str, Any]:
 
     def sharded(model: Any) -> None:
         shard(model)
-        parts = {
+        states = {
             hasattr(parameter, "to_local") or (hasattr(parameter, "ds_tensor") and parameter.numel() == 0)
             for parameter in model.parameters()
         }
-        assert len(parts) == 1, "some weights are dealt out, and some are not"
-        seen.extend(parts)
+        assert len(states) == 1, "only some weights are sharded"
+        seen.extend(states)
 
     RunFolder.metrics, sharding.shard = metrics, sharded  # type: ignore[method-assign]
     if not job.get("samples"):
-        recipe.build_engine = lambda config, chat: GivenAnswers(chat)  # type: ignore[assignment, return-value]
+        recipe.build_engine = lambda config, chat: FixedAnswers(chat)  # type: ignore[assignment, return-value]
     try:
         result = CliRunner().invoke(cli.app, job["words"], prog_name="rlhf")
         return {"exit": result.exit_code, "output": result.output, "sharded": seen, "error": _trace(result)}
