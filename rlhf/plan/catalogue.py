@@ -1,6 +1,6 @@
-"""The plans of the configs in `configs/`, written into their heads and into `configs/README.md`, between markers.
+"""Write the plans of `configs/` into the heads of the files and into `configs/README.md`, between markers.
 
-python -m rlhf.plan.catalogue            # writes them anew; tests compare
+python -m rlhf.plan.catalogue            # tests compare
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from rlhf.plan.speed import between as shown
 from rlhf.runs.folder import atomic_write_text
 
 BEGIN, END = "<plan>", "</plan>"
-WIDTH = 140
+WIDTH = 108
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A config, and cards that it is for."""
+    """A config and the GPUs it is planned for."""
 
     config: str
     """Its name below `configs/`, without the ending."""
@@ -74,9 +74,9 @@ PLANNED = (
     Planned("policy/nemotron-70b", "4xH100", "4xH100"),
     Planned("policy/nemotron-70b-4nodes", "2x8xH100", "2x8xH100"),
 )
-"""From small cards to large ones, in the order of the table."""
+"""From small GPUs to large ones, in the order of the table."""
 
-SHARED = {"one": "one card", "ddp": "DDP", "fsdp": "FSDP2", "fsdp-offload": "FSDP2, offloaded"}
+SHARED = {"one": "one GPU", "ddp": "DDP", "fsdp": "FSDP2", "fsdp-offload": "FSDP2, offloaded"}
 LAUNCH = {"ddp": "ddp.yaml", "fsdp": "fsdp2.yaml", "fsdp-offload": "fsdp2-qlora.yaml"}
 """How the work is shared: the file of `configs/launch/` for it."""
 
@@ -107,11 +107,13 @@ class Entry:
             sizes.append(f"{phase.name} {gib(phase.total)}{of}")
         rates = [f"{one.name} {one.tokens_per_second:,.0f}" for one in self.bill.phases]
         each = self.parallel
-        servers = f", servers on {each} card{'s' if each > 1 else ''} each" if self.request.servers else ""
-        host = f" {gib(self.host_bytes)} GiB in the machine's memory." if self.host_bytes else ""
+        servers = f", servers on {each} GPU{'s' if each > 1 else ''} each" if self.request.servers else ""
+        verdict = "fits" if fits(self.phases) else "DOES NOT FIT"
+        host = f" {gib(self.host_bytes)} GiB of host memory." if self.host_bytes else ""
         return (
-            f"{self.options} ({SHARED[self.request.strategy]}{servers}): {'fits' if fits(self.phases) else 'DOES NOT FIT'}. "
-            f"GiB of {card / GIB:.1f}: {', '.join(sizes)}.{host} Tokens/s at best: {', '.join(rates)}. {self.cost()}."
+            f"{self.options} ({SHARED[self.request.strategy]}{servers}): {verdict}. "
+            f"GiB of {card / GIB:.1f}: {', '.join(sizes)}.{host} "
+            f"Tokens/s at best: {', '.join(rates)}. {self.cost()}."
         )
 
     def row(self) -> str:
@@ -128,7 +130,7 @@ class Entry:
         return f"| {' | '.join(cells)} |"
 
     def shared(self) -> str:
-        """How the cards share the work, and with which launch file."""
+        """How the GPUs share the work, and with which launch file."""
         how = self.request.strategy
         return SHARED[how] + (f", `launch/{LAUNCH[how]}`" if how in LAUNCH else "")
 
@@ -138,7 +140,7 @@ class Entry:
         return f"{hours} hours, ${dollars}"
 
     def costs(self) -> tuple[str, str]:
-        """Hours and dollars, each a range; the cards are known ones."""
+        """Hours and dollars, each a range; the GPUs have known prices."""
         found = self.bill
         ends = (found.hours, found.most_hours, found.dollars, found.most_dollars)
         least_h, most_h, least_d, most_d = (end or 0.0 for end in ends)
@@ -153,7 +155,7 @@ class Catalogue:
         self._tracers: dict[str, Tracer] = {}
 
     def entry(self, planned: Planned) -> Entry:
-        """Plan one config on its cards."""
+        """Plan one config on its GPUs."""
         config = load_either(self.configs / f"{planned.config}.yaml")
         base = config.model.base
         tracer = self._tracers.setdefault(base, Tracer(load_shape(base)))
@@ -167,16 +169,14 @@ class Catalogue:
             request = best_strategy(request, tracer)
         request, _ = chosen(request, tracer)
         costs, engine = bill(request, tracer, Assumptions()), engine_of(request, tracer)
-        assert costs is not None  # the cards above are known ones
+        assert costs is not None  # the GPUs above have known prices
         parallel = engine.parallel if engine else 1
         return Entry(planned, request, phases(request, tracer), costs, parallel, host_bytes(request, tracer))
 
     def head(self, config: str) -> Iterator[str]:
         """The plans of a config, as comments."""
         peak = percent(Assumptions().utilisation)
-        yield (
-            f"# {BEGIN} `rlhf plan` with the words below: traced without weights, {peak} of the data sheet's peak; not run on a GPU."
-        )
+        yield f"# {BEGIN} `rlhf plan` with these options: traced without weights, at {peak} of peak FLOP/s."
         for planned in PLANNED:
             if planned.config == config:
                 line = self.entry(planned).line()
@@ -185,15 +185,16 @@ class Catalogue:
 
     def table(self) -> Iterator[str]:
         """All plans, for the page."""
-        told = Assumptions()
+        assumed = Assumptions()
         yield f"<!-- {BEGIN} written by `python -m rlhf.plan.catalogue` -->"
         yield (
-            f"Memory is that of the fullest card, in GiB. Hours and dollars of a whole run are estimates, at {percent(told.utilisation)} of the data "
-            f"sheet's peak and the prices of `rlhf/plan/gpus.py` ({PRICES_OF}), for {told.item_tokens:,} tokens a pair or rated response, "
-            f"{told.prompt_tokens} a prompt, {told.answer_tokens} an answer."
+            f"Memory is that of the fullest GPU, in GiB. Hours and dollars of a whole run are estimates, at "
+            f"{percent(assumed.utilisation)} of the data sheet's peak and the prices of `rlhf/plan/gpus.py` "
+            f"({PRICES_OF}), for {assumed.item_tokens:,} tokens a pair or rated response, "
+            f"{assumed.prompt_tokens} a prompt, {assumed.answer_tokens} an answer."
         )
         yield ""
-        yield "| cards | config | shared out | fits | highest | hours | $ |"
+        yield "| GPUs | config | strategy | fits | peak | hours | $ |"
         yield "| --- | --- | --- | --- | --- | ---: | ---: |"
         for planned in PLANNED:
             yield self.entry(planned).row()
@@ -201,7 +202,7 @@ class Catalogue:
 
 
 def between(text: str, lines: Iterator[str]) -> str:
-    """The text with what stands between the markers replaced, markers included; a config without them gets them at its top."""
+    """Replace the block between the markers, inclusive; a config without markers gets them at its top."""
     block = "\n".join(lines) + "\n"
     pattern = re.compile(rf"^[^\n]*{BEGIN}.*?{END}[^\n]*\n", flags=re.DOTALL | re.MULTILINE)
     if pattern.search(text):
