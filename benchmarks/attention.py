@@ -1,10 +1,12 @@
-"""Attention by blocks beside torch's kernel with a dense mask: one step of reward training, in processor time of one thread.
+"""Attention by blocks beside torch's kernel with a dense mask: one step of reward training, in processor
+time of one thread.
 
     python benchmarks/attention.py
 
-Every shape holds about 1,024 tokens; the model is the embedded one with LoRA of rank 16 in bfloat16. The two take turns. On 2026-11-22, on a
-busy machine of 2 AMD EPYC cores, blocks took 0.51 to 0.65 of the kernel's time in one row of 1,024 tokens, whatever was in it, and 0.78 in four
-rows of 256: with blocks the length of a row costs nothing.
+Every shape holds about 1,024 tokens; the model is the embedded one with LoRA of rank 16 in bfloat16. The
+two take turns. On 2026-11-22, on a busy machine of 2 AMD EPYC cores, blocks took 0.51 to 0.65 of the
+kernel's time in one row of 1,024 tokens, whatever was in it, and 0.78 in four rows of 256: with blocks the
+length of a row costs nothing.
 """
 
 from __future__ import annotations

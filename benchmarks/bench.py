@@ -1,9 +1,11 @@
 """All benchmarks one after another, and the table of targets against figures: `make bench`.
 
-    python benchmarks/bench.py                     # an hour on 2 idle cores with fast bfloat16 products, more than two without
+    python benchmarks/bench.py                     # an hour on 2 idle cores with fast bfloat16 products,
+        more than two without
     python benchmarks/bench.py --quick             # small sizes: whether everything runs
 
-Whatever else runs on the machine spoils the figures. One that fails is said at the end, and the others go on.
+Whatever else runs on the machine spoils the figures. One that fails is said at the end, and the others go
+on.
 """
 
 from __future__ import annotations
@@ -20,16 +22,26 @@ from measuring import arguments, parse
 
 def main() -> None:
     """Run them, print the table."""
-    told = parse(arguments(__doc__))
+    options = parse(arguments(__doc__))
     here = Path(__file__).parent
-    # Threads are as a user has them: one that waits spins for a moment only, and the side whose turn it is not is asleep by then.
+    # Threads are as a user has them: one that waits spins for a moment only, and the side whose turn it is
+    # not is asleep by then.
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
-    words = ["--output", str(told.output), "--base", told.base, "--clock", told.clock, "--dtype", told.dtype]
-    words += ["--quick"] if told.quick else []
-    words += ["--data", str(told.data)] if told.data else []
+    words = [
+        "--output",
+        str(options.output),
+        "--base",
+        options.base,
+        "--clock",
+        options.clock,
+        "--dtype",
+        options.dtype,
+    ]
+    words += ["--quick"] if options.quick else []
+    words += ["--data", str(options.data)] if options.data else []
     failed = []
     for name in summary.ORDER:
-        (told.output / f"{name}.json").unlink(missing_ok=True)  # not an older one in its place
+        (options.output / f"{name}.json").unlink(missing_ok=True)  # not an older one in its place
         print(f"{name} ...", flush=True)
         started = time.monotonic()
         done = subprocess.run(
@@ -38,7 +50,7 @@ def main() -> None:
         print(f"{name}: {(time.monotonic() - started) / 60:.1f} minutes\n", flush=True)
         if done.returncode:
             failed.append(name)
-    print(summary.markdown(summary.results(told.output)))
+    print(summary.markdown(summary.results(options.output)))
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 

@@ -1,9 +1,11 @@
-"""Many small matrix products on as many threads as there are cores, while another program takes one core: how threads wait.
+"""Many small matrix products on as many threads as there are cores, while another program takes one core:
+how threads wait.
 
     python benchmarks/busy_machine.py
 
-The other program is a loop that this one starts. Each way of waiting runs in a process of its own, the ways take turns, and the
-figure is the median over the rounds of seconds a product beside those of OpenMP's own waiting in the same round.
+The other program is a loop that this one starts. Each way of waiting runs in a process of its own, the ways
+take turns, and the figure is the median over the rounds of seconds a product beside those of OpenMP's own
+waiting in the same round.
 """
 
 from __future__ import annotations
@@ -41,8 +43,8 @@ def product_seconds(way: dict[str, str], seconds: float) -> tuple[float, float]:
     env = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
     words = [sys.executable, "-c", WORK.format(seconds=seconds)]
     done = subprocess.run(words, env=env | way, capture_output=True, text=True, check=True)
-    found, checksum = map(float, done.stdout.split())
-    return found, checksum
+    seconds_per_product, checksum = map(float, done.stdout.split())
+    return seconds_per_product, checksum
 
 
 def rounds(count: int, seconds: float, *, busy: bool) -> dict[str, list[float]]:
@@ -53,8 +55,8 @@ def rounds(count: int, seconds: float, *, busy: bool) -> dict[str, list[float]]:
         for _ in range(count):
             checksums = set()
             for name, way in WAYS.items():
-                found, checksum = product_seconds(way, seconds)
-                taken[name].append(found)
+                seconds_per_product, checksum = product_seconds(way, seconds)
+                taken[name].append(seconds_per_product)
                 if name != "one thread":
                     checksums.add(checksum)
             assert len(checksums) == 1, "waiting must not change a number"
@@ -71,10 +73,10 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each way in each round")
-    told = parser.parse_args()
+    options = parser.parse_args()
     own = next(iter(WAYS))
     for busy in (False, True):
-        taken = rounds(told.rounds, told.seconds, busy=busy)
+        taken = rounds(options.rounds, options.seconds, busy=busy)
         state = "one core taken" if busy else "as the machine is"
         for name, values in taken.items():
             ratio = statistics.median(o / v for o, v in zip(taken[own], values, strict=True))

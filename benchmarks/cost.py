@@ -1,13 +1,16 @@
-"""What a step must compute at the least, in floating-point operations: matrix products and attention, with LoRA on a frozen base.
+"""What a step must compute at the least, in floating-point operations: matrix products and attention, with
+LoRA on a frozen base.
 
-W: weights of the base's linear layers, head excluded; A: weights of the adapter; n tokens; v pairs of a token and one it may look at; d: width
-of all heads and layers together. A product with a weight is two operations a token; a look is 2 d for the score and 2 d for the sum.
+W: weights of the base's linear layers, head excluded; A: weights of the adapter; n tokens; v pairs of a
+token and one it may look at; d: width of all heads and layers together. A product with a weight is two
+operations a token; a look is 2 d for the score and 2 d for the sum.
 
     forward            2 n (W + A) + 4 d v
     backward           2 n W       + 4 n A + 8 d v       gradients of inputs, and of the adapter's weights
     log-probabilities  2 m V D for m tokens of V words and D units: once forward, twice more for the gradient
 
-Of W and A what comes after the last attention is needed for the tokens that are read alone (`rlhf/kernels/last_layer.py`).
+Of W and A what comes after the last attention is needed for the tokens that are read alone
+(`rlhf/kernels/last_layer.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ from rlhf.kernels.packing import PADDING, PackedBatch, Tree
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a model with an adapter: W, A, d, V, D as above, and of W and A what comes after the last attention."""
+    """Of a model with an adapter: W, A, d, V, D as above, and of W and A what comes after the last
+    attention."""
 
     base: int
     adapter: int
@@ -80,7 +84,8 @@ def _triangle(length: int) -> int:
 def forward(
     shape: Shape, works: Iterable[Tree | PackedBatch], *, adapter: bool = True, read: int | None = None
 ) -> int:
-    """One pass without gradients; `read` is how many tokens are read in all, where the last layer spares the others."""
+    """One pass without gradients; `read` is how many tokens are read in all, where the last layer spares
+    the others."""
     return _passes(shape, works, read, base=2, adapter=2 if adapter else 0, look=4)
 
 
@@ -92,7 +97,8 @@ def training(shape: Shape, works: Iterable[Tree | PackedBatch], *, read: int | N
 def _passes(
     shape: Shape, works: Iterable[Tree | PackedBatch], read: int | None, *, base: int, adapter: int, look: int
 ) -> int:
-    """With so many operations for a token and a weight of the base or of the adapter, and for a look and a unit."""
+    """With so many operations for a token and a weight of the base or of the adapter, and for a look and a
+    unit."""
     works = list(works)
     computed = sum(map(tokens, works))
     unread = 0 if read is None else computed - read

@@ -1,11 +1,13 @@
-"""Reward training and policy update beside TRL on one GPU, same weights, each at its best micro-batch: `make bench-gpu`.
+"""Reward training and policy update beside TRL on one GPU, same weights, each at its best micro-batch:
+`make bench-gpu`.
 
     python benchmarks/gpu_bench.py --kind smol         # SmolLM2's shape
     python benchmarks/gpu_bench.py --kind 8b           # Llama-3.1-8B's shape, on 80 GB or more
     python benchmarks/gpu_bench.py --kind tiny --quick # tries the program itself, on a CPU
 
-Random weights, and texts of HelpSteer2's lengths, both made here. Results: `reward_training-KIND.json` and `policy_update-KIND.json`, with useful
-tokens/s, share of peak and peak memory; the plan's figures are those of `gpu_check.py`.
+Random weights, and texts of HelpSteer2's lengths, both made here. Results: `reward_training-KIND.json` and
+`policy_update-KIND.json`, with useful tokens/s, share of peak and peak memory; the plan's figures are those
+of `gpu_check.py`.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ PARTS = {"reward_training": [], "policy_update": ["--engine", "transformers"]}
 
 
 def main() -> None:
-    """Run both; one that fails is reported at the end, and the other goes on."""
+    """Run both; a failure of one is reported at the end."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -36,16 +38,25 @@ def main() -> None:
     parser.add_argument("--tokenizer", default="embedded", help="a folder with a tokenizer")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/gpu"))
     parser.add_argument("--work", type=Path, default=Path("runs/gpu"))
-    told = parser.parse_args()
-    base = make_base(told.kind, told.work / told.kind, told.tokenizer)
-    data = told.work / "data"
+    options = parser.parse_args()
+    base = make_base(options.kind, options.work / options.kind, options.tokenizer)
+    data = options.work / "data"
     if not data.exists():
         data.mkdir(parents=True)
         make_files(data, ROWS)
     here, failed = Path(__file__).parent, []
-    told.output.mkdir(parents=True, exist_ok=True)
-    for name in [told.only] if told.only else PARTS:
-        words = ["--output", str(told.work), "--base", str(base), "--data", str(data), "--dtype", "bfloat16"]
+    options.output.mkdir(parents=True, exist_ok=True)
+    for name in [options.only] if options.only else PARTS:
+        words = [
+            "--output",
+            str(options.work),
+            "--base",
+            str(base),
+            "--data",
+            str(data),
+            "--dtype",
+            "bfloat16",
+        ]
         started = time.monotonic()
         done = subprocess.run(
             [
@@ -53,7 +64,7 @@ def main() -> None:
                 str(here / f"{name}.py"),
                 *words,
                 *PARTS[name],
-                *(["--quick"] if told.quick else []),
+                *(["--quick"] if options.quick else []),
             ],
             env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
             check=False,
@@ -62,7 +73,7 @@ def main() -> None:
         if done.returncode:
             failed.append(name)
         else:
-            (told.work / f"{name}.json").replace(told.output / f"{name}-{told.kind}.json")
+            (options.work / f"{name}.json").replace(options.output / f"{name}-{options.kind}.json")
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 

@@ -1,10 +1,12 @@
 """Whether one GPU computes what a CPU does: numbers beside their bounds, in one JSON file.
 
-    python benchmarks/gpu_check.py                    # SmolLM2's shape in bfloat16, float32 and NF4: two minutes
+    python benchmarks/gpu_check.py                    # SmolLM2's shape in bfloat16, float32 and NF4: two
+        minutes
     python benchmarks/gpu_check.py --kind 8b          # Llama-3.1-8B's shape: five minutes
     python benchmarks/gpu_check.py --kind tiny        # tries the program itself, on a CPU
 
-Weights are random, made here. It needs torch, transformers, peft and this project on PYTHONPATH, and no pytest.
+Weights are random, made here. It needs torch, transformers, peft and this project on PYTHONPATH, and no
+pytest.
 """
 
 from __future__ import annotations
@@ -62,7 +64,8 @@ def policy(base: Path, dtype: str, quantization: str) -> Any:
 
 
 def parity(base: Path, kind: str, dtype: str, quantization: str) -> Iterator[dict[str, Any]]:
-    """Policy against reference before an update; a packed row against its answers alone, with gradients; a pass against itself."""
+    """Policy against reference before an update; a packed row against its answers alone, with gradients; a
+    pass against itself."""
     import torch
 
     from policy.update.passes import reference_logps
@@ -76,12 +79,12 @@ def parity(base: Path, kind: str, dtype: str, quantization: str) -> Iterator[dic
     name = f"{dtype}, {quantization}"
 
     def logps(of: Sequence[Sequence[Any]]) -> list[Any]:
-        found = {}
+        by_answer = {}
         for row in pack_groups(of, BUDGET, 0, device):
             with autocast(base_of(model)):
                 values_M, _, answer_M = token_logps(model, row.packed)
-            found |= {one: values_M[answer_M == place] for place, one in enumerate(row.answers)}
-        return [found[one] for one in sorted(found)]
+            by_answer |= {one: values_M[answer_M == place] for place, one in enumerate(row.answers)}
+        return [by_answer[one] for one in sorted(by_answer)]
 
     def gradients(of: Sequence[Sequence[Any]]) -> tuple[Any, Any]:
         model.zero_grad()
@@ -177,10 +180,10 @@ def update(base: Path, kind: str, dtype: str, quantization: str) -> Iterator[dic
     expected = planned.peaks["update"].total
     yield line(f"Plan of that update ({dtype}, {quantization})", expected / 2**30, "GiB")
     if device == "cuda":
-        found = memory()
-        yield line(f"Peak of that update ({dtype}, {quantization})", found["peak"] / 2**30, "GiB")
-        yield line(f"Reserved for it ({dtype}, {quantization})", found["reserved"] / 2**30, "GiB")
-        off = abs(expected / found["peak"] - 1)
+        held = memory()
+        yield line(f"Peak of that update ({dtype}, {quantization})", held["peak"] / 2**30, "GiB")
+        yield line(f"Reserved for it ({dtype}, {quantization})", held["reserved"] / 2**30, "GiB")
+        off = abs(expected / held["peak"] - 1)
         yield line(f"Plan against peak ({dtype}, {quantization})", 100 * off, "%", most=5)
 
 
@@ -193,19 +196,24 @@ def main() -> None:
     parser.add_argument("--tokenizer", default="embedded", help="a folder with a tokenizer")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/gpu"))
     parser.add_argument("--work", type=Path, default=Path("runs/gpu"), help="where bases are made")
-    told = parser.parse_args()
-    told.quick, told.clock, told.dtype, told.data = told.kind == "tiny", "wall", "bfloat16", None
-    base = make_base(told.kind, told.work / told.kind, told.tokenizer)
-    told.base = str(base)
+    options = parser.parse_args()
+    options.quick, options.clock, options.dtype, options.data = (
+        options.kind == "tiny",
+        "wall",
+        "bfloat16",
+        None,
+    )
+    base = make_base(options.kind, options.work / options.kind, options.tokenizer)
+    options.base = str(base)
     lines = []
     formats = [("bfloat16", "none"), ("bfloat16", "nf4")] + (
-        [] if told.kind == "8b" else [("float32", "none")]
+        [] if options.kind == "8b" else [("float32", "none")]
     )
     for dtype, quantization in formats:
         for part in (parity, update):
-            lines += list(part(base, told.kind, dtype, quantization))
+            lines += list(part(base, options.kind, dtype, quantization))
             free()
-    write_result(told, f"check-{told.kind}", lines, {"formats": formats})
+    write_result(options, f"check-{options.kind}", lines, {"formats": formats})
     missed = [one["what"] for one in lines if one["most"] is not None and not one["measured"] <= one["most"]]
     if missed:
         sys.exit(f"not met: {', '.join(missed)}")

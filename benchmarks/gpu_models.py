@@ -34,7 +34,8 @@ SHAPES: Mapping[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
 }
-"""SmolLM2-135M's and Llama-3.1-8B's, by their public config.json; `tiny` is for trying the programs on a CPU."""
+"""SmolLM2-135M's and Llama-3.1-8B's, by their public config.json; `tiny` is for trying the programs on a
+CPU."""
 
 
 def make_base(kind: str, folder: Path, tokenizer: str = "embedded") -> Path:

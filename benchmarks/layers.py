@@ -1,9 +1,11 @@
-"""An update of a reward model with the layers of our own, beside the same update with PEFT's and transformers'.
+"""An update of a reward model with the layers of our own, beside the same update with PEFT's and
+transformers'.
 
     python benchmarks/layers.py
 
-One process, one model: before each update the forward passes of its layers are bound (`rlhf/kernels/adapter_layers.py`,
-`rlhf/kernels/layers.py`, `rlhf/kernels/last_layer.py`) or left to the classes. Attention is ours throughout; `attention.py` compares that.
+One process, one model: before each update the forward passes of its layers are bound
+(`rlhf/kernels/adapter_layers.py`, `rlhf/kernels/layers.py`, `rlhf/kernels/last_layer.py`) or left to the
+classes. Attention is ours throughout; `attention.py` compares that.
 """
 
 from __future__ import annotations
@@ -51,14 +53,21 @@ def put_in_place(adapters: bool, norms: bool, last: bool, gates: bool, *, model:
 
 def main() -> None:
     """Measure, print, write."""
-    told = parse(arguments(__doc__))
-    sizes = SIZES | (QUICK if told.quick else {})
+    options = parse(arguments(__doc__))
+    sizes = SIZES | (QUICK if options.quick else {})
     from rlhf.models.chat import Chat
 
-    items = samples.pairs(told.data, Chat.load(told.base), limit=sizes["limit"], longest=sizes["longest"])
+    items = samples.pairs(
+        options.data, Chat.load(options.base), limit=sizes["limit"], longest=sizes["longest"]
+    )
     everything = [samples.sides_of(item) for item in items]
     pairs = [everything[place] for place in samples.updates_of(everything, sizes["update"], 1)[0]]
-    shared = {"base": told.base, "clock": told.clock, "dtype": told.dtype, "longest": sizes["longest"]}
+    shared = {
+        "base": options.base,
+        "clock": options.clock,
+        "dtype": options.dtype,
+        "longest": sizes["longest"],
+    }
     update = reward_training.ours({**shared, "pairs": pairs})
     tokens = sum(len(ids) for pair in pairs for ids in pair)
 
@@ -76,8 +85,10 @@ def main() -> None:
         rate(name)  # warms up
     rates = in_turns({name: functools.partial(rate, name) for name in WAYS}, sizes["rounds"])
     stock = rates[next(iter(WAYS))]
-    lines = [line(f"Speed of an update, {name}", ratio(found, stock), "x") for name, found in rates.items()]
-    write_result(told, "layers", lines, {"sizes": sizes, "useful_tokens": tokens, "rates": rates})
+    lines = [
+        line(f"Speed of an update, {name}", ratio(figures, stock), "x") for name, figures in rates.items()
+    ]
+    write_result(options, "layers", lines, {"sizes": sizes, "useful_tokens": tokens, "rates": rates})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What the benchmarks share: sides in processes of their own, rounds in turns, medians, results on disk.
+"""Shared by the benchmarks: one process per side, alternating rounds, medians, results on disk.
 
-A side is one of the things compared. It runs in its own process, so that its peak memory is its own and nobody's libraries
-slow the other; it is started once and then answers requests one at a time, so that rounds alternate.
+A side is one of the compared implementations. It runs in its own process, so that peak memory and libraries
+are separate. It is started once and answers requests one at a time, so that rounds alternate.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
 def wall_clock() -> float:
-    """Seconds, once the GPU has finished what is queued: without that the clock shows when kernels were launched."""
+    """Seconds, once the GPU has finished what is queued: without that the clock shows when kernels were
+    launched."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -42,7 +43,7 @@ CLOCKS: Mapping[str, Callable[[], float]] = {"wall": wall_clock, "processor": ti
 
 
 def arguments(doc: str | None) -> argparse.ArgumentParser:
-    """What every benchmark can be told."""
+    """Parser of the options that all benchmarks share."""
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -69,11 +70,11 @@ def arguments(doc: str | None) -> argparse.ArgumentParser:
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The arguments, with the folder of real data where it is."""
-    told = parser.parse_args()
-    if told.data is None and SHARED_DATA.is_dir():
-        told.data = SHARED_DATA
-    return told
+    """Parse the options; the folder of real data is used if it exists."""
+    options = parser.parse_args()
+    if options.data is None and SHARED_DATA.is_dir():
+        options.data = SHARED_DATA
+    return options
 
 
 class Side:
@@ -82,11 +83,11 @@ class Side:
     Args:
         script: the benchmark, which is run again as this side.
         name: of the side, in the script's table of sides.
-        told: what it needs to get ready.
-        folder: where what it prints is kept.
+        options: passed to the side before its first request.
+        folder: of its log file.
     """
 
-    def __init__(self, script: str, name: str, told: Mapping[str, Any], folder: Path) -> None:
+    def __init__(self, script: str, name: str, options: Mapping[str, Any], folder: Path) -> None:
         self.name = name
         folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / f"{Path(script).stem}-{name}.log"
@@ -98,7 +99,7 @@ class Side:
                 stderr=log,
                 text=True,
             )
-        self.ready = self.ask(**told)
+        self.ready = self.ask(**options)
 
     def ask(self, **request: Any) -> dict[str, Any]:
         """Send a request and wait for the answer; `resident` and `peak` are the process's bytes."""
@@ -131,9 +132,9 @@ class Side:
 
 
 def serve(side: Callable[[Mapping[str, Any]], Handler]) -> None:
-    """Be a side: read what it needs, get ready, answer requests until there are no more."""
+    """Run as a side: read its options, prepare, and answer requests until the input ends."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print must not stand between the answers
+    os.dup2(2, 1)  # libraries print to stderr, not between the answers
     handle = side(json.loads(sys.stdin.readline()))
     print(json.dumps(memory()), file=answers, flush=True)
     for line in sys.stdin:
@@ -141,7 +142,7 @@ def serve(side: Callable[[Mapping[str, Any]], Handler]) -> None:
         print(json.dumps({**answer, **memory()}), file=answers, flush=True)
     answers.close()
     sys.stdout.flush()
-    os._exit(0)  # engines with threads of their own do not always end
+    os._exit(0)  # engines with their own threads do not always end
 
 
 def on_gpu() -> bool:
@@ -152,7 +153,8 @@ def on_gpu() -> bool:
 
 
 def memory() -> dict[str, int]:
-    """Bytes this process holds now, and held at most since `forget_peak`: of the GPU where there is one, with what its allocator reserved."""
+    """Bytes this process holds now, and held at most since `forget_peak`: of the GPU where there is one,
+    with what its allocator reserved."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         return {
@@ -202,21 +204,22 @@ def timed(trainer: Any, clock: str) -> dict[str, Any]:
 def fastest(
     ask: Callable[[int], dict[str, Any]], settings: Sequence[int]
 ) -> tuple[int, dict[int, dict[str, Any]]]:
-    """The setting whose answer took the fewest seconds, and all answers; a first request, which is not counted, warms up."""
+    """The setting whose answer took the fewest seconds, and all answers; a first request, which is not
+    counted, warms up."""
     ask(settings[0])
     answers = {one: ask(one) for one in settings}
     return min(answers, key=lambda one: float(answers[one]["seconds"])), answers
 
 
 def in_turns(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Each side's figure in each round; the order is turned round after round."""
-    found: dict[str, list[float]] = {name: [] for name in sides}
+    """Each side's figure in each round; the order of the sides alternates."""
+    figures: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds):
         names = list(sides) if number % 2 == 0 else list(sides)[::-1]
         for name in names:
-            found[name].append(sides[name]())
-            print(f"  round {number + 1} of {rounds}, {name}: {found[name][-1]:,.2f}", flush=True)
-    return found
+            figures[name].append(sides[name]())
+            print(f"  round {number + 1} of {rounds}, {name}: {figures[name][-1]:,.2f}", flush=True)
+    return figures
 
 
 def ratio(over: Sequence[float], under: Sequence[float]) -> float:
@@ -233,7 +236,8 @@ def line(
     most: float | None = None,
     note: str = "",
 ) -> dict[str, Any]:
-    """One figure; `least` or `most` is its target, None for both is for information, `measured` None was not measured."""
+    """One figure; `least` or `most` is its target, None for both is for information, `measured` None was
+    not measured."""
     return {"what": what, "measured": measured, "unit": unit, "least": least, "most": most, "note": note}
 
 
@@ -262,24 +266,24 @@ def matmul_peak(clock: str, dtype: str, seconds: float = 0.5) -> float:
 
 
 def write_result(
-    told: argparse.Namespace, name: str, lines: Sequence[Mapping[str, Any]], details: Mapping[str, Any]
+    options: argparse.Namespace, name: str, lines: Sequence[Mapping[str, Any]], details: Mapping[str, Any]
 ) -> None:
     """Print the figures, and write them with machine, versions and date under the output folder."""
     show(name, lines)
     result = {
         "name": name,
-        "quick": told.quick,
-        "clock": told.clock,
-        "dtype": told.dtype,
-        "base": told.base,
-        "data": "real" if told.data else "synthetic",
+        "quick": options.quick,
+        "clock": options.clock,
+        "dtype": options.dtype,
+        "base": options.base,
+        "data": "real" if options.data else "synthetic",
         "machine": machine(),
         "environment": environment(" ".join(["python", *sys.argv])),
         "lines": list(lines),
         "details": dict(details),
     }
-    told.output.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(told.output / f"{name}.json", json.dumps(result, indent=1) + "\n")
+    options.output.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(options.output / f"{name}.json", json.dumps(result, indent=1) + "\n")
 
 
 def show(title: str, lines: Sequence[Mapping[str, Any]]) -> None:
@@ -331,7 +335,8 @@ def unit_of(one: Mapping[str, Any]) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """The processor, its cores and memory, threads, how busy the machine is, and the GPU where there is one."""
+    """The processor, its cores and memory, threads, how busy the machine is, and the GPU where there is
+    one."""
     import torch
 
     model = "unknown"
@@ -341,8 +346,12 @@ def machine() -> dict[str, Any]:
     total = int(Path("/proc/meminfo").read_text().split("MemTotal:")[1].split()[0]) * 1024
     gpu: dict[str, Any] = {}
     if torch.cuda.is_available():
-        found = torch.cuda.get_device_properties(0)
-        gpu = {"gpu": found.name, "gpu_gib": round(found.total_memory / 2**30, 1), "cuda": torch.version.cuda}
+        device = torch.cuda.get_device_properties(0)
+        gpu = {
+            "gpu": device.name,
+            "gpu_gib": round(device.total_memory / 2**30, 1),
+            "cuda": torch.version.cuda,
+        }
     return gpu | {
         "processor": model,
         "cores": os.cpu_count(),

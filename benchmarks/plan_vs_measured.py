@@ -1,12 +1,14 @@
 """What `rlhf plan` predicts beside what the real trainers take, on this machine's CPU.
 
-    python benchmarks/plan_vs_measured.py                      # the embedded model: bf16, fp32 and NF4, both commands
+    python benchmarks/plan_vs_measured.py                      # the embedded model: bf16, fp32 and NF4,
+        both commands
     python benchmarks/plan_vs_measured.py --base FOLDER --tokens 512
 
-Predicted: a trace of tensors without data (`rlhf.plan.trace`). Measured: the real trainer's `training_step` on real tensors, an update of
-three rows, under torch's profiler: the CPU allocator's own account of every block it hands out and takes back, those that kernels
-take for themselves included. Compared is what an update adds to the model that is there: gradients, activations and temporaries, where
-the two could differ; weights are counted beside it. The process's peak resident set is printed too, and is no test: it holds
+Predicted: a trace of tensors without data (`rlhf.plan.trace`). Measured: the real trainer's `training_step`
+on real tensors, an update of three rows, under torch's profiler: the CPU allocator's own account of every
+block it hands out and takes back, those that kernels take for themselves included. Compared is what an
+update adds to the model that is there: gradients, activations and temporaries, where the two could differ;
+weights are counted beside it. The process's peak resident set is printed too, and is no test: it holds
 libraries, freed pages and the profiler's own records.
 """
 
@@ -78,7 +80,8 @@ def allocator_peak(run: Callable[[], object]) -> int:
         if event.tag.name == "Allocation":
             fields = event.extra_fields
             levels.append((event.start_time_ns, fields.total_allocated, fields.alloc_size))
-    # The account goes on from call to call: the first block's own size is what it added to the level at the start.
+    # The account continues from call to call: the first block's own size is what it added to the level at the
+    # start.
     _, after, size = min(levels)
     return max(level for _, level, _ in levels) - (after - size)
 
@@ -111,7 +114,8 @@ def compare_reward(
     validation = allocator_peak(
         trainer.evaluate
     )  # after training has begun: accelerate has put autocast around the model
-    # A plan takes pairs that share half their tokens; here they share none, and attention goes by what a token sees.
+    # A plan takes pairs that share half their tokens; here they share none, and attention goes by what a
+    # token sees.
     row = replace(row_of(config), sequences=2)
     planned = trace(load_shape(base), row, on_gpu=False)
     return [
@@ -131,7 +135,8 @@ def compare_policy(
     tokens: int,
     algorithm: str = "reinforce",
 ) -> list[Compared]:
-    """One update of `align-policy`, the reference in it, and its scoring: rows of one group that fill the budget."""
+    """One update of `align-policy`, the reference in it, and its scoring: rows of one group that fill the
+    budget."""
     prompt, answer = tokens // 8, tokens * 7 // 8 // GROUP - 1
     reward = reward_model(base, dtype=dtype, quantization=quantization)
     config = PolicyConfig.model_validate(
@@ -216,12 +221,13 @@ def added(peak: Peak, *, gradients: bool = True) -> int:
 
 
 def weights_of(model: Any) -> int:
-    """Bytes of the storages of frozen weights, the scales of 4-bit ones included; the reward's adapter is none."""
-    found: dict[int, int] = {}
+    """Bytes of the storages of frozen weights, the scales of 4-bit ones included; the reward's adapter is
+    none."""
+    sizes_by_pointer: dict[int, int] = {}
 
     def add(tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
-        found[storage.data_ptr()] = storage.nbytes()
+        sizes_by_pointer[storage.data_ptr()] = storage.nbytes()
 
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad and ".reward." not in name:
@@ -229,7 +235,7 @@ def weights_of(model: Any) -> int:
             state = getattr(parameter, "quant_state", None)
             for scale in () if state is None else (state.absmax, state.state2.absmax):
                 add(scale)
-    return sum(found.values())
+    return sum(sizes_by_pointer.values())
 
 
 def reward_model(base: str, *, dtype: str, quantization: str) -> Path:
@@ -267,9 +273,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--base", default="embedded")
     parser.add_argument("--tokens", type=int, default=512)
-    told = parser.parse_args()
+    options = parser.parse_args()
     formats.emulates_bfloat16 = lambda: False  # type: ignore[assignment]  # what is planned is measured, however slow
-    table = Table(title=f"{told.base}, rows of {told.tokens} tokens; MiB", title_justify="left")
+    table = Table(title=f"{options.base}, rows of {options.tokens} tokens; MiB", title_justify="left")
     for column in ("command", "base", "pass", "planned", "measured", "error", "weights planned", "measured"):
         table.add_column(column, justify="right" if column not in ("command", "base", "pass") else "left")
     for command, compare in {"train-reward": compare_reward, "align-policy": compare_policy}.items():
@@ -280,21 +286,21 @@ def main() -> None:
             ("bfloat16", "nf4", False),
         ):
             kind = f"{'NF4' if quantization == 'nf4' else dtype}{', checkpointing' if checkpointing else ''}"
-            for found in compare(
-                told.base,
+            for row in compare(
+                options.base,
                 dtype=dtype,
                 quantization=quantization,
                 checkpointing=checkpointing,
-                tokens=told.tokens,
+                tokens=options.tokens,
             ):
-                sizes = (found.planned, found.measured)
-                weights = (found.planned_weights, found.measured_weights)
+                sizes = (row.planned, row.measured)
+                weights = (row.planned_weights, row.measured_weights)
                 table.add_row(
                     command,
                     kind,
-                    found.name,
+                    row.name,
                     *(f"{size / 2**20:.1f}" for size in sizes),
-                    f"{found.error:+.1%}",
+                    f"{row.error:+.1%}",
                     *(f"{size / 2**20:.1f}" if size else "" for size in weights),
                 )
             print(f"{command}, {kind}: done", file=sys.stderr)

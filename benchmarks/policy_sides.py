@@ -1,8 +1,8 @@
 """The two policy trainers that are compared: ours, and TRL's RLOOTrainer with a reward model of its own.
 
-Both update the same LoRA adapter by leave-one-out REINFORCE with a KL of coefficient 0.05, on the same prompts, either with answers
-that are given or with answers they sample. The reward is the same model: for ours an adapter on the policy's base, for TRL's
-merged into a base of its own, which is its fastest form.
+Both update the same LoRA adapter by leave-one-out REINFORCE with a KL of coefficient 0.05, on the same
+prompts, either with answers that are given or with answers they sample. The reward is the same model: for
+ours an adapter on the policy's base, for TRL's merged into a base of its own, which is its fastest form.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ LEARNING_RATE = 1e-5
 
 
 def reward_model(base: str, output: Path, quantization: str = "none") -> Path:
-    """The folder of a reward model of one attribute on the base, its adapter and head random; made if it is not there."""
+    """The folder of a reward model of one attribute on the base, its adapter and head random; made if it is
+    not there."""
     folder = output / f"reward-{Path(base).name}-{quantization}"
     if folder.exists():
         return folder.resolve()
@@ -54,40 +55,40 @@ def reward_model(base: str, output: Path, quantization: str = "none") -> Path:
     return folder.resolve()
 
 
-def our_config(told: Mapping[str, Any]) -> Any:
+def our_config(options: Mapping[str, Any]) -> Any:
     """An `align-policy` config: TRL's algorithm, everything else as it comes."""
     from rlhf.config.policy import PolicyConfig
 
-    budget = {"tokens_per_batch": told["tokens_per_batch"]} if told.get("tokens_per_batch") else {}
+    budget = {"tokens_per_batch": options["tokens_per_batch"]} if options.get("tokens_per_batch") else {}
     return PolicyConfig.model_validate(
         {
             "output": "unused",
-            "reward": told["reward"],
+            "reward": options["reward"],
             "model": {
-                "base": told["base"],
-                "dtype": told["dtype"],
-                "quantization": told.get("quantization", "none"),
-                "max_length": told["longest_prompt"] + told["new_tokens"],
+                "base": options["base"],
+                "dtype": options["dtype"],
+                "quantization": options.get("quantization", "none"),
+                "max_length": options["longest_prompt"] + options["new_tokens"],
             },
-            "adapter": {"rank": told.get("rank", 16), "alpha": 2.0 * told.get("rank", 16)},
-            "data": {"prompts": [{"path": "demo"}], "max_prompt_tokens": told["longest_prompt"]},
+            "adapter": {"rank": options.get("rank", 16), "alpha": 2.0 * options.get("rank", 16)},
+            "data": {"prompts": [{"path": "demo"}], "max_prompt_tokens": options["longest_prompt"]},
             "rollouts": {
                 # Where answers are given no engine is asked, and this one takes no memory.
-                "engine": "transformers" if told["engine"] == "given" else told["engine"],
-                "prompts_per_step": len(told["given"]),
-                "samples_per_prompt": told["samples"],
-                "max_new_tokens": told["new_tokens"],
+                "engine": "transformers" if options["engine"] == "given" else options["engine"],
+                "prompts_per_step": len(options["given"]),
+                "samples_per_prompt": options["samples"],
+                "max_new_tokens": options["new_tokens"],
             },
-            "algorithm": told.get("algorithm", {"name": "rloo"}),
+            "algorithm": options.get("algorithm", {"name": "rloo"}),
             "optimizer": {"learning_rate": LEARNING_RATE, "warmup_steps": 0, "weight_decay": 0.0},
-            "steps": told["steps"],
+            "steps": options["steps"],
             "save_every": 10**6,
             **budget,
         }
     )
 
 
-def our_trainer(told: Mapping[str, Any], chat: Any) -> Any:
+def our_trainer(options: Mapping[str, Any], chat: Any) -> Any:
     """`align-policy`'s trainer with all its roles on one base."""
     from datasets import Dataset
 
@@ -96,28 +97,28 @@ def our_trainer(told: Mapping[str, Any], chat: Any) -> Any:
     run: Any = SimpleNamespace(
         checkpoints=Path(tempfile.mkdtemp()), metrics=lambda *_: None, samples=lambda *_: None
     )
-    trainer = build_trainer(our_config(told), chat, as_prompts(told["given"]), run)
+    trainer = build_trainer(our_config(options), chat, as_prompts(options["given"]), run)
     # The answers that are given stand in the order of the prompts.
-    trainer.order = [place for _ in range(told["steps"]) for place in range(len(told["given"]))]
-    draws = [str(place) for place in trainer.order for _ in range(told["samples"])]
+    trainer.order = [place for _ in range(options["steps"]) for place in range(len(options["given"]))]
+    draws = [str(place) for place in trainer.order for _ in range(options["samples"])]
     trainer.train_dataset = Dataset.from_dict({"prompt": draws})
     # A benchmark keeps nothing.
     trainer._save_checkpoint = lambda *_, **__: None  # type: ignore[method-assign]  # noqa: SLF001
-    if told["engine"] == "given":
-        groups = as_rollouts(told["given"], chat)
+    if options["engine"] == "given":
+        groups = as_rollouts(options["given"], chat)
         trainer.engine = SimpleNamespace(sync=lambda _: None, generate=lambda *_, **__: groups, figures=dict)
     return trainer
 
 
-def ours(told: Mapping[str, Any]) -> Handler:
+def ours(options: Mapping[str, Any]) -> Handler:
     """Our loop: each request trains from a fresh adapter."""
     from rlhf.models.chat import Chat
 
-    chat = Chat.load(told["base"])
-    trainer = our_trainer(told, chat)
+    chat = Chat.load(options["base"])
+    trainer = our_trainer(options, chat)
     figures: list[dict[str, float]] = []
-    trainer.record = lambda _, found, __: figures.append(dict(found))
-    stages = Stages(CLOCKS[told["clock"]])
+    trainer.record = lambda _, metrics, __: figures.append(dict(metrics))
+    stages = Stages(CLOCKS[options["clock"]])
     base = trainer.model.get_base_model()
     for owner, name, stage in (
         (base, "forward", "forward"),
@@ -128,14 +129,14 @@ def ours(told: Mapping[str, Any]) -> Handler:
     ):
         stages.watch(owner, name, stage)
 
-    def train(asked: Mapping[str, Any]) -> Mapping[str, Any]:
-        if asked.get("tokens_per_batch"):
-            trainer.tokens_per_batch = asked["tokens_per_batch"]
-            trainer.rewards.parts[0].source.scorer.tokens_per_batch = asked["tokens_per_batch"]
+    def train(request: Mapping[str, Any]) -> Mapping[str, Any]:
+        if request.get("tokens_per_batch"):
+            trainer.tokens_per_batch = request["tokens_per_batch"]
+            trainer.rewards.parts[0].source.scorer.tokens_per_batch = request["tokens_per_batch"]
         figures.clear()
         stages.seconds.clear()
         forget_adapter(trainer.model)
-        answer = timed(trainer, told["clock"])
+        answer = timed(trainer, options["clock"])
         return answer | {
             "reward": [one["reward/mean"] for one in figures],
             "grad_norm": [one["optimizer/grad_norm"] for one in figures],
@@ -146,24 +147,24 @@ def ours(told: Mapping[str, Any]) -> Handler:
     return train
 
 
-def theirs(told: Mapping[str, Any]) -> Handler:
+def theirs(options: Mapping[str, Any]) -> Handler:
     """TRL's loop; a request may name another micro-batch, for which the trainer is made anew."""
     from rlhf.models.chat import Chat
 
-    chat = Chat.load(told["base"])
+    chat = Chat.load(options["base"])
     made: dict[int, Any] = {}
-    if told.get("micro"):
-        made[told["micro"]] = trl_trainer(told, chat, told["micro"])
+    if options.get("micro"):
+        made[options["micro"]] = trl_trainer(options, chat, options["micro"])
 
-    def train(asked: Mapping[str, Any]) -> Mapping[str, Any]:
-        micro = asked.get("micro") or told["micro"]
+    def train(request: Mapping[str, Any]) -> Mapping[str, Any]:
+        micro = request.get("micro") or options["micro"]
         if micro not in made:
             made.clear()
-            made[micro] = trl_trainer(told, chat, micro)
+            made[micro] = trl_trainer(options, chat, micro)
         trainer = made[micro]
         trainer.seen.clear()
         forget_adapter(trainer.model)
-        return timed(trainer, told["clock"]) | {
+        return timed(trainer, options["clock"]) | {
             "reward": [one["reward"] for one in trainer.seen],
             "grad_norm": [one["grad_norm"] for one in trainer.seen],
             "length": [one["completions/mean_length"] for one in trainer.seen],
@@ -172,7 +173,7 @@ def theirs(told: Mapping[str, Any]) -> Handler:
     return train
 
 
-def trl_trainer(told: Mapping[str, Any], chat: Any, micro: int) -> Any:
+def trl_trainer(options: Mapping[str, Any], chat: Any, micro: int) -> Any:
     """TRL's RLOOTrainer, with given answers where they are given."""
     import copy
 
@@ -186,7 +187,7 @@ def trl_trainer(told: Mapping[str, Any], chat: Any, micro: int) -> Any:
     from rlhf.models.embedded import resolve_base
     from rlhf.models.loading import lora_config
 
-    given = as_rollouts(told["given"], chat) if told["engine"] == "given" else None
+    given = as_rollouts(options["given"], chat) if options["engine"] == "given" else None
 
     class WithAnswers(RLOOTrainer):
         """Its rollouts replaced where answers are given; scoring, KL, advantages and loss are TRL's."""
@@ -210,22 +211,24 @@ def trl_trainer(told: Mapping[str, Any], chat: Any, micro: int) -> Any:
                 self.seen.append({**averages, **logs})
             self._metrics["train"].clear()
 
-    answers = len(told["given"]) * told["samples"]
+    answers = len(options["given"]) * options["samples"]
     trainer = WithAnswers(
-        AutoModelForCausalLM.from_pretrained(resolve_base(told["base"]), dtype=getattr(torch, told["dtype"])),
-        trl_reward(told, chat),
+        AutoModelForCausalLM.from_pretrained(
+            resolve_base(options["base"]), dtype=getattr(torch, options["dtype"])
+        ),
+        trl_reward(options, chat),
         args=RLOOConfig(
             tempfile.mkdtemp(),
-            num_generations=told["samples"],
+            num_generations=options["samples"],
             per_device_train_batch_size=micro,
             gradient_accumulation_steps=answers // micro,
-            max_completion_length=told["new_tokens"],
-            max_steps=told["steps"],
+            max_completion_length=options["new_tokens"],
+            max_steps=options["steps"],
             learning_rate=LEARNING_RATE,
             lr_scheduler_type="constant",
             beta=COEFFICIENT,
             logging_steps=1,
-            bf16=told["dtype"] == "bfloat16",
+            bf16=options["dtype"] == "bfloat16",
             use_cpu=not torch.cuda.is_available(),
             gradient_checkpointing=False,
             shuffle_dataset=False,
@@ -235,7 +238,7 @@ def trl_trainer(told: Mapping[str, Any], chat: Any, micro: int) -> Any:
             disable_tqdm=True,
             seed=0,
         ),
-        train_dataset=Dataset.from_list([{"prompt": one["messages"]} for one in told["given"]]),
+        train_dataset=Dataset.from_list([{"prompt": one["messages"]} for one in options["given"]]),
         processing_class=copy.deepcopy(chat.tokenizer),
         reward_processing_classes=copy.deepcopy(chat.tokenizer),
         peft_config=lora_config(**AdapterConfig().model_dump()),
@@ -245,7 +248,7 @@ def trl_trainer(told: Mapping[str, Any], chat: Any, micro: int) -> Any:
     return trainer
 
 
-def trl_reward(told: Mapping[str, Any], chat: Any) -> Any:
+def trl_reward(options: Mapping[str, Any], chat: Any) -> Any:
     """The reward model as plain weights: base and adapter merged."""
     import torch
     from transformers import AutoModelForSequenceClassification
@@ -254,12 +257,12 @@ def trl_reward(told: Mapping[str, Any], chat: Any) -> Any:
     from rlhf.models.loading import PeftModel
 
     base = AutoModelForSequenceClassification.from_pretrained(
-        resolve_base(told["base"]),
+        resolve_base(options["base"]),
         num_labels=1,
-        dtype=getattr(torch, told["dtype"]),
+        dtype=getattr(torch, options["dtype"]),
         pad_token_id=chat.pad_id,
     )
-    return PeftModel.from_pretrained(base, told["reward"]).merge_and_unload()
+    return PeftModel.from_pretrained(base, options["reward"]).merge_and_unload()
 
 
 SIDES: Mapping[str, Callable[[Mapping[str, Any]], Handler]] = {"ours": ours, "trl": theirs}
@@ -305,9 +308,10 @@ class Stages:
             self.seconds[stage] += self.now() - started
 
 
-def same_work(mine: Mapping[str, Sequence[float]], other: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """How far the first update's mean reward is apart, in units of reward, and its gradient's norm, as a share."""
+def same_work(ours: Mapping[str, Sequence[float]], other: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """How far the first update's mean reward is apart, in units of reward, and its gradient's norm, as a
+    share."""
     return {
-        "reward": abs(mine["reward"][0] - other["reward"][0]),
-        "grad_norm": abs(mine["grad_norm"][0] / other["grad_norm"][0] - 1),
+        "reward": abs(ours["reward"][0] - other["reward"][0]),
+        "grad_norm": abs(ours["grad_norm"][0] / other["grad_norm"][0] - 1),
     }

@@ -3,10 +3,12 @@
     python benchmarks/policy_update.py
     python benchmarks/policy_update.py --quick --engine transformers
 
-The update is scoring, log-probabilities, KL, backward pass and optimizer on given answers, the same ones for both: prompts and texts of
-real data, groups of 4 and of 8. The whole step samples its answers too: ours by `--engine`, TRL's by transformers' `generate`,
-since its own vLLM path does not run on vLLM's CPU build. Sampled answers are not equally long on both sides, so that whole steps are compared
-by seconds for each sampled token. TRL runs with the fastest of several micro-batches, ours with the fastest of several `tokens_per_batch`.
+The update is scoring, log-probabilities, KL, backward pass and optimizer on given answers, the same ones
+for both: prompts and texts of real data, groups of 4 and of 8. The whole step samples its answers too: ours
+by `--engine`, TRL's by transformers' `generate`, since its own vLLM path does not run on vLLM's CPU build.
+Sampled answers are not equally long on both sides, so that whole steps are compared by seconds for each
+sampled token. TRL runs with the fastest of several micro-batches, ours with the fastest of several
+`tokens_per_batch`.
 """
 
 from __future__ import annotations
@@ -50,27 +52,30 @@ GPU_SIZES = SIZES | {
     "whole_new_tokens": 256,
 }
 GPU_BUDGETS = (4096, 8192, 16_384)
-"""Answers in one forward pass of TRL's and tokens in one of ours: both sides run with what is fastest at G = 4."""
+"""Answers in one forward pass of TRL's and tokens in one of ours: both sides run with what is fastest at G
+= 4."""
 SIDES = policy_sides.SIDES
 
 
-def told_for(told: argparse.Namespace, sizes: Mapping[str, Any], group: int, **others: Any) -> dict[str, Any]:
+def side_options(
+    options: argparse.Namespace, sizes: Mapping[str, Any], group: int, **others: Any
+) -> dict[str, Any]:
     """What both sides need: prompts, answers, and sizes."""
     from rlhf.models.chat import Chat
 
     given = groups(
-        told.data,
-        Chat.load(told.base),
+        options.data,
+        Chat.load(options.base),
         prompts=sizes["answers"] // group,
         samples=group,
         longest_prompt=sizes["longest_prompt"],
         longest_answer=sizes["new_tokens"],
     )
     return {
-        "base": told.base,
-        "clock": told.clock,
-        "dtype": told.dtype,
-        "reward": str(policy_sides.reward_model(told.base, told.output)),
+        "base": options.base,
+        "clock": options.clock,
+        "dtype": options.dtype,
+        "reward": str(policy_sides.reward_model(options.base, options.output)),
         "given": given,
         "samples": group,
         "longest_prompt": sizes["longest_prompt"],
@@ -81,13 +86,13 @@ def told_for(told: argparse.Namespace, sizes: Mapping[str, Any], group: int, **o
 
 
 def compare_updates(
-    told: argparse.Namespace, sizes: Mapping[str, Any], group: int, settings: Mapping[str, Sequence[int]]
+    options: argparse.Namespace, sizes: Mapping[str, Any], group: int, settings: Mapping[str, Sequence[int]]
 ) -> dict[str, Any]:
     """Seconds of both sides for one update on given answers, each with the fastest of its settings."""
-    shared = told_for(told, sizes, group)
+    shared = side_options(options, sizes, group)
     with ExitStack() as stack:
         side = {
-            name: stack.enter_context(Side(__file__, name, shared, told.output / "logs")) for name in SIDES
+            name: stack.enter_context(Side(__file__, name, shared, options.output / "logs")) for name in SIDES
         }
         ways = {
             "ours": lambda one: side["ours"].ask(tokens_per_batch=one),
@@ -96,13 +101,13 @@ def compare_updates(
         tried = {name: fastest(ways[name], settings[name]) for name in SIDES}
         best = {name: one for name, (one, _) in tried.items()}
         same = policy_sides.same_work(*(answers[best[name]] for name, (_, answers) in tried.items()))
-        found = in_turns(
+        figures = in_turns(
             {name: lambda name=name: float(ways[name](best[name])["seconds"]) for name in SIDES},  # type: ignore[misc]
             sizes["rounds"],
         )
     tokens = [len(ids) for one in shared["given"] for ids in one["answers"]]
     return {
-        "seconds": found,
+        "seconds": figures,
         "best": best,
         "tried": {
             name: {str(one): answer["seconds"] for one, answer in answers.items()}
@@ -114,12 +119,12 @@ def compare_updates(
 
 
 def compare_steps(
-    told: argparse.Namespace, sizes: Mapping[str, Any], best: Mapping[str, int]
+    options: argparse.Namespace, sizes: Mapping[str, Any], best: Mapping[str, int]
 ) -> dict[str, Any]:
     """Whole steps of both sides: milliseconds for a sampled token, and what ours does besides computing."""
     sizes = {**sizes, "answers": sizes["whole_answers"]}
-    shared = told_for(
-        told,
+    shared = side_options(
+        options,
         sizes,
         4,
         new_tokens=sizes["whole_new_tokens"],
@@ -127,11 +132,11 @@ def compare_steps(
         tokens_per_batch=best["ours"],
     )
     answers: dict[str, list[dict[str, Any]]] = {name: [] for name in SIDES}
-    engines = {"ours": told.engine, "trl": "transformers"}
+    engines = {"ours": options.engine, "trl": "transformers"}
     with ExitStack() as stack:
         side = {
             name: stack.enter_context(
-                Side(__file__, name, {**shared, "engine": engines[name]}, told.output / "logs" / "step")
+                Side(__file__, name, {**shared, "engine": engines[name]}, options.output / "logs" / "step")
             )
             for name in SIDES
         }
@@ -144,7 +149,7 @@ def compare_steps(
         for name in SIDES:  # warms up: an engine compiles
             one_step(name)
             answers[name].clear()
-        found = in_turns({name: lambda name=name: one_step(name) for name in SIDES}, sizes["whole_rounds"])  # type: ignore[misc]
+        figures = in_turns({name: lambda name=name: one_step(name) for name in SIDES}, sizes["whole_rounds"])  # type: ignore[misc]
     parts: dict[str, float] = {}
     for answer in answers["ours"]:
         for stage, seconds in answer["stages"].items():
@@ -152,7 +157,7 @@ def compare_steps(
     total = sum(answer["seconds"] for answer in answers["ours"])
     computed = sum(parts.get(stage, 0.0) for stage in ("generate", "forward", "backward"))
     return {
-        "milliseconds_a_token": found,
+        "milliseconds_a_token": figures,
         "seconds": {name: [answer["seconds"] for answer in answers[name]] for name in SIDES},
         "stages": parts | {"other": total - computed - parts.get("sync", 0.0)},
         "sync_share": parts.get("sync", 0.0) / total,
@@ -166,40 +171,57 @@ def main() -> None:
     parser.add_argument(
         "--engine", choices=["vllm", "transformers"], default="vllm", help="of our whole step"
     )
-    told = parse(parser)
-    if told.side:
-        serve(SIDES[told.side])
+    options = parse(parser)
+    if options.side:
+        serve(SIDES[options.side])
         return
-    sizes = (GPU_SIZES if on_gpu() else SIZES) | (QUICK if told.quick else {})
+    sizes = (GPU_SIZES if on_gpu() else SIZES) | (QUICK if options.quick else {})
     lines, details = [], dict[str, Any]()
     settings: Mapping[str, Sequence[int]] = {
         "ours": GPU_BUDGETS if on_gpu() else BUDGETS,
         "trl": [one for one in MICRO if one <= sizes["answers"]],
     }
     for group in sizes["group_sizes"]:
-        found = compare_updates(told, sizes, group, settings)
-        best = found["best"]
+        figures = compare_updates(options, sizes, group, settings)
+        best = figures["best"]
         settings = {name: [one] for name, one in best.items()}
-        details[f"update, G = {group}"] = found
-        seconds, same = found["seconds"], found["same_work"]
+        details[f"update, G = {group}"] = figures
+        seconds, same = figures["seconds"], figures["same_work"]
         lines += [
-            line(f"Policy update, G = {group}: speed beside TRL", ratio(seconds["trl"], seconds["ours"]), "x", least=2.0),
-            line("Ours", statistics.median(seconds["ours"]), "s", note=f"{sizes['answers']} answers, {best['ours']} tokens a batch"),
+            line(
+                f"Policy update, G = {group}: speed beside TRL",
+                ratio(seconds["trl"], seconds["ours"]),
+                "x",
+                least=2.0,
+            ),
+            line(
+                "Ours",
+                statistics.median(seconds["ours"]),
+                "s",
+                note=f"{sizes['answers']} answers, {best['ours']} tokens a batch",
+            ),
             line("TRL", statistics.median(seconds["trl"]), "s", note=f"{best['trl']} answers a micro-batch"),
             line("Same work: mean reward apart", same["reward"], most=0.1),
             line("Same work: gradient norm apart", 100 * same["grad_norm"], "%", most=10),
-        ]  # fmt: skip
-    steps = compare_steps(told, sizes, best)
+        ]
+    steps = compare_steps(options, sizes, best)
     rates = steps["milliseconds_a_token"]
     details["step"] = steps
     lines += [
-        line("Whole step with rollouts: speed beside TRL", ratio(rates["trl"], rates["ours"]), "x", least=1.5),
-        line("Ours", statistics.median(rates["ours"]), "ms a sampled token", note=told.engine),
+        line(
+            "Whole step with rollouts: speed beside TRL", ratio(rates["trl"], rates["ours"]), "x", least=1.5
+        ),
+        line("Ours", statistics.median(rates["ours"]), "ms a sampled token", note=options.engine),
         line("TRL", statistics.median(rates["trl"]), "ms a sampled token", note="transformers"),
         line("Adapter to the engine, share of a step", 100 * steps["sync_share"], "%", most=1),
-        line("All but generate, forward and backward, share of a step", 100 * steps["overhead_share"], "%", most=5),
-    ]  # fmt: skip
-    write_result(told, "policy_update", lines, {"sizes": sizes, **details})
+        line(
+            "All but generate, forward and backward, share of a step",
+            100 * steps["overhead_share"],
+            "%",
+            most=5,
+        ),
+    ]
+    write_result(options, "policy_update", lines, {"sizes": sizes, **details})
 
 
 if __name__ == "__main__":

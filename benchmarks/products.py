@@ -1,4 +1,5 @@
-"""Matrix products of this machine in bfloat16 and float32: where the first is the slower one, bases are computed in the second.
+"""Matrix products of this machine in bfloat16 and float32: where the first is the slower one, bases are
+computed in the second.
 
     python benchmarks/products.py
 
@@ -14,11 +15,11 @@ from rlhf.core.formats import emulates_bfloat16
 
 def main() -> None:
     """Measure, print, write."""
-    told = parse(arguments(__doc__))
-    peaks = {dtype: matmul_peak(told.clock, dtype) for dtype in ("bfloat16", "float32")}
+    options = parse(arguments(__doc__))
+    peaks = {dtype: matmul_peak(options.clock, dtype) for dtype in ("bfloat16", "float32")}
     lines = [line(f"Products in {dtype}", peak, "GFLOP/s") for dtype, peak in peaks.items()]
     lines.append(line("bfloat16 beside float32", peaks["bfloat16"] / peaks["float32"], "x"))
-    write_result(told, "products", lines, {"emulates_bfloat16": emulates_bfloat16()})
+    write_result(options, "products", lines, {"emulates_bfloat16": emulates_bfloat16()})
 
 
 if __name__ == "__main__":

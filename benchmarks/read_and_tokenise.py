@@ -1,11 +1,12 @@
 """Seconds and memory that `rlhf train-reward` takes from a file of HelpSteer2's size to token ids.
 
     python benchmarks/read_and_tokenise.py                  # 20,000 rated responses, the embedded tokenizer
-    python benchmarks/read_and_tokenise.py --preferences    # and 10,000 preferences on the same responses, joined
+    python benchmarks/read_and_tokenise.py --preferences    # and 10,000 preferences on the same responses,
+        joined
 
-The rows are made up of slices of Python's own documentation, in HelpSteer2's schema and proportions: two responses a
-prompt, means of 713 and 1,493 characters, 29 % of the prompts of several turns. The measured process is a fresh one: imports
-count, in its seconds and in its memory.
+The rows are made up of slices of Python's own documentation, in HelpSteer2's schema and proportions: two
+responses a prompt, means of 713 and 1,493 characters, 29 % of the prompts of several turns. The measured
+process is a fresh one: imports count, in its seconds and in its memory.
 """
 
 from __future__ import annotations
@@ -99,7 +100,8 @@ def measure(folder: Path, preferences: bool) -> dict[str, Any]:
 
 
 def peak_gib() -> float:
-    """Most memory this process has held. Not `getrusage`: that also remembers the process it was forked from."""
+    """Most memory this process has held. Not `getrusage`: that also remembers the process it was forked
+    from."""
     status = Path("/proc/self/status").read_text("ascii")
     (kib,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
     return int(kib) / 2**20
@@ -120,11 +122,13 @@ def main() -> None:
         command = [sys.executable, __file__, "--measure", folder]
         command += ["--preferences"] if arguments.preferences else []
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    found = json.loads(done.stdout.splitlines()[-1])
-    seconds, gib = found["seconds"], found["peak_gib"]
+    figures = json.loads(done.stdout.splitlines()[-1])
+    seconds, gib = figures["seconds"], figures["peak_gib"]
     print(
-        f"{found['rows']:,} rows to {found['items']:,} items of {found['tokens']:,} tokens: {seconds:.1f} s "
-        f"({found['seconds_imports']:.1f} s of them imports; {found['seconds_processor']:.1f} s of processor time, "
+        f"{figures['rows']:,} rows to {figures['items']:,} items of {figures['tokens']:,} tokens: "
+        f"{seconds:.1f} s "
+        f"({figures['seconds_imports']:.1f} s of them imports; {figures['seconds_processor']:.1f} s of "
+        f"processor time, "
         f"which tells more than the clock on a busy machine), {gib:.2f} GiB at most"
     )
     bounds = {"s": (seconds, MOST_SECONDS * arguments.rows / ROWS), "GiB": (gib, MOST_GIB)}

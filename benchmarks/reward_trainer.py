@@ -1,4 +1,5 @@
-"""`train-reward`'s trainer on items given by hand, without a run folder: for the scripts that measure its updates."""
+"""`train-reward`'s trainer on items given by hand, without a run folder: for the scripts that measure its
+updates."""
 
 from __future__ import annotations
 
@@ -26,14 +27,15 @@ def reward_trainer(
     tokens_per_batch: int | None = None,
     record: Callable[[int, Mapping[str, float]], None] = lambda *_: None,
 ) -> HybridRewardTrainer:
-    """The trainer of a config's first stage, which validates and saves only when it is told to; its rate is the same at every update.
+    """The trainer of a config's first stage, which validates and saves only when it is options to; its rate
+    is the same at every update.
 
     Args:
         order: which item each draw takes, over all updates.
         tokens_per_batch: in place of the config's.
     """
     stage = config.stages[0]
-    told = trainer_arguments(
+    options = trainer_arguments(
         **stage.optimizer.model_dump() | {"warmup_steps": 0},
         batch_size=len(order) // updates,
         folder=tempfile.mkdtemp(),
@@ -47,7 +49,7 @@ def reward_trainer(
     )
     return HybridRewardTrainer(
         model,
-        told,
+        options,
         chat.tokenizer,
         stage=stage,
         items=items,

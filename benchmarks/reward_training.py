@@ -1,12 +1,15 @@
-"""Reward training beside TRL's RewardTrainer: useful tokens a second, loss and memory, on the same pairs in the same updates.
+"""Reward training beside TRL's RewardTrainer: useful tokens a second, loss and memory, on the same pairs in
+the same updates.
 
-    python benchmarks/reward_training.py                    # real pairs of ../shared/data, or --data FOLDER; else the demo's
+    python benchmarks/reward_training.py                    # real pairs of ../shared/data, or --data
+        FOLDER; else the demo's
     python benchmarks/reward_training.py --quick
 
-Useful tokens are those that a run without padding and without sharing would process. The updates are batches of TRL's
-length-grouped sampler, spread over one pass of the pairs, so that short and long ones are among them. TRL runs with the
-fastest of several micro-batches, ours with the fastest of several `tokens_per_batch`. Same base, adapter, head, plain Bradley-Terry loss and
-optimizer; every round starts from the same weights. Each side is a process of its own.
+Useful tokens are those that a run without padding and without sharing would process. The updates are
+batches of TRL's length-grouped sampler, spread over one pass of the pairs, so that short and long ones are
+among them. TRL runs with the fastest of several micro-batches, ours with the fastest of several
+`tokens_per_batch`. Same base, adapter, head, plain Bradley-Terry loss and optimizer; every round starts
+from the same weights. Each side is a process of its own.
 """
 
 from __future__ import annotations
@@ -45,15 +48,16 @@ MICRO = (2, 4, 8, 16)
 BUDGETS = (512, 1024, 2048)
 GPU_SIZES = {"limit": 4000, "longest": 2048, "update": 32, "updates": 3, "rounds": 3, "exact_pairs": 3}
 GPU_BUDGETS = (4096, 8192, 16_384)
-"""Pairs in one forward pass of TRL's and tokens in one of ours: both sides run with what is fastest on the middle update."""
+"""Pairs in one forward pass of TRL's and tokens in one of ours: both sides run with what is fastest on the
+middle update."""
 
 
-def our_config(told: Mapping[str, Any]) -> RewardConfig:
+def our_config(options: Mapping[str, Any]) -> RewardConfig:
     """One output, pairs alone, plain Bradley-Terry."""
     return RewardConfig.model_validate(
         {
             "output": "unused",
-            "model": {"base": told["base"], "dtype": told["dtype"], "max_length": told["longest"]},
+            "model": {"base": options["base"], "dtype": options["dtype"], "max_length": options["longest"]},
             "attributes": ["reward"],
             "data": {"preferences": [{"path": "demo", "format": "helpsteer2-preference"}]},
             "stages": [{"name": "pairs", "preference_weight": 1, "preference_loss": "regular"}],
@@ -61,7 +65,7 @@ def our_config(told: Mapping[str, Any]) -> RewardConfig:
     )
 
 
-def their_model(told: Mapping[str, Any], pad_id: int) -> Any:
+def their_model(options: Mapping[str, Any], pad_id: int) -> Any:
     """TRL's: by PEFT's own hand, since `with_adapter` would make its layers ours."""
     import torch
     from peft import get_peft_model
@@ -72,15 +76,15 @@ def their_model(told: Mapping[str, Any], pad_id: int) -> Any:
     from rlhf.models.loading import lora_config
 
     base = AutoModelForSequenceClassification.from_pretrained(
-        resolve_base(told["base"]),
+        resolve_base(options["base"]),
         num_labels=1,
-        dtype=getattr(torch, told["dtype"]),
+        dtype=getattr(torch, options["dtype"]),
         pad_token_id=pad_id,
     )
     return get_peft_model(base, lora_config(**AdapterConfig().model_dump(), head=True))
 
 
-def ours(told: Mapping[str, Any]) -> Handler:
+def ours(options: Mapping[str, Any]) -> Handler:
     """`train-reward`'s trainer on given pairs: [chosen ids, rejected ids]."""
     from reward_trainer import reward_trainer
     from transformers import set_seed
@@ -90,17 +94,17 @@ def ours(told: Mapping[str, Any]) -> Handler:
     from rlhf.models.chat import Chat
 
     set_seed(0)
-    config, chat = our_config(told), Chat.load(told["base"])
+    config, chat = our_config(options), Chat.load(options["base"])
     model = build_model(config, chat)
     start(model)
-    items = [Item(Tree.of_sequences(pair[::-1]), ((None,), (None,)), 1) for pair in told["pairs"]]
+    items = [Item(Tree.of_sequences(pair[::-1]), ((None,), (None,)), 1) for pair in options["pairs"]]
 
-    def train(asked: Mapping[str, Any]) -> Mapping[str, Any]:
-        updates: list[list[int]] = asked["updates"]
+    def train(request: Mapping[str, Any]) -> Mapping[str, Any]:
+        updates: list[list[int]] = request["updates"]
         losses: list[float] = []
         start(model)
-        if "prepare" in asked:
-            asked["prepare"](model=model)
+        if "prepare" in request:
+            request["prepare"](model=model)
         trainer = reward_trainer(
             config,
             model,
@@ -108,15 +112,15 @@ def ours(told: Mapping[str, Any]) -> Handler:
             items,
             order=[place for update in updates for place in update],
             updates=len(updates),
-            tokens_per_batch=asked["tokens_per_batch"],
+            tokens_per_batch=request["tokens_per_batch"],
             record=lambda _, figures: losses.append(float(figures["loss/bt"])),
         )
-        return timed(trainer, told["clock"]) | {"losses": losses} | {"shape": vars(cost.Shape.of(model))}
+        return timed(trainer, options["clock"]) | {"losses": losses} | {"shape": vars(cost.Shape.of(model))}
 
     return train
 
 
-def theirs(told: Mapping[str, Any]) -> Handler:
+def theirs(options: Mapping[str, Any]) -> Handler:
     """TRL's trainer on the same pairs, through its door for token ids."""
     import torch
     from datasets import Dataset
@@ -142,21 +146,21 @@ def theirs(told: Mapping[str, Any]) -> Handler:
                 self.losses.append(logs["loss"])
 
     set_seed(0)
-    chat = Chat.load(told["base"])
-    model = their_model(told, chat.pad_id)
+    chat = Chat.load(options["base"])
+    model = their_model(options, chat.pad_id)
     start(model)
     optimizer = OptimizerConfig()
 
-    def train(asked: Mapping[str, Any]) -> Mapping[str, Any]:
-        updates: list[list[int]] = asked["updates"]
-        pairs = [told["pairs"][place] for update in updates for place in update]
+    def train(request: Mapping[str, Any]) -> Mapping[str, Any]:
+        updates: list[list[int]] = request["updates"]
+        pairs = [options["pairs"][place] for update in updates for place in update]
         start(model)
         trainer = InOrder(
             model,
             args=TRLRewardConfig(
                 tempfile.mkdtemp(),
-                per_device_train_batch_size=asked["micro"],
-                gradient_accumulation_steps=len(updates[0]) // asked["micro"],
+                per_device_train_batch_size=request["micro"],
+                gradient_accumulation_steps=len(updates[0]) // request["micro"],
                 max_steps=len(updates),
                 learning_rate=optimizer.learning_rate,
                 lr_scheduler_type="constant",
@@ -165,7 +169,7 @@ def theirs(told: Mapping[str, Any]) -> Handler:
                 adam_beta2=optimizer.betas[1],
                 max_grad_norm=optimizer.max_grad_norm,
                 max_length=None,
-                bf16=told["dtype"] == "bfloat16",
+                bf16=options["dtype"] == "bfloat16",
                 use_cpu=not torch.cuda.is_available(),
                 gradient_checkpointing=False,
                 logging_steps=1,
@@ -181,7 +185,7 @@ def theirs(told: Mapping[str, Any]) -> Handler:
         )
         trainer.losses = []
         trainer.remove_callback(PrinterCallback)
-        return timed(trainer, told["clock"]) | {"losses": trainer.losses}
+        return timed(trainer, options["clock"]) | {"losses": trainer.losses}
 
     return train
 
@@ -203,25 +207,27 @@ def start(model: Any) -> None:
             parameter.grad = None
 
 
-def measure(told: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def measure(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The lines of the table, and what lies behind them."""
     from rlhf.models.chat import Chat
 
-    sizes = (GPU_SIZES if on_gpu() else SIZES) | (QUICK if told.quick else {})
-    items = samples.pairs(told.data, Chat.load(told.base), limit=sizes["limit"], longest=sizes["longest"])
+    sizes = (GPU_SIZES if on_gpu() else SIZES) | (QUICK if options.quick else {})
+    items = samples.pairs(
+        options.data, Chat.load(options.base), limit=sizes["limit"], longest=sizes["longest"]
+    )
     everything = [samples.sides_of(item) for item in items]
     size = sizes["update"]
     chosen = samples.updates_of(everything, size, sizes["updates"])
     pairs = [everything[place] for update in chosen for place in update]
     updates = [list(range(first, first + size)) for first in range(0, len(pairs), size)]
     shared = {
-        "base": told.base,
-        "clock": told.clock,
-        "dtype": told.dtype,
+        "base": options.base,
+        "clock": options.clock,
+        "dtype": options.dtype,
         "longest": sizes["longest"],
         "pairs": pairs,
     }
-    logs = told.output / "logs"
+    logs = options.output / "logs"
     with ExitStack() as stack:
         sides = {name: stack.enter_context(Side(__file__, name, shared, logs)) for name in SIDES}
         middle = [updates[len(updates) // 2]]
@@ -242,22 +248,38 @@ def measure(told: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, A
         def one_round(name: str) -> float:
             settings = {"tokens_per_batch": budget} if name == "ours" else {"micro": micro}
             answers[name].append(sides[name].ask(updates=updates, **settings))
-            peaks.append(matmul_peak(told.clock, told.dtype))
+            peaks.append(matmul_peak(options.clock, options.dtype))
             return useful / float(answers[name][-1]["seconds"])
 
         rates = in_turns({name: lambda name=name: one_round(name) for name in SIDES}, sizes["rounds"])  # type: ignore[misc]
     memories = memory_at_equal_tokens(shared, pairs, updates, micro, logs)
     own = [float(answer["losses"][0]) for answer in tried.values()]
     lines = [
-        line("Reward training: useful tokens/s beside TRL", ratio(rates["ours"], rates["trl"]), "x", least=2.0),
-        line("Loss of an update, difference, float32", exact_losses(shared, sizes["exact_pairs"], logs), most=1e-5),
-        *losses_of_a_round(answers, told.dtype),
-        line(f"One update of TRL's with itself in other micro-batches, {told.dtype}", max(own) - min(own)),
-        line("Memory an update adds, beside TRL at the same tokens a batch", memories["ours"] / memories["trl"], "x", most=1.0),
+        line(
+            "Reward training: useful tokens/s beside TRL", ratio(rates["ours"], rates["trl"]), "x", least=2.0
+        ),
+        line(
+            "Loss of an update, difference, float32",
+            exact_losses(shared, sizes["exact_pairs"], logs),
+            most=1e-5,
+        ),
+        *losses_of_a_round(answers, options.dtype),
+        line(f"One update of TRL's with itself in other micro-batches, {options.dtype}", max(own) - min(own)),
+        line(
+            "Memory an update adds, beside TRL at the same tokens a batch",
+            memories["ours"] / memories["trl"],
+            "x",
+            most=1.0,
+        ),
         line("Ours", statistics.median(rates["ours"]), "useful tokens/s", note=f"{budget} tokens a batch"),
-        line("TRL", statistics.median(rates["trl"]), "useful tokens/s", note=f"{micro} pairs a micro-batch, length-grouped"),
-        *shares_of_peak(pairs, size, budget, answers, statistics.median(peaks), told.dtype),
-    ]  # fmt: skip
+        line(
+            "TRL",
+            statistics.median(rates["trl"]),
+            "useful tokens/s",
+            note=f"{micro} pairs a micro-batch, length-grouped",
+        ),
+        *shares_of_peak(pairs, size, budget, answers, statistics.median(peaks), options.dtype),
+    ]
     details = {
         "sizes": sizes,
         "useful_tokens": useful,
@@ -278,7 +300,7 @@ def losses_of_a_round(answers: Mapping[str, Sequence[Mapping[str, Any]]], dtype:
     """
     both = [answers[name][0]["losses"] for name in SIDES]
     means = [statistics.mean(losses) for losses in both]
-    furthest = max(abs(mine - other) for mine, other in zip(*both, strict=True))
+    furthest = max(abs(ours - other) for ours, other in zip(*both, strict=True))
     return [
         line(
             f"Mean loss of a round's updates, difference, {dtype}",
@@ -331,23 +353,24 @@ def exact_losses(shared: Mapping[str, Any], pairs: int, logs: Any) -> float:
 def memory_at_equal_tokens(
     shared: Mapping[str, Any], pairs: Sequence[Any], updates: list[list[int]], micro: int, logs: Any
 ) -> dict[str, int]:
-    """Bytes that two updates of the longest batch add, in a fresh process each; ours has as many tokens a batch as TRL's padded one."""
+    """Bytes that two updates of the longest batch add, in a fresh process each; ours has as many tokens a
+    batch as TRL's padded one."""
     tokens = micro * 2 * max(len(ids) for place in updates[0][:micro] for ids in pairs[place])
-    found = {}
+    figures = {}
     for name in SIDES:
         with Side(__file__, name, shared, logs) as side:
             answer = side.ask(updates=[updates[0]] * 2, tokens_per_batch=tokens, micro=micro)
-            found[name] = int(answer["added"])
-    return found | {"tokens": tokens}
+            figures[name] = int(answer["added"])
+    return figures | {"tokens": tokens}
 
 
 def main() -> None:
     """Measure, print, write."""
-    told = parse(arguments(__doc__))
-    if told.side:
-        serve(SIDES[told.side])
+    options = parse(arguments(__doc__))
+    if options.side:
+        serve(SIDES[options.side])
         return
-    write_result(told, "reward_training", *measure(told))
+    write_result(options, "reward_training", *measure(options))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""TRL's stock RewardTrainer on the pairs of a reward config, beside a finished run of ours on the same config.
+"""TRL's stock RewardTrainer on the pairs of a reward config, beside a finished run of ours on the same
+config.
 
     python benchmarks/reward_vs_trl.py configs/reward/local-pairs.yaml runs/local-pairs
 
-Same base, same pairs (the same token ids), same adapter rank and targets, one epoch, the config's number format. TRL runs with its length-grouped
-sampler, 8 pairs a batch and a constant learning rate of 2e-4, unless told otherwise; ours with what the config says,
-ratings included. Both are scored on the same held-out pairs and the same benchmark file by the same function. The runs
-are made at different times, so their speeds are not compared here.
+Same base, same pairs (the same token ids), same adapter rank and targets, one epoch, the config's number
+format. TRL runs with its length-grouped sampler, 8 pairs a batch and a constant learning rate of 2e-4,
+unless options otherwise; ours with what the config says, ratings included. Both are scored on the same
+held-out pairs and the same benchmark file by the same function. The runs are made at different times, so
+their speeds are not compared here.
 """
 
 from __future__ import annotations
@@ -140,15 +142,15 @@ def show(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     table = Table(title="Accuracy in %")
     for column in ("subset", "pairs", "ours", "TRL", "longer answer"):
         table.add_column(column, justify="left" if column == "subset" else "right")
-    for title, mine, other in (
+    for title, first, second in (
         ("held out", ours["held_out"], theirs["held_out"]),
         ("benchmark", ours, theirs),
     ):
-        for name, row in mine["subsets"].items():
-            figures = (row["accuracy"], other["subsets"][name]["accuracy"], row["length_baseline"])
+        for name, row in first["subsets"].items():
+            figures = (row["accuracy"], second["subsets"][name]["accuracy"], row["length_baseline"])
             table.add_row(f"{title}: {name}", str(row["count"]), *(f"{100 * value:.1f}" for value in figures))
-        figures = (mine["overall"], other["overall"], mine["length_baseline"])
-        table.add_row(f"{title}: overall", str(mine["count"]), *(f"{100 * value:.1f}" for value in figures))
+        figures = (first["overall"], second["overall"], first["length_baseline"])
+        table.add_row(f"{title}: overall", str(first["count"]), *(f"{100 * value:.1f}" for value in figures))
     Console().print(table)
 
 

@@ -1,10 +1,11 @@
-"""Tokens a second of our engines: vLLM with and without an adapter, and transformers' `generate`, on the same prompts.
+"""Tokens a second of our engines: vLLM with and without an adapter, and transformers' `generate`, on the
+same prompts.
 
     python benchmarks/rollouts.py
 
-Every answer is as long as may be (no stop token ends it), so that all engines make the same number of tokens; the adapter
-has random weights. Three processes take turns: vLLM with LoRA, which samples with the adapter and without it; vLLM as it is
-without LoRA; and `generate` on the trainer's model, with the adapter.
+Every answer is as long as may be (no stop token ends it), so that all engines make the same number of
+tokens; the adapter has random weights. Three processes take turns: vLLM with LoRA, which samples with the
+adapter and without it; vLLM as it is without LoRA; and `generate` on the trainer's model, with the adapter.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ SIZES = {"prompts": 8, "samples": 4, "new_tokens": 96, "rounds": 9}
 QUICK = {"prompts": 2, "samples": 2, "new_tokens": 8, "rounds": 1}
 
 
-def adapted_model(told: Mapping[str, Any]) -> Any:
+def adapted_model(options: Mapping[str, Any]) -> Any:
     """The base with a policy's adapter of random weights."""
     import torch
 
     from rlhf.models.loading import load_causal, lora_config, with_adapter
 
     model = with_adapter(
-        load_causal(told["base"], revision=None, dtype=told["dtype"], quantization="none"),
-        lora_config(rank=told["rank"], alpha=2.0 * told["rank"], dropout=0.0, targets="all-linear"),
+        load_causal(options["base"], revision=None, dtype=options["dtype"], quantization="none"),
+        lora_config(rank=options["rank"], alpha=2.0 * options["rank"], dropout=0.0, targets="all-linear"),
     )
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -44,7 +45,7 @@ def adapted_model(told: Mapping[str, Any]) -> Any:
     return model
 
 
-def vllm_side(told: Mapping[str, Any]) -> Handler:
+def vllm_side(options: Mapping[str, Any]) -> Handler:
     """Our engine; `lora` false takes the adapter's place out of it."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # read when vllm is imported
     import vllm
@@ -52,7 +53,7 @@ def vllm_side(told: Mapping[str, Any]) -> Handler:
     whole = vllm.LLM
     # Every answer to the full length; our engine makes its SamplingParams by this name when it is asked.
     vllm.SamplingParams = functools.partial(vllm.SamplingParams, ignore_eos=True)
-    if not told["lora"]:
+    if not options["lora"]:
         vllm.LLM = functools.partial(without_lora, whole)
     from policy.rollouts.protocol import Sampling
     from policy.rollouts.vllm_arguments import EngineSettings
@@ -60,29 +61,29 @@ def vllm_side(told: Mapping[str, Any]) -> Handler:
     from rlhf.models.chat import Chat
     from rlhf.models.embedded import resolve_base
 
-    chat = Chat.load(told["base"])
+    chat = Chat.load(options["base"])
     settings = EngineSettings(
-        resolve_base(told["base"]),
+        resolve_base(options["base"]),
         revision=None,
-        rank=told["rank"],
-        max_model_len=LONGEST_PROMPT + told["new_tokens"],
-        max_sequences=told["prompts"] * told["samples"],
-        dtype=told["dtype"],
+        rank=options["rank"],
+        max_model_len=LONGEST_PROMPT + options["new_tokens"],
+        max_sequences=options["prompts"] * options["samples"],
+        dtype=options["dtype"],
         quantization="none",
         memory_gib=0.5,
         gpu_memory_share=0.35,
         seed=0,
     )
-    engine = VLLMEngine(settings, Sampling(told["new_tokens"], 1.0, ()), chat)
-    if told["lora"]:
-        engine.sync(adapted_model(told))
+    engine = VLLMEngine(settings, Sampling(options["new_tokens"], 1.0, ()), chat)
+    if options["lora"]:
+        engine.sync(adapted_model(options))
     request = engine.request
-    generate = timed(engine, told)
+    generate = timed(engine, options)
 
-    def answer(asked: Mapping[str, Any]) -> Mapping[str, Any]:
-        engine.request = request if asked["adapter"] else None
+    def answer(message: Mapping[str, Any]) -> Mapping[str, Any]:
+        engine.request = request if message["adapter"] else None
         engine.engine.reset_prefix_cache()  # in training the prompts and the adapter are new each time
-        return generate(asked)
+        return generate(message)
 
     return answer
 
@@ -92,36 +93,36 @@ def without_lora(make: Any, **settings: Any) -> Any:
     return make(**{**settings, "enable_lora": False})
 
 
-def transformers_side(told: Mapping[str, Any]) -> Handler:
+def transformers_side(options: Mapping[str, Any]) -> Handler:
     """transformers' `generate` on the model with its adapter, as our other engine runs it."""
     from policy.rollouts.protocol import Sampling
     from policy.rollouts.transformers_engine import TransformersEngine
     from rlhf.models.chat import Chat
 
-    chat = Chat.load(told["base"])
-    engine = TransformersEngine(Sampling(told["new_tokens"], 1.0, chat.stop_ids), chat)
-    model = adapted_model(told)
-    model.generation_config.min_new_tokens = told["new_tokens"]
-    model.get_base_model().generation_config.min_new_tokens = told["new_tokens"]
+    chat = Chat.load(options["base"])
+    engine = TransformersEngine(Sampling(options["new_tokens"], 1.0, chat.stop_ids), chat)
+    model = adapted_model(options)
+    model.generation_config.min_new_tokens = options["new_tokens"]
+    model.get_base_model().generation_config.min_new_tokens = options["new_tokens"]
     engine.sync(model)
-    return timed(engine, told)
+    return timed(engine, options)
 
 
-def timed(engine: Any, told: Mapping[str, Any]) -> Handler:
+def timed(engine: Any, options: Mapping[str, Any]) -> Handler:
     """Answers a request by sampling; returns tokens a second."""
     from rlhf.models.chat import Chat
 
-    chat = Chat.load(told["base"])
-    data = Path(told["data"]) if told["data"] else None
+    chat = Chat.load(options["base"])
+    data = Path(options["data"]) if options["data"] else None
     given = groups(
-        data, chat, prompts=told["prompts"], samples=1, longest_prompt=LONGEST_PROMPT, longest_answer=8
+        data, chat, prompts=options["prompts"], samples=1, longest_prompt=LONGEST_PROMPT, longest_answer=8
     )
     ids = [prompt_ids(chat, one) for one in given]
-    now = CLOCKS[told["clock"]]
+    now = CLOCKS[options["clock"]]
 
-    def sample(asked: Mapping[str, Any]) -> Mapping[str, Any]:
+    def sample(message: Mapping[str, Any]) -> Mapping[str, Any]:
         started = now()
-        answers = engine.generate(ids, samples=told["samples"], seed=asked["seed"])
+        answers = engine.generate(ids, samples=options["samples"], seed=message["seed"])
         seconds = now() - started
         lengths = [len(rollout.completion_ids) for group in answers for rollout in group]
         return {"tokens_per_second": sum(lengths) / seconds, "tokens": sum(lengths)}
@@ -139,21 +140,21 @@ def prompt_ids(chat: Any, one: Mapping[str, Any]) -> list[int]:
 SIDES = {"vllm": vllm_side, "vllm-without-lora": vllm_side, "transformers": transformers_side}
 
 
-def measure(told: argparse.Namespace) -> dict[str, list[float]]:
+def measure(options: argparse.Namespace) -> dict[str, list[float]]:
     """Tokens a second of each engine in each round; the first round warms up."""
-    sizes = SIZES | (QUICK if told.quick else {})
+    sizes = SIZES | (QUICK if options.quick else {})
     shared = {
-        "base": told.base,
-        "dtype": told.dtype,
-        "rank": told.rank,
-        "data": str(told.data) if told.data else None,
-        "clock": told.clock,
+        "base": options.base,
+        "dtype": options.dtype,
+        "rank": options.rank,
+        "data": str(options.data) if options.data else None,
+        "clock": options.clock,
         **sizes,
     }
     with ExitStack() as stack:
         side = {
             name: stack.enter_context(
-                Side(__file__, name, {**shared, "lora": name == "vllm"}, told.output / "logs")
+                Side(__file__, name, {**shared, "lora": name == "vllm"}, options.output / "logs")
             )
             for name in SIDES
         }
@@ -172,34 +173,35 @@ def measure(told: argparse.Namespace) -> dict[str, list[float]]:
         }
         for way in ways.values():
             way()
-        found = in_turns(ways, sizes["rounds"])
+        figures = in_turns(ways, sizes["rounds"])
         assert len(counts) == 1, f"the engines made different numbers of tokens: {counts}"
-        return found
+        return figures
 
 
 def main() -> None:
     """Measure, print, write."""
     parser = arguments(__doc__)
     parser.add_argument("--rank", type=int, default=16)
-    told = parse(parser)
-    if told.side:
-        serve(SIDES[told.side])
+    options = parse(parser)
+    if options.side:
+        serve(SIDES[options.side])
         return
-    found = measure(told)
-    adapter = found["vLLM, adapter"]
+    figures = measure(options)
+    adapter = figures["vLLM, adapter"]
     bases = ("vLLM, LoRA on, no adapter", "vLLM without LoRA")
-    base = [max(pair) for pair in zip(*(found[name] for name in bases), strict=True)]  # the faster one counts
+    # the faster one counts
+    base = [max(pair) for pair in zip(*(figures[name] for name in bases), strict=True)]
     lines = [
         line("vLLM with an adapter beside the base alone", ratio(adapter, base), "x", least=0.85),
         line(
             "vLLM with an adapter beside transformers' generate",
-            ratio(adapter, found["transformers, adapter"]),
+            ratio(adapter, figures["transformers, adapter"]),
             "x",
             least=1.0,
         ),
-        *(line(name, statistics.median(rates), "tokens/s") for name, rates in found.items()),
+        *(line(name, statistics.median(rates), "tokens/s") for name, rates in figures.items()),
     ]
-    write_result(told, "rollouts", lines, {"tokens_per_second": found, "rank": told.rank})
+    write_result(options, "rollouts", lines, {"tokens_per_second": figures, "rank": options.rank})
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""What a number format does to scores and losses: our layers and packed rows beside transformers' and PEFT's own, one sequence at a time.
+"""What a number format does to scores and losses: our layers and packed rows beside transformers' and
+PEFT's own, one sequence at a time.
 
-    python benchmarks/rounding.py                    # real pairs of ../shared/data, or --data FOLDER; else the demo's
+    python benchmarks/rounding.py                    # real pairs of ../shared/data, or --data FOLDER; else
+        the demo's
 
-In bfloat16 the losses of a pair are about 0.011 apart (its standard error times the root of its pairs), so the means of 48, a round of
-`reward_training.py`, are 0.0016 apart by chance, and say nothing of a bound of 0.001. Hence many pairs, forward passes alone, of that
-script's model and starting weights. The truth, of some of them, is transformers' and PEFT's in float32.
+In bfloat16 the losses of a pair are about 0.011 apart (its standard error times the root of its pairs), so
+the means of 48, a round of `reward_training.py`, are 0.0016 apart by chance, and say nothing of a bound of
+0.001. Hence many pairs, forward passes alone, of that script's model and starting weights. The truth, of
+some of them, is transformers' and PEFT's in float32.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ Scores = Sequence[Sequence[float]]
 """Of each pair what the chosen and the rejected sequence get."""
 
 
-def ours(told: Mapping[str, Any]) -> Handler:
+def ours(options: Mapping[str, Any]) -> Handler:
     """Pairs as trees, in packed rows."""
     import torch
 
@@ -38,10 +41,10 @@ def ours(told: Mapping[str, Any]) -> Handler:
     from rlhf.models.forwards import packed_inputs
     from rlhf.models.loading import autocast
 
-    chat = Chat.load(told["base"])
-    model = build_model(our_config(told), chat).eval()
+    chat = Chat.load(options["base"])
+    model = build_model(our_config(options), chat).eval()
     start(model)
-    trees = [Tree.of_sequences(pair) for pair in told["pairs"]]
+    trees = [Tree.of_sequences(pair) for pair in options["pairs"]]
 
     @torch.no_grad()
     def score(_: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -56,14 +59,14 @@ def ours(told: Mapping[str, Any]) -> Handler:
     return score
 
 
-def theirs(told: Mapping[str, Any]) -> Handler:
+def theirs(options: Mapping[str, Any]) -> Handler:
     """As TRL's RewardTrainer computes, without padding."""
     import torch
 
     from rlhf.models.chat import Chat
     from rlhf.models.loading import autocast
 
-    model = their_model(told, Chat.load(told["base"]).pad_id).eval()
+    model = their_model(options, Chat.load(options["base"]).pad_id).eval()
     start(model)
 
     def one(ids: Sequence[int]) -> float:
@@ -73,7 +76,7 @@ def theirs(told: Mapping[str, Any]) -> Handler:
 
     @torch.no_grad()
     def score(_: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {"scores": [[one(ids) for ids in pair] for pair in told["pairs"]]}
+        return {"scores": [[one(ids) for ids in pair] for pair in options["pairs"]]}
 
     return score
 
@@ -96,41 +99,57 @@ def root_mean_square(scores: Scores, truth: Scores) -> float:
     return math.sqrt(statistics.fmean(gap * gap for gap in apart))
 
 
-def measure(told: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def measure(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The lines of the table, and what lies behind them."""
     from rlhf.models.chat import Chat
 
-    sizes = SIZES | (QUICK if told.quick else {})
-    items = samples.pairs(told.data, Chat.load(told.base), limit=4 * sizes["pairs"], longest=sizes["longest"])
+    sizes = SIZES | (QUICK if options.quick else {})
+    items = samples.pairs(
+        options.data, Chat.load(options.base), limit=4 * sizes["pairs"], longest=sizes["longest"]
+    )
     pairs = [samples.sides_of(item) for item in items][: sizes["pairs"]]
-    shared = {"base": told.base, "longest": sizes["longest"]}
+    shared = {"base": options.base, "longest": sizes["longest"]}
     scores: dict[str, Scores] = {}
-    for name, side, dtype, asked in (
+    for name, side, dtype, chosen_pairs in (
         ("truth", "trl", "float32", pairs[: sizes["true"]]),
-        ("ours", "ours", told.dtype, pairs),
-        ("trl", "trl", told.dtype, pairs),
+        ("ours", "ours", options.dtype, pairs),
+        ("trl", "trl", options.dtype, pairs),
     ):
-        with Side(__file__, side, {**shared, "dtype": dtype, "pairs": asked}, told.output / "logs") as scorer:
+        with Side(
+            __file__, side, {**shared, "dtype": dtype, "pairs": chosen_pairs}, options.output / "logs"
+        ) as scorer:
             scores[name] = scorer.ask()["scores"]
-        print(f"  {name}: {len(asked)} pairs in {dtype}", flush=True)
-    apart = [mine - other for mine, other in zip(losses(scores["ours"]), losses(scores["trl"]), strict=True)]
+        print(f"  {name}: {len(chosen_pairs)} pairs in {dtype}", flush=True)
+    apart = [a - b for a, b in zip(losses(scores["ours"]), losses(scores["trl"]), strict=True)]
     error = statistics.stdev(apart) / math.sqrt(len(apart))
     lines = [
-        line(f"Mean loss of {len(pairs)} pairs, difference, {told.dtype}", abs(statistics.fmean(apart)), most=1e-3, note=f"standard error {error:.1e}"),
-        line(f"Ours in {told.dtype}: scores from float32's, root mean square of {len(scores['truth'])} pairs", root_mean_square(scores["ours"], scores["truth"])),
-        line(f"TRL's in {told.dtype}: the same", root_mean_square(scores["trl"], scores["truth"])),
-        line("Scores themselves: standard deviation", statistics.stdev(one for pair in scores["truth"] for one in pair)),
-    ]  # fmt: skip
+        line(
+            f"Mean loss of {len(pairs)} pairs, difference, {options.dtype}",
+            abs(statistics.fmean(apart)),
+            most=1e-3,
+            note=f"standard error {error:.1e}",
+        ),
+        line(
+            f"Ours in {options.dtype}: scores from float32's, root mean square of "
+            f"{len(scores['truth'])} pairs",
+            root_mean_square(scores["ours"], scores["truth"]),
+        ),
+        line(f"TRL's in {options.dtype}: the same", root_mean_square(scores["trl"], scores["truth"])),
+        line(
+            "Scores themselves: standard deviation",
+            statistics.stdev(one for pair in scores["truth"] for one in pair),
+        ),
+    ]
     return lines, {"sizes": sizes, "scores": scores}
 
 
 def main() -> None:
     """Measure, print, write."""
-    told = parse(arguments(__doc__))
-    if told.side:
-        serve(SIDES[told.side])
+    options = parse(arguments(__doc__))
+    if options.side:
+        serve(SIDES[options.side])
         return
-    write_result(told, "rounding", *measure(told))
+    write_result(options, "rounding", *measure(options))
 
 
 if __name__ == "__main__":

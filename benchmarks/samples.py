@@ -1,4 +1,5 @@
-"""Pairs, prompts and answers that the benchmarks run on: real ones from a folder, or what this project makes."""
+"""Pairs, prompts and answers that the benchmarks run on: real ones from a folder, or what this project
+makes."""
 
 from __future__ import annotations
 
@@ -57,16 +58,16 @@ def groups(
 ) -> list[dict[str, Any]]:
     """Prompts with given answers: `messages`, and `answers` as token ids.
 
-    An answer is the text of a real one to some prompt, cut at `longest_answer` tokens as a policy's is; one that is not
-    cut ends with a stop token.
+    An answer is the text of a real one to some prompt, cut at `longest_answer` tokens as a policy's is; one
+    that is not cut ends with a stop token.
     """
     path = "demo" if data is None else str(data / "prompts.jsonl.gz")
     where = {} if data is None else dict(PROMPT_SOURCES)
     source = DataSource(path=path, where=where, limit=max(200, 20 * prompts))
     if data is not None and is_helpsteer(data):
         source = DataSource(path=str(data), format="helpsteer2-preference", limit=source.limit)
-    found, _ = load_prompts([source], seed=0)
-    fitting = [p for p in found if len(chat.prompt_ids(p.messages)) <= longest_prompt][:prompts]
+    loaded, _ = load_prompts([source], seed=0)
+    fitting = [p for p in loaded if len(chat.prompt_ids(p.messages)) <= longest_prompt][:prompts]
     texts = [
         text
         for pair in preferences(data, 20 * prompts * samples)
@@ -104,7 +105,8 @@ def as_rollouts(given: Sequence[Mapping[str, Any]], chat: Chat) -> list[list[Rol
 
 
 def updates_of(pairs: Sequence[Sequence[Sequence[int]]], size: int, count: int) -> list[list[int]]:
-    """`count` batches of one pass of transformers' length-grouped sampler over all pairs, evenly spread by length."""
+    """`count` batches of one pass of transformers' length-grouped sampler over all pairs, evenly spread by
+    length."""
     import torch
     from transformers.trainer_pt_utils import LengthGroupedSampler
 

@@ -1,14 +1,17 @@
-"""Time and memory of our two steps against their sizes, with the exponent at the upper end, drawn beside the model's own cost.
+"""Time and memory of our two steps against their sizes, with the exponent at the upper end, drawn beside
+the model's own cost.
 
     python benchmarks/scaling.py
 
-Reward step: forward and backward of the packed pairs. Policy step: scoring, the reference's pass, and the policy's with its gradient, on given
-answers. One size grows at a time: the sequence, the share of it that is prompt, the answers of a group, the prompts of a batch, the adapter's rank. The
-exponent is the slope of the logarithms between the two largest sizes, the median over the rounds of the slope within a round; the model's
-own cost is that of `benchmarks/cost.py`. A step that grows faster than it wastes something; the difference may be 0.15, which is what
-timing leaves open. The larger the share that is prompt, the less there is to compute, so that curve is read from its right to its left. What
-is timed is the second of two steps of a size, as a run has one: the first one after smaller ones also takes from the system the memory that was
-given back to it, a tenth of the longest policy step.
+Reward step: forward and backward of the packed pairs. Policy step: scoring, the reference's pass, and the
+policy's with its gradient, on given answers. One size grows at a time: the sequence, the share of it that
+is prompt, the answers of a group, the prompts of a batch, the adapter's rank. The exponent is the slope of
+the logarithms between the two largest sizes, the median over the rounds of the slope within a round; the
+model's own cost is that of `benchmarks/cost.py`. A step that grows faster than it wastes something; the
+difference may be 0.15, which is what timing leaves open. The larger the share that is prompt, the less
+there is to compute, so that curve is read from its right to its left. What is timed is the second of two
+steps of a size, as a run has one: the first one after smaller ones also takes from the system the memory
+that was given back to it, a tenth of the longest policy step.
 """
 
 from __future__ import annotations
@@ -69,19 +72,19 @@ def trees_of(point: Mapping[str, float], branches: int) -> list[Tree]:
     return [Tree(ids(trunk), tuple(ids(branch) for _ in range(branches))) for _ in range(int(point["batch"]))]
 
 
-def reward_step(told: Mapping[str, Any]) -> Handler:
+def reward_step(options: Mapping[str, Any]) -> Handler:
     """Our reward trainer's step on pairs; the size of a group does not matter to it."""
     from reward.batches import Item
 
     @functools.cache
     def trainer_of(rank: int) -> tuple[Any, cost.Shape]:
-        trainer = idle_reward_trainer(told["base"], told["dtype"], rank)
+        trainer = idle_reward_trainer(options["base"], options["dtype"], rank)
         return trainer, cost.Shape.of(trainer.model)
 
     def step(point: Mapping[str, Any]) -> Mapping[str, Any]:
         (trainer, shape), trees = trainer_of(point["rank"]), trees_of(point, 2)
         items = [Item(tree, ((None,), (None,)), 1) for tree in trees]
-        return measured(trainer, {"items": items}, told["clock"], memory=point["memory"]) | {
+        return measured(trainer, {"items": items}, options["clock"], memory=point["memory"]) | {
             "cost": cost.training(shape, trees, read=2 * len(trees))
         }
 
@@ -111,20 +114,29 @@ def idle_reward_trainer(base: str, dtype: str, rank: int) -> Any:
 
 
 def prepared(trainer: Any) -> Any:
-    """The trainer with accelerate's autocast around its model, as `train()` puts it there: adapters are float32, products are not."""
+    """The trainer with accelerate's autocast around its model, as `train()` puts it there: adapters are
+    float32, products are not."""
     trainer.accelerator.prepare_model(trainer.model)
     return trainer
 
 
-def policy_step(told: Mapping[str, Any]) -> Handler:
+def policy_step(options: Mapping[str, Any]) -> Handler:
     """Our policy trainer's step on given answers."""
     from policy.update.rows import answer_tree
     from rlhf.core.records import Rollout
     from rlhf.models.chat import Chat
 
-    chat = Chat.load(told["base"])
+    chat = Chat.load(options["base"])
     given = [{"messages": [{"role": "user", "content": "Hi."}], "answers": [[11, 12]] * 2}]
-    small = {**told, "given": given, "samples": 2, "longest_prompt": 64, "new_tokens": 64, "steps": 1, "engine": "given"}  # fmt: skip
+    small = {
+        **options,
+        "given": given,
+        "samples": 2,
+        "longest_prompt": 64,
+        "new_tokens": 64,
+        "steps": 1,
+        "engine": "given",
+    }
 
     @functools.cache
     def trainer_of(rank: int) -> tuple[Any, Any, cost.Shape]:
@@ -142,9 +154,9 @@ def policy_step(told: Mapping[str, Any]) -> Handler:
         trainer.rewards = TreeRewards(scorer, trees, int(point["group"]))
         trainer.num_generations = int(point["group"])
         rows = [{"prompt": "0"}] * (len(groups) * int(point["group"]))
-        asked = sum(len(one.completion_ids) for group in groups for one in group)
-        return measured(trainer, rows, told["clock"], memory=point["memory"]) | {
-            "cost": cost.policy_update(shape, trees, asked)
+        answer_tokens = sum(len(one.completion_ids) for group in groups for one in group)
+        return measured(trainer, rows, options["clock"], memory=point["memory"]) | {
+            "cost": cost.policy_update(shape, trees, answer_tokens)
         }
 
     return step
@@ -195,7 +207,8 @@ def slope(points: Sequence[tuple[float, float]]) -> float:
 
 
 def in_rounds(point: Mapping[str, Any], what: str) -> list[float]:
-    """A figure of a point in each round: seconds; bytes and cost are the same in all of them, and stand once."""
+    """A figure of a point in each round: seconds; bytes and cost are the same in all of them, and stand
+    once."""
     return point[what] if what == "seconds" else [point[what]]
 
 
@@ -207,18 +220,21 @@ def growth(points: Sequence[Mapping[str, Any]], what: str) -> list[float]:
     ]
 
 
-def sweep(told: argparse.Namespace, sizes: Mapping[str, Any], kind: str) -> dict[str, list[dict[str, Any]]]:
-    """For each size the points measured: x, seconds of every round, bytes, cost. A point on several curves is measured once."""
-    base = BASE_POINT | ({"length": 64} if told.quick else {})
+def sweep(
+    options: argparse.Namespace, sizes: Mapping[str, Any], kind: str
+) -> dict[str, list[dict[str, Any]]]:
+    """For each size the points measured: x, seconds of every round, bytes, cost. A point on several curves
+    is measured once."""
+    base = BASE_POINT | ({"length": 64} if options.quick else {})
     curves = {
         name: [{**base, name: value} for value in sizes[name]]
         for name in TITLES
         if not (kind == "reward" and name == "group")
     }
     points = {_named(point): point for curve in curves.values() for point in curve}
-    reward = policy_sides.reward_model(told.base, told.output)
-    shared = {"base": told.base, "clock": told.clock, "dtype": told.dtype, "reward": str(reward)}
-    with Side(__file__, kind, shared, told.output / "logs") as side:
+    reward = policy_sides.reward_model(options.base, options.output)
+    shared = {"base": options.base, "clock": options.clock, "dtype": options.dtype, "reward": str(reward)}
+    with Side(__file__, kind, shared, options.output / "logs") as side:
         first = {name: side.ask(**point, memory=True) for name, point in points.items()}
         seconds = in_turns(
             {
@@ -245,10 +261,10 @@ def _named(point: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in point.items())
 
 
-def lines_of(kind: str, found: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+def lines_of(kind: str, figures: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """For each size: how much faster time and memory grow than the model's own cost."""
     lines = []
-    for name, points in found.items():
+    for name, points in figures.items():
         (model,) = growth(points, "cost")
         # Towards more to compute, wherever on the axis that is.
         way, title = (-1, f"{TITLES[name]}, falling") if model < 0 else (1, TITLES[name])
@@ -259,13 +275,14 @@ def lines_of(kind: str, found: Mapping[str, list[dict[str, Any]]]) -> list[dict[
                 f"{kind} step against {title}: exponent of time less the model's own",
                 time - model,
                 most=TOLERANCE,
-                note=f"time {time:.2f}, by rounds {min(rounds):.2f} to {max(rounds):.2f}; memory {memory:.2f}, model's operations {model:.2f}",
+                note=f"time {time:.2f}, by rounds {min(rounds):.2f} to {max(rounds):.2f}; memory "
+                f"{memory:.2f}, model's operations {model:.2f}",
             )
         )
     return lines
 
 
-def draw(found: Mapping[str, Mapping[str, list[dict[str, Any]]]], file: Path) -> None:
+def draw(figures: Mapping[str, Mapping[str, list[dict[str, Any]]]], file: Path) -> None:
     """Time, memory and the model's operations, each as a multiple of its first point, on logarithmic axes."""
     import matplotlib
 
@@ -273,14 +290,18 @@ def draw(found: Mapping[str, Mapping[str, list[dict[str, Any]]]], file: Path) ->
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(
-        len(found),
+        len(figures),
         len(TITLES),
-        figsize=(2.6 * len(TITLES), 2.5 * len(found)),
+        figsize=(2.6 * len(TITLES), 2.5 * len(figures)),
         layout="constrained",
         squeeze=False,
     )
-    looks = {"seconds": ("time", "#1f4e96", "o-"), "bytes": ("memory", "#b5651d", "s-"), "cost": ("model's operations", "#888888", "--")}  # fmt: skip
-    for row, (kind, curves) in zip(panels, found.items(), strict=True):
+    looks = {
+        "seconds": ("time", "#1f4e96", "o-"),
+        "bytes": ("memory", "#b5651d", "s-"),
+        "cost": ("model's operations", "#888888", "--"),
+    }
+    for row, (kind, curves) in zip(panels, figures.items(), strict=True):
         for axes, (name, title) in zip(row, TITLES.items(), strict=True):
             if name not in curves:
                 axes.set_axis_off()
@@ -289,7 +310,15 @@ def draw(found: Mapping[str, Mapping[str, list[dict[str, Any]]]], file: Path) ->
                 heights = [statistics.median(in_rounds(one, what)) for one in curves[name]]
                 values = [height / heights[0] for height in heights]
                 exponent = statistics.median(growth(curves[name], what))
-                axes.plot([one["x"] for one in curves[name]], values, style, color=colour, markersize=3.5, linewidth=1.2, label=f"{label}, {exponent:.2f}")  # fmt: skip
+                axes.plot(
+                    [one["x"] for one in curves[name]],
+                    values,
+                    style,
+                    color=colour,
+                    markersize=3.5,
+                    linewidth=1.2,
+                    label=f"{label}, {exponent:.2f}",
+                )
             axes.set_xscale("log", base=2)
             axes.set_yscale("log", base=2)
             axes.set_xticks([one["x"] for one in curves[name]], [f"{one['x']:g}" for one in curves[name]])
@@ -304,15 +333,15 @@ def draw(found: Mapping[str, Mapping[str, list[dict[str, Any]]]], file: Path) ->
 
 def main() -> None:
     """Measure, draw, print, write."""
-    told = parse(arguments(__doc__))
-    if told.side:
-        serve(SIDES[told.side])
+    options = parse(arguments(__doc__))
+    if options.side:
+        serve(SIDES[options.side])
         return
-    sizes = SIZES | (QUICK if told.quick else {})
-    found = {kind: sweep(told, sizes, kind) for kind in SIDES}
-    draw(found, told.output / "scaling.svg")
-    lines = [one for kind, curves in found.items() for one in lines_of(kind.capitalize(), curves)]
-    write_result(told, "scaling", lines, {"base_point": BASE_POINT, "points": found})
+    sizes = SIZES | (QUICK if options.quick else {})
+    figures = {kind: sweep(options, sizes, kind) for kind in SIDES}
+    draw(figures, options.output / "scaling.svg")
+    lines = [one for kind, curves in figures.items() for one in lines_of(kind.capitalize(), curves)]
+    write_result(options, "scaling", lines, {"base_point": BASE_POINT, "points": figures})
 
 
 if __name__ == "__main__":

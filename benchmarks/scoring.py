@@ -1,15 +1,18 @@
-"""Our Scorer beside a padded batch of plain transformers, sorted by length: same model, same conversations, same scores.
+"""Our Scorer beside a padded batch of plain transformers, sorted by length: same model, same conversations,
+same scores.
 
     python benchmarks/scoring.py runs/demo/reward/final                       # the demo's benchmark
     python benchmarks/scoring.py runs/demo/reward/final pairs.jsonl.gz --pairs 200 --rounds 5
 
-The other side is AutoModelForSequenceClassification with the adapter by PEFT, in the same number format and under the same
-autocast, its batch size the best of those tried. Both start from messages and end with scores. They take turns; what is
-compared is the median of each over the rounds of one run: processor time of one thread, so that other work hardly shows, and
-on a GPU the clock's. MODEL is the `final/` folder of `rlhf train-reward`, FILE has RewardBench's columns.
+The other side is AutoModelForSequenceClassification with the adapter by PEFT, in the same number format and
+under the same autocast, its batch size the best of those tried. Both start from messages and end with
+scores. They take turns; what is compared is the median of each over the rounds of one run: processor time
+of one thread, so that other work hardly shows, and on a GPU the clock's. MODEL is the `final/` folder of
+`rlhf train-reward`, FILE has RewardBench's columns.
 
-On 2026-11-22, on a busy machine of 2 AMD EPYC cores, with a reward model on the embedded base and 24 real pairs of long answers
-(13,832 tokens, `--pairs 24 --rounds 5`), ours took 0.69 of the time of the best other one, batches of 2.
+On 2026-11-22, on a busy machine of 2 AMD EPYC cores, with a reward model on the embedded base and 24 real
+pairs of long answers (13,832 tokens, `--pairs 24 --rounds 5`), ours took 0.69 of the time of the best other
+one, batches of 2.
 """
 
 from __future__ import annotations
@@ -41,12 +44,12 @@ BATCH_SIZES = (1, 2, 4, 8)
 
 def conversations_of(path: str, pairs: int | None, scorer: Scorer) -> list[Conversation]:
     """Both sides of the pairs, side by side; those too long for the model are left out."""
-    found = []
+    collected = []
     for item in load_comparisons(path)[0][:pairs]:
         sides = [(*item.prompt, Message("assistant", text)) for text in (item.chosen, item.rejected)]
         if all(len(scorer.chat.conversation_ids(side)) <= scorer.max_length for side in sides):
-            found += sides
-    return found
+            collected += sides
+    return collected
 
 
 class Plain:
@@ -122,9 +125,9 @@ def main() -> None:
 
 def require_equal(scores: dict[str, list[float]]) -> float:
     """The largest difference between our scores and the others', as a share of max(1, largest score)."""
-    mine = scores["ours"]
-    scale = max(1.0, *map(abs, mine))
-    differences = [abs(a - b) / scale for other in scores.values() for a, b in zip(mine, other, strict=True)]
+    ours = scores["ours"]
+    scale = max(1.0, *map(abs, ours))
+    differences = [abs(a - b) / scale for other in scores.values() for a, b in zip(ours, other, strict=True)]
     largest = max(differences, key=lambda one: (math.isnan(one), one))
     if not largest <= TOLERANCE:
         sys.exit(f"the scores differ by {largest:.3g} of the largest, more than {TOLERANCE:g}")

@@ -3,10 +3,11 @@
     python benchmarks/serving.py runs/demo/reward/final                      # the demo's benchmark
     python benchmarks/serving.py runs/demo/reward/final pairs.jsonl --clients 64 --conversations 2000
 
-Both sides score the same conversations with the same model, one side after the other: `Scorer.score` in this process, as
-`rlhf score` does, then the server in a process of its own. Each client sends one conversation at a time, on one connection,
-until all are scored. The ratio is given by the clock and by processor time; on a machine with other work only the second one
-means something (set OMP_NUM_THREADS=1). Exit code 1 if a request failed or that ratio is below --least.
+Both sides score the same conversations with the same model, one side after the other: `Scorer.score` in
+this process, as `rlhf score` does, then the server in a process of its own. Each client sends one
+conversation at a time, on one connection, until all are scored. The ratio is given by the clock and by
+processor time; on a machine with other work only the second one means something (set OMP_NUM_THREADS=1).
+Exit code 1 if a request failed or that ratio is below --least.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def main() -> int:
     count = len(conversations)
     for name, (wall, processor) in (("one process", alone), (f"server, {options.clients} clients", served)):
         print(
-            f"{name}: {count / wall:.1f} conversations/s, {count / processor:.1f} per second of processor time"
+            f"{name}: {count / wall:.1f} conversations/s, {count / processor:.1f} per second of "
+            f"processor time"
         )
     by_wall, by_processor = (first / second for first, second in zip(alone, served, strict=True))
     print(

@@ -22,48 +22,52 @@ BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
 
 def results(folder: Path) -> list[dict[str, Any]]:
-    """What the benchmarks wrote, in the order of the table."""
+    """Read the results of the benchmarks, in the order of the table."""
     files = {name: folder / f"{name}.json" for name in ORDER}
-    found = [json.loads(file.read_text("utf-8")) for file in files.values() if file.exists()]
-    if not found:
+    runs = [json.loads(file.read_text("utf-8")) for file in files.values() if file.exists()]
+    if not runs:
         sys.exit(f"{folder} holds no results: run `make bench` first")
-    return found
+    return runs
 
 
-def markdown(found: Iterable[Mapping[str, Any]]) -> str:
-    """Machine and date, then one row a figure."""
-    found = list(found)
-    first = found[0]
+def markdown(runs: Iterable[Mapping[str, Any]]) -> str:
+    """Format machine and date, then one row per figure."""
+    runs = list(runs)
+    first = runs[0]
     machine, environment = first["machine"], first["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
     rows = [
-        f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads, {machine['memory_gib']:g} GiB; {environment['started'][:10]}; "
+        f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads, "
+        f"{machine['memory_gib']:g} GiB; {environment['started'][:10]}; "
         f"base `{first['base']}` in {first['dtype']}, {first['data']} data; {versions}.",
         *(
             [
                 "",
-                "**Not a result**: small sizes (`--quick`), or processor time on a busy machine (`--clock processor`).",
+                "**Not a result**: small sizes (`--quick`), or processor time on a busy machine "
+                "(`--clock processor`).",
             ]
-            if any(one["quick"] or one["clock"] != "wall" for one in found)
+            if any(run["quick"] or run["clock"] != "wall" for run in runs)
             else []
         ),
         "",
         "| | target | measured | |",
         "| --- | --- | --- | --- |",
     ]
-    for one in found:
-        told = one["environment"]
-        which = f"{told['started'][:10]}, revision {(told['revision'] or 'unknown')[:7]}, load {one['machine']['load']:g} at its end"
-        rows.append(f"| **{one['name'].replace('_', ' ')}** ({which}) | | | |")
+    for run in runs:
+        origin = run["environment"]
+        revision = (origin["revision"] or "unknown")[:7]
+        load = run["machine"]["load"]
+        which = f"{origin['started'][:10]}, revision {revision}, load {load:g} at its end"
+        rows.append(f"| **{run['name'].replace('_', ' ')}** ({which}) | | | |")
         rows += [
-            f"| {row['what']} | {target(row)} | {figure(row)} | {verdict(row)} |" for row in one["lines"]
+            f"| {row['what']} | {target(row)} | {figure(row)} | {verdict(row)} |" for row in run["lines"]
         ]
-    missing = [name for name in ORDER if name not in {one["name"] for one in found}]
+    missing = [name for name in ORDER if name not in {run["name"] for run in runs}]
     return "\n".join([*rows, *(["", f"Not run: {', '.join(missing)}."] if missing else [])]) + "\n"
 
 
 def put_into(file: Path, text: str) -> None:
-    """Replace what stands between the two marks of a file."""
+    """Replace the block between the two markers of a file."""
     whole = file.read_text("utf-8")
     if BEGIN not in whole or END not in whole:
         sys.exit(f"{file} lacks the lines {BEGIN} and {END}")
@@ -77,13 +81,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="where the results are")
-    parser.add_argument("--into", type=Path, help="a file with the marks between which the table stands")
-    told = parser.parse_args()
-    text = markdown(results(told.folder))
-    if told.into is None:
+    parser.add_argument("--into", type=Path, help="a file with the two markers")
+    options = parser.parse_args()
+    text = markdown(results(options.folder))
+    if options.into is None:
         print(text, end="")
     else:
-        put_into(told.into, text)
+        put_into(options.into, text)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 
 
 @pytest.fixture(autouse=True)
-def found_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def benchmarks_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
@@ -82,9 +82,9 @@ def test_a_side_answers_from_a_process_of_its_own(tmp_path: Path) -> None:
 import sys
 sys.path.insert(0, {str(BENCHMARKS)!r})
 from measuring import serve
-def side(told):
+def side(options):
     print("libraries print what they like")
-    return lambda asked: {{"twice": told["times"] * asked["number"]}}
+    return lambda request: {{"twice": options["times"] * request["number"]}}
 serve(side)
 """)
     measuring = module("measuring")
@@ -108,10 +108,10 @@ def test_rounds_take_turns() -> None:
 
         return go
 
-    found = module("measuring").in_turns({"a": way("a"), "b": way("b")}, 3)
+    figures = module("measuring").in_turns({"a": way("a"), "b": way("b")}, 3)
     assert order == ["a", "b", "b", "a", "a", "b"]
-    assert found == {"a": [1.0, 4.0, 5.0], "b": [2.0, 3.0, 6.0]}
-    assert module("measuring").ratio(found["b"], found["a"]) == 1.2  # the median of 2, 0.75 and 1.2
+    assert figures == {"a": [1.0, 4.0, 5.0], "b": [2.0, 3.0, 6.0]}
+    assert module("measuring").ratio(figures["b"], figures["a"]) == 1.2  # the median of 2, 0.75 and 1.2
 
 
 def test_the_cost_of_a_tree_by_counting() -> None:
