@@ -1,4 +1,4 @@
-"""One file a command; each is imported only when its name is typed."""
+"""The commands of `rlhf`, one per file, imported when they are called."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """Where a command's function is, as `module:function`, and its line in `rlhf --help`."""
+    """A command's function as `module:function`, and its line in `rlhf --help`."""
 
     function: str
     help: str
@@ -15,10 +15,10 @@ class Command:
 
 COMMANDS = {
     "doctor": Command(
-        "rlhf.commands.doctor:command", "Look for what would make a run fail, before it starts."
+        "rlhf.commands.doctor:command", "Check machine and config for problems before a run starts."
     ),
     "inspect": Command(
-        "rlhf.commands.inspect:command", "Look at the data of a config, down to one example in tokens."
+        "rlhf.commands.inspect:command", "Show the data of a config: counts, lengths, one example in tokens."
     ),
     "annotate": Command(
         "rlhf.commands.annotate:command", "Collect preferences and ratings from people in a browser."
@@ -32,30 +32,30 @@ COMMANDS = {
     "serve-reward": Command("rlhf.commands.serve_reward:command", "Serve a reward model over HTTP."),
     "extrapolate": Command(
         "rlhf.commands.extrapolate:command",
-        "Go on in the direction from a weak model to a strong one (ExPO).",
+        "Extrapolate from a weak to a strong checkpoint (ExPO).",
     ),
     "paper-table": Command(
-        "rlhf.commands.paper_table:command", "Train every row of the paper's reward table, and compare."
+        "rlhf.commands.paper_table:command", "Train and compare all rows of the paper's reward table."
     ),
     "align-policy": Command("rlhf.commands.align_policy:command", "Align a policy with a reward model."),
     "generate": Command(
-        "rlhf.commands.generate:command", "Answer a file of questions, in the judges' own formats."
+        "rlhf.commands.generate:command", "Generate answers to a file of questions, in the judges' formats."
     ),
     "compare": Command("rlhf.commands.compare:command", "Compare two policies by a reward model."),
-    "frontier": Command("rlhf.commands.frontier:command", "Draw reward against KL, run beside run."),
-    "chat": Command("rlhf.commands.chat:command", "Talk with a policy."),
-    "export": Command("rlhf.commands.export:command", "Merge a model into plain weights, for use elsewhere."),
+    "frontier": Command("rlhf.commands.frontier:command", "Plot reward against KL for several runs."),
+    "chat": Command("rlhf.commands.chat:command", "Chat with a policy."),
+    "export": Command("rlhf.commands.export:command", "Merge adapter and base into plain weights."),
     "search": Command("rlhf.commands.search:command", "Search for good values of config keys."),
-    "report": Command("rlhf.commands.report:command", "Write one page on a run: verdict, curves, answers."),
-    "plan": Command("rlhf.commands.plan:command", "Say what a config needs of which cards."),
+    "report": Command("rlhf.commands.report:command", "Write the report of a run: verdict, curves, answers."),
+    "plan": Command("rlhf.commands.plan:command", "Estimate the GPUs, time and cost of a config."),
     "configs": Command(
-        "rlhf.commands.configs:command", "List the configs that come with rlhf, or copy them."
+        "rlhf.commands.configs:command", "List or copy the configs that are installed with rlhf."
     ),
     "embedded-model": Command(
-        "rlhf.commands.embedded_model:command", "Put the embedded model, SmolLM2, into the cache."
+        "rlhf.commands.embedded_model:command", "Prepare the embedded model, SmolLM2, in the cache."
     ),
 }
-"""Every command by its name, in the order of a first use."""
+"""All commands by name, in the order of first use."""
 
 PLACES = frozenset({"model", "policy", "reward", "held_out", "a", "b", "data", "prompts", "tasks", "store"})
-"""Text arguments that may be a path: `~` and `$VAR` in them are expanded, as in every argument of type Path."""
+"""String arguments that may be a path: `~` and `$VAR` in them are expanded, as in arguments of type Path."""

@@ -32,34 +32,34 @@ def command(
 ) -> None:
     """Align a policy with a reward model.
 
-    Samples answers to prompts, scores them, and moves the policy's adapter, or all its weights, towards better ones, held
-    close to the base by a KL penalty. Leaves the policy in RUN/final, and held-out prompts before and after in
-    RUN/eval.json. `--explain` lists every key of the config.
+    Samples answers to prompts, scores them, and trains the policy's adapter, or all its weights, on the
+    rewards, with a KL penalty to the reference. Writes the policy to RUN/final, and its evaluation on
+    held-out prompts before and after to RUN/eval.json. `--explain` lists every key of the config.
 
     \b
     Example:
-      rlhf align-policy configs/policy/demo.yaml steps=50 --output runs/mine
+      rlhf align-policy configs/policy/demo.yaml steps=50 --output runs/policy
     """
-    told = load_config(config, PolicyConfig, overrides or (), output)
+    settings = load_config(config, PolicyConfig, overrides or (), output)
     from policy import recipe  # torch loads only when the command runs
 
     if dry_run:
-        for line in recipe.dry_run(told):
+        for line in recipe.dry_run(settings):
             typer.echo(line)
         return
-    require_fit(told)
+    require_fit(settings)
     from rlhf.plan.machine import explained, fit_to_machine
     from rlhf.tracking.trackers import Trackers
 
-    told = fit_to_machine(told)
-    with explained(told), AfterTraining() as after, Trackers(told) as trackers:
-        run = recipe.align_policy(told, resume=resume, after=after, trackers=trackers)
+    settings = fit_to_machine(settings)
+    with explained(settings), AfterTraining() as after, Trackers(settings) as trackers:
+        run = recipe.align_policy(settings, resume=resume, after=after, trackers=trackers)
         after.on_main("the report", lambda: trackers.report(write_report(run)))
         after.on_main("the summary", lambda: print_summary(run))
 
 
 def print_summary(run: Path) -> None:
-    """What the evaluation found, and where everything is."""
+    """Print the verdict, the evaluation before and after, and the paths of the results."""
     evaluation = json.loads((run / "eval.json").read_text(encoding="utf-8"))
     if stopped := evaluation.get("stopped"):
         typer.echo(stopped["sentence"])
@@ -72,19 +72,19 @@ def print_summary(run: Path) -> None:
 
 
 def before_and_after(evaluation: Mapping[str, Any]) -> Table:
-    """The held-out prompts' means before and after, and the difference with its interval."""
-    table = Table(title=f"{evaluation['prompts']} held-out prompts, {evaluation['samples']} answers to each")
+    """Means over the held-out prompts before and after, and their difference with its interval."""
+    table = Table(title=f"{evaluation['prompts']} held-out prompts, {evaluation['samples']} answers each")
     for column in ("", "before", "after", "difference", "95 % interval"):
         table.add_column(column, justify="right" if column else "left")
     for name in ("reward", "held_out", "gold", "kl", "length"):
-        found = change(evaluation, name)
-        if found is not None:
-            before, after = found.write(found.before), found.write(found.after)
-            table.add_row(name.replace("_", "-"), before, after, found.difference, found.interval)
+        row = change(evaluation, name)
+        if row is not None:
+            before, after = row.write(row.before), row.write(row.after)
+            table.add_row(name.replace("_", "-"), before, after, row.difference, row.interval)
     return table
 
 
 def peak_of(run: Path) -> float:
-    """Highest memory of the run's processes in GiB, as its metrics tell it."""
+    """Peak memory of the run's processes in GiB, from its metrics."""
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return max(float(json.loads(line).get("memory/peak_gib", 0.0)) for line in lines)

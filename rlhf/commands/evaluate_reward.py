@@ -32,8 +32,10 @@ Data = Annotated[
     str | None,
     typer.Option(
         metavar="FILE",
-        help="`demo` (the default: synthetic, made by this project), `rewardbench`, `rewardbench-2`, `rm-bench`, `judgebench`, "
-        "`ppe`, `ppe-math` and its like, `m-rewardbench/LANGUAGE` (from the hub), or a file (.jsonl, .json, .parquet, .csv, "
+        help="`demo` (the default: synthetic, part of this project), `rewardbench`, `rewardbench-2`, "
+        "`rm-bench`, `judgebench`, "
+        "`ppe`, `ppe-math` and its like, `m-rewardbench/LANGUAGE` (from the hub), or a file (.jsonl, .json, "
+        ".parquet, .csv, "
         "also .gz and .zst) in one of the forms above.",
     ),
 ]
@@ -41,13 +43,16 @@ Output = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Write the result here as JSON, and the rewards of each row beside it: eval.json, eval_rows.jsonl.",
+        help="Write the result here as JSON, and the rewards of each row beside it: eval.json, "
+        "eval_rows.jsonl.",
     ),
 ]
 Tolerance = Annotated[
     float,
     typer.Option(
-        min=0.0, help="How far scores may move with their batch, as a share of max(1, largest score)."
+        min=0.0,
+        help="Tolerance of the self-check: how far a score may change with its batch, relative to "
+        "max(1, largest score).",
     ),
 ]
 
@@ -55,7 +60,8 @@ Suite = Annotated[
     bool,
     typer.Option(
         "--suite",
-        help="Run every benchmark in the folder --data, or without --data those of the Hub, in one table.",
+        help="Run all benchmarks in the folder --data, or without --data those on the Hub, and print one "
+        "table.",
     ),
 ]
 JudgeFile = Annotated[
@@ -63,7 +69,8 @@ JudgeFile = Annotated[
     typer.Option(
         "--judge",
         metavar="JUDGE.yaml",
-        help="Evaluate a language model behind an OpenAI-compatible server in place of MODEL; the file has the keys of "
+        help="Evaluate a language model behind an OpenAI-compatible server in place of MODEL; the file has "
+        "the keys of "
         "`reward: {judge: ...}`.",
     ),
 ]
@@ -85,32 +92,36 @@ def evaluate_reward(
     label: Label = None,
     tokens_per_batch: TokensPerBatch = None,
 ) -> None:
-    """Measure a reward model: on pairs of answers, by style, or by what it picks out of many.
+    """Evaluate a reward model on pairs of answers, on styles, or on its choice among many answers.
 
-    The columns of the first row say what a file is; `prompt` is a string or a list of messages:
+    The columns of the first row determine the kind of benchmark; `prompt` is a string or a list of messages:
 
-    - Pairs: chosen, rejected and, on every row or on none, subset and section. Gives accuracy by subset, section and
-    overall beside the baseline that always prefers the longer answer; by strength of the preference (where a row has a
-    strength or preference_strength of 1 to 3) and by length; calibration; where the rewards lie.
+    - Pairs: chosen, rejected and, on every row or on none, subset and section. Gives accuracy by subset,
+    section and overall beside the baseline that always prefers the longer answer; by strength of the
+    preference (where a row has a strength or preference_strength of 1 to 3) and by length; calibration; the
+    distribution of rewards.
 
-    - RM-Bench: chosen and rejected are lists of three styles, and domain. Gives easy, normal and hard, and the matrix.
+    - RM-Bench: chosen and rejected are lists of three styles, and domain. Gives easy, normal and hard, and
+    the matrix.
 
     - RewardBench 2: id, chosen and rejected as lists, and one of its subsets, by its own rules for ties.
 
-    - One of many: chosen and rejected are lists, and subset. Right where the best right answer beats every wrong one.
+    - One of many: chosen and rejected are lists, and subset. Correct if the best right answer scores above
+    every wrong one.
 
-    - JudgeBench (question, response_A, response_B, label, source), PPE (response_1, response_2, winner; or response_1 to
-    response_32 and scores) and M-RewardBench as they are published.
+    - JudgeBench (question, response_A, response_B, label, source), PPE (response_1, response_2, winner; or
+    response_1 to response_32 and scores) and M-RewardBench as they are published.
 
-    - Best of n: responses and their true scores, two lists. Gives the mean true score of the model's pick out of 1, 2, 4,
-    ... answers, beside a random pick and the best there is.
+    - Best of n: responses and their true scores, two lists. Gives the mean true score of the model's choice
+    out of 1, 2, 4, ... answers, beside a random choice and the best possible.
 
-    With --suite every benchmark at hand is run and stands in one table, beside published scores. With --judge a
-    language model is measured: a pair is shown in both orders, +1 or -1 each, and is right if their sum says so; texts that
-    cannot be read are counted and left out; position bias and the agreement of the orders are reported.
+    With --suite all available benchmarks are run and printed in one table, with published scores. With
+    --judge a language model is evaluated: it sees each pair in both orders, each counts +1 or -1, and the sum
+    decides; texts without a verdict are counted and dropped; position bias and the agreement of the orders
+    are reported.
 
-    A tie counts as wrong. Answers longer than the model can take are left out with their row and counted. Scores that
-    change with the batch, or are no numbers, are an error.
+    A tie counts as wrong. Rows with answers longer than the model's context are dropped and counted. Scores
+    that change with the batch, or are not finite, are an error.
 
     \b
     Examples:
@@ -165,16 +176,16 @@ def _scorer(
     label: str | None,
     tokens_per_batch: int | None,
 ) -> tuple[Callable[[], Scorers], int]:
-    """What loads the reward model, or asks the judge, and how many groups are scored at a time.
+    """A function that loads the reward model or the judge, and the number of groups scored at a time.
 
     Raises:
-        UserError: neither or both are named, or the judge cannot be used.
+        UserError: not exactly one of MODEL and --judge, or the judge cannot be used.
     """
     if (model is None) == (judge is None):
         raise ConfigError(
-            "Neither MODEL nor --judge is given."
+            "Neither MODEL nor --judge was passed."
             if model is None
-            else f"Both {model} and --judge are given.",
+            else f"Both {model} and --judge were passed.",
             allowed="one of them",
             fix="rlhf evaluate-reward MODEL, or rlhf evaluate-reward --judge JUDGE.yaml",
         )
@@ -207,7 +218,8 @@ def _run_suite(
 
     Raises:
         DataError: no benchmark could be read.
-        RunError: the model's scores could not be used on one of them; the others are in the table and the file.
+        RunError: the model's scores could not be used on one of them; the others are in the table and the
+            file.
     """
     members, missing = suite_members(folder)
     scorer = load()
@@ -234,7 +246,8 @@ def _run_suite(
         raise DataError(
             f"No benchmark could be read: {next(iter(missing.values()), 'there is none')}",
             allowed="files in the published schemas in the folder --data, or the Hub",
-            fix="download one: hf download allenai/reward-bench-2 --repo-type dataset --local-dir benchmarks/rewardbench-2",
+            fix="download one: hf download allenai/reward-bench-2 --repo-type dataset --local-dir "
+            "benchmarks/rewardbench-2",
         )
     print_suite(suite, console)
     if output is not None:

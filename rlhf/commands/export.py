@@ -13,7 +13,7 @@ from rlhf.core.records import Conversation, Message
 from rlhf.data.load import load_comparisons
 
 PROBES = 8
-"""Conversations that are scored before and after."""
+"""Number of conversations that are scored before and after the merge."""
 
 
 def command(
@@ -28,7 +28,8 @@ def command(
         str | None,
         typer.Option(
             metavar="FORM",
-            help="Of a reward model: `classifier`, an AutoModelForSequenceClassification (the default), or `nemotron`, "
+            help="Of a reward model: `classifier`, an AutoModelForSequenceClassification (the default), or "
+            "`nemotron`, "
             "NVIDIA's -Reward-HF, whose reward is the logit of vocabulary id 0; it cannot generate text.",
         ),
     ] = None,
@@ -43,19 +44,20 @@ def command(
         float | None,
         typer.Option(
             min=0.0,
-            help="How far the merged model may be from the adapter; by default what rounding to the format explains.",
+            help="Largest difference between merged model and adapter; default: the rounding error of the "
+            "format.",
         ),
     ] = None,
     quantization: Annotated[
-        str, typer.Option(hidden=True, help="Refused: a merge into 4 bits loses the adapter.")
+        str, typer.Option(hidden=True, help="Refused: merging into 4 bits loses the adapter.")
     ] = "none",
 ) -> None:
-    """Merge base and adapter into plain weights, and make sure that nothing was lost.
+    """Merge base and adapter into plain weights, and verify the result.
 
-    A reward model becomes a sequence classifier that transformers, TRL, RewardBench and vLLM load by themselves; a
-    policy becomes a causal model with tokenizer and generation config. The folder appears only when the merged
-    model, read from disk again, computes on a few conversations what base and adapter computed. Merging
-    into 4-bit weights is refused: they are too coarse for an adapter.
+    A reward model becomes a sequence classifier for transformers, TRL, RewardBench and vLLM; a policy becomes
+    a causal model with tokenizer and generation config. The folder is written only if the merged model,
+    loaded from disk, gives the same results on a few conversations as base and adapter. Merging into 4-bit
+    weights is refused, as they are too coarse for an adapter.
 
     \b
     Example:
@@ -70,7 +72,7 @@ def command(
 def _exported(
     model: Path, output: Path, form: str | None, dtype: str, *, reward_only: bool, tolerance: float | None
 ) -> str:
-    """What was found, in words."""
+    """Export a model; returns a sentence with the largest difference."""
     from rlhf.adapters.merging import require_format
     from rlhf.adapters.storage import RewardAdapter, read_role  # torch loads only when the command runs
 
@@ -79,20 +81,22 @@ def _exported(
         from reward.export import export_reward
 
         form = form or "classifier"
-        found = export_reward(
+        difference = export_reward(
             model, output, probes(), form=form, dtype=dtype, reward_only=reward_only, tolerance=tolerance
         )
-        warning = "Text generated with this model is meaningless: one of its words is the reward.\n"
-        told = f"Largest difference between before and after, in scores: {found}."
-        return warning + told if form == "nemotron" else told
+        warning = "Do not generate text with this model: the logit of one of its tokens is the reward.\n"
+        summary = f"Largest difference of scores before and after the merge: {difference}."
+        return warning + summary if form == "nemotron" else summary
     if form is not None or reward_only:
         raise ModelError(
             f"{model} is a policy: it has no reward to export.", fix="leave out --form and --reward-only"
         )
     from policy.export import export_policy
 
-    found = export_policy(model, output, probes(), dtype=dtype, tolerance=tolerance)
-    return f"Largest difference between before and after, in a conversation's log-probabilities: {found}."
+    difference = export_policy(model, output, probes(), dtype=dtype, tolerance=tolerance)
+    return (
+        f"Largest difference of a conversation's log-probabilities before and after the merge: {difference}."
+    )
 
 
 def probes() -> list[Conversation]:

@@ -1,4 +1,4 @@
-"""`rlhf extrapolate`: from a weak and a strong model to one further on."""
+"""`rlhf extrapolate`: extrapolates from a weak to a strong checkpoint (ExPO)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ import typer
 
 def command(
     weak: Annotated[
-        Path, typer.Argument(metavar="WEAK", help="The `final` folder of the model training began from.")
+        Path,
+        typer.Argument(metavar="WEAK", help="The `final` folder of the weak model, the start of training."),
     ],
     strong: Annotated[
-        Path, typer.Argument(metavar="STRONG", help="The `final` folder of the model it led to.")
+        Path,
+        typer.Argument(
+            metavar="STRONG", help="The `final` folder of the strong model, the result of training."
+        ),
     ],
     factor: Annotated[
         float, typer.Option(help="0 is the weak model, 1 the strong one; the paper's best was 1.52.")
@@ -22,31 +26,30 @@ def command(
     rank: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Cut the adapter to this rank; by default it is exact, and the two ranks add up."
+            min=1, help="Truncate the adapter to this rank; default: exact, with the sum of both ranks."
         ),
     ] = None,
 ) -> None:
     """Extrapolate two models of one base (ExPO): weak + factor x (strong - weak).
 
-    Both are reward models, or both policies, of this project. Their adapters are combined as weights, exactly, and a
-    reward model's head with them. What cutting to a rank loses is printed.
+    Both are reward models, or both policies, of this project. Their weight updates are combined exactly, and
+    so are the heads of reward models. The error of a truncation to `--rank` is printed.
 
     \b
     Example:
       rlhf extrapolate runs/helpfulness/final runs/preference/final --factor 1.52 --output runs/expo
     """
-    from rlhf.adapters.extrapolation import (
-        extrapolate_folders,
-        require_factor,
-    )  # torch loads only when the command runs
+    # torch loads only when the command runs
+    from rlhf.adapters.extrapolation import extrapolate_folders, require_factor
     from rlhf.adapters.lowrank import rank_of
 
     require_factor(factor)
-    made = extrapolate_folders(weak, strong, factor, output, rank=rank)
-    if made.error:
+    extrapolated = extrapolate_folders(weak, strong, factor, output, rank=rank)
+    if extrapolated.error:
         typer.echo(
-            f"Cut to rank {rank_of(made.update)}: relative error {made.error:.3g} of the weight updates."
+            f"Truncated to rank {rank_of(extrapolated.update)}: relative error {extrapolated.error:.3g} of "
+            "the weight updates."
         )
     else:
-        typer.echo(f"Exact, in rank {rank_of(made.update)}.")
+        typer.echo(f"Exact, with rank {rank_of(extrapolated.update)}.")
     typer.echo(f"Model: {output}")

@@ -1,4 +1,4 @@
-"""`rlhf frontier`: reward against KL, run beside run, and what they have at equal KL."""
+"""`rlhf frontier`: plots reward against KL for several runs, and compares them at equal KL."""
 
 from __future__ import annotations
 
@@ -19,50 +19,50 @@ def command(
     ],
     output: Annotated[
         Path,
-        typer.Option(
-            metavar="DIR", help="For report.html, frontier.svg, .png, .md and .json; may be there already."
-        ),
+        typer.Option(metavar="DIR", help="For report.html, frontier.svg, .png, .md and .json; may exist."),
     ],
     best_of: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="compare.json of `rlhf compare ... --best-of 1,2,4,8,16`, drawn as a yardstick.",
+            help="compare.json of `rlhf compare ... --best-of 1,2,4,8,16`, drawn as a baseline.",
         ),
     ] = None,
     kl: Annotated[
         str | None,
         typer.Option(
-            metavar="K,K,...", help="The KL values of the table, in nats an answer; else round ones."
+            metavar="K,K,...", help="KL values of the table, in nats per answer; default: round values."
         ),
     ] = None,
     square_root: Annotated[
         bool,
         typer.Option(
-            "--square-root", help="Draw over the square root of the KL, as the literature often does."
+            "--square-root", help="Plot over the square root of the KL, as often in the literature."
         ),
     ] = False,
 ) -> None:
-    """Draw reward against KL for several runs, and compare them where they are equally far from the reference.
+    """Plot reward against KL for several runs, and compare them at equal KL to the reference.
 
-    Runs whose configs differ in nothing but the seed (or how far they go) are one group, with a mean and an interval
-    over seeds. A second reward model (reward/held_out) and the gold score are drawn beside the reward where runs have
-    them. Runs may be of any length, still going, or ended by their KL budget: a dash stands where a run never got.
+    Runs whose configs differ only in the seed (or the number of steps) form a group, with a mean and an
+    interval over seeds. The held-out reward (reward/held_out) and the gold score are plotted if runs have
+    them. Runs may have any length, be unfinished, or stopped by their KL budget: a dash marks KL values that
+    a run did not reach.
 
     \b
     Examples:
       rlhf frontier runs/reinforce-* runs/rloo-* --output runs/frontier
-      rlhf compare embedded embedded --prompts runs/rloo-0 --reward runs/reward/final --best-of 1,2,4,8,16 --output runs/best
-      rlhf frontier runs/rloo-* --best-of runs/best/compare.json --kl 1,2,5,10 --output runs/frontier
+      rlhf compare embedded embedded --prompts runs/rloo-0 --reward runs/reward/final --best-of 1,2,4,8,16
+      --output runs/best rlhf frontier runs/rloo-* --best-of runs/best/compare.json --kl 1,2,5,10 --output
+      runs/frontier
     """
     from rlhf.report.frontier import read_best_of, read_tracks, summarise
     from rlhf.report.frontier_page import lead, notes, printed, write
 
     levels = _levels(kl)
     if (output.exists() and not output.is_dir()) or not os.access(
-        next(one for one in (output.absolute(), *output.absolute().parents) if one.exists()), os.W_OK
+        next(path for path in (output.absolute(), *output.absolute().parents) if path.exists()), os.W_OK
     ):
-        raise OutputError(f"--output {output} is no folder that can be written to.")
+        raise OutputError(f"--output {output} is not a writable folder.", fix="name another folder")
     summary = summarise(read_tracks(runs), read_best_of(best_of) if best_of else [], levels)
     console = Console(highlight=False)
     for table in printed(summary):
@@ -73,15 +73,15 @@ def command(
     console.print(f"Report: {page}", markup=False, soft_wrap=True)
 
 
-def _levels(told: str | None) -> list[float] | None:
-    if told is None:
+def _levels(text: str | None) -> list[float] | None:
+    if text is None:
         return None
     try:
-        levels = [float(part) for part in told.split(",")]
+        levels = [float(part) for part in text.split(",")]
     except ValueError:
         levels = [-1.0]
     if not all(0 <= level < float("inf") for level in levels):
         raise ConfigError(
-            f"--kl {told} is no list of KL values.", allowed="numbers from 0", fix="--kl 1,2,5,10"
+            f"--kl {text} is not a list of KL values.", allowed="numbers from 0", fix="--kl 1,2,5,10"
         )
     return levels

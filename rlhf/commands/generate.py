@@ -1,4 +1,4 @@
-"""`rlhf generate`: a policy's answers to a file of questions, in the judges' own formats."""
+"""`rlhf generate`: a policy's answers to a file of questions, in the formats of judges."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ Policy = Annotated[
     str,
     typer.Argument(
         metavar="POLICY",
-        help="The `final` folder of an `align-policy` run; or a base by itself: `embedded`, a folder with a whole "
+        help="The `final` folder of an `align-policy` run; or a base by itself: `embedded`, a folder with a "
+        "whole "
         "model, or a Hugging Face name.",
     ),
 ]
@@ -31,7 +32,8 @@ Prompts = Annotated[
     str,
     typer.Option(
         metavar="FILE",
-        help="The judge's own question file. For jsonl: `demo`, or rows with a column `prompt`, a string or messages.",
+        help="The judge's own question file. For jsonl: `demo`, or rows with a column `prompt`, a string or "
+        "messages.",
     ),
 ]
 FormatName = Annotated[str, typer.Option("--format", metavar="NAME", help=f"One of {', '.join(FORMATS)}.")]
@@ -39,29 +41,28 @@ Output = Annotated[Path, typer.Option(metavar="FILE", help="Where the answers go
 Name = Annotated[
     str | None,
     typer.Option(
-        help="What the answers call the model. Left out, the output's own name for mt-bench and arena-hard, whose "
-        "judges go by it, else the run's."
+        help="Model name in the output; default: the output's file name for mt-bench and arena-hard, whose "
+        "judges "
+        "identify models by it, else the run's."
     ),
 ]
 PromptColumn = Annotated[
     str, typer.Option(metavar="NAME", help="For jsonl: the column that holds the prompt.")
 ]
 Engine = Annotated[str, typer.Option(metavar="NAME", help="`transformers`, or the faster `vllm`.")]
-Samples = Annotated[int, typer.Option(min=1, help="Answers to each prompt.")]
+Samples = Annotated[int, typer.Option(min=1, help="Answers per prompt.")]
 Temperature = Annotated[
     float | None,
-    typer.Option(
-        min=0.0, help="1 samples from the model's own distribution, 0 takes the likeliest token each time."
-    ),
+    typer.Option(min=0.0, help="Sampling temperature; 0 is greedy decoding."),
 ]
 MaxNewTokens = Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")]
-Batch = Annotated[int, typer.Option(min=1, help="Prompts answered at a time.")]
-Seed = Annotated[int, typer.Option(help="Of the draws.")]
+Batch = Annotated[int, typer.Option(min=1, help="Prompts per batch.")]
+Seed = Annotated[int, typer.Option(help="Seed of sampling.")]
 MemoryGib = Annotated[
     float, typer.Option(min=0.01, help="With vllm on a CPU: size of its key-value cache, in GiB.")
 ]
 GpuMemoryShare = Annotated[
-    float, typer.Option(min=0.01, max=1.0, help="With vllm on a GPU: share of the card it may take.")
+    float, typer.Option(min=0.01, max=1.0, help="With vllm on a GPU: fraction of its memory for vLLM.")
 ]
 
 
@@ -81,7 +82,7 @@ def command(
     memory_gib: MemoryGib = 1.0,
     gpu_memory_share: GpuMemoryShare = 0.9,
 ) -> None:
-    """Answer a file of questions, for a judge to read.
+    """Generate answers to a file of questions, in the format of a judge.
 
     \b
     --format     reads                          writes                      temperature      at most
@@ -90,18 +91,19 @@ def command(
     alpaca-eval  AlpacaEval's alpaca_eval.json  model_outputs.json          0.7              2048
     jsonl        prompts of any file            {"prompt", "answers", ...}  1                256
 
-    Temperature and length are those of the judges' own scripts; both can be set. The second turn of MT-Bench sees
-    the first answer. A prompt that does not fit into the context with its answer is left out and reported. The
-    output appears when it is whole; the same command goes on with a run that was killed.
+    Temperature and length default to those of the judges' scripts. The second turn of MT-Bench follows the
+    first answer. Prompts that do not fit into the context with their answer are dropped and reported. The
+    output is written when it is complete; the same command resumes an interrupted run.
 
     \b
     Example:
-      rlhf generate runs/demo/policy/final --prompts question.jsonl --format mt-bench --output model_answer/mine.jsonl
+      rlhf generate runs/demo/policy/final --prompts question.jsonl --format mt-bench --output
+      model_answer/policy.jsonl
     """
     questions, drops = load_questions(prompts, format_, {"prompt": prompt_column})
     form = FORMATS[format_]
     if samples > 1 and not form.several:
-        raise DataError(f"--samples {samples}: a file of {format_} holds one answer to a question.")
+        raise DataError(f"--samples {samples}: a file of {format_} holds one answer per question.")
     require_output_file(output)
     from policy.evaluation.speaker import Speaker, require_engine  # torch loads only when the command runs
 
@@ -109,7 +111,7 @@ def command(
     speaker = Speaker.read(policy)
     settings = {
         "policy": policy,
-        "adapter": _trained(speaker),
+        "adapter": _weights_digest(speaker),
         "questions": hashlib.sha256(repr(questions).encode("utf-8", "backslashreplace")).hexdigest()[:16],
         "format": format_,
         "engine": engine,
@@ -134,7 +136,7 @@ def _answer(
     output: Path,
     called: str,
 ) -> None:
-    """Answer, write and tell; what was answered by a killed run is not answered again."""
+    """Generate, write and print a summary; answers of an interrupted run are kept."""
     from policy.evaluation.draft import Draft
     from policy.evaluation.generation import TokenBudget, answer_questions
 
@@ -154,7 +156,7 @@ def _answer(
             sample,
             room,
             samples=samples,
-            temperature=lambda one: _heat(one, form, settings["temperature"]),
+            temperature=lambda question: _temperature(question, form, settings["temperature"]),
             batch=batch,
             seed=settings["seed"],
             strip=form.strip,
@@ -168,13 +170,13 @@ def _answer(
         answered = [(questions[place], replies) for place, replies in answers.items()]
         atomic_write_text(output, answer_text(settings["format"], answered, called))
         draft.remove()
-    for line in [*drops.lines(), *told(answers, tokens)]:
+    for line in [*drops.lines(), *warnings_of(answers, tokens)]:
         typer.echo(line)
     typer.echo(f"Wrote the answers of {called} to {len(answered)} questions to {output}.")
 
 
-def told(answers: Mapping[int, Sequence[Reply]], longest: int) -> list[str]:
-    """What a reader should know of the answers: how many were cut off, how many say nothing."""
+def warnings_of(answers: Mapping[int, Sequence[Reply]], longest: int) -> list[str]:
+    """Lines with the number of answers that were cut off, and of empty answers."""
     turns = [
         (finished, text)
         for replies in answers.values()
@@ -186,15 +188,15 @@ def told(answers: Mapping[int, Sequence[Reply]], longest: int) -> list[str]:
     return [*lines, f"{empty} of {len(turns)} answers are empty."] if empty else lines
 
 
-def _heat(question: Question, form: Format, told: float | None) -> float:
-    """The temperature that was typed, else the judge's for this question, else for the format."""
-    if told is not None:
-        return told
+def _temperature(question: Question, form: Format, option: float | None) -> float:
+    """The temperature of the command line, else the judge's for this question, else that of the format."""
+    if option is not None:
+        return option
     return form.temperature if question.temperature is None else question.temperature
 
 
-def _trained(speaker: Speaker) -> str | None:
-    """What changes when a policy is trained again under its old name: its adapter's digest, or the one its whole model carries."""
+def _weights_digest(speaker: Speaker) -> str | None:
+    """A digest of the policy's weights: of its adapter, or the one in the card of a whole model."""
     if speaker.folder is None:
         whole: str | None = speaker.card.get("weights")
         return whole

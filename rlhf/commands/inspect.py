@@ -1,4 +1,4 @@
-"""`rlhf inspect`: the data of a config, counted, measured, and shown as the model sees it."""
+"""`rlhf inspect`: shows the data of a config: counts, drops, lengths, and one example in tokens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rlhf.data.agreement import signed
 BAR = 40
 """Characters of the longest bar."""
 FIRST, LAST = 60, 48
-"""Tokens of the example that a terminal shows, at its beginning and its end."""
+"""Number of tokens of the example that are printed, at its beginning and its end."""
 
 
 def command(
@@ -30,32 +30,32 @@ def command(
         bool, typer.Option("--json", help="Print everything as one JSON object, the example in full.")
     ] = False,
 ) -> None:
-    """Look at the data of a config before anything is trained.
+    """Show the data of a config before training.
 
-    Shows each source with the rows read, kept and dropped, why and where; where there are raw annotations, how far people
-    agree and whether our aggregate is the published one; what there is to learn; lengths in tokens; and one
-    example as the model sees it, with the place where its score is read. For configs of train-reward and of
-    align-policy. Loads the tokenizer, no weights.
+    Prints for each source the rows read, kept and dropped, with reasons and places; for raw annotations, the
+    agreement of annotators and whether the computed aggregate is the published one; the training targets;
+    lengths in tokens; and one example in tokens, with the position of its score. For configs of train-reward
+    and align-policy. Loads the tokenizer, no weights.
 
     \b
     Example:
       rlhf inspect configs/reward/demo.yaml model.max_length=256
     """
-    told = load_either(config, overrides or ())
+    settings = load_either(config, overrides or ())
     from rlhf.commands import inspection  # the tokenizer's library loads only when the command runs
 
-    if isinstance(told, RewardConfig):
-        found = inspection.inspect_reward(told)
+    if isinstance(settings, RewardConfig):
+        result = inspection.inspect_reward(settings)
     else:
-        found = inspection.inspect_policy(told)
+        result = inspection.inspect_policy(settings)
     if as_json:
-        typer.echo(json.dumps({"config": str(config), **found}, indent=2, allow_nan=False))
+        typer.echo(json.dumps({"config": str(config), **result}, indent=2, allow_nan=False))
     else:
-        show(found, Console(highlight=False))
+        show(result, Console(highlight=False))
 
 
 def show(found: Mapping[str, Any], console: Console) -> None:
-    """Prints what `rlhf.commands.inspection` found."""
+    """Print the result of `rlhf.commands.inspection`."""
     show_sources(found, console)
     for name, result in found.get("agreement", {}).items():
         show_agreement(name, result, console)
@@ -68,7 +68,7 @@ def show(found: Mapping[str, Any], console: Console) -> None:
 
 
 def show_sources(found: Mapping[str, Any], console: Console) -> None:
-    """A line a source, and under it a line a reason with its first places."""
+    """Print one line per source, and below it one per drop reason with its first places."""
     _section("Rows", console)
     for name, part in found["sources"].items():
         dropped = part["read"] - part["kept"]
@@ -78,7 +78,7 @@ def show_sources(found: Mapping[str, Any], console: Console) -> None:
         _show_notes(part.get("notes", {}), console)
     _show_notes(found["notes"], console)
     if found["dropped_later"]:
-        console.print("of these, when all were together:")
+        console.print("of these, after all sources were joined:")
         _show_reasons(found["dropped_later"], console)
 
 
@@ -96,12 +96,13 @@ def _show_reasons(dropped: Mapping[str, Any], console: Console) -> None:
 
 
 def show_agreement(name: str, result: Mapping[str, Any], console: Console) -> None:
-    """Kappa before and after, drops, and our aggregate beside the published one."""
+    """Print kappa before and after filtering, drops, and the computed aggregate beside the published one."""
     _section(f"Annotators of {name}", console)
     pairs, kept = result["pairs"], result["kept"]
     console.print(
-        f"{pairs:,} pairs, {result['annotations']:,} valid annotations, {result['invalid']:,} that call neither "
-        f"response valid. The run takes `annotations: {result['annotations_key']}`.",
+        f"{pairs:,} pairs, {result['annotations']:,} valid annotations, {result['invalid']:,} that call "
+        "neither "
+        f"response valid. The config has `annotations: {result['annotations_key']}`.",
         markup=False,
     )
     table = Table(box=None, pad_edge=False)
@@ -112,7 +113,9 @@ def show_agreement(name: str, result: Mapping[str, Any], console: Console) -> No
     console.print(table)
     dropped = ", ".join(f"{reason} {count / pairs:.1%}" for reason, count in result["dropped"].items())
     strengths = ", ".join(f"{signed(int(s))}: {count:,}" for s, count in result["strengths"].items())
-    lines = [f"Our rules keep {kept:,} ({kept / pairs:.1%})" + (f"; dropped: {dropped}." if dropped else ".")]
+    lines = [
+        f"The filters keep {kept:,} ({kept / pairs:.1%})" + (f"; dropped: {dropped}." if dropped else ".")
+    ]
     if kept:
         lines.append(f"Strengths: {strengths}. Response 2 is preferred in {result['second_preferred']:.1%}.")
     if result["compared_three"]:
@@ -124,13 +127,15 @@ def show_agreement(name: str, result: Mapping[str, Any], console: Console) -> No
 
 
 def show_confusion(result: Mapping[str, Any], console: Console) -> None:
-    """Published strength against our aggregate, and the first rows that differ."""
+    """Print published strength against the computed aggregate, and the first rows that differ."""
     share = result["equal"] / result["compared"]
-    console.print(f"Our aggregate is the published strength in {share:.2%} of {result['compared']:,} pairs:")
+    console.print(
+        f"The computed aggregate is the published strength in {share:.2%} of {result['compared']:,} pairs:"
+    )
     ours = {label for cells in result["confusion"].values() for label in cells}
     order = sorted(ours, key=lambda label: (not label.lstrip("+-").isdigit(), _number(label), label))
     table = Table(box=None, pad_edge=False)
-    table.add_column("published \\ ours", justify="right")
+    table.add_column("published \\ computed", justify="right")
     for label in order:
         table.add_column(label, justify="right")
     for published, cells in result["confusion"].items():
@@ -148,14 +153,14 @@ def show_confusion(result: Mapping[str, Any], console: Console) -> None:
     console.print(table)
     for row in result["differing"]:
         console.print(
-            f"  {row['place']}: {row['annotations']} is {row['published']} published, here {row['ours']}",
+            f"  {row['place']}: {row['annotations']} is {row['published']} published, {row['ours']} computed",
             markup=False,
             soft_wrap=True,
         )
 
 
 def show_rating_agreement(name: str, result: Mapping[str, Any], console: Console) -> None:
-    """Kappa of each attribute, before and after."""
+    """Print the kappa of each attribute, before and after filtering."""
     _section(f"Annotators of {name}", console)
     table = Table(box=None, pad_edge=False)
     table.add_column("weighted kappa")
@@ -168,19 +173,19 @@ def show_rating_agreement(name: str, result: Mapping[str, Any], console: Console
 
 
 def show_targets(targets: Mapping[str, Any], console: Console) -> None:
-    """What there is to learn from, one figure a line."""
-    _section("To learn from", console)
+    """Print the training targets, one number per line."""
+    _section("Training targets", console)
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column()
     table.add_column()
     for name, value in targets.items():
         if value not in ({}, [], None):
-            table.add_row(name, _told(value))
+            table.add_row(name, _as_text(value))
     console.print(table)
 
 
 def show_lengths(found: Mapping[str, Any], console: Console) -> None:
-    """Quantiles and a histogram, the part beyond the limit marked."""
+    """Print quantiles and a histogram, with the part beyond the limit in colour."""
     lengths, limit = found["lengths"], found["limit"]
     _section("Lengths in tokens", console)
     quantiles = ", ".join(f"{share} {value:,}" for share, value in lengths["quantiles"].items())
@@ -201,48 +206,48 @@ def show_lengths(found: Mapping[str, Any], console: Console) -> None:
     left_out = ", ".join(f"{count:,} {name}" for name, count in found["too_long"].items() if count)
     console.print(
         f"{lengths['longer']:,} are longer than {limit} = {lengths['limit']:,}"
-        + (f"; left out for it: {left_out}." if left_out else ".")
+        + (f"; dropped: {left_out}." if left_out else ".")
     )
 
 
 def show_example(found: Mapping[str, Any], console: Console) -> None:
-    """Each token over its id; special tokens stand out, and so does the place the score is read at."""
-    _section("One example, as the model sees it", console)
+    """Print each token above its id, with special tokens and the position of the score in colour."""
+    _section("One example in tokens", console)
     for note in found["tokenizer"]["notes"]:
         console.print(note, markup=False)
     example = found["example"]
     if example is None:
-        console.print("None is left.")
+        console.print("No example is left.")
         return
     read_at = example.get("read_at")
     special = set(example["special"])
     count = len(example["ids"])
     cells = [
-        (_visible(piece), str(one), place in special, place == read_at)
-        for place, (piece, one) in enumerate(zip(example["pieces"], example["ids"], strict=True))
+        (_visible(piece), str(token), place in special, place == read_at)
+        for place, (piece, token) in enumerate(zip(example["pieces"], example["ids"], strict=True))
     ]
     if count > FIRST + LAST:
         hidden = count - FIRST - LAST
         show_tokens(cells[:FIRST], console)
-        console.print(f"... {hidden:,} tokens more ...\n", style="dim")
+        console.print(f"... {hidden:,} more tokens ...\n", style="dim")
         show_tokens(cells[-LAST:], console)
     else:
         show_tokens(cells, console)
     if read_at is None:
         closing = (
-            f"The answer is sampled from here on, until one of the stop ids {found['tokenizer']['stop_ids']}."
+            f"The answer is sampled from here, until one of the stop ids {found['tokenizer']['stop_ids']}."
         )
         closing += f"\nCheck: {example['check']}" if example.get("check") else ""
     else:
         closing = (
             f"The score is read at the last of {count:,} tokens, {_visible(example['pieces'][-1])!r} (id "
         )
-        closing += f"{example['ids'][-1]}), place {read_at:,}. Target: {_told(example['target'])}."
+        closing += f"{example['ids'][-1]}), position {read_at:,}. Target: {_as_text(example['target'])}."
     console.print(f"{closing}\nFrom {example['source']}.", markup=False, soft_wrap=True)
 
 
 def show_tokens(cells: Sequence[tuple[str, str, bool, bool]], console: Console) -> None:
-    """Pieces in one line and their ids in the next, as many as fit."""
+    """Print pieces in one line and their ids in the next, wrapped at the width of the terminal."""
     width = console.width
     pieces, ids = Text(), Text()
 
@@ -268,7 +273,7 @@ def _section(title: str, console: Console) -> None:
 
 
 def _visible(piece: str) -> str:
-    """A piece of text with its white space to be seen."""
+    """A piece of text with visible white space."""
     return piece.replace(" ", "·").replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍")
 
 
@@ -280,13 +285,13 @@ def _number(label: str) -> int:
     return int(label) if label.lstrip("+-").isdigit() else 0
 
 
-def _told(value: Any) -> str:
+def _as_text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3f}".rstrip("0").rstrip(".")
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, Mapping):
-        return ", ".join(f"{_key(name)} {_told(one)}" for name, one in value.items())
+        return ", ".join(f"{_key(name)} {_as_text(item)}" for name, item in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

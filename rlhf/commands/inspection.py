@@ -1,4 +1,4 @@
-"""What `rlhf inspect` finds out, as plain values: sources, agreement, targets, lengths, and one example in tokens."""
+"""Computes the result of `rlhf inspect`: sources, agreement, targets, lengths, and one example in tokens."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ Record = TypeVar("Record", Preference, Rating, Prompt)
 
 
 class Size(NamedTuple):
-    """How long a sequence of ids is, and which one it is."""
+    """Length and digest of a sequence of ids."""
 
     length: int
     digest: bytes
 
 
 def inspect_reward(config: RewardConfig) -> dict[str, Any]:
-    """A reward run's data, without a model.
+    """The data of a reward config, without a model.
 
     Raises:
-        DataError: a malformed row, or a kind of source of which nothing is left.
+        DataError: a malformed row, or sources of a kind without usable rows.
     """
     from reward.data import load_records, note_control_tokens
 
@@ -45,9 +45,9 @@ def inspect_reward(config: RewardConfig) -> dict[str, Any]:
     preferences, ratings, drops = load_records(config, SamePrompts(chat))
     note_control_tokens(preferences, ratings, chat, drops)
     conversations = _conversations(preferences, ratings)
-    found = iter(_lengths(chat.conversations_ids(conversations), len(conversations), "conversation"))
-    pairs = _taken([(pair, (next(found), next(found))) for pair in preferences], drops)
-    singles = _taken([(rating, (next(found),)) for rating in ratings], drops)
+    sizes = iter(_lengths(chat.conversations_ids(conversations), len(conversations), "conversation"))
+    pairs = _with_lengths([(pair, (next(sizes), next(sizes))) for pair in preferences], drops)
+    singles = _with_lengths([(rating, (next(sizes),)) for rating in ratings], drops)
     preferences, ratings = [pair for pair, _ in pairs], [rating for rating, _ in singles]
     limit = config.model.max_length
     fitting = [pair for pair, lengths in pairs if max(lengths) <= limit]
@@ -71,25 +71,25 @@ def inspect_reward(config: RewardConfig) -> dict[str, Any]:
 
 
 def inspect_policy(config: PolicyConfig) -> dict[str, Any]:
-    """An alignment run's prompts, without a model.
+    """The prompts of a policy config, without a model.
 
     Raises:
-        DataError: a malformed row, or nothing left.
+        DataError: a malformed row, or no usable prompts.
     """
     chat = Chat.of(config.model)
     prompts, drops = load_prompts(config.data.prompts, seed=config.seed)
-    found = _lengths(chat.prompts_ids(prompt.messages for prompt in prompts), len(prompts), "prompt")
+    sizes = _lengths(chat.prompts_ids(prompt.messages for prompt in prompts), len(prompts), "prompt")
     if spelled := sum(chat.spells_control_tokens(prompt.messages) for prompt in prompts):
         drops.notes[SPELLED] += spelled
     seen: set[Size | RefusalError] = set()
     sized = []
-    for prompt, size in zip(prompts, found, strict=True):
+    for prompt, size in zip(prompts, sizes, strict=True):
         if size in seen:
             drops.drop(SAME_PROMPT, prompt.source or "a prompt")
         else:
             seen.add(size)
             sized.append((prompt, (size,)))
-    taken = _taken(sized, drops)
+    taken = _with_lengths(sized, drops)
     prompts, counts = [prompt for prompt, _ in taken], [length for _, (length,) in taken]
     limit = config.data.max_prompt_tokens
     fitting = [prompt for prompt, count in zip(prompts, counts, strict=True) if count <= limit]
@@ -105,7 +105,7 @@ def inspect_policy(config: PolicyConfig) -> dict[str, Any]:
         "limit": "data.max_prompt_tokens",
         "too_long": {"prompts": len(prompts) - len(fitting)},
         "tokenizer": _tokenizer(config.model, chat),
-        "example": _asked_example(chat, fitting),
+        "example": _prompt_example(chat, fitting),
     }
 
 
@@ -121,7 +121,7 @@ def _tokenizer(model: ModelConfig, chat: Chat) -> dict[str, Any]:
 
 
 def _data_report(drops: DropReport) -> dict[str, Any]:
-    """The sources apart, and what was dropped after them, as for being in the benchmark."""
+    """The report of each source, and the rows that were dropped after all were joined."""
     later = drops.as_dict()["dropped"]
     for part in drops.sources.values():
         for reason, count in part.reasons.items():
@@ -136,7 +136,7 @@ def _data_report(drops: DropReport) -> dict[str, Any]:
 
 
 def _conversations(preferences: Sequence[Preference], ratings: Sequence[Rating]) -> list[Conversation]:
-    """Both sides of every pair, then every single rated response."""
+    """Both conversations of every pair, then that of every single rated response."""
     sides = [(*pair.prompt, response) for pair in preferences for response in pair.messages]
     return [*sides, *((*rating.prompt, rating.message) for rating in ratings)]
 
@@ -152,24 +152,24 @@ def _lengths(
     return found
 
 
-def _taken(
+def _with_lengths(
     found: Sequence[tuple[Record, tuple[Size | RefusalError, ...]]], drops: DropReport
 ) -> list[tuple[Record, tuple[int, ...]]]:
     """Records and their lengths in tokens; refused ones, and pairs of equal ids, are counted in `drops`."""
     taken = []
     for record, sizes in found:
-        refusal = next((one for one in sizes if isinstance(one, RefusalError)), None)
+        refusal = next((size for size in sizes if isinstance(size, RefusalError)), None)
         if refusal:
             drops.drop(refusal.reason, record.source or "a row")
         elif len(set(sizes)) < len(sizes):
             drops.drop(SAME_IDS, record.source or "a row")
         else:
-            taken.append((record, tuple(one.length for one in sizes if isinstance(one, Size))))
+            taken.append((record, tuple(size.length for size in sizes if isinstance(size, Size))))
     return taken
 
 
 def _agreement(sources: Sequence[DataSource], seed: int, max_spread: int) -> dict[str, Any]:
-    """By source, where there are raw annotations."""
+    """The agreement of each source with raw annotations."""
     found = {}
     for source in sources:
         if source.format in ("helpsteer2-preference", "helpsteer3"):
@@ -195,7 +195,7 @@ def _rating_agreement(sources: Sequence[DataSource], seed: int, max_spread: int)
 def _targets(
     preferences: Sequence[Preference], ratings: Sequence[Rating], attributes: Sequence[str]
 ) -> dict[str, Any]:
-    """What there is to learn: pairs and ratings, and how far the two say the same."""
+    """Counts of the training targets: pairs and ratings, and the correlation of the two."""
     rated = Counter(bool(pair.ratings_1) + bool(pair.ratings_2) for pair in preferences)
     first = attributes[0]
     both = [
@@ -237,7 +237,7 @@ def _share(truths: Sequence[bool]) -> float | None:
 
 
 def _correlation(points: Sequence[tuple[float, float]]) -> float | None:
-    """Pearson's, where both sides vary."""
+    """Pearson correlation; None if one of the two is constant."""
     columns = [*zip(*points, strict=True)]
     if len(points) < 2 or any(len(set(column)) == 1 for column in columns):
         return None
@@ -247,7 +247,7 @@ def _correlation(points: Sequence[tuple[float, float]]) -> float | None:
 def _scored_example(
     chat: Chat, preferences: Sequence[Preference], ratings: Sequence[Rating]
 ) -> dict[str, Any] | None:
-    """The first conversation that is scored: the preferred side of a pair, or a rated response."""
+    """The first scored conversation: the preferred response of a pair, or a rated response."""
     for pair in itertools.islice(preferences, 1):
         ratings_of = pair.ratings_2 if pair.strength > 0 else pair.ratings_1
         target = {"preferred by": abs(pair.strength), **ratings_of}
@@ -264,8 +264,8 @@ def _scored_example(
     return None
 
 
-def _asked_example(chat: Chat, prompts: Sequence[Prompt]) -> dict[str, Any] | None:
-    """The first prompt, as the policy is given it."""
+def _prompt_example(chat: Chat, prompts: Sequence[Prompt]) -> dict[str, Any] | None:
+    """The first prompt in tokens."""
     for prompt in itertools.islice(prompts, 1):
         ids = chat.prompt_ids(prompt.messages)
         return {**_tokens(chat, ids), "source": prompt.source, "check": prompt.check}
@@ -277,5 +277,5 @@ def _tokens(chat: Chat, ids: Sequence[int]) -> dict[str, Any]:
     return {
         "ids": list(ids),
         "pieces": chat.pieces(ids),
-        "special": [place for place, one in enumerate(ids) if one in special],
+        "special": [place for place, token in enumerate(ids) if token in special],
     }

@@ -1,4 +1,4 @@
-"""What `rlhf evaluate-reward` prints: one function for each kind of benchmark."""
+"""Prints the results of `rlhf evaluate-reward`: one function per kind of benchmark."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ _RULES = {
     "rewardbench": "RewardBench v1: sections weighted by its example counts, overall = mean of the four",
     "sections": "section = mean over its pairs, overall = mean of the sections",
     "pairs": "overall = mean over all pairs (the rows name no section)",
-    "subsets": "right where the best right answer beats every wrong one; overall = mean of the subsets",
-    "rewardbench-2": "RewardBench 2: 1/k where the right answer is one of k highest; Ties by its formula; overall = mean of the subsets",
+    "subsets": "correct if the best right answer scores above every wrong one; overall = mean of the subsets",
+    "rewardbench-2": "RewardBench 2: 1/k where the right answer is one of k highest; Ties by its formula; "
+    "overall = mean of the subsets",
     "rm-bench": "RM-Bench: each right answer against each wrong one, overall = mean of the four domains",
-    "domains": "each right answer against each wrong one, overall = mean of the domains that are here",
+    "domains": "each right answer against each wrong one, overall = mean of the domains in the data",
 }
 BASELINES = {"longest answer": "length_baseline", "shortest answer": "shortest_baseline"}
 """Header and key of what picking by length alone gets."""
@@ -25,7 +26,7 @@ _QUANTILES = {"p05": "5 %", "p25": "25 %", "median": "median", "p75": "75 %", "p
 
 
 def print_pairs(result: Result, console: Console) -> None:
-    """What `reward.evaluation.benchmark.evaluate` found: subsets, sections, overall, and what to be wary of."""
+    """Print the result of `reward.evaluation.benchmark.evaluate`: subsets, sections, overall, and notes."""
     _print_subsets(result, "pairs", BASELINES, console)
     _print_parts(result, console)
     if "judge" in result:  # its scores are no log-odds
@@ -34,7 +35,8 @@ def print_pairs(result: Result, console: Console) -> None:
     correlation = result["length_correlation"]
     console.print(
         f"Calibration, for models trained by Bradley-Terry: the probability sigmoid(margin) is off by "
-        f"{_percent(calibration['ece'])} points on average; Brier score {calibration['brier']:.3f} (a coin: 0.250), log "
+        f"{_percent(calibration['ece'])} points on average; Brier score {calibration['brier']:.3f} (a coin: "
+        "0.250), log "
         f"loss {calibration['log_loss']:.3f} (a coin: 0.693).\n"
         f"Correlation of reward and length within pairs: {_number(correlation, '+.2f')}.",
         markup=False,
@@ -43,7 +45,8 @@ def print_pairs(result: Result, console: Console) -> None:
 
 
 def print_rm_bench(result: Result, console: Console) -> None:
-    """What `reward.evaluation.rm_bench.evaluate_rm_bench` found: domains by level, then the matrix of styles."""
+    """Print the result of `reward.evaluation.rm_bench.evaluate_rm_bench`: domains by level, then the matrix
+    of styles."""
     intervals = result["intervals"]
     table = _table("Accuracy in %, ties wrong", "domain")
     for header in ("prompts", "easy", "normal", "hard", "all", "95 % interval"):
@@ -57,7 +60,7 @@ def print_rm_bench(result: Result, console: Console) -> None:
     interval = _interval(intervals["overall"])
     table.add_row("Overall", str(result["count"]), *by_level, _percent(result["overall"]), interval)
     console.print(table)
-    matrix = _table("By style: a row is the right answer's, a column the wrong one's", "")
+    matrix = _table("By style: rows are right answers, columns wrong ones", "")
     for style in result["styles"]:
         matrix.add_column(style, justify="right")
     for style, row in zip(result["styles"], result["matrix"], strict=True):
@@ -66,7 +69,8 @@ def print_rm_bench(result: Result, console: Console) -> None:
     ends = ", ".join(f"{level} {_interval(intervals['levels'][level])}" for level in result["levels"])
     console.print(f"95 % intervals overall: {ends}.", soft_wrap=True)
     console.print(
-        "Easy: below the diagonal, the right answer has the fancier style; hard: above it, the wrong one has. "
+        "Easy: below the diagonal, the right answer has the fancier style; hard: above it, the wrong one "
+        "has. "
         f"Always taking the longer answer: {_percent(result['length_baseline'])}, the shorter one: "
         f"{_percent(result['shortest_baseline'])}.",
         soft_wrap=True,
@@ -75,13 +79,14 @@ def print_rm_bench(result: Result, console: Console) -> None:
 
 
 def print_one_of_many(result: Result, console: Console) -> None:
-    """What `reward.evaluation.choices.evaluate_choices` found: subsets, overall, and the curve."""
+    """Print the result of `reward.evaluation.choices.evaluate_choices`: subsets, overall, and the curve."""
     _print_subsets(result, "rows", {**BASELINES, "chance": "chance"}, console)
     _print_curve("Share of right answers among the picks of n", result["best_of_n"], console, percent=True)
 
 
 def print_rewardbench_2(result: Result, console: Console) -> None:
-    """What `reward.evaluation.rewardbench_2.evaluate_rewardbench_2` found: subsets, overall, and the terms of Ties."""
+    """Print the result of `reward.evaluation.rewardbench_2.evaluate_rewardbench_2`: subsets, overall, and the
+    terms of Ties."""
     _print_subsets(result, "rows", BASELINES, console)
     if (ties := result["ties"]) is not None:
         terms = {name: value for name, value in ties.items() if isinstance(value, float) and name != "score"}
@@ -90,7 +95,8 @@ def print_rewardbench_2(result: Result, console: Console) -> None:
 
 
 def print_best_of_n(result: Result, console: Console) -> None:
-    """What `reward.evaluation.choices.evaluate_best_of_n` found: the curve, and how often pairs are in order."""
+    """Print the result of `reward.evaluation.choices.evaluate_best_of_n`: the curve, and how often pairs are
+    in order."""
     _print_curve("Mean true score of the answer picked out of n", result["best_of_n"], console)
     if len(result["subsets"]) > 1:
         for name, subset in result["subsets"].items():
@@ -98,7 +104,8 @@ def print_best_of_n(result: Result, console: Console) -> None:
     pairs = result["pair_accuracy"]
     if pairs["accuracy"] is not None:
         console.print(
-            f"Of two answers to one prompt, the better one has the higher reward in {_percent(pairs['accuracy'])} % "
+            "Of two answers to one prompt, the better one has the higher reward in "
+            f"{_percent(pairs['accuracy'])} % "
             f"(95 % interval {_interval(pairs['ci95'])}, {pairs['prompts']} prompts, ties wrong).",
             soft_wrap=True,
         )
@@ -115,7 +122,7 @@ PRINTERS: Mapping[str, Callable[[Result, Console], None]] = {
 
 
 def print_overall(results: Mapping[str, Result], console: Console) -> None:
-    """One table with a line for each result on pairs, and what to be wary of; the rest is in the report."""
+    """One table with a line for each result on pairs, and notes; the rest is in the report."""
     if not results:
         return
     table = _table("Accuracy in %, ties wrong", "")
@@ -131,7 +138,7 @@ def print_overall(results: Mapping[str, Result], console: Console) -> None:
 
 
 def print_result(kind: str, result: Result, console: Console) -> None:
-    """Print a result of this kind, what to be wary of, and the self-check."""
+    """Print a result of this kind, notes, and the self-check."""
     PRINTERS[kind](result, console)
     for note in result["notes"]:
         console.print(f"Note: {note}", markup=False, soft_wrap=True)
@@ -140,7 +147,8 @@ def print_result(kind: str, result: Result, console: Console) -> None:
     if not (check := result["self_check"]):
         return
     console.print(
-        f"Self-check: {check['count']} scores change by up to {check['largest_difference']:.2g} with the batch "
+        f"Self-check: {check['count']} scores change by up to {check['largest_difference']:.2g} with the "
+        "batch "
         f"(allowed: {check['tolerance']:g})."
         + (f"\nNote: {check['sentence']}" if "sentence" in check else ""),
         markup=False,
@@ -151,14 +159,16 @@ def print_result(kind: str, result: Result, console: Console) -> None:
 def print_judge(figures: Result, console: Console) -> None:
     """What a judge's texts cost, and how far the order of two answers decides."""
     console.print(
-        f"Judge: {figures['requests']:.0f} texts, {figures['unparsed']:.0f} could not be read and are left out; "
+        f"Judge: {figures['requests']:.0f} texts, {figures['unparsed']:.0f} could not be read and are left "
+        "out; "
         f"{figures['seconds']:.2f} s a request, {figures['dollars']:.2f} dollars.",
         markup=False,
         soft_wrap=True,
     )
     if figures["position_bias"] is not None:
         console.print(
-            f"Position bias {figures['position_bias']:+.3f} points for the answer shown first; both orders agree on "
+            f"Position bias {figures['position_bias']:+.3f} points for the answer shown first; both orders "
+            "agree on "
             f"{_percent(figures['order_agreement'])} % of the pairs.",
             markup=False,
             soft_wrap=True,
@@ -221,7 +231,7 @@ def _print_subsets(result: Result, unit: str, baselines: Mapping[str, str], cons
 
 
 def _print_parts(result: Result, console: Console) -> None:
-    """Accuracy by strength and by length, and where the rewards lie."""
+    """Accuracy by strength and by length, and the distribution of rewards."""
     table = _table("By strength of the preference, by length and by group", "pairs where")
     for header in ("pairs", "accuracy", "95 % interval"):
         table.add_column(header, justify="right")
@@ -241,16 +251,16 @@ def _print_parts(result: Result, console: Console) -> None:
     rewards = _table("Rewards", "answers")
     for header in ("mean", *_QUANTILES.values()):
         rewards.add_column(header, justify="right")
-    for side in ("chosen", "rejected"):
-        found = result["scores"][side]
-        rewards.add_row(side, *(f"{found[key]:.2f}" for key in ("mean", *_QUANTILES)))
+    for role in ("chosen", "rejected"):
+        scores = result["scores"][role]
+        rewards.add_row(role, *(f"{scores[key]:.2f}" for key in ("mean", *_QUANTILES)))
     console.print(rewards)
 
 
 def _print_curve(title: str, curve: Sequence[Result], console: Console, *, percent: bool = False) -> None:
-    """One line an n; the gap is the one from a random pick to the best there is."""
+    """One line an n; the gap is the one from a random pick to the best possible."""
     table = _table(title + (", in %" if percent else ""), "n")
-    headers = ["prompts", "picked", "95 % interval", "random", "best there is", "gap closed"]
+    headers = ["prompts", "picked", "95 % interval", "random", "best possible", "gap closed"]
     lengths = [key for key in ("longest", "shortest") if all(key in row for row in curve)]
     for header in [*headers, *lengths]:
         table.add_column(header, justify="right")

@@ -1,4 +1,4 @@
-"""The arguments that the two training commands share, so that they read and behave alike."""
+"""Command-line arguments and options that several commands share."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="KEY=VALUE",
-        help="Config keys to set instead, as in model.base=embedded or stages.0.epochs=2.",
+        help="Override config keys, as in model.base=embedded or stages.0.epochs=2.",
     ),
 ]
 Output = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="The run folder; wins over `output` in the config.")
+    Path | None, typer.Option(metavar="DIR", help="The run folder; overrides `output` in the config.")
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Resume the run in the folder.")]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Check the config, count the data, say what would run, and stop.")
+    bool, typer.Option("--dry-run", help="Check the config, count the data, print what would run, and exit.")
 ]
 
 Form = Annotated[
     str,
     typer.Option(
         metavar="FORM",
-        help="`ours`, `classifier` (any AutoModelForSequenceClassification), `nemotron` (NVIDIA's -Reward-HF: the "
+        help="`ours`, `classifier` (any AutoModelForSequenceClassification), `nemotron` (NVIDIA's "
+        "-Reward-HF: the "
         "logit of vocabulary id 0), or `auto`, which looks at reward.json and config.json.",
     ),
 ]
@@ -38,7 +39,7 @@ Label = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="Which output of a classifier is the reward, if it has several and not the first.",
+        help="The output of a classifier that is the reward, if not the first of several.",
     ),
 ]
 TokensPerBatch = Annotated[
@@ -47,13 +48,14 @@ TokensPerBatch = Annotated[
         "--tokens-per-batch",
         min=1,
         metavar="N",
-        help="Token budget of one forward pass (default: 8,192 on a GPU, 1,024 without); no score depends on it.",
+        help="Token budget of one forward pass (default: 8,192 on a GPU, 1,024 without); does not change "
+        "scores.",
     ),
 ]
 
 
 def explain_option(schema: type[BaseModel]) -> Any:
-    """An option that, like `--help`, needs no config: it prints every key of the schema and ends."""
+    """An eager option that prints every key of the schema and exits, without a config."""
 
     def show(wanted: bool) -> None:
         if wanted:
@@ -61,5 +63,5 @@ def explain_option(schema: type[BaseModel]) -> Any:
             raise typer.Exit
 
     return typer.Option(
-        "--explain", is_eager=True, callback=show, help="List every key of the config, and stop."
+        "--explain", is_eager=True, callback=show, help="List every key of the config and exit."
     )

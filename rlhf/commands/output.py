@@ -1,4 +1,4 @@
-"""Where a command may write: checked before the work, not after it."""
+"""Checks that a command can write its output, before any work."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rlhf.core.errors import OutputError
 
 
 def require_output_file(path: Path) -> None:
-    """Make sure a file can be written here.
+    """Check that a file can be written to a path.
 
     Raises:
         OutputError: the path is a folder, or its folder does not exist or cannot be written to.
@@ -21,19 +21,22 @@ def require_output_file(path: Path) -> None:
             f"--output {path}: the folder {path.parent} does not exist.", fix=f"mkdir -p {path.parent}"
         )
     if not os.access(path.parent, os.W_OK):
-        raise OutputError(f"--output {path}: the folder {path.parent} cannot be written to.")
+        raise OutputError(
+            f"--output {path}: the folder {path.parent} is not writable.",
+            fix=f"chmod u+w {path.parent}, or another --output",
+        )
 
 
 def require_output_folder(path: Path) -> None:
-    """Make sure a folder can be made here.
+    """Check that a folder can be created at a path.
 
     Raises:
-        OutputError: something is there already, or the folder around it cannot be written to.
+        OutputError: the path exists and is not an empty folder, or its parent is not writable.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise OutputError(
-            f"--output {path} is there already.", allowed="a new or an empty folder", fix="another --output"
+            f"--output {path} exists already.", allowed="a new or an empty folder", fix="another --output"
         )
     around = next(parent for parent in path.absolute().parents if parent.exists())
     if not around.is_dir() or not os.access(around, os.W_OK):
-        raise OutputError(f"--output {path}: {around} is no folder that can be written to.")
+        raise OutputError(f"--output {path}: {around} is not a writable folder.", fix="another --output")

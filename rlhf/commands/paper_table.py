@@ -1,4 +1,4 @@
-"""`rlhf paper-table`: every row of the paper's reward table on one's own data and base."""
+"""`rlhf paper-table`: trains all rows of the paper's reward table on any data and base."""
 
 from __future__ import annotations
 
@@ -22,24 +22,25 @@ def command(
     config: Config,
     overrides: Overrides = None,
     output: Output = None,
-    seeds: Annotated[int, typer.Option(min=1, help="How often each row is trained: seeds 0, 1, ...")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds per row: 0, 1, ...")] = 3,
     factor: Annotated[
-        float, typer.Option(help="ExPO's factor; 1.52 is the paper's, and nothing is searched.")
+        float, typer.Option(help="ExPO's factor, which is not searched; 1.52 is the paper's.")
     ] = 1.52,
 ) -> None:
-    """Train every row of the paper's reward table on the same data, and compare.
+    """Train and compare all rows of the paper's reward table on the same data.
 
     Regression on all attributes and on helpfulness, Bradley-Terry in three forms, from scratch and from the
-    helpfulness model, ExPO, and both losses at once, judged on the same held-out pairs (see data.test_share). The
-    config's stages are called `regression` and `preference`; each row takes those it needs. Run again, it goes on
-    with what is missing. Writes RUN/report.html, and table.md, table.json and table.svg beside it.
+    helpfulness model, ExPO, and both losses at once, judged on the same held-out pairs (see data.test_share).
+    The config's stages are named `regression` and `preference`; each row uses those it needs. The same
+    command resumes an interrupted table. Writes RUN/report.html, and table.md, table.json and table.svg
+    beside it.
 
     \b
     Example:
       rlhf paper-table configs/reward/paper-table.yaml --seeds 3 --output runs/paper-table
     """
-    told = load_config(config, RewardConfig, overrides or (), output)
-    if not told.data.test_share:
+    settings = load_config(config, RewardConfig, overrides or (), output)
+    if not settings.data.test_share:
         raise ConfigError(
             "data.test_share is 0, so the figures would be taken on the pairs that chose the checkpoints.",
             allowed="a share in 0..1",
@@ -48,9 +49,9 @@ def command(
     from reward.evaluation import paper_table  # torch loads only when the command runs
 
     def train(name: str, seed: int, folder: Path, start: Path | None) -> None:
-        settings = [f"recipe={name}", f"seed={seed}", *([f"start={start}"] if start else [])]
+        run_overrides = [f"recipe={name}", f"seed={seed}", *([f"start={start}"] if start else [])]
         resume = ["--resume"] if folder.exists() else []
-        _run("train-reward", config, *(overrides or ()), *settings, "--output", folder, *resume)
+        _run("train-reward", config, *(overrides or ()), *run_overrides, "--output", folder, *resume)
 
     def extrapolate(weak: Path, strong: Path, seed: int, folder: Path) -> None:
         final = folder / "final"
@@ -61,28 +62,30 @@ def command(
         paper_table.judge(row, final, folder)
 
     chosen = list(range(seeds))
-    paper_table.train_table(told.output, chosen, train=train, extrapolate=extrapolate, say=typer.echo)
-    summary = paper_table.summarise(*paper_table.correct_RSP(told.output, chosen), chosen)
-    page = paper_table.write(told.output, {**summary, "factor": factor})
+    paper_table.train_table(settings.output, chosen, train=train, extrapolate=extrapolate, say=typer.echo)
+    summary = paper_table.summarise(*paper_table.correct_RSP(settings.output, chosen), chosen)
+    page = paper_table.write(settings.output, {**summary, "factor": factor})
     show(paper_table.tables(summary))
     typer.echo("\n".join(paper_table.lead(summary)))
     typer.echo(f"Report: {page}; the same as table.md, table.json and table.svg beside it.")
 
 
 def _run(*words: object) -> None:
-    """One of our commands as a process of its own: it gives all its memory back, and does what it does when typed.
+    """Run a command of rlhf in a separate process, which frees all its memory.
 
     Raises:
-        RunError: it failed.
+        RunError: the command failed.
     """
     command = [str(word) for word in words]
     code = subprocess.run([sys.executable, "-m", "rlhf.cli", *command], check=False).returncode
     if code:
-        raise RunError(f"`rlhf {' '.join(command)}` ended with exit code {code}.", fix="its message is above")
+        raise RunError(
+            f"`rlhf {' '.join(command)}` ended with exit code {code}.", fix="see its message above"
+        )
 
 
 def show(tables: Sequence[Sequence[Sequence[str]]]) -> None:
-    """Tables of cells, on the terminal."""
+    """Print tables of cells."""
     for head, *rows in tables:
         table = Table()
         for number, name in enumerate(head):

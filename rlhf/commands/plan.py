@@ -1,4 +1,4 @@
-"""`rlhf plan`: what a config needs of which cards, before anything is rented."""
+"""`rlhf plan`: estimates GPUs, memory, time and cost of a config."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ def command(
     gpus: Annotated[
         str,
         typer.Option(
-            metavar="CARDS",
-            help="8xH100-80GB, 4x8xH200 (machines x cards), or plain sizes: 2x24GB, 1x48GB.",
+            metavar="GPUS",
+            help="8xH100-80GB, 4x8xH200 (machines x GPUs), or plain sizes: 2x24GB, 1x48GB.",
         ),
     ] = "1x80GB",
     rollout_gpus: Annotated[
         str | None,
         typer.Option(
-            metavar="CARDS",
-            help="Cards of vLLM servers, equally many for each of rollouts.servers (default: the fewest that hold them).",
+            metavar="GPUS",
+            help="GPUs of the vLLM servers, the same number for each of rollouts.servers (default: the "
+            "fewest that fit).",
         ),
     ] = None,
     parallel: Annotated[
@@ -37,10 +38,11 @@ def command(
     ] = "auto",
     utilisation: Annotated[
         str,
-        typer.Option(metavar="SHARE", help="Share of the GPUs' peak that training reaches: 0.3, or a range."),
+        typer.Option(metavar="SHARE", help="Model FLOPs utilisation of training: 0.3, or a range."),
     ] = "0.18-0.35",
     price: Annotated[
-        float | None, typer.Option(min=0.0, metavar="DOLLARS", help="Of one card and hour, instead of ours.")
+        float | None,
+        typer.Option(min=0.0, metavar="DOLLARS", help="Price per GPU-hour, in place of the built-in one."),
     ] = None,
     item_tokens: Annotated[
         int, typer.Option(min=1, metavar="N", help="Mean tokens of a pair or rated response.")
@@ -52,11 +54,12 @@ def command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON, in bytes.")] = False,
 ) -> None:
-    """Say what a training config needs of which cards, before anything is rented.
+    """Estimate the GPUs, memory, time and cost of a config.
 
-    Runs the real update once on tensors without data: no weights, no network, no GPU, under a minute. Prints the highest memory
-    of one card in each phase by kind, whether it fits and what to change if not, and time and cost under stated assumptions.
-    The config is one of `train-reward` or `align-policy`; the exit code is 0 whether it fits or not.
+    Runs the real update once on fake tensors: no weights, no network, no GPU, under a minute. Prints the peak
+    memory per GPU in each phase by kind, whether it fits, what to change if not, and time and cost with their
+    assumptions. The config is one of `train-reward` or `align-policy`; the exit code is 0 whether it fits or
+    not.
 
     \b
     Example:
@@ -68,12 +71,12 @@ def command(
         if picture.suffix not in (".png", ".svg"):
             raise OutputError(f"--picture {picture}", allowed="a name that ends with .png or .svg")
     from rlhf.config.either import load_either
-    from rlhf.plan.gpus import parse_gpus  # light: a mistake is told before torch is loaded
+    from rlhf.plan.gpus import parse_gpus  # checks its arguments before torch is loaded
 
     shares = _shares(utilisation)
     cluster = parse_gpus(gpus, price)
     servers = parse_gpus(rollout_gpus, price) if rollout_gpus else None
-    told = load_either(config, overrides or ())
+    settings = load_either(config, overrides or ())
     from rlhf.plan import report
     from rlhf.plan.phases import Tracer, check_shares, check_strategy, with_servers
     from rlhf.plan.request import Assumptions, Request
@@ -81,10 +84,12 @@ def command(
 
     if parallel != "auto":
         check_strategy(parallel, cluster)
-    check_shares(told, cluster)
-    tracer = Tracer(load_shape(told.model.base, told.model.revision))
+    check_shares(settings, cluster)
+    tracer = Tracer(load_shape(settings.model.base, settings.model.revision))
     start = "one" if cluster.count == 1 else "ddp"
-    request = with_servers(Request(told, cluster, start if parallel == "auto" else parallel, servers), tracer)
+    request = with_servers(
+        Request(settings, cluster, start if parallel == "auto" else parallel, servers), tracer
+    )
     assumed = Assumptions(shares, item_tokens, prompt_tokens, answer_tokens)
     plan = report.make_plan(request, tracer, assumed, choose=parallel == "auto")
     if picture is not None:
@@ -98,7 +103,7 @@ def command(
 
 
 def _shares(text: str) -> tuple[float, float]:
-    """A share of the peak, or the least and the greatest one: `0.3`, `0.18-0.35`."""
+    """A fraction of the peak as a range: `0.3`, `0.18-0.35`."""
     try:
         ends = [float(part) for part in text.split("-", 1)]
     except ValueError:
@@ -106,7 +111,7 @@ def _shares(text: str) -> tuple[float, float]:
     if not ends or not 0 < ends[0] <= ends[-1] <= 1:
         raise ConfigError(
             f"--utilisation {text}.",
-            allowed="a share above 0 and up to 1, or the least and the greatest one",
+            allowed="a fraction above 0 and up to 1, or a range LOW-HIGH",
             fix="--utilisation 0.18-0.35",
         )
     return ends[0], ends[-1]

@@ -1,4 +1,4 @@
-"""`rlhf score`: the reward of every conversation in a file."""
+"""`rlhf score`: scores every conversation in a file."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def score(
     ],
     output: Annotated[
         Path,
-        typer.Option(metavar="FILE", help="Where the scored lines go; a name ending in .gz is compressed."),
+        typer.Option(metavar="FILE", help="The output file; compressed if its name ends in .gz."),
     ],
     form: Form = "auto",
     label: Label = None,
@@ -50,9 +50,9 @@ def score(
 ) -> None:
     """Score every conversation of a file with a reward model.
 
-    Each line {"messages": [...]} ends with the assistant's message and comes back with all its own keys, plus
-    "reward" (a number) and "attributes" (a number for each attribute the model rates); keys of these names
-    are replaced. All lines are checked before the first is scored, and the output appears only when it is
+    Each input line {"messages": [...]} ends with an assistant message. It is written with all its keys plus
+    "reward" (a number) and "attributes" (a number per attribute of the model); existing keys of these names
+    are replaced. All lines are checked before the first is scored, and the output is written only when it is
     complete.
 
     Example: rlhf score runs/demo/reward/final --input answers.jsonl --output scored.jsonl
@@ -76,18 +76,20 @@ def score(
 
 
 def read_conversations(path: Path) -> Iterator[tuple[Row, Conversation]]:
-    """Streams the conversations of a JSONL file with their rows; blank lines are passed over.
+    """Stream the conversations of a JSONL file with their rows; blank lines are skipped.
 
     Raises:
         DataError: the file cannot be read, or a line is not `{"messages": [...]}` ending with the assistant.
     """
     if not path.name.endswith((".jsonl", ".jsonl.gz")):
-        raise DataError(f"{path} is no JSON Lines file by its name.", allowed="FILE.jsonl or FILE.jsonl.gz")
+        raise DataError(
+            f"{path} does not have the name of a JSON Lines file.", allowed="FILE.jsonl or FILE.jsonl.gz"
+        )
     if not path.exists():
         raise missing_path(path)
     for place, values in file_rows(path):
         if not isinstance(values, dict) or not isinstance(values.get("messages"), list):
-            raise DataError(f"{place}: no object with a list `messages`", allowed=_SHAPE)
+            raise DataError(f"{place}: not an object with a list `messages`", allowed=_SHAPE)
         row = Row(place, values)
         if row.repeats_a_key:
             raise DataError(f"{place}: a key occurs twice", allowed="each key once", fix=CORRECT_ROW)
@@ -111,19 +113,19 @@ def _scored(chunk: Sequence[tuple[Row, Conversation]], scorer: ScorerLike) -> It
 
 
 def _scores(chunk: Sequence[tuple[Row, Conversation]], scorer: ScorerLike) -> list[ScoreLike]:
-    """The scores of a chunk; an error names the line it is about."""
+    """The scores of a chunk; an error names its line."""
     try:
         return list(scorer.score([conversation for _, conversation in chunk]))
     except (DataError, DivergenceError) as error:
         if len(chunk) == 1:
             place = chunk[0][0].place
             raise type(error)(f"{place}: {error.found}", allowed=error.allowed, fix=error.fix) from error
-    return [score for one in chunk for score in _scores([one], scorer)]
+    return [score for row in chunk for score in _scores([row], scorer)]
 
 
 @contextmanager
 def _atomic_lines(path: Path) -> Iterator[IO[str]]:
-    """A text file that gets its name only when the block ends well; otherwise nothing is left behind."""
+    """A text file that is renamed to `path` if the block succeeds, and removed otherwise."""
     opener = gzip.open if path.suffix == ".gz" else open
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:

@@ -1,4 +1,4 @@
-"""`rlhf search`: the best values of some config keys, by trying them."""
+"""`rlhf search`: hyperparameter search over config keys."""
 
 from __future__ import annotations
 
@@ -22,53 +22,53 @@ def command(
     overrides: Overrides = None,
     output: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="The search's folder; wins over `output` in the config."),
+        typer.Option(metavar="DIR", help="The search's folder; overrides `output` in the config."),
     ] = None,
     dry_run: Annotated[
         bool,
         typer.Option(
-            "--dry-run", help="Check everything, show space and state and the next trial, and stop."
+            "--dry-run", help="Check the config, print the space, the state and the next trial, and exit."
         ),
     ] = False,
     _explain: Annotated[bool, explain_option(SearchConfig)] = False,
 ) -> None:
     """Search for good values of config keys.
 
-    Runs `train-reward` or `align-policy` again and again, each time with other values, proposed by what the
-    trials before reached (TPE, by Optuna); hopeless trials are stopped early. Leaves a table, a picture and
-    the command to train with the best values. Stopped or killed, the same command goes on. More of these
-    processes, here or on other machines with the same `storage`, share the work; on a machine with several
-    cards, give each its own by CUDA_VISIBLE_DEVICES. `--explain` lists every key of the config.
+    Runs `train-reward` or `align-policy` with values proposed by Optuna's TPE sampler; unpromising trials are
+    pruned. Writes a table, plots and the command to train with the best values. After an interruption or a
+    kill the same command resumes the search. Several processes, on one or more machines with the same
+    `storage`, share the trials; on a machine with several GPUs, set CUDA_VISIBLE_DEVICES for each.
+    `--explain` lists every key of the config.
 
     \b
     Example:
       rlhf search configs/search/reward.yaml trials=30 --output runs/search
     """
-    told = load_config(config, SearchConfig, overrides or (), output)
+    settings = load_config(config, SearchConfig, overrides or (), output)
     from rlhf.search.plan import plan
     from rlhf.search.run import run_search
 
     console = Console(highlight=False)
 
-    def say(line: str) -> None:
+    def print_line(line: str) -> None:
         console.print(line, markup=False, soft_wrap=True)
 
     if dry_run:
-        for line in plan(told, config):
-            say(line)
+        for line in plan(settings, config):
+            print_line(line)
         return
     try:
-        results = run_search(told, config, say)
+        results = run_search(settings, config, print_line)
     except KeyboardInterrupt:
         words = shlex.join(["rlhf", "search", str(config), *(overrides or ())])
         where = f" --output {shlex.quote(str(output))}" if output else ""
-        typer.echo(f"Interrupted: the trial stays open. To go on: {words}{where}", err=True)
+        typer.echo(f"Interrupted: the trial stays open. To resume: {words}{where}", err=True)
         raise typer.Exit(INTERRUPTED) from None
-    say_results(told, results, console)
+    print_results(settings, results, console)
 
 
-def say_results(told: SearchConfig, results: dict[str, Any], console: Console) -> None:
-    """Table, counts, the command to train with the best values, and the page.
+def print_results(settings: SearchConfig, results: dict[str, Any], console: Console) -> None:
+    """Print the table, counts, the command to train with the best values, and the path of the report.
 
     Raises:
         RunError: every trial failed.
@@ -79,11 +79,12 @@ def say_results(told: SearchConfig, results: dict[str, Any], console: Console) -
     lines = summary(results)
     if results["best"] is not None:
         console.print(best_table(results))
-        note = ", the search's own overrides included: leave out those that only made trials short"
-        lines += [f"To train with the best values{note if told.overrides else ''}:", results["train"]]
-    for line in [*lines, f"Report: {write_page(told.output)}"]:
+        note = ", with the search's overrides: remove those that only shorten trials"
+        lines += [f"To train with the best values{note if settings.overrides else ''}:", results["train"]]
+    for line in [*lines, f"Report: {write_page(settings.output)}"]:
         console.print(line, markup=False, soft_wrap=True)
     if {trial["state"] for trial in results["trials"]} == {"failed"}:
         raise RunError(
-            f"all {len(results['trials'])} trials failed", fix=f"read the logs in {told.output / 'trials'}"
+            f"all {len(results['trials'])} trials failed",
+            fix=f"read the logs in {settings.output / 'trials'}",
         )

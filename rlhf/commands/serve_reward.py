@@ -1,4 +1,4 @@
-"""`rlhf serve-reward`: a reward model over HTTP."""
+"""`rlhf serve-reward`: serves a reward model over HTTP."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ TokenEnv = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="The environment variable with the token that every request must carry. Not set: one is generated and printed.",
+        help="The environment variable with the token that every request must carry. Not set: one is "
+        "generated and printed.",
     ),
 ]
 
@@ -29,7 +30,8 @@ def command(
     model: Annotated[
         str,
         typer.Argument(
-            help="A reward model: the `final` folder of a `train-reward` run, or a third party's (see --form)."
+            help="A reward model: the `final` folder of a `train-reward` run, or a third party's (see "
+            "--form)."
         ),
     ],
     port: Port = 8800,
@@ -40,11 +42,11 @@ def command(
 ) -> None:
     """Serve a reward model over HTTP, until Ctrl-C or SIGTERM.
 
-    POST /score takes {"conversations": [[{"role", "content"}, ...], ...]}, each ending with the assistant's message, and
-    returns {"scores": [{"reward", "attributes"} or {"error"}, ...]}, one per conversation; an invalid conversation does not
-    affect the others. GET /health describes the model. Every request needs the header `Authorization: Bearer TOKEN`. A request
-    holds at most 256 conversations and 16 MiB; requests that wait are scored in one batch. On a stop signal, requests under
-    way are answered first.
+    POST /score takes {"conversations": [[{"role", "content"}, ...], ...]}, each ending with the assistant's
+    message, and returns {"scores": [{"reward", "attributes"} or {"error"}, ...]}, one per conversation; an
+    invalid conversation does not affect the others. GET /health describes the model. Every request needs the
+    header `Authorization: Bearer TOKEN`. A request holds at most 256 conversations and 16 MiB; requests that
+    wait are scored in one batch. On a stop signal, requests under way are answered first.
 
     \b
     Example:
@@ -68,7 +70,8 @@ def command(
             typer.echo(f"The token, shown this once: export {token_env}={secret}")
         if not ip_address(address).is_loopback:
             typer.echo(
-                "Note: other machines can reach this, and nothing is encrypted: put a proxy or a tunnel in front."
+                "Note: other machines can reach this, and nothing is encrypted: put a proxy or a tunnel in "
+                "front."
             )
         serve(app, bound)
     typer.echo("Stopped.")

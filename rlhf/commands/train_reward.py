@@ -30,35 +30,35 @@ def command(
 ) -> None:
     """Train a reward model.
 
-    Reads ratings and preferences, trains an adapter and a head on the frozen base, stage by stage, and leaves the
-    model in RUN/final and its evaluation in RUN/eval.json. `--explain` lists every key of the config; with
-    `recipe=NAME` it is a row of the paper's table.
+    Reads ratings and preferences, trains an adapter and a head on the frozen base, stage by stage, and writes
+    the model to RUN/final and its evaluation to RUN/eval.json. `--explain` lists every key of the config;
+    `recipe=NAME` trains a row of the paper's table.
 
     \b
     Examples:
-      rlhf train-reward configs/reward/demo.yaml stages.0.epochs=2 --output runs/mine
+      rlhf train-reward configs/reward/demo.yaml stages.0.epochs=2 --output runs/reward
       rlhf train-reward configs/reward/nemotron-70b.yaml recipe=bt-margin --output runs/margin
     """
-    told = load_config(config, RewardConfig, overrides or (), output)
+    settings = load_config(config, RewardConfig, overrides or (), output)
     from reward import recipe  # torch loads only when the command runs
 
     if dry_run:
-        for line in recipe.dry_run(told):
+        for line in recipe.dry_run(settings):
             typer.echo(line)
         return
-    require_fit(told)
+    require_fit(settings)
     from rlhf.plan.machine import explained, fit_to_machine
     from rlhf.tracking.trackers import Trackers
 
-    told = fit_to_machine(told)
-    with explained(told), AfterTraining() as after, Trackers(told) as trackers:
-        run = recipe.train_reward(told, resume=resume, after=after, trackers=trackers)
+    settings = fit_to_machine(settings)
+    with explained(settings), AfterTraining() as after, Trackers(settings) as trackers:
+        run = recipe.train_reward(settings, resume=resume, after=after, trackers=trackers)
         after.on_main("the report", lambda: trackers.report(write_report(run)))
         after.on_main("the summary", lambda: print_summary(run))
 
 
 def print_summary(run: Path) -> None:
-    """The verdict, the overall accuracies in one table, and where everything else is."""
+    """Print the verdict, the overall accuracies, and the paths of the results."""
     evaluation = json.loads((run / "eval.json").read_text(encoding="utf-8"))
     verdict = reward_verdict(evaluation)
     typer.echo("\n".join([f"{verdict.label}. {verdict.sentence}", *verdict.more]))

@@ -175,7 +175,7 @@ def test_chat_through_a_pipe(final: Path, tiny_reward: Path) -> None:
     assert result.exit_code == 0, result.output
     assert result.output.count("mine:") == result.output.count("base:") == 3
     assert result.output.count("reward ") == 6
-    assert "/what is not known: /reset starts anew" in flat(result.output)
+    assert "unknown command /what" in flat(result.output)
     assert "A new conversation." in result.output and "not read" not in result.output
 
 
@@ -213,7 +213,7 @@ def test_what_compare_refuses(rlhf_command: Rlhf, tiny_base: Path, tiny_reward: 
     cases = {
         (tiny_base, tiny_base): "No prompts: neither side is a file of answers.",
         (answers, answers, "--best-of", "1,2"): "B has 1 answers to prompt 1; --best-of needs 2.",
-        (answers, answers, "--best-of", "1,x"): "--best-of 1,x is no list of numbers.",
+        (answers, answers, "--best-of", "1,x"): "--best-of 1,x is not a list of numbers.",
         (tmp_path / "none" / "final", answers): "There is no folder",
         (answers, tmp_path / "none.jsonl"): "There is no file",
     }
@@ -226,7 +226,7 @@ def test_what_compare_refuses(rlhf_command: Rlhf, tiny_base: Path, tiny_reward: 
 def test_what_frontier_refuses(rlhf_command: Rlhf, tmp_path: Path) -> None:
     for words, message in (
         ((tmp_path / "none",), "is not a folder"),
-        ((tmp_path, "--kl", "1,-2"), "--kl 1,-2 is no list of KL values."),
+        ((tmp_path, "--kl", "1,-2"), "--kl 1,-2 is not a list of KL values."),
     ):
         result = rlhf_command("frontier", *words, "--output", tmp_path / "out")
         assert result.exit_code == 2, result.output

@@ -147,7 +147,7 @@ def test_a_rank_is_kept_and_its_error_told(rlhf_command: Rlhf, recipe_config: Pa
     assert json.loads((run / "final" / "adapter_config.json").read_text())["r"] == 2
     found = json.loads((run / "expo.json").read_text())
     assert found["rank"] == 2 and 0 < found["truncation_error"] < 1
-    assert f"Cut to rank 2: relative error {found['truncation_error']:.3g}" in result.stdout
+    assert f"Truncated to rank 2: relative error {found['truncation_error']:.3g}" in result.stdout
 
 
 def test_a_start_takes_the_place_of_the_regression(

@@ -166,7 +166,7 @@ def test_the_command_leaves_a_reward_model_like_any_other(
     weak, strong, out = make("weak", 1), make("strong", 2), tmp_path / "out"
     result = rlhf_command("extrapolate", weak, strong, "--factor", "1.52", "--rank", "3", "--output", out)
     assert result.exit_code == 0, result.output
-    assert "Cut to rank 3: relative error 0." in result.stdout and f"Model: {out}" in result.stdout
+    assert "Truncated to rank 3: relative error 0." in result.stdout and f"Model: {out}" in result.stdout
     assert {file.name for file in out.iterdir()} == {file.name for file in strong.iterdir()}
     assert "weak + 1.52 x (strong - weak)" in (out / "README.md").read_text()
     conversation = (Message("user", "Hi."), Message("assistant", "Hello."))
@@ -234,7 +234,7 @@ def test_other_mistakes(make: Make, tmp_path: Path, rlhf_command: Rlhf) -> None:
     assert "an extrapolation goes from the weak model (0)" in refused(
         weak, strong, "--factor=-1", f"--output={tmp_path}/o"
     )
-    assert "is there already" in refused(weak, strong, "--factor=1.5", f"--output={weak}")
+    assert "exists already" in refused(weak, strong, "--factor=1.5", f"--output={weak}")
     headless = {
         name: w for name, w in load_file(strong / "adapter_model.safetensors").items() if "score" not in name
     }

@@ -143,9 +143,9 @@ def test_what_a_person_sees(rlhf_command: Run, config: Path, monkeypatch: pytest
     for line in (
         "(train): 4 read, 3 kept, 1 dropped",
         "tie (strength 0): ",
-        "Our aggregate is the published strength in 75.00% of 4 pairs:",
-        "[3, 3, 3, -100] is +1 published, here +3",
-        "2 are longer than model.max_length = 100; left out for it: 1 pairs.",
+        "The computed aggregate is the published strength in 75.00% of 4 pairs:",
+        "[3, 3, 3, -100] is +1 published, +3 computed",
+        "2 are longer than model.max_length = 100; dropped: 1 pairs.",
         "The score is read at the last of",
     ):
         assert line in result.stdout
@@ -176,14 +176,14 @@ def test_the_prompts_of_a_policy_config(
     assert "read_at" not in example and example["check"]["family"]
     monkeypatch.setenv("COLUMNS", "100")
     said = rlhf_command("inspect", policy_config).stdout
-    assert f"The answer is sampled from here on, until one of the stop ids {list(tiny_chat.stop_ids)}" in said
+    assert f"The answer is sampled from here, until one of the stop ids {list(tiny_chat.stop_ids)}" in said
 
 
 def test_an_example_longer_than_a_screen_is_shown_at_both_ends(rlhf_command: Run, config: Path) -> None:
     said = rlhf_command(
         "inspect", config, "model.max_length=400", "data.ratings=[]", "stages.0.regression_weight=0"
     )
-    assert "tokens more ..." not in said.stdout  # the first pair is short
+    assert "more tokens ..." not in said.stdout  # the first pair is short
     long_first = f'data.preferences.0.where={{prompt: ["{"Might it be? " + "It might. " * 60}"]}}'
     said = rlhf_command(
         "inspect",
@@ -194,7 +194,7 @@ def test_an_example_longer_than_a_screen_is_shown_at_both_ends(rlhf_command: Run
         long_first,
     )
     assert said.exit_code == 0, said.output
-    assert "tokens more ..." in said.stdout
+    assert "more tokens ..." in said.stdout
 
 
 def test_no_weights_are_loaded(rlhf_command: Run, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,9 +69,9 @@ def test_compressed_files_in_and_out(rlhf: Rlhf, tmp_path: Path) -> None:
 
 BAD_LINES = {
     '{"messages": [': "in.jsonl:2: not valid JSON",
-    '["messages"]': "in.jsonl:2: no object with a list `messages`",
-    '{"prompt": "x"}': "in.jsonl:2: no object with a list `messages`",
-    '{"messages": "x"}': "in.jsonl:2: no object with a list `messages`",
+    '["messages"]': "in.jsonl:2: not an object with a list `messages`",
+    '{"prompt": "x"}': "in.jsonl:2: not an object with a list `messages`",
+    '{"messages": "x"}': "in.jsonl:2: not an object with a list `messages`",
     '{"messages": []}': "in.jsonl:2: the conversation is empty",
     '{"messages": [{"role": "user", "content": "x"}]}': "in.jsonl:2: the conversation ends with the user's message",
     '{"messages": [{"role": "bot", "content": "x"}]}': "in.jsonl:2: column 'messages' is",
@@ -117,7 +117,7 @@ def test_a_reward_that_is_no_number_is_a_failed_run(rlhf: Rlhf, scorer: Any, tmp
     [
         ("nowhere.jsonl", "out.jsonl", "nowhere.jsonl does not exist"),
         ("empty.jsonl", "out.jsonl", "empty.jsonl:1: the file holds no rows"),
-        ("in.txt", "out.jsonl", "in.txt is no JSON Lines file by its name"),
+        ("in.txt", "out.jsonl", "in.txt does not have the name of a JSON Lines file"),
         ("in.jsonl", "in.jsonl", "in.jsonl is the input"),
         ("in.jsonl", "no/out.jsonl", "the folder no does not exist"),
         ("in.jsonl", ".", "--output . is a folder"),
