@@ -46,12 +46,12 @@ from rlhf.kernels.fused import choose_layers
 from rlhf.kernels.packing_check import decide_packing
 from rlhf.models import bases
 from rlhf.models.chat import Chat
+from rlhf.models.chat.control_tokens import SPELLED
+from rlhf.models.chat.same_prompts import SAME_PROMPT, digest_of
 from rlhf.models.checkpoint_folder import write_shell
 from rlhf.models.context import require_context
-from rlhf.models.control_tokens import SPELLED
 from rlhf.models.embedded import resolve_base
 from rlhf.models.loading import LoraConfig, base_of, fingerprint, fit_targets, load_causal, lora_config
-from rlhf.models.same_prompts import SAME_PROMPT, digest_of
 from rlhf.runs import checkpoints
 from rlhf.runs.after import AfterTraining
 from rlhf.runs.folder import RunFolder

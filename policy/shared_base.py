@@ -20,11 +20,12 @@ from transformers import PreTrainedModel
 from policy.rollouts.protocol import Sampling
 from policy.rollouts.transformers_engine import TransformersEngine
 from reward.scorer import Score, Scorer
+from rlhf.adapters import attached
 from rlhf.adapters import storage as adapters
 from rlhf.core.errors import DataError, ModelError, did_you_mean
 from rlhf.core.records import Conversation, Message, Rollout
 from rlhf.models.chat import Chat
-from rlhf.models.chat_template import DATE
+from rlhf.models.chat.template import DATE
 from rlhf.models.loading import PeftModel, load_causal, role
 
 
@@ -123,7 +124,7 @@ class SharedBase:
             self._check_policy(part)
         parts = {self._roles[part]: weight for part, weight in weights.items()}
         role_name = self._role_name(name)
-        adapters.blend(self._model, role_name, parts)
+        attached.blend(self._model, role_name, parts)
         self._model.eval()
         self._roles[name] = role_name
 

@@ -20,7 +20,7 @@ from rlhf.core.records import Conversation, Preference, Rating
 from rlhf.data.drops import DropReport
 from rlhf.kernels.packing import PackedBatch, Tree, pack
 from rlhf.models.chat import Chat
-from rlhf.models.same_prompts import SAME_IDS
+from rlhf.models.chat.same_prompts import SAME_IDS
 
 TOO_LONG = "longer than model.max_length"
 

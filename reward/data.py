@@ -15,9 +15,9 @@ from rlhf.data.load import join_ratings, load_comparisons, load_preferences, loa
 from rlhf.data.pairs import pair_rated
 from rlhf.data.split import held_out
 from rlhf.models.chat import Chat
+from rlhf.models.chat.control_tokens import SPELLED
+from rlhf.models.chat.same_prompts import SamePrompts
 from rlhf.models.context import require_context
-from rlhf.models.control_tokens import SPELLED
-from rlhf.models.same_prompts import SamePrompts
 
 IN_BENCHMARK = "prompt is in the benchmark"
 Record = TypeVar("Record", Preference, Rating)

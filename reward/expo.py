@@ -16,9 +16,10 @@ from reward.data import RewardData
 from reward.losses import bradley_terry
 from reward.save import save_final
 from reward.trainer import REWARD_INDEX
+from rlhf.adapters.attached import replace_trained
 from rlhf.adapters.extrapolation import Extrapolation, extrapolate
 from rlhf.adapters.lowrank import rank_of
-from rlhf.adapters.storage import RewardAdapter, replace_trained
+from rlhf.adapters.storage import RewardAdapter
 from rlhf.config.reward import ExpoConfig, RewardConfig
 from rlhf.core.errors import DataError
 from rlhf.distributed.sharding import compute_device

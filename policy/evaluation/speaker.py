@@ -17,7 +17,7 @@ from rlhf.core.places import missing_local
 from rlhf.core.records import Conversation, Rollout
 from rlhf.models.bases import read_config
 from rlhf.models.chat import Chat
-from rlhf.models.chat_template import DATE
+from rlhf.models.chat.template import DATE
 from rlhf.models.checkpoint_folder import model_folder
 from rlhf.models.embedded import resolve_base
 from rlhf.models.loading import TRAINED_WHOLE

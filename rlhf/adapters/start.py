@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from rlhf.adapters.storage import Adapter, set_weights
+from rlhf.adapters.attached import set_weights
+from rlhf.adapters.storage import Adapter
 from rlhf.core.errors import ModelError
 from rlhf.models.chat import Chat
 from rlhf.models.loading import POLICY, PeftModel, fingerprint

@@ -19,8 +19,8 @@ from rlhf.data.drops import DropReport
 from rlhf.data.lengths import lengths_of
 from rlhf.data.load import load_prompts
 from rlhf.models.chat import Chat
-from rlhf.models.control_tokens import SPELLED
-from rlhf.models.same_prompts import SAME_IDS, SAME_PROMPT, SamePrompts, digest_of
+from rlhf.models.chat.control_tokens import SPELLED
+from rlhf.models.chat.same_prompts import SAME_IDS, SAME_PROMPT, SamePrompts, digest_of
 from rlhf.runs.progress import Progress
 
 Record = TypeVar("Record", Preference, Rating, Prompt)

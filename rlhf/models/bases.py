@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.errors import GatedRepoError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -23,14 +22,12 @@ from transformers.utils import cached_file
 
 from rlhf.core.errors import ModelError
 from rlhf.models.embedded import resolve_base
+from rlhf.models.loading_errors import IN_DOCS, LOADING_ERRORS, cannot_load, no_output_embedding, no_sdpa
 from rlhf.models.targets import ALL_LINEAR, adapter_targets
 
 HEAD = "score"  # the name transformers gives the head of a sequence classifier
-LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
-"""What transformers raises for a model that cannot be loaded."""
 ADAPTER_CONFIG = "adapter_config.json"
 CLASSIFIER = "ForSequenceClassification"
-IN_DOCS = "docs/models.md lists the architectures that were tested"
 LOGIT_SETTINGS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
@@ -201,7 +198,7 @@ def skeleton(config: Any, base: str, *, classifier: bool) -> PreTrainedModel:
             fix="model.base=another model; an encoder that scores can be the policy's reward: {classifier: FOLDER}",
         )
     if getattr(config, "alibi", False):
-        raise _no_sdpa(base, kind, "its positions are ALiBi biases")
+        raise no_sdpa(base, kind, "its positions are ALiBi biases")
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             model: PreTrainedModel = auto_class.from_config(copy.deepcopy(config), attn_implementation="sdpa")
@@ -284,81 +281,6 @@ def require_plain_logits(model: PreTrainedModel) -> None:
 def tied(config: Any) -> bool:
     """Whether a model's output embedding is its input embedding."""
     return bool(getattr(config.get_text_config(), "tie_word_embeddings", False))
-
-
-def no_output_embedding(base: str) -> ModelError:
-    """The error for a base that scores and cannot write."""
-    return ModelError(
-        f"{base!r} has no weights of an output embedding (lm_head): its answers would be random.",
-        allowed="a causal language model; a sequence classifier can be the base of a reward model",
-        fix="model.base=the language model that the classifier was made of",
-    )
-
-
-def cannot_load(base: str, error: Exception) -> ModelError:
-    """The error for a base that transformers cannot load: the cause that its exception names, and what helps."""
-    if isinstance(error, torch.OutOfMemoryError):
-        raise error
-    text = str(error)
-    first = (text.strip().splitlines() or [type(error).__name__])[0]
-    folder = Path(base)
-    whole = "`embedded`, a folder with config.json and safetensors weights, or a Hugging Face name"
-    if "scaled_dot_product_attention" in text or "attention implementation" in text:
-        return _no_sdpa(
-            base,
-            first.partition(" ")[0],
-            f"transformers {transformers.__version__} has no such attention for this architecture",
-        )
-    if "trust_remote_code" in text or "custom code" in text:
-        return ModelError(
-            f"{base!r} brings Python code of its own, which is not run.",
-            allowed="architectures that are part of transformers",
-            fix=f"model.base=another model; {IN_DOCS}",
-        )
-    if isinstance(error, PermissionError):
-        return ModelError(
-            f"{base!r} cannot be loaded: {error.strerror or first}: {error.filename}.",
-            allowed="files that this user can read, and a cache that this user can write",
-            fix="chmod, or another cache: export HF_HOME=FOLDER",
-        )
-    if "does not recognize this architecture" in text or "should have a `model_type`" in text:
-        return ModelError(
-            f"{base!r}: transformers {transformers.__version__} does not know its model_type.",
-            allowed=IN_DOCS,
-            fix="model.base=another model, or a newer transformers",
-        )
-    if isinstance(error, ImportError):
-        return ModelError(f"{base!r} needs a package that is not installed: {first}", allowed=whole)
-    if folder.is_dir():
-        return ModelError(
-            f"The files of {base} cannot be loaded: {first}",
-            allowed=whole,
-            fix="copy or download the folder again",
-        )
-    if (
-        isinstance(error.__cause__, GatedRepoError)
-        or "gated repo" in text
-        or "401" in first
-        or "403" in first
-    ):
-        return ModelError(
-            f"{base!r} is gated or private: {first}",
-            allowed=whole,
-            fix="ask for access on the model's page, then `hf auth login`",
-        )
-    return ModelError(
-        f"No model could be loaded from {base!r}: {first}",
-        allowed=whole,
-        fix="a folder, or a name that the Hub or its cache has: hf download NAME --local-dir FOLDER",
-    )
-
-
-def _no_sdpa(base: str, kind: str, why: str) -> ModelError:
-    return ModelError(
-        f"{base!r} ({kind}) cannot use torch's scaled_dot_product_attention: {why}. Packed sequences are computed by it.",
-        allowed=f"bases with that attention, such as Llama, Qwen, Mistral, Gemma or Phi-3; {IN_DOCS}",
-        fix="model.base=another model",
-    )
 
 
 def _file_of(base: str, revision: str | None, name: str) -> str | None:

@@ -35,15 +35,13 @@ from rlhf.kernels import adapter_layers, layers
 from rlhf.models import four_bits, placement
 from rlhf.models.bases import HEAD as HEAD
 from rlhf.models.bases import (
-    LOADING_ERRORS,
-    cannot_load,
-    no_output_embedding,
     read_config,
     stored_head,
     stored_quantization,
 )
 from rlhf.models.dropout import switch_off as switch_off_noise
 from rlhf.models.embedded import resolve_base
+from rlhf.models.loading_errors import LOADING_ERRORS, cannot_load, no_output_embedding
 from rlhf.models.targets import adapter_targets
 
 POLICY = "default"  # the name TRL's trainers give the adapter they train

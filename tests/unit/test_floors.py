@@ -53,7 +53,12 @@ ENTRANCES = {
 
 DOORS = {
     # The third keeps PEFT's layers from casting what autocast casts back.
-    "peft": ("rlhf.models.loading", "rlhf.adapters.storage", "rlhf.kernels.adapter_layers"),
+    "peft": (
+        "rlhf.models.loading",
+        "rlhf.adapters.storage",
+        "rlhf.adapters.attached",
+        "rlhf.kernels.adapter_layers",
+    ),
     # The doctor tries both, each in a process of its own; the plan packs 4-bit layers that have no data.
     "bitsandbytes": ("rlhf.models.loading", "rlhf.doctor.probes", "rlhf.plan.empty"),
     # The third hands weights to vLLM as TRL does.

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from reward.data import load_data, load_records
 from rlhf.config.reward import RewardConfig
 from rlhf.models.chat import Chat
-from rlhf.models.same_prompts import SamePrompts
+from rlhf.models.chat.same_prompts import SamePrompts
 
 Configured = Callable[..., RewardConfig]
 STARS = {"prompt": "question", "response": "answer", "helpfulness": "stars.useful", "verbosity": "stars.long"}

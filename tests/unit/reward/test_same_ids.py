@@ -14,8 +14,8 @@ from reward.data import load_chat, load_data, load_records
 from rlhf.commands.inspection import inspect_policy, inspect_reward
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.reward import RewardConfig
-from rlhf.models.control_tokens import SPELLED
-from rlhf.models.same_prompts import SAME_IDS, SAME_PROMPT, SamePrompts
+from rlhf.models.chat.control_tokens import SPELLED
+from rlhf.models.chat.same_prompts import SAME_IDS, SAME_PROMPT, SamePrompts
 
 TRIM_AND_STRIP = KINDS["r1, turns not special"]["template"].replace(
     "<|User|>{{ m['content'] }}", "<|User|>{{ m['content'] | trim }}"

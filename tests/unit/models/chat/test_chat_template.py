@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from rlhf.core.errors import ConfigError, ModelError
 from rlhf.core.records import Message
 from rlhf.models.chat import Chat
-from rlhf.models.chat_template import ChatTemplate, choose_template, keys_to_set
+from rlhf.models.chat.template import ChatTemplate, choose_template, keys_to_set
 
 QUESTION = (Message("user", "Tea?"),)
 TODAY = "{{ '<|im_start|>system\\nToday is ' + strftime_now('%Y/%m/%d') + '.<|im_end|>\\n' }}" + CHATML

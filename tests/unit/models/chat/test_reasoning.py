@@ -20,7 +20,7 @@ from rlhf.config.reward import RewardConfig
 from rlhf.core.errors import RefusalError
 from rlhf.core.records import Message, Prompt, Rollout
 from rlhf.models.chat import Chat
-from rlhf.models.reasoning import without_reasoning
+from rlhf.models.chat.reasoning import without_reasoning
 
 ASKED = (Message("user", "Tea?"),)
 OPENS = CHATML.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>\n{% endif %}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf.core.errors import ModelError
-from rlhf.models.control_tokens import REASONING_TAGS
+from rlhf.models.chat.control_tokens import REASONING_TAGS
 
 # Ends of a turn that a template may write where a conversation with plain answers does not show them.
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>")

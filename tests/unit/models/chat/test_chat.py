@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from rlhf.core.errors import DataError, ModelError, RefusalError
 from rlhf.core.records import Message
 from rlhf.models.chat import Chat
-from rlhf.models.in_threads import TOGETHER
+from rlhf.models.chat.threads import TOGETHER
 
 PLAIN = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 DATED = (

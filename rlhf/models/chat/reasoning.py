@@ -19,7 +19,7 @@ from jinja2 import TemplateError
 
 from rlhf.core.errors import RefusalError
 from rlhf.core.records import Conversation, Message
-from rlhf.models.control_tokens import REASONING_TAGS
+from rlhf.models.chat.control_tokens import REASONING_TAGS
 
 Rule = Literal["keep", "strip", "refuse"]
 OPEN, CLOSE = REASONING_TAGS
