@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from reward.outputs import reward_output
+from reward.principle.scorer import CARD as PRINCIPLE_CARD
+from reward.principle.scorer import PrincipleScorer
 from reward.scorer import Score, Scorer, as_scores, default_budget, require_length
 from rlhf.core.errors import ModelError, did_you_mean
 from rlhf.core.places import missing_local
@@ -33,7 +35,7 @@ from rlhf.models.loading import HEAD, quiet
 from rlhf.models.loading_errors import LOADING_ERRORS, cannot_load
 from rlhf.models.precision import fits_in_float32, float32_products
 
-FORMS = ("auto", "ours", "classifier", "nemotron")
+FORMS = ("auto", "ours", "classifier", "nemotron", "principle")
 REWARD_ID = 0
 """The vocabulary id whose logit is the reward, in NVIDIA's form."""
 
@@ -49,17 +51,20 @@ def load_scorer(
     revision: str | None = None,
     dtype: str = "auto",
     tokens_per_batch: int | None = None,
-) -> Scorer | PlainScorer:
+    principles: Sequence[str] = (),
+) -> Scorer | PlainScorer | PrincipleScorer:
     """A reward model that is ready to score.
 
     Args:
         model: a folder or a Hugging Face name.
         form: `ours`, the `final/` folder of a `train-reward` run; `classifier`, any AutoModelForSequenceClassification;
-            `nemotron`, NVIDIA's `…-Reward-HF`; `auto` looks for reward.json, then at `architectures` in config.json.
+            `nemotron`, NVIDIA's `…-Reward-HF`; `principle`, the `final/` folder of a `train-principle` run; `auto` looks
+            for reward.json and principle.json, then at `architectures` in config.json.
         label: which of a classifier's outputs is the reward; else the first.
         revision: git revision of a Hugging Face name.
         dtype: number format of a model that is not ours; `auto` is its own.
         tokens_per_batch: token budget of one forward pass, padding included; None is the device's usual one.
+        principles: what a principle model scores by; other forms have none.
 
     Raises:
         ModelError: no reward model of that form is there, its head is missing, or it has no chat template.
@@ -72,6 +77,14 @@ def load_scorer(
         )
     if form == "auto":
         form = _find_form(model, revision)
+    if form == "principle":
+        return PrincipleScorer.load(model, _principles(model, principles), tokens_per_batch=tokens_per_batch)
+    if principles:
+        raise ModelError(
+            f"--principle: {model} is a reward model of the form {form}, which scores without principles.",
+            allowed="--principle with the final/ folder of a `rlhf train-principle` run",
+            fix="leave --principle out, or name a principle model",
+        )
     if form == "ours":
         if label is not None:
             raise ModelError(
@@ -85,10 +98,22 @@ def load_scorer(
     return load(str(model), chat, label, revision, dtype, tokens_per_batch or default_budget())
 
 
+def _principles(model: str | Path, principles: Sequence[str]) -> Sequence[str]:
+    if not principles:
+        raise ModelError(
+            f"{model} scores by principles, and none is given.",
+            allowed="one principle or more, in words",
+            fix=f'rlhf score {model} --principle "The response is at most one sentence." ...',
+        )
+    return principles
+
+
 def _find_form(model: str | Path, revision: str | None) -> str:
     folder = Path(model)
     if str(model).count("/") > 1 and not folder.exists():  # a Hugging Face name has one
         raise ModelError(f"There is no folder {model}: {missing_local(str(model))}", fix="correct the path")
+    if (folder / PRINCIPLE_CARD).exists():
+        return "principle"
     if (folder / "reward.json").exists() or (folder.is_dir() and not (folder / "config.json").exists()):
         return "ours"  # of a folder that holds no model at all, its reader says what is missing
     names = _architectures(model, revision)

@@ -67,6 +67,24 @@ def centering(chosen_B: Tensor, rejected_B: Tensor, denominator: float) -> Tenso
     return (chosen_B + rejected_B).square().sum() / max(denominator, 1.0)
 
 
+def fulfilment(scores_N: Tensor, fulfilled_N: Tensor, denominator: float) -> Tensor:
+    """Binary cross-entropy of s = logit(Yes) - logit(No) against whether a principle is fulfilled.
+
+        L = -sum over n of [y_n log sigmoid(s_n) + (1 - y_n) log sigmoid(-s_n)] / denominator
+
+    sigmoid(s) is the probability of Yes among Yes and No.
+
+    Args:
+        fulfilled_N: 1 or 0.
+        denominator: judgements in the whole update.
+
+    Source: the data and the score of arXiv 2509.21319.
+    """
+    _same_shape(scores_N, fulfilled_N)
+    loss = F.binary_cross_entropy_with_logits(scores_N.float(), fulfilled_N.float(), reduction="sum")
+    return loss / max(denominator, 1.0)
+
+
 def _same_shape(*tensors: Tensor) -> None:
     """Refuse to broadcast: a [B] against a [B, 1] would silently become all pairs."""
     shapes = {tuple(tensor.shape) for tensor in tensors}

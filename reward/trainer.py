@@ -188,9 +188,12 @@ class HybridRewardTrainer(DistributedTrainerMixin, SafeCheckpoints, RewardTraine
             torch.tensor([sums[n] for n in names], dtype=torch.float64, device=self.args.device),
             reduction="sum",
         )
-        total = dict(zip(names, reduced.tolist(), strict=True))
+        return self._named(dict(zip(names, reduced.tolist(), strict=True)), counts)
+
+    def _common(self, total: Mapping[str, float], counts: Mapping[str, float]) -> dict[str, float | str]:
+        """The figures that every loss has."""
         mean = total["rewards"] / counts["responses"]
-        figures: dict[str, float | str] = {
+        return {
             "stage": self.stage.name,
             "loss/total": total["loss/total"],
             "reward/mean": mean,
@@ -198,6 +201,10 @@ class HybridRewardTrainer(DistributedTrainerMixin, SafeCheckpoints, RewardTraine
             "tokens/useful": total["tokens/useful"],
             "tokens/computed": total["tokens/computed"],
         }
+
+    def _named(self, total: Mapping[str, float], counts: Mapping[str, float]) -> dict[str, float | str]:
+        """Sums over an update as the figures of metrics.jsonl."""
+        figures = self._common(total, counts)
         if counts["ratings"]:
             figures["loss/regression"] = total["loss/regression"]
         if counts["pairs"]:

@@ -10,10 +10,13 @@ from policy.rewards.ensemble import EnsembleReward
 from policy.rewards.function import FunctionReward, GoldReward, load_function
 from policy.rewards.judge import JudgeReward
 from policy.rewards.model import ModelReward
+from policy.rewards.principle import PrincipleReward
 from policy.rewards.protocol import Source
 from policy.rewards.server import ServerReward
 from policy.rewards.weighted import Part, WeightedRewards
 from reward.load_scorer import load_scorer
+from reward.principle.question import question_tokens
+from reward.principle.scorer import PrincipleScorer
 from reward.scorer import Scorer
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.rewards import GOLD, Kind, names_of
@@ -48,10 +51,11 @@ class RewardBuilder:
             UserError: one of the rewards cannot be had.
         """
         sources = self.config.reward
-        parts = [
-            Part(name, source.weight, self._make(source, REWARD if not place else f"{REWARD}_{place + 1}"))
-            for place, (name, source) in enumerate(zip(names_of(sources), sources, strict=True))
-        ]
+        parts = list[Part]()
+        for place, (name, source) in enumerate(zip(names_of(sources), sources, strict=True)):
+            made = self._make(source, REWARD if not place else f"{REWARD}_{place + 1}")
+            columns = made.columns(name) if isinstance(made, PrincipleReward) else {name: made}
+            parts += [Part(column, source.weight, one) for column, one in columns.items()]
         shaping = self.config.reward_shaping
         return WeightedRewards(parts, shaping.missing, normalise_each=shaping.normalise == "each")
 
@@ -76,6 +80,7 @@ class RewardBuilder:
             "function": lambda told, _: function(told),
             "judge": self._judge,
             "ensemble": self._ensemble,
+            "principle": self._principle,
         }
         return makers[source.kind](source, role)
 
@@ -100,6 +105,20 @@ class RewardBuilder:
         assert source.judge is not None  # its kind says so
         return JudgeReward(source.judge, self.config.output / "judge" / f"{role}-{processes.rank()}.jsonl")
 
+    def _principle(self, source: SourceConfig, role: str) -> PrincipleReward:
+        assert source.principle is not None  # its kind says so
+        scorer = PrincipleScorer.share(
+            source.principle,
+            self.model,
+            self.chat,
+            source.principles,
+            tokens_per_batch=self.config.tokens_per_batch,
+            name=role,
+        )
+        self.model = scorer.model
+        require_room(self.config, scorer.max_length, question_tokens(self.chat, source.principles))
+        return PrincipleReward(scorer)
+
     def _classifier(self, source: SourceConfig, role: str) -> Source:
         try:
             scorer = load_scorer(
@@ -116,14 +135,18 @@ class RewardBuilder:
         return ModelReward(scorer)
 
 
-def require_room(config: PolicyConfig, context: int) -> None:
+def require_room(config: PolicyConfig, context: int, question: int = 0) -> None:
     """Make sure that the longest prompt with the longest answer fits a reward model's context.
+
+    Args:
+        question: tokens that follow the answer.
 
     Raises:
         ConfigError: it does not.
     """
-    longest = config.data.max_prompt_tokens + config.rollouts.max_new_tokens + CLOSING_TOKENS
-    room = context - config.data.max_prompt_tokens - CLOSING_TOKENS
+    closing = CLOSING_TOKENS + question
+    longest = config.data.max_prompt_tokens + config.rollouts.max_new_tokens + closing
+    room = context - config.data.max_prompt_tokens - closing
     if longest > context:
         raise ConfigError(
             f"Prompt, answer and closing tokens may reach {longest} tokens.",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from policy.rewards.protocol import Missing
 from reward.load_scorer import PlainScorer
+from reward.principle.scorer import PrincipleScorer
 from reward.scorer import Scorer, score_each
 from rlhf.core.errors import RlhfError
 from rlhf.core.records import Conversation, Message, Prompt, Rollout
@@ -14,7 +15,7 @@ from rlhf.core.records import Conversation, Message, Prompt, Rollout
 class ModelReward:
     """A scorer that is asked for the reward of an answer, read as text after its prompt."""
 
-    def __init__(self, scorer: Scorer | PlainScorer) -> None:
+    def __init__(self, scorer: Scorer | PlainScorer | PrincipleScorer) -> None:
         self.scorer = scorer
 
     def of(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[float | Missing]:

@@ -8,6 +8,8 @@ from pathlib import Path
 from policy.rewards.build import function, require_room, server
 from policy.rewards.function import FunctionReward
 from reward.judge.client import JudgeClient
+from reward.principle.question import question_tokens
+from reward.principle.scorer import read_principle_model
 from rlhf.adapters.storage import RewardAdapter
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.rewards import Kind
@@ -40,6 +42,7 @@ def check_sources(config: PolicyConfig, chat: Chat, prompts: Sequence[Prompt]) -
         "function": lambda source: _check_function(source, config, chat, prompts),
         "judge": lambda source: _check_judge(source, config),
         "ensemble": lambda source: _check_ensemble(source, chat, config),
+        "principle": lambda source: _check_principle(source, chat, config),
     }
     for _, source in [*(("reward", source) for source in config.reward), *held_out]:
         checks[source.kind](source)
@@ -55,6 +58,13 @@ def _check_ensemble(source: SourceConfig, chat: Chat, config: PolicyConfig) -> N
     assert source.ensemble is not None  # its kind says so
     for folder in source.ensemble.adapters:
         _check_adapter(SourceConfig(adapter=folder), chat, config)
+
+
+def _check_principle(source: SourceConfig, chat: Chat, config: PolicyConfig) -> None:
+    assert source.principle is not None  # its kind says so
+    adapter = read_principle_model(Path(source.principle))
+    adapter.check_template(chat)
+    require_room(config, adapter.card["max_length"], question_tokens(chat, source.principles))
 
 
 def _check_classifier(source: SourceConfig) -> None:

@@ -24,6 +24,9 @@ COMMANDS = {
         "rlhf.commands.annotate:command", "Collect preferences and ratings from people in a browser."
     ),
     "train-reward": Command("rlhf.commands.train_reward:command", "Train a reward model."),
+    "train-principle": Command(
+        "rlhf.commands.train_principle:command", "Train an adapter that scores by principles in words."
+    ),
     "evaluate-reward": Command(
         "rlhf.commands.evaluate_reward:evaluate_reward",
         "Measure a reward model on pairs of answers.",

@@ -31,8 +31,8 @@ Form = Annotated[
     typer.Option(
         metavar="FORM",
         help="`ours`, `classifier` (any AutoModelForSequenceClassification), `nemotron` (NVIDIA's "
-        "-Reward-HF: the "
-        "logit of vocabulary id 0), or `auto`, which looks at reward.json and config.json.",
+        "-Reward-HF: the logit of vocabulary id 0), `principle` (of `rlhf train-principle`), or `auto`, "
+        "which looks at the model's files.",
     ),
 ]
 Label = Annotated[

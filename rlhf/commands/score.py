@@ -26,6 +26,14 @@ from rlhf.data.readers.rows import CORRECT_ROW, Row
 from rlhf.runs.progress import Progress
 
 _SHAPE = '{"messages": [{"role": "user", "content": "..."}, ..., {"role": "assistant", "content": "..."}]}'
+Principles = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--principle",
+        metavar="TEXT",
+        help="What a principle model (`rlhf train-principle`) scores by; may be repeated. The reward is the mean.",
+    ),
+]
 _CHUNK = 64  # lines held in memory at a time
 
 
@@ -47,6 +55,7 @@ def score(
     form: Form = "auto",
     label: Label = None,
     tokens_per_batch: TokensPerBatch = None,
+    principle: Principles = None,
 ) -> None:
     """Score every conversation of a file with a reward model.
 
@@ -55,7 +64,12 @@ def score(
     are replaced. All lines are checked before the first is scored, and the output is written only when it is
     complete.
 
-    Example: rlhf score runs/demo/reward/final --input answers.jsonl --output scored.jsonl
+    With a principle model, "attributes" has the score of each --principle.
+
+    \b
+    Examples:
+      rlhf score runs/demo/reward/final --input answers.jsonl --output scored.jsonl
+      rlhf score runs/principle/final --principle "The response is one sentence." --input a.jsonl --output b.jsonl
     """
     from reward.load_scorer import load_scorer  # torch loads only when the command runs
 
@@ -63,7 +77,9 @@ def score(
     if output.exists() and input_.exists() and output.samefile(input_):
         raise OutputError(f"{output} is the input.", fix="name another file as --output")
     total = sum(1 for _ in read_conversations(input_))
-    scorer = load_scorer(model, form=form, label=label, tokens_per_batch=tokens_per_batch)
+    scorer = load_scorer(
+        model, form=form, label=label, tokens_per_batch=tokens_per_batch, principles=principle or ()
+    )
     rows = read_conversations(input_)
     done = 0
     with _atomic_lines(output) as file, Progress(total, "lines") as progress:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from rlhf.config.judge import JudgeConfig
 from rlhf.config.schema import Count, CountOrZero, NonNegative, Number, Place, Positive, Strict
 
-Kind = Literal["adapter", "classifier", "server", "function", "judge", "ensemble"]
-KINDS: tuple[Kind, ...] = ("adapter", "classifier", "server", "function", "judge", "ensemble")
+Kind = Literal["adapter", "classifier", "server", "function", "judge", "ensemble", "principle"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 GOLD = "gold"
 """The function of this name is built in: the gold score."""
 RESERVED = ("mean", "std", "shaped", "missing", "held_out", "held_out_agreement")
@@ -20,7 +20,12 @@ RESERVED = ("mean", "std", "shaped", "missing", "held_out", "held_out_agreement"
 TOKEN_ENV = "RLHF_REWARD_TOKEN"  # noqa: S105 - the name of a variable
 SERVER_PROTOCOL = 1
 """Version of the JSON between `rlhf serve-reward` and its clients."""
-ONLY_WITH = (("label", "classifier"), ("token_env", "server"), ("timeout", "server"))
+ONLY_WITH = (
+    ("label", "classifier"),
+    ("token_env", "server"),
+    ("timeout", "server"),
+    ("principles", "principle"),
+)
 
 
 class EnsembleConfig(Strict):
@@ -40,8 +45,8 @@ def is_header_safe(token: str) -> bool:
 
 
 class Source(Strict):
-    """A source of rewards: exactly one of `adapter`, `classifier`, `server`, `function`, `judge` and
-    `ensemble`."""
+    """A source of rewards: exactly one of `adapter`, `classifier`, `server`, `function`, `judge`, `ensemble` and
+    `principle`."""
 
     adapter: Place | None = None
     """A reward model on the policy's base, whose weights it shares: the `final/` folder of `rlhf
@@ -58,6 +63,11 @@ class Source(Strict):
     """A language model behind an OpenAI-compatible server that judges the answers."""
     ensemble: EnsembleConfig | None = None
     """Several reward models on the policy's base, combined into one reward."""
+    principle: Place | None = None
+    """A principle model on the policy's base, whose weights it shares: the `final/` folder of `rlhf
+    train-principle`."""
+    principles: list[str] = Field(default_factory=list)
+    """Principle: what responses should satisfy, in words. Several are several rewards, each with `weight`."""
     label: str | None = None
     """Classifier with several outputs: the output that is the reward; null: the first."""
     token_env: str = TOKEN_ENV
@@ -75,8 +85,16 @@ class Source(Strict):
             )
         fields = type(self).model_fields
         for key, kind in ONLY_WITH:
-            if kind != kinds[0] and getattr(self, key) != fields[key].default:
+            if kind != kinds[0] and getattr(self, key) != fields[key].get_default(call_default_factory=True):
                 raise ValueError(f"{key} goes with {kind}, not with {kinds[0]}; remove it")
+        if self.principle is not None and (
+            not self.principles or any(not principle.strip() for principle in self.principles)
+        ):
+            raise ValueError(
+                "principle needs principles, none of them empty; write principles: ['The response ...']"
+            )
+        if len(set(self.principles)) < len(self.principles):
+            raise ValueError("principles: one of them is there twice; remove it")
         if self.server is not None and not re.fullmatch(r"https?://[^?#@\s]+", self.server):
             raise ValueError(
                 f"server: found {self.server!r}; write http://HOST:PORT, and put the token into "
@@ -98,6 +116,8 @@ class Source(Strict):
             return f"{self.judge.model} at {self.judge.url}"
         if self.ensemble is not None:
             return f"{self.ensemble.rule} of {', '.join(self.ensemble.adapters)}"
+        if self.principle is not None:
+            return f"{self.principle} by {len(self.principles)} principles"
         return str(getattr(self, self.kind))
 
     def words(self) -> str:

@@ -25,6 +25,7 @@ ENDS = 2**24
 """Bytes hashed at each end of a large file."""
 PATHS = (
     *("start", "reward", "reward.*.adapter", "reward.*.classifier", "reward.*.function"),
+    "reward.*.principle",
     *("reward.*.ensemble.adapters.*", "held_out_reward", "held_out_reward.*"),
 )
 """Config keys that may name a file or folder that results depend on; data is hashed by its records."""

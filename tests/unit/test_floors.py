@@ -47,7 +47,7 @@ FLOORS = {
 """Height of each room; a module imports its own room and lower floors. What else lies in `rlhf` is the roof."""
 
 ENTRANCES = {
-    ("policy", "reward"): ("reward.scorer", "reward.load_scorer", "reward.judge")
+    ("policy", "reward"): ("reward.scorer", "reward.load_scorer", "reward.judge", "reward.principle")
 }  # a policy may follow anybody's reward model
 """(room, other room): the modules by which it may be entered."""
 
@@ -203,12 +203,12 @@ def test_imports_keep_to_the_floors_and_doors() -> None:
         (
             "policy.recipe",
             "from reward import trainer",
-            "policy enters reward by reward.scorer and reward.load_scorer and reward.judge alone",
+            "policy enters reward by reward.scorer and reward.load_scorer and reward.judge and reward.principle alone",
         ),
         (
             "policy.recipe",
             "import reward.losses",
-            "policy enters reward by reward.scorer and reward.load_scorer and reward.judge alone",
+            "policy enters reward by reward.scorer and reward.load_scorer and reward.judge and reward.principle alone",
         ),
         ("reward.trainer", "from peft import PeftModel", "peft is imported only by rlhf.models.loading"),
         ("rlhf.models.chat", "import bitsandbytes as bnb", "bitsandbytes is imported only by"),

@@ -17,10 +17,11 @@ from typing import Any, Literal
 from rlhf.core.errors import DataError
 from rlhf.core.records import Conversation
 from rlhf.data.demo.annotators import preference, quality, ratings
+from rlhf.data.demo.principles import principles_of
 from rlhf.data.demo.prompts import FAMILIES, Request, all_requests
 from rlhf.data.demo.responses import Response, respond
 
-Kind = Literal["helpsteer2", "helpsteer2-preference", "prompts", "benchmark"]
+Kind = Literal["helpsteer2", "helpsteer2-preference", "helpsteer3-principle", "prompts", "benchmark"]
 Row = dict[str, Any]
 Pair = tuple[Response, Response]
 
@@ -38,6 +39,7 @@ PARTS: Mapping[Kind, Mapping[str, str]] = {
         "val": "validation pairs",
         "validation": "validation pairs",
     },
+    "helpsteer3-principle": {"train": "training pairs", "validation": "validation pairs"},
     "prompts": {"train": "training prompts", "test": "test prompts"},
     "benchmark": {"validation": "benchmark"},
 }
@@ -131,6 +133,22 @@ def _preference_rows(requests: Sequence[Request], part: str, seed: int) -> Itera
         }
 
 
+def _principle_rows(requests: Sequence[Request], part: str, seed: int) -> Iterator[Row]:
+    """Two principles for each response of the pairs."""
+    rng = _stream(part, seed, "principles")
+    for request, pair in zip(requests, _pairs(requests, part, seed), strict=True):
+        for response in pair:
+            for principle, fulfilled in rng.sample(principles_of(request, response), 2):
+                yield {
+                    "domain": "general",
+                    "language": "english",
+                    "context": _messages(request.messages),
+                    "response": response.text,
+                    "principle": principle,
+                    "fulfilment": "Yes" if fulfilled else "No",
+                }
+
+
 def _benchmark_rows(requests: Sequence[Request], part: str, seed: int) -> Iterator[Row]:
     rng = _stream(part, seed, "comparisons")
     traps = list(ADVERSARIAL)
@@ -203,6 +221,7 @@ def _one_string(conversation: Conversation) -> str:
 _MAKERS: Mapping[Kind, Callable[[Sequence[Request], str, int], Iterator[Row]]] = {
     "helpsteer2": _rating_rows,
     "helpsteer2-preference": _preference_rows,
+    "helpsteer3-principle": _principle_rows,
     "prompts": _prompt_rows,
     "benchmark": _benchmark_rows,
 }

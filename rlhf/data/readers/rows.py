@@ -17,7 +17,7 @@ from rlhf.data.readers.hub import hub_rows
 from rlhf.data.readers.select import drawn, matching, of_split
 from rlhf.data.readers.tables import Cell, is_saved, saved_rows
 
-DemoKind = Literal["helpsteer2", "helpsteer2-preference", "prompts", "benchmark"]
+DemoKind = Literal["helpsteer2", "helpsteer2-preference", "helpsteer3-principle", "prompts", "benchmark"]
 
 if TYPE_CHECKING:
     from rlhf.config.schema import DataSource

@@ -55,8 +55,14 @@ def scorer(monkeypatch: pytest.MonkeyPatch) -> FakeScorer:
     fake = FakeScorer()
 
     def load_scorer(
-        model: str, *, form: str, label: str | None, tokens_per_batch: int | None = None
+        model: str,
+        *,
+        form: str,
+        label: str | None,
+        tokens_per_batch: int | None = None,
+        principles: Sequence[str] = (),
     ) -> FakeScorer:
+        assert not principles
         fake.tokens_per_batch = tokens_per_batch
         return fake.load(model, form, label)
 

@@ -17,7 +17,7 @@ REST = {"output": "runs/x", "reward": "runs/r/final", "data": {"prompts": [{"pat
 
 
 def test_there_are_snippets() -> None:
-    assert len(SNIPPETS) == 7
+    assert len(SNIPPETS) == 8
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS)

@@ -32,7 +32,7 @@ def rows() -> dict[tuple[str, str], list[dict[str, Any]]]:
 def test_every_kind_has_rows_of_the_size_it_says(rows: Any) -> None:
     assert set(PARTS) == set(get_args(Kind))
     for kind, split in EVERY:
-        responses = 2 if kind == "helpsteer2" else 1
+        responses = {"helpsteer2": 2, "helpsteer3-principle": 4}.get(kind, 1)
         assert len(rows[kind, split]) == responses * SIZES[PARTS[kind][split]]
 
 

@@ -1,0 +1,57 @@
+"""Rewards by principles in words: one adapter on the policy's base, one reward for each principle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from policy.rewards.model import conversations_of
+from policy.rewards.protocol import Missing, Source
+from reward.principle.scorer import PrincipleScorer
+from reward.scorer import Score, score_each
+from rlhf.core.errors import RlhfError
+from rlhf.core.records import Prompt, Rollout
+
+
+class PrincipleReward:
+    """The mean score over all principles, and each principle as a source of its own.
+
+    The answers of a call are scored once by all principles, which share the computation of the conversation.
+    """
+
+    def __init__(self, scorer: PrincipleScorer) -> None:
+        self.scorer = scorer
+        self._answers: Sequence[Rollout] | None = None
+        self._scores: Sequence[Score | RlhfError] = ()
+
+    def columns(self, name: str) -> dict[str, Source]:
+        """Sources by their name in the log: `name`, or with several principles `name.1`, `name.2`, ..."""
+        principles = self.scorer.principles
+        if len(principles) == 1:
+            return {name: self}
+        return {f"{name}.{place + 1}": _Column(self, principle) for place, principle in enumerate(principles)}
+
+    def of(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[float | Missing]:
+        """The mean score of each answer over the principles."""
+        return [
+            Missing(score.found) if isinstance(score, RlhfError) else score.reward
+            for score in self.scores(prompts, rollouts)
+        ]
+
+    def scores(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> Sequence[Score | RlhfError]:
+        """The scores of each answer by every principle; those of the same list of answers are computed once."""
+        if rollouts is not self._answers:
+            self._scores = score_each(self.scorer.score, conversations_of(prompts, rollouts))
+            self._answers = rollouts
+        return self._scores
+
+
+class _Column:
+    def __init__(self, reward: PrincipleReward, principle: str) -> None:
+        self.reward, self.principle = reward, principle
+
+    def of(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[float | Missing]:
+        """The score of each answer by one principle."""
+        return [
+            Missing(score.found) if isinstance(score, RlhfError) else score.attributes[self.principle]
+            for score in self.reward.scores(prompts, rollouts)
+        ]

@@ -1,0 +1,231 @@
+"""What `rlhf train-principle` does, as a straight line: rows, items, training, evaluation on held-out prompts."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import set_seed
+
+from reward.principle.items import FULFILMENT, PrincipleData, load_data
+from reward.principle.question import answer_head, answer_ids
+from reward.principle.scorer import CARD, PrincipleScorer, read_principle_model
+from reward.principle.trainer import PrincipleTrainer
+from reward.recipe import recorder
+from reward.trainer import trainer_arguments
+from rlhf.adapters.start import start_from
+from rlhf.config.principle import PrincipleConfig
+from rlhf.config.reward import StageConfig
+from rlhf.core.errors import ConfigError
+from rlhf.core.records import Message, Principle
+from rlhf.core.statistics import wilson_interval
+from rlhf.distributed import processes, sharding
+from rlhf.distributed.trainer_mixin import draw_order
+from rlhf.kernels.fused import choose_layers
+from rlhf.kernels.packing_check import decide_packing
+from rlhf.models.chat import Chat
+from rlhf.models.checkpoint_folder import write_shell
+from rlhf.models.context import require_context
+from rlhf.models.forwards import enable_packed_scores
+from rlhf.models.loading import HEAD, PeftModel, fingerprint, load_causal, lora_config, with_adapter
+from rlhf.runs import checkpoints
+from rlhf.runs.folder import RunFolder, atomic_folder
+from rlhf.runs.gpu_memory import phase
+from rlhf.runs.inputs import Input, check_inputs, inputs_of
+from rlhf.runs.progress import Progress
+
+STAGE = "principle"
+
+
+def train_principle(config: PrincipleConfig, *, resume: bool = False) -> dict[str, Any]:
+    """Train, save and evaluate a principle model; returns the evaluation, which is also in eval.json.
+
+    Raises:
+        UserError: the input is at fault.
+        RunError: training failed.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    set_seed(config.seed)
+    with RunFolder.create(config.output, config, resume=resume, command="train-principle") as run:
+        chat = load_chat(config)
+        data = load_data(config, chat)
+        for line in (*chat.notes, *data.drops.lines()):
+            print(line)
+        run.write_json("drops.json", data.drops.as_dict())
+        check_inputs(run, inputs_of(config, data.drops.digests))
+        processes.per_rank(config.batch_size, "batch_size")
+        if sharding.is_requested():
+            raise ConfigError(
+                "train-principle does not shard its model.",
+                allowed="one process, or DDP",
+                fix="accelerate launch --config_file configs/launch/ddp.yaml",
+            )
+        train(config, data, chat, run, resume=resume)
+        gc.collect()  # a reference cycle holds the base, and the scorer loads its own
+        result = processes.from_main(lambda: evaluate(config, run.final, data.held_out))
+        run.write_json("eval.json", {**result, "training_drops": data.drops.as_dict()})
+    return result
+
+
+def load_chat(config: PrincipleConfig) -> Chat:
+    """The tokenizer and template of the base; a start must have been trained with the same.
+
+    Raises:
+        UserError: there is no such base, Yes and No begin alike, model.max_length is too large, or the start does not fit.
+    """
+    require_context(config.model.base, config.model.revision, config.model.max_length)
+    chat = Chat.of(config.model)
+    answer_ids(chat)
+    if config.start is not None:
+        read_principle_model(Path(config.start)).check_template(chat)
+    return chat
+
+
+@phase("loading")
+def build_model(config: PrincipleConfig, chat: Chat) -> PeftModel:
+    """The base with a fresh adapter, a frozen head for Yes against No, and packed scores.
+
+    Raises:
+        ModelError: the base cannot be loaded, or its logits are not plain.
+    """
+    model = load_causal(
+        config.model.base,
+        revision=config.model.revision,
+        dtype=config.model.dtype,
+        quantization=config.model.quantization,
+        fast_layers=config.model.fast_layers,
+    )
+    if torch.cuda.is_available() and config.model.quantization == "none":
+        model = model.to("cuda")
+    choose_layers(model, config.model.fused_kernels)
+    decide_packing(model, wanted=config.model.packing)
+    enable_packed_scores(model)
+    head = answer_head(model, chat)
+    wrapped = with_adapter(model, lora_config(**config.adapter.model_dump()))
+    model.add_module(HEAD, head)  # after the adapter, which would otherwise take it for one of its layers
+    if config.start is not None:
+        folder = Path(config.start)
+        start_from(folder, read_principle_model(folder), wrapped, chat)
+    return wrapped
+
+
+def train(config: PrincipleConfig, data: PrincipleData, chat: Chat, run: RunFolder, *, resume: bool) -> None:
+    """Train, and leave the best adapter in `final/`."""
+    checkpoint, torn = (
+        processes.from_main(lambda: checkpoints.latest(run.checkpoints)) if resume else (None, [])
+    )
+    for line in torn:
+        print(line)
+    run.truncate(checkpoints.step_of(checkpoint) if checkpoint else 0)
+    model = build_model(config, chat)
+    check_inputs(run, {"model.base": Input(config.model.base, fingerprint(model.get_base_model()))})
+    write_shell(run.checkpoints, lambda folder: save(config, model, chat, folder))
+    steps = steps_of(config, len(data.training))
+    labels = {"id2label": {0: FULFILMENT}, "label2id": {FULFILMENT: 0}}
+    model.config.update(labels)
+    with Progress(steps, "update") as progress:
+        trainer = PrincipleTrainer(
+            model,
+            trainer_arguments(
+                **config.optimizer.model_dump(),
+                batch_size=config.batch_size,
+                folder=str(run.checkpoints),
+                steps=steps,
+                dtype=config.model.dtype,
+                seed=config.seed,
+                evaluate_every=config.validate_every,
+                save_every=config.save_every,
+                has_validation=bool(data.validation),
+                gradient_checkpointing=config.model.gradient_checkpointing,
+            ),
+            chat.trainers_tokenizer(),
+            stage=StageConfig(name=STAGE, regression_weight=1.0),
+            items=data.training,
+            order=draw_order(len(data.training), steps * config.batch_size, config.seed),
+            validation=data.validation,
+            tokens_per_batch=config.tokens_per_batch,
+            step_offset=0,
+            record=recorder(run, progress),
+        )
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.finish_stage()
+    save(config, model, chat, run.final)
+
+
+def steps_of(config: PrincipleConfig, items: int) -> int:
+    """Updates of the run: whole batches in its epochs, at least one, at most max_steps."""
+    steps = max(1, int(config.epochs * items / config.batch_size))
+    return min(steps, config.max_steps) if config.max_steps else steps
+
+
+def save(config: PrincipleConfig, model: PeftModel, chat: Chat, folder: Path) -> None:
+    """Write adapter, tokenizer and card under their final name only when whole; all processes must call."""
+    card = {
+        "base": config.model.base,
+        "revision": config.model.revision,
+        "fingerprint": fingerprint(model.get_base_model()),
+        "dtype": config.model.dtype,
+        "quantization": config.model.quantization,
+        "packing": config.model.packing,
+        "trained_length": config.model.max_length,
+        "max_length": model.config.get_text_config().max_position_embeddings,
+        **chat.card(),
+    }
+    weights = checkpoints.trainable_state(model)
+
+    def write() -> None:
+        with atomic_folder(folder) as partial:
+            model.save_pretrained(str(partial), state_dict=weights)
+            chat.save_tokenizer(partial)
+            (partial / CARD).write_text(json.dumps(card, indent=1), encoding="utf-8")
+
+    processes.on_main(write)
+
+
+def evaluate(config: PrincipleConfig, folder: Path, records: Sequence[Principle]) -> dict[str, Any]:
+    """How often the sign of the score says whether a principle is fulfilled, on held-out records.
+
+    Returns:
+        `{"count", "accuracy", "ci95", "majority", "fulfilled": {"yes": shares, "no": shares}}`; `majority` is what always
+        giving the more frequent answer gets. Empty without records.
+    """
+    if not records:
+        return {}
+    right: dict[bool, list[bool]] = {True: [], False: []}
+    by_principle: dict[str, list[Principle]] = {}
+    for record in records:
+        by_principle.setdefault(record.principle, []).append(record)
+    scorer = PrincipleScorer.load(folder, list(by_principle), tokens_per_batch=config.tokens_per_batch)
+    for principle, members in by_principle.items():
+        one = scorer.with_principles([principle])
+        conversations = [(*r.prompt, Message("assistant", r.response)) for r in members]
+        for record, score in zip(members, one.score(conversations), strict=True):
+            right[record.fulfilled].append((score.reward > 0) == record.fulfilled)
+    correct = [*right[True], *right[False]]
+    accuracy = sum(correct) / len(correct)
+    return {
+        "count": len(correct),
+        "accuracy": accuracy,
+        "ci95": wilson_interval(accuracy, len(correct)),
+        "majority": max(map(len, right.values())) / len(correct),
+        "fulfilled": {
+            name: {"count": len(part), "accuracy": sum(part) / len(part) if part else None}
+            for name, part in (("yes", right[True]), ("no", right[False]))
+        },
+    }
+
+
+def dry_run(config: PrincipleConfig) -> list[str]:
+    """What a run would do: the drop report, items and updates."""
+    data = load_data(config, load_chat(config))
+    steps = steps_of(config, len(data.training))
+    return [
+        *data.drops.lines(),
+        f"{len(data.training)} responses with principles, {len(data.validation)} held out; {steps} updates of "
+        f"{config.batch_size} at {config.optimizer.learning_rate:g}",
+    ]
