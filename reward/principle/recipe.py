@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
 from reward.principle.items import FULFILMENT, PrincipleData, load_data
 from reward.principle.question import answer_head, answer_ids
@@ -37,6 +37,8 @@ from rlhf.runs.folder import RunFolder, atomic_folder
 from rlhf.runs.gpu_memory import phase
 from rlhf.runs.inputs import Input, check_inputs, inputs_of
 from rlhf.runs.progress import Progress
+from rlhf.tracking.callbacks import load_callbacks
+from rlhf.tracking.trackers import Trackers, tracking
 
 STAGE = "principle"
 
@@ -51,7 +53,11 @@ def train_principle(config: PrincipleConfig, *, resume: bool = False) -> dict[st
     if config.threads:
         torch.set_num_threads(config.threads)
     set_seed(config.seed)
-    with RunFolder.create(config.output, config, resume=resume, command="train-principle") as run:
+    callbacks = load_callbacks(config.callbacks)
+    with (
+        RunFolder.create(config.output, config, resume=resume, command="train-principle") as run,
+        tracking(None, config) as track,
+    ):
         chat = load_chat(config)
         data = load_data(config, chat)
         for line in (*chat.notes, *data.drops.lines()):
@@ -65,7 +71,7 @@ def train_principle(config: PrincipleConfig, *, resume: bool = False) -> dict[st
                 allowed="one process, or DDP",
                 fix="accelerate launch --config_file configs/launch/ddp.yaml",
             )
-        train(config, data, chat, run, resume=resume)
+        train(config, data, chat, run, track, callbacks, resume=resume)
         gc.collect()  # a reference cycle holds the base, and the scorer loads its own
         result = processes.from_main(lambda: evaluate(config, run.final, data.held_out))
         run.write_json("eval.json", {**result, "training_drops": data.drops.as_dict()})
@@ -114,13 +120,23 @@ def build_model(config: PrincipleConfig, chat: Chat) -> PeftModel:
     return wrapped
 
 
-def train(config: PrincipleConfig, data: PrincipleData, chat: Chat, run: RunFolder, *, resume: bool) -> None:
+def train(
+    config: PrincipleConfig,
+    data: PrincipleData,
+    chat: Chat,
+    run: RunFolder,
+    track: Trackers,
+    callbacks: Sequence[TrainerCallback],
+    *,
+    resume: bool,
+) -> None:
     """Train, and leave the best adapter in `final/`."""
     checkpoint, torn = (
         processes.from_main(lambda: checkpoints.latest(run.checkpoints)) if resume else (None, [])
     )
     for line in torn:
         print(line)
+    track.open(run)
     run.truncate(checkpoints.step_of(checkpoint) if checkpoint else 0)
     model = build_model(config, chat)
     check_inputs(run, {"model.base": Input(config.model.base, fingerprint(model.get_base_model()))})
@@ -150,7 +166,8 @@ def train(config: PrincipleConfig, data: PrincipleData, chat: Chat, run: RunFold
             validation=data.validation,
             tokens_per_batch=config.tokens_per_batch,
             step_offset=0,
-            record=recorder(run, progress),
+            record=recorder(run, track, progress),
+            callbacks=callbacks,
         )
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         trainer.finish_stage()
@@ -222,6 +239,7 @@ def evaluate(config: PrincipleConfig, folder: Path, records: Sequence[Principle]
 
 def dry_run(config: PrincipleConfig) -> list[str]:
     """What a run would do: the drop report, items and updates."""
+    load_callbacks(config.callbacks)
     data = load_data(config, load_chat(config))
     steps = steps_of(config, len(data.training))
     return [
