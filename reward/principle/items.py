@@ -16,7 +16,7 @@ from rlhf.data.load import load_principles
 from rlhf.data.split import held_out
 from rlhf.kernels.packing import Tree
 from rlhf.models.chat import Chat
-from rlhf.models.same_prompts import SamePrompts
+from rlhf.models.chat.same_prompts import SamePrompts
 
 FULFILMENT = "fulfilment"
 """The name of the one output."""
