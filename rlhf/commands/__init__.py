@@ -48,6 +48,7 @@ COMMANDS = {
     "frontier": Command("rlhf.commands.frontier:command", "Plot reward against KL for several runs."),
     "chat": Command("rlhf.commands.chat:command", "Chat with a policy."),
     "export": Command("rlhf.commands.export:command", "Merge adapter and base into plain weights."),
+    "push": Command("rlhf.commands.push:command", "Upload a model to the Hugging Face Hub."),
     "search": Command("rlhf.commands.search:command", "Search for good values of config keys."),
     "report": Command("rlhf.commands.report:command", "Write the report of a run: verdict, curves, answers."),
     "plan": Command("rlhf.commands.plan:command", "Estimate the GPUs, time and cost of a config."),

@@ -65,11 +65,11 @@ def command(
     """
     require_output_folder(output)
     wanted = dtype if quantization == "none" else quantization
-    typer.echo(_exported(model, output, form, wanted, reward_only=reward_only, tolerance=tolerance))
+    typer.echo(export(model, output, form, wanted, reward_only=reward_only, tolerance=tolerance))
     typer.echo(f"Model: {output}")
 
 
-def _exported(
+def export(
     model: Path, output: Path, form: str | None, dtype: str, *, reward_only: bool, tolerance: float | None
 ) -> str:
     """Export a model; returns a sentence with the largest difference."""

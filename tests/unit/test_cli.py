@@ -302,7 +302,7 @@ def test_the_configs_come_with_the_package(tmp_path: Path, monkeypatch: pytest.M
 
 
 TEXT = {
-    *("annotator", "adjudicator"),
+    *("annotator", "adjudicator", "repo", "base"),
     *("overrides", "form", "label", "host", "token_env", "format_", "name", "engine", "prompt_column"),
     *("best_of", "kl", "dtype", "quantization", "gpus", "rollout_gpus", "parallel", "utilisation"),
 }

@@ -36,6 +36,7 @@ FLOORS = {
     "rlhf.distributed.trainer_mixin": 5,
     "rlhf.data": 3,
     "rlhf.report": 3,
+    "rlhf.publish": 5,
     "rlhf.search": 4,
     "rlhf.web": 4,
     "rlhf.annotate": 5,

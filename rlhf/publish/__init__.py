@@ -1,0 +1,1 @@
+"""What `rlhf push` uploads to the Hugging Face Hub, and the upload."""

@@ -1,0 +1,180 @@
+"""The files of a Hub repository, prepared in a folder: weights, a card that loads them from the Hub, and samples.
+
+Nothing local is published: paths in the card and in JSON files lose their folders, and the base gets its name on the Hub.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from huggingface_hub import ModelCard
+
+from rlhf.core.errors import DataError, ModelError, OutputError
+from rlhf.models.card import CARD, is_hub_name
+from rlhf.models.embedded import known_as
+from rlhf.runs.folder import SAMPLES
+
+PUBLISHED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model", CARD)
+"""Names of files of a model folder that are uploaded; any other stays."""
+ADAPTER = "adapter_config.json"
+BASE_KEYS = {ADAPTER: "base_model_name_or_path", "reward.json": "base", "policy.json": "base"}
+"""JSON files that name the base, and the key."""
+VOCABULARIES = ("tokenizer.json", "vocab.json", "added_tokens.json", "special_tokens_map.json")
+"""JSON files whose text is tokens, never paths: they are copied byte for byte."""
+SAMPLES_FILE = "samples.parquet"
+_PATH = re.compile(r"(?<![\w/:.])(?:~|\.{1,2})?/(?:[\w.~@+-]+/)+([\w.~@+-]+)")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a user names: a model folder, and the run it belongs to where there is one.
+
+    Attributes:
+        model: the folder with weights.
+        run: the run folder, or None.
+    """
+
+    model: Path
+    run: Path | None
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the weights need a base."""
+        return (self.model / ADAPTER).exists()
+
+
+def find_source(place: Path) -> Source:
+    """A run folder, its `final/`, or an exported model.
+
+    Raises:
+        OutputError: there is no such folder, or no model in it.
+    """
+    if not place.is_dir():
+        raise OutputError(
+            f"There is no folder {place}.", allowed="a run folder, its `final` folder, or an exported model"
+        )
+    model = place / "final" if (place / "final").is_dir() else place
+    if not any(model.glob("*.safetensors")):
+        is_run = (place / "config.yaml").exists()
+        raise OutputError(
+            f"{place} holds no trained model: there are no weights in {model}.",
+            allowed="a run that is complete, its `final` folder, or an exported model",
+            fix="complete the run with --resume" if is_run else "name the run folder",
+        )
+    return Source(model, model.parent if (model.parent / "config.yaml").exists() else None)
+
+
+def stage(source: Source, model: Path, folder: Path, *, repo: str, base: str | None, samples: bool) -> None:
+    """Copy what is published of a model into an empty folder, as `repo` will hold it.
+
+    Args:
+        source: where the user's files are.
+        model: the folder with weights; that of `source`, or a merged model made from it.
+        folder: an empty folder.
+        repo: OWNER/NAME.
+        base: the base's name on the Hub, in place of the one it was trained with.
+        samples: whether a policy's samples are published too.
+
+    Raises:
+        ModelError: an adapter's base is a local folder, and no `base` is given.
+        DataError: a line of samples.jsonl is not JSON.
+    """
+    for pattern in PUBLISHED:
+        for file in model.glob(pattern):
+            if file.is_file() and not file.name.startswith("."):
+                shutil.copyfile(file, folder / file.name)
+    trained_on = _trained_on(source.model)
+    name = base or (known_as(trained_on) if trained_on else None)
+    if trained_on and base is None and (folder / ADAPTER).exists() and not is_hub_name(str(name)):
+        raise ModelError(
+            f"The adapter's base is a local folder, {trained_on}: nobody else could load it.",
+            allowed="an adapter on a base of the Hub, or a merged model",
+            fix="--base OWNER/NAME if the base is on the Hub; else --merged",
+        )
+    hub_base = name if name is not None and is_hub_name(name) else None
+    local = {str(source.model), str(source.model.absolute()), str(model), str(model.absolute())}
+    for file in folder.glob("*.json"):
+        if file.name in VOCABULARIES:
+            continue
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and (key := BASE_KEYS.get(file.name)) in content:
+            content[key] = hub_base or Path(str(name)).name
+        file.write_text(json.dumps(_without_paths(content), indent=2, ensure_ascii=False) + "\n", "utf-8")
+    if (folder / CARD).exists():
+        text = (folder / CARD).read_text(encoding="utf-8")
+        (folder / CARD).write_text(_public_card(text, repo, local, trained_on, hub_base), "utf-8")
+    if samples and source.run is not None and (source.run / SAMPLES).exists():
+        write_samples(source.run / SAMPLES, folder / SAMPLES_FILE)
+
+
+def write_samples(lines: Path, target: Path) -> None:
+    """samples.jsonl as parquet, with the columns of all rows; nested values as they are, prompts as lists of messages.
+
+    Raises:
+        DataError: a line is not JSON.
+    """
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise DataError(f"{lines}:{number} is not JSON: {error}", fix="take the line out") from None
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    pq.write_table(pa.table({name: _column(values) for name, values in columns.items()}), target)
+
+
+def _column(values: list[Any]) -> pa.Array:
+    if all(value is None for value in values):
+        return pa.array(values, pa.float64())
+    if any(isinstance(value, float) for value in values):
+        values = [float(value) if isinstance(value, int) else value for value in values]
+    return pa.array(values)
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """Bytes of every file, by its path in the repository."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {str(file.relative_to(folder)): file.stat().st_size for file in files}
+
+
+def _trained_on(model: Path) -> str | None:
+    """The base as the model's files name it; None of a model without one."""
+    for name in ("reward.json", "policy.json", ADAPTER):
+        if (model / name).exists():
+            content: Mapping[str, Any] = json.loads((model / name).read_text(encoding="utf-8"))
+            if value := content.get(BASE_KEYS[name]):
+                return str(value)
+    return None
+
+
+def _public_card(text: str, repo: str, local: set[str], trained_on: str | None, base: str | None) -> str:
+    """The card with the repository in place of the local folder, and without any other local path."""
+    card: Any = ModelCard(text, ignore_metadata_errors=True)
+    if card.data.base_model != base and (base or not is_hub_name(str(card.data.base_model))):
+        card.data.base_model = base
+    text = str(card)
+    for path in sorted(local, key=len, reverse=True):
+        text = text.replace(f"{path!r}", f"{repo!r}")
+    if trained_on and base:
+        text = text.replace(trained_on, base) if "/" in trained_on else text
+    return _PATH.sub(r"\1", text)
+
+
+def _without_paths(value: Any) -> Any:
+    """A JSON value in which a string that is an existing absolute path is its last part."""
+    if isinstance(value, dict):
+        return {name: _without_paths(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(item) for item in value]
+    if isinstance(value, str) and value.startswith("/") and len(value) < 4096 and "\n" not in value:
+        return Path(value).name if Path(value).exists() else value
+    return value
