@@ -180,7 +180,7 @@ def compare_policy(
     weights = weights_of(trainer.model)
     update = peak_of_step(trainer)
     # A plan asks for every token of a row, the most there can be; here the prompts' tokens are known.
-    row = replace(row_of(config), asked=GROUP * answer)
+    row = replace(row_of(config), logprob_tokens=GROUP * answer)
     planned = trace(load_shape(base), row, on_gpu=False)
     passes = [planned.peaks[name] for name in ("update", "critic", "measuring") if name in planned.peaks]
     return [

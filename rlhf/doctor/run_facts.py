@@ -106,16 +106,16 @@ def _planned(
     """The plan's phases on this machine's GPUs, and these as `rlhf plan` takes them; none without a GPU, or where nothing can be planned."""
     if not isinstance(torch, Torch) or not torch.gpus or config.adapter is None:
         return (), ""
-    from rlhf.plan.gpus import GIB, Card, Cluster
+    from rlhf.plan.gpus import GIB, Cluster, Gpu
     from rlhf.plan.machine import plan_on
 
     smallest = min(torch.gpus, key=lambda gpu: gpu.memory)
-    cluster = Cluster(Card(smallest.name, smallest.memory), len(torch.gpus))
+    cluster = Cluster(Gpu(smallest.name, smallest.memory), len(torch.gpus))
     say(f"Planning for {cluster}")
     found = attempt(lambda: plan_on(config, cluster))
     if isinstance(found, Trouble):
         return (), ""
-    phases = tuple(PlannedPhase(phase.name, phase.total, phase.card, phase.trouble) for phase in found)
+    phases = tuple(PlannedPhase(phase.name, phase.total, phase.capacity, phase.trouble) for phase in found)
     return phases, f"{len(torch.gpus)}x{smallest.memory / GIB:.1f}GiB"
 
 

@@ -1,1 +1,1 @@
-"""What a run needs before anything is rented: the real training step traced without weights, and arithmetic over cards."""
+"""Memory, time and cost of a run before GPUs are rented: the real training step traced without weights."""

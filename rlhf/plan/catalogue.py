@@ -101,18 +101,18 @@ class Entry:
 
     def line(self) -> str:
         """The plan in a line, for the head of a config."""
-        card, sizes = self.request.cluster.card.memory, []
+        capacity, sizes = self.request.cluster.gpu.memory, []
         for phase in self.phases:
-            of = "" if phase.card == card else f" of {phase.card / GIB:.1f}"
+            of = "" if phase.capacity == capacity else f" of {phase.capacity / GIB:.1f}"
             sizes.append(f"{phase.name} {gib(phase.total)}{of}")
-        rates = [f"{one.name} {one.tokens_per_second:,.0f}" for one in self.bill.phases]
+        rates = [f"{speed.name} {speed.tokens_per_second:,.0f}" for speed in self.bill.phases]
         each = self.parallel
         servers = f", servers on {each} GPU{'s' if each > 1 else ''} each" if self.request.servers else ""
         verdict = "fits" if fits(self.phases) else "DOES NOT FIT"
         host = f" {gib(self.host_bytes)} GiB of host memory." if self.host_bytes else ""
         return (
             f"{self.options} ({SHARED[self.request.strategy]}{servers}): {verdict}. "
-            f"GiB of {card / GIB:.1f}: {', '.join(sizes)}.{host} "
+            f"GiB of {capacity / GIB:.1f}: {', '.join(sizes)}.{host} "
             f"Tokens/s at best: {', '.join(rates)}. {self.cost()}."
         )
 
@@ -124,7 +124,7 @@ class Entry:
             f"`{self.planned.config}.yaml`",
             self.shared(),
             "yes" if fits(self.phases) else "NO",
-            f"{gib(worst.total)} of {worst.card / GIB:.1f}, {worst.name}",
+            f"{gib(worst.total)} of {worst.capacity / GIB:.1f}, {worst.name}",
             *self.costs(),
         )
         return f"| {' | '.join(cells)} |"
@@ -141,8 +141,8 @@ class Entry:
 
     def costs(self) -> tuple[str, str]:
         """Hours and dollars, each a range; the GPUs have known prices."""
-        found = self.bill
-        ends = (found.hours, found.most_hours, found.dollars, found.most_dollars)
+        total = self.bill
+        ends = (total.hours, total.most_hours, total.dollars, total.most_dollars)
         least_h, most_h, least_d, most_d = (end or 0.0 for end in ends)
         return shown(least_h, most_h), shown(least_d, most_d, ",.0f")
 

@@ -1,4 +1,4 @@
-"""What to change where a run does not fit: each change's effect, and the mildest set of changes that fits."""
+"""Changes to a run that does not fit: the effect of each alone, and the smallest set that fits."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from rlhf.plan.gpus import GIB, Cluster
 from rlhf.plan.phases import Phase, Tracer, engine_of, phases, tightest
 from rlhf.plan.request import Request, changed, longest_tree
 
-LARGEST = 64  # cards that are tried for a run that fits on no fewer
+LARGEST = 64  # GPUs that are tried at most
 
 
 @dataclass(frozen=True)
 class Change:
-    """One change alone."""
+    """One change and its effect."""
 
     what: str
     """What to type."""
     price: str
-    """What it costs otherwise."""
+    """Its cost in speed, quality or hardware."""
     highest: int
-    """Bytes of the highest phase afterwards."""
+    """Bytes of the largest phase afterwards."""
     saved: int
     fits: bool
 
 
 @dataclass(frozen=True)
-class WayOut:
-    """Changes that together fit."""
+class Remedy:
+    """Changes with which the run fits."""
 
     changes: list[str]
     request: Request
@@ -43,34 +43,37 @@ class _Step:
     request: Request
 
 
-def fits(found: Sequence[Phase]) -> bool:
-    """Whether every phase runs."""
-    return all(phase.fits for phase in found)
+def fits(planned: Sequence[Phase]) -> bool:
+    """Whether every phase fits."""
+    return all(phase.fits for phase in planned)
 
 
 def best_strategy(request: Request, tracer: Tracer) -> Request:
-    """The first way to share the work that fits: the fewer bytes move, the earlier it is tried; else the smallest."""
-    ways = ["one"] if request.cluster.count == 1 else ["ddp", "fsdp"]
-    tried = [replace(request, strategy=way) for way in ways]
-    return next((one for one in tried if fits(phases(one, tracer))), tried[-1])
+    """The request with the first strategy that fits, DDP before FSDP2; with the last one where none does."""
+    names = ["one"] if request.cluster.count == 1 else ["ddp", "fsdp"]
+    candidates = [replace(request, strategy=name) for name in names]
+    return next((each for each in candidates if fits(phases(each, tracer))), candidates[-1])
 
 
 def single_changes(request: Request, tracer: Tracer) -> list[Change]:
-    """Every change that helps, alone: those that fit first, then by what they save."""
+    """The changes that save memory, each applied alone: those that fit first, then by bytes saved."""
     now = phases(request, tracer)
-    found = []
+    changes = []
     for make in STEPS:
         for step in make(request, tracer):
             after = phases(step.request, tracer)
             worst = tightest(step.request, after)
             saved = _overrun(request, now) - _overrun(step.request, after)
             if saved > 0.05 * GIB or (fits(after) and not fits(now)):
-                found.append(Change(step.what, step.price, worst.total, saved, fits(after)))
-    return sorted(found, key=lambda change: (not change.fits, -change.saved))
+                changes.append(Change(step.what, step.price, worst.total, saved, fits(after)))
+    return sorted(changes, key=lambda change: (not change.fits, -change.saved))
 
 
-def way_out(request: Request, tracer: Tracer) -> WayOut | None:
-    """The mildest changes that fit on these cards, found by adding them in order and leaving out what is not needed."""
+def remedy(request: Request, tracer: Tracer) -> Remedy | None:
+    """The smallest set of changes that fits on these GPUs; None where none does.
+
+    Changes are added in the order of `STEPS`; those that turn out to be unnecessary are removed again.
+    """
     taken: list[Callable[[Request, Tracer], Iterator[_Step]]] = []
     now, words = request, []
     for make in STEPS:
@@ -85,41 +88,41 @@ def way_out(request: Request, tracer: Tracer) -> WayOut | None:
         return None
     for make in list(taken):
         fewer = [other for other in taken if other is not make]
-        without, said = _apply(request, fewer, tracer)
+        without, kept = _apply(request, fewer, tracer)
         if fits(phases(without, tracer)):
-            taken, now, words = fewer, without, said
-    return WayOut(words, now, phases(now, tracer))
+            taken, now, words = fewer, without, kept
+    return Remedy(words, now, phases(now, tracer))
 
 
-def larger(request: Request, tracer: Tracer) -> WayOut | None:
-    """The fewest cards of this kind on which some set of changes fits; None where even `LARGEST` are too few."""
-    card, count = request.cluster.card, request.cluster.count
+def larger(request: Request, tracer: Tracer) -> Remedy | None:
+    """The fewest GPUs of this kind on which some set of changes fits; None where `LARGEST` are too few."""
+    gpu, count = request.cluster.gpu, request.cluster.count
     while count < LARGEST:
         count *= 2
         nodes = max(1, count // 8)
-        wider = Request(request.config, Cluster(card, count // nodes, nodes), "fsdp", request.servers)
-        found = way_out(best_strategy(wider, tracer), tracer)
-        if found is not None:
-            return found
+        wider = Request(request.config, Cluster(gpu, count // nodes, nodes), "fsdp", request.servers)
+        wider_remedy = remedy(best_strategy(wider, tracer), tracer)
+        if wider_remedy is not None:
+            return wider_remedy
     return None
 
 
 def _apply(
     request: Request, makers: Sequence[Callable[[Request, Tracer], Iterator[_Step]]], tracer: Tracer
 ) -> tuple[Request, list[str]]:
-    said = []
+    words = []
     for make in makers:
         step = next(make(request, tracer), None)
         if step is not None:
             request = step.request
-            said.append(step.what)
-    return request, said
+            words.append(step.what)
+    return request, words
 
 
-def _overrun(request: Request, found: Sequence[Phase]) -> int:
-    """Bytes by which the worst phase misses its card; negative where it fits."""
-    worst = tightest(request, found)
-    return worst.total - worst.card
+def _overrun(request: Request, planned: Sequence[Phase]) -> int:
+    """Bytes that the tightest phase lacks; negative where it fits."""
+    worst = tightest(request, planned)
+    return worst.total - worst.capacity
 
 
 def _better(after: Request, before: Request, tracer: Tracer) -> bool:
@@ -136,11 +139,13 @@ def _checkpointing(request: Request, _: Tracer) -> Iterator[_Step]:
 
 def _shard(request: Request, _: Tracer) -> Iterator[_Step]:
     if request.strategy == "ddp":
-        yield _Step("--parallel fsdp", "weights cross the links", replace(request, strategy="fsdp"))
+        yield _Step(
+            "--parallel fsdp", "weights are communicated in every pass", replace(request, strategy="fsdp")
+        )
 
 
 def _share(request: Request, tracer: Tracer) -> Iterator[_Step]:
-    """The largest share for vLLM with which all phases run."""
+    """The largest share for vLLM with which all phases fit."""
     config = request.config
     if not isinstance(config, PolicyConfig) or config.rollouts.engine != "vllm" or request.servers:
         return
@@ -148,7 +153,7 @@ def _share(request: Request, tracer: Tracer) -> Iterator[_Step]:
         share = percent / 100
         tried = replace(request, config=changed(config, "rollouts.gpu_memory_share", share))
         if share != config.rollouts.gpu_memory_share and fits(phases(tried, tracer)):
-            yield _Step(f"rollouts.gpu_memory_share={share:g}", "answers under way at once", tried)
+            yield _Step(f"rollouts.gpu_memory_share={share:g}", "fewer answers at once", tried)
             return
 
 
@@ -164,11 +169,13 @@ def _smaller_rows(request: Request, _: Tracer) -> Iterator[_Step]:
     longest = longest_tree(request.config)
     if longest < request.config.tokens_per_batch:
         config = changed(request.config, "tokens_per_batch", longest)
-        yield _Step(f"tokens_per_batch={longest}", "none in what is learnt", replace(request, config=config))
+        yield _Step(
+            f"tokens_per_batch={longest}", "shorter rows, same result", replace(request, config=config)
+        )
 
 
 def _servers(request: Request, tracer: Tracer) -> Iterator[_Step]:
-    """Rollouts on the fewest further cards that hold the engine."""
+    """Rollouts on the fewest additional GPUs that hold the engine."""
     config = request.config
     if not isinstance(config, PolicyConfig):
         return
@@ -177,13 +184,13 @@ def _servers(request: Request, tracer: Tracer) -> Iterator[_Step]:
         return
     elsewhere = changed(config, "rollouts.engine", "servers")
     words = "" if config.rollouts.engine == "servers" else "rollouts.engine=servers "
-    card = (request.servers or request.cluster).card
+    gpu = (request.servers or request.cluster).gpu
     for count in (1, 2, 4, 8):
-        there = Cluster(card, count, len(config.rollouts.servers) or 1)
+        there = Cluster(gpu, count, len(config.rollouts.servers) or 1)
         tried = replace(request, config=elsewhere, servers=there)
         engine = engine_of(tried, tracer)
         if engine is not None and engine.memory.at_once:
-            price = "one more card" if there.count == 1 else f"{there.count} cards for rollouts"
+            price = "one more GPU" if there.count == 1 else f"{there.count} GPUs for rollouts"
             yield _Step(f"{words}--rollout-gpus {there}", price, tried)
             return
 
@@ -221,4 +228,4 @@ STEPS: tuple[Callable[[Request, Tracer], Iterator[_Step]], ...] = (
     _shorter,
     _offload,
 )
-"""Changes from the mildest to the harshest."""
+"""Changes in the order in which they are tried: the cheapest first."""

@@ -1,7 +1,8 @@
-"""The models of a run without their weights: our own construction on torch's meta device, then tensors without data.
+"""The models of a run as fake tensors.
 
-PEFT cannot build inside a FakeTensorMode, and bitsandbytes cannot quantize what has no data. So the model is built on the meta
-device, and every parameter and buffer is then replaced by a fake one of the shape and format it would have.
+PEFT cannot build inside a FakeTensorMode, and bitsandbytes cannot quantize a fake tensor. So the model is
+built on the meta device, then each parameter and buffer is replaced by a fake one of its final shape and
+dtype.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ BLOCK, NESTED_BLOCK = 64, 256  # weights that share a scale, and scales that sha
 
 
 def empty_base(shape: Any, *, attributes: list[str] | None, dtype: str, quantization: str) -> Any:
-    """The frozen base on the meta device: a classifier where attributes are named, else a causal language model.
+    """The frozen base on the meta device: a classifier of `attributes`, or a causal language model.
 
     Args:
         shape: a transformers config.
@@ -49,7 +50,7 @@ def empty_base(shape: Any, *, attributes: list[str] | None, dtype: str, quantiza
 
 
 def without_data(model: nn.Module, mode: FakeTensorMode) -> None:
-    """Replace every parameter and buffer by a fake one on the CPU; tied ones stay tied, 4-bit ones become packed."""
+    """Replace parameters and buffers by fake ones on the CPU; tied ones stay tied, 4-bit ones are packed."""
     made: dict[int, Tensor] = {}
 
     def fake(tensor: Tensor) -> Tensor:
@@ -70,7 +71,9 @@ def without_data(model: nn.Module, mode: FakeTensorMode) -> None:
 
 
 def _pack(layer: Linear4bit) -> None:
-    """A layer's weight as bitsandbytes keeps it: two weights a byte, scales in 8 bits, and scales of those in 32."""
+    """Pack a layer's weight as bitsandbytes: two weights a byte, 8-bit scales, 32-bit scales of the
+    scales.
+    """
     weights = layer.in_features * layer.out_features
     scales = -(-weights // BLOCK)
     state = QuantState(
@@ -94,11 +97,11 @@ def _pack(layer: Linear4bit) -> None:
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Every tensor of a model by name: parameters, buffers, and the scales of 4-bit weights. A tied one is named once."""
-    found: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    """Parameters, buffers and scales of 4-bit weights by name; a tied tensor appears once."""
+    tensors: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for place, layer in model.named_modules():
         if isinstance(layer, Linear4bit):
             state = layer.weight.quant_state
             scales = (state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code)
-            found |= {f"{place}.scale.{number}": scale for number, scale in enumerate(scales)}
-    return found
+            tensors |= {f"{place}.scale.{number}": scale for number, scale in enumerate(scales)}
+    return tensors

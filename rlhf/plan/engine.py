@@ -1,11 +1,11 @@
-"""Rollouts by vLLM, in vLLM's own arithmetic: weights, key-value cache, how many answers at once, how fast.
+"""Memory and speed of rollouts by vLLM, as vLLM computes them: weights, key-value cache, answers at once.
 
     cache bytes of a token  = 2 x layers x key-value heads x head size x bytes a value
-    cache                   = share of the card - weights - working memory
+    cache                   = share of the GPU - weights - working memory
     at once                 = min(max_num_seqs, cache / (bytes of a token x tokens of a sequence))
 
 Source: vLLM 0.31 `v1/kv_cache_interface.py` (`FullAttentionSpec.page_size_bytes`), `v1/worker/gpu_worker.py`
-(`determine_available_memory`). Working memory is profiled by vLLM at its start; here it is estimated.
+(`determine_available_memory`). Working memory is profiled by vLLM when it starts; here it is estimated.
 """
 
 from __future__ import annotations
@@ -14,36 +14,39 @@ from dataclasses import dataclass
 from typing import Any
 
 SERVER_TOKENS, LARGE_SERVER_TOKENS, LARGE = 2048, 8192, 70 * 2**30
-"""Tokens of one step of a server at most, and on GPUs of `LARGE` bytes and more (vLLM's defaults, `EngineArgs.get_batch_defaults`)."""
+"""Tokens of a server's step at most, on GPUs below and from `LARGE` bytes (vLLM's
+`EngineArgs.get_batch_defaults`)."""
 GRAPHS = 2**30
-"""Captured CUDA graphs of an engine. An assumption: vLLM's log has the figure ("Graph capturing finished"), 0.5 to 1.5 GiB by report."""
+"""Captured CUDA graphs of an engine. An assumption: users report 0.5 to 1.5 GiB (in vLLM's log, "Graph
+capturing finished")."""
 PAGED_BLOCK = 32
-"""Tokens of a block of the cache on the trained model itself, see policy/rollouts/paged_engine.py."""
+"""Tokens of a block of transformers' paged cache, see policy/rollouts/paged_engine.py."""
 PAGED_SHARE = 0.8
-"""Share of the free memory that cache and working memory take there together."""
+"""Share of the free memory that the paged cache and its working memory take together."""
 BLOCK = 16
-"""Tokens of a block of the cache."""
+"""Tokens of a block of vLLM's cache."""
 CACHED_SHARE = 0.6
 """Share of the memory's bandwidth that decoding reaches. An assumption."""
 
 
 @dataclass(frozen=True)
 class EngineMemory:
-    """What one card holds for the engine."""
+    """Memory of the engine on one GPU, in bytes."""
 
     weights: int
     working: int
     """Activations of the largest step, logits of the sampler, captured graphs."""
     cache: int
     at_once: int
-    """Sequences of full length under way together; 0: the engine refuses to start."""
+    """Sequences of full length in the cache at once; with 0 the engine does not start."""
     token_bytes: int
 
 
 def weight_bytes(shape: Any, dtype_bytes: int, quantization: str) -> int:
-    """The engine's copy of the base. In 4 bits: scales in float32, one for 64 weights, embedding and head in 16 bits.
+    """Bytes of the engine's copy of the base.
 
-    Source: vLLM's `bitsandbytes_loader.py`; it keeps no nested scales of an unquantized checkpoint.
+    In 4 bits: a float32 scale for 64 weights; embedding and head in 16 bits. Source: vLLM's
+    `bitsandbytes_loader.py`, which does not nest the scales of a checkpoint that it quantizes.
     """
     hidden, heads = shape.hidden_size, shape.num_attention_heads
     head_size = getattr(shape, "head_dim", None) or hidden // heads
@@ -55,7 +58,7 @@ def weight_bytes(shape: Any, dtype_bytes: int, quantization: str) -> int:
 
 
 def token_bytes(shape: Any, dtype_bytes: int) -> int:
-    """Cache of one token, all layers."""
+    """Bytes of the key-value cache of one token, all layers."""
     head_size = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
     return int(2 * shape.num_hidden_layers * shape.num_key_value_heads * head_size * dtype_bytes)
 
@@ -63,11 +66,11 @@ def token_bytes(shape: Any, dtype_bytes: int) -> int:
 def working_bytes(
     shape: Any, dtype_bytes: int, sequences: int, max_model_len: int, batched_tokens: int
 ) -> int:
-    """An estimate of what vLLM's profiling finds: a step's widest activations, and the sampler's logits.
+    """Estimate of what vLLM profiles: the largest activations of a step, and the sampler's logits.
 
         tokens x (4 hidden + 3 intermediate) x bytes + 3 x sequences x words x 4
 
-    vLLM's own figure is in its log ("peak activation memory"); here nothing of it was seen on a GPU.
+    vLLM logs its figure as "peak activation memory". Not yet compared on a GPU.
     """
     tokens = min(batched_tokens, max(sequences * max_model_len, 1))
     wide = tokens * (4 * shape.hidden_size + 3 * shape.intermediate_size) * dtype_bytes
@@ -86,11 +89,11 @@ def engine_memory(
     batched_tokens: int,
     adapter: int = 0,
 ) -> EngineMemory:
-    """One card of an engine that is spread over `parallel` cards and may take `budget` bytes of each.
+    """Memory of one GPU of an engine on `parallel` GPUs that may take `budget` bytes of each.
 
     Args:
         batched_tokens: tokens of one step at most.
-        adapter: bytes of the policy's adapter as the engine keeps it; whole on each card.
+        adapter: bytes of the policy's adapter in the engine; replicated on each GPU.
     """
     weights = weight_bytes(shape, dtype_bytes, quantization) // parallel + adapter
     working = working_bytes(shape, dtype_bytes, sequences, max_model_len, batched_tokens) // parallel + GRAPHS
@@ -103,7 +106,7 @@ def engine_memory(
 def paged_memory(
     shape: Any, *, free: int, dtype_bytes: int, sequences: int, max_model_len: int, batched_tokens: int
 ) -> EngineMemory:
-    """One GPU whose free bytes a paged cache on the trained model itself shares with the working memory of a step.
+    """Memory of transformers' paged cache on one GPU with `free` bytes beside the trained model.
 
         working = tokens x (hidden x bytes + words x 4)       cache = 0.8 x free - working
 
@@ -119,12 +122,12 @@ def paged_memory(
 def decode_seconds(
     memory: EngineMemory, *, sequences: int, context: float, bandwidth: float, flops: float, parameters: float
 ) -> float:
-    """Seconds of one step of `sequences` tokens: weights and cache are read once, or the products take longer.
+    """Seconds of one decoding step of `sequences` tokens: the larger of memory traffic and matrix products.
 
     Args:
         context: mean tokens in the cache of a sequence.
-        bandwidth: bytes a second of one card.
-        flops: operations a second of the engine's cards, utilisation included.
+        bandwidth: bytes a second of one GPU.
+        flops: operations a second of the engine's GPUs, utilisation included.
         parameters: of the base.
     """
     read = memory.weights + sequences * context * memory.token_bytes

@@ -1,7 +1,8 @@
-"""Counts the bytes that live tensors hold, by kind, while real code runs on tensors without data; and its FLOPs.
+"""Bytes of live tensors by kind, and FLOPs, of real code that runs on fake tensors.
 
-Every operation passes through a dispatch mode. A storage is counted once, when it is first seen, and taken off when
-nothing refers to it any more: what a caching allocator would call *allocated* memory, without rounding and fragments.
+Every operation passes through a dispatch mode. A storage is added when it is first seen and subtracted when
+it is
+freed: *allocated* memory in the terms of a caching allocator, without rounding and fragmentation.
 """
 
 from __future__ import annotations
@@ -20,33 +21,33 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 ACTIVATIONS = "activations"
-"""The kind of whatever nothing else claims: what the backward pass needs, and temporaries."""
+"""The default kind: tensors saved for the backward pass, and temporaries."""
 
 Moment = tuple[str, int]
-"""A pass, and the layer it is in: 0, 1 … from the front, -1, -2 … from the back."""
+"""Pass and layer: 0, 1 … from the first, -1, -2 … from the last."""
 
 
 @dataclass(frozen=True)
 class Peak:
-    """The most bytes at one moment, by kind."""
+    """The largest number of bytes at one moment, by kind."""
 
     total: int
     kinds: Mapping[str, int]
 
 
 class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While it is entered, every tensor that operations make is counted.
+    """Dispatch mode that counts every tensor that operations create.
 
     Attributes:
-        moment: where the code is; set by the hooks of the traced model.
-        peaks: the highest level within each moment.
+        moment: the current pass and layer, set by hooks of the traced model.
+        peaks: the largest number of bytes within each moment.
         flops: floating-point operations of matrix products and attention in each pass.
     """
 
-    def __init__(self, *, on_gpu: bool, asked: int) -> None:
-        """Count for a GPU's kernels or for a CPU's; `asked` is how many places every boolean index selects."""
+    def __init__(self, *, on_gpu: bool, logprob_tokens: int) -> None:
+        """Count for the kernels of a GPU or a CPU; a boolean index selects `logprob_tokens` elements."""
         super().__init__()  # type: ignore[no-untyped-call]
-        self.on_gpu, self.asked = on_gpu, asked
+        self.on_gpu, self.logprob_tokens = on_gpu, logprob_tokens
         self.moment: Moment = ("before", 0)
         self.peaks: dict[Moment, Peak] = {}
         self.flops: Counter[str] = Counter()
@@ -85,7 +86,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._note()
 
     def rename(self, tensor: Tensor, kind: str) -> None:
-        """Say what a tensor that is counted already is."""
+        """Change the kind of a counted tensor."""
         key = _key(tensor.untyped_storage())
         size, before, reference = self._live[key]
         self._live[key] = size, kind, reference
@@ -106,7 +107,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._total -= size
 
     def _note(self, hidden: int = 0) -> None:
-        """Keep the level, and `hidden` bytes that an operation held inside itself, if it is the highest yet."""
+        """Record the current bytes, plus `hidden` bytes of a workspace, if they are a new peak."""
         total = self._total + hidden
         best = self.peaks.get(self.moment)
         if best is None or total > best.total:
@@ -116,14 +117,16 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.peaks[self.moment] = Peak(total, kinds)
 
     def _places(self, indices: list[Tensor | None]) -> list[Tensor | None]:
-        """Boolean indices as integer ones: how many places are true is the only data a trace has to be told."""
-        found: list[Tensor | None] = []
+        """Boolean indices as integer ones: their number of elements is the only data that a trace needs."""
+        integers: list[Tensor | None] = []
         for index in indices:
             if index is not None and index.dtype == torch.bool:
-                found += [index.new_empty(self.asked, dtype=torch.long) for _ in range(index.dim())]
+                integers += [
+                    index.new_empty(self.logprob_tokens, dtype=torch.long) for _ in range(index.dim())
+                ]
             else:
-                found.append(index)
-        return found
+                integers.append(index)
+        return integers
 
 
 def _key(storage: torch.UntypedStorage) -> int:
@@ -131,7 +134,7 @@ def _key(storage: torch.UntypedStorage) -> int:
 
 
 def _of_shapes(count: Callable[..., int], tensors: int) -> Callable[..., int]:
-    """A formula on the shapes of the first few arguments of an operation."""
+    """A FLOP formula applied to the shapes of an operation's first `tensors` arguments."""
     return lambda *args, **_: count(*(tensor.shape for tensor in args[:tensors]))
 
 
@@ -144,13 +147,14 @@ FLOPS: dict[Any, Callable[..., int]] = {
     ATTENTION: _of_shapes(sdpa_flop_count, 3),
     ATTENTION_BACKWARD: _of_shapes(sdpa_backward_flop_count, 4),
 }
-"""Operation: its FLOPs. torch's own formulas, and those of the CPU's attention; 4-bit products are added where they exist."""
+"""Operation: its FLOP formula, torch's and those of attention on a CPU; `add_four_bits` adds 4-bit
+products."""
 
 
 def _gemm_4bit_hidden(args: tuple[Any, ...], *, on_gpu: bool) -> int:
-    """The weight in 16 bits (and its scales in 32), which a 4-bit product makes for itself.
+    """Bytes of the 16-bit weight and its float32 scales, into which a 4-bit product dequantizes.
 
-    On GPUs rows of more than 1,536 tokens take this way, shorter ones a fused kernel. Source: bitsandbytes 0.50
+    On GPUs only with more than 1,536 tokens; fewer go to a fused kernel. Source: bitsandbytes 0.50
     `backends/cuda/ops.py`, `backends/default/ops.py`.
     """
     a, shape, blocksize = args[0], args[2], args[4]
@@ -161,9 +165,11 @@ def _gemm_4bit_hidden(args: tuple[Any, ...], *, on_gpu: bool) -> int:
 
 
 def _attention_backward_hidden(args: tuple[Any, ...], *, on_gpu: bool) -> int:
-    """Memory-efficient attention sums the gradient of the queries in float32, beside one value a query and head.
+    """Bytes of the float32 accumulator for the queries' gradient in memory-efficient attention, and of
+    `delta`.
 
-    Source: PyTorch's `mem_eff_attention/kernel_backward.h` (`kNeedsAccumGradQ`), `attention_backward.cu` (`delta`).
+    Source: PyTorch's `mem_eff_attention/kernel_backward.h` (`kNeedsAccumGradQ`),
+    `attention_backward.cu` (`delta`).
     """
     query = args[1]
     return 4 * (query.numel() + query.numel() // query.shape[-1]) if on_gpu else 0
@@ -172,11 +178,11 @@ def _attention_backward_hidden(args: tuple[Any, ...], *, on_gpu: bool) -> int:
 HIDDEN: dict[Any, Callable[..., int]] = {
     ATTENTION_BACKWARD: _attention_backward_hidden,
 }
-"""Operation: bytes it holds inside itself while it runs, beside arguments and result."""
+"""Operation: bytes of its workspace, beside arguments and result."""
 
 
 def add_four_bits() -> None:
-    """Learn of bitsandbytes' operations, once it is imported."""
+    """Register bitsandbytes' operations; it must be imported."""
     packet = torch.ops.bitsandbytes.gemm_4bit
     FLOPS[packet] = lambda a, _, shape, *__, **___: 2 * a.numel() * shape[0]
     HIDDEN[packet] = _gemm_4bit_hidden

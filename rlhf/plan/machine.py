@@ -1,4 +1,4 @@
-"""The plan of a run on the very GPUs it starts on: what to take where the config says nothing, and what was expected where memory ran out."""
+"""The plan of a run on this machine's GPUs: settings for unset keys, and an explanation of memory errors."""
 
 from __future__ import annotations
 
@@ -14,32 +14,33 @@ from rlhf.core.errors import RlhfError
 from rlhf.distributed import processes
 from rlhf.plan.changes import best_strategy, single_changes
 from rlhf.plan.defaults import chosen
-from rlhf.plan.gpus import GIB, Card, Cluster
+from rlhf.plan.gpus import GIB, Cluster, Gpu
 from rlhf.plan.phases import Phase, Tracer, phases
 from rlhf.plan.request import Request
 from rlhf.plan.shapes import load_shape
 from rlhf.runs.gpu_memory import GpuMemoryError
 
 CANNOT_PLAN = (RlhfError, RuntimeError, ValueError, TypeError, AttributeError, KeyError, NotImplementedError)
-"""What tracing raises for a base that is not on this machine yet, or whose code does not run without data: no reason to stop a run."""
+"""Raised by tracing for a base that is not on this machine, or whose code needs data: no reason to stop a
+run."""
 
 Config = TypeVar("Config", RewardConfig, PolicyConfig)
 
 
 def this_cluster() -> Cluster | None:
-    """The GPUs of this run's processes, one each; None without a GPU. Nothing is said of their speed."""
+    """The GPUs of this run's processes, one each, of unknown speed; None without a GPU."""
     import torch
 
     if not torch.cuda.is_available():
         return None
-    found = torch.cuda.get_device_properties(torch.cuda.current_device())
+    device = torch.cuda.get_device_properties(torch.cuda.current_device())
     count = processes.world_size()
     per_node = min(count, int(os.environ.get("LOCAL_WORLD_SIZE", count)))
-    return Cluster(Card(found.name, found.total_memory), per_node, max(1, count // per_node))
+    return Cluster(Gpu(device.name, device.total_memory), per_node, max(1, count // per_node))
 
 
 def this_strategy() -> str:
-    """How the launcher has the processes share the work, as the plan names it."""
+    """The launcher's strategy, by its name in `rlhf.plan.sharding.STRATEGIES`."""
     from rlhf.distributed import sharding
 
     if sharding.is_requested():
@@ -49,7 +50,7 @@ def this_strategy() -> str:
 
 
 def fit_to_machine(config: Config) -> Config:
-    """The config with settings that fit this machine's GPUs where it leaves them unset, said in one line; without a GPU as it is."""
+    """The config with unset keys filled in for this machine's GPUs; prints them. Unchanged without a GPU."""
     cluster = this_cluster()
     if cluster is None or config.adapter is None:
         return config
@@ -65,12 +66,12 @@ def fit_to_machine(config: Config) -> Config:
         return config
     if taken and processes.is_main():
         words = " ".join(f"{key}={value}" for key, value in taken.items())
-        print(f"Chosen for {cluster} by the plan, since the config does not say: {words}", flush=True)
+        print(f"Set for {cluster} by the plan, as the config leaves them unset: {words}", flush=True)
     return fitted.config  # type: ignore[return-value]
 
 
 def plan_on(config: RewardConfig | PolicyConfig, cluster: Cluster) -> list[Phase]:
-    """The phases of a run on these GPUs, with the settings it would choose and the first way to share the work that fits."""
+    """The phases of a run on these GPUs, with the settings it would set and the first strategy that fits."""
     request, tracer = _request(config, cluster)
     request = best_strategy(replace(request, strategy="one" if cluster.count == 1 else "ddp"), tracer)
     return phases(chosen(request, tracer)[0], tracer)
@@ -78,7 +79,7 @@ def plan_on(config: RewardConfig | PolicyConfig, cluster: Cluster) -> list[Phase
 
 @contextmanager
 def explained(config: RewardConfig | PolicyConfig) -> Iterator[None]:
-    """Within the block, an error of memory that runs out also says what the plan expected, and the first thing to change.
+    """Context in which a GpuMemoryError also says what the plan expected, and the first change to make.
 
     Raises:
         GpuMemoryError: the GPU's memory ran out.
@@ -101,12 +102,13 @@ def _with_plan(
     error: GpuMemoryError, config: RewardConfig | PolicyConfig, cluster: Cluster
 ) -> GpuMemoryError:
     request, tracer = _request(config, cluster)
-    found = {phase.name: phase for phase in phases(request, tracer)}
-    expected = found.get(error.phase)
+    expected = {phase.name: phase for phase in phases(request, tracer)}.get(error.phase)
     planned = "The plan does not know this phase."
     if expected is not None:
         verdict = "it should have fitted: another program may hold memory" if expected.fits else "too large"
-        planned = f"The plan expected {expected.total / GIB:.1f} of {expected.card / GIB:.1f} GiB: {verdict}."
+        planned = (
+            f"The plan expected {expected.total / GIB:.1f} of {expected.capacity / GIB:.1f} GiB: {verdict}."
+        )
     changes = single_changes(request, tracer)
     fix = changes[0].what if changes else "a larger GPU"
     return GpuMemoryError(error.phase, error.cause, planned=planned, fix=fix)
@@ -116,5 +118,5 @@ def _request(config: RewardConfig | PolicyConfig, cluster: Cluster) -> tuple[Req
     tracer = Tracer(load_shape(config.model.base, config.model.revision))
     servers = None
     if isinstance(config, PolicyConfig) and config.rollouts.engine == "servers":
-        servers = Cluster(cluster.card, 1, len(config.rollouts.servers))
+        servers = Cluster(cluster.gpu, 1, len(config.rollouts.servers))
     return Request(config, cluster, this_strategy(), servers), tracer

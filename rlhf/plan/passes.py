@@ -1,6 +1,6 @@
-"""The models of a run and the passes of one update over one packed row, as the trainers make them; here on tensors without data.
+"""The passes of one update over one packed row, as the trainers run them, on fake tensors.
 
-The models are our own, with adapters, packed rows and losses as in a run; attention and checkpointing are the vendors'.
+Models, adapters, packed rows and losses are those of a run; attention and checkpointing are the vendors'.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class Row:
     tokens: int
     sequences: int
     """Responses of pairs, or answers."""
-    asked: int
-    """Tokens whose log-probability is asked for; the policy's only."""
+    logprob_tokens: int
+    """Tokens whose log-probability is computed; 0 for a reward model."""
     dtype: str
     quantization: str
     checkpointing: bool
@@ -68,13 +68,13 @@ class Row:
     rewards: int = 0
     """Reward models that are adapters on the policy's base; of the policy's rank."""
     reference: bool = False
-    """Whether the reference is an adapter of its own, frozen; else it is the base alone."""
+    """Whether the reference is a frozen adapter; else it is the base."""
     critic: bool = False
     """Whether a critic, an adapter with a head, is trained beside the policy."""
 
 
 def build(shape: Any, row: Row) -> tuple[PeftModel, nn.Module]:
-    """The model with its adapters as `train-reward` or `align-policy` makes it, and the reward head of the latter."""
+    """The model with adapters as `train-reward` or `align-policy` builds it, and the latter's reward head."""
     is_reward = row.command == "train-reward"
     targets = row.targets if isinstance(row.targets, str) else list(row.targets)
     names = [str(number) for number in range(row.outputs)]
@@ -123,7 +123,7 @@ def _train(model: PeftModel, adapter: str, wanted: bool) -> None:
 
 
 def packed_row(row: Row, *, on_gpu: bool) -> PackedBatch:
-    """A row without data. On a CPU attention goes by its branches, here of one length and without a trunk."""
+    """A row of fake tensors. On a CPU, attention works on branches, here of equal length without a trunk."""
 
     def places() -> Tensor:
         return torch.empty(1, row.tokens, dtype=torch.long)
@@ -134,7 +134,7 @@ def packed_row(row: Row, *, on_gpu: bool) -> PackedBatch:
         tree_RT=places(),
         branch_RT=places(),
         last_tokens_N=_last_tokens(row),
-        next_tokens=NextTokens(*(torch.empty(row.asked, dtype=torch.long) for _ in range(4))),
+        next_tokens=NextTokens(*(torch.empty(row.logprob_tokens, dtype=torch.long) for _ in range(4))),
         trees=(0,),
         useful_tokens=0,
         computed_tokens=row.tokens,
@@ -172,7 +172,7 @@ def _reward_passes(model: PeftModel, _: nn.Module, batch: PackedBatch, row: Row,
 
 
 def _policy_passes(model: PeftModel, head: nn.Module, batch: PackedBatch, row: Row, ledger: Ledger) -> None:
-    """As `PolicyTrainer.training_step`: rewards, what the update keeps constant, then policy and critic forwards and backwards."""
+    """As `PolicyTrainer.training_step`: scores, log-probabilities, then policy and critic, both passes."""
     base = model.get_base_model()
     if row.rewards:
         with ledger.during("scoring"), torch.no_grad(), role(model, f"{REWARD}_0"):
@@ -208,7 +208,7 @@ def _policy_passes(model: PeftModel, head: nn.Module, batch: PackedBatch, row: R
                 row.sequences,
                 "token_mean",
                 0.2,
-                row.asked,
+                row.logprob_tokens,
             )[0]
             with _backwards(ledger):
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -222,7 +222,7 @@ PASSES: Mapping[str, Callable[[PeftModel, nn.Module, PackedBatch, Row, Ledger], 
 
 @contextmanager
 def _backwards(ledger: Ledger) -> Iterator[None]:
-    """Levels of the backward pass are kept apart: a place there is another one than forwards."""
+    """Count the backward pass under moments of its own."""
     name = ledger.moment[0].partition(":")[0]
     with ledger.during(f"{name}:backwards"):
         yield

@@ -1,4 +1,4 @@
-"""Each phase of a run, and what one card holds in it."""
+"""The phases of a run, and the memory of one GPU in each."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rlhf.plan.gpus import Cluster
 from rlhf.plan.ledger import ACTIVATIONS
 from rlhf.plan.passes import Row
 from rlhf.plan.request import Request, row_of
-from rlhf.plan.sharding import ALLOWANCE, BUFFERS, GATHERED, STRATEGIES, Held, allowance
+from rlhf.plan.sharding import ALLOWANCE, BUFFERS, GATHERED, STRATEGIES, ModelFacts, allowance
 from rlhf.plan.trace import ADAPTERS, GRADIENTS, OPTIMIZER, WEIGHTS, Trace, trace
 from rlhf.plan.weights import loading_bytes
 
@@ -34,39 +34,39 @@ KINDS = (WEIGHTS, ADAPTERS, GRADIENTS, OPTIMIZER, ACTIVATIONS, GATHERED, ENGINE,
 
 REWARD_PHASES = ("update", "validation")
 POLICY_PHASES = ("scoring", "log-probabilities", "update", "critic")
-"""After the rollouts. Scoring is left out where no reward model is on the base, the critic where there is none."""
+"""After the rollouts: scoring only with a reward model on the base, critic only with a critic."""
 PASSES = {"validation": "scoring", "log-probabilities": "measuring"}
-"""Phase: what its pass is called in a trace, where that is something else."""
+"""Phase: the name of its pass in a trace, where the two differ."""
 
 SERVER_SHARE = 0.9
-"""Share of its cards that a rollout server takes, vLLM's own default."""
+"""Share of its GPUs' memory that a rollout server takes: vLLM's default."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One phase on one card."""
+    """One phase on one GPU."""
 
     name: str
     kinds: Mapping[str, int]
     """Bytes by kind."""
-    card: int
-    """Bytes the card has."""
+    capacity: int
+    """Bytes of the GPU."""
     trouble: str = ""
-    """Why it cannot run whatever the sum says."""
+    """Why it cannot run, whatever the sum; empty where it can."""
 
     @property
     def total(self) -> int:
-        """Bytes in all."""
+        """Sum of all kinds, in bytes."""
         return sum(self.kinds.values())
 
     @property
     def fits(self) -> bool:
-        """Whether it runs on the card."""
-        return self.total <= self.card and not self.trouble
+        """Whether it fits on the GPU."""
+        return self.total <= self.capacity and not self.trouble
 
 
 class Tracer:
-    """Traces through one shape, each made once."""
+    """Traces of one model, cached by row."""
 
     def __init__(self, shape: Any) -> None:
         self.shape = shape
@@ -86,19 +86,19 @@ class Engine:
     memory: EngineMemory
     cluster: Cluster
     parallel: int
-    """Cards of one engine."""
+    """GPUs of one engine."""
     paged: bool = False
-    """Whether it is transformers' paged cache on the trained model itself."""
+    """Whether it is transformers' paged cache on the trained model."""
 
     @property
     def replicas(self) -> int:
-        """Engines side by side."""
+        """Number of engines."""
         return self.cluster.count // self.parallel
 
 
-def held(request: Request, tracer: Tracer) -> Held:
-    """What sharding has to know of the model."""
-    return Held(tracer(row_of(request.config)), tracer.shape.num_hidden_layers)
+def model_facts(request: Request, tracer: Tracer) -> ModelFacts:
+    """The model's facts for the formulas of sharding."""
+    return ModelFacts(tracer(row_of(request.config)), tracer.shape.num_hidden_layers)
 
 
 def phases(request: Request, tracer: Tracer) -> list[Phase]:
@@ -125,10 +125,15 @@ def phases(request: Request, tracer: Tracer) -> list[Phase]:
     ]
 
 
-def tightest(request: Request, found: Sequence[Phase]) -> Phase:
-    """The phase that comes closest to its card, or cannot run; servers take what they are given, and count only where they cannot."""
-    own = [phase for phase in found if phase.name != "rollouts" or request.servers is None or not phase.fits]
-    return max(own, key=lambda phase: (bool(phase.trouble), phase.total - phase.card))
+def tightest(request: Request, planned: Sequence[Phase]) -> Phase:
+    """The phase that cannot run, or else leaves the least memory free.
+
+    Rollout servers fill their share by design, so they count only where they do not fit.
+    """
+    candidates = [
+        phase for phase in planned if phase.name != "rollouts" or request.servers is None or not phase.fits
+    ]
+    return max(candidates, key=lambda phase: (bool(phase.trouble), phase.total - phase.capacity))
 
 
 def _phase(
@@ -139,13 +144,13 @@ def _phase(
     beside: Mapping[str, int] | None = None,
 ) -> Phase:
     n = request.cluster.count
-    share = STRATEGIES[request.strategy](kinds, held(request, tracer), n)
+    share = STRATEGIES[request.strategy](kinds, model_facts(request, tracer), n)
     spare = allowance(share.get(ACTIVATIONS, 0), n)
-    return Phase(name, {**share, **(beside or {}), ALLOWANCE: spare}, request.cluster.card.memory)
+    return Phase(name, {**share, **(beside or {}), ALLOWANCE: spare}, request.cluster.gpu.memory)
 
 
 def _rollouts(request: Request, tracer: Tracer, engine: Engine | None) -> Phase:
-    """The engine at work: beside the trainer's weights, adapters and moments, or on cards of its own."""
+    """Rollouts: the engine beside the trainer's weights, adapters and moments, or on separate GPUs."""
     config = request.config
     assert isinstance(config, PolicyConfig)
     resident = {
@@ -153,7 +158,7 @@ def _rollouts(request: Request, tracer: Tracer, engine: Engine | None) -> Phase:
         for kind, size in tracer(row_of(config)).peaks["update"].kinds.items()
         if kind in (WEIGHTS, ADAPTERS, OPTIMIZER)
     }
-    if engine is None:  # transformers' generate, padded, on the trainer's own weights
+    if engine is None:  # transformers' padded generate, on the trainer's weights
         answers = (
             config.rollouts.prompts_per_step * config.rollouts.samples_per_prompt // request.cluster.count
         )
@@ -168,28 +173,30 @@ def _rollouts(request: Request, tracer: Tracer, engine: Engine | None) -> Phase:
     used = {ENGINE: memory.working + (0 if engine.paged else memory.weights), CACHE: memory.cache}
     if engine.paged and not memory.at_once:
         need = config.data.max_prompt_tokens + config.rollouts.max_new_tokens
-        trouble = f"beside the weights there is no room in the cache for one sequence of {need} tokens"
+        trouble = f"the cache that fits beside the weights cannot hold one sequence of {need} tokens"
     else:
         trouble = "" if memory.at_once else _too_small(config)
     if request.servers is not None:
         spare = allowance(0, engine.parallel)
-        return Phase("rollouts", {**used, ALLOWANCE: spare}, engine.cluster.card.memory, trouble)
-    # Nothing is gathered and nothing is kept for a backward pass while the engine works.
+        return Phase("rollouts", {**used, ALLOWANCE: spare}, engine.cluster.gpu.memory, trouble)
+    # While the engine samples, nothing is gathered and no activations are kept for a backward pass.
     phase = _phase(request, tracer, "rollouts", resident, used)
     kinds = {kind: size for kind, size in phase.kinds.items() if kind not in (GATHERED, BUFFERS)}
-    return Phase(phase.name, kinds, phase.card, trouble)
+    return Phase(phase.name, kinds, phase.capacity, trouble)
 
 
 def _too_small(config: PolicyConfig) -> str:
     need = config.data.max_prompt_tokens + config.rollouts.max_new_tokens
-    return f"vLLM would not start: beside its weights its share of a card has no room for one sequence of {need} tokens"
+    return (
+        f"vLLM would not start: its share of a GPU cannot hold its weights and one sequence of {need} tokens"
+    )
 
 
 def engine_of(request: Request, tracer: Tracer) -> Engine | None:
-    """The engine as the request has it; None where transformers generates padded, or nothing is sampled.
+    """The rollout engine of a request; None for transformers' padded generate and for reward training.
 
-    The servers that a config names share the cards equally. Where it names none, an engine is spread over as many cards of a machine
-    (1, 2, 4, 8 …) as let most answers be under way at once; over the fewest of these.
+    Servers named in the config get equal numbers of GPUs. Otherwise the tensor parallel size (1, 2, 4, 8, 16
+    GPUs of a machine) is the smallest with which most answers are sampled at once.
     """
     config = request.config
     if not isinstance(config, PolicyConfig):
@@ -199,7 +206,7 @@ def engine_of(request: Request, tracer: Tracer) -> Engine | None:
     where = request.servers or request.cluster
     batched = config.rollouts.max_num_batched_tokens
     if request.servers is not None:
-        batched = LARGE_SERVER_TOKENS if where.card.memory >= LARGE else SERVER_TOKENS
+        batched = LARGE_SERVER_TOKENS if where.gpu.memory >= LARGE else SERVER_TOKENS
     share = SERVER_SHARE if request.servers else config.rollouts.gpu_memory_share
     answers = config.rollouts.prompts_per_step * config.rollouts.samples_per_prompt
     itemsize = _itemsize(config)
@@ -210,7 +217,7 @@ def engine_of(request: Request, tracer: Tracer) -> Engine | None:
         sequences = max(1, answers * parallel // where.count)
         memory = engine_memory(
             tracer.shape,
-            budget=int(share * where.card.memory),
+            budget=int(share * where.gpu.memory),
             parallel=parallel,
             dtype_bytes=itemsize,
             quantization=config.model.quantization,
@@ -230,15 +237,15 @@ def engine_of(request: Request, tracer: Tracer) -> Engine | None:
 
 
 def _paged(request: Request, config: PolicyConfig, tracer: Tracer) -> Engine | None:
-    """transformers' continuous batching, in what the trainer leaves of each GPU; None where it generates padded."""
+    """transformers' continuous batching in the memory the trainer leaves; None for padded generate."""
     if config.rollouts.continuous_batching is False or request.strategy.startswith("fsdp"):
         return None
-    card, count = request.cluster.card, request.cluster.count
+    gpu, count = request.cluster.gpu, request.cluster.count
     kinds = tracer(row_of(config)).peaks["update"].kinds
     resident = sum(kinds.get(kind, 0) for kind in (WEIGHTS, ADAPTERS, OPTIMIZER))
     memory = paged_memory(
         tracer.shape,
-        free=card.memory - resident - allowance(0, count),
+        free=gpu.memory - resident - allowance(0, count),
         dtype_bytes=_itemsize(config),
         sequences=max(1, config.rollouts.prompts_per_step * config.rollouts.samples_per_prompt // count),
         max_model_len=config.data.max_prompt_tokens + config.rollouts.max_new_tokens,
@@ -252,10 +259,10 @@ def _itemsize(config: PolicyConfig) -> int:
 
 
 def with_servers(request: Request, tracer: Tracer) -> Request:
-    """The request with cards for the servers that its config names; where none were told, the fewest of the trainer's kind that do.
+    """The request with GPUs for its config's servers; by default the fewest of the trainer's kind that fit.
 
     Raises:
-        ConfigError: the servers cannot share the cards.
+        ConfigError: the GPUs cannot be divided equally between the servers.
     """
     config = request.config
     if not isinstance(config, PolicyConfig) or config.rollouts.engine != "servers":
@@ -265,17 +272,21 @@ def with_servers(request: Request, tracer: Tracer) -> Request:
         if request.servers.count % number or request.servers.count // number > request.servers.per_node:
             raise ConfigError(
                 f"--rollout-gpus {request.servers} for the {number} servers of rollouts.servers.",
-                allowed="the same number of cards for each server, all in one machine",
-                fix=f"--rollout-gpus {Cluster(request.servers.card, 1, number)}",
+                allowed="the same number of GPUs for each server, all in one machine",
+                fix=f"--rollout-gpus {Cluster(request.servers.gpu, 1, number)}",
             )
         return request
-    tried = [replace(request, servers=Cluster(request.cluster.card, cards, number)) for cards in (1, 2, 4, 8)]
-    engines = [(one, engine_of(one, tracer)) for one in tried]
-    return next((one for one, engine in engines if engine and engine.memory.at_once), tried[-1])
+    candidates = [
+        replace(request, servers=Cluster(request.cluster.gpu, count, number)) for count in (1, 2, 4, 8)
+    ]
+    engines = [(candidate, engine_of(candidate, tracer)) for candidate in candidates]
+    return next(
+        (candidate for candidate, engine in engines if engine and engine.memory.at_once), candidates[-1]
+    )
 
 
 def host_bytes(request: Request, tracer: Tracer) -> int:
-    """What a machine's own memory holds where the shards are offloaded to it: weights, adapters, gradients and moments."""
+    """Bytes of host memory for offloaded weights, adapters, gradients and moments; 0 without offload."""
     if request.strategy != "fsdp-offload":
         return 0
     traced = tracer(row_of(request.config))
@@ -285,7 +296,7 @@ def host_bytes(request: Request, tracer: Tracer) -> int:
 
 
 def loading_host_bytes(request: Request, tracer: Tracer) -> int:
-    """What a machine's own memory holds at most while the base is loaded, see `rlhf.plan.weights`."""
+    """Peak bytes of host memory while the base is loaded, see `rlhf.plan.weights`."""
     kinds, model = tracer(row_of(request.config)).peaks["update"].kinds, request.config.model
     return loading_bytes(
         kinds[WEIGHTS],
@@ -297,26 +308,26 @@ def loading_host_bytes(request: Request, tracer: Tracer) -> int:
 
 
 def check_strategy(strategy: str, cluster: Cluster) -> None:
-    """Make sure that the cards can share the work in this way.
+    """Check a strategy against the number of GPUs.
 
     Raises:
-        ConfigError: an unknown way, or one that needs several cards.
+        ConfigError: the strategy is unknown, or does not suit one GPU or several.
     """
     if strategy not in STRATEGIES:
         raise ConfigError(f"--parallel {strategy!r} is not known.", allowed=f"auto, {', '.join(STRATEGIES)}")
     if (strategy == "one") != (cluster.count == 1) and strategy != "fsdp-offload":
         raise ConfigError(
             f"--parallel {strategy} with {cluster}.",
-            allowed="`one` or `fsdp-offload` for one card; ddp, fsdp or fsdp-offload for several",
+            allowed="`one` or `fsdp-offload` for one GPU; ddp, fsdp or fsdp-offload for several",
             fix="--parallel auto",
         )
 
 
 def check_shares(config: RewardConfig | PolicyConfig, cluster: Cluster) -> None:
-    """Make sure that each card has the same share of an update, as a run demands.
+    """Check that an update can be divided equally between the GPUs.
 
     Raises:
-        ConfigError: it has not.
+        ConfigError: a batch is not a multiple of the number of GPUs.
     """
     if isinstance(config, PolicyConfig):
         counts = {"rollouts.prompts_per_step": config.rollouts.prompts_per_step}
@@ -327,7 +338,7 @@ def check_shares(config: RewardConfig | PolicyConfig, cluster: Cluster) -> None:
     for key, count in counts.items():
         if count % cluster.count:
             raise ConfigError(
-                f"{key} is {count}, over all cards, and {cluster} has {cluster.count} of them.",
+                f"{key} is {count}, over all GPUs, and {cluster} has {cluster.count} of them.",
                 allowed=f"a multiple of {cluster.count}",
-                fix=f"{key}={-(-count // cluster.count) * cluster.count}, or another number of cards",
+                fix=f"{key}={-(-count // cluster.count) * cluster.count}, or another number of GPUs",
             )

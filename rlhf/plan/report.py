@@ -1,4 +1,4 @@
-"""A plan, whole: phases, changes, time and price; as tables, as JSON, as a picture."""
+"""A plan: phases, changes, time and price; as tables, as JSON, as a picture."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.table import Table
 
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.rewards import Source
-from rlhf.plan.changes import Change, WayOut, best_strategy, fits, larger, single_changes, way_out
+from rlhf.plan.changes import LARGEST, Change, Remedy, best_strategy, fits, larger, remedy, single_changes
 from rlhf.plan.defaults import chosen
 from rlhf.plan.gpus import GIB, PRICES_OF
 from rlhf.plan.phases import (
@@ -31,63 +31,74 @@ from rlhf.plan.sharding import CONTEXT, FRAGMENTS, NCCL
 from rlhf.plan.speed import Bill, assumptions, between, bill
 
 STRATEGY_NAMES = {
-    "one": "one card",
-    "ddp": "DDP: everything on each card",
-    "fsdp": "FSDP2: weights, gradients and moments shared out",
-    "fsdp-offload": "FSDP2 with the shards in the machine's memory",
+    "one": "one GPU",
+    "ddp": "DDP: everything on each GPU",
+    "fsdp": "FSDP2: weights, gradients and moments sharded",
+    "fsdp-offload": "FSDP2 with shards offloaded to host memory",
 }
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is known before anything is rented."""
+    """Memory, time and cost of a request, and changes where it does not fit."""
 
     request: Request
-    told: Assumptions
+    assumed: Assumptions
     phases: list[Phase]
     bill: Bill | None
-    """Of the run as asked or, where that does not fit, of the one that does."""
+    """Of the request or, where it does not fit, of the changed one that does."""
     changes: list[Change]
-    """Where it does not fit."""
-    way_out: WayOut | None
-    beyond: WayOut | None
-    """Where no change fits on these cards: more of them."""
+    """Each alone; empty where the request fits."""
+    remedy: Remedy | None
+    """Changes that together fit on these GPUs."""
+    larger: Remedy | None
+    """Where no change fits on these GPUs: changes on more of them."""
     engine: Engine | None = None
-    """vLLM as asked for."""
+    """The rollout engine of the request."""
     host_bytes: int = 0
-    """What offloading keeps in a machine's own memory."""
+    """Host memory of one machine for offloaded shards."""
     loading_bytes: int = 0
-    """What a machine's own memory holds at most while the base is loaded."""
+    """Peak host memory of one machine while the base is loaded."""
     chosen: Mapping[str, Any] = field(default_factory=dict)
-    """Settings that a run takes on these GPUs, since its config does not say."""
+    """Settings for keys that the config leaves unset."""
 
     @property
     def fits(self) -> bool:
-        """Whether every phase runs as asked."""
+        """Whether every phase of the request fits."""
         return fits(self.phases)
 
 
-def make_plan(request: Request, tracer: Tracer, told: Assumptions, *, choose: bool) -> Plan:
-    """Plan a request; with `choose`, find the way the cards share the work first."""
+def make_plan(request: Request, tracer: Tracer, assumed: Assumptions, *, choose: bool) -> Plan:
+    """Plan a request; with `choose`, first replace its strategy by the first one that fits."""
     if choose:
         request = best_strategy(request, tracer)
     request, taken = chosen(request, tracer)
-    found, engine, host = phases(request, tracer), engine_of(request, tracer), host_bytes(request, tracer)
+    planned, engine, host = phases(request, tracer), engine_of(request, tracer), host_bytes(request, tracer)
     loading = loading_host_bytes(request, tracer)
-    if fits(found):
+    if fits(planned):
         return Plan(
-            request, told, found, bill(request, tracer, told), [], None, None, engine, host, loading, taken
+            request,
+            assumed,
+            planned,
+            bill(request, tracer, assumed),
+            [],
+            None,
+            None,
+            engine,
+            host,
+            loading,
+            taken,
         )
-    out = way_out(request, tracer)
-    beyond = larger(request, tracer) if out is None else None
-    runs = out or beyond
-    priced = bill(runs.request, tracer, told) if runs else None
+    on_these = remedy(request, tracer)
+    on_more = larger(request, tracer) if on_these is None else None
+    runs = on_these or on_more
+    priced = bill(runs.request, tracer, assumed) if runs else None
     changes = single_changes(request, tracer)
-    return Plan(request, told, found, priced, changes, out, beyond, engine, host, loading, taken)
+    return Plan(request, assumed, planned, priced, changes, on_these, on_more, engine, host, loading, taken)
 
 
 def gib(size: float) -> str:
-    """Bytes as GiB with one decimal; nothing as a dot."""
+    """Bytes as GiB with one decimal; a dot for 0."""
     return f"{size / GIB:.1f}" if size >= 0.05 * GIB else "·" if size < 1e6 else "0.0"
 
 
@@ -97,8 +108,8 @@ def show(plan: Plan, console: Console) -> None:
     console.print(_title(plan), style="bold")
     if plan.chosen:
         words = " ".join(f"{key}={value}" for key, value in plan.chosen.items())
-        console.print(f"Taken on these GPUs, since the config does not say: {words}")
-    console.print(f"Highest memory of one card, in GiB{_rows_note(request)}:")
+        console.print(f"Set for these GPUs, as the config leaves them unset: {words}")
+    console.print(f"Peak memory of one GPU, in GiB{_rows_note(request)}:")
     console.print(memory_table(plan.phases))
     for phase in plan.phases:
         if phase.trouble:
@@ -111,9 +122,9 @@ def show(plan: Plan, console: Console) -> None:
     if plan.bill is not None:
         console.print(_speed_table(plan.bill, changed=not plan.fits))
         console.print(_bill_line(plan))
-    elif request.cluster.card.tflops is None:
+    elif request.cluster.gpu.tflops is None:
         console.print(
-            "Speed: not known for a plain size; name a card, such as 1xL40S-48GB, for hours and cost."
+            "Speed: not known for a plain size; name a GPU, such as 1xL40S-48GB, for hours and cost."
         )
     for line in notes(plan):
         console.print(line, style="dim")
@@ -124,7 +135,7 @@ def _title(plan: Plan) -> str:
     title = f"{request.config.model.base} on {request.cluster}, {STRATEGY_NAMES[request.strategy]}"
     if request.servers is None or engine is None:
         return title
-    each = "one card" if engine.parallel == 1 else f"{engine.parallel} cards (--tensor-parallel-size)"
+    each = "one GPU" if engine.parallel == 1 else f"{engine.parallel} GPUs (--tensor-parallel-size)"
     return f"{title}; rollouts on {request.servers}, a vLLM server on {each}"
 
 
@@ -138,36 +149,36 @@ def _rows_note(request: Request) -> str:
     return f"; rows of {row.tokens:,} tokens ({why})"
 
 
-def memory_table(found: Sequence[Phase]) -> Table:
-    """Kinds down, phases across."""
+def memory_table(planned: Sequence[Phase]) -> Table:
+    """Rows are kinds of memory, columns phases."""
     table = Table()
     table.add_column("")
-    for phase in found:
+    for phase in planned:
         table.add_column(phase.name, justify="right")
     for kind in KINDS:
-        sizes = [phase.kinds.get(kind, 0) for phase in found]
+        sizes = [phase.kinds.get(kind, 0) for phase in planned]
         if any(sizes):
             table.add_row(kind, *map(gib, sizes))
     table.add_section()
-    table.add_row("sum", *(gib(phase.total) for phase in found), style="bold")
-    table.add_row("card", *(gib(phase.card) for phase in found))
-    table.add_row("fits", *("yes" if phase.fits else "NO" for phase in found), style="bold")
+    table.add_row("sum", *(gib(phase.total) for phase in planned), style="bold")
+    table.add_row("GPU", *(gib(phase.capacity) for phase in planned))
+    table.add_row("fits", *("yes" if phase.fits else "NO" for phase in planned), style="bold")
     return table
 
 
 def _verdict(plan: Plan) -> str:
     worst = tightest(plan.request, plan.phases)
-    room = abs(worst.card - worst.total) / GIB
+    room = abs(worst.capacity - worst.total) / GIB
     if plan.fits:
         return f"It fits, with {room:.1f} GiB to spare in its tightest phase ({worst.name})."
-    if worst.total <= worst.card:
+    if worst.total <= worst.capacity:
         return "It does not run as it stands."
     return f"It does not fit: {worst.name} is {room:.1f} GiB too large."
 
 
 def _change_table(changes: Sequence[Change]) -> Table:
     table = Table(title="Changes, each alone", title_justify="left", title_style="")
-    for name in ("what to type", "saves GiB", "then", "fits", "its price"):
+    for name in ("change", "saves GiB", "then", "fits", "cost"):
         table.add_column(
             name, justify="right" if name in ("saves GiB", "then") else "left", overflow="fold", min_width=4
         )
@@ -180,82 +191,84 @@ def _change_table(changes: Sequence[Change]) -> Table:
 def _ways(plan: Plan) -> list[str]:
     if plan.fits:
         return []
-    if plan.way_out is not None:
-        worst = tightest(plan.way_out.request, plan.way_out.phases)
-        return [f"Fits together: {' '.join(plan.way_out.changes)} ({worst.name}: {gib(worst.total)} GiB)."]
-    if plan.beyond is not None:
-        extra = f" with {' '.join(plan.beyond.changes)}" if plan.beyond.changes else ""
-        servers = plan.beyond.request.servers
+    if plan.remedy is not None:
+        worst = tightest(plan.remedy.request, plan.remedy.phases)
+        return [f"Fits together: {' '.join(plan.remedy.changes)} ({worst.name}: {gib(worst.total)} GiB)."]
+    if plan.larger is not None:
+        extra = f" with {' '.join(plan.larger.changes)}" if plan.larger.changes else ""
+        servers = plan.larger.request.servers
         there = " and" if servers else ""
-        return [
-            f"No change fits on {plan.request.cluster}. What does: --gpus {plan.beyond.request.cluster}{there}{extra}."
-        ]
-    return [f"No change fits, and no number of {plan.request.cluster.card.name} that was tried."]
+        wider = plan.larger.request.cluster
+        return [f"No change fits on {plan.request.cluster}. What does: --gpus {wider}{there}{extra}."]
+    return [f"No change fits, on up to {LARGEST} {plan.request.cluster.gpu.name} either."]
 
 
-def _speed_table(found: Bill, *, changed: bool) -> Table:
-    title = f"Time of {found.per}{', changed so that it fits' if changed else ''}"
+def _speed_table(total: Bill, *, changed: bool) -> Table:
+    title = f"Time of {total.per}{', changed so that it fits' if changed else ''}"
     table = Table(title=title, title_justify="left", title_style="")
     for name in ("", "tokens/s at best", "hours"):
         table.add_column(name, justify="left" if not name else "right")
-    for speed in found.phases:
+    for speed in total.phases:
         table.add_row(speed.name, f"{speed.tokens_per_second:,.0f}", between(speed.hours, speed.most_hours))
     return table
 
 
 def _bill_line(plan: Plan) -> str:
-    found = plan.bill
-    assert found is not None
+    total = plan.bill
+    assert total is not None
     updates = (
-        f"{found.updates:,} updates" if found.updates else "1,000 updates (how many there are, the data says)"
+        f"{total.updates:,} updates" if total.updates else "1,000 updates (their number depends on the data)"
     )
-    price = plan.request.cluster.card.price
+    price = plan.request.cluster.gpu.price
     cost = (
         ""
-        if found.dollars is None or found.most_dollars is None
-        else f", ${between(found.dollars, found.most_dollars, ',.0f')} at ${price:.2f} a card and hour ({PRICES_OF}; --price)"
+        if total.dollars is None or total.most_dollars is None
+        else f", ${between(total.dollars, total.most_dollars, ',.0f')} at ${price:.2f} per GPU and hour "
+        f"({PRICES_OF}; --price)"
     )
     engine = ""
-    if found.at_once is not None:
+    if total.at_once is not None:
         name = "Rollouts" if plan.engine is not None and plan.engine.paged else "vLLM"
-        engine = f" {name}: {found.at_once} full-length answers at once on {found.parallel} card(s)."
-    assert found.hours is not None
-    assert found.most_hours is not None
-    return f"{updates}: {between(found.hours, found.most_hours)} hours{cost}.{engine}"
+        engine = f" {name}: {total.at_once} full-length answers at once on {total.parallel} GPU(s)."
+    assert total.hours is not None
+    assert total.most_hours is not None
+    return f"{updates}: {between(total.hours, total.most_hours)} hours{cost}.{engine}"
 
 
 def notes(plan: Plan) -> list[str]:
-    """What was assumed, and what no trace sees."""
-    assumed = assumptions(plan.request, plan.told)
+    """Assumptions, and memory that a trace does not see."""
+    assumed = assumptions(plan.request, plan.assumed)
     lines = (
         [f"Assumed: {assumed['lengths']}; {assumed['utilisation']}; {assumed['links']}."] if plan.bill else []
     )
-    own = [source.place for source in _sources(plan.request) if source.kind == "classifier"]
-    if own:
+    classifiers = [source.place for source in _sources(plan.request) if source.kind == "classifier"]
+    if classifiers:
         lines.append(
-            f"Not counted: the weights of {', '.join(own)}, which each process loads beside the base."
+            f"Not counted: the weights of {', '.join(classifiers)}, which each process loads beside the base."
         )
     if plan.request.strategy.startswith("fsdp") and getattr(plan.request.config, "expo", None):
         lines.append(
-            "A run with `expo` is refused under FSDP2: leave it out, and run `rlhf extrapolate` afterwards."
+            "`expo` is not supported under FSDP2: leave it out, and run `rlhf extrapolate` afterwards."
         )
     if isinstance(plan.request.config, PolicyConfig) and plan.request.config.rollouts.sleep and plan.engine:
         asleep = plan.engine.memory.weights * plan.request.cluster.per_node
-        lines.append(f"Between rollouts vLLM's weights wait in each machine's own memory: {gib(asleep)} GiB.")
+        lines.append(
+            f"Between rollouts vLLM's weights are in host memory: {gib(asleep)} GiB on each machine."
+        )
     if plan.loading_bytes:
-        lines.append(f"Loading takes up to {gib(plan.loading_bytes)} GiB of each machine's own memory.")
+        lines.append(f"Loading takes up to {gib(plan.loading_bytes)} GiB of host memory on each machine.")
     if plan.host_bytes:
-        lines.append(f"Offloaded to the memory of each machine: {gib(plan.host_bytes)} GiB.")
+        lines.append(f"Offloaded to host memory: {gib(plan.host_bytes)} GiB on each machine.")
     return [
         *lines,
-        "Traced from the real update without weights; CPU runs agree within 5 % (no GPU was at hand).",
-        f"Allowance, not traced: {gib(CONTEXT)} GiB CUDA context, {gib(NCCL)} GiB NCCL with several cards, "
-        f"{FRAGMENTS:.0%} of activations for fragments.",
+        "Traced from the real update without weights; CPU runs agree within 5 %. Not yet compared on a GPU.",
+        f"Allowance, not traced: {gib(CONTEXT)} GiB CUDA context, {gib(NCCL)} GiB NCCL on several GPUs, "
+        f"{FRAGMENTS:.0%} of activations for fragmentation.",
     ]
 
 
 def _sources(request: Request) -> list[Source]:
-    """Whoever rewards answers, the held-out one too."""
+    """The sources of rewards, the held-out one included."""
     config = request.config
     if not isinstance(config, PolicyConfig):
         return []
@@ -263,9 +276,9 @@ def _sources(request: Request) -> list[Source]:
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
-    """The plan as plain data, in bytes."""
+    """The plan as JSON data; sizes in bytes."""
     request = plan.request
-    out = plan.way_out or plan.beyond
+    remedy = plan.remedy or plan.larger
     return {
         "model": request.config.model.base,
         "gpus": str(request.cluster),
@@ -280,21 +293,28 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "phases": [_phase_json(phase) for phase in plan.phases],
         "changes": [vars(change) for change in plan.changes],
         "fits_with": None
-        if out is None
+        if remedy is None
         else {
-            "gpus": str(out.request.cluster),
-            "changes": out.changes,
-            "phases": [_phase_json(p) for p in out.phases],
+            "gpus": str(remedy.request.cluster),
+            "changes": remedy.changes,
+            "phases": [_phase_json(p) for p in remedy.phases],
         },
         "bill": None
         if plan.bill is None
         else {**vars(plan.bill), "phases": [vars(s) for s in plan.bill.phases]},
-        "assumptions": dict(assumptions(request, plan.told)),
+        "assumptions": dict(assumptions(request, plan.assumed)),
     }
 
 
 def _phase_json(phase: Phase) -> dict[str, Any]:
-    return {**vars(phase), "kinds": dict(phase.kinds), "total": phase.total, "fits": phase.fits}
+    return {
+        "name": phase.name,
+        "kinds": dict(phase.kinds),
+        "card": phase.capacity,
+        "trouble": phase.trouble,
+        "total": phase.total,
+        "fits": phase.fits,
+    }
 
 
 COLOURS = (
@@ -312,7 +332,7 @@ COLOURS = (
 
 
 def draw(plan: Plan, file: Path) -> None:
-    """Stacked bars, one a phase, against the card's memory; PNG or SVG by the file's name."""
+    """Draw a stacked bar for each phase against the GPU's memory; PNG or SVG by the file's suffix."""
     import matplotlib as mpl
 
     mpl.use("agg")
@@ -326,12 +346,12 @@ def draw(plan: Plan, file: Path) -> None:
         if max(sizes) > 0.01:
             axes.barh(names, sizes, left=left, label=kind, color=colour, height=0.62)
         left = [a + b for a, b in zip(left, sizes, strict=True)]
-    cards = {phase.card / GIB for phase in plan.phases}
-    for card in cards:
-        axes.axvline(card, color="#c1121f", linewidth=1.5)
+    capacities = {phase.capacity / GIB for phase in plan.phases}
+    for capacity in capacities:
+        axes.axvline(capacity, color="#c1121f", linewidth=1.5)
         axes.annotate(
-            f"card {card:.1f}",
-            (card, 1.0),
+            f"GPU {capacity:.1f}",
+            (capacity, 1.0),
             xycoords=("data", "axes fraction"),
             color="#c1121f",
             ha="center",
@@ -341,8 +361,8 @@ def draw(plan: Plan, file: Path) -> None:
     for row, total in enumerate(left):
         axes.text(total, row, f" {total:.1f}", va="center", fontsize=9)
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.1 * max(*left, *cards))
-    axes.set_xlabel("GiB on one card")
+    axes.set_xlim(0, 1.1 * max(*left, *capacities))
+    axes.set_xlabel("GiB on one GPU")
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(
         f"{plan.request.config.model.base} on {plan.request.cluster}", loc="left", fontsize=11, pad=18

@@ -1,4 +1,4 @@
-"""The shape of a model without its weights and without network: from its config.json, or of the few that are packaged here."""
+"""The config of a model without weights or network: its config.json, or one of those packaged here."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ PACKAGED: dict[str, dict[str, Any]] = {
     "meta-llama/Llama-3.1-70B-Instruct": _LLAMA_70B,
     "meta-llama/Llama-3.3-70B-Instruct": _LLAMA_70B,
 }
-"""Name: the figures of its public config.json (model cards of SmolLM2-135M-Instruct, Llama-3.1 and Llama-3.3)."""
+"""Name: figures of its public config.json (SmolLM2-135M-Instruct, Llama-3.1 and Llama-3.3)."""
 
 
 def load_shape(base: str, revision: str | None = None) -> Any:
     """The transformers config of `model.base`: a folder, a name in the Hub's cache, or a packaged name.
 
     Raises:
-        ModelError: nothing is known of it on this machine, or transformers does not know its kind.
+        ModelError: it has no config.json on this machine, or transformers does not support its model type.
     """
     file = Path(base) / "config.json"
     if base in PACKAGED and not file.exists():
@@ -57,12 +57,12 @@ def load_shape(base: str, revision: str | None = None) -> Any:
         if file.exists():
             raise ModelError(
                 f"{file} cannot be read as a model's config: {str(error).splitlines()[0]}",
-                allowed="the config.json of a model that transformers knows",
+                allowed="the config.json of a model type that transformers supports",
                 fix="copy it again from the model's page",
             ) from error
         raise ModelError(
-            f"The shape of {base!r} is not known on this machine: there is no such folder, and the Hub's cache has no "
-            f"config.json of it.{did_you_mean(base, PACKAGED)}",
-            allowed=f"a folder with a config.json, a model that was downloaded before, or {', '.join(PACKAGED)}",
+            f"The shape of {base!r} is not known on this machine: there is no such folder, and the Hub's "
+            f"cache has no config.json of it.{did_you_mean(base, PACKAGED)}",
+            allowed="a folder with a config.json, a model in the Hub's cache, or " + ", ".join(PACKAGED),
             fix=f"hf download {base} config.json   (a kilobyte), or model.base=FOLDER",
         ) from error

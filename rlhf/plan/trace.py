@@ -1,9 +1,10 @@
-"""The real update, run on tensors without data: what it holds at its peak, by kind, and what it computes.
+"""Peak memory by kind, and FLOPs, of the real update, traced on fake tensors.
 
-A deep model is traced with three and with four layers and carried on to its depth: all but its last are alike, so every level of
-memory is a linear function of their number at the same place of the same pass, and the peak is the highest of these lines.
+A deep model is traced with three and with four layers and extrapolated to its depth. All layers but the last
+are equal, so memory at a given layer of a pass is linear in their number; the peak is the maximum over these
+lines.
 
-Shapes: T tokens of a row, N sequences in it, M tokens whose log-probability is asked for.
+Shapes: T tokens of a row, N sequences in it, M tokens whose log-probability is computed.
 """
 
 from __future__ import annotations
@@ -26,23 +27,23 @@ WEIGHTS, ADAPTERS, GRADIENTS, OPTIMIZER = "weights", "adapters", "gradients", "o
 SHALLOW, DEEPER = 3, 4
 """Numbers of layers a deep model is traced with."""
 FRONT, BACK = 1, 2
-"""Layers at either end whose levels are kept apart; those between lie between. The last one computes less than the one before it."""
+"""Layers at either end whose peaks are kept apart; the last layer computes less than the others."""
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What a row holds and computes, pass by pass."""
+    """Memory and FLOPs of one row, by pass."""
 
     peaks: Mapping[str, Peak]
     """Pass (`update`, `critic`, `optimizer`, `scoring`, `measuring`): its peak."""
     flops: Mapping[str, int]
     """Pass: matrix products and attention of one row."""
     layer_bytes: int
-    """Frozen weights of one layer."""
+    """Bytes of the frozen weights of one layer."""
     outer_bytes: int
-    """Frozen weights of the larger part outside the layers: embedding or head."""
+    """Bytes of the frozen weights of the embedding or the head, whichever is larger."""
     scale_bytes: int
-    """Scales of 4-bit weights, which sharding leaves whole."""
+    """Bytes of the scales of 4-bit weights, which are not sharded."""
 
 
 def trace(shape: Any, row: Row, *, on_gpu: bool = True, whole: bool = False) -> Trace:
@@ -50,14 +51,14 @@ def trace(shape: Any, row: Row, *, on_gpu: bool = True, whole: bool = False) -> 
 
     Args:
         shape: a transformers config.
-        on_gpu: count what CUDA kernels hold inside themselves; else what our attention and the kernels of a CPU do.
-        whole: run every layer, whatever the depth.
+        on_gpu: count the workspace of CUDA kernels; else that of our attention and of CPU kernels.
+        whole: trace every layer instead of extrapolating.
     """
     layers = shape.num_hidden_layers
     if whole or layers <= DEEPER:
         return _condense(_run(shape, row, on_gpu))
     shallow, deeper = (_run(_with_layers(shape, n), row, on_gpu) for n in (SHALLOW, DEEPER))
-    return _condense(_carried_on(shallow, deeper, layers))
+    return _condense(_extrapolated(shallow, deeper, layers))
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class _Raw:
     scale_bytes: int
 
 
-def _carried_on(shallow: _Raw, deeper: _Raw, layers: int) -> _Raw:
+def _extrapolated(shallow: _Raw, deeper: _Raw, layers: int) -> _Raw:
     """f(L) = f(3) + (L - 3) (f(4) - f(3)), for every kind at every moment."""
     steps = layers - SHALLOW
 
@@ -110,12 +111,12 @@ def _with_layers(shape: Any, layers: int) -> Any:
 
 
 def _run(shape: Any, row: Row, on_gpu: bool) -> _Raw:
-    """Build the model and run every pass once, in the state of an update that is under way.
+    """Build the model and run every pass once.
 
-    Gradients and AdamW's moments are there from the start: the peak of any row but an update's first.
+    Gradients and AdamW's moments exist from the start: the peak of any row but the first of the first update.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    ledger = Ledger(on_gpu=on_gpu, asked=row.asked)
+    ledger = Ledger(on_gpu=on_gpu, logprob_tokens=row.logprob_tokens)
     if row.quantization == "nf4":
         add_four_bits()
     model, head = build(shape, row)
@@ -144,7 +145,7 @@ def _run(shape: Any, row: Row, on_gpu: bool) -> _Raw:
 
 
 def _place_hooks(ledger: Ledger, layers: nn.ModuleList) -> None:
-    """Tell the ledger which layer the code is in, forwards and backwards."""
+    """Register hooks that set the ledger's moment to the current layer, forwards and backwards."""
     depth = len(layers)
 
     def at(index: int) -> Callable[..., None]:
@@ -168,7 +169,7 @@ def _place_hooks(ledger: Ledger, layers: nn.ModuleList) -> None:
 
 
 def _optimizer(trained: list[nn.Parameter], ledger: Ledger) -> torch.optim.Optimizer:
-    """AdamW with its moments, and the gradients of an earlier row."""
+    """AdamW with its moments, and gradients as an earlier row left them."""
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
     for parameter in trained:
         parameter.grad = torch.empty_like(parameter)

@@ -1,31 +1,31 @@
-"""Bytes of a base's weights, on a GPU and in a machine's memory while it is loaded: what the plan and the doctor both count with. No torch."""
+"""Bytes of a base's weights on a GPU, and in host memory while it is loaded. Imports no torch."""
 
 from __future__ import annotations
 
 BYTES = {"bfloat16": 2.0, "float32": 4.0}
 NF4_BYTES = 0.5 + 1 / 64 + 4 / 64 / 256
-"""A weight in 4 bits, its share of a scale of 8 bits for 64 weights, and of one of 32 bits for 256 such scales."""
+"""Bytes of a 4-bit weight with its share of an 8-bit scale (64 weights) and of a 32-bit one (256 scales)."""
 
 
 def base_bytes(parameters: int, linear: int, dtype: str, quantization: str) -> int:
-    """A base of so many parameters, so many of them in linear layers; embeddings and head are never in 4 bits."""
+    """Bytes of a base with `linear` of its parameters in linear layers; only these are in 4 bits."""
     if quantization == "none":
         return round(parameters * BYTES[dtype])
     return round(linear * NF4_BYTES + (parameters - linear) * BYTES[dtype])
 
 
 def loading_bytes(weights: int, quantization: str, *, sharded: bool, offloaded: bool, processes: int) -> int:
-    """The memory of one machine that loading takes at most, in bytes.
+    """Peak bytes of host memory on one machine while the base is loaded.
 
-        bfloat16, not sharded    each process reads the base into memory, then moves it to its GPU: processes x weights
+        bfloat16, not sharded    each process reads the base, then moves it to its GPU: processes x weights
         bfloat16, sharded        one process reads it, the others reserve memory without touching it: weights
-        4 bits, not sharded      each weight is quantized on the GPU and stays there: nothing
-        4 bits, sharded          each process makes the base for itself: processes x weights
+        4 bits, not sharded      each weight is quantized on the GPU and stays there: 0
+        4 bits, sharded          each process builds the base: processes x weights
 
     Args:
         weights: of the base as it is loaded, see `base_bytes`.
         sharded: FSDP2 with `fsdp_cpu_ram_efficient_loading` for bfloat16.
-        offloaded: the shards stay in the machine's memory afterwards, beside what is loaded.
+        offloaded: the shards stay in host memory, in addition.
         processes: on one machine.
     """
     if quantization == "none":

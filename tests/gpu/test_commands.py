@@ -24,11 +24,11 @@ def run(
     start = [sys.executable, "-m"]
     if launch is not None:
         assert folder is not None
-        told = yaml.safe_load((ROOT / "configs" / "launch" / launch).read_text("utf-8")) | {
+        settings = yaml.safe_load((ROOT / "configs" / "launch" / launch).read_text("utf-8")) | {
             "num_processes": 1
         }
         file = folder / launch
-        file.write_text(yaml.safe_dump(told), encoding="utf-8")
+        file.write_text(yaml.safe_dump(settings), encoding="utf-8")
         start += ["accelerate.commands.launch", "--config_file", str(file), "-m"]
     done = subprocess.run(
         [*start, "rlhf.cli", command, str(config), *words],

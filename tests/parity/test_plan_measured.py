@@ -1,10 +1,10 @@
-"""The plan's figures against what the real trainers take.
+"""The plan's memory against that of the real trainers.
 
-Two sides that share no code but the model: `rlhf.plan.trace` adds up tensors without data as operations make them; the real trainer's
-`training_step` runs on real tensors under torch's profiler, where the CPU's allocator reports each block it gives out and takes back.
-Compared is what an update adds to the model, gradients, activations and temporaries: with the weights, which both
-sides know, in the sum the comparison would be easier. A pass without gradient through the tiny model takes little more than one MiB:
-there half a MiB is allowed for what kernels take for themselves.
+`rlhf.plan.trace` adds up fake tensors; the trainer's `training_step` runs on real ones under torch's
+profiler, which reports each block that the CPU allocator allocates and frees. The two share only the model.
+Compared are the bytes that an update adds to the weights: gradients, activations and temporaries. Passes
+without gradient take about 1 MiB on the tiny model, so they may differ by half a MiB for the kernels'
+workspaces.
 """
 
 from __future__ import annotations
@@ -41,12 +41,14 @@ def benchmark() -> ModuleType:
     return module
 
 
-def check(found: list, slack: float) -> None:  # type: ignore[type-arg]
-    for one in found:
-        allowed = 0.05 * one.measured + (0 if one.name == "update" else slack)
-        assert abs(one.planned - one.measured) <= allowed, one
-        if one.measured_weights:
-            assert one.planned_weights == pytest.approx(one.measured_weights, rel=0.05), one
+def check(comparisons: list, slack: float) -> None:  # type: ignore[type-arg]
+    for comparison in comparisons:
+        allowed = 0.05 * comparison.measured + (0 if comparison.name == "update" else slack)
+        assert abs(comparison.planned - comparison.measured) <= allowed, comparison
+        if comparison.measured_weights:
+            assert comparison.planned_weights == pytest.approx(comparison.measured_weights, rel=0.05), (
+                comparison
+            )
 
 
 def tiny_cases() -> list[Any]:
@@ -67,20 +69,20 @@ def test_the_tiny_model(
     benchmark: ModuleType, tiny_base: Path, dtype: str, quantization: str, checkpointing: bool, command: str
 ) -> None:
     compare = getattr(benchmark, command)
-    found = compare(
+    comparisons = compare(
         str(tiny_base), dtype=dtype, quantization=quantization, checkpointing=checkpointing, tokens=512
     )
-    check(found, slack=0.5 * MIB)
+    check(comparisons, slack=0.5 * MIB)
 
 
 @pytest.mark.slow
 def test_a_critic_on_the_tiny_model(benchmark: ModuleType, tiny_base: Path) -> None:
-    told = {"dtype": "bfloat16", "quantization": "none", "checkpointing": False, "tokens": 512}
-    plain, _ = benchmark.compare_policy(str(tiny_base), **told)
-    found = benchmark.compare_policy(str(tiny_base), **told, algorithm="ppo")
-    check(found, slack=0.5 * MIB)
+    settings = {"dtype": "bfloat16", "quantization": "none", "checkpointing": False, "tokens": 512}
+    plain, _ = benchmark.compare_policy(str(tiny_base), **settings)
+    comparisons = benchmark.compare_policy(str(tiny_base), **settings, algorithm="ppo")
+    check(comparisons, slack=0.5 * MIB)
     # Its gradients lie beside the policy's.
-    assert found[0].measured > plain.measured
+    assert comparisons[0].measured > plain.measured
 
 
 @pytest.mark.slow
@@ -90,7 +92,7 @@ def test_the_embedded_model(
     benchmark: ModuleType, command: str, dtype: str, quantization: str, checkpointing: bool
 ) -> None:
     compare = getattr(benchmark, command)
-    found = compare(
+    comparisons = compare(
         "embedded", dtype=dtype, quantization=quantization, checkpointing=checkpointing, tokens=512
     )
-    check(found, slack=0)
+    check(comparisons, slack=0)

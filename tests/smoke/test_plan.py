@@ -17,7 +17,7 @@ def plan(rlhf_command: Rlhf) -> Callable[..., Result]:
     return lambda *words: rlhf_command("plan", *words)
 
 
-def test_a_reward_run_on_one_card(plan: Rlhf, reward_config: Path, tmp_path: Path) -> None:
+def test_a_reward_run_on_one_gpu(plan: Rlhf, reward_config: Path, tmp_path: Path) -> None:
     picture = tmp_path / "plan.png"
     result = plan(reward_config, "--gpus", "1xRTX4090", "--picture", picture)
     assert result.exit_code == 0, result.output
@@ -39,25 +39,25 @@ def test_a_policy_run_as_json(plan: Rlhf, policy_config: Path, tmp_path: Path) -
         "--json",
     )
     assert result.exit_code == 0, result.output
-    told = json.loads(result.stdout)
-    assert [phase["name"] for phase in told["phases"]] == [
+    data = json.loads(result.stdout)
+    assert [phase["name"] for phase in data["phases"]] == [
         "rollouts",
         "scoring",
         "log-probabilities",
         "update",
     ]
-    for phase in told["phases"]:
+    for phase in data["phases"]:
         assert phase["total"] == sum(phase["kinds"].values())
         assert phase["fits"] == (phase["total"] <= phase["card"])
-    assert told["fits"] is True
-    assert told["parallel"] == "ddp"
-    assert told["bill"]["updates"] == 3
-    assert told["bill"]["dollars"] == pytest.approx(told["bill"]["hours"] * 3 * 2)
-    assert "log-probabilities" in {phase["name"] for phase in told["bill"]["phases"]}
+    assert data["fits"] is True
+    assert data["parallel"] == "ddp"
+    assert data["bill"]["updates"] == 3
+    assert data["bill"]["dollars"] == pytest.approx(data["bill"]["hours"] * 3 * 2)
+    assert "log-probabilities" in {phase["name"] for phase in data["bill"]["phases"]}
 
 
-def test_a_run_that_does_not_fit_is_told_what_does(plan: Rlhf, reward_config: Path) -> None:
-    told = json.loads(
+def test_a_run_that_does_not_fit_gets_changes_that_do(plan: Rlhf, reward_config: Path) -> None:
+    data = json.loads(
         plan(
             reward_config,
             "model.base=meta-llama/Llama-3.1-8B-Instruct",
@@ -68,21 +68,21 @@ def test_a_run_that_does_not_fit_is_told_what_does(plan: Rlhf, reward_config: Pa
             "--json",
         ).stdout
     )
-    assert told["fits"] is False
-    ranked = [(not change["fits"], -change["saved"]) for change in told["changes"]]
+    assert data["fits"] is False
+    ranked = [(not change["fits"], -change["saved"]) for change in data["changes"]]
     assert ranked == sorted(ranked)
-    alone = {change["what"]: change["fits"] for change in told["changes"]}
+    alone = {change["what"]: change["fits"] for change in data["changes"]}
     assert not alone["model.gradient_checkpointing=true"]
     assert not alone["model.quantization=nf4"]
-    assert told["fits_with"]["changes"] == ["model.gradient_checkpointing=true", "model.quantization=nf4"]
-    assert all(phase["fits"] for phase in told["fits_with"]["phases"])
+    assert data["fits_with"]["changes"] == ["model.gradient_checkpointing=true", "model.quantization=nf4"]
+    assert all(phase["fits"] for phase in data["fits_with"]["phases"])
 
 
 @pytest.mark.parametrize(
-    ("words", "found", "remedy"),
+    ("words", "found", "fix"),
     [
-        (("--gpus", "8xH1000"), "the card 'H1000' is not known", "H100-80GB"),
-        (("--gpus", "1x0GB"), "cannot hold a run", "1x24GB"),
+        (("--gpus", "8xH1000"), "'H1000' is not known", "H100-80GB"),
+        (("--gpus", "1x0GB"), "0GB", "1x24GB"),
         (("--gpus", "1x24GB", "--parallel", "ddp"), "--parallel ddp with 1x24GB", "fsdp-offload"),
         (("--parallel", "tensor"), "'tensor' is not known", "fsdp-offload"),
         (
@@ -91,37 +91,37 @@ def test_a_run_that_does_not_fit_is_told_what_does(plan: Rlhf, reward_config: Pa
             "Llama-3.1-8B-Instruct",
         ),
         (("--gpus", "1x-24GB"), "'-24GB' is not known", "a plain size"),
-        (("--gpus", "0xH100"), "no card at all", "1xH100"),
-        (("--gpus", "3x1xL40S"), "stages.0.batch_size is 4, over all cards", "stages.0.batch_size=6"),
+        (("--gpus", "0xH100"), "count of 0", "1xH100"),
+        (("--gpus", "3x1xL40S"), "stages.0.batch_size is 4", "stages.0.batch_size=6"),
         (("--picture", "plan.gif"), "plan.gif", ".svg"),
         (("model.rank=3",), "rank", "model"),
     ],
 )
-def test_mistakes(plan: Rlhf, reward_config: Path, words: tuple[str, ...], found: str, remedy: str) -> None:
+def test_mistakes(plan: Rlhf, reward_config: Path, words: tuple[str, ...], found: str, fix: str) -> None:
     result = plan(reward_config, *words)
     assert result.exit_code == 2, result.output
-    said = " ".join(result.stderr.split())
-    assert found in said
-    assert remedy in said
+    printed = " ".join(result.stderr.split())
+    assert found in printed
+    assert fix in printed
     assert "Traceback" not in result.output
 
 
 SERVERS = ("rollouts.engine=servers", "rollouts.servers=[http://a:8000, http://b:8000]")
 
 
-def test_servers_get_the_fewest_cards_that_hold_them(plan: Rlhf, policy_config: Path) -> None:
-    told = json.loads(plan(policy_config, *SERVERS, "--gpus", "1xH100", "--json").stdout)
-    assert told["rollout_gpus"] == "2x1xH100-80GB"
-    assert told["rollout_parallel"] == 1
-    rollouts, *others = told["phases"]
+def test_servers_get_the_fewest_gpus_that_hold_them(plan: Rlhf, policy_config: Path) -> None:
+    data = json.loads(plan(policy_config, *SERVERS, "--gpus", "1xH100", "--json").stdout)
+    assert data["rollout_gpus"] == "2x1xH100-80GB"
+    assert data["rollout_parallel"] == 1
+    rollouts, *others = data["phases"]
     assert set(rollouts["kinds"]) == {"engine", "KV cache", "allowance"}
     assert all("engine" not in phase["kinds"] for phase in others)
 
 
-def test_servers_share_their_cards_equally(plan: Rlhf, policy_config: Path) -> None:
-    told = plan(policy_config, *SERVERS, "--rollout-gpus", "4xL40S")
-    assert "rollouts on 4xL40S-48GB, a vLLM server on 2 cards (--tensor-parallel-size)" in " ".join(
-        told.stdout.split()
+def test_servers_get_equal_numbers_of_gpus(plan: Rlhf, policy_config: Path) -> None:
+    result = plan(policy_config, *SERVERS, "--rollout-gpus", "4xL40S")
+    assert "rollouts on 4xL40S-48GB, a vLLM server on 2 GPUs (--tensor-parallel-size)" in " ".join(
+        result.stdout.split()
     )
     result = plan(policy_config, *SERVERS, "--rollout-gpus", "3xL40S")
     assert result.exit_code == 2
@@ -130,15 +130,15 @@ def test_servers_share_their_cards_equally(plan: Rlhf, policy_config: Path) -> N
     )
 
 
-def test_the_critic_has_a_phase_of_its_own(plan: Rlhf, policy_config: Path) -> None:
-    told = json.loads(plan(policy_config, "algorithm.name=ppo", "--gpus", "1xH100", "--json").stdout)
-    assert [phase["name"] for phase in told["phases"]][-2:] == ["update", "critic"]
-    hours = {speed["name"]: speed["hours"] for speed in told["bill"]["phases"]}
+def test_the_critic_has_a_separate_phase(plan: Rlhf, policy_config: Path) -> None:
+    data = json.loads(plan(policy_config, "algorithm.name=ppo", "--gpus", "1xH100", "--json").stdout)
+    assert [phase["name"] for phase in data["phases"]][-2:] == ["update", "critic"]
+    hours = {speed["name"]: speed["hours"] for speed in data["bill"]["phases"]}
     assert 0 < hours["critic"] < hours["update"]
 
 
-def test_rewards_from_elsewhere_take_no_pass_and_are_named(plan: Rlhf, policy_config: Path) -> None:
-    told = plan(policy_config, "reward=[{function: gold}, {classifier: some/model}]", "--gpus", "1xH100")
-    said = " ".join(told.stdout.split())
-    assert "scoring" not in said
-    assert "Not counted: the weights of some/model" in said
+def test_reward_models_outside_the_base_have_no_pass_and_are_listed(plan: Rlhf, policy_config: Path) -> None:
+    result = plan(policy_config, "reward=[{function: gold}, {classifier: some/model}]", "--gpus", "1xH100")
+    printed = " ".join(result.stdout.split())
+    assert "scoring" not in printed
+    assert "Not counted: the weights of some/model" in printed

@@ -15,8 +15,8 @@ REMEDY = "python -m rlhf.plan.catalogue"
 
 def test_what_stands_between_the_markers_is_replaced() -> None:
     block = f"# {BEGIN} old\n# a plan\n# {END}\n"
-    told = between(f"# head\n{block}output: x\n", iter([f"# {BEGIN} new", f"# {END}"]))
-    assert told == f"# head\n# {BEGIN} new\n# {END}\noutput: x\n"
+    text = between(f"# head\n{block}output: x\n", iter([f"# {BEGIN} new", f"# {END}"]))
+    assert text == f"# head\n# {BEGIN} new\n# {END}\noutput: x\n"
     # A config without markers gets them after the comment at its top.
     assert between("# head\noutput: x  # y\n", iter(["# new"])) == "# head\n# new\noutput: x  # y\n"
 
@@ -35,9 +35,9 @@ def test_every_machine_has_a_config(command: str, model: str, cards: tuple[str, 
 
 @pytest.mark.parametrize("name", sorted({planned.config for planned in PLANNED}))
 def test_a_planned_config_is_complete(name: str) -> None:
-    told = load_either(CONFIGS / f"{name}.yaml")
-    assert told.model.base.startswith("meta-llama/Llama-3.1-")
-    assert told.model.gradient_checkpointing
+    config = load_either(CONFIGS / f"{name}.yaml")
+    assert config.model.base.startswith("meta-llama/Llama-3.1-")
+    assert config.model.gradient_checkpointing
 
 
 def test_reward_and_policy_of_a_machine_hang_on_the_same_weights() -> None:

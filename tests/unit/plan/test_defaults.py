@@ -40,7 +40,7 @@ def test_a_large_gpu_gets_the_largest_rows() -> None:
 def test_a_small_one_gets_what_fits() -> None:
     fitted, taken = chosen(request(RewardConfig.model_validate(REWARD), "1x4GB"), TRACER)
     assert 1024 <= taken["tokens_per_batch"] < 16_384
-    assert all(phase.total <= (1 - SPARE) * phase.card for phase in phases(fitted, TRACER))
+    assert all(phase.total <= (1 - SPARE) * phase.capacity for phase in phases(fitted, TRACER))
 
 
 def test_what_the_config_says_stays() -> None:
@@ -63,8 +63,8 @@ def test_an_engine_gets_its_share_and_no_more_than_it_needs() -> None:
     assert engine is not None
     assert engine.memory.at_once == rollouts.prompts_per_step * rollouts.samples_per_prompt
     assert all(phase.fits for phase in phases(fitted, TRACER))
-    told = PolicyConfig.model_validate({**POLICY, "rollouts": {"gpu_memory_share": 0.6}})
-    assert "rollouts.gpu_memory_share" not in chosen(request(told, "1x24GB"), TRACER)[1]
+    config = PolicyConfig.model_validate({**POLICY, "rollouts": {"gpu_memory_share": 0.6}})
+    assert "rollouts.gpu_memory_share" not in chosen(request(config, "1x24GB"), TRACER)[1]
 
 
 def test_nothing_is_chosen_where_nothing_fits() -> None:

@@ -58,7 +58,7 @@ def test_an_engine_without_room_for_one_sequence_does_not_start() -> None:
     assert engine(15).cache == 0
 
 
-def test_cards_share_weights_and_heads() -> None:
+def test_weights_and_heads_are_split_between_gpus() -> None:
     memory = engine(70, parallel=4, shape=SHAPE_70B)
     assert memory.weights == weight_bytes(SHAPE_70B, 2, "none") // 4
     assert memory.token_bytes == token_bytes(SHAPE_70B, 2) // 4

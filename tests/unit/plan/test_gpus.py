@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 
 from rlhf.core.errors import ConfigError
-from rlhf.plan.gpus import CARDS, GIB, parse_gpus
+from rlhf.plan.gpus import GIB, GPUS, parse_gpus
 
 
 @pytest.mark.parametrize(
-    ("text", "nodes", "per_node", "card"),
+    ("text", "nodes", "per_node", "name"),
     [
         ("8xH100-80GB", 1, 8, "H100-80GB"),
         ("4x8xH200", 4, 8, "H200-141GB"),
@@ -18,41 +18,41 @@ from rlhf.plan.gpus import CARDS, GIB, parse_gpus
         ("RTX4090-24GB", 1, 1, "RTX4090-24GB"),
     ],
 )
-def test_cards_are_read(text: str, nodes: int, per_node: int, card: str) -> None:
+def test_counts_and_names_are_parsed(text: str, nodes: int, per_node: int, name: str) -> None:
     cluster = parse_gpus(text)
-    assert (cluster.nodes, cluster.per_node, cluster.card.name) == (nodes, per_node, card)
+    assert (cluster.nodes, cluster.per_node, cluster.gpu.name) == (nodes, per_node, name)
     assert cluster.count == nodes * per_node
 
 
-def test_a_plain_size_counts_the_small_gigabyte_and_knows_no_speed() -> None:
-    assert parse_gpus("1x24GB").card.memory == 24 * 10**9
-    assert parse_gpus("1x24GiB").card.memory == 24 * GIB
-    assert parse_gpus("1x24GB").card.tflops is None
+def test_a_plain_size_is_in_decimal_gigabytes_and_has_no_speed() -> None:
+    assert parse_gpus("1x24GB").gpu.memory == 24 * 10**9
+    assert parse_gpus("1x24GiB").gpu.memory == 24 * GIB
+    assert parse_gpus("1x24GB").gpu.tflops is None
 
 
-def test_a_price_replaces_ours() -> None:
-    assert parse_gpus("1xH100").card.price == CARDS["H100-80GB"].price
-    assert parse_gpus("1xH100", price=9.5).card.price == 9.5
+def test_a_price_overrides_the_table() -> None:
+    assert parse_gpus("1xH100").gpu.price == GPUS["H100-80GB"].price
+    assert parse_gpus("1xH100", price=9.5).gpu.price == 9.5
 
 
 @pytest.mark.parametrize(
-    ("text", "found", "remedy"),
+    ("text", "found", "expected"),
     [
         ("1xRTX4O90", "is not known", "RTX4090-24GB"),
         ("8xH10O-80GB", "Did you mean 'H100-80GB'?", "B200-180GB"),
-        ("1x0GB", "a card of 0GB cannot hold a run", "from 1GB"),
-        ("0xH100", "no card at all", "1xH100"),
-        ("32xH100", "32 cards into one machine", "--gpus 4x8xH100-80GB"),
-        ("2x2x2xH100", "cannot be read", "NODESxCOUNTxCARD"),
-        ("-1xH100", "cannot be read", "NODESxCOUNTxCARD"),
-        ("", "cannot be read", "NODESxCOUNTxCARD"),
+        ("1x0GB", "0GB", "from 1GB"),
+        ("0xH100", "count of 0", "1xH100"),
+        ("32xH100", "32 GPUs", "--gpus 4x8xH100-80GB"),
+        ("2x2x2xH100", "cannot be read", "NODESxCOUNTxGPU"),
+        ("-1xH100", "cannot be read", "NODESxCOUNTxGPU"),
+        ("", "cannot be read", "NODESxCOUNTxGPU"),
     ],
 )
-def test_what_cannot_be_is_refused(text: str, found: str, remedy: str) -> None:
+def test_an_impossible_value_is_refused(text: str, found: str, expected: str) -> None:
     with pytest.raises(ConfigError) as error:
         parse_gpus(text)
-    assert found in str(error.value)
-    assert remedy in str(error.value)
+    assert found in error.value.found
+    assert expected in str(error.value)
 
 
 def test_links_between_machines_are_slower() -> None:

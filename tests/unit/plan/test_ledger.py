@@ -9,7 +9,7 @@ FLOAT = 4
 
 
 def test_a_peak_is_what_is_alive_at_once() -> None:
-    ledger = Ledger(on_gpu=False, asked=0)
+    ledger = Ledger(on_gpu=False, logprob_tokens=0)
     with FakeTensorMode(), ledger, ledger.during("work"):
         a = torch.empty(100)
         b = a + 1  # 200 floats are alive
@@ -25,7 +25,7 @@ def test_a_peak_is_what_is_alive_at_once() -> None:
 
 
 def test_kinds_follow_their_names() -> None:
-    ledger = Ledger(on_gpu=False, asked=0)
+    ledger = Ledger(on_gpu=False, logprob_tokens=0)
     with FakeTensorMode(), ledger:
         weight = torch.empty(50)
         ledger.rename(weight, "weights")
@@ -38,8 +38,8 @@ def test_kinds_follow_their_names() -> None:
     assert ledger.peaks["later", 0].kinds == {ACTIVATIONS: 10 * FLOAT}
 
 
-def test_a_boolean_index_selects_as_many_places_as_is_said() -> None:
-    ledger = Ledger(on_gpu=False, asked=7)
+def test_a_boolean_index_selects_the_configured_number_of_elements() -> None:
+    ledger = Ledger(on_gpu=False, logprob_tokens=7)
     with FakeTensorMode(), ledger:
         values, mask = torch.empty(20, 3), torch.empty(20, dtype=torch.bool)
         assert values[mask].shape == (7, 3)
@@ -47,7 +47,7 @@ def test_a_boolean_index_selects_as_many_places_as_is_said() -> None:
 
 def test_attention_backwards_sums_in_float32_on_gpus() -> None:
     def peak(on_gpu: bool) -> int:
-        ledger = Ledger(on_gpu=on_gpu, asked=0)
+        ledger = Ledger(on_gpu=on_gpu, logprob_tokens=0)
         with FakeTensorMode(), ledger:
             q = torch.empty(1, 2, 64, 16, dtype=torch.bfloat16, requires_grad=True)
             mask = torch.empty(1, 1, 64, 64, dtype=torch.bool)

@@ -29,7 +29,7 @@ def test_without_a_gpu_a_config_stays(config: RewardConfig) -> None:
     assert machine.fit_to_machine(config) is config
 
 
-def test_on_a_gpu_the_choice_is_said(
+def test_on_a_gpu_the_chosen_settings_are_printed(
     config: RewardConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(machine, "this_cluster", lambda: parse_gpus("1x24GB"))

@@ -1,18 +1,18 @@
-"""Per-card formulas on round numbers, derived here."""
+"""Per-GPU formulas on round numbers, derived here."""
 
 from __future__ import annotations
 
 import pytest
 
-from rlhf.plan.sharding import CONTEXT, NCCL, STRATEGIES, Held, allowance, moved_bytes
+from rlhf.plan.sharding import CONTEXT, NCCL, STRATEGIES, ModelFacts, allowance, moved_bytes
 from rlhf.plan.trace import Trace
 
 KINDS = {"weights": 1000, "adapters": 80, "gradients": 80, "optimizer": 160, "activations": 300}
-HELD = Held(Trace({}, {}, layer_bytes=90, outer_bytes=100, scale_bytes=0), layers=10)
-FOUR_BITS = Held(Trace({}, {}, layer_bytes=90, outer_bytes=100, scale_bytes=200), layers=10)
+HELD = ModelFacts(Trace({}, {}, layer_bytes=90, outer_bytes=100, scale_bytes=0), layers=10)
+FOUR_BITS = ModelFacts(Trace({}, {}, layer_bytes=90, outer_bytes=100, scale_bytes=200), layers=10)
 
 
-def shared(strategy: str, n: int, held: Held = HELD) -> dict[str, int]:
+def shared(strategy: str, n: int, held: ModelFacts = HELD) -> dict[str, int]:
     return STRATEGIES[strategy](KINDS, held, n)
 
 
@@ -41,7 +41,7 @@ def test_offload_leaves_what_is_at_work() -> None:
     assert shared("fsdp-offload", 1) == {"weights": 0, "activations": 300, "gathered": 2 * (90 + 16) + 100}
 
 
-def test_the_allowance_grows_with_activations_and_cards() -> None:
+def test_the_allowance_grows_with_activations_and_gpus() -> None:
     assert allowance(0, 1) == CONTEXT
     assert allowance(1000, 2) == CONTEXT + NCCL + 100
 

@@ -27,7 +27,7 @@ REWARD = Row(
     command="train-reward",
     tokens=256,
     sequences=8,
-    asked=0,
+    logprob_tokens=0,
     dtype="bfloat16",
     quantization="none",
     checkpointing=False,
@@ -36,7 +36,7 @@ REWARD = Row(
     targets="all-linear",
     outputs=5,
 )
-POLICY = replace(REWARD, command="align-policy", asked=200, outputs=1, rewards=1)
+POLICY = replace(REWARD, command="align-policy", logprob_tokens=200, outputs=1, rewards=1)
 
 LAYERS = 4
 LINEAR = 2 * 128 * 128 + 2 * 128 * 64 + 3 * 128 * 256
@@ -55,7 +55,7 @@ ADAPTER_AFTER = 4 * ((128 + 128) + 2 * (128 + 256) + (256 + 128))
         replace(REWARD, checkpointing=True),
         replace(REWARD, quantization="nf4", dropout=0.1),
         replace(
-            POLICY, checkpointing=True, tokens=16, asked=9, rank=64, critic=True, reference=True
+            POLICY, checkpointing=True, tokens=16, logprob_tokens=9, rank=64, critic=True, reference=True
         ),  # gradients outweigh activations
         replace(POLICY, dtype="float32", targets=("q_proj", "v_proj")),
     ],
@@ -163,7 +163,13 @@ def test_the_real_70b_update() -> None:
     [
         replace(REWARD, tokens=4096, rank=32, checkpointing=True, outputs=1, sequences=4),
         replace(
-            POLICY, tokens=4096, rank=32, checkpointing=True, asked=4096, sequences=4, quantization="nf4"
+            POLICY,
+            tokens=4096,
+            rank=32,
+            checkpointing=True,
+            logprob_tokens=4096,
+            sequences=4,
+            quantization="nf4",
         ),
     ],
     ids=["reward", "policy in 4 bits"],
