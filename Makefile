@@ -17,7 +17,7 @@ $(if $(wildcard $(LOCK)),,$(error BACKEND is '$(BACKEND)'; allowed are cpu and g
 STAMP   := .venv/.installed-$(shell { cat $(INPUTS); pwd; } | sha256sum | cut -c1-16)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow test-gpu bench bench-gpu check format lock clean
+.PHONY: docs help venv demo test test-slow test-gpu bench bench-gpu check format lock clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -68,6 +68,12 @@ check: $(STAMP)  ## format, lint, strict types, import rules
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest -q tests/unit/test_floors.py
+
+docs: $(STAMP)  ## build the documentation site into build/site, with strict links
+	$(BIN)/python docs/generate.py build/docs
+	@[ -x build/docs-venv/bin/mkdocs ] || $(PYTHON) -m venv build/docs-venv
+	build/docs-venv/bin/python -m pip install --quiet mkdocs-material==9.8.2
+	NO_MKDOCS_2_WARNING=1 build/docs-venv/bin/mkdocs build --strict --quiet
 
 format: $(STAMP)  ## reformat, and mend what the linter can mend
 	$(BIN)/python -m ruff check --fix --exit-zero .
