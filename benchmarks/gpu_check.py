@@ -167,7 +167,7 @@ def update(base: Path, kind: str, dtype: str, quantization: str) -> Iterator[dic
             command="align-policy",
             tokens=tokens,
             sequences=len(answers[0]),
-            asked=sum(len(one.completion_ids) for one in answers[0]),
+            logprob_tokens=sum(len(one.completion_ids) for one in answers[0]),
             dtype=dtype,
             quantization=quantization,
             checkpointing=False,

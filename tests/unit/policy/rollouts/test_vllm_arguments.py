@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason
 
 
 def settings(**values: Any) -> EngineSettings:
-    told: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "base": "b",
         "revision": None,
         "rank": 12,
@@ -31,21 +32,56 @@ def settings(**values: Any) -> EngineSettings:
         "gpu_memory_share": 0.35,
         "seed": 3,
     }
-    return EngineSettings(**told | values)
+    return EngineSettings(**defaults | values)
 
 
 @needs_vllm
 @pytest.mark.parametrize("on_gpu", [True, False])
-def test_vllm_knows_every_argument(on_gpu: bool) -> None:
+def test_vllm_has_every_argument(on_gpu: bool) -> None:
     from vllm import EngineArgs
 
     arguments = llm_arguments(settings(), on_gpu=on_gpu)
-    known = {field.name for field in dataclasses.fields(EngineArgs)}
-    assert arguments.keys() - known <= {"use_tqdm_on_load"}
+    fields = {field.name for field in dataclasses.fields(EngineArgs)}
+    assert arguments.keys() - fields <= {"use_tqdm_on_load"}
     assert arguments["max_lora_rank"] == 16
 
 
-def test_a_gpu_gets_the_step_size_that_the_plan_counts_on() -> None:
+@needs_vllm
+@pytest.mark.parametrize("rank", [1, 8, 9, 64, 100, 512])
+def test_vllm_accepts_the_lora_rank(rank: int) -> None:
+    from vllm.config import LoRAConfig
+
+    arguments = llm_arguments(settings(rank=rank), on_gpu=True)
+    config = LoRAConfig(max_lora_rank=arguments["max_lora_rank"], max_loras=arguments["max_loras"])
+    assert config.max_lora_rank >= rank
+
+
+@needs_vllm
+def test_vllms_configs_take_the_arguments(tiny_base: Path) -> None:
+    from vllm import EngineArgs
+
+    wanted = settings(base=str(tiny_base), dtype="float32", max_model_len=128, max_sequences=4)
+    arguments = llm_arguments(wanted, on_gpu=False)
+    del arguments["use_tqdm_on_load"]
+    config = EngineArgs(**arguments).create_model_config()
+    assert (config.model, config.max_model_len, config.seed) == (str(tiny_base), 128, 3)
+    assert config.logprobs_mode == "processed_logprobs"
+    assert config.enforce_eager
+    assert config.dtype == torch.float32
+
+
+@needs_vllm
+def test_vllms_config_refuses_an_unknown_logprobs_mode(tiny_base: Path) -> None:
+    from pydantic import ValidationError
+    from vllm import EngineArgs
+
+    arguments = llm_arguments(settings(base=str(tiny_base), dtype="float32", max_model_len=128), on_gpu=False)
+    del arguments["use_tqdm_on_load"]
+    with pytest.raises(ValidationError):
+        EngineArgs(**{**arguments, "logprobs_mode": "processed"}).create_model_config()
+
+
+def test_the_step_size_of_the_plan_is_passed_on_a_gpu() -> None:
     on_gpu = llm_arguments(settings(max_num_batched_tokens=4096), on_gpu=True)
     assert on_gpu["max_num_batched_tokens"] == 4096
     assert on_gpu["gpu_memory_utilization"] == 0.35
@@ -71,12 +107,12 @@ def test_four_bits_need_the_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("values", [{"quantization": "nf4"}, {"sleep": True}])
-def test_what_a_cpu_cannot_do(values: dict[str, Any]) -> None:
+def test_settings_that_a_cpu_does_not_support(values: dict[str, Any]) -> None:
     with pytest.raises(ModelError):
         check_settings(settings(**values), on_gpu=False)
 
 
-def test_threads_and_collector_are_the_trainers_again() -> None:
+def test_threads_and_garbage_collection_are_restored() -> None:
     threads, set_threads, frozen = torch.get_num_threads(), torch.set_num_threads, gc.get_freeze_count()
     process = EngineProcess()
     with process.starting():
