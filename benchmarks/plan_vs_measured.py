@@ -35,7 +35,7 @@ from torch.profiler import ProfilerActivity, profile
 from policy.recipe import build_trainer
 from policy.rewards.protocol import RewardResult
 from reward.batches import Item
-from reward.recipe import build_model
+from reward.build import build_model
 from reward.save import save_final
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.reward import RewardConfig

@@ -30,7 +30,7 @@ def reward_model(base: str, output: Path, quantization: str = "none") -> Path:
         return folder.resolve()
     import torch
 
-    from reward.recipe import build_model
+    from reward.build import build_model
     from reward.save import save_final
     from rlhf.config.reward import RewardConfig
     from rlhf.models.chat import Chat

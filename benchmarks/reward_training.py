@@ -90,7 +90,7 @@ def ours(options: Mapping[str, Any]) -> Handler:
     from transformers import set_seed
 
     from reward.batches import Item
-    from reward.recipe import build_model
+    from reward.build import build_model
     from rlhf.models.chat import Chat
 
     set_seed(0)

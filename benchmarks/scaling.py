@@ -95,7 +95,7 @@ def idle_reward_trainer(base: str, dtype: str, rank: int) -> Any:
     """Our reward trainer, without data."""
     from reward_trainer import reward_trainer
 
-    from reward.recipe import build_model
+    from reward.build import build_model
     from rlhf.config.reward import RewardConfig
     from rlhf.models.chat import Chat
 

@@ -27,6 +27,7 @@ from rlhf.kernels.packing_check import one_per_row
 from rlhf.models.chat import Chat
 from rlhf.models.forwards import packed_inputs
 from rlhf.models.loading import PeftModel, autocast
+from rlhf.runs.after import AfterTraining
 from rlhf.runs.checkpoints import best_file, load_trainable
 from rlhf.runs.folder import RunFolder
 from rlhf.runs.progress import Progress
@@ -155,6 +156,28 @@ def extrapolate_stages(
     for line in _summary_lines(trials, chosen, made, run.path / STAGES / expo.strong):
         print(line)
     return made_of
+
+
+def extrapolate_or_last(
+    config: RewardConfig,
+    pairs: Sequence[Item],
+    model: PeftModel,
+    chat: Chat,
+    run: RunFolder,
+    steps: AfterTraining,
+) -> dict[str, object] | None:
+    """Extrapolate where the config has `expo`; return the record of it, or None.
+
+    Where it fails, the model keeps the weights of the last stage.
+    """
+    expo = config.expo
+    if expo is None:
+        return None
+    record = steps.run("ExPO", lambda: extrapolate_stages(config, expo, pairs, model, chat, run))
+    if record is None:
+        last = best_file(run.checkpoints, config.stages[-1].name)
+        steps.run("the last stage's weights", lambda: load_trainable(model, last))
+    return record
 
 
 def _keep_stage(

@@ -1,8 +1,8 @@
 """TRL's RewardTrainer with packed batches and the hybrid loss.
 
-One batch of the trainer is one whole update: it is packed into rows of `tokens_per_batch` tokens, each row does its own forward
-and backward pass, and every loss term is divided by its count over the whole update. So the budget bounds memory and
-changes no gradient.
+One batch of the trainer is one whole update. It is packed into rows of `tokens_per_batch` tokens, and each row has its
+own forward and backward pass. Every loss term is divided by its count over the whole update, so the token budget bounds
+memory and changes no gradient.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from trl import RewardConfig as TRLRewardConfig
 from trl import RewardTrainer
 
 from reward.batches import Item, RewardBatch, batches
+from reward.figures import RowFigures, sum_rows, update_figures
 from reward.losses import bradley_terry, centering, regression
 from rlhf.config.reward import StageConfig
 from rlhf.core.errors import DivergenceError
@@ -37,11 +38,8 @@ from rlhf.runs.gpu_memory import phase
 
 REWARD_INDEX = 0  # the first attribute is the reward
 
-
-RowFigures = Mapping[str, Tensor | float]
-"""Figures of one row, to be summed over the update."""
 Record = Callable[[int, Mapping[str, float | str]], None]
-"""Receives an update's number and figures; validations come by the same way."""
+"""Receives the number and the figures of an update or a validation."""
 
 
 class HybridRewardTrainer(DistributedTrainerMixin, SafeCheckpoints, RewardTrainer):
@@ -50,11 +48,11 @@ class HybridRewardTrainer(DistributedTrainerMixin, SafeCheckpoints, RewardTraine
     Args:
         model: a sequence classifier with packed scores enabled, wrapped by PEFT.
         arguments: from `trainer_arguments`.
-        tokenizer: its pad token is already right.
+        tokenizer: with the padding token set.
         stage: the objective.
         items: training items, in any order.
-        order: which item each draw takes; its length is updates x batch size. The order is made beforehand, so that a
-            resumed run needs no sampler state.
+        order: the index of the item of each draw; its length is updates x batch size. It is fixed beforehand, so that
+            a resumed run needs no sampler state.
         validation: held-out items; may be empty.
         tokens_per_batch: token budget of a packed row.
         step_offset: updates of the stages before this one.
@@ -84,10 +82,9 @@ class HybridRewardTrainer(DistributedTrainerMixin, SafeCheckpoints, RewardTraine
         self.stage_name = stage.name
         self.figures: dict[str, float | str] = {}
         labels = model.config.id2label
-        model.config.num_labels = 1  # TRL admits one output only, for its own loss; ours has one an attribute
-        model.is_loaded_in_4bit = (
-            False  # or TRL would round what is trained to bfloat16, at the start of every stage
-        )
+        model.config.num_labels = 1  # TRL accepts one output only; ours has one per attribute
+        # Otherwise TRL rounds the trained weights to bfloat16 at the start of every stage.
+        model.is_loaded_in_4bit = False
         super().__init__(
             model=model,
             args=arguments,
@@ -109,7 +106,9 @@ class HybridRewardTrainer(DistributedTrainerMixin, SafeCheckpoints, RewardTraine
         model.train()
         items: list[Item] = inputs["items"]
         counts = self._counts(items)
-        world = self.accelerator.num_processes  # gradients are averaged over processes; ours are sums
+        scale = (
+            self.accelerator.num_processes
+        )  # gradients are averaged over processes, and our losses are sums
         rows: list[RowFigures] = []
         passes = list(lockstep(self._packed(items), model))
         for number, (batch, counted) in enumerate(passes):
@@ -117,19 +116,22 @@ class HybridRewardTrainer(DistributedTrainerMixin, SafeCheckpoints, RewardTraine
             with nullcontext() if synchronise else self.accelerator.no_sync(model):
                 with self.compute_loss_context_manager():
                     loss, figures = self._row_loss(model, batch, counts)
-                self.backward(loss * world * counted)
+                self.backward(loss * scale * counted)
             if counted:
                 rows.append(figures)
-        summary = self._summary(_sums(rows), counts)
+        summary = self._summary(rows, counts)
         finish_kernels()
         self.figures = {**summary, "time/step": time.perf_counter() - started}
-        total = float(self.figures["loss/total"])
-        if not math.isfinite(total):
+        total = self._require_finite(float(summary["loss/total"]))
+        return torch.tensor(total, device=self.args.device)
+
+    def _require_finite(self, loss: float) -> float:
+        if not math.isfinite(loss):
             raise DivergenceError(
-                f"The loss of stage {self.stage.name!r} is {total} at update {self.state.global_step + 1}.",
+                f"The loss of stage {self.stage.name!r} is {loss} at update {self.state.global_step + 1}.",
                 fix="lower stages.N.optimizer.learning_rate, and look at the rows of this update in the data",
             )
-        return torch.tensor(total, device=self.args.device)
+        return loss
 
     def _packed(self, items: Sequence[Item]) -> Iterator[RewardBatch]:
         return batches(
@@ -142,7 +144,7 @@ class HybridRewardTrainer(DistributedTrainerMixin, SafeCheckpoints, RewardTraine
     def _row_loss(
         self, model: Any, batch: RewardBatch, counts: Mapping[str, float]
     ) -> tuple[Tensor, RowFigures]:
-        """This row's share of the update's loss, and sums for the log, which stay on the device."""
+        """The row's part of the update's loss, and sums for the log, which stay on the device."""
         device = self.args.device
         packed = batch.packed.to(device)
         scores_NA = model(**packed_inputs(packed), score_at=packed.last_tokens_N)
@@ -173,7 +175,7 @@ class HybridRewardTrainer(DistributedTrainerMixin, SafeCheckpoints, RewardTraine
         return loss, figures
 
     def _counts(self, items: Sequence[Item]) -> dict[str, float]:
-        """What the denominators count, over the whole update and all processes."""
+        """The denominators of the loss: counts over the whole update and all processes."""
         local = [
             float(sum(value is not None for item in items for row in item.ratings for value in row)),
             float(sum(item.strength != 0 for item in items)),
@@ -182,43 +184,22 @@ class HybridRewardTrainer(DistributedTrainerMixin, SafeCheckpoints, RewardTraine
         summed = self.accelerator.reduce(torch.tensor(local, device=self.args.device), reduction="sum")
         return dict(zip(("ratings", "pairs", "responses"), summed.tolist(), strict=True))
 
-    def _summary(self, sums: Mapping[str, float], counts: Mapping[str, float]) -> dict[str, float | str]:
-        names = sorted(sums)
-        reduced = self.accelerator.reduce(
-            torch.tensor([sums[n] for n in names], dtype=torch.float64, device=self.args.device),
-            reduction="sum",
-        )
-        return self._named(dict(zip(names, reduced.tolist(), strict=True)), counts)
+    def _summary(self, rows: Sequence[RowFigures], counts: Mapping[str, float]) -> dict[str, float | str]:
+        """The figures of the whole update, over all processes."""
+        local = sum_rows(rows)
+        names = sorted(local)
+        values = torch.tensor([local[n] for n in names], dtype=torch.float64, device=self.args.device)
+        total = dict(zip(names, self.accelerator.reduce(values, reduction="sum").tolist(), strict=True))
+        return {"stage": self.stage.name, **self._figures(total, counts)}
 
-    def _common(self, total: Mapping[str, float], counts: Mapping[str, float]) -> dict[str, float | str]:
-        """The figures that every loss has."""
-        mean = total["rewards"] / counts["responses"]
-        return {
-            "stage": self.stage.name,
-            "loss/total": total["loss/total"],
-            "reward/mean": mean,
-            "reward/std": max(total["rewards_squared"] / counts["responses"] - mean**2, 0.0) ** 0.5,
-            "tokens/useful": total["tokens/useful"],
-            "tokens/computed": total["tokens/computed"],
-        }
-
-    def _named(self, total: Mapping[str, float], counts: Mapping[str, float]) -> dict[str, float | str]:
-        """Sums over an update as the figures of metrics.jsonl."""
-        figures = self._common(total, counts)
-        if counts["ratings"]:
-            figures["loss/regression"] = total["loss/regression"]
-        if counts["pairs"]:
-            figures["loss/bt"] = total["loss/bt"]
-            if self.stage.centering_weight:
-                figures["loss/centering"] = total["loss/centering"]
-            figures["reward/margin"] = total["margins"] / counts["pairs"]
-            figures["reward/accuracy"] = total["right"] / counts["pairs"]
-        return figures
+    def _figures(self, total: Mapping[str, float], counts: Mapping[str, float]) -> dict[str, float]:
+        """The figures of metrics.jsonl out of the sums over an update."""
+        return update_figures(total, counts, with_centering=self.stage.centering_weight > 0)
 
     @torch.no_grad()
     @phase("validation")
     def evaluate(self, *_: object, **__: object) -> dict[str, float]:
-        """Loss, accuracy and squared error on the held-out items; keeps count of the best."""
+        """Loss, accuracy and squared error on the held-out items."""
         self.model.eval()
         local_items = processes.shard(self.validation)
         counts = self._counts(local_items)
@@ -226,17 +207,17 @@ class HybridRewardTrainer(DistributedTrainerMixin, SafeCheckpoints, RewardTraine
         for batch, counted in lockstep(self._packed(local_items or self.validation[:1]), self.model):
             with self.compute_loss_context_manager():
                 row = self._row_loss(self.model, batch, counts)[1]
-            # Where there are fewer items than processes, some have none, but the same names.
+            # With fewer items than processes some processes have none; they report zeros under the same names.
             rows.append(row if counted and local_items else dict.fromkeys(row, 0.0))
         self.model.train()
-        summary = self._summary(_sums(rows), counts)
+        summary = self._summary(rows, counts)
         figures = {"validation/loss": float(summary["loss/total"])}
         for name, source in {"mse": "loss/regression", "accuracy": "reward/accuracy"}.items():
             if source in summary:
                 figures[f"validation/{name}"] = float(summary[source])
         self.record(self.step_offset + self.state.global_step, figures)
         metrics = {"eval_loss": figures["validation/loss"]}
-        # Without this the trainer would not know, and would do it once more at the end of the stage.
+        # Without this the trainer evaluates once more at the end of the stage.
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -248,7 +229,7 @@ class HybridRewardTrainer(DistributedTrainerMixin, SafeCheckpoints, RewardTraine
         return is_best
 
     def finish_stage(self) -> None:
-        """Go back to the weights with the lowest validation loss; without validation the last ones are kept in their place."""
+        """Load the weights with the lowest validation loss; without validation, save the last ones in their place."""
         best = best_file(Path(self.args.output_dir), self.stage.name)
         trained = self.accelerator.unwrap_model(self.model)
         if self.validation and best.exists():
@@ -257,7 +238,7 @@ class HybridRewardTrainer(DistributedTrainerMixin, SafeCheckpoints, RewardTraine
             save_trainable(trained, best)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Pass an update's figures on; transformers' own closing summary is left out."""
+        """Record the figures of an update; transformers' summary at the end of training is left out."""
         if "loss" not in logs:
             return
         optimizer = {"optimizer/lr": logs["learning_rate"], "optimizer/grad_norm": logs["grad_norm"]}
@@ -265,7 +246,7 @@ class HybridRewardTrainer(DistributedTrainerMixin, SafeCheckpoints, RewardTraine
         self.record(self.step_offset + self.state.global_step, figures)
         self.notify(figures)
 
-    # What TRL does to a data set of text is done in `reward.batches`.
+    # `reward.batches` has tokenized the items already.
     def _prepare_dataset(self, dataset: Dataset, *_: object, **__: object) -> Dataset:
         return dataset
 
@@ -274,7 +255,7 @@ class HybridRewardTrainer(DistributedTrainerMixin, SafeCheckpoints, RewardTraine
 
 
 def trainer_arguments(*, evaluate_every: int, has_validation: bool, **settings: Any) -> TRLRewardConfig:
-    """A stage's settings in TRL's words; `settings` are those of `trainer_settings`."""
+    """TRL's configuration of a stage; `settings` are those of `trainer_settings`."""
     arguments = TRLRewardConfig(
         **trainer_settings(**settings),
         eval_strategy="steps" if has_validation else "no",
@@ -284,15 +265,3 @@ def trainer_arguments(*, evaluate_every: int, has_validation: bool, **settings: 
         max_length=None,
     )
     return single_device(arguments)
-
-
-def _sums(rows: Sequence[RowFigures]) -> dict[str, float]:
-    """The figures of all rows added up; read from the device in one transfer."""
-    values = [torch.as_tensor(value).double() for row in rows for value in row.values()]
-    device = next((value.device for value in values if value.device.type != "cpu"), torch.device("cpu"))
-    read = iter(torch.stack([value.to(device) for value in values]).tolist())
-    sums: dict[str, float] = {}
-    for row in rows:
-        for name in row:
-            sums[name] = sums.get(name, 0.0) + next(read)
-    return sums

@@ -127,7 +127,7 @@ def tiny_chat(tiny_base: Path) -> Chat:
 @pytest.fixture(scope="session")
 def tiny_reward(tiny_base: Path, tiny_chat: Chat, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The `final/` folder of a reward model on the tiny base: random adapter, random head, dropout while training."""
-    from reward.recipe import build_model
+    from reward.build import build_model
     from reward.save import save_final
     from rlhf.config.reward import RewardConfig
 

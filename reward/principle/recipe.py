@@ -15,7 +15,7 @@ from reward.principle.items import FULFILMENT, PrincipleData, load_data
 from reward.principle.question import answer_head, answer_ids
 from reward.principle.scorer import CARD, PrincipleScorer, read_principle_model
 from reward.principle.trainer import PrincipleTrainer
-from reward.recipe import recorder
+from reward.stages import recorder
 from reward.trainer import trainer_arguments
 from rlhf.adapters.start import start_from
 from rlhf.config.principle import PrincipleConfig

@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from reward.batches import RewardBatch
+from reward.figures import RowFigures, common_figures
 from reward.losses import fulfilment
-from reward.trainer import HybridRewardTrainer, RowFigures
+from reward.trainer import HybridRewardTrainer
 from rlhf.models.forwards import packed_inputs
 
 
@@ -37,5 +38,5 @@ class PrincipleTrainer(HybridRewardTrainer):
         }
         return loss, figures
 
-    def _named(self, total: Mapping[str, float], counts: Mapping[str, float]) -> dict[str, float | str]:
-        return self._common(total, counts) | {"reward/accuracy": total["right"] / counts["ratings"]}
+    def _figures(self, total: Mapping[str, float], counts: Mapping[str, float]) -> dict[str, float]:
+        return common_figures(total, counts) | {"reward/accuracy": total["right"] / counts["ratings"]}

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reward.batches import Item, make_items
-from reward.recipe import build_model
+from reward.build import build_model
 from reward.trainer import HybridRewardTrainer, trainer_arguments
 from rlhf.config.reward import RewardConfig
 from rlhf.core.records import Message, Preference, Rating

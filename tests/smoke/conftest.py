@@ -12,7 +12,8 @@ def embedded_reward(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A reward model on the embedded base with a fresh adapter and a random head."""
     import torch
 
-    from reward.recipe import build_model, load_chat
+    from reward.build import build_model
+    from reward.data import load_chat
     from reward.save import save_final
     from rlhf.config.reward import RewardConfig
     from rlhf.models.loading import reward_head

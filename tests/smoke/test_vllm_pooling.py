@@ -13,9 +13,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from reward.build import build_model
 from reward.data import load_chat
 from reward.export import export_reward
-from reward.recipe import build_model
 from reward.save import save_final
 from reward.scorer import Scorer
 from rlhf.config.reward import RewardConfig

@@ -14,9 +14,9 @@ from huggingface_hub import ModelCard
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from reward.batches import Item
+from reward.build import build_model
 from reward.card import card_text, write_card
 from reward.data import RewardData
-from reward.recipe import build_model
 from reward.save import save_final
 from reward.scorer import Scorer
 from rlhf.config.reward import RewardConfig

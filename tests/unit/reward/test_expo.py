@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from reward.batches import Item
+from reward.build import build_model
 from reward.data import RewardData
 from reward.expo import Trial, best, between_neighbours, held_pairs, judge_pairs, search
-from reward.recipe import build_model
 from rlhf.config.reward import ExpoConfig, RewardConfig
 from rlhf.core.errors import DataError
 from rlhf.data.drops import DropReport

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from reward.recipe import build_model
+from reward.build import build_model
 from reward.save import save_final
 from rlhf.config.reward import RewardConfig
 from rlhf.core.records import HELPSTEER_ATTRIBUTES

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from reward.recipe import build_model
+from reward.build import build_model
 from reward.scorer import Scorer
 from reward.start import start_from
 from rlhf.config.reward import RewardConfig

@@ -12,7 +12,7 @@ from tokenizers_of_kinds import CHATML, KINDS, make_tokenizer, write_base
 
 from policy.rewards.model import ModelReward
 from policy.rewards.protocol import Missing
-from reward.recipe import build_model
+from reward.build import build_model
 from reward.save import save_final
 from reward.scorer import Scorer
 from rlhf.adapters.storage import read_role
