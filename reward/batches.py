@@ -1,7 +1,7 @@
 """Records -> items with token ids and targets -> packed batches.
 
-An item is what one draw of the sampler gives: a pair of responses with its strength, ratings of either, or both; or a
-single rated response. Its sequences share their beginning in one `Tree`.
+An item is what one draw of the sampler gives: a pair of responses with its strength, ratings of either, or
+both; or a single rated response. Its sequences share their beginning in one `Tree`.
 
 Shapes: N responses, A attributes, B pairs.
 """
@@ -58,7 +58,10 @@ def make_items(
     max_length: int,
     report: DropReport,
 ) -> list[Item]:
-    """Tokenise records; what the chat template refuses, or is longer than `max_length`, is dropped and counted in `report`."""
+    """Tokenize records.
+
+    Records that the chat template refuses, or with more than `max_length` tokens, are dropped and counted.
+    """
     sequences = chat.conversations_ids(_conversations(preferences, ratings))
     kept: list[Item] = []
 
@@ -79,7 +82,7 @@ def make_items(
 
 
 def faults(preferences: Sequence[Preference], chat: Chat, max_length: int) -> Iterator[str | None]:
-    """Why each pair cannot be used, for a report; None if it can."""
+    """The reason why each pair cannot be used, or None."""
     sequences = chat.conversations_ids(_conversations(preferences, []))
     for _ in preferences:
         sides = _usable(itertools.islice(sequences, 2), max_length)
@@ -88,7 +91,7 @@ def faults(preferences: Sequence[Preference], chat: Chat, max_length: int) -> It
 
 def _usable(sides: Iterable[list[int] | RefusalError], max_length: int) -> list[list[int]] | str:
     """The ids of both sides of a pair, or of a response alone; or why they cannot be used."""
-    all_ids = list(sides)  # all are taken, whatever the first is
+    all_ids = list(sides)  # the iterator must advance past all of them
     kept = []
     for ids in all_ids:
         if isinstance(ids, RefusalError):
@@ -102,9 +105,9 @@ def _usable(sides: Iterable[list[int] | RefusalError], max_length: int) -> list[
 
 
 def singles(item: Item) -> list[Item]:
-    """The responses of an item, each for itself with its ratings: what a loss that compares nothing draws.
+    """The responses of an item as items of their own, for a loss that compares nothing.
 
-    So a batch of 128 is 128 responses, drawn apart, whether or not there is a preference between two of them.
+    A batch of 128 is then 128 responses, drawn independently, whether or not two of them have a preference.
     """
     if len(item.ratings) == 1:
         return [item]
@@ -160,7 +163,7 @@ def _conversations(preferences: Sequence[Preference], ratings: Sequence[Rating])
 
 
 def _rows(ratings: Sequence[Sequence[float | None]], strength: int) -> int:
-    """Rows that an item was made of: a pair's own, and one for each of its responses that a rating was joined to."""
+    """The number of data rows behind an item: one of the pair, and one per joined rating."""
     rated = sum(any(value is not None for value in row) for row in ratings)
     return rated + 1 if strength else 1
 

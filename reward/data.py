@@ -1,4 +1,4 @@
-"""Rows of all sources -> items to train on and to validate on; and how a stage draws from them."""
+"""Load the rows of all sources as items for training and validation, and select those of a stage."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class RewardData:
     training: list[Item]
     validation: list[Item]
     held_out: list[Comparison]
-    """The pairs of the test prompts, or without any of `validation`, in the benchmark's form, with their source as subset."""
+    """The pairs of the test prompts as comparisons, by source; without test prompts those of `validation`."""
     drops: DropReport
 
 
@@ -90,7 +90,7 @@ def load_data(config: RewardConfig, chat: Chat) -> RewardData:
                     rejected_fields=p.rejected_message.fields,
                 )
             )
-        elif judged == "test":  # of `validation` it is counted where its items are made
+        elif judged == "test":  # the pairs of `validation` are counted where their items are made
             drops.drop(reason, source)
     note_control_tokens(preferences, ratings, chat, drops)
     data = RewardData(side("training"), side("validation"), pairs, drops)
@@ -106,10 +106,10 @@ def load_data(config: RewardConfig, chat: Chat) -> RewardData:
 def load_records(
     config: RewardConfig, same: SamePrompts
 ) -> tuple[list[Preference], list[Rating], DropReport]:
-    """Preferences with the ratings of their responses joined to them, the ratings that are left over, and the drops.
+    """Preferences with the ratings of their responses, the other ratings, and the drop report.
 
     Args:
-        same: tells which prompts are those of the benchmark.
+        same: recognises the prompts of the benchmark.
 
     Raises:
         DataError: a malformed row, or a kind of source of which nothing is left.
@@ -173,7 +173,7 @@ def _prompts(preferences: Sequence[Preference], ratings: Sequence[Rating]) -> li
 def _without(
     benchmark: set[Conversation], records: Sequence[Record], same: SamePrompts, drops: DropReport
 ) -> list[Record]:
-    """Leave out what has a prompt of the benchmark: its figure would not be a held-out one."""
+    """Leave out records with a prompt of the benchmark, which must stay held out."""
     kept = []
     for record in records:
         if same.representative(record.prompt) in benchmark:

@@ -1,6 +1,7 @@
-"""ExPO at the end of a run: which factor between two stages judges the most held-out pairs right.
+"""ExPO at the end of a run: choose the extrapolation factor with the highest accuracy on held-out pairs.
 
-Source of the search: arXiv 2410.01257 (factor 1.52); its grid of 1.1 to 2.0 and then steps of 0.01 is from memory.
+Source of the search: arXiv 2410.01257 (factor 1.52); its grid of 1.1 to 2.0 and then steps of 0.01 is from
+memory.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ STAGES = "stages"
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A factor, and what its model makes of the held-out pairs."""
+    """A factor, and the accuracy and loss of its model on the held-out pairs."""
 
     factor: float
     accuracy: float
@@ -48,9 +49,10 @@ class Trial:
 
 
 def expo_apart() -> str:
-    """How to have ExPO after the runs and not in one: what a run leaves of its first stage, `rlhf extrapolate` cannot read."""
+    """The commands that apply ExPO after two runs instead of in one."""
     return (
-        "make two runs, recipe=regression-helpfulness and recipe=helpfulness-bt-scaled start=WEAK/final, then: "
+        "make two runs, recipe=regression-helpfulness and recipe=helpfulness-bt-scaled start=WEAK/final, "
+        "then: "
         "rlhf extrapolate WEAK/final STRONG/final --factor X --output DIR"
     )
 
@@ -74,7 +76,7 @@ def held_pairs(config: RewardConfig, data: RewardData) -> list[Item]:
 
 
 def search(judge: Callable[[float], Trial], expo: ExpoConfig) -> list[Trial]:
-    """Every factor that was tried, in rising order: 1 and the given ones, then fine steps around the best of them."""
+    """The trials in ascending order of factor: 1 and the configured ones, and fine steps around the best."""
     coarse = sorted({1.0, *expo.factors})
     trials = [judge(factor) for factor in coarse]
     if expo.refine is not None:
@@ -121,7 +123,7 @@ def extrapolate_stages(
     chat: Chat,
     run: RunFolder,
 ) -> dict[str, object]:
-    """Choose the factor; the model then wears what came of it.
+    """Choose the factor and load the extrapolated weights into the model.
 
     Leaves expo.json and, in `stages/`, the weak and the strong model. Returns what `final/` is made of.
     """
@@ -193,7 +195,7 @@ def _keep_stage(
 
 
 def _most_trials(expo: ExpoConfig) -> int:
-    """At most so many factors will be tried."""
+    """The largest possible number of factors."""
     coarse = sorted({1.0, *expo.factors})
     fine = (
         [] if expo.refine is None else [between_neighbours(coarse, factor, expo.refine) for factor in coarse]
@@ -205,12 +207,15 @@ def _summary_lines(trials: Sequence[Trial], chosen: Trial, made: Extrapolation, 
     plain = next(trial for trial in trials if trial.factor == 1.0)
     if chosen.factor == 1.0:
         lines = [
-            f"No other factor does better than 1: the strong model itself is saved ({plain.accuracy:.1%} right)."
+            f"No other factor does better than 1: the strong model itself is saved ({plain.accuracy:.1%} "
+            "right)."
         ]
     else:
         lines = [
-            f"Factor {chosen.factor:g} is the best of {len(trials)}: {chosen.accuracy:.1%} right, loss {chosen.loss:.4f}; "
-            f"the strong model, factor 1: {plain.accuracy:.1%}, {plain.loss:.4f}. The latter stays in {strong}."
+            f"Factor {chosen.factor:g} is the best of {len(trials)}: {chosen.accuracy:.1%} right, loss "
+            f"{chosen.loss:.4f}; "
+            f"the strong model, factor 1: {plain.accuracy:.1%}, {plain.loss:.4f}. The latter stays in "
+            f"{strong}."
         ]
     if made.error:
         lines.append(

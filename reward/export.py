@@ -1,8 +1,9 @@
 """A reward model of ours as plain weights, in the two forms that others read.
 
-`classifier`: an AutoModelForSequenceClassification, one output an attribute or the reward alone. Its config.json says
-`"problem_type": "regression"`, by which vLLM's pooling runner returns the output as it is, without a sigmoid.
-`nemotron`: NVIDIA's `…-Reward-HF`: a causal model with an output embedding of its own, in whose row 0 the head lies.
+`classifier`: an AutoModelForSequenceClassification, one output an attribute or the reward alone. Its
+config.json says `"problem_type": "regression"`, by which vLLM's pooling runner returns the output as it is,
+without a sigmoid. `nemotron`: NVIDIA's `…-Reward-HF`: a causal model with an output embedding of its own, in
+whose row 0 the head lies.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ def export_reward(
         form: `classifier` or `nemotron`.
         dtype: number format of the weights.
         reward_only: leave out the attributes behind the first, which is the reward.
-        tolerance: how far a score may move, as a share of max(1, largest score); by default what rounding explains.
+        tolerance: how far a score may move, as a share of max(1, largest score); by default what rounding
+            explains.
 
     Raises:
         ModelError: no reward model there, or it cannot be written in this form or format.
@@ -96,7 +98,7 @@ def export_reward(
 def score_differences(
     before: Sequence[ScoreLike], after: Sequence[ScoreLike], names: Sequence[str]
 ) -> list[float]:
-    """|after - before| / max(1, largest |before|) of each conversation, the largest of the rewards and `names`.
+    """|after - before| / max(1, largest |before|) per conversation: the maximum over reward and `names`.
 
     An output that `after` does not name is left to its reward.
     """
@@ -129,7 +131,7 @@ def classifier(
 
 
 def nemotron(model: PreTrainedModel, head_AD: Tensor, chat: Chat) -> PreTrainedModel:
-    """A causal model with an output embedding of its own, whose first row is the reward's; the given model is changed.
+    """The model, changed in place: its output embedding is untied, and row 0 is the reward head.
 
     Raises:
         ModelError: the model does more to its logits than multiply.
@@ -173,8 +175,10 @@ out = model.generate(**ids, max_new_tokens=1, return_dict_in_generate=True, outp
 reward = out["scores"][0][0][0].item()""",
 }
 _WORDS = {
-    "classifier": 'In vLLM: `vllm.LLM(folder, runner="pooling").classify(...)`; config.json keeps it from adding a sigmoid.',
-    "nemotron": "The head lies in row 0 of the output embedding, as in NVIDIA's `…-Reward-HF`. Text generated with this model "
+    "classifier": 'In vLLM: `vllm.LLM(folder, runner="pooling").classify(...)`; config.json keeps it from '
+    "adding a sigmoid.",
+    "nemotron": "The head lies in row 0 of the output embedding, as in NVIDIA's `…-Reward-HF`. Text "
+    "generated with this model "
     "means nothing: one of its words is a reward.",
 }
 
@@ -193,10 +197,12 @@ def _card_text(
         library="transformers",
         title="Reward model, merged",
         summary=f"Base and adapter of a reward model as plain {dtype} weights, without an adapter. Outputs: "
-        f"{', '.join(outputs)}; the first is the reward, read at the last token of the conversation. {PURPOSE}\n\n{_WORDS[form]}",
+        f"{', '.join(outputs)}; the first is the reward, read at the last token of the conversation. "
+        f"{PURPOSE}\n\n{_WORDS[form]}",
         code=_READING[form].format(folder=str(output)),
         sections={
-            "Merge": f"{trained_on(card)}Before and after the merge, computed in float32, scores differ by at most {verification}, "
+            "Merge": f"{trained_on(card)}Before and after the merge, computed in float32, scores differ by "
+            f"at most {verification}, "
             "as a share of max(1, largest score).",
             "License": license_line(card["base"]),
         },

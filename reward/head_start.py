@@ -1,8 +1,8 @@
-"""Where the head starts: the ridge regression of the targets on what the frozen base already knows.
+"""Initial weights of the head: a ridge regression of the targets on the hidden states of the frozen base.
 
-A head of zeros has to learn the average rating first, with gradients that clipping cuts to nothing; and the adapter
-meanwhile follows a head that points nowhere. Fitting the head before the adapter moves ("linear probing, then
-fine-tuning", arXiv 2202.10054) costs one forward pass over a few items.
+A head of zeros has to learn the average rating first, with gradients that clipping cuts to nothing; and the
+adapter meanwhile follows a head that points nowhere. Fitting the head before the adapter moves ("linear
+probing, then fine-tuning", arXiv 2202.10054) costs one forward pass over a few items.
 
 Shapes: N responses, D hidden units, K equations.
 """
@@ -21,14 +21,17 @@ from rlhf.models.forwards import last_states
 from rlhf.models.loading import PeftModel, autocast, role
 
 PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-"""Candidates, in units of the features' mean squared norm; clean ratings take a small one, noisy preferences a large one."""
+"""Candidates in units of the features' mean squared norm: small ones suit clean ratings, large ones noise."""
 
 
 def ridge(features_KD: Tensor, targets_K: Tensor) -> Tensor:
-    """w_D = argmin sum_k (x_k . w - y_k)^2 + lambda |w|^2, with the lambda of the smallest leave-one-out error.
+    """Ridge regression, with the penalty of the smallest leave-one-out error.
 
-    In the dual form, w = X' (G + lambda I)^-1 y with the Gram matrix G = X X' = Q diag(g) Q': a K x K problem, where D may be
-    8,192. With H = Q diag(g / (g + lambda)) Q' the error of equation k, left out, is (y - H y)_k / (1 - H_kk).
+        w_D = argmin sum_k (x_k . w - y_k)^2 + lambda |w|^2
+
+    In the dual form, w = X' (G + lambda I)^-1 y with the Gram matrix G = X X' = Q diag(g) Q': a K x K
+    problem, where D may be 8,192. With H = Q diag(g / (g + lambda)) Q' the error of equation k, left out, is
+    (y - H y)_k / (1 - H_kk).
     """
     X_KD, y_K = features_KD.double(), targets_K.double()
     gram_KK = X_KD @ X_KD.T
@@ -59,7 +62,8 @@ def fit_head(
 ) -> None:
     """Set each row of the head by the ratings of its attribute; the reward's also by the pairs' strengths.
 
-    An attribute that none of the items rates keeps a row of zeros. `done` is told how many items have been read.
+    An attribute that none of the items rates keeps a row of zeros. `done` is told how many items have been
+    read.
     """
     equations: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in range(head.weight.shape[0])]
     read = 0

@@ -1,9 +1,10 @@
 """Reward models of every form: ours, anybody's sequence classifier, and NVIDIA's `…-Reward-HF`.
 
-A classifier's reward is one output of its head; the form of NVIDIA's Llama-3.1-Nemotron-70B-Reward-HF is a causal model whose
-reward is the logit of vocabulary id 0. Both are read at the last token of the conversation as the model's own chat template
-writes it. That token is found by the mask and never by its id, so that neither the padding token, the padding side nor the
-neighbours in a batch have a say. Models too large for one GPU are spread over all (not run on GPUs by us).
+A classifier's reward is one output of its head; the form of NVIDIA's Llama-3.1-Nemotron-70B-Reward-HF is a
+causal model whose reward is the logit of vocabulary id 0. Both are read at the last token of the conversation
+as the model's own chat template writes it. That token is found by the mask and never by its id, so that
+neither the padding token, the padding side nor the neighbours in a batch have a say. Models too large for one
+GPU are spread over all (not run on GPUs by us).
 
 Shapes: N conversations, T tokens, D hidden units, A outputs.
 """
@@ -57,9 +58,10 @@ def load_scorer(
 
     Args:
         model: a folder or a Hugging Face name.
-        form: `ours`, the `final/` folder of a `train-reward` run; `classifier`, any AutoModelForSequenceClassification;
-            `nemotron`, NVIDIA's `…-Reward-HF`; `principle`, the `final/` folder of a `train-principle` run; `auto` looks
-            for reward.json and principle.json, then at `architectures` in config.json.
+        form: `ours`, the `final/` folder of a `train-reward` run; `classifier`, any
+            AutoModelForSequenceClassification; `nemotron`, NVIDIA's `…-Reward-HF`; `principle`, the `final/`
+            folder of a `train-principle` run; `auto` looks for reward.json and principle.json, then at
+            `architectures` in config.json.
         label: which of a classifier's outputs is the reward; else the first.
         revision: git revision of a Hugging Face name.
         dtype: number format of a model that is not ours; `auto` is its own.
@@ -120,7 +122,8 @@ def _find_form(model: str | Path, revision: str | None) -> str:
     if any(name.endswith("ForSequenceClassification") for name in names):
         return "classifier"
     raise ModelError(
-        f"{model} is {', '.join(names) or 'a model of no named architecture'}: a reward head is not to be seen.",
+        f"{model} is {', '.join(names) or 'a model of no named architecture'}: a reward head is not to be "
+        "seen.",
         allowed="a reward model of this project, a …ForSequenceClassification, or NVIDIA's …-Reward-HF",
         fix="--form nemotron, if its reward is the logit of vocabulary id 0; else name a reward model",
     )
@@ -167,7 +170,8 @@ class PlainScorer:
         """
         sequences = [self.chat.conversation_ids(conversation) for conversation in conversations]
         require_length(sequences, self.max_length)
-        # What stands in masked places is never looked at, but must be in the table: some tokenizers pad with more.
+        # What stands in masked places is never looked at, but must be in the table: some tokenizers pad with
+        # more.
         words = self.model.get_input_embeddings().num_embeddings
         pad_id = self.chat.pad_id if self.chat.pad_id < words else 0
         scores_NA = torch.empty(len(sequences), len(self.attributes))
@@ -181,7 +185,7 @@ class PlainScorer:
 
 
 def by_length(sequences: Sequence[Sequence[int]], budget: int) -> Iterator[list[int]]:
-    """Places of the sequences, longest first, in batches of at most `budget` tokens with padding, or of one sequence."""
+    """Indices of the sequences, longest first, in batches of up to `budget` padded tokens or one sequence."""
     order = sorted(range(len(sequences)), key=lambda place: -len(sequences[place]))
     while order:
         count = max(1, budget // max(1, len(sequences[order[0]])))
@@ -190,7 +194,7 @@ def by_length(sequences: Sequence[Sequence[int]], budget: int) -> Iterator[list[
 
 
 def padded(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """(ids_NT, mask_NT) of sequences, filled up on the right, where position ids need no mending."""
+    """(ids_NT, mask_NT) of sequences, filled up on the right, where position ids need no correction."""
     longest = max(map(len, sequences))
     ids = [[*sequence, *[pad_id] * (longest - len(sequence))] for sequence in sequences]
     mask = [[1] * len(sequence) + [0] * (longest - len(sequence)) for sequence in sequences]
@@ -243,7 +247,8 @@ def _nemotron(
     head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
     if head is embedding:
         raise ModelError(
-            f"{path} uses its input embedding as output embedding: its row {REWARD_ID} is a word, and no reward head.",
+            f"{path} uses its input embedding as output embedding: its row {REWARD_ID} is a word, and no "
+            "reward head.",
             allowed="a model with an output embedding of its own, as NVIDIA's …-Reward-HF has it",
             fix="name a reward model; `rlhf export MODEL --form nemotron` makes one of this form",
         )
@@ -252,7 +257,7 @@ def _nemotron(
 
     def read(ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
         # The one logit that is asked for, not a whole vocabulary of them.
-        hidden_ND = last_hidden(model, ids_NT, mask_NT).float()  # where the last layer lies, of several cards
+        hidden_ND = last_hidden(model, ids_NT, mask_NT).float()  # on the GPU of the last layer
         reward_N: Tensor = hidden_ND @ row_D.to(hidden_ND.device)
         return reward_N[:, None]
 
@@ -265,7 +270,8 @@ def _load_whole(
     """A model of which every weight was found.
 
     Raises:
-        ModelError: nothing can be loaded, or a weight, such as the head, is not in the file and would be random.
+        ModelError: nothing can be loaded, or a weight, such as the head, is not in the file and would be
+            random.
     """
     spread: dict[str, Any] = {}
     if torch.cuda.is_available():  # beside other processes on the GPU of this one, alone on all of them
@@ -286,7 +292,8 @@ def _load_whole(
     missing = sorted(loading_info["missing_keys"])
     if missing:
         raise ModelError(
-            f"{path} lacks {len(missing)} of the weights of a {type(model).__name__}, the first is {missing[0]}: "
+            f"{path} lacks {len(missing)} of the weights of a {type(model).__name__}, the first is "
+            f"{missing[0]}: "
             "they would be random, and so would every score.",
             allowed="a model with a trained reward head",
             fix="name a reward model, or the --form it has: classifier, nemotron, ours",

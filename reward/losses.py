@@ -1,7 +1,8 @@
-"""The objective of a reward model: pure functions, summed over what is here and divided by a denominator of the whole update.
+"""The loss terms of a reward model: local sums divided by a denominator of the whole update.
 
-Shapes: N responses, A attributes, B pairs. A loss returns its share of the update's loss: the denominators count the
-whole update (every packed row, every process), so that shares add up to the same loss however the update is cut.
+Shapes: N responses, A attributes, B pairs. A loss returns its share of the update's loss: the denominators
+count the whole update (every packed row, every process), so that shares add up to the same loss however the
+update is cut.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ def regression(scores_NA: Tensor, ratings_NA: Tensor, present_NA: Tensor, denomi
         present_NA: which targets exist.
         denominator: ratings present in the whole update.
 
-    Source: SteerLM regression, NeMo-Aligner's `megatron_gpt_regression_reward_model.py` (there per micro-batch).
+    Source: SteerLM regression, NeMo-Aligner's `megatron_gpt_regression_reward_model.py` (there per
+        micro-batch).
     """
     _same_shape(scores_NA, ratings_NA, present_NA)
     error_NA = (scores_NA - ratings_NA.masked_fill(~present_NA, 0.0)).masked_fill(~present_NA, 0.0)
@@ -41,8 +43,8 @@ def bradley_terry(
         margin   L = -log sigmoid(r_chosen - r_rejected - m)
         scaled   L = -m log sigmoid(r_chosen - r_rejected)
 
-    summed over pairs and divided by `denominator`, the pairs of the whole update (scaled, too, is a plain mean over
-    pairs: it is not divided by the sum of m).
+    summed over pairs and divided by `denominator`, the pairs of the whole update (scaled, too, is a plain
+    mean over pairs: it is not divided by the sum of m).
 
     Source: arXiv 2410.01257, section 3; margin as in Llama 2 (arXiv 2307.09288, equation 2).
     """

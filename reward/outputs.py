@@ -38,7 +38,8 @@ def reward_output(path: str, names: Sequence[str], label: str | None, *, problem
     classes = [name for name in names if name.lower() in CLASSES or name.startswith("LABEL_")]
     if label is None and len(names) > 1 and classes and problem_type != "regression":
         raise ModelError(
-            f"{path} is a classifier with {len(names)} classes ({', '.join(names)}), and any of them may be the reward.",
+            f"{path} is a classifier with {len(names)} classes ({', '.join(names)}), and any of them may be "
+            "the reward.",
             allowed=", ".join(names),
             fix=f"--label NAME, or `label: NAME` beside `classifier` in a config; probably {_likely(names)}",
         )

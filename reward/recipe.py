@@ -7,7 +7,8 @@ Differences from NVIDIA's recipe (arXiv 2410.01257, NeMo-Aligner's documentation
     - the prompt of a pair is computed once
     - the chat template of the base instead of `<extra_id_…>` markers
     - both losses can be trained together
-    - a hash of the prompt selects the held-out rows; ExPO's factor is chosen on their pairs, not on RewardBench
+    - a hash of the prompt selects the held-out rows; ExPO's factor is chosen on their pairs, not on
+    RewardBench
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ def train_reward(
     """Train, save and evaluate a reward model; return the run folder.
 
     Args:
-        after: collects the failures of the steps after training for a caller with further such steps, which raises them
-            at its end. None: they are raised here.
+        after: collects the failures of the steps after training for a caller with further such steps, which
+            raises them at its end. None: they are raised here.
         trackers: stay open for a caller that sends the report. None: they are opened and closed here.
 
     Raises:
@@ -127,7 +128,8 @@ def check_processes(config: RewardConfig) -> None:
     """Check that the run can be split over its processes.
 
     Raises:
-        ConfigError: a batch size is not a multiple of the number of processes, or ExPO is on and the model is sharded.
+        ConfigError: a batch size is not a multiple of the number of processes, or ExPO is on and the model is
+            sharded.
     """
     for number, stage in enumerate(config.stages):
         processes.per_rank(stage.batch_size, f"stages.{number}.batch_size")
@@ -159,8 +161,10 @@ def dry_run(config: RewardConfig) -> list[str]:
             terms["centring"] = stage.centering_weight
         objective = " + ".join(f"{weight:g} x {name}" for name, weight in terms.items() if weight)
         lines.append(
-            f"stage {stage.name}: {objective}; {len(items)} items, {len(items_of(stage, data.validation))} held "
-            f"out; {steps_of(stage, len(items))} updates of {stage.batch_size} at {stage.optimizer.learning_rate:g}"
+            f"stage {stage.name}: {objective}; {len(items)} items, {len(items_of(stage, data.validation))} "
+            "held "
+            f"out; {steps_of(stage, len(items))} updates of {stage.batch_size} at "
+            f"{stage.optimizer.learning_rate:g}"
         )
     if config.expo is not None:
         lines.append(

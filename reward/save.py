@@ -1,4 +1,4 @@
-"""What `final/` of a reward run holds: adapter and head, tokenizer, reward.json and a card (`reward.card`)."""
+"""Write `final/` of a reward run: adapter and head, tokenizer, reward.json and a model card."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ def save_final(
     final: Path,
     extrapolated: Mapping[str, object] | None = None,
 ) -> None:
-    """Write the folder, under its final name only when whole; all processes must call. `extrapolated`: the models it was made of, and how."""
+    """Write the folder atomically; all processes must call.
+
+    Args:
+        extrapolated: the models and the factor that ExPO combined, if it did.
+    """
     card = {
         "base": config.model.base,
         "revision": config.model.revision,

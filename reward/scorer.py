@@ -1,7 +1,7 @@
 """Conversations -> rewards. Beside `foreign.py` the only room of `reward/` that `policy/` enters.
 
-A reward model is an adapter and a head on a causal base. A scorer loads that base itself, or hangs the two on a base that
-is there already, so that policy, reference and reward share one copy.
+A reward model is an adapter and a head on a causal base. A scorer loads that base itself, or hangs the two on
+a base that is there already, so that policy, reference and reward share one copy.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from rlhf.models.precision import fits_in_float32, float32_products
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What a reward model says of one conversation: the reward, and every attribute by name."""
+    """The score of one conversation: the reward, and every attribute by name."""
 
     reward: float
     attributes: dict[str, float]
 
 
 class Scorer:
-    """A reward model that is ready to score. Made by `load` (own base) or `share` (a base that is there).
+    """A reward model that is ready to score. Made by `load` (own base) or `share` (a loaded base).
 
     Attributes:
         attributes: names of the head's outputs; the first is the reward.
-        chat: the door to token ids, with the template the model was trained with.
+        chat: tokenizer and chat template of the training.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Scorer:
         tokens_per_batch: int | None = None,
         name: str = REWARD,
     ) -> Scorer:
-        """A reward model hung on a base that is there already, as the role `name`, in place of an earlier one of that name.
+        """A reward model attached to a loaded base as the role `name`, in place of an earlier one.
 
         Raises:
             ModelError: the reward model belongs to another base, or to another chat template.
@@ -149,7 +149,7 @@ class Scorer:
 
 
 def default_budget() -> int:
-    """Token budget of a pass that only scores, where nothing else is set: a GPU is idle on the rows that suit a CPU."""
+    """Default token budget of a scoring pass: a GPU needs longer rows than a CPU."""
     return 8192 if torch.cuda.is_available() else 1024
 
 
@@ -159,9 +159,9 @@ S = TypeVar("S")
 def score_each(
     score: Callable[[Sequence[Conversation]], Sequence[S]], conversations: Sequence[Conversation]
 ) -> list[S | RlhfError]:
-    """Score what can be scored: a conversation that cannot be has the error in place of its score, and spoils no other.
+    """Score conversations; one that cannot be scored has its error in place of a score.
 
-    Together at first; only where that fails in halves, down to the one at fault.
+    All are scored together. Where that fails, halves are scored apart, down to the conversation at fault.
     """
     if not conversations:
         return []
@@ -175,10 +175,10 @@ def score_each(
 
 
 def require_length(sequences: Sequence[Sequence[int]], longest: int) -> None:
-    """Make sure that every conversation fits into the context.
+    """Check that every conversation fits into the context.
 
     Raises:
-        DataError: one does not.
+        DataError: a conversation is longer.
     """
     for index, ids in enumerate(sequences):
         if len(ids) > longest:

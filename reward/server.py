@@ -1,11 +1,13 @@
-"""A reward model over HTTP: `POST /score` and `GET /health`, JSON in and out, a bearer token on every request.
+"""Serve a reward model over HTTP: `POST /score` and `GET /health`, in JSON, with a bearer token.
 
-    POST /score {"conversations": [[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}], ...]}
-      -> {"scores": [{"reward": x, "attributes": {...}} or {"error": "..."}, ...]}
-    GET /health -> {"status": "ok", "protocol": 1, "model": ..., "attributes": [...], "max_conversations": ..., "max_bytes": ...}
+    POST /score {"conversations": [[{"role": "user", "content": "..."}, {"role": "assistant", "content":
+      "..."}], ...]} -> {"scores": [{"reward": x, "attributes": {...}} or {"error": "..."}, ...]}
+    GET /health -> {"status": "ok", "protocol": 1, "model": ..., "attributes": [...], "max_conversations":
+    ..., "max_bytes": ...}
 
-Every other answer is {"error": "..."} with status 400, 401, 404, 405, 408, 413 or 500. Requests that wait at the same time are
-scored in one packed batch. There is no encryption: for access from other machines, put a proxy or a tunnel in front.
+Every other answer is {"error": "..."} with status 400, 401, 404, 405, 408, 413 or 500. Requests that wait at
+the same time are scored in one packed batch. There is no encryption: for access from other machines, put a
+proxy or a tunnel in front.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ class ScorerLike(Protocol):
 
 
 class BatchQueue:
-    """Scores the conversations of all waiting requests in one call, in order of arrival, in a single thread."""
+    """Scores the conversations of all waiting requests in one batch, in order of arrival, in one thread."""
 
     def __init__(self, scorer: ScorerLike) -> None:
         self.scorer = scorer

@@ -1,4 +1,4 @@
-"""Beginning from another reward model: its adapter and its head, as NeMo-Aligner's `load_rm_head_weights=True`."""
+"""Start from another reward model's adapter and head, as NeMo-Aligner's `load_rm_head_weights=True`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from rlhf.models.loading import PeftModel
 
 
 def check_start(config: RewardConfig, chat: Chat) -> None:
-    """Make sure before anything is loaded that `start` is a reward model with this chat template and these attributes.
+    """Check before loading that `start` is a reward model with the same chat template and attributes.
 
     Raises:
-        ModelError: it is none, or is another.
+        ModelError: it is not a reward model, or has another template or other attributes.
     """
     if config.start is None:
         return
@@ -24,7 +24,8 @@ def check_start(config: RewardConfig, chat: Chat) -> None:
     before.lora.check_template(chat)
     if list(before.card["attributes"]) != config.attributes:
         raise ModelError(
-            f"start: the reward model in {config.start} has the attributes {', '.join(before.card['attributes'])}, "
+            f"start: the reward model in {config.start} has the attributes "
+            f"{', '.join(before.card['attributes'])}, "
             f"this run {', '.join(config.attributes)}.",
             allowed="the same attributes in the same order",
             fix=f"attributes=[{','.join(before.card['attributes'])}]",

@@ -1,8 +1,8 @@
 """TRL's RewardTrainer with packed batches and the hybrid loss.
 
-One batch of the trainer is one whole update. It is packed into rows of `tokens_per_batch` tokens, and each row has its
-own forward and backward pass. Every loss term is divided by its count over the whole update, so the token budget bounds
-memory and changes no gradient.
+One batch of the trainer is one whole update. It is packed into rows of `tokens_per_batch` tokens, and each
+row has its own forward and backward pass. Every loss term is divided by its count over the whole update, so
+the token budget bounds memory and changes no gradient.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class HybridRewardTrainer(DistributedTrainerMixin, SafeCheckpoints, RewardTraine
         tokenizer: with the padding token set.
         stage: the objective.
         items: training items, in any order.
-        order: the index of the item of each draw; its length is updates x batch size. It is fixed beforehand, so that
-            a resumed run needs no sampler state.
+        order: the index of the item of each draw; its length is updates x batch size. It is fixed beforehand,
+            so that a resumed run needs no sampler state.
         validation: held-out items; may be empty.
         tokens_per_batch: token budget of a packed row.
         step_offset: updates of the stages before this one.
@@ -207,7 +207,8 @@ class HybridRewardTrainer(DistributedTrainerMixin, SafeCheckpoints, RewardTraine
         for batch, counted in lockstep(self._packed(local_items or self.validation[:1]), self.model):
             with self.compute_loss_context_manager():
                 row = self._row_loss(self.model, batch, counts)[1]
-            # With fewer items than processes some processes have none; they report zeros under the same names.
+            # With fewer items than processes some processes have none; they report zeros under the same
+            # names.
             rows.append(row if counted and local_items else dict.fromkeys(row, 0.0))
         self.model.train()
         summary = self._summary(rows, counts)
@@ -229,7 +230,7 @@ class HybridRewardTrainer(DistributedTrainerMixin, SafeCheckpoints, RewardTraine
         return is_best
 
     def finish_stage(self) -> None:
-        """Load the weights with the lowest validation loss; without validation, save the last ones in their place."""
+        """Load the weights with the lowest validation loss; without validation, save the last ones."""
         best = best_file(Path(self.args.output_dir), self.stage.name)
         trained = self.accelerator.unwrap_model(self.model)
         if self.validation and best.exists():

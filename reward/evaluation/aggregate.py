@@ -112,7 +112,8 @@ def aggregation_rule(comparisons: Sequence[Comparison]) -> tuple[str, list[str],
     bare = [i for i, item in enumerate(comparisons) if not item.section]
     if bare and len(bare) < len(comparisons):
         raise DataError(
-            f"{len(bare)} of {len(comparisons)} comparisons name no section, the first is number {bare[0] + 1} "
+            f"{len(bare)} of {len(comparisons)} comparisons name no section, the first is number "
+            f"{bare[0] + 1} "
             f"(subset {comparisons[bare[0]].subset!r}).",
             allowed="a `section` on every row, or on none",
         )

@@ -1,4 +1,4 @@
-"""How good the answer is that a reward model picks out of n, beside a random pick and the best there is."""
+"""The quality of the best-of-n answer by a reward model, beside a random pick and the best possible one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rlhf.core.statistics import bootstrap_means
 
 @dataclass(frozen=True, slots=True)
 class Rated:
-    """The rewards of a prompt's answers, their true scores and their lengths in characters, in the same order."""
+    """Rewards, true scores and lengths in characters of a prompt's answers, in the same order."""
 
     rewards: tuple[float, ...]
     scores: tuple[float, ...]
@@ -27,8 +27,8 @@ def expected_pick(rewards: Sequence[float], scores: Sequence[float], n: int) -> 
 
         sum_{i=n}^{N} C(i - 1, n - 1) / C(N, n) score_i
 
-    An unbiased estimate of the best of n fresh answers, as every subset is as likely as any other. Answers of the
-    same reward share their mean score: between them the pick is a matter of chance.
+    An unbiased estimate of the best of n fresh answers, as every subset is as likely as any other. Answers of
+    the same reward share their mean score: between them the pick is a matter of chance.
 
     Source: Hilton and Gao (2022), "Measuring Goodhart's law", after Nakano et al. (2021), arXiv 2112.09332.
 
@@ -47,17 +47,17 @@ def expected_pick(rewards: Sequence[float], scores: Sequence[float], n: int) -> 
 
 
 def best_of_n_curve(rated: Sequence[Rated]) -> list[dict[str, Any]]:
-    """The picks' mean true score for n = 1, 2, 4, 8, ... up to the most answers a prompt has, and for all of them.
+    """The mean true score of the picks for n = 1, 2, 4, 8, ..., and for the largest number of answers.
 
-    At each n over the prompts that have n answers, `prompts` of them, and beside it over the same prompts: `random`
-    (the mean score) and `oracle` (the best of n by the true score itself). Where all lengths are known, also `longest` and
-    `shortest`: what picking the longest and the shortest answer gets.
+    Each n takes the prompts with at least n answers, `prompts` of them. Over the same prompts: `random`, the mean
+    score, and `oracle`, the best of n by the true score itself. Where all lengths are known, also `longest` and
+    `shortest`, the score of picking by length.
 
         gain = score - random,   share = gain / (oracle - random), None where all answers are equally good
 
     Returns:
-        `[{"n", "prompts", "score", "ci95", "random", "oracle", "gain", "gain_ci95", "share"}, ...]`, each mean over
-        prompts; intervals by bootstrap over prompts, None for a single one.
+        `[{"n", "prompts", "score", "ci95", "random", "oracle", "gain", "gain_ci95", "share"}, ...]`, each
+        mean over prompts; intervals by bootstrap over prompts, None for a single one.
     """
     curve = []
     for n in _sizes(max(len(item.rewards) for item in rated)):
@@ -107,10 +107,11 @@ def _length_baselines(picks: Sequence[tuple[float, float]], prompts: int) -> dic
 def pair_accuracy(rated: Sequence[Rated]) -> dict[str, Any]:
     """How often the better of two answers to one prompt has the higher reward, ties of the reward wrong.
 
-    Over all pairs of a prompt's answers whose true scores differ, then the mean over the prompts that have such a pair.
+    Over all pairs of a prompt's answers whose true scores differ, then the mean over the prompts that have
+    such a pair.
 
     Returns:
-        `{"accuracy", "prompts", "ci95"}`; None for what cannot be said.
+        `{"accuracy", "prompts", "ci95"}`; None without such prompts.
     """
     shares = []
     for item in rated:

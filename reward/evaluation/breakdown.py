@@ -69,8 +69,8 @@ def by_length(correct: Sequence[bool], chosen: Sequence[int], rejected: Sequence
 def score_distribution(chosen: Sequence[float], rejected: Sequence[float]) -> dict[str, Any]:
     """Quantiles and a common histogram of the rewards of the better and of the worse answers.
 
-    The bins are of equal width from the 0.5 % to the 99.5 % quantile of all rewards; the two end bins also hold what
-    lies beyond, so that every reward is counted and a single outlier does not flatten the picture.
+    The bins are of equal width from the 0.5 % to the 99.5 % quantile of all rewards; the two end bins also
+    hold what lies beyond, so that every reward is counted and a single outlier does not flatten the picture.
 
     Returns:
         `{"chosen": {"mean", "std", "min", "p05", "p25", "median", "p75", "p95", "max"}, "rejected": {...},

@@ -1,7 +1,8 @@
 """Whether a reward model's margins are the log-odds they claim to be.
 
-A Bradley-Terry model says that the first of two answers is better with the probability sigmoid(margin), margin being the
-difference of their rewards. Only a model trained by that loss says so: margins of one fitted to ratings alone are no log-odds.
+A Bradley-Terry model says that the first of two answers is better with the probability sigmoid(margin),
+margin being the difference of their rewards. Only a model trained by that loss says so: margins of one fitted
+to ratings alone are no log-odds.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ BINS = 10
 def calibration(margins: Sequence[float], bins: int = BINS) -> dict[str, Any]:
     """Reliability, expected calibration error, Brier score and log loss of margins `chosen - rejected`.
 
-    Which answer of a pair comes first says nothing, so both orders count: the model prefers one answer with the
-    confidence c = sigmoid(|margin|) in 0.5..1 and is right where margin > 0; a margin of 0 is a coin, half right.
+    Which answer of a pair comes first says nothing, so both orders count: the model prefers one answer with
+    the confidence c = sigmoid(|margin|) in 0.5..1 and is right where margin > 0; a margin of 0 is a coin,
+    half right.
 
-        ece = sum_b n_b / n |right_b - c_b|,   brier = mean (1 - sigmoid(margin))^2,   log_loss = mean log(1 + e^-margin)
+        ece = sum_b n_b / n |right_b - c_b|
+        brier = mean (1 - sigmoid(margin))^2
+        log_loss = mean log(1 + e^-margin)
 
-    right_b and c_b are the share of right pairs and the mean confidence of the n_b pairs in a bin, low <= c < high (the last
-    bin holds 1 too). A coin has Brier score 1/4 and log loss log 2 = 0.693 nats.
+    right_b and c_b are the share of right pairs and the mean confidence of the n_b pairs in a bin, low <= c <
+    high (the last bin holds 1 too). A coin has Brier score 1/4 and log loss log 2 = 0.693 nats.
 
     Returns:
         `{"ece", "brier", "log_loss", "bins": [{"low", "high", "count", "confidence", "accuracy"}, ...]}`; an

@@ -22,13 +22,13 @@ def evaluate_best_of_n(
     scorer: Scorers,
     **options: Unpack[Options],
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """How good the answers are that the model picks; the options are those of `reward.evaluation.judging.judge`.
+    """The quality of the picked answers; the options are those of `reward.evaluation.judging.judge`.
 
     Returns:
         The result and its rows. Result: `{"best_of_n": curve, "pair_accuracy": {...}, "subsets": {name: {"count",
-        "best_of_n", "pair_accuracy"}}, "count", "self_check", "notes"}`, see `reward.evaluation.best_of_n`; there is no `overall`, as
-        the scores' scale is the file's own. A row: `{"id", "subset", "rewards", "scores", "pick"}`, the last being the
-        place of the highest reward, from 0.
+        "best_of_n", "pair_accuracy"}}, "count", "self_check", "notes"}`, see `reward.evaluation.best_of_n`. There is
+        no `overall`, since the scale of the scores is the file's own. A row: `{"id", "subset", "rewards", "scores",
+        "pick"}`; `pick` is the index of the highest reward.
 
     Raises:
         DataError: no row that the reward model accepts.
@@ -75,17 +75,20 @@ def evaluate_choices(
     scorer: Scorers,
     **options: Unpack[Options],
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """How often the best right answer beats every wrong one; the options are those of `reward.evaluation.judging.judge`.
+    """How often the best right answer beats every wrong one.
 
-    A tie with a wrong answer is wrong. The overall score is the plain mean of the subsets. RewardBench 2 itself has rules
-    of its own: `reward.evaluation.rewardbench_2`.
+    The options are those of `reward.evaluation.judging.judge`.
+
+    A tie with a wrong answer is wrong. The overall score is the plain mean of the subsets. RewardBench 2
+    itself has rules of its own: `reward.evaluation.rewardbench_2`.
 
     Returns:
-        The result and its rows. Result: `{"subsets": {name: {"accuracy", "count", "ci95", "ties", "length_baseline",
-        "shortest_baseline", "chance"}}, "sections": {}, "overall", "length_baseline", "shortest_baseline", "chance",
-        "count", "intervals": {"overall", "sections": {}}, "aggregation": "subsets", "best_of_n": curve with the true score 1 for right and 0 for wrong,
-        "self_check", "notes"}`. `chance` is what random rewards would get. A row: `{"id", "subset", "rewards_chosen",
-        "rewards_rejected", "correct"}`.
+        The result and its rows. Result: `{"subsets": {name: {"accuracy", "count", "ci95", "ties",
+        "length_baseline", "shortest_baseline", "chance"}}, "sections": {}, "overall", "length_baseline",
+        "shortest_baseline", "chance", "count", "intervals": {"overall", "sections": {}}, "aggregation": "subsets",
+        "best_of_n": curve with the true score 1 for right and 0 for wrong, "self_check", "notes"}`. `chance` is the
+        expected accuracy of random rewards. A row: `{"id", "subset", "rewards_chosen", "rewards_rejected",
+        "correct"}`.
 
     Raises:
         DataError: no row that the reward model accepts.
@@ -158,12 +161,14 @@ def _notes(items: Sequence[Choice]) -> list[str]:
     notes = []
     if any(item.subset == TIES for item in items):
         notes.append(
-            "RewardBench 2 scores its subset Ties by a rule of its own, which needs the column `id` (ref:N, tied:N): without "
+            "RewardBench 2 scores its subset Ties by a rule of its own, which needs the column `id` (ref:N, "
+            "tied:N): without "
             "it the overall score is not the published one."
         )
     if all(len(item.chosen) == len(item.rejected) == 3 for item in items):
         notes.append(
-            "Every row has three right and three wrong answers. If they are RM-Bench's, judge total_dataset.json, whose "
+            "Every row has three right and three wrong answers. If they are RM-Bench's, judge "
+            "total_dataset.json, whose "
             "rows name their `domain`: it gives the matrix of styles."
         )
     return notes

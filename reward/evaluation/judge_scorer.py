@@ -1,12 +1,12 @@
-"""A judge in the place of a reward model: groups of answers to scores, with its position bias and cost over a benchmark.
+"""A judge as a scorer of groups of answers, with its position bias and cost over a benchmark.
 
 Two answers, both orders shown, are decided as JudgeBench does (arXiv 2410.12784):
 
     d = mean over the orders of +1 (the first answer is preferred), -1 (the second) or 0;   scores d and -d
 
-so that an answer wins where the orders agree, or one of them prefers none. In larger groups, and where each answer is judged
-alone, the scores are the judge's own, see `reward.judge.groups`. A group is left out where a text on it could not be read
-and an answer is without a score, or a pair without the verdict of an order.
+so that an answer wins where the orders agree, or one of them prefers none. In larger groups, and where each
+answer is judged alone, the scores are the judge's own, see `reward.judge.groups`. A group is left out where a
+text on it could not be read and an answer is without a score, or a pair without the verdict of an order.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class JudgeScorer:
         return scores
 
     def figures(self) -> Mapping[str, float | None]:
-        """Counts and cost since `start`, and of a pairwise judge `position_bias` and `order_agreement` over all its verdicts."""
+        """Counts and cost since `start`; with a pairwise judge also `position_bias` and `order_agreement`."""
         sent = self._sums["requests"] - self._sums["cached"]
         bias, agreement = position_bias(self._verdicts)
         return {

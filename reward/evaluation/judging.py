@@ -1,7 +1,7 @@
 """Scores answers that are to be compared: in chunks, with a self-check, and without a silent failure.
 
-A reward that is no number is an error, never a wrong answer. Answers the scorer refuses (too long) are counted and left
-out as a whole: a prompt is judged with all its answers or not at all.
+A reward that is no number is an error, never a wrong answer. Answers the scorer refuses (too long) are
+counted and left out as a whole: a prompt is judged with all its answers or not at all.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class Options(TypedDict, total=False):
 class Group:
     """Answers to one prompt; `names` and `label` identify an answer and its group in error messages.
 
-    `fields` are those of the answers' messages, see `rlhf.core.records.Message`; empty where no answer has any.
+    `fields` are those of the answers' messages, see `rlhf.core.records.Message`; empty where no answer has
+    any.
     """
 
     prompt: Conversation
@@ -90,8 +91,8 @@ def judge(
     """The rewards of every group that the scorer takes, and the self-check of the first chunk, short to long.
 
     `chunk` groups are scored at a time, and `on_progress` hears how many are done. A group that the scorer
-    refuses with a DataError is counted in `drops`; without `drops` it ends the evaluation. A judge's scores are not
-    compared between batches: its self-check is empty.
+    refuses with a DataError is counted in `drops`; without `drops` it ends the evaluation. A judge's scores
+    are not compared between batches: its self-check is empty.
 
     Args:
         unit: what a group is called in messages: "comparison".
@@ -127,7 +128,7 @@ def write_result(path: Path, result: Mapping[str, Any], rows: Sequence[Mapping[s
 
 
 def _handful(groups: Sequence[Group], count: int = 4) -> list[Conversation]:
-    """The shortest and the longest answer of up to `count` groups, at even steps from short groups to long ones.
+    """The shortest and longest answer of up to `count` groups, at even steps from short to long groups.
 
     Lengths far apart make much padding, and a group's shared prompt may be computed once: where a batch would
     show in the scores.

@@ -1,7 +1,8 @@
-"""The paper's reward table, trained anew: every row on the same data, several seeds, judged on the same held-out pairs.
+"""The paper's reward table, reproduced: every row on the same data and held-out pairs, with several seeds.
 
-The rows are those of Table 2 in arXiv 2410.01257, whose figures (full fine-tuning of 70B, RewardBench) are kept in `ROWS` beside
-ours; `hybrid`, both losses at once, is not in the paper. A pair is right when the better answer scores strictly higher.
+The rows are those of Table 2 in arXiv 2410.01257, whose figures (full fine-tuning of 70B, RewardBench) are
+kept in `ROWS` beside ours; `hybrid`, both losses at once, is not in the paper. A pair is right when the
+better answer scores strictly higher.
 
 Shapes: R rows, S seeds, P held-out pairs, K resamples.
 """
@@ -91,7 +92,7 @@ def train_table(
     extrapolate: Callable[[Path, Path, int, Path], None],
     say: Callable[[str], None],
 ) -> None:
-    """Fill `folder/seed-S/ROW`, seed after seed, so that whole seeds are there early; rows that are there stay.
+    """Fill `folder/seed-S/ROW`, one seed after another; finished rows are kept.
 
     Args:
         train: (recipe, seed, output, start): trains one recipe, from another's final/ where `start` is given.
@@ -121,7 +122,7 @@ def is_judged(run: Path) -> bool:
 
 
 def judge(config: RewardConfig, final: Path, folder: Path) -> None:
-    """Score the held-out pairs of a config with a model that no training run has scored; leaves its two files."""
+    """Score the held-out pairs of a config with an extrapolated model; write its two result files."""
     pairs = load_data(config, load_chat(config)).held_out
     with Progress(len(pairs), "pair") as progress:
         result, rows = evaluate(pairs, Scorer.load(final), on_progress=progress.update)
@@ -129,7 +130,7 @@ def judge(config: RewardConfig, final: Path, folder: Path) -> None:
 
 
 def correct_RSP(folder: Path, seeds: Sequence[int]) -> tuple[Shares, float]:
-    """Right (1) or wrong (0) for every row, seed and held-out pair; and the share that the longer answer gets.
+    """Right (1) or wrong (0) for every row, seed and held-out pair; and the accuracy of the longer answer.
 
     Raises:
         DataError: two runs were judged on different pairs.
@@ -144,9 +145,9 @@ def correct_RSP(folder: Path, seeds: Sequence[int]) -> tuple[Shares, float]:
             run_pairs = [(row["subset"], row["length_chosen"], row["length_rejected"]) for row in rows]
             if pairs is not None and run_pairs != pairs:
                 raise DataError(
-                    f"{folder / f'seed-{seed}' / name} was judged on other pairs than the rows before it.",
+                    f"{folder / f'seed-{seed}' / name} was evaluated on other pairs than the rows before it.",
                     allowed="one data set, one split and one max_length for the whole table",
-                    fix=f"delete {folder} and begin again",
+                    fix=f"delete {folder} and run the command again",
                 )
             pairs = run_pairs
             longer = [row["length_chosen"] > row["length_rejected"] for row in rows]

@@ -1,4 +1,4 @@
-"""Published scores of reward models, in %, each with its source: what a table of one's own results stands beside."""
+"""Published scores of reward models, in %, each with its source."""
 
 from __future__ import annotations
 

@@ -8,13 +8,14 @@ Of a row of Ties, with the rewards of its right and of its wrong answers:
 
     acc = min(right) > max(wrong)      ci = min(right) - max(wrong)      dc = max(right) - min(right)
 
-A number N has a row `ref:N` with one right answer, and a row `tied:N` with several. Over the N that have both:
+A number N has a row `ref:N` with one right answer, and a row `tied:N` with several. Over the N that have
+both:
 
     score = 0.30 mean acc(tied) + 0.30 mean acc(ref) + 0.20 mean [ci_tied > dc_tied]
           + 0.20 mean [min(ci_ref, ci_tied) > dc_tied] + 0.01 mean tanh(min(ci_ref, ci_tied) / dc_tied - 1)
 
-where 0/0 gives a term of 0, and x/0 gives tanh(inf) = 1 or tanh(-inf) = -1. The overall score is the plain mean of the six
-subsets.
+where 0/0 gives a term of 0, and x/0 gives tanh(inf) = 1 or tanh(-inf) = -1. The overall score is the plain
+mean of the six subsets.
 """
 
 from __future__ import annotations
@@ -68,11 +69,12 @@ def row_score(right: Sequence[float], wrong: Sequence[float]) -> float:
 
 
 def ties_score(rows: Sequence[TiesRow]) -> dict[str, Any]:
-    """The score of Ties and its terms: `{"score", "tied", "ref", "margin", "hard_margin", "bonus", "count", "unpaired",
-    "scores"}`.
+    """The score of Ties and its terms.
 
-    `count` is how many numbers have both rows, `unpaired` are those that have one, which count nowhere. `scores` are the
-    weighted terms of each number, whose mean is the score.
+    Returns `{"score", "tied", "ref", "margin", "hard_margin", "bonus", "count", "unpaired", "scores"}`.
+
+    `count` is how many numbers have both rows, `unpaired` are those that have one, which count nowhere.
+    `scores` are the weighted terms of each number, whose mean is the score.
 
     Raises:
         DataError: a number has two rows of a kind, or none has both.
@@ -130,10 +132,11 @@ def evaluate_rewardbench_2(
     Returns:
         The result and its rows. Result: `{"subsets": {name: {"accuracy", "count", "ci95", "length_baseline",
         "shortest_baseline"}}, "ties": terms of `ties_score`, "sections": {}, "overall", "length_baseline",
-        "shortest_baseline", "count", "intervals", "aggregation", "self_check", "notes"}`. `overall` is the score of
-        RewardBench 2 where all six subsets are there; `notes` says where it is not. The interval of a subset is Wilson's;
-        those of Ties and overall are bootstraps over the numbers of Ties and over the rows of the other subsets.
-        A row: `{"id", "subset", "rewards_chosen", "rewards_rejected", "score"}`, without a score in Ties.
+        "shortest_baseline", "count", "intervals", "aggregation", "self_check", "notes"}`. `overall` is the
+        score of RewardBench 2 where all six subsets are there; `notes` says where it is not. The interval of
+        a subset is Wilson's; those of Ties and overall are bootstraps over the numbers of Ties and over the
+        rows of the other subsets. A row: `{"id", "subset", "rewards_chosen", "rewards_rejected", "score"}`,
+        without a score in Ties.
 
     Raises:
         DataError: no row that the reward model accepts, or a subset Ties without a pair of rows.
@@ -184,7 +187,7 @@ def evaluate_rewardbench_2(
 def _subset_scores(
     items: Sequence[Choice], rewards: Sequence[Sequence[float]]
 ) -> tuple[dict[str, float], dict[str, Any] | None, dict[str, list[float]]]:
-    """The score of each subset, in their order; the terms of Ties where it is there; the scores that each is the mean of."""
+    """The score of each subset; the terms of Ties or None; the scores of the rows of each subset."""
     by_subset: dict[str, list[float]] = {}
     tied: list[TiesRow] = []
     for item, values in zip(items, rewards, strict=True):
@@ -207,7 +210,8 @@ def _notes(subsets: Mapping[str, float], ties: Mapping[str, Any] | None) -> list
     missing = [name for name in REWARDBENCH_2_SUBSETS if name not in subsets]
     if missing:
         notes.append(
-            f"Without {', '.join(missing)}: the overall score is the mean of the subsets that are here, and not "
+            f"Without {', '.join(missing)}: the overall score is the mean of the subsets that are here, and "
+            "not "
             "RewardBench 2's."
         )
     if ties is not None and ties["unpaired"]:

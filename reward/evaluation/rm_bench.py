@@ -1,16 +1,17 @@
 """RM-Bench: does a reward model judge what an answer says, or how it looks?
 
-Each prompt has a right and a wrong answer in three styles: concise, detailed, detailed in markdown. Every right answer is
-compared with every wrong one; a tie is wrong. In the matrix of accuracies a row is the style of the right answer and a
-column that of the wrong one:
+Each prompt has a right and a wrong answer in three styles: concise, detailed, detailed in markdown. Every
+right answer is compared with every wrong one; a tie is wrong. In the matrix of accuracies a row is the style
+of the right answer and a column that of the wrong one:
 
     easy     below the diagonal: the right answer has the fancier style
     normal   on the diagonal: both have the same style
     hard     above the diagonal: the wrong answer has the fancier style
 
-Source: Liu et al. (2024), arXiv 2410.16184; the averages as in https://github.com/THU-KEG/RM-Bench, `scripts/utils.py`:
-a domain's items are pooled (both kinds of safety are one domain), and every overall figure is the plain mean of the domains.
-Departure: an item too long for the model is left out and counted, where theirs is cut from the left.
+Source: Liu et al. (2024), arXiv 2410.16184; the averages as in https://github.com/THU-KEG/RM-Bench,
+`scripts/utils.py`: a domain's items are pooled (both kinds of safety are one domain), and every overall
+figure is the plain mean of the domains. Departure: an item too long for the model is left out and counted,
+where theirs is cut from the left.
 """
 
 from __future__ import annotations
@@ -74,11 +75,12 @@ def evaluate_rm_bench(
     Returns:
         The result and its rows. Result: `{"subsets": {RM-Bench's own domain name: {"accuracy", "count"}},
         "sections": {domain: accuracy}, "overall", "length_baseline": overall of "the longer answer",
-        "shortest_baseline": of the shorter one, "levels": {"easy", "normal", "hard"}, "matrix", "styles", "domains": {domain: {"accuracy", "easy", "normal",
-        "hard", "matrix", "count"}}, "intervals": {"overall", "levels": {...}, "sections": {...}}, "count",
-        "aggregation": "rm-bench", or "domains" where some of the four are missing, "self_check", "notes"}`.
-        Intervals: 95 %, bootstrap over prompts within their domain. A row: `{"id", "subset",
-        "rewards_chosen", "rewards_rejected"}`, in the order of `styles`.
+        "shortest_baseline": of the shorter one, "levels": {"easy", "normal", "hard"}, "matrix", "styles",
+        "domains": {domain: {"accuracy", "easy", "normal", "hard", "matrix", "count"}}, "intervals":
+        {"overall", "levels": {...}, "sections": {...}}, "count", "aggregation": "rm-bench", or "domains"
+        where some of the four are missing, "self_check", "notes"}`. Intervals: 95 %, bootstrap over prompts
+        within their domain. A row: `{"id", "subset", "rewards_chosen", "rewards_rejected"}`, in the order of
+        `styles`.
 
     Raises:
         DataError: no item that the reward model accepts.

@@ -1,7 +1,8 @@
-"""Do scores depend on their batch? Rounding moves them a little; an error in the mask moves them as far as it likes.
+"""Check that scores do not depend on their batch. Rounding changes them a little, a masking error a lot.
 
-A handful of conversations is scored alone, together and in reversed order. Beyond the tolerance the same rows are scored in
-float32, where rounding all but vanishes and an error stays; a scorer that cannot do so is judged by the spread of its scores.
+A handful of conversations is scored alone, together and in reversed order. Beyond the tolerance the same rows
+are scored in float32, where rounding all but vanishes and an error stays; a scorer that cannot do so is
+judged by the spread of its scores.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from rlhf.core.errors import DivergenceError, ModelError
 from rlhf.core.records import Conversation
 
 TOLERANCE = 0.1
-"""How far a score may move with its batch without a further look: bfloat16 alone moves scores by some hundredths."""
+"""Largest change of a score with its batch without a second check; bfloat16 alone changes it by some 0.01."""
 FLOAT32_TOLERANCE = 0.005
 """How far float32 may move a score: its rounding is 65,000 times finer than that of bfloat16."""
 SPREAD_SHARE = 0.25
@@ -65,8 +66,8 @@ def self_check(
         strict: raise where the scores depend on the batch; otherwise the result says so.
 
     Returns:
-        `{"largest_difference", "tolerance", "count"}`, and beyond the tolerance `"verdict"`: "rounding" or "batch",
-        `"sentence"`, and `"float32_difference"` or `"spread"`.
+        `{"largest_difference", "tolerance", "count"}`, and beyond the tolerance `"verdict"`: "rounding" or
+        "batch", `"sentence"`, and `"float32_difference"` or `"spread"`.
 
     Raises:
         ModelError: a score depends on its batch, and not by rounding.
@@ -96,7 +97,8 @@ def self_check(
     if rounding:
         return result | {
             "verdict": "rounding",
-            "sentence": f"{moved}: rounding, not an error. Differences between answers smaller than that mean nothing.",
+            "sentence": f"{moved}: rounding, not an error. Differences between answers smaller than that "
+            "mean nothing.",
         }
     error = ModelError(
         f"Scores depend on the batch: {where}. {moved}.",
@@ -111,7 +113,7 @@ def self_check(
 def _largest_difference(
     scorer: ScorerLike, conversations: Sequence[Conversation]
 ) -> tuple[float, float, str]:
-    """The largest difference, the standard deviation of that attribute's scores on the same scale, and its place."""
+    """The largest difference, the standard deviation of that attribute on the same scale, and where it is."""
     alone = _values([score for conversation in conversations for score in scorer.score([conversation])])
     together = _values(scorer.score(conversations))
     backwards = _values(scorer.score(conversations[::-1])[::-1])

@@ -12,7 +12,7 @@ from rlhf.distributed import processes, sharding
 
 
 class ShardedScorer:
-    """Scores this process's share of the prompts, and gathers the scores of the others.
+    """Scores the rank-local shard of the prompts and gathers the scores of all ranks.
 
     All processes must pass the same conversations.
     """
@@ -26,13 +26,15 @@ class ShardedScorer:
         return self.scorer.in_float32()
 
     def score(self, conversations: Sequence[Conversation]) -> list[Score]:
-        """One score for each conversation, in their order; of conversations with one prompt, next to each other, one process has all.
+        """One score per conversation, in their order.
+
+        Neighbouring conversations with the same prompt are scored by the same process.
 
         Raises:
             DataError: a conversation is longer than the base's context.
             DivergenceError: a score is not a finite number.
         """
-        # Asked of all, so that no process is refused what the others wait for.
+        # Every process checks all conversations, so that all raise the error or none does.
         require_length(
             [self.scorer.chat.conversation_ids(conversation) for conversation in conversations],
             self.scorer.max_length,

@@ -30,7 +30,7 @@ EVALUATORS: Mapping[Kind, tuple[str, Callable[..., tuple[Result, Rows]]]] = {
 
 
 class Headline(NamedTuple):
-    """The one figure of a benchmark for a table, its 95 % interval, and the same figure of picking by length alone."""
+    """The main figure of a benchmark, its 95 % interval, and the same figure when length alone decides."""
 
     score: float
     interval: Sequence[float] | None
@@ -68,11 +68,13 @@ def evaluate_suite(
     """Evaluate every member; one that fails does not end the others.
 
     Args:
-        started, finished: called around each benchmark; what `finished` returns is added to the benchmark's result.
+        started, finished: called around each benchmark; what `finished` returns is added to the benchmark's
+            result.
 
     Returns:
-        Results by name, each as its evaluator returns it with `kind`, `headline`, `published` and `drops`; the benchmarks
-        that could not be read, with the reason; and those of `missing` whose evaluation failed (an unusable score).
+        Results by name, each as its evaluator returns it with `kind`, `headline`, `published` and `drops`;
+        the benchmarks that could not be read, with the reason; and those of `missing` whose evaluation failed
+        (an unusable score).
     """
     results: Result = {}
     missing: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Two sides' answers to the same prompts, scored by one judge or several, and compared."""
+"""Compare the answers of two systems to the same prompts by one or several judges."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Scores = tuple[tuple[float, ...], tuple[float, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A prompt and what each side answered, once or more."""
+    """A prompt and the answers of both systems."""
 
     prompt: Prompt
     a: tuple[str, ...]
@@ -93,7 +93,8 @@ def _scores(
     drops: DropReport,
     on_progress: Callable[[int], None],
 ) -> dict[int, Scores]:
-    # What both sides say, or one says twice, is scored once: rounding, which depends on an answer's place in a batch, must
+    # What both sides say, or one says twice, is scored once: rounding, which depends on an answer's place in
+    # a batch, must
     # not decide between equal texts.
     texts = [tuple(dict.fromkeys((*pair.a, *pair.b))) for pair in pairs]
     groups = [
@@ -127,7 +128,7 @@ def _matchup(pair: Pair, scores: Scores) -> Matchup:
 
 
 def _row(pair: Pair, place: int, judged: Mapping[str, Mapping[int, Scores]]) -> dict[str, Any]:
-    """A prompt with every answer of both sides and what each judge gave it."""
+    """A prompt with every answer of both systems and its score by each judge."""
     systems = {
         system: [
             {

@@ -1,7 +1,7 @@
-"""Whose answers a judge prefers: win rate, reward and length of two sides, with intervals over prompts.
+"""Compare two systems: win rate, reward and length, with intervals over prompts.
 
-A judge is whatever gives an answer a number: a reward model, or the gold score. Rewards are compared within a prompt
-alone; every answer of one side meets every answer of the other.
+A judge is whatever gives an answer a number: a reward model, or the gold score. Rewards are compared within a
+prompt alone; every answer of one side meets every answer of the other.
 
 Shapes: P prompts, K pairs of answers to the same prompt, over all prompts.
 """
@@ -27,7 +27,7 @@ RIDGE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Matchup:
-    """What the two sides' answers to one prompt scored, and their lengths in characters."""
+    """Scores of both systems' answers to one prompt, and their lengths in characters."""
 
     a: tuple[float, ...]
     b: tuple[float, ...]
@@ -36,16 +36,17 @@ class Matchup:
 
 
 def win_share(a: Sequence[float], b: Sequence[float]) -> float:
-    """The share of pairs in which side A scores higher; a tie counts half."""
+    """The share of pairs in which system A scores higher; a tie counts half."""
     return math.fsum((x > y) + (x == y) / 2 for x in a for y in b) / (len(a) * len(b))
 
 
 def versus(matchups: Sequence[Matchup]) -> dict[str, Any]:
-    """One judge's view of the two sides; means are over prompts, intervals by bootstrap over prompts.
+    """Compare both systems by one judge; means are over prompts, intervals by bootstrap over prompts.
 
     Returns:
-        `{"prompts", "win_rate", "tie_share", "a", "b", "difference", "length": {"a", "b", "difference"}, "like_length",
-        "length_controlled"}`, each figure as `{"mean", "ci95"}`; `ci95` is None for a single prompt.
+        `{"prompts", "win_rate", "tie_share", "a", "b", "difference", "length": {"a", "b", "difference"},
+        "like_length", "length_controlled"}`, each figure as `{"mean", "ci95"}`; `ci95` is None for a single
+        prompt.
     """
     rows = []
     for matchup in matchups:
@@ -100,10 +101,12 @@ def length_controlled(matchups: Sequence[Matchup]) -> dict[str, Any]:
 
         P(A wins) = sigmoid(c + s tanh(d / sd(d))),   d = length A - length B,   rate = sigmoid(c)
 
-    A prompt's pairs have the weight 1 together, and a tie is half a win. In the spirit of AlpacaEval's length-controlled
-    win rate, without its terms for the instruction and for other models; not comparable with its figures.
+    A prompt's pairs have the weight 1 together, and a tie is half a win. In the spirit of AlpacaEval's
+    length-controlled win rate, without its terms for the instruction and for other models; not comparable
+    with its figures.
 
-    Source: Dubois et al. (2024), arXiv 2404.04475; `length_controlled_minimal` in AlpacaEval's glm_winrate.py.
+    Source: Dubois et al. (2024), arXiv 2404.04475; `length_controlled_minimal` in AlpacaEval's
+    glm_winrate.py.
     """
     pairs = _pairs(matchups)
     spread = float(pairs.longer_K.std())
@@ -122,7 +125,8 @@ def length_controlled(matchups: Sequence[Matchup]) -> dict[str, Any]:
 def kl_bound(n: int) -> float:
     """How far the best of n can be from the model that drew the n, in nats: KL <= log n - (n - 1) / n.
 
-    Source: Stiennon et al. (2020), arXiv 2009.01325, appendix G.3; an upper bound by Beirami et al. (2024), arXiv 2401.01879.
+    Source: Stiennon et al. (2020), arXiv 2009.01325, appendix G.3; an upper bound by Beirami et al. (2024),
+    arXiv 2401.01879.
     """
     return math.log(n) - (n - 1) / n
 
@@ -180,7 +184,7 @@ def _pairs(matchups: Sequence[Matchup]) -> _Pairs:
 
 
 def _with_interval(rate: Callable[[Floats], float], prompts: int, *, single: bool) -> dict[str, Any]:
-    """A win rate and its bootstrap interval over prompts; `rate` takes the number of times each prompt was drawn."""
+    """A win rate and its bootstrap interval; `rate` takes how often each prompt was drawn."""
     interval = None if single else bootstrap_weights(rate, prompts)
     return {"win_rate": rate(np.ones(prompts)), "ci95": interval}
 

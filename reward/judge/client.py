@@ -1,7 +1,7 @@
 """Requests to an OpenAI-compatible chat server: concurrent, retried, and cached by content.
 
-The token goes to the address in the config and nowhere else: redirects are not followed, and on this machine no proxy
-is used. It is in no message, log or cache.
+The token goes to the address in the config and nowhere else: redirects are not followed, and on this machine
+no proxy is used. It is in no message, log or cache.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class JudgeClient:
     """Sends user turns to the judge's server.
 
     Args:
-        cache: a JSON Lines file of completions by a hash of the request; None keeps them in memory only. A line that a
-            killed run left unfinished is ignored.
+        cache: a JSON Lines file of completions by a hash of the request; None keeps them in memory only. A
+            line that a killed run left unfinished is ignored.
     """
 
     def __init__(self, config: JudgeConfig, cache: Path | None = None) -> None:
@@ -110,7 +110,8 @@ class JudgeClient:
             return  # some servers list no models; the first request will tell
         if served and config.model not in served:
             raise ConfigError(
-                f"The judge at {config.url} does not serve {config.model!r}.{did_you_mean(config.model, served)}",
+                f"The judge at {config.url} does not serve "
+                f"{config.model!r}.{did_you_mean(config.model, served)}",
                 allowed=", ".join(served[:10]),
                 fix=f"judge.model={served[0]}",
             )
@@ -158,10 +159,13 @@ class JudgeClient:
             if attempt < self.config.retries:
                 time.sleep(wait)
         raise RewardError(
-            f"The judge at {self.config.url} gave no completion in {self.config.retries + 1} attempts; the last one "
+            f"The judge at {self.config.url} gave no completion in {self.config.retries + 1} attempts; the "
+            "last one "
             f"ended with {reason}",
-            allowed=f"a running OpenAI-compatible server, an answer within judge.timeout = {self.config.timeout:g} s",
-            fix="look at the server's log, then continue with --resume; a slow judge needs a longer judge.timeout "
+            allowed="a running OpenAI-compatible server, an answer within judge.timeout = "
+            f"{self.config.timeout:g} s",
+            fix="look at the server's log, then continue with --resume; a slow judge needs a longer "
+            "judge.timeout "
             "or a lower judge.concurrency",
         )
 
@@ -180,7 +184,8 @@ class JudgeClient:
             raise ConfigError(
                 f"The judge at {config.url} refuses the request (status {code}): {response.text[:300]}",
                 allowed="an OpenAI-compatible server with POST /v1/chat/completions that serves judge.model",
-                fix=f"check judge.url, and that the server has the model: curl {config.url.rstrip('/')}/v1/models",
+                fix="check judge.url, and that the server has the model: curl "
+                f"{config.url.rstrip('/')}/v1/models",
             )
 
     def _read(self, response: httpx.Response, seconds: float) -> Completion:

@@ -1,8 +1,8 @@
 """What a judge is asked and how its text is read. A text that cannot be read gives None, never a score.
 
-A judge of one response writes a score s in 1..5, or Yes/No for each criterion. A judge of two responses writes both
-scores s_1, s_2 in 1..5 and a ranking r in 1..6, from 1 (response 1 is much better) to 6 (response 2 is much better),
-as NVIDIA's generative reward models do (HelpSteer3, arXiv 2505.11475).
+A judge of one response writes a score s in 1..5, or Yes/No for each criterion. A judge of two responses
+writes both scores s_1, s_2 in 1..5 and a ranking r in 1..6, from 1 (response 1 is much better) to 6 (response
+2 is much better), as NVIDIA's generative reward models do (HelpSteer3, arXiv 2505.11475).
 """
 
 from __future__ import annotations
@@ -35,13 +35,16 @@ _SINGLE_ENDINGS = {
     "boxed": f"Reason briefly. Then end with one line: Score: \\boxed{{s}}, where s is {_SCORE}.",
     "json": f'Reason briefly. Then end with one JSON object: {{"score": s}}, where s is {_SCORE}.',
     "yes-no": "Does the response satisfy the criterion? Reason briefly. Then end with one line: Yes or No.",
-    "rubric": 'Reason briefly. Then end with one JSON object: {"satisfied": [...]}, with true or false for each '
+    "rubric": 'Reason briefly. Then end with one JSON object: {"satisfied": [...]}, with true or false for '
+    "each "
     "criterion, in their order.",
 }
 _PAIR_ENDINGS = {
-    "boxed": "Reason briefly. Then end with two lines: Scores: \\boxed{s1, s2} and Ranking: \\boxed{r}, where s1 and s2 "
+    "boxed": "Reason briefly. Then end with two lines: Scores: \\boxed{s1, s2} and Ranking: \\boxed{r}, "
+    "where s1 and s2 "
     f"are the scores of response 1 and 2, each {_SCORE}, and r is {_RANKING}.",
-    "json": 'Reason briefly. Then end with one JSON object: {"scores": [s1, s2], "ranking": r}, where s1 and s2 are '
+    "json": 'Reason briefly. Then end with one JSON object: {"scores": [s1, s2], "ranking": r}, where s1 '
+    "and s2 are "
     f"the scores of response 1 and 2, each {_SCORE}, and r is {_RANKING}.",
 }
 

@@ -50,7 +50,7 @@ def scores_of(verdict: Verdict) -> tuple[float, float]:
 
 
 def group_scores(size: int, verdicts: Verdicts) -> list[float | None]:
-    """The mean score of each response over the comparisons it takes part in; None where none could be read."""
+    """The mean score of each response over its comparisons; None where no verdict could be read."""
     collected: list[list[float]] = [[] for _ in range(size)]
     for (first, second), verdict in verdicts.items():
         if verdict is not None:
@@ -60,7 +60,7 @@ def group_scores(size: int, verdicts: Verdicts) -> list[float | None]:
 
 
 def position_bias(verdicts: Sequence[Verdicts]) -> tuple[float, float]:
-    """How far the order of two responses decides: (bias, agreement), over pairs that were read in both orders.
+    """(bias, agreement): the influence of the order of two responses, over pairs read in both orders.
 
         bias       mean of (score of the response shown first - score of the one shown second); 0 without bias
         agreement  share of pairs for which both orders prefer the same response, or both prefer none
@@ -82,7 +82,7 @@ def position_bias(verdicts: Sequence[Verdicts]) -> tuple[float, float]:
 
 
 def decision(verdicts: Verdicts) -> float | None:
-    """Mean over the orders of two responses of +1 (response 0 is preferred), -1 (response 1) or 0; None if one was not read."""
+    """Mean over both orders of +1 (response 0 preferred), -1 (response 1) or 0; None if one is unread."""
     signs = list[int]()
     for (first, _), verdict in verdicts.items():
         if verdict is None:

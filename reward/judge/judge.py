@@ -28,9 +28,10 @@ class Judged:
 
     Attributes:
         scores: by group and response; None where no text of the judge on it could be read.
-        figures: `judge/requests`, `judge/unparsed`, `judge/seconds` (mean of a request), `judge/prompt_tokens`,
-            `judge/completion_tokens`, `judge/dollars`, `judge/cached`; of a pairwise judge in both orders
-            `judge/position_bias` and `judge/order_agreement`, see `reward.judge.groups.position_bias`.
+        figures: `judge/requests`, `judge/unparsed`, `judge/seconds` (mean of a request),
+            `judge/prompt_tokens`, `judge/completion_tokens`, `judge/dollars`, `judge/cached`; of a pairwise
+            judge in both orders `judge/position_bias` and `judge/order_agreement`, see
+            `reward.judge.groups.position_bias`.
         unread: the first text that could not be read, or None.
         verdicts: of a pairwise judge, by group.
     """

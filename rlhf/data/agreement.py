@@ -1,15 +1,15 @@
-"""How far annotators agree, before and after the rules of `rlhf.data.annotations`, and whether our aggregate is NVIDIA's.
+"""Agreement of annotators before and after the rules of `rlhf.data.annotations`; our and NVIDIA's aggregate.
 
-Weighted kappa over tasks, each with two or more annotators of whom nothing but their values is known:
+Weighted kappa over tasks, each with two or more anonymous annotators:
 
     kappa = 1 - observed / expected
     observed    mean weight over all ordered pairs of different annotators of one task
     expected    mean weight of two values drawn independently from the values in those pairs
     weight      linear |a - b|, or quadratic (a - b)^2, on the values themselves: -1 and 1 are two steps apart
 
-With two annotators a task and the same distribution for both it is Cohen's weighted kappa. HelpSteer2-Preference
-(arXiv 2410.01257) reports 0.489 before and 0.878 after its processing, and does not say with which weights and
-which pairs of annotators; both weights are given here.
+With two annotators a task and the same distribution for both it is Cohen's weighted kappa.
+HelpSteer2-Preference (arXiv 2410.01257) reports 0.489 before and 0.878 after its processing, and does not say
+with which weights and which pairs of annotators; both weights are given here.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Kappas = dict[str, float | None]
 
 @dataclass(frozen=True, slots=True)
 class Annotated:
-    """One pair of responses with all its annotations, and what was published of it where it was."""
+    """One pair of responses with its annotations, and the published aggregate if there is one."""
 
     place: str
     strengths: tuple[int, ...]
@@ -52,7 +52,7 @@ class Annotated:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """What `agreement` finds out about annotated pairs; an aggregate is a strength, `0`, or a reason why not."""
+    """The result of `agreement`; an aggregate is a strength, `0`, or the reason for its absence."""
 
     pairs: int
     annotations: int
@@ -67,7 +67,7 @@ class Agreement:
     strengths: dict[int, int]
     """How many kept pairs have which strength."""
     second_preferred: float | None
-    """Share of the kept pairs whose second response is preferred; 0.5 where people do not lean to a side."""
+    """Share of the kept pairs whose second response is preferred; 0.5 without a position bias."""
     compared: int
     """Pairs with a published strength."""
     equal: int
@@ -81,7 +81,7 @@ class Agreement:
 
 
 def weighted_kappa(tasks: Iterable[Sequence[int]], weights: str) -> float | None:
-    """Weighted kappa, as defined at the top; None where every value is the same, or no task has two annotators."""
+    """Weighted kappa; None where every value is the same, or no task has two annotators."""
     weight = WEIGHTS[weights]
     together: Counter[tuple[int, int]] = Counter()
     for task in tasks:
@@ -103,7 +103,7 @@ def kappas(tasks: Sequence[Sequence[int]]) -> Kappas:
 
 
 def agreement(items: Iterable[Annotated], max_spread: int) -> Agreement | None:
-    """Kappa, drops and strengths of annotated pairs, and our aggregate beside the published one; None without pairs.
+    """Kappa, drops and strengths of annotated pairs, and our aggregate beside the published one.
 
     Args:
         max_spread: see `rlhf.data.annotations.aggregate`.

@@ -1,14 +1,16 @@
-"""Three to five annotators of one pair become one strength; those of one response, one rating of each attribute.
+"""Aggregate annotations: of a pair to one strength, of a response to one rating per attribute.
 
-Strengths. Source: "HelpSteer2-Preference: Complementing Ratings with Preferences" (arXiv 2410.01257), the section on
-annotation: an annotator picks -3, -2, -1 (response 1 much better, better, slightly better), 1, 2, 3 (response
-2), or -100 (neither response is valid). The three most similar annotations are averaged and rounded; a pair
-is dropped where these three spread over more than two steps, and where the result is 0. The paper does not
-say how it breaks a tie between two equally similar triples; `three_most_similar` says how it is broken here.
+Strengths. Source: "HelpSteer2-Preference: Complementing Ratings with Preferences" (arXiv 2410.01257), the
+section on annotation: an annotator picks -3, -2, -1 (response 1 much better, better, slightly better), 1, 2,
+3 (response 2), or -100 (neither response is valid). The three most similar annotations are averaged and
+rounded; a pair is dropped where these three spread over more than two steps, and where the result is 0. The
+paper does not say how it breaks a tie between two equally similar triples; `three_most_similar` says how it
+is broken here.
 
-Ratings. Source: the card of nvidia/HelpSteer2 and arXiv 2406.08673: more annotators are asked where the first three
-differ by more than two points of helpfulness, and a rating is the mean of the three who agree most, rounded. The
-agreement is therefore read off helpfulness, and the three annotators found there give all five attributes.
+Ratings. Source: the card of nvidia/HelpSteer2 and arXiv 2406.08673: more annotators are asked where the first
+three differ by more than two points of helpfulness, and a rating is the mean of the three who agree most,
+rounded. The agreement is therefore read off helpfulness, and the three annotators found there give all five
+attributes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Answers that were written before: by `rlhf generate --format jsonl`, or any rows of a prompt and its answers."""
+"""Read files of answers: those of `rlhf generate --format jsonl`, or any rows of a prompt and its answers."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ def read_prompts(path: str) -> tuple[list[Prompt], DropReport]:
 
 
 def held_out_prompts(evaluation: Path) -> list[Prompt]:
-    """The prompts that an `align-policy` run answered before and after.
+    """The held-out prompts of an `align-policy` run.
 
     Raises:
-        DataError: it is no such run's eval.json.
+        DataError: the file is not the eval.json of such a run.
     """
     try:
         rows = json.loads(evaluation.read_text(encoding="utf-8"))["answers"]
@@ -84,7 +84,7 @@ def held_out_prompts(evaluation: Path) -> list[Prompt]:
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{evaluation} holds no answers to held-out prompts ({type(error).__name__}: {error}).",
-            allowed="the folder of an `align-policy` run that came to its end",
+            allowed="the folder of a finished `align-policy` run",
         ) from error
 
 

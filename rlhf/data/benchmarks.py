@@ -1,11 +1,12 @@
-"""What a reward model is judged on: kinds of rows, told apart by the columns of the first.
+"""Benchmarks of reward models; the columns of the first row decide the kind.
 
     `response_A`, `response_B`, `label`         pairs        JudgeBench, its sources as subsets
     `response_1`, `response_2`, `winner`        pairs        PPE's human preferences; ties are dropped
     `response_1` ... `response_32`, `scores`    best-of-n    PPE's best of K
     `chosen` list, `id`, a subset of its own    rewardbench-2
     `responses`                                 best-of-n    answers to one prompt with their true `scores`
-    `chosen`, `rejected` lists, and `domain`    rm-bench     RM-Bench: three styles of a right and a wrong answer
+    `chosen`, `rejected` lists, and `domain`    rm-bench     RM-Bench: three styles of a right and a wrong
+    answer
     `chosen`, `rejected` lists                  one-of-many  RewardBench 2: a right answer among wrong ones
     anything else                               pairs        RewardBench: a better and a worse answer
 
@@ -56,7 +57,7 @@ NAMED = {
     "rm-bench": RM_BENCH,
     RM_BENCH.path: RM_BENCH,
 }
-"""Short and full names of benchmarks on the Hub; `m-rewardbench/LANGUAGE` is one language of M-RewardBench."""
+"""Names of benchmarks on the Hub, short and full; `m-rewardbench/LANGUAGE` is a language of M-RewardBench."""
 M_REWARDBENCH_NAME = "m-rewardbench/"
 
 TIES = "Ties"
@@ -142,17 +143,18 @@ def kind_of(row: Row) -> Kind:
 
 
 def rewardbench_2(row: Row) -> Choice:
-    """A row of RewardBench 2: `id`, `prompt`, `chosen` and `rejected` lists, `subset`, and the counts of either.
+    """A row of RewardBench 2: `id`, `prompt`, lists `chosen` and `rejected`, their counts, and `subset`.
 
     Raises:
-        DataError: a subset or an id of Ties that the benchmark does not have, other numbers of answers than the row
-            or the benchmark says, or a column that is missing or of the wrong type.
+        DataError: a subset or an id of Ties that the benchmark does not have, other numbers of answers than
+            the row or the benchmark says, or a column that is missing or of the wrong type.
         UnusableRowError: a rule says why the row is of no use.
     """
     subset, identity = row.text("subset"), str(row.get("id"))
     if subset not in REWARDBENCH_2_SUBSETS:
         raise DataError(
-            f"{row.place}: RewardBench 2 has no subset {subset!r}.{did_you_mean(subset, REWARDBENCH_2_SUBSETS)}",
+            f"{row.place}: RewardBench 2 has no subset "
+            f"{subset!r}.{did_you_mean(subset, REWARDBENCH_2_SUBSETS)}",
             allowed=", ".join(REWARDBENCH_2_SUBSETS),
             fix="correct the row; for lists of answers of your own, leave the column `id` out",
         )
@@ -176,10 +178,11 @@ def rewardbench_2(row: Row) -> Choice:
 
 
 def judgebench(row: Row) -> Comparison:
-    """A row of JudgeBench: `question`, `response_A`, `response_B`, `label`, and `source`, which gives the subset.
+    """A row of JudgeBench: `question`, `response_A`, `response_B`, `label`, and `source`, the subset.
 
     Raises:
-        DataError: a label or a source that the benchmark does not have, or a column that is missing or of the wrong type.
+        DataError: a label or a source that the benchmark does not have, or a column that is missing or of the
+            wrong type.
         UnusableRowError: a rule says why the row is of no use.
     """
     label, source = row.text("label"), row.text("source")
@@ -195,7 +198,7 @@ def judgebench(row: Row) -> Comparison:
 
 
 def ppe(row: Row) -> Comparison:
-    """A row of PPE's human preferences: `prompt`, `response_1`, `response_2`, `winner` (model_a, model_b or a tie).
+    """A row of PPE's human preferences: `prompt`, `response_1`, `response_2`, and `winner`.
 
     Raises:
         DataError: a winner that is neither, or a column that is missing or of the wrong type.
@@ -212,7 +215,7 @@ def ppe(row: Row) -> Comparison:
 
 
 def best_of_k(row: Row) -> Candidates:
-    """A row of PPE's best of K: `prompt`, `response_1` to `response_K`, and `scores`, which say whether each is right.
+    """A row of PPE's best of K: `prompt`, `response_1` to `response_K`, and `scores`, right or wrong.
 
     Raises:
         DataError: a response is missing, or the scores are not one truth value or number a response.
@@ -237,7 +240,7 @@ def best_of_k(row: Row) -> Candidates:
 
 
 def m_rewardbench(row: Row) -> Comparison:
-    """A row in RewardBench's columns; without `subset`, M-RewardBench's `category`. Its `language` is a group."""
+    """A row in RewardBench's columns; M-RewardBench's `category` is a subset, its `language` a group."""
     item = comparison(row)
     if row.find("subset") is None and isinstance(row.find("category"), str):
         item = replace(item, subset=row.text("category"))

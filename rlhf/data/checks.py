@@ -1,20 +1,21 @@
-"""The gold score: how far an answer keeps to its request, read off by code, dense in [0, 1].
+"""The gold score: how well an answer follows its request, computed by code, dense in [0, 1].
 
     gold = sqrt(constraint * relevance) * form
 
 `constraint` belongs to the family; each factor in it falls gradually:
 
     words      at most `limit` words
-    shorten    the same, of what was said a turn before
+    shorten    the same, about the previous answer
     sentence   one sentence, of at most `limit` words
     opening    the same, beginning with the words of `start`
     include    the same, with the words `wanted` in it
     list       `count` lines, each with a number or a bullet and of at most `limit` words
 
-`relevance` is 0.4 for the name of the topic and 0.3 each for up to two words that belong to it. `form` takes from
-answers that win without saying anything: a word or two, one word over and over, topic words and nothing else, the
-request said back, and (except in a list) an answer without an end. The root keeps half-good answers apart from bad
-ones. What no factor sees: whether a statement is true, and whether words stand in an order that makes sense.
+`relevance` is 0.4 for the name of the topic and 0.3 each for up to two words that belong to it. `form` takes
+from answers that win without saying anything: a word or two, one word over and over, topic words and nothing
+else, the request said back, and (except in a list) an answer without an end. The root keeps half-good answers
+apart from bad ones. What no factor sees: whether a statement is true, and whether words stand in an order
+that makes sense.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def words_of(text: str) -> list[str]:
 
 
 def mentions(word: str, words: Collection[str]) -> bool:
-    """Whether `word` is among the words `said`, as it stands or inflected in a regular way."""
+    """Whether `words` has `word` or a regular inflection of it."""
     stem = word.removesuffix("e")
     regular = (word, word + "s", word + "es", stem + "ed", stem + "ing", word.removesuffix("y") + "ies")
     return any(form in words for form in regular)

@@ -30,7 +30,7 @@ class DropReport:
         return self.read - self.reasons.total()
 
     def drop(self, reason: str, place: str) -> None:
-        """Count one row that was read and is of no use."""
+        """Count one dropped row."""
         self.reasons[reason] += 1
         places = self.examples.setdefault(reason, [])
         if len(places) < EXAMPLES:
@@ -62,7 +62,7 @@ class DropReport:
         return [f"{note} ({count:,} rows)" if count > 1 else note for note, count in self.notes.most_common()]
 
     def as_dict(self) -> dict[str, Any]:
-        """The report for JSON: `{"read", "kept", "dropped": {reason: {"count", "examples"}}}`, with `notes` if there are any."""
+        """For JSON: `{"read", "kept", "dropped": {reason: {"count", "examples"}}}`, and any `notes`."""
         dropped = {
             reason: {"count": count, "examples": list(self.examples[reason])}
             for reason, count in self.reasons.most_common()

@@ -1,7 +1,7 @@
-"""The files of the public judges: their questions read, our answers written as their own scripts write them.
+"""Read the question files of public judges, and write answers as their own scripts do.
 
     mt-bench     FastChat's llm_judge: question.jsonl -> model_answer/MODEL.jsonl, two turns
-    arena-hard   Arena-Hard-Auto, v0.1's first form (turns) and today's (uid, prompt), told apart by the rows
+    arena-hard   Arena-Hard-Auto, v0.1's first form (turns) and today's (uid, prompt), recognised by the rows
     alpaca-eval  AlpacaEval: alpaca_eval.json -> model_outputs.json
     jsonl        prompts of our own (see `rlhf.data.load`) -> {"prompt", "answers", "finished", "tokens"}
 
@@ -45,7 +45,7 @@ MT_BENCH_TEMPERATURES = {
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked in turn; `values` is the row, of which the answer file repeats some, and `place` where it stood."""
+    """A question of one or more turns; `values` is its row, and `place` the row's place in the file."""
 
     key: str
     place: str
@@ -227,7 +227,7 @@ def _mt_bench_answer(question: Question, replies: Sequence[Reply], model: str) -
 
 
 def _arena_answer(question: Question, replies: Sequence[Reply], model: str) -> dict[str, Any]:
-    """`metadata`, which style control needs, is added by Arena-Hard's own add_markdown_info.py with its own tokenizer."""
+    """Arena-Hard's add_markdown_info.py adds `metadata`, which its style control needs."""
     if "uid" not in question.values:
         choices = [
             {"index": index, "turns": [{"content": turn} for turn in reply.turns]}
@@ -298,7 +298,8 @@ FORMATS: Mapping[str, Format] = {
     "arena-hard": Format(
         _arena_question,
         _arena_answer,
-        '{"uid", "category", "prompt": TEXT} a line, or {"question_id", "category", "turns": [{"content": TEXT}]}',
+        '{"uid", "category", "prompt": TEXT} a line, or {"question_id", "category", "turns": [{"content": '
+        "TEXT}]}",
         temperature=0.0,
         max_new_tokens=4096,
         several=False,
@@ -323,4 +324,4 @@ FORMATS: Mapping[str, Format] = {
         named_by_file=False,
     ),
 }
-"""Each judge's name with its own defaults: FastChat's and Arena-Hard's answer scripts, and AlpacaEval's decoder."""
+"""Formats by name, with the defaults of FastChat's and Arena-Hard's scripts and AlpacaEval's decoder."""

@@ -1,4 +1,4 @@
-"""How long things are, in tokens: quantiles, a histogram, and how many pass a limit."""
+"""Distribution of lengths in tokens: quantiles, a histogram, and the number above a limit."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def quantile(ordered: Sequence[int], share: float) -> int:
 
 
 def histogram(ordered: Sequence[int]) -> list[Bar]:
-    """About `BARS` bars of one round width, which reach to the 99 % quantile; one more takes all above, if any."""
+    """About `BARS` bars of one round width up to the 99 % quantile, and one bar for all above it."""
     width = _round_up(max(1, quantile(ordered, 0.99)) / BARS)
     closed = quantile(ordered, 0.99) // width + 1
     counts = [0] * (closed + 1)

@@ -1,4 +1,4 @@
-"""From configured sources to records and a drop report: what the two commands call."""
+"""Load records and a drop report from configured sources."""
 
 from __future__ import annotations
 
@@ -214,7 +214,8 @@ def _recognised(source: DataSource, kind: layouts.Kind, seed: int) -> tuple[Data
 def digest_of(records: Iterable[Any]) -> str:
     """A hash of records in their order, wherever they were read from.
 
-    Fields that are empty do not count: a field that a later version adds changes no digest of records without it.
+    Fields that are empty do not count: a field that a later version adds changes no digest of records without
+    it.
     """
     digest = hashlib.sha256()
     for record in records:
@@ -235,7 +236,7 @@ def _filled(value: Any) -> Any:
 
 
 def _label(source: DataSource, kind: Kind) -> str:
-    """What a report calls a source: two of the same file differ in their split or in `where`."""
+    """The name of a source in a report: path, split and `where`."""
     split = "" if source.format == "columns" else f" ({source.split})"
     where = "; ".join(f"{column}: {', '.join(map(str, values))}" for column, values in source.where.items())
     return f"{kind} of {source.path}{split}" + (f" where {where}" if where else "")
@@ -255,7 +256,7 @@ def read_records(
     key: Callable[[Record], Hashable] | None,
     seen: set[Hashable],
 ) -> Iterator[Record]:
-    """The records of the rows that are of use; `key` tells a duplicate, `report` counts what is left out.
+    """The records of the rows; `key` identifies duplicates, and `report` counts dropped rows.
 
     A row that holds several records counts once for each.
     """

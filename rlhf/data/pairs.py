@@ -1,7 +1,7 @@
-"""Pairs out of ratings: two responses to one prompt, of which one was rated higher.
+"""Preferences from ratings: two responses to one prompt with different ratings.
 
-Source: HelpSteer2 (arXiv 2406.08673) makes its DPO set so: the response of higher helpfulness is chosen, ties are
-dropped. It uses no strength; the rule for one is ours.
+Source: the DPO set of HelpSteer2 (arXiv 2406.08673): the response of higher helpfulness is chosen, ties are
+dropped. The paper uses no strength; the rule for it is ours.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ def pair_rated(
 ) -> tuple[list[Preference], DropReport]:
     """A preference for every two responses to one prompt whose ratings of `attribute` differ.
 
-        |strength| = clamp(round(|difference|), 1, 3), halves rounded up; the higher rated response is preferred
+        |strength| = clamp(round(|difference|), 1, 3), halves rounded up; the higher rated response is
+        preferred
 
     A response rated more than once counts with its mean. The preferences carry no ratings yet: `join_ratings`
-    attaches each of them once, however many pairs a response is in. In the report each pair counts as one row.
+    attaches each of them once, however many pairs a response is in. In the report each pair counts as one
+    row.
 
     Args:
         attribute: the one that decides; responses without it make no pair.

@@ -1,4 +1,4 @@
-"""The rules by which a well-formed row is of no use, with the reasons a drop report names."""
+"""Rules that drop a well-formed row, and the reasons for the drop report."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REPEATED_KEY = "a key occurs twice in the row"
 
 
 class UnusableRowError(Exception):
-    """Says why a row is of no use by rule; the loader catches it and counts the row."""
+    """A row is dropped by a rule; the loader catches this and counts the row."""
 
 
 def disagreement(max_spread: int) -> str:
@@ -36,12 +36,12 @@ def with_media(kind: str) -> str:
 
 
 def with_fields(names: Iterable[str]) -> str:
-    """The reason for a row whose message says something outside its text that cannot be read there."""
+    """The reason for a row with a message whose content is not only text."""
     return f"a message with {', '.join(sorted(names))}, of which only the text could be read"
 
 
 def require_prompt(prompt: Conversation) -> None:
-    """The last turn must be the user's or a tool's, and must say something."""
+    """The last turn must be the user's or a tool's, and must not be blank."""
     if not prompt or prompt[-1].role not in ("user", "tool"):
         raise UnusableRowError(UNANSWERABLE_PROMPT)
     if not prompt[-1].content.strip():
@@ -68,6 +68,6 @@ def _without_space(response: str | Message) -> tuple[str, str]:
 
 
 def require_strength(strength: int) -> None:
-    """A preference must prefer one side."""
+    """A preference must prefer one of the responses."""
     if strength == 0:
         raise UnusableRowError(TIE)

@@ -1,4 +1,4 @@
-"""Which prompts are held out: decided by the prompt alone, so that it never lands on both sides."""
+"""Held-out prompts, selected by a hash of the prompt, so that equal prompts are in the same split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finds the benchmarks that are at hand: files in their published schemas in a folder, or data sets of the Hub."""
+"""Find the available benchmarks: files in their published schemas in a folder, or data sets of the Hub."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ SHARD = re.compile(r"-\d{5}-of-(\d{5})\.")
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A benchmark of the suite: its name in `SUITE`, or a file's own name, and what `load_benchmark` takes."""
+    """A benchmark of the suite: its name in `SUITE` or its file's, and the argument of `load_benchmark`."""
 
     name: str
     path: str
@@ -62,8 +62,8 @@ class Member:
 def suite_members(folder: str | None) -> tuple[list[Member], dict[str, str]]:
     """The benchmarks of a folder, or without one those of the Hub, and why others are missing, by name.
 
-    The columns of the first row of each file say which benchmark it is; a file of no published schema keeps its own name.
-    Hub data sets are members whether or not they can be loaded.
+    The columns of the first row of each file say which benchmark it is; a file of no published schema keeps
+    its own name. Hub data sets are members whether or not they can be loaded.
 
     Raises:
         DataError: there is no such folder, or it holds no readable file.

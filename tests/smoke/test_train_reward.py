@@ -145,7 +145,8 @@ def test_other_number_formats(
     assert result.exit_code == 0, result.output
     updates = [row for row in lines(tmp_path / "run" / "metrics.jsonl") if "loss/total" in row]
     assert len(updates) == 9
-    # The head starts at zero: every reward is 0 and every pair undecided, until the first update with a learning rate.
+    # The head starts at zero: every reward is 0 and every pair undecided, until the first update with a
+    # learning rate.
     assert updates[0]["reward/mean"] == updates[0]["reward/std"] == 0
     weights = load_file(tmp_path / "run" / "final" / "adapter_model.safetensors")
     assert {str(weight.dtype) for weight in weights.values()} == {"torch.float32"}

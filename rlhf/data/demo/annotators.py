@@ -1,4 +1,4 @@
-"""Simulated people: five ratings a response, and three to five strengths a pair, read off the text with noise.
+"""Simulated annotators: five ratings per response, and three to five strengths per pair, with noise.
 
 They see the gold score, and beside it whether the words make sense, which the gold score does not.
 """
@@ -76,8 +76,9 @@ def ratings(response: Response, rng: random.Random) -> dict[str, int]:
 def preference(first: Response, second: Response, rng: random.Random) -> dict[str, Any]:
     """The columns of a HelpSteer2-Preference row that people fill in.
 
-    Three people read a pair, and one more for each who calls it invalid; two more where they differ by more than 2,
-    mostly. (Five strengths without 0 always hold three of one sign: only three or four can disagree for good.)
+    Three people read a pair, and one more for each who calls it invalid; two more where they differ by more
+    than 2, mostly. (Five strengths without 0 always hold three of one sign: only three or four can disagree
+    for good.)
     """
     strengths = [_reading(first, second, rng) for _ in range(3)]
     while len(valid := [reading for reading in strengths if reading != NEITHER_VALID]) < 3:

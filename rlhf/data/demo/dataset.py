@@ -1,7 +1,7 @@
 """The synthetic data set: rows in the schemas of HelpSteer2, HelpSteer2-Preference, prompts and RewardBench.
 
-Made by this project out of its own texts, the same for the same seed, and labelled synthetic where a schema has a
-column for it. One list of requests (every wording of every topic once) is cut into slices:
+Made by this project out of its own texts, the same for the same seed, and labelled synthetic where a schema
+has a column for it. One list of requests (every wording of every topic once) is cut into slices:
 
     test prompts | benchmark | validation pairs | training pairs | training prompts
 

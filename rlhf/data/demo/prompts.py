@@ -1,4 +1,4 @@
-"""The requests of the synthetic data: a topic asked about in one of several wordings, with the check of its answer."""
+"""Requests of the synthetic data: a topic in one of several wordings, with the check of its answer."""
 
 from __future__ import annotations
 

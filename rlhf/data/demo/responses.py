@@ -1,4 +1,4 @@
-"""Responses of graded quality to a request: good ones out of facts, worse ones by what small models do wrong."""
+"""Responses of graded quality to a request: good ones from facts, worse ones with faults of small models."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _polite(request: Request, rng: random.Random) -> str:
 
 
 def _wordy(request: Request, rng: random.Random) -> str:
-    """One sentence that goes on and on."""
+    """One sentence with needless clauses."""
     start = rng.choice([_good, _good, _plain, _named, _vague])(request, rng)
     return start[:-1] + "".join(rng.sample(_CLAUSES, rng.randint(1, 3))) + "."
 

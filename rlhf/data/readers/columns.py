@@ -53,7 +53,10 @@ MARGIN_FIX = (
     "leave `strength` out, so that every pair counts as 1; or scale the column to 0..3; or correct this row"
 )
 HIGHEST = 4.0
-SCALE_FIX = "if the scale is another one, set `scale: [lowest, highest]` (or `scale: row`) of this source; else correct the row"
+SCALE_FIX = (
+    "if the scale is another one, set `scale: [lowest, highest]` (or `scale: row`) of this source; else "
+    "correct the row"
+)
 
 
 def check_columns(source: DataSource, kind: Kind) -> None:
@@ -84,7 +87,8 @@ def attributes(source: DataSource) -> dict[str, str]:
 def prompt(row: Row, source: DataSource) -> Prompt:
     """A prompt to sample answers for, with the row's other columns for reward functions.
 
-    `check`, where it is a dictionary whose `family` the gold score knows, is checked by code; any other is a column.
+    `check`, where it is a dictionary whose `family` the gold score knows, is checked by code; any other is a
+    column.
     """
     column = _column(source, "check")
     check = row.find(column)
@@ -136,11 +140,11 @@ def rating(row: Row, source: DataSource) -> Rating:
 
 
 def preference(row: Row, source: DataSource, *, first_index: int = 0) -> Preference:
-    """Two responses: `response_1`, `response_2` with `preference_strength` or `winner`, or `chosen`, `rejected`.
+    """A preference: `response_1`, `response_2`, `preference_strength` or `winner`; or `chosen`, `rejected`.
 
     The last form may have a `strength` of 0 to 3; without one the strength is the least, 1. The chosen
-    response becomes `response_1`, so the record's strength is negative. A winner has strength 1. A strength with a
-    fraction is a margin: its size is rounded to 1, 2 or 3, halves up; only 0 is a tie.
+    response becomes `response_1`, so the record's strength is negative. A winner has strength 1. A strength
+    with a fraction is a margin: its size is rounded to 1, 2 or 3, halves up; only 0 is a tie.
 
     Args:
         first_index: what a numerical `winner` calls the first response, see `rlhf.data.readers.winners`.
@@ -179,7 +183,7 @@ def preference(row: Row, source: DataSource, *, first_index: int = 0) -> Prefere
 
 
 def form_of(row: Row, source: DataSource) -> Literal["chosen", "winner", "preference_strength"]:
-    """How a row says which response is preferred: a key that `columns` maps counts before one that is just there."""
+    """The form of a preference; keys that `columns` maps come before columns that are only present."""
     for name in ("winner", "preference_strength", "chosen"):
         if name in source.columns:
             return name
@@ -248,8 +252,8 @@ def _renamed(row: Row, source: DataSource) -> Row:
 def comparison(row: Row) -> Comparison:
     """A benchmark item in RewardBench's columns; an empty answer is a fair one to compare.
 
-    It may have a `strength` of 0 to 3, or a signed `preference_strength`, which with `response_1` and `response_2` also
-    says which is better. Without a column `subset` the subset is `all`.
+    It may have a `strength` of 0 to 3, or a signed `preference_strength`, which with `response_1` and
+    `response_2` also says which is better. Without a column `subset` the subset is `all`.
 
     Raises:
         DataError: a column is missing or of the wrong type.

@@ -16,7 +16,8 @@ from rlhf.data.readers.tables import csv_rows
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".arrow")
 COMPRESSED = (".gz", ".zst")
 READABLE = (
-    "a file ending in .jsonl, .json, .csv, .tsv, .parquet or .arrow (also .gz and .zst), a folder of such files or one "
+    "a file ending in .jsonl, .json, .csv, .tsv, .parquet or .arrow (also .gz and .zst), a folder of such "
+    "files or one "
     "that `save_to_disk` wrote, or a pattern such as `data/*.jsonl`"
 )
 LFS_POINTER = b"version https://git-lfs.github.com/"
@@ -136,7 +137,8 @@ def _is_lines(path: Path, *, alone: bool) -> bool:
     """Whether a file holds one object a line: its first line is an object by itself.
 
     Args:
-        alone: what a file of one such line is: one row, or (false) a JSON text that may be an object of columns.
+        alone: what a file of one such line is: one row, or (false) a JSON text that may be an object of
+            columns.
     """
     complete, count = False, 0
     for _, line in _lines(path):
@@ -169,7 +171,7 @@ def _line_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """A .json file as a whole: an array of rows, an object of columns, an object with one list of rows, or one row."""
+    """The rows of a .json file: an array, an object of columns, an object with a list of rows, or one row."""
     text = b"".join(line for _, line in _lines(path))
     if not text.strip():
         raise DataError(f"{path}:1: the file holds no rows", allowed="a JSON array of objects", fix=AGAIN)
@@ -191,7 +193,8 @@ def _rows_of_object(value: Any, path: Path) -> list[Any]:
     lengths = {name: len(column) for name, column in value.items()}
     if len(set(lengths.values())) > 1:
         raise DataError(
-            f"{path}: the columns have different lengths ({', '.join(f'{n} {k}' for k, n in lengths.items())})",
+            f"{path}: the columns have different lengths "
+            f"({', '.join(f'{n} {k}' for k, n in lengths.items())})",
             allowed="an object of lists, one a column and all of one length",
             fix="correct the file, or write one object a row",
         )

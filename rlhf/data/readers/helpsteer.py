@@ -65,8 +65,8 @@ def rating(row: Row, source: DataSource, *, max_spread: int) -> Rating:
 def preference(row: Row, source: DataSource, *, max_spread: int) -> Preference:
     """A row of HelpSteer2-Preference: `prompt`, `response_1`, `response_2` and how strongly one is preferred.
 
-    `annotations: published` takes `preference_strength`, NVIDIA's aggregate: the public file holds the tasks whose
-    annotators agree, so that dropping its zeros gives the paper's set. `annotations: raw` aggregates
+    `annotations: published` takes `preference_strength`, NVIDIA's aggregate: the public file holds the tasks
+    whose annotators agree, so that dropping its zeros gives the paper's set. `annotations: raw` aggregates
     `all_preferences_unprocessed` by the rules of `rlhf.data.annotations`.
 
     Raises:
@@ -99,7 +99,8 @@ def published_strength(row: Row) -> int:
     if row.find(STRENGTH) is None and row.find(ANNOTATIONS) is not None:
         raise DataError(
             f"{row.place}: no {STRENGTH!r}, but raw annotations",
-            allowed=f"a whole number from -{STRONGEST} to {STRONGEST} where `annotations: published`, the default",
+            allowed=f"a whole number from -{STRONGEST} to {STRONGEST} where `annotations: published`, the "
+            "default",
             fix="set `annotations: raw` of this source",
         )
     return row.integer(STRENGTH, -STRONGEST, STRONGEST)

@@ -1,7 +1,7 @@
 """NVIDIA's HelpSteer3 (arXiv 2505.11475, 2503.04378, 2509.21319): preferences, feedback in words, principles.
 
-Every row has `domain` (general, stem, code, multilingual) and `language`, which of code is the programming language;
-they are kept as groups, by which tables are broken down.
+Every row has `domain` (general, stem, code, multilingual) and `language`, which of code is the programming
+language; they are kept as groups, by which tables are broken down.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def prompt(row: Row, source: DataSource) -> Prompt:
 def preference(row: Row, source: DataSource, *, max_spread: int) -> Preference:
     """A row of `preference`; positive prefers the second response, as in HelpSteer2-Preference.
 
-    `annotations: published` takes `overall_preference`, whose null is a pair without a preference; `annotations: raw`
-    aggregates `individual_preference` by the rules of `rlhf.data.annotations`.
+    `annotations: published` takes `overall_preference`, whose null is a pair without a preference;
+    `annotations: raw` aggregates `individual_preference` by the rules of `rlhf.data.annotations`.
 
     Raises:
         DataError: a column is missing, of the wrong type or out of range.
@@ -88,8 +88,9 @@ def _has_score(item: Any) -> bool:
 def feedback_ratings(row: Row, source: DataSource, *, max_spread: int) -> list[Rating]:
     """A row of `feedback`: the helpfulness of both responses, by the first words of the texts on each.
 
-    not 0, slightly 1, partially 2, mostly 3, perfectly 4; the three most similar are averaged and rounded. A response
-    without three readable texts, or whose annotators disagree, is left out with a note; without either the row is dropped.
+    not 0, slightly 1, partially 2, mostly 3, perfectly 4; the three most similar are averaged and rounded. A
+    response without three readable texts, or whose annotators disagree, is left out with a note; without
+    either the row is dropped.
 
     Raises:
         DataError: a column is missing or of the wrong type.

@@ -40,7 +40,8 @@ def hub_rows(
         near = missing_local(name)
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
-            f"{name!r} is no file or folder here, and the Hub gave no split {split!r} of it: {reason}{near and f'; {near}'}",
+            f"{name!r} is no file or folder here, and the Hub gave no split {split!r} of it: "
+            f"{reason}{near and f'; {near}'}",
             allowed="`demo`, a local file or folder, or the name and split of a data set the Hub can serve",
             fix=f"where the Hub can be reached, `hf download {name} --repo-type dataset --local-dir FOLDER`; "
             "then set `path: FOLDER`",

@@ -1,7 +1,8 @@
 """Public layouts, recognised by their columns where a source has no column map.
 
-A layout is a column map under a name. The columns of a source's first row decide; a layout whose columns all belong to
-a larger one that fits as well gives way to it. Where two are left, the source must say which it means.
+A layout is a column map under a name. The columns of a source's first row decide; a layout whose columns all
+belong to a larger one that fits as well gives way to it. Where two are left, the source must say which it
+means.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ LAYOUTS: tuple[Layout, ...] = (
 
 
 def recognise(row: Row, source: DataSource, kind: Kind) -> tuple[DataSource, str] | None:
-    """The source with the column map of the layout that its first row has, and a note that pins it; None without one.
+    """The source with the column map of its layout, and a note that pins it; None if no layout fits.
 
     Raises:
         ConfigError: the columns are those of two layouts.

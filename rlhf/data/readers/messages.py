@@ -1,7 +1,8 @@
 """Prompts and responses as they stand in rows: strings, lists of messages, and encoded conversations.
 
-A message is `{"role", "content"}`, or ShareGPT's `{"from", "value"}`; its content is a string or a list of parts of type
-`text`. Other fields of a message are kept for the chat template, which renders or refuses them; media cannot be read.
+A message is `{"role", "content"}`, or ShareGPT's `{"from", "value"}`; its content is a string or a list of
+parts of type `text`. Other fields of a message are kept for the chat template, which renders or refuses them;
+media cannot be read.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ SHAREGPT = {
     "function_response": "tool",
 }
 """ShareGPT's names of roles."""
-MESSAGES = f'a string, or a list of {{"role", "content"}} with roles {", ".join(ROLES)}, or of ShareGPT\'s {{"from", "value"}}'
+MESSAGES = (
+    f'a string, or a list of {{"role", "content"}} with roles {", ".join(ROLES)}, or of '
+    'ShareGPT\'s {"from", "value"}'
+)
 RENDERED = ("tool_calls", "reasoning_content", "name", "tool_call_id", TOOLS)
 """Fields of a message that chat templates know."""
 KNOWN = frozenset({"role", "content", "from", "value", *RENDERED})
@@ -48,11 +52,12 @@ TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
 def read_prompt(row: Row, column: str, encoding: str = "text") -> Conversation:
     """A prompt: a string is one turn of the user, a list of messages or of strings is a conversation.
 
-    A list of strings holds turns of user and assistant in alternation. Columns `system` and `tools` of the row belong
-    to the prompt.
+    A list of strings holds turns of user and assistant in alternation. Columns `system` and `tools` of the
+    row belong to the prompt.
 
     Args:
-        encoding: of strings: `text`, `json` (a list of messages) or `transcript` (`Human:` and `Assistant:` turns).
+        encoding: of strings: `text`, `json` (a list of messages) or `transcript` (`Human:` and `Assistant:`
+            turns).
 
     Raises:
         DataError: another type.
@@ -82,9 +87,9 @@ def read_answers(
 ) -> tuple[Conversation, list[Message]]:
     """The prompt of a row and its responses as the assistant's messages.
 
-    A response is a string, or a list of messages whose last one is the assistant's. The messages before it must be the
-    prompt's; without a prompt column they are the prompt. Where the two differ in white space around a turn, those
-    before the response are taken.
+    A response is a string, or a list of messages whose last one is the assistant's. The messages before it
+    must be the prompt's; without a prompt column they are the prompt. Where the two differ in white space
+    around a turn, those before the response are taken.
 
     Raises:
         DataError: a column is missing or of another type, or a response answers another conversation.
@@ -132,7 +137,7 @@ def _prompt(row: Row, column: str, encoding: str) -> Conversation:
 
 
 def _decoded(row: Row, column: str, encoding: str, *, plain: bool = False) -> Any:
-    """The value of a column; `plain` leaves a string that does not look encoded, as responses beside a prompt may be."""
+    """The decoded value of a column; with `plain`, a string that does not look encoded is left as it is."""
     value = row.get(column)
     if not isinstance(value, str) or encoding == "text" or (plain and looks_encoded(value) != encoding):
         return value
@@ -251,7 +256,7 @@ def _parts(row: Row, column: str, parts: Sequence[Any]) -> str:
 
 
 def _call(call: Any) -> Any:
-    """A tool call with its arguments as an object: templates iterate over them, APIs send them as a JSON string."""
+    """A tool call with its arguments as an object, as templates need them; APIs send a JSON string."""
     function = call.get("function") if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
         return call

@@ -42,8 +42,8 @@ class Row:
     """One row and its place (`file:line`).
 
     A column is named as it stands in the row, or by a path into a dictionary column: `ratings.depth` is the
-    key `depth` of the column `ratings`; `instruction + input` is both texts, an empty line between them. A null is the
-    same as an absent column. `noted` collects remarks on the row while it is read.
+    key `depth` of the column `ratings`; `instruction + input` is both texts, an empty line between them. A
+    null is the same as an absent column. `noted` collects remarks on the row while it is read.
     """
 
     place: str
@@ -97,7 +97,8 @@ class Row:
         if (number := next(faults, None)) is None:
             return self.wrong(column, allowed)
         return DataError(
-            f"{self.place}: column {column!r}, item {number} of {len(items)}, is {excerpt(items[number - 1])}",
+            f"{self.place}: column {column!r}, item {number} of {len(items)}, is "
+            f"{excerpt(items[number - 1])}",
             allowed=allowed,
             fix=CORRECT_ROW,
         )

@@ -17,7 +17,7 @@ VALUES_REMEMBERED = 1000
 
 
 def of_split(rows: Iterable[Row], source: DataSource) -> Iterator[Row]:
-    """The rows of the split asked for: HelpSteer2's preference file holds all, told apart by a column.
+    """The rows of one split: HelpSteer2's preference file has all splits, in a column.
 
     Rows without that column belong to any split.
 
@@ -45,7 +45,7 @@ def matching(rows: Iterable[Row], source: DataSource) -> Iterator[Row]:
     """The rows whose columns have one of the values that `where` names for them.
 
     Raises:
-        DataError: no row matches; the message shows the columns or values met instead.
+        DataError: no row matches; the message lists the columns or values of the rows.
     """
     seen: dict[str, dict[str, None]] = {column: {} for column in source.where}
     matched, names = False, set[str]()
@@ -81,7 +81,8 @@ def _nothing_matches(source: DataSource, seen: dict[str, dict[str, None]], names
         for column, values in seen.items()
     )
     return DataError(
-        f"no row of {source.path} matches where: {source.where}.{hints}", allowed=f"values met: {shown}"
+        f"no row of {source.path} matches where: {source.where}.{hints}",
+        allowed=f"values of these columns: {shown}",
     )
 
 

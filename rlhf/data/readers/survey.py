@@ -1,4 +1,4 @@
-"""Facts of a source that only many rows show: how winners are numbered, unread columns, encoded conversations."""
+"""Facts of a whole source: how winners are numbered, unread columns, encoded conversations."""
 
 from __future__ import annotations
 
@@ -72,7 +72,8 @@ def survey(rows: Iterator[Row], source: DataSource, kind: Kind) -> Survey:
         raise _index_as_strength(source, str(strength))
     notes = Counter(
         {
-            f"column {name!r} looks like {ENCODINGS[encoding]} and is read as plain text; to read the turns, set "
+            f"column {name!r} looks like {ENCODINGS[encoding]} and is read as plain text; to read the "
+            "turns, set "
             f"`encoding: {encoding}` of this source": number
             for (name, encoding), number in encoded.items()
             if number > count / 2
@@ -101,7 +102,8 @@ def unread_columns(present: Iterable[str], first: Row, source: DataSource, kind:
 
 def _index_as_strength(source: DataSource, column: str) -> DataError:
     return DataError(
-        f"{source.path}: column {column!r} holds only 0 and 1: the index of a response or a truth value, not a strength",
+        f"{source.path}: column {column!r} holds only 0 and 1: the index of a response or a truth value, "
+        "not a strength",
         allowed="strengths from -3 to 3, or from 0 to 3 of chosen over rejected",
         fix=f"where it is the index of the better response, write `winner: {column}` (with `response_1` and "
         "`response_2`); with `chosen` and `rejected` leave `strength` out",

@@ -1,6 +1,7 @@
 """Which of two responses a column `winner` names: by an index, a name or a letter.
 
-    index     0 and 1, or 1 and 2; where the columns of the responses end in these numbers (`response_0`), by them
+    index     0 and 1, or 1 and 2; where the columns of the responses end in these numbers (`response_0`), by
+    them
     name      of the response's column, of ours (`response_1`), or of the model in `model_a` and `model_b`
     letter    a and b, also as in `model_a`; where the columns end in letters (`human_ref_B`), by them
     tie       `tie`, `both`, `both_bad`, `tie (bothbad)`
@@ -77,7 +78,8 @@ def first_index_of(values: Collection[Any], first: str, second: str, *, path: st
     if sorted(ends) in (["0", "1"], ["1", "2"]):
         return int(min(ends))
     raise DataError(
-        f"{path}: column {column!r} holds only 1, which is the second response counted from 0, and the first from 1",
+        f"{path}: column {column!r} holds only 1, which is the second response counted from 0, and the "
+        "first from 1",
         allowed=ALLOWED,
         fix="write the winner by its letter or by the name of its column",
     )

@@ -26,7 +26,8 @@ tasks_of = st.lists(st.lists(st.sampled_from(SCALE), min_size=2, max_size=5), mi
 
 @pytest.mark.parametrize("weights", ["linear", "quadratic"])
 def test_kappa_of_two_values_by_hand(weights: str) -> None:
-    # Ordered pairs: (1, 1) twice, (1, 2), (2, 1): observed 2/4. Values: 1 three times, 2 once: expected 2 * 3/16.
+    # Ordered pairs: (1, 1) twice, (1, 2), (2, 1): observed 2/4. Values: 1 three times, 2 once: expected 2 *
+    # 3/16.
     assert weighted_kappa([(1, 1), (1, 2)], weights) == pytest.approx(1 - (1 / 2) / (3 / 8))
 
 

@@ -25,7 +25,8 @@ def spread(strengths: tuple[int, ...]) -> int:
         ([-3, -2, -3], (-3, -2, -3), -3),  # -8/3 rounds to -3
         ([1, 1, 2, 3, 3], (1, 1, 2), 1),  # (2, 3, 3) is as tight and as close to the median 2: the first wins
         ([3, 3, 2, 1, 1], (3, 3, 2), 3),  # the same votes the other way round
-        # Spread 2 three times; the sums of |s + 1| are 4, 2 and 2: the first triple loses, then order decides.
+        # Spread 2 three times; the sums of |s + 1| are 4, 2 and 2: the first triple loses, then order
+        # decides.
         ([-3, -3, -1, -1, 1], (-3, -1, -1), -2),
         ([2, NEITHER_VALID, 3, 2], (2, 3, 2), 2),
     ],

@@ -56,7 +56,8 @@ def test_the_folder_holds_all_that_a_reward_model_needs(
     }
     weights = load_file(tiny_reward / "adapter_model.safetensors")
     assert weights["base_model.model.score.weight"].shape == (5, 64)
-    # Megabytes of adapter, not a copy of the base: two layers of seven linear parts, A and B for each, and the head.
+    # Megabytes of adapter, not a copy of the base: two layers of seven linear parts, A and B for each, and
+    # the head.
     assert len(weights) == 2 * 7 * 2 + 1
     assert json.loads((tiny_reward / "adapter_config.json").read_text())["task_type"] == "SEQ_CLS"
 

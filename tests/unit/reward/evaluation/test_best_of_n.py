@@ -74,7 +74,8 @@ def test_a_flipped_model_loses_what_the_right_one_gains() -> None:
 
 
 def test_pairs_in_order() -> None:
-    # First prompt: 5 > 1 wrong, 5 > 3 wrong, 3 > 1 right; second: a tie of the reward is wrong; third: no such pair.
+    # First prompt: 5 > 1 wrong, 5 > 3 wrong, 3 > 1 right; second: a tie of the reward is wrong; third: no
+    # such pair.
     rated = [
         Rated((1.0, 2.0, 3.0), (5.0, 1.0, 3.0)),
         Rated((1.0, 1.0), (0.0, 1.0)),

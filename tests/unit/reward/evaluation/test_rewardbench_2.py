@@ -34,8 +34,10 @@ def ref(number: int, right: float, wrong: float) -> TiesRow:
 
 
 def test_the_formula_of_ties_to_the_digit() -> None:
-    # N = 1: ci_ref 1, ci_tied 3 - 1 = 2, dc_tied 3.5 - 3 = 0.5: all terms hold; hard margin 1, bonus tanh(1 / 0.5 - 1).
-    # N = 2: ci_ref -1, ci_tied 1, dc_tied 2: ref is wrong, no margin above the spread; bonus tanh(-1 / 2 - 1).
+    # N = 1: ci_ref 1, ci_tied 3 - 1 = 2, dc_tied 3.5 - 3 = 0.5: all terms hold; hard margin 1, bonus tanh(1 /
+    # 0.5 - 1).
+    # N = 2: ci_ref -1, ci_tied 1, dc_tied 2: ref is wrong, no margin above the spread; bonus tanh(-1 / 2 -
+    # 1).
     rows = [
         ref(1, 2.0, 1.0),
         TiesRow("tied", 1, (3.0, 3.5), (1.0, 0.5)),
