@@ -49,9 +49,9 @@ def expected_pick(rewards: Sequence[float], scores: Sequence[float], n: int) -> 
 def best_of_n_curve(rated: Sequence[Rated]) -> list[dict[str, Any]]:
     """The mean true score of the picks for n = 1, 2, 4, 8, ..., and for the largest number of answers.
 
-    Each n takes the prompts with at least n answers, `prompts` of them. Over the same prompts: `random`, the mean
-    score, and `oracle`, the best of n by the true score itself. Where all lengths are known, also `longest` and
-    `shortest`, the score of picking by length.
+    Each n takes the prompts with at least n answers, `prompts` of them. Over the same prompts: `random`, the
+    mean score, and `oracle`, the best of n by the true score itself. Where all lengths are known, also
+    `longest` and `shortest`, the score of picking by length.
 
         gain = score - random,   share = gain / (oracle - random), None where all answers are equally good
 

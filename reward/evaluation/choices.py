@@ -25,10 +25,10 @@ def evaluate_best_of_n(
     """The quality of the picked answers; the options are those of `reward.evaluation.judging.judge`.
 
     Returns:
-        The result and its rows. Result: `{"best_of_n": curve, "pair_accuracy": {...}, "subsets": {name: {"count",
-        "best_of_n", "pair_accuracy"}}, "count", "self_check", "notes"}`, see `reward.evaluation.best_of_n`. There is
-        no `overall`, since the scale of the scores is the file's own. A row: `{"id", "subset", "rewards", "scores",
-        "pick"}`; `pick` is the index of the highest reward.
+        The result and its rows. Result: `{"best_of_n": curve, "pair_accuracy": {...}, "subsets": {name:
+        {"count", "best_of_n", "pair_accuracy"}}, "count", "self_check", "notes"}`, see
+        `reward.evaluation.best_of_n`. There is no `overall`, since the scale of the scores is the file's own.
+        A row: `{"id", "subset", "rewards", "scores", "pick"}`; `pick` is the index of the highest reward.
 
     Raises:
         DataError: no row that the reward model accepts.
@@ -85,10 +85,10 @@ def evaluate_choices(
     Returns:
         The result and its rows. Result: `{"subsets": {name: {"accuracy", "count", "ci95", "ties",
         "length_baseline", "shortest_baseline", "chance"}}, "sections": {}, "overall", "length_baseline",
-        "shortest_baseline", "chance", "count", "intervals": {"overall", "sections": {}}, "aggregation": "subsets",
-        "best_of_n": curve with the true score 1 for right and 0 for wrong, "self_check", "notes"}`. `chance` is the
-        expected accuracy of random rewards. A row: `{"id", "subset", "rewards_chosen", "rewards_rejected",
-        "correct"}`.
+        "shortest_baseline", "chance", "count", "intervals": {"overall", "sections": {}}, "aggregation":
+        "subsets", "best_of_n": curve with the true score 1 for right and 0 for wrong, "self_check",
+        "notes"}`. `chance` is the expected accuracy of random rewards. A row: `{"id", "subset", "rewards_chosen",
+        "rewards_rejected", "correct"}`.
 
     Raises:
         DataError: no row that the reward model accepts.
