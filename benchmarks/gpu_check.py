@@ -68,9 +68,8 @@ def parity(base: Path, kind: str, dtype: str, quantization: str) -> Iterator[dic
     pass against itself."""
     import torch
 
-    from policy.update.passes import reference_logps
-    from policy.update.rows import pack_groups, token_logps
-    from policy.update.statistics import start_bound
+    from policy.update.forward import pack_groups, reference_logps, token_logps
+    from policy.update.step import start_bound
     from rlhf.core.formats import compute_dtype
     from rlhf.models.loading import autocast, base_of
 
@@ -120,7 +119,7 @@ def parity(base: Path, kind: str, dtype: str, quantization: str) -> Iterator[dic
 
 def token_logps_of(model: Any, row: Any) -> Any:
     """Log-probabilities of a row, as an update computes them."""
-    from policy.update.rows import token_logps
+    from policy.update.forward import token_logps
     from rlhf.models.loading import autocast, base_of
 
     with autocast(base_of(model)):
@@ -132,7 +131,7 @@ def update(base: Path, kind: str, dtype: str, quantization: str) -> Iterator[dic
     import torch
     from transformers import AutoConfig
 
-    from policy.update.rows import pack_groups, token_logps
+    from policy.update.forward import pack_groups, token_logps
     from rlhf.models.loading import autocast, base_of
     from rlhf.plan.passes import Row
     from rlhf.plan.trace import trace

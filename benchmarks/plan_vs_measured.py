@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
-from policy.recipe import build_trainer
+from policy.build import build_trainer
 from policy.rewards.protocol import RewardResult
 from reward.batches import Item
 from reward.build import build_model

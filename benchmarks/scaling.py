@@ -122,7 +122,7 @@ def prepared(trainer: Any) -> Any:
 
 def policy_step(options: Mapping[str, Any]) -> Handler:
     """Our policy trainer's step on given answers."""
-    from policy.update.rows import answer_tree
+    from policy.update.forward import answer_tree
     from rlhf.core.records import Rollout
     from rlhf.models.chat import Chat
 

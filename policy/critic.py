@@ -1,7 +1,7 @@
 """PPO's critic: one more adapter on the policy's base, and a head of one output.
 
-It starts as the reward model, where that is one adapter on the same base, so that it expects of a text what the reward model would
-give it; or from an adapter that changes nothing and a head of zeros.
+It starts as the reward model, where that is one adapter on the same base, so that it expects of a text what
+the reward model would give it; or from an adapter that changes nothing and a head of zeros.
 
 Shapes: A attributes of the reward model, D hidden units, M tokens of all answers of a row.
 """

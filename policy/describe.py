@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from policy.critic import critic_start
-from policy.update.kl import trl_beta
+from policy.update.losses import trl_beta
 from rlhf.config.algorithm import AlgorithmConfig
 from rlhf.config.policy import PolicyConfig
 

@@ -50,15 +50,16 @@ def export_policy(
     dtype: str = "bfloat16",
     tolerance: float | None = None,
 ) -> Verification:
-    """Write a policy as plain weights, under its name only when it gives every token the probability it had before.
+    """Write a policy as plain weights, under its name only when it gives every token the probability it had
+    before.
 
     Args:
         policy: the `final/` folder of an `align-policy` run.
         output: the folder to write.
         conversations: texts whose tokens' log-probabilities are compared before and after.
         dtype: number format of the weights.
-        tolerance: how far the log-probabilities of a conversation may move, in the mean of absolute differences over its
-            tokens, in nats; by default what rounding explains.
+        tolerance: how far the log-probabilities of a conversation may move, in the mean of absolute
+            differences over its tokens, in nats; by default what rounding explains.
 
     Raises:
         ModelError: no policy there, or it cannot be written in this format.
@@ -102,9 +103,11 @@ def text_logprobs(model: PreTrainedModel | PeftModel, ids: Sequence[int]) -> Ten
 
 
 def own_generation_config(base: str, revision: str | None, chat: Chat) -> GenerationConfig:
-    """The base's own way of sampling answers, with every id that ends one; settings that cannot be saved are left out.
+    """The base's own way of sampling answers, with every id that ends one; settings that cannot be saved are
+    left out.
 
-    transformers loads a config with settings that contradict each other (a length penalty without beams), and refuses to save it.
+    transformers loads a config with settings that contradict each other (a length penalty without beams), and
+    refuses to save it.
     """
     try:
         own = GenerationConfig.from_pretrained(resolve_base(base), revision=revision)

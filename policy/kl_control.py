@@ -1,4 +1,5 @@
-"""What the KL does to a run besides being charged: a coefficient that follows a target, a budget that ends it."""
+"""Control of a run by its KL: an adaptive coefficient, and a budget that stops the run at its best
+weights."""
 
 from __future__ import annotations
 
@@ -13,43 +14,45 @@ from torch import Tensor, nn
 
 from rlhf.distributed.sharding import set_parameters
 
-MOST_ERROR = 0.2
+MAX_ERROR = 0.2
 WINDOW = 8
-"""Updates over whose mean reward the best weights are chosen: one update's prompts are too few to tell."""
+"""Updates whose mean reward selects the best weights: the prompts of one update are too few."""
 STATE, BEST = "kl.json", "best.safetensors"
 
 
 def adapt_coefficient(coefficient: float, kl: float, target: float, horizon: float, answers: int) -> float:
-    """The next coefficient: up where the KL was above its target, down where it was below.
+    """The next KL coefficient: raised where the KL was above its target, lowered where below.
 
         e = clip(kl / target - 1, -0.2, 0.2),  next = coefficient x (1 + e x answers / horizon)
 
     Args:
-        kl: of the update, in the estimator and reduction that the target is meant in.
-        horizon: answers over which an error of 1 would double the coefficient.
+        kl: of the update, by the estimator and reduction of the target.
+        horizon: answers over which a constant error of 1 would double the coefficient.
         answers: of the update.
 
-    Source: Ziegler et al. (arXiv 1909.08593), section 2.2, with horizon = answers / K_beta; as the `AdaptiveKLController`
+    Source: Ziegler et al. (arXiv 1909.08593), section 2.2, with horizon = answers / K_beta; as the
+        `AdaptiveKLController`
     of lm-human-preferences and of TRL's former PPOTrainer.
     """
-    error = min(max(kl / target - 1, -MOST_ERROR), MOST_ERROR)
+    error = min(max(kl / target - 1, -MAX_ERROR), MAX_ERROR)
     return coefficient * (1 + error * answers / horizon)
 
 
 class KLControl:
-    """The coefficient now, the best weights so far, and whether the run is over.
+    """The current coefficient, the best weights so far, and whether the run must stop.
 
-    Figures of an update are of the policy that sampled its answers, so they are observed before the update is made: weights
-    are the best by the mean reward of the last updates up to their own, all of them within the budget.
+    The figures of an update are those of the policy that sampled its answers, and are observed before the
+    optimizer step. The best weights have the highest mean reward over the last `WINDOW` updates up to their
+    own, all within the budget.
 
     Args:
-        coefficient: at the start.
-        target: what the KL is steered to; None leaves the coefficient as it is.
-        horizon: of the steering, in answers.
-        budget: mean KL of an answer, in nats (k1, summed), beyond which the run ends; None is no end.
+        coefficient: initial value.
+        target: KL that the coefficient is adapted to; None keeps the coefficient fixed.
+        horizon: of the adaptation, in answers.
+        budget: the run stops when the mean KL of an answer in nats (k1, summed) exceeds it; None is no limit.
 
     Attributes:
-        stopped: why the run ended early, or None.
+        stopped: why the run stopped early, or None.
     """
 
     def __init__(
@@ -71,7 +74,15 @@ class KLControl:
         answers: int,
         weights: Callable[[], Mapping[str, Tensor]],
     ) -> None:
-        """Take in one update's figures: the KL in the config's terms, the KL of an answer in nats, the mean reward."""
+        """Adapt the coefficient, check the budget and keep the best weights.
+
+        Args:
+            charged: KL of the update by the config's estimator and reduction.
+            kl: mean KL of an answer, in nats.
+            reward: mean reward.
+            answers: of the update.
+            weights: returns the trained weights of the policy that sampled.
+        """
         if self.target is not None:
             self.coefficient = adapt_coefficient(
                 self.coefficient, charged, self.target, self.horizon, answers
@@ -89,38 +100,39 @@ class KLControl:
             return
         self.rewards.append(reward)
         mean = sum(self.rewards) / len(self.rewards)
-        # Until the window is full the newest weights stand, since few rewards would be compared with few.
+        # Means over fewer updates are too noisy to compare: until the window is full the newest weights are
+        # kept.
         if update <= WINDOW or mean > self.best["reward"]:
             self.best = {"update": update - 1, "reward": mean, "kl": kl}
             self.best_weights = {name: value.clone() for name, value in weights().items()}
 
-    def put_best_back(self, model: nn.Module) -> None:
-        """Give the model its best weights again; where no update was within the budget, it stays as it is."""
+    def restore_best(self, model: nn.Module) -> None:
+        """Load the best weights; without an update within the budget the model is unchanged."""
         set_parameters(model, self.best_weights)
 
     def sentence(self) -> str:
-        """What is said of a run that ended early."""
+        """Why and where the run stopped, and which weights are kept."""
         assert self.stopped is not None
         kept = self.stopped["kept"]
         what = (
             f"the weights after update {kept['update']} are kept: mean reward {kept['reward']:.3g}, KL {kept['kl']:.3g}"
             if kept
-            else "no update was within it, and the weights stay as they are"
+            else "no update was within the budget, and the weights are unchanged"
         )
         return (
-            f"Stopped at update {self.stopped['update']}: the mean KL of an answer, {self.stopped['kl']:.3g} nats, is beyond "
+            f"Stopped at update {self.stopped['update']}: the mean KL of an answer, {self.stopped['kl']:.3g} nats, exceeds "
             f"algorithm.kl.budget = {self.stopped['budget']:g}; {what}."
         )
 
     def save(self, folder: Path) -> None:
-        """Write what a resumed run needs."""
+        """Write the state that a resumed run needs."""
         state = {"coefficient": self.coefficient, "rewards": list(self.rewards), "best": self.best}
         (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
         if self.best_weights:
             save_file(self.best_weights, folder / BEST)
 
     def load(self, folder: Path) -> None:
-        """Take up what `save` wrote; a checkpoint from before there was any has a fixed coefficient and no budget."""
+        """Read what `save` wrote; older checkpoints without it had a fixed coefficient and no budget."""
         if not (folder / STATE).exists():
             return
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))

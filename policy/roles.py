@@ -1,4 +1,5 @@
-"""Roles on the policy's base beside the policy and its rewards: the reference of a second round, and the critic."""
+"""Roles on the policy's base beside the policy and its rewards: the reference of a second round, and the
+critic."""
 
 from __future__ import annotations
 

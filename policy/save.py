@@ -1,4 +1,5 @@
-"""What a run leaves in `final/`: the policy's adapter or, where all weights were trained, a whole model of transformers."""
+"""What a run leaves in `final/`: the policy's adapter or, where all weights were trained, a whole model of
+transformers."""
 
 from __future__ import annotations
 
@@ -58,9 +59,11 @@ def save_final(config: PolicyConfig, model: Any, chat: Chat, final: Path) -> Non
 def _write_whole(
     model: Any, weights: Mapping[str, Tensor], card: Mapping[str, Any], chat: Chat, folder: Path
 ) -> None:
-    """In the format that the config names, as the base was: what is kept in float32 between updates needs no more to be used.
+    """In the format that the config names, as the base was: what is kept in float32 between updates needs no
+    more to be used.
 
-    The card stands in config.json, and tells these weights from those of the base, which adapters on that do not fit.
+    The card stands in config.json, and tells these weights from those of the base, which adapters on that do
+    not fit.
     """
     dtype = getattr(torch, card["dtype"])
     stored = model.state_dict().keys()

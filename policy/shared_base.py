@@ -90,7 +90,8 @@ class SharedBase:
         """Hang a reward model on the base, in place of an earlier one: `final/` of a `train-reward` run.
 
         Raises:
-            ModelError: no reward model there, its head is missing, or it is for another base or chat template.
+            ModelError: no reward model there, its head is missing, or it is for another base or chat
+                template.
         """
         self._scorer = Scorer.share(folder, self._model, self.chat)
         self._model = self._scorer.model.eval()
@@ -110,7 +111,8 @@ class SharedBase:
     def blend(self, name: str, weights: Mapping[str, float]) -> None:
         """Make a policy whose weight update is exactly the weighted sum of those of other policies.
 
-        The base is the update 0: `{"policy": 0.5}` is half way from the base to the policy, 1.5 half as far again.
+        The base is the update 0: `{"policy": 0.5}` is half way from the base to the policy, 1.5 half as far
+        again.
 
         Raises:
             ModelError: `weights` is empty or names a policy that is not there.

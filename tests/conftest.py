@@ -154,7 +154,7 @@ def policy_trainer(
     """Makes the policy's trainer on the tiny base with a random adapter, given answers and given rewards."""
     from types import SimpleNamespace
 
-    from policy.recipe import build_trainer
+    from policy.build import build_trainer
     from policy.rewards.protocol import RewardResult
     from rlhf.config.load import load_config
     from rlhf.config.policy import PolicyConfig

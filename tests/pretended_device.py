@@ -20,8 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from policy.algorithms.reinforce import Reinforce
 from policy.critic import token_values
 from policy.rollouts.probe import EngineProbe
-from policy.update.passes import reference_logps
-from policy.update.rows import pack_groups, token_logps
+from policy.update.forward import pack_groups, reference_logps, token_logps
 from policy.update.statistics import UpdateStatistics
 from policy.update.step import Update
 from reward.batches import Item, batches
@@ -138,8 +137,8 @@ def policy_row(dtype: str, *, left_behind: bool = False) -> PeftModel:
         reference_M = reference_logps(model, model, row)
     rewards_N = torch.tensor([1.0, 0.5, 0.0], device=DEVICE)
     measured = update.measure(row, rewards_N, logps_M.detach(), reference_M, entropy_M, answer_M)
-    update.settle([measured])
-    update.loss(0, row, logps_M).backward()  # type: ignore[no-untyped-call]
+    update.compute_advantages([measured])
+    update.policy_loss(0, row, logps_M).backward()  # type: ignore[no-untyped-call]
     with autocast(model.get_base_model()):
         token_values(model, row.packed).sum().backward()  # type: ignore[no-untyped-call]
     return model

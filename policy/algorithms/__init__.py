@@ -1,4 +1,4 @@
-"""One file an algorithm; here they stand by name."""
+"""Algorithms by name, one file each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all algorithms share: which answers of an update take part, and what its loss is divided by."""
+"""Which answers of an update take part, and the size of the loss's denominator."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rlhf.core.records import Rollout
 
 @dataclass(frozen=True)
 class Counting:
-    """A rule for unfinished answers."""
+    """Counts answers under the rule for unfinished ones; base of all algorithms."""
 
     unfinished: Unfinished
     unfinished_reward: float | None
@@ -22,8 +22,10 @@ class Counting:
         return [rollout.finished or self.unfinished != "drop" for rollout in rollouts]
 
     def counted_size(self, rollouts: Sequence[Rollout], reduction: Reduction) -> float:
-        """The answers that count or, for `token_mean`, their tokens."""
-        counted = [r for r, counts in zip(rollouts, self.counted(rollouts), strict=True) if counts]
+        """Number of counted answers or, for `token_mean`, of their tokens."""
+        counted = [
+            rollout for rollout, counts in zip(rollouts, self.counted(rollouts), strict=True) if counts
+        ]
         if reduction == "token_mean":
             return float(sum(len(rollout.completion_ids) for rollout in counted))
         return float(len(counted))

@@ -1,6 +1,6 @@
-"""What the algorithms without a critic share: an answer is judged against its siblings.
+"""Base of the algorithms without a critic, whose baseline is the other answers to the same prompt.
 
-Shapes: N answers of a row, in whole groups.
+Shapes: N answers of a micro-batch, in whole groups; P prompts with G answers each.
 """
 
 from __future__ import annotations
@@ -11,32 +11,35 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from policy.algorithms.counting import Counting
-from policy.algorithms.protocol import Advantages, SampledRow, Total
-from policy.update.advantages import by_unfinished_rule, leave_one_out
+from policy.algorithms.protocol import Advantages, AllReduce, MeasuredBatch
+from policy.update.advantages import apply_unfinished_rule, leave_one_out
 
 
 @dataclass(frozen=True)
 class LeaveOneOut(Counting):
-    """Advantages by the leave-one-out baseline, under a rule for unfinished answers."""
+    """Leave-one-out advantages under the rule for unfinished answers."""
 
     @property
     def critic(self) -> None:
-        """None: the siblings are the baseline."""
+        """None: there is no critic."""
         return None
 
-    def worth(self, rows: Sequence[SampledRow], total: Total) -> tuple[list[Advantages], dict[str, float]]:
-        """The advantages of each row, which need no other."""
-        return [Advantages(self.advantages(measured)) for measured in rows], {}
+    def compute_advantages(
+        self, batches: Sequence[MeasuredBatch], all_reduce: AllReduce
+    ) -> tuple[list[Advantages], dict[str, float]]:
+        """Advantages per answer; groups are independent, so that nothing is reduced over ranks."""
+        return [Advantages(self._advantages(measured)) for measured in batches], {}
 
-    def advantages(self, measured: SampledRow) -> Tensor:
-        """One for each answer: its penalised reward against its siblings'; 0 where it has none."""
-        rewards_N, counted_N = by_unfinished_rule(
+    def _advantages(self, measured: MeasuredBatch) -> Tensor:
+        """advantages_N of rewards minus KL penalties; 0 where an answer has no reward."""
+        rewards_N, counted_N = apply_unfinished_rule(
             measured.rewards_N, measured.finished_N, self.unfinished, self.unfinished_reward
         )
         shape, known_N = (-1, measured.group_size), measured.known_N
-        worth_PG = (rewards_N - measured.penalty_N).view(shape)
-        return self.compare(worth_PG, (counted_N & known_N).view(shape)).flatten().masked_fill(~known_N, 0.0)
+        penalised_PG = (rewards_N - measured.penalty_N).view(shape)
+        advantages_PG = self.group_advantages(penalised_PG, (counted_N & known_N).view(shape))
+        return advantages_PG.flatten().masked_fill(~known_N, 0.0)
 
-    def compare(self, rewards_PG: Tensor, counted_PG: Tensor) -> Tensor:
-        """Each penalised reward against the rest of its group."""
+    def group_advantages(self, rewards_PG: Tensor, counted_PG: Tensor) -> Tensor:
+        """advantages_PG: each penalised reward against the others of its group."""
         return leave_one_out(rewards_PG, counted_PG)

@@ -1,22 +1,24 @@
-"""PPO: a critic says what to expect before each token, and a token is worth what came beyond that.
+"""PPO with a critic: generalised advantages per token, clipped ratios and clipped values.
 
-By default as NeMo-Aligner (nemo_aligner/algorithms/ppo.py, utils/ppo_utils.py, models/nlp/gpt/megatron_gpt_ppo_actor.py and
-megatron_gpt_critic.py): the KL is charged token by token, the reward comes with the last one; generalised advantages with
-discount 1 and lambda 0.95, whitened over the update; ratio and values clipped at 0.2.
+Defaults as NeMo-Aligner (nemo_aligner/algorithms/ppo.py, utils/ppo_utils.py,
+models/nlp/gpt/megatron_gpt_ppo_actor.py and megatron_gpt_critic.py): the KL is charged per token and the
+reward added at the last one; GAE with discount 1 and lambda 0.95, whitened over the update; ratios and values
+clipped at 0.2.
 
-Otherwise than there:
+Differences:
 
-1. The KL is k1 in place of |k1|, and there are several passes over the whole update in place of one in parts, as in TRL's former
-   PPOTrainer.
-2. An answer that the rule drops takes no part: neither in the whitening nor in what the critic learns. NeMo-Aligner drops it
-   from the policy's loss alone.
-3. Critic and policy are adapters on one base. They share no weight, so that their losses need no weighing against each other; each
-   has a learning rate, and a gradient that is clipped by its own norm.
+1. The KL is k1 in place of |k1|, and each epoch passes over the whole update, as in TRL's former PPOTrainer.
+2. An answer that the rule for unfinished ones drops takes no part in the whitening and in the critic's loss;
+   NeMo-Aligner drops
+   it from the policy's loss only.
+3. Critic and policy are adapters on one base without shared weights: their losses need no relative weight,
+   and each has its
+   own learning rate and gradient clipping.
 
-After an answer's last token nothing is expected, be it finished or cut off: `keep` takes the reward of the text as it stands for all
-that came, and `penalty` the penalty. What a cut-off answer might have come to is not put in its place (no bootstrap).
+The value after an answer's last token is 0, whether it finished or was cut off (no bootstrap): `keep` uses
+the reward of the text as it is, `penalty` the penalty.
 
-Shapes: N answers of a row, M their tokens.
+Shapes: N answers of a micro-batch, M their tokens.
 """
 
 from __future__ import annotations
@@ -29,9 +31,9 @@ import torch
 from torch import Tensor
 
 from policy.algorithms.counting import Counting
-from policy.algorithms.protocol import Advantages, Objective, SampledRow, Total
+from policy.algorithms.protocol import Advantages, AllReduce, MeasuredBatch, Objective
 from policy.update.advantages import (
-    by_unfinished_rule,
+    apply_unfinished_rule,
     generalised_advantages,
     mean_and_variance,
     token_rewards,
@@ -42,12 +44,12 @@ from rlhf.core.records import Rollout
 from rlhf.kernels.tensors import segment_mean
 
 EPSILON = 1e-8
-"""Beside the variance by which advantages are scaled."""
+"""Added to the variance that advantages are divided by."""
 
 
 @dataclass(frozen=True)
 class PPO(Counting):
-    """Generalised advantages under a clipped ratio, and the critic they come from."""
+    """Generalised advantages and a clipped ratio per token, with a critic."""
 
     reduction: Reduction
     clip: tuple[float, float]
@@ -59,9 +61,9 @@ class PPO(Counting):
 
     @classmethod
     def of(cls, config: AlgorithmConfig) -> PPO:
-        """As the config says."""
+        """Build it from the config."""
         critic = config.critic
-        assert config.clip_range is not None  # the config sees to both
+        assert config.clip_range is not None  # validated by the config
         assert critic is not None
         return cls(
             config.unfinished,
@@ -77,33 +79,43 @@ class PPO(Counting):
 
     @property
     def critic(self) -> ValueLoss:
-        """How the critic learns."""
+        """The critic's loss."""
         return ValueLoss(self)
 
     def denominator(self, rollouts: Sequence[Rollout]) -> float:
-        """The answers that count or, for `token_mean`, their tokens."""
+        """Number of counted answers or, for `token_mean`, of their tokens."""
         return self.counted_size(rollouts, self.reduction)
 
-    def counted_M(self, measured: SampledRow) -> Tensor:
-        """Which tokens take part."""
-        return self._rewarded(measured)[1][measured.answer_M]
+    def counted_M(self, measured: MeasuredBatch) -> Tensor:
+        """Mask of the tokens that take part."""
+        return self._rewards(measured)[1][measured.answer_M]
 
-    def worth(self, rows: Sequence[SampledRow], total: Total) -> tuple[list[Advantages], dict[str, float]]:
-        """Advantages, whitened where that is asked for, and returns of every token; 0 where it does not count."""
-        advantages = [self._advantages(measured) for measured in rows]
-        returns = [one + _values(measured) for one, measured in zip(advantages, rows, strict=True)]
-        counted = [self.counted_M(measured) for measured in rows]
-        every = torch.cat(counted)
-        mean, variance = mean_and_variance(torch.cat(advantages)[every], total)
-        return_mean, return_variance = mean_and_variance(torch.cat(returns)[every], total)
-        if self.whiten:
-            advantages = [(one - mean) / math.sqrt(variance + EPSILON) for one in advantages]
-        kept = [
-            Advantages(one.masked_fill(~counts, 0.0), back)
-            for one, back, counts in zip(advantages, returns, counted, strict=True)
+    def compute_advantages(
+        self, batches: Sequence[MeasuredBatch], all_reduce: AllReduce
+    ) -> tuple[list[Advantages], dict[str, float]]:
+        """Advantages, whitened where the config says so, and returns per token.
+
+        Advantages are 0 where not counted.
+        """
+        advantages = [self._advantages(measured) for measured in batches]
+        returns = [
+            advantages_M + _values(measured)
+            for advantages_M, measured in zip(advantages, batches, strict=True)
         ]
-        # A return is a value and its advantage: the advantage is what the critic did not foresee.
-        return kept, {
+        counted = [self.counted_M(measured) for measured in batches]
+        all_counted = torch.cat(counted)
+        mean, variance = mean_and_variance(torch.cat(advantages)[all_counted], all_reduce)
+        return_mean, return_variance = mean_and_variance(torch.cat(returns)[all_counted], all_reduce)
+        if self.whiten:
+            scale = math.sqrt(variance + EPSILON)
+            advantages = [(advantages_M - mean) / scale for advantages_M in advantages]
+        masked = [
+            Advantages(advantages_M.masked_fill(~counted_M, 0.0), returns_M)
+            for advantages_M, returns_M, counted_M in zip(advantages, returns, counted, strict=True)
+        ]
+        # return = value + advantage, so that the advantage's variance is the part the critic does not
+        # explain.
+        return masked, {
             "advantage/std": math.sqrt(variance),
             "return/mean": return_mean,
             "value/mean": return_mean - mean,
@@ -111,9 +123,9 @@ class PPO(Counting):
         }
 
     def objective(
-        self, logps_M: Tensor, measured: SampledRow, advantages: Tensor, denominator: float
+        self, logps_M: Tensor, measured: MeasuredBatch, advantages: Tensor, denominator: float
     ) -> Objective:
-        """-min(ratio A, clipped ratio A), token by token."""
+        """-min(ratio A, clipped ratio A) per token."""
         loss, clipped_M = clipped_token_ratio(
             logps_M,
             measured.logps_M,
@@ -127,15 +139,15 @@ class PPO(Counting):
         )
         return Objective(loss, {"ratio/clipped_share": _share(clipped_M, measured)})
 
-    def _advantages(self, measured: SampledRow) -> Tensor:
-        rewards_N, _ = self._rewarded(measured)
+    def _advantages(self, measured: MeasuredBatch) -> Tensor:
+        rewards_N, _ = self._rewards(measured)
         rewards_M = token_rewards(rewards_N, measured.penalty_M, measured.answer_M)
         return generalised_advantages(
             rewards_M, _values(measured), measured.answer_M, self.discount, self.gae_lambda
         )
 
-    def _rewarded(self, measured: SampledRow) -> tuple[Tensor, Tensor]:
-        rewards_N, counted_N = by_unfinished_rule(
+    def _rewards(self, measured: MeasuredBatch) -> tuple[Tensor, Tensor]:
+        rewards_N, counted_N = apply_unfinished_rule(
             measured.rewards_N, measured.finished_N, self.unfinished, self.unfinished_reward
         )
         counted_N = counted_N & measured.known_N
@@ -144,14 +156,14 @@ class PPO(Counting):
 
 @dataclass(frozen=True)
 class ValueLoss:
-    """How the critic of PPO learns."""
+    """The critic's loss."""
 
     ppo: PPO
 
     def objective(
-        self, values_M: Tensor, measured: SampledRow, returns_M: Tensor, denominator: float
+        self, values_M: Tensor, measured: MeasuredBatch, returns_M: Tensor, denominator: float
     ) -> Objective:
-        """Half the squared distance to the returns, without the answers that do not count."""
+        """Half the squared error to the returns, over counted tokens."""
         loss, clipped_M = clipped_value_loss(
             values_M,
             _values(measured),
@@ -166,11 +178,11 @@ class ValueLoss:
         return Objective(loss, {"value/clipped_share": _share(clipped_M, measured)})
 
 
-def _values(measured: SampledRow) -> Tensor:
-    assert measured.values_M is not None  # the loop measures them where there is a critic
+def _values(measured: MeasuredBatch) -> Tensor:
+    assert measured.values_M is not None  # the loop measures values for algorithms with a critic
     return measured.values_M
 
 
-def _share(clipped_M: Tensor, measured: SampledRow) -> Tensor:
-    """The share of clipped tokens in each answer, summed over answers."""
+def _share(clipped_M: Tensor, measured: MeasuredBatch) -> Tensor:
+    """Each answer's share of clipped tokens, summed over answers."""
     return segment_mean(clipped_M.double(), measured.answer_M, len(measured.rewards_N)).sum()

@@ -1,6 +1,6 @@
-"""What the loop asks of an algorithm.
+"""The interface between the training loop and an algorithm.
 
-Shapes: N answers of a row (whole groups of `group_size`), M their tokens.
+Shapes: N answers of a micro-batch (whole groups of `group_size`), M their tokens.
 """
 
 from __future__ import annotations
@@ -15,80 +15,82 @@ from torch import Tensor
 from rlhf.core.records import Rollout
 from rlhf.kernels.tensors import segment_sum
 
-Total = Callable[[Tensor], Tensor]
-"""The sum of a tensor over all processes."""
+AllReduce = Callable[[Tensor], Tensor]
+"""Sums a tensor over all ranks."""
 
 
 @dataclass(frozen=True)
-class SampledRow:
-    """A row's answers as they were when sampled: constants of the update, whatever the number of passes over it."""
+class MeasuredBatch:
+    """A micro-batch as measured under the policy that sampled it: constants of the update, in all its
+    epochs."""
 
     rewards_N: Tensor
-    """As they were given and shaped; NaN where an answer has no reward."""
+    """Shaped rewards; NaN where an answer has none."""
     penalty_M: Tensor
-    """What the KL of each token takes from an answer's reward; 0 where the KL stands in the loss."""
+    """KL penalty of each token in units of reward; 0 where the KL is a term of the loss."""
     finished_N: Tensor
     answer_M: Tensor
-    """Which answer a token belongs to."""
+    """Index of the answer of each token."""
     logps_M: Tensor
-    """Log-probabilities by the policy that the answers were sampled from."""
+    """Log-probabilities of the policy that sampled the answers."""
     reference_M: Tensor
-    """Log-probabilities by the reference."""
+    """Log-probabilities of the reference."""
     importance_M: Tensor | None
     """Importance weights of trainer over engine; None is 1 throughout."""
     group_size: int
     values_M: Tensor | None = None
-    """What the critic expected before each token, where there is one."""
+    """The critic's value before each token, where there is a critic."""
 
     @property
     def penalty_N(self) -> Tensor:
-        """What the KL takes from the reward of each answer."""
+        """KL penalty of each answer."""
         return segment_sum(self.penalty_M, self.answer_M, len(self.rewards_N))
 
     @property
     def known_N(self) -> Tensor:
-        """Which answers have a reward; the others take no part in anything."""
+        """Mask of the answers that have a reward; the others take part in nothing."""
         return ~torch.isnan(self.rewards_N)
 
 
 @dataclass(frozen=True)
 class Advantages:
-    """What a row's answers are worth: constants of the update."""
+    """Advantages of a micro-batch: constants of the update."""
 
-    advantages: Tensor
-    """One for each answer or, where there is a critic, for each token."""
+    values: Tensor
+    """Per answer or, with a critic, per token."""
     returns_M: Tensor | None = None
-    """What the critic should have expected before each token."""
+    """The critic's targets, where there is a critic."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimised, and the algorithm's own figures of the row, each summed over its answers."""
+    """A loss, and the algorithm's figures of the micro-batch, each summed over its answers."""
 
     loss: Tensor
     figures: Mapping[str, Tensor | float]
 
 
 class Critic(Protocol):
-    """How a critic learns."""
+    """The loss of a critic."""
 
     def objective(
-        self, values_M: Tensor, measured: SampledRow, returns_M: Tensor, denominator: float
+        self, values_M: Tensor, measured: MeasuredBatch, returns_M: Tensor, denominator: float
     ) -> Objective:
-        """The row's share of the critic's loss, with gradient to `values_M`."""
+        """The micro-batch's share of the critic's loss, with gradient to `values_M`."""
         ...
 
 
 class Algorithm(Protocol):
-    """One way from rewards to a loss; the loop samples, measures, charges the KL and steps.
+    """From rewards to a loss; the training loop samples, measures, adds the KL and steps.
 
-    Answers without a reward are kept from `counted` and `denominator`; `worth` and `objective` meet them in their rows, and
-    give them neither a part in what others are worth nor a gradient.
+    Answers without a reward are not passed to `counted` and `denominator`. `compute_advantages` and
+    `objective` get them in their micro-batches and must give them no gradient and no influence on the
+    advantages of others.
     """
 
     @property
     def epochs(self) -> int:
-        """Passes over the answers of one update, each ending with a step of the optimizer."""
+        """Passes over the answers of an update, each with an optimizer step."""
         ...
 
     def counted(self, rollouts: Sequence[Rollout]) -> list[bool]:
@@ -96,24 +98,29 @@ class Algorithm(Protocol):
         ...
 
     def denominator(self, rollouts: Sequence[Rollout]) -> float:
-        """This process's share of what the loss is divided by."""
+        """This rank's share of the loss's denominator."""
         ...
 
     @property
     def critic(self) -> Critic | None:
-        """Where there is one, all rows are measured before the first loss; else each on its way to its loss."""
+        """With a critic all micro-batches are measured before the first loss.
+
+        Without, each before its own loss.
+        """
         ...
 
-    def worth(self, rows: Sequence[SampledRow], total: Total) -> tuple[list[Advantages], dict[str, float]]:
-        """What the answers of each row are worth, and the algorithm's figures of the whole update.
+    def compute_advantages(
+        self, batches: Sequence[MeasuredBatch], all_reduce: AllReduce
+    ) -> tuple[list[Advantages], dict[str, float]]:
+        """Advantages of each micro-batch, and the algorithm's figures of the whole update.
 
         Args:
-            rows: all of this process where there is a critic, else one at a time.
+            batches: all of this rank with a critic, else one at a time.
         """
         ...
 
     def objective(
-        self, logps_M: Tensor, measured: SampledRow, advantages: Tensor, denominator: float
+        self, logps_M: Tensor, measured: MeasuredBatch, advantages: Tensor, denominator: float
     ) -> Objective:
-        """The row's share of the update's loss, with gradient to `logps_M`."""
+        """The micro-batch's share of the policy's loss, with gradient to `logps_M`."""
         ...

@@ -1,24 +1,31 @@
-"""REINFORCE as NVIDIA's authors wrote it in NeMo-Aligner: leave-one-out over finished answers, no ratio, no clipping.
+"""REINFORCE as in NVIDIA's NeMo-Aligner: leave-one-out baseline over finished answers, without ratio and
+clipping.
 
-By default: KL = mean |log-ratio| over an answer's tokens, 0.01 of it taken from the reward; no normalisation by a standard
-deviation; answers that were cut off give no gradient and take no part in a baseline.
+Defaults: 0.01 x the mean |log-ratio| over an answer's tokens subtracted from the reward; advantages are not
+divided by a standard deviation; answers that were cut off give no gradient and are in no baseline.
 
-What NeMo-Aligner (nemo_aligner/algorithms/reinforce.py, nemo_aligner/models/nlp/gpt/megatron_gpt_reinforce_actor.py,
-nemo_aligner/utils/ppo_utils.py; micro_batch_size 1 as in conf/gpt_reinforce_actor.yaml) does otherwise, and `compat: true` does too:
+Differences to NeMo-Aligner (nemo_aligner/algorithms/reinforce.py, utils/ppo_utils.py, and
+models/nlp/gpt/megatron_gpt_reinforce_actor.py; micro_batch_size 1 as in conf/gpt_reinforce_actor.yaml), which
+`compat: true` removes:
 
-1. `loss_func` takes the mean over the tokens of a micro-batch, which holds one answer: every answer weighs the same, and so a
-   token of a short answer more than one of a long answer. Here: one mean over the tokens of the update (`reduction: token_mean`).
-2. A micro-batch whose answer did not end gives a loss of 0, and is counted in the mean over micro-batches: the more answers
-   are cut off, the smaller the step. Here: the mean is over the answers that count.
-3. `calculate_rloo_baseline` divides the sum over an unfinished answer's finished siblings by one less than their number. At
-   one answer a micro-batch it has no effect on the loss (see 2), but it is in `advantage/std`.
-4. Where at most one answer of a group ended, the baseline is the reward itself: advantage 0. Here: the same.
+1. `loss_func` takes the mean over the tokens of a micro-batch of one answer: answers have equal weights, and
+   tokens of short
+   answers more than those of long ones. Here: one mean over the tokens of the update (`reduction:
+   token_mean`).
+2. A micro-batch whose answer was cut off has the loss 0 and is counted in the mean over micro-batches: the
+   more answers are
+   cut off, the smaller the step. Here: the mean over counted answers.
+3. `calculate_rloo_baseline` divides the sum over an unfinished answer's finished siblings by one less than
+   their number. With
+   one answer a micro-batch this changes only `advantage/std` (see 2).
+4. Where at most one answer of a group finished, the advantage is 0; here too.
 
-Not copied, in either form: that every data-parallel rank trains on the same slice of the rollouts (`ReinforceRolloutBatch.chunk`),
-that prompts are skipped four times too fast (`consumed_samples`), further optimizer steps on stale answers without a correction,
-and that equal prompts of one update are one group (groups here are draws). These are the loop's, not the method's.
+Not copied, as faults of its loop and not of the method: all data-parallel ranks train on the same slice of
+the rollouts (`ReinforceRolloutBatch.chunk`); prompts are skipped four times too fast (`consumed_samples`);
+further optimizer steps on stale answers without a correction; equal prompts of an update form one group (here
+each draw is a group).
 
-Shapes: N answers of a row, M their tokens.
+Shapes: N answers of a micro-batch, M their tokens.
 """
 
 from __future__ import annotations
@@ -29,7 +36,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from policy.algorithms.leave_one_out import LeaveOneOut
-from policy.algorithms.protocol import Objective, SampledRow
+from policy.algorithms.protocol import MeasuredBatch, Objective
 from policy.update.advantages import aligner_advantage
 from policy.update.losses import Reduction, reinforce
 from rlhf.config.algorithm import AlgorithmConfig
@@ -45,18 +52,18 @@ class Reinforce(LeaveOneOut):
 
     @classmethod
     def of(cls, config: AlgorithmConfig) -> Reinforce:
-        """As the config says."""
+        """Build it from the config."""
         form = AlignerReinforce if config.compat else cls
         return form(config.unfinished, config.unfinished_reward, config.reduction)
 
     def denominator(self, rollouts: Sequence[Rollout]) -> float:
-        """The answers that count or, for `token_mean`, their tokens."""
+        """Number of counted answers or, for `token_mean`, of their tokens."""
         return self.counted_size(rollouts, self.reduction)
 
     def objective(
-        self, logps_M: Tensor, measured: SampledRow, advantages: Tensor, denominator: float
+        self, logps_M: Tensor, measured: MeasuredBatch, advantages: Tensor, denominator: float
     ) -> Objective:
-        """-A log pi, without the answers that the rule drops."""
+        """-A log pi over the counted answers."""
         if self.unfinished == "drop":
             advantages = advantages.masked_fill(~measured.finished_N, 0.0)
         loss = reinforce(
@@ -67,12 +74,12 @@ class Reinforce(LeaveOneOut):
 
 @dataclass(frozen=True)
 class AlignerReinforce(Reinforce):
-    """REINFORCE with NeMo-Aligner's slips."""
+    """REINFORCE with NeMo-Aligner's bugs."""
 
     def denominator(self, rollouts: Sequence[Rollout]) -> float:
-        """All answers, those without a loss included."""
+        """The number of answers, those without a loss included."""
         return float(len(rollouts))
 
-    def compare(self, rewards_PG: Tensor, counted_PG: Tensor) -> Tensor:
-        """Each penalised reward against the rest of its group, divisor and all."""
+    def group_advantages(self, rewards_PG: Tensor, counted_PG: Tensor) -> Tensor:
+        """advantages_PG by NeMo-Aligner's formula."""
         return aligner_advantage(rewards_PG, counted_PG)

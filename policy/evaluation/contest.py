@@ -53,7 +53,8 @@ class Side:
 
 
 def on_one_base(sides: Sequence[Side]) -> list[Side]:
-    """The sides, with a base by itself loaded as the other side's policy has it: in its number format, and once."""
+    """The sides, with a base by itself loaded as the other side's policy has it: in its number format, and
+    once."""
     policies = {
         side.speaker.model["base"]: side.speaker
         for side in sides
@@ -76,7 +77,10 @@ class Bases:
         self._loaded: dict[tuple[object, ...], SharedBase] = {}
 
     def of(self, speaker: Speaker) -> SharedBase:
-        """The base of a speaker, loaded when it is first asked for; its policy hangs on it under the folder's name."""
+        """The base of a speaker, loaded when it is first asked for.
+
+        Its policy hangs on it under the folder's name.
+        """
         settings = sorted((name, str(value)) for name, value in speaker.model.items())
         key = (*settings, speaker.chat.template_hash)
         if key not in self._loaded:
@@ -87,7 +91,10 @@ class Bases:
         return base
 
     def judge(self, reward: str) -> SharedBase | None:
-        """A loaded base with the reward model hung on it, if it was trained on this one; else None: it needs one of its own."""
+        """A loaded base with the reward model hung on it, if it was trained on this one.
+
+        Else None: it needs one of its own.
+        """
         if (Path(reward) / "reward.json").exists():
             for base in self._loaded.values():
                 with suppress(ModelError):  # another base or template
@@ -115,7 +122,10 @@ def answers_of(
     drops: DropReport,
     on_progress: Callable[[int], None],
 ) -> Told:
-    """A side's answers by prompt; a prompt that a file lacks, or that does not fit into the context, is counted and missing."""
+    """A side's answers by prompt.
+
+    A prompt that a file lacks, or that does not fit into the context, is counted and missing.
+    """
     if side.speaker is None:
         told = {row.prompt.messages: row.answers for row in side.rows}
         for number, prompt in enumerate(prompts, 1):

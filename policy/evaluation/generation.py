@@ -1,6 +1,7 @@
 """Questions answered in batches, turn by turn; a killed run goes on with the batch it was at.
 
-Every batch draws from a seed of its own, so that a run that goes on gives the answers of one that was never killed.
+Every batch draws from a seed of its own, so that a run that goes on gives the answers of one that was never
+killed.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ def answer_questions(
     """Answer every question `samples` times; the later turns of a question see the answers before.
 
     Args:
-        room: decides whether a prompt and its answer fit; what does not is counted in `drops` and has no replies.
+        room: decides whether a prompt and its answer fit; what does not is counted in `drops` and has no
+            replies.
         temperature: of a question.
         batch: questions answered at a time; they have one temperature.
         strip: take white space off the ends of an answer.
@@ -108,7 +110,10 @@ def answer_questions(
 def batches_of(
     questions: Sequence[Question], temperature: Callable[[Question], float], batch: int
 ) -> list[tuple[float, list[int]]]:
-    """Positions of at most `batch` questions of one temperature, which comes with them; the longest prompts first."""
+    """Positions of at most `batch` questions of one temperature, which comes with them.
+
+    The longest prompts first.
+    """
 
     def order(position: int) -> tuple[float, int]:
         one = questions[position]

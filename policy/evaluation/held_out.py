@@ -16,9 +16,8 @@ from transformers import PreTrainedModel
 from policy.rewards.protocol import Rewards
 from policy.rollouts.probe import EngineProbe
 from policy.rollouts.protocol import RolloutEngine
-from policy.update.importance import engine_logps
-from policy.update.passes import reference_logps
-from policy.update.rows import pack_groups, token_logps
+from policy.update.forward import pack_groups, reference_logps, token_logps
+from policy.update.losses import engine_logps
 from policy.update.statistics import gold_scores
 from rlhf.core.records import Prompt, Rollout
 from rlhf.core.statistics import bootstrap_means
@@ -36,7 +35,10 @@ RESAMPLES = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer to a held-out prompt; `kl` is the sum of its log-ratios to the reference, a reward that is missing is None."""
+    """One answer to a held-out prompt.
+
+    `kl` is the sum of its log-ratios to the reference, a reward that is missing is None.
+    """
 
     answer: str
     reward: float | None
@@ -61,10 +63,12 @@ def answer_prompts(
     held_out: Rewards | None = None,
     probe: EngineProbe | None = None,
 ) -> list[list[Answer]]:
-    """Sample, score and measure `samples` answers to each prompt, by the policy as it is now; rewards are the bare ones.
+    """Sample, score and measure `samples` answers to each prompt, by the policy as it is now; rewards are the
+    bare ones.
 
     Args:
-        reference: what wears the role that the policy is held to: the model itself or, where that has no adapter, a frozen copy.
+        reference: what wears the role that the policy is held to: the model itself or, where that has no
+            adapter, a frozen copy.
         held_out: a reward that the policy does not learn from.
         probe: takes the engine's log-probabilities beside the trainer's, for the caller to check.
     """
@@ -97,7 +101,7 @@ def answer_prompts(
 def _rewards(rewards: Rewards, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[float | None]:
     given = rewards.of(prompts, rollouts)
     if not any(given.known):
-        raise given.none_known()
+        raise given.no_rewards_error()
     return [reward if known else None for reward, known in zip(given.rewards, given.known, strict=True)]
 
 
@@ -142,8 +146,8 @@ def compare(
 ) -> dict[str, Any]:
     """eval.json: means before and after, and the paired difference with its 95 % interval.
 
-    A prompt is the unit that is resampled: its answers before and after are compared with one another, and the
-    interval is the percentile bootstrap over prompts.
+    A prompt is the unit that is resampled: its answers before and after are compared with one another, and
+    the interval is the percentile bootstrap over prompts.
     """
     watched = any(answer.held_out is not None for group in before for answer in group)
     names = (*FIGURES, HELD_OUT) if watched else FIGURES

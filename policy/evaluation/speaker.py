@@ -30,7 +30,8 @@ LOADED_AS: Mapping[str, Any] = {
     "template_date": DATE,
     "chat_template_kwargs": {},
 }
-"""How a base is loaded, as `SharedBase.load` takes it, where a policy's card does not say: older ones say less."""
+"""How a base is loaded, as `SharedBase.load` takes it, where a policy's card does not say: older ones say
+less."""
 
 
 class Sample(Protocol):
@@ -54,7 +55,8 @@ class Speaker:
         rank: of the adapter.
         chat: the door to token ids.
         context: tokens that the base can take, prompt and answer together.
-        card: what a policy that was trained without an adapter says of its training; empty for an adapter, or a base.
+        card: what a policy that was trained without an adapter says of its training; empty for an adapter, or
+            a base.
     """
 
     name: str
@@ -140,7 +142,10 @@ class Speaker:
 
 
 def _whole_card(folder: Path) -> Mapping[str, Any]:
-    """What the config.json of a policy that was trained without an adapter says of its training; empty where the folder holds none."""
+    """What the config.json of a policy that was trained without an adapter says of its training.
+
+    Empty where the folder holds none.
+    """
     file = folder / "config.json"
     found: Mapping[str, Any] = (
         json.loads(file.read_text(encoding="utf-8")).get(TRAINED_WHOLE, {}) if file.is_file() else {}

@@ -1,4 +1,4 @@
-"""The config's rewards, made ready."""
+"""Builds the rewards of a config."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from policy.rewards.function import FunctionReward, GoldReward, load_function
 from policy.rewards.judge import JudgeReward
 from policy.rewards.model import ModelReward
 from policy.rewards.principle import PrincipleReward
-from policy.rewards.protocol import Source
+from policy.rewards.protocol import RewardTerm
 from policy.rewards.server import ServerReward
-from policy.rewards.weighted import Part, WeightedRewards
+from policy.rewards.weighted import WeightedRewards, WeightedTerm
 from reward.load_scorer import load_scorer
 from reward.principle.question import question_tokens
 from reward.principle.scorer import PrincipleScorer
@@ -28,72 +28,73 @@ from rlhf.models.loading import REWARD, PeftModel
 
 HELD_OUT = "held_out"
 CLOSING_TOKENS = 8
-"""What a chat template may add after an answer."""
+"""Tokens that a chat template may add after an answer."""
 
 
 class RewardBuilder:
-    """Makes sources around one policy.
+    """Builds the rewards of a policy run.
 
     Args:
-        model: the base with the policy's adapter, or a frozen copy of it; reward models on the same base become roles of it.
+        model: the base with the policy's adapter, or a frozen copy of the base; reward models on it become
+            adapters of it.
 
     Attributes:
-        model: the same, with adapters where it had none.
+        model: the same model, wrapped by PEFT once an adapter was added.
     """
 
     def __init__(self, config: PolicyConfig, model: PeftModel | PreTrainedModel, chat: Chat) -> None:
         self.config, self.model, self.chat = config, model, chat
 
     def rewards(self) -> WeightedRewards:
-        """What the policy learns from.
+        """The reward that the policy is trained on.
 
         Raises:
-            UserError: one of the rewards cannot be had.
+            UserError: a term cannot be loaded or reached.
         """
         sources = self.config.reward
-        parts = list[Part]()
-        for place, (name, source) in enumerate(zip(names_of(sources), sources, strict=True)):
-            made = self._make(source, REWARD if not place else f"{REWARD}_{place + 1}")
-            columns = made.columns(name) if isinstance(made, PrincipleReward) else {name: made}
-            parts += [Part(column, source.weight, one) for column, one in columns.items()]
+        terms = list[WeightedTerm]()
+        for index, (name, source) in enumerate(zip(names_of(sources), sources, strict=True)):
+            reward = self._make(source, REWARD if not index else f"{REWARD}_{index + 1}")
+            columns = reward.columns(name) if isinstance(reward, PrincipleReward) else {name: reward}
+            terms += [WeightedTerm(column, source.weight, term) for column, term in columns.items()]
         shaping = self.config.reward_shaping
-        return WeightedRewards(parts, shaping.missing, normalise_each=shaping.normalise == "each")
+        return WeightedRewards(terms, shaping.missing, normalise_each=shaping.normalise == "each")
 
     def held_out(self) -> WeightedRewards | None:
-        """What only watches, if anything.
+        """The held-out reward, which is only logged; None where the config has none.
 
         Raises:
-            UserError: it cannot be had.
+            UserError: it cannot be loaded or reached.
         """
-        told = self.config.held_out_reward
-        if told is None:
+        source = self.config.held_out_reward
+        if source is None:
             return None
         return WeightedRewards(
-            [Part(HELD_OUT, 1.0, self._make(told, HELD_OUT))], self.config.reward_shaping.missing
+            [WeightedTerm(HELD_OUT, 1.0, self._make(source, HELD_OUT))], self.config.reward_shaping.missing
         )
 
-    def _make(self, source: SourceConfig, role: str) -> Source:
-        makers: Mapping[Kind, Callable[[SourceConfig, str], Source]] = {
+    def _make(self, source: SourceConfig, role: str) -> RewardTerm:
+        makers: Mapping[Kind, Callable[[SourceConfig, str], RewardTerm]] = {
             "adapter": self._adapter,
             "classifier": self._classifier,
-            "server": lambda told, _: server(told),
-            "function": lambda told, _: function(told),
+            "server": lambda source, _: server(source),
+            "function": lambda source, _: function(source),
             "judge": self._judge,
             "ensemble": self._ensemble,
             "principle": self._principle,
         }
         return makers[source.kind](source, role)
 
-    def _ensemble(self, source: SourceConfig, role: str) -> Source:
+    def _ensemble(self, source: SourceConfig, role: str) -> RewardTerm:
         ensemble = source.ensemble
-        assert ensemble is not None  # its kind says so
+        assert ensemble is not None  # by its kind
         members = [
             self._adapter(SourceConfig(adapter=folder), role if not number else f"{role}_member_{number + 1}")
             for number, folder in enumerate(ensemble.adapters)
         ]
         return EnsembleReward(members, ensemble.rule, ensemble.coefficient)
 
-    def _adapter(self, source: SourceConfig, role: str) -> Source:
+    def _adapter(self, source: SourceConfig, role: str) -> RewardTerm:
         scorer = Scorer.share(
             source.place, self.model, self.chat, tokens_per_batch=self.config.tokens_per_batch, name=role
         )
@@ -101,12 +102,12 @@ class RewardBuilder:
         require_room(self.config, scorer.max_length)
         return ModelReward(scorer)
 
-    def _judge(self, source: SourceConfig, role: str) -> Source:
-        assert source.judge is not None  # its kind says so
+    def _judge(self, source: SourceConfig, role: str) -> RewardTerm:
+        assert source.judge is not None  # by its kind
         return JudgeReward(source.judge, self.config.output / "judge" / f"{role}-{processes.rank()}.jsonl")
 
     def _principle(self, source: SourceConfig, role: str) -> PrincipleReward:
-        assert source.principle is not None  # its kind says so
+        assert source.principle is not None  # by its kind
         scorer = PrincipleScorer.share(
             source.principle,
             self.model,
@@ -119,7 +120,7 @@ class RewardBuilder:
         require_room(self.config, scorer.max_length, question_tokens(self.chat, source.principles))
         return PrincipleReward(scorer)
 
-    def _classifier(self, source: SourceConfig, role: str) -> Source:
+    def _classifier(self, source: SourceConfig, role: str) -> RewardTerm:
         try:
             scorer = load_scorer(
                 source.place, label=source.label, tokens_per_batch=self.config.tokens_per_batch
@@ -136,13 +137,13 @@ class RewardBuilder:
 
 
 def require_room(config: PolicyConfig, context: int, question: int = 0) -> None:
-    """Make sure that the longest prompt with the longest answer fits a reward model's context.
+    """Check that the longest prompt and answer fit into a reward model's context.
 
     Args:
         question: tokens that follow the answer.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: they do not fit.
     """
     closing = CLOSING_TOKENS + question
     longest = config.data.max_prompt_tokens + config.rollouts.max_new_tokens + closing
@@ -158,10 +159,10 @@ def require_room(config: PolicyConfig, context: int, question: int = 0) -> None:
 
 
 def server(source: SourceConfig) -> ServerReward:
-    """A client of the server that a config names."""
+    """The client of a config's reward server."""
     return ServerReward(source.place, token_env=source.token_env, timeout=source.timeout)
 
 
 def function(source: SourceConfig) -> FunctionReward | GoldReward:
-    """The function that a config names."""
+    """The function of a config."""
     return GoldReward() if source.place == GOLD else FunctionReward(load_function(source.place), source.place)

@@ -1,11 +1,13 @@
-"""Rewards by a Python function, called as TRL calls one; and by the check that a prompt carries.
+"""Rewards by a Python function with TRL's signature, and by the gold score of a prompt's check.
 
-    f(prompts=[messages, ...], completions=[[{"role": "assistant", "content": answer}], ...], completion_ids=[ids, ...],
+    f(prompts=[messages, ...], completions=[[{"role": "assistant", "content": answer}], ...],
+    completion_ids=[ids, ...],
       source=[name, ...], check=[check or None, ...], COLUMN=[value, ...], ...) -> [number or None, ...]
 
-One of each for every answer, by keyword, so that a function takes what it needs and leaves the rest to `**kwargs`. Every
-other column of a prompt's row is passed under its name, such as `answer`; a column with one of the names above is not. The
-function may be async. TRL's own `trainer_state`, `log_extra` and `log_metric` are not passed.
+Each list has one element per answer and is passed by keyword; a function names what it needs and takes the
+rest as `**kwargs`. Every other column of a prompt's row is passed under its name, such as `answer`, unless
+the name is one of those above. The function may be async. TRL's `trainer_state`, `log_extra` and `log_metric`
+are not passed.
 """
 
 from __future__ import annotations
@@ -41,10 +43,10 @@ class FunctionReward:
         self.function, self.name = function, name
 
     def of(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[float | Missing]:
-        """What the function returns; None and numbers that are not finite are missing.
+        """The function's value for each answer; None and numbers that are not finite are missing rewards.
 
         Raises:
-            RewardError: it failed, or did not return a number or None for each answer.
+            RewardError: the function failed, or did not return a number or None for each answer.
         """
         return [self._number(value) for value in self._values(prompts, rollouts)]
 
@@ -52,20 +54,21 @@ class FunctionReward:
         """Check the function's signature, and call it once with sample answers.
 
         Raises:
-            ConfigError: it needs an argument that is not passed, fails, or returns something else than a list of numbers.
+            ConfigError: the function needs an argument that is not passed, fails, or does not return a list
+                of numbers.
         """
         arguments = arguments_of(prompts, rollouts)
         self._check_signature(arguments)
         try:
-            judged = self.of(prompts, rollouts)
+            rewards = self.of(prompts, rollouts)
         except RewardError as error:
             fix = error.fix.replace(", then --resume", "")
             raise ConfigError(f"{error.found} (in a sample call)", allowed=error.allowed, fix=fix) from error
-        for one in judged:
-            if isinstance(one, Missing) and one.reason.endswith(NOT_A_NUMBER):
+        for reward in rewards:
+            if isinstance(reward, Missing) and reward.reason.endswith(NOT_A_NUMBER):
                 where = definition_of(self.function, self.name)
                 raise ConfigError(
-                    f"The reward function {self.name} ({where}): {one.reason}, in a sample call",
+                    f"The reward function {self.name} ({where}): {reward.reason}, in a sample call",
                     allowed=A_LIST,
                     fix="return float(...) for each answer, or None where there is no reward",
                 )
@@ -73,7 +76,7 @@ class FunctionReward:
     def _check_signature(self, arguments: Mapping[str, Any]) -> None:
         try:
             signature = inspect.signature(self.function)
-        except (TypeError, ValueError):  # some builtins have none: the sample call will tell
+        except (TypeError, ValueError):  # some builtins have none: the sample call decides
             return
         try:
             signature.bind(**arguments)
@@ -104,7 +107,7 @@ class FunctionReward:
         )
 
     def _values(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[Any]:
-        """The values that the function returns, one an answer; numbers still unchecked."""
+        """The function's return value as a list with one element per answer; elements are not checked yet."""
         try:
             with folder_on_path(self.name):
                 returned = self.function(**arguments_of(prompts, rollouts))
@@ -174,7 +177,10 @@ class FunctionReward:
 
 
 def _await(result: Awaitable[Any]) -> Any:
-    """The result of an async function; in a notebook, whose event loop is running, by a loop in another thread."""
+    """The result of an async function.
+
+    In a notebook, whose event loop is running, from a loop in another thread.
+    """
 
     async def wait() -> Any:
         return await result
@@ -191,7 +197,7 @@ class GoldReward:
     """The gold score of prompts whose answers can be checked by code."""
 
     def of(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[float | Missing]:
-        """In 0..1; missing where a prompt has no check."""
+        """The gold score in 0..1; missing where a prompt has no check."""
         return [
             Missing("the prompt has no check", "leave such prompts out: data.prompts.N.where")
             if prompt.check is None
@@ -201,10 +207,10 @@ class GoldReward:
 
 
 def arguments_of(prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> Mapping[str, list[Any]]:
-    """What a function is called with; see above. Checks and columns are copies: a function may change them."""
+    """The keyword arguments of a reward function; checks and columns are copies that it may change."""
     names = {name: None for prompt in prompts for name in prompt.columns}
     return {
-        **{name: [copy.deepcopy(one.columns.get(name)) for one in prompts] for name in names},
+        **{name: [copy.deepcopy(prompt.columns.get(name)) for prompt in prompts] for name in names},
         "prompts": [[m.as_dict() for m in prompt.messages] for prompt in prompts],
         "completions": [[{"role": "assistant", "content": rollout.text}] for rollout in rollouts],
         "completion_ids": [list(rollout.completion_ids) for rollout in rollouts],

@@ -1,7 +1,7 @@
-"""Loading a user's reward function, and finding the user's line in what it raises.
+"""Loads a user's reward function, and locates the user's line in a traceback.
 
-A file is executed once, as a module of its own name, with its folder first on `sys.path`: it may define dataclasses and import
-its neighbours. The same holds while one of its functions runs.
+A file is executed once, as a module with a unique name and with its folder first on `sys.path`: it may define
+dataclasses and import modules beside it, also while one of its functions runs.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def load_function(place: str) -> Callable[..., Any]:
 
 @contextmanager
 def folder_on_path(place: str) -> Iterator[None]:
-    """Within the block the folder of `FILE.py:NAME` comes first on `sys.path`; of `MODULE:NAME` nothing changes."""
+    """Put the folder of `FILE.py:NAME` first on `sys.path` within the block; nothing for `MODULE:NAME`."""
     where = place.rpartition(":")[0]
     if not where.endswith(".py"):
         yield
@@ -67,8 +67,8 @@ def user_line(error: BaseException, file: str, otherwise: str) -> str:
     """`FILE:LINE` of the deepest line of the user's own code that led to an error.
 
     Args:
-        file: where that code is; files beside it are the user's too, the libraries it calls are not.
-        otherwise: returned where the error passed through none of them, as with a wrong argument.
+        file: the user's file; files beside it count as the user's code, libraries do not.
+        otherwise: returned where no frame is in the user's code, as with a wrong argument.
     """
     if isinstance(error, SyntaxError) and error.filename and error.lineno and Path(error.filename).is_file():
         return f"{error.filename}:{error.lineno}"
@@ -80,20 +80,20 @@ def user_line(error: BaseException, file: str, otherwise: str) -> str:
 
 
 def definition_of(function: Callable[..., Any], place: str) -> str:
-    """`FILE:LINE` where a function is defined; `place` where Python does not know."""
+    """`FILE:LINE` where a function is defined; `place` where Python has no source line."""
     inner: Any = function
     while hasattr(inner, "func"):  # functools.partial
         inner = inner.func
     while hasattr(inner, "__wrapped__"):
         inner = inner.__wrapped__
-    if not hasattr(inner, "__code__"):  # an object that can be called
+    if not hasattr(inner, "__code__"):  # a callable object
         inner = vars(type(inner)).get("__call__")
     code = getattr(inner, "__code__", None)
     return place if code is None else f"{code.co_filename}:{code.co_firstlineno}"
 
 
 def _from_file(place: str, file: Path) -> ModuleType:
-    """The module of a file, executed at its first use and again only when the file has changed."""
+    """The module of a file; executed at the first use, and again when the file has changed."""
     if not file.is_file():
         folder = file.absolute().parent
         near = [str(file.parent / other.name) for other in folder.glob("*.py")] if folder.is_dir() else []
@@ -105,7 +105,7 @@ def _from_file(place: str, file: Path) -> ModuleType:
     file = file.resolve()
     state = file.stat()
     version = f"{state.st_mtime_ns}:{state.st_size}"
-    # Not its bare name: a file called `statistics.py` or `reward.py` would replace another module.
+    # A unique name: a file called `statistics.py` or `reward.py` would replace another module.
     name = f"reward_function_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
     with _loading:
         known = sys.modules.get(name)
@@ -115,7 +115,7 @@ def _from_file(place: str, file: Path) -> ModuleType:
         assert spec is not None  # its name ends in .py
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # dataclasses and pickle look a class's module up there
+        sys.modules[name] = module  # dataclasses look up a class's module there
         try:
             with folder_on_path(place):
                 spec.loader.exec_module(module)
@@ -142,7 +142,7 @@ def _installed(place: str, name: str) -> ModuleType:
 
 
 def _cannot_load(place: str, file: Path | None, error: BaseException) -> ConfigError:
-    """The error for a module that fails when it is executed, with the user's line and a fix of its cause."""
+    """The error for a module that fails when executed, with the user's line and a fix for its cause."""
     last = [
         f"{f.filename}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__) if f.filename[:1] != "<"
     ]

@@ -1,4 +1,4 @@
-"""Rewards by a language model that judges the answers, see `reward.judge`."""
+"""Rewards by a language model as judge, see `reward.judge`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from rlhf.core.records import Prompt, Rollout
 
 
 class JudgeReward:
-    """The judge's score of each answer; the answers to one prompt, which stand together, are one group.
+    """The judge's score of each answer; adjacent answers to one prompt are judged as one group.
 
     Args:
-        cache: JSON Lines file of the judge's texts, so that a resumed run gets the same rewards.
+        cache: JSON Lines file of the judge's texts, from which a resumed run gets the same rewards.
     """
 
     def __init__(self, config: JudgeConfig, cache: Path | None) -> None:
@@ -24,7 +24,7 @@ class JudgeReward:
         self._figures: Mapping[str, float] = {}
 
     def of(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[float | Missing]:
-        """The judge's scores; a text that holds no score makes the answers it is about missing.
+        """The judge's scores; a text without a score makes the rewards of its answers missing.
 
         Raises:
             RewardError: the server fails.

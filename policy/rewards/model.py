@@ -1,4 +1,4 @@
-"""Rewards by a reward model in this process: a role on the policy's own base, or a model with weights of its own."""
+"""Rewards by a reward model in this process: an adapter on the policy's base, or a separate model."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from rlhf.core.records import Conversation, Message, Prompt, Rollout
 
 
 class ModelReward:
-    """A scorer that is asked for the reward of an answer, read as text after its prompt."""
+    """Rewards of a scorer for the prompt followed by the answer's text."""
 
     def __init__(self, scorer: Scorer | PlainScorer | PrincipleScorer) -> None:
         self.scorer = scorer
 
     def of(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[float | Missing]:
-        """The reward of each answer; answers of one prompt that follow one another share its computation."""
+        """The reward of each answer; adjacent answers to one prompt share the prompt's computation."""
         scores = score_each(self.scorer.score, conversations_of(prompts, rollouts))
         return [
             Missing(score.found, score.fix) if isinstance(score, RlhfError) else float(score.reward)
@@ -28,7 +28,7 @@ class ModelReward:
 
 
 def conversations_of(prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[Conversation]:
-    """Each prompt with its answer."""
+    """Each prompt followed by its answer."""
     return [
         (*prompt.messages, Message("assistant", rollout.text))
         for prompt, rollout in zip(prompts, rollouts, strict=True)

@@ -1,4 +1,5 @@
-"""What is known of the config's rewards before any model is loaded: folders, servers, checks, and functions by a sample call."""
+"""Checks of the rewards before a model is loaded: folders, servers, gold checks, and functions by a sample
+call."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ from rlhf.models.embedded import resolve_base
 
 SAMPLE_ANSWERS = ("A sample answer.", "Another, which is a little longer.")
 SAMPLE_PROMPTS = 4
-"""At most so many prompts, of different sources, go into the sample call of a reward function."""
+"""Prompts, of different data sources, in the sample call of a reward function at most."""
 
 
 def check_sources(config: PolicyConfig, chat: Chat, prompts: Sequence[Prompt]) -> None:
@@ -55,7 +56,7 @@ def _check_adapter(source: SourceConfig, chat: Chat, config: PolicyConfig) -> No
 
 
 def _check_ensemble(source: SourceConfig, chat: Chat, config: PolicyConfig) -> None:
-    assert source.ensemble is not None  # its kind says so
+    assert source.ensemble is not None  # by its kind
     for folder in source.ensemble.adapters:
         _check_adapter(SourceConfig(adapter=folder), chat, config)
 
@@ -82,7 +83,11 @@ def _check_function(
 
 
 def _check_gold(prompts: Sequence[Prompt], *, some_suffice: bool) -> None:
-    """Make sure that the gold score exists: each prompt has a check of a known family, or with `drop` some have."""
+    """Check that each prompt has a check of a known family; with `some_suffice`, at least one.
+
+    Raises:
+        DataError: a prompt has a check of another family, or none.
+    """
     for prompt in prompts:
         custom = prompt.columns.get("check")
         if prompt.check is None and custom is not None:
@@ -108,22 +113,23 @@ def _check_gold(prompts: Sequence[Prompt], *, some_suffice: bool) -> None:
 
 
 def _sample(chat: Chat, prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Rollout]]:
-    """Two answers to the first prompt of each source."""
+    """Two sample answers to the first prompt of each data source."""
     first = list({prompt.source: prompt for prompt in reversed(prompts)}.values())[-SAMPLE_PROMPTS:][::-1]
-    asked, rollouts = [], []
+    repeated, rollouts = [], []
     for prompt in first:
         prompt_ids = tuple(chat.prompt_ids(prompt.messages))
         for text in SAMPLE_ANSWERS:
             ids = tuple(chat.tokenizer(text, add_special_tokens=False)["input_ids"])
-            asked.append(prompt)
+            repeated.append(prompt)
             rollouts.append(Rollout(prompt_ids, (*ids, chat.stop_ids[0]), (), True, text))
-    return asked, rollouts
+    return repeated, rollouts
 
 
 def _check_judge(source: SourceConfig, config: PolicyConfig) -> None:
-    """Make sure that the server answers, and that a pairwise judge has two answers to compare, held-out prompts included."""
+    """Check that the server answers, and that a pairwise judge has two answers to compare, also in the
+    evaluation."""
     judge = source.judge
-    assert judge is not None  # its kind says so
+    assert judge is not None  # by its kind
     sizes = {
         "rollouts.samples_per_prompt": config.rollouts.samples_per_prompt,
         "evaluation.samples": config.evaluation.samples,

@@ -1,11 +1,11 @@
-"""Rewards by principles in words: one adapter on the policy's base, one reward for each principle."""
+"""Rewards by principles in words: one adapter on the policy's base scores every principle."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from policy.rewards.model import conversations_of
-from policy.rewards.protocol import Missing, Source
+from policy.rewards.protocol import Missing, RewardTerm
 from reward.principle.scorer import PrincipleScorer
 from reward.scorer import Score, score_each
 from rlhf.core.errors import RlhfError
@@ -13,7 +13,7 @@ from rlhf.core.records import Prompt, Rollout
 
 
 class PrincipleReward:
-    """The mean score over all principles, and each principle as a source of its own.
+    """The mean score over all principles; `columns` has one reward term per principle.
 
     The answers of a call are scored once by all principles, which share the computation of the conversation.
     """
@@ -23,12 +23,12 @@ class PrincipleReward:
         self._answers: Sequence[Rollout] | None = None
         self._scores: Sequence[Score | RlhfError] = ()
 
-    def columns(self, name: str) -> dict[str, Source]:
-        """Sources by their name in the log: `name`, or with several principles `name.1`, `name.2`, ..."""
+    def columns(self, name: str) -> dict[str, RewardTerm]:
+        """Reward terms by their name in the log: `name`, or with several principles `name.1`, `name.2`, ..."""
         principles = self.scorer.principles
         if len(principles) == 1:
             return {name: self}
-        return {f"{name}.{place + 1}": _Column(self, principle) for place, principle in enumerate(principles)}
+        return {f"{name}.{index + 1}": _Column(self, principle) for index, principle in enumerate(principles)}
 
     def of(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[float | Missing]:
         """The mean score of each answer over the principles."""
@@ -46,6 +46,8 @@ class PrincipleReward:
 
 
 class _Column:
+    """The scores by one principle as a reward term."""
+
     def __init__(self, reward: PrincipleReward, principle: str) -> None:
         self.reward, self.principle = reward, principle
 

@@ -1,4 +1,4 @@
-"""What the loop asks of whoever rewards answers, and what they ask of a single source."""
+"""Interfaces of rewards: a single term, the weighted sum, and their results."""
 
 from __future__ import annotations
 
@@ -21,52 +21,56 @@ class Missing:
 
 
 def group_sizes(prompts: Sequence[Prompt]) -> list[int]:
-    """Numbers of answers of the groups, in order: answers to one prompt stand together, with the same prompt object."""
+    """Answers of each group, in order: answers to one prompt are adjacent, with the same prompt object."""
     return [len(list(run)) for _, run in itertools.groupby(prompts, key=id)]
 
 
-class Source(Protocol):
-    """One way to judge answers."""
+class RewardTerm(Protocol):
+    """One reward of a run: a model, a server, a function, a judge or an ensemble."""
 
     def of(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[float | Missing]:
-        """A finite reward for each answer, or why there is none; `prompts` holds one prompt for each, so the same one stands there several times."""
+        """A finite reward for each answer, or why there is none.
+
+        Args:
+            prompts: the prompt of each answer; repeated for the answers of a group.
+        """
         ...
 
 
 @runtime_checkable
 class Reporting(Protocol):
-    """A source that reports figures of its last call, such as cost and latency."""
+    """A term that reports figures of its last call, such as cost and latency."""
 
     def figures(self) -> Mapping[str, float]:
-        """Named as in metrics.jsonl."""
+        """Figures under their names in metrics.jsonl."""
         ...
 
 
 @dataclass(frozen=True)
 class RewardResult:
-    """What answers are worth.
+    """Rewards of answers.
 
-    A reward that could not be computed is NaN: whoever forgets to leave it out gets NaN, and not a wrong number.
+    A missing reward is NaN, so that code that forgets to exclude it returns NaN and not a wrong number.
     """
 
     rewards: list[float]
-    """Added up over the sources, with their weights."""
+    """Weighted sums over the terms."""
     columns: Mapping[str, list[float]] = field(default_factory=dict)
-    """The rewards of each source by its name, without its weight; empty where there is one source."""
+    """The rewards of each term by its name, without its weight; empty for a single term."""
     missing: Mapping[int, str] = field(default_factory=dict)
-    """Why an answer has no reward, by its place."""
+    """Why an answer has no reward, by its index."""
     figures: Mapping[str, float] = field(default_factory=dict)
-    """What the sources report of themselves, named as in metrics.jsonl."""
+    """Figures of the terms, named as in metrics.jsonl."""
     decoupled: list[float] | None = None
-    """The weighted sum of rewards that were normalised over their group, each source by itself; None where that is off."""
+    """Weighted sums of terms that were normalised over their group; None where that is off."""
 
     @property
     def known(self) -> list[bool]:
         """Which answers have a reward."""
         return [not math.isnan(reward) for reward in self.rewards]
 
-    def none_known(self) -> RewardError:
-        """The error for answers of which none has a reward."""
+    def no_rewards_error(self) -> RewardError:
+        """The error where no answer has a reward."""
         return RewardError(
             f"None of the {len(self.rewards)} answers has a reward. Of the first: {self.missing.get(0, 'not known why')}",
             allowed="with reward_shaping.missing=drop some answers may be without, not all",
@@ -75,12 +79,12 @@ class RewardResult:
 
 
 class Rewards(Protocol):
-    """Says what answers are worth."""
+    """Computes the rewards of answers."""
 
     def of(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> RewardResult:
         """One reward for each answer.
 
         Raises:
-            RewardError: one could not be computed, where that is not allowed, or none could.
+            RewardError: a reward is missing where the config does not allow it, or all are.
         """
         ...

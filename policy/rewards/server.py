@@ -1,7 +1,8 @@
 """Rewards by a server: the client of `rlhf serve-reward`.
 
-A request without an answer, or with an answer that names a temporary fault, is repeated after 1, 2, 4 and 8 seconds. A wrong
-token is never retried. The token is sent to the configured address only: redirects are not followed.
+A request without an answer, or with an answer that names a temporary fault, is repeated after 1, 2, 4 and 8
+seconds. A wrong token is never retried. The token is sent to the configured address only: redirects are not
+followed.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class ServerReward:
         health = self._request("GET", "/health", retry_delays=(), error_type=ConfigError)
         if health.get("protocol") != SERVER_PROTOCOL:
             raise ConfigError(
-                f"{self.url} answers, but is no reward server of this version (protocol {health.get('protocol')}).",
+                f"{self.url} answers, but is not a reward server of this version (protocol {health.get('protocol')}).",
                 allowed=f"an address of `rlhf serve-reward`, protocol {SERVER_PROTOCOL}",
             )
 
@@ -76,7 +77,7 @@ class ServerReward:
         return rewards
 
     def _scores(self, conversations: Sequence[Conversation]) -> list[float | Missing]:
-        messages = [[m.as_dict() for m in one] for one in conversations]
+        messages = [[message.as_dict() for message in conversation] for conversation in conversations]
         scores = self._request("POST", "/score", {"conversations": messages}).get("scores")
         if not isinstance(scores, list) or len(scores) != len(conversations):
             count = len(scores) if isinstance(scores, list) else "no"

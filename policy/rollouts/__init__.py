@@ -1,1 +1,1 @@
-"""Engines that sample answers, behind one protocol."""
+"""Rollout engines: vLLM in this process, vLLM servers, and transformers, behind one protocol."""

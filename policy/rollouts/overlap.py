@@ -1,9 +1,9 @@
-"""Rollouts one update ahead: while an update is made, the servers sample the answers of the next.
+"""Rollouts one update ahead: during an update the servers sample the answers of the next one.
 
-    update k:   take the answers of k;  hand over the policy;  request the answers of k + 1;  train
+    update k:   collect the answers of k;  send the policy;  request the answers of k + 1;  train
 
-The answers of k + 1 come from the policy as it was before update k: one update old, which importance sampling corrects. The
-first update of a run has answers of its own policy.
+The answers of k + 1 come from the policy before update k, which is one update old; importance sampling
+corrects this. The first update of a run uses answers of the current policy.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from torch import Tensor
 from policy.rollouts.probe import EngineProbe
 from policy.rollouts.protocol import as_rollout
 from policy.rollouts.server_engine import Requested, ServerEngine
-from policy.update.experience import Answers
-from policy.update.importance import engine_logps
-from policy.update.rows import Row
+from policy.update.forward import MicroBatch
+from policy.update.losses import engine_logps
+from policy.update.sampling import RolloutBatch
 from policy.update.step import Update
 from rlhf.core.records import Rollout
 from rlhf.distributed import processes
@@ -35,36 +35,36 @@ from rlhf.runs.checkpoints import trainable_state
 LAG = "Answers are sampled one update ahead: by a policy that is one update old, which importance sampling corrects."
 GROUPS, SAMPLER = "ahead.json", "ahead.safetensors"
 Weights = Mapping[str, Tensor]
-Forward = Callable[[Row], tuple[Tensor, Tensor, Tensor]]
-"""Log-probabilities, entropies and answers of a row's tokens, by the model as it is."""
+Forward = Callable[[MicroBatch], tuple[Tensor, Tensor, Tensor]]
+"""(logps_M, entropy_M, answer_M) of a micro-batch by the current model."""
 Group = Mapping[str, Any]
-"""A prompt's ids, and its answers as pairs of ids and log-probabilities: plain, to be written and sent."""
+"""Token ids of a prompt, and of its answers with their log-probabilities, as JSON."""
 
 
 @dataclass
 class Pending:
-    """Answers under way, or held since a checkpoint.
+    """Answers of the next update: requested, or collected for a checkpoint.
 
     Attributes:
-        requested: what the servers are answering; None once it is held.
-        held: answers of all processes.
-        sampler: the policy that samples them; None where it is the present one.
+        requested: the open request; None once it is collected.
+        collected: answers of all ranks.
+        sampler: weights of the policy that samples them; None for the current policy.
     """
 
     requested: Requested | None
-    held: list[Group]
+    collected: list[Group]
     sampler: Weights | None
 
 
 class OverlappedRollouts:
-    """Keeps the answers of the next update coming.
+    """Requests each update's answers during the update before.
 
     Args:
         engine: the servers.
         samples: answers to a prompt.
 
     Attributes:
-        sampler: weights of the policy that sampled the answers last taken; None where it is the present one.
+        sampler: weights of the policy that sampled the current answers; None for the current policy.
     """
 
     def __init__(self, engine: ServerEngine, samples: int) -> None:
@@ -78,11 +78,12 @@ class OverlappedRollouts:
         prompts: Sequence[Sequence[int]],
         seed: int,
         following: tuple[Sequence[Sequence[int]], int] | None,
-    ) -> Answers:
-        """The answers to this update's prompts; then hand over the policy and request those of the next update.
+    ) -> RolloutBatch:
+        """Collect the answers to this update's prompts, send the policy, and request the next update's
+        answers.
 
         Args:
-            following: the next update's prompts and seed; None after the last.
+            following: prompts and seed of the next update; None at the last.
         """
         started = time.perf_counter()
         if self.pending is None:
@@ -95,81 +96,85 @@ class OverlappedRollouts:
             tokens = sum(len(rollout.completion_ids) for group in groups for rollout in group)
             figures["engine/tokens_per_second"] = tokens / requested.seconds
         else:
-            groups = self._own(self.pending.held, prompts)
-        taken = time.perf_counter()
+            groups = self._local(self.pending.collected, prompts)
+        received = time.perf_counter()
         self.pending = None
         if following is not None:
             self.engine.sync(model)
             request = self.engine.request(following[0], samples=self.samples, seed=following[1])
             self.pending = Pending(request, [], _policy_weights(model))
         figures |= {
-            "time/sync": synced - started + time.perf_counter() - taken,
-            "time/rollout": taken - synced,  # what training did not hide
+            "time/sync": synced - started + time.perf_counter() - received,
+            "time/rollout": received - synced,  # without the part that training hides
         }
-        return Answers(groups, figures | self.engine.figures())
+        return RolloutBatch(groups, figures | self.engine.figures())
 
-    def compare(self, model: PeftModel, row: Row, update: Update, forward: Forward) -> None:
-        """Hold the engine against the policy that sampled, put back for one row; `update` holds it against the present one."""
+    def compare(self, model: PeftModel, micro_batch: MicroBatch, update: Update, forward: Forward) -> None:
+        """Compare the engine with the policy that sampled, restored for one micro-batch.
+
+        `update` compares it with the current one.
+        """
         if self.sampler is None:
             return
         with self.as_sampled(model):
-            logps_M, _, answer_M = forward(row)
-        reference_M = update.settled[0][0].reference_M
+            logps_M, _, answer_M = forward(micro_batch)
+        reference_M = update.measured[0][0].reference_M
         update.probe.sampler = EngineProbe(update.probe.level, update.probe.cap)
-        engine_M = engine_logps(row.rollouts, like=logps_M)
-        update.probe.sampler.add(engine_M, logps_M, reference_M, answer_M, len(row.answers))
+        engine_M = engine_logps(micro_batch.rollouts, like=logps_M)
+        update.probe.sampler.add(engine_M, logps_M, reference_M, answer_M, len(micro_batch.answers))
 
     @contextmanager
     def as_sampled(self, model: PeftModel) -> Iterator[None]:
-        """The policy that sampled the answers last taken, in place of the present one."""
-        present = _policy_weights(model)
+        """Within the block the model has the weights of the policy that sampled the current answers."""
+        current = _policy_weights(model)
         set_parameters(model, self.sampler or {})
         try:
             yield
         finally:
-            set_parameters(model, present)
+            set_parameters(model, current)
 
-    def hold(self) -> None:
-        """Wait for what is under way, so that a checkpoint can have it; all processes together."""
+    def collect(self) -> None:
+        """Wait for the pending answers, so that a checkpoint can hold them; all ranks together."""
         if self.pending is not None and self.pending.requested is not None:
             groups = [_plain(group) for group in self.engine.collect(self.pending.requested)]
-            held = [group for own in processes.all_gather(groups) for group in own]
-            self.pending = Pending(None, held, self.pending.sampler)
+            collected = [group for rank_groups in processes.all_gather(groups) for group in rank_groups]
+            self.pending = Pending(None, collected, self.pending.sampler)
 
     def save(self, folder: Path) -> None:
-        """Write what is held: a resumed run goes on with the same answers."""
+        """Write the collected answers: a resumed run continues with them."""
         if self.pending is not None:
-            (folder / GROUPS).write_text(json.dumps(self.pending.held), encoding="utf-8")
-            assert self.pending.sampler is not None  # only the first answers of a run have none
+            (folder / GROUPS).write_text(json.dumps(self.pending.collected), encoding="utf-8")
+            assert self.pending.sampler is not None  # None only before the first update of a run
             save_file(dict(self.pending.sampler), folder / SAMPLER)
 
     def load(self, folder: Path) -> None:
-        """Take up what `save` wrote; after a run's last update there was nothing under way."""
+        """Read what `save` wrote; after a run's last update nothing was pending."""
         if (folder / GROUPS).exists():
-            held = json.loads((folder / GROUPS).read_text(encoding="utf-8"))
-            self.pending = Pending(None, held, load_file(folder / SAMPLER))
+            collected = json.loads((folder / GROUPS).read_text(encoding="utf-8"))
+            self.pending = Pending(None, collected, load_file(folder / SAMPLER))
 
-    def _own(self, held: Sequence[Group], prompts: Sequence[Sequence[int]]) -> list[list[Rollout]]:
-        """Of the answers of all processes, those to one's own prompts."""
-        own = dealt(held, processes.all_gather([list(prompt) for prompt in prompts]))[processes.rank()]
+    def _local(self, collected: Sequence[Group], prompts: Sequence[Sequence[int]]) -> list[list[Rollout]]:
+        """The answers to this rank's prompts, out of those of all ranks."""
+        by_rank = processes.all_gather([list(prompt) for prompt in prompts])
+        local = assign_groups(collected, by_rank)[processes.rank()]
         return [
             [
                 as_rollout(group["prompt"], ids, logprobs, self.engine.sampling.stop_ids, self.engine.chat)
                 for ids, logprobs in group["answers"]
             ]
-            for group in own
+            for group in local
         ]
 
 
-def dealt(held: Sequence[Group], prompts: Sequence[Sequence[Sequence[int]]]) -> list[list[Group]]:
-    """The answers to each process's prompts; each group of answers goes to one, however often its prompt was asked."""
-    left = list(held)
+def assign_groups(groups: Sequence[Group], prompts: Sequence[Sequence[Sequence[int]]]) -> list[list[Group]]:
+    """The groups of each rank's prompts; each group is used once, also where several have the same prompt."""
+    remaining = list(groups)
 
     def take(prompt: Sequence[int]) -> Group:
-        place = next(place for place, group in enumerate(left) if group["prompt"] == list(prompt))
-        return left.pop(place)
+        index = next(index for index, group in enumerate(remaining) if group["prompt"] == list(prompt))
+        return remaining.pop(index)
 
-    return [[take(prompt) for prompt in own] for own in prompts]
+    return [[take(prompt) for prompt in rank_prompts] for rank_prompts in prompts]
 
 
 def _plain(group: Sequence[Rollout]) -> Group:
@@ -180,5 +185,5 @@ def _plain(group: Sequence[Rollout]) -> Group:
 
 
 def _policy_weights(model: PeftModel) -> Weights:
-    """Copies, in one piece."""
+    """Copies of the adapter's weights, unsharded."""
     return {name: value.clone() for name, value in trainable_state(model).items() if f".{POLICY}." in name}

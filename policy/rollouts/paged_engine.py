@@ -1,10 +1,11 @@
-"""Rollouts by transformers' continuous batching: a paged key-value cache on the very model that is trained.
+"""Rollouts by transformers' continuous batching: a paged key-value cache on the trained model itself.
 
-The base is in memory once. Each step of the engine extends all answers that are under way by a token, prompts of one group are read
-once, and an answer that ends makes room for the next one. The cache takes a share of the GPU's free memory and is freed afterwards.
-Autocast does not reach the engine's thread: adapters in float32 compute in float32.
+The base is in memory once. Each engine step extends all running answers by a token; the prompt of a group is
+prefilled once, and a finished answer makes room for the next. The cache takes a share of the GPU's free
+memory and is freed afterwards. Autocast does not apply in the engine's thread: adapters in float32 compute in
+float32.
 
-On a CPU it is for tests alone; not yet run on a GPU. transformers 5.17: `generation/continuous_batching/`.
+On a CPU it serves the tests only. transformers 5.17: `generation/continuous_batching/`.
 """
 
 from __future__ import annotations
@@ -27,19 +28,22 @@ from rlhf.models.loading import PeftModel, base_of
 from rlhf.runs.gpu_memory import GpuMemoryError
 
 BLOCK_TOKENS = 32
-"""Tokens of a block of the cache."""
+"""Tokens of a cache block."""
 MEMORY_SHARE = 0.8
-"""Share of the GPU's free memory that cache and working memory take together; transformers' own where logits are processed."""
+"""Share of the GPU's free memory for cache and activations.
+
+Transformers' default where logits are processed.
+"""
 POLL_SECONDS = 1.0
 
 
 class PagedEngine:
-    """Samples with the model it was last synced with; the model is the trainer's, so there is nothing to copy.
+    """Samples with the trainer's model, without a copy of its weights.
 
     Args:
-        sampling: how answers are drawn.
-        chat: decodes them.
-        max_batch_tokens: tokens of one step, prompts included.
+        sampling: sampling parameters.
+        chat: decodes answers.
+        max_batch_tokens: tokens of an engine step, prompts included.
     """
 
     def __init__(self, sampling: Sampling, chat: Chat, *, max_batch_tokens: int) -> None:
@@ -47,15 +51,15 @@ class PagedEngine:
         self.model: PeftModel | PreTrainedModel | None = None
 
     def sync(self, model: PeftModel | PreTrainedModel) -> None:
-        """Remember the model; its weights are already there."""
+        """Keep a reference to the model."""
         self.model = model
 
     def generate(self, prompts: Sequence[Sequence[int]], *, samples: int, seed: int) -> list[list[Rollout]]:
-        """One request a sample, in an order that the seed fixes, with the log-probabilities of what was drawn.
+        """One request per sample, in an order fixed by the seed, with log-probabilities.
 
         Raises:
-            EngineError: a request failed or came back without an answer, or there was no sync before.
-            GpuMemoryError: there is no room for a cache, or for a step.
+            EngineError: a request failed or returned no answer, or `sync` was not called before.
+            GpuMemoryError: there is no memory for a cache or a step.
         """
         if self.model is None:
             raise EngineError("generate was called before sync.")
@@ -74,7 +78,7 @@ class PagedEngine:
         finally:
             model.train(was_training)
             if device.type == "cuda":
-                torch.cuda.empty_cache()  # the cache's memory, which the update needs in other pieces
+                torch.cuda.empty_cache()  # the cache's blocks would fragment the memory of the update
         rollouts = [
             as_rollout(ids, out.generated_tokens, out.logprobs, self.sampling.stop_ids, self.chat)
             for ids, out in zip(repeated, outputs, strict=True)
@@ -82,14 +86,17 @@ class PagedEngine:
         return [rollouts[start : start + samples] for start in range(0, len(rollouts), samples)]
 
     def figures(self) -> dict[str, float]:
-        """None."""
+        """No figures."""
         return {}
 
     def _run(self, base: Any, prompts: list[list[int]], seed: int) -> list[Any]:
-        """The outputs of all requests, in order. They are queued before the engine starts, or their timing would decide the draws."""
+        """The outputs of all requests, in order.
+
+        They are queued before the start, so that timing does not change the samples.
+        """
         longest = max(map(len, prompts))
         manager = base.init_continuous_batching(
-            generation_config=self._drawing(),
+            generation_config=self._generation_config(),
             continuous_batching_config=self._memory(base, prompts, seed),
             workload_hints=WorkloadHints(
                 max_prompt_length=longest,
@@ -97,35 +104,37 @@ class PagedEngine:
                 num_requests=len(prompts),
             ),
         )
-        found: dict[str, Any] = {}
+        outputs: dict[str, Any] = {}
         try:
             if torch.cuda.is_available():
                 _warm_up(manager)
-            wanted = manager.add_requests(prompts, max_new_tokens=self.sampling.max_new_tokens)
+            requests = manager.add_requests(prompts, max_new_tokens=self.sampling.max_new_tokens)
             manager.start()
-            while len(found) < len(wanted):
+            while len(outputs) < len(requests):
                 output = manager.get_result(timeout=POLL_SECONDS)
                 if output is not None and output.is_finished():
-                    found[output.request_id] = output
+                    outputs[output.request_id] = output
                 elif output is None and not manager.is_running():
                     break
         finally:
             manager.stop(block=True)
             manager.destroy()
-        failed = [found[one].error for one in wanted if one in found and found[one].error is not None]
+        failed = [output.error for output in outputs.values() if output.error is not None]
         failed += [
-            "it has no answer" for one in wanted if one not in found or not found[one].generated_tokens
+            "it has no answer"
+            for request in requests
+            if request not in outputs or not outputs[request].generated_tokens
         ]
         if failed and "out of memory" in failed[0].lower():
             raise GpuMemoryError("rollouts", failed[0])
         if failed:
             raise EngineError(
-                f"transformers' continuous batching failed for {len(failed)} of {len(wanted)} answers: {failed[0]}",
+                f"transformers' continuous batching failed for {len(failed)} of {len(requests)} answers: {failed[0]}",
                 fix="rollouts.continuous_batching=false, or fewer rollouts.max_new_tokens",
             )
-        return [found[one] for one in wanted]
+        return [outputs[request] for request in requests]
 
-    def _drawing(self) -> GenerationConfig:
+    def _generation_config(self) -> GenerationConfig:
         greedy = self.sampling.temperature == 0
         return GenerationConfig(
             do_sample=not greedy,
@@ -138,7 +147,7 @@ class PagedEngine:
         )
 
     def _memory(self, base: Any, prompts: list[list[int]], seed: int) -> ContinuousBatchingConfig:
-        """On a GPU as many blocks as fit; on a CPU, where free memory is everybody's, as many as all answers need."""
+        """Cache size: on a GPU as many blocks as fit, on a CPU as many as all answers need."""
         blocks = None
         if not torch.cuda.is_available():
             blocks = sum(-(-(len(ids) + self.sampling.max_new_tokens) // BLOCK_TOKENS) + 1 for ids in prompts)
@@ -149,29 +158,29 @@ class PagedEngine:
             max_memory_percent=MEMORY_SHARE,
             return_logprobs=True,
             seed=seed,
-            # Kernels for 4-bit weights were never captured in a graph by us.
+            # CUDA graphs of 4-bit kernels are not tested.
             use_cuda_graph=False if getattr(base, "is_loaded_in_4bit", False) else None,
         )
 
 
 def _warm_up(manager: Any) -> None:
-    """Make the cache, and capture graphs.
+    """Allocate the cache and capture CUDA graphs.
 
     Raises:
-        GpuMemoryError: what is free on the GPU holds no cache of one block and one step.
+        GpuMemoryError: the free memory does not hold a cache of one block and one step.
     """
     try:
         manager.warmup()
-    except (MemoryError, ValueError) as error:  # the vendor's, whose sizes do not work out
+    except (MemoryError, ValueError) as error:  # raised by transformers where the sizes do not fit
         raise GpuMemoryError("rollouts", f"No room for a paged cache: {error}") from error
 
 
 @contextmanager
 def _stock_attention(base: Any) -> Iterator[None]:
-    """Within the block the model attends by transformers' own kernels, of which there are paged forms."""
-    ours = base.config._attn_implementation  # noqa: SLF001  # transformers' name for it everywhere
+    """Within the block the model uses transformers' SDPA attention, which has a paged form."""
+    previous = base.config._attn_implementation  # noqa: SLF001  # transformers' name for it everywhere
     base.set_attn_implementation("sdpa")
     try:
         yield
     finally:
-        base.set_attn_implementation(ours)
+        base.set_attn_implementation(previous)

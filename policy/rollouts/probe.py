@@ -1,8 +1,8 @@
-"""Does the engine sample from the policy that is trained? Its log-probabilities against the trainer's, after every sync.
+"""Compares the engine's log-probabilities with the trainer's on every batch.
 
-The answers themselves are the probe: the trainer computes the log-probabilities of all their tokens anyhow.
+It costs nothing: the trainer computes the log-probabilities of all sampled tokens for the loss.
 
-Shapes: M tokens of all answers of a row.
+Shapes: M tokens of all answers of a micro-batch.
 """
 
 from __future__ import annotations
@@ -12,23 +12,24 @@ import math
 import torch
 from torch import Tensor
 
-from policy.update.importance import Level, importance_weights
+from policy.update.losses import Level, importance_weights
 from rlhf.core.errors import EngineError
 
 NEARER = 0.5
-"""An engine is taken to sample from the reference when it is this much nearer to the reference than to the policy."""
+"""An engine whose distance to the reference is below this share of that to the policy samples from the
+reference."""
 
 
 class EngineProbe:
-    """Gathers differences row by row; an engine that tells no log-probabilities is not compared.
+    """Accumulates differences per micro-batch; an engine that reports no log-probabilities is not compared.
 
     Args:
-        level: of the importance weights whose figures are kept.
-        cap: where they are cut off, or would be.
+        level: of the logged importance weights.
+        cap: their upper bound, whether or not they are used.
 
     Attributes:
-        sampler: where the answers are of an older policy, the same with its log-probabilities in place of the trainer's: what
-            the two policies differ by is no fault of the engine.
+        sampler: where the answers come from an older policy, the comparison with that policy's
+            log-probabilities: the difference of the two policies is no error of the engine.
     """
 
     def __init__(self, level: Level, cap: float) -> None:
@@ -41,7 +42,7 @@ class EngineProbe:
     def add(
         self, engine_M: Tensor | None, logps_M: Tensor, reference_M: Tensor, answer_M: Tensor, answers: int
     ) -> None:
-        """One row: the engine's log-probabilities, the trainer's, and those of the reference."""
+        """Add a micro-batch: log-probabilities of engine, trainer and reference."""
         if engine_M is not None:
             self.to_policy.append(logps_M - engine_M)
             self.to_reference.append(reference_M - engine_M)
@@ -50,7 +51,7 @@ class EngineProbe:
             )
 
     def read(self) -> EngineProbe:
-        """Move what the rows left on the device to the CPU: once per update, since every read waits for the device."""
+        """Move the tensors to the CPU, once per update, since every read waits for the device."""
         for tensors in (self.to_policy, self.to_reference, self.weights):
             tensors[:] = [tensor.cpu() for tensor in tensors]
         if self.sampler is not None:
@@ -58,9 +59,9 @@ class EngineProbe:
         return self
 
     def figures(self) -> dict[str, float]:
-        """Names as in metrics.jsonl; empty where there was nothing to compare.
+        """Figures under their names in metrics.jsonl; empty for an engine that is not compared.
 
-        Mean and maximum of the importance weights are over tokens, before they are cut off.
+        Mean and maximum of the importance weights are over tokens, before truncation.
         """
         if not self.to_policy:
             return {}
@@ -72,8 +73,8 @@ class EngineProbe:
         }
         if self.sampler is not None:
             lagged = {"engine/lagged_difference": engine["engine/logprob_difference"]}
-            told = self.sampler.figures()
-            engine = {name: told[name] for name in engine} | lagged
+            at_sampling = self.sampler.figures()
+            engine = {name: at_sampling[name] for name in engine} | lagged
         return engine | {
             "importance/mean": weights.mean().item(),
             "importance/max": weights.max().item(),
@@ -81,10 +82,14 @@ class EngineProbe:
         }
 
     def check(self, bound: float, when: str) -> None:
-        """Stop the run where the two disagree.
+        """Check that engine and trainer agree.
+
+        Args:
+            when: for the message, such as `at update 3`.
 
         Raises:
-            EngineError: the mean |difference| is beyond the bound, or no number, or the engine has not got the policy.
+            EngineError: the mean |difference| exceeds the bound or is NaN, or the engine samples from the
+                reference.
         """
         figures = self.figures()
         if not figures:

@@ -1,4 +1,4 @@
-"""What the loop asks of an engine that samples answers."""
+"""The interface of rollout engines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rlhf.models.loading import PeftModel
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How answers are drawn: from the whole distribution, at a temperature, up to a stop id or a length."""
+    """Sampling parameters: from the whole distribution at a temperature, up to a stop id or a length."""
 
     max_new_tokens: int
     temperature: float
@@ -24,27 +24,30 @@ class Sampling:
 
 
 class RolloutEngine(Protocol):
-    """Samples answers with the policy as it was at the last sync."""
+    """Samples answers with the policy of the last sync."""
 
     def sync(self, model: PeftModel | PreTrainedModel) -> None:
-        """Take over the policy's adapter as it is now or, of one that is trained without, its weights."""
+        """Load the policy's current adapter or, where all weights are trained, its weights."""
         ...
 
     def generate(self, prompts: Sequence[Sequence[int]], *, samples: int, seed: int) -> list[list[Rollout]]:
-        """`samples` answers to each prompt; the same seed and weights give the same answers.
+        """Sample `samples` answers to each prompt; the same seed and weights give the same answers.
+
+        Args:
+            prompts: token ids.
 
         Raises:
-            EngineError: a prompt came back without its answers.
+            EngineError: answers to a prompt are missing.
         """
         ...
 
     def figures(self) -> dict[str, float]:
-        """What the engine counted since it was last asked, named as in metrics.jsonl."""
+        """Figures since the last call, named as in metrics.jsonl."""
         ...
 
 
 def seed_of(*parts: int) -> int:
-    """A seed of 31 bits for one draw among many, from the run's seed and the draw's coordinates."""
+    """A 31-bit seed of one draw, hashed from the run's seed and the draw's indices."""
     digest = hashlib.sha256(":".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
 
@@ -56,7 +59,7 @@ def as_rollout(
     stop_ids: tuple[int, ...],
     chat: Chat,
 ) -> Rollout:
-    """An engine's tokens as a record; finished means that the last token is a stop id."""
+    """A Rollout of an engine's tokens; it is finished if the last token is a stop id."""
     return Rollout(
         prompt_ids=tuple(prompt),
         completion_ids=tuple(completion),

@@ -1,4 +1,4 @@
-"""What a completion is asked with, and what its answer must hold: token ids and their log-probabilities, none missing."""
+"""Requests and responses of vLLM's completions endpoint: token ids with a log-probability each."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from rlhf.core.errors import EngineError
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """One sampled answer, as a server gave it."""
+class SampledIds:
+    """Token ids of one sampled answer with their log-probabilities."""
 
     ids: list[int]
     logprobs: list[float]
@@ -22,10 +22,10 @@ class Answer:
 def completion_request(
     prompt: Sequence[int], *, adapter: str, samples: int, seed: int, sampling: Sampling
 ) -> dict[str, Any]:
-    """The body of one request.
+    """The JSON body of a request for `samples` answers to one prompt.
 
-    A server takes what a request leaves out from the model's generation_config.json, in which Llama-3.1 has a temperature of 0.6 and
-    a top_p of 0.9: so everything that shapes the distribution is said.
+    It sets every parameter of the distribution: vLLM takes missing ones from the model's
+    generation_config.json, where Llama-3.1 has the temperature 0.6 and a top_p of 0.9.
     """
     return {
         "model": adapter,
@@ -47,20 +47,20 @@ def completion_request(
     }
 
 
-def read_answers(answer: Mapping[str, Any], request: Mapping[str, Any], server: str) -> list[Answer]:
-    """The answers of one completion, in their order.
+def read_response(response: Mapping[str, Any], request: Mapping[str, Any], server: str) -> list[SampledIds]:
+    """The sampled answers of a response, in order.
 
     Raises:
-        ServerError: the server gave up on one of them; another may finish it.
-        EngineError: something is missing that no other try would bring.
+        ServerError: the server aborted an answer; another server may finish it.
+        EngineError: the response lacks something that a retry would lack too.
     """
-    choices = answer.get("choices") or []
+    choices = response.get("choices") or []
     if len(choices) != request["n"]:
         raise EngineError(f"{server} returned {len(choices)} of {request['n']} answers to a prompt.")
-    if answer.get("model") != request["model"]:
+    if response.get("model") != request["model"]:
         raise EngineError(
-            f"{server} answered with {answer.get('model')!r} in place of the adapter {request['model']!r}.",
-            fix="use a stock vLLM server; is there a gateway before it that renames models?",
+            f"{server} answered with {response.get('model')!r} in place of the adapter {request['model']!r}.",
+            fix="use a stock vLLM server, without a gateway that renames models",
         )
     return [
         _answer(choice, request["max_tokens"], server)
@@ -68,26 +68,26 @@ def read_answers(answer: Mapping[str, Any], request: Mapping[str, Any], server: 
     ]
 
 
-def _answer(choice: Mapping[str, Any], longest: int, server: str) -> Answer:
-    why = choice.get("finish_reason")
-    if why not in ("stop", "length"):  # `abort`, when a server shuts down
-        raise ServerError(f"it ended an answer early ({why})")
-    ids, told = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
-    if ids is None or told is None:
+def _answer(choice: Mapping[str, Any], longest: int, server: str) -> SampledIds:
+    finish_reason = choice.get("finish_reason")
+    if finish_reason not in ("stop", "length"):  # `abort`, when a server shuts down
+        raise ServerError(f"it aborted an answer (finish_reason {finish_reason})")
+    ids, logprobs = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
+    if ids is None or logprobs is None:
         missing = "token ids" if ids is None else "log-probabilities"
         raise EngineError(
             f"{server} returned no {missing}.",
-            allowed="vLLM 0.31, which knows return_token_ids and logprobs",
-            fix="update it",
+            allowed="a vLLM server with return_token_ids and logprobs (0.31)",
+            fix="update the server to vLLM 0.31",
         )
     if not ids:
         raise EngineError(f"{server} returned an answer without a token.")
-    if len(told) != len(ids) or None in told:
-        raise EngineError(f"{server} returned {len(told)} log-probabilities for {len(ids)} tokens.")
-    if why == "length" and len(ids) != longest:
+    if len(logprobs) != len(ids) or None in logprobs:
+        raise EngineError(f"{server} returned {len(logprobs)} log-probabilities for {len(ids)} tokens.")
+    if finish_reason == "length" and len(ids) != longest:
         raise EngineError(
             f"{server} cut an answer at {len(ids)} tokens.",
             allowed=f"rollouts.max_new_tokens = {longest}",
-            fix="start it without max_new_tokens in --override-generation-config",
+            fix="start the server without max_new_tokens in --override-generation-config",
         )
-    return Answer(ids, told)
+    return SampledIds(ids, logprobs)

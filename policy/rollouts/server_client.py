@@ -1,6 +1,6 @@
-"""One stock vLLM server, asked over HTTP.
+"""HTTP client of one stock vLLM server.
 
-What is asked and answered: vLLM 0.31, `vllm/entrypoints/openai/completion/protocol.py`, `.../models/serving.py` and
+Endpoints: vLLM 0.31, `vllm/entrypoints/openai/completion/protocol.py`, `.../models/serving.py` and
 `vllm/entrypoints/serve/lora/`.
 """
 
@@ -18,20 +18,20 @@ import httpx
 
 CONNECT_SECONDS = 5.0
 SHORT_SECONDS = 30.0
-"""For questions that need no sampling."""
+"""Time-out of requests without sampling."""
 LOAD_SECONDS = 300.0
-"""For an adapter, which may come from a slow folder."""
+"""Time-out of loading an adapter, which may be on a slow disk."""
 IDLE_SECONDS = 2.0
-"""vLLM's server closes a connection that was idle for 5 seconds; ours go first."""
+"""Idle connections are closed after this; vLLM's server closes them after 5 seconds."""
 
 
 class ServerError(Exception):
-    """A server did not do what it was asked.
+    """A request to a server failed.
 
     Args:
-        message: what it said, or what became of the connection.
-        status: of the answer; None where there was none.
-        timed_out: it took the request and did not answer in time.
+        message: the server's message, or the connection's error.
+        status: of the response; None where there was none.
+        timed_out: the server accepted the request and did not answer in time.
     """
 
     def __init__(self, message: str, status: int | None = None, *, timed_out: bool = False) -> None:
@@ -39,17 +39,17 @@ class ServerError(Exception):
         self.status, self.timed_out = status, timed_out
 
     @property
-    def may_pass(self) -> bool:
-        """Whether another try, or another server, may do better: the request is not at fault."""
+    def is_temporary(self) -> bool:
+        """Whether a retry, or another server, may succeed: the request itself is valid."""
         return self.status is None or self.status == 429 or self.status >= 500
 
 
 class Server:
-    """A server's address, and what is known of it.
+    """A server and its state.
 
     Attributes:
-        adapter: the name of the adapter it was last given.
-        lost: why it is not used now; None while it is.
+        adapter: name of the adapter it loaded last.
+        lost: why it is not in use; None while it is.
         in_flight: prompts it is answering.
         losses: how often it was lost.
     """
@@ -66,85 +66,85 @@ class Server:
                 limits=httpx.Limits(
                     max_connections=None, max_keepalive_connections=None, keepalive_expiry=IDLE_SECONDS
                 ),
-                socket_options=_notice_dead_machines(),
+                socket_options=_keepalive_options(),
             ),
-            trust_env=False,  # no proxy, and no password out of a netrc file
+            trust_env=False,  # no proxy and no credentials of a netrc file
         )
         weakref.finalize(self, self._http.close)
 
     def models(self) -> list[Mapping[str, Any]]:
-        """The base and the adapters it serves, the base first."""
-        answer = self._json("GET", "/v1/models", None, SHORT_SECONDS)
-        served = answer.get("data")
+        """The served base and adapters, the base first."""
+        response = self._json("GET", "/v1/models", None, SHORT_SECONDS)
+        served = response.get("data")
         if not isinstance(served, list) or not served:
-            raise ServerError("it lists no models: it is no OpenAI server", 200)
+            raise ServerError("it lists no models: it is not an OpenAI server", 200)
         return served
 
-    def knows(self, adapter: str) -> bool:
-        """Whether it has an adapter of this name."""
+    def has_adapter(self, adapter: str) -> bool:
+        """Whether the server has an adapter of this name."""
         return any(model.get("id") == adapter for model in self.models())
 
     def load(self, name: str, folder: Path) -> None:
-        """Give it an adapter out of a folder that it sees under the same path."""
+        """Load an adapter from a folder that the server sees under the same path."""
         try:
-            self._ask(
+            self._request(
                 "POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)}, LOAD_SECONDS
             )
         except ServerError as problem:
-            # It has it already: the same name is the same weights.
-            if problem.status != 400 or not self.knows(name):
+            # Loaded already: the name is a hash of the weights.
+            if problem.status != 400 or not self.has_adapter(name):
                 raise
         self.adapter = name
 
     def unload(self, name: str) -> None:
-        """Let it forget an adapter; one that it does not know is forgotten."""
+        """Unload an adapter; an unknown one counts as unloaded."""
         try:
-            self._ask("POST", "/v1/unload_lora_adapter", {"lora_name": name}, SHORT_SECONDS)
+            self._request("POST", "/v1/unload_lora_adapter", {"lora_name": name}, SHORT_SECONDS)
         except ServerError as problem:
             if problem.status != 404:
                 raise
 
     def complete(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The answers to one prompt."""
+        """The response to a completion request."""
         return self._json("POST", "/v1/completions", request, self.timeout)
 
     def _json(
         self, method: str, path: str, body: Mapping[str, Any] | None, seconds: float
     ) -> Mapping[str, Any]:
-        text = self._ask(method, path, body, seconds)
+        text = self._request(method, path, body, seconds)
         try:
-            answer = json.loads(text)
+            response = json.loads(text)
         except ValueError:
-            raise ServerError(f"{path} gave no JSON, but {_short(text)!r}", 200) from None
-        if not isinstance(answer, dict):
-            raise ServerError(f"{path} gave {_short(text)!r}", 200)
-        return answer
+            raise ServerError(f"{path} returned no JSON, but {_short(text)!r}", 200) from None
+        if not isinstance(response, dict):
+            raise ServerError(f"{path} returned {_short(text)!r}", 200)
+        return response
 
-    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None, seconds: float) -> str:
+    def _request(self, method: str, path: str, body: Mapping[str, Any] | None, seconds: float) -> str:
         limits = httpx.Timeout(seconds, connect=CONNECT_SECONDS, pool=None)
         try:
-            answer = self._http.request(method, path, json=body, timeout=limits)
+            response = self._http.request(method, path, json=body, timeout=limits)
         except httpx.ConnectTimeout:
             raise ServerError(f"no connection within {CONNECT_SECONDS:g} s") from None
         except httpx.TimeoutException:
             raise ServerError(f"no answer within {seconds:g} s", timed_out=True) from None
         except httpx.TransportError as error:
             raise ServerError(str(error).rstrip(".") or type(error).__name__) from None
-        if not answer.is_success:
-            raise ServerError(f"{answer.status_code}: {_message(answer.text)}", answer.status_code)
-        return answer.text
+        if not response.is_success:
+            raise ServerError(f"{response.status_code}: {_message(response.text)}", response.status_code)
+        return response.text
 
 
 def _message(text: str) -> str:
-    """What an answer that is an error says: vLLM's `error.message`, its bare `error`, or FastAPI's `detail`."""
+    """The message of an error response: vLLM's `error.message` or `error`, or FastAPI's `detail`."""
     try:
-        told = json.loads(text)
+        content = json.loads(text)
     except ValueError:
         return _short(text)
-    if not isinstance(told, dict):
+    if not isinstance(content, dict):
         return _short(text)
-    said = told.get("error", told.get("detail", text))
-    return _short(str(said.get("message", said) if isinstance(said, dict) else said))
+    error = content.get("error", content.get("detail", text))
+    return _short(str(error.get("message", error) if isinstance(error, dict) else error))
 
 
 def _short(text: str) -> str:
@@ -152,8 +152,9 @@ def _short(text: str) -> str:
     return plain if len(plain) <= 300 else plain[:300] + " …"
 
 
-def _notice_dead_machines() -> list[tuple[int, int, int]]:
-    """A machine without power closes no connection: the kernel asks after a minute of silence, and gives up after another."""
+def _keepalive_options() -> list[tuple[int, int, int]]:
+    """TCP keepalive, which notices a machine that lost power: probes after one minute of silence, failure
+    after another."""
     options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
     if sys.platform == "linux":
         options += [

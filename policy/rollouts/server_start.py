@@ -1,4 +1,4 @@
-"""Before the first rollout: does a server serve this base, with room enough, and tell the log-probabilities that are meant?"""
+"""Checks of a server before the first rollout: base, context length and kind of log-probabilities."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ START = (
 
 @dataclass(frozen=True)
 class Wanted:
-    """What every server must be.
+    """Requirements on every server.
 
     Attributes:
         base: as the config names it.
         folder: where its files are, on this machine.
         rank: of the policy's adapter.
-        length: longest prompt and answer together.
-        token_env: the variable that holds the token.
+        length: of the longest prompt and answer together, in tokens.
+        token_env: environment variable that holds the token.
     """
 
     base: str
@@ -37,17 +37,17 @@ class Wanted:
     sampling: Sampling
 
     def command(self) -> str:
-        """How to start such a server; vLLM takes ranks that are powers of two from 8."""
+        """The command that starts such a server; vLLM's maximal ranks are powers of two from 8."""
         rank = max(8, 1 << (self.rank - 1).bit_length())
         return START.format(base=self.folder, rank=rank, length=self.length)
 
 
 def check_server(server: Server, wanted: Wanted) -> None:
-    """Make sure that a server can sample for this run.
+    """Check that a server can sample for this run.
 
     Raises:
-        ServerError: it gave no answer, or an error of its own.
-        ModelError: it is another server than is wanted.
+        ServerError: it did not respond, or returned a temporary error.
+        ModelError: it does not meet the requirements.
     """
     try:
         served = server.models()[0]
@@ -55,52 +55,62 @@ def check_server(server: Server, wanted: Wanted) -> None:
         if wanted.sampling.temperature != 1.0:
             _check_logprobs(server, str(served["id"]), wanted.sampling)
     except ServerError as problem:
-        if problem.may_pass:
+        if problem.is_temporary:
             raise
-        raise mistake(server, problem, wanted) from problem
+        raise server_mistake(server, problem, wanted) from problem
 
 
 def check_served(served: Mapping[str, Any], url: str, wanted: Wanted) -> None:
-    """Compare what `/v1/models` says of the base; names by their last part, since the same files may lie elsewhere."""
+    """Compare the entry of `/v1/models` with the requirements; names by their last part, since paths may
+    differ.
+
+    Raises:
+        ModelError: the base is another one, or its context is too short.
+    """
     names = {str(served.get(key)) for key in ("id", "root")}
     if not {_last(name) for name in names} & {_last(wanted.base), _last(wanted.folder)}:
         raise ModelError(
             f"{url} serves {' as '.join(sorted(names))}, and the run's base is {wanted.base}.",
-            allowed="the same weights; a server may give them the base's name by --served-model-name",
+            allowed="the same base; --served-model-name can set its name",
             fix=wanted.command(),
         )
     length = served.get("max_model_len")
     if isinstance(length, int) and length < wanted.length:
         raise ModelError(
-            f"{url} takes {length} tokens, prompt and answer together.",
+            f"{url} has a context of {length} tokens, prompt and answer together.",
             allowed=f"at least {wanted.length}: data.max_prompt_tokens + rollouts.max_new_tokens",
             fix=wanted.command(),
         )
 
 
 def _check_logprobs(server: Server, base: str, sampling: Sampling) -> None:
-    """At another temperature than 1 the log-probabilities must be those of the tempered distribution.
+    """Check that log-probabilities include the temperature.
 
-    By default vLLM tells those from before the temperature: the likeliest token's is then the same at every temperature.
+    vLLM's default is those before the temperature: the most likely token's is then the same at every
+    temperature.
+
+    Raises:
+        ModelError: they are those before the temperature.
     """
-    likeliest = []
+    highest = []
     for temperature in (sampling.temperature, 2 * sampling.temperature):
         request = {"model": base, "prompt": [sampling.stop_ids[0]], "max_tokens": 1, "logprobs": 1, "seed": 0}
-        answer = server.complete(request | {"temperature": temperature, "top_p": 1.0, "top_k": 0})
-        likeliest.append(max(answer["choices"][0]["logprobs"]["top_logprobs"][0].values()))
-    if likeliest[0] == likeliest[1]:
+        response = server.complete(request | {"temperature": temperature, "top_p": 1.0, "top_k": 0})
+        highest.append(max(response["choices"][0]["logprobs"]["top_logprobs"][0].values()))
+    if highest[0] == highest[1]:
         raise ModelError(
-            f"{server.url} tells log-probabilities from before the temperature, and rollouts.temperature is {sampling.temperature:g}.",
+            f"{server.url} returns log-probabilities before the temperature, and rollouts.temperature is "
+            f"{sampling.temperature:g}.",
             allowed="--logprobs-mode processed_logprobs, or rollouts.temperature=1",
-            fix="start it again with --logprobs-mode processed_logprobs",
+            fix="restart it with --logprobs-mode processed_logprobs",
         )
 
 
-def mistake(server: Server, problem: ServerError, wanted: Wanted) -> ModelError:
-    """A server's refusal, in the words of whoever started it."""
+def server_mistake(server: Server, problem: ServerError, wanted: Wanted) -> ModelError:
+    """The error for a server that rejects a request, with a fix for its operator."""
     if problem.status in (401, 403):
         return ModelError(
-            f"{server.url} refuses the token ({problem}).",
+            f"{server.url} rejects the token ({problem}).",
             allowed=f"the server's --api-key, in the environment variable {wanted.token_env} (rollouts.token_env)",
             fix=f"export {wanted.token_env}=...",
         )
@@ -108,25 +118,25 @@ def mistake(server: Server, problem: ServerError, wanted: Wanted) -> ModelError:
 
 
 def load_mistake(server: Server, problem: ServerError, wanted: Wanted, folder: str) -> ModelError:
-    """Why a server does not take an adapter."""
-    said = str(problem)
-    if problem.status == 404 and "No adapter found" in said:
+    """The error for a server that does not load an adapter."""
+    message = str(problem)
+    if problem.status == 404 and "No adapter found" in message:
         return ModelError(
-            f"{server.url} does not see the adapter's folder, {folder} ({said}).",
+            f"{server.url} does not see the adapter's folder, {folder} ({message}).",
             allowed="a folder that the servers see under the same path",
             fix="rollouts.adapter_folder=FOLDER, on a disk that all of them share",
         )
     if problem.status == 404:
         return ModelError(
-            f"{server.url} does not let adapters be loaded while it runs ({said}).",
+            f"{server.url} does not load adapters at run time ({message}).",
             allowed="VLLM_ALLOW_RUNTIME_LORA_UPDATING=True in the server's environment",
             fix=wanted.command(),
         )
     if problem.status in (401, 403):
-        return mistake(server, problem, wanted)
+        return server_mistake(server, problem, wanted)
     return ModelError(
-        f"{server.url} does not take the adapter of rank {wanted.rank}: {said}",
-        allowed="a server with --enable-lora, and --max-lora-rank no smaller than the adapter's",
+        f"{server.url} does not load the adapter of rank {wanted.rank}: {message}",
+        allowed="a server with --enable-lora, and --max-lora-rank of at least the adapter's rank",
         fix=wanted.command(),
     )
 

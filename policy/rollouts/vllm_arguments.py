@@ -1,4 +1,4 @@
-"""Keyword arguments of vLLM's `LLM` for an engine in the trainer's process, and the checks that come before."""
+"""Keyword arguments of vLLM's `LLM` for an engine in the trainer's process, and checks of the settings."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from rlhf.core.errors import ModelError
 from rlhf.distributed import processes
 
 BNB_PLUGIN = "vllm-bnb-plugin"
-"""vLLM has had no bitsandbytes in its own tree since 0.28; this plugin registers it."""
+"""Registers bitsandbytes with vLLM, whose own tree has not had it since 0.28."""
 BNB_PLUGIN_FIX = "pip install --no-deps vllm-bnb-plugin==0.0.3"
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """What an engine in the trainer's process needs to know of the run.
+    """Settings of an engine in the trainer's process.
 
     Args:
         base: folder or Hugging Face name of the base.
         revision: of the base; None is the newest.
         rank: rank of the policy's adapter; None where all weights are trained.
-        max_model_len: longest prompt and answer together.
-        max_sequences: answers under way at once in this process.
+        max_model_len: longest prompt and answer together, in tokens.
+        max_sequences: answers sampled at once in this process.
         dtype: of the base.
         quantization: `none` or `nf4` (on GPUs only).
         memory_gib: size of the key-value cache on a CPU.
         gpu_memory_share: share of the GPU's memory.
         max_num_batched_tokens: tokens of one engine step at most, on a GPU.
         sleep: free the engine's memory between rollouts; on GPUs only.
-        seed: of the engine; each draw has its own on top.
+        seed: of the engine; each prompt has its own seed.
     """
 
     base: str
@@ -48,9 +48,9 @@ class EngineSettings:
 
 
 def llm_arguments(settings: EngineSettings, *, on_gpu: bool) -> dict[str, Any]:
-    """The arguments of `LLM`, all by name."""
+    """The keyword arguments of `LLM`."""
     lora: dict[str, Any] = {"enable_lora": False}
-    if settings.rank is not None:  # vLLM takes powers of two from 8
+    if settings.rank is not None:  # vLLM's maximal ranks are powers of two from 8
         max_rank = max(8, 1 << (settings.rank - 1).bit_length())
         lora = {"enable_lora": True, "max_lora_rank": max_rank, "max_loras": 1}
     device: dict[str, Any] = {
@@ -74,7 +74,7 @@ def llm_arguments(settings: EngineSettings, *, on_gpu: bool) -> dict[str, Any]:
         "seed": settings.seed,
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
-        # Beside other processes vLLM takes this one's GPU, and must not look for a group of its own.
+        # With several processes: vLLM uses this rank's GPU and creates no process group.
         "distributed_executor_backend": "external_launcher" if processes.world_size() > 1 else None,
         **lora,
         **device,
@@ -82,7 +82,7 @@ def llm_arguments(settings: EngineSettings, *, on_gpu: bool) -> dict[str, Any]:
 
 
 def check_settings(settings: EngineSettings, *, on_gpu: bool) -> None:
-    """Make sure that vLLM can serve this base on this device.
+    """Check that vLLM can serve this base on this device.
 
     Raises:
         ModelError: 4 bits on a CPU or without vLLM's plugin for them; sleep mode on a CPU.

@@ -1,11 +1,12 @@
-"""vLLM's LoRA on a CPU, with matrix products.
+"""LoRA of vLLM's CPU backend by matrix products.
 
-vLLM 0.31 gathers a copy of the adapter's weights for every token on a CPU (`vllm/lora/ops/torch_ops/lora_ops.py`): 16 bits
-x rank x width a token and layer. Here each adapter in use is multiplied once with all of its tokens, by two products a layer; which
-tokens those are is found once a step. The results are the same; `benchmarks/rollouts.py` measures the speed.
+vLLM 0.31 gathers a copy of the adapter's weights for every token on a CPU
+(`vllm/lora/ops/torch_ops/lora_ops.py`): 16 bits x rank x width per token and layer. Here each active adapter
+is multiplied once with all of its tokens, by two products per layer; the tokens of each adapter are
+determined once per step. The results are the same; `benchmarks/rollouts.py` measures the speed.
 
-Shapes: T tokens, D inputs of a layer, O outputs, R ranks of all its slices together. A layer that vLLM fuses, such as query, key
-and value, has a slice for each part.
+Shapes: T tokens, D inputs of a layer, O outputs, R ranks of all its slices together. A layer that vLLM fuses,
+such as query, key and value, has a slice for each part.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from torch import Tensor
 
 Product = Callable[[Tensor], Tensor]
 SHAPES = 32
-"""So many numbers of tokens have their kernels kept; vLLM's own layers say the same."""
+"""Token counts whose kernels are cached, as in vLLM's own layers."""
 Tokens = slice | Tensor
-"""Places of tokens; a slice, for which nothing is copied, where one adapter has them all."""
+"""Indices of tokens; a slice, which copies nothing, where one adapter has all tokens."""
 
 
 def use_matrix_products() -> None:
-    """Replace what adapters add in vLLM's CPU backend."""
+    """Replace the LoRA operations of vLLM's CPU backend."""
     from vllm.lora.model_manager import LoRAModelManager
     from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
@@ -51,7 +52,7 @@ def use_matrix_products() -> None:
 
 
 def tokens_by_adapter(adapter_of_token: Tensor) -> dict[int, Tokens]:
-    """Each adapter in use and its tokens; those marked -1 have none."""
+    """The tokens of each active adapter; tokens marked -1 have none."""
     used = torch.unique(adapter_of_token).tolist()
     if len(used) == 1:
         return {adapter: slice(None) for adapter in used if adapter >= 0}
@@ -73,7 +74,7 @@ def add_lora_linear(
     Both products are rounded to the number format of x, as vLLM's are.
     """
     for adapter, tokens in self.tokens_by_adapter.items():
-        key = (id(lora_a_stacked), adapter)  # a layer keeps its stacks as long as it lives
+        key = (id(lora_a_stacked), adapter)  # the stacks live as long as their layer
         if key not in self.factors:
             self.factors[key] = joined(lora_a_stacked, lora_b_stacked, adapter)
         shrink, expand = self.factors[key]
@@ -85,21 +86,22 @@ def add_lora_linear(
 
 
 def joined(a: Sequence[Tensor], b: Sequence[Tensor], adapter: int) -> tuple[Product, Product]:
-    """The products with A and with B, an adapter's slices side by side: two a layer, however many slices it has."""
+    """The products with A and B of all slices of an adapter: two per layer, whatever the number of slices."""
     a_RD = torch.cat([stack[adapter, 0] for stack in a])
     b_OR = torch.block_diag(*(stack[adapter, 0] for stack in b))  # type: ignore[no-untyped-call]
     return product_with(a_RD), product_with(b_OR)
 
 
 def product_with(weight_OI: Tensor) -> Product:
-    """x -> x W', by the kernel that vLLM multiplies its own layers with, where the machine has it: W is laid out for it once."""
+    """x -> x W', by vLLM's oneDNN kernel where available; W is repacked for it once."""
     from vllm import _custom_ops as ops
 
-    if not ops._supports_onednn:  # noqa: SLF001  # what vLLM's own layers ask
+    if not ops._supports_onednn:  # noqa: SLF001  # as vLLM's own layers do
         return lambda x_TI: x_TI @ weight_OI.T
     handler = ops.create_onednn_mm(weight_OI.T, SHAPES)
     return lambda x_TI: ops.onednn_mm(handler, x_TI, None)
 
 
 def add_nothing(self: Any, *_: Any, **__: Any) -> None:
-    """What adapters add to embedding and logits: ours have no part there, and vLLM would gather and add zeros."""
+    """No LoRA on embedding and logits: these adapters have none there, and vLLM would gather and add
+    zeros."""

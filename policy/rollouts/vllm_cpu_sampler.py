@@ -1,10 +1,11 @@
-"""vLLM's sampling with seeds on a CPU, by one random number a token.
+"""Seeded sampling of vLLM's CPU backend with one random number per token.
 
-vLLM 0.31 draws a token by one exponential random number for each word of the vocabulary, and where requests have seeds, as
-ours do, twice: a third of the time of a small model on a CPU (`forward_cpu` in `vllm/v1/sample/ops/topk_topp_sampler.py`). One uniform number
-and the cumulative distribution give the same distribution.
+vLLM 0.31 samples a token with one exponential random number per vocabulary entry, twice for requests with
+seeds: a third of the time of a small model on a CPU (`forward_cpu` in
+`vllm/v1/sample/ops/topk_topp_sampler.py`). Inverse transform sampling needs one uniform number and gives the
+same distribution.
 
-Shapes: N sequences, V words, in B blocks of W.
+Shapes: N sequences, V vocabulary entries, in B blocks of W.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from torch import Tensor
 from torch.nn import functional
 
 BLOCK = 256
-"""Words of a block."""
+"""Vocabulary entries of a block."""
 
 
 def use_inverse_distribution() -> None:
-    """Replace the draw in vLLM's CPU backend where every sequence has a seed of its own."""
+    """Replace the sampler of vLLM's CPU backend for batches in which every sequence has its own seed."""
     from vllm.v1.sample.ops import topk_topp_sampler
 
     sampler = topk_topp_sampler.TopKTopPSampler
@@ -42,9 +43,10 @@ def use_inverse_distribution() -> None:
 
 
 def draw(probabilities_NV: Tensor, generators: Mapping[int, torch.Generator]) -> Tensor:
-    """words_N: the first word at which the cumulative probability exceeds a uniform number of the sequence's own.
+    """ids_N: the first id at which the cumulative probability exceeds a uniform number from the sequence's
+    generator.
 
-    First the block of words is found, then the word in it, so that the vocabulary is added up but once.
+    The block is found first, then the id in it, so that the vocabulary is summed only once.
     """
     sequences, words = probabilities_NV.shape
     uniform_N1 = torch.stack(
@@ -62,5 +64,5 @@ def draw(probabilities_NV: Tensor, generators: Mapping[int, torch.Generator]) ->
 
 
 def _first_above(cumulative_NC: Tensor, level_N1: Tensor) -> Tensor:
-    """The first place above the level; the last one where rounding leaves none."""
+    """The first index above the level; the last one where rounding leaves none."""
     return torch.searchsorted(cumulative_NC, level_N1, right=True).clamp_(max=cumulative_NC.shape[1] - 1)

@@ -1,8 +1,8 @@
 """Rollouts by vLLM in this process.
 
-vLLM holds its own copy of the base and receives nothing but the adapter, as a new LoRA request after each update: megabytes in place of
-the whole model, and exact on a 4-bit base, where a merge would round the update away. Of a policy that is trained without an adapter it
-receives all weights (`vllm_weights.py`). The stock engine is used as it is; on GPUs it was not run by us.
+vLLM holds its own copy of the base and receives only the adapter, as a new LoRA request after each update:
+megabytes in place of the whole model, and exact on a 4-bit base, where a merge would round the update away.
+For a policy that is trained without an adapter it receives all weights (`vllm_weights.py`).
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from rlhf.runs.checkpoints import trainable_state
 
 
 class VLLMEngine:
-    """vLLM with one adapter at a time, or with weights that are loaded anew.
+    """vLLM with one adapter at a time, or with reloaded weights.
 
     Args:
         settings: base, lengths and memory.
-        sampling: how answers are drawn.
-        chat: decodes them.
+        sampling: sampling parameters.
+        chat: decodes answers.
 
     Raises:
         ModelError: vLLM is not installed, or cannot serve this base on this device.
@@ -46,11 +46,11 @@ class VLLMEngine:
     def __init__(self, settings: EngineSettings, sampling: Sampling, chat: Chat) -> None:
         on_gpu = torch.cuda.is_available()
         check_settings(settings, on_gpu=on_gpu)
-        # One process: the engine shares the trainer's cores or GPU, and dies with it.
+        # One process: the engine shares the trainer's cores or GPU and stops with it.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         if not on_gpu:
-            # The threads are torch's, and the trainer's too.
+            # The threads are torch's, shared with the trainer.
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         self.sampling, self.chat, self.seed = sampling, chat, settings.seed
         self.folder = tempfile.TemporaryDirectory(prefix="rlhf-adapter-")
@@ -69,7 +69,7 @@ class VLLMEngine:
         self._sleep()
 
     def sync(self, model: PeftModel | PreTrainedModel) -> None:
-        """Hand over the policy's adapter under a new name, and forget the one before; or its weights, in place of the ones before."""
+        """Load the policy's current adapter in place of the previous one; or all of its weights."""
         self._wake()
         if self.takes_weights:
             self.transfer = self.transfer or WeightTransfer(model, self.engine)
@@ -88,7 +88,11 @@ class VLLMEngine:
         shutil.rmtree(folder.with_name(str(self.adapters - 1)), ignore_errors=True)  # a run has hundreds
 
     def load(self, folder: Path) -> None:
-        """Wear the adapter in a folder, such as a policy's `final/`, and forget the one before."""
+        """Load the adapter of a folder, such as a policy's `final/`, in place of the previous one.
+
+        Raises:
+            EngineError: vLLM rejects the adapter.
+        """
         from vllm.lora.request import LoRARequest
 
         self._wake()
@@ -98,15 +102,19 @@ class VLLMEngine:
         with self.process.working():
             if before is not None:
                 self.engine.llm_engine.remove_lora(before.lora_int_id)
-            taken = self.engine.llm_engine.add_lora(self.request)
-        if not taken:
+            loaded = self.engine.llm_engine.add_lora(self.request)
+        if not loaded:
             raise EngineError(
-                f"vLLM did not take adapter {self.adapters}.",
+                f"vLLM did not load adapter {self.adapters}.",
                 fix="look for its message above; adapter.rank and adapter.targets must be ones that vLLM supports",
             )
 
     def generate(self, prompts: Sequence[Sequence[int]], *, samples: int, seed: int) -> list[list[Rollout]]:
-        """All prompts at once; every prompt draws from a seed of its own."""
+        """Sample all prompts at once, each with its own seed.
+
+        Raises:
+            EngineError: answers are missing or empty.
+        """
         from vllm import SamplingParams
 
         settings = [
@@ -116,11 +124,11 @@ class VLLMEngine:
                 max_tokens=self.sampling.max_new_tokens,
                 stop_token_ids=list(self.sampling.stop_ids),
                 logprobs=0,
-                seed=seed_of(self.seed, seed, place),
+                seed=seed_of(self.seed, seed, index),
                 skip_special_tokens=False,
                 detokenize=False,
             )
-            for place in range(len(prompts))
+            for index in range(len(prompts))
         ]
         self._wake()
         with self.process.working():
@@ -135,7 +143,7 @@ class VLLMEngine:
             [self._rollout(ids, answer) for answer in out.outputs]
             for ids, out in zip(prompts, outputs, strict=True)
         ]
-        short = [place for place, group in enumerate(groups) if len(group) != samples]
+        short = [index for index, group in enumerate(groups) if len(group) != samples]
         if short:
             raise EngineError(
                 f"vLLM returned fewer than {samples} answers to {len(short)} of {len(prompts)} prompts."
@@ -143,19 +151,20 @@ class VLLMEngine:
         return groups
 
     def figures(self) -> dict[str, float]:
-        """None."""
+        """No figures."""
         return {}
 
     def _wake(self) -> None:
-        """Put weights and cache back on the GPU, where sleep mode is on and took them away."""
+        """Restore weights and cache on the GPU, where sleep mode released them."""
         if self.sleeps and self.asleep:
-            torch.cuda.empty_cache()  # what the trainer's allocator holds and does not use
+            torch.cuda.empty_cache()  # unused blocks of the trainer's allocator
             with self.process.working():
                 self.engine.wake_up()
             self.asleep = False
 
     def _sleep(self) -> None:
-        """Free the engine's memory, where sleep mode is on: weights go to the host's memory, the cache is dropped."""
+        """In sleep mode, release the engine's GPU memory: weights are moved to host memory, the cache is
+        dropped."""
         if self.sleeps:
             with self.process.working():
                 self.engine.sleep(level=1)
@@ -165,15 +174,15 @@ class VLLMEngine:
         ids = list(answer.token_ids)
         if not ids:
             raise EngineError("vLLM returned an answer without a token.")
-        logprobs = [place[token].logprob for token, place in zip(ids, answer.logprobs, strict=True)]
+        logprobs = [by_token[token].logprob for token, by_token in zip(ids, answer.logprobs, strict=True)]
         return as_rollout(prompt, ids, logprobs, self.sampling.stop_ids, self.chat)
 
 
 def _start(llm: Any, arguments: dict[str, Any]) -> Any:
-    """vLLM's engine.
+    """Start vLLM.
 
     Raises:
-        EngineError: it finds too little memory for its share of the GPU, or for its cache.
+        EngineError: its share of the GPU is not free, or too small for its cache.
     """
     try:
         return llm(**arguments)
@@ -182,15 +191,15 @@ def _start(llm: Any, arguments: dict[str, Any]) -> Any:
             raise
         raise EngineError(
             f"vLLM does not start: {str(error).splitlines()[0]}",
-            allowed="a share that is free when vLLM starts, and holds its copy of the base and one sequence",
-            fix="rollouts.gpu_memory_share=SHARE as `rlhf plan CONFIG --gpus CARDS` names it, or rollouts.engine=transformers",
+            allowed="a share that is free when vLLM starts and holds its copy of the base and one sequence",
+            fix="rollouts.gpu_memory_share=SHARE as `rlhf plan CONFIG --gpus GPUS` prints it, or rollouts.engine=transformers",
         ) from error
 
 
 def _import_vllm(*, cpu: bool) -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # vLLM's, on torch's names
+            warnings.simplefilter("ignore", FutureWarning)  # vLLM's use of old torch names
             import vllm
     except ModuleNotFoundError as error:
         raise ModelError(

@@ -1,8 +1,8 @@
-"""vLLM's changes to the process it runs in, kept away from the trainer.
+"""Isolates the trainer from vLLM's changes to the process.
 
-vLLM 0.31 sets torch to one CPU thread, makes a CUDA stream of its own the current one (`utils/torch_utils.py`) and freezes all live
-objects for the garbage collector (`utils/gc_utils.py`). The trainer keeps its threads, its stream and its collector; the engine works
-on its own stream, and the two streams wait for each other.
+vLLM 0.31 sets torch to one CPU thread, makes its own CUDA stream the current one (`utils/torch_utils.py`) and
+freezes all live objects for the garbage collector (`utils/gc_utils.py`). Here the trainer keeps its threads,
+stream and collector; the engine works on its own stream, and the two streams wait for each other.
 """
 
 from __future__ import annotations
@@ -15,23 +15,24 @@ import torch
 
 
 class EngineProcess:
-    """The engine's CUDA stream in a process that it shares with a trainer; None on a CPU."""
+    """The engine's CUDA stream in the trainer's process; None on a CPU."""
 
     def __init__(self) -> None:
         self.stream: torch.cuda.Stream | None = None
 
     @contextmanager
     def starting(self) -> Iterator[None]:
-        """Within the block the engine starts; afterwards threads, stream and garbage collector are the trainer's again."""
+        """Start the engine within the block.
+
+        Afterwards restore the trainer's threads, stream and garbage collector.
+        """
         threads, set_threads = torch.get_num_threads(), torch.set_num_threads
         on_gpu = torch.cuda.is_available()
         trainers = torch.cuda.current_stream() if on_gpu else None
         try:
             yield
         finally:
-            torch.set_num_threads = (
-                set_threads  # vLLM's CPU worker puts a function in its place that does nothing
-            )
+            torch.set_num_threads = set_threads  # vLLM's CPU worker replaces it by a no-op
             torch.set_num_threads(threads)
             gc.unfreeze()
             if trainers is not None:
@@ -42,7 +43,7 @@ class EngineProcess:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Within the block work goes to the engine's stream, after the trainer's and before what the trainer does next."""
+        """Run the block on the engine's stream, after the trainer's work so far and before its next."""
         if self.stream is None:
             yield
             return

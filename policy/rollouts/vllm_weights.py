@@ -1,8 +1,8 @@
-"""All weights to vLLM in this process, for a policy that is trained without an adapter: by TRL's own transfer.
+"""Transfer of all weights to vLLM in this process by TRL, for a policy that is trained without an adapter.
 
-TRL walks over the parameters, gathers what is sharded, and has vLLM load them one by one into the model it serves. vLLM's CPU backend lays
-out weights for its kernels when it loads a model and throws the originals away, so that nothing can be loaded into them; here it keeps them
-and multiplies by torch. The GPU backend is used as it is; it was not run by us.
+TRL gathers sharded parameters and has vLLM load them one by one. vLLM's CPU backend repacks weights for its
+kernels when it loads a model and frees the originals, so that nothing can be loaded later; `kept_weights`
+keeps them and multiplies by torch. The GPU backend is unchanged, and not yet tested.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from trl.generation.vllm_generation import VLLMGeneration
 
 
 class WeightTransfer(VLLMGeneration):
-    """TRL's transfer, to an engine that is there already.
+    """TRL's weight transfer to an existing engine.
 
     Args:
-        model: whose weights are handed over by `sync_weights`, inherited.
+        model: the trained model; the inherited `sync_weights` sends its weights.
         engine: vLLM's `LLM`.
     """
 
@@ -31,12 +31,12 @@ class WeightTransfer(VLLMGeneration):
         super().__init__(model, Accelerator(cpu=not torch.cuda.is_available()), processing_class=None)
 
     def _init_vllm(self) -> None:
-        """TRL would make an engine here."""
+        """TRL would create an engine here."""
 
 
 @contextmanager
 def kept_weights() -> Iterator[None]:
-    """vLLM models that are loaded on a CPU within the block keep their weights, and multiply by torch."""
+    """Within the block, vLLM models that are loaded on a CPU keep their weights and multiply by torch."""
     from vllm.model_executor.layers import utils
 
     stock = utils.dispatch_cpu_unquantized_gemm

@@ -1,1 +1,4 @@
-"""One update of a policy, from rewarded answers to a loss."""
+"""One update of a policy, from rollouts to a loss.
+
+Read in order: `sampling`, `forward`, `advantages`, `losses`, `step`; `statistics` holds the logged figures.
+"""

@@ -1,10 +1,12 @@
-"""From rewards to what each answer, or each token, is worth.
+"""From rewards to the advantage of each answer or token.
 
-Shapes: N answers, P prompts, G answers to each; M tokens of all answers, one answer after another; K anything.
+Shapes: P prompts with G answers each, N = P x G answers, M tokens of all answers in order, K any number of
+values.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -14,10 +16,14 @@ from torch import Tensor
 Unfinished = Literal["drop", "keep", "penalty"]
 
 
-def by_unfinished_rule(
+def apply_unfinished_rule(
     rewards_N: Tensor, finished_N: Tensor, rule: Unfinished, unfinished_reward: float | None
 ) -> tuple[Tensor, Tensor]:
-    """(rewards_N, counted_N): `drop` counts finished answers only, `keep` all as they are, `penalty` gives cut ones a reward."""
+    """(rewards_N, counted_N) under the rule for answers that were cut off at the maximal length.
+
+    `drop` counts finished answers only, `keep` counts all, `penalty` counts all and replaces the reward of
+    cut-off ones.
+    """
     if rule == "drop":
         return rewards_N, finished_N
     if rule == "penalty":
@@ -25,37 +31,64 @@ def by_unfinished_rule(
     return rewards_N, torch.ones_like(finished_N)
 
 
+def skip_flat_groups(
+    rewards_N: Tensor,
+    finished_N: Tensor,
+    group_size: int,
+    rule: Unfinished,
+    unfinished_reward: float | None,
+) -> tuple[Tensor, int]:
+    """Rewards with NaN in groups whose counted rewards are all equal, and the number of these groups.
+
+    An answer whose reward is NaN takes part in no loss and no denominator. Without a KL penalty the
+    advantages of such a group are 0; with one they are differences of KL alone. Rewards are compared under
+    the rule for unfinished answers; a group without counted answers is skipped too.
+
+    Args:
+        rewards_N: in whole groups; NaN where an answer has no reward.
+
+    Source: the filter of DAPO's dynamic sampling (arXiv 2503.14476, section 3.2); nothing is sampled again.
+    """
+    compared_N, counted_N = apply_unfinished_rule(rewards_N, finished_N, rule, unfinished_reward)
+    counted_PG = (counted_N & ~torch.isnan(rewards_N)).view(-1, group_size)
+    compared_PG = compared_N.view(-1, group_size)
+    highest_P = compared_PG.masked_fill(~counted_PG, -math.inf).amax(dim=1)
+    lowest_P = compared_PG.masked_fill(~counted_PG, math.inf).amin(dim=1)
+    flat_P = highest_P <= lowest_P
+    masked_PG = rewards_N.view(-1, group_size).masked_fill(flat_P[:, None], math.nan)
+    return masked_PG.flatten(), int(flat_P.sum())
+
+
 def leave_one_out(rewards_PG: Tensor, counted_PG: Tensor) -> Tensor:
-    """REINFORCE's leave-one-out advantage: an answer's reward minus the mean of its siblings'.
+    """Leave-one-out advantages: an answer's reward minus the mean reward of the other answers to its prompt.
 
         A_pi = R_pi - sum over counted j != i of R_pj / (counted_p - 1)
 
-    Answers that do not count (unfinished ones, where the rule drops them) take no part in a baseline and have
-    advantage 0, and so has an answer without counted siblings.
+    Answers that are not counted are in no baseline and have the advantage 0, as has an answer without counted
+    siblings.
 
     Args:
-        rewards_PG: penalised rewards; anything, even NaN, where not counted.
-        counted_PG: which answers count.
+        rewards_PG: rewards minus the KL penalty; ignored, even NaN, where not counted.
+        counted_PG: mask of the answers that take part.
 
-    Source: Ahmadian et al. (arXiv 2402.14740), equation 7; over finished answers as NeMo-Aligner's `reinforce.py` does.
+    Source: Ahmadian et al. (arXiv 2402.14740), equation 7; over finished answers as NeMo-Aligner's
+        `reinforce.py` does.
     """
     _check_shapes(rewards_PG, counted_PG)
     counted_rewards_PG = rewards_PG.masked_fill(~counted_PG, 0.0)
     siblings_PG = counted_PG.sum(dim=1, keepdim=True) - counted_PG.long()
-    baseline_PG = (counted_rewards_PG.sum(dim=1, keepdim=True) - counted_rewards_PG) / siblings_PG.clamp(
-        min=1
-    )
-    worth = counted_PG & (siblings_PG > 0)
-    return (counted_rewards_PG - baseline_PG).masked_fill(~worth, 0.0)
+    sum_of_siblings_PG = counted_rewards_PG.sum(dim=1, keepdim=True) - counted_rewards_PG
+    baseline_PG = sum_of_siblings_PG / siblings_PG.clamp(min=1)
+    has_baseline_PG = counted_PG & (siblings_PG > 0)
+    return (counted_rewards_PG - baseline_PG).masked_fill(~has_baseline_PG, 0.0)
 
 
 def aligner_advantage(rewards_PG: Tensor, finished_PG: Tensor) -> Tensor:
-    """NeMo-Aligner's advantage to the letter, its slip for unfinished answers included.
+    """NeMo-Aligner's leave-one-out advantage, its bug for unfinished answers included.
 
         A_pi = R_pi - sum over finished j != i of R_pj / (finished_p - 1)    where finished_p > 1, else 0
 
-    The divisor is meant for an answer that is finished itself: for one that is not, all finished_p siblings are summed and
-    divided by one less.
+    For an unfinished answer the sum has finished_p terms and is still divided by finished_p - 1.
 
     Source: NeMo-Aligner, nemo_aligner/utils/ppo_utils.py, `calculate_rloo_baseline`.
     """
@@ -68,7 +101,7 @@ def aligner_advantage(rewards_PG: Tensor, finished_PG: Tensor) -> Tensor:
 
 
 def token_rewards(rewards_N: Tensor, penalty_M: Tensor, answer_M: Tensor) -> Tensor:
-    """rewards_M: every token pays its penalty, and the last one of an answer brings the answer's reward.
+    """rewards_M: minus the KL penalty at each token, plus the answer's reward at its last token.
 
         r_t = -penalty_t + [t is the answer's last token] R
 
@@ -82,42 +115,42 @@ def token_rewards(rewards_N: Tensor, penalty_M: Tensor, answer_M: Tensor) -> Ten
 def generalised_advantages(
     rewards_M: Tensor, values_M: Tensor, answer_M: Tensor, discount: float, gae_lambda: float
 ) -> Tensor:
-    """GAE: what came beyond what was expected, now and, ever less, later in the answer.
+    """Generalised advantage estimation (GAE), advantages_M.
 
         delta_t = r_t + discount V_{t+1} - V_t,  A_t = sum over l >= 0 of (discount lambda)^l delta_{t+l}
 
-    V_t is what was expected before token t; after an answer's last token it is 0.
+    V_t is the value before token t; after an answer's last token it is 0.
 
     Source: Schulman et al. (arXiv 1506.02438), equation 16; NeMo-Aligner, `calculate_advantages_and_returns`.
     """
     if not rewards_M.shape == values_M.shape == answer_M.shape:
-        shapes = [tuple(one.shape) for one in (rewards_M, values_M, answer_M)]
+        shapes = [tuple(tensor.shape) for tensor in (rewards_M, values_M, answer_M)]
         raise ValueError(f"shapes must be equal, got {shapes}")
     advantages: list[float] = []
-    answer, next_value, later = -1, 0.0, 0.0
-    # From the last token to the first, in Python's own numbers: tokens are many, and the work on each is little.
-    for reward, value, place in zip(
-        *(one.flip(0).tolist() for one in (rewards_M, values_M, answer_M)), strict=True
+    current, next_value, accumulated = -1, 0.0, 0.0
+    # Backwards in Python floats: a tensor operation per token would cost more than the arithmetic.
+    for reward, value, answer in zip(
+        *(tensor.flip(0).tolist() for tensor in (rewards_M, values_M, answer_M)), strict=True
     ):
-        if place != answer:
-            answer, next_value, later = place, 0.0, 0.0
-        later = reward + discount * next_value - value + discount * gae_lambda * later
+        if answer != current:
+            current, next_value, accumulated = answer, 0.0, 0.0
+        accumulated = reward + discount * next_value - value + discount * gae_lambda * accumulated
         next_value = value
-        advantages.append(later)
+        advantages.append(accumulated)
     return torch.tensor(advantages[::-1], dtype=values_M.dtype, device=values_M.device)
 
 
-def mean_and_variance(values_K: Tensor, total: Callable[[Tensor], Tensor]) -> tuple[float, float]:
-    """Over all processes, the variance without Bessel's correction; (0, 0) of nothing.
+def mean_and_variance(values_K: Tensor, all_reduce: Callable[[Tensor], Tensor]) -> tuple[float, float]:
+    """Mean and variance (without Bessel's correction) over all ranks; (0, 0) of no values.
 
     Args:
-        total: sums a tensor over all processes.
+        all_reduce: sums a tensor over all ranks.
     """
     values_K = values_K.double()
-    count, added = total(torch.stack([torch.ones_like(values_K).sum(), values_K.sum()])).tolist()
-    mean = added / max(count, 1.0)
-    # In a second step: as a difference of two large sums the variance would be lost.
-    return mean, float(total((values_K - mean).square().sum())) / max(count, 1.0)
+    count, sum_ = all_reduce(torch.stack([torch.ones_like(values_K).sum(), values_K.sum()])).tolist()
+    mean = sum_ / max(count, 1.0)
+    # In a second reduction: the difference of two large sums would lose the variance to rounding.
+    return mean, float(all_reduce((values_K - mean).square().sum())) / max(count, 1.0)
 
 
 def _check_shapes(rewards_PG: Tensor, counted_PG: Tensor) -> None:

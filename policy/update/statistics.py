@@ -1,4 +1,8 @@
-"""Figures of one update, gathered row by row. Shapes: N answers of the update, M tokens of a row."""
+"""Statistics of one update: accumulated per micro-batch, merged over ranks, logged under the names of
+metrics.jsonl.
+
+Shapes: N answers of a micro-batch, M their tokens.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +18,13 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from policy.algorithms.protocol import SampledRow
-from policy.update.kl import Estimator, kl_of_answers, kl_of_tokens
-from rlhf.core.errors import DivergenceError
+from policy.algorithms.protocol import MeasuredBatch
+from policy.rollouts.probe import EngineProbe
+from policy.update.losses import Estimator, kl_of_answers, kl_of_tokens
 from rlhf.core.records import Prompt, Rollout
 from rlhf.data.checks import gold_score
+from rlhf.distributed import processes
 from rlhf.kernels.tensors import segment_sum
-
-LARGE_REWARD = 1e6
-"""Rewards beyond this are named when a loss or a gradient is not finite."""
 
 KL_NAMES: Mapping[Estimator, tuple[str, str]] = {
     "k1": ("kl/mean", "kl/sum"),
@@ -30,12 +32,27 @@ KL_NAMES: Mapping[Estimator, tuple[str, str]] = {
     "k2": ("kl/k2_mean", "kl/k2_sum"),
     "k3": ("kl/k3_mean", "kl/k3_sum"),
 }
-"""Estimator: its mean over all tokens of the update, and the mean over answers of its sum."""
+"""Names of each estimator's mean over all tokens of the update, and of its per-answer sum's mean."""
+
+SUMMED = (
+    "engine/tokens_per_second",
+    "engine/retried_prompts",
+    "judge/requests",
+    "judge/cached",
+    "judge/unparsed",
+    "judge/prompt_tokens",
+    "judge/completion_tokens",
+    "judge/dollars",
+    "reward/groups_skipped",
+)
+"""Figures that are summed over ranks."""
+AVERAGED = ("judge/seconds", "judge/position_bias", "judge/order_agreement")
+"""Figures that are averaged over the ranks that have them."""
 
 
 @dataclass(frozen=True)
-class _Unread:
-    """Figures of a row, on its device. Shapes: E estimators."""
+class _Pending:
+    """Statistics of a micro-batch that are still on its device. Shapes: E estimators."""
 
     answers: list[int]
     kl_N: Tensor
@@ -46,21 +63,21 @@ class _Unread:
 
 
 class UpdateStatistics:
-    """Collects what the rows of one update computed, and names it.
+    """Accumulates the statistics of one update.
 
     Args:
-        rewards: one an answer, as they were given; NaN where there is none.
-        rollouts: the answers, in the same order.
-        passes: over the answers; losses and the algorithm's own figures are means over them.
-        columns: further rewards of each answer by name, for the log alone.
-        missing: why an answer has no reward, by its place.
+        rewards: of each answer before shaping; NaN where there is none.
+        rollouts: in the same order.
+        epochs: passes over the answers; losses and the algorithm's figures are means over them.
+        columns: further rewards of each answer by name, which are only logged.
+        missing: why an answer has no reward, by its position.
     """
 
     def __init__(
         self,
         rewards: Sequence[float],
         rollouts: Sequence[Rollout],
-        passes: int = 1,
+        epochs: int = 1,
         *,
         columns: Mapping[str, Sequence[float]] | None = None,
         missing: Mapping[int, str] | None = None,
@@ -73,21 +90,21 @@ class UpdateStatistics:
         self.log_ratios: list[Tensor] = []
         self.sums: dict[Estimator, float] = dict.fromkeys(get_args(Estimator), 0.0)
         self.entropies: list[Tensor] = []
-        self.passes = passes
+        self.epochs = epochs
         self.losses: dict[str, float] = defaultdict(float)
-        self.own: dict[str, float] = defaultdict(float)
-        self._unread: list[_Unread] = []
-        self._unread_losses: list[tuple[dict[str, float], Mapping[str, Tensor | float]]] = []
+        self.algorithm_figures: dict[str, float] = defaultdict(float)
+        self._pending: list[_Pending] = []
+        self._pending_losses: list[tuple[dict[str, float], Mapping[str, Tensor | float]]] = []
 
     def add(
         self,
         answers: Sequence[int],
-        measured: SampledRow,
+        measured: MeasuredBatch,
         *,
         charged_N: Tensor,
         entropy_M: Tensor,
     ) -> None:
-        """One packed row as it was sampled; `answers` are its answers' places in the update."""
+        """Add a micro-batch, whose answers have the positions `answers` in the update."""
         log_ratio_M = measured.logps_M - measured.reference_M
         count = len(answers)
         estimates = [
@@ -95,39 +112,42 @@ class UpdateStatistics:
             for estimator in self.sums
         ]
         kl_N = segment_sum(log_ratio_M, measured.answer_M, count)
-        self._unread.append(
-            _Unread(list(answers), kl_N, charged_N, torch.stack(estimates), log_ratio_M, entropy_M.detach())
+        self._pending.append(
+            _Pending(list(answers), kl_N, charged_N, torch.stack(estimates), log_ratio_M, entropy_M.detach())
         )
 
-    def add_losses(self, losses: Mapping[str, Tensor | float], own: Mapping[str, Tensor | float]) -> None:
-        """One row's share of a pass: of each term of the loss, and the algorithm's own figures, summed over answers."""
-        self._unread_losses.append((self.losses, losses))
-        self._unread_losses.append((self.own, own))
+    def add_losses(
+        self, losses: Mapping[str, Tensor | float], algorithm_figures: Mapping[str, Tensor | float]
+    ) -> None:
+        """Add a micro-batch's share of each loss term, and the algorithm's figures summed over its
+        answers."""
+        self._pending_losses.append((self.losses, losses))
+        self._pending_losses.append((self.algorithm_figures, algorithm_figures))
 
     def read(self) -> UpdateStatistics:
-        """Move what the rows left on the device to the CPU: once per update, since every read waits for the device."""
-        for row in self._unread:
-            for place, kl, charged in zip(
-                row.answers, row.kl_N.tolist(), row.charged_N.tolist(), strict=True
+        """Move pending statistics to the CPU, once per update, since every read waits for the device."""
+        for pending in self._pending:
+            for position, kl, charged in zip(
+                pending.answers, pending.kl_N.tolist(), pending.charged_N.tolist(), strict=True
             ):
-                self.kl_sum[place], self.charged[place] = kl, charged
-            for estimator, value in zip(self.sums, row.sums_E.tolist(), strict=True):
+                self.kl_sum[position], self.charged[position] = kl, charged
+            for estimator, value in zip(self.sums, pending.sums_E.tolist(), strict=True):
                 self.sums[estimator] += value
-            self.log_ratios.append(row.log_ratio_M.cpu())
-            self.entropies.append(row.entropy_M.cpu())
-        for totals, row_figures in self._unread_losses:
-            for name, value in row_figures.items():
+            self.log_ratios.append(pending.log_ratio_M.cpu())
+            self.entropies.append(pending.entropy_M.cpu())
+        for totals, shares in self._pending_losses:
+            for name, value in shares.items():
                 totals[name] += float(value)
-        self._unread.clear()
-        self._unread_losses.clear()
-        self.advantages = [one.cpu() for one in self.advantages]
+        self._pending.clear()
+        self._pending_losses.clear()
+        self.advantages = [tensor.cpu() for tensor in self.advantages]
         return self
 
     def figures(self, coefficient: float) -> dict[str, float]:
-        """Names as in metrics.jsonl.
+        """Figures under their names in metrics.jsonl.
 
         Args:
-            coefficient: of the KL, in this update.
+            coefficient: of the KL in this update.
         """
         self.read()
         count = len(self.rollouts)
@@ -137,11 +157,14 @@ class UpdateStatistics:
         log_ratio = torch.cat(self.log_ratios)
         charged = sum(self.charged) / count
         figures = {
-            **{name: value / self.passes for name, value in self.losses.items()},
+            **{name: value / self.epochs for name, value in self.losses.items()},
             "reward/mean": rewards[known].mean().item(),
             "reward/std": rewards[known].std(correction=0).item(),
             "reward/missing": count - int(known.sum()),
-            **{f"reward/{name}": torch.tensor(one).nanmean().item() for name, one in self.columns.items()},
+            **{
+                f"reward/{name}": torch.tensor(column).nanmean().item()
+                for name, column in self.columns.items()
+            },
             "kl/charged": charged,
             "kl/coefficient": coefficient,
             "kl/penalty": coefficient * charged,
@@ -156,13 +179,12 @@ class UpdateStatistics:
         for estimator, (mean, total) in KL_NAMES.items():
             figures[mean] = kl_of_tokens(log_ratio, estimator).mean().item()
             figures[total] = self.sums[estimator] / count
-        own = {name: value / count / self.passes for name, value in self.own.items()}
-        return figures | own
+        return figures | {name: value / count / self.epochs for name, value in self.algorithm_figures.items()}
 
     def samples(
         self, step: int, prompts: Sequence[Prompt], golds: Sequence[float | None]
     ) -> list[Mapping[str, Any]]:
-        """Rows of samples.jsonl."""
+        """The update's lines of samples.jsonl."""
         self.read()
         return [
             {
@@ -170,28 +192,28 @@ class UpdateStatistics:
                 "prompt": [m.as_dict() for m in prompt.messages],
                 "answer": rollout.text,
                 "reward": reward,
-                **{f"reward/{name}": column[place] for name, column in self.columns.items()},
-                **({"missing": self.missing[place]} if place in self.missing else {}),
+                **{f"reward/{name}": column[position] for name, column in self.columns.items()},
+                **({"missing": self.missing[position]} if position in self.missing else {}),
                 "gold": gold,
                 "kl": kl,
                 "length": len(rollout.completion_ids),
                 "finished": rollout.finished,
             }
-            for place, (prompt, rollout, reward, gold, kl) in enumerate(
+            for position, (prompt, rollout, reward, gold, kl) in enumerate(
                 zip(prompts, self.rollouts, self.rewards, golds, self.kl_sum, strict=True)
             )
         ]
 
 
 def _correlation(a: Tensor, b: Tensor) -> float:
-    """Pearson's r; 0 where one of the two is constant, or there are none."""
+    """Pearson's r; 0 where one of the two is constant or empty."""
     if not len(a) or a.std(correction=0) == 0 or b.std(correction=0) == 0:
         return 0.0
     return float(torch.corrcoef(torch.stack([a, b]))[0, 1])
 
 
 def peak_memory_gib() -> float:
-    """Highest memory so far: of the card where there is one, else of this process (an in-process engine included)."""
+    """Peak memory in GiB: of the GPU, else of this process, an in-process engine included."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     # Linux counts in KiB, macOS in bytes.
@@ -200,14 +222,14 @@ def peak_memory_gib() -> float:
 
 
 def reserved_memory() -> dict[str, float]:
-    """On a GPU, what the allocator took from it at most: allocated memory and what fragments leave unused."""
+    """Peak memory that torch's allocator reserved on a GPU, fragments included; empty on a CPU."""
     if not torch.cuda.is_available():
         return {}
     return {"memory/reserved_gib": torch.cuda.max_memory_reserved() / 2**30}
 
 
 def gold_scores(prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[float | None]:
-    """What can be checked of each answer; None where its prompt has no check."""
+    """The gold score of each answer; None where its prompt has no check."""
     return [
         None if prompt.check is None else gold_score(prompt.check, rollout.text)
         for prompt, rollout in zip(prompts, rollouts, strict=True)
@@ -215,18 +237,23 @@ def gold_scores(prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[
 
 
 def spread_share(rewards: Sequence[float], group: int) -> float:
-    """Share of groups of answers to one prompt whose rewards differ: the others have advantages of 0 and teach nothing."""
+    """Share of groups whose rewards are not all equal; the rewards of the others give no gradient.
+
+    Args:
+        rewards: before shaping, in whole groups.
+        group: answers of a group.
+    """
     groups = [rewards[start : start + group] for start in range(0, len(rewards), group)]
     known = [[reward for reward in rewards if math.isfinite(reward)] for rewards in groups]
     return sum(len(set(rewards)) > 1 for rewards in known) / len(groups)
 
 
 def order_agreement(rewards: Sequence[float], others: Sequence[float], group: int) -> float | None:
-    """Share of pairs of answers to one prompt that two rewards order alike.
+    """Share of pairs of answers to one prompt that two rewards order alike; None where no pair is left.
 
         pairs (i, j) of a group with r_i != r_j and s_i != s_j;   alike where (r_i > r_j) == (s_i > s_j)
 
-    A pair with a missing reward (NaN) is left out, as is one that either reward calls equal. None where no pair is left.
+    A pair with a missing reward (NaN), or with equal values of either reward, is left out.
     """
     alike = list[bool]()
     for start in range(0, len(rewards), group):
@@ -240,54 +267,76 @@ def order_agreement(rewards: Sequence[float], others: Sequence[float], group: in
     return sum(alike) / len(alike) if alike else None
 
 
-def diverged(what: str, update: int, rewards: Sequence[float]) -> DivergenceError:
-    """The error for a loss or a gradient that is not finite: rewards of a great size are the cause before the learning rate is."""
-    known = [reward for reward in rewards if math.isfinite(reward)]
-    largest = max(map(abs, known), default=0.0)
-    if largest > LARGE_REWARD:
-        return DivergenceError(
-            f"{what} at update {update}: its rewards go from {min(known):.3g} to {max(known):.3g}.",
-            allowed=f"rewards whose size float32 can square and add up; up to {LARGE_REWARD:g} is safe",
-            fix="return smaller rewards; or ignore the excess: reward_shaping.clip=[-1e6,1e6]",
-        )
-    return DivergenceError(
-        f"{what} at update {update}.",
-        allowed="a finite number",
-        fix="lower optimizer.learning_rate; samples.jsonl holds the answers of the updates before",
-    )
+def gather_statistics(local: UpdateStatistics) -> UpdateStatistics:
+    """The statistics of all ranks, in the order of the ranks."""
+    return merge_statistics(processes.all_gather(local.read()))
 
 
-START_BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
-"""By the format of products: how far policy and reference may be apart, in the mean over tokens, before anything is learnt. On a GPU a kernel
-with gradients may be another than the one without, and bfloat16 rounds a log-probability by about 1e-2; a wrong reference is further off."""
+def gather_probes(local: EngineProbe) -> EngineProbe:
+    """The engine comparisons of all ranks."""
+    return merge_probes(processes.all_gather(local.read()))
 
 
-def start_bound(dtype: torch.dtype, *, on_gpu: bool) -> float:
-    """The bound for a device: on a CPU both passes run the same kernels, in any format."""
-    return START_BOUNDS[dtype] if on_gpu else START_BOUNDS[torch.float32]
+def reduce_times(local: Mapping[str, float]) -> dict[str, float]:
+    """Figures of all ranks, see `merge_figures`."""
+    return merge_figures(processes.all_gather(local))
 
 
-def check_update(
-    number: int,
-    figures: Mapping[str, float],
-    bound: float = START_BOUNDS[torch.float32],
-    *,
-    rewards: Sequence[float] = (),
-) -> None:
-    """Make sure that the loss is a number, and that the policy starts as the reference, to within `bound`.
+def merge_figures(by_rank: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The maximum of times, the sum of `SUMMED`, the mean of `AVERAGED`.
 
-    Raises:
-        DivergenceError: one of them does not hold.
+    Of others the first rank's value that has one.
     """
-    for name in ("loss/policy", "loss/value", "loss/kl"):
-        if not math.isfinite(figures.get(name, 0.0)):
-            what = f"The {name.removeprefix('loss/')} loss is {figures[name]}"
-            raise diverged(what, number, rewards)
-    if number == 1 and not figures["kl/abs_mean"] <= bound:
-        raise DivergenceError(
-            "Before the first update the policy and the reference give different log-probabilities: mean |log-ratio| "
-            f"is {figures['kl/abs_mean']:.2g}.",
-            allowed=f"at most {bound:g}: their weights are still equal, so only rounding may differ",
-            fix="model.fast_layers=false, which computes both by transformers' and PEFT's own layers (please report "
-            "the base); if it still differs, model.packing=false",
-        )
+    figures = dict[str, float]()
+    for name in dict.fromkeys(name for rank_figures in by_rank for name in rank_figures):
+        values = [rank_figures[name] for rank_figures in by_rank if name in rank_figures]
+        if name.startswith("time/"):
+            figures[name] = max(values)
+        elif name in SUMMED:
+            figures[name] = sum(values)
+        else:
+            figures[name] = sum(values) / len(values) if name in AVERAGED else values[0]
+    return figures
+
+
+def merge_statistics(parts: Sequence[UpdateStatistics]) -> UpdateStatistics:
+    """Statistics of parts of an update as those of the whole update."""
+    parts = [part.read() for part in parts]
+    if len(parts) == 1:
+        return parts[0]
+    names = dict.fromkeys(name for part in parts for name in part.columns)
+    missing, offset = dict[int, str](), 0
+    for part in parts:
+        missing |= {offset + position: reason for position, reason in part.missing.items()}
+        offset += len(part.rollouts)
+    whole = UpdateStatistics(
+        [reward for part in parts for reward in part.rewards],
+        [rollout for part in parts for rollout in part.rollouts],
+        parts[0].epochs,
+        columns={name: [value for part in parts for value in part.columns[name]] for name in names},
+        missing=missing,
+    )
+    whole.kl_sum = [value for part in parts for value in part.kl_sum]
+    whole.charged = [value for part in parts for value in part.charged]
+    for part in parts:
+        whole.advantages += part.advantages
+        whole.log_ratios += part.log_ratios
+        whole.entropies += part.entropies
+        whole.add_losses(part.losses, part.algorithm_figures)
+        for estimator, value in part.sums.items():
+            whole.sums[estimator] += value
+    return whole.read()
+
+
+def merge_probes(parts: Sequence[EngineProbe]) -> EngineProbe:
+    """Engine comparisons of parts of an update as those of the whole update."""
+    if len(parts) == 1:
+        return parts[0]
+    whole = EngineProbe(parts[0].level, parts[0].cap)
+    for part in parts:
+        whole.to_policy += part.to_policy
+        whole.to_reference += part.to_reference
+        whole.weights += part.weights
+    samplers = [part.sampler for part in parts if part.sampler is not None]
+    whole.sampler = merge_probes(samplers) if samplers else None
+    return whole

@@ -41,19 +41,21 @@ def command(
       rlhf align-policy configs/policy/demo.yaml steps=50 --output runs/policy
     """
     settings = load_config(config, PolicyConfig, overrides or (), output)
-    from policy import recipe  # torch loads only when the command runs
-
     if dry_run:
-        for line in recipe.dry_run(settings):
+        from policy.dry_run import dry_run as check_run  # torch loads only when the command runs
+
+        for line in check_run(settings):
             typer.echo(line)
         return
+    from policy.recipe import align_policy as align
+
     require_fit(settings)
     from rlhf.plan.machine import explained, fit_to_machine
     from rlhf.tracking.trackers import Trackers
 
     settings = fit_to_machine(settings)
     with explained(settings), AfterTraining() as after, Trackers(settings) as trackers:
-        run = recipe.align_policy(settings, resume=resume, after=after, trackers=trackers)
+        run = align(settings, resume=resume, after=after, trackers=trackers)
         after.on_main("the report", lambda: trackers.report(write_report(run)))
         after.on_main("the summary", lambda: print_summary(run))
 

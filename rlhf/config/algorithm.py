@@ -86,6 +86,8 @@ class AlgorithmConfig(Strict):
     `keep`: used as they are; `penalty`: their reward is `unfinished_reward`. `rloo`: keep."""
     unfinished_reward: float | None = None
     """Reward of an unfinished answer with `unfinished: penalty`."""
+    flat_groups: Literal["keep", "skip"] = "keep"
+    """Groups whose shaped rewards are all equal: `skip` leaves them out of the update (`reward/groups_skipped`)."""
 
     @model_validator(mode="before")
     @classmethod

@@ -319,14 +319,14 @@ def _servers(config: Config) -> Iterator[Served]:
 def _served(server: Server, wanted: Wanted) -> int | Trouble:
     """The longest sequence a server takes, or why it will not do."""
     from policy.rollouts.server_client import ServerError
-    from policy.rollouts.server_start import check_served, mistake
+    from policy.rollouts.server_start import check_served, server_mistake
 
     try:
         served = server.models()[0]
         check_served(served, server.url, wanted)
         return int(served.get("max_model_len", wanted.length))
     except ServerError as problem:
-        error = mistake(server, problem, wanted)
+        error = server_mistake(server, problem, wanted)
     except ModelError as wrong:
         error = wrong
     return Trouble(error.found, error.fix)

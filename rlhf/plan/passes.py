@@ -17,9 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from policy.critic import token_values
-from policy.update.kl import kl_of_answers
-from policy.update.losses import clipped_value_loss, reinforce
-from policy.update.rows import token_logps
+from policy.update.forward import token_logps
+from policy.update.losses import clipped_value_loss, kl_of_answers, reinforce
 from reward.losses import bradley_terry, regression
 from rlhf.kernels import adapter_layers
 from rlhf.kernels.last_layer import read_states

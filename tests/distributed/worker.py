@@ -19,7 +19,7 @@ from typing import Any
 
 from typer.testing import CliRunner
 
-from policy import recipe
+from policy import build as policy_build
 from policy.rollouts.protocol import as_rollout
 from rlhf import cli
 from rlhf.distributed import processes, sharding
@@ -61,7 +61,7 @@ def run(job: Mapping[str, Any]) -> dict[str, Any]:
     With `kill_at` it stops as if killed, after it has logged that update. With `signal_at` (update, rank)
     that rank gets SIGTERM after that update.
     """
-    log, build, shard = RunFolder.metrics, recipe.build_engine, sharding.shard
+    log, build, shard = RunFolder.metrics, policy_build.build_engine, sharding.shard
     seen: list[bool] = []
 
     def metrics(self: RunFolder, step: int, values: Any) -> None:
@@ -82,14 +82,14 @@ def run(job: Mapping[str, Any]) -> dict[str, Any]:
 
     RunFolder.metrics, sharding.shard = metrics, sharded  # type: ignore[method-assign]
     if not job.get("samples"):
-        recipe.build_engine = lambda config, chat: FixedAnswers(chat)  # type: ignore[assignment, return-value]
+        policy_build.build_engine = lambda config, chat: FixedAnswers(chat)  # type: ignore[assignment, return-value]
     try:
         result = CliRunner().invoke(cli.app, job["words"], prog_name="rlhf")
         return {"exit": result.exit_code, "output": result.output, "sharded": seen, "error": _trace(result)}
     except Killed:
         return {"exit": "killed", "output": "", "sharded": seen}
     finally:
-        RunFolder.metrics, recipe.build_engine, sharding.shard = log, build, shard  # type: ignore[method-assign]
+        RunFolder.metrics, policy_build.build_engine, sharding.shard = log, build, shard  # type: ignore[method-assign]
 
 
 def _trace(result: Any) -> str:

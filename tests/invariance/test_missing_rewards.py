@@ -1,4 +1,5 @@
-"""An answer without a reward might as well not have been sampled: loss, gradient and the reward's figures are those of the others."""
+"""An answer without a reward might as well not have been sampled: loss, gradient and the reward's figures are
+those of the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Rollouts by servers, at once and one update ahead: which policy samples what, and a resume or a lost server that change nothing."""
+"""Rollouts by servers, at once and one update ahead: which policy samples what, and a resume or a lost server
+that change nothing."""
 
 from __future__ import annotations
 
@@ -167,7 +168,8 @@ def test_a_resumed_run_is_the_unbroken_one_whatever_servers_it_has(
     servers = start_pair()
     result = align.run(run, servers, overlap, "--resume")
     assert result.exit_code == 0, result.output
-    # Three prompts before and three after; the two of the fifth update are asked only where the checkpoint has no answers.
+    # Three prompts before and three after; the two of the fifth update are asked only where the checkpoint
+    # has no answers.
     assert sum(len(server.completions) for server in servers) == (6 if overlap else 8)
     assert_same_run(run, unbroken[overlap][0])
 

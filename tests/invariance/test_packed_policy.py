@@ -1,4 +1,5 @@
-"""Packing is arithmetic, not a method: the policy's log-probabilities, loss and gradient do not depend on it."""
+"""Packing is arithmetic, not a method: the policy's log-probabilities, loss and gradient do not depend on
+it."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from policy.update.rows import pack_groups, token_logps
+from policy.update.forward import pack_groups, token_logps
 from rlhf.core.records import Conversation, Message, Rollout
 from rlhf.kernels import attention
 from rlhf.kernels.packing import PackedBatch, Span
@@ -90,9 +91,11 @@ def test_log_probabilities(trainer: Any, groups: list[list[Rollout]], budget: in
 
 
 def test_packing_adds_little_to_the_error_of_bfloat16(trainer: Any, groups: list[list[Rollout]]) -> None:
-    """Beside a padded batch, both under autocast, measured against float32: 0.98 to 1.35 times it with the seeds 0 to 3 in `groups`.
+    """Beside a padded batch, both under autocast, measured against float32: 0.98 to 1.35 times it with the
+    seeds 0 to 3 in `groups`.
 
-    Likely since attention by blocks rounds what softmax takes. `benchmarks/rounding.py` measures a real model.
+    Likely since attention by blocks rounds what softmax takes. `benchmarks/rounding.py` measures a real
+    model.
     """
     trainer.model.eval()
 
@@ -207,7 +210,8 @@ def same_whatever_the_budget(trainer: Any, trained: int, *more: str) -> None:
 def test_the_loss_is_that_of_the_definition(
     trainer: Any, groups: list[list[Rollout]], rewards: list[float]
 ) -> None:
-    """-mean over finished answers of A sum of log pi, A leave-one-out of reward - 0.05 x sum of log-ratios."""
+    """-mean over finished answers of A sum of log pi, A leave-one-out of reward - 0.05 x sum of
+    log-ratios."""
     figures, ours = update(trainer, 256)
     logps = padded_logps(trainer.model, groups)
     with torch.no_grad(), trainer.model.disable_adapter():

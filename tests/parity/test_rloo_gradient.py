@@ -246,7 +246,10 @@ def test_rloo_is_trls_over_several_updates(
     updates: int,
     epochs: int,
 ) -> None:
-    """Losses, KL, clipped shares, gradient norms and weights; a pass after the first has ratios other than 1."""
+    """Losses, KL, clipped shares, gradient norms and weights.
+
+    A pass after the first has ratios other than 1.
+    """
     answers = [draw_groups(tiny_chat, seed) for seed in range(updates)]
     draw = torch.Generator().manual_seed(1)
     scores = [torch.randn(P * G, generator=draw).tolist() for _ in range(updates)]

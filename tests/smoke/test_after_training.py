@@ -76,7 +76,7 @@ def test_a_policy_outlives_its_evaluation(
     rlhf_command: Rlhf, policy_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     """The engine fails at the second evaluation, after training."""
-    from policy.recipe import Evaluation
+    from policy.evaluation.run import Evaluation
 
     answers, calls = Evaluation.answers, list[int]()
 

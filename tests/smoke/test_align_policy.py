@@ -181,7 +181,7 @@ def test_a_spent_kl_budget_ends_the_run_in_good_order(
     assert (stopped["reason"], stopped["update"], stopped["budget"]) == ("kl budget", len(rows), 1e-6)
     assert stopped["kl"] == rows[-1]["kl/sum"] and stopped["kept"]["update"] == len(rows) - 2
     assert stopped["sentence"] in result.output
-    assert "is beyond algorithm.kl.budget = 1e-06; the weights after update" in stopped["sentence"]
+    assert "exceeds algorithm.kl.budget = 1e-06; the weights after update" in stopped["sentence"]
     assert (tmp_path / "run" / "final" / "policy.json").exists()
     assert not (tmp_path / "run" / "checkpoints" / f"step-{len(rows)}").exists()
 

@@ -62,7 +62,8 @@ def test_engine_and_trainer_agree_at_every_sync(embedded_reward: Path, tmp_path:
         assert 0 < row["engine/logprob_difference"] < 0.2
         assert row["engine/logprob_difference"] < row["engine/logprob_difference_max"]
     assert rows[0]["kl/abs_mean"] == 0.0
-    # After one large update the policy is far from the base: an engine that still sampled from the base would show it.
+    # After one large update the policy is far from the base: an engine that still sampled from the base would
+    # show it.
     assert rows[1]["kl/abs_mean"] > 2 * rows[1]["engine/logprob_difference"]
     result = json.loads((tmp_path / "run" / "eval.json").read_text())
     assert result["before"]["kl"] == 0.0

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from policy.recipe import build_trainer
+from policy.build import build_trainer
 from policy.rewards.protocol import RewardResult
 from policy.rollouts.protocol import Sampling
 from policy.rollouts.transformers_engine import TransformersEngine

@@ -1,4 +1,5 @@
-"""Rewards of every kind through the real commands: models in this process, a served one, functions, and one that only watches."""
+"""Rewards of every kind through the real commands: models in this process, a served one, functions, and one
+that only watches."""
 
 from __future__ import annotations
 

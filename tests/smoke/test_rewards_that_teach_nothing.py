@@ -1,4 +1,5 @@
-"""Rewards that are too large, or equal within every group: the run says which, and does not end as if it had learned."""
+"""Rewards that are too large, or equal within every group: the run says which, and does not end as if it had
+learned."""
 
 from __future__ import annotations
 

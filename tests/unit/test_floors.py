@@ -198,7 +198,7 @@ def test_imports_keep_to_the_floors_and_doors() -> None:
         ("rlhf.core.records", "import rlhf.config.load", "rlhf.config lies above rlhf.core"),
         ("rlhf.config.load", "from rlhf.data import demo", "rlhf.data lies above rlhf.config"),
         ("rlhf.report.page", "from rlhf.data.load import load_prompts", "or beside it"),
-        ("reward.scorer", "def f():\n    from policy.update.kl import k1", "policy lies above reward"),
+        ("reward.scorer", "def f():\n    from policy.update.losses import k1", "policy lies above reward"),
         ("policy.recipe", "from rlhf.commands import score", "the roof lies above policy"),
         ("policy.recipe", "from rlhf import cli", "the roof lies above policy"),
         (
@@ -216,7 +216,7 @@ def test_imports_keep_to_the_floors_and_doors() -> None:
         ("reward.recipe", "from trl.trainer import RewardTrainer", "trl is imported only by"),
         ("policy.rollouts.protocol", "import vllm", "vllm is imported only by"),
         (
-            "policy.update.kl",
+            "policy.update.losses",
             "import importlib\nimportlib.import_module('vllm.lora')",
             "vllm is imported only by",
         ),
@@ -233,7 +233,7 @@ def test_a_violation_is_caught(module: str, source: str, reason: str) -> None:
     ("module", "source"),
     [
         ("policy.recipe", "from reward.scorer import Scorer\nfrom reward import scorer"),
-        ("policy.rollouts.vllm_engine", "import vllm\nfrom policy.update.kl import k1"),
+        ("policy.rollouts.vllm_engine", "import vllm\nfrom policy.update.losses import k1"),
         ("rlhf.commands.score", "from reward.trainer import x\nfrom rlhf.cli import y"),
         ("rlhf.data.load", "from rlhf.config.schema import DataSource\nfrom rlhf.core import errors"),
         ("rlhf.models.loading", "import torch, peft, rewarding, rlhf.models.chat"),

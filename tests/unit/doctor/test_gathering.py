@@ -232,5 +232,5 @@ def test_rollout_servers_are_asked_what_they_serve(policy_config: Path, fake_vll
         server.kill()
     said = [one.length.found if isinstance(one.length, Trouble) else one.length for one in served]
     assert said[0] == 4096
-    assert "serves models/other" in said[1] and "takes 8 tokens" in said[2] and gone.url in said[3]
+    assert "serves models/other" in said[1] and "8 tokens" in said[2] and gone.url in said[3]
     assert all("--enable-lora" in one.length.fix for one in served[1:])

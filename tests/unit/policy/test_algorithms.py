@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from policy.algorithms.protocol import Algorithm, SampledRow
+from policy.algorithms.protocol import Algorithm, MeasuredBatch
 from policy.trainer import ALGORITHMS
 from rlhf.config.algorithm import AlgorithmConfig
 from rlhf.core.records import Rollout
@@ -24,8 +24,8 @@ def rollouts() -> list[Rollout]:
     return [Rollout((1,), tuple(range(n)), (), done, "") for n, done in zip(LENGTHS, FINISHED, strict=True)]
 
 
-def measured(logps: Tensor, weights: Tensor | None = None) -> SampledRow:
-    return SampledRow(
+def measured(logps: Tensor, weights: Tensor | None = None) -> MeasuredBatch:
+    return MeasuredBatch(
         rewards_N=torch.tensor(REWARDS, dtype=torch.double),
         penalty_M=by_answer([penalty / length for penalty, length in zip(PENALTY, LENGTHS, strict=True)]),
         finished_N=torch.tensor(FINISHED),
@@ -43,10 +43,10 @@ def logps() -> Tensor:
     return -torch.rand(sum(LENGTHS), generator=generator, dtype=torch.double).requires_grad_()
 
 
-def advantages(algorithm: Algorithm, row: SampledRow) -> Tensor:
-    (worth,), figures = algorithm.worth([row], lambda own: own)
-    assert figures == {} and worth.returns_M is None
-    return worth.advantages
+def advantages(algorithm: Algorithm, row: MeasuredBatch) -> Tensor:
+    (result,), figures = algorithm.compute_advantages([row], lambda local: local)
+    assert figures == {} and result.returns_M is None
+    return result.values
 
 
 def gradient(told: dict[str, Any], logps: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -66,7 +66,8 @@ R = [reward - penalty for reward, penalty in zip(REWARDS, PENALTY, strict=True)]
 
 
 def test_reinforce(logps: Tensor) -> None:
-    # The first group's two finished answers against each other; the one of the second has no finished sibling. Tokens of
+    # The first group's two finished answers against each other; the one of the second has no finished
+    # sibling. Tokens of
     # finished answers: 1 + 2 + 2.
     a = [R[0] - R[1], R[1] - R[0], 0.0, 0.0, 0.0, 0.0]
     assert torch.allclose(gradient({}, logps), by_answer([-one / 5 for one in a]))
@@ -103,8 +104,8 @@ def test_importance_weights_scale_the_gradient(told: dict[str, Any], logps: Tens
 
 
 def test_a_better_answer_becomes_likelier(logps: Tensor) -> None:
-    """A step goes down the gradient. Of the first group the first answer is the worst, the second the better of the
-    finished two, the third the best of all."""
+    """A step goes down the gradient. Of the first group the first answer is the worst, the second the better
+    of the finished two, the third the best of all."""
     for told, best in (({}, 1), ({"compat": True}, 1), ({"name": "rloo"}, 2)):
         slope = gradient(told, logps)
         assert slope[0] > 0 > slope[sum(LENGTHS[:best])], told

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from policy.algorithms.protocol import SampledRow
+from policy.algorithms.protocol import MeasuredBatch
 from policy.trainer import ALGORITHMS
-from policy.update.kl import kl_loss, kl_of_tokens
+from policy.update.losses import kl_loss, kl_of_tokens
 from rlhf.config.algorithm import AlgorithmConfig
 from rlhf.core.records import Rollout
 
@@ -21,13 +21,15 @@ PROMPTS, GROUP, UPDATES = 64, 4, 300
 
 
 def tilted() -> Tensor:
-    """The policy of the highest E[reward] - beta KL(policy || reference): pi_ref exp(reward / beta), normalised."""
+    """The policy of the highest E[reward] - beta KL(policy || reference): pi_ref exp(reward / beta),
+    normalised."""
     weights = REFERENCE * (REWARD / BETA).exp()
     return weights / weights.sum()
 
 
 def other_direction() -> Tensor:
-    """The policy of the highest E[reward] - beta KL(reference || policy): beta pi_ref / (c - reward), c so that it sums to 1."""
+    """The policy of the highest E[reward] - beta KL(reference || policy): beta pi_ref / (c - reward), c so
+    that it sums to 1."""
     low, high = float(REWARD.max()) + 1e-9, float(REWARD.max()) + 10
     for _ in range(100):
         c = (low + high) / 2
@@ -54,7 +56,7 @@ def learn(told: dict[str, Any], *, biased_engine: bool = False) -> Tensor:
         actions = torch.multinomial(engine.exp(), count, replacement=True, generator=draw)
         reference_M, old_M = REFERENCE.log()[actions], logps.detach()[actions]
         penalty_M = kl.coefficient * kl_of_tokens(old_M - reference_M, kl.estimator)
-        measured = SampledRow(
+        measured = MeasuredBatch(
             rewards_N=REWARD[actions],
             penalty_M=penalty_M if kl.placement == "reward" else torch.zeros(count),
             finished_N=torch.ones(count, dtype=torch.bool),
@@ -65,15 +67,16 @@ def learn(told: dict[str, Any], *, biased_engine: bool = False) -> Tensor:
             group_size=GROUP,
             values_M=value.detach().expand(count) if algorithm.critic else None,
         )
-        (worth,), _ = algorithm.worth([measured], lambda own: own)
+        (result,), _ = algorithm.compute_advantages([measured], lambda local: local)
         for _ in range(algorithm.epochs):
             logps_M = torch.log_softmax(logits, dim=0)[actions]
             denominator = algorithm.denominator(rollouts)
-            loss = algorithm.objective(logps_M, measured, worth.advantages, denominator).loss
-            if algorithm.critic is not None and worth.returns_M is not None:
+            loss = algorithm.objective(logps_M, measured, result.values, denominator).loss
+            if algorithm.critic is not None and result.returns_M is not None:
                 expected_M = value.expand(count)
                 loss = (
-                    loss + algorithm.critic.objective(expected_M, measured, worth.returns_M, denominator).loss
+                    loss
+                    + algorithm.critic.objective(expected_M, measured, result.returns_M, denominator).loss
                 )
             if kl.placement == "loss":
                 loss = loss + kl.coefficient * kl_loss(

@@ -1,4 +1,5 @@
-"""The critic on the policy's base: where it starts, what it reads, and that it and the policy leave each other alone."""
+"""The critic on the policy's base: where it starts, what it reads, and that it and the policy leave each
+other alone."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from policy.critic import critic_start, hang_critic, split_parameters, token_values
-from policy.update.rows import pack_groups, token_logps
+from policy.update.forward import pack_groups, token_logps
 from reward.scorer import Scorer
 from rlhf.config.policy import PolicyConfig
 from rlhf.core.records import Conversation, Message, Rollout
@@ -243,7 +244,8 @@ def test_in_its_warm_up_the_critic_learns_alone(policy_trainer: Trainer, groups:
 def test_a_few_updates_teach_the_critic_what_comes(
     policy_trainer: Trainer, groups: list[list[Rollout]]
 ) -> None:
-    """The same answers and rewards again and again, the policy all but still: all is foreseen but what the first token decides."""
+    """The same answers and rewards again and again, the policy all but still: all is foreseen but what the
+    first token decides."""
     words = [
         "optimizer.learning_rate=1e-9",
         "algorithm.kl.coefficient=0",
@@ -257,7 +259,8 @@ def test_a_few_updates_teach_the_critic_what_comes(
         trainer._clip_grad_norm(trainer.model)
         optimizer.step()
         optimizer.zero_grad()
-    # Rewards 1 and 2, and -1 and 4, after the same prompt: half a point and two and a half, at two of ten tokens each.
+    # Rewards 1 and 2, and -1 and 4, after the same prompt: half a point and two and a half, at two of ten
+    # tokens each.
     unforeseen = (2 * 0.5**2 + 2 * 2.5**2) / 10
     returns = torch.tensor([1.0] * 3 + [2.0] * 2 + [-1.0] * 2 + [4.0] * 3)
     most = 1 - unforeseen / returns.var(correction=0).item()

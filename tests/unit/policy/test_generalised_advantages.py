@@ -24,7 +24,8 @@ def test_the_reward_comes_with_the_last_token_and_the_penalty_with_each() -> Non
 def test_generalised_advantages_by_hand() -> None:
     rewards = torch.tensor([1.0, 0.0, 4.0, 0.5, 3.0, -2.0])
     values = torch.tensor([2.0, 1.0, 3.0, 4.0, -1.0, 0.5])
-    # With discount 1/2 and lambda 1/2, so that what follows counts a quarter. Nothing is expected after an answer:
+    # With discount 1/2 and lambda 1/2, so that what follows counts a quarter. Nothing is expected after an
+    # answer:
     #   first   deltas 1 + 1/2 - 2, 0 + 3/2 - 1, 4 - 3     = -0.5, 0.5, 1
     #   second  deltas 0.5 - 1/2 - 4, 3 + 1                = -4, 4
     #   third   delta  -2 - 0.5                            = -2.5

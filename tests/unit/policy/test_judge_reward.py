@@ -11,7 +11,7 @@ import pytest
 from policy.rewards.judge import JudgeReward
 from policy.rewards.precheck import check_sources
 from policy.rewards.protocol import Missing
-from policy.rewards.weighted import Part, WeightedRewards
+from policy.rewards.weighted import WeightedRewards, WeightedTerm
 from reward.judge.client import Completion, JudgeClient
 from rlhf.config.judge import JudgeConfig
 from rlhf.config.policy import PolicyConfig
@@ -54,8 +54,8 @@ def test_one_score_for_each_answer(shown: list[str]) -> None:
 def test_an_unread_text_is_an_error_or_is_dropped(shown: list[str]) -> None:
     prompts = [PROMPTS[0]] * 4
     with pytest.raises(RewardError):
-        WeightedRewards([Part("judge", 1.0, reward())], "error").of(prompts, ROLLOUTS)
-    result = WeightedRewards([Part("judge", 2.0, reward())], "drop").of(prompts, ROLLOUTS)
+        WeightedRewards([WeightedTerm("judge", 1.0, reward())], "error").of(prompts, ROLLOUTS)
+    result = WeightedRewards([WeightedTerm("judge", 2.0, reward())], "drop").of(prompts, ROLLOUTS)
     assert (result.rewards[:3], result.known) == ([2.0, 4.0, 2.0], [True, True, True, False])
     assert result.figures["judge/requests"] == 4
 

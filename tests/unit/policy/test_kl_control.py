@@ -55,10 +55,10 @@ def test_the_budget_ends_the_run_and_the_newest_weights_within_it_are_kept() -> 
         "budget": 2.0,
         "kept": {"update": 2, "reward": (4 + 3 + 2) / 3, "kl": 2.0},
     }
-    assert one.sentence().startswith("Stopped at update 4: the mean KL of an answer, 2.1 nats, is beyond")
+    assert one.sentence().startswith("Stopped at update 4: the mean KL of an answer, 2.1 nats, exceeds")
     layer = nn.Module()
     layer.w = nn.Parameter(torch.zeros(1))
-    one.put_best_back(layer)
+    one.restore_best(layer)
     assert layer.w.item() == 3.0
 
 
@@ -75,10 +75,10 @@ def test_the_best_is_by_the_mean_of_a_window() -> None:
 def test_a_first_update_beyond_the_budget_keeps_what_there_is() -> None:
     one = control(budget=1.0)
     observe(one, 1, kl=3.0, reward=0.0)
-    assert "no update was within it" in one.sentence()
+    assert "no update was within the budget" in one.sentence()
     layer = nn.Linear(1, 1)
     before = layer.weight.item()
-    one.put_best_back(layer)
+    one.restore_best(layer)
     assert layer.weight.item() == before
 
 

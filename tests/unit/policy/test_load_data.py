@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from policy.recipe import load_data
+from policy.prompt_data import load_data
 from rlhf.config.load import load_config
 from rlhf.config.policy import PolicyConfig
 from rlhf.core.errors import DataError

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from policy.algorithms.ppo import PPO
-from policy.algorithms.protocol import Advantages, SampledRow
+from policy.algorithms.protocol import Advantages, MeasuredBatch
 from policy.algorithms.reinforce import Reinforce
 from rlhf.config.algorithm import AlgorithmConfig
 from rlhf.core.records import Rollout
@@ -31,8 +31,8 @@ def ppo(**told: Any) -> PPO:
     return PPO.of(AlgorithmConfig.model_validate({"name": "ppo", **told}))
 
 
-def measured(**other: Any) -> SampledRow:
-    row = SampledRow(
+def measured(**other: Any) -> MeasuredBatch:
+    row = MeasuredBatch(
         rewards_N=torch.tensor(REWARDS, dtype=torch.double),
         penalty_M=torch.tensor(PENALTY, dtype=torch.double),
         finished_N=torch.tensor(FINISHED),
@@ -46,7 +46,7 @@ def measured(**other: Any) -> SampledRow:
     return replace(row, **other)
 
 
-def cut(row: SampledRow, part: slice, answers: slice) -> SampledRow:
+def cut(row: MeasuredBatch, part: slice, answers: slice) -> MeasuredBatch:
     """Some answers of a row as a row of their own."""
     assert row.values_M is not None
     return replace(
@@ -76,8 +76,8 @@ def by_hand(rewards: list[float], gae_lambda: float) -> list[float]:
     return found
 
 
-def worth(algorithm: PPO, *rows: SampledRow) -> tuple[list[Advantages], dict[str, float]]:
-    return algorithm.worth(rows, lambda own: own)
+def advantages_of(algorithm: PPO, *rows: MeasuredBatch) -> tuple[list[Advantages], dict[str, float]]:
+    return algorithm.compute_advantages(rows, lambda local: local)
 
 
 def moments(values: list[float]) -> tuple[float, float]:
@@ -86,10 +86,12 @@ def moments(values: list[float]) -> tuple[float, float]:
 
 
 def test_advantages_returns_and_figures() -> None:
-    (only,), figures = worth(ppo(unfinished="keep", critic={"whiten": False, "gae_lambda": 0.9}), measured())
+    (only,), figures = advantages_of(
+        ppo(unfinished="keep", critic={"whiten": False, "gae_lambda": 0.9}), measured()
+    )
     expected = by_hand(REWARDS, 0.9)
     returns = [a + v for a, v in zip(expected, VALUES, strict=True)]
-    assert only.advantages.tolist() == pytest.approx(expected)
+    assert only.values.tolist() == pytest.approx(expected)
     assert only.returns_M is not None and only.returns_M.tolist() == pytest.approx(returns)
     missed, of_returns = moments(expected)[1], moments(returns)[1]
     assert figures == pytest.approx(
@@ -104,11 +106,11 @@ def test_advantages_returns_and_figures() -> None:
 
 def test_whitened_over_all_rows() -> None:
     rows = [cut(measured(), slice(0, 5), slice(0, 2)), cut(measured(), slice(5, 8), slice(2, 4))]
-    found, figures = worth(ppo(unfinished="keep"), *rows)
+    found, figures = advantages_of(ppo(unfinished="keep"), *rows)
     plain = by_hand(REWARDS, 0.95)
     mean, variance = moments(plain)
     expected = [(a - mean) / math.sqrt(variance + 1e-8) for a in plain]
-    assert torch.cat([one.advantages for one in found]).tolist() == pytest.approx(expected)
+    assert torch.cat([one.values for one in found]).tolist() == pytest.approx(expected)
     # Returns are on the reward's own scale, and the spread is told as it was before.
     returns = torch.cat([one.returns_M for one in found if one.returns_M is not None])
     assert returns.tolist() == pytest.approx([a + v for a, v in zip(plain, VALUES, strict=True)])
@@ -119,13 +121,13 @@ def test_what_the_rule_for_unfinished_answers_does() -> None:
     """The second answer is cut off."""
     of_it = ANSWER == 1
     plain = torch.tensor(by_hand(REWARDS, 0.95), dtype=torch.double)
-    (dropped,), _ = worth(ppo(unfinished="drop"), measured())
+    (dropped,), _ = advantages_of(ppo(unfinished="drop"), measured())
     mean, variance = moments(plain[~of_it].tolist())
     expected = ((plain - mean) / math.sqrt(variance + 1e-8)).masked_fill(of_it, 0.0)
-    assert torch.allclose(dropped.advantages, expected)
+    assert torch.allclose(dropped.values, expected)
     punished = ppo(unfinished="penalty", unfinished_reward=-7, critic={"whiten": False})
-    (found,), _ = worth(punished, measured())
-    assert found.advantages.tolist() == pytest.approx(by_hand([1.0, -7.0, -1.0, 2.0], 0.95))
+    (found,), _ = advantages_of(punished, measured())
+    assert found.values.tolist() == pytest.approx(by_hand([1.0, -7.0, -1.0, 2.0], 0.95))
 
 
 def test_an_answer_without_a_reward_takes_no_part() -> None:
@@ -133,9 +135,9 @@ def test_an_answer_without_a_reward_takes_no_part() -> None:
     rewards = torch.tensor(REWARDS, dtype=torch.double)
     rewards[1] = math.nan
     row = measured(rewards_N=rewards)
-    (found,), figures = worth(algorithm, row)
-    finished_only, others = worth(ppo(unfinished="drop"), measured())
-    assert torch.equal(found.advantages, finished_only[0].advantages) and figures == others
+    (found,), figures = advantages_of(algorithm, row)
+    finished_only, others = advantages_of(ppo(unfinished="drop"), measured())
+    assert torch.equal(found.values, finished_only[0].values) and figures == others
     assert found.returns_M is not None
     values = torch.zeros(8, dtype=torch.double, requires_grad=True)
     loss = algorithm.critic.objective(values, row, found.returns_M, 1.0).loss
@@ -147,11 +149,11 @@ def test_an_answer_without_a_reward_takes_no_part() -> None:
 def test_better_than_expected_becomes_likelier_and_expected() -> None:
     algorithm = ppo(unfinished="keep", critic={"whiten": False})
     row = measured()
-    (found,), _ = worth(algorithm, row)
+    (found,), _ = advantages_of(algorithm, row)
     assert found.returns_M is not None and row.values_M is not None
     logps, values = OLD.clone().requires_grad_(), row.values_M.clone().requires_grad_()
-    (slope,) = torch.autograd.grad(algorithm.objective(logps, row, found.advantages, 8.0).loss, logps)
-    assert torch.allclose(slope, -found.advantages / 8)  # the ratio is 1
+    (slope,) = torch.autograd.grad(algorithm.objective(logps, row, found.values, 8.0).loss, logps)
+    assert torch.allclose(slope, -found.values / 8)  # the ratio is 1
     (rise,) = torch.autograd.grad(algorithm.critic.objective(values, row, found.returns_M, 8.0).loss, values)
     assert torch.allclose(rise, -(found.returns_M - row.values_M) / 8)
 
@@ -185,15 +187,15 @@ def test_without_a_critic_to_speak_of_it_is_reinforce_on_the_bare_reward(
     other = Reinforce.of(AlgorithmConfig.model_validate(told))
     row = measured(penalty_M=torch.zeros(8).double(), values_M=torch.zeros(8).double())
     logps = OLD.clone().requires_grad_()
-    (found,), _ = worth(algorithm, row)
-    (ours,) = torch.autograd.grad(algorithm.objective(logps, row, found.advantages, 8.0).loss, logps)
+    (found,), _ = advantages_of(algorithm, row)
+    (ours,) = torch.autograd.grad(algorithm.objective(logps, row, found.values, 8.0).loss, logps)
     (theirs,) = torch.autograd.grad(other.objective(logps, row, row.rewards_N, 8.0).loss, logps)
     assert torch.allclose(ours, theirs, rtol=1e-12, atol=0) and theirs.any()
 
 
 def test_rows_of_other_processes_count_in_the_whitening() -> None:
     """Two processes, each with a part of the row, come to what one process comes to."""
-    whole, of_whole = worth(ppo(unfinished="keep"), measured())
+    whole, of_whole = advantages_of(ppo(unfinished="keep"), measured())
     parts = [cut(measured(), slice(0, 5), slice(0, 2)), cut(measured(), slice(5, 8), slice(2, 4))]
     together, heard = threading.Barrier(2), [torch.zeros(()), torch.zeros(())]
 
@@ -204,9 +206,9 @@ def test_rows_of_other_processes_count_in_the_whitening() -> None:
             together.wait()
             return heard[0] + heard[1]
 
-        return ppo(unfinished="keep").worth([parts[number]], total)
+        return ppo(unfinished="keep").compute_advantages([parts[number]], total)
 
     with ThreadPoolExecutor(2) as pool:
         (first, figures), (second, others) = pool.map(process, range(2))
-    assert torch.allclose(torch.cat([first[0].advantages, second[0].advantages]), whole[0].advantages)
+    assert torch.allclose(torch.cat([first[0].values, second[0].values]), whole[0].values)
     assert figures == others == pytest.approx(of_whole)

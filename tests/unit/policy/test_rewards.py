@@ -1,4 +1,5 @@
-"""Sources of rewards and their sum: what an answer is worth, and what becomes of one that nobody could judge."""
+"""Sources of rewards and their sum: what an answer is worth, and what becomes of one that nobody could
+judge."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import pytest
 from policy.rewards.function import FunctionReward, GoldReward, load_function
 from policy.rewards.model import ModelReward
 from policy.rewards.protocol import Missing, RewardResult
-from policy.rewards.weighted import Part, WeightedRewards
+from policy.rewards.weighted import WeightedRewards, WeightedTerm
 from reward.scorer import Score
 from rlhf.core.errors import ConfigError, DataError, RewardError
 from rlhf.core.records import Conversation, Message, Prompt, Rollout
@@ -33,30 +34,37 @@ class Told:
         return self.values
 
 
-def weighted(*parts: Part, missing: Any = "error") -> RewardResult:
+def weighted(*parts: WeightedTerm, missing: Any = "error") -> RewardResult:
     return WeightedRewards(parts, missing).of(PROMPTS, ROLLOUTS)
 
 
 def test_a_weighted_sum() -> None:
-    given = weighted(Part("a", 2.0, Told(1.0, -3.0, 0.5)), Part("b", -0.5, Told(4.0, 2.0, 0.0)))
+    given = weighted(
+        WeightedTerm("a", 2.0, Told(1.0, -3.0, 0.5)), WeightedTerm("b", -0.5, Told(4.0, 2.0, 0.0))
+    )
     assert given.rewards == [2.0 - 2.0, -6.0 - 1.0, 1.0]
     assert given.columns == {"a": [1.0, -3.0, 0.5], "b": [4.0, 2.0, 0.0]}  # bare, without the weight
     assert given.known == [True] * 3
 
 
 def test_a_single_source_is_its_own_sum() -> None:
-    given = weighted(Part("a", 1.0, Told(0.1, 0.2, 0.3)))
+    given = weighted(WeightedTerm("a", 1.0, Told(0.1, 0.2, 0.3)))
     assert (given.rewards, given.columns) == ([0.1, 0.2, 0.3], {})
 
 
 def test_a_weight_of_zero_only_logs() -> None:
-    given = weighted(Part("a", 1.0, Told(1.0, 2.0, 3.0)), Part("b", 0.0, Told(Missing("no"), 9.0, 9.0)))
+    given = weighted(
+        WeightedTerm("a", 1.0, Told(1.0, 2.0, 3.0)), WeightedTerm("b", 0.0, Told(Missing("no"), 9.0, 9.0))
+    )
     assert given.rewards == [1.0, 2.0, 3.0] and given.missing == {}
     assert math.isnan(given.columns["b"][0]) and given.columns["b"][1:] == [9.0, 9.0]
 
 
 def test_a_sum_with_a_missing_part_is_missing_and_never_the_rest() -> None:
-    parts = (Part("a", 1.0, Told(1.0, 2.0, 3.0)), Part("b", 1.0, Told(5.0, Missing("it is ill"), 7.0)))
+    parts = (
+        WeightedTerm("a", 1.0, Told(1.0, 2.0, 3.0)),
+        WeightedTerm("b", 1.0, Told(5.0, Missing("it is ill"), 7.0)),
+    )
     given = weighted(*parts, missing="drop")
     assert given.known == [True, False, True] and math.isnan(given.rewards[1])
     assert (given.rewards[0], given.rewards[2]) == (6.0, 10.0)
@@ -65,7 +73,7 @@ def test_a_sum_with_a_missing_part_is_missing_and_never_the_rest() -> None:
 
 def test_a_missing_reward_ends_the_run_where_it_is_an_error() -> None:
     with pytest.raises(RewardError) as caught:
-        weighted(Part("a", 1.0, Told(1.0, Missing("it is ill"), 3.0)))
+        weighted(WeightedTerm("a", 1.0, Told(1.0, Missing("it is ill"), 3.0)))
     assert caught.value.exit_code == 1
     assert str(caught.value).startswith("1 of 3 answers have no reward. Answer 2: a: it is ill")
     assert "'Q1'" in str(caught.value) and "'answer 1'" in str(caught.value)

@@ -1,4 +1,5 @@
-"""Stock vLLM servers as one engine: which are asked for what, and what becomes of prompts when one of them fails."""
+"""Stock vLLM servers as one engine: which are asked for what, and what becomes of prompts when one of them
+fails."""
 
 from __future__ import annotations
 
@@ -13,11 +14,11 @@ from typing import Any
 import pytest
 
 from policy.rollouts import server_fleet
+from policy.rollouts.build import adapter_folder
 from policy.rollouts.protocol import Sampling, seed_of
 from policy.rollouts.server_client import Server
 from policy.rollouts.server_engine import ServerEngine
 from policy.rollouts.server_fleet import Fleet
-from policy.rollouts.server_setup import adapter_folder
 from policy.rollouts.server_start import Wanted
 from rlhf.core.errors import EngineError, ModelError
 from rlhf.models.chat import Chat
@@ -240,7 +241,7 @@ def test_a_server_that_was_started_again_has_no_adapter_until_the_next_sync(
     servers[0].start()
     groups = engine.generate(PROMPTS, samples=2, seed=1)
     assert all(len(group) == 2 for group in groups)
-    assert "started again" in capsys.readouterr().out
+    assert "restarted" in capsys.readouterr().out
     engine.sync(policy())  # the same weights: the other server keeps them, this one gets them
     assert list(servers[0].adapters) == [engine.adapter]
     assert engine.figures()["engine/servers"] == 2.0
@@ -324,7 +325,7 @@ def test_one_of_two_not_reached_at_the_start_joins_later(
 def test_a_wrong_token(start: Start, engine_of: Any, token: str | None) -> None:
     with pytest.raises(ModelError) as told:
         engine_of(start(token=TOKEN), token=token)
-    assert "refuses the token (401: Unauthorized)" in str(told.value)
+    assert "rejects the token (401: Unauthorized)" in str(told.value)
     assert "export MY_TOKEN=" in str(told.value)
 
 
@@ -335,7 +336,7 @@ def test_the_right_token_stays_out_of_every_message(
     engine = synced(engine_of(server, token=TOKEN))
     assert len(engine.generate(PROMPTS, samples=2, seed=1)) == len(PROMPTS)
     server.token = "another"
-    with pytest.raises(EngineError, match="refuses the token in .MY_TOKEN") as told:
+    with pytest.raises(EngineError, match="rejects the token in .MY_TOKEN") as told:
         engine.generate(PROMPTS, samples=2, seed=1)
     assert TOKEN not in str(told.value) + capsys.readouterr().out
 
@@ -343,8 +344,8 @@ def test_the_right_token_stays_out_of_every_message(
 @pytest.mark.parametrize(
     ("settings", "message", "fix"),
     [
-        ({"max_model_len": 63}, "takes 63 tokens", "--max-model-len 64"),
-        ({"updating": False}, "does not let adapters be loaded", "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"),
+        ({"max_model_len": 63}, "63 tokens", "--max-model-len 64"),
+        ({"updating": False}, "does not load adapters at run time", "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"),
         ({"max_rank": 2}, "LoRA rank 4 is greater than max_lora_rank 2", "--max-lora-rank 8"),
     ],
 )
@@ -374,7 +375,7 @@ def test_another_program_at_the_address(start: Start, engine_of: Any) -> None:
         handler.end_headers(),
         handler.wfile.write(b"hi"),
     )
-    with pytest.raises(ModelError, match="gave no JSON, but 'hi'"):
+    with pytest.raises(ModelError, match="returned no JSON, but 'hi'"):
         engine_of(server)
 
 
@@ -400,7 +401,7 @@ def test_logprobs_from_before_the_temperature(start: Start, engine_of: Any) -> N
 def test_a_prompt_that_a_server_refuses_ends_the_run(start: Start, engine_of: Any) -> None:
     engine = synced(engine_of(start(), start()))
     with pytest.raises(
-        EngineError, match="refuses a prompt: 400: This model's maximum context length is 256"
+        EngineError, match="rejects a prompt: 400: This model's maximum context length is 256"
     ):
         engine.generate([*PROMPTS, list(range(250))], samples=2, seed=1)
 

@@ -11,7 +11,7 @@ import torch
 from policy.rewards.ensemble import EnsembleReward, combined
 from policy.rewards.protocol import Missing, RewardResult
 from policy.rewards.shaping import Shaping
-from policy.rewards.weighted import EPSILON, Part, WeightedRewards, group_normalised
+from policy.rewards.weighted import EPSILON, WeightedRewards, WeightedTerm, group_normalised
 from rlhf.config.rewards import ShapingConfig
 from rlhf.core.records import Message, Prompt, Rollout
 
@@ -57,7 +57,10 @@ def test_groups_are_normalised_by_themselves() -> None:
 
 def test_a_large_scale_does_not_drown_the_others() -> None:
     """Source `a` is 1000 times as large; normalised, both count as their weights say."""
-    parts = [Part("a", 1.0, Fixed(0.0, 1000.0, 0.0, 0.0)), Part("b", 2.0, Fixed(1.0, 0.0, 0.0, 2.0))]
+    parts = [
+        WeightedTerm("a", 1.0, Fixed(0.0, 1000.0, 0.0, 0.0)),
+        WeightedTerm("b", 2.0, Fixed(1.0, 0.0, 0.0, 2.0)),
+    ]
     result = WeightedRewards(parts, "error", normalise_each=True).of(FOUR, ROLLOUTS)
     assert result.rewards == [2.0, 1000.0, 0.0, 4.0], "the log keeps the bare sum"
     a, b, c = 0.5 * 1000 / (500 + EPSILON), 0.5 / (0.5 + EPSILON), 1 / (1 + EPSILON)
@@ -68,7 +71,10 @@ def test_a_large_scale_does_not_drown_the_others() -> None:
 
 
 def test_a_missing_part_is_missing_in_both_sums() -> None:
-    parts = [Part("a", 1.0, Fixed(Missing("no"), 1.0, 2.0, 3.0)), Part("b", 1.0, Fixed(1.0, 2.0, 3.0, 4.0))]
+    parts = [
+        WeightedTerm("a", 1.0, Fixed(Missing("no"), 1.0, 2.0, 3.0)),
+        WeightedTerm("b", 1.0, Fixed(1.0, 2.0, 3.0, 4.0)),
+    ]
     result = WeightedRewards(parts, "drop", normalise_each=True).of(FOUR, ROLLOUTS)
     assert result.known == [False, True, True, True]
     assert result.decoupled is not None
@@ -76,6 +82,6 @@ def test_a_missing_part_is_missing_in_both_sums() -> None:
 
 
 def test_without_the_setting_there_is_no_second_sum() -> None:
-    result = WeightedRewards([Part("a", 1.0, Fixed(1.0))], "error").of(FOUR[:1], ROLLOUTS[:1])
+    result = WeightedRewards([WeightedTerm("a", 1.0, Fixed(1.0))], "error").of(FOUR[:1], ROLLOUTS[:1])
     assert isinstance(result, RewardResult)
     assert result.decoupled is None

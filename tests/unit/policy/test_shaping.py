@@ -1,4 +1,5 @@
-"""What the algorithm is given in place of the bare reward: by hand, in order, and the same after an interruption."""
+"""What the algorithm is given in place of the bare reward: by hand, in order, and the same after an
+interruption."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from policy.rewards.protocol import RewardResult
-from policy.rewards.shaping import EPSILON, Moments, Shaping, charged_for_length, moments_of, normalised
+from policy.rewards.shaping import EPSILON, Moments, Shaping, length_penalised, moments_of, normalised
 from rlhf.config.rewards import ShapingConfig
 from rlhf.core.errors import RewardError
 
@@ -76,11 +77,11 @@ def test_moments_of_processes_are_added_up() -> None:
 
 
 def test_joining_nothing_changes_nothing() -> None:
-    assert Moments().joined(Moments()) == Moments()
+    assert Moments().merged(Moments()) == Moments()
     assert (
-        Moments(2, 3.0, 4.0).joined(Moments())
+        Moments(2, 3.0, 4.0).merged(Moments())
         == Moments(2, 3.0, 4.0)
-        == Moments().joined(Moments(2, 3.0, 4.0))
+        == Moments().merged(Moments(2, 3.0, 4.0))
     )
 
 
@@ -91,7 +92,7 @@ def test_clipping() -> None:
 def test_length_costs_only_above_what_is_free() -> None:
     penalty = {"per_token": 0.5, "above": 3}
     assert shaped([1.0, 1.0, 1.0], [2, 3, 7], length_penalty=penalty) == [1.0, 1.0, -1.0]
-    assert charged_for_length(torch.tensor([0.0]), torch.tensor([4.0]), 0.25, 0).item() == -1.0
+    assert length_penalised(torch.tensor([0.0]), torch.tensor([4.0]), 0.25, 0).item() == -1.0
 
 
 def test_the_order_is_normalise_clip_charge() -> None:

@@ -105,7 +105,10 @@ def test_it_is_the_policy_that_answers_and_without_dropout(
 def test_the_models_own_taste_in_sampling_is_not_asked(
     tiny_base: Path, tiny_chat: Chat, prompts: list[list[int]], tmp_path: Path
 ) -> None:
-    """A generation_config.json may cut or bend the distribution; log-probabilities are those of the whole one."""
+    """A generation_config.json may cut or bend the distribution.
+
+    Log-probabilities are those of the whole one.
+    """
 
     def answers(base: Path) -> list[list[tuple[int, ...]]]:
         loaded = load_causal(str(base), revision=None, dtype="float32", quantization="none")

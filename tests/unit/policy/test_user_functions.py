@@ -1,4 +1,5 @@
-"""Reward functions as users write them: what loads, what is refused before a model is, and whose line is blamed."""
+"""Reward functions as users write them: what loads, what is refused before a model is, and whose line is
+blamed."""
 
 from __future__ import annotations
 

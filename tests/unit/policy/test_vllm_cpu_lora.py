@@ -103,7 +103,8 @@ def test_a_token_without_an_adapter_is_left_as_it_is(adapter_of_token: list[int]
 
 
 def test_they_are_put_where_vllm_looks_them_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And a layer's joined factors are forgotten when an adapter is written into the layers, not at every step."""
+    """And a layer's joined factors are forgotten when an adapter is written into the layers, not at every
+    step."""
     from vllm.lora.model_manager import LoRAModelManager
     from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tokenizers_of_kinds import KINDS, make_tokenizer, write_base
 
-from policy.recipe import load_data as load_prompt_data
+from policy.prompt_data import load_data as load_prompt_data
 from reward.data import load_chat, load_data, load_records
 from rlhf.commands.inspection import inspect_policy, inspect_reward
 from rlhf.config.policy import PolicyConfig

@@ -12,7 +12,7 @@ import torch
 from policy.evaluation.held_out import Answer, answer_prompts, compare
 from policy.rewards.model import ModelReward
 from policy.rewards.protocol import RewardResult
-from policy.rewards.weighted import Part, WeightedRewards
+from policy.rewards.weighted import WeightedRewards, WeightedTerm
 from policy.rollouts.protocol import Sampling
 from policy.rollouts.transformers_engine import TransformersEngine
 from reward.scorer import Scorer
@@ -121,7 +121,7 @@ def test_answers_are_measured_as_they_are(model: Any, tiny_chat: Chat, tiny_rewa
     """Reward, gold score, KL and length of each answer, against what each means; without dropout."""
     engine = TransformersEngine(Sampling(8, 1.0, tiny_chat.stop_ids), tiny_chat)
     scorer = ModelReward(Scorer.share(tiny_reward, model, tiny_chat))
-    rewards = WeightedRewards([Part("adapter", 1.0, scorer)], "error")
+    rewards = WeightedRewards([WeightedTerm("adapter", 1.0, scorer)], "error")
     check = next(row["check"] for row in demo_rows("prompts", "train"))
     asked = [
         Prompt((Message("user", "Hi."),)),

@@ -1,4 +1,5 @@
-"""Continuous batching on the trainer's model, on a CPU: answers, log-probabilities, seeds, stop ids, and the model as it was."""
+"""Continuous batching on the trainer's model, on a CPU: answers, log-probabilities, seeds, stop ids, and the
+model as it was."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The in-process engine's arguments, by vLLM's own classes; and what vLLM may not change in the trainer's process."""
+"""The in-process engine's arguments, by vLLM's own classes.
+
+And what vLLM may not change in the trainer's process.
+"""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policy.update.advantages import aligner_advantage, by_unfinished_rule, leave_one_out
+from policy.update.advantages import aligner_advantage, apply_unfinished_rule, leave_one_out
 
 groups = st.integers(2, 6).flatmap(
     lambda size: st.lists(
@@ -85,5 +85,5 @@ def test_the_rule_for_unfinished_answers() -> None:
         ("keep", [1.0, 2.0], [True, True]),
         ("penalty", [1.0, -3.0], [True, True]),
     ):
-        found = by_unfinished_rule(rewards, finished, rule, -3.0)  # type: ignore[arg-type]
+        found = apply_unfinished_rule(rewards, finished, rule, -3.0)  # type: ignore[arg-type]
         assert [one.tolist() for one in found] == [worth, counted]

@@ -3,10 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from policy.algorithms.protocol import SampledRow
+from policy.algorithms.protocol import MeasuredBatch
 from policy.rollouts.probe import EngineProbe
-from policy.update.gathering import merge, merge_probes
-from policy.update.statistics import UpdateStatistics
+from policy.update.statistics import UpdateStatistics, merge_probes, merge_statistics
 from rlhf.core.records import Rollout
 
 LENGTHS, REWARDS, LOG_RATIOS = (
@@ -27,7 +26,7 @@ def statistics(answers: range) -> UpdateStatistics:
         first = sum(LENGTHS[:answer])
         log_ratio = torch.tensor(LOG_RATIOS[first : first + LENGTHS[answer]])
         zeros = torch.zeros_like(log_ratio)
-        row = SampledRow(
+        row = MeasuredBatch(
             rewards_N=torch.tensor([REWARDS[answer]]),
             penalty_M=zeros,
             finished_N=torch.tensor([True]),
@@ -46,7 +45,7 @@ def statistics(answers: range) -> UpdateStatistics:
 @pytest.mark.parametrize("cut", [1, 2, 3])
 def test_parts_together_give_the_figures_of_the_whole(cut: int) -> None:
     whole = statistics(range(4))
-    parts = merge([statistics(range(cut)), statistics(range(cut, 4))])
+    parts = merge_statistics([statistics(range(cut)), statistics(range(cut, 4))])
     ours, theirs = (one.figures(0.05) for one in (parts, whole))
     ours.pop("memory/peak_gib")
     theirs.pop("memory/peak_gib")

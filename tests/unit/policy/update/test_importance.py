@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from policy.update.importance import engine_logps, importance_weights
+from policy.update.losses import engine_logps, importance_weights
 from rlhf.core.errors import EngineError
 from rlhf.core.records import Rollout
 
@@ -48,12 +48,12 @@ def test_the_weighted_mean_is_the_trainers() -> None:
     assert float((engine * cut * value).sum()) == pytest.approx(0.5 + 3.0 + 0.1 * 1.5 * 100)
 
 
-def test_what_the_engine_says() -> None:
+def test_the_engines_log_probabilities() -> None:
     def rollout(*logprobs: float) -> Rollout:
         return Rollout((1,), (5, 6), logprobs, True, "")
 
-    told = engine_logps([rollout(-1.0, -2.0), rollout(-3.0, -4.0)], like=torch.zeros(4))
-    assert told is not None and told.tolist() == [-1.0, -2.0, -3.0, -4.0]
+    engine = engine_logps([rollout(-1.0, -2.0), rollout(-3.0, -4.0)], like=torch.zeros(4))
+    assert engine is not None and engine.tolist() == [-1.0, -2.0, -3.0, -4.0]
     assert engine_logps([rollout(), rollout()], like=torch.zeros(4)) is None
-    with pytest.raises(EngineError, match="gave 2 log-probabilities for answers of 4 tokens"):
+    with pytest.raises(EngineError, match="2 log-probabilities for 4 tokens"):
         engine_logps([rollout(-1.0, -2.0), rollout()], like=torch.zeros(4))

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policy.update.kl import Estimator, kl_charges, kl_loss, kl_of_answers, kl_of_tokens, trl_beta
+from policy.update.losses import Estimator, kl_charges, kl_loss, kl_of_answers, kl_of_tokens, trl_beta
 
 ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
 ratios = st.lists(st.floats(-5, 5), min_size=1, max_size=20)
@@ -45,7 +45,8 @@ def test_only_k1_may_be_negative(values: list[float]) -> None:
 
 
 def test_k1_and_k3_are_unbiased_and_k2_is_not() -> None:
-    """Over all outcomes of a small distribution: E_policy[estimate] against KL(policy || reference), exactly."""
+    """Over all outcomes of a small distribution: E_policy[estimate] against KL(policy || reference),
+    exactly."""
     policy = torch.tensor([0.5, 0.25, 0.15, 0.1], dtype=torch.double)
     reference = torch.tensor([0.2, 0.2, 0.3, 0.3], dtype=torch.double)
     kl = sum(p * math.log(p / q) for p, q in zip(policy.tolist(), reference.tolist(), strict=True))
@@ -150,7 +151,8 @@ def test_what_tokens_are_charged_adds_up_to_what_their_answer_is(estimator: Esti
 def test_trls_beta() -> None:
     assert trl_beta(0.05, "k1", "sum", 200, 0.01) == 0.05
     assert trl_beta(0.01, "k3", "mean", 200, 0.01) == pytest.approx(5e-5)
-    # Log-ratios drawn as the formula takes them: normal, mean kl, variance 2 kl. Both charge an answer of 10 tokens as much.
+    # Log-ratios drawn as the formula takes them: normal, mean kl, variance 2 kl. Both charge an answer of 10
+    # tokens as much.
     kl, length = 0.02, 10
     d = kl + math.sqrt(2 * kl) * torch.randn(400_000, generator=torch.Generator().manual_seed(0))
     assert (-d).exp().mean().item() == pytest.approx(1.0, abs=2e-3)

@@ -19,7 +19,8 @@ def logps() -> torch.Tensor:
 
 def test_by_hand() -> None:
     logps = torch.tensor([-1.0, -2.0, -3.0, -1.0, -2.0, -4.0])
-    # Sums -3, -6, -4 and means -1.5, -2, -4 against advantages 1.5, -2, 0.5, over 4 answers of the whole update.
+    # Sums -3, -6, -4 and means -1.5, -2, -4 against advantages 1.5, -2, 0.5, over 4 answers of the whole
+    # update.
     expected_sum = -(1.5 * -3 + -2.0 * -6 + 0.5 * -4) / 4
     expected_mean = -(1.5 * -1.5 + -2.0 * -2 + 0.5 * -4) / 4
     assert reinforce(logps, ANSWER, ADVANTAGES, "sequence_sum", 4.0).item() == pytest.approx(expected_sum)
@@ -125,7 +126,8 @@ def test_rows_add_up_to_the_update() -> None:
 
 
 def test_a_higher_upper_clip() -> None:
-    """Ratios 1.25 and 0.75: only the lower bound of 0.2 takes a gradient away, the upper one of 0.28 does not."""
+    """Ratios 1.25 and 0.75: only the lower bound of 0.2 takes a gradient away, the upper one of 0.28 does
+    not."""
     old = torch.zeros(4)
     logps = torch.tensor([1.25, 1.25, 0.75, 0.75]).log().requires_grad_()
     answer, advantages = torch.arange(4), torch.tensor([1.0, -1.0, 1.0, -1.0])

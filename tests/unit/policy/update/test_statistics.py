@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from policy.algorithms.protocol import SampledRow
-from policy.update.statistics import UpdateStatistics, check_update, peak_memory_gib, start_bound
+from policy.algorithms.protocol import MeasuredBatch
+from policy.update.statistics import UpdateStatistics, peak_memory_gib
+from policy.update.step import check_update, start_bound
 from rlhf.core.errors import DivergenceError
 from rlhf.core.records import Message, Prompt, Rollout
 
@@ -23,10 +24,10 @@ ROLLOUTS = [
 REWARDS = [1.0, 0.0, 5.0]
 
 
-def measured(log_ratio: list[float], answer: list[int]) -> SampledRow:
+def measured(log_ratio: list[float], answer: list[int]) -> MeasuredBatch:
     """A row of which only the log-ratios matter here."""
     count = len(set(answer))
-    return SampledRow(
+    return MeasuredBatch(
         rewards_N=torch.zeros(count),
         penalty_M=torch.zeros(len(answer)),
         finished_N=torch.ones(count, dtype=torch.bool),
@@ -38,9 +39,9 @@ def measured(log_ratio: list[float], answer: list[int]) -> SampledRow:
     )
 
 
-def statistics(rollouts: list[Rollout] = ROLLOUTS, passes: int = 1) -> UpdateStatistics:
+def statistics(rollouts: list[Rollout] = ROLLOUTS, epochs: int = 1) -> UpdateStatistics:
     """Two rows; the first holds the last answer, so that places matter."""
-    gathered = UpdateStatistics(REWARDS, rollouts, passes)
+    gathered = UpdateStatistics(REWARDS, rollouts, epochs)
     gathered.add(
         [2],
         measured([0.5, -0.5, 1.0], [0, 0, 0]),
@@ -97,7 +98,7 @@ def test_figures_by_hand() -> None:
 
 
 def test_losses_are_means_over_the_passes() -> None:
-    figures = statistics(passes=2).figures(coefficient=0.0)
+    figures = statistics(epochs=2).figures(coefficient=0.0)
     assert (figures["loss/policy"], figures["ratio/clipped_share"]) == (0.125, 0.5)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from policy.algorithms.reinforce import Reinforce
 from policy.rollouts.probe import EngineProbe
-from policy.update.rows import Row, pack_groups
+from policy.update.forward import MicroBatch, pack_groups
 from policy.update.statistics import UpdateStatistics
 from policy.update.step import Update
 from rlhf.config.algorithm import AlgorithmConfig, KLConfig
@@ -22,7 +22,7 @@ REFERENCE = torch.tensor([-2.0, -1.0, -2.0])  # d = 1, -0.5, -0.5
 ANSWER = torch.tensor([0, 0, 1])
 
 
-def update(kl: dict[str, Any], importance: ImportanceConfig | None = None) -> Update:
+def new_update(kl: dict[str, Any], importance: ImportanceConfig | None = None) -> Update:
     algorithm = AlgorithmConfig.model_validate({"reduction": "sequence_sum"})
     return Update(
         Reinforce.of(algorithm),
@@ -34,26 +34,28 @@ def update(kl: dict[str, Any], importance: ImportanceConfig | None = None) -> Up
         2.0,
         UpdateStatistics([3.0, 1.0], ROLLOUTS),
         EngineProbe("token", 2.0),
-        lambda own: own,
+        lambda local: local,
     )
 
 
-def row() -> Row:
+def micro_batch() -> MicroBatch:
     (only,) = pack_groups([ROLLOUTS], 100, 0)
     return only
 
 
-def step(one: Update) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def step(update: Update) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Penalty, advantages and the gradient of the loss."""
     logps = LOGPS.clone().requires_grad_()
-    one.settle([one.measure(row(), torch.tensor([3.0, 1.0]), LOGPS, REFERENCE, torch.zeros(3), ANSWER)])
-    loss = one.loss(0, row(), logps)
-    ((measured, worth),) = one.settled
-    return measured.penalty_N, worth.advantages, torch.autograd.grad(loss, logps)[0]
+    update.compute_advantages(
+        [update.measure(micro_batch(), torch.tensor([3.0, 1.0]), LOGPS, REFERENCE, torch.zeros(3), ANSWER)]
+    )
+    loss = update.policy_loss(0, micro_batch(), logps)
+    ((measured, advantages),) = update.measured
+    return measured.penalty_N, advantages.values, torch.autograd.grad(loss, logps)[0]
 
 
 def test_in_the_reward() -> None:
-    penalty, advantages, gradient = step(update({"estimator": "k1", "reduction": "sum"}))
+    penalty, advantages, gradient = step(new_update({"estimator": "k1", "reduction": "sum"}))
     # Half of 1 - 0.5 and of -0.5: rewards 2.75 and 1.25.
     assert penalty.tolist() == [0.25, -0.25]
     assert advantages.tolist() == [1.5, -1.5]
@@ -61,7 +63,9 @@ def test_in_the_reward() -> None:
 
 
 def test_in_the_loss() -> None:
-    penalty, advantages, gradient = step(update({"estimator": "k2", "reduction": "sum", "placement": "loss"}))
+    penalty, advantages, gradient = step(
+        new_update({"estimator": "k2", "reduction": "sum", "placement": "loss"})
+    )
     assert penalty.tolist() == [0.0, 0.0]
     assert advantages.tolist() == [2.0, -2.0]
     # -A / 2 answers, and 0.5 x d / 2 answers: a step down takes a token back towards the reference.
@@ -70,9 +74,23 @@ def test_in_the_loss() -> None:
 
 def test_importance_weights_only_where_they_are_asked_for() -> None:
     kl = {"estimator": "k1", "reduction": "sum"}
-    off, on = update(kl), update(kl, ImportanceConfig())
+    off, on = new_update(kl), new_update(kl, ImportanceConfig())
     _, _, plain = step(off)
     _, _, weighted = step(on)
     # The trainer finds the last token less likely than the engine did, by a factor of exp(-0.5).
     assert weighted.tolist() == pytest.approx((plain * torch.tensor([0.0, 0.0, -0.5]).exp()).tolist())
     assert off.probe.figures() == on.probe.figures() != {}
+
+
+def test_a_skipped_group_has_a_penalty_and_no_advantage() -> None:
+    """NaN in place of the rewards of a flat group: its answers still differ in KL, and nothing is learned
+    from that."""
+    update, logps = new_update({"estimator": "k1", "reduction": "sum"}), LOGPS.clone().requires_grad_()
+    skipped = torch.tensor([float("nan")] * 2)
+    measured = update.measure(micro_batch(), skipped, LOGPS, REFERENCE, torch.zeros(3), ANSWER)
+    update.compute_advantages([measured])
+    loss = update.policy_loss(0, micro_batch(), logps)
+    ((_, advantages),) = update.measured
+    assert measured.penalty_N.tolist() == [0.25, -0.25]
+    assert advantages.values.tolist() == [0.0, 0.0]
+    assert torch.autograd.grad(loss, logps)[0].tolist() == [0.0, 0.0, 0.0]
