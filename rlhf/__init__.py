@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from policy.shared_base import SharedBase as SharedBase
     from policy.update.advantages import generalised_advantages as generalised_advantages
     from policy.update.advantages import leave_one_out as leave_one_out
-    from policy.update.kl import kl_loss as kl_loss
-    from policy.update.kl import kl_of_answers as kl_of_answers
-    from policy.update.kl import kl_of_tokens as kl_of_tokens
+    from policy.update.losses import kl_loss as kl_loss
+    from policy.update.losses import kl_of_answers as kl_of_answers
+    from policy.update.losses import kl_of_tokens as kl_of_tokens
     from policy.update.losses import reinforce as reinforce
     from reward.evaluation.systems import compare_systems as compare_systems
     from reward.evaluation.winrate import best_of_curve as best_of_curve
@@ -63,9 +63,9 @@ _MODULES = {
     "generalised_advantages": "policy.update.advantages",
     "gold_score": "rlhf.data.checks",
     "kl_bound": "reward.evaluation.winrate",
-    "kl_loss": "policy.update.kl",
-    "kl_of_answers": "policy.update.kl",
-    "kl_of_tokens": "policy.update.kl",
+    "kl_loss": "policy.update.losses",
+    "kl_of_answers": "policy.update.losses",
+    "kl_of_tokens": "policy.update.losses",
     "leave_one_out": "policy.update.advantages",
     "load_preferences": "rlhf.data.load",
     "load_prompts": "rlhf.data.load",
