@@ -102,7 +102,7 @@ def _mapping(path: Path, notes: list[str]) -> Row:
     return {}
 
 
-def _lines(path: Path, notes: list[str]) -> Iterator[Row]:
+def json_lines(path: Path, notes: list[str]) -> Iterator[Row]:
     """The lines that are JSON objects with a step; the others are counted, with the first place."""
     bad: list[int] = []
     if path.is_file():
@@ -129,7 +129,7 @@ def _metrics(path: Path, notes: list[str]) -> list[Row]:
     """One row a step: lines of the same step are joined, later ones win."""
     steps: dict[float, Row] = {}
     broken: dict[str, list[float]] = {}
-    for row in _lines(path, notes):
+    for row in json_lines(path, notes):
         steps.setdefault(row["step"], {}).update(row)
         for name, value in row.items():
             if value is None or (isinstance(value, float) and finite(value) is None):
@@ -144,7 +144,7 @@ def _samples(path: Path, notes: list[str]) -> dict[int, list[Row]]:
     """The answers of the first and the last step: a long run's file would not fit on a page."""
     first: list[Row] = []
     last: list[Row] = []
-    for row in _lines(path, notes):
+    for row in json_lines(path, notes):
         if not first or row["step"] == first[0]["step"]:
             first.append(row)
         elif last and row["step"] == last[0]["step"]:

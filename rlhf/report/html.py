@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from importlib import resources
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
@@ -26,3 +28,8 @@ def asset(name: str) -> Markup:
     """A style sheet or script of ours, as it is."""
     file = resources.files(ROOM) / "templates" / name
     return Markup(file.read_text(encoding="utf-8"))  # noqa: S704
+
+
+def script_hash(text: str) -> str:
+    """A script's hash as a content security policy names it."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

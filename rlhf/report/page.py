@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,17 +12,18 @@ from rlhf.report import policy, reward
 from rlhf.report.charts import PLOT, Chart, line_chart
 from rlhf.report.expo import expo_charts
 from rlhf.report.files import RunFiles, read_run
-from rlhf.report.html import asset, environment
+from rlhf.report.html import asset, environment, script_hash
 from rlhf.report.numbers import duration, finite, fixed
+from rlhf.report.samples import sample_data
 from rlhf.report.score_charts import score_charts
 from rlhf.report.series import POINT_LIMIT, Series
 from rlhf.report.verdict import Verdict, policy_verdict
-from rlhf.runs.folder import atomic_write_text
+from rlhf.runs.folder import SAMPLES, atomic_write_text
 
 REPORT = "report.html"
 
 
-def write_report(run: Path, output: Path | None = None) -> Path:
+def write_report(run: Path, output: Path | None = None, *, live: int = 0) -> Path:
     """Write one self-contained page on a run folder, to `run/report.html` or to `output`; return its path.
 
     A run may still be going: the page says what is missing.
@@ -34,15 +33,16 @@ def write_report(run: Path, output: Path | None = None) -> Path:
     """
     files = read_run(run)
     target = output or run / REPORT
-    atomic_write_text(target, render(files))
+    atomic_write_text(target, render(files, live=live))
     return target
 
 
-def render(run: RunFiles) -> str:
-    """The page as text. By its own security policy it may run its two scripts, and load nothing at all."""
+def render(run: RunFiles, *, live: int = 0) -> str:
+    """The page as text. By its own security policy it may run its own scripts, and load nothing at all."""
     templates = environment()
     templates.globals["plot"] = PLOT
-    guard, script, style = (asset(name) for name in ("guard.js", "page.js", "page.css"))
+    scripts = {name: asset(f"{name}.js") for name in ("guard", "page", "samples", "live")}
+    samples = sample_data(run.path / SAMPLES, run.notes) if run.kind == "policy" else None
     content = _policy_page(run) if run.kind == "policy" else _reward_page(run)
     return templates.get_template("page.html").render(
         run=run,
@@ -52,10 +52,12 @@ def render(run: RunFiles) -> str:
         config=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True) if run.config else "",
         environment=flat(run.environment),
         thinned=len(run.metrics) > POINT_LIMIT,
-        guard=guard,
-        script=script,
-        style=style,
-        hashes=" ".join(_hash(text) for text in (guard, script)),
+        guard=scripts.pop("guard"),
+        scripts=list(scripts.values()),
+        style=asset("page.css"),
+        samples=samples,
+        live=live or "",
+        hashes=" ".join(script_hash(text) for text in (asset("guard.js"), *scripts.values())),
         **content,
     )
 
@@ -233,8 +235,3 @@ def flat(found: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
                 (f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list) else str(value))
             )
     return rows
-
-
-def _hash(text: str) -> str:
-    """A script's hash as a content security policy names it."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

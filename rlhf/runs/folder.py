@@ -266,6 +266,21 @@ def _acquire(path: Path) -> int:
     return lock
 
 
+def in_use(path: Path) -> bool:
+    """Whether a process holds a run folder."""
+    try:
+        lock = os.open(path / LOCK, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
 def _clear_half_written(path: Path) -> None:
     """Remove unfinished files of a killed run."""
     for folder in (path, path / "checkpoints"):

@@ -1,0 +1,80 @@
+/* The sample browser: the data is JSON in the page; only the samples that are looked at become elements. */
+const holder = document.getElementById("sample-data");
+if (holder) {
+  const PAGE = 20;
+  const [STEP, PROMPT, ANSWER, REWARD, GOLD, KL, LENGTH, FINISHED] = [0, 1, 2, 3, 4, 5, 6, 7];
+  const all = JSON.parse(holder.textContent);
+  const texts = all.map((row) => (row[PROMPT].map((turn) => turn[1]).join("\n") + "\n" + row[ANSWER]).toLowerCase());
+  const field = (name) => document.getElementById("sample-" + name);
+  const [query, step, order, finished, least, list, count, more] =
+    ["query", "step", "order", "finished", "least", "list", "count", "more"].map(field);
+  let found = [];
+  let shown = 0;
+
+  const element = (tag, name, text) => {
+    const made = document.createElement(tag);
+    if (name) made.className = name;
+    if (text !== undefined) made.textContent = text;
+    return made;
+  };
+  const turn = (role, text) => {
+    const made = element("div", "turn");
+    made.append(element("span", "role", role), element("div", "text", text));
+    return made;
+  };
+  const card = (row) => {
+    const made = element("article");
+    const head = element("header");
+    head.append(element("span", "", "step " + row[STEP]));
+    for (const [name, place] of [["reward", REWARD], ["gold", GOLD], ["KL", KL], ["tokens", LENGTH]]) {
+      if (row[place] !== null) head.append(element("span", "", name + " " + row[place]));
+    }
+    if (row[FINISHED] === false) head.append(element("span", "cut", "not finished"));
+    const prompt = element("div", "prompt");
+    for (const [role, text] of row[PROMPT]) prompt.append(turn(role, text));
+    made.append(head, prompt, turn("answer", row[ANSWER]));
+    return made;
+  };
+  const grow = () => {
+    list.append(...found.slice(shown, shown + PAGE).map((i) => card(all[i])));
+    shown = Math.min(found.length, shown + PAGE);
+    more.hidden = shown >= found.length;
+    more.textContent = "Show " + Math.min(PAGE, found.length - shown) + " more";
+  };
+  const search = () => {
+    const words = query.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const low = least.value === "" ? -Infinity : Number(least.value);
+    found = [];
+    all.forEach((row, i) => {
+      if (step.value !== "" && String(row[STEP]) !== step.value) return;
+      if (finished.value !== "" && String(row[FINISHED]) !== finished.value) return;
+      if (low > -Infinity && !(row[REWARD] !== null && row[REWARD] >= low)) return;
+      if (words.every((word) => texts[i].includes(word))) found.push(i);
+    });
+    const reward = (i) => (all[i][REWARD] === null ? -Infinity : all[i][REWARD]);
+    const by = { latest: (a, b) => b - a, best: (a, b) => reward(b) - reward(a), worst: (a, b) => reward(a) - reward(b),
+      length: (a, b) => all[b][LENGTH] - all[a][LENGTH] };
+    found.sort(by[order.value]);
+    count.textContent = found.length.toLocaleString("en") + " of " + all.length.toLocaleString("en") + " samples";
+    list.replaceChildren();
+    shown = 0;
+    grow();
+  };
+  for (const value of [...new Set(all.map((row) => row[STEP]))].sort((a, b) => b - a)) {
+    step.append(new Option("step " + value, String(value)));
+  }
+  let waiting;
+  query.addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(search, 120); });
+  least.addEventListener("input", search);
+  for (const control of [step, order, finished]) control.addEventListener("change", search);
+  more.addEventListener("click", grow);
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "/" && !/INPUT|SELECT|TEXTAREA/.test(document.activeElement.tagName)) {
+      event.preventDefault();
+      query.focus();
+    }
+    if (event.key === "Escape" && document.activeElement === query) { query.value = ""; search(); }
+  });
+  field("controls").hidden = false;
+  search();
+}
