@@ -1,1 +1,1 @@
-"""Scores: annotate, learn, check, serve."""
+"""Reward models: training, evaluation, scoring and serving."""

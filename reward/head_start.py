@@ -62,8 +62,8 @@ def fit_head(
 ) -> None:
     """Set each row of the head by the ratings of its attribute; the reward's also by the pairs' strengths.
 
-    An attribute that none of the items rates keeps a row of zeros. `done` is told how many items have been
-    read.
+    An attribute that none of the items rates keeps a row of zeros. `done` receives the
+    number of items read so far.
     """
     equations: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in range(head.weight.shape[0])]
     read = 0

@@ -1,4 +1,4 @@
-"""Reward models of every form: ours, anybody's sequence classifier, and NVIDIA's `…-Reward-HF`.
+"""Load reward models of every form: ours, anybody's sequence classifier, and NVIDIA's `…-Reward-HF`.
 
 A classifier's reward is one output of its head; the form of NVIDIA's Llama-3.1-Nemotron-70B-Reward-HF is a
 causal model whose reward is the logit of vocabulary id 0. Both are read at the last token of the conversation

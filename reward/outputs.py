@@ -1,4 +1,4 @@
-"""Which output of a sequence classifier is the reward."""
+"""Select the output of a sequence classifier that is the reward."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ CLASSES = GOOD + BAD
 
 
 def reward_output(path: str, names: Sequence[str], label: str | None, *, problem_type: str | None) -> int:
-    """The place of the output that is the reward; which one that is, is printed where there are several.
+    """The index of the output that is the reward; with several outputs its name is printed.
 
     Raises:
-        ModelError: no output has this label; or none was asked for, and the names are those of classes.
+        ModelError: no output has this label; or there is no label, and the outputs are classes.
     """
     if label is not None and label not in names:
         raise ModelError(

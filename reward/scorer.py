@@ -1,7 +1,7 @@
-"""Conversations -> rewards. Beside `foreign.py` the only room of `reward/` that `policy/` enters.
+"""Score conversations with a reward model. `policy/` imports `reward/` by this module and by `load_scorer`.
 
-A reward model is an adapter and a head on a causal base. A scorer loads that base itself, or hangs the two on
-a base that is there already, so that policy, reference and reward share one copy.
+A reward model is an adapter and a head on a causal base. A scorer loads its own base, or attaches adapter and
+head to a loaded one, so that policy, reference and reward share one copy.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""How good a reward model is: benchmarks, calibration, win rates, the paper's table."""
+"""Evaluation of reward models: benchmarks, calibration, win rates, the paper's table."""

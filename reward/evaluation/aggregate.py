@@ -1,4 +1,4 @@
-"""From right and wrong pairs to scores of sections and one overall score, each with its interval.
+"""Aggregate right and wrong pairs to section scores and an overall score, with intervals.
 
 How pairs become one number, by rule:
 

@@ -1,4 +1,4 @@
-"""Whether a reward model's margins are the log-odds they claim to be.
+"""Calibration: whether a reward model's margins are log-odds.
 
 A Bradley-Terry model says that the first of two answers is better with the probability sigmoid(margin),
 margin being the difference of their rewards. Only a model trained by that loss says so: margins of one fitted

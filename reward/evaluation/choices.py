@@ -1,4 +1,4 @@
-"""Judges a reward model on prompts with many answers: rated ones, or right ones among wrong ones."""
+"""Evaluate a reward model on prompts with many answers: rated ones, or right ones among wrong ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores answers that are to be compared: in chunks, with a self-check, and without a silent failure.
+"""Score answers for a comparison: in chunks, with a self-check, and without silent failures.
 
 A reward that is no number is an error, never a wrong answer. Answers the scorer refuses (too long) are
 counted and left out as a whole: a prompt is judged with all its answers or not at all.

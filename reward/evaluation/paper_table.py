@@ -34,7 +34,7 @@ Shares = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TableRow:
     """One row of the table."""
 
     title: str
@@ -46,21 +46,21 @@ class Row:
     """The weak and the strong row that ExPO extrapolates; nothing is trained."""
 
 
-ROWS: dict[str, Row] = {
-    "regression-attributes": Row("Regression, all attributes", 92.4),
-    "regression-helpfulness": Row("Regression, helpfulness only", 93.0),
-    "bt-regular": Row("Bradley-Terry, regular", 91.5),
-    "bt-margin": Row("Bradley-Terry, margin", 91.5),
-    "bt-scaled": Row("Bradley-Terry, scaled", 92.7),
-    "helpfulness-bt-regular": Row("Helpfulness, then regular", 92.7, "regression-helpfulness"),
-    "helpfulness-bt-margin": Row("Helpfulness, then margin", 93.0, "regression-helpfulness"),
-    "helpfulness-bt-scaled": Row("Helpfulness, then scaled", 93.7, "regression-helpfulness"),
-    "helpfulness-bt-scaled-expo": Row(
+ROWS: dict[str, TableRow] = {
+    "regression-attributes": TableRow("Regression, all attributes", 92.4),
+    "regression-helpfulness": TableRow("Regression, helpfulness only", 93.0),
+    "bt-regular": TableRow("Bradley-Terry, regular", 91.5),
+    "bt-margin": TableRow("Bradley-Terry, margin", 91.5),
+    "bt-scaled": TableRow("Bradley-Terry, scaled", 92.7),
+    "helpfulness-bt-regular": TableRow("Helpfulness, then regular", 92.7, "regression-helpfulness"),
+    "helpfulness-bt-margin": TableRow("Helpfulness, then margin", 93.0, "regression-helpfulness"),
+    "helpfulness-bt-scaled": TableRow("Helpfulness, then scaled", 93.7, "regression-helpfulness"),
+    "helpfulness-bt-scaled-expo": TableRow(
         "Helpfulness, then scaled, ExPO",
         94.1,
         extrapolates=("regression-helpfulness", "helpfulness-bt-scaled"),
     ),
-    "hybrid": Row("Hybrid: regression and scaled at once", None),
+    "hybrid": TableRow("Hybrid: regression and scaled at once", None),
 }
 """The recipes of `rlhf.config.recipes`, in the paper's order: a row comes after those it needs."""
 

@@ -1,4 +1,4 @@
-"""RM-Bench: does a reward model judge what an answer says, or how it looks?
+"""RM-Bench: whether a reward model judges the content of an answer or its style.
 
 Each prompt has a right and a wrong answer in three styles: concise, detailed, detailed in markdown. Every
 right answer is compared with every wrong one; a tie is wrong. In the matrix of accuracies a row is the style

@@ -31,7 +31,7 @@ LONGEST_WAIT = 60.0
 
 @dataclass(frozen=True)
 class Completion:
-    """What the server wrote, and what it took."""
+    """The text of the server, with its tokens and time."""
 
     text: str
     prompt_tokens: int = 0

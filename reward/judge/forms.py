@@ -1,4 +1,4 @@
-"""What a judge is asked and how its text is read. A text that cannot be read gives None, never a score.
+"""Requests to a judge and the parsing of its text. An unreadable text gives None, never a score.
 
 A judge of one response writes a score s in 1..5, or Yes/No for each criterion. A judge of two responses
 writes both scores s_1, s_2 in 1..5 and a ranking r in 1..6, from 1 (response 1 is much better) to 6 (response

@@ -1,4 +1,4 @@
-"""Which responses of a group are compared, and what the verdicts make of each response.
+"""Select the comparisons within a group of responses, and compute scores from the verdicts.
 
 Pure functions. A group has G responses; a comparison is a pair of places (first shown, second shown).
 """

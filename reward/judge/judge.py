@@ -1,4 +1,4 @@
-"""A judge: responses in groups of one prompt to scores, with what it cost and how far it can be trusted."""
+"""Score groups of responses to one prompt by a judge, with its cost and position bias."""
 
 from __future__ import annotations
 

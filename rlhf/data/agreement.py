@@ -156,7 +156,7 @@ def rating_agreement(
     """For each attribute kappa over all annotators, and over those of the responses whose ratings are kept.
 
     Args:
-        rows: attribute -> one rating a person, for each response.
+        rows: attribute -> one rating per annotator, for each response.
         max_spread: see `rlhf.data.annotations.aggregate_ratings`.
     """
     before: dict[str, list[Sequence[int]]] = {}

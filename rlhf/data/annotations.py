@@ -76,7 +76,7 @@ def aggregate(strengths: Sequence[int], max_spread: int) -> Aggregate:
     """One preference strength from raw annotations, by the three rules of the paper.
 
     Args:
-        strengths: one a person, -3..3 or `NEITHER_VALID`.
+        strengths: one per annotator, -3..3 or `NEITHER_VALID`.
         max_spread: largest max - min of the three most similar ones (the paper: 2).
     """
     if sum(strength != NEITHER_VALID for strength in strengths) < 3:
@@ -92,7 +92,7 @@ def agreeing_annotators(ratings: Mapping[str, Sequence[int]], max_spread: int) -
     """The three annotators most similar in the first attribute, or the reason why there are none.
 
     Args:
-        ratings: attribute -> one rating a person, the same people in the same order.
+        ratings: attribute -> one rating per annotator, the annotators in the same order.
         max_spread: largest max - min of the three in the first attribute (the paper: 2).
     """
     first, *rest = ratings.values()

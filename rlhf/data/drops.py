@@ -1,4 +1,4 @@
-"""The drop report: what was read, what was dropped, why and where."""
+"""The drop report: counts of rows read and dropped, with reasons and places."""
 
 from __future__ import annotations
 

@@ -82,9 +82,9 @@ def test_generate_for_mt_bench(rlhf_command: Rlhf, final: Path, questions: Path,
     greedy, drawn = (row["choices"] for row in rows)
     assert greedy[0]["turns"] == greedy[1]["turns"]  # math is answered at temperature 0
     assert drawn[0]["turns"] != drawn[1]["turns"]
-    said = flat(result.output)
-    assert "3 rows read, 2 kept, 1 dropped" in said and f"blank prompt: {questions}:3" in said
-    assert "answers were cut off at 5 tokens" in said
+    output = flat(result.output)
+    assert "3 rows read, 2 kept, 1 dropped" in output and f"blank prompt: {questions}:3" in output
+    assert "answers were cut off at 5 tokens" in output
     assert sorted(file.name for file in tmp_path.iterdir()) == ["question.jsonl", "tiny.jsonl"]
     assert rlhf_command(*words, "--samples", 2, "--max-new-tokens", 5).exit_code == 0
     again = [json.loads(line) for line in output.read_text().splitlines()]
@@ -140,9 +140,9 @@ def test_compare_a_policy_with_its_base_on_one_base(
     assert "50.0\N{NO-BREAK SPACE}%" in same.output
     loaded, load = [], SharedBase.load
 
-    def noted(**told: Any) -> SharedBase:
-        loaded.append(told["dtype"])
-        return load(**told)
+    def noted(**options: Any) -> SharedBase:
+        loaded.append(options["dtype"])
+        return load(**options)
 
     monkeypatch.setattr(SharedBase, "load", noted)
     monkeypatch.setattr("reward.load_scorer.load_scorer", lambda *_, **__: pytest.fail("a base of its own"))

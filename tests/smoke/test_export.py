@@ -52,7 +52,7 @@ def test_an_exported_model_is_judged_like_the_adapter(
     assert "over 8 conversations (allowed: 0.001)." in result.stdout
     assert ("Do not generate text" in result.stdout) == (form == "nemotron")
     before = rewards(rlhf_command, tiny_reward, pairs)
-    # A classifier is known by its config; a causal model has to be said to be a reward model.
+    # A classifier is known by its config; a causal model needs `--form` to be a reward model.
     options = ["--form", "nemotron"] if form == "nemotron" else []
     assert rewards(rlhf_command, model, pairs, *options) == pytest.approx(before, abs=1e-3)
     assert max(before) - min(before) > 0.1

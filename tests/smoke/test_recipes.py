@@ -31,11 +31,11 @@ QUICK = {
 @pytest.fixture(scope="module")
 def recipe_config(reward_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny run's config with the settings that recipes choose from: one update a stage."""
-    told = yaml.safe_load(reward_config.read_text())
-    told["stages"] = [{"name": name, **QUICK} for name in ("regression", "preference")]
-    told["recipe"] = "hybrid"
+    settings = yaml.safe_load(reward_config.read_text())
+    settings["stages"] = [{"name": name, **QUICK} for name in ("regression", "preference")]
+    settings["recipe"] = "hybrid"
     file = tmp_path_factory.mktemp("configs") / "recipe.yaml"
-    file.write_text(yaml.safe_dump(told))
+    file.write_text(yaml.safe_dump(settings))
     return file
 
 
@@ -212,8 +212,8 @@ def test_mistakes(
         return refused(rlhf_command("train-reward", recipe_config, *words, "--output", tmp_path / "run"))
 
     helpfulness = expo_run[0] / "stages" / "regression"
-    said = train("recipe=bt-regular", f"start={helpfulness}", "adapter.rank=8")
-    assert said.startswith(f"Training cannot begin from {helpfulness}: adapter.rank: 4 there, 8 here")
+    message = train("recipe=bt-regular", f"start={helpfulness}", "adapter.rank=8")
+    assert message.startswith(f"Training cannot begin from {helpfulness}: adapter.rank: 4 there, 8 here")
     assert train("recipe=bt-regular", "start=runs/nowhere/final").startswith(
         "runs/nowhere/final is not a reward model"
     )

@@ -55,8 +55,8 @@ def test_the_run_folder(run: tuple[Path, str]) -> None:
         "metrics.jsonl",
         "report.html",
     ]
-    told = yaml.safe_load((folder / "config.yaml").read_text())
-    assert told["output"] == str(folder) and told["benchmark"] == "demo"
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    assert settings["output"] == str(folder) and settings["benchmark"] == "demo"
     drops = json.loads((folder / "drops.json").read_text())
     assert drops["read"] == 80 + 40 and sum(reason["count"] for reason in drops["dropped"].values()) > 0
     assert f"120 rows read, {drops['kept']} kept, {120 - drops['kept']} dropped" in printed

@@ -55,7 +55,7 @@ _REASONS: Mapping[str, str] = {
 
 
 def quality(response: Response) -> float:
-    """What a person sees, in [0, 1]: the gold score, less where the words make no sense."""
+    """The quality that an annotator sees, in [0, 1]: the gold score, less where the words make no sense."""
     return response.gold * SENSE.get(response.kind, 1.0)
 
 

@@ -22,7 +22,7 @@ from rlhf.data.demo.prompts import FAMILIES, Request, all_requests
 from rlhf.data.demo.responses import Response, respond
 
 Kind = Literal["helpsteer2", "helpsteer2-preference", "helpsteer3-principle", "prompts", "benchmark"]
-Row = dict[str, Any]
+Values = dict[str, Any]
 Pair = tuple[Response, Response]
 
 SIZES: Mapping[str, int] = {
@@ -75,7 +75,7 @@ ADVERSARIAL: Mapping[str, tuple[str, ...]] = {
 FAMILY_ROUNDS = 14  # comparisons of each family; what is left of the slice is adversarial
 
 
-def demo_rows(kind: Kind, split: str, seed: int = 0) -> Iterator[Row]:
+def demo_rows(kind: Kind, split: str, seed: int = 0) -> Iterator[Values]:
     """Synthetic rows of one kind and split.
 
     Raises:
@@ -100,7 +100,7 @@ def _stream(part: str, seed: int, purpose: str) -> random.Random:
     return random.Random(f"{seed}, {part}, {purpose}")
 
 
-def _prompt_rows(requests: Sequence[Request], _part: str, _seed: int) -> Iterator[Row]:
+def _prompt_rows(requests: Sequence[Request], _part: str, _seed: int) -> Iterator[Values]:
     for request in requests:
         yield {
             "prompt": _messages(request.messages),
@@ -109,7 +109,7 @@ def _prompt_rows(requests: Sequence[Request], _part: str, _seed: int) -> Iterato
         }
 
 
-def _rating_rows(requests: Sequence[Request], part: str, seed: int) -> Iterator[Row]:
+def _rating_rows(requests: Sequence[Request], part: str, seed: int) -> Iterator[Values]:
     rng = _stream(part, seed, "ratings")
     for request, pair in zip(requests, _pairs(requests, part, seed), strict=True):
         for response in pair:
@@ -120,7 +120,7 @@ def _rating_rows(requests: Sequence[Request], part: str, seed: int) -> Iterator[
             }
 
 
-def _preference_rows(requests: Sequence[Request], part: str, seed: int) -> Iterator[Row]:
+def _preference_rows(requests: Sequence[Request], part: str, seed: int) -> Iterator[Values]:
     rng = _stream(part, seed, "preferences")
     split = "train" if part == "training pairs" else "val"
     for request, (first, second) in zip(requests, _pairs(requests, part, seed), strict=True):
@@ -133,7 +133,7 @@ def _preference_rows(requests: Sequence[Request], part: str, seed: int) -> Itera
         }
 
 
-def _principle_rows(requests: Sequence[Request], part: str, seed: int) -> Iterator[Row]:
+def _principle_rows(requests: Sequence[Request], part: str, seed: int) -> Iterator[Values]:
     """Two principles for each response of the pairs."""
     rng = _stream(part, seed, "principles")
     for request, pair in zip(requests, _pairs(requests, part, seed), strict=True):
@@ -149,7 +149,7 @@ def _principle_rows(requests: Sequence[Request], part: str, seed: int) -> Iterat
                 }
 
 
-def _benchmark_rows(requests: Sequence[Request], part: str, seed: int) -> Iterator[Row]:
+def _benchmark_rows(requests: Sequence[Request], part: str, seed: int) -> Iterator[Values]:
     rng = _stream(part, seed, "comparisons")
     traps = list(ADVERSARIAL)
     for number, request in enumerate(requests):
@@ -218,7 +218,7 @@ def _one_string(conversation: Conversation) -> str:
     return first.content + "".join(turns)
 
 
-_MAKERS: Mapping[Kind, Callable[[Sequence[Request], str, int], Iterator[Row]]] = {
+_MAKERS: Mapping[Kind, Callable[[Sequence[Request], str, int], Iterator[Values]]] = {
     "helpsteer2": _rating_rows,
     "helpsteer2-preference": _preference_rows,
     "helpsteer3-principle": _principle_rows,

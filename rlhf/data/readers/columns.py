@@ -1,4 +1,4 @@
-"""Any data set, by a map from our names to its columns.
+"""Read any data set by a map from our names to its columns.
 
 `columns: {response: answer, correctness: ratings.factuality}` reads the response from the column `answer` and
 the attribute `correctness` from the key `factuality` of the dictionary column `ratings`. Our names are those

@@ -1,4 +1,4 @@
-"""Local files and folders, read row by row; every row carries the place it came from."""
+"""Read local files and folders row by row, each row with its place."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def _unreadable(place: str, error: Exception) -> DataError:
 
 
 def _is_lines(path: Path, *, alone: bool) -> bool:
-    """Whether a file holds one object a line: its first line is an object by itself.
+    """Whether a file holds one object per line: its first line is a complete object.
 
     Args:
         alone: what a file of one such line is: one row, or (false) a JSON text that may be an object of

@@ -1,4 +1,4 @@
-"""Data sets by their Hugging Face name."""
+"""Read data sets by their Hugging Face name."""
 
 from __future__ import annotations
 

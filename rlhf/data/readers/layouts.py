@@ -1,4 +1,4 @@
-"""Public layouts, recognised by their columns where a source has no column map.
+"""Recognise public layouts by their columns where a source has no column map.
 
 A layout is a column map under a name. The columns of a source's first row decide; a layout whose columns all
 belong to a larger one that fits as well gives way to it. Where two are left, the source must say which it

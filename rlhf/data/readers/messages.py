@@ -1,4 +1,4 @@
-"""Prompts and responses as they stand in rows: strings, lists of messages, and encoded conversations.
+"""Read prompts and responses of rows: strings, lists of messages, and encoded conversations.
 
 A message is `{"role", "content"}`, or ShareGPT's `{"from", "value"}`; its content is a string or a list of
 parts of type `text`. Other fields of a message are kept for the chat template, which renders or refuses them;

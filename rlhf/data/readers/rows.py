@@ -1,4 +1,4 @@
-"""Rows of any source: where they come from, which of them are read, and how a column is read from one."""
+"""Read the rows of any source, and columns of a row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which rows of a source are read: those of a split, those that match `where`, and a draw of `limit`."""
+"""Select rows of a source: by split, by `where`, and a random draw of `limit`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables that are not JSON: CSV and TSV files, and folders that `Dataset.save_to_disk` wrote."""
+"""Read tables: CSV and TSV files, and folders of `Dataset.save_to_disk`."""
 
 from __future__ import annotations
 

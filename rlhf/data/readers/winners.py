@@ -1,4 +1,4 @@
-"""Which of two responses a column `winner` names: by an index, a name or a letter.
+"""Read a column `winner`: the index, name or letter of the better response.
 
     index     0 and 1, or 1 and 2; where the columns of the responses end in these numbers (`response_0`), by
     them

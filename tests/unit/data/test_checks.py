@@ -57,7 +57,7 @@ def test_relevance_is_the_name_and_two_related_words() -> None:
     assert relevance(TEA, "Nothing of it.") == 0.0
     assert relevance(TEA, "A leaf.") == pytest.approx(0.3)
     assert relevance(TEA, "Tea, that is all.") == pytest.approx(0.4)
-    assert relevance(TEA, "Tea is hot, hot, hot.") == pytest.approx(0.7)  # one word, said often, counts once
+    assert relevance(TEA, "Tea is hot, hot, hot.") == pytest.approx(0.7)  # a repeated word counts once
     assert relevance(TEA, "Tea is a hot drink of leaf and water.") == pytest.approx(1.0)
 
 

@@ -128,7 +128,7 @@ def test_the_papers_set_is_the_public_file_without_its_zeros(write_rows: Callabl
     rows = [pair(0), pair(2, [2, 2, -100]), pair(-3, [-3, 1, 3], response_1="x"), pair(0, split="val")]
     path = write_rows("preference/preference.jsonl.gz", rows)
     preferences, report = preferences_of(path)
-    assert [item.strength for item in preferences] == [2, -3]  # whatever the annotators said
+    assert [item.strength for item in preferences] == [2, -3]  # whatever the annotations are
     assert report.examples == {"tie (strength 0)": [f"{path}:1"]}
 
 

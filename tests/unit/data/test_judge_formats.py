@@ -153,9 +153,9 @@ def test_a_file_of_another_judge_is_told_apart(
         return
     with pytest.raises(DataError) as error:
         load_questions(file, name)
-    said = str(error.value)
-    assert f"{file}:1" in said and f"no question of {name}, but as in {found}" in said
-    assert FORMATS[name].looks in said and f"--format {found}" in said
+    message = str(error.value)
+    assert f"{file}:1" in message and f"no question of {name}, but as in {found}" in message
+    assert FORMATS[name].looks in message and f"--format {found}" in message
 
 
 def test_a_row_that_is_nobodys_question_says_its_columns(write_rows: WriteRows) -> None:

@@ -69,14 +69,14 @@ def ours(folder: Path, found: Mapping[str, Any]) -> float:
     return score.reward
 
 
-def randomised(told: RewardConfig, chat: Chat, folder: Path) -> Path:
-    model = build_model(told, chat)
+def randomised(settings: RewardConfig, chat: Chat, folder: Path) -> Path:
+    model = build_model(settings, chat)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.copy_(torch.empty(parameter.shape).normal_(0, 0.2, generator=generator))
-    save_final(told, model, chat, folder)
+    save_final(settings, model, chat, folder)
     return folder
 
 
@@ -90,8 +90,8 @@ def test_the_code_on_the_card_gives_our_reward(tiny_reward: Path) -> None:
 def test_so_it_does_in_bfloat16_and_in_4_bits(
     tiny_base: Path, tiny_chat: Chat, tmp_path: Path, quantization: str
 ) -> None:
-    told = config(str(tiny_base), dtype="bfloat16", quantization=quantization)
-    folder = randomised(told, tiny_chat, tmp_path / "final")
+    settings = config(str(tiny_base), dtype="bfloat16", quantization=quantization)
+    folder = randomised(settings, tiny_chat, tmp_path / "final")
     found = run_code(folder)
     assert found["model"].get_base_model().dtype == torch.bfloat16
     assert found["reward"] == pytest.approx(ours(folder, found), abs=0.1, rel=0.05)
@@ -103,8 +103,8 @@ def test_a_template_with_a_date_writes_that_of_the_training(tiny_base: Path, tmp
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
     tokenizer.chat_template = "{{ date_string | default('today') }}" + tokenizer.chat_template
     tokenizer.save_pretrained(base)
-    told = config(str(base), template_date="1 Feb 2003")
-    folder = randomised(told, Chat.load(base, template_date="1 Feb 2003"), tmp_path / "final")
+    settings = config(str(base), template_date="1 Feb 2003")
+    folder = randomised(settings, Chat.load(base, template_date="1 Feb 2003"), tmp_path / "final")
     found = run_code(folder)
     assert found["reward"] == pytest.approx(ours(folder, found), abs=1e-4)
     assert found["tokenizer"].decode(found["ids"]["input_ids"][0]).startswith("1 Feb 2003")
@@ -128,14 +128,14 @@ def test_before_an_evaluation_the_card_claims_nothing(tiny_reward: Path, tiny_ba
 def test_sizes_and_figures_are_written_after_the_evaluation(
     tiny_base: Path, tiny_chat: Chat, tmp_path: Path
 ) -> None:
-    told = config(str(tiny_base))
-    save_final(told, build_model(told, tiny_chat), tiny_chat, tmp_path / "final")
+    settings = config(str(tiny_base))
+    save_final(settings, build_model(settings, tiny_chat), tiny_chat, tmp_path / "final")
     drops = DropReport(read=3000)
     for place in range(7):
         drops.drop("tie (strength 0)", f"row {place}")
     data = RewardData(items(1200, 40), items(3, 0), [], drops)
     evaluation = {**result(0.8, 126), "held_out": result(0.625, 57)}
-    write_card(tmp_path / "final", told, data, evaluation)
+    write_card(tmp_path / "final", settings, data, evaluation)
     text = (tmp_path / "final" / "README.md").read_text()
     for line in (
         "- nvidia/HelpSteer2 (helpsteer2-preference, train); cc-by-4.0",
@@ -150,10 +150,10 @@ def test_sizes_and_figures_are_written_after_the_evaluation(
     ):
         assert line in text
     run_code(tmp_path / "final")  # still runs
-    write_card(tmp_path / "final", told, data, result(0.625, 57))  # no benchmark was named
+    write_card(tmp_path / "final", settings, data, result(0.625, 57))  # no benchmark was named
     text = (tmp_path / "final" / "README.md").read_text()
     assert "| held-out pairs | 57 |" in text and "| benchmark |" not in text
-    write_card(tmp_path / "final", told, data, {})
+    write_card(tmp_path / "final", settings, data, {})
     assert "No pairs were held out" in (tmp_path / "final" / "README.md").read_text()
 
 

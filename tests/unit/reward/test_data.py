@@ -40,8 +40,8 @@ def test_a_stage_takes_the_items_that_carry_one_of_its_targets() -> None:
     [(1, None, 3), (2, None, 6), (0.5, None, 1), (0.01, None, 1), (1, 2, 2), (1, 9, 3)],
 )
 def test_updates_of_a_stage(epochs: float, max_steps: int | None, expected: int) -> None:
-    told = stage(regression_weight=1, epochs=epochs, max_steps=max_steps, batch_size=4)
-    assert steps_of(told, items=13) == expected  # 13 / 4 = 3 whole batches an epoch
+    settings = stage(regression_weight=1, epochs=epochs, max_steps=max_steps, batch_size=4)
+    assert steps_of(settings, items=13) == expected  # 13 / 4 = 3 whole batches an epoch
 
 
 def test_every_item_is_drawn_once_an_epoch_and_more_draws_only_add() -> None:
@@ -114,6 +114,6 @@ def test_test_prompts_are_neither_trained_nor_validated_on(config: RewardConfig,
 def test_test_pairs_that_are_too_long_are_counted(config: RewardConfig, tiny_chat: Chat) -> None:
     everything = config.data.model_copy(update={"test_share": 1.0, "validation_share": 0.0})
     shorter = config.model.model_copy(update={"max_length": 1})
-    told = config.model_copy(update={"data": everything, "model": shorter})
+    settings = config.model_copy(update={"data": everything, "model": shorter})
     with pytest.raises(DataError, match=TOO_LONG):
-        load_data(told, tiny_chat)  # nothing is left to learn from, and the message holds the drop report
+        load_data(settings, tiny_chat)  # nothing is left to learn from, and the message holds the drop report

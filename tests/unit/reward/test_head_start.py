@@ -84,10 +84,10 @@ def test_the_head_predicts_a_planted_target(model: Any) -> None:
         Item(Tree(ids[:-1], (ids[-1:],)), ((*row, None),))
         for ids, row in zip(sequences[:200], targets[:200].tolist(), strict=True)
     ]
-    told: list[int] = []
+    progress: list[int] = []
     head = reward_head(model)
-    fit_head(model, head, items, budget=256, pad_id=0, done=told.append)
-    assert told[-1] == 200 and told == sorted(told)
+    fit_head(model, head, items, budget=256, pad_id=0, done=progress.append)
+    assert progress[-1] == 200 and progress == sorted(progress)
     predicted = hidden[200:] @ head.weight.detach().T
     for attribute in (0, 1):
         correlation = torch.corrcoef(torch.stack([predicted[:, attribute], targets[200:, attribute]]))[0, 1]

@@ -328,8 +328,8 @@ def test_each_process_has_its_classifier_on_its_own_gpu(
 ) -> None:
     asked: dict[str, Any] = {}
 
-    def from_pretrained(path: str, **told: Any) -> Any:
-        asked.update(told)
+    def from_pretrained(path: str, **options: Any) -> Any:
+        asked.update(options)
         raise OSError("enough")
 
     monkeypatch.setenv("WORLD_SIZE", str(processes))

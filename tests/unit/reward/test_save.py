@@ -65,22 +65,22 @@ def test_the_folder_holds_all_that_a_reward_model_needs(
 def test_a_failure_leaves_no_folder(
     tiny_base: Path, tiny_chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = config(tiny_base)
-    model = build_model(told, tiny_chat)
+    settings = config(tiny_base)
+    model = build_model(settings, tiny_chat)
 
     def fail(*_: object) -> None:
         raise OSError("No space left on device")
 
     monkeypatch.setattr(tiny_chat.tokenizer, "save_pretrained", fail)
     with pytest.raises(OSError, match="No space left"):
-        save_final(told, model, tiny_chat, tmp_path / "final")
+        save_final(settings, model, tiny_chat, tmp_path / "final")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_older_folder_is_replaced_as_a_whole(tiny_base: Path, tiny_chat: Chat, tmp_path: Path) -> None:
-    told = config(tiny_base)
+    settings = config(tiny_base)
     (tmp_path / "final").mkdir()
     (tmp_path / "final" / "stale.safetensors").touch()
-    save_final(told, build_model(told, tiny_chat), tiny_chat, tmp_path / "final")
+    save_final(settings, build_model(settings, tiny_chat), tiny_chat, tmp_path / "final")
     assert not (tmp_path / "final" / "stale.safetensors").exists()
     assert (tmp_path / "final" / "reward.json").exists()

@@ -135,8 +135,8 @@ def test_what_cannot_be_scored_spoils_no_other() -> None:
                 raise DataError(f"{one} is too long")
         return [str(one) for one in some]
 
-    told: Any = [1, -2, 3, 4, -5]
-    found = score_each(score, told)  # type: ignore[arg-type]
+    numbers: Any = [1, -2, 3, 4, -5]
+    found = score_each(score, numbers)  # type: ignore[arg-type]
     assert [one for one in found if isinstance(one, str)] == ["1", "3", "4"]
     assert [str(found[1]), str(found[4])] == ["-2 is too long", "-5 is too long"]
     calls.clear()

@@ -43,10 +43,10 @@ def scores(model: PeftModel, chat: Chat) -> list[float]:
 def test_the_model_scores_as_the_one_it_starts_from(
     tiny_base: Path, tiny_chat: Chat, tiny_reward: Path
 ) -> None:
-    told = config(tiny_base, tiny_reward)
-    model = build_model(told, tiny_chat)
+    settings = config(tiny_base, tiny_reward)
+    model = build_model(settings, tiny_chat)
     assert scores(model, tiny_chat) == [0.0] * len(HELPSTEER_ATTRIBUTES)
-    start_from(tiny_reward, told, model, tiny_chat)
+    start_from(tiny_reward, settings, model, tiny_chat)
     (there,) = Scorer.load(tiny_reward).score([CONVERSATION])
     assert scores(model, tiny_chat) == pytest.approx(list(there.attributes.values()), abs=1e-5)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -54,7 +54,7 @@ def test_the_model_scores_as_the_one_it_starts_from(
 
 
 def test_every_difference_is_named_at_once(tiny_base: Path, tiny_chat: Chat, tiny_reward: Path) -> None:
-    told = config(
+    settings = config(
         tiny_base,
         tiny_reward,
         adapter={"rank": 8, "alpha": 4, "targets": ["q_proj"]},
@@ -62,22 +62,22 @@ def test_every_difference_is_named_at_once(tiny_base: Path, tiny_chat: Chat, tin
         model={"base": str(tiny_base), "dtype": "float32", "max_length": 256, "template_date": "1 Jan 2030"},
     )
     chat = Chat(tiny_chat.tokenizer, stop_ids=tiny_chat.stop_ids, template_date="1 Jan 2030")
-    model = build_model(told, chat)
+    model = build_model(settings, chat)
     before = scores(model, chat)
     with pytest.raises(ModelError, match=f"Training cannot begin from {tiny_reward}:") as caught:
-        start_from(tiny_reward, told, model, chat)
-    said = str(caught.value)
-    assert "adapter.rank: 4 there, 8 here" in said
-    assert "adapter.alpha: 8.0 there, 4.0 here" in said
-    assert "adapter.targets: " in said and "['q_proj'] here" in said
-    assert "['helpfulness'] here" in said
-    assert f"chat template: {tiny_chat.template_hash[:12]} there" in said
-    assert "base:" not in said
+        start_from(tiny_reward, settings, model, chat)
+    message = str(caught.value)
+    assert "adapter.rank: 4 there, 8 here" in message
+    assert "adapter.alpha: 8.0 there, 4.0 here" in message
+    assert "adapter.targets: " in message and "['q_proj'] here" in message
+    assert "['helpfulness'] here" in message
+    assert f"chat template: {tiny_chat.template_hash[:12]} there" in message
+    assert "base:" not in message
     assert caught.value.exit_code == 2
     assert scores(model, chat) == before  # nothing was changed
 
 
 def test_another_base(other_base: Path, tiny_chat: Chat, tiny_reward: Path) -> None:
-    told = config(other_base, tiny_reward)
+    settings = config(other_base, tiny_reward)
     with pytest.raises(ModelError, match="base: [0-9a-f]{16} there, [0-9a-f]{16} here"):
-        start_from(tiny_reward, told, build_model(told, tiny_chat), tiny_chat)
+        start_from(tiny_reward, settings, build_model(settings, tiny_chat), tiny_chat)

@@ -117,7 +117,7 @@ def test_the_details_by_hand() -> None:
 def test_half_of_rewardbench_is_called_so(subsets: list[str], notes: list[str]) -> None:
     result, _ = evaluate([pair("+", "", subset) for subset in subsets], TextScorer(len), chunk=1000)
     assert len(result["notes"]) == len(notes)
-    assert all(said.startswith(start) for said, start in zip(result["notes"], notes, strict=True))
+    assert all(note.startswith(start) for note, start in zip(result["notes"], notes, strict=True))
     assert result["aggregation"] == ("rewardbench" if len(set(subsets)) == 23 else "pairs")
     assert (len(subsets) == REWARDBENCH_PAIRS) == (len(subsets) > 1000)
 

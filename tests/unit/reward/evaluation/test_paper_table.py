@@ -44,13 +44,13 @@ def test_rows_are_trained_in_an_order_in_which_each_finds_what_it_starts_from(tm
         assert (strong / "eval.json").exists()
         write_run(output, [True])
 
-    said: list[str] = []
-    train_table(tmp_path, [3, 4], train=train, extrapolate=extrapolate, say=said.append)
+    lines: list[str] = []
+    train_table(tmp_path, [3, 4], train=train, extrapolate=extrapolate, say=lines.append)
     assert len(asked) == 2 * (len(ROWS) - 1)  # ExPO trains nothing
     start = tmp_path / "seed-4" / "regression-helpfulness" / "final"
     assert ("helpfulness-bt-margin", 4, start) in asked and ("bt-margin", 4, None) in asked
     asked.clear()
-    train_table(tmp_path, [3, 4], train=train, extrapolate=extrapolate, say=said.append)
+    train_table(tmp_path, [3, 4], train=train, extrapolate=extrapolate, say=lines.append)
     assert not asked  # what is there stays
     half = tmp_path / "seed-3" / "bt-margin"
     (half / "eval.json").write_text(json.dumps({"failures": [{"step": "the held-out pairs", "reason": "r"}]}))
@@ -59,7 +59,7 @@ def test_rows_are_trained_in_an_order_in_which_each_finds_what_it_starts_from(tm
         assert output == half and (name, seed, start) == ("bt-margin", 3, None)
         asked.append((name, seed, start))
 
-    train_table(tmp_path, [3, 4], train=again, extrapolate=extrapolate, say=said.append)
+    train_table(tmp_path, [3, 4], train=again, extrapolate=extrapolate, say=lines.append)
     assert len(asked) == 1  # a row whose evaluation failed is not done
 
 
