@@ -13,9 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rlhf.core.records import Conversation
+from rlhf.data.verdicts import read_verdict
 
 LOWEST, HIGHEST = 1, 5
 RANKINGS = 6
+MIDDLE = (LOWEST + HIGHEST) / 2
+JUSTIFIER = "justifier"
+"""The form of a model trained by `rlhf train-justifier`."""
 
 
 class Verdict(NamedTuple):
@@ -62,9 +66,29 @@ def single_request(form: str, prompt: Conversation, response: str, criteria: Seq
 
 def pair_request(form: str, prompt: Conversation, first: str, second: str, criteria: Sequence[str]) -> str:
     """The judge's user turn for two responses."""
+    if form == JUSTIFIER:
+        return justifier_request(prompt, first, second)
     responses = [_section("Response 1", first), _section("Response 2", second)]
     parts = [_conversation(prompt), *responses, *_criteria(criteria), _PAIR_ENDINGS[form]]
     return "\n\n".join(["You compare two responses to the last message of a conversation.", *parts])
+
+
+def justifier_request(prompt: Conversation, first: str, second: str) -> str:
+    """The input of a Pairwise Justifier (arXiv 2410.01257); of a prompt of several turns with the roles."""
+    alone = len(prompt) == 1
+    turns = prompt[0].content if alone else "\n\n".join(f"{m.role}: {m.content}" for m in prompt)
+    return (
+        f"{turns} @Response 1:\n{first}\n@Response 2:\n{second}\n"
+        "Between @Response 1 and @Response 2, which is better?"
+    )
+
+
+def _justified(text: str) -> Verdict | None:
+    """The strength -3..3 of the last statement as a ranking 1..6, between equal scores."""
+    strength = read_verdict(text)
+    if strength is None:
+        return None
+    return Verdict(MIDDLE, MIDDLE, strength + RANKINGS // 2 + (strength < 0))
 
 
 def read_single(form: str, text: str, criteria: int) -> float | None:
@@ -182,4 +206,8 @@ _SINGLE_READERS: Mapping[str, Callable[[str], float | None]] = {
     "json": _single_json,
     "yes-no": _yes_no,
 }
-_PAIR_READERS: Mapping[str, Callable[[str], Verdict | None]] = {"boxed": _pair_boxed, "json": _pair_json}
+_PAIR_READERS: Mapping[str, Callable[[str], Verdict | None]] = {
+    "boxed": _pair_boxed,
+    "json": _pair_json,
+    JUSTIFIER: _justified,
+}

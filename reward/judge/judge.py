@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from reward.judge.client import Completion, JudgeClient
 from reward.judge.forms import Verdict, pair_request, read_pair, read_single, single_request
@@ -42,15 +43,25 @@ class Judged:
     verdicts: Sequence[Verdicts] = ()
 
 
+class CompletionClient(Protocol):
+    """Writes a text for each request, as `JudgeClient` does by a server."""
+
+    def complete(self, requests: Sequence[str]) -> list[Completion]:
+        """One completion for each request, in their order."""
+
+
 class Judge:
     """Asks a judge's server about groups of responses.
 
     Args:
         cache: where completions are kept, see `JudgeClient`.
+        client: writes the texts; without it, the server in the config does.
     """
 
-    def __init__(self, config: JudgeConfig, cache: Path | None = None) -> None:
-        self.config, self.client = config, JudgeClient(config, cache)
+    def __init__(
+        self, config: JudgeConfig, cache: Path | None = None, client: CompletionClient | None = None
+    ) -> None:
+        self.config, self.client = config, client or JudgeClient(config, cache)
 
     def judge(self, groups: Sequence[Responses]) -> Judged:
         """Scores of all responses.

@@ -27,6 +27,9 @@ COMMANDS = {
     "train-principle": Command(
         "rlhf.commands.train_principle:command", "Train an adapter that scores by principles in words."
     ),
+    "train-justifier": Command(
+        "rlhf.commands.train_justifier:command", "Train a model that compares two responses in words."
+    ),
     "evaluate-reward": Command(
         "rlhf.commands.evaluate_reward:evaluate_reward",
         "Measure a reward model on pairs of answers.",

@@ -15,6 +15,8 @@ from reward.evaluation.benchmark import TOLERANCE
 from reward.evaluation.judge_scorer import JudgeScorer
 from reward.evaluation.judging import CHUNK, Scorers, write_result
 from reward.evaluation.suite import EVALUATORS, evaluate_suite
+from reward.judge.client import JudgeClient
+from reward.judge.forms import JUSTIFIER
 from reward.judge.judge import Judge
 from rlhf.commands.judged import print_result, print_suite
 from rlhf.commands.options import Form, Label, TokensPerBatch
@@ -192,14 +194,18 @@ def _scorer(
     if judge is not None:
         config = load_config(judge, JudgeConfig)
         cache = None if output is None else output.with_name(f"{output.stem}_judge.jsonl")
+        JudgeClient(config).check()
         server = Judge(config, cache)
-        server.client.check()
         return lambda: JudgeScorer(server), max(CHUNK, config.concurrency)
 
     def load() -> Scorers:
         from reward.load_scorer import load_scorer  # torch loads only when a model is needed
 
         assert model is not None
+        if form == JUSTIFIER:
+            from reward.justifier.judge import load_justifier
+
+            return JudgeScorer(load_justifier(Path(model), tokens_per_batch=tokens_per_batch))
         return load_scorer(model, form=form, label=label, tokens_per_batch=tokens_per_batch)
 
     return load, CHUNK

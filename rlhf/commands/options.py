@@ -31,7 +31,8 @@ Form = Annotated[
     typer.Option(
         metavar="FORM",
         help="`ours`, `classifier` (any AutoModelForSequenceClassification), `nemotron` (NVIDIA's "
-        "-Reward-HF: the logit of vocabulary id 0), `principle` (of `rlhf train-principle`), or `auto`, "
+        "-Reward-HF: the logit of vocabulary id 0), `principle` (of `rlhf train-principle`), "
+        "with `evaluate-reward` also `justifier` (of `rlhf train-justifier`), or `auto`, "
         "which looks at the model's files.",
     ),
 ]

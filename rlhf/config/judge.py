@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from rlhf.config.schema import Count, CountOrZero, NonNegative, Positive, Strict
 
 JUDGE_TOKEN_ENV = "RLHF_JUDGE_TOKEN"  # noqa: S105 - the name of a variable
-PAIRWISE_FORMS = ("boxed", "json")
+PAIRWISE_FORMS = ("boxed", "json", "justifier")
 """Forms in which a judge can compare two responses."""
 
 
@@ -21,7 +21,7 @@ class JudgeConfig(Strict):
     """Address of the server up to and without `/v1`, such as http://127.0.0.1:8000 (`vllm serve MODEL`)."""
     model: str
     """Model name in the requests."""
-    form: Literal["boxed", "json", "yes-no", "rubric"] = "boxed"
+    form: Literal["boxed", "json", "yes-no", "rubric", "justifier"] = "boxed"
     """What the judge writes: scores in \\boxed{}, scores in JSON, Yes or No to each criterion (one request
     each), or Yes or No to all criteria in one JSON list."""
     pairing: Literal["single", "circle", "all"] = "single"
@@ -62,6 +62,10 @@ class JudgeConfig(Strict):
             )
         if self.form in ("yes-no", "rubric") and not self.criteria:
             raise ValueError(f"form {self.form} needs criteria; write criteria: ['The response ...']")
+        if self.form == "justifier" and (self.pairing == "single" or self.criteria):
+            raise ValueError(
+                "form justifier compares two responses without criteria; write pairing: circle or all"
+            )
         if any(not criterion.strip() for criterion in self.criteria):
             raise ValueError("criteria: one criterion is empty; remove it")
         return self

@@ -142,6 +142,25 @@ class Principle:
 
 
 @dataclass(frozen=True, slots=True)
+class Justification:
+    """Two responses to one prompt, and an annotator's text on them: the reasons, then a statement with the verdict."""
+
+    prompt: Conversation
+    response_1: str
+    response_2: str
+    elaboration: str
+    statement: str
+    strength: int
+    source: str = ""
+    groups: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """The reasons and, last, the verdict."""
+        return f"{self.elaboration.strip()} {self.statement.strip()}".strip()
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """A prompt to sample answers for.
 

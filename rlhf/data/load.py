@@ -11,7 +11,16 @@ from typing import Any, Literal, TypeVar, cast
 
 from rlhf.config.schema import DataSource
 from rlhf.core.errors import ConfigError, DataError
-from rlhf.core.records import Comparison, Conversation, Message, Preference, Principle, Prompt, Rating
+from rlhf.core.records import (
+    Comparison,
+    Conversation,
+    Justification,
+    Message,
+    Preference,
+    Principle,
+    Prompt,
+    Rating,
+)
 from rlhf.data import rules
 from rlhf.data.annotations import PAPER_SPREAD
 from rlhf.data.drops import DropReport
@@ -21,7 +30,7 @@ from rlhf.data.readers.survey import survey
 
 Record = TypeVar("Record")
 Readers = Mapping[str, Callable[[Row, DataSource], Record | list[Record]]]
-Kind = Literal["ratings", "preferences", "prompts", "principles"]
+Kind = Literal["ratings", "preferences", "prompts", "principles", "justifications"]
 CONTRADICTORY = "pairs of which the opposite is in the data, too (A over B and B over A)"
 REWARDBENCH = DataSource(path="allenai/reward-bench", split="filtered")
 
@@ -86,6 +95,28 @@ def load_principles(sources: Sequence[DataSource], *, seed: int) -> tuple[list[P
     readers: Readers[Principle] = {"helpsteer3-principle": helpsteer3.principle}
     return _load(
         "principles", sources, seed, readers, lambda item: (item.prompt, item.response, item.principle)
+    )
+
+
+def load_justifications(
+    sources: Sequence[DataSource], *, seed: int, max_spread: int
+) -> tuple[list[Justification], DropReport]:
+    """Pairs with a written justification and its verdict, each once.
+
+    Raises:
+        ConfigError: a source of another format.
+        DataError: a malformed row, or nothing left.
+    """
+    readers: Readers[Justification] = {
+        "helpsteer2-preference": partial(helpsteer.justification, max_spread=max_spread),
+        "helpsteer3": partial(helpsteer3.justification, max_spread=max_spread),
+    }
+    return _load(
+        "justifications",
+        sources,
+        seed,
+        readers,
+        lambda item: (item.prompt, item.response_1, item.response_2),
     )
 
 
@@ -182,11 +213,21 @@ def _load(
     for place, source in enumerate(sources):
         source_report = DropReport()
         label = _label(source, kind)
-        if source.format == "columns" and source.path != DEMO and kind != "principles":
+        if (
+            source.format == "columns"
+            and source.path != DEMO
+            and kind != "principles"
+            and kind != "justifications"
+        ):
             source, note = _recognised(source, kind, seed)
             source_report.notes.update([note] if note else [])
         read = _bind(readers[source.format], source)
-        if source.format == "columns" and source.path != DEMO and kind != "principles":
+        if (
+            source.format == "columns"
+            and source.path != DEMO
+            and kind != "principles"
+            and kind != "justifications"
+        ):
             facts = survey(read_rows(source, seed=seed), source, kind)
             source_report.notes.update(facts.notes)
             if facts.first_index is not None:

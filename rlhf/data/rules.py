@@ -21,6 +21,9 @@ NO_PRINCIPLE = "empty principle"
 REPEATED_KEY = "a key occurs twice in the row"
 
 
+NO_JUSTIFICATION = "no written justification whose verdict agrees with the preference"
+
+
 class UnusableRowError(Exception):
     """A row is dropped by a rule; the loader catches this and counts the row."""
 

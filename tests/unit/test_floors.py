@@ -63,7 +63,7 @@ DOORS = {
     # The doctor tries both, each in a process of its own; the plan packs 4-bit layers that have no data.
     "bitsandbytes": ("rlhf.models.loading", "rlhf.doctor.probes", "rlhf.plan.empty"),
     # The third hands weights to vLLM as TRL does.
-    "trl": ("reward.trainer", "policy.trainer", "policy.rollouts.vllm_weights"),
+    "trl": ("reward.trainer", "reward.justifier.trainer", "policy.trainer", "policy.rollouts.vllm_weights"),
     "vllm": ("policy.rollouts.vllm_*", "rlhf.doctor.probes"),
     "deepspeed": ("rlhf.distributed.zero",),
     "optuna": ("rlhf.search.*",),

@@ -10,10 +10,19 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from rlhf.core.errors import DataError
-from rlhf.core.records import HELPSTEER_ATTRIBUTES, Conversation, Message, Preference, Prompt, Rating
+from rlhf.core.records import (
+    HELPSTEER_ATTRIBUTES,
+    Conversation,
+    Justification,
+    Message,
+    Preference,
+    Prompt,
+    Rating,
+)
 from rlhf.data import rules
 from rlhf.data.annotations import NEITHER_VALID, aggregate, aggregate_ratings
 from rlhf.data.readers.rows import Row, is_number
+from rlhf.data.verdicts import read_verdict
 
 if TYPE_CHECKING:
     from rlhf.config.schema import DataSource
@@ -88,6 +97,29 @@ def preference(row: Row, source: DataSource, *, max_spread: int) -> Preference:
         stated = result.strength
     rules.require_strength(stated)
     return Preference(messages, first, second, stated, source=source.path)
+
+
+def justification(row: Row, source: DataSource, *, max_spread: int) -> Justification:
+    """A row of HelpSteer2-Preference with `preference_elaboration` and `preference_statement`.
+
+    Raises:
+        DataError: a column is missing, of the wrong type or out of range.
+        UnusableRowError: the statement has no verdict that agrees with the preference, or another rule says why.
+    """
+    pair = preference(row, source, max_spread=max_spread)
+    elaboration, statement = row.text("preference_elaboration"), row.text("preference_statement")
+    verdict = read_verdict(statement)
+    if not elaboration.strip() or verdict is None or (verdict > 0) != (pair.strength > 0):
+        raise rules.UnusableRowError(rules.NO_JUSTIFICATION)
+    return Justification(
+        pair.prompt,
+        pair.response_1,
+        pair.response_2,
+        elaboration,
+        statement,
+        pair.strength,
+        source=source.path,
+    )
 
 
 def published_strength(row: Row) -> int:

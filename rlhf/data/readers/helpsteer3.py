@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from rlhf.core.records import Preference, Principle, Prompt, Rating
+from rlhf.core.records import Justification, Preference, Principle, Prompt, Rating
 from rlhf.data import rules
 from rlhf.data.annotations import aggregate, aggregate_ratings
 from rlhf.data.readers.messages import read_prompt
 from rlhf.data.readers.rows import Row, is_number
+from rlhf.data.verdicts import statement_of
 
 if TYPE_CHECKING:
     from rlhf.config.schema import DataSource
@@ -65,6 +66,33 @@ def preference(row: Row, source: DataSource, *, max_spread: int) -> Preference:
     rules.require_difference(first, second)
     rules.require_strength(strength)
     return Preference(messages, first, second, strength, source=source.path, groups=groups_of(row))
+
+
+def justification(row: Row, source: DataSource, *, max_spread: int) -> Justification:
+    """A row of `preference` with the reasoning of the first annotator who agrees with the preference in sign.
+
+    The statement is written from that annotator's score.
+
+    Raises:
+        DataError: a column is missing, of the wrong type or out of range.
+        UnusableRowError: nobody who agrees gave a reason, or another rule says why.
+    """
+    pair = preference(row, source, max_spread=max_spread)
+    individual_strengths(row)
+    for item in row.get(INDIVIDUAL):
+        score, reasoning = item["score"], item.get("reasoning")
+        if score and (score > 0) == (pair.strength > 0) and isinstance(reasoning, str) and reasoning.strip():
+            return Justification(
+                pair.prompt,
+                pair.response_1,
+                pair.response_2,
+                reasoning,
+                statement_of(int(score)),
+                pair.strength,
+                source=source.path,
+                groups=pair.groups,
+            )
+    raise rules.UnusableRowError(rules.NO_JUSTIFICATION)
 
 
 def individual_strengths(row: Row) -> list[int]:

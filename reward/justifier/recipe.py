@@ -1,0 +1,207 @@
+"""What `rlhf train-justifier` does, as a straight line: rows, examples, TRL's SFTTrainer, verdicts on held-out pairs."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, set_seed
+
+from reward.evaluation.benchmark import evaluate
+from reward.evaluation.judge_scorer import JudgeScorer
+from reward.justifier.data import JustifierData, load_data
+from reward.justifier.judge import CARD, load_justifier
+from reward.justifier.trainer import JustifierTrainer, trainer_arguments
+from reward.recipe import recorder
+from rlhf.config.justifier import JustifierConfig
+from rlhf.core.errors import ConfigError, DataError
+from rlhf.core.records import Comparison, Justification
+from rlhf.data.drops import DropReport
+from rlhf.distributed import processes, sharding
+from rlhf.distributed.trainer_mixin import draw_order
+from rlhf.kernels.fused import choose_layers
+from rlhf.models.chat import Chat
+from rlhf.models.checkpoint_folder import write_shell
+from rlhf.models.context import require_context
+from rlhf.models.loading import PeftModel, fingerprint, load_causal, lora_config, with_adapter
+from rlhf.runs import checkpoints
+from rlhf.runs.folder import RunFolder, atomic_folder
+from rlhf.runs.inputs import Input, check_inputs, inputs_of
+from rlhf.runs.progress import Progress
+from rlhf.tracking.callbacks import load_callbacks
+from rlhf.tracking.trackers import Trackers, tracking
+
+
+def train_justifier(config: JustifierConfig, *, resume: bool = False) -> dict[str, Any]:
+    """Train, save and evaluate a justifier; returns the evaluation, which is also in eval.json.
+
+    Raises:
+        UserError: the input is at fault.
+        RunError: training failed.
+    """
+    callbacks = load_callbacks(config.callbacks)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    set_seed(config.seed)
+    with (
+        RunFolder.create(config.output, config, resume=resume, command="train-justifier") as run,
+        tracking(None, config) as track,
+    ):
+        chat = load_chat(config)
+        data = load_data(config, chat)
+        for line in (*chat.notes, *data.drops.lines()):
+            print(line)
+        run.write_json("drops.json", data.drops.as_dict())
+        check_inputs(run, inputs_of(config, data.drops.digests))
+        if (
+            processes.per_rank(config.batch_size, "batch_size") % config.micro_batch_size
+            or sharding.is_requested()
+        ):
+            raise ConfigError(
+                "train-justifier runs in one process or with DDP, and each process takes whole micro-batches.",
+                allowed="batch_size / processes = a multiple of micro_batch_size",
+                fix="micro_batch_size=1",
+            )
+        train(config, data, chat, run, track, callbacks, resume=resume)
+        gc.collect()
+        result = processes.from_main(lambda: judge_held_out(run.final, data.held_out))
+        run.write_json("eval.json", {**result, "training_drops": data.drops.as_dict()})
+    return result
+
+
+def train(
+    config: JustifierConfig,
+    data: JustifierData,
+    chat: Chat,
+    run: RunFolder,
+    track: Trackers,
+    callbacks: Sequence[TrainerCallback],
+    *,
+    resume: bool,
+) -> None:
+    """Train, and leave the adapter in `final/`."""
+    checkpoint, torn = (
+        processes.from_main(lambda: checkpoints.latest(run.checkpoints)) if resume else (None, [])
+    )
+    for line in torn:
+        print(line)
+    track.open(run)
+    run.truncate(checkpoints.step_of(checkpoint) if checkpoint else 0)
+    model = build_model(config)
+    check_inputs(run, {"model.base": Input(config.model.base, fingerprint(model.get_base_model()))})
+    write_shell(run.checkpoints, lambda folder: save(config, model, chat, folder))
+    steps = steps_of(config, len(data.training))
+    with Progress(steps, "update") as progress:
+        trainer = JustifierTrainer(
+            model,
+            trainer_arguments(
+                **config.optimizer.model_dump(),
+                batch_size=config.batch_size,
+                micro_batch_size=config.micro_batch_size,
+                folder=str(run.checkpoints),
+                steps=steps,
+                dtype=config.model.dtype,
+                seed=config.seed,
+                save_every=config.save_every,
+                gradient_checkpointing=config.model.gradient_checkpointing,
+            ),
+            chat.trainers_tokenizer(),
+            examples=data.training,
+            order=draw_order(len(data.training), steps * config.batch_size, config.seed),
+            record=recorder(run, track, progress),
+            callbacks=callbacks,
+        )
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    save(config, model, chat, run.final)
+
+
+def load_chat(config: JustifierConfig) -> Chat:
+    """The tokenizer and template of the base.
+
+    Raises:
+        UserError: there is no such base, or model.max_length is beyond its context.
+    """
+    require_context(config.model.base, config.model.revision, config.model.max_length)
+    return Chat.of(config.model)
+
+
+def build_model(config: JustifierConfig) -> PeftModel:
+    """The base with a fresh adapter."""
+    model = load_causal(
+        config.model.base,
+        revision=config.model.revision,
+        dtype=config.model.dtype,
+        quantization=config.model.quantization,
+        fast_layers=config.model.fast_layers,
+    )
+    if torch.cuda.is_available() and config.model.quantization == "none":
+        model = model.to("cuda")
+    choose_layers(model, config.model.fused_kernels)
+    return with_adapter(model, lora_config(**config.adapter.model_dump()))
+
+
+def steps_of(config: JustifierConfig, examples: int) -> int:
+    """Updates of the run: whole batches in its epochs, at least one, at most max_steps."""
+    steps = max(1, int(config.epochs * examples / config.batch_size))
+    return min(steps, config.max_steps) if config.max_steps else steps
+
+
+def save(config: JustifierConfig, model: PeftModel, chat: Chat, folder: Path) -> None:
+    """Write adapter, tokenizer and card under their final name only when whole; all processes must call."""
+    card = {
+        "base": config.model.base,
+        "revision": config.model.revision,
+        "fingerprint": fingerprint(model.get_base_model()),
+        "dtype": config.model.dtype,
+        "quantization": config.model.quantization,
+        "max_new_tokens": config.max_new_tokens,
+        **chat.card(),
+    }
+    weights = checkpoints.trainable_state(model)
+
+    def write() -> None:
+        with atomic_folder(folder) as partial:
+            model.save_pretrained(str(partial), state_dict=weights)
+            chat.save_tokenizer(partial)
+            (partial / CARD).write_text(json.dumps(card, indent=1), encoding="utf-8")
+
+    processes.on_main(write)
+
+
+def judge_held_out(folder: Path, records: Sequence[Justification]) -> dict[str, Any]:
+    """The accuracy of its verdicts on held-out pairs, as `rlhf evaluate-reward` measures it; empty where none is readable."""
+    if not records:
+        return {}
+    scorer = JudgeScorer(load_justifier(folder))
+    pairs = [_comparison(record) for record in records]
+    drops = DropReport(read=len(pairs))
+    try:
+        result, _ = evaluate(pairs, scorer, drops=drops, chunk=32)
+    except DataError:
+        return {"judge": dict(scorer.figures()), "drops": drops.as_dict()}
+    return {**result, "judge": dict(scorer.figures()), "drops": drops.as_dict()}
+
+
+def _comparison(record: Justification) -> Comparison:
+    chosen, rejected = record.response_1, record.response_2
+    if record.strength > 0:
+        chosen, rejected = rejected, chosen
+    return Comparison(
+        record.prompt, chosen, rejected, subset=record.source or "held out", strength=abs(record.strength)
+    )
+
+
+def dry_run(config: JustifierConfig) -> list[str]:
+    """What a run would do: the drop report, examples and updates."""
+    load_callbacks(config.callbacks)
+    data: JustifierData = load_data(config, load_chat(config))
+    steps = steps_of(config, len(data.training))
+    return [
+        *data.drops.lines(),
+        f"{len(data.training)} justifications, {len(data.held_out)} pairs held out; {steps} updates of "
+        f"{config.batch_size} at {config.optimizer.learning_rate:g}",
+    ]

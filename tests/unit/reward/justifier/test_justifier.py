@@ -1,0 +1,178 @@
+"""The Pairwise Justifier: texts and verdicts, its data, a small run, and its use as a judge."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import Result
+
+from reward.judge.forms import pair_request, read_pair
+from reward.judge.groups import scores_of
+from reward.justifier.data import IGNORED, example
+from reward.justifier.judge import load_justifier, read_justifier
+from reward.justifier.recipe import train_justifier
+from rlhf.config.judge import JudgeConfig
+from rlhf.config.justifier import JustifierConfig
+from rlhf.config.load import load_config
+from rlhf.config.schema import DataSource
+from rlhf.core.errors import ModelError
+from rlhf.core.records import Justification, Message
+from rlhf.data.demo.dataset import demo_rows
+from rlhf.data.load import load_justifications
+from rlhf.data.rules import NO_JUSTIFICATION
+from rlhf.data.verdicts import read_verdict, statement_of
+from rlhf.models.chat import Chat
+
+ROOT = Path(__file__).parents[4]
+PROMPT = (Message("user", "What is tea?"),)
+
+
+@pytest.mark.parametrize("strength", [-3, -2, -1, 1, 2, 3])
+def test_statements_and_verdicts_are_inverse(strength: int) -> None:
+    assert read_verdict(f"It is terse. {statement_of(strength)}") == strength
+    assert (strength > 0) == ("@Response 2 is" in statement_of(strength))
+    verdict = read_pair("justifier", statement_of(strength))
+    assert verdict is not None
+    first, second = scores_of(verdict)
+    assert second - first == pytest.approx(
+        {1: 0.2, 2: 0.6, 3: 1.0}[abs(strength)] * (1 if strength > 0 else -1)
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "strength"),
+    [
+        ("@Response 1 is better than @Response 2, said one. @Response 2 is much better than @Response 1.", 3),
+        ("@Response 1 is slightly better than @Response 2 because it is short.", -1),
+        ("@Response 1 is better than @Response 1.", None),
+        ("Response 1 is better than Response 2.", None),
+        ("@Response 1 is fine.", None),
+        ("@Response 3 is better than @Response 1.", None),
+        ("", None),
+    ],
+)
+def test_verdicts_are_exact(text: str, strength: int | None) -> None:
+    assert read_verdict(text) == strength
+    assert (read_pair("justifier", text) is None) == (strength is None)
+
+
+def test_the_request_is_that_of_the_paper() -> None:
+    assert pair_request("justifier", PROMPT, "A", "B", []) == (
+        "What is tea? @Response 1:\nA\n@Response 2:\nB\nBetween @Response 1 and @Response 2, which is better?"
+    )
+
+
+def test_the_loss_is_on_the_justification_and_its_end(tiny_chat: Chat) -> None:
+    record = Justification(PROMPT, "A", "B", "It is terse.", statement_of(1), 1)
+    made = example(record, tiny_chat)
+    target = [label for label in made.labels if label != IGNORED]
+    assert tiny_chat.decode(target) == "It is terse. @Response 2 is slightly better than @Response 1."
+    assert target[-1] in tiny_chat.stop_ids
+    assert made.input_ids[-len(target) :] == target
+    request = pair_request("justifier", PROMPT, "A", "B", [])
+    assert made.input_ids[: -len(target)] == tiny_chat.prompt_ids((Message("user", request),))
+
+
+def test_justifications_of_both_data_sets(tmp_path: Path) -> None:
+    row = {
+        "split": "train",
+        "prompt": "q",
+        "response_1": "a",
+        "response_2": "b",
+        "preference_strength": 2,
+        "preference_elaboration": "B is longer.",
+        "preference_statement": "@Response 2 is better than @Response 1.",
+    }
+    rows = [row, {**row, "prompt": "r", "preference_statement": "@Response 1 is better than @Response 2."}]
+    (tmp_path / "two.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = DataSource(path=str(tmp_path / "two.jsonl"), format="helpsteer2-preference")
+    (made,), drops = load_justifications([source], seed=0, max_spread=2)
+    assert made.text == "B is longer. @Response 2 is better than @Response 1."
+    assert drops.reasons == {NO_JUSTIFICATION: 1}
+    three = {
+        "domain": "general",
+        "language": "english",
+        "context": [{"role": "user", "content": "q"}],
+        "response1": "a",
+        "response2": "b",
+        "overall_preference": -1,
+        "individual_preference": [
+            {"score": 1, "reasoning": "b wins"},
+            {"score": -2, "reasoning": "a is right."},
+        ],
+    }
+    (tmp_path / "three.jsonl").write_text(json.dumps(three) + "\n")
+    source = DataSource(path=str(tmp_path / "three.jsonl"), format="helpsteer3")
+    (made,), _ = load_justifications([source], seed=0, max_spread=2)
+    assert made.text == "a is right. @Response 1 is better than @Response 2."
+    assert made.strength == -1
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("justifier")
+    rows = [row for _, row in zip(range(24), demo_rows("helpsteer2-preference", "train"), strict=False)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "justifier.yaml").write_text(f"""
+output: {folder}/run
+model: {{base: {tiny_base}, dtype: float32, max_length: 480}}
+adapter: {{rank: 4, alpha: 8}}
+data:
+  justifications: [{{path: {folder}/rows.jsonl, format: helpsteer2-preference}}]
+  validation_share: 0.2
+epochs: 2
+max_steps: 4
+batch_size: 4
+micro_batch_size: 2
+optimizer: {{learning_rate: 1.0e-2, warmup_steps: 0}}
+max_new_tokens: 4
+evaluation_pairs: 2
+save_every: 2
+""")
+    train_justifier(load_config(folder / "justifier.yaml", JustifierConfig))
+    return folder / "run"
+
+
+def test_a_run_learns_and_is_a_judge(
+    trained: Path, tiny_reward: Path, rlhf_command: Callable[..., Result], tmp_path: Path
+) -> None:
+    rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss/total"] for row in rows]
+    assert len(losses) == 4
+    assert losses[-1] < losses[0]
+    # An untrained model of two layers writes no verdict: every text is counted, and no score is made up.
+    result = json.loads((trained / "eval.json").read_text())
+    assert result["judge"]["unparsed"] == result["judge"]["requests"] == 4
+    assert "overall" not in result
+    assert all("lora_" in name for name in read_justifier(trained / "final").weights)
+    pair = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(pair) + "\n")
+    words = ["--form", "justifier", "--data", tmp_path / "pairs.jsonl"]
+    done = rlhf_command("evaluate-reward", trained / "final", *words)
+    assert (done.exit_code, "Traceback" in done.output) == (2, False), done.output
+    with pytest.raises(ModelError):
+        load_justifier(tiny_reward)
+
+
+def test_micro_batches_change_no_loss(trained: Path, tmp_path: Path) -> None:
+    words = ["micro_batch_size=4", "max_steps=2", "data.validation_share=0.2", "evaluation_pairs=1"]
+    train_justifier(load_config(trained.parent / "justifier.yaml", JustifierConfig, words, tmp_path / "run"))
+    ours, theirs = (
+        [json.loads(line)["loss/total"] for line in (run / "metrics.jsonl").read_text().splitlines()][:2]
+        for run in (tmp_path / "run", trained)
+    )
+    assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+def test_settings_of_a_justifier_as_judge() -> None:
+    JudgeConfig(url="http://h", model="m", form="justifier", pairing="all")
+    for settings in ({"pairing": "single"}, {"pairing": "all", "criteria": ["x"]}):
+        with pytest.raises(ValueError, match="justifier"):
+            JudgeConfig(url="http://h", model="m", form="justifier", **settings)  # type: ignore[arg-type]
+
+
+def test_the_example_is_a_config() -> None:
+    load_config(ROOT / "configs" / "justifier" / "demo.yaml", JustifierConfig)
