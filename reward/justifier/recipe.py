@@ -16,7 +16,7 @@ from reward.evaluation.judge_scorer import JudgeScorer
 from reward.justifier.data import JustifierData, load_data
 from reward.justifier.judge import CARD, load_justifier
 from reward.justifier.trainer import JustifierTrainer, trainer_arguments
-from reward.recipe import recorder
+from reward.stages import recorder
 from rlhf.config.justifier import JustifierConfig
 from rlhf.core.errors import ConfigError, DataError
 from rlhf.core.records import Comparison, Justification
