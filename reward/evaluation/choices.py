@@ -87,8 +87,8 @@ def evaluate_choices(
         "length_baseline", "shortest_baseline", "chance"}}, "sections": {}, "overall", "length_baseline",
         "shortest_baseline", "chance", "count", "intervals": {"overall", "sections": {}}, "aggregation":
         "subsets", "best_of_n": curve with the true score 1 for right and 0 for wrong, "self_check",
-        "notes"}`. `chance` is the expected accuracy of random rewards. A row: `{"id", "subset", "rewards_chosen",
-        "rewards_rejected", "correct"}`.
+        "notes"}`. `chance` is the expected accuracy of random rewards. A row: `{"id", "subset",
+        "rewards_chosen", "rewards_rejected", "correct"}`.
 
     Raises:
         DataError: no row that the reward model accepts.

@@ -1,1 +1,1 @@
-"""Principle rewards: how likely a language model is to say Yes, not No, when asked whether a response satisfies a principle."""
+"""Principle rewards: the log-odds of Yes against No that a response satisfies a principle."""

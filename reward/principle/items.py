@@ -61,8 +61,8 @@ def make_items(
 ) -> tuple[list[Item], list[Principle]]:
     """One item for each response, with a branch for each of its principles, and the records that are in them.
 
-    What the chat template refuses, or is longer than `max_length`, is dropped and counted in `report`. The target of a branch
-    is 1 if its principle is fulfilled, else 0.
+    What the chat template refuses, or is longer than `max_length`, is dropped and counted in `report`. The
+    target of a branch is 1 if its principle is fulfilled, else 0.
     """
     groups: dict[tuple[Conversation, str], list[Principle]] = {}
     for record in records:

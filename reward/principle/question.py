@@ -2,8 +2,8 @@
 
     score = logit(Yes) - logit(No) of the next token after the conversation and the question
 
-Source: arXiv 2509.21319 (the form of the score; the wording is this project's). A response's reasoning is left to the chat
-template, as in any earlier turn of a conversation.
+Source: arXiv 2509.21319 (the form of the score; the wording is this project's). A response's reasoning is
+left to the chat template, as in any earlier turn of a conversation.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ QUESTION = (
 
 
 def question(conversation: Conversation, principle: str) -> Conversation:
-    """A conversation that ends with a response, and the question whether the response satisfies the principle.
+    """A conversation with a response, followed by the question whether the response satisfies a principle.
 
     Raises:
         ConfigError: the principle is empty.
@@ -66,10 +66,11 @@ def answer_ids(chat: Chat) -> tuple[int, int]:
 
 
 def answer_head(model: PreTrainedModel, chat: Chat) -> nn.Linear:
-    """A frozen head with one output, logit(Yes) - logit(No): its weight is the difference of two rows of the output embedding.
+    """A frozen head with one output, logit(Yes) - logit(No): the difference of two output embeddings.
 
     Raises:
-        ModelError: the model's logits are more than hidden states times output embedding, see `require_plain_logits`.
+        ModelError: the model's logits are more than hidden states times output embedding, see
+            `require_plain_logits`.
     """
     require_plain_logits(model)
     yes, no = answer_ids(chat)

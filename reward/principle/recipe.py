@@ -1,4 +1,4 @@
-"""What `rlhf train-principle` does, as a straight line: rows, items, training, evaluation on held-out prompts."""
+"""The steps of `rlhf train-principle`: rows, items, training, evaluation on held-out prompts."""
 
 from __future__ import annotations
 
@@ -82,7 +82,8 @@ def load_chat(config: PrincipleConfig) -> Chat:
     """The tokenizer and template of the base; a start must have been trained with the same.
 
     Raises:
-        UserError: there is no such base, Yes and No begin alike, model.max_length is too large, or the start does not fit.
+        UserError: there is no such base, Yes and No begin alike, model.max_length is too large, or the start
+            does not fit.
     """
     require_context(config.model.base, config.model.revision, config.model.max_length)
     chat = Chat.of(config.model)
@@ -208,8 +209,8 @@ def evaluate(config: PrincipleConfig, folder: Path, records: Sequence[Principle]
     """How often the sign of the score says whether a principle is fulfilled, on held-out records.
 
     Returns:
-        `{"count", "accuracy", "ci95", "majority", "fulfilled": {"yes": shares, "no": shares}}`; `majority` is what always
-        giving the more frequent answer gets. Empty without records.
+        `{"count", "accuracy", "ci95", "majority", "fulfilled": {"yes": shares, "no": shares}}`; `majority` is
+        what always giving the more frequent answer gets. Empty without records.
     """
     if not records:
         return {}
@@ -244,6 +245,7 @@ def dry_run(config: PrincipleConfig) -> list[str]:
     steps = steps_of(config, len(data.training))
     return [
         *data.drops.lines(),
-        f"{len(data.training)} responses with principles, {len(data.validation)} held out; {steps} updates of "
+        f"{len(data.training)} responses with principles, {len(data.validation)} held out; {steps} updates "
+        "of "
         f"{config.batch_size} at {config.optimizer.learning_rate:g}",
     ]

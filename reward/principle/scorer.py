@@ -37,10 +37,11 @@ def read_principle_model(folder: Path) -> Adapter:
 
 
 class PrincipleScorer:
-    """A principle model that is ready to score. Made by `load` (base of its own) or `share` (a base that is there).
+    """A principle model that is ready to score. Made by `load` (own base) or `share` (a loaded base).
 
     Attributes:
-        principles: what responses are scored by; `Score.attributes` has one score for each, `Score.reward` is their mean.
+        principles: what responses are scored by; `Score.attributes` has one score for each, `Score.reward` is
+            their mean.
         attributes: the same.
         max_length: the base's context.
     """

@@ -1,4 +1,4 @@
-"""The reward trainer with the loss of a principle model: whether each principle is fulfilled, by Yes against No."""
+"""The reward trainer with the loss of a principle model, Yes against No."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rlhf.models.forwards import packed_inputs
 
 
 class PrincipleTrainer(HybridRewardTrainer):
-    """Trains the adapter of a causal model with packed scores enabled and the head of `reward.principle.question.answer_head`.
+    """Trains the adapter of a causal model with packed scores and the head of `question.answer_head`.
 
     Items have one rating a branch: 1 if the principle is fulfilled, else 0.
     """

@@ -13,7 +13,7 @@
 
 `relevance` is 0.4 for the name of the topic and 0.3 each for up to two words that belong to it. `form` takes
 from answers that win without saying anything: a word or two, one word over and over, topic words and nothing
-else, the request said back, and (except in a list) an answer without an end. The root keeps half-good answers
+else, the request repeated, and (except in a list) an answer without an end. The root keeps half-good answers
 apart from bad ones. What no factor sees: whether a statement is true, and whether words stand in an order
 that makes sense.
 """

@@ -156,8 +156,14 @@ def test_other_number_formats(
 
 
 def test_the_hybrid_objective_in_one_stage(rlhf_command: Rlhf, reward_config: Path, tmp_path: Path) -> None:
-    stage = "{name: hybrid, regression_weight: 0.5, preference_weight: 2.0, preference_loss: margin, max_steps: 2, batch_size: 8}"
-    demo = "data={ratings: [{path: demo, format: helpsteer2, limit: 80}], preferences: [{path: demo, format: helpsteer2-preference, limit: 40}]}"
+    stage = (
+        "{name: hybrid, regression_weight: 0.5, preference_weight: 2.0, preference_loss: margin, max_steps: 2, "
+        "batch_size: 8}"
+    )
+    demo = (
+        "data={ratings: [{path: demo, format: helpsteer2, limit: 80}], "
+        "preferences: [{path: demo, format: helpsteer2-preference, limit: 40}]}"
+    )
     result = rlhf_command(
         "train-reward", reward_config, demo, f"stages=[{stage}]", "--output", tmp_path / "run"
     )

@@ -15,7 +15,7 @@ WriteRows = Callable[[str, Iterable[Mapping[str, Any]]], str]
 
 @pytest.fixture
 def write_rows(tmp_path: Path) -> WriteRows:
-    """Write rows as JSON Lines (compressed where the name ends in .gz) and return the path as a config has it."""
+    """Write rows as JSON Lines, compressed where the name ends in .gz, and return the path as a string."""
 
     def write(name: str, rows: Iterable[Mapping[str, Any]]) -> str:
         path = tmp_path / name

@@ -1,4 +1,4 @@
-"""Each public layout by a row of its own, and the table in docs/data.md: `python tests/unit/data/test_layouts.py` writes it."""
+"""A row of each public layout, and the table in docs/data.md, which `python tests/unit/data/test_layouts.py` writes."""
 
 from __future__ import annotations
 

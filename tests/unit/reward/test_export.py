@@ -1,4 +1,4 @@
-"""Reward models as plain weights: every score beside the adapter's, read by transformers as others would do it."""
+"""Exported reward models: transformers reads the same scores as those of the adapter."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def features(model: Any, sequences: list[tuple[int, ...]]) -> Tensor:
 
 
 def test_the_head_predicts_a_planted_target(model: Any) -> None:
-    """Ratings of `a` and `b` that are linear in the base's hidden units, `c` unrated; seen on other responses."""
+    """Ratings of `a` and `b` are linear in the hidden units, `c` is unrated; tested on other responses."""
     draw = random.Random(0)
     sequences = [tuple(draw.choices(range(100, 40_000), k=6)) for _ in range(260)]
     hidden = features(model, sequences)

@@ -1,4 +1,4 @@
-"""From the sources of a reward config to records: ratings alone, preferences alone, and both on the same responses."""
+"""Records of a reward config's sources: ratings, preferences, and both on the same responses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIDES = {"prompt": "question", "chosen": "good", "rejected": "bad", "strength": 
 
 @pytest.fixture
 def configured(tiny_base: Path, tmp_path: Path) -> Configured:
-    """A config on rated rows (question, answer, useful, long) and preferred ones (question, good, bad, margin)."""
+    """A config with rated rows (question, answer, useful, long) and pairs (question, good, bad, margin)."""
 
     def make(
         rated: list[tuple[str, str, int, int]], preferred: list[tuple[str, str, str, int]], **data: Any

@@ -1,4 +1,4 @@
-"""The reward server over real sockets: a score per conversation, an error for every bad request, batches, graceful stop."""
+"""The reward server over real sockets: scores, errors of bad requests, batches, graceful stop."""
 
 from __future__ import annotations
 

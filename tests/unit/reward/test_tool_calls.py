@@ -1,4 +1,4 @@
-"""Responses that are tool calls: the model learns from them and is judged on them as the chat template renders them."""
+"""Tool calls as responses: training and evaluation read them as the chat template renders them."""
 
 from __future__ import annotations
 

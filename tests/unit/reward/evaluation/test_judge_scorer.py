@@ -1,4 +1,4 @@
-"""A judge measured as a reward model is: decisions over both orders, unread texts, and its bias over a benchmark."""
+"""A judge as a scorer: decisions over both orders, unreadable texts, and its bias over a benchmark."""
 
 from __future__ import annotations
 

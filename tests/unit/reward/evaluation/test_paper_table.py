@@ -20,7 +20,7 @@ from rlhf.core.errors import DataError
 
 
 def write_run(run: Path, correct: Sequence[bool], *, benchmark: int = 0, length: int = 5) -> None:
-    """A run's two files of figures; with `benchmark` rows before the held-out ones, as `train-reward` writes them."""
+    """Write a run's eval.json and eval_rows.jsonl, with `benchmark` rows before the held-out ones."""
     run.mkdir(parents=True)
     rows = [
         {"id": number, "subset": "s", "correct": right, "length_chosen": length, "length_rejected": number}

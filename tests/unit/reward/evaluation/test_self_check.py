@@ -82,7 +82,7 @@ def test_within_the_tolerance_nothing_more_is_computed() -> None:
 def test_float32_products_shrink_rounding_and_leave_the_weights(
     tiny_reward: Path, as_configured: None, quantization: str, tmp_path: Path
 ) -> None:
-    """In float32 the scores of a bfloat16 base move by what bfloat16 rounds; afterwards they are as before."""
+    """In float32 the scores of a bfloat16 base differ by its rounding; afterwards they are as before."""
     folder = Path(shutil.copytree(tiny_reward, tmp_path / "final"))
     card: dict[str, Any] = json.loads((folder / "reward.json").read_text())
     (folder / "reward.json").write_text(

@@ -1,4 +1,4 @@
-"""Principle models: the loss, the score against a plain forward pass, training, and the doors they are loaded by."""
+"""Principle models: loss, score against a plain forward pass, training and loading."""
 
 from __future__ import annotations
 
