@@ -4,8 +4,7 @@
         more than two without
     python benchmarks/bench.py --quick             # small sizes: whether everything runs
 
-Whatever else runs on the machine spoils the figures. One that fails is said at the end, and the others go
-on.
+Run it on an idle machine. A benchmark that fails is named at the end; the others still run.
 """
 
 from __future__ import annotations

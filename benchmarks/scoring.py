@@ -101,7 +101,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    logging.set_verbosity_error()  # the head is said to be missing before PEFT brings it
+    logging.set_verbosity_error()  # PEFT loads the head after transformers reports it missing
     scorer = Scorer.load(arguments.model, tokens_per_batch=arguments.tokens_per_batch)
     plain = Plain(arguments.model, scorer, merged=arguments.merged)
     conversations = conversations_of(arguments.file, arguments.pairs, scorer)
