@@ -71,7 +71,9 @@ def _write_whole(
     whole = {name: weight.to(dtype) for name, weight in weights.items()} | buffers
     model.save_pretrained(folder, state_dict=whole)
     digests = "".join(checkpoints.file_digest(file) for file in sorted(folder.glob("*.safetensors")))
-    base = AutoConfig.from_pretrained(resolve_base(card["base"]), revision=card["revision"])
+    base = AutoConfig.from_pretrained(
+        resolve_base(card["base"]), revision=card["revision"], trust_remote_code=False
+    )
     told = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     told |= {key: getattr(base, key, None) for key in THE_TRAINERS} | getattr(model, OWN_NOISE, {})
     told |= {

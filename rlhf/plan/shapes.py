@@ -52,7 +52,9 @@ def load_shape(base: str, revision: str | None = None) -> Any:
     if base in PACKAGED and not file.exists():
         return LlamaConfig(**PACKAGED[base], pad_token_id=0)
     try:
-        return AutoConfig.from_pretrained(base, revision=revision, local_files_only=True).get_text_config()
+        return AutoConfig.from_pretrained(
+            base, revision=revision, local_files_only=True, trust_remote_code=False
+        ).get_text_config()
     except (OSError, ValueError, KeyError) as error:
         if file.exists():
             raise ModelError(

@@ -1,0 +1,133 @@
+"""Every feature that the docs name has a shipped config, and every key is set by one or listed here with its
+reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlhf.config.explain import keys
+from rlhf.config.files import CONFIGS, read_keys
+from rlhf.config.load import load_config
+from rlhf.config.policy import PolicyConfig
+from rlhf.config.reward import RewardConfig
+from rlhf.config.schema import Strict
+from rlhf.config.search import SearchConfig
+
+EXAMPLES = CONFIGS / "policy" / "examples"
+
+FEATURES: dict[str, Callable[[PolicyConfig], object]] = {
+    "rloo": lambda config: config.algorithm.name == "rloo",
+    "ppo": lambda config: config.algorithm.critic is not None and config.algorithm.unfinished == "penalty",
+    "nemo-aligner": lambda config: config.algorithm.compat and config.algorithm.kl.target,
+    "classifier-reward": lambda config: config.reward[0].classifier and config.held_out_reward,
+    "server-reward": lambda config: config.reward[0].server,
+    "function-reward": lambda config: len(config.reward) == 2 and config.reward[1].function == "gold",
+    "shaping": lambda config: config.reward_shaping.active and config.reward_shaping.missing == "drop",
+    "ensemble": lambda config: config.reward[0].ensemble,
+    "judge": lambda config: config.reward[0].judge,
+    "overlap": lambda config: config.rollouts.overlap and config.rollouts.importance_sampling,
+    "second-round": lambda config: config.start and config.algorithm.kl.budget,
+    "full-fine-tuning": lambda config: config.adapter is None,
+}
+
+MODEL = "properties of a particular base, which the demo's defaults fit: docs/models.md"
+DATA = "properties of a particular data set: docs/data.md has an example of each"
+ENVIRONMENT = "properties of a machine or an account, not of an experiment"
+UNSET: dict[str, str] = {
+    "model.revision": MODEL,
+    "model.dtype": MODEL,
+    "model.template_date": MODEL,
+    "model.chat_template": MODEL,
+    "model.chat_template_kwargs": MODEL,
+    "model.fast_layers": "switched off only to compare with transformers' own layers",
+    "model.fused_kernels": "switched off only to compare with transformers' own layers",
+    "model.packing": "switched off only to compare with one sequence per row",
+    "adapter.dropout": "0 for a policy; a regulariser for small sets of preferences",
+    "adapter.targets": "the default fits every base; docs/models.md",
+    "attributes": "set by a recipe, or by the data set",
+    "reasoning": "for reasoning models: docs/models.md",
+    "start": "a second round of training",
+    "seed": "set on the command line, as are several seeds of an experiment",
+    "threads": ENVIRONMENT,
+    "track": ENVIRONMENT,
+    "callbacks": ENVIRONMENT,
+    "data.max_spread": DATA,
+    "data.pair_rated": DATA,
+    "expo.weak": "set by the recipe",
+    "expo.strong": "set by the recipe",
+    "expo.rank": "a smaller adapter for deployment",
+    "stages.N.centering_weight": "for reward models that are compared across prompts",
+    "reward.N.label": "for classifiers with several outputs",
+    "reward.N.judge.orders": "for pairwise judges; set in configs/judge/vllm.yaml",
+    "rollouts.adapter_folder": ENVIRONMENT,
+    "rollouts.memory_gib": ENVIRONMENT,
+    "rollouts.sleep": ENVIRONMENT,
+    "rollouts.temperature": "1 is the distribution that the algorithms assume",
+    "launch": ENVIRONMENT,
+    "storage": ENVIRONMENT,
+    "study": ENVIRONMENT,
+    "timeout": ENVIRONMENT,
+    "pruning.direction": "maximize fits accuracy and reward",
+}
+SAME_SCHEMA = ("held_out_reward.", "data.prompts.N.", "data.preferences.N.", "data.ratings.N.")
+"""Keys of a section whose schema (a source of rewards or of data) is used in several places; DATA is their
+reason."""
+
+SCHEMAS: dict[type[Strict], tuple[str, ...]] = {
+    PolicyConfig: ("policy/*.yaml", "policy/examples/*.yaml"),
+    RewardConfig: ("reward/*.yaml",),
+    SearchConfig: ("search/*.yaml",),
+}
+
+
+def files_of(schema: type[Strict]) -> list[Path]:
+    return [file for pattern in SCHEMAS[schema] for file in sorted(CONFIGS.glob(pattern))]
+
+
+def keys_in(data: Any, prefix: str = "") -> set[str]:
+    """The dotted keys of plain data, with N for the index of a list item."""
+    if isinstance(data, list):
+        return {key for item in data for key in keys_in(item, f"{prefix}N.")}
+    if not isinstance(data, dict):
+        return set()
+    return {prefix + name for name in data} | {
+        key for name, value in data.items() for key in keys_in(value, f"{prefix}{name}.")
+    }
+
+
+def test_every_feature_has_an_example() -> None:
+    assert {file.stem for file in EXAMPLES.glob("*.yaml")} == FEATURES.keys()
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_an_example_loads_and_sets_its_feature(name: str) -> None:
+    file = EXAMPLES / f"{name}.yaml"
+    assert FEATURES[name](load_config(file, PolicyConfig))
+    assert "extends: ../demo.yaml" in file.read_text(), "an example shows what differs from the demo"
+
+
+@pytest.mark.parametrize(
+    ("schema", "file"),
+    [
+        pytest.param(schema, file, id=f"{file.parent.name}/{file.stem}")
+        for schema in SCHEMAS
+        for file in files_of(schema)
+    ],
+)
+def test_every_shipped_config_loads(schema: type[Strict], file: Path) -> None:
+    load_config(file, schema)
+
+
+def test_every_key_is_in_a_shipped_config_or_has_a_reason() -> None:
+    unset: set[str] = set()
+    for schema in SCHEMAS:
+        used = {key for file in files_of(schema) for key in keys_in(read_keys(file)[0])}
+        unset |= {key.dotted for key in keys(schema) if key.dotted not in used}
+    unset = {key for key in unset if not key.startswith(SAME_SCHEMA)}
+    assert unset == UNSET.keys(), (
+        "a new key needs an example or a reason; a key with an example needs no reason"
+    )
