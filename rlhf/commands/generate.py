@@ -144,7 +144,7 @@ def _answer(
     room = TokenBudget(speaker.chat, speaker.context, tokens)
     with Draft(output, settings) as draft, Progress(len(questions), "questions") as progress:
         if draft.batches:
-            typer.echo(f"Going on: {sum(map(len, draft.batches))} questions are done.")
+            typer.echo(f"Resuming: {sum(map(len, draft.batches))} questions are done.")
         if settings["engine"] == "vllm":
             sample = speaker.vllm(
                 tokens, longest=room.longest(questions), sequences=batch * samples, **memory

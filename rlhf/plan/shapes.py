@@ -57,11 +57,9 @@ def load_shape(base: str, revision: str | None = None) -> Any:
         ).get_text_config()
     except (OSError, ValueError, KeyError) as error:
         if file.exists():
-            raise ModelError(
-                f"{file} cannot be read as a model's config: {str(error).splitlines()[0]}",
-                allowed="the config.json of a model type that transformers supports",
-                fix="copy it again from the model's page",
-            ) from error
+            from rlhf.models.bases import cannot_load
+
+            raise cannot_load(base, error) from error
         raise ModelError(
             f"The shape of {base!r} is not known on this machine: there is no such folder, and the Hub's "
             f"cache has no config.json of it.{did_you_mean(base, PACKAGED)}",

@@ -1,4 +1,4 @@
-"""One trial as a process of its own: start it, follow its figures, stop it if it falls behind, read its result."""
+"""One trial as a separate process: starts it, follows its metrics, stops it if pruned, reads its result."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ POLL_SECONDS = 0.5
 GRACE_SECONDS = 30.0
 """From SIGTERM to SIGKILL."""
 LAST_LINES = 12
-MOST_NAMES = 40
-"""How many names a message lists at most."""
+MAX_NAMES = 40
+"""Number of names that a message lists at most."""
 
 Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a trial's process ended: its exit code, or that it was stopped as hopeless."""
+    """How a trial's process ended: its exit code, and whether it was pruned."""
 
     code: int
     pruned: bool
@@ -39,26 +39,26 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a trial reached, with the 95 % interval where its evaluation has one."""
+    """The value of a trial, with its 95 % interval if its evaluation has one."""
 
     value: float
     interval: tuple[float, float] | None
 
 
 def command_words(search: SearchConfig, words: Sequence[str]) -> list[str]:
-    """The command of a trial without its output: as a person would type it."""
+    """The command line of a trial, without its output."""
     start = [*search.launch, "-m", "rlhf.cli"] if search.launch else ["rlhf"]
     return [*start, search.command, str(search.config), *search.overrides, *words]
 
 
 def start(command: Sequence[str], log: Path, lock: int) -> subprocess.Popen[bytes]:
-    """Start a trial in a process group of its own, its output appended to a log.
+    """Start a trial in a new process group, with its output appended to a log.
 
     Args:
-        lock: the descriptor of a lock that the trial holds until it ends.
+        lock: the descriptor of a lock that the trial holds until it exits.
 
     Raises:
-        ConfigError: the program that `launch` names is not there.
+        ConfigError: the program of `launch` cannot be started.
     """
     program = [sys.executable, "-m", "rlhf.cli", *command[1:]] if command[0] == "rlhf" else list(command)
     with log.open("ab") as out:
@@ -76,19 +76,20 @@ def start(command: Sequence[str], log: Path, lock: int) -> subprocess.Popen[byte
             raise ConfigError(
                 f"launch: {program[0]!r} cannot be started: {error.strerror}",
                 allowed="a program and its options",
+                fix="install it, or correct `launch`; without `launch` this Python is used",
             ) from None
 
 
-def follow(process: subprocess.Popen[bytes], folder: Path, hopeless: Callable[[Row], bool]) -> Ended:
-    """Wait for a trial, showing each row of its metrics to `hopeless`; where that says yes, stop it.
+def follow(process: subprocess.Popen[bytes], folder: Path, prune: Callable[[Row], bool]) -> Ended:
+    """Wait for a trial; stop it if `prune` returns True for a row of its metrics.
 
-    Whatever ends the wait otherwise, such as an interruption, stops the process too.
+    An exception during the wait, such as KeyboardInterrupt, stops the process too.
     """
     rows = MetricRows(folder / METRICS)
     try:
         while True:
-            code = process.poll()  # before reading: rows of a process that has ended are all there
-            if any(hopeless(row) for row in rows.new()) and code is None:
+            code = process.poll()  # before reading: a finished process has written all its rows
+            if any(prune(row) for row in rows.new()) and code is None:
                 stop(process)
                 return Ended(0, pruned=True)
             if code is not None:
@@ -100,40 +101,41 @@ def follow(process: subprocess.Popen[bytes], folder: Path, hopeless: Callable[[R
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a trial's process group: politely, then by force."""
+    """Stop a trial's process group: SIGTERM, then SIGKILL."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
         process.wait(GRACE_SECONDS)
-    with suppress(ProcessLookupError):  # workers that its main process left behind
+    with suppress(ProcessLookupError):  # workers that its main process left
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 class MetricRows:
-    """The rows of a metrics file as they come. A resumed run replaces the file: then it is read anew."""
+    """Follows the rows of a metrics file; a file that was replaced by a resumed run is read from its
+    start."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file, self._offset = 0, 0
 
     def new(self) -> Iterator[Row]:
-        """The whole lines since the last call."""
+        """The complete lines since the last call."""
         with suppress(FileNotFoundError), self.path.open("rb") as lines:
-            found = os.fstat(lines.fileno())
-            if found.st_ino != self._file or found.st_size < self._offset:
-                self._file, self._offset = found.st_ino, 0
+            status = os.fstat(lines.fileno())
+            if status.st_ino != self._file or status.st_size < self._offset:
+                self._file, self._offset = status.st_ino, 0
             lines.seek(self._offset)
             for line in lines:
                 if not line.endswith(b"\n"):
                     return
                 self._offset += len(line)
-                with suppress(ValueError):  # torn by a kill; the run that goes on takes it out
+                with suppress(ValueError):  # cut off by a kill; the resumed run removes it
                     yield json.loads(line)
 
 
 def read_result(folder: Path, metric: str) -> Result | None:
-    """A trial's value out of its eval.json; None where the run left none, or the value is not a finite number.
+    """A trial's value from its eval.json; None if there is no file, or the value is not finite.
 
     Raises:
         ConfigError: eval.json has no such number.
@@ -160,14 +162,15 @@ def last_lines(log: Path) -> str:
 
 
 def listed(names: Sequence[str] | Mapping[str, Any]) -> str:
-    """Names for a message."""
+    """A list of names for a message."""
     shown = list(names)
-    more = f" and {len(shown) - MOST_NAMES} more" if len(shown) > MOST_NAMES else ""
-    return ", ".join(shown[:MOST_NAMES]) + more
+    more = f" and {len(shown) - MAX_NAMES} more" if len(shown) > MAX_NAMES else ""
+    return ", ".join(shown[:MAX_NAMES]) + more
 
 
 def _numbers(value: Row, path: str = "") -> Iterator[tuple[str, Row, str]]:
-    """Every number (or null, which stands for one that was not finite) by its dotted path: where it stands, its name."""
+    """Every number by its dotted path, with its mapping and name; null stands for a number that was not
+    finite."""
     for name, below in value.items():
         here = f"{path}.{name}" if path else name
         if isinstance(below, dict):
@@ -178,8 +181,10 @@ def _numbers(value: Row, path: str = "") -> Iterator[tuple[str, Row, str]]:
 
 def _interval(beside: Row, name: str) -> tuple[float, float] | None:
     """The 95 % interval beside a number: `ci95` for `mean` or `accuracy`, or its namesake in `intervals`."""
-    found = beside.get("ci95") if name in ("mean", "accuracy") else (beside.get("intervals") or {}).get(name)
-    match found:
+    interval = (
+        beside.get("ci95") if name in ("mean", "accuracy") else (beside.get("intervals") or {}).get(name)
+    )
+    match interval:
         case [int() | float() as low, int() | float() as high]:
             return float(low), float(high)
     return None

@@ -1,7 +1,8 @@
-"""The folder of a search: its files, and that it belongs to this search.
+"""The folder of a search: its files, and checks that it belongs to this search.
 
-config.yaml  search.json  search.csv  search.png  report.html  study.db (unless `storage` says otherwise)
-trials/N/ (a run folder)  trials/N.log (what its command printed)  trials/.N.running (locked while its process runs)
+config.yaml  search.json  search.csv  search.png  search-keys.png  report.html  study.db (unless `storage`
+says otherwise) trials/N/ (a run folder)  trials/N.log (output of its command)  trials/.N.running (locked
+while its process runs)
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from rlhf.search.storage import SharedStudy, shown_url
 
 
 def check_folder(folder: Path) -> None:
-    """Make sure that the folder is new, empty, or a search's.
+    """Check that the folder is new, empty, or of a search.
 
     Raises:
-        OutputError: it is something else, or cannot be written.
+        OutputError: it has other content, or is not writable.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -35,49 +36,50 @@ def check_folder(folder: Path) -> None:
         stored = None
     except OSError as error:
         found = f"{folder} cannot be an output folder: {error.strerror}"
-        raise OutputError(found, allowed="a folder that can be written", fix="another --output") from None
+        raise OutputError(found, allowed="a writable folder", fix="another --output") from None
     except yaml.YAMLError as error:
-        raise OutputError(f"{folder / CONFIG} is not valid YAML: {error}") from None
+        raise OutputError(f"{folder / CONFIG} is not valid YAML: {error}", fix="another --output") from None
     if not (isinstance(stored, dict) and "parameters" in stored) and not (folder / "trials").is_dir():
         raise OutputError(
-            f"the output folder {folder} is not empty, and holds no search",
-            allowed="a new or an empty folder, or that of this search",
+            f"the output folder {folder} is not empty, and is not the folder of a search",
+            allowed="a new or an empty folder, or the folder of this search",
             fix="another --output",
         )
 
 
-def check_trials(told: SearchConfig, shared: SharedStudy) -> None:
-    """Make sure that no trial here is of another study: its result must not be taken for one of ours.
+def check_trials(config: SearchConfig, shared: SharedStudy) -> None:
+    """Check that all run folders are trials of this study.
 
     Raises:
-        OutputError: the study does not know a run folder that is here.
+        OutputError: a run folder is not a trial of the study.
     """
     known = shared.numbered()
-    folders = [entry for entry in (told.output / "trials").iterdir() if entry.is_dir()]
+    folders = [entry for entry in (config.output / "trials").iterdir() if entry.is_dir()]
     unknown = sorted(
         entry.name for entry in folders if entry.name.isdecimal() and int(entry.name) not in known
     )
     if unknown:
         raise OutputError(
-            f"{told.output / 'trials' / unknown[0]} is no trial of the study {told.study!r}, which has {len(known)}",
+            f"{config.output / 'trials' / unknown[0]} is not a trial of the study {config.study!r}, which "
+            f"has {len(known)}",
             allowed="the run folders of one study",
             fix="another --output",
         )
 
 
-def write_config(told: SearchConfig) -> None:
-    """Write config.yaml, without what the storage's URL hides."""
-    content: dict[str, Any] = told.model_dump(mode="json", exclude_none=True)
-    if told.storage is not None:
-        content["storage"] = shown_url(told.storage)
-    atomic_write_text(told.output / CONFIG, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+def write_config(config: SearchConfig) -> None:
+    """Write config.yaml, without the secrets of the storage's URL."""
+    content: dict[str, Any] = config.model_dump(mode="json", exclude_none=True)
+    if config.storage is not None:
+        content["storage"] = shown_url(config.storage)
+    atomic_write_text(config.output / CONFIG, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
 @contextmanager
 def locked(path: Path, *, waiting: Callable[[], None] = lambda: None) -> Iterator[int]:
-    """Hold the lock on a file, calling `waiting` where another process has it; yields the descriptor.
+    """Hold the lock of a file; calls `waiting` first if another process has it. Yields the descriptor.
 
-    A process that inherits the descriptor holds the lock too, until it ends, however it ends.
+    A process that inherits the descriptor holds the lock too, until it exits or is killed.
     """
     with path.open("a") as file:
         try:

@@ -1,93 +1,76 @@
-"""A search as a picture: the values in order of trials, and against each searched key."""
+"""The plots of a search, drawn by Optuna from an in-memory study of the results."""
 
 from __future__ import annotations
 
 import io
-from itertools import accumulate
+import warnings
 from typing import Any
 
-from rlhf.report.numbers import percent
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.trial import TrialState, create_trial
+
 from rlhf.search.results import Results, short_names, write_parameter
 
-PICTURE = "search.png"
-COLUMNS, WIDTH, HEIGHT, DPI = 2, 4.8, 3.0, 180
-PAPER = "#fdfcfa"
-INK, SOFT, FAINT, DOT, BEST = "#1f2328", "#636a72", "#e4e1db", "#0068a8", "#c24f00"
-MOST_KEYS, MOST_LETTERS = 8, 18
+HISTORY, SLICES = "search.png", "search-keys.png"
+DPI = 150
+MAX_KEYS = 8
+"""Number of keys that are plotted, the most important ones."""
 
 
-def draw(results: Results) -> bytes | None:
-    """The picture as a PNG; None where no trial is complete."""
-    from matplotlib.figure import Figure  # half a second to import
-
+def draw(results: Results) -> dict[str, bytes]:
+    """The optimization history, and the value against each key, as PNG by file name; empty without a
+    completed trial."""
     if results["best"] is None:
-        return None
-    names = list(results["importance"] or results["parameters"])[:MOST_KEYS]
-    rows = -(-(1 + len(names)) // COLUMNS)
-    columns = min(COLUMNS, 1 + len(names))
-    figure = Figure(figsize=(WIDTH * columns, HEIGHT * rows), layout="constrained", facecolor=PAPER)
-    grid = figure.subplots(rows, columns, squeeze=False).flatten()
-    _history(grid[0], results)
-    for axes, name in zip(grid[1:], names, strict=False):
-        _slice(axes, results, name)
-    for axes in grid[1 + len(names) :]:
-        axes.set_visible(False)
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=DPI, metadata={"Software": None})
-    return out.getvalue()
+        return {}
+    from matplotlib import pyplot  # half a second to import
+    from optuna.visualization import matplotlib as plots
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    pyplot.switch_backend("agg")
+    study, names = study_of(results), short_names(results["parameters"])
+    keys = [names[key] for key in list(results["importance"] or results["parameters"])[:MAX_KEYS]]
+    target = results["objective"]["metric"].replace("_", " ")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        plots.plot_optimization_history(study, target_name=target)
+        history = _png(pyplot)
+        plots.plot_slice(study, params=keys, target_name=target)
+        return {HISTORY: history, SLICES: _png(pyplot)}
 
 
-def _history(axes: Any, results: Results) -> None:
-    """Each completed trial's value, the best so far, and where trials were stopped or failed."""
-    complete = [trial for trial in results["trials"] if trial["state"] == "complete"]
-    numbers, values = [trial["number"] for trial in complete], [trial["value"] for trial in complete]
-    better = max if results["objective"]["direction"] == "maximize" else min
-    axes.step(numbers, list(accumulate(values, better)), where="post", color=BEST, label="best so far")
-    _dots(axes, results, numbers, complete)
-    for state, mark in (("pruned", "x"), ("failed", "v")):
-        others = [trial["number"] for trial in results["trials"] if trial["state"] == state]
-        if others:
-            low = [0.02] * len(others)
-            axes.plot(
-                others, low, mark, color=SOFT, markersize=4, transform=axes.get_xaxis_transform(), label=state
+def study_of(results: Results) -> optuna.Study:
+    """An in-memory study of the completed trials, with keys by their short names and choices as text."""
+    names = short_names(results["parameters"])
+    spaces: dict[str, BaseDistribution] = {}
+    for key, space in results["parameters"].items():
+        if "choices" in space:
+            texts = dict.fromkeys(_text(choice) for choice in space["choices"])
+            spaces[names[key]] = CategoricalDistribution(list(texts))
+        else:
+            spaces[names[key]] = FloatDistribution(space["low"], space["high"], log=space.get("log", False))
+    study = optuna.create_study(direction=results["objective"]["direction"])
+    for trial in results["trials"]:
+        if trial["state"] == "complete":
+            values = {
+                names[key]: _text(value) if "choices" in results["parameters"][key] else float(value)
+                for key, value in trial["parameters"].items()
+            }
+            study.add_trial(
+                create_trial(
+                    state=TrialState.COMPLETE, value=trial["value"], params=values, distributions=spaces
+                )
             )
-    axes.legend(frameon=False, fontsize=8, labelcolor=SOFT)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    _style(axes, "in order of trials", results["objective"]["metric"])
+    return study
 
 
-def _slice(axes: Any, results: Results, name: str) -> None:
-    """The completed trials' values against one key."""
-    told = results["parameters"][name]
-    complete = [trial for trial in results["trials"] if trial["state"] == "complete"]
-    if "choices" in told:
-        known = [write_parameter(choice) for choice in told["choices"]]
-        places: list[Any] = [known.index(write_parameter(trial["parameters"][name])) for trial in complete]
-        axes.set_xticks(range(len(known)), [one[:MOST_LETTERS] for one in known], parse_math=False)
-        axes.set_xlim(-0.5, len(known) - 0.5)
-    else:
-        places = [trial["parameters"][name] for trial in complete]
-        if told.get("log"):
-            axes.set_xscale("log")
-    _dots(axes, results, places, complete)
-    share = results["importance"].get(name)
-    title = short_names(results["parameters"])[name]
-    _style(axes, title if share is None else f"{title} ({percent(share, 0)})", "")
+def _text(choice: Any) -> str:
+    return write_parameter(choice).replace("$", r"\$")  # matplotlib reads $...$ as mathematics
 
 
-def _dots(axes: Any, results: Results, places: list[Any], complete: list[Results]) -> None:
-    for place, trial in zip(places, complete, strict=True):
-        color = BEST if trial["number"] == results["best"] else DOT
-        axes.plot([place], [trial["value"]], "o", color=color, markersize=5, alpha=0.85, zorder=3)
-
-
-def _style(axes: Any, title: str, label: str) -> None:
-    axes.set_facecolor(PAPER)
-    axes.set_title(title, fontsize=9.5, color=INK, loc="left", parse_math=False)
-    axes.set_ylabel(label, fontsize=9, color=SOFT, parse_math=False)
-    axes.tick_params(labelsize=8.5, colors=SOFT, length=0)
-    axes.grid(color=FAINT, linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(SOFT)
+def _png(pyplot: Any) -> bytes:
+    """The current figure as a PNG; it is closed."""
+    data = io.BytesIO()
+    pyplot.savefig(data, format="png", dpi=DPI, bbox_inches="tight", metadata={"Software": None})
+    pyplot.close()
+    return data.getvalue()

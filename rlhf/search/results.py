@@ -1,11 +1,13 @@
-"""What a search found: search.json and search.csv, and the lines and tables a person reads.
+"""The results of a search: search.json and search.csv, and their text and tables.
 
-    {"command", "config", "study", "objective": {"metric", "direction"}, "parameters": {key: {"low", ... | "choices"}},
+    {"command", "config", "study", "objective": {"metric", "direction"}, "parameters": {key: {"low", ... |
+    "choices"}},
      "wanted": trials, "best": number or null, "train": command line or null, "importance": {key: share},
-     "trials": [{"number", "state", "value", "ci95", "parameters": {key: value}, "updates", "seconds", "reason"}]}
+     "trials": [{"number", "state", "value", "ci95", "parameters": {key: value}, "updates", "seconds",
+     "reason"}]}
 
-`state` is complete, pruned, failed or running; only a complete trial has a value. `updates` is the last one at which a
-trial was compared, where there is pruning.
+`state` is complete, pruned, failed or running; only complete trials have a value. `updates` is the last
+update that was reported to the pruner.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from rlhf.search.storage import SharedStudy
 RESULTS, TABLE = "search.json", "search.csv"
 MOST_ROWS = 10
 IMPORTANCE_FROM = 10
-"""Fewer completed trials say nothing about which key matters."""
+"""Minimum number of completed trials for the importance of keys."""
 
 Results = dict[str, Any]
 
@@ -48,26 +50,30 @@ _STATES = {
 }
 
 
-def read_results(told: SearchConfig, space: Space, shared: SharedStudy) -> Results:
-    """What the study holds now."""
+def read_results(config: SearchConfig, space: Space, shared: SharedStudy) -> Results:
+    """The current results of the study."""
     trials = shared.trials()
     complete = {number: trial for number, trial in trials.items() if trial.state == TrialState.COMPLETE}
-    sign = -1.0 if told.objective.direction == "minimize" else 1.0
+    sign = -1.0 if config.objective.direction == "minimize" else 1.0
     best = max(complete, key=lambda number: sign * float(complete[number].value or 0.0), default=None)
     train = None
     if best is not None:
-        words = [*command_words(told, space.words(complete[best].params)), "--output", f"{told.output}-best"]
+        words = [
+            *command_words(config, space.words(complete[best].params)),
+            "--output",
+            f"{config.output}-best",
+        ]
         train = shlex.join(words)
     return {
-        "command": told.command,
-        "config": str(told.config),
-        "study": told.study,
-        "objective": told.objective.model_dump(),
+        "command": config.command,
+        "config": str(config.config),
+        "study": config.study,
+        "objective": config.objective.model_dump(),
         "parameters": {
-            name: one.model_dump(exclude_none=True, exclude_defaults=True)
-            for name, one in told.parameters.items()
+            name: parameter.model_dump(exclude_none=True, exclude_defaults=True)
+            for name, parameter in config.parameters.items()
         },
-        "wanted": told.trials,
+        "wanted": config.trials,
         "best": best,
         "train": train,
         "importance": _importance(shared, list(complete.values())),
@@ -75,10 +81,10 @@ def read_results(told: SearchConfig, space: Space, shared: SharedStudy) -> Resul
     }
 
 
-def write_results(told: SearchConfig, space: Space, shared: SharedStudy) -> Results:
-    """Write search.json and search.csv; gives what is in them."""
-    results = read_results(told, space, shared)
-    atomic_write_text(told.output / RESULTS, json.dumps(results, ensure_ascii=False, indent=1) + "\n")
+def write_results(config: SearchConfig, space: Space, shared: SharedStudy) -> Results:
+    """Write search.json and search.csv, and return the results."""
+    results = read_results(config, space, shared)
+    atomic_write_text(config.output / RESULTS, json.dumps(results, ensure_ascii=False, indent=1) + "\n")
     rows = io.StringIO()
     table = csv.writer(rows, lineterminator="\n")
     names = list(results["parameters"])
@@ -86,21 +92,21 @@ def write_results(told: SearchConfig, space: Space, shared: SharedStudy) -> Resu
     for trial in results["trials"]:
         values = [as_yaml(trial["parameters"].get(name)) for name in names]
         table.writerow([trial["number"], trial["state"], trial["value"], trial["seconds"], *values])
-    atomic_write_text(told.output / TABLE, rows.getvalue())
+    atomic_write_text(config.output / TABLE, rows.getvalue())
     return results
 
 
 def load_results(folder: Path) -> Results:
-    """What search.json of a search's folder holds.
+    """The results in search.json of a search's folder.
 
     Raises:
-        DataError: it is not there, or is no JSON.
+        DataError: it does not exist, or is not valid JSON.
     """
     try:
-        found: Results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+        results: Results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{folder / RESULTS} cannot be read: {error}", fix="run the search again") from None
-    return found
+    return results
 
 
 def ranked(results: Results) -> list[Results]:
@@ -111,12 +117,12 @@ def ranked(results: Results) -> list[Results]:
 
 
 def trial_line(results: Results, number: int) -> str:
-    """One trial in a line: how it went, the best so far, its values."""
-    trial = next(one for one in results["trials"] if one["number"] == number)
+    """One line on a trial: its result, the best so far, its values."""
+    trial = next(entry for entry in results["trials"] if entry["number"] == number)
     if trial["state"] == "complete":
         how = write_value(trial)
     elif trial["state"] == "pruned":
-        how = f"stopped at update {trial['updates']}, as it fell behind"
+        how = f"pruned at update {trial['updates']}"
     else:
         how = trial["reason"] or trial["state"]
     best = "no trial is complete yet"
@@ -143,23 +149,26 @@ def best_table(results: Results) -> Table:
 
 
 def summary(results: Results) -> list[str]:
-    """What became of the trials, and how far the best can be trusted."""
+    """Counts of trials, and how reliable the best value is."""
     states = [trial["state"] for trial in results["trials"]]
     counts = [f"{states.count(state)} {state}" for state in ("complete", "pruned", "failed", "running")]
-    said = [f"{len(states)} of {results['wanted']} trials: " + ", ".join(counts) + "."]
+    lines = [f"{len(states)} of {results['wanted']} trials: " + ", ".join(counts) + "."]
     if "running" in states:
-        said.append("One that is running has another process; if that is gone, the same command resumes it.")
+        lines.append(
+            "Running trials belong to other processes; if one was killed, the same command resumes its trial."
+        )
     order = ranked(results)
     if len(order) > 1:
-        said.append(
-            "The best of several was chosen by the data that measure it: its value flatters it a little."
+        lines.append(
+            "The best trial was selected on the data that measure it, so its value is slightly too high."
         )
         low, high = order[0]["ci95"] or (math.inf, -math.inf)
         if near := sum(low <= trial["value"] <= high for trial in order[1:]):
-            said.append(
-                f"{near} of the {len(order) - 1} others lie within its 95 % interval: these data hardly tell them from it."
+            lines.append(
+                f"{near} of the {len(order) - 1} others lie within its 95 % interval: the difference is not "
+                "significant."
             )
-    return said
+    return lines
 
 
 def write_value(trial: Results) -> str:
@@ -174,24 +183,26 @@ def write_interval(trial: Results) -> str:
 
 
 def write_parameter(value: Any) -> str:
-    """A searched value, short enough for a table."""
+    """A searched value, shortened for tables."""
     return f"{value:.3g}" if isinstance(value, float) else as_yaml(value)
 
 
 def values_in_words(trial: Results) -> str:
-    """The values of a trial, short."""
+    """The values of a trial in one line."""
     values, names = trial["parameters"], short_names(trial["parameters"])
     return ", ".join(f"{names[name]} {write_parameter(value)}" for name, value in values.items())
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:
-    """Each dotted key with its shortest ending that no other key has; where there is none, the key."""
+    """The shortest unique suffix of each dotted key; the key itself if there is none."""
     known = list(keys)
     names = {}
     for key in known:
         parts = key.split(".")
-        endings = [".".join(parts[start:]) for start in reversed(range(len(parts)))]
-        unique = (one for one in endings if sum(f".{other}".endswith(f".{one}") for other in known) == 1)
+        suffixes = [".".join(parts[start:]) for start in reversed(range(len(parts)))]
+        unique = (
+            suffix for suffix in suffixes if sum(f".{other}".endswith(f".{suffix}") for other in known) == 1
+        )
         names[key] = next(unique, key)
     return names
 
@@ -211,7 +222,8 @@ def _entry(number: int, trial: FrozenTrial, space: Space) -> Results:
 
 
 def _importance(shared: SharedStudy, complete: list[FrozenTrial]) -> dict[str, float]:
-    """How much each key decides whether a trial is among the best tenth (PED-ANOVA, arXiv 2304.10255); shares of one."""
+    """Importance of each key for being among the best tenth of trials (PED-ANOVA, arXiv 2304.10255); sums to
+    1."""
     if len(complete) < IMPORTANCE_FROM or len({trial.value for trial in complete}) == 1:
         return {}
     return {

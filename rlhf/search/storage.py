@@ -1,6 +1,6 @@
-"""Where a search's results are kept: the study in its storage, shared by every process that names both.
+"""The study of a search in its storage, which all processes of the search share.
 
-A storage URL may hold a password. It is used here and written nowhere: files and messages get `shown_url`.
+A storage URL may contain a password, which is never written: files and messages use `shown_url`.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from rlhf.core.errors import ConfigError
 
 FILE = "study.db"
 BUSY_SECONDS = 60
-"""How long a process waits for another one that is writing to the same SQLite file."""
+"""Seconds to wait for another process that writes to the same SQLite file."""
 HEARTBEAT_SECONDS, GRACE_SECONDS = 10, 30
-"""How often a process reports that its trial runs; a trial without a report for the second time is queued again."""
+"""Seconds between heartbeats, and without one until a trial is queued again."""
 RETRY_OF, QUEUED = "failed_trial", "fixed_params"
-"""System attributes of Optuna's: of retries, the number of the first attempt; of trials that were queued."""
-TOLD, SUPERSEDED = "told", "superseded"
-"""Attributes of a study and of a trial: what was searched; and whether the trial is of an earlier, mended config."""
+"""System attributes of Optuna: the number of a retry's first attempt; the values of a queued trial."""
+IDENTITY, SUPERSEDED = "searched", "superseded"
+"""User attributes: the searched config of a study; whether a trial is of an earlier, invalid config."""
 STORAGE_ERRORS = (SQLAlchemyError, optuna.exceptions.OptunaError)
-"""What a storage raises that is down, busy or of another version."""
+"""Errors of a storage that is down, busy or of another version."""
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
 class SharedStudy:
-    """A study with its storage. A trial that was cut off and its retries by Optuna count as one trial.
+    """A study with its storage. An interrupted trial and its retries by Optuna count as one trial.
 
     Attributes:
         study: Optuna's study.
@@ -53,7 +53,7 @@ class SharedStudy:
         self.study, self._storage = study, storage
 
     def numbered(self) -> dict[int, FrozenTrial]:
-        """The last attempt at every trial by its number: how many trials were begun before it, retries not counted."""
+        """The last attempt of every trial by its number, the count of earlier trials without retries."""
         numbers: dict[int, int] = {}
         latest: dict[int, FrozenTrial] = {}
         for trial in self.study.get_trials(deepcopy=False):
@@ -72,43 +72,44 @@ class SharedStudy:
         }
 
     def number_of(self, trial: Trial) -> int:
-        """The number of a trial that is running."""
+        """The number of a running trial."""
         return next(number for number, last in self.numbered().items() if last.number == trial.number)
 
     def finished(self) -> int:
-        """How many trials are complete, pruned or failed."""
+        """The number of complete, pruned and failed trials."""
         return sum(trial.state in FINISHED for trial in self.trials().values())
 
     def seed(self, seed: int, number: int) -> None:
-        """Let the draws of the next trial depend on seed, number and results alone, whichever process makes them."""
+        """Make the sampler depend on seed, number and results only, not on the process."""
         self.study.sampler = sampler(seed, number)
 
     def requeue_stale(self) -> None:
-        """Queue again, with the same values, the trials whose process sends no heartbeat any more."""
+        """Queue again, with the same values, trials without a heartbeat."""
         with _no_experimental_warnings():
             optuna.storages.fail_stale_trials(self.study)
 
     def requeue(self, number: int) -> None:
-        """Queue again, with the same values, a trial that did not run to its end."""
+        """Queue again, with the same values, a trial that was interrupted."""
         trial = self.numbered()[number]
         if trial.state == TrialState.FAIL:
             retry()(self.study, trial)
 
     def set_aside(self) -> None:
-        """Take all unfinished trials out of the study: another config was meant."""
+        """Remove all unfinished trials from the study after a change of the config."""
         for trial in self.trials().values():
-            # Not public: Optuna has no other way to end a trial that waits.
+            # Private API: Optuna has no other way to end a queued trial.
             self._storage.set_trial_user_attr(trial._trial_id, SUPERSEDED, True)  # noqa: SLF001
             self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)  # noqa: SLF001
 
 
 def is_surplus(trial: FrozenTrial) -> bool:
-    """Whether Optuna made up this trial for a process that found the queue empty; it never gets values and is not run."""
+    """Whether Optuna created this trial for a process whose queue was empty; it has no values and is not
+    run."""
     return QUEUED not in trial.system_attrs and not trial.params
 
 
 def retry() -> RetryHeartbeatStaleTrialCallback:
-    """Optuna's callback that queues a trial again, with its values and what it reported."""
+    """Optuna's callback that queues a trial again, with its values and reported metrics."""
     with _no_experimental_warnings():
         return RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)
 
@@ -121,30 +122,33 @@ def _no_experimental_warnings() -> Iterator[None]:
 
 
 def sampler(seed: int, number: int) -> TPESampler:
-    """The sampler of one trial. Trials still running count as bad ones, so that processes do not crowd together."""
+    """The sampler of one trial. Running trials count as bad ones, so that processes explore different
+    values."""
     return TPESampler(seed=(1_000_003 * seed + number) % 2**32, constant_liar=True)
 
 
-def pruner(told: PruningConfig | None) -> BasePruner:
-    """Optuna's pruner of this name. How many trials must have completed first is up to the caller."""
-    if told is None:
+def pruner(config: PruningConfig | None) -> BasePruner:
+    """Optuna's pruner of this name; the caller checks `startup_trials`."""
+    if config is None:
         return NopPruner()
-    if told.method == "median":
-        return MedianPruner(n_startup_trials=0, n_warmup_steps=told.warmup_updates)
-    return SuccessiveHalvingPruner(min_resource=max(1, told.warmup_updates))
+    if config.method == "median":
+        return MedianPruner(n_startup_trials=0, n_warmup_steps=config.warmup_updates)
+    return SuccessiveHalvingPruner(min_resource=max(1, config.warmup_updates))
 
 
 def open_study(search: SearchConfig, base: Mapping[str, Any]) -> SharedStudy:
-    """Open the study, or create it.
+    """Open or create the study.
 
     Args:
-        base: the config that every trial starts from.
+        base: the config of the trials.
 
     Raises:
-        ConfigError: the storage cannot be used, or its study has results of another search.
+        ConfigError: the storage cannot be used, or the study has results of another search.
     """
-    told = search.model_dump(mode="json", include={"command", "parameters", "objective", "pruning"})
-    told = json.loads(json.dumps({**told, "base": {key: base[key] for key in base if key != "output"}}))
+    searched = search.model_dump(mode="json", include={"command", "parameters", "objective", "pruning"})
+    searched = json.loads(
+        json.dumps({**searched, "base": {key: base[key] for key in base if key != "output"}})
+    )
     with _usable(search):
         with _no_experimental_warnings():
             storage = RDBStorage(
@@ -162,12 +166,12 @@ def open_study(search: SearchConfig, base: Mapping[str, Any]) -> SharedStudy:
             load_if_exists=True,
         )
         shared = SharedStudy(study, storage)
-        _check_same_search(shared, told, search)
+        _check_same_search(shared, searched, search)
     return shared
 
 
 def look_at_study(search: SearchConfig) -> SharedStudy | None:
-    """The study as it is; None where there is none yet. Nothing is created.
+    """The study, or None if it does not exist; creates nothing.
 
     Raises:
         ConfigError: the storage cannot be used.
@@ -176,7 +180,7 @@ def look_at_study(search: SearchConfig) -> SharedStudy | None:
         url = make_url(_url(search))
         file = Path(url.database or "") if url.get_backend_name() == "sqlite" else None
         if file and not file.exists() and (file.parent.is_dir() or search.storage is None):
-            return None  # asking SQLite would create it
+            return None  # connecting to SQLite would create it
         engine = sqlalchemy.create_engine(url, **_engine(search))
         if not sqlalchemy.inspect(engine).has_table("studies"):
             return None
@@ -189,20 +193,20 @@ def look_at_study(search: SearchConfig) -> SharedStudy | None:
 
 @contextmanager
 def _usable(search: SearchConfig) -> Iterator[None]:
-    """Turns what a database and its libraries raise into our error."""
+    """Convert errors of the database and its libraries into a `ConfigError`."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         yield
     except ImportError:
         name = make_url(_url(search)).drivername
-        fix = "pip install one, and name it, as in postgresql+psycopg://... or mysql+pymysql://..."
+        fix = "pip install a driver and name it, as in postgresql+psycopg://... or mysql+pymysql://..."
         raise _unusable(search, f"no driver for {name} is installed", fix) from None
-    except (*STORAGE_ERRORS, RuntimeError, TypeError, ValueError) as error:  # drivers raise what they like
-        raise _unusable(search, reason(error, search), "start the database, or mend the URL") from None
+    except (*STORAGE_ERRORS, RuntimeError, TypeError, ValueError) as error:  # drivers raise any of these
+        raise _unusable(search, reason(error, search), "start the database, or correct `storage`") from None
 
 
 def shown_url(url: str) -> str:
-    """A storage URL without its password, and without its query, which may hold one too."""
+    """A storage URL without its password and its query, which may contain secrets."""
     if _VARIABLE.fullmatch(url):
         return url
     try:
@@ -230,59 +234,61 @@ def _url(search: SearchConfig) -> str:
 
 
 def _escaped(url: str) -> str:
-    """Optuna fills in `{SCHEMA_VERSION}`; any other brace is meant as it stands."""
+    """The URL with braces escaped, as Optuna substitutes `{SCHEMA_VERSION}`."""
     return url.replace("{", "{{").replace("}", "}}")
 
 
 def _engine(search: SearchConfig) -> dict[str, Any]:
     if _url(search).startswith("sqlite"):
         return {"connect_args": {"timeout": BUSY_SECONDS}}
-    return {"pool_pre_ping": True}  # a connection that idles for hours while a trial runs may be cut
+    return {"pool_pre_ping": True}  # an idle connection may be closed during a trial of hours
 
 
 def _unusable(search: SearchConfig, reason: str, fix: str) -> ConfigError:
     place = shown_url(search.storage) if search.storage else str(search.output / FILE)
     return ConfigError(
         f"storage {place}: {reason}",
-        allowed="a SQLAlchemy URL, such as postgresql+psycopg://USER:${PASSWORD}@HOST/DATABASE; or null, for a file",
+        allowed="a SQLAlchemy URL, such as postgresql+psycopg://USER:${PASSWORD}@HOST/DATABASE; or null, "
+        "for a file",
         fix=fix,
     )
 
 
 def reason(error: Exception, search: SearchConfig) -> str:
-    """The first line of what the database said, without what the URL hides."""
-    said = str(error.__cause__ or error).strip() or type(error).__name__
-    text = re.sub(r"^\([\w.]+\) ", "", said.splitlines()[0])
+    """The first line of the database's error, without the secrets of the URL."""
+    message = str(error.__cause__ or error).strip() or type(error).__name__
+    text = re.sub(r"^\([\w.]+\) ", "", message.splitlines()[0])
     hidden = [os.environ.get(name, "") for name in _VARIABLE.findall(search.storage or "")]
     try:
         parsed = make_url(_url(search))
     except ArgumentError:
-        return "it is not a URL"
+        return "not a URL"
     for secret in filter(None, [*hidden, parsed.password, *parsed.query.values()]):
         text = text.replace(str(secret), "***")
     return text
 
 
-def _check_same_search(shared: SharedStudy, told: dict[str, Any], search: SearchConfig) -> None:
-    """Note what is searched; where something else was, that is refused once a trial has finished.
+def _check_same_search(shared: SharedStudy, searched: dict[str, Any], search: SearchConfig) -> None:
+    """Store the searched config in the study; a different one is refused once a trial has finished.
 
-    Before that, a mended config takes over: trials that it would not run in the same way are set aside.
+    Before that, a changed config replaces it, and unfinished trials of the old config are removed.
     """
     study = shared.study
-    before = study.user_attrs.get(TOLD, told)
-    changed = list(_changes(before, told))
+    before = study.user_attrs.get(IDENTITY, searched)
+    changed = list(_changes(before, searched))
     finished = shared.finished()
     other_direction = search.objective.direction != study.direction.name.lower()
     if changed and (finished or other_direction):
         raise ConfigError(
-            "\n".join([f"the study {search.study!r} holds {finished} trials of another search:", *changed]),
-            allowed="with results, only trials, timeout, seed, launch, output and the storage's address may change",
-            fix="the old config; or another --output (with a storage of your own: another `study`)",
+            "\n".join([f"the study {search.study!r} has {finished} trials of another search:", *changed]),
+            allowed="with results, only trials, timeout, seed, launch, output and the storage's address may "
+            "change",
+            fix="restore the old config; or use another --output (with `storage`: another `study`)",
         )
-    if any(before.get(key) != told.get(key) for key in ("command", "base", "parameters")):
+    if any(before.get(key) != searched.get(key) for key in ("command", "base", "parameters")):
         shared.set_aside()
-    if study.user_attrs.get(TOLD) != told:
-        study.set_user_attr(TOLD, told)
+    if study.user_attrs.get(IDENTITY) != searched:
+        study.set_user_attr(IDENTITY, searched)
 
 
 def _changes(before: Any, now: Any, key: str = "") -> Iterator[str]:

@@ -70,10 +70,10 @@ def base(llama31_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="module")
 def run(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, str]]:
-    def run(command: str, text: str, **told: Any) -> tuple[Path, str]:
+    def run(command: str, text: str, **values: Any) -> tuple[Path, str]:
         folder = tmp_path_factory.mktemp(command)
         config = folder / "config.yaml"
-        config.write_text(text.format(base=base, **told))
+        config.write_text(text.format(base=base, **values))
         words = [command, str(config), "--output", str(folder / "run")]
         result: Result = CliRunner().invoke(cli.app, words, prog_name="rlhf")
         assert result.exit_code == 0, result.output
@@ -93,8 +93,8 @@ def figures(folder: Path, name: str) -> list[float]:
 
 
 def test_train_reward(reward: tuple[Path, str]) -> None:
-    folder, printed = reward
-    assert "padding token was none; '<|finetune_right_pad_id|>' is used instead." in printed
+    folder, values = reward
+    assert "padding token was none; '<|finetune_right_pad_id|>' is used instead." in values
     assert len(figures(folder, "loss/total")) == 2
     card = json.loads((folder / "final" / "reward.json").read_text())
     assert card["template_date"] == "26 Jul 2024"

@@ -1,4 +1,5 @@
-"""Mistakes a person can make with models, tokenizers and folders: one message, exit code 2, no stack trace."""
+"""Mistakes a person can make with models, tokenizers and folders: one message, exit code 2, no stack
+trace."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ def broken_reward(tiny_reward: Path, tmp_path: Path) -> Path:
 def refused(
     rlhf_command: Rlhf, reward_config: Path, policy_config: Path, tmp_path: Path
 ) -> Callable[..., str]:
-    """Runs a command that must refuse; gives what it said, in one line."""
+    """Runs a command that must refuse; gives what it message, in one line."""
     configs = {"train-reward": reward_config, "align-policy": policy_config}
 
     def run(command: str, *overrides: str, exit_code: int = 2) -> str:
@@ -49,43 +50,43 @@ def refused(
 def test_a_reward_model_of_another_base(
     refused: Callable[..., str], tiny_base: Path, other_base: Path
 ) -> None:
-    said = refused("align-policy", f"model.base={other_base}")
-    assert said.startswith(f"The reward model was trained on '{tiny_base}'")
-    assert f"the base here is '{other_base}'" in said
-    assert "Allowed: a reward model on the same base" in said
-    assert f"Do this: set model.base={tiny_base}" in said
+    message = refused("align-policy", f"model.base={other_base}")
+    assert message.startswith(f"The reward model was trained on '{tiny_base}'")
+    assert f"the base here is '{other_base}'" in message
+    assert "Allowed: a reward model on the same base" in message
+    assert f"Do this: set model.base={tiny_base}" in message
 
 
 def test_a_reward_model_that_is_not_there(refused: Callable[..., str]) -> None:
-    said = refused("align-policy", "reward=runs/nowhere/final")
-    assert said.startswith("runs/nowhere/final is not a reward model of this project")
-    assert "Do this: rlhf train-reward CONFIG.yaml" in said
+    message = refused("align-policy", "reward=runs/nowhere/final")
+    assert message.startswith("runs/nowhere/final is not a reward model of this project")
+    assert "Do this: rlhf train-reward CONFIG.yaml" in message
 
 
 def test_a_reward_model_without_its_head(refused: Callable[..., str], broken_reward: Path) -> None:
     file = broken_reward / "adapter_model.safetensors"
     save_file({name: w for name, w in load_file(file).items() if "score" not in name}, file)
-    said = refused("align-policy", f"reward={broken_reward}")
-    assert "holds 0 reward heads. Allowed: one weight named …score.weight" in said
+    message = refused("align-policy", f"reward={broken_reward}")
+    assert "holds 0 reward heads. Allowed: one weight named …score.weight" in message
 
 
 def test_a_reward_model_with_another_template(refused: Callable[..., str]) -> None:
-    said = refused("align-policy", "model.template_date=1 Jan 2030")
-    assert said.startswith("The chat template here is not the one the reward model was trained with")
-    assert "set model.template_date='26 Jul 2024'" in said
+    message = refused("align-policy", "model.template_date=1 Jan 2030")
+    assert message.startswith("The chat template here is not the one the reward model was trained with")
+    assert "set model.template_date='26 Jul 2024'" in message
 
 
 @pytest.mark.parametrize("command", ["train-reward", "align-policy"])
 def test_a_base_that_is_not_there(refused: Callable[..., str], command: str) -> None:
-    said = refused(command, "model.base=/nowhere/at/all")
-    assert "'/nowhere/at/all'" in said and "Allowed: `embedded`, a folder" in said
+    message = refused(command, "model.base=/nowhere/at/all")
+    assert "'/nowhere/at/all'" in message and "Allowed: `embedded`, a folder" in message
 
 
 @pytest.mark.parametrize("command", ["train-reward", "align-policy"])
 def test_a_base_without_a_chat_template(refused: Callable[..., str], broken_base: Path, command: str) -> None:
     (broken_base / "chat_template.jinja").unlink()
-    said = refused(command, f"model.base={broken_base}")
-    assert said.startswith(f"The tokenizer of '{broken_base}' has no chat template.")
+    message = refused(command, f"model.base={broken_base}")
+    assert message.startswith(f"The tokenizer of '{broken_base}' has no chat template.")
 
 
 @pytest.mark.parametrize("command", ["train-reward", "align-policy"])
@@ -101,19 +102,19 @@ def test_a_base_without_a_chat_template(refused: Callable[..., str], broken_base
 def test_adapter_targets_that_the_base_does_not_have(
     refused: Callable[..., str], command: str, targets: str, missing: str
 ) -> None:
-    said = refused(command, f"adapter.targets={targets}")
-    assert said.startswith(f"The adapter does not fit this model, which has no layer {missing}.")
+    message = refused(command, f"adapter.targets={targets}")
+    assert message.startswith(f"The adapter does not fit this model, which has no layer {missing}.")
     assert (
         "Allowed: `all-linear`, or some of down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
-        in said
+        in message
     )
-    assert "Do this: adapter.targets=all-linear" in said
+    assert "Do this: adapter.targets=all-linear" in message
 
 
 def test_a_max_length_beyond_the_context(refused: Callable[..., str]) -> None:
-    said = refused("train-reward", "model.max_length=513")
-    assert said.startswith("model.max_length is 513. Allowed: at most 512, the context of")
-    assert "Do this: model.max_length=512" in said
+    message = refused("train-reward", "model.max_length=513")
+    assert message.startswith("model.max_length is 513. Allowed: at most 512, the context of")
+    assert "Do this: model.max_length=512" in message
 
 
 @pytest.mark.parametrize(
@@ -136,17 +137,16 @@ def test_prompt_and_answer_that_do_not_fit(
 
 
 def test_prompts_that_are_all_too_long(refused: Callable[..., str]) -> None:
-    said = refused("align-policy", "data.max_prompt_tokens=5")
-    assert said.startswith(
-        "0 prompts are left to practise on, and 0 to hold out. 60 rows read, 0 kept, 60 dropped"
-    )
-    assert "60 longer than data.max_prompt_tokens: synthetic: " in said
+    message = refused("align-policy", "data.max_prompt_tokens=5")
+    assert message.startswith("0 prompts are left") and "60 rows read, 0 kept, 60 dropped" in message
+    assert "raise data.max_prompt_tokens" in message
+    assert "60 longer than data.max_prompt_tokens: synthetic: " in message
 
 
 def test_responses_that_are_all_too_long(refused: Callable[..., str]) -> None:
-    said = refused("train-reward", "model.max_length=8")
-    assert said.startswith("Stage 'ratings' has nothing to learn from. 120 rows read")
-    assert "longer than model.max_length" in said
+    message = refused("train-reward", "model.max_length=8")
+    assert message.startswith("Stage 'ratings' has nothing to learn from. 120 rows read")
+    assert "longer than model.max_length" in message
 
 
 @pytest.mark.parametrize("command", ["train-reward", "align-policy"])
@@ -158,8 +158,8 @@ def test_a_folder_in_use(refused: Callable[..., str], tmp_path: Path, command: s
         lock.write(str(os.getpid()))
         lock.flush()
         fcntl.flock(lock, fcntl.LOCK_EX)
-        said = refused(command)
-    assert said.startswith(
+        message = refused(command)
+    assert message.startswith(
         f"the output folder {tmp_path / 'run'} is in use by another run (process {os.getpid()})"
     )
     assert [file.name for file in (tmp_path / "run").iterdir()] == [".lock"]
@@ -183,21 +183,21 @@ def test_padding_that_ends_an_answer_is_mended_aloud(
     result = rlhf_command("train-reward", reward_config, *words)
     assert result.exit_code == 0, result.output
     assert (
-        "The tokenizer's padding token was '<|im_end|>', which also ends an answer; '<|endoftext|>' is used instead."
-        in result.stdout
+        "The tokenizer's padding token was '<|im_end|>', which also ends an answer; '<|endoftext|>' is used "
+        "instead." in result.stdout
     )
     mended = AutoTokenizer.from_pretrained(tmp_path / "run" / "final")
     assert mended.pad_token == "<|endoftext|>" != mended.eos_token
 
 
 def test_a_loss_that_explodes_is_a_failed_run(refused: Callable[..., str], tmp_path: Path) -> None:
-    said = refused("train-reward", "stages.0.optimizer.learning_rate=1e30", exit_code=1)
-    assert said.startswith("The loss of stage 'ratings' is ")
-    assert "at update 3." in said  # the first has no learning rate yet, the second still a finite loss
+    message = refused("train-reward", "stages.0.optimizer.learning_rate=1e30", exit_code=1)
+    assert message.startswith("The loss of stage 'ratings' is ")
+    assert "at update 3." in message  # the first has no learning rate yet, the second still a finite loss
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["step"] == 2
 
 
 def test_dropout_in_a_policy(refused: Callable[..., str]) -> None:
-    said = refused("align-policy", "adapter.dropout=0.1")
-    assert "adapter.dropout must be 0 for a policy" in said
+    message = refused("align-policy", "adapter.dropout=0.1")
+    assert "adapter.dropout must be 0 for a policy" in message

@@ -58,7 +58,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     noted: Calls = []
 
     def runner(name: str) -> Callable[..., Path]:
-        def start(config: Any, *, resume: bool, after: Any = None) -> Path:
+        def start(config: Any, *, resume: bool, after: Any = None, **_: Any) -> Path:
             noted.append((name, config, resume))
             config.output.mkdir()
             (config.output / "eval.json").write_text(EVALUATION[name])
@@ -143,7 +143,7 @@ def test_a_bad_config_is_one_message_and_exit_code_2(configs: dict[str, str], ca
     assert result.stderr.splitlines() == [
         "Error: command line: unknown key 'adapter.rnk'. Did you mean 'rank'?",
         "Allowed: rank, alpha, dropout, targets",
-        "Do this: rename the key or take it out",
+        "Do this: rename or remove the key",
     ]
     assert calls == []
 
@@ -241,7 +241,8 @@ def test_completion_knows_commands_and_their_options(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("first_on_the_path", [False, True])
 def test_a_users_modules_replace_none_of_ours(first_on_the_path: bool, tmp_path: Path) -> None:
-    """`python -m` puts the current folder first, and `PYTHONPATH=.` does; `score` imports ours of both names."""
+    """`python -m` puts the current folder first, and `PYTHONPATH=.` does; `score` imports ours of both
+    names."""
     (tmp_path / "reward").mkdir()
     shadows = ["policy.py", "reward/__init__.py"]
     if not first_on_the_path:  # with PYTHONPATH Python's own are the user's to replace
@@ -341,16 +342,16 @@ def test_paths_on_the_command_line_are_expanded_once(
 
 
 @pytest.mark.parametrize(
-    ("told", "spins"),
+    ("report", "spins"),
     [({}, SPINS), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
 )
 def test_threads_spin_briefly_unless_something_else_is_set(
-    monkeypatch: pytest.MonkeyPatch, told: dict[str, str], spins: str | None
+    monkeypatch: pytest.MonkeyPatch, report: dict[str, str], spins: str | None
 ) -> None:
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         monkeypatch.setenv(name, "")  # put back afterwards
         monkeypatch.delenv(name)
-    for name, value in told.items():
+    for name, value in report.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(cli, "app", lambda **_: None)
     monkeypatch.setattr(cli, "end_cleanly_on_sigterm", lambda: None)

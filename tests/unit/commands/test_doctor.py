@@ -27,7 +27,7 @@ def test_the_machine_alone(rlhf: Rlhf) -> None:
     result = rlhf("doctor")
     assert result.exit_code == 0, result.output
     assert "  ok           Versions       torch 2." in result.stdout
-    assert "Name a config to check its model, data and output too" in result.stdout
+    assert "To check the model, data and output of a config: rlhf doctor" in result.stdout
 
 
 @pytest.mark.usefixtures("known_machine")
@@ -40,7 +40,7 @@ def test_a_config(rlhf: Rlhf, reward_config: Path) -> None:
 
 
 @pytest.mark.usefixtures("known_machine")
-def test_a_problem_is_exit_code_1_with_its_mend(rlhf: Rlhf, reward_config: Path) -> None:
+def test_a_problem_is_exit_code_1_with_its_fix(rlhf: Rlhf, reward_config: Path) -> None:
     result = rlhf("doctor", str(reward_config), "model.base=./nowhere", "--output", "here")
     assert result.exit_code == 1
     assert "  problem      Base           " in result.stdout
@@ -53,9 +53,9 @@ def test_json(rlhf: Rlhf, reward_config: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     result = rlhf("doctor", str(reward_config), "model.max_length=513", "--json", "--output", "here")
     assert result.exit_code == 1
-    told = json.loads(result.stdout)
-    assert told["problems"] == 1
-    (problem,) = [line for line in told["checks"] if line["verdict"] == "problem"]
+    report = json.loads(result.stdout)
+    assert report["problems"] == 1
+    (problem,) = [line for line in report["checks"] if line["verdict"] == "problem"]
     assert problem == {
         "group": "Model",
         "name": "Length",

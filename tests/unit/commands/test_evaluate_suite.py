@@ -97,7 +97,8 @@ def test_one_table_and_one_file(rlhf: Rlhf, folder: Path) -> None:
     assert result.exit_code == 0, result.output
     written = json.loads((folder / "suite.json").read_text())
     benchmarks = written["benchmarks"]
-    # Math: one of two. Ties: acc, ref and both margins hold, and the margin over a spread of 1 is 1: tanh(0) = 0.
+    # Math: one of two. Ties: acc, ref and both margins hold, and the margin over a spread of 1 is 1: tanh(0)
+    # = 0.
     # tied: rewards 2 and 2, wrong 0: spread 0, so the bonus is 1 and the score 1.01.
     assert benchmarks["rewardbench-2"]["overall"] == pytest.approx((0.5 + 1.01) / 2)
     assert benchmarks["judgebench"]["headline"] == {

@@ -65,13 +65,13 @@ stages: [{{name: both, regression_weight: 1, preference_weight: 1}}]
     return file
 
 
-def told(result: Result) -> dict[str, Any]:
+def as_json(result: Result) -> dict[str, Any]:
     assert result.exit_code == 0, result.output
     return dict(json.loads(result.stdout))
 
 
 def test_the_figures_of_a_reward_config(rlhf_command: Run, config: Path, folder: Path) -> None:
-    found = told(rlhf_command("inspect", config, "--json"))
+    found = as_json(rlhf_command("inspect", config, "--json"))
     assert {name: (part["read"], part["kept"]) for name, part in found["sources"].items()} == {
         f"preferences of {folder} (train)": (4, 3),
         f"ratings of {folder} (train)": (3, 3),
@@ -99,7 +99,7 @@ def test_the_figures_of_a_reward_config(rlhf_command: Run, config: Path, folder:
 def test_lengths_are_those_of_every_conversation_that_would_be_scored(
     rlhf_command: Run, config: Path, tiny_chat: Chat
 ) -> None:
-    found = told(rlhf_command("inspect", config, "--json"))
+    found = as_json(rlhf_command("inspect", config, "--json"))
     asked = {"Is it?": ("no", "yes, it is"), "Was it?": ("no", "yes, it is"), "Alone?": ("yes",)}
     expected = [
         len(tiny_chat.conversation_ids((Message("user", prompt), Message("assistant", answer))))
@@ -116,7 +116,7 @@ def test_lengths_are_those_of_every_conversation_that_would_be_scored(
 def test_the_example_is_the_first_chosen_conversation_in_tokens(
     rlhf_command: Run, config: Path, tiny_chat: Chat
 ) -> None:
-    example = told(rlhf_command("inspect", config, "--json"))["example"]
+    example = as_json(rlhf_command("inspect", config, "--json"))["example"]
     ids = tiny_chat.conversation_ids((Message("user", "Is it?"), Message("assistant", "yes, it is")))
     assert example["ids"] == ids
     assert example["read_at"] == len(ids) - 1
@@ -130,7 +130,7 @@ def test_what_the_chat_template_refuses_is_counted_apart(
 ) -> None:
     with (folder / "preference" / "preference.jsonl").open("a") as file:
         file.write(json.dumps(pair("Was it a war?", 1, [1, 1, 1])) + "\n")
-    found = told(rlhf_command("inspect", config, "--json", f"model.base={refusing_base}"))
+    found = as_json(rlhf_command("inspect", config, "--json", f"model.base={refusing_base}"))
     reason = "refused by the chat template: No war"
     assert found["dropped_later"][reason]["count"] == 1
     assert found["lengths"]["count"] == 7 and found["targets"]["strengths"] == {"-1": 1, "1": 1, "2": 1}
@@ -155,7 +155,7 @@ def test_what_a_person_sees(rlhf_command: Run, config: Path, monkeypatch: pytest
 
 def test_raw_ratings_show_their_agreement(rlhf_command: Run, config: Path) -> None:
     words = ("data.ratings.0.split=disagreements", "data.max_spread=1")
-    found = told(rlhf_command("inspect", config, *words, "--json"))
+    found = as_json(rlhf_command("inspect", config, *words, "--json"))
     (by_attribute,) = found["rating_agreement"].values()
     assert list(by_attribute) == list(NAMES)
     # 1, 1, 2 and 4, 3, 3 of the two: ordered pairs (1,1) 2, (1,2) 4, (3,3) 2, (3,4) 4; linear: observed 8/12;
@@ -167,7 +167,7 @@ def test_raw_ratings_show_their_agreement(rlhf_command: Run, config: Path) -> No
 def test_the_prompts_of_a_policy_config(
     rlhf_command: Run, policy_config: Path, tiny_chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = told(rlhf_command("inspect", policy_config, "--json", "data.max_prompt_tokens=60"))
+    found = as_json(rlhf_command("inspect", policy_config, "--json", "data.max_prompt_tokens=60"))
     assert found["command"] == "align-policy"
     assert found["targets"]["prompts"] == found["lengths"]["count"] == 60
     assert found["too_long"]["prompts"] == found["lengths"]["longer"] > 0
@@ -175,17 +175,17 @@ def test_the_prompts_of_a_policy_config(
     assert "".join(example["pieces"]).endswith("<|im_start|>assistant\n")
     assert "read_at" not in example and example["check"]["family"]
     monkeypatch.setenv("COLUMNS", "100")
-    said = rlhf_command("inspect", policy_config).stdout
-    assert f"The answer is sampled from here, until one of the stop ids {list(tiny_chat.stop_ids)}" in said
+    output = rlhf_command("inspect", policy_config).stdout
+    assert f"The answer is sampled from here, until one of the stop ids {list(tiny_chat.stop_ids)}" in output
 
 
 def test_an_example_longer_than_a_screen_is_shown_at_both_ends(rlhf_command: Run, config: Path) -> None:
-    said = rlhf_command(
+    output = rlhf_command(
         "inspect", config, "model.max_length=400", "data.ratings=[]", "stages.0.regression_weight=0"
     )
-    assert "more tokens ..." not in said.stdout  # the first pair is short
+    assert "more tokens ..." not in output.stdout  # the first pair is short
     long_first = f'data.preferences.0.where={{prompt: ["{"Might it be? " + "It might. " * 60}"]}}'
-    said = rlhf_command(
+    output = rlhf_command(
         "inspect",
         config,
         "model.max_length=400",
@@ -193,8 +193,8 @@ def test_an_example_longer_than_a_screen_is_shown_at_both_ends(rlhf_command: Run
         "stages.0.regression_weight=0",
         long_first,
     )
-    assert said.exit_code == 0, said.output
-    assert "more tokens ..." in said.stdout
+    assert output.exit_code == 0, output.output
+    assert "more tokens ..." in output.stdout
 
 
 def test_no_weights_are_loaded(rlhf_command: Run, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,8 @@ BAD_LINES = {
     '{"prompt": "x"}': "in.jsonl:2: not an object with a list `messages`",
     '{"messages": "x"}': "in.jsonl:2: not an object with a list `messages`",
     '{"messages": []}': "in.jsonl:2: the conversation is empty",
-    '{"messages": [{"role": "user", "content": "x"}]}': "in.jsonl:2: the conversation ends with the user's message",
+    '{"messages": [{"role": "user", "content": "x"}]}': "in.jsonl:2: the conversation ends with the user's "
+    "message",
     '{"messages": [{"role": "bot", "content": "x"}]}': "in.jsonl:2: column 'messages' is",
     '{"messages": [{"role": "assistant", "content": 3}]}': "in.jsonl:2: column 'messages' is",
     json.dumps(line("+", weight=float("nan"))): "in.jsonl:2: NaN or Infinity",

@@ -74,7 +74,7 @@ def test_each_algorithm_is_as_its_authors_have_it() -> None:
     assert resolved(name="ppo") == PPO
 
 
-def test_what_is_said_wins() -> None:
+def test_explicit_keys_win() -> None:
     assert resolved(name="rloo", kl={"coefficient": 0.2}, unfinished="drop") == TRL | {
         "kl": TRL["kl"] | {"coefficient": 0.2},  # type: ignore[operator]
         "unfinished": "drop",

@@ -46,15 +46,15 @@ def test_base_and_trainer_compute_in_it(emulated: bool, tiny_base: Path, tmp_pat
     assert model.dtype == (torch.float32 if emulated else torch.bfloat16)
     with autocast(model):
         assert torch.is_autocast_enabled("cpu") is not emulated
-    told = {
+    options = {
         "seed": 0,
         "save_every": 1,
         "gradient_checkpointing": False,
         "learning_rate": 1e-4,
         "schedule": "cosine",
     }
-    told |= {"warmup_steps": 0, "weight_decay": 0.0, "betas": (0.9, 0.95), "max_grad_norm": 1.0}
-    settings = trainer_settings(folder=str(tmp_path), steps=1, batch_size=1, dtype="bfloat16", **told)
+    options |= {"warmup_steps": 0, "weight_decay": 0.0, "betas": (0.9, 0.95), "max_grad_norm": 1.0}
+    settings = trainer_settings(folder=str(tmp_path), steps=1, batch_size=1, dtype="bfloat16", **options)
     assert settings["bf16"] is not emulated
 
 
@@ -64,9 +64,15 @@ def test_a_4_bit_base_computes_in_it(emulated: bool, tiny_base: Path) -> None:
     assert layer.compute_dtype == (torch.float32 if emulated else torch.bfloat16)
 
 
-@pytest.mark.parametrize(("capability", "dtype", "refused"), [
-    ((7, 0), "bfloat16", True), ((7, 5), "bfloat16", True), ((8, 0), "bfloat16", False), ((7, 0), "float32", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("capability", "dtype", "refused"),
+    [
+        ((7, 0), "bfloat16", True),
+        ((7, 5), "bfloat16", True),
+        ((8, 0), "bfloat16", False),
+        ((7, 0), "float32", False),
+    ],
+)
 def test_a_gpu_without_bfloat16_is_refused(
     capability: tuple[int, int], dtype: str, refused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

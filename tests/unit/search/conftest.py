@@ -29,11 +29,12 @@ def write_search(tmp_path: Path) -> Write:
     base = tmp_path / "base.yaml"
     base.write_text(
         "output: unused\n"
-        "data: {ratings: [{path: demo, format: helpsteer2}], preferences: [{path: demo, format: helpsteer2-preference}]}\n"
+        "data: {ratings: [{path: demo, format: helpsteer2}], preferences: [{path: demo, format: "
+        "helpsteer2-preference}]}\n"
         "stages: [{name: both, regression_weight: 1, preference_weight: 1, max_steps: 4}]\n"
     )
 
-    def write(**told: Any) -> Path:
+    def write(**values: Any) -> Path:
         content = {
             "command": "train-reward",
             "config": str(base),
@@ -44,7 +45,7 @@ def write_search(tmp_path: Path) -> Write:
             "launch": [sys.executable, str(FAKE)],
         }
         file = tmp_path / "search.yaml"
-        file.write_text(yaml.safe_dump(content | told))
+        file.write_text(yaml.safe_dump(content | values))
         return file
 
     return write

@@ -1,7 +1,8 @@
-"""Stands in for `rlhf train-reward CONFIG key=value ... --output DIR [--resume]`: a run in a tenth of a second.
+"""Stands in for `rlhf train-reward CONFIG key=value ... --output DIR [--resume]`: a run in a tenth of a
+second.
 
-The value is 1 - |log10(learning_rate) + 3|, best at 1e-3; one metrics row an update approaches it. A file `hold-N` beside
-the config keeps trial N waiting after its first row. `benchmark` says how it should go wrong.
+The value is 1 - |log10(learning_rate) + 3|, best at 1e-3; one metrics row an update approaches it. A file
+`hold-N` beside the config keeps trial N waiting after its first row. `benchmark` says how it should go wrong.
 """
 
 from __future__ import annotations

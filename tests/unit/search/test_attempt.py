@@ -82,7 +82,10 @@ def test_a_file_that_a_resumed_run_replaced_is_read_anew(tmp_path: Path) -> None
     assert [row["step"] for row in rows.new()] == [1, 2, 3]
 
 
-DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
+DEAF = (
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); "
+    "time.sleep(60)"
+)
 
 
 def test_a_process_that_ignores_sigterm_is_killed_alone(

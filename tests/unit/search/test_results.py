@@ -38,9 +38,9 @@ def results() -> dict[str, Any]:
 
 
 def test_the_best_comes_first(results: dict[str, Any]) -> None:
-    assert [one["number"] for one in ranked(results)] == [1, 4, 0]
+    assert [item["number"] for item in ranked(results)] == [1, 4, 0]
     results["objective"]["direction"] = "minimize"
-    assert [one["number"] for one in ranked(results)] == [0, 4, 1]
+    assert [item["number"] for item in ranked(results)] == [0, 4, 1]
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_the_best_comes_first(results: dict[str, Any]) -> None:
         (0, "trial 0: 0.500; best 0.800 (trial 1), 2 min; rate 0.001, b '[x]'"),
         (
             2,
-            "trial 2: stopped at update 7, as it fell behind; best 0.800 (trial 1), 2 min; rate 0.003, b '[x]'",
+            "trial 2: pruned at update 7; best 0.800 (trial 1), 2 min; rate 0.003, b '[x]'",
         ),
         (3, "trial 3: failed with exit code 1; best 0.800 (trial 1), 2 min; rate 0.004, b y"),
         (5, "trial 5: running; best 0.800 (trial 1); rate 0.006, b y"),
@@ -61,9 +61,9 @@ def test_a_trial_in_a_line(results: dict[str, Any], number: int, line: str) -> N
 
 
 def test_the_summary_counts_and_doubts(results: dict[str, Any]) -> None:
-    said = " ".join(summary(results))
-    assert "6 of 6 trials: 3 complete, 1 pruned, 1 failed, 1 running." in said
-    assert "1 of the 2 others lie within its 95 % interval" in said  # 0.61 does, 0.5 does not
+    output = " ".join(summary(results))
+    assert "6 of 6 trials: 3 complete, 1 pruned, 1 failed, 1 running." in output
+    assert "1 of the 2 others lie within its 95 % interval" in output  # 0.61 does, 0.5 does not
     results["trials"][1]["ci95"] = [0.7, 0.9]
     assert "interval" not in " ".join(summary(results))
 
@@ -83,7 +83,9 @@ def test_names_are_as_short_as_they_may_be() -> None:
     ]  # fmt: skip
 
 
-def test_a_picture_needs_a_completed_trial(results: dict[str, Any]) -> None:
-    assert (draw(results) or b"").startswith(b"\x89PNG")
+def test_plots_need_a_completed_trial(results: dict[str, Any]) -> None:
+    plots = draw(results)
+    assert list(plots) == ["search.png", "search-keys.png"]
+    assert all(data.startswith(b"\x89PNG") for data in plots.values())
     results["best"] = None
-    assert draw(results) is None
+    assert draw(results) == {}

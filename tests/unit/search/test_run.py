@@ -1,4 +1,5 @@
-"""A search through the real command, its trials by a tiny script: results, mistakes, pruning, kills, company."""
+"""A search through the real command, its trials by a tiny script: results, mistakes, pruning, kills,
+company."""
 
 from __future__ import annotations
 
@@ -101,7 +102,7 @@ def test_a_search_and_what_it_leaves(rlhf_command: Rlhf, write_search: Write, tm
     assert (out / "trials" / "0.log").read_text().startswith("trial at ")
 
 
-def test_the_same_command_again_starts_nothing_and_more_trials_go_on(
+def test_the_same_command_again_starts_nothing_and_more_trials_continue(
     rlhf_command: Rlhf, write_search: Write, tmp_path: Path
 ) -> None:
     out, config = tmp_path / "out", write_search(trials=2)
@@ -118,11 +119,11 @@ def test_a_dry_run_says_what_the_first_trial_will_be(
     rlhf_command: Rlhf, write_search: Write, tmp_path: Path
 ) -> None:
     config = write_search(trials=1)
-    said = rlhf_command("search", config, "--dry-run")
-    assert said.exit_code == 0 and not (tmp_path / "out").exists()
-    assert f"  {RATE}: 1e-05 to 0.01, by order of magnitude\n" in said.stdout
-    assert "The study 'search' is new." in said.stdout
-    announced = float(said.stdout.split(f"{RATE}=")[1].split()[0])
+    output = rlhf_command("search", config, "--dry-run")
+    assert output.exit_code == 0 and not (tmp_path / "out").exists()
+    assert f"  {RATE}: 1e-05 to 0.01, log scale\n" in output.stdout
+    assert "The study 'search' is new." in output.stdout
+    announced = float(output.stdout.split(f"{RATE}=")[1].split()[0])
     rlhf_command("search", config)
     assert results(tmp_path / "out")["trials"][0]["parameters"][RATE] == announced
     after = rlhf_command("search", config, "--dry-run").stdout
@@ -141,7 +142,7 @@ def test_to_minimize(rlhf_command: Rlhf, write_search: Write, tmp_path: Path) ->
     assert found["best"] == min(found["trials"], key=lambda trial: trial["value"])["number"]
 
 
-def test_a_failed_trial_is_noted_with_its_last_lines_and_the_search_goes_on(
+def test_a_failed_trial_is_stored_with_its_last_lines_and_the_search_continues(
     rlhf_command: Rlhf, write_search: Write, tmp_path: Path
 ) -> None:
     parameters = {RATE: {"low": 1e-5, "high": 1e-2, "log": True}, "benchmark": {"choices": ["crash", "fine"]}}
@@ -177,7 +178,7 @@ def test_a_storage_that_fails_on_the_way(
     assert rlhf_command("search", write_search(trials=1)).exit_code == 0
 
 
-def test_a_refused_first_trial_ends_the_search_and_a_mended_config_goes_on(
+def test_a_refused_first_trial_ends_the_search_and_a_corrected_config_continues(
     rlhf_command: Rlhf, write_search: Write, tmp_path: Path
 ) -> None:
     refused = rlhf_command("search", write_search(overrides=["benchmark=refuse"]))
@@ -187,13 +188,13 @@ def test_a_refused_first_trial_ends_the_search_and_a_mended_config_goes_on(
         and "    Error: row 3 is empty" in refused.stderr
     )
     assert not (tmp_path / "out" / "trials" / "1").exists()
-    mended = rlhf_command("search", write_search(trials=2))
-    assert mended.exit_code == 0, mended.output
+    corrected = rlhf_command("search", write_search(trials=2))
+    assert corrected.exit_code == 0, corrected.output
     assert states(tmp_path / "out") == ["complete", "complete"]  # the refused one does not count
 
 
 @pytest.mark.parametrize(
-    ("told", "message", "allowed"),
+    ("values", "message", "allowed"),
     [
         (
             {"objective": {"metric": "overal"}},
@@ -204,13 +205,18 @@ def test_a_refused_first_trial_ends_the_search_and_a_mended_config_goes_on(
     ],
 )
 def test_a_metric_that_is_not_there_shows_after_the_first_trial_which_is_kept(
-    rlhf_command: Rlhf, write_search: Write, tmp_path: Path, told: dict[str, Any], message: str, allowed: str
+    rlhf_command: Rlhf,
+    write_search: Write,
+    tmp_path: Path,
+    values: dict[str, Any],
+    message: str,
+    allowed: str,
 ) -> None:
-    wrong = rlhf_command("search", write_search(trials=2, **told))
+    wrong = rlhf_command("search", write_search(trials=2, **values))
     assert wrong.exit_code == 2 and message in wrong.stderr
     assert allowed in wrong.stderr.split("Allowed: ")[1]
-    mended = rlhf_command("search", write_search(trials=2))
-    assert mended.exit_code == 0, mended.output
+    corrected = rlhf_command("search", write_search(trials=2))
+    assert corrected.exit_code == 0, corrected.output
     assert states(tmp_path / "out") == ["complete", "complete"]
     assert len(starts(tmp_path / "out", 0)) == 1
 
@@ -222,7 +228,8 @@ def test_pruning_stops_a_bad_trial_early(
     rlhf_command: Rlhf, write_search: Write, tmp_path: Path, method: str, direction: str
 ) -> None:
     good, bad = (1e-3, 1.0) if direction == "maximize" else (1.0, 1e-3)
-    # The objective stands the other way round from the compared metric: less of `negative` is more of `overall`.
+    # The objective stands the other way round from the compared metric: less of `negative` is more of
+    # `overall`.
     turned = {"maximize": "minimize", "minimize": "maximize"}[direction]
     config = write_search(
         parameters={RATE: {"choices": [good, bad]}},
@@ -247,7 +254,7 @@ def test_pruning_stops_a_bad_trial_early(
         None,
     )  # not before the warm-up, and as soon as it is over
     assert not (tmp_path / "out" / "trials" / "1" / "eval.json").exists()
-    assert "trial 1: stopped at update 2, as it fell behind; best " in result.stdout
+    assert "trial 1: pruned at update 2; best " in result.stdout
     with pytest.raises(ProcessLookupError):
         os.kill(starts(tmp_path / "out", 1)[0]["pid"], 0)
 
@@ -268,7 +275,7 @@ def test_killed_and_started_again(
         hold.unlink()
         result = rlhf_command("search", config)
         assert result.exit_code == 0, result.output
-        assert f"trial 1: was cut off; resuming it in {out}/trials/1" in result.stdout
+        assert f"trial 1: was interrupted; resuming it in {out}/trials/1" in result.stdout
         first, second = starts(out, 1)
         assert (first["resume"], second["resume"]) == (False, True)
         assert first["learning_rate"] == second["learning_rate"]
@@ -276,11 +283,11 @@ def test_killed_and_started_again(
         again = begin(config)
         assert again.stdout is not None
         lines = again.stdout.readline() + again.stdout.readline()
-        assert "trial 1: still runs, started by a search that was killed" in lines
-        assert not (out / "trials" / "2").exists()  # two at once is not what a card affords
+        assert "trial 1: still running, started by a search that was killed" in lines
+        assert not (out / "trials" / "2").exists()  # two trials at once may not fit on one GPU
         hold.unlink()
-        said, _ = again.communicate(timeout=60)
-        assert again.returncode == 0, said
+        output, _ = again.communicate(timeout=60)
+        assert again.returncode == 0, output
         assert [start["resume"] for start in starts(out, 1)] == [False]
     assert states(out) == ["complete"] * 3
     assert len(starts(out, 0)) == len(starts(out, 2)) == 1
@@ -292,15 +299,15 @@ def test_killed_and_started_again(
     ]
 
 
-def test_told_to_end_it_stops_its_trial_and_leaves_it_open(write_search: Write, tmp_path: Path) -> None:
+def test_sigterm_stops_the_trial_and_leaves_it_open(write_search: Write, tmp_path: Path) -> None:
     out, hold = tmp_path / "out", tmp_path / "hold-0"
     hold.touch()
     search = begin(write_search())
     wait_for((out / "trials" / "0" / "metrics.jsonl").exists)
     search.send_signal(signal.SIGTERM)
-    said, _ = search.communicate(timeout=60)
+    output, _ = search.communicate(timeout=60)
     assert search.returncode == 130
-    assert "Interrupted: the trial stays open. To go on: rlhf search" in said and "Traceback" not in said
+    assert "Interrupted: the trial stays open. To resume: rlhf search" in output and "Traceback" not in output
     with pytest.raises(ProcessLookupError):
         os.kill(starts(out, 0)[0]["pid"], 0)
 
@@ -308,15 +315,15 @@ def test_told_to_end_it_stops_its_trial_and_leaves_it_open(write_search: Write, 
 def test_two_processes_share_a_study(write_search: Write, tmp_path: Path) -> None:
     config = write_search(trials=6)
     searches = [begin(config), begin(config)]
-    said = [search.communicate(timeout=120)[0] for search in searches]
-    assert [search.returncode for search in searches] == [0, 0], said
+    output = [search.communicate(timeout=120)[0] for search in searches]
+    assert [search.returncode for search in searches] == [0, 0], output
     out = tmp_path / "out"
     assert [trial["number"] for trial in results(out)["trials"]] == list(range(6))
     assert states(out).count("complete") == 6
     assert all(len(starts(out, number)) == 1 for number in range(6))
     assert len({trial["parameters"][RATE] for trial in results(out)["trials"]}) == 6
-    for number in range(6):  # each was run, and told of, by one of them
-        assert sum(f"trial {number}: " in one for one in said) == 1
+    for number in range(6):  # each was run and reported by one of them
+        assert sum(f"trial {number}: " in item for item in output) == 1
 
 
 def test_the_storage_secret_is_written_nowhere(
@@ -336,14 +343,15 @@ def test_the_storage_secret_is_written_nowhere(
 def test_folders_that_are_not_this_search(rlhf_command: Rlhf, write_search: Write, tmp_path: Path) -> None:
     out, config = tmp_path / "out", write_search(trials=1)
     out.mkdir()
-    (out / "notes.txt").write_text("mine")
+    (out / "notes.txt").write_text("notes")
     result = rlhf_command("search", config)
-    assert result.exit_code == 2 and "is not empty, and holds no search" in result.stderr
+    assert result.exit_code == 2 and "is not empty, and is not the folder of a search" in result.stderr
     assert [file.name for file in out.iterdir()] == ["notes.txt"]
     (out / "notes.txt").unlink()
     assert rlhf_command("search", config).exit_code == 0
     (out / "study.db").unlink()  # what is in trials/ is no longer known
     result = rlhf_command("search", config)
     assert (
-        result.exit_code == 2 and "trials/0 is no trial of the study 'search', which has 0" in result.stderr
+        result.exit_code == 2
+        and "trials/0 is not a trial of the study 'search', which has 0" in result.stderr
     )

@@ -1,4 +1,4 @@
-"""The searched keys against the config they belong to, and the words that a trial is told."""
+"""The search space: validation of the searched keys, and the overrides of a trial."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ Write = Callable[..., Path]
 
 @pytest.fixture
 def space(write_search: Write) -> Callable[..., Space]:
-    def read(parameters: dict[str, Any], **told: Any) -> Space:
-        file = write_search(parameters=parameters, **told)
+    def read(parameters: dict[str, Any], **values: Any) -> Space:
+        file = write_search(parameters=parameters, **values)
         search = load_config(file, SearchConfig)
         base_config(search)
         return read_space(search, file)
@@ -62,15 +62,15 @@ def test_the_words_of_a_trial_set_just_its_values(space: Callable[..., Space], t
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=number))
         stored = found.propose(study.ask())
         words = found.words(stored)
-        told = load_config(tmp_path / "base.yaml", RewardConfig, words, tmp_path)
+        values = load_config(tmp_path / "base.yaml", RewardConfig, words, tmp_path)
         values = found.values(stored)
-        assert told.stages[0].optimizer.learning_rate == values["stages.0.optimizer.learning_rate"]
-        assert told.attributes == values["attributes"] and isinstance(told.attributes, list)
-        assert told.benchmark == values["benchmark"]
+        assert values.stages[0].optimizer.learning_rate == values["stages.0.optimizer.learning_rate"]
+        assert values.attributes == values["attributes"] and isinstance(values.attributes, list)
+        assert values.benchmark == values["benchmark"]
 
 
 @pytest.mark.parametrize(
-    ("key", "told", "message"),
+    ("key", "values", "message"),
     [
         ("adapter.rnk", {"low": 1, "high": 4}, "unknown key 'adapter.rnk'. Did you mean 'rank'?"),
         ("stages.1.epochs", {"low": 1, "high": 4}, "'stages' is a list of 1, and has no item '1'"),
@@ -96,10 +96,10 @@ def test_the_words_of_a_trial_set_just_its_values(space: Callable[..., Space], t
     ],
 )
 def test_a_key_or_value_the_config_does_not_allow(
-    space: Callable[..., Space], key: str, told: dict[str, Any], message: str
+    space: Callable[..., Space], key: str, values: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError) as raised:
-        space({key: told})
+        space({key: values})
     assert message in str(raised.value)
     assert f"search.yaml: parameters: {key}" in str(raised.value)
     assert "command line" not in str(raised.value)

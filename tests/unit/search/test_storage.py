@@ -1,4 +1,4 @@
-"""The study's storage: what is said where it cannot be used, what is never said, and whose results it takes."""
+"""The study's storage: errors when it cannot be used, secrets in its URL, and results of another search."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BASE = {"adapter": {"rank": 16}, "output": "unused"}
 
 
 @pytest.fixture
-def told(write_search: Write, tmp_path: Path) -> Callable[..., SearchConfig]:
+def search_config(write_search: Write, tmp_path: Path) -> Callable[..., SearchConfig]:
     (tmp_path / "out").mkdir()
     return lambda **keys: load_config(write_search(**keys), SearchConfig)
 
@@ -43,8 +43,10 @@ def test_a_url_is_shown_without_its_secrets(url: str, shown: str) -> None:
     assert shown_url(url) == shown
 
 
-def test_the_written_config_keeps_no_secret(told: Callable[..., SearchConfig], tmp_path: Path) -> None:
-    write_config(told(storage="postgresql://me:hunter2@host/db?sslpassword=hunter2"))
+def test_the_written_config_keeps_no_secret(
+    search_config: Callable[..., SearchConfig], tmp_path: Path
+) -> None:
+    write_config(search_config(storage="postgresql://me:hunter2@host/db?sslpassword=hunter2"))
     text = (tmp_path / "out" / "config.yaml").read_text()
     assert "hunter2" not in text
     assert yaml.safe_load(text)["storage"] == "postgresql://me:***@host/db?..."
@@ -57,40 +59,40 @@ def test_the_written_config_keeps_no_secret(told: Callable[..., SearchConfig], t
             "sqlite:////nowhere/at/all.db",
             "storage sqlite:////nowhere/at/all.db: unable to open database file",
         ),
-        ("nonsense", "storage (not a URL): it is not a URL"),
+        ("nonsense", "storage (not a URL): not a URL"),
         ("oracledb9://me:hunter2@host/db", "Can't load plugin: sqlalchemy.dialects:oracledb9"),
         ("postgresql://me:hunter2@host/db", "no driver for postgresql is installed"),
         ("postgresql://me:${NOT_SET_HERE}@host/db", "the environment variable NOT_SET_HERE is not set"),
     ],
 )
-@pytest.mark.parametrize("use", [lambda told: open_study(told, BASE), look_at_study])
+@pytest.mark.parametrize("use", [lambda search_config: open_study(search_config, BASE), look_at_study])
 def test_a_storage_that_cannot_be_used(
-    told: Callable[..., SearchConfig], use: Callable[[SearchConfig], Any], url: str, message: str
+    search_config: Callable[..., SearchConfig], use: Callable[[SearchConfig], Any], url: str, message: str
 ) -> None:
     with pytest.raises(ConfigError) as raised:
-        use(told(storage=url))
+        use(search_config(storage=url))
     assert message in str(raised.value)
     assert "hunter2" not in str(raised.value)
 
 
-def test_a_secret_in_a_query_is_not_said(told: Callable[..., SearchConfig], tmp_path: Path) -> None:
+def test_a_secret_in_a_query_is_not_shown(search_config: Callable[..., SearchConfig], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"a.db\?...: String is not true/false: '\*\*\*'"):
-        open_study(told(storage=f"sqlite:///{tmp_path}/a.db?uri=hunter2"), BASE)
+        open_study(search_config(storage=f"sqlite:///{tmp_path}/a.db?uri=hunter2"), BASE)
 
 
-def test_looking_creates_nothing(told: Callable[..., SearchConfig], tmp_path: Path) -> None:
-    assert look_at_study(told()) is None
+def test_looking_creates_nothing(search_config: Callable[..., SearchConfig], tmp_path: Path) -> None:
+    assert look_at_study(search_config()) is None
     assert list((tmp_path / "out").iterdir()) == []
-    assert look_at_study(told(storage=f"sqlite:///{tmp_path}/elsewhere.db")) is None
+    assert look_at_study(search_config(storage=f"sqlite:///{tmp_path}/elsewhere.db")) is None
     assert not (tmp_path / "elsewhere.db").exists()
-    assert open_study(told(study="another"), BASE).trials() == {}
-    assert look_at_study(told()) is None
-    assert look_at_study(told(study="another")) is not None
+    assert open_study(search_config(study="another"), BASE).trials() == {}
+    assert look_at_study(search_config()) is None
+    assert look_at_study(search_config(study="another")) is not None
 
 
-def with_a_trial(told: SearchConfig, place: Path) -> SharedStudy:
-    shared = open_study(told, BASE)
-    read_space(told, place).propose(asked(shared, told.seed))
+def with_a_trial(search_config: SearchConfig, place: Path) -> SharedStudy:
+    shared = open_study(search_config, BASE)
+    read_space(search_config, place).propose(asked(shared, search_config.seed))
     return shared
 
 
@@ -118,34 +120,44 @@ def asked(shared: SharedStudy, seed: int) -> Trial:
     ],
 )
 def test_results_of_another_search_are_not_taken(
-    told: Callable[..., SearchConfig], tmp_path: Path, keys: dict[str, Any], base: dict[str, Any], line: str
+    search_config: Callable[..., SearchConfig],
+    tmp_path: Path,
+    keys: dict[str, Any],
+    base: dict[str, Any],
+    line: str,
 ) -> None:
-    shared = with_a_trial(told(), tmp_path)
+    shared = with_a_trial(search_config(), tmp_path)
     shared.study.tell(0, 0.5)
-    assert len(open_study(told(trials=99, seed=5, launch=[]), {**BASE, "output": "moved"}).trials()) == 1
-    with pytest.raises(ConfigError, match="holds 1 trials of another search") as raised:
-        open_study(told(**keys), base)
+    assert (
+        len(open_study(search_config(trials=99, seed=5, launch=[]), {**BASE, "output": "moved"}).trials())
+        == 1
+    )
+    with pytest.raises(ConfigError, match="has 1 trials of another search") as raised:
+        open_study(search_config(**keys), base)
     assert line in str(raised.value)
 
 
-def test_before_any_result_a_mended_config_takes_over(
-    told: Callable[..., SearchConfig], tmp_path: Path
+def test_before_any_result_a_changed_config_replaces_it(
+    search_config: Callable[..., SearchConfig], tmp_path: Path
 ) -> None:
-    with_a_trial(told(), tmp_path)
+    with_a_trial(search_config(), tmp_path)
     assert (
-        len(open_study(told(objective={"metric": "held_out.overall"}), BASE).trials()) == 1
+        len(open_study(search_config(objective={"metric": "held_out.overall"}), BASE).trials()) == 1
     )  # would run the same
-    assert open_study(told(), {**BASE, "adapter": {"rank": 8}}).trials() == {}  # would not: set aside
+    assert (
+        open_study(search_config(), {**BASE, "adapter": {"rank": 8}}).trials() == {}
+    )  # would not: set aside
     with pytest.raises(ConfigError, match='was "maximize", is "minimize"'):
         open_study(
-            told(objective={"metric": "overall", "direction": "minimize"}), {**BASE, "adapter": {"rank": 8}}
+            search_config(objective={"metric": "overall", "direction": "minimize"}),
+            {**BASE, "adapter": {"rank": 8}},
         )
 
 
 def test_a_retried_trial_keeps_its_number_and_its_values(
-    told: Callable[..., SearchConfig], tmp_path: Path
+    search_config: Callable[..., SearchConfig], tmp_path: Path
 ) -> None:
-    search = told()
+    search = search_config()
     shared = with_a_trial(search, tmp_path)
     values = shared.trials()[0].params
     with_a_trial(search, tmp_path)
@@ -168,16 +180,16 @@ def asked_again(shared: SharedStudy) -> Trial:
 
 
 def test_what_is_proposed_depends_on_seed_number_and_results_alone(
-    told: Callable[..., SearchConfig], tmp_path: Path
+    search_config: Callable[..., SearchConfig], tmp_path: Path
 ) -> None:
-    search = told()
+    search = search_config()
     space = read_space(search, tmp_path)
 
     def proposals(seed: int, reopen: bool) -> list[Any]:
-        shared = open_study(told(study=f"{seed} {reopen}"), BASE)
+        shared = open_study(search_config(study=f"{seed} {reopen}"), BASE)
         for number in range(14):  # the first ten are random, then the results guide
             if reopen:
-                shared = open_study(told(study=f"{seed} {reopen}"), BASE)
+                shared = open_study(search_config(study=f"{seed} {reopen}"), BASE)
             trial = asked(shared, seed)
             (value,) = space.propose(trial).values()
             assert trial.number == number
@@ -187,4 +199,4 @@ def test_what_is_proposed_depends_on_seed_number_and_results_alone(
     unbroken = proposals(0, False)
     assert unbroken == proposals(0, True)
     assert unbroken != proposals(1, False)
-    assert len({next(iter(one.values())) for one in unbroken}) == len(unbroken)
+    assert len({next(iter(item.values())) for item in unbroken}) == len(unbroken)
