@@ -16,9 +16,9 @@ from pathlib import Path
 
 words = sys.argv[sys.argv.index("train-reward") + 1 :]
 config, output = Path(words[0]), Path(words[words.index("--output") + 1])
-told = dict(word.split("=", 1) for word in words if "=" in word)
-rate = float(told["stages.0.optimizer.learning_rate"])
-updates = int(told.get("stages.0.max_steps", "4"))
+overrides = dict(word.split("=", 1) for word in words if "=" in word)
+rate = float(overrides["stages.0.optimizer.learning_rate"])
+updates = int(overrides.get("stages.0.max_steps", "4"))
 value = 1 - abs(math.log10(rate) + 3)
 output.mkdir(parents=True, exist_ok=True)
 with (output / "starts").open("a") as starts:
@@ -26,10 +26,10 @@ with (output / "starts").open("a") as starts:
         json.dumps({"resume": "--resume" in words, "learning_rate": rate, "pid": os.getpid()}) + "\n"
     )
 print(f"trial at {rate:g}")
-if told.get("benchmark") == "refuse":
+if overrides.get("benchmark") == "refuse":
     print("Error: row 3 is empty", file=sys.stderr)
     sys.exit(2)
-if told.get("benchmark") == "crash":
+if overrides.get("benchmark") == "crash":
     print("out of luck", file=sys.stderr)
     sys.exit(1)
 with (output / "metrics.jsonl").open("w") as metrics:
@@ -39,7 +39,7 @@ with (output / "metrics.jsonl").open("w") as metrics:
         if step == 1:
             while (config.parent / f"hold-{output.name}").exists():
                 time.sleep(0.02)
-        if step == 3 and told.get("benchmark") == f"hang at {rate:g}":
+        if step == 3 and overrides.get("benchmark") == f"hang at {rate:g}":
             time.sleep(60)
 evaluation = {
     "overall": value,
