@@ -57,7 +57,7 @@ def load_shape(base: str, revision: str | None = None) -> Any:
         ).get_text_config()
     except (OSError, ValueError, KeyError) as error:
         if file.exists():
-            from rlhf.models.bases import cannot_load
+            from rlhf.models.loading_errors import cannot_load
 
             raise cannot_load(base, error) from error
         raise ModelError(
