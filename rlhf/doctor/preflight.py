@@ -1,4 +1,4 @@
-"""The doctor's quick look before a run: what would make it fail later is said before anything is loaded."""
+"""Quick checks before a run, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from rlhf.config.policy import PolicyConfig
 from rlhf.config.reward import RewardConfig
 from rlhf.core.errors import RunError
 from rlhf.doctor import machine_facts as machine
-from rlhf.doctor.checks import quick_look
+from rlhf.doctor.checks import quick_examine
 from rlhf.doctor.facts import Facts
 from rlhf.doctor.results import Result
 from rlhf.doctor.run_facts import quick_run
 
 
 def preflight(config: RewardConfig | PolicyConfig) -> list[Result]:
-    """Warnings and problems of this machine for this run, in milliseconds and without torch."""
-    return quick_look(Facts(machine.packages(), machine.host(ask_driver=False), run=quick_run(config)))
+    """Warnings and problems of this machine for a run; takes milliseconds and imports no torch."""
+    return quick_examine(Facts(machine.packages(), machine.host(ask_driver=False), run=quick_run(config)))
 
 
 def require_fit(config: RewardConfig | PolicyConfig) -> None:
-    """Print the warnings, once for all processes of a run, and stop at a problem.
+    """Print the warnings, in the main process only.
 
     Raises:
-        RunError: this machine cannot do the run.
+        RunError: a check found a problem.
     """
-    found = preflight(config)
-    problems = [line for line in found if line.verdict == "problem"]
+    results = preflight(config)
+    problems = [line for line in results if line.verdict == "problem"]
     if problems:
         raise RunError(
             "This machine is not ready for the run.\n"
@@ -35,5 +35,5 @@ def require_fit(config: RewardConfig | PolicyConfig) -> None:
             fix="the line below each problem; `rlhf doctor CONFIG.yaml` checks everything else",
         )
     if os.environ.get("RANK", "0") == "0":
-        for line in found:
-            print(f"Warning: {line.name}: {line.found}. Do this: {line.fix}", file=sys.stderr)
+        for line in results:
+            print(f"Warning: {line.name}: {line.found}. Fix: {line.fix}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Libraries tried out, each in a process of its own: a broken build may end the process that imports it.
+"""Probes of libraries, each in a separate process: a broken build may crash the process that imports it.
 
 `try_out(NAME)` runs `python -m rlhf.doctor.probes NAME`, whose last line is a JSON value.
 """
@@ -15,52 +15,52 @@ from typing import Any
 from rlhf.doctor.facts import Trouble
 
 SECONDS = 180
-"""vLLM takes half a minute to import on a busy machine; what takes longer hangs."""
+"""Time limit of a probe: importing vLLM takes half a minute on a busy machine."""
 
 
 def try_out(name: str, *arguments: str, seconds: float = SECONDS) -> Any:
-    """What a probe found, or a `Trouble` with the last line of its error."""
+    """The result of a probe, or a `Trouble` with the last line of its error."""
     command = [sys.executable, "-m", "rlhf.doctor.probes", name, *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired:
         return Trouble(f"no answer within {seconds:.0f} seconds")
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.strip()]
-        return Trouble(said[-1].strip() if said else f"ended with exit code {done.returncode}")
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        return Trouble(lines[-1].strip() if lines else f"exit code {done.returncode}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def torch() -> dict[str, Any]:
-    """Cards, CUDA and NCCL as torch sees them."""
+    """GPUs, CUDA and NCCL as torch sees them."""
     from torch import backends, cuda, version
 
     from rlhf.core.formats import emulates_bfloat16
 
     count = cuda.device_count() if cuda.is_available() else 0
-    pairs = [(one, other) for one in range(count) for other in range(count) if one != other]
+    pairs = [(gpu, peer) for gpu in range(count) for peer in range(count) if gpu != peer]
     return {
         "cuda": version.cuda,
         "nccl": ".".join(map(str, cuda.nccl.version())) if count else None,  # type: ignore[no-untyped-call]
-        "gpus": [_card(number) for number in range(count)],
+        "gpus": [_gpu(number) for number in range(count)],
         "peers": all(cuda.can_device_access_peer(*pair) for pair in pairs) if pairs else None,
         "cudnn": backends.cudnn.version() if count else None,  # type: ignore[no-untyped-call]
         "emulates_bfloat16": emulates_bfloat16(),
     }
 
 
-def _card(number: int) -> dict[str, Any]:
+def _gpu(number: int) -> dict[str, Any]:
     from torch import cuda
 
     with cuda.device(number):
         free, memory = cuda.mem_get_info()
-        # 8.0 is the first compute capability whose hardware multiplies bfloat16; older cards emulate it.
+        # Hardware multiplies bfloat16 from compute capability 8.0 on; older GPUs emulate it.
         bfloat16 = cuda.get_device_capability()[0] >= 8
         return {"name": cuda.get_device_name(), "memory": memory, "free": free, "bfloat16": bfloat16}
 
 
 def bitsandbytes() -> str:
-    """A matrix product with 4-bit weights, and how far it is from the exact one."""
+    """Multiply by 4-bit weights, and return the error."""
     import torch
     from bitsandbytes.nn import Linear4bit
 
@@ -71,15 +71,15 @@ def bitsandbytes() -> str:
     layer = layer.to(device)
     with torch.inference_mode():
         outputs_NO = layer(inputs_NI.to(device, torch.bfloat16)).float().cpu()
-    wanted_NO = inputs_NI @ exact_OI.T
-    error = float((outputs_NO - wanted_NO).norm() / wanted_NO.norm())
-    if not error < 0.2:  # 0.09 where it works
-        raise ArithmeticError(f"a product with NF4 weights is {error:.0%} off")
-    return f"a product with NF4 weights on {device} is {error:.0%} off, as it should be"
+    expected_NO = inputs_NI @ exact_OI.T
+    error = float((outputs_NO - expected_NO).norm() / expected_NO.norm())
+    if not error < 0.2:  # 0.09 with a working build
+        raise ArithmeticError(f"a product with NF4 weights has an error of {error:.0%}")
+    return f"a product with NF4 weights on {device} has the usual error of {error:.0%}"
 
 
 def vllm() -> str:
-    """The import of vLLM's engine, and the platform it chose."""
+    """Import vLLM's engine; returns the platform it detects."""
     from vllm import LLM
     from vllm.platforms import current_platform
 
@@ -87,13 +87,13 @@ def vllm() -> str:
 
 
 def importing(name: str) -> str:
-    """The import of a library."""
+    """Import a library."""
     importlib.import_module(name)
     return "imports"
 
 
 def hub(name: str, revision: str = "") -> dict[str, Any]:
-    """Whether the Hub lets us have a model, and the bytes of its weights; the error in one line if not."""
+    """Bytes of a model's weights on the Hub, or the class of the error."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 
@@ -113,7 +113,7 @@ PROBES: Mapping[str, Callable[..., Any]] = {
     "import": importing,
     "hub": hub,
 }
-"""Every probe by its name."""
+"""Name: probe."""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a check says: a name, a verdict, what was found, and the mend."""
+"""The result of a check: name, verdict, finding and fix."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Verdict = Literal["ok", "warning", "problem", "not checked"]
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One line of the doctor's."""
+    """One line of the doctor's output."""
 
     name: str
     verdict: Verdict
@@ -22,9 +22,9 @@ class Result:
 
 
 Check = Callable[[Facts], Iterator[Result]]
-"""Facts -> its lines; none where they do not concern the run."""
+"""Facts to results; none where the check does not concern the run."""
 
 
 def size(count: int) -> str:
-    """Bytes for people: `64 MiB`, `1.5 GiB`."""
+    """Bytes with a unit: `64 MiB`, `1.5 GiB`."""
     return f"{count / MIB:.0f} MiB" if count < GIB else f"{count / GIB:.1f} GiB"

@@ -1,4 +1,4 @@
-"""The facts of the run that a config describes: base, tokenizer, data, output. No weights are loaded."""
+"""Facts of the run that a config describes: base, tokenizer, data, output. No weights are loaded."""
 
 from __future__ import annotations
 
@@ -41,14 +41,15 @@ if TYPE_CHECKING:
     from rlhf.models.chat import Chat
 
 FIRST_ROWS = 1000
-"""Rows of each source that are turned into records; a local file is read to its end, so that a torn one is found."""
+"""Rows of each source that become records; a local file is read to its end, so that truncation is
+detected."""
 
 T = TypeVar("T")
 Config = RewardConfig | PolicyConfig
 
 
 def attempt(call: Callable[[], T]) -> T | Trouble:
-    """What a call gives, or the error it raises on purpose."""
+    """The result of a call, or its RlhfError as a Trouble."""
     try:
         return call()
     except RlhfError as error:
@@ -57,7 +58,7 @@ def attempt(call: Callable[[], T]) -> T | Trouble:
 
 
 def quick_run(config: Config) -> Run:
-    """What files alone tell, in milliseconds and without torch."""
+    """Facts from files only; takes milliseconds and imports no torch."""
     from rlhf.models.embedded import NAME, cache_folder
 
     base = config.model.base
@@ -68,18 +69,23 @@ def quick_run(config: Config) -> Run:
 
 
 def full_run(config: Config, say: Callable[[str], None], torch: Torch | Trouble | None = None) -> Run:
-    """Everything that can be known without weights; `say` receives what is looked at. `torch`: its GPUs are planned for."""
+    """All facts that need no weights.
+
+    Args:
+        say: receives progress messages.
+        torch: its GPUs are planned for.
+    """
     quick = quick_run(config)
-    say(f"Looking at {config.model.base}")
+    say(f"Checking {config.model.base}")
     hub = _hub(config)
-    gone = looks_local(config.model.base) and not Path(config.model.base).is_dir()
+    absent = looks_local(config.model.base) and not Path(config.model.base).is_dir()
     shape: Shape | Trouble | None
-    if gone:
+    if absent:
         near = missing_local(config.model.base)
         shape = Trouble(f"there is no folder {config.model.base}: {near}", _path_fix(near))
     else:
         shape = attempt(lambda: _shape(config))
-    here = not gone and (hub is None or hub.cached)
+    here = not absent and (hub is None or hub.cached)
     chat = attempt(lambda: _chat(config)) if here else None
     base = Base(config.model.base, shape, quick.base.stored, quick.base.missing, hub)
     sources = []
@@ -103,7 +109,7 @@ def full_run(config: Config, say: Callable[[str], None], torch: Torch | Trouble 
 def _planned(
     config: Config, torch: Torch | Trouble | None, say: Callable[[str], None]
 ) -> tuple[tuple[PlannedPhase, ...], str]:
-    """The plan's phases on this machine's GPUs, and these as `rlhf plan` takes them; none without a GPU, or where nothing can be planned."""
+    """The plan's phases on this machine's GPUs, and the value of `--gpus`; empty without a GPU or a plan."""
     if not isinstance(torch, Torch) or not torch.gpus or config.adapter is None:
         return (), ""
     from rlhf.plan.gpus import GIB, Cluster, Gpu
@@ -120,23 +126,25 @@ def _planned(
 
 
 def holds(output: Path) -> Literal["nothing", "a run", "something else"]:
-    """What lies where the run is to go."""
+    """Content of the output folder."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return "nothing"
     return "a run" if (output / "config.yaml").exists() else "something else"
 
 
 def _files(name: str, folder: Path) -> Base:
-    """The weight files in a base's folder: their bytes, and which of those that its index names are missing."""
+    """The weight files in a base's folder: their bytes, and the files that its index lists but are
+    missing.
+    """
     if not folder.is_dir():
         return Base(name)
-    there = {file.name: file.stat().st_size for file in folder.glob("*.safetensors")}
+    present = {file.name: file.stat().st_size for file in folder.glob("*.safetensors")}
     index = folder / "model.safetensors.index.json"
     named = (
         set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.exists() else set()
     )
     wanted = named or {"model.safetensors"}
-    return Base(name, stored=sum(there.values()), missing=tuple(sorted(wanted - there.keys())))
+    return Base(name, stored=sum(present.values()), missing=tuple(sorted(wanted - present.keys())))
 
 
 def _hub_cache() -> Path:
@@ -145,7 +153,7 @@ def _hub_cache() -> Path:
 
 
 def _hub(config: Config) -> Hub | None:
-    """What the Hub's cache holds of the base, or else what the Hub says; None for a folder."""
+    """The state of a base on the Hub: cached, or the Hub's answer; None for a folder."""
     name, revision = config.model.base, config.model.revision
     if name == EMBEDDED or looks_local(name):
         return None
@@ -160,28 +168,30 @@ def _hub(config: Config) -> Hub | None:
     return Hub(cached, HF_HUB_OFFLINE, token, hub_answer(try_out("hub", name, revision or "", seconds=30)))
 
 
-def hub_answer(said: Any) -> int | Trouble:
-    """The bytes of a base's weights, or why they cannot be had, out of what the probe says."""
-    if isinstance(said, Trouble):
-        return Trouble(f"the Hub did not answer: {said.found}", "check the network, or set HF_HUB_OFFLINE=1")
-    if "bytes" in said:
-        return int(said["bytes"])
-    if said["gated"]:
+def hub_answer(result: Any) -> int | Trouble:
+    """The bytes of a base's weights, or why they cannot be downloaded, from the probe's result."""
+    if isinstance(result, Trouble):
+        return Trouble(
+            f"the Hub did not answer: {result.found}", "check the network, or set HF_HUB_OFFLINE=1"
+        )
+    if "bytes" in result:
+        return int(result["bytes"])
+    if result["gated"]:
         fix = "request access on the model's page, then `hf auth login`"
-        return Trouble("the Hub does not let us have this gated model", fix)
-    return Trouble(f"the Hub says {said['error']}", HUB_FIXES.get(said["error"], "try again later"))
+        return Trouble("this model is gated, and access was not granted", fix)
+    return Trouble(f"the Hub answers {result['error']}", HUB_FIXES.get(result["error"], "try again later"))
 
 
 HUB_FIXES = {
-    "RepositoryNotFoundError": "correct the name in model.base; for a private model run `hf auth login` first",
+    "RepositoryNotFoundError": "correct model.base; for a private model run `hf auth login` first",
     "RevisionNotFoundError": "correct model.revision, or leave it out",
     "HFValidationError": "model.base must be OWNER/NAME on the Hub, a folder, or `embedded`",
 }
-"""What the user can do about each of the Hub's answers."""
+"""Error of the Hub: its fix."""
 
 
 def _path_fix(near: str) -> str:
-    """The fix for a path that does not exist: the path that was probably meant, if there is one."""
+    """The fix for a path that does not exist: a similar path, if there is one."""
     hint = re.search(r"Did you mean (.*)\?$", near)
     return f"model.base={hint[1]}" if hint else "correct the path in model.base"
 
@@ -198,7 +208,7 @@ def _tokens(chat: Chat) -> Tokens:
         notes=tuple(chat.notes),
         pad=f"{tokenizer.convert_ids_to_tokens(chat.pad_id)} ({chat.pad_id})",
         pad_ends=chat.pad_id in chat.stop_ids,
-        stops=tuple(f"{tokenizer.convert_ids_to_tokens(one)} ({one})" for one in chat.stop_ids),
+        stops=tuple(f"{tokenizer.convert_ids_to_tokens(stop)} ({stop})" for stop in chat.stop_ids),
         dated=chat.writes_date(),
         reasoning=tuple(chat.reasoning_effects()),
         template_hash=chat.template_hash,
@@ -206,7 +216,11 @@ def _tokens(chat: Chat) -> Tokens:
 
 
 def _shape(config: Config) -> Shape:
-    """Counts of the base as transformers would build it, on torch's meta device; an error where a run would be refused."""
+    """Parameter counts of the base, built on the meta device.
+
+    Raises:
+        ModelError: a run would refuse this base.
+    """
     from rlhf.models import bases
     from rlhf.models.targets import adapter_targets, linear_layers
     from rlhf.plan.shapes import load_shape
@@ -246,7 +260,7 @@ def _shape(config: Config) -> Shape:
 
 
 def _sources(config: Config) -> list[tuple[str, DataSource, Callable[[DataSource], DropReport]]]:
-    """Every source, its name for people, and how its rows are read."""
+    """Every source with its display name and the function that reads its rows."""
     seed = config.seed
     if isinstance(config, PolicyConfig):
         return [
@@ -277,23 +291,23 @@ def _sources(config: Config) -> list[tuple[str, DataSource, Callable[[DataSource
 
 
 def _read(source: DataSource, load: Callable[[DataSource], DropReport]) -> tuple[int, int] | Trouble | None:
-    """(rows read, rows of use) among the first; a data set on the Hub is not downloaded."""
+    """(rows read, usable rows) of the first; None for a data set on the Hub, which is not downloaded."""
     if source.path != DEMO and not looks_local(source.path):
         return None
-    some = source.model_copy(update={"limit": min(source.limit or FIRST_ROWS, FIRST_ROWS)})
-    drops = attempt(lambda: load(some))
+    head = source.model_copy(update={"limit": min(source.limit or FIRST_ROWS, FIRST_ROWS)})
+    drops = attempt(lambda: load(head))
     return drops if isinstance(drops, Trouble) else (drops.read, drops.kept)
 
 
 def _trained(config: Config) -> Sequence[Trained]:
-    """The reward models on the base that a policy is to follow, or that a reward run starts from."""
+    """The reward models that a policy is trained with, or that a reward run starts from."""
     if isinstance(config, PolicyConfig):
         return [_trained_in(key, folder) for key, folder in config.reward_folders]
     return () if config.start is None else (_trained_in("start", config.start),)
 
 
 def _servers(config: Config) -> Iterator[Served]:
-    """The rollout servers, each asked what it serves."""
+    """The rollout servers and what each serves."""
     if not isinstance(config, PolicyConfig) or not config.rollouts.servers:
         return
     from policy.rollouts.protocol import Sampling
@@ -302,7 +316,7 @@ def _servers(config: Config) -> Iterator[Served]:
     from rlhf.models.embedded import NAME, cache_folder
 
     rollouts, base = config.rollouts, config.model.base
-    assert config.adapter is not None  # the config's own check, where there are servers
+    assert config.adapter is not None  # the config requires one with servers
     wanted = Wanted(
         base=base,
         folder=str(cache_folder() / NAME) if base == EMBEDDED else base,
@@ -317,7 +331,7 @@ def _servers(config: Config) -> Iterator[Served]:
 
 
 def _served(server: Server, wanted: Wanted) -> int | Trouble:
-    """The longest sequence a server takes, or why it will not do."""
+    """The context of a server, or why it cannot be used."""
     from policy.rollouts.server_client import ServerError
     from policy.rollouts.server_start import check_served, server_mistake
 

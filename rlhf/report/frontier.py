@@ -1,7 +1,7 @@
-"""Reward against KL, run beside run: what each algorithm gets for the same distance from the reference.
+"""Reward against KL: the reward of each algorithm at the same distance from the reference.
 
-A run's path is its smoothed reward over its smoothed KL, update by update, on the prompts it practises on; its end is the
-evaluation on held-out prompts. Runs whose configs differ in the seed alone (or in how far they go) are one group.
+A run's path is its smoothed reward over its smoothed KL, by update, on training prompts; its end is the evaluation
+on held-out prompts. Runs whose configs differ only in the seed (or in the number of steps) are one group.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from rlhf.runs.folder import MAY_CHANGE
 
 KL = "kl/sum"
 QUANTITIES = {"reward": "reward/mean", "held_out": "reward/held_out", "gold": "gold/mean"}
-"""What is drawn against the KL, and its name in metrics.jsonl; eval.json has the short name."""
-NO_PART = (*MAY_CHANGE, "seed", "evaluation.*")
+"""Name in eval.json: name in metrics.jsonl, of the quantities drawn against the KL."""
+NOT_COMPARED = (*MAY_CHANGE, "seed", "evaluation.*")
 """Config keys in which the runs of a group may differ."""
 
-Path_ = list[tuple[float, float]]
-"""(KL, value), update by update."""
+Curve = list[tuple[float, float]]
+"""(KL, value) by update."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Track:
     """One run: its path by quantity, and its end on held-out prompts.
 
     Attributes:
-        end: by quantity, and `kl` and `length`: {"before", "after", "ci95" of the difference}; empty where a run has no evaluation.
+        end: {"before", "after", "ci95" of the difference} by quantity, `kl` and `length`; empty without an evaluation.
         stopped: why the run ended early, in a sentence; or "".
     """
 
@@ -47,19 +47,19 @@ class Track:
     group: str
     seed: str
     updates: int
-    paths: Mapping[str, Path_]
+    paths: Mapping[str, Curve]
     end: Mapping[str, Mapping[str, Any]]
     stopped: str
 
     def at(self, quantity: str, kl: float) -> float | None:
-        """The quantity where the run first was this far from the reference; None where it never was."""
+        """The quantity where the run first reached this KL; None where it never did."""
         return first_reached(self.paths.get(quantity, []), kl)
 
 
 def first_reached(path: Sequence[tuple[float, float]], kl: float) -> float | None:
-    """The value where a path first reaches a KL, linearly between two updates; None where it does not, or begins beyond it.
+    """The value where a path first reaches a KL, interpolated between updates; None where it does not.
 
-    A path may turn back: later visits to the same KL do not count.
+    None also where the path starts above this KL. A path may turn back; only its first visit counts.
     """
     if not path or path[0][0] > kl:
         return None
@@ -75,7 +75,7 @@ def read_tracks(folders: Sequence[Path]) -> list[Track]:
     """The runs, in their order.
 
     Raises:
-        DataError: a folder is no policy's run, or has no figures of KL and reward yet.
+        DataError: a folder is not a policy run, or has no KL and reward yet.
     """
     runs = [read_run(folder) for folder in folders]
     for run in runs:
@@ -107,7 +107,7 @@ def _track(run: RunFiles, group: str) -> Track:
     )
 
 
-def smoothed(run: RunFiles, metric: str) -> Path_:
+def smoothed(run: RunFiles, metric: str) -> Curve:
     """The path of a metric over the KL: running means of both over the updates that have both."""
     values, kls = dict(run.values(metric)), dict(run.values(KL))
     steps = [step for step in kls if step in values]
@@ -118,35 +118,35 @@ def smoothed(run: RunFiles, metric: str) -> Path_:
 
 
 def _end(evaluation: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    found = {}
+    figures = {}
     before, after = evaluation.get("before") or {}, evaluation.get("after") or {}
     for name in (*QUANTITIES, "kl", "length"):
         first, last = finite(before.get(name)), finite(after.get(name))
         if first is not None and last is not None:
-            told = ((evaluation.get("difference") or {}).get(name) or {}).get("ci95")
-            found[name] = {"before": first, "after": last, "ci95": told}
-    return found if {"kl", "reward"} <= set(found) else {}
+            interval = ((evaluation.get("difference") or {}).get(name) or {}).get("ci95")
+            figures[name] = {"before": first, "after": last, "ci95": interval}
+    return figures if {"kl", "reward"} <= set(figures) else {}
 
 
 def groups_of(runs: Sequence[RunFiles]) -> list[str]:
-    """A name for each run's group: algorithm and KL penalty, and what else tells groups apart."""
+    """The name of each run's group: algorithm, KL penalty, and the other keys in which groups differ."""
     settings = [
         {
             key: value
             for key, value in flat(run.config)
-            if not any(fnmatch.fnmatchcase(key, one) for one in NO_PART)
+            if not any(fnmatch.fnmatchcase(key, pattern) for pattern in NOT_COMPARED)
         }
         for run in runs
     ]
     names = [_algorithm(run.config) if run.config else run.path.name for run in runs]
-    said = []
-    for name, own in zip(names, settings, strict=True):
+    groups = []
+    for name, values in zip(names, settings, strict=True):
         namesakes = [other for other, called in zip(settings, names, strict=True) if called == name]
         differing = sorted(
-            key for key in set().union(*namesakes) if len({one.get(key) for one in namesakes}) > 1
+            key for key in set().union(*namesakes) if len({other.get(key) for other in namesakes}) > 1
         )
-        said.append(", ".join([name, *(f"{key}={own.get(key, 'absent')}" for key in differing)]))
-    return said
+        groups.append(", ".join([name, *(f"{key}={values.get(key, 'absent')}" for key in differing)]))
+    return groups
 
 
 def _algorithm(config: Mapping[str, Any]) -> str:
@@ -161,11 +161,11 @@ def read_best_of(file: Path) -> list[dict[str, Any]]:
     """The best-of-n curve of a `rlhf compare --best-of` result.
 
     Raises:
-        DataError: no such file, or it holds no such curve.
+        DataError: the file does not exist, or holds no such curve.
     """
     try:
         curve = json.loads(file.read_text(encoding="utf-8"))["best_of"]
-        return [{**one, "n": int(one["n"]), "kl_bound": float(one["kl_bound"])} for one in curve]
+        return [{**point, "n": int(point["n"]), "kl_bound": float(point["kl_bound"])} for point in curve]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{file} holds no best-of-n curve ({type(error).__name__}: {error}).",
@@ -186,57 +186,61 @@ def levels_of(tracks: Sequence[Track]) -> list[float]:
 def at_equal_kl(
     tracks: Sequence[Track], curve: Sequence[Mapping[str, Any]], quantity: str, levels: Sequence[float]
 ) -> dict[str, list[dict[str, Any]]]:
-    """By group, what its runs have at each KL: `{"kl", "mean", "ci95" over seeds, "values", "of"}`, `mean` None where none got there.
+    """By group and KL: `{"kl", "mean", "ci95" over seeds, "values", "of"}`; `mean` is None where no run reached it.
 
-    `best of n` is the yardstick at its KL bound, on the prompts it was measured on.
+    `best of n` is the baseline at its KL bound, on the prompts of its own measurement.
     """
-    found: dict[str, list[dict[str, Any]]] = {}
+    table: dict[str, list[dict[str, Any]]] = {}
     for group in dict.fromkeys(track.group for track in tracks):
-        mine = [track for track in tracks if track.group == group]
-        if not any(quantity in track.paths for track in mine):
+        members = [track for track in tracks if track.group == group]
+        if not any(quantity in track.paths for track in members):
             continue
-        found[group] = [_over_seeds(level, [track.at(quantity, level) for track in mine]) for level in levels]
-    points = [(one["kl_bound"], one[quantity]["mean"]) for one in curve if quantity in one]
+        table[group] = [
+            _over_seeds(level, [track.at(quantity, level) for track in members]) for level in levels
+        ]
+    points = [(point["kl_bound"], point[quantity]["mean"]) for point in curve if quantity in point]
     if points:
-        found["best of n"] = [_over_seeds(level, [first_reached(points, level)]) for level in levels]
-    return found
+        table["best of n"] = [_over_seeds(level, [first_reached(points, level)]) for level in levels]
+    return table
 
 
 def _over_seeds(kl: float, values: Iterable[float | None]) -> dict[str, Any]:
-    told = list(values)
-    known = [value for value in told if value is not None]
+    of_seeds = list(values)
+    known = [value for value in of_seeds if value is not None]
     return {
         "kl": kl,
         "mean": fmean(known) if known else None,
         "ci95": mean_interval(known),
         "values": known,
-        "of": len(told),
+        "of": len(of_seeds),
     }
 
 
 def ends(tracks: Sequence[Track], curve: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """By group, its runs' ends on held-out prompts: each figure's mean and interval over seeds, and the gains since before.
+    """By group, mean and interval over seeds of the figures on held-out prompts, and of their gains.
 
-    `best_of_n` is the reward of the yardstick at the group's mean KL.
+    `best_of_n` is the reward of the best-of-n baseline at the group's mean KL.
     """
-    found = {}
+    by_group = {}
     for group in dict.fromkeys(track.group for track in tracks):
-        mine = [track for track in tracks if track.group == group and track.end]
-        if not mine:
+        members = [track for track in tracks if track.group == group and track.end]
+        if not members:
             continue
-        names = [name for name in mine[0].end if all(name in track.end for track in mine)]
-        told: dict[str, Any] = {
-            name: _summary([track.end[name]["after"] for track in mine]) for name in names
+        names = [name for name in members[0].end if all(name in track.end for track in members)]
+        figures: dict[str, Any] = {
+            name: _summary([track.end[name]["after"] for track in members]) for name in names
         }
-        told |= {
-            f"{name}_gain": _summary([track.end[name]["after"] - track.end[name]["before"] for track in mine])
+        figures |= {
+            f"{name}_gain": _summary(
+                [track.end[name]["after"] - track.end[name]["before"] for track in members]
+            )
             for name in names
             if name in QUANTITIES
         }
-        points = [(one["kl_bound"], one["reward"]["mean"]) for one in curve]
-        told["best_of_n"] = first_reached(points, told["kl"]["mean"])
-        found[group] = {"runs": len(mine), **told}
-    return found
+        points = [(point["kl_bound"], point["reward"]["mean"]) for point in curve]
+        figures["best_of_n"] = first_reached(points, figures["kl"]["mean"])
+        by_group[group] = {"runs": len(members), **figures}
+    return by_group
 
 
 def _summary(values: Sequence[float]) -> dict[str, Any]:
@@ -246,7 +250,7 @@ def _summary(values: Sequence[float]) -> dict[str, Any]:
 def summarise(
     tracks: Sequence[Track], curve: Sequence[Mapping[str, Any]], levels: Sequence[float] | None = None
 ) -> dict[str, Any]:
-    """frontier.json: the runs with their paths and ends, what groups have at equal KL, and their ends."""
+    """Content of frontier.json: runs with paths and ends, and groups at equal KL and at their ends."""
     shown = sorted(set(levels)) if levels else levels_of(tracks)
     tables = {name: at_equal_kl(tracks, curve, name, shown) for name in QUANTITIES}
     present = {name for track in tracks for name in track.paths}
@@ -272,16 +276,14 @@ def summarise(
 
 
 def _notes(tracks: Sequence[Track]) -> list[str]:
-    said = [f"{track.run}: {track.stopped}" for track in tracks if track.stopped]
-    said += [
-        f"{track.run} has no evaluation yet: it is not among the ends." for track in tracks if not track.end
-    ]
+    lines = [f"{track.run}: {track.stopped}" for track in tracks if track.stopped]
+    lines += [f"{track.run} has no evaluation yet: it has no end." for track in tracks if not track.end]
     seeds: dict[tuple[str, str], list[str]] = {}
     for track in tracks:
         seeds.setdefault((track.group, track.seed), []).append(track.run)
-    said += [
+    lines += [
         f"{' and '.join(runs)} have the same config and the same seed {seed}: they count as two."
         for (_, seed), runs in seeds.items()
         if len(runs) > 1
     ]
-    return said
+    return lines

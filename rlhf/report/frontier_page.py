@@ -44,36 +44,37 @@ def tables(summary: Summary) -> dict[str, Table]:
 
 
 def lead(summary: Summary) -> list[str]:
-    """How much there is, and what the groups have at the largest KL that all runs reach."""
+    """Number of runs, and the groups' rewards at the largest KL that all runs reach."""
     groups = summary["at_equal_kl"]["reward"]
-    runs = list(dict.fromkeys(one["group"] for one in summary["runs"]))
-    said = [f"Runs: {len(summary['runs'])}, of {len(runs)} config{'' if len(runs) == 1 else 's'}."]
+    runs = list(dict.fromkeys(run["group"] for run in summary["runs"]))
+    lines = [f"Runs: {len(summary['runs'])}, of {len(runs)} config{'' if len(runs) == 1 else 's'}."]
     shared = [
         place
         for place in range(len(summary["levels"]))
         if all(len(groups[name][place]["values"]) == groups[name][place]["of"] for name in runs)
     ]
     if not shared:
-        return [*said, "There is no KL that all runs reach: nothing can be compared."]
+        return [*lines, "There is no KL that all runs reach: nothing can be compared."]
     at = shared[-1]
     ordered = sorted(runs, key=lambda name: -groups[name][at]["mean"])
-    found = "; ".join(f"{name}: {_level(groups[name][at], _decimals(groups))}" for name in ordered)
-    return [*said, f"Reward at a KL of {summary['levels'][at]:g} nats, from the highest: {found}."]
+    rewards = "; ".join(f"{name}: {_level(groups[name][at], _decimals(groups))}" for name in ordered)
+    return [*lines, f"Reward at a KL of {summary['levels'][at]:g} nats, from the highest: {rewards}."]
 
 
 def notes(summary: Summary) -> list[str]:
-    """What the figures are, and what to be wary of."""
-    told = [
-        "A path is the running mean of a run's reward over that of its KL (k1, summed over an answer), on the prompts it "
-        "practises on; a figure at a KL is read where the path first reaches it. A diamond is a run's end on held-out prompts, "
-        "with 95 % intervals. Intervals in the tables are 95 %, by Student's t over seeds: of two or three seeds they are wide."
+    """How the figures are computed, and their limits."""
+    lines = [
+        "A path is the running mean of a run's reward over that of its KL (k1, summed over an answer), on training "
+        "prompts; a figure at a KL is taken where the path first reaches it. A diamond is a run's end on held-out "
+        "prompts, with 95 % intervals. Intervals in the tables are 95 %, by Student's t over seeds: with two or "
+        "three seeds they are wide."
     ]
     if summary["best_of"]:
-        told.append(
-            "Best of n stands at log n \N{MINUS SIGN} (n \N{MINUS SIGN} 1) / n, which its KL does not exceed, and was measured on "
-            "prompts of its own: compare it with the ends, where these are the same prompts."
+        lines.append(
+            "Best of n is drawn at log n \N{MINUS SIGN} (n \N{MINUS SIGN} 1) / n, an upper bound of its KL, and was "
+            "measured on other prompts: compare it with the ends only where the prompts are the same."
         )
-    return [*told, *summary["notes"]]
+    return [*lines, *summary["notes"]]
 
 
 def markdown(summary: Summary) -> str:

@@ -70,7 +70,7 @@ def _policy_page(run: RunFiles) -> dict[str, Any]:
     place, judge = _reward_evaluation(run)
     return {
         "title": "Policy alignment",
-        "verdict": verdict if compared else _going(run, verdict),
+        "verdict": verdict if compared else _before_evaluation(run, verdict),
         "facts": _policy_facts(run),
         "compared": compared,
         "charts": charts,
@@ -93,7 +93,7 @@ def _reward_page(run: RunFiles) -> dict[str, Any]:
     table = reward.reward_table(run.evaluation)
     return {
         "title": "Reward model",
-        "verdict": verdict if table else _going(run, verdict),
+        "verdict": verdict if table else _before_evaluation(run, verdict),
         "facts": _reward_facts(run),
         "compared": [],
         "charts": charts,
@@ -110,22 +110,22 @@ def _reward_page(run: RunFiles) -> dict[str, Any]:
     }
 
 
-def _going(run: RunFiles, verdict: Verdict) -> Verdict:
-    """What can be said before the evaluation: how far the run is, and what its own rewards did."""
-    said = [f"{run.last_step:,} steps are logged."] if run.metrics else ["No step is logged yet."]
+def _before_evaluation(run: RunFiles, verdict: Verdict) -> Verdict:
+    """The verdict before the evaluation: steps so far, and the training rewards."""
+    lines = [f"{run.last_step:,} steps are logged."] if run.metrics else ["No step is logged yet."]
     values = [value for _, value in run.values("reward/mean")]
     if run.kind == "policy" and len(values) >= 4:
         width = min(10, len(values) // 2)
         first, last = sum(values[:width]) / width, sum(values[-width:]) / width
-        said.append(
+        lines.append(
             f"In training, the mean reward of the first {width} steps was {fixed(first, 2)}, that of the last {width} "
-            f"{fixed(last, 2)}; these are prompts it practises on, so this proves nothing yet."
+            f"{fixed(last, 2)}; these are training prompts, so this is no evidence yet."
         )
-    return Verdict(verdict.tone, verdict.label, verdict.sentence, said)
+    return Verdict(verdict.tone, verdict.label, verdict.sentence, lines)
 
 
 def missing(run: RunFiles) -> list[str]:
-    """Plain sentences on what the page cannot show, and why."""
+    """What the page cannot show, and why."""
     absent = {
         "config.yaml": "the settings are not shown.",
         "environment.json": "versions and machine are not shown.",
@@ -135,17 +135,17 @@ def missing(run: RunFiles) -> list[str]:
     }
     if run.kind == "reward":
         del absent["samples.jsonl"]
-    said = [
+    lines = [
         f"{name} is not there: {what}" for name, what in absent.items() if not (run.path / name).is_file()
     ]
     if run.evaluation.get("before") and not run.evaluation.get("after"):
-        said.append("eval.json holds the figures before training only.")
+        lines.append("eval.json holds the figures before training only.")
     steps = finite(run.config.get("steps"))
     if run.metrics and steps and run.last_step < steps:
-        said.append(
-            f"The run stands at step {run.last_step:,} of {steps:,.0f}: it is still going, or was stopped."
+        lines.append(
+            f"The run stands at step {run.last_step:,} of {steps:,.0f}: it is still running, or was stopped."
         )
-    return said + run.notes
+    return lines + run.notes
 
 
 def _time(run: RunFiles) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ from statistics import fmean
 Point = tuple[float, float]
 
 POINT_LIMIT = 240
-"""More points than this cannot be told apart on a page; neighbours are averaged."""
+"""Most points of a series on a page; with more, neighbours are averaged."""
 SMOOTH_FROM = 12
 """Fewer points than this are joined as they are."""
 

@@ -1,4 +1,4 @@
-"""Did it work? One sentence, computed from the evaluation before and after."""
+"""The verdict on a run: one sentence, computed from the evaluation before and after."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Tone = Literal["good", "flat", "bad", "open"]
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the page says first: two or three words, one sentence, and what qualifies it."""
+    """The first lines of the page: a label, one sentence, and remarks."""
 
     tone: Tone
     label: str
@@ -75,21 +75,21 @@ class Change:
 
 
 def change(evaluation: Mapping[str, Any], name: str) -> Change | None:
-    """One quantity out of eval.json; None where either side is missing or null."""
+    """One quantity of eval.json; None where it is missing before or after."""
     before, after = (finite((evaluation.get(side) or {}).get(name)) for side in ("before", "after"))
     if before is None or after is None:
         return None
-    found = (evaluation.get("difference") or {}).get(name) or {}
-    mean = finite(found.get("mean"))
-    low, high = (found.get("ci95") or (None, None))[:2]
+    difference = (evaluation.get("difference") or {}).get(name) or {}
+    mean = finite(difference.get("mean"))
+    low, high = (difference.get("ci95") or (None, None))[:2]
     return Change(before, after, after - before if mean is None else mean, finite(low), finite(high))
 
 
 def policy_verdict(evaluation: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]] = ()) -> Verdict:
-    """The verdict on a policy: by the gold score where there is one, else by the reward alone.
+    """The verdict on a policy: by the gold score where there is one, else by the rewards.
 
     Args:
-        metrics: of the updates; where no group of answers had a spread in reward, that is said, since nothing was learned from.
+        metrics: rows of the updates; a remark is added where no group of answers had a spread in reward.
     """
     verdict = _verdict(evaluation)
     verdict = replace(verdict, more=[*verdict.more, *judge_remarks(metrics)])
@@ -98,8 +98,8 @@ def policy_verdict(evaluation: Mapping[str, Any], metrics: Sequence[Mapping[str,
     if not spread or any(spread):
         return verdict
     nothing = (
-        f"No group had a spread: in all {len(spread)} updates the answers to one prompt got equal rewards, so that every "
-        "advantage was 0. Use a reward that tells answers apart, harder or easier prompts, or more samples_per_prompt."
+        f"No group had a spread: in all {len(spread)} updates the answers to one prompt got equal rewards, so every "
+        "advantage was 0. Use a reward that separates answers, harder or easier prompts, or more samples_per_prompt."
     )
     return Verdict(verdict.tone, verdict.label, verdict.sentence, [nothing, *verdict.more])
 
@@ -122,9 +122,9 @@ def _verdict(evaluation: Mapping[str, Any]) -> Verdict:
 
 
 def judge_remarks(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
-    """How far the training reward can be trusted: its agreement with the held-out reward, and a judge's position bias.
+    """Remarks on the training reward: agreement with the held-out reward, and a judge's position bias.
 
-    Means over the updates that have the figure.
+    Means over the updates that log the figure.
     """
     remarks = []
     agreement = _mean_of(metrics, "reward/held_out_agreement")
@@ -148,7 +148,7 @@ def _mean_of(metrics: Sequence[Mapping[str, Any]], name: str) -> float | None:
 
 
 def _at_a_kl(after: Mapping[str, Any]) -> str:
-    """How far the policy went. The file's KL is summed over an answer; over all tokens it is that by the mean length."""
+    """KL of the policy, per token (the sum over an answer divided by the mean length) and per answer."""
     kl, length = finite(after.get("kl")), finite(after.get("length"))
     if kl is None:
         return ""
@@ -168,7 +168,7 @@ def _by_gold(gold: Change, reward: Change | None, at: str) -> Verdict:
             "Warning: reward hacking",
             sentence,
             [
-                "The policy learnt to please the reward model at the cost of right answers. "
+                "The policy exploits the reward model at the cost of correct answers. "
                 "Read the worst answers below. Then raise the KL coefficient, stop earlier, or retrain the reward "
                 "model on data that covers such answers."
             ],
@@ -181,7 +181,7 @@ def _by_gold(gold: Change, reward: Change | None, at: str) -> Verdict:
         return Verdict("open", "No verdict", sentence, more)
     if reward and reward.rose:
         more.append(
-            "The reward model sees a gain, the checks do not: look for answers that please without being right."
+            "The reward rose, the checks did not: look for answers with a high reward that are not correct."
         )
     return Verdict("flat", "No measurable change", sentence, more)
 
@@ -189,8 +189,8 @@ def _by_gold(gold: Change, reward: Change | None, at: str) -> Verdict:
 def _by_reward(reward: Change, at: str) -> Verdict:
     sentence = f"{reward.sentence('Reward')}{at}."
     caution = (
-        "These prompts carry no check, so there is no gold score: this is the reward model's own opinion, "
-        "and only reading the answers tells whether they are better."
+        "These prompts have no check, so there is no gold score: only the reward model judged the answers. "
+        "Read them to see whether they are better."
     )
     if reward.rose:
         return Verdict("open", "The reward rose", sentence, [caution])
@@ -202,41 +202,39 @@ def _by_reward(reward: Change, at: str) -> Verdict:
 
 
 def _by_held_out(reward: Change, held_out: Change, at: str) -> Verdict:
-    """Without a gold score, a reward that it did not learn from is the next best witness."""
+    """The verdict without a gold score: by a reward that the policy was not trained on."""
     sentence, more = f"{reward.sentence('Reward')}{at}.", [f"{held_out.sentence('The held-out reward')}."]
     if reward.rose and held_out.fell:
         sentence = f"{reward.sentence('Reward')} while {held_out.sentence('the held-out reward')}{at}."
         hacked = (
-            "The policy learnt what pleases its own reward alone. Read the worst answers below; then raise the KL "
-            "coefficient, stop earlier, or retrain the reward model on data that covers such answers."
+            "The policy exploits its training reward. Read the worst answers below; then raise the KL coefficient, "
+            "stop earlier, or retrain the reward model on data that covers such answers."
         )
         return Verdict("bad", "Warning: reward hacking", sentence, [hacked])
     if reward.rose and held_out.rose:
         more.append(
-            "A reward that the policy did not learn from sees the gain too. Both may have the same blind spots."
+            "A reward that the policy was not trained on rose too. Both may have the same weaknesses."
         )
         return Verdict("good", "The reward rose", sentence, more)
     if reward.rose:
-        more.append(
-            "Only the reward it learnt from sees a gain: look for answers that please without being better."
-        )
+        more.append("Only the training reward rose: look for answers with a high reward that are not better.")
         return Verdict("open", "The reward rose", sentence, more)
     plain = _by_reward(reward, at)
     return Verdict(plain.tone, plain.label, sentence, more)
 
 
 def _beside_gold(held_out: Change, reward: Change | None) -> list[str]:
-    """What the held-out reward adds to a verdict by the gold score."""
-    said = [f"{held_out.sentence('The held-out reward')}."]
+    """Remarks on the held-out reward, beside a verdict by the gold score."""
+    lines = [f"{held_out.sentence('The held-out reward')}."]
     if held_out.fell and reward and reward.rose:
-        said.append(
-            "The reward rose while the held-out reward fell: the policy learns what pleases its own reward model alone."
+        lines.append(
+            "The reward rose while the held-out reward fell: the policy exploits its training reward."
         )
-    return said
+    return lines
 
 
 def _length(evaluation: Mapping[str, Any]) -> list[str]:
-    """A word of caution where answers became much longer or shorter (by half, or by a third)."""
+    """A remark where answers became longer by half or shorter by a third."""
     length = change(evaluation, "length")
     if length is None or length.before <= 0 or 2 / 3 <= length.after / length.before <= 1.5:
         return []
@@ -244,5 +242,5 @@ def _length(evaluation: Mapping[str, Any]) -> list[str]:
     much = percent(abs(length.after / length.before - 1), 0)
     return [
         f"Answers became {much} {word} ({length.write(length.before)} to {length.write(length.after)} tokens): "
-        "check that the length itself is not what is rewarded."
+        "check that the reward does not depend on length alone."
     ]

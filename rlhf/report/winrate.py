@@ -23,18 +23,18 @@ Table = list[list[str]]
 
 
 def sentence(result: Result) -> str:
-    """The win rate by the main judge, and what it allows to say."""
+    """The win rate by the reward model, as a sentence."""
     a, b = result["names"]
     rate = result["judges"]["reward"]["win_rate"]
     low, high = rate["ci95"] or (0.0, 1.0)
-    said = (
+    verdict = (
         f"wins more than {b}"
         if low > 0.5
         else f"wins less than {b}"
         if high < 0.5
-        else f"and {b} are not told apart"
+        else f"and {b} do not differ measurably"
     )
-    return f"{a} {said}: {_share(rate)} of the comparisons by the reward model."
+    return f"{a} {verdict}: {_share(rate)} of the comparisons by the reward model."
 
 
 def win_table(result: Result) -> Table:
@@ -116,18 +116,18 @@ def best_of_table(result: Result) -> Table:
 
 
 def notes(result: Result) -> list[str]:
-    """What a reader should know of the figures."""
-    said = [
-        "At equal lengths: P(A wins) = sigmoid(c + s tanh(d / sd(d))) with d the difference of lengths in characters, at d = 0. In "
-        "the spirit of AlpacaEval's length-controlled win rate, and not comparable with its figures."
+    """How the figures are computed, and their limits."""
+    lines = [
+        "At equal lengths: P(A wins) = sigmoid(c + s tanh(d / sd(d))) with d the difference of lengths in characters, "
+        "at d = 0. Similar to AlpacaEval's length-controlled win rate, but not comparable with its figures."
     ]
     if result.get("best_of"):
-        said.append(
-            "The best of n is at most log n \N{MINUS SIGN} (n \N{MINUS SIGN} 1) / n nats from the model that drew the n."
+        lines.append(
+            "The best of n is at most log n \N{MINUS SIGN} (n \N{MINUS SIGN} 1) / n nats from the model that sampled the n answers."
         )
     if result["judges"]["reward"]["prompts"] < 30:
-        said.append("Fewer than 30 prompts: the intervals are rough.")
-    return said
+        lines.append("Fewer than 30 prompts: the intervals are rough.")
+    return lines
 
 
 def examples(result: Result, rows: Sequence[Result]) -> list[dict[str, Any]]:

@@ -112,15 +112,15 @@ def healthy(packages: Packages, host: Host, policy_run: Run) -> Facts:
 
 @pytest.fixture
 def several(healthy: Facts) -> Facts:
-    """Two cards that reach one another."""
+    """Two GPUs with peer access."""
     return replace(
         healthy, torch=Torch(cuda="13.0", nccl="2.27.3", gpus=(H100, H100), peers=True, cudnn=92_000)
     )
 
 
 @pytest.fixture
-def told(policy_run: Run) -> Callable[..., Run]:
-    """The run with other values of its config: `told(model={"quantization": "nf4"})`."""
+def run_with(policy_run: Run) -> Callable[..., Run]:
+    """The run with other values of its config: `run_with(model={"quantization": "nf4"})`."""
 
     def change(**values: Any) -> Run:
         return replace(policy_run, config=PolicyConfig.model_validate({**POLICY, **values}))

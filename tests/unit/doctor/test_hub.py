@@ -65,23 +65,23 @@ def test_a_model_that_can_be_had() -> None:
 
 @pytest.mark.usefixtures("hub")
 def test_a_gated_model() -> None:
-    said = hub_answer(try_out("hub", "meta/gated"))
-    assert isinstance(said, Trouble)
-    assert "gated" in said.found
-    assert "hf auth login" in said.fix
+    result = hub_answer(try_out("hub", "meta/gated"))
+    assert isinstance(result, Trouble)
+    assert "gated" in result.found
+    assert "hf auth login" in result.fix
 
 
 @pytest.mark.usefixtures("hub")
 def test_a_name_that_is_not_there() -> None:
-    said = hub_answer(try_out("hub", "meta/lama"))
-    assert isinstance(said, Trouble)
-    assert "RepositoryNotFoundError" in said.found
-    assert "model.base" in said.fix
+    result = hub_answer(try_out("hub", "meta/lama"))
+    assert isinstance(result, Trouble)
+    assert "RepositoryNotFoundError" in result.found
+    assert "model.base" in result.fix
 
 
 def test_a_hub_that_does_not_answer(hub: HTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    said = hub_answer(try_out("hub", "some/model", seconds=30))
-    assert isinstance(said, Trouble)
-    assert said.found.startswith("the Hub did not answer: ")
-    assert "HF_HUB_OFFLINE=1" in said.fix
+    result = hub_answer(try_out("hub", "some/model", seconds=30))
+    assert isinstance(result, Trouble)
+    assert result.found.startswith("the Hub did not answer: ")
+    assert "HF_HUB_OFFLINE=1" in result.fix

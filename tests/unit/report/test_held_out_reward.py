@@ -32,7 +32,7 @@ def test_up_while_the_held_out_reward_falls_is_reward_hacking() -> None:
         f"Reward rose from 0.0 to 1.0 (+1.0, 95{S}% interval 0.5 to 1.5) while the held-out reward fell from 1.0 to 0.0 "
         f"(\N{MINUS SIGN}1.0, 95{S}% interval \N{MINUS SIGN}1.5 to \N{MINUS SIGN}0.5)."
     )
-    assert "pleases its own reward alone" in verdict.more[0]
+    assert "exploits its training reward" in verdict.more[0]
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_an_interval_that_includes_zero_is_no_change() -> None:
     verdict = policy_verdict(evaluation(reward=(0, 0.1, -0.1, 0.3), gold=(0.31, 0.33, -0.02, 0.06), kl=KL))
     assert verdict.tone == "flat"
     assert "did not change measurably" in verdict.sentence
-    assert not any("please" in line for line in verdict.more)
+    assert not any("exploit" in line for line in verdict.more)
 
 
 def test_reward_alone_rising_is_pointed_out() -> None:
