@@ -1,4 +1,7 @@
-"""A vLLM server as far as its clients see: paths, fields, status codes and messages are those of vLLM 0.31, noted from a real one."""
+"""A fake vLLM server with the paths, fields, status codes and messages of vLLM 0.31.
+
+`tests/unit/policy/rollouts/test_server_contract.py` holds it and a real server to the same contract.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,9 @@ from typing import Any
 
 Sampled = list[tuple[list[int], list[float]]]
 Answer = Callable[[Path | None, Mapping[str, Any]], Sampled]
-"""An adapter's folder and a request to ids and log-probabilities, `n` times."""
+"""(adapter's folder, request) to `n` answers as (ids, log-probabilities)."""
 DROP = "drop"
-"""In place of a status: the connection is closed without an answer."""
+"""In place of a response: the connection is closed without one."""
 
 
 def error(status: int, message: str) -> tuple[int, dict[str, Any]]:
@@ -26,12 +29,12 @@ def error(status: int, message: str) -> tuple[int, dict[str, Any]]:
 
 
 def by_hash(adapter: Path | None, request: Mapping[str, Any]) -> Sampled:
-    """Answers that depend on the adapter's weights, the prompt and the seed of each answer, as a model's would."""
+    """Answers that depend on the adapter's weights, the prompt and the seed of each answer."""
     weights = "" if adapter is None else (adapter / "adapter_model.safetensors").read_bytes().hex()
     answers: Sampled = []
     for number in range(request["n"]):
-        told = f"{weights} {request['prompt']} {request['seed'] + number}"
-        drawn = hashlib.sha256(told.encode()).digest()
+        content = f"{weights} {request['prompt']} {request['seed'] + number}"
+        drawn = hashlib.sha256(content.encode()).digest()
         length = 1 + drawn[0] % request["max_tokens"]
         ids = [100 + byte for byte in drawn[1 : length + 1]]
         if length < request["max_tokens"]:
@@ -41,11 +44,11 @@ def by_hash(adapter: Path | None, request: Mapping[str, Any]) -> Sampled:
 
 
 class FakeVLLM:
-    """One server on a port of its own, which it keeps when it is started again.
+    """One server on a free port, which it keeps when it is started again.
 
     Args:
-        base: the path it was started with.
-        disturb: may answer a completion in its place: a status and a body, or DROP; None leaves it alone.
+        base: path of the model.
+        disturb: overrides the response to a completion: a status and a body, DROP, or None for no override.
     """
 
     def __init__(
@@ -77,7 +80,7 @@ class FakeVLLM:
         return [body for path, body in self.asked if path == "/v1/completions"]
 
     def start(self) -> None:
-        """Run, without any adapter."""
+        """Start without adapters."""
         self.adapters, self.connections, self.threads = {}, set[socket.socket](), set[threading.Thread]()
         fake = self
 
@@ -102,14 +105,14 @@ class FakeVLLM:
             request_queue_size, daemon_threads = 128, True
 
             def handle_error(self, *_: Any) -> None:
-                pass  # a connection that was cut
+                pass  # a closed connection
 
         self.http = Listener(("127.0.0.1", self.port), Handler)
         self.port = self.http.server_address[1]
         threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
     def kill(self) -> None:
-        """As by SIGKILL: the port is closed, and so is every connection, answered or not."""
+        """As by SIGKILL: close the port and all connections."""
         self.http.shutdown()
         self.http.server_close()
         for connection in list(self.connections):
@@ -117,7 +120,7 @@ class FakeVLLM:
                 connection.shutdown(socket.SHUT_RDWR)
 
     def rest(self) -> None:
-        """Wait, after `kill`, until no thread computes an answer: one that does when Python ends takes the process with it."""
+        """Wait, after `kill`, until no thread computes an answer, which would crash the process at exit."""
         for thread in list(self.threads):
             thread.join(timeout=20)
 
@@ -139,8 +142,8 @@ class FakeVLLM:
         if answer == DROP:
             handler.close_connection = True
             return
-        status, told = answer
-        text = (told if isinstance(told, str) else json.dumps(told)).encode()
+        status, content = answer
+        text = (content if isinstance(content, str) else json.dumps(content)).encode()
         handler.send_response(status)
         handler.send_header("Content-Length", str(len(text)))
         handler.end_headers()
@@ -187,7 +190,7 @@ class FakeVLLM:
 
 
 def completion(body: Mapping[str, Any], sampled: Sampled) -> dict[str, Any]:
-    """A completion as vLLM writes it, as far as fields go that anybody reads."""
+    """A completion with the fields that the client reads."""
     choices = []
     for index, (ids, logprobs) in enumerate(sampled):
         stopped = ids[-1:] and ids[-1] in body["stop_token_ids"]
@@ -206,7 +209,7 @@ def completion(body: Mapping[str, Any], sampled: Sampled) -> dict[str, Any]:
 
 
 class TinyModel:
-    """Answers by a real model with real adapters, in this process; `delay` seconds each."""
+    """Answers of a real model with real adapters, in this process, after `delay` seconds."""
 
     def __init__(self, base: Path, delay: float = 0.0) -> None:
         self.base, self.delay, self.lock = base, delay, threading.Lock()

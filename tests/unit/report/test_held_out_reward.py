@@ -38,13 +38,13 @@ def test_up_while_the_held_out_reward_falls_is_reward_hacking() -> None:
 @pytest.mark.parametrize(
     ("reward", "held_out", "tone", "said"),
     [
-        (UP, UP, "good", "sees the gain too"),
-        (UP, SAME, "open", "Only the reward it learnt from sees a gain"),
+        (UP, UP, "good", "was not trained on rose too"),
+        (UP, SAME, "open", "Only the training reward rose"),
         (DOWN, UP, "bad", "The held-out reward rose from 0.0 to 1.0"),
         (SAME, DOWN, "flat", "The held-out reward fell from 1.0 to 0.0"),
     ],
 )
-def test_what_else_it_may_say(reward: Any, held_out: Any, tone: str, said: str) -> None:
+def test_remarks(reward: Any, held_out: Any, tone: str, said: str) -> None:
     verdict = policy_verdict(evaluation(reward=reward, held_out=held_out))
     assert verdict.tone == tone and "hacking" not in verdict.label
     assert said in " ".join(verdict.more)

@@ -95,6 +95,7 @@ def test_all_text_is_escaped(
     found["answers"][0]["prompt"] = [{"role": HOSTILE, "content": HOSTILE}]
     found["answers"][0]["before"]["answer"] = found["answers"][1]["after"]["answer"] = HOSTILE
     run = make_policy(tmp_path / "run", evaluation=found)
+    scripts = text_of(make_policy(tmp_path / "harmless", evaluation=evaluate())).count("<script>")
     (run / "environment.json").write_text(json.dumps({HOSTILE: HOSTILE}), encoding="utf-8")
     (run / "config.yaml").write_text(
         json.dumps({"reward": HOSTILE, "model": {"base": HOSTILE}}), encoding="utf-8"
@@ -102,7 +103,7 @@ def test_all_text_is_escaped(
     with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({"step": 61, HOSTILE: 1.0, "stage": HOSTILE}) + "\n")
     page = text_of(run)
-    assert page.count("<script>") == 2
+    assert page.count("<script>") == scripts
     assert "alert(" in page
     assert 'alert("' not in page
     assert not re.search(r"""=['"][^'"<>]*<""", page), "nothing breaks out of an attribute"
@@ -199,10 +200,10 @@ def test_another_place_for_the_page(policy_run: Path, tmp_path: Path) -> None:
 def test_the_command(policy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from rlhf.commands.report import command
 
-    command(policy_run)
+    command([policy_run])
     assert capsys.readouterr().out == f"Wrote {policy_run / 'report.html'}\n"
     with pytest.raises(OutputError, match="cannot be written") as caught:
-        command(policy_run, tmp_path / "no" / "page.html")
+        command([policy_run], tmp_path / "no" / "page.html")
     assert caught.value.exit_code == 2
 
 

@@ -48,7 +48,7 @@ def test_an_interval_that_includes_zero_is_no_change() -> None:
 def test_reward_alone_rising_is_pointed_out() -> None:
     verdict = policy_verdict(evaluation(reward=(0, 1, 0.5, 1.5), gold=(0.31, 0.33, -0.02, 0.06)))
     assert verdict.tone == "flat"
-    assert "the checks do not" in verdict.more[-1]
+    assert "the checks did not" in verdict.more[-1]
 
 
 def test_gold_down_and_reward_up_is_reward_hacking() -> None:
