@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, TypeVar, cast
+from typing import Literal, TypeVar, cast
 
 from rlhf.config.schema import DataSource
 from rlhf.core.errors import ConfigError, DataError
@@ -23,6 +21,7 @@ from rlhf.core.records import (
 )
 from rlhf.data import rules
 from rlhf.data.annotations import PAPER_SPREAD
+from rlhf.data.digests import digest_of
 from rlhf.data.drops import DropReport
 from rlhf.data.readers import columns, helpsteer, helpsteer3, layouts, nectar
 from rlhf.data.readers.rows import DEMO, Row, read_rows, synthetic_rows
@@ -250,30 +249,6 @@ def _recognised(source: DataSource, kind: layouts.Kind, seed: int) -> tuple[Data
         return source, ""
     first = next(read_rows(source.model_copy(update={"limit": None}), seed=seed), None)
     return (first and layouts.recognise(first, source, kind)) or (source, "")
-
-
-def digest_of(records: Iterable[Any]) -> str:
-    """A hash of records in their order, wherever they were read from.
-
-    Fields that are empty do not count: a field that a later version adds changes no digest of records without
-    it.
-    """
-    digest = hashlib.sha256()
-    for record in records:
-        digest.update(json.dumps(_filled(replace(record, source="")), sort_keys=True).encode())
-    return digest.hexdigest()[:16]
-
-
-def _filled(value: Any) -> Any:
-    """A record as JSON, without what is empty."""
-    if is_dataclass(value):
-        value = {field.name: getattr(value, field.name) for field in fields(value)}
-    if isinstance(value, Mapping):
-        filled = {str(name): _filled(item) for name, item in value.items()}
-        return {name: item for name, item in filled.items() if item not in (None, "", [], {})}
-    if isinstance(value, list | tuple):
-        return [_filled(item) for item in value]
-    return value if isinstance(value, str | int | float | None) else repr(value)
 
 
 def _label(source: DataSource, kind: Kind) -> str:

@@ -298,7 +298,7 @@ def update(
 def test_the_gradient_is_that_of_the_definition(
     model: Any, items: list[Item], update: Callable[..., tuple[float, dict[str, Tensor]]]
 ) -> None:
-    """regression_weight x mean squared error of the ratings + preference_weight x mean of -m log sigmoid(c - r)."""
+    """regression_weight x mean squared error + preference_weight x mean of -m log sigmoid(c - r)."""
     errors, terms = [], []
     for item, group in zip(items, sequences(items), strict=True):
         scores = [alone(model, ids) for ids in group]

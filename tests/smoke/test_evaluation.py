@@ -132,7 +132,7 @@ def test_compare_a_policy_with_its_base_on_one_base(
     prompts: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A policy against itself has the same answers; against the base, all share one base with the reward model."""
+    """A policy against itself has the same answers; against the base, all share one base."""
     words = ("--prompts", prompts, "--reward", tiny_reward, "--samples", 1, "--max-new-tokens", 6)
     same = rlhf_command("compare", final, final, *words)
     assert same.exit_code == 0, same.output

@@ -1,4 +1,4 @@
-"""A toy task through the real loop: the reward is the share of the answer's tokens in one half of the embedding."""
+"""A toy task through the real loop: the reward is the share of tokens in one half of the embedding."""
 
 from __future__ import annotations
 

@@ -157,8 +157,8 @@ def test_other_number_formats(
 
 def test_the_hybrid_objective_in_one_stage(rlhf_command: Rlhf, reward_config: Path, tmp_path: Path) -> None:
     stage = (
-        "{name: hybrid, regression_weight: 0.5, preference_weight: 2.0, preference_loss: margin, max_steps: 2, "
-        "batch_size: 8}"
+        "{name: hybrid, regression_weight: 0.5, preference_weight: 2.0, preference_loss: margin, "
+        "max_steps: 2, batch_size: 8}"
     )
     demo = (
         "data={ratings: [{path: demo, format: helpsteer2, limit: 80}], "

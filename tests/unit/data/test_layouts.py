@@ -1,4 +1,4 @@
-"""A row of each public layout, and the table in docs/data.md, which `python tests/unit/data/test_layouts.py` writes."""
+"""A row of each public layout, and the table in docs/data.md, which this file writes when run as a script."""
 
 from __future__ import annotations
 

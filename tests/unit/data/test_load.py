@@ -9,8 +9,8 @@ import pytest
 from rlhf.config.schema import DataSource
 from rlhf.core.errors import DataError
 from rlhf.core.records import Comparison, Message, Preference, Rating
+from rlhf.data.digests import digest_of
 from rlhf.data.load import (
-    digest_of,
     join_ratings,
     load_comparisons,
     load_preferences,

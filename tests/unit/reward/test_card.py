@@ -159,8 +159,9 @@ def test_sizes_and_figures_are_written_after_the_evaluation(
 
 def test_the_embedded_base_has_its_real_name_and_licence(tmp_path: Path) -> None:
     card = {
-        "base": "embedded", "revision": None, "fingerprint": "f" * 16, "dtype": "bfloat16", "quantization": "none",
-        "attributes": ["helpfulness"], "trained_length": 128, "max_length": 8192, "template_date": "26 Jul 2024",
+        "base": "embedded", "revision": None, "fingerprint": "f" * 16, "dtype": "bfloat16",
+        "quantization": "none", "attributes": ["helpfulness"], "trained_length": 128, "max_length": 8192,
+        "template_date": "26 Jul 2024",
         "template_hash": "0" * 64,
     }  # fmt: skip
     text = card_text(config("embedded"), card, tmp_path)

@@ -171,7 +171,7 @@ def test_padding_batch_size_and_neighbours_change_no_score(
 
 
 def test_padding_that_ends_a_turn_is_mended(classifier: Path, copy: Callable[[Path], Path]) -> None:
-    """transformers finds the last token by the padding id; with pad = eos = end of turn it finds a wrong one."""
+    """transformers finds the last token by the padding id; with pad = eos = end of turn it is wrong."""
     folder = copy(classifier)
     set_config(folder, "tokenizer_config.json", pad_token="<|im_end|>")
     end = AutoTokenizer.from_pretrained(folder).pad_token_id

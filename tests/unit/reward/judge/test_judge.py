@@ -98,7 +98,8 @@ def by_length(content: str, number: int) -> str:
     lengths = [min(len(text), 5) for text in shown(content)]
     if len(lengths) == 1:
         return f"\\boxed{{{lengths[0]}}}"
-    return f"Scores: \\boxed{{{lengths[0]}, {lengths[1]}}} Ranking: \\boxed{{{1 if lengths[0] > lengths[1] else 6}}}"
+    ranking = 1 if lengths[0] > lengths[1] else 6
+    return f"Scores: \\boxed{{{lengths[0]}, {lengths[1]}}} Ranking: \\boxed{{{ranking}}}"
 
 
 def test_single_responses_cost_and_cache(server: Server, tmp_path: Path) -> None:
