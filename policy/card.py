@@ -1,6 +1,6 @@
-"""The model card of a policy: base, method, data, figures on held-out prompts, and how to load it.
+"""The model card of a policy: base, method, data, figures on held-out prompts, and code to load it.
 
-Written with the model, and again when the held-out prompts have been answered.
+It is written with the model, and rewritten after the evaluation.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def card_text(
     whole = config.adapter is None
     what = "A whole model, all weights of which were" if whole else "A LoRA adapter"
     start = config.start
-    begun = "" if start is None else f", begun from the policy `{start}`, which is the reference too"
+    begun = "" if start is None else f", started from the policy `{start}`, which is also the reference"
     return render_card(
         base=config.model.base,
         task="text-generation",
@@ -116,7 +116,8 @@ def _training(config: PolicyConfig) -> Iterator[str]:
     yield f"Reward: `{reward_words(config)}`"
     yield f"KL penalty: {kl.coefficient:g} x {kl.reduction} of {kl.estimator}, in the {kl.placement}"
     yield (
-        f"Batches: {config.rollouts.prompts_per_step} prompts an update, {config.rollouts.samples_per_prompt} answers "
+        f"Batches: {config.rollouts.prompts_per_step} prompts an update, "
+        f"{config.rollouts.samples_per_prompt} answers "
         f"each, at most {config.rollouts.max_new_tokens} tokens"
     )
     yield f"Learning rate: {config.optimizer.learning_rate:g}"
@@ -158,6 +159,7 @@ def _figures(evaluation: Mapping[str, Any] | None) -> str:
         )
     header = ["mean", "before", "after", "difference", "95 % interval"]
     return (
-        f"{evaluation['prompts']} held-out prompts, {evaluation['samples']} answers each; the interval is the paired "
+        f"{evaluation['prompts']} held-out prompts, {evaluation['samples']} answers each; the interval is "
+        "the paired "
         f"bootstrap over prompts.\n\n{table(header, rows)}"
     )

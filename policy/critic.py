@@ -1,9 +1,9 @@
-"""PPO's critic: one more adapter on the policy's base, and a head of one output.
+"""PPO's critic: an adapter on the policy's base and a value head with one output.
 
-It starts as the reward model, where that is one adapter on the same base, so that it expects of a text what
-the reward model would give it; or from an adapter that changes nothing and a head of zeros.
+It starts from the reward model, where that is a single adapter on the same base, so that its first values are
+rewards; else from a fresh adapter and a head of zeros.
 
-Shapes: A attributes of the reward model, D hidden units, M tokens of all answers of a row.
+Shapes: A attributes of the reward model, D hidden units, M tokens of all answers of a micro-batch.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from rlhf.models.loading import (
 
 
 def critic_start(config: PolicyConfig) -> RewardSource | None:
-    """The reward model that the critic starts as; None where it starts from nothing.
+    """The reward model that the critic starts from; None for a fresh critic.
 
-    So it does too where the reward is another, or several, or on another scale.
+    The critic is also fresh where the reward is not a single adapter, or is normalised to another scale.
     """
     critic, only = config.algorithm.critic, config.reward[0]
     fits = len(config.reward) == 1 and config.reward_shaping.normalise == "none"
     return only if critic is not None and critic.start == "reward" and fits and only.adapter else None
 
 
-def hang_critic(model: PeftModel, config: PolicyConfig) -> None:
-    """Put the critic on the policy's base, to be trained beside it.
+def attach_critic(model: PeftModel, config: PolicyConfig) -> None:
+    """Attach a trainable critic to the policy's base.
 
     Raises:
-        ModelError: the reward model it starts as belongs to another base.
+        ModelError: the reward model that it starts from is for another base.
     """
     base, start = model.get_base_model(), critic_start(config)
     head = nn.Linear(base.config.get_text_config().hidden_size, 1, bias=False, device=model.device)
@@ -56,7 +56,7 @@ def hang_critic(model: PeftModel, config: PolicyConfig) -> None:
         with torch.no_grad():
             head.weight.copy_(start.weight * reward.head_AD[:1])
     else:
-        assert config.adapter is not None  # the config's own check
+        assert config.adapter is not None  # validated by the config
         with keep_trainable(model):
             model.add_adapter(CRITIC, fit_targets(base, lora_config(**config.adapter.model_dump())))
         adapter_layers.enable(model)
@@ -68,19 +68,22 @@ def hang_critic(model: PeftModel, config: PolicyConfig) -> None:
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """What is trained: the policy's parameters, and the critic's."""
-    trained = [(_is_critic(name), one) for name, one in model.named_parameters() if one.requires_grad]
-    return [one for critic, one in trained if not critic], [one for critic, one in trained if critic]
+    """The trained parameters of the policy, and those of the critic."""
+    policy, critic = list[nn.Parameter](), list[nn.Parameter]()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (critic if _is_critic(name) else policy).append(parameter)
+    return policy, critic
 
 
-def give_own_group(
+def add_critic_group(
     optimizer: torch.optim.Optimizer, model: nn.Module, learning_rate: float, weight_decay: float
 ) -> None:
-    """Move the critic's parameters to a group of the optimizer that has their own learning rate."""
+    """Move the critic's parameters to a parameter group with their own learning rate."""
     _, critic = split_parameters(model)
-    own = {id(parameter) for parameter in critic}
+    critic_ids = {id(parameter) for parameter in critic}
     for group in optimizer.param_groups:
-        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in own]
+        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in critic_ids]
     optimizer.add_param_group({"params": critic, "lr": learning_rate, "weight_decay": weight_decay})
 
 
@@ -89,9 +92,9 @@ def _is_critic(name: str) -> bool:
 
 
 def token_values(model: Any, packed: PackedBatch) -> Tensor:
-    """What the critic, being worn, expects before each token of the answers in a packed row: values_M.
+    """values_M: the value before each token of the answers in a packed row, with the critic's adapter active.
 
-    Read at the token before, as log-probabilities are: what is still to come once that one stands.
+    Read at the preceding token, as log-probabilities are.
     """
     values_M: Tensor = model(**packed_inputs(packed), value_at=packed.next_tokens.index)
     return values_M

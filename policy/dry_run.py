@@ -33,7 +33,8 @@ def dry_run(config: PolicyConfig) -> list[str]:
         *repeat_warnings(config, len(data.training)),
         *notes,
         data.split_sentence(),
-        f"{config.steps} updates of {rollouts.prompts_per_step} prompts x {rollouts.samples_per_prompt} answers "
+        f"{config.steps} updates of {rollouts.prompts_per_step} prompts x {rollouts.samples_per_prompt} "
+        "answers "
         f"= {answers} answers of at most {rollouts.max_new_tokens} tokens, by {rollouts.engine}",
         *([LAG] if rollouts.overlap else []),
         *describe_rewards(config),

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from policy.algorithms.protocol import Algorithm
-from policy.critic import give_own_group, split_parameters, token_values
+from policy.critic import add_critic_group, split_parameters, token_values
 from policy.update.forward import MicroBatch, dummy_passes, measuring_passes, reference_logps, token_logps
 from policy.update.step import Update
 from rlhf.config.algorithm import CriticConfig
@@ -157,7 +157,7 @@ class UpdateEpochs(DistributedTrainerMixin):
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         if self.critic is not None:
             trained = self.model if model is None else model
-            give_own_group(optimizer, trained, self.critic.learning_rate, self.args.weight_decay)
+            add_critic_group(optimizer, trained, self.critic.learning_rate, self.args.weight_decay)
         return optimizer
 
     def _clip_grad_norm(self, model: Any) -> Any:

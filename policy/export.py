@@ -1,4 +1,4 @@
-"""A policy as plain weights: a causal model of transformers with tokenizer and generation config."""
+"""Exports a policy as plain weights: a transformers causal model with tokenizer and generation config."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from rlhf.models.embedded import resolve_base
 from rlhf.models.loading import POLICY, PeftModel, load_causal
 from rlhf.runs.folder import atomic_folder
 
-OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
-"""Keys of a generation config that mean nothing where answers are not sampled."""
-OF_BEAMS = (
+SAMPLING_KEYS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+"""Keys of a generation config that have no effect without sampling."""
+BEAM_KEYS = (
     "length_penalty",
     "early_stopping",
     "num_beam_groups",
@@ -39,7 +39,7 @@ OF_BEAMS = (
     "constraints",
     "force_words_ids",
 )
-"""Keys that mean nothing without beam search."""
+"""Keys that have no effect without beam search."""
 
 
 def export_policy(
@@ -70,39 +70,39 @@ def export_policy(
     card = adapter.card
     chat = Chat.beside(policy, card)
     adapter.check_template(chat)
-    wearing = adapter.attach(load_as_trained(card, writes=True), POLICY).eval()
+    adapted = adapter.attach(load_as_trained(card, writes=True), POLICY).eval()
     texts = [chat.conversation_ids(conversation) for conversation in conversations]
-    before = [text_logprobs(wearing, ids) for ids in texts]
-    plain = merge(wearing.unload(), adapter, dtype)
+    before = [text_logprobs(adapted, ids) for ids in texts]
+    plain = merge(adapted.unload(), adapter, dtype)
     plain.config = config_with_own_noise(plain)
     plain.config.pad_token_id = chat.pad_id
-    plain.generation_config = own_generation_config(card["base"], card["revision"], chat)
+    plain.generation_config = generation_config_of(card["base"], card["revision"], chat)
     with atomic_folder(output) as folder:
         plain.save_pretrained(folder)
         chat.save_tokenizer(folder)
-        del wearing, plain  # not two models at a time
+        del adapted, plain  # only one model in memory at a time
         merged = load_causal(str(folder), revision=None, dtype="float32", quantization="none").eval()
         differences = [
             float((text_logprobs(merged, ids) - old).abs().mean())
             for ids, old in zip(texts, before, strict=True)
         ]
-        found = verify(
+        verification = verify(
             "log-probabilities", differences, TOLERANCES[dtype] if tolerance is None else tolerance
         )
-        (folder / CARD).write_text(_card_text(card, dtype, output, found), encoding="utf-8")
-    return found
+        (folder / CARD).write_text(_card_text(card, dtype, output, verification), encoding="utf-8")
+    return verification
 
 
 @torch.inference_mode()
 def text_logprobs(model: PreTrainedModel | PeftModel, ids: Sequence[int]) -> Tensor:
-    """log p of each token of a text but the first, given those before it."""
+    """logps_T: log-probability of each token but the first, given the tokens before it."""
     ids_1T = torch.tensor([list(ids)])
     logits_TV = model(input_ids=ids_1T).logits[0, :-1]
     logps_T: Tensor = logits_TV.float().log_softmax(dim=1).gather(1, ids_1T[0, 1:, None]).squeeze(1)
     return logps_T
 
 
-def own_generation_config(base: str, revision: str | None, chat: Chat) -> GenerationConfig:
+def generation_config_of(base: str, revision: str | None, chat: Chat) -> GenerationConfig:
     """The base's own way of sampling answers, with every id that ends one; settings that cannot be saved are
     left out.
 
@@ -110,29 +110,31 @@ def own_generation_config(base: str, revision: str | None, chat: Chat) -> Genera
     refuses to save it.
     """
     try:
-        own = GenerationConfig.from_pretrained(resolve_base(base), revision=revision)
-    except (OSError, ValueError, TypeError):  # a model need not have one, or it cannot be read
-        own = GenerationConfig()
-    named = own.eos_token_id
+        config = GenerationConfig.from_pretrained(resolve_base(base), revision=revision)
+    except (OSError, ValueError, TypeError):  # the model has none, or an unreadable one
+        config = GenerationConfig()
+    named = config.eos_token_id
     ends = [] if named is None else [named] if isinstance(named, int) else list(named)
-    own.eos_token_id = list(dict.fromkeys([*ends, *chat.stop_ids]))
-    own.pad_token_id = chat.pad_id
-    if not own.do_sample:  # transformers ignores them, and refuses to save them
-        for name in OF_SAMPLING:
-            setattr(own, name, None)
-    if own.num_beams in (None, 1):
-        for name in OF_BEAMS:
-            setattr(own, name, None)
+    config.eos_token_id = list(dict.fromkeys([*ends, *chat.stop_ids]))
+    config.pad_token_id = chat.pad_id
+    if not config.do_sample:  # transformers ignores them, and refuses to save them
+        for name in SAMPLING_KEYS:
+            setattr(config, name, None)
+    if config.num_beams in (None, 1):
+        for name in BEAM_KEYS:
+            setattr(config, name, None)
     try:
-        own.validate(strict=True)
-    except ValueError:  # other contradictions: how answers end is kept, the rest is transformers' default
-        own = GenerationConfig(
-            bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id
+        config.validate(strict=True)
+    except ValueError:  # other contradictions: keep the end tokens and use defaults for the rest
+        config = GenerationConfig(
+            bos_token_id=config.bos_token_id,
+            eos_token_id=config.eos_token_id,
+            pad_token_id=config.pad_token_id,
         )
-    return own
+    return config
 
 
-def _card_text(card: Mapping[str, Any], dtype: str, output: Path, found: Verification) -> str:
+def _card_text(card: Mapping[str, Any], dtype: str, output: Path, verification: Verification) -> str:
     return render_card(
         base=card["base"],
         task="text-generation",
@@ -141,8 +143,8 @@ def _card_text(card: Mapping[str, Any], dtype: str, output: Path, found: Verific
         summary=f"Base and adapter as plain {dtype} weights, without an adapter.",
         code=generate_code(output),
         sections={
-            "Merge": f"{trained_on(card)}Before and after the merge, computed in float32, the log-probabilities of a "
-            f"conversation's tokens differ in the mean by at most {found}, in nats.",
+            "Merge": f"{trained_on(card)}Before and after the merge, in float32, the log-probabilities of a "
+            f"conversation's tokens differ in the mean by at most {verification}, in nats.",
             "License": license_line(card["base"]),
         },
     )

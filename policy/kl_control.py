@@ -115,12 +115,14 @@ class KLControl:
         assert self.stopped is not None
         kept = self.stopped["kept"]
         what = (
-            f"the weights after update {kept['update']} are kept: mean reward {kept['reward']:.3g}, KL {kept['kl']:.3g}"
+            f"the weights after update {kept['update']} are kept: mean reward {kept['reward']:.3g}, KL "
+            f"{kept['kl']:.3g}"
             if kept
             else "no update was within the budget, and the weights are unchanged"
         )
         return (
-            f"Stopped at update {self.stopped['update']}: the mean KL of an answer, {self.stopped['kl']:.3g} nats, exceeds "
+            f"Stopped at update {self.stopped['update']}: the mean KL of an answer, "
+            f"{self.stopped['kl']:.3g} nats, exceeds "
             f"algorithm.kl.budget = {self.stopped['budget']:g}; {what}."
         )
 

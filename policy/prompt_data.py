@@ -95,7 +95,7 @@ def _more_prompts(drops: DropReport, shortest_dropped: int | None) -> str:
     """The fix for too few prompts, by the most frequent reason for which prompts were dropped."""
     reason = drops.reasons.most_common(1)[0][0] if drops.reasons else None
     if reason == TOO_LONG and shortest_dropped is not None:
-        return f"the shortest dropped prompt has {shortest_dropped} tokens: raise data.max_prompt_tokens to that at least"
+        return f"data.max_prompt_tokens={shortest_dropped} or more, the length of the shortest dropped prompt"
     if reason == SAME_PROMPT:
         return "add prompts that differ: equal ones count once"
     if reason is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from policy.critic import hang_critic
+from policy.critic import attach_critic
 from rlhf.adapters.start import start_from
 from rlhf.adapters.storage import read_policy
 from rlhf.config.policy import PolicyConfig
@@ -14,20 +14,20 @@ from rlhf.models.loading import REFERENCE, PeftModel
 
 
 def check_start(config: PolicyConfig, chat: Chat) -> None:
-    """Find out before anything is loaded whether there is a policy to begin from.
+    """Check before a model is loaded that `start` is a policy.
 
     Raises:
-        ModelError: there is none, or it is for another chat template.
+        ModelError: it is none, or for another chat template.
     """
     if config.start is not None:
         read_policy(Path(config.start)).check_template(chat)
 
 
 def attach_roles(config: PolicyConfig, model: PeftModel, chat: Chat) -> None:
-    """Put on the base what the config asks for.
+    """Attach reference and critic to the base, where the config has them, and start the policy from `start`.
 
     Raises:
-        ModelError: `start` is no policy, or one that training cannot begin from.
+        ModelError: `start` is not a policy that training can start from.
     """
     if config.start is not None:
         folder = Path(config.start)
@@ -35,4 +35,4 @@ def attach_roles(config: PolicyConfig, model: PeftModel, chat: Chat) -> None:
         start_from(folder, start, model, chat)
         start.attach(model, REFERENCE)
     if config.algorithm.critic is not None:
-        hang_critic(model, config)
+        attach_critic(model, config)

@@ -1,5 +1,4 @@
-"""What a run leaves in `final/`: the policy's adapter or, where all weights were trained, a whole model of
-transformers."""
+"""Writes `final/`: the policy's adapter or, where all weights were trained, a whole transformers model."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from policy.card import card_text
-from policy.export import own_generation_config
+from policy.export import generation_config_of
 from rlhf.config.policy import PolicyConfig
 from rlhf.distributed import processes
 from rlhf.models.card import CARD
@@ -25,12 +24,12 @@ from rlhf.models.loading import POLICY, TRAINED_WHOLE, base_of, fingerprint
 from rlhf.runs import checkpoints
 from rlhf.runs.folder import atomic_folder
 
-THE_TRAINERS = ("use_cache", "bos_token_id", "eos_token_id", "pad_token_id")
-"""Keys of a model's config that transformers' Trainer sets to its own ends."""
+SET_BY_TRAINER = ("use_cache", "bos_token_id", "eos_token_id", "pad_token_id")
+"""Keys of a model's config that transformers' Trainer changes; the base's values are restored."""
 
 
 def save_final(config: PolicyConfig, model: Any, chat: Chat, final: Path) -> None:
-    """The policy, its tokenizer and card, under their final name only when whole."""
+    """Write policy, tokenizer and model card; the folder gets its name only when complete."""
     weights = checkpoints.trainable_state(model, everywhere=False)
     card = {
         "base": config.model.base,
@@ -74,11 +73,11 @@ def _write_whole(
     base = AutoConfig.from_pretrained(
         resolve_base(card["base"]), revision=card["revision"], trust_remote_code=False
     )
-    told = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    told |= {key: getattr(base, key, None) for key in THE_TRAINERS} | getattr(model, OWN_NOISE, {})
-    told |= {
+    model_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    model_config |= {key: getattr(base, key, None) for key in SET_BY_TRAINER} | getattr(model, OWN_NOISE, {})
+    model_config |= {
         "dtype": card["dtype"],
         TRAINED_WHOLE: {**card, "weights": hashlib.sha256(digests.encode()).hexdigest()},
     }
-    (folder / "config.json").write_text(json.dumps(told, indent=2), encoding="utf-8")
-    own_generation_config(card["base"], card["revision"], chat).save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(model_config, indent=2), encoding="utf-8")
+    generation_config_of(card["base"], card["revision"], chat).save_pretrained(folder)

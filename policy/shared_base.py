@@ -1,4 +1,4 @@
-"""One base, loaded once, with a reward model and any number of policies on it: the project from Python.
+"""One base model with a reward model and any number of policies as adapters: the Python API.
 
 base = SharedBase.load("embedded")
 base.add_reward("runs/demo/reward/final")
@@ -30,17 +30,17 @@ from rlhf.models.loading import PeftModel, load_causal, role
 
 
 class SharedBase:
-    """A frozen base model that answers as itself or as one of its policies, and scores with its reward model.
+    """A frozen base model that samples from itself or one of its policies, and scores with its reward model.
 
     Attributes:
-        chat: the door to token ids.
+        chat: tokenizer and chat template.
     """
 
     def __init__(self, model: PreTrainedModel, chat: Chat) -> None:
         self.chat = chat
         self._model: PreTrainedModel | PeftModel = model.eval()
         self._scorer: Scorer | None = None
-        self._roles: dict[str, str] = {}  # what a policy is called here -> in PEFT, where few names are free
+        self._roles: dict[str, str] = {}  # name of a policy -> adapter name in PEFT
 
     @classmethod
     def load(
@@ -58,7 +58,7 @@ class SharedBase:
         """Load the base; the arguments are the keys of a config's `model`.
 
         Args:
-            chat: in place of the one of the base, such as that of a policy.
+            chat: in place of the base's, such as that of a policy.
 
         Raises:
             ModelError: no model, or no tokenizer with a chat template, can be loaded from `base`.
@@ -78,16 +78,16 @@ class SharedBase:
 
     @property
     def context(self) -> int:
-        """Tokens that the base can take, prompt and answer together."""
+        """Context length of the base in tokens, prompt and answer together."""
         return int(self._model.config.get_text_config().max_position_embeddings)
 
     @property
     def policies(self) -> tuple[str, ...]:
-        """Names of the policies on the base, in the order they came."""
+        """Names of the attached policies, in the order in which they were added."""
         return tuple(self._roles)
 
     def add_reward(self, folder: str | Path) -> None:
-        """Hang a reward model on the base, in place of an earlier one: `final/` of a `train-reward` run.
+        """Attach a reward model, in place of an earlier one: `final/` of a `train-reward` run.
 
         Raises:
             ModelError: no reward model there, its head is missing, or it is for another base or chat
@@ -97,7 +97,7 @@ class SharedBase:
         self._model = self._scorer.model.eval()
 
     def add_policy(self, folder: str | Path, name: str = "policy") -> None:
-        """Hang a policy on the base, in place of one of the same name: `final/` of an `align-policy` run.
+        """Attach a policy, in place of one of the same name: `final/` of an `align-policy` run.
 
         Raises:
             ModelError: no policy there, or it is for another base or chat template.
@@ -109,24 +109,24 @@ class SharedBase:
         self._roles[name] = role_name
 
     def blend(self, name: str, weights: Mapping[str, float]) -> None:
-        """Make a policy whose weight update is exactly the weighted sum of those of other policies.
+        """Add a policy whose weight update is exactly the weighted sum of those of other policies.
 
-        The base is the update 0: `{"policy": 0.5}` is half way from the base to the policy, 1.5 half as far
-        again.
+        The base has the update 0: `{"policy": 0.5}` is half way from the base to the policy, 1.5 extrapolates
+        by half.
 
         Raises:
             ModelError: `weights` is empty or names a policy that is not there.
         """
         if not weights or name in weights or not all(map(math.isfinite, weights.values())):
             raise ModelError(
-                f"{dict(weights)} is no recipe for the blend {name!r}.",
+                f"{dict(weights)} are not weights of a blend {name!r}.",
                 allowed="a finite weight for each of one or more other policies, such as {'policy': 0.5}",
             )
-        for part in weights:
-            self._check_policy(part)
-        parts = {self._roles[part]: weight for part, weight in weights.items()}
+        for policy in weights:
+            self._check_policy(policy)
+        by_role = {self._roles[policy]: weight for policy, weight in weights.items()}
         role_name = self._role_name(name)
-        attached.blend(self._model, role_name, parts)
+        attached.blend(self._model, role_name, by_role)
         self._model.eval()
         self._roles[name] = role_name
 
@@ -143,12 +143,12 @@ class SharedBase:
         """Sample answers to each prompt, all in one batch; the same arguments give the same answers.
 
         Args:
-            prompts: what the user says, or conversations that wait for the assistant.
-            policy: who answers: a policy by name, or None for the base alone.
+            prompts: user messages, or conversations that end with the user.
+            policy: name of a policy; None for the base.
             samples: answers to each prompt.
-            max_new_tokens: where an answer is cut off.
-            temperature: 1 draws from the model's own distribution, 0 takes the likeliest token each time.
-            seed: of the draws.
+            max_new_tokens: maximal length of an answer.
+            temperature: 1 samples from the model's distribution, 0 decodes greedily.
+            seed: of the samples.
 
         Raises:
             ModelError: no policy of that name is there.
@@ -175,10 +175,10 @@ class SharedBase:
         seed: int,
         streamer: Any = None,
     ) -> list[list[Rollout]]:
-        """What `answer` does, with the tokens of each answer and whether it came to its end.
+        """Like `answer`, with the tokens of each answer and whether it finished.
 
         Args:
-            streamer: transformers' TextStreamer or its like, which hears each token of a single answer.
+            streamer: a transformers TextStreamer, for a single answer.
 
         Raises:
             ModelError: no policy of that name is there.
@@ -192,36 +192,37 @@ class SharedBase:
         longest = max(map(len, prompt_ids))
         if longest + max_new_tokens > self.context:
             raise DataError(
-                f"The longest prompt has {longest} tokens; with an answer it may reach {longest + max_new_tokens}.",
+                f"The longest prompt has {longest} tokens; with an answer it can reach "
+                f"{longest + max_new_tokens}.",
                 allowed=f"{self.context} tokens, the context of the base",
                 fix="shorten the prompt, or lower max_new_tokens",
             )
         engine = TransformersEngine(Sampling(max_new_tokens, temperature, self.chat.stop_ids), self.chat)
         engine.streamer = streamer
         engine.sync(self._model)
-        with self._wearing(policy):
+        with self._active(policy):
             return engine.generate(prompt_ids, samples=samples, seed=seed)
 
     def score(self, conversations: Sequence[Conversation]) -> list[Score]:
         """Score conversations that end with the assistant's message.
 
         Raises:
-            ModelError: no reward model hangs on the base.
+            ModelError: no reward model is attached.
             DataError: a conversation does not end with the assistant, or is longer than the base's context.
         """
         if self._scorer is None:
             raise ModelError(
-                "No reward model hangs on this base.", fix='base.add_reward("runs/demo/reward/final")'
+                "No reward model is attached to this base.", fix='base.add_reward("runs/demo/reward/final")'
             )
         return self._scorer.score(conversations)
 
-    def _wearing(self, policy: str | None) -> contextlib.AbstractContextManager[None]:
+    def _active(self, policy: str | None) -> contextlib.AbstractContextManager[None]:
         return role(self._model, None if policy is None else self._roles[policy])
 
     def _check_policy(self, name: str) -> None:
         if name not in self.policies:
             raise ModelError(
-                f"No policy {name!r} hangs on this base.{did_you_mean(name, self.policies)}",
+                f"No policy {name!r} is attached to this base.{did_you_mean(name, self.policies)}",
                 allowed=", ".join(map(repr, self.policies)) or "none yet",
                 fix=f'base.add_policy("runs/demo/policy/final", name={name!r})',
             )

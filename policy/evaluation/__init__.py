@@ -1,1 +1,1 @@
-"""What a policy answers: held-out prompts, contests, answer files for judges."""
+"""Evaluation of policies: held-out prompts, comparison of two systems, answer files for judges."""

@@ -1,6 +1,6 @@
-"""Two sides answer the same prompts: policies and bases by sampling, files by what they hold.
+"""Answers of two systems to the same prompts: sampled from policies and bases, or read from files.
 
-Sides on the same base share it, and so does a reward model that was trained on it.
+Systems on the same base share it, as does a reward model that was trained on it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from rlhf.data.answer_files import Answered, is_answer_file, read_answers
 from rlhf.data.drops import DropReport
 from rlhf.data.judge_formats import own_question
 
-Told = Mapping[Conversation, tuple[str, ...]]
-"""A side's answers by the prompt."""
+AnswersByPrompt = Mapping[Conversation, tuple[str, ...]]
+"""A system's answers by prompt."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """One side: a speaker, or the rows of a file."""
+    """A compared system: a speaker, or the rows of a file."""
 
     name: str
     speaker: Speaker | None
@@ -33,11 +33,11 @@ class Side:
 
     @classmethod
     def read(cls, word: str, drops: DropReport) -> Side:
-        """What a word on the command line names: a file of answers, a policy's folder, or a base.
+        """The system of a command-line argument: a file of answers, a policy's folder, or a base.
 
         Raises:
-            DataError: a file that holds no answers.
-            ModelError: neither policy nor base.
+            DataError: the file holds no answers.
+            ModelError: it is neither a policy nor a base.
         """
         if not is_answer_file(word):
             speaker = Speaker.read(word)
@@ -53,34 +53,30 @@ class Side:
 
 
 def on_one_base(sides: Sequence[Side]) -> list[Side]:
-    """The sides, with a base by itself loaded as the other side's policy has it: in its number format, and
-    once."""
+    """The systems, with a plain base loaded in the dtype of the other's policy, and only once."""
     policies = {
         side.speaker.model["base"]: side.speaker
         for side in sides
         if side.speaker is not None and side.speaker.folder is not None
     }
-    found = []
+    resolved = []
     for side in sides:
         speaker = side.speaker
         if speaker is not None and speaker.folder is None:
             like = policies.get(speaker.model["base"], speaker)
             side = replace(side, speaker=replace(speaker, model=like.model, chat=like.chat))
-        found.append(side)
-    return found
+        resolved.append(side)
+    return resolved
 
 
 class Bases:
-    """The bases that are loaded, each once, with what hangs on them."""
+    """The loaded bases, each once, with their adapters."""
 
     def __init__(self) -> None:
         self._loaded: dict[tuple[object, ...], SharedBase] = {}
 
     def of(self, speaker: Speaker) -> SharedBase:
-        """The base of a speaker, loaded when it is first asked for.
-
-        Its policy hangs on it under the folder's name.
-        """
+        """The base of a speaker, loaded at the first call; its policy is attached under the folder's name."""
         settings = sorted((name, str(value)) for name, value in speaker.model.items())
         key = (*settings, speaker.chat.template_hash)
         if key not in self._loaded:
@@ -91,10 +87,7 @@ class Bases:
         return base
 
     def judge(self, reward: str) -> SharedBase | None:
-        """A loaded base with the reward model hung on it, if it was trained on this one.
-
-        Else None: it needs one of its own.
-        """
+        """A loaded base with the reward model attached, if it was trained on one of them; else None."""
         if (Path(reward) / "reward.json").exists():
             for base in self._loaded.values():
                 with suppress(ModelError):  # another base or template
@@ -105,7 +98,7 @@ class Bases:
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """How a side that is no file answers."""
+    """Sampling settings of systems that are not files."""
 
     temperature: float
     max_new_tokens: int
@@ -121,17 +114,17 @@ def answers_of(
     drawing: Drawing,
     drops: DropReport,
     on_progress: Callable[[int], None],
-) -> Told:
-    """A side's answers by prompt.
+) -> AnswersByPrompt:
+    """A system's answers by prompt.
 
-    A prompt that a file lacks, or that does not fit into the context, is counted and missing.
+    A prompt that a file lacks, or that does not fit into the context, is counted in `drops` and missing.
     """
     if side.speaker is None:
-        told = {row.prompt.messages: row.answers for row in side.rows}
+        answers = {row.prompt.messages: row.answers for row in side.rows}
         for number, prompt in enumerate(prompts, 1):
-            if prompt.messages not in told:
+            if prompt.messages not in answers:
                 drops.drop(f"not in {side.name}", f"prompt {number}")
-        return told
+        return answers
     speaker, base = side.speaker, bases.of(side.speaker)
     questions = [own_question(number, prompt) for number, prompt in enumerate(prompts, 1)]
     replies = answer_questions(
@@ -145,31 +138,32 @@ def answers_of(
         drops=DropReport(),
         on_progress=on_progress,
     )
-    for place in sorted(set(range(len(questions))) - set(replies)):
+    for index in sorted(set(range(len(questions))) - set(replies)):
         drops.drop(
             f"too long for {side.name} with an answer of {drawing.max_new_tokens} tokens",
-            questions[place].place,
+            questions[index].place,
         )
     return {
-        questions[place].prompt: tuple(reply.turns[0] for reply in found) for place, found in replies.items()
+        questions[index].prompt: tuple(reply.turns[0] for reply in sampled)
+        for index, sampled in replies.items()
     }
 
 
 def paired(
-    prompts: Sequence[Prompt], a: Told, b: Told, *, least_b: int
+    prompts: Sequence[Prompt], a: AnswersByPrompt, b: AnswersByPrompt, *, least_b: int
 ) -> list[tuple[Prompt, tuple[str, ...], tuple[str, ...]]]:
-    """The prompts that both sides have answers to, with these.
+    """The prompts that both systems answered, with the answers.
 
     Args:
         prompts: in their order.
-        a: the answers of one side.
-        b: the answers of the other.
+        a: the answers of system A.
+        b: the answers of system B.
         least_b: how many answers B must have to each prompt.
 
     Raises:
         DataError: no prompt is left, or B has too few answers.
     """
-    found = []
+    pairs = []
     for number, prompt in enumerate(prompts, 1):
         if prompt.messages not in a or prompt.messages not in b:
             continue
@@ -179,5 +173,5 @@ def paired(
                 f"B has {len(answers)} answers to prompt {number}; --best-of needs {least_b}.",
                 fix=f"rlhf generate ... --format jsonl --samples {least_b}, or a smaller --best-of",
             )
-        found.append((prompt, a[prompt.messages], answers))
-    return found
+        pairs.append((prompt, a[prompt.messages], answers))
+    return pairs

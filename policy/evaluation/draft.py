@@ -1,4 +1,4 @@
-"""Answers that are not all there yet, kept so that a killed run can go on."""
+"""Partial results of `generate`, from which a killed run resumes."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from rlhf.core.errors import OutputError
 from rlhf.data.judge_formats import Reply
 
 Replies = list[Reply] | str
-"""What a question was answered, once a sample; or why it was not."""
+"""The replies to a question, one per sample; or why there are none."""
 
 
 class Draft:
-    """Answers so far, one line a batch, in a hidden file beside the output; a torn last line is made again.
+    """Answers so far, one line per batch, in a hidden file beside the output; a torn last line is redone.
 
     Args:
-        output: the file that is to be written.
-        settings: what decides the answers; a draft of others is not gone on with.
+        output: the file to write.
+        settings: those that determine the answers; a draft with others is not resumed.
 
     Raises:
-        OutputError: a draft of other settings is there, or another process is writing it.
+        OutputError: there is a draft with other settings, or another process is writing it.
     """
 
     def __init__(self, output: Path, settings: Mapping[str, Any]) -> None:
@@ -37,21 +37,23 @@ class Draft:
             self._read(json.loads(json.dumps(settings)))
         except BlockingIOError:
             self._file.close()
-            raise OutputError(f"Another process is writing {output}.", fix="wait for its end") from None
+            raise OutputError(
+                f"Another process is writing {output}.", fix="wait until it has finished"
+            ) from None
         except BaseException:
             self._file.close()
             raise
 
     def append(self, replies: Mapping[int, Replies]) -> None:
-        """Keep a batch, by the questions' positions."""
+        """Append a batch of replies by question position."""
         plain = {
-            position: found if isinstance(found, str) else [asdict(reply) for reply in found]
-            for position, found in replies.items()
+            position: replied if isinstance(replied, str) else [asdict(reply) for reply in replied]
+            for position, replied in replies.items()
         }
         self._write({"replies": plain})
 
     def remove(self) -> None:
-        """Take the draft away: its answers are in the output."""
+        """Delete the draft: its answers are in the output."""
         self.path.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
@@ -81,11 +83,12 @@ class Draft:
         if changed:
             raise OutputError(
                 "\n".join([f"{self.path} holds answers of an unfinished run with other settings:", *changed]),
-                allowed="the same settings, to go on with it",
-                fix=f"type the earlier settings, or rm {self.path}",
+                allowed="the same settings, to resume it",
+                fix=f"use the earlier settings, or rm {self.path}",
             )
         self.batches = [
-            {int(position): _replies(found) for position, found in row["replies"].items()} for row in batches
+            {int(position): _replies(stored) for position, stored in row["replies"].items()}
+            for row in batches
         ]
 
     def _write(self, row: Mapping[str, Any]) -> None:
@@ -94,7 +97,7 @@ class Draft:
         os.fsync(self._file.fileno())
 
 
-def _replies(kept: str | Sequence[Mapping[str, Any]]) -> Replies:
-    if isinstance(kept, str):
-        return kept
-    return [Reply(tuple(one["turns"]), tuple(one["finished"]), tuple(one["tokens"])) for one in kept]
+def _replies(stored: str | Sequence[Mapping[str, Any]]) -> Replies:
+    if isinstance(stored, str):
+        return stored
+    return [Reply(tuple(row["turns"]), tuple(row["finished"]), tuple(row["tokens"])) for row in stored]

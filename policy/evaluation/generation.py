@@ -1,7 +1,6 @@
-"""Questions answered in batches, turn by turn; a killed run goes on with the batch it was at.
+"""Samples answers to questions in batches, turn by turn; a killed run resumes at its batch.
 
-Every batch draws from a seed of its own, so that a run that goes on gives the answers of one that was never
-killed.
+Every batch has its own seed, so that a resumed run gives the answers of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -19,23 +18,25 @@ from rlhf.data.judge_formats import Question, Reply
 from rlhf.models.chat import Chat
 
 SPARE = 8
-"""Tokens by which an answer, read back as text, may come out longer than it was sampled."""
+"""Tokens by which an answer may grow when its text is tokenized again."""
 
 
 class TokenBudget:
-    """Whether a prompt and an answer to it fit into the context."""
+    """Checks whether a prompt and its answer fit into the context."""
 
     def __init__(self, chat: Chat, context: int, max_new_tokens: int) -> None:
         self.chat, self.context, self.max_new_tokens = chat, context, max_new_tokens
 
     def longest(self, questions: Sequence[Question]) -> int:
-        """Tokens that the longest of the questions may reach, with an answer in every turn."""
-        threads = self.chat.prompts_ids(_thread(one, [""] * len(one.later)) for one in questions)
+        """The maximal length of the questions in tokens, with an answer in every turn."""
+        threads = self.chat.prompts_ids(
+            _thread(question, [""] * len(question.later)) for question in questions
+        )
         return max(
             (
-                len(ids) + (1 + len(one.later)) * self.max_new_tokens + len(one.later) * SPARE
-                for one, ids in zip(questions, threads, strict=True)
-                if not isinstance(ids, RefusalError)  # which are not asked, see `fault`
+                len(ids) + (1 + len(question.later)) * self.max_new_tokens + len(question.later) * SPARE
+                for question, ids in zip(questions, threads, strict=True)
+                if not isinstance(ids, RefusalError)  # skipped, see `fault`
             ),
             default=self.max_new_tokens,
         )
@@ -57,7 +58,7 @@ class TokenBudget:
 def answer_questions(
     questions: Sequence[Question],
     sample: Sample,
-    room: TokenBudget,
+    budget: TokenBudget,
     *,
     samples: int,
     temperature: Callable[[Question], float],
@@ -68,16 +69,16 @@ def answer_questions(
     draft: Draft | None = None,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> dict[int, list[Reply]]:
-    """Answer every question `samples` times; the later turns of a question see the answers before.
+    """Sample `samples` answers to every question; later turns see the answers before them.
 
     Args:
-        room: decides whether a prompt and its answer fit; what does not is counted in `drops` and has no
-            replies.
+        budget: checks that prompt and answer fit; a question that does not fit is counted in `drops` and has
+            no replies.
         temperature: of a question.
-        batch: questions answered at a time; they have one temperature.
+        batch: questions per batch, which have the same temperature.
         strip: take white space off the ends of an answer.
-        draft: keeps what is answered, and knows what was.
-        on_progress: hears how many questions are done.
+        draft: stores finished batches and returns those of an earlier run.
+        on_progress: called with the number of finished questions.
 
     Returns:
         The replies by the question's position.
@@ -91,18 +92,20 @@ def answer_questions(
             replies = known[number]
         else:
             some = [questions[position] for position in members]
-            drawn = seed_of(seed, number)
-            found = converse(some, sample, room, samples=samples, temperature=heat, seed=drawn, strip=strip)
-            replies = dict(zip(members, found, strict=True))
+            batch_seed = seed_of(seed, number)
+            conversed = converse(
+                some, sample, budget, samples=samples, temperature=heat, seed=batch_seed, strip=strip
+            )
+            replies = dict(zip(members, conversed, strict=True))
             if draft:
                 draft.append(replies)
-        for position, one in replies.items():
-            if isinstance(one, str):
-                drops.drop(one, questions[position].place)
+        for position, reply in replies.items():
+            if isinstance(reply, str):
+                drops.drop(reply, questions[position].place)
             else:
-                answers[position] = one
+                answers[position] = reply
         done += len(members)
-        if number >= len(known) or number == len(batches) - 1:  # the time left is not that of reading a draft
+        if number >= len(known) or number == len(batches) - 1:  # stored batches would distort the time left
             on_progress(done)
     return dict(sorted(answers.items()))
 
@@ -116,8 +119,8 @@ def batches_of(
     """
 
     def order(position: int) -> tuple[float, int]:
-        one = questions[position]
-        return temperature(one), -sum(len(message.content) for message in one.prompt)
+        question = questions[position]
+        return temperature(question), -sum(len(message.content) for message in question.prompt)
 
     ordered = sorted(range(len(questions)), key=order)
     batches = []
@@ -130,47 +133,47 @@ def batches_of(
 def converse(
     questions: Sequence[Question],
     sample: Sample,
-    room: TokenBudget,
+    budget: TokenBudget,
     *,
     samples: int,
     temperature: float,
     seed: int,
     strip: bool,
 ) -> list[Replies]:
-    """The replies to each question, or why there are none; each sample is a conversation of its own."""
-    said: list[list[list[Rollout]]] = [[[] for _ in range(samples)] for _ in questions]
+    """The replies to each question, or why there are none; each sample is a separate conversation."""
+    rollouts: list[list[list[Rollout]]] = [[[] for _ in range(samples)] for _ in questions]
     faults: dict[int, str] = {}
-    for turn in range(1 + max(len(one.later) for one in questions)):
-        # At the first turn, and without chance at all, what one sample is asked the others are too.
+    for turn in range(1 + max(len(question.later) for question in questions)):
+        # At the first turn, and in greedy decoding, all samples have the same prompt.
         alike = turn == 0 or temperature == 0
         threads = {
-            (place, number): _thread(one, [_text(rollout, strip) for rollout in said[place][number]])
-            for place, one in enumerate(questions)
-            if turn <= len(one.later) and place not in faults
+            (index, number): _thread(question, [_text(rollout, strip) for rollout in rollouts[index][number]])
+            for index, question in enumerate(questions)
+            if turn <= len(question.later) and index not in faults
             for number in range(1 if alike else samples)
         }
-        for (place, _), thread in threads.items():
-            if fault := room.fault(thread):
-                faults[place] = f"turn {turn + 1} {fault}" if turn else fault
-        asked = {key: thread for key, thread in threads.items() if key[0] not in faults}
-        if not asked:
+        for (index, _), thread in threads.items():
+            if fault := budget.fault(thread):
+                faults[index] = f"turn {turn + 1} {fault}" if turn else fault
+        pending = {key: thread for key, thread in threads.items() if key[0] not in faults}
+        if not pending:
             break
-        drawn = samples if turn == 0 and temperature > 0 else 1
+        per_prompt = samples if turn == 0 and temperature > 0 else 1
         groups = sample(
-            list(asked.values()), samples=drawn, temperature=temperature, seed=seed_of(seed, turn)
+            list(pending.values()), samples=per_prompt, temperature=temperature, seed=seed_of(seed, turn)
         )
-        for (place, number), group in zip(asked, groups, strict=True):
-            hearers = range(samples) if alike else (number,)
-            for hearer, rollout in zip(hearers, itertools.cycle(group), strict=False):
-                said[place][hearer].append(rollout)
+        for (index, number), group in zip(pending, groups, strict=True):
+            receivers = range(samples) if alike else (number,)
+            for receiver, rollout in zip(receivers, itertools.cycle(group), strict=False):
+                rollouts[index][receiver].append(rollout)
     return [
-        faults.get(place) or [_reply(rollouts, strip) for rollouts in conversations]
-        for place, conversations in enumerate(said)
+        faults.get(index) or [_reply(turns, strip) for turns in conversations]
+        for index, conversations in enumerate(rollouts)
     ]
 
 
 def _thread(question: Question, answers: Sequence[str]) -> Conversation:
-    """The conversation up to the turn that comes after these answers."""
+    """The conversation up to the turn after these answers."""
     messages = list(question.prompt)
     for answer, next_turn in zip(answers, question.later, strict=False):
         messages += [Message("assistant", answer), Message("user", next_turn)]
@@ -183,7 +186,7 @@ def _text(rollout: Rollout, strip: bool) -> str:
 
 def _reply(rollouts: Sequence[Rollout], strip: bool) -> Reply:
     return Reply(
-        tuple(_text(one, strip) for one in rollouts),
-        tuple(one.finished for one in rollouts),
-        tuple(len(one.completion_ids) for one in rollouts),
+        tuple(_text(rollout, strip) for rollout in rollouts),
+        tuple(rollout.finished for rollout in rollouts),
+        tuple(len(rollout.completion_ids) for rollout in rollouts),
     )

@@ -1,4 +1,4 @@
-"""Held-out prompts, answered before and after: reward, gold score, KL, length, with intervals.
+"""Evaluation on held-out prompts: reward, gold score, KL and length before and after, with intervals.
 
 Shapes: P prompts, S answers to each.
 """
@@ -29,16 +29,13 @@ from rlhf.models.loading import PeftModel, autocast, base_of
 
 FIGURES = ("reward", "gold", "kl", "length")
 HELD_OUT = "held_out"
-"""One figure more, where a held-out reward watches."""
+"""A further figure, where the config has a held-out reward."""
 RESAMPLES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer to a held-out prompt.
-
-    `kl` is the sum of its log-ratios to the reference, a reward that is missing is None.
-    """
+    """An answer to a held-out prompt; `kl` is the sum of its log-ratios, a missing reward is None."""
 
     answer: str
     reward: float | None
@@ -63,24 +60,22 @@ def answer_prompts(
     held_out: Rewards | None = None,
     probe: EngineProbe | None = None,
 ) -> list[list[Answer]]:
-    """Sample, score and measure `samples` answers to each prompt, by the policy as it is now; rewards are the
-    bare ones.
+    """Sample and score `samples` answers to each prompt by the current policy; rewards are not shaped.
 
     Args:
-        reference: what wears the role that the policy is held to: the model itself or, where that has no
-            adapter, a frozen copy.
-        held_out: a reward that the policy does not learn from.
-        probe: takes the engine's log-probabilities beside the trainer's, for the caller to check.
+        reference: the model that the reference is a role of: the policy's, or a frozen copy of the base.
+        held_out: a reward that the policy is not trained on.
+        probe: collects the engine's and the trainer's log-probabilities, for the caller to check.
     """
     engine.sync(model)
     groups = engine.generate([chat.prompt_ids(p.messages) for p in prompts], samples=samples, seed=seed)
-    asked = [prompt for prompt, group in zip(prompts, groups, strict=True) for _ in group]
+    repeated = [prompt for prompt, group in zip(prompts, groups, strict=True) for _ in group]
     rollouts = [rollout for group in groups for rollout in group]
-    golds = gold_scores(asked, rollouts)
-    rewarded = _rewards(rewards, asked, rollouts)
-    watched = [None] * len(rollouts) if held_out is None else _rewards(held_out, asked, rollouts)
+    golds = gold_scores(repeated, rollouts)
+    rewarded = _rewards(rewards, repeated, rollouts)
+    held_out_rewards = [None] * len(rollouts) if held_out is None else _rewards(held_out, repeated, rollouts)
     kl = _kl_to_reference(model, reference, groups, tokens_per_batch, chat.pad_id, probe)
-    figures = iter(zip(rewarded, golds, watched, kl, strict=True))
+    figures = iter(zip(rewarded, golds, held_out_rewards, kl, strict=True))
     return [
         [
             Answer(
@@ -99,10 +94,10 @@ def answer_prompts(
 
 
 def _rewards(rewards: Rewards, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[float | None]:
-    given = rewards.of(prompts, rollouts)
-    if not any(given.known):
-        raise given.no_rewards_error()
-    return [reward if known else None for reward, known in zip(given.rewards, given.known, strict=True)]
+    result = rewards.of(prompts, rollouts)
+    if not any(result.known):
+        raise result.no_rewards_error()
+    return [reward if known else None for reward, known in zip(result.rewards, result.known, strict=True)]
 
 
 def _kl_to_reference(
@@ -113,7 +108,7 @@ def _kl_to_reference(
     pad_id: int,
     probe: EngineProbe | None,
 ) -> list[float]:
-    """The sum of log-ratios of each answer, in the order of the groups; without the adapter's dropout."""
+    """Sum of log-ratios of each answer, in the order of the groups; without dropout."""
     kl = [0.0] * sum(map(len, groups))
     was_training = model.training
     model.eval()
@@ -125,15 +120,15 @@ def _kl_to_reference(
             compute_device(model),
             one_per_row=one_per_row(base_of(model)),
         )
-        for row, counted in lockstep(rows, model):
+        for row, is_real in lockstep(rows, model):
             reference_M = reference_logps(reference, reference, row)
             logps_M, _, answer_M = token_logps(model, row.packed, entropy=False)
-            if probe is not None and counted:
+            if probe is not None and is_real:
                 engine_M = engine_logps(row.rollouts, like=logps_M)
                 probe.add(engine_M, logps_M, reference_M, answer_M, len(row.answers))
             kl_N = segment_sum(logps_M - reference_M, answer_M, len(row.answers))
-            for place, value in zip(row.answers, kl_N.tolist(), strict=True):
-                kl[place] = value
+            for index, value in zip(row.answers, kl_N.tolist(), strict=True):
+                kl[index] = value
     model.train(was_training)
     return kl
 
@@ -149,8 +144,8 @@ def compare(
     A prompt is the unit that is resampled: its answers before and after are compared with one another, and
     the interval is the percentile bootstrap over prompts.
     """
-    watched = any(answer.held_out is not None for group in before for answer in group)
-    names = (*FIGURES, HELD_OUT) if watched else FIGURES
+    has_held_out = any(answer.held_out is not None for group in before for answer in group)
+    names = (*FIGURES, HELD_OUT) if has_held_out else FIGURES
     return {
         "before": {name: _mean(before, name) for name in names},
         "after": {name: _mean(after, name) for name in names},
@@ -163,8 +158,8 @@ def compare(
                 "prompt": [m.as_dict() for m in prompt.messages],
                 "source": prompt.source,
                 "check": prompt.check,
-                "before": _as_dict(first[0], watched=watched),
-                "after": _as_dict(second[0], watched=watched),
+                "before": _as_dict(first[0], has_held_out=has_held_out),
+                "after": _as_dict(second[0], has_held_out=has_held_out),
             }
             for prompt, first, second in zip(prompts, before, after, strict=True)
         ],
@@ -200,5 +195,5 @@ def _difference(
     return {"mean": mean, "ci95": interval or [mean, mean]}
 
 
-def _as_dict(answer: Answer, *, watched: bool) -> Mapping[str, Any]:
-    return {name: getattr(answer, name) for name in Answer.__slots__ if watched or name != HELD_OUT}
+def _as_dict(answer: Answer, *, has_held_out: bool) -> Mapping[str, Any]:
+    return {name: getattr(answer, name) for name in Answer.__slots__ if has_held_out or name != HELD_OUT}

@@ -1,4 +1,4 @@
-"""Who answers: a policy's folder, or a base by itself, ready to sample with either engine."""
+"""A policy or a base that answers prompts, by vLLM or transformers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ less."""
 
 
 class Sample(Protocol):
-    """Answers to conversations that wait for the assistant."""
+    """Samples answers to conversations that end with the user."""
 
     def __call__(
         self, conversations: Sequence[Conversation], *, samples: int, temperature: float, seed: int
@@ -49,12 +49,12 @@ class Speaker:
     """A policy or a base, read but not loaded.
 
     Attributes:
-        name: what files and tables call it.
-        folder: of the policy's adapter; None for a base by itself.
+        name: in files and tables.
+        folder: of the policy's adapter; None for a plain base.
         model: base, revision, dtype, quantization, template_date, chat_template_kwargs.
         rank: of the adapter.
-        chat: the door to token ids.
-        context: tokens that the base can take, prompt and answer together.
+        chat: tokenizer and chat template.
+        context: context length in tokens, prompt and answer together.
         card: what a policy that was trained without an adapter says of its training; empty for an adapter, or
             a base.
     """
@@ -94,7 +94,7 @@ class Speaker:
         return cls(name_of(policy), place, model, rank, chat, context, card)
 
     def transformers(self, max_new_tokens: int) -> Sample:
-        """Load it, and sample by transformers' own generate."""
+        """Load it, and sample by transformers' `generate`."""
         base = SharedBase.load(**self.model, chat=self.chat)
         if self.folder is not None:
             base.add_policy(self.folder)
@@ -103,16 +103,16 @@ class Speaker:
     def vllm(
         self, max_new_tokens: int, *, longest: int, sequences: int, memory_gib: float, gpu_memory_share: float
     ) -> Sample:
-        """Load it into vLLM: the base, and its adapter as it stands in its folder.
+        """Load base and adapter into vLLM.
 
         Args:
-            longest: tokens of the longest prompt and answer.
-            sequences: answers under way at once.
+            longest: tokens of the longest prompt with its answer.
+            sequences: answers sampled at once.
             memory_gib: of the key-value cache, on a CPU.
-            gpu_memory_share: of the card, on a GPU.
+            gpu_memory_share: share of the GPU's memory.
         """
         from policy.rollouts.vllm_arguments import EngineSettings
-        from policy.rollouts.vllm_engine import VLLMEngine  # imported when asked for: it may not be installed
+        from policy.rollouts.vllm_engine import VLLMEngine  # vllm may not be installed
 
         sampling = Sampling(max_new_tokens, 1.0, self.chat.stop_ids)
         settings = EngineSettings(
@@ -142,19 +142,16 @@ class Speaker:
 
 
 def _whole_card(folder: Path) -> Mapping[str, Any]:
-    """What the config.json of a policy that was trained without an adapter says of its training.
-
-    Empty where the folder holds none.
-    """
+    """The training card in the config.json of a policy that was trained without an adapter; else empty."""
     file = folder / "config.json"
-    found: Mapping[str, Any] = (
+    card: Mapping[str, Any] = (
         json.loads(file.read_text(encoding="utf-8")).get(TRAINED_WHOLE, {}) if file.is_file() else {}
     )
-    return found
+    return card
 
 
 def on_base(base: SharedBase, policy: str | None, max_new_tokens: int) -> Sample:
-    """One of the policies on a base, or the base itself."""
+    """Samples from one of the policies on a base, or from the base itself."""
 
     def sample(
         conversations: Sequence[Conversation], *, samples: int, temperature: float, seed: int
@@ -172,16 +169,16 @@ def on_base(base: SharedBase, policy: str | None, max_new_tokens: int) -> Sample
 
 
 def name_of(policy: str) -> str:
-    """What a policy is called: its run's name for `RUN/final`, else the last part of its path or name."""
+    """The name of a policy: its run's for `RUN/final`, else the last part of its path or name."""
     path = Path(policy)
     return (path.resolve().parent if path.name == "final" else path).name
 
 
 def require_engine(name: str) -> None:
-    """Make sure that an engine of this name is there.
+    """Check the name of an engine.
 
     Raises:
-        ModelError: there is none.
+        ModelError: there is no such engine.
     """
     if name not in ENGINES:
         raise ModelError(
@@ -194,7 +191,8 @@ def _require_there(policy: str) -> None:
     if explicit and not Path(policy).exists():
         raise ModelError(
             f"There is no folder {policy}.",
-            allowed="the final/ folder of an `align-policy` run, `embedded`, a folder with a model, or a Hugging Face name",
+            allowed="the final/ folder of an `align-policy` run, `embedded`, a folder with a model, or a "
+            "Hugging Face name",
             fix=f"correct the path: {missing_local(policy)}",
         )
 

@@ -129,8 +129,8 @@ class RewardBuilder:
             raise ModelError(
                 f"The reward {source.words()}: {error.found}",
                 allowed=error.allowed
-                or "a folder or Hugging Face name of an AutoModelForSequenceClassification with a chat template, or a "
-                "final/ folder of `rlhf train-reward`",
+                or "a folder or Hugging Face name of an AutoModelForSequenceClassification with a chat "
+                "template, or a final/ folder of `rlhf train-reward`",
                 fix=error.fix or "try it: rlhf score MODEL --input FILE.jsonl --output FILE.jsonl",
             ) from error
         return ModelReward(scorer)

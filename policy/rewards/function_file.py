@@ -100,7 +100,8 @@ def _from_file(place: str, file: Path) -> ModuleType:
         missing = f"there is no file {file.absolute()}" if folder.is_dir() else f"there is no folder {folder}"
         raise ConfigError(
             f"The reward function {place} cannot be loaded: {missing}.{did_you_mean(str(file), near)}",
-            allowed="FILE.py:NAME with a path from the current folder, or MODULE:NAME of an installed package",
+            allowed="FILE.py:NAME with a path from the current folder, or MODULE:NAME of an installed "
+            "package",
         )
     file = file.resolve()
     state = file.stat()
@@ -135,7 +136,8 @@ def _installed(place: str, name: str) -> ModuleType:
         if isinstance(error, ModuleNotFoundError) and error.name and name.startswith(error.name):
             raise ConfigError(
                 f"The reward function {place} cannot be loaded: no module {error.name!r} is installed.",
-                allowed="FILE.py:NAME with a path from the current folder, or MODULE:NAME of an installed package",
+                allowed="FILE.py:NAME with a path from the current folder, or MODULE:NAME of an installed "
+                "package",
                 fix=f"for a file write {name.replace('.', '/')}.py:{place.rpartition(':')[2]}",
             ) from error
         raise _cannot_load(place, None, error) from error

@@ -40,7 +40,8 @@ class JudgeReward:
         # A verdict stands at the end, so the excerpt shows the end as well.
         missing = Missing(
             f"the judge's text holds no {self.config.form} verdict: {excerpt(judged.unread)}",
-            f"if the text is cut off, raise judge.max_tokens above {self.config.max_tokens}; if it ends with a "
+            f"if the text is cut off, raise judge.max_tokens above {self.config.max_tokens}; if it ends "
+            "with a "
             "verdict of another form, set judge.form",
         )
         scores = [score for group in judged.scores for score in group]

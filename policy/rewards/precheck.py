@@ -93,15 +93,18 @@ def _check_gold(prompts: Sequence[Prompt], *, some_suffice: bool) -> None:
         if prompt.check is None and custom is not None:
             family = custom.get("family") if isinstance(custom, dict) else None
             raise DataError(
-                f"The reward `gold` cannot evaluate the check {excerpt(custom, family)}: its family is {family!r}.",
+                f"The reward `gold` cannot evaluate the check {excerpt(custom, family)}: its family is "
+                f"{family!r}.",
                 allowed=f"family: {', '.join(CONSTRAINTS)}",
-                fix="evaluate custom checks with a function: reward={function: FILE.py:NAME} gets them as `check`",
+                fix="evaluate custom checks with a function: reward={function: FILE.py:NAME} gets them as "
+                "`check`",
             )
     without = [prompt for prompt in prompts if prompt.check is None]
     if without and not (some_suffice and len(without) < len(prompts)):
         raise DataError(
             f"The reward `gold` needs a check in every prompt; {len(without)} of {len(prompts)} have none, "
-            f"for example {excerpt(without[0].messages[-1].content)} of {without[0].source or 'no named source'}.",
+            f"for example {excerpt(without[0].messages[-1].content)} of "
+            f"{without[0].source or 'no named source'}.",
             allowed="prompts with a column `check`, as those of `path: demo`",
             fix="name the column: columns.check=COLUMN; or use another reward"
             + (

@@ -24,7 +24,7 @@ class PrincipleReward:
         self._scores: Sequence[Score | RlhfError] = ()
 
     def columns(self, name: str) -> dict[str, RewardTerm]:
-        """Reward terms by their name in the log: `name`, or with several principles `name.1`, `name.2`, ..."""
+        """Reward terms by name in the log: `name`, or with several principles `name.1`, `name.2`, ..."""
         principles = self.scorer.principles
         if len(principles) == 1:
             return {name: self}
@@ -38,7 +38,7 @@ class PrincipleReward:
         ]
 
     def scores(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> Sequence[Score | RlhfError]:
-        """The scores of each answer by every principle; those of the same list of answers are computed once."""
+        """The scores of each answer by every principle; the same list of answers is scored once."""
         if rollouts is not self._answers:
             self._scores = score_each(self.scorer.score, conversations_of(prompts, rollouts))
             self._answers = rollouts

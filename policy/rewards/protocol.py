@@ -72,7 +72,8 @@ class RewardResult:
     def no_rewards_error(self) -> RewardError:
         """The error where no answer has a reward."""
         return RewardError(
-            f"None of the {len(self.rewards)} answers has a reward. Of the first: {self.missing.get(0, 'not known why')}",
+            f"None of the {len(self.rewards)} answers has a reward. Of the first: "
+            f"{self.missing.get(0, 'not known why')}",
             allowed="with reward_shaping.missing=drop some answers may be without, not all",
             fix="remove the cause that is named above; weight=0 only logs the rewards of a source",
         )

@@ -51,7 +51,7 @@ class ServerReward:
         weakref.finalize(self, self._http.close)
 
     def check(self) -> None:
-        """Check that the server is reachable, accepts the token and speaks this protocol.
+        """Check that the server is reachable, accepts the token and has this protocol version.
 
         Raises:
             ConfigError: it is not, or does not.
@@ -59,7 +59,8 @@ class ServerReward:
         health = self._request("GET", "/health", retry_delays=(), error_type=ConfigError)
         if health.get("protocol") != SERVER_PROTOCOL:
             raise ConfigError(
-                f"{self.url} answers, but is not a reward server of this version (protocol {health.get('protocol')}).",
+                f"{self.url} answers, but is not a reward server of this version (protocol "
+                f"{health.get('protocol')}).",
                 allowed=f"an address of `rlhf serve-reward`, protocol {SERVER_PROTOCOL}",
             )
 
@@ -82,7 +83,8 @@ class ServerReward:
         if not isinstance(scores, list) or len(scores) != len(conversations):
             count = len(scores) if isinstance(scores, list) else "no"
             raise RewardError(
-                f"The reward server at {self.url} sent {count} scores for {len(conversations)} conversations.",
+                f"The reward server at {self.url} sent {count} scores for {len(conversations)} "
+                "conversations.",
                 allowed='{"scores": [{"reward": x} or {"error": "..."}, ...]}, one for each',
             )
         return [_reward(score) for score in scores]
@@ -122,7 +124,8 @@ class ServerReward:
         raise error_type(
             f"The reward server at {self.url} gave no answer to {path}: {reason}",
             allowed=f"a running `rlhf serve-reward`, an answer within {self.timeout:g} seconds",
-            fix="start it there (rlhf serve-reward MODEL); continue an interrupted run with --resume, or name another "
+            fix="start it there (rlhf serve-reward MODEL); continue an interrupted run with --resume, or "
+            "name another "
             "address in a new run",
         )
 
@@ -130,7 +133,8 @@ class ServerReward:
         token = os.environ.get(self.token_env, "")
         if not token:
             raise ConfigError(
-                f"The environment variable {self.token_env} is not set: it holds the token of the reward server at {self.url}.",
+                f"The environment variable {self.token_env} is not set: it holds the token of the reward "
+                f"server at {self.url}.",
                 fix=self._token_fix(),
             )
         if not is_header_safe(token):
@@ -143,7 +147,8 @@ class ServerReward:
 
     def _wrong_token(self, status: int) -> ConfigError:
         return ConfigError(
-            f"The reward server at {self.url} does not accept the token in {self.token_env} (status {status}).",
+            f"The reward server at {self.url} does not accept the token in {self.token_env} (status "
+            f"{status}).",
             fix=self._token_fix(),
         )
 

@@ -129,7 +129,8 @@ class PagedEngine:
             raise GpuMemoryError("rollouts", failed[0])
         if failed:
             raise EngineError(
-                f"transformers' continuous batching failed for {len(failed)} of {len(requests)} answers: {failed[0]}",
+                f"transformers' continuous batching failed for {len(failed)} of {len(requests)} answers: "
+                f"{failed[0]}",
                 fix="rollouts.continuous_batching=false, or fewer rollouts.max_new_tokens",
             )
         return [outputs[request] for request in requests]

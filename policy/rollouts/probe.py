@@ -97,13 +97,15 @@ class EngineProbe:
         difference, reference = figures["engine/logprob_difference"], figures["engine/reference_difference"]
         if not difference <= bound:  # NaN too
             raise EngineError(
-                f"Engine and trainer disagree {when}: mean |difference of log-probabilities| is {difference:.3f}.",
+                f"Engine and trainer disagree {when}: mean |difference of log-probabilities| is "
+                f"{difference:.3f}.",
                 allowed=f"at most {bound} (rollouts.logprob_bound)",
                 fix="the policy did not reach the engine, or base and dtype differ between the two",
             )
         if reference < NEARER * difference:
             raise EngineError(
-                f"The engine samples from the reference {when}: its log-probabilities are {reference:.2g} from those of "
+                f"The engine samples from the reference {when}: its log-probabilities are {reference:.2g} "
+                "from those of "
                 f"the reference, and {difference:.2g} from the policy's.",
                 fix="the policy did not reach the engine; look for its message above",
             )

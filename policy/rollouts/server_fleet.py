@@ -187,7 +187,8 @@ class Fleet:
             before, server.lost = server.lost, reason
             if before is None:
                 print(
-                    f"Rollout server {server.url} is lost: {reason}. In use: {len(self.alive)} of {len(self.servers)}. "
+                    f"Rollout server {server.url} is lost: {reason}. In use: {len(self.alive)} of "
+                    f"{len(self.servers)}. "
                     "Its unfinished prompts go to the others; it is tried again at each update.",
                     flush=True,
                 )

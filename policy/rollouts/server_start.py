@@ -111,7 +111,8 @@ def server_mistake(server: Server, problem: ServerError, wanted: Wanted) -> Mode
     if problem.status in (401, 403):
         return ModelError(
             f"{server.url} rejects the token ({problem}).",
-            allowed=f"the server's --api-key, in the environment variable {wanted.token_env} (rollouts.token_env)",
+            allowed=f"the server's --api-key, in the environment variable {wanted.token_env} "
+            "(rollouts.token_env)",
             fix=f"export {wanted.token_env}=...",
         )
     return ModelError(f"{server.url}: {problem}", allowed="a stock vLLM server", fix=wanted.command())

@@ -106,7 +106,8 @@ class VLLMEngine:
         if not loaded:
             raise EngineError(
                 f"vLLM did not load adapter {self.adapters}.",
-                fix="look for its message above; adapter.rank and adapter.targets must be ones that vLLM supports",
+                fix="look for its message above; adapter.rank and adapter.targets must be ones that vLLM "
+                "supports",
             )
 
     def generate(self, prompts: Sequence[Sequence[int]], *, samples: int, seed: int) -> list[list[Rollout]]:
@@ -192,7 +193,8 @@ def _start(llm: Any, arguments: dict[str, Any]) -> Any:
         raise EngineError(
             f"vLLM does not start: {str(error).splitlines()[0]}",
             allowed="a share that is free when vLLM starts and holds its copy of the base and one sequence",
-            fix="rollouts.gpu_memory_share=SHARE as `rlhf plan CONFIG --gpus GPUS` prints it, or rollouts.engine=transformers",
+            fix="rollouts.gpu_memory_share=SHARE as `rlhf plan CONFIG --gpus GPUS` prints it, or "
+            "rollouts.engine=transformers",
         ) from error
 
 

@@ -164,10 +164,12 @@ def check_update(
             raise divergence_error(what, number, rewards)
     if number == 1 and not figures["kl/abs_mean"] <= bound:
         raise DivergenceError(
-            "Before the first update the policy and the reference give different log-probabilities: mean |log-ratio| "
+            "Before the first update the policy and the reference give different log-probabilities: mean "
+            "|log-ratio| "
             f"is {figures['kl/abs_mean']:.2g}.",
             allowed=f"at most {bound:g}: their weights are still equal, so only rounding may differ",
-            fix="model.fast_layers=false, which computes both by transformers' and PEFT's own layers (please report "
+            fix="model.fast_layers=false, which computes both by transformers' and PEFT's own layers "
+            "(please report "
             "the base); if it still differs, model.packing=false",
         )
 

@@ -55,7 +55,7 @@ class Aligner:
     config: Path
 
     def run(self, output: Path, servers: Pair, overlap: int, *words: str) -> Result:
-        told = {
+        options = {
             "rollouts.engine": "servers",
             "rollouts.servers": json.dumps([server.url for server in servers]),
             "rollouts.importance_sampling": "{level: token}",
@@ -63,7 +63,7 @@ class Aligner:
             "optimizer.schedule": "linear",
             "steps": 5,
         }
-        settings = [f"{key}={value}" for key, value in told.items()]
+        settings = [f"{key}={value}" for key, value in options.items()]
         command = ["align-policy", str(self.config), *settings, "--output", str(output), *words]
         return CliRunner().invoke(cli.app, command, prog_name="rlhf")
 

@@ -157,13 +157,13 @@ def test_the_gradient_does_not_depend_on_the_budget(
     unfinished: str,
     reduction: str,
 ) -> None:
-    told = [
+    settings = [
         f"algorithm.reduction={reduction}",
         "algorithm.kl.coefficient=0.1",
         f"algorithm.unfinished={unfinished}",
         *(["algorithm.unfinished_reward=-2"] if unfinished == "penalty" else []),
     ]
-    same_whatever_the_budget(policy_trainer(PROMPTS, groups, rewards, *told), 28)
+    same_whatever_the_budget(policy_trainer(PROMPTS, groups, rewards, *settings), 28)
 
 
 @pytest.mark.parametrize("unfinished", ["drop", "keep"])
@@ -171,8 +171,8 @@ def test_ppos_gradients_do_not_depend_on_the_budget(
     policy_trainer: Callable[..., Any], groups: list[list[Rollout]], rewards: list[float], unfinished: str
 ) -> None:
     """The policy's and the critic's; advantages are whitened over rows that are cut otherwise each time."""
-    told = f"algorithm={{name: ppo, epochs: 1, kl: {{coefficient: 0.1}}, unfinished: {unfinished}}}"
-    trainer = policy_trainer(PROMPTS, groups, rewards, told)
+    settings = f"algorithm={{name: ppo, epochs: 1, kl: {{coefficient: 0.1}}, unfinished: {unfinished}}}"
+    trainer = policy_trainer(PROMPTS, groups, rewards, settings)
     same_whatever_the_budget(trainer, 28 + 29, "loss/value", "value/mean", "value/explained_variance")
 
 

@@ -142,7 +142,7 @@ def case(
     known: dict[tuple[float, float, bool], dict[str, Tensor]],
     tmp_path: Path,
 ) -> Case:
-    """Our gradient and TRL's; what is told to ours only comes last."""
+    """Our gradient and TRL's; what is settings to ours only comes last."""
 
     def run(
         coefficient: float, temperature: float, *others: str, whole: bool = False

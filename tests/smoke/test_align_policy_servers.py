@@ -121,9 +121,9 @@ evaluation: {{prompts: 2, samples: 1}}
         kill(victim)
         code = aligning.wait(timeout=900)
         log.seek(0)
-        said = log.read()
-    assert code == 0, said
-    assert said.count(f"Rollout server {url} is lost") == said.count("is lost") == 1
+        printed = log.read()
+    assert code == 0, printed
+    assert printed.count(f"Rollout server {url} is lost") == printed.count("is lost") == 1
     rows, samples = rows_of(run), rows_of(run, "samples.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert [row["engine/lag"] for row in rows] == [0, 1, 1, 1]
@@ -135,4 +135,4 @@ evaluation: {{prompts: 2, samples: 1}}
     assert rows[3]["engine/reference_difference"] > 2 * rows[3]["engine/logprob_difference"]
     for file in ("config.yaml", "environment.json", "report.html"):
         assert TOKEN not in (run / file).read_text()
-    assert TOKEN not in said
+    assert TOKEN not in printed

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason
 
 
 def updates(
-    folder: Path, learning_rate: float, rollouts: dict[str, Any], **told: Any
+    folder: Path, learning_rate: float, rollouts: dict[str, Any], **settings: Any
 ) -> list[dict[str, Any]]:
     """Of a run in a process of its own: vLLM keeps what it takes until the process ends."""
     config = folder / "policy.yaml"
@@ -32,7 +32,7 @@ def updates(
                 "steps": 2,
                 "tokens_per_batch": 1024,
                 "evaluation": {"prompts": 2, "samples": 1},
-                **told,
+                **settings,
             }
         )
     )

@@ -78,9 +78,9 @@ def server(tiny_reward: Path) -> Iterator[str]:
         command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
     assert process.stdout is not None
-    said = process.stdout.readline()
-    found = re.search(r"http://127\.0\.0\.1:\d+", said)
-    assert found is not None, said
+    printed = process.stdout.readline()
+    found = re.search(r"http://127\.0\.0\.1:\d+", printed)
+    assert found is not None, printed
     yield found[0]
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == 0
@@ -198,8 +198,8 @@ def test_what_cannot_go_on(
 ) -> None:
     monkeypatch.setenv("RLHF_REWARD_TOKEN", TOKEN)
     monkeypatch.setenv("WRONG", "wrong-wrong")
-    told = [word.format(functions=functions, server=server, base=tiny_base) for word in words]
-    result = rlhf_command("align-policy", policy_config, *told, "--output", tmp_path / "run")
+    settings = [word.format(functions=functions, server=server, base=tiny_base) for word in words]
+    result = rlhf_command("align-policy", policy_config, *settings, "--output", tmp_path / "run")
     assert (result.exit_code, message in result.output) == (code, True), result.output
     assert "Traceback" not in result.output
     if code == 2:  # nothing of it is left

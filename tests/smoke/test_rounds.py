@@ -50,7 +50,7 @@ def test_two_rounds(first: Path, policy_config: Path, tiny_base: Path, tmp_path:
     assert rows[0]["kl/abs_mean"] == 0.0 < rows[1]["kl/abs_mean"]
     card = json.loads((second / "final" / "policy.json").read_text())
     assert card["start"] == str(first / "final")
-    assert "begun from the policy" in (second / "final" / "README.md").read_text()
+    assert "started from the policy" in (second / "final" / "README.md").read_text()
 
 
 def test_the_policy_of_a_second_round_is_one_plain_adapter(
@@ -115,7 +115,7 @@ def test_a_dry_run_tells_the_roles(
     words = ["align-policy", policy_config, PPO, start(first), "--dry-run", "--output", tmp_path / "2"]
     result = run_of(*words)
     assert result.exit_code == 0, result.output
-    assert f"Reference: a frozen copy of {first / 'final'}, which the policy starts as" in result.stdout
-    assert f"begins as {tiny_reward}; learning rate 0.0003, values clipped at 0.2" in result.stdout
+    assert f"Reference: a frozen copy of {first / 'final'}, from which the policy starts" in result.stdout
+    assert f"starts from {tiny_reward}; learning rate 0.0003, values clipped at 0.2" in result.stdout
     assert "Advantages: one a token, discount 1, lambda 0.95, whitened over the update" in result.stdout
     assert "Passes over the answers of an update: 2, each with a step of policy and critic" in result.stdout

@@ -49,8 +49,8 @@ def advantages(algorithm: Algorithm, row: MeasuredBatch) -> Tensor:
     return result.values
 
 
-def gradient(told: dict[str, Any], logps: Tensor, weights: Tensor | None = None) -> Tensor:
-    config = AlgorithmConfig.model_validate(told)
+def gradient(settings: dict[str, Any], logps: Tensor, weights: Tensor | None = None) -> Tensor:
+    config = AlgorithmConfig.model_validate(settings)
     algorithm = ALGORITHMS[config.name](config)
     row = measured(logps, weights)
     loss = algorithm.objective(logps, row, advantages(algorithm, row), algorithm.denominator(rollouts())).loss
@@ -73,7 +73,7 @@ def test_reinforce(logps: Tensor) -> None:
     assert torch.allclose(gradient({}, logps), by_answer([-one / 5 for one in a]))
 
 
-def test_reinforce_with_aligners_slips(logps: Tensor) -> None:
+def test_reinforce_with_aligners_bugs(logps: Tensor) -> None:
     # Each answer's own mean, over all six answers.
     a = [R[0] - R[1], R[1] - R[0], 0.0, 0.0, 0.0, 0.0]
     expected = by_answer([-one / length / 6 for one, length in zip(a, LENGTHS, strict=True)])
@@ -96,19 +96,19 @@ def test_rloo(logps: Tensor) -> None:
 
 
 @pytest.mark.parametrize("told", [{}, {"compat": True}, {"name": "rloo"}])
-def test_importance_weights_scale_the_gradient(told: dict[str, Any], logps: Tensor) -> None:
-    plain = gradient(told, logps)
-    assert torch.allclose(gradient(told, logps, torch.ones(len(plain), dtype=torch.double)), plain)
+def test_importance_weights_scale_the_gradient(settings: dict[str, Any], logps: Tensor) -> None:
+    plain = gradient(settings, logps)
+    assert torch.allclose(gradient(settings, logps, torch.ones(len(plain), dtype=torch.double)), plain)
     weights = by_answer([0.5, 1.5, 1.0, 2.0, 0.25, 1.0])
-    assert torch.allclose(gradient(told, logps, weights), weights * plain)
+    assert torch.allclose(gradient(settings, logps, weights), weights * plain)
 
 
 def test_a_better_answer_becomes_likelier(logps: Tensor) -> None:
     """A step goes down the gradient. Of the first group the first answer is the worst, the second the better
     of the finished two, the third the best of all."""
-    for told, best in (({}, 1), ({"compat": True}, 1), ({"name": "rloo"}, 2)):
-        slope = gradient(told, logps)
-        assert slope[0] > 0 > slope[sum(LENGTHS[:best])], told
+    for settings, best in (({}, 1), ({"compat": True}, 1), ({"name": "rloo"}, 2)):
+        slope = gradient(settings, logps)
+        assert slope[0] > 0 > slope[sum(LENGTHS[:best])], settings
 
 
 def test_more_kl_is_less_reward() -> None:

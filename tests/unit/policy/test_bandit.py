@@ -37,9 +37,9 @@ def other_direction() -> Tensor:
     return BETA * REFERENCE / (low - REWARD)
 
 
-def learn(told: dict[str, Any], *, biased_engine: bool = False) -> Tensor:
+def learn(settings: dict[str, Any], *, biased_engine: bool = False) -> Tensor:
     """The policy after some updates of the loop in small: sample, measure, advantages, objective, step."""
-    config = AlgorithmConfig.model_validate(told)
+    config = AlgorithmConfig.model_validate(settings)
     algorithm, kl = ALGORITHMS[config.name](config), config.kl
     logits, value = REFERENCE.log().requires_grad_(), torch.zeros((), requires_grad=True)
     optimizer = torch.optim.Adam([logits, value], lr=0.05, betas=(0.5, 0.9))
@@ -120,8 +120,8 @@ def test_the_optima_are_apart() -> None:
     ],
     ids=str,
 )
-def test_the_optimum_is_reached(told: dict[str, Any]) -> None:
-    assert distance(learn(told), tilted()) < 0.03
+def test_the_optimum_is_reached(settings: dict[str, Any]) -> None:
+    assert distance(learn(settings), tilted()) < 0.03
 
 
 def test_k3_in_the_loss_comes_to_the_other_optimum() -> None:

@@ -18,9 +18,9 @@ from rlhf.data.drops import DropReport
 FINAL = Path("runs/demo/policy/final")
 
 
-def config(**told: Any) -> PolicyConfig:
+def config(**settings: Any) -> PolicyConfig:
     return PolicyConfig.model_validate(
-        {"output": "runs/p", "reward": "runs/r/final", "data": {"prompts": [{"path": "demo"}]}, **told}
+        {"output": "runs/p", "reward": "runs/r/final", "data": {"prompts": [{"path": "demo"}]}, **settings}
     )
 
 
@@ -35,7 +35,7 @@ def config(**told: Any) -> PolicyConfig:
 def test_the_card_names_the_algorithm(name: str, method: str) -> None:
     assert method in card_text(config(algorithm={"name": name}), FINAL)
     begun = card_text(config(algorithm={"name": name}, start="runs/1/final"), FINAL)
-    assert "begun from the policy `runs/1/final`, which is the reference too" in begun
+    assert "started from the policy `runs/1/final`, which is also the reference" in begun
 
 
 def test_the_embedded_base_has_its_real_name_and_license() -> None:

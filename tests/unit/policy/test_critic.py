@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from policy.critic import critic_start, hang_critic, split_parameters, token_values
+from policy.critic import attach_critic, critic_start, split_parameters, token_values
 from policy.update.forward import pack_groups, token_logps
 from reward.scorer import Scorer
 from rlhf.config.policy import PolicyConfig
@@ -69,10 +69,10 @@ def test_it_starts_as_the_reward_model(
     model: PeftModel, tiny_base: Path, tiny_chat: Chat, tiny_reward: Path, weight: float
 ) -> None:
     """What it expects once a whole conversation stands is what the reward model gives that conversation."""
-    told = config(tiny_base, {"adapter": str(tiny_reward), "weight": weight})
+    settings = config(tiny_base, {"adapter": str(tiny_reward), "weight": weight})
     conversation = (*PROMPTS[1], Message("assistant", "Red."))
     (score,) = Scorer.share(tiny_reward, model, tiny_chat).score([conversation])
-    hang_critic(model, told)
+    attach_critic(model, settings)
     ids = tuple(tiny_chat.conversation_ids(conversation))
     answers = [Rollout(ids[:5], (*ids[5:], 300), (), True, ""), Rollout(ids[:5], (7, 8), (), True, "")]
     values = values_of(model, [answers])
@@ -91,14 +91,18 @@ def test_it_starts_as_the_reward_model(
     ],
 )
 def test_it_starts_from_nothing_where_told_to_or_the_reward_is_another(
-    model: PeftModel, tiny_base: Path, tiny_reward: Path, groups: list[list[Rollout]], told: dict[str, Any]
+    model: PeftModel,
+    tiny_base: Path,
+    tiny_reward: Path,
+    groups: list[list[Rollout]],
+    settings: dict[str, Any],
 ) -> None:
-    reward = told["reward"]
+    reward = settings["reward"]
     reward = [str(tiny_reward), reward[1]] if isinstance(reward, list) else reward
     reward = str(tiny_reward) if reward == "{adapter}" else reward
-    resolved = config(tiny_base, **{**told, "reward": reward})
+    resolved = config(tiny_base, **{**settings, "reward": reward})
     assert critic_start(resolved) is None
-    hang_critic(model, resolved)
+    attach_critic(model, resolved)
     assert values_of(model, groups).tolist() == [0.0] * 10
     _, critic = split_parameters(model)
     assert len(critic) == 2 * 7 * 2 + 1 and all(parameter.dtype == torch.float32 for parameter in critic)
@@ -110,7 +114,7 @@ def test_a_reward_model_of_another_base_is_refused(other_base: Path, tiny_reward
     base = load_causal(str(other_base), revision=None, dtype="float32", quantization="none")
     other = with_adapter(base, lora_config(rank=4, alpha=8, dropout=0.0, targets="all-linear"))
     with pytest.raises(ModelError, match="The reward model was trained on"):
-        hang_critic(other, config(other_base, str(tiny_reward)))
+        attach_critic(other, config(other_base, str(tiny_reward)))
 
 
 def gradients(model: PeftModel) -> tuple[bool, bool]:
@@ -125,7 +129,7 @@ def test_policy_and_critic_share_no_weight(
     from rlhf.models.forwards import enable_packed_logprobs
 
     enable_packed_logprobs(model.get_base_model(), 1.0)
-    hang_critic(model, config(tiny_base, str(tiny_reward)))
+    attach_critic(model, config(tiny_base, str(tiny_reward)))
     (row,) = pack_groups(groups, 10_000, 0)
     token_logps(model, row.packed)[0].sum().backward()
     assert gradients(model) == (True, False)
@@ -171,8 +175,8 @@ def test_before_the_first_step_every_ratio_is_exactly_1(
 
 def test_the_figures_of_an_update(policy_trainer: Trainer, groups: list[list[Rollout]]) -> None:
     """One pass: loss and figures from the definition, the policy's and the critic's passes made by hand."""
-    told = "algorithm={name: ppo, unfinished: keep, epochs: 1, critic: {gae_lambda: 1.0, whiten: false}, kl: {coefficient: 0.3}}"
-    trainer = policy_trainer(PROMPTS, groups, REWARDS, told)
+    settings = "algorithm={name: ppo, unfinished: keep, epochs: 1, critic: {gae_lambda: 1.0, whiten: false}, kl: {coefficient: 0.3}}"
+    trainer = policy_trainer(PROMPTS, groups, REWARDS, settings)
     (row,) = pack_groups(groups, 10_000, 0)
     with torch.no_grad():
         logps, _, answer = token_logps(trainer.model, row.packed)
@@ -253,9 +257,9 @@ def test_a_few_updates_teach_the_critic_what_comes(
     ]
     trainer = policy_trainer(PROMPTS, groups, REWARDS, PPO, *words)
     optimizer = trainer.create_optimizer()
-    told = []
+    settings = []
     for _ in range(15):
-        told.append(update(trainer))
+        settings.append(update(trainer))
         trainer._clip_grad_norm(trainer.model)
         optimizer.step()
         optimizer.zero_grad()
@@ -264,9 +268,9 @@ def test_a_few_updates_teach_the_critic_what_comes(
     unforeseen = (2 * 0.5**2 + 2 * 2.5**2) / 10
     returns = torch.tensor([1.0] * 3 + [2.0] * 2 + [-1.0] * 2 + [4.0] * 3)
     most = 1 - unforeseen / returns.var(correction=0).item()
-    assert told[0]["value/explained_variance"] < most - 0.3
-    assert told[-1]["value/explained_variance"] == pytest.approx(most, abs=0.03)
-    assert told[-1]["loss/value"] == pytest.approx(unforeseen / 2, rel=0.1)
+    assert settings[0]["value/explained_variance"] < most - 0.3
+    assert settings[-1]["value/explained_variance"] == pytest.approx(most, abs=0.03)
+    assert settings[-1]["loss/value"] == pytest.approx(unforeseen / 2, rel=0.1)
 
 
 def test_gradients_are_the_same_where_activations_are_computed_twice(

@@ -10,8 +10,8 @@ from rlhf.config.algorithm import AlgorithmConfig
 from rlhf.config.policy import PolicyConfig
 
 
-def lines(**told: Any) -> list[str]:
-    return describe_algorithm(AlgorithmConfig.model_validate(told), longest=100)
+def lines(**settings: Any) -> list[str]:
+    return describe_algorithm(AlgorithmConfig.model_validate(settings), longest=100)
 
 
 def test_reinforce() -> None:
@@ -19,8 +19,10 @@ def test_reinforce() -> None:
     assert lines() == [
         "Algorithm: reinforce; loss: token_mean; unfinished answers: drop",
         "KL penalty: 0.01 x mean of abs over an answer's tokens, in the reward",
-        f"In TRL's convention (beta x sum of k1, in the reward): beta = {beta:.3g} = coefficient / L, for answers of L = 50 tokens "
-        "(half of rollouts.max_new_tokens), x 2 / sqrt(pi k), the mean of |d| over that of d, for a KL of k = 0.05 nats a token",
+        f"In TRL's convention (beta x sum of k1, in the reward): beta = {beta:.3g} = coefficient / L, for "
+        "answers of L = 50 tokens "
+        "(half of rollouts.max_new_tokens), x 2 / sqrt(pi k), the mean of |d| over that of d, for a KL of "
+        "k = 0.05 nats a token",
     ]
 
 
@@ -36,15 +38,15 @@ def test_ppo_charges_the_kl_token_by_token() -> None:
     assert lines(name="ppo", kl={"placement": "loss"})[1].endswith("in the loss")
 
 
-def config(**told: Any) -> PolicyConfig:
+def config(**settings: Any) -> PolicyConfig:
     return PolicyConfig.model_validate(
-        {"output": "runs/p", "reward": "runs/r/final", "data": {"prompts": [{"path": "demo"}]}, **told}
+        {"output": "runs/p", "reward": "runs/r/final", "data": {"prompts": [{"path": "demo"}]}, **settings}
     )
 
 
 def test_the_roles_beside_the_policy() -> None:
     assert describe_roles(config()) == ["Reference: the base"]
-    told = config(
+    settings = config(
         start="runs/1/final",
         reward={"function": "gold"},
         algorithm={
@@ -53,27 +55,28 @@ def test_the_roles_beside_the_policy() -> None:
             "critic": {"whiten": False, "clip": None, "gae_lambda": 1, "warmup_steps": 5},
         },
     )
-    assert describe_roles(told) == [
-        "Reference: a frozen copy of runs/1/final, which the policy starts as",
-        "Critic: one more adapter and a head of one output; begins from a fresh adapter and a head of zeros; learning rate 0.0003, "
-        "no clip; learns alone for 5 updates",
-        "Advantages: one a token, discount 1, lambda 1",
-        "Passes over the answers of an update: 3, each with a step of policy and critic",
+    assert describe_roles(settings) == [
+        "Reference: a frozen copy of runs/1/final, from which the policy starts",
+        "Critic: an adapter and a head of one output; starts from a fresh adapter and a head of zeros; "
+        "learning rate 0.0003, "
+        "no clip; only the critic is trained for 5 updates",
+        "Advantages: per token, discount 1, lambda 1",
+        "Epochs per update: 3, each with an optimizer step of policy and critic",
     ]
-    assert "begins as runs/r/final; " in describe_roles(config(algorithm={"name": "ppo"}))[1]
+    assert "starts from runs/r/final; " in describe_roles(config(algorithm={"name": "ppo"}))[1]
 
 
 def test_what_else_there_is_to_say() -> None:
-    told = lines(compat=True, kl={"target": 6, "budget": 12, "horizon": 500})
-    assert told[0].startswith("Algorithm: reinforce, with NeMo-Aligner's slips; loss: sequence_mean")
-    assert told[3:] == [
-        "The coefficient is steered to a KL of 6, over 500 answers",
-        "The run ends where an answer's mean KL is beyond 12 nats",
+    settings = lines(compat=True, kl={"target": 6, "budget": 12, "horizon": 500})
+    assert settings[0].startswith("Algorithm: reinforce, with NeMo-Aligner's bugs; loss: sequence_mean")
+    assert settings[3:] == [
+        "The coefficient is adapted to a KL of 6, with a horizon of 500 answers",
+        "The run stops when the mean KL of an answer exceeds 12 nats",
     ]
 
 
 @pytest.mark.parametrize(("estimator", "noted"), [("k1", True), ("abs", True), ("k2", False), ("k3", True)])
 def test_a_gradient_that_is_not_the_kls_is_noted(estimator: str, noted: bool) -> None:
-    told = lines(kl={"estimator": estimator, "placement": "loss"})
-    assert any(line.startswith(f"Note: in the loss, {estimator} has ") for line in told) == noted
+    settings = lines(kl={"estimator": estimator, "placement": "loss"})
+    assert any(line.startswith(f"Note: in the loss, {estimator} has ") for line in settings) == noted
     assert not any("Note" in line for line in lines(kl={"estimator": estimator}))

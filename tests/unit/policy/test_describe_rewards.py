@@ -8,8 +8,8 @@ from policy.describe import describe_rewards, reward_words
 from rlhf.config.policy import PolicyConfig
 
 
-def config(**told: Any) -> PolicyConfig:
-    return PolicyConfig.model_validate({"output": "x", "data": {"prompts": [{"path": "demo"}]}, **told})
+def config(**settings: Any) -> PolicyConfig:
+    return PolicyConfig.model_validate({"output": "x", "data": {"prompts": [{"path": "demo"}]}, **settings})
 
 
 def test_one_folder() -> None:
@@ -17,7 +17,7 @@ def test_one_folder() -> None:
 
 
 def test_everything() -> None:
-    told = config(
+    settings = config(
         reward=["a", {"function": "gold", "weight": 0.5}, {"classifier": "c", "weight": -1}],
         reward_shaping={
             "normalise": "running",
@@ -27,11 +27,11 @@ def test_everything() -> None:
         },
         held_out_reward={"server": "http://h:1", "every": 5},
     )
-    assert reward_words(told) == "adapter a + 0.5 x function gold + -1 x classifier c"
-    assert describe_rewards(told) == [
+    assert reward_words(settings) == "adapter a + 0.5 x function gold + -1 x classifier c"
+    assert describe_rewards(settings) == [
         "Reward: adapter a + 0.5 x function gold + -1 x classifier c",
-        "The algorithm is given it normalised by the running mean and deviation, then clipped to -5 .. 5, "
+        "Shaping: normalised by the running mean and deviation, then clipped to -5 .. 5, "
         "then less 0.01 for each token above 100",
-        "Answers whose reward cannot be computed are left out and counted",
-        "Held-out reward: server http://h:1, asked before, after, and at one update in 5",
+        "Answers without a reward are left out and counted",
+        "Held-out reward: server http://h:1, before and after training, and at one update in 5",
     ]

@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from policy.export import export_policy, own_generation_config, text_logprobs
+from policy.export import export_policy, generation_config_of, text_logprobs
 from rlhf.adapters.storage import Adapter
 from rlhf.core.errors import DivergenceError, ModelError
 from rlhf.core.records import Message
@@ -106,9 +106,11 @@ def test_the_command_knows_a_policy(final: Path, rlhf_command: Any, tmp_path: Pa
 def test_how_a_base_draws_can_be_saved_whether_it_draws_or_not(
     tiny_chat: Chat, tmp_path: Path, do_sample: bool | None, kept: float | None
 ) -> None:
-    told = {"temperature": 0.6, "eos_token_id": 5} | ({} if do_sample is None else {"do_sample": do_sample})
-    (tmp_path / "generation_config.json").write_text(json.dumps(told))
-    own_generation_config(str(tmp_path), None, tiny_chat).save_pretrained(tmp_path / "saved")
+    settings = {"temperature": 0.6, "eos_token_id": 5} | (
+        {} if do_sample is None else {"do_sample": do_sample}
+    )
+    (tmp_path / "generation_config.json").write_text(json.dumps(settings))
+    generation_config_of(str(tmp_path), None, tiny_chat).save_pretrained(tmp_path / "saved")
     saved = GenerationConfig.from_pretrained(tmp_path / "saved")
     assert saved.temperature == kept
     assert saved.eos_token_id == [5, *tiny_chat.stop_ids]
@@ -123,10 +125,10 @@ def test_how_a_base_draws_can_be_saved_whether_it_draws_or_not(
     ],
 )
 def test_settings_of_a_base_that_transformers_refuses_to_save(
-    tiny_chat: Chat, tmp_path: Path, told: dict[str, Any]
+    tiny_chat: Chat, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 5, **told}))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 5, **settings}))
     with pytest.raises(ValueError, match="Fix these issues"):
         GenerationConfig.from_pretrained(tmp_path).save_pretrained(tmp_path / "theirs")
-    own_generation_config(str(tmp_path), None, tiny_chat).save_pretrained(tmp_path / "saved")
+    generation_config_of(str(tmp_path), None, tiny_chat).save_pretrained(tmp_path / "saved")
     assert GenerationConfig.from_pretrained(tmp_path / "saved").eos_token_id == [5, *tiny_chat.stop_ids]

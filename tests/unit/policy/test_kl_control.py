@@ -27,8 +27,8 @@ def test_steering_finds_the_target() -> None:
     assert 2 / coefficient == pytest.approx(5.0, rel=1e-3)
 
 
-def control(**told: float | None) -> KLControl:
-    return KLControl(0.1, **{"target": None, "horizon": 100.0, "budget": None, **told})  # type: ignore[arg-type]
+def control(**settings: float | None) -> KLControl:
+    return KLControl(0.1, **{"target": None, "horizon": 100.0, "budget": None, **settings})  # type: ignore[arg-type]
 
 
 def observe(one: KLControl, update: int, kl: float, reward: float) -> None:

@@ -27,8 +27,8 @@ ANSWER = torch.repeat_interleave(torch.arange(4), torch.tensor(LENGTHS))
 OLD = torch.linspace(-3, -1, 8, dtype=torch.double)
 
 
-def ppo(**told: Any) -> PPO:
-    return PPO.of(AlgorithmConfig.model_validate({"name": "ppo", **told}))
+def ppo(**settings: Any) -> PPO:
+    return PPO.of(AlgorithmConfig.model_validate({"name": "ppo", **settings}))
 
 
 def measured(**other: Any) -> MeasuredBatch:
@@ -111,7 +111,7 @@ def test_whitened_over_all_rows() -> None:
     mean, variance = moments(plain)
     expected = [(a - mean) / math.sqrt(variance + 1e-8) for a in plain]
     assert torch.cat([one.values for one in found]).tolist() == pytest.approx(expected)
-    # Returns are on the reward's own scale, and the spread is told as it was before.
+    # Returns are on the reward's own scale, and the spread is settings as it was before.
     returns = torch.cat([one.returns_M for one in found if one.returns_M is not None])
     assert returns.tolist() == pytest.approx([a + v for a, v in zip(plain, VALUES, strict=True)])
     assert figures["advantage/std"] == pytest.approx(math.sqrt(variance))
@@ -182,9 +182,9 @@ def test_without_a_critic_to_speak_of_it_is_reinforce_on_the_bare_reward(
     reduction: str, unfinished: str
 ) -> None:
     """Values 0, lambda and discount 1, no KL, no whitening, one pass."""
-    told = {"reduction": reduction, "unfinished": unfinished}
-    algorithm = ppo(**told, critic={"whiten": False, "gae_lambda": 1.0})
-    other = Reinforce.of(AlgorithmConfig.model_validate(told))
+    settings = {"reduction": reduction, "unfinished": unfinished}
+    algorithm = ppo(**settings, critic={"whiten": False, "gae_lambda": 1.0})
+    other = Reinforce.of(AlgorithmConfig.model_validate(settings))
     row = measured(penalty_M=torch.zeros(8).double(), values_M=torch.zeros(8).double())
     logps = OLD.clone().requires_grad_()
     (found,), _ = advantages_of(algorithm, row)

@@ -40,19 +40,19 @@ def update(trainer: Any) -> dict[str, float]:
 
 
 def with_logprobs(trainer: Any, groups: list[list[Rollout]], off_by: float) -> list[list[Rollout]]:
-    """The same answers, told by an engine whose log-probabilities are that far from the trainer's."""
-    told = []
+    """The same answers, settings by an engine whose log-probabilities are that far from the trainer's."""
+    settings = []
     for group in groups:
         (row,) = pack_groups([group], 10_000, 0)
         with torch.no_grad():
             logps, _, answer = token_logps(trainer.model, row.packed)
-        told.append(
+        settings.append(
             [
                 replace(rollout, logprobs=tuple((logps[answer == number] + off_by).tolist()))
                 for number, rollout in enumerate(group)
             ]
         )
-    return told
+    return settings
 
 
 def test_the_trunk_ends_one_token_early_so_that_the_first_token_is_predicted() -> None:
@@ -88,9 +88,9 @@ def test_answers_keep_their_places_through_packing() -> None:
 def test_unfinished_answers(
     policy_trainer: Callable[..., Any], groups: list[list[Rollout]], rule: str, advantages: list[float]
 ) -> None:
-    told = [f"algorithm.unfinished={rule}", "algorithm.kl.coefficient=0"]
-    told += ["algorithm.unfinished_reward=-3"] if rule == "penalty" else []
-    figures = update(policy_trainer(PROMPTS, groups, REWARDS, *told))
+    settings = [f"algorithm.unfinished={rule}", "algorithm.kl.coefficient=0"]
+    settings += ["algorithm.unfinished_reward=-3"] if rule == "penalty" else []
+    figures = update(policy_trainer(PROMPTS, groups, REWARDS, *settings))
     squares = sum(a * a for a in advantages) / 4
     assert figures["advantage/std"] == pytest.approx(math.sqrt(squares))  # their mean is 0
     assert figures["length/finished_share"] == 0.75
@@ -132,8 +132,8 @@ def test_gold_scores_where_a_prompt_can_be_checked(
 
 def test_an_engine_that_agrees(policy_trainer: Callable[..., Any], groups: list[list[Rollout]]) -> None:
     trainer = policy_trainer(PROMPTS, groups, REWARDS)
-    told = with_logprobs(trainer, groups, off_by=0.25)
-    trainer.engine.generate = lambda *_, **__: told
+    settings = with_logprobs(trainer, groups, off_by=0.25)
+    trainer.engine.generate = lambda *_, **__: settings
     figures = update(trainer)
     assert figures["engine/logprob_difference"] == pytest.approx(0.25, abs=1e-4)
     assert figures["engine/logprob_difference_max"] == pytest.approx(0.25, abs=1e-4)
@@ -143,8 +143,8 @@ def test_an_engine_that_disagrees_stops_the_run(
     policy_trainer: Callable[..., Any], groups: list[list[Rollout]]
 ) -> None:
     trainer = policy_trainer(PROMPTS, groups, REWARDS, "rollouts.logprob_bound=0.2")
-    told = with_logprobs(trainer, groups, off_by=-0.25)
-    trainer.engine.generate = lambda *_, **__: told
+    settings = with_logprobs(trainer, groups, off_by=-0.25)
+    trainer.engine.generate = lambda *_, **__: settings
     with pytest.raises(EngineError, match="Engine and trainer disagree at update 2: .* is 0.250") as caught:
         update(trainer)
     assert caught.value.allowed == "at most 0.2 (rollouts.logprob_bound)"

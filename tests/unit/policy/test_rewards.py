@@ -24,8 +24,8 @@ PROMPTS = [Prompt((Message("system", "S"), Message("user", f"Q{n}")), source="he
 ROLLOUTS = [Rollout((1,), (5,) * (n + 1), (), True, f"answer {n}") for n in range(3)]
 
 
-class Told:
-    """A source that says what it was told."""
+class Fixed:
+    """A source that says what it was caught."""
 
     def __init__(self, *values: float | Missing) -> None:
         self.values = list(values)
@@ -40,7 +40,7 @@ def weighted(*parts: WeightedTerm, missing: Any = "error") -> RewardResult:
 
 def test_a_weighted_sum() -> None:
     given = weighted(
-        WeightedTerm("a", 2.0, Told(1.0, -3.0, 0.5)), WeightedTerm("b", -0.5, Told(4.0, 2.0, 0.0))
+        WeightedTerm("a", 2.0, Fixed(1.0, -3.0, 0.5)), WeightedTerm("b", -0.5, Fixed(4.0, 2.0, 0.0))
     )
     assert given.rewards == [2.0 - 2.0, -6.0 - 1.0, 1.0]
     assert given.columns == {"a": [1.0, -3.0, 0.5], "b": [4.0, 2.0, 0.0]}  # bare, without the weight
@@ -48,13 +48,13 @@ def test_a_weighted_sum() -> None:
 
 
 def test_a_single_source_is_its_own_sum() -> None:
-    given = weighted(WeightedTerm("a", 1.0, Told(0.1, 0.2, 0.3)))
+    given = weighted(WeightedTerm("a", 1.0, Fixed(0.1, 0.2, 0.3)))
     assert (given.rewards, given.columns) == ([0.1, 0.2, 0.3], {})
 
 
 def test_a_weight_of_zero_only_logs() -> None:
     given = weighted(
-        WeightedTerm("a", 1.0, Told(1.0, 2.0, 3.0)), WeightedTerm("b", 0.0, Told(Missing("no"), 9.0, 9.0))
+        WeightedTerm("a", 1.0, Fixed(1.0, 2.0, 3.0)), WeightedTerm("b", 0.0, Fixed(Missing("no"), 9.0, 9.0))
     )
     assert given.rewards == [1.0, 2.0, 3.0] and given.missing == {}
     assert math.isnan(given.columns["b"][0]) and given.columns["b"][1:] == [9.0, 9.0]
@@ -62,8 +62,8 @@ def test_a_weight_of_zero_only_logs() -> None:
 
 def test_a_sum_with_a_missing_part_is_missing_and_never_the_rest() -> None:
     parts = (
-        WeightedTerm("a", 1.0, Told(1.0, 2.0, 3.0)),
-        WeightedTerm("b", 1.0, Told(5.0, Missing("it is ill"), 7.0)),
+        WeightedTerm("a", 1.0, Fixed(1.0, 2.0, 3.0)),
+        WeightedTerm("b", 1.0, Fixed(5.0, Missing("it is ill"), 7.0)),
     )
     given = weighted(*parts, missing="drop")
     assert given.known == [True, False, True] and math.isnan(given.rewards[1])
@@ -73,7 +73,7 @@ def test_a_sum_with_a_missing_part_is_missing_and_never_the_rest() -> None:
 
 def test_a_missing_reward_ends_the_run_where_it_is_an_error() -> None:
     with pytest.raises(RewardError) as caught:
-        weighted(WeightedTerm("a", 1.0, Told(1.0, Missing("it is ill"), 3.0)))
+        weighted(WeightedTerm("a", 1.0, Fixed(1.0, Missing("it is ill"), 3.0)))
     assert caught.value.exit_code == 1
     assert str(caught.value).startswith("1 of 3 answers have no reward. Answer 2: a: it is ill")
     assert "'Q1'" in str(caught.value) and "'answer 1'" in str(caught.value)
@@ -108,8 +108,8 @@ def test_an_answer_that_cannot_be_scored_spoils_no_other() -> None:
     assert scorer.calls[0] == 5  # together, as long as that works
 
 
-def function(told: Any) -> FunctionReward:
-    return FunctionReward(told, "mine.py:f")
+def function(settings: Any) -> FunctionReward:
+    return FunctionReward(settings, "mine.py:f")
 
 
 def test_a_function_is_called_as_trl_calls_it() -> None:

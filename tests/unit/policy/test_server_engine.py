@@ -134,9 +134,9 @@ def test_answers_are_records_in_the_order_of_their_prompts(
     groups = engine.generate(PROMPTS, samples=4, seed=1)
     folder = server.adapters[engine.adapter]
     assert ids_of(groups) == expected(fake_vllm, folder, PROMPTS, 4, seed=1)
-    told = fake_vllm.by_hash(folder, server.completions[0])
+    settings = fake_vllm.by_hash(folder, server.completions[0])
     place = PROMPTS.index(server.completions[0]["prompt"])
-    assert [rollout.logprobs for rollout in groups[place]] == [tuple(logprobs) for _, logprobs in told]
+    assert [rollout.logprobs for rollout in groups[place]] == [tuple(logprobs) for _, logprobs in settings]
     for prompt, group in zip(PROMPTS, groups, strict=True):
         for rollout in group:
             assert rollout.prompt_ids == tuple(prompt)
@@ -217,10 +217,10 @@ def test_a_server_killed_at_work_loses_no_answer_and_comes_back(
     killed.set()
     assert ids_of(engine.collect(requested)) == calm
     assert engine.figures() == {"engine/servers": 1.0, "engine/retried_prompts": 6.0}
-    said = [line for line in capsys.readouterr().out.splitlines() if "lost" in line]
-    assert len(said) == 1 and servers[1].url in said[0] and "In use: 1 of 2" in said[0]
+    printed = [line for line in capsys.readouterr().out.splitlines() if "lost" in line]
+    assert len(printed) == 1 and servers[1].url in printed[0] and "In use: 1 of 2" in printed[0]
 
-    engine.sync(policy(b"two"))  # still gone: said once
+    engine.sync(policy(b"two"))  # still gone: printed once
     assert capsys.readouterr().out == ""
     servers[1].start()
     engine.sync(policy(b"three"))
@@ -265,9 +265,9 @@ def test_a_server_that_shuts_down_ends_answers_early_and_another_finishes_them(
     start: Start, engine_of: Any, fake_vllm: Any
 ) -> None:
     def abort(body: Any) -> Any:
-        told = fake_vllm.completion(body, [([100], [-1.0])] * body["n"])
-        told["choices"][0]["finish_reason"] = "abort"
-        return 200, told
+        settings = fake_vllm.completion(body, [([100], [-1.0])] * body["n"])
+        settings["choices"][0]["finish_reason"] = "abort"
+        return 200, settings
 
     servers = [start(disturb=abort), start()]
     engine = synced(engine_of(*servers))
@@ -292,10 +292,10 @@ def test_no_server_left(start: Start, engine_of: Any) -> None:
     engine = synced(engine_of(*servers))
     for server in servers:
         server.kill()
-    with pytest.raises(EngineError) as told:
+    with pytest.raises(EngineError) as caught:
         engine.generate(PROMPTS, samples=2, seed=1)
     for part in ("No rollout server is left", servers[0].url, servers[1].url, "--enable-lora", "--resume"):
-        assert part in str(told.value)
+        assert part in str(caught.value)
     with pytest.raises(EngineError, match="No rollout server is left"):
         engine.sync(policy(b"two"))
 
@@ -303,9 +303,9 @@ def test_no_server_left(start: Start, engine_of: Any) -> None:
 def test_none_reached_at_the_start(start: Start, engine_of: Any) -> None:
     server = start()
     server.kill()
-    with pytest.raises(EngineError, match="No rollout server is left") as told:
+    with pytest.raises(EngineError, match="No rollout server is left") as caught:
         engine_of(server)
-    assert f"{server.url}: it cannot be reached" in str(told.value)
+    assert f"{server.url}: it cannot be reached" in str(caught.value)
 
 
 def test_one_of_two_not_reached_at_the_start_joins_later(
@@ -323,10 +323,10 @@ def test_one_of_two_not_reached_at_the_start_joins_later(
 
 @pytest.mark.parametrize("token", [None, "another"])
 def test_a_wrong_token(start: Start, engine_of: Any, token: str | None) -> None:
-    with pytest.raises(ModelError) as told:
+    with pytest.raises(ModelError) as caught:
         engine_of(start(token=TOKEN), token=token)
-    assert "rejects the token (401: Unauthorized)" in str(told.value)
-    assert "export MY_TOKEN=" in str(told.value)
+    assert "rejects the token (401: Unauthorized)" in str(caught.value)
+    assert "export MY_TOKEN=" in str(caught.value)
 
 
 def test_the_right_token_stays_out_of_every_message(
@@ -336,9 +336,9 @@ def test_the_right_token_stays_out_of_every_message(
     engine = synced(engine_of(server, token=TOKEN))
     assert len(engine.generate(PROMPTS, samples=2, seed=1)) == len(PROMPTS)
     server.token = "another"
-    with pytest.raises(EngineError, match="rejects the token in .MY_TOKEN") as told:
+    with pytest.raises(EngineError, match="rejects the token in .MY_TOKEN") as caught:
         engine.generate(PROMPTS, samples=2, seed=1)
-    assert TOKEN not in str(told.value) + capsys.readouterr().out
+    assert TOKEN not in str(caught.value) + capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -352,9 +352,9 @@ def test_the_right_token_stays_out_of_every_message(
 def test_a_server_started_in_another_way(
     start: Start, engine_of: Any, settings: Any, message: str, fix: str
 ) -> None:
-    with pytest.raises(ModelError) as told:
+    with pytest.raises(ModelError) as caught:
         synced(engine_of(start(), start(**settings)))
-    assert message in str(told.value) and fix in str(told.value)
+    assert message in str(caught.value) and fix in str(caught.value)
 
 
 def test_a_server_with_another_model(fake_vllm: Any, engine_of: Any) -> None:
@@ -385,9 +385,9 @@ def test_a_folder_that_the_server_does_not_see(
     server = start()
     load = server._load
     server._load = lambda name, folder: load(name, Path("/elsewhere") / name)
-    with pytest.raises(ModelError, match="does not see the adapter's folder.*") as told:
+    with pytest.raises(ModelError, match="does not see the adapter's folder.*") as caught:
         synced(engine_of(server))
-    assert "rollouts.adapter_folder=" in str(told.value)
+    assert "rollouts.adapter_folder=" in str(caught.value)
 
 
 def test_logprobs_from_before_the_temperature(start: Start, engine_of: Any) -> None:
@@ -409,23 +409,23 @@ def test_a_prompt_that_a_server_refuses_ends_the_run(start: Start, engine_of: An
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda told: told["choices"].clear(), "returned 0 of 2 answers"),
-        (lambda told: told["choices"].pop(), "returned 1 of 2 answers"),
-        (lambda told: told["choices"][0].update(token_ids=None), "returned no token ids"),
-        (lambda told: told["choices"][0].update(logprobs=None), "returned no log-probabilities"),
-        (lambda told: told["choices"][0].update(token_ids=[], logprobs={"token_logprobs": []}), "without a token"),
-        (lambda told: told["choices"][0]["logprobs"]["token_logprobs"].pop(), "log-probabilities for"),
-        (lambda told: told["choices"][0].update(finish_reason="length", token_ids=[5], logprobs={"token_logprobs": [-1]}), "cut an answer at 1 tokens"),
-        (lambda told: told.update(model="the-base"), "in place of the adapter"),
+        (lambda settings: settings["choices"].clear(), "returned 0 of 2 answers"),
+        (lambda settings: settings["choices"].pop(), "returned 1 of 2 answers"),
+        (lambda settings: settings["choices"][0].update(token_ids=None), "returned no token ids"),
+        (lambda settings: settings["choices"][0].update(logprobs=None), "returned no log-probabilities"),
+        (lambda settings: settings["choices"][0].update(token_ids=[], logprobs={"token_logprobs": []}), "without a token"),
+        (lambda settings: settings["choices"][0]["logprobs"]["token_logprobs"].pop(), "log-probabilities for"),
+        (lambda settings: settings["choices"][0].update(finish_reason="length", token_ids=[5], logprobs={"token_logprobs": [-1]}), "cut an answer at 1 tokens"),
+        (lambda settings: settings.update(model="the-base"), "in place of the adapter"),
     ],
 )  # fmt: skip
 def test_answers_that_cannot_be_used(
     start: Start, engine_of: Any, fake_vllm: Any, spoil: Any, message: str
 ) -> None:
     def spoilt(body: Any) -> Any:
-        told = fake_vllm.completion(body, fake_vllm.by_hash(None, body))
-        spoil(told)
-        return 200, told
+        settings = fake_vllm.completion(body, fake_vllm.by_hash(None, body))
+        spoil(settings)
+        return 200, settings
 
     engine = synced(engine_of(start(disturb=spoilt)))
     with pytest.raises(EngineError, match=message):
@@ -434,9 +434,9 @@ def test_answers_that_cannot_be_used(
 
 def test_choices_are_put_in_order(start: Start, engine_of: Any, fake_vllm: Any) -> None:
     def shuffled(body: Any) -> Any:
-        told = fake_vllm.completion(body, fake_vllm.by_hash(server.adapters[body["model"]], body))
-        told["choices"].reverse()
-        return 200, told
+        settings = fake_vllm.completion(body, fake_vllm.by_hash(server.adapters[body["model"]], body))
+        settings["choices"].reverse()
+        return 200, settings
 
     server = start(disturb=shuffled)
     engine = synced(engine_of(server))

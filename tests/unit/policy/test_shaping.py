@@ -24,8 +24,8 @@ def alone(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def shaped(rewards: list[float], lengths: list[int] | None = None, **told: Any) -> list[float]:
-    return Shaping(ShapingConfig.model_validate({"missing": "drop", **told})).of(
+def shaped(rewards: list[float], lengths: list[int] | None = None, **settings: Any) -> list[float]:
+    return Shaping(ShapingConfig.model_validate({"missing": "drop", **settings})).of(
         RewardResult(rewards), lengths or [1] * len(rewards)
     )
 
@@ -103,8 +103,8 @@ def test_the_order_is_normalise_clip_charge() -> None:
 
 
 def test_a_better_answer_stays_better() -> None:
-    for told in ({"normalise": "batch"}, {"normalise": "running"}, {"clip": (-100, 100)}):
-        low, high = shaped([1.0, 2.0], **told)
+    for settings in ({"normalise": "batch"}, {"normalise": "running"}, {"clip": (-100, 100)}):
+        low, high = shaped([1.0, 2.0], **settings)
         assert low < high
     assert normalised(torch.tensor([3.0]), Moments(2, 1.0, 2.0)).item() > 0
 

@@ -282,9 +282,9 @@ def test_another_chat_template(tiny_base: Path, final: Path, tiny_reward: Path) 
 
 
 def test_asking_what_is_not_there(base: SharedBase, final: Path) -> None:
-    with pytest.raises(ModelError, match=r"^No reward model hangs on this base\."):
+    with pytest.raises(ModelError, match=r"^No reward model is attached to this base\."):
         base.score(ANSWERED)
-    with pytest.raises(ModelError, match=r"^No policy 'policy' hangs on this base\.") as caught:
+    with pytest.raises(ModelError, match=r"^No policy 'policy' is attached to this base\.") as caught:
         base.answer(PROMPTS, policy="policy")
     assert caught.value.allowed == "none yet"
     base.add_policy(final)

@@ -47,7 +47,8 @@ def line_of(file: str, text: str) -> str:
 
 def test_a_file_with_dataclasses(write: Write) -> None:
     file = write(
-        "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass W:\n    a: float = 2.0\n"
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass W:\n    "
+        "a: float = 2.0\n"
         "def f(completions, **_): return [W().a * n for n in range(len(completions))]\n"
     )
     assert load(f"{file}:f").of(PROMPTS, ROLLOUTS) == [0.0, 2.0]

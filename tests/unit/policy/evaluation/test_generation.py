@@ -44,7 +44,7 @@ def rollout(text: str, *, finished: bool = True) -> Rollout:
 
 
 class Echo:
-    """Answers with what was said last, the sample's number and the seed, with white space around."""
+    """Answers with what was printed last, the sample's number and the seed, with white space around."""
 
     def __init__(self, fail_at: int = -1) -> None:
         self.calls: list[tuple[list[Conversation], int, float]] = []

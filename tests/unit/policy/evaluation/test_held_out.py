@@ -171,7 +171,7 @@ def test_an_answer_without_a_reward_is_in_no_mean() -> None:
     assert result["missing"] == {"before": 1, "after": 2}
 
 
-class Told:
+class Fixed:
     """Rewards that are given."""
 
     def __init__(self, *rewards: float) -> None:
@@ -185,11 +185,11 @@ def test_rewards_that_are_missing_in_an_evaluation(model: Any, tiny_chat: Chat) 
     engine = TransformersEngine(Sampling(3, 1.0, tiny_chat.stop_ids), tiny_chat)
     nan = float("nan")
 
-    def ask(rewards: Told, held_out: Told | None = None) -> list[Answer]:
-        told: Any = {"samples": 2, "seed": 3, "tokens_per_batch": 64, "held_out": held_out}
-        return answer_prompts(model, model, engine, rewards, tiny_chat, PROMPTS[:1], **told)[0]
+    def ask(rewards: Fixed, held_out: Fixed | None = None) -> list[Answer]:
+        settings: Any = {"samples": 2, "seed": 3, "tokens_per_batch": 64, "held_out": held_out}
+        return answer_prompts(model, model, engine, rewards, tiny_chat, PROMPTS[:1], **settings)[0]
 
-    assert [one.reward for one in ask(Told(nan, 2.0))] == [None, 2.0]
-    assert [one.held_out for one in ask(Told(1.0, 2.0), Told(-1.0, nan))] == [-1.0, None]
+    assert [one.reward for one in ask(Fixed(nan, 2.0))] == [None, 2.0]
+    assert [one.held_out for one in ask(Fixed(1.0, 2.0), Fixed(-1.0, nan))] == [-1.0, None]
     with pytest.raises(RewardError, match="None of the 2 answers has a reward. Of the first: it is ill"):
-        ask(Told(nan, nan))
+        ask(Fixed(nan, nan))
