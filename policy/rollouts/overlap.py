@@ -32,8 +32,10 @@ from rlhf.distributed.sharding import set_parameters
 from rlhf.models.loading import POLICY, PeftModel
 from rlhf.runs.checkpoints import trainable_state
 
-LAG = "Answers are sampled one update ahead, by a policy that is one update old; "
+LAG = (
+    "Answers are sampled one update ahead, by a policy that is one update old; "
     "importance sampling corrects this."
+)
 GROUPS, SAMPLER = "ahead.json", "ahead.safetensors"
 Weights = Mapping[str, Tensor]
 Forward = Callable[[MicroBatch], tuple[Tensor, Tensor, Tensor]]

@@ -95,7 +95,7 @@ def test_rloo(logps: Tensor) -> None:
     assert torch.allclose(gradient({"name": "rloo"}, logps), by_answer([-one / 6 for one in a]))
 
 
-@pytest.mark.parametrize("told", [{}, {"compat": True}, {"name": "rloo"}])
+@pytest.mark.parametrize("settings", [{}, {"compat": True}, {"name": "rloo"}])
 def test_importance_weights_scale_the_gradient(settings: dict[str, Any], logps: Tensor) -> None:
     plain = gradient(settings, logps)
     assert torch.allclose(gradient(settings, logps, torch.ones(len(plain), dtype=torch.double)), plain)

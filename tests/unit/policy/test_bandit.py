@@ -106,7 +106,7 @@ def test_the_optima_are_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    "told",
+    "settings",
     [
         {"kl": IN_REWARD},
         {"kl": IN_REWARD, "compat": True},

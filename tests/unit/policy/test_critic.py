@@ -82,7 +82,7 @@ def test_it_starts_as_the_reward_model(
 
 
 @pytest.mark.parametrize(
-    "told",
+    "settings",
     [
         {"reward": {"function": "gold"}},
         {"reward": ["{adapter}", {"function": "gold"}]},

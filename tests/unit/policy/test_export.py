@@ -89,7 +89,7 @@ def test_an_adapter_that_was_lost_leaves_nothing(
 
 
 def test_not_a_policy(tiny_reward: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"is not a policy of this project: policy\.json is missing"):
+    with pytest.raises(ModelError, match=r"policy\.json"):
         export_policy(tiny_reward, tmp_path / "out", TALKS)
 
 
@@ -98,7 +98,7 @@ def test_the_command_knows_a_policy(final: Path, rlhf_command: Any, tmp_path: Pa
     assert result.exit_code == 2 and "is a policy: it has no reward to export" in result.stderr
     result = rlhf_command("export", final, "--output", tmp_path / "out", "--dtype", "float32")
     assert result.exit_code == 0, result.output
-    assert "in a conversation's log-probabilities: " in result.stdout
+    assert "a conversation's log-probabilities" in result.stdout
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 
@@ -117,7 +117,7 @@ def test_how_a_base_draws_can_be_saved_whether_it_draws_or_not(
 
 
 @pytest.mark.parametrize(
-    "told",
+    "settings",
     [
         {"length_penalty": 2.0},
         {"num_beams": 1, "early_stopping": True},
