@@ -38,7 +38,6 @@ MAXIMUM: dict[str, int] = {
     ".": 6,
     "benchmarks": 377,
     "docs": 13,
-    "policy": 93,
     "reward": 23,
     "rlhf/adapters": 4,
     "rlhf/data": 40,

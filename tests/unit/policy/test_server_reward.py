@@ -183,7 +183,7 @@ def test_no_server(scripted: Scripted) -> None:
 
 def test_a_server_of_another_kind(scripted: Scripted) -> None:
     scripted.script = [(200, {"status": "ok"}), (404, "<html>nothing here</html>"), (200, {"protocol": 1})]
-    with pytest.raises(ConfigError, match="is no reward server of this version"):
+    with pytest.raises(ConfigError, match="is not a reward server of this version"):
         client(scripted).check()
     with pytest.raises(ConfigError, match="status 404: <html>nothing here"):
         client(scripted).check()
