@@ -15,7 +15,7 @@ from typer.testing import Result
 
 from policy.rewards.principle import PrincipleReward
 from policy.rewards.protocol import Missing
-from policy.rewards.weighted import Part, WeightedRewards
+from policy.rewards.weighted import WeightedRewards, WeightedTerm
 from reward.load_scorer import load_scorer
 from reward.losses import fulfilment
 from reward.principle.items import make_items
@@ -207,7 +207,7 @@ def test_several_principles_are_several_rewards(trained: Path) -> None:
     reward = PrincipleReward(scorer)
     columns = reward.columns("principle")
     assert list(columns) == ["principle.1", "principle.2"]
-    parts = [Part(name, 2.0, source) for name, source in columns.items()]
+    parts = [WeightedTerm(name, 2.0, source) for name, source in columns.items()]
     result = WeightedRewards(parts, "error").of(prompts, rollouts)
     assert calls == [2], "all principles in one call"
     scores = whole([(*PROMPT, Message("assistant", rollout.text)) for rollout in rollouts])
