@@ -38,9 +38,9 @@ def command(
 ) -> None:
     """Upload a reward model or a policy to the Hugging Face Hub.
 
-    One commit holds the weights, the model card (license, base, data, figures) and a policy's samples. A new repository is
-    private. Local paths are taken out of the card and of JSON files. The token is huggingface_hub's own: `hf auth login`,
-    or HF_TOKEN.
+    One commit holds the weights, the model card (license, base, data, figures) and a policy's samples. A new
+    repository is private. Local paths are taken out of the card and of JSON files. The token is
+    huggingface_hub's own: `hf auth login`, or HF_TOKEN.
 
     \b
     Examples:

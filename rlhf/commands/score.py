@@ -31,7 +31,8 @@ Principles = Annotated[
     typer.Option(
         "--principle",
         metavar="TEXT",
-        help="What a principle model (`rlhf train-principle`) scores by; may be repeated. The reward is the mean.",
+        help="What a principle model (`rlhf train-principle`) scores by; may be repeated. The reward is the "
+        "mean.",
     ),
 ]
 _CHUNK = 64  # lines held in memory at a time
@@ -69,7 +70,8 @@ def score(
     \b
     Examples:
       rlhf score runs/demo/reward/final --input answers.jsonl --output scored.jsonl
-      rlhf score runs/principle/final --principle "The response is one sentence." --input a.jsonl --output b.jsonl
+      rlhf score runs/principle/final --principle "The response is one sentence." --input a.jsonl --output
+      b.jsonl
     """
     from reward.load_scorer import load_scorer  # torch loads only when the command runs
 

@@ -23,8 +23,9 @@ def command(
 ) -> None:
     """Train the Pairwise Justifier of HelpSteer2-Preference's paper.
 
-    It learns from annotators' texts to write a justification of which of two responses is better, and the verdict last
-    ("@Response 2 is slightly better than @Response 1."). TRL's SFTTrainer, LoRA on the frozen base.
+    It learns from annotators' texts to write a justification of which of two responses is better, and the
+    verdict last ("@Response 2 is slightly better than @Response 1."). TRL's SFTTrainer, LoRA on the frozen
+    base.
 
     \b
     Examples:
@@ -42,7 +43,8 @@ def command(
     if "overall" in result:
         low, high = (100 * end for end in result["intervals"]["overall"])
         typer.echo(
-            f"Held out: {100 * result['overall']:.1f} % of {result['count']} pairs are right in both orders together "
+            f"Held out: {100 * result['overall']:.1f} % of {result['count']} pairs are right in both orders "
+            "together "
             f"(95 % interval {low:.1f} to {high:.1f}; ties wrong)."
         )
     if result:

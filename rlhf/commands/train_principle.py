@@ -21,9 +21,10 @@ def command(
 ) -> None:
     """Train an adapter that scores a response by a principle in words.
 
-    It learns from responses with a principle and whether it is fulfilled (HelpSteer3's `principle`). The score is
-    logit(Yes) - logit(No) of the next token after the question whether the response satisfies the principle: no head, and
-    any principle can be used afterwards, in `rlhf score --principle` and in `reward: {principle: ...}`.
+    It learns from responses with a principle and whether it is fulfilled (HelpSteer3's `principle`). The
+    score is logit(Yes) - logit(No) of the next token after the question whether the response satisfies the
+    principle: no head, and any principle can be used afterwards, in `rlhf score --principle` and in `reward:
+    {principle: ...}`.
 
     \b
     Example:
@@ -40,7 +41,9 @@ def command(
     if result:
         low, high = (100 * end for end in result["ci95"])
         typer.echo(
-            f"Held out: {100 * result['accuracy']:.1f} % of {result['count']} judgements are right (95 % interval "
-            f"{low:.1f} to {high:.1f}); always giving the more frequent answer: {100 * result['majority']:.1f} %."
+            f"Held out: {100 * result['accuracy']:.1f} % of {result['count']} judgements are right (95 % "
+            "interval "
+            f"{low:.1f} to {high:.1f}); always giving the more frequent answer: "
+            f"{100 * result['majority']:.1f} %."
         )
     typer.echo(f"Model: {settings.output / 'final'}")

@@ -87,7 +87,8 @@ class AlgorithmConfig(Strict):
     unfinished_reward: float | None = None
     """Reward of an unfinished answer with `unfinished: penalty`."""
     flat_groups: Literal["keep", "skip"] = "keep"
-    """Groups whose shaped rewards are all equal: `skip` leaves them out of the update (`reward/groups_skipped`)."""
+    """Groups whose shaped rewards are all equal: `skip` leaves them out of the update
+    (`reward/groups_skipped`)."""
 
     @model_validator(mode="before")
     @classmethod

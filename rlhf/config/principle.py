@@ -26,7 +26,8 @@ class PrincipleDataConfig(Strict):
     principles: list[DataSource] = Field(min_length=1)
     """Sources of responses with a principle and whether it is fulfilled, `format: helpsteer3-principle`."""
     validation_share: Share = 0.05
-    """Share of prompts held out, chosen by a hash of the prompt; they choose the best checkpoint and give the final figure."""
+    """Share of prompts held out, chosen by a hash of the prompt; they choose the best checkpoint and give the
+    final figure."""
 
 
 class PrincipleConfig(RunConfig):
@@ -60,6 +61,7 @@ class PrincipleConfig(RunConfig):
         for source in self.data.principles:
             if source.format != "helpsteer3-principle":
                 raise ValueError(
-                    f"data.principles: format {source.format!r} holds no principles; write format: helpsteer3-principle"
+                    f"data.principles: format {source.format!r} holds no principles; write format: "
+                    "helpsteer3-principle"
                 )
         return self

@@ -45,8 +45,8 @@ def is_header_safe(token: str) -> bool:
 
 
 class Source(Strict):
-    """A source of rewards: exactly one of `adapter`, `classifier`, `server`, `function`, `judge`, `ensemble` and
-    `principle`."""
+    """A source of rewards: exactly one of `adapter`, `classifier`, `server`, `function`, `judge`, `ensemble`
+    and `principle`."""
 
     adapter: Place | None = None
     """A reward model on the policy's base, whose weights it shares: the `final/` folder of `rlhf

@@ -143,7 +143,8 @@ class Principle:
 
 @dataclass(frozen=True, slots=True)
 class Justification:
-    """Two responses to one prompt, and an annotator's text on them: the reasons, then a statement with the verdict."""
+    """Two responses to one prompt, and an annotator's text on them: the reasons, then a statement with the
+    verdict."""
 
     prompt: Conversation
     response_1: str

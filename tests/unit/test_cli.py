@@ -74,6 +74,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     for package, name in ((reward, "train_reward"), (policy, "align_policy")):
         recipe = types.SimpleNamespace(**{name: runner(name), "dry_run": dry_run})
         monkeypatch.setattr(package, "recipe", recipe, raising=False)
+        monkeypatch.setitem(sys.modules, f"{package.__name__}.recipe", recipe)
+        monkeypatch.setitem(
+            sys.modules, f"{package.__name__}.dry_run", types.SimpleNamespace(dry_run=dry_run)
+        )
     return noted
 
 
@@ -235,7 +239,7 @@ def test_completion_knows_commands_and_their_options(tmp_path: Path) -> None:
         ask = {"_RLHF_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": count}
         return set(subprocess_run(cwd=tmp_path, **ask).stdout.split())
 
-    assert completed("rlhf tr") == {"train-reward"}
+    assert completed("rlhf tr") == {name for name in COMMANDS if name.startswith("tr")}
     assert "--dry-run" in completed("rlhf train-reward --d")
 
 
@@ -305,7 +309,17 @@ def test_the_configs_come_with_the_package(tmp_path: Path, monkeypatch: pytest.M
 TEXT = {
     *("annotator", "adjudicator", "repo", "base"),
     *("overrides", "form", "label", "host", "token_env", "format_", "name", "engine", "prompt_column"),
-    *("best_of", "kl", "dtype", "quantization", "gpus", "rollout_gpus", "parallel", "utilisation"),
+    *(
+        "principle",
+        "best_of",
+        "kl",
+        "dtype",
+        "quantization",
+        "gpus",
+        "rollout_gpus",
+        "parallel",
+        "utilisation",
+    ),
 }
 """Text arguments that are no paths."""
 

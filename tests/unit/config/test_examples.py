@@ -61,6 +61,8 @@ UNSET: dict[str, str] = {
     "expo.strong": "set by the recipe",
     "expo.rank": "a smaller adapter for deployment",
     "stages.N.centering_weight": "for reward models that are compared across prompts",
+    "reward.N.principle": "needs a model of train-principle: docs/rewards.md",
+    "reward.N.principles": "needs a model of train-principle: docs/rewards.md",
     "reward.N.label": "for classifiers with several outputs",
     "reward.N.judge.orders": "for pairwise judges; set in configs/judge/vllm.yaml",
     "rollouts.adapter_folder": ENVIRONMENT,

@@ -32,6 +32,7 @@ ALIGNER = {
     "kl": {"estimator": "abs", "reduction": "mean", "coefficient": 0.01, **KL},
     "unfinished": "drop",
     "unfinished_reward": None,
+    "flat_groups": "keep",
 }
 TRL = {
     "name": "rloo",
@@ -44,6 +45,7 @@ TRL = {
     "kl": {"estimator": "k1", "reduction": "sum", "coefficient": 0.05, **KL},
     "unfinished": "keep",
     "unfinished_reward": None,
+    "flat_groups": "keep",
 }
 PPO = {
     "name": "ppo",
@@ -64,6 +66,7 @@ PPO = {
     "kl": {"estimator": "k1", "reduction": "sum", "coefficient": 0.01, **KL},
     "unfinished": "drop",
     "unfinished_reward": None,
+    "flat_groups": "keep",
 }
 
 
