@@ -194,7 +194,7 @@ class MLflow(MLflowCallback):
             self._async_log = self._initialized = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """End the run, once all metrics are written; one that the user has started goes on."""
+        """End the run, once all metrics are written; one that the user has started continues."""
         self._ml_flow.flush_async_logging()
         if self._started or self._auto_end_run:
             self._ml_flow.end_run()

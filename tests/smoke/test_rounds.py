@@ -117,5 +117,5 @@ def test_a_dry_run_tells_the_roles(
     assert result.exit_code == 0, result.output
     assert f"Reference: a frozen copy of {first / 'final'}, from which the policy starts" in result.stdout
     assert f"starts from {tiny_reward}; learning rate 0.0003, values clipped at 0.2" in result.stdout
-    assert "Advantages: one a token, discount 1, lambda 0.95, whitened over the update" in result.stdout
-    assert "Passes over the answers of an update: 2, each with a step of policy and critic" in result.stdout
+    assert "Advantages: per token, discount 1, lambda 0.95, whitened over the update" in result.stdout
+    assert "Epochs per update: 2, each with an optimizer step of policy and critic" in result.stdout
