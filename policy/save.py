@@ -18,7 +18,7 @@ from rlhf.config.policy import PolicyConfig
 from rlhf.distributed import processes
 from rlhf.models.card import CARD
 from rlhf.models.chat import Chat
-from rlhf.models.dropout import OWN_NOISE
+from rlhf.models.dropout import CONFIGURED_NOISE
 from rlhf.models.embedded import resolve_base
 from rlhf.models.loading import POLICY, TRAINED_WHOLE, base_of, fingerprint
 from rlhf.runs import checkpoints
@@ -74,7 +74,7 @@ def _write_whole(
         resolve_base(card["base"]), revision=card["revision"], trust_remote_code=False
     )
     model_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    model_config |= {key: getattr(base, key, None) for key in SET_BY_TRAINER} | getattr(model, OWN_NOISE, {})
+    model_config |= {key: getattr(base, key, None) for key in SET_BY_TRAINER} | getattr(model, CONFIGURED_NOISE, {})
     model_config |= {
         "dtype": card["dtype"],
         TRAINED_WHOLE: {**card, "weights": hashlib.sha256(digests.encode()).hexdigest()},

@@ -1,6 +1,6 @@
-"""Tiny random causal models of transformers' families, saved as Hugging Face folders; all share one byte-level tokenizer.
+"""Tiny random causal models of transformers' families as Hugging Face folders, with one byte-level tokenizer.
 
-`FAMILIES` names what is built. A name is the family's `model_type`, or that with one setting that matters
+`FAMILIES` lists them. A name is the family's `model_type`, perhaps with a relevant setting
 (`qwen2_window`, `falcon_alibi`, `llama_yarn`).
 """
 
@@ -13,7 +13,8 @@ from typing import Any
 VOCABULARY = 260
 CONTEXT = 256
 CHATML = (
-    "{% for m in messages %}{{'<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% for m in messages %}"
+    "{{'<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
     "{% if add_generation_prompt %}{{'<|im_start|>assistant\n'}}{% endif %}"
 )
 
@@ -187,13 +188,13 @@ def build(name: str, folder: Path, *, scale: float = 0.2, **overrides: Any) -> P
 
 
 def write_tokenizer(folder: Path) -> None:
-    """A tokenizer of single bytes and four special tokens, with a ChatML template."""
+    """Save a tokenizer of single bytes and four special tokens, with a ChatML template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<pad>"]
     words = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    tokens = Tokenizer(models.BPE(vocab={word: place for place, word in enumerate(words)}, merges=[]))
+    tokens = Tokenizer(models.BPE(vocab={word: index for index, word in enumerate(words)}, merges=[]))
     tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokens.decoder = decoders.ByteLevel()
     tokens.add_special_tokens(special)

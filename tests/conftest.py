@@ -1,4 +1,4 @@
-"""No test reaches the network; and a tiny base, with a reward model on it, for the tests that need one."""
+"""Fixtures: no network; a tiny base, a reward model on it, and configs of short runs."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ os.environ.update(
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "DO_NOT_TRACK": "1",
         "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_HOST_IP": "127.0.0.1",  # or vLLM looks for the machine's address in the network
+        "VLLM_HOST_IP": "127.0.0.1",  # or vLLM looks up the machine's network address
         "TOKENIZERS_PARALLELISM": "false",
         "MPLBACKEND": "agg",
-        "OMP_NUM_THREADS": "1",  # tiny models are no faster on two, and much slower on two that are busy
+        "OMP_NUM_THREADS": "1",  # two threads are no faster for tiny models, and much slower on busy cores
     }
 )
 
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Connections to this machine pass, any other one fails with its address."""
+    """Allow connections to this machine only; others fail with their address."""
     connect = socket.socket.connect
 
     def guarded(self: socket.socket, address: Any) -> None:
@@ -50,7 +50,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write_tiny_base(folder: Path, seed: int) -> Path:
-    """A Llama of two layers with random weights, and the embedded model's tokenizer beside it."""
+    """Save a Llama of two layers with random weights and the embedded model's tokenizer."""
     import torch
     from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
@@ -66,7 +66,8 @@ def write_tiny_base(folder: Path, seed: int) -> Path:
         num_key_value_heads=2,
         max_position_embeddings=512,
         tie_word_embeddings=True,
-        initializer_range=0.2,  # ten times the usual: attention and next-token distributions far from uniform
+        # Ten times the default, for attention and next-token distributions far from uniform.
+        initializer_range=0.2,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -107,7 +108,7 @@ def refusing_base(tiny_base: Path, tmp_path: Path) -> Path:
 
 
 def randomise(model: Any, seed: int, scale: float = 0.2) -> None:
-    """Give whatever is trained random values, so that adapter and head change something."""
+    """Set trained parameters to random values, so that adapter and head have an effect."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -126,7 +127,7 @@ def tiny_chat(tiny_base: Path) -> Chat:
 
 @pytest.fixture(scope="session")
 def tiny_reward(tiny_base: Path, tiny_chat: Chat, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The `final/` folder of a reward model on the tiny base: random adapter, random head, dropout while training."""
+    """The `final/` folder of a reward model on the tiny base, with random adapter and head, and dropout."""
     from reward.build import build_model
     from reward.save import save_final
     from rlhf.config.reward import RewardConfig
@@ -151,7 +152,7 @@ def tiny_reward(tiny_base: Path, tiny_chat: Chat, tmp_path_factory: pytest.TempP
 def policy_trainer(
     tiny_base: Path, tiny_chat: Chat, tiny_reward: Path, tmp_path: Path
 ) -> Callable[..., PolicyTrainer]:
-    """Makes the policy's trainer on the tiny base with a random adapter, given answers and given rewards."""
+    """Build a policy trainer on the tiny base with a random adapter, fixed answers and fixed rewards."""
     from types import SimpleNamespace
 
     from policy.build import build_trainer
@@ -183,14 +184,14 @@ def policy_trainer(
         config = load_config(file, PolicyConfig, [*fixed, *overrides])
         run: Any = SimpleNamespace(checkpoints=tmp_path / "checkpoints")
         trainer = build_trainer(config, tiny_chat, [Prompt(messages) for messages in prompts], run)
-        given: Any = SimpleNamespace(
+        engine: Any = SimpleNamespace(
             sync=lambda model: None, generate=lambda ids, samples, seed: groups, figures=dict
         )
-        trainer.engine = given
-        known: Any = SimpleNamespace(of=lambda prompts, rollouts: RewardResult(list(rewards)))
-        trainer.rewards = known
+        trainer.engine = engine
+        reward: Any = SimpleNamespace(of=lambda prompts, rollouts: RewardResult(list(rewards)))
+        trainer.rewards = reward
         randomise(trainer.model, seed=2, scale=0.1)
-        trainer.state.global_step = 1  # a fresh adapter is expected at 0
+        trainer.state.global_step = 1  # at step 0 a new adapter is expected
         return trainer
 
     return make
@@ -198,7 +199,7 @@ def policy_trainer(
 
 @pytest.fixture
 def rlhf_command() -> Callable[..., Result]:
-    """Runs `rlhf` as typed, in this process."""
+    """Run `rlhf` with arguments, in this process."""
     from typer.testing import CliRunner
 
     from rlhf import cli
@@ -208,7 +209,7 @@ def rlhf_command() -> Callable[..., Result]:
 
 @pytest.fixture(scope="session")
 def reward_config(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A reward run of two stages on the tiny base and a little of the synthetic data: seconds."""
+    """A reward run of two stages on the tiny base and a little synthetic data; takes seconds."""
     from rlhf.data.demo.dataset import demo_rows
 
     folder = tmp_path_factory.mktemp("configs")
@@ -226,7 +227,8 @@ data:
   validation_share: 0.2
 stages:
   - {{name: ratings, regression_weight: 1.0, max_steps: 5, batch_size: 4, optimizer: {{warmup_steps: 2}}}}
-  - {{name: pairs, preference_weight: 1.0, max_steps: 4, batch_size: 4, optimizer: {{schedule: cosine, warmup_steps: 1}}}}
+  - {{name: pairs, preference_weight: 1.0, max_steps: 4, batch_size: 4,
+     optimizer: {{schedule: cosine, warmup_steps: 1}}}}
 head_start: 16
 tokens_per_batch: 512
 validate_every: 2
@@ -237,7 +239,7 @@ save_every: 2
 
 @pytest.fixture(scope="session")
 def policy_config(tiny_base: Path, tiny_reward: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A policy run of three updates on the tiny base and a little of the synthetic data: seconds."""
+    """A policy run of three updates on the tiny base and a little synthetic data; takes seconds."""
     file = tmp_path_factory.mktemp("configs") / "policy.yaml"
     file.write_text(f"""
 output: unused
@@ -246,7 +248,8 @@ model: {{base: {tiny_base}, dtype: float32, max_length: 400}}
 adapter: {{rank: 4, alpha: 8}}
 data: {{prompts: [{{path: demo, limit: 60}}], max_prompt_tokens: 200}}
 rollouts: {{engine: transformers, prompts_per_step: 2, samples_per_prompt: 3, max_new_tokens: 6}}
-algorithm: {{reduction: sequence_sum, kl: {{estimator: k1, reduction: sum, coefficient: 0.05}}, unfinished: keep}}
+algorithm:
+  {{reduction: sequence_sum, kl: {{estimator: k1, reduction: sum, coefficient: 0.05}}, unfinished: keep}}
 optimizer: {{learning_rate: 1.0e-2, warmup_steps: 0}}
 steps: 3
 save_every: 2
@@ -258,7 +261,7 @@ evaluation: {{prompts: 3, samples: 2}}
 
 @pytest.fixture(scope="session")
 def fake_vllm() -> Any:
-    """The module `fake_vllm`, beside this file."""
+    """The module `fake_vllm` in this folder."""
     import importlib.util
 
     spec = importlib.util.spec_from_file_location("fake_vllm", Path(__file__).parent / "fake_vllm.py")
@@ -270,5 +273,8 @@ def fake_vllm() -> Any:
 
 @pytest.fixture
 def as_configured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bases in the format their config names, however slow: a processor that emulates bfloat16 would compute in float32."""
+    """Bases in the format their config names, however slow.
+
+    A processor that emulates bfloat16 would compute in float32.
+    """
     monkeypatch.setattr("rlhf.core.formats.emulates_bfloat16", lambda: False)

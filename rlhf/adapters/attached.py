@@ -15,16 +15,16 @@ from rlhf.models.loading import POLICY, PeftModel, keep_trainable, reward_head, 
 
 
 def replace_trained(model: PeftModel, update: Update, head_AD: Tensor | None) -> None:
-    """Put an update, and a head where there is one, in place of those a model was trained with; the rank may be another.
+    """Replace the trained adapter's update, and the head if there is one; the rank may differ.
 
-    In place: PEFT cannot take away a classifier's only adapter and give it another.
+    In place, since PEFT cannot replace a classifier's only adapter.
     """
     rank, config = rank_of(update), model.peft_config[POLICY]
     config.r, config.lora_alpha, config.use_rslora = rank, rank, False
-    for place, layer in model.get_base_model().named_modules():
+    for name, layer in model.get_base_model().named_modules():
         if isinstance(layer, LoraLayer):
             A, B = layer.lora_A[POLICY], layer.lora_B[POLICY]
-            factors = update.get(place) or Factors(B.weight[:, :0], A.weight[:0])
+            factors = update.get(name) or Factors(B.weight[:, :0], A.weight[:0])
             B_OR, A_RI = padded(factors, rank)
             A.weight.data, B.weight.data = A_RI.to(A.weight), B_OR.to(B.weight)
             A.out_features = B.in_features = layer.r[POLICY] = layer.lora_alpha[POLICY] = rank
@@ -34,37 +34,38 @@ def replace_trained(model: PeftModel, update: Update, head_AD: Tensor | None) ->
 
 
 def set_weights(model: PeftModel, weights: Mapping[str, Tensor]) -> None:
-    """Give the trained adapter, and the head beside it, the weights of a file, all of them.
+    """Load weights into the trained adapter and its head.
 
     Raises:
-        ModelError: a weight has no place in the model, or another shape there.
+        ModelError: a weight does not exist in the model, or has another shape.
     """
     try:
         result = set_peft_model_state_dict(model, dict(weights), adapter_name=POLICY)
-    except RuntimeError as error:  # torch's word for another shape
+    except RuntimeError as error:  # raised by torch for another shape
         raise ModelError(f"An adapter does not fit the model: {error}") from error
     if result.unexpected_keys:
         raise ModelError(
-            f"{len(result.unexpected_keys)} weights of the adapter have no place in the model, "
+            f"{len(result.unexpected_keys)} weights of the adapter do not exist in the model; "
             f"the first is {result.unexpected_keys[0]}."
         )
     upcast_trainable(model)
 
 
 def blend(model: PeftModel, name: str, weights: Mapping[str, float]) -> None:
-    """Attach the role `name`, whose weight update is exactly the weighted sum of those of other roles.
+    """Attach the role `name`, whose update is exactly the weighted sum of other roles' updates.
 
-    See `rlhf.adapters.lowrank.weighted_sum`: ranks add up. PEFT's `add_weighted_adapter` rounds to the base's format even with its exact
-    `cat`; its `linear` adds up the A and the B, whose product has cross terms B_i A_j besides.
+    Ranks add up, see `rlhf.adapters.lowrank.weighted_sum`. PEFT's `add_weighted_adapter` rounds to the base's
+    dtype even with its exact `cat`. Its `linear` sums the A and the B, whose product has extra cross terms
+    B_i A_j.
 
     Raises:
-        ModelError: an adapter is more than a product of two matrices (DoRA).
+        ModelError: an adapter is a DoRA.
     """
     if any(model.peft_config[part].use_dora for part in weights):
         raise ModelError("A DoRA adapter cannot be blended.", allowed="LoRA adapters, whose updates add up")
     layers = {
-        place: layer
-        for place, layer in model.get_base_model().named_modules()
+        path: layer
+        for path, layer in model.get_base_model().named_modules()
         if isinstance(layer, LoraLayer) and weights.keys() & layer.lora_A.keys()
     }
     rank = sum(model.peft_config[part].r for part in weights)

@@ -1,10 +1,11 @@
-"""ExPO: a step further in the direction that training went, on adapters of one base, as weights.
+"""Extrapolate from a weak to a strong checkpoint (ExPO), on the adapters of one base.
 
-    theta = theta_weak + factor (theta_strong - theta_weak)        every LoRA update, and the reward head
+    theta = theta_weak + factor (theta_strong - theta_weak)        for every LoRA update and the reward head
 
-A and B are not extrapolated: their product is, which has rank r_weak + r_strong.
+The product B A is extrapolated, not A and B; its rank is r_weak + r_strong.
 
-Source: ExPO (arXiv 2404.16792; its alpha is factor - 1), HelpSteer2-Preference (arXiv 2410.01257; factor 1.52).
+Source: ExPO (arXiv 2404.16792; its alpha is factor - 1), HelpSteer2-Preference (arXiv 2410.01257; factor
+1.52).
 """
 
 from __future__ import annotations
@@ -27,24 +28,24 @@ from rlhf.runs.folder import atomic_folder
 
 @dataclass(frozen=True)
 class Extrapolation:
-    """What came of two adapters and a factor."""
+    """The result of an extrapolation."""
 
     factor: float
     update: Update
     head_AD: Tensor | None
-    """None: of policies."""
+    """None for policies."""
     targets: list[str]
     error: float
-    """The relative Frobenius error of cutting to a rank, over all layers; 0 where nothing was cut."""
+    """The relative Frobenius error of truncation to a rank, over all layers; 0 without truncation."""
 
 
 def extrapolate(
     weak: Adapter | RewardAdapter, strong: Adapter | RewardAdapter, factor: float, rank: int | None = None
 ) -> Extrapolation:
-    """Combine two adapters exactly, or cut to a rank; factor 0 gives the weak one, 1 the strong one.
+    """Combine two adapters exactly, or truncate to a rank; factor 0 gives the weak adapter, 1 the strong one.
 
     Raises:
-        ModelError: an adapter is more than a LoRA.
+        ModelError: an adapter is not a plain LoRA.
     """
     (weak_lora, weak_head), (strong_lora, strong_head) = _parts(weak), _parts(strong)
     weights = [(1 - factor, weak_lora), (factor, strong_lora)]
@@ -62,32 +63,32 @@ def extrapolate(
 def extrapolate_folders(
     weak: Path, strong: Path, factor: float, output: Path, *, rank: int | None = None
 ) -> Extrapolation:
-    """Read two `final/` folders, extrapolate, and write a third of the same form, whole or not at all.
+    """Extrapolate from two `final/` folders, and write a third one atomically.
 
     Raises:
-        ModelError: a folder is no model of this project, or the two do not belong together.
-        OutputError: the output folder holds something.
+        ModelError: a folder is not a model of this project, or the two are incompatible.
+        OutputError: the output folder is not empty.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise OutputError(
-            f"--output {output} is there already.",
+            f"--output {output} exists and is not empty.",
             allowed="a new or an empty folder",
             fix="another --output",
         )
     weaker, stronger = read_role(weak), read_role(strong)
-    check_together(weaker, stronger)
-    made = extrapolate(weaker, stronger, factor, rank)
+    check_compatible(weaker, stronger)
+    result = extrapolate(weaker, stronger, factor, rank)
     origin = {
         "weak": str(weak),
         "strong": str(strong),
         "factor": factor,
-        "rank": rank_of(made.update),
-        "truncation_error": made.error,
+        "rank": rank_of(result.update),
+        "truncation_error": result.error,
     }
     card = {**stronger.card, "extrapolated": origin}
     chat = Chat.beside(strong, card)
     with atomic_folder(output) as folder:
-        write_adapter(folder, made.update, made.head_AD, targets=made.targets, base=card["base"])
+        write_adapter(folder, result.update, result.head_AD, targets=result.targets, base=card["base"])
         chat.save_tokenizer(folder)
         is_reward = isinstance(stronger, RewardAdapter)
         (folder / ("reward.json" if is_reward else "policy.json")).write_text(
@@ -95,45 +96,46 @@ def extrapolate_folders(
         )
         text = _card_text(card, origin, output, is_reward=is_reward)
         (folder / CARD).write_text(text, encoding="utf-8")
-    return made
+    return result
 
 
-def check_together(weak: Adapter | RewardAdapter, strong: Adapter | RewardAdapter) -> None:
-    """Make sure that two models are of one kind, base and chat template and, with heads, of the same outputs.
+def check_compatible(weak: Adapter | RewardAdapter, strong: Adapter | RewardAdapter) -> None:
+    """Require two models of the same kind, base, chat template and attributes.
 
     Raises:
-        ModelError: they are not; every difference is named.
+        ModelError: they differ; every difference is listed.
     """
     weaker, stronger = _facts(weak), _facts(strong)
-    apart = [
-        f"  {what}: {weaker[what][1]} in the weak one, {stronger[what][1]} in the strong one"
-        for what in weaker
-        if weaker[what][0] != stronger[what][0]
+    differences = [
+        f"  {name}: {weaker[name][1]} in the weak model, {stronger[name][1]} in the strong model"
+        for name in weaker
+        if weaker[name][0] != stronger[name][0]
     ]
-    if apart:
+    if differences:
         raise ModelError(
-            "\n".join(["These two models cannot be extrapolated:", *apart]),
-            allowed="two reward models with the same attributes in the same order, or two policies; on one base, with one "
-            "chat template",
-            fix="give a model and the one that was trained on from it",
+            "\n".join(["These two models cannot be extrapolated:", *differences]),
+            allowed="two reward models with the same attributes in the same order, or two policies, with "
+            "the same base "
+            "and chat template",
+            fix="use a model and one that was trained further from it",
         )
 
 
 def require_factor(factor: float) -> None:
-    """Refuse a factor that is no extrapolation of anything.
+    """Require a finite factor of at least 0.
 
     Raises:
-        ConfigError: it is below 0.
+        ConfigError: it is not.
     """
     if not 0 <= factor < float("inf"):
         raise ConfigError(
-            f"--factor {factor:g}: an extrapolation goes from the weak model (0) to the strong one (1) and beyond.",
+            f"--factor is {factor:g}; 0 is the weak model, 1 the strong one, more than 1 extrapolates.",
             allowed="a number of at least 0; the paper's is 1.52",
         )
 
 
 def _facts(model: Adapter | RewardAdapter) -> dict[str, tuple[Any, str]]:
-    """What must agree: for each, the value to compare and the words for people."""
+    """The facts that must be equal: for each, the value to compare and its text for messages."""
     card, kind = model.card, _parts(model)[0].kind
     attributes = card.get("attributes", [])
     return {
@@ -155,8 +157,8 @@ def _parts(model: Adapter | RewardAdapter) -> tuple[Adapter, Tensor | None]:
 def _card_text(card: Mapping[str, Any], origin: Mapping[str, Any], folder: Path, *, is_reward: bool) -> str:
     auto = "AutoModelForSequenceClassification" if is_reward else "AutoModelForCausalLM"
     outputs = f", num_labels={len(card['attributes'])}" if is_reward else ""
-    cut = (
-        f"cut to rank {origin['rank']}, with a relative error of {origin['truncation_error']:.2g}"
+    method = (
+        f"truncated to rank {origin['rank']}, with a relative error of {origin['truncation_error']:.2g}"
         if origin["truncation_error"]
         else f"exactly, in rank {origin['rank']}"
     )
@@ -166,7 +168,7 @@ def _card_text(card: Mapping[str, Any], origin: Mapping[str, Any], folder: Path,
         task="text-classification" if is_reward else "text-generation",
         library="peft",
         title=f"Extrapolated {'reward model' if is_reward else 'policy'}",
-        summary=f"""Not trained, but computed from two models by ExPO (arXiv 2404.16792), {cut}:
+        summary=f"""Computed from two models, without training, by ExPO (arXiv 2404.16792), {method}:
 
     weak + {origin["factor"]:g} x (strong - weak)""",
         code=f"""from peft import PeftModel
@@ -177,7 +179,8 @@ model = {auto}.from_pretrained(base{revision}{outputs})
 model = PeftModel.from_pretrained(model, {str(folder)!r})""",
         sections={
             "Models": bullets([f"weak: {origin['weak']}", f"strong: {origin['strong']}"]),
-            "Facts": f"SHA-256 of the chat template with the date {card['template_date']}: {card['template_hash']}",
+            "Facts": f"SHA-256 of the chat template with the date {card['template_date']}: "
+            f"{card['template_hash']}",
             "License": license_line(card["base"]),
         },
     )

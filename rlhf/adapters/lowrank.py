@@ -1,6 +1,6 @@
 """LoRA updates as pairs of factors: weighted sums and truncations of dW = B A that never form dW.
 
-Shapes: R rank, I inputs and O outputs of a layer, K values of a core.
+Shapes: R rank, I inputs and O outputs of a layer, K singular values.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from torch import Tensor
 
 
 class Factors(NamedTuple):
-    """One layer's update dW_OI = B_OR A_RI; a scale, where there is one, is part of A."""
+    """One layer's update dW_OI = B_OR A_RI; A includes the scale."""
 
     B_OR: Tensor
     A_RI: Tensor
 
 
 Update = Mapping[str, Factors]
-"""What an adapter adds to the base, layer by layer; a layer that is not named has no update."""
+"""The update of an adapter by layer; other layers have none."""
 
 
 def weighted_sum(parts: Sequence[tuple[float, Factors]]) -> Factors:
@@ -36,9 +36,9 @@ def weighted_sum(parts: Sequence[tuple[float, Factors]]) -> Factors:
 
 
 def combine(parts: Sequence[tuple[float, Update]]) -> dict[str, Factors]:
-    """The weighted sum of whole adapters, layer by layer; one that lacks a layer adds nothing there.
+    """The weighted sum of adapters, layer by layer; an adapter without a layer adds nothing there.
 
-    A part with the weight 0 is left out, so that it costs no rank.
+    Updates with weight 0 are skipped, so that they do not increase the rank.
     """
     used = [(weight, update) for weight, update in parts if weight != 0]
     layers = dict.fromkeys(layer for _, update in used for layer in update)
@@ -49,12 +49,12 @@ def combine(parts: Sequence[tuple[float, Update]]) -> dict[str, Factors]:
 
 
 def truncate(update: Update, rank: int) -> tuple[dict[str, Factors], float]:
-    """The nearest update of at most this rank in every layer, and the relative error of what was cut.
+    """The closest update of at most this rank in every layer, and the relative error of the truncation.
 
         B = Q_B R_B, A' = Q_A R_A, R_B R_A' = U S V': dW ~ (Q_B U_r sqrt(S_r)) (sqrt(S_r) V_r' Q_A')
-        error = sqrt(sum of S_k^2 that were cut / sum of all S_k^2), over all layers
+        error = sqrt(sum of S_k^2 that are cut / sum of all S_k^2), over all layers
 
-    By Eckart and Young nothing of this rank is nearer in the Frobenius norm. The cost is that of the factors, not of dW.
+    By Eckart and Young it is the closest one in the Frobenius norm. dW is never formed.
     """
     kept: dict[str, Factors] = {}
     cut, total = 0.0, 0.0
@@ -78,7 +78,7 @@ def rank_of(update: Update) -> int:
 
 
 def padded(factors: Factors, rank: int) -> Factors:
-    """The same update in factors of exactly this rank, filled up with zeros."""
+    """The same update with factors of exactly this rank, padded with zeros."""
     missing = rank - factors.A_RI.shape[0]
     pad = torch.nn.functional.pad
     return Factors(pad(factors.B_OR, (0, missing)), pad(factors.A_RI, (0, 0, 0, missing)))

@@ -1,4 +1,4 @@
-"""Beginning from an adapter that was trained before: it must fit what is trained here in everything but its values."""
+"""Initialise the trained adapter from an earlier one, which must match in everything but its weights."""
 
 from __future__ import annotations
 
@@ -24,38 +24,40 @@ def start_from(
     others: Mapping[str, tuple[Any, Any]] | None = None,
     beside: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Give the adapter that is trained the weights of the one in a folder.
+    """Initialise the trained adapter with the weights of the adapter in a folder.
 
     Args:
-        start: what the folder holds.
-        others: what else must be the same, by the name it has in a config: (there, here).
-        beside: weights that go with the adapter's own, such as a head.
+        start: the adapter in the folder.
+        others: further settings that must be equal, by config key: (in the folder, in this run).
+        beside: further weights to load, such as a head.
 
     Raises:
-        ModelError: it differs in what cannot differ; every difference is named.
+        ModelError: the adapters are incompatible; every difference is listed.
     """
-    theirs, ours = start.config, model.peft_config[POLICY]
+    initial, trained = start.config, model.peft_config[POLICY]
     compared: dict[str, tuple[Any, Any]] = {
         "base": (start.card["fingerprint"], fingerprint(model.get_base_model())),
         "chat template": (start.card["template_hash"][:12], chat.template_hash[:12]),
         **(others or {}),
-        "adapter.rank": (theirs.r, ours.r),
-        "adapter.alpha": (float(theirs.lora_alpha), float(ours.lora_alpha)),
-        "adapter.targets": (_targets(theirs), _targets(ours)),
+        "adapter.rank": (initial.r, trained.r),
+        "adapter.alpha": (float(initial.lora_alpha), float(trained.lora_alpha)),
+        "adapter.targets": (_targets(initial), _targets(trained)),
     }
-    if theirs.use_dora or theirs.use_rslora:
+    if initial.use_dora or initial.use_rslora:
         compared["kind of adapter"] = ("DoRA or rsLoRA", "LoRA")
-    apart = [f"  {what}: {old} there, {new} here" for what, (old, new) in compared.items() if old != new]
-    if apart:
+    differences = [
+        f"  {name}: {old} there, {new} here" for name, (old, new) in compared.items() if old != new
+    ]
+    if differences:
         same = ", ".join(["base", "chat template", *(others or {})])
         raise ModelError(
-            "\n".join([f"Training cannot begin from {folder}:", *apart]),
+            "\n".join([f"Training cannot start from {folder}:", *differences]),
             allowed=f"a {start.kind} with the same {same} and adapter settings",
-            fix="set these keys as they are there, or leave `start` out",
+            fix="set these keys to the values there, or remove `start`",
         )
     set_weights(model, {**start.weights, **(beside or {})})
 
 
 def _targets(config: Any) -> Any:
-    named = config.target_modules
-    return named if isinstance(named, str) else sorted(named)
+    targets = config.target_modules
+    return targets if isinstance(targets, str) else sorted(targets)

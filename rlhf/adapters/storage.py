@@ -1,7 +1,7 @@
-"""Adapters on disk, hung on a base as roles: reward models (adapter and head), policies, and blends of policies.
+"""Adapters on disk, attached to a base as frozen roles: reward models (adapter and head) and policies.
 
-A folder holds PEFT's two files and a card that says with which base and chat template the adapter was trained: on
-another base, or under another template, it means nothing. What is hung is frozen.
+A folder holds PEFT's two files and a card with the base and chat template of the training. With another base
+or template the adapter is meaningless.
 """
 
 from __future__ import annotations
@@ -37,27 +37,27 @@ from rlhf.models.loading import (
 )
 
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-WHOLE = "config.json"  # a whole model's
+WHOLE = "config.json"  # the file of a complete model
 PREFIX = "base_model.model."
-"""What PEFT writes before the name of every weight."""
+"""PEFT's prefix of every weight's name."""
 HEAD_WEIGHT = f"{PREFIX}{HEAD}.weight"
 REWARD_MODEL = "reward model"
 BEYOND_LORA = ("use_dora", "rank_pattern", "alpha_pattern", "lora_bias", "layer_replication")
-"""Settings that make an adapter more than one product of two matrices, of one rank and scale, a layer."""
+"""Settings of adapters whose update is not one product of two matrices per layer, with one rank and scale."""
 PICKS_LAYERS = ("layers_to_transform", "layers_pattern", "exclude_modules")
-"""Settings that narrow what an adapter's target names mean."""
+"""Settings that restrict an adapter's target names."""
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter's folder, read."""
+    """The content of an adapter's folder."""
 
     kind: str
-    """What it is, in words for people."""
+    """Its kind for messages: "policy" or "reward model"."""
     config: LoraConfig
     weights: Mapping[str, Tensor]
     card: Mapping[str, Any]
-    """base, revision, fingerprint, what `Chat.card` says of the template, and what else its kind needs."""
+    """base, revision, fingerprint, the fields of `Chat.card`, and those of its kind."""
     folder: Path | None = None
 
     @classmethod
@@ -65,63 +65,67 @@ class Adapter:
         """Read a folder.
 
         Raises:
-            ModelError: it is missing, holds something else, or a file in it is torn.
+            ModelError: it is missing, contains something else, or a file is corrupt.
         """
         folder = model_folder(folder)
         for name in ("", ADAPTER_CONFIG, ADAPTER_FILE, card):
             if not (folder / name).exists():
                 if name == card:
                     raise adapter_as_model(str(folder), folder)
-                why = f"{name} is missing" if name else "there is no such folder"
+                reason = f"{name} is missing" if name else "there is no such folder"
                 final = folder / "final"
                 if (folder / WHOLE).exists():
-                    why += "; it is a whole model, which may stand where a base does"
+                    reason += "; it is a complete model, which can be a model.base"
                 raise ModelError(
-                    f"{folder} is not a {kind} of this project: {why}.",
+                    f"{folder} is not a {kind} of this project: {reason}.",
                     allowed=f"the final/ folder of a `rlhf {command}` run",
                     fix=f"use {final}" if final.exists() else f"rlhf {command} CONFIG.yaml",
                 )
         try:
             weights = load_file(folder / ADAPTER_FILE)
-            described = json.loads((folder / card).read_text("utf-8"))
+            fields = json.loads((folder / card).read_text("utf-8"))
         except (SafetensorError, json.JSONDecodeError) as error:
-            raise ModelError(f"A file of {folder} is torn: {error}", fix="copy or train it again") from error
+            raise ModelError(
+                f"A file of {folder} is corrupt: {error}", fix="copy or train it again"
+            ) from error
         _refuse_weights_of_the_base(folder, kind, weights)
-        return cls(kind, LoraConfig.from_pretrained(str(folder)), weights, described, folder)
+        return cls(kind, LoraConfig.from_pretrained(str(folder)), weights, fields, folder)
 
     def check_template(self, chat: Chat) -> None:
-        """Compare the chat template with the one the adapter was trained with.
+        """Require the chat template that the adapter was trained with.
 
         Raises:
-            ModelError: it is another.
+            ModelError: it differs.
         """
-        trained_with = self.card["template_hash"]
-        if chat.template_hash != trained_with:
+        expected = self.card["template_hash"]
+        if chat.template_hash != expected:
             raise ModelError(
-                f"The chat template here is not the one the {self.kind} was trained with "
-                f"({chat.template_hash[:12]}… instead of {trained_with[:12]}…).",
-                allowed=f"the tokenizer saved beside the {self.kind}, with the same date and options of the template",
+                f"The chat template differs from the one the {self.kind} was trained with "
+                f"({chat.template_hash[:12]}… instead of {expected[:12]}…).",
+                allowed=f"the tokenizer saved with the {self.kind}, and the same date and options of the "
+                "template",
                 fix="set " + " ".join(keys_to_set(chat.template, self.card, self.folder)),
             )
 
     def attach(self, model: PreTrainedModel | PeftModel, name: str) -> PeftModel:
-        """Put the adapter on a causal base as the role `name`, frozen, in place of an earlier one of that name.
+        """Attach the adapter to a causal base as the frozen role `name`; replaces an adapter of that name.
 
         Raises:
-            ModelError: the adapter was trained on another base, or has weights without a place in it.
+            ModelError: the adapter was trained on another base, or has weights that the base lacks.
         """
         base = base_of(model)
-        found = fingerprint(base)
-        if found != self.card["fingerprint"]:
+        actual = fingerprint(base)
+        if actual != self.card["fingerprint"]:
             raise ModelError(
-                f"The {self.kind} was trained on {self.card['base']!r} (fingerprint {self.card['fingerprint']}), "
-                f"the base here is {base.config.name_or_path!r} ({found}).",
-                allowed=f"a {self.kind} on the same base: its adapter means nothing on another",
+                f"The {self.kind} was trained on {self.card['base']!r} (fingerprint "
+                f"{self.card['fingerprint']}), "
+                f"but this base is {base.config.name_or_path!r} ({actual}).",
+                allowed=f"a {self.kind} of the same base",
                 fix=f"set model.base={self.card['base']}, or train a {self.kind} on this base",
             )
         config = LoraConfig(**{**self.config.to_dict(), "modules_to_save": None, "task_type": "CAUSAL_LM"})
         config.inference_mode = True
-        config.lora_dropout = 0.0  # the model around it may be training the policy, and a role is no draw
+        config.lora_dropout = 0.0  # the model may be in training mode, but a role is deterministic
         if isinstance(model, PeftModel):
             wrapped = model
             with keep_trainable(wrapped):
@@ -133,44 +137,46 @@ class Adapter:
         result = set_peft_model_state_dict(wrapped, dict(self.weights), adapter_name=name)
         if result.unexpected_keys:
             raise ModelError(
-                f"{len(result.unexpected_keys)} weights of the {self.kind}'s adapter have no place in the base, "
+                f"{len(result.unexpected_keys)} weights of the {self.kind}'s adapter do not exist in the "
+                "base; "
                 f"the first is {result.unexpected_keys[0]}.",
                 fix="use the base the adapter was trained on",
             )
         return wrapped
 
     def update(self) -> Update:
-        """What the adapter adds to the weights of the base, by layer, as factors that hold its scale.
+        """The update of the base's weights by layer, as factors that include the scale.
 
         Raises:
-            ModelError: that is more than a product of two matrices a layer (DoRA, ranks that differ by layer).
+            ModelError: it is not one product of two matrices per layer (DoRA, different ranks per layer).
         """
-        beyond = [name for name in BEYOND_LORA if getattr(self.config, name)]
-        ends = (".lora_A.weight", ".lora_B.weight")
-        beyond += [name for name in self.weights if not name.endswith(ends)]
-        if beyond:
+        unsupported = [name for name in BEYOND_LORA if getattr(self.config, name)]
+        suffixes = (".lora_A.weight", ".lora_B.weight")
+        unsupported += [name for name in self.weights if not name.endswith(suffixes)]
+        if unsupported:
             raise ModelError(
-                f"The {self.kind}'s adapter is more than a LoRA: it has {beyond[0]}.",
-                allowed="LoRA adapters, whose updates are products of two matrices and add up",
+                f"The {self.kind}'s adapter is not a plain LoRA: it has {unsupported[0]}.",
+                allowed="LoRA adapters without these settings",
             )
         root = math.sqrt if self.config.use_rslora else float
         scale = self.config.lora_alpha / root(self.config.r)
         return {
-            name.removesuffix(ends[0]).removeprefix(PREFIX): Factors(
-                self.weights[name.replace(*ends)].float(), scale * self.weights[name].float()
+            name.removesuffix(suffixes[0]).removeprefix(PREFIX): Factors(
+                self.weights[name.replace(*suffixes)].float(), scale * self.weights[name].float()
             )
             for name in self.weights
-            if name.endswith(ends[0])
+            if name.endswith(suffixes[0])
         }
 
 
 def _refuse_weights_of_the_base(folder: Path, kind: str, weights: Mapping[str, Tensor]) -> None:
-    """Make sure that an adapter is LoRA layers and, of a reward model, a head.
+    """Require an adapter of LoRA layers and, for a reward model, a head.
 
-    Other modules in its file (`modules_to_save`, trained biases or tokens) would replace the base's own, which other roles share.
+    Other modules in its file (`modules_to_save`, trained biases or tokens) would replace weights of the base,
+    which other roles share.
 
     Raises:
-        ModelError: it is more.
+        ModelError: it has other weights.
     """
     head = [HEAD] if kind == REWARD_MODEL else []
     others = [
@@ -180,32 +186,36 @@ def _refuse_weights_of_the_base(folder: Path, kind: str, weights: Mapping[str, T
     ]
     if others:
         raise ModelError(
-            f"The adapter in {folder} replaces weights of the base itself: {others[0]}. Other roles on the base would change too.",
-            allowed=f"an adapter of LoRA layers alone{' and a head named score' if head else ''}",
-            fix="train it without modules_to_save, trained biases or trained tokens; or merge it into its base with PEFT's "
+            f"The adapter in {folder} replaces weights of the base ({others[0]}), which other roles share.",
+            allowed=f"an adapter of LoRA layers{' and a head named score' if head else ''}",
+            fix="train it without modules_to_save, trained biases or trained tokens; or merge it into its "
+            "base with PEFT's "
             "merge_and_unload, and use the merged model as model.base",
         )
 
 
 def read_policy(folder: Path) -> Adapter:
-    """What `final/` of a policy run holds beside its tokenizer.
+    """Read the adapter in `final/` of a policy run.
 
     Raises:
-        ModelError: not a policy, or a file is torn.
+        ModelError: it is not a policy, or a file is corrupt.
     """
     return Adapter.read(folder, kind="policy", card="policy.json", command="align-policy")
 
 
 @dataclass(frozen=True)
 class RewardAdapter:
-    """A reward model on disk, read: what `final/` of a reward run holds beside its tokenizer."""
+    """The adapter and head in `final/` of a reward run."""
 
     lora: Adapter
     head_AD: Tensor
 
     @property
     def card(self) -> Mapping[str, Any]:
-        """reward.json: an adapter's card, and attributes, trained_length, max_length (the base's context)."""
+        """reward.json.
+
+        An adapter's card with attributes, trained_length and max_length (the base's context).
+        """
         return self.lora.card
 
     @classmethod
@@ -213,28 +223,29 @@ class RewardAdapter:
         """Read a folder.
 
         Raises:
-            ModelError: not a reward model, its head is missing, or a file is torn.
+            ModelError: it is not a reward model, its head is missing, or a file is corrupt.
         """
         folder = model_folder(folder)
         adapter = Adapter.read(folder, kind=REWARD_MODEL, card="reward.json", command="train-reward")
         heads = [name for name in adapter.weights if name.split(".")[-2] == HEAD]
         if len(heads) != 1:
             raise ModelError(
-                f"{folder / ADAPTER_FILE} holds {len(heads)} reward heads.",
-                allowed=f"one weight named …{HEAD}.weight; without it every score would be random",
+                f"{folder / ADAPTER_FILE} contains {len(heads)} reward heads.",
+                allowed=f"one weight named …{HEAD}.weight; without it scores would be random",
                 fix="save the adapter with modules_to_save=['score'], or train it again",
             )
         head = adapter.weights[heads[0]]
         if head.shape[0] != len(adapter.card["attributes"]):
             raise ModelError(
-                f"The head has {head.shape[0]} outputs, reward.json names {len(adapter.card['attributes'])} attributes.",
+                f"The head has {head.shape[0]} outputs, but reward.json names "
+                f"{len(adapter.card['attributes'])} attributes.",
                 fix="use the two files of one run",
             )
         weights = {name: weight for name, weight in adapter.weights.items() if name not in heads}
         return cls(replace(adapter, weights=weights), head.float())
 
     def attach(self, model: PreTrainedModel | PeftModel, name: str = REWARD) -> tuple[PeftModel, nn.Linear]:
-        """Put the adapter on a causal base as the role `name`, frozen; returns the model and the head.
+        """Attach the adapter to a causal base as the frozen role `name`; return the model and the head.
 
         Raises:
             ModelError: the adapter was trained on another base.
@@ -246,10 +257,10 @@ class RewardAdapter:
 
 
 def read_role(folder: Path) -> RewardAdapter | Adapter:
-    """A reward model or a policy, as the card in the folder says.
+    """Read a reward model or a policy, depending on the card in the folder.
 
     Raises:
-        ModelError: neither, or a file is torn.
+        ModelError: it is neither, or a file is corrupt.
     """
     folder = model_folder(folder)
     if (folder / "reward.json").exists():
@@ -259,7 +270,7 @@ def read_role(folder: Path) -> RewardAdapter | Adapter:
     final = folder / "final"
     fix = f"use {final}" if final.exists() else "check the path"
     if (folder / WHOLE).exists():
-        fix = "nothing: it is a whole model as it is"
+        fix = "none needed: it is a complete model already"
     raise ModelError(
         f"{folder} is neither a reward model nor a policy of this project.",
         allowed="the final/ folder of a `train-reward` or `align-policy` run",
@@ -268,7 +279,7 @@ def read_role(folder: Path) -> RewardAdapter | Adapter:
 
 
 def common_targets(configs: Sequence[LoraConfig], update: Update) -> list[str]:
-    """The layers of an update as PEFT's target names: the adapters' own where those are plain, else every layer's."""
+    """PEFT's target names of an update: the adapters' target names if they are plain, else all its layers."""
     plain = all(
         not isinstance(config.target_modules, str)
         and not any(getattr(config, name, None) for name in PICKS_LAYERS)
@@ -280,7 +291,7 @@ def common_targets(configs: Sequence[LoraConfig], update: Update) -> list[str]:
 def write_adapter(
     folder: Path, update: Update, head_AD: Tensor | None, *, targets: Sequence[str], base: str
 ) -> None:
-    """Write PEFT's two files into a folder: an update as a LoRA of scale 1, with a reward head where there is one."""
+    """Write PEFT's two files: an update as a LoRA of scale 1, and the reward head if there is one."""
     rank, weights = rank_of(update), dict[str, Tensor]()
     for layer, factors in update.items():
         B_OR, A_RI = padded(factors, rank)

@@ -1,1 +1,1 @@
-"""Chat models: messages to token ids, loading of bases, adapters attached as roles, forward passes over packed rows."""
+"""Models: bases and their loading, roles on one base, chat templates, forward passes over packed rows."""

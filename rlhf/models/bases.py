@@ -1,7 +1,7 @@
-"""What a base is, read from its files and from its modules without weights; every reason why it cannot be used.
+"""Check a base by its files and by its modules on the meta device, before its weights are loaded.
 
-The training commands, their `--dry-run` and the doctor call `examine` before weights are loaded; the loader calls the same
-guards on what it has loaded.
+The training commands, their `--dry-run` and the doctor call `examine`; the loader calls the same checks on
+the loaded model.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rlhf.models.embedded import resolve_base
 from rlhf.models.loading_errors import IN_DOCS, LOADING_ERRORS, cannot_load, no_output_embedding, no_sdpa
 from rlhf.models.targets import ALL_LINEAR, adapter_targets
 
-HEAD = "score"  # the name transformers gives the head of a sequence classifier
+HEAD = "score"  # transformers' name of a sequence classifier's head
 ADAPTER_CONFIG = "adapter_config.json"
 CLASSIFIER = "ForSequenceClassification"
 LOGIT_SETTINGS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -36,21 +36,22 @@ class StoredHead:
     """The trained head of a base that is a sequence classifier."""
 
     names: tuple[str, ...]
-    """Of its outputs, as its config has them."""
+    """Names of its outputs, from the config."""
     outputs: int
     """Rows of its weight."""
 
     def fits(self, attributes: Sequence[str]) -> bool:
-        """Whether its outputs are these attributes: one and one, or the same names in the same order."""
+        """Whether its outputs are these attributes: a single one, or the same names in the same order."""
         return self.outputs == len(attributes) and (self.outputs == 1 or self.names == tuple(attributes))
 
     def note(self, attributes: Sequence[str]) -> str:
-        """What becomes of it, for people."""
+        """A message for the user: whether the head is used or dropped."""
         shown = f"{self.outputs} output{'s' if self.outputs > 1 else ''}: {', '.join(self.names)}"
         if self.fits(attributes):
             return f"The base is a sequence classifier ({shown}). Training starts from its trained head."
         return (
-            f"The base is a sequence classifier ({shown}). Its trained head is dropped, since the attributes are "
+            f"The base is a sequence classifier ({shown}). Its trained head is dropped, since the "
+            "attributes are "
             f"{', '.join(attributes)}; a new head is trained."
         )
 
@@ -59,7 +60,7 @@ def read_config(base: str, revision: str | None) -> Any:
     """The transformers config of a base.
 
     Raises:
-        ModelError: it is an adapter, or no config is there that transformers knows.
+        ModelError: it is an adapter, or has no config that transformers supports.
     """
     refuse_adapter(base, revision)
     try:
@@ -71,10 +72,10 @@ def read_config(base: str, revision: str | None) -> Any:
 
 
 def refuse_adapter(base: str, revision: str | None) -> None:
-    """Make sure that a base is not a LoRA adapter: transformers would load the adapter's own base in its place.
+    """Refuse a LoRA adapter as a base: transformers would load the adapter's base instead.
 
     Raises:
-        ModelError: it is one.
+        ModelError: it is an adapter.
     """
     file = _file_of(base, revision, ADAPTER_CONFIG)
     if file is not None:
@@ -82,13 +83,13 @@ def refuse_adapter(base: str, revision: str | None) -> None:
 
 
 def adapter_as_model(name: str, folder: Path) -> ModelError:
-    """The error for an adapter in the place of a model, with the command that merges it."""
+    """The error for an adapter used as a model, with the command that merges it."""
     settings = json.loads((folder / ADAPTER_CONFIG).read_text("utf-8"))
-    below = settings.get("base_model_name_or_path") or "an unnamed model"
+    adapter_base = settings.get("base_model_name_or_path") or "an unnamed model"
     cards = [folder / card for card in ("reward.json", "policy.json") if (folder / card).exists()]
     if cards:
-        below = json.loads(cards[0].read_text("utf-8")).get("base", below)
-        fix = f"model.base={below} start={name}, or merge it: rlhf export {name} --output MERGED"
+        adapter_base = json.loads(cards[0].read_text("utf-8")).get("base", adapter_base)
+        fix = f"model.base={adapter_base} start={name}, or merge it: rlhf export {name} --output MERGED"
     else:
         kind = CLASSIFIER.removeprefix("For") if settings.get("task_type") == "SEQ_CLS" else "CausalLM"
         labels = f", num_labels={_adapter_outputs(folder)}" if kind != "CausalLM" else ""
@@ -98,14 +99,14 @@ def adapter_as_model(name: str, folder: Path) -> ModelError:
             f"transformers.AutoTokenizer.from_pretrained('{name}').save_pretrained('MERGED')\""
         )
     return ModelError(
-        f"{name} is a LoRA adapter of {below}, and not a whole model.",
-        allowed="a folder or Hugging Face name with all weights of a model",
+        f"{name} is a LoRA adapter of {adapter_base}, not a complete model.",
+        allowed="a folder or Hugging Face name of a complete model",
         fix=fix,
     )
 
 
 def _adapter_outputs(folder: Path) -> int | str:
-    """The outputs of the head that an adapter has beside it; `N` where its file cannot be looked into."""
+    """The number of outputs of an adapter's head; `N` if its file cannot be read."""
     file = folder / "adapter_model.safetensors"
     if not file.exists():
         return "N"
@@ -116,20 +117,20 @@ def _adapter_outputs(folder: Path) -> int | str:
 
 
 def stored_head(config: Any, base: str, revision: str | None) -> StoredHead | None:
-    """The trained head of a sequence classifier; None for another model, or where its weights cannot be looked into."""
+    """The trained head of a sequence classifier; None for other models, or if its weights cannot be read."""
     if not any(name.endswith(CLASSIFIER) for name in config.architectures or ()):
         return None
     outputs = stored_rows(base, revision, f"{HEAD}.weight")
     if outputs is None:
         return None
-    named = tuple(str(config.id2label[place]) for place in sorted(config.id2label))
-    # A config without labels has two by default, whatever the head has.
-    names = named if len(named) == outputs else tuple(f"LABEL_{place}" for place in range(outputs))
+    labels = tuple(str(config.id2label[index]) for index in sorted(config.id2label))
+    # A config without labels has two default ones, regardless of the head.
+    names = labels if len(labels) == outputs else tuple(f"LABEL_{index}" for index in range(outputs))
     return StoredHead(names, outputs)
 
 
 def stored_rows(base: str, revision: str | None, weight: str) -> int | None:
-    """The rows of a weight in a base's safetensors files; None if it is not there."""
+    """The rows of a weight in a base's safetensors files; None if it does not exist."""
     file = _file_of(base, revision, "model.safetensors")
     index = None if file else _file_of(base, revision, "model.safetensors.index.json")
     if index is not None:
@@ -154,15 +155,15 @@ def examine(
     adapter: Mapping[str, Any] | None,
     attributes: Sequence[str] | None,
 ) -> list[str]:
-    """Check that a run can use a base; returns what its user should know, line by line.
+    """Check that a run can use a base; return notes for the user.
 
     Args:
         config: the base's transformers config.
-        adapter: the adapter's settings; None where all weights are trained.
-        attributes: of a reward model's head; None for a policy.
+        adapter: the adapter's settings; None for full fine-tuning.
+        attributes: of a reward model; None for a policy.
 
     Raises:
-        ModelError: it cannot, with the reason.
+        ModelError: it cannot.
     """
     require_quantization(config, base, quantization)
     model = skeleton(config, base, classifier=attributes is not None)
@@ -177,8 +178,9 @@ def examine(
         names = adapter_targets(model, adapter["targets"])
         if adapter["targets"] == ALL_LINEAR and names != ALL_LINEAR:
             notes.append(
-                f"The base is a mixture of experts: the adapter is put on {', '.join(names)}, and not on experts "
-                "and router, whose adapters cannot be exported."
+                f"The base is a mixture of experts: the adapter targets {', '.join(names)}, not the experts "
+                "and "
+                "the router, whose adapters cannot be exported."
             )
     return notes
 
@@ -187,15 +189,16 @@ def skeleton(config: Any, base: str, *, classifier: bool) -> PreTrainedModel:
     """The modules of a base on torch's meta device, without weights.
 
     Raises:
-        ModelError: transformers has no such model, or its attention cannot take packed sequences.
+        ModelError: transformers has no such model, or its attention does not support packed rows.
     """
     kind = getattr(config, "model_type", "?")
     auto_class: Any = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
     if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
         raise ModelError(
-            f"{base!r} is a {kind} model, an encoder: its tokens see those after them.",
+            f"{base!r} is a {kind} model, an encoder: its tokens attend to later ones.",
             allowed=f"decoders, such as Llama, Qwen or Mistral; {IN_DOCS}",
-            fix="model.base=another model; an encoder that scores can be the policy's reward: {classifier: FOLDER}",
+            fix="model.base=another model; an encoder that scores can be the policy's reward: "
+            "{classifier: FOLDER}",
         )
     if getattr(config, "alibi", False):
         raise no_sdpa(base, kind, "its positions are ALiBi biases")
@@ -223,10 +226,10 @@ def skeleton(config: Any, base: str, *, classifier: bool) -> PreTrainedModel:
 
 
 def require_quantization(config: Any, base: str, quantization: str) -> None:
-    """Make sure that the weights are stored in the number format that a run's config says.
+    """Require weights stored as `model.quantization` says, or unquantized.
 
     Raises:
-        ModelError: they are stored quantized, by another method or without a word in the config.
+        ModelError: they are stored with another quantization.
     """
     stored = stored_quantization(config)
     if stored is None or stored == quantization:
@@ -234,22 +237,22 @@ def require_quantization(config: Any, base: str, quantization: str) -> None:
     if stored == "nf4":
         raise ModelError(
             f"{base!r} is stored in 4 bits (nf4), and model.quantization is {quantization}.",
-            allowed="model.quantization=nf4 for weights that are stored so",
+            allowed="model.quantization=nf4 for weights stored in nf4",
             fix="model.quantization=nf4",
         )
     raise ModelError(
-        f"{base!r} is stored quantized by {stored}, which adapters cannot be trained on here.",
+        f"{base!r} is stored quantized by {stored}, on which adapters cannot be trained here.",
         allowed="weights in 16 or 32 bits, or in nf4 by bitsandbytes",
         fix="model.base=the model without quantization, and model.quantization=nf4 if memory is short",
     )
 
 
 def stored_quantization(config: Any) -> str | None:
-    """How a base's weights are stored: `nf4`, another method by its name, or None for plain numbers."""
-    found = getattr(config, "quantization_config", None)
-    if not found:
+    """The quantization of a base's stored weights: `nf4`, another method's name, or None."""
+    quantization = getattr(config, "quantization_config", None)
+    if not quantization:
         return None
-    settings: Mapping[str, Any] = found if isinstance(found, dict) else found.to_dict()
+    settings: Mapping[str, Any] = quantization if isinstance(quantization, dict) else quantization.to_dict()
     method = str(
         getattr(settings.get("quant_method"), "value", settings.get("quant_method", "an unnamed method"))
     )
@@ -261,10 +264,10 @@ def stored_quantization(config: Any) -> str | None:
 
 
 def require_plain_logits(model: PreTrainedModel) -> None:
-    """Make sure that a causal model's logits are hidden states times head, and nothing more.
+    """Require a causal model whose logits are the product of hidden states and head.
 
     Raises:
-        ModelError: the model does more to its logits (soft-capping, scaling, a bias).
+        ModelError: the model changes its logits further (soft-capping, scaling, a bias).
     """
     config = model.config.get_text_config()
     extras = [name for name in LOGIT_SETTINGS if getattr(config, name, None) not in (None, 0, 1.0)]
@@ -273,24 +276,25 @@ def require_plain_logits(model: PreTrainedModel) -> None:
     if extras:
         raise ModelError(
             f"{config.model_type} changes its logits after the head ({', '.join(extras)}).",
-            allowed="models whose logits are the product of hidden states and head, such as Llama, Qwen or Mistral",
+            allowed="models whose logits are the product of hidden states and head, such as Llama, Qwen or "
+            "Mistral",
             fix=f"model.base=another model; {IN_DOCS}",
         )
 
 
 def tied(config: Any) -> bool:
-    """Whether a model's output embedding is its input embedding."""
+    """Whether the input and output embeddings are tied."""
     return bool(getattr(config.get_text_config(), "tie_word_embeddings", False))
 
 
 def _file_of(base: str, revision: str | None, name: str) -> str | None:
-    """The path of one of a base's files; None if it has none."""
+    """The path of a file of a base; None if it does not exist."""
     if base == "embedded":
         return None
     try:
         file: str | None = cached_file(
             base, name, revision=revision, _raise_exceptions_for_missing_entries=False
         )
-    except OSError:  # no such folder or repository, which the loader reports
+    except OSError:  # the loader reports missing folders and repositories
         return None
     return file

@@ -17,7 +17,7 @@ from rlhf.models.embedded import embedded_model, known_as
 CARD = "README.md"
 TEMPLATE = "model_card.md.jinja"
 LICENSES = {"embedded": "apache-2.0", "nvidia/HelpSteer2": "cc-by-4.0"}
-"""Licenses, in the Hub's spelling, of bases and data sets this project knows."""
+"""Licenses, in the Hub's spelling, of known bases and data sets."""
 
 Task = Literal["text-classification", "text-generation"]
 
@@ -33,11 +33,11 @@ def render_card(
     sections: Mapping[str, str],
     datasets: Sequence[str] = (),
 ) -> str:
-    """The card as Markdown, its metadata in the Hub's format.
+    """The model card in Markdown with the Hub's metadata.
 
     Args:
-        base: the base as configs name it; `embedded` gets its name on the Hub.
-        datasets: data sources; those that are names of Hub data sets go into the metadata.
+        base: as in a config; `embedded` is replaced by its name on the Hub.
+        datasets: data sources; names of Hub data sets go into the metadata.
         sections: heading -> Markdown; empty ones are left out.
     """
     data = ModelCardData(
@@ -60,22 +60,22 @@ def render_card(
 
 
 def license_of(base: str) -> str | None:
-    """The license of a base, from its own model card where that is on this machine; None where it is not known."""
+    """The license of a base, from its model card if that is on this machine; None if unknown."""
     if base in LICENSES:
         return LICENSES[base]
     try:
         file = Path(base) / CARD if Path(base).is_dir() else try_to_load_from_cache(base, CARD)
-        found = metadata_load(file) if isinstance(file, str | Path) and Path(file).is_file() else None
-    except (HFValidationError, yaml.YAMLError, ValueError):  # not a Hub name; a card with damaged metadata
+        metadata = metadata_load(file) if isinstance(file, str | Path) and Path(file).is_file() else None
+    except (HFValidationError, yaml.YAMLError, ValueError):  # not a Hub name, or a card with invalid metadata
         return None
-    value = (found or {}).get("license")
+    value = (metadata or {}).get("license")
     return value if isinstance(value, str) else None
 
 
 def license_line(base: str) -> str:
-    """The license of what was made from a base."""
-    known = license_of(base)
-    return f"License: {known or 'not known'}, from the base. The licenses of the base and of the data apply to this model."
+    """The line of a model card about the license."""
+    name = license_of(base) or "not known"
+    return f"License: {name}, from the base. The licenses of the base and of the data apply to this model."
 
 
 def is_hub_name(name: str) -> bool:
@@ -85,7 +85,7 @@ def is_hub_name(name: str) -> bool:
 
 
 def base_literal(base: str) -> str:
-    """The base as a Python literal for code on a card; nothing is looked up on the Hub."""
+    """The base as a Python literal for code on a card; without access to the Hub."""
     if base == "embedded":
         return f"{str(embedded_model())!r}  # the folder that `rlhf embedded-model` prints"
     return repr(base)
@@ -97,6 +97,6 @@ def bullets(lines: Iterable[str]) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table: the first column to the left, the others to the right."""
+    """A Markdown table, the first column left-aligned, the others right-aligned."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)

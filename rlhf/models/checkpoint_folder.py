@@ -1,7 +1,7 @@
-"""A checkpoint of a run as a model's folder, so that whatever takes `final/` takes `checkpoints/step-N` too.
+"""Load a checkpoint of a run as a model, so that commands accept `checkpoints/step-N` like `final/`.
 
-A checkpoint holds weights by their names in training. All else that `final/` holds (card, adapter config, tokenizer) is the same
-at every update and is written once a run, to `checkpoints/model`. The two are put together in a temporary folder.
+A checkpoint contains only trained weights. The other files of `final/` (card, adapter config, tokenizer) do
+not change in a run and are written once, to `checkpoints/model`. The two are combined in a temporary folder.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from rlhf.models.loading import POLICY, TRAINED_WHOLE
 from rlhf.runs.checkpoints import MANIFEST, WEIGHTS, file_digest, is_complete
 
 SHELL = "model"
-_temporary: list[tempfile.TemporaryDirectory[str]] = []  # deleted when the program ends
+_temporary: list[tempfile.TemporaryDirectory[str]] = []  # deleted when the program exits
 
 
 def write_shell(checkpoints: Path, write_final: Callable[[Path], None]) -> None:
-    """Write what all checkpoints of a run share; all processes must call.
+    """Write the files that all checkpoints of a run share; a collective call.
 
     Args:
-        write_final: writes a whole `final/` folder, whose weights are then taken out.
+        write_final: writes a complete `final/` folder, from which the weights are then removed.
     """
     shell = checkpoints / SHELL
     write_final(shell)
@@ -43,10 +43,10 @@ def write_shell(checkpoints: Path, write_final: Callable[[Path], None]) -> None:
 
 
 def model_folder(path: str | Path) -> Path:
-    """The folder of a model: the path itself or, where that is a checkpoint, a temporary folder with its model.
+    """The folder of a model; for a checkpoint, a temporary folder with its model.
 
     Raises:
-        ModelError: the checkpoint is torn, or its run did not write what checkpoints share.
+        ModelError: the checkpoint is corrupt, or the files that checkpoints share are missing.
     """
     folder = Path(path)
     return _assembled(folder.absolute()) if (folder / WEIGHTS).exists() else folder
@@ -56,7 +56,7 @@ def model_folder(path: str | Path) -> Path:
 def _assembled(checkpoint: Path) -> Path:
     shell = checkpoint.parent / SHELL
     if not (checkpoint / MANIFEST).exists() or not is_complete(checkpoint):
-        raise ModelError(f"The checkpoint {checkpoint} is torn.", fix="use an older one, or final/")
+        raise ModelError(f"The checkpoint {checkpoint} is corrupt.", fix="use an older one, or final/")
     if not shell.is_dir():
         raise ModelError(
             f"{shell} is missing, which holds the card and the tokenizer of {checkpoint.name}.",
@@ -68,16 +68,16 @@ def _assembled(checkpoint: Path) -> Path:
     folder = Path(temporary.name) / checkpoint.name
     shutil.copytree(shell, folder)
     weights = load_file(checkpoint / WEIGHTS)
-    whole = folder / "config.json"
-    if whole.exists():
-        config = json.loads(whole.read_text("utf-8"))
+    config_file = folder / "config.json"  # of a model with all weights trained
+    if config_file.exists():
+        config = json.loads(config_file.read_text("utf-8"))
         dtype = getattr(torch, config["dtype"])
         file = folder / "model.safetensors"
         save_file({name: tensor.to(dtype) for name, tensor in weights.items()}, file, {"format": "pt"})
         config[TRAINED_WHOLE]["weights"] = hashlib.sha256(file_digest(file).encode()).hexdigest()
-        whole.write_text(json.dumps(config, indent=2))
+        config_file.write_text(json.dumps(config, indent=2))
     else:
-        adapter = f".{POLICY}."  # others, such as the critic's, are no part of the model
+        adapter = f".{POLICY}."  # other adapters, such as the critic's, are not part of the model
         named = {
             name.replace(f".modules_to_save.{POLICY}.", ".").replace(adapter, "."): tensor
             for name, tensor in weights.items()

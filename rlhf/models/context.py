@@ -1,4 +1,4 @@
-"""The context of a base, read from its config before its weights are loaded."""
+"""Check the context length of a base by its config."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from rlhf.models.bases import read_config
 
 
 def require_context(base: str, revision: str | None, max_length: int) -> None:
-    """Make sure that `model.max_length` is within the context of the base; a base without a limit takes any.
+    """Require `model.max_length` within the context of the base, if it has a limit.
 
     Raises:
-        ConfigError: it is beyond.
+        ConfigError: it exceeds the context.
         ModelError: the base is an adapter, or has no config that transformers can read.
     """
     config = read_config(base, revision)

@@ -1,7 +1,7 @@
-"""A base computes the same in training as in evaluation: its dropout, layer drop and router noise are switched off.
+"""Disable a base's dropout, layer drop and router noise, so that training and evaluation compute the same.
 
-A policy is compared with its reference, and one update reads the same tokens more than once; noise of the frozen base would
-count as a change of the policy. Dropout of the adapter is added later and stays.
+A policy is compared with its reference, and an update computes the same tokens several times. Noise of the
+frozen base would look like a change of the policy. The adapter's dropout is added later and stays active.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from torch import nn
 from transformers import PreTrainedModel
 
 NOISE = ("drop", "jitter")
-"""What the names of such probabilities contain: `attention_dropout`, `resid_pdrop`, `layerdrop`, `router_jitter_noise`."""
-OWN_NOISE = "own_noise"
-"""The attribute of a model that keeps the values of its config."""
+"""Parts of the names of these probabilities: `attention_dropout`, `resid_pdrop`, `router_jitter_noise`."""
+CONFIGURED_NOISE = "configured_noise"
+"""Attribute of a model with the original values of its config."""
 
 
 def switch_off(model: PreTrainedModel) -> None:
-    """Set every probability of noise to 0, in the modules and in the configs that they read."""
-    setattr(model, OWN_NOISE, dict(_noise(model.config)))
+    """Set all noise probabilities to 0, in the modules and in the configs that they read."""
+    setattr(model, CONFIGURED_NOISE, dict(_noise(model.config)))
     for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):  # noqa: SLF001 - the base of all of torch's
+        if isinstance(module, nn.modules.dropout._DropoutNd):  # noqa: SLF001 - base class of torch's dropouts
             module.p = 0.0
         for holder in (module, getattr(module, "config", None)):
             for name, _ in list(_noise(holder)):
@@ -31,9 +31,9 @@ def switch_off(model: PreTrainedModel) -> None:
 
 
 def config_with_own_noise(model: PreTrainedModel) -> Any:
-    """A copy of a model's config with the values that it was loaded with, to be saved."""
+    """A copy of a model's config with the original noise probabilities, for saving."""
     config = copy.deepcopy(model.config)
-    for name, value in getattr(model, OWN_NOISE, {}).items():
+    for name, value in getattr(model, CONFIGURED_NOISE, {}).items():
         setattr(config, name, value)
     return config
 

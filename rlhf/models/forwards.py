@@ -1,6 +1,7 @@
-"""What models of transformers are asked for beside their own forward pass: scores, log-probabilities and values of packed rows.
+"""Forward passes of transformers models for scores, log-probabilities and values of packed rows.
 
-Shapes: R rows, T tokens, D hidden units; N sequences, A attributes; M tokens of all answers, V words.
+Shapes: R rows, T tokens, D hidden units; N sequences, A attributes; M tokens of all answers, V vocabulary
+entries.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ from rlhf.models.loading import HEAD, VALUE_HEAD, PeftModel
 
 
 def last_states(model: PeftModel, batch: PackedBatch) -> Tensor:
-    """hidden_ND: what the base, with the adapter it wears, ends in at the last token of each sequence, before any head."""
+    """hidden_ND: the last hidden states, with the active adapter, at the last token of each sequence."""
     read = functools.partial(read_states, model.get_base_model().base_model, batch.last_tokens_N)
     return through_root(model, read)(**packed_inputs(batch))
 
 
 def enable_packed_scores(classifier: PreTrainedModel) -> None:
-    """Teach a sequence classifier `model(..., score_at=(rows_N, columns_N)) -> scores_NA`, in float32.
+    """Add `model(..., score_at=(rows_N, columns_N)) -> scores_NA`, in float32, to a sequence classifier.
 
-    transformers' own forward reads one score a row, at its last token; a packed row holds many. The call goes through the
-    model's forward, so that the wrappers of distributed training see it.
+    transformers' forward reads one score per row, at its last token; a packed row has several. The call goes
+    through the model's forward, as wrappers of distributed training need it.
     """
     original = classifier.forward
 
@@ -46,12 +47,12 @@ def enable_packed_scores(classifier: PreTrainedModel) -> None:
 
 
 def enable_packed_logprobs(model: PreTrainedModel, temperature: float) -> None:
-    """Teach a causal model `model(..., predict=(rows_M, columns_M, ids_M), entropy=True) -> (logps_M, entropy_M)`.
+    """Add `model(..., predict=(rows_M, columns_M, ids_M), entropy=True) -> (logps_M, entropy_M)`.
 
-    The log-probability of id m is read at row m and column m; the head is applied to these tokens and to no other.
+    The log-probability of id m is computed at row m and column m; the head is applied to these tokens only.
 
     Raises:
-        ModelError: the model does more to its logits than multiply, see `require_plain_logits`.
+        ModelError: the model changes its logits further, see `require_plain_logits`.
     """
     require_plain_logits(model)
     original = model.forward
@@ -71,8 +72,10 @@ def enable_packed_logprobs(model: PreTrainedModel, temperature: float) -> None:
         sharded = hasattr(weight_VD, "full_tensor")
         if sharded and weight_VD.requires_grad:  # gathered here, it would lose its gradient
             raise ModelError(
-                f"FSDP2 does not gather the head of {self.config.model_type} with its last norm, and it is to be trained.",
-                fix="train an adapter, or on cards that hold all weights (configs/launch/ddp.yaml)",
+                f"FSDP2 does not gather the head of {self.config.model_type} with its last norm, so it "
+                "cannot be "
+                "trained.",
+                fix="train an adapter, or use GPUs that hold all weights (configs/launch/ddp.yaml)",
             )
         weight_VD = full_tensor(weight_VD)
         return token_logprobs(hidden_MD, weight_VD, ids_M, temperature, entropy=entropy)
@@ -81,7 +84,7 @@ def enable_packed_logprobs(model: PreTrainedModel, temperature: float) -> None:
 
 
 def enable_packed_values(model: PreTrainedModel, head: nn.Linear) -> None:
-    """Give a causal model a value head and teach it `model(..., value_at=(rows_M, columns_M)) -> values_M`, in float32."""
+    """Add a value head and `model(..., value_at=(rows_M, columns_M)) -> values_M`, in float32."""
     model.add_module(VALUE_HEAD, head)
     original = model.forward
 

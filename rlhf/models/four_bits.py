@@ -1,4 +1,4 @@
-"""Bases in 4 bits (NF4 by bitsandbytes), whether they are stored so or quantized when they are loaded."""
+"""Bases in 4 bits (NF4 by bitsandbytes), stored or quantized at load time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 
 def nf4_settings(dtype: torch.dtype, skipped: list[str]) -> BitsAndBytesConfig:
-    """How a base is quantized: nf4 with double quantization, computed in `dtype`, without the `skipped` modules."""
+    """The quantization config.
+
+    Nf4 with double quantization, computed in `dtype`, without the `skipped` modules.
+    """
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -20,10 +23,11 @@ def nf4_settings(dtype: torch.dtype, skipped: list[str]) -> BitsAndBytesConfig:
 
 
 def prepare(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Let the 4-bit layers of a model, if it has any, compute in `dtype` and keep their gradients.
+    """Make the 4-bit layers of a model, if any, compute in `dtype` and support gradients.
 
-    On CPUs with AVX512-BF16 bitsandbytes repacks weights in place at the first forward pass out of training mode, for a kernel that
-    has no backward pass: from then on the gradient would end at every layer, silently, and the logits would be others than in training.
+    On CPUs with AVX512-BF16 bitsandbytes repacks weights in place at the first forward pass in evaluation
+    mode, for a kernel without a backward pass. Afterwards gradients would silently stop at every layer, and
+    logits would differ from training.
     """
     for layer in model.modules():
         if is_4_bit(layer):
@@ -32,5 +36,5 @@ def prepare(model: PreTrainedModel, dtype: torch.dtype) -> None:
 
 
 def is_4_bit(layer: nn.Module) -> bool:
-    """Whether a layer's weights are in 4 bits, without an import of bitsandbytes."""
+    """Whether a layer has 4-bit weights, without importing bitsandbytes."""
     return type(layer).__name__ == "Linear4bit"

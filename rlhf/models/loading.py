@@ -1,9 +1,11 @@
-"""The one door to transformers' model classes, peft and bitsandbytes: bases, adapters, heads, and the roles on one base.
+"""Load bases, adapters and heads, and switch between the roles on one base.
 
-A *role* is what the base does with one adapter: `policy` samples, `reward` scores, `critic` foresees the reward; the *reference*
-is the base with no adapter or, where the policy started from another, a frozen copy of that one. Adapters and heads are kept in float32 whatever the base's format: an update of 1e-6 would vanish in
-bfloat16. A reward model on disk is a PEFT adapter for `AutoModelForSequenceClassification`, its head among the adapter's
-weights; here its adapter is hung on a causal model and the head kept beside it.
+A *role* is the base with one adapter: `policy` samples, `reward` scores, `critic` predicts the reward. The
+*reference* is the base without an adapter or, if the policy started from an adapter, a frozen copy of that.
+Adapters and heads are in float32, whatever the base's dtype: an update of 1e-6 would vanish in bfloat16. A
+reward model on disk is a PEFT adapter for `AutoModelForSequenceClassification` with its head. Here the
+adapter is attached to a causal model, and the head is a separate module. Other modules import transformers'
+model classes, peft and bitsandbytes from here.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from peft import LoraConfig as LoraConfig  # the others' door to both classes
+from peft import LoraConfig as LoraConfig  # for other modules
 from peft import PeftModel as PeftModel
 from peft import get_peft_model
 from torch import Tensor, nn
@@ -44,12 +46,12 @@ from rlhf.models.embedded import resolve_base
 from rlhf.models.loading_errors import LOADING_ERRORS, cannot_load, no_output_embedding
 from rlhf.models.targets import adapter_targets
 
-POLICY = "default"  # the name TRL's trainers give the adapter they train
+POLICY = "default"  # TRL's name of the trained adapter
 REWARD = "reward"
 CRITIC = "critic"
 REFERENCE = "reference"
-TRAINED_WHOLE = "rlhf_policy"  # the key in config.json of a model all weights of which were trained: its card
-VALUE_HEAD = "value_head"  # the critic's, trained and saved with the base that wears it
+TRAINED_WHOLE = "rlhf_policy"  # the key of the card in config.json after full fine-tuning
+VALUE_HEAD = "value_head"  # the critic's, trained and saved with its base
 
 
 def load_causal(
@@ -66,14 +68,14 @@ def load_causal(
     """The frozen base as a causal language model.
 
     Args:
-        kept_in_float32: weights are, and are computed in `dtype` by autocast: for a base that is trained itself, and for one that must
-            give the same numbers as it.
-        on_host: a 4-bit base lies in the machine's memory, not on the GPU.
-        fast_layers: compute by the kernels of `rlhf.kernels.layers`; otherwise by transformers and PEFT alone.
-        writes: its output embedding is used; False for the base of a reward model, which may have none.
+        kept_in_float32: keep float32 weights and compute in `dtype` by autocast: for full fine-tuning, and
+            for a model that must give the same results.
+        on_host: keep a 4-bit base in CPU memory, not on the GPU.
+        fast_layers: use the kernels of `rlhf.kernels.layers`; otherwise transformers' and PEFT's.
+        writes: the output embedding is used; False for the base of a reward model, which may lack it.
 
     Raises:
-        ModelError: nothing that transformers can load is there, or weights are missing.
+        ModelError: transformers cannot load the base, or weights are missing.
     """
     stored = "float32" if kept_in_float32 else dtype
     config = read_config(base, revision)
@@ -94,11 +96,13 @@ def load_causal(
         raise no_output_embedding(base)
     if kept_in_float32:
         setattr(model, COMPUTE_DTYPE, getattr(torch, announce_dtype(dtype)))
-    # How answers are drawn is for the config to say: a model's own top_p or repetition penalty would bend the
-    # distribution that log-probabilities are taken of.
-    own = model.generation_config
+    # The run's config sets the sampling. A model's top_p or repetition penalty would change the distribution
+    # whose log-probabilities are computed.
+    default = model.generation_config
     model.generation_config = GenerationConfig(
-        bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id
+        bos_token_id=default.bos_token_id,
+        eos_token_id=default.eos_token_id,
+        pad_token_id=default.pad_token_id,
     )
     return model
 
@@ -113,18 +117,18 @@ def load_classifier(
     pad_id: int,
     fast_layers: bool = True,
 ) -> PreTrainedModel:
-    """The base as transformers' sequence classifier, with one output an attribute.
+    """The base as transformers' sequence classifier, with one output per attribute.
 
-    The head is the base's own where that fits (`bases.StoredHead.fits`). Else it starts at zero: every response scores the
-    same until something is learnt, so that the first loss of a Bradley-Terry term is log 2 on any base.
+    The base's head is used if it fits (`bases.StoredHead.fits`). Otherwise the head starts at zero: initially
+    all responses have the same score, so the first Bradley-Terry loss is log 2 on any base.
 
     Raises:
-        ModelError: nothing that transformers can load is there, or weights are missing.
+        ModelError: transformers cannot load the base, or weights are missing.
     """
     config = read_config(base, revision)
     head = stored_head(config, base, revision)
     config.id2label = dict(enumerate(attributes))
-    config.label2id = {name: place for place, name in config.id2label.items()}
+    config.label2id = {name: index for index, name in config.id2label.items()}
     config.pad_token_id = pad_id
     model, missing = _load(
         AutoModelForSequenceClassification,
@@ -154,7 +158,7 @@ def _load(
     fast_layers: bool,
     on_host: bool = False,
 ) -> tuple[PreTrainedModel, set[str]]:
-    """A frozen model, and the names of the weights that its files lack."""
+    """A frozen model, and the names of weights missing from its files."""
     dtype = announce_dtype(dtype)
     stored = stored_quantization(config)
     skipped = ["lm_head", HEAD]
@@ -171,7 +175,7 @@ def _load(
                 revision=revision,
                 dtype=getattr(torch, dtype),
                 attn_implementation="sdpa",
-                ignore_mismatched_sizes=True,  # of a classifier's head; others are refused below
+                ignore_mismatched_sizes=True,  # for a classifier's head; others are refused below
                 output_loading_info=True,
                 trust_remote_code=False,
                 **where,
@@ -182,7 +186,8 @@ def _load(
     others = sorted(str(name) for name, *_ in loaded["mismatched_keys"] if not name.startswith(f"{HEAD}."))
     if others:
         raise ModelError(
-            f"{len(others)} weights of {base!r} have another shape than its config.json says, the first is {others[0]}.",
+            f"{len(others)} weights of {base!r} have other shapes than in its config.json; the first is "
+            f"{others[0]}.",
             fix="copy or download the model again",
         )
     switch_off_noise(model)
@@ -195,7 +200,7 @@ def _load(
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Hide transformers' progress bar and its table of missing weights, which become errors of ours."""
+    """Hide transformers' progress bar and its table of missing weights, which we report as errors."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -209,17 +214,18 @@ def quiet() -> Iterator[None]:
 
 def _missing_weights(base: str, missing: set[str]) -> ModelError:
     return ModelError(
-        f"{base!r} lacks {len(missing)} weights of its model, the first is {min(missing)}: they would be random.",
+        f"{base!r} lacks {len(missing)} weights, which would be random; the first is {min(missing)}.",
         allowed="a model with all its weights",
         fix="copy or download the model again",
     )
 
 
 def fingerprint(model: PreTrainedModel) -> str:
-    """Sixteen hex digits that tell one base from another: its shape, and a sample of its embedding in bfloat16.
+    """Sixteen hex digits that identify a base: a hash of its shape and a sample of its embedding in bfloat16.
 
-    Training all weights may leave that sample as it was: what was trained so is also told by a hash in its config. Quantization leaves
-    the embedding as it is, so a base has one fingerprint in every format. All processes must ask.
+    Full fine-tuning may leave the sample unchanged, so the hash of the trained weights, from the config, is
+    included. Quantization leaves the embedding unchanged, so the fingerprint does not depend on the dtype. A
+    collective call.
     """
     config = model.config.get_text_config()
     shape = [config.model_type, config.hidden_size, config.num_hidden_layers, config.vocab_size]
@@ -229,14 +235,17 @@ def fingerprint(model: PreTrainedModel) -> str:
         :: max(1, config.vocab_size // 64), :64
     ]
     values = sample.to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes()
-    # With `fsdp_cpu_ram_efficient_loading` the main process alone has weights before they are dealt out.
+    # With `fsdp_cpu_ram_efficient_loading` only the main process has weights before sharding.
     return broadcast_from_main(hashlib.sha256(json.dumps(shape).encode() + values).hexdigest()[:16])
 
 
 def lora_config(
     *, rank: int, alpha: float, dropout: float, targets: str | list[str], head: bool = False
 ) -> LoraConfig:
-    """PEFT's description of an adapter; with `head`, of a sequence classifier whose head is trained and saved too."""
+    """PEFT's config of an adapter.
+
+    With `head`, of a sequence classifier whose head is also trained and saved.
+    """
     return LoraConfig(
         r=rank,
         lora_alpha=alpha,
@@ -248,20 +257,20 @@ def lora_config(
 
 
 def fit_targets(model: PreTrainedModel, config: LoraConfig) -> LoraConfig:
-    """Make an adapter's description name the layers of this model; see `rlhf.models.targets`.
+    """Resolve the target layers of an adapter's config for this model, see `rlhf.models.targets`.
 
     Raises:
-        ModelError: the model lacks a layer that the adapter is for, or it cannot have an adapter.
+        ModelError: a target layer does not exist, or cannot have an adapter.
     """
     config.target_modules = adapter_targets(model, config.target_modules)
     return config
 
 
 def with_adapter(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
-    """The model with a fresh trainable adapter, in float32.
+    """The model with a new trainable adapter in float32.
 
     Raises:
-        ModelError: the model lacks a layer that the adapter is for.
+        ModelError: a target layer does not exist.
     """
     wrapped = get_peft_model(model, fit_targets(model, config))
     upcast_trainable(wrapped)
@@ -270,20 +279,20 @@ def with_adapter(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
 
 
 def upcast_trainable(model: nn.Module) -> None:
-    """Put the trained parameters in float32; TRL's trainers make them bfloat16 on a 4-bit base."""
+    """Cast trained parameters to float32; TRL's trainers cast them to bfloat16 on a 4-bit base."""
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()
 
 
 def reward_head(model: PeftModel) -> nn.Linear:
-    """The trained head of a classifier that wears an adapter: PEFT keeps the original beside it."""
+    """The trained head of a classifier with an adapter; PEFT also keeps the original head."""
     head = getattr(model.get_base_model(), HEAD)
     return head.modules_to_save[model.active_adapter]  # type: ignore[no-any-return]
 
 
 def set_head(model: PeftModel, weight_AD: Tensor) -> None:
-    """Give the trained head of a classifier another weight."""
+    """Set the weight of a classifier's trained head."""
     weight = reward_head(model).weight
     set_parameters(
         model, {name: weight_AD for name, parameter in model.named_parameters() if parameter is weight}
@@ -291,7 +300,10 @@ def set_head(model: PeftModel, weight_AD: Tensor) -> None:
 
 
 def autocast(model: PreTrainedModel) -> contextlib.AbstractContextManager[Any]:
-    """The context a forward pass runs in: what is kept in float32 to be trained computes in the base's format."""
+    """The autocast context of a forward pass.
+
+    Float32 weights that are trained compute in the base's dtype.
+    """
     return torch.autocast(
         compute_device(model).type, torch.bfloat16, enabled=compute_dtype(model) == torch.bfloat16
     )
@@ -299,8 +311,8 @@ def autocast(model: PreTrainedModel) -> contextlib.AbstractContextManager[Any]:
 
 @contextlib.contextmanager
 def role(model: PeftModel | PreTrainedModel, adapter: str | None) -> Iterator[None]:
-    """Within the block the base wears `adapter`, or none; afterwards the one it wore before. What is trained stays trainable."""
-    if not isinstance(model, PeftModel):  # nothing hangs on it
+    """Activate an adapter, or none, within the block; trained parameters stay trainable."""
+    if not isinstance(model, PeftModel):  # it has no adapters
         assert adapter is None
         yield
         return
@@ -319,18 +331,18 @@ def role(model: PeftModel | PreTrainedModel, adapter: str | None) -> Iterator[No
 
 
 def reference_role(model: PeftModel | PreTrainedModel) -> str | None:
-    """The role whose log-probabilities the policy is held to: the adapter it started from, or None, the base alone."""
+    """The reference role: the adapter the policy started from, or None for the base."""
     return REFERENCE if isinstance(model, PeftModel) and REFERENCE in model.peft_config else None
 
 
 def base_of(model: PeftModel | PreTrainedModel) -> PreTrainedModel:
-    """A model without what hangs on it: below its adapters, or itself."""
+    """The model without its adapters."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 @contextlib.contextmanager
 def keep_trainable(model: PeftModel) -> Iterator[None]:
-    """Whatever PEFT does to `requires_grad` when adapters are added or switched is undone afterwards."""
+    """Restore `requires_grad` after the block: PEFT changes it when adapters are added or switched."""
     reshard(model)
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     try:

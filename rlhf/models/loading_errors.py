@@ -15,20 +15,20 @@ IN_DOCS = "docs/models.md lists the architectures that were tested"
 
 
 LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
-"""What transformers raises for a model that cannot be loaded."""
+"""Exceptions of transformers for a model that cannot be loaded."""
 
 
 def no_output_embedding(base: str) -> ModelError:
-    """The error for a base that scores and cannot write."""
+    """The error for a policy's base without an output embedding."""
     return ModelError(
-        f"{base!r} has no weights of an output embedding (lm_head): its answers would be random.",
+        f"{base!r} has no weights of an output embedding (lm_head), so its answers would be random.",
         allowed="a causal language model; a sequence classifier can be the base of a reward model",
-        fix="model.base=the language model that the classifier was made of",
+        fix="model.base=the language model that the classifier was trained from",
     )
 
 
 def cannot_load(base: str, error: Exception) -> ModelError:
-    """The error for a base that transformers cannot load: the cause that its exception names, and what helps."""
+    """The error for a base that transformers cannot load, with a fix for its cause."""
     if isinstance(error, torch.OutOfMemoryError):
         raise error
     text = str(error)
@@ -43,14 +43,14 @@ def cannot_load(base: str, error: Exception) -> ModelError:
         )
     if "trust_remote_code" in text or "custom code" in text:
         return ModelError(
-            f"{base!r} brings Python code of its own, which is not run.",
+            f"{base!r} needs its own Python code, which is not executed.",
             allowed="architectures that are part of transformers",
             fix=f"model.base=another model; {IN_DOCS}",
         )
     if isinstance(error, PermissionError):
         return ModelError(
             f"{base!r} cannot be loaded: {error.strerror or first}: {error.filename}.",
-            allowed="files that this user can read, and a cache that this user can write",
+            allowed="readable files, and a writable cache",
             fix="chmod, or another cache: export HF_HOME=FOLDER",
         )
     if "does not recognize this architecture" in text or "should have a `model_type`" in text:
@@ -76,7 +76,7 @@ def cannot_load(base: str, error: Exception) -> ModelError:
         return ModelError(
             f"{base!r} is gated or private: {first}",
             allowed=whole,
-            fix="ask for access on the model's page, then `hf auth login`",
+            fix="request access on the model's page, then run `hf auth login`",
         )
     return ModelError(
         f"No model could be loaded from {base!r}: {first}",
@@ -88,7 +88,8 @@ def cannot_load(base: str, error: Exception) -> ModelError:
 def no_sdpa(base: str, kind: str, reason: str) -> ModelError:
     """The error for an architecture without SDPA, which packed rows need."""
     return ModelError(
-        f"{base!r} ({kind}) cannot use torch's scaled_dot_product_attention, which packed rows need: {reason}.",
+        f"{base!r} ({kind}) cannot use torch's scaled_dot_product_attention, which packed rows need: "
+        f"{reason}.",
         allowed=f"architectures that support it, such as Llama, Qwen, Mistral, Gemma or Phi-3; {IN_DOCS}",
         fix="model.base=another model",
     )

@@ -1,9 +1,10 @@
-"""Where weights lie while a base is loaded, so that no GPU and no machine holds more than it must.
+"""Control the device of weights while a base is loaded, to limit GPU and CPU memory.
 
-By default transformers puts a 4-bit base on the current GPU, whole, also where FSDP2 is to shard it afterwards; and of a bfloat16
-base under FSDP2 every rank but the first writes zeros over a copy of its own (`_move_missing_keys_from_meta_to_device`, transformers
-issue 43749). Here a base that is to be sharded is loaded into the machine's memory: 4-bit weights are quantized on the GPU one at a
-time, and ranks that receive their weights from the first one reserve memory without touching it.
+By default transformers loads a complete 4-bit base onto the current GPU, even if FSDP2 shards it afterwards.
+For a bfloat16 base under FSDP2 every rank except the first fills a copy with zeros
+(`_move_missing_keys_from_meta_to_device`, transformers issue 43749). Here a base to be sharded is loaded into
+CPU memory: 4-bit weights are quantized on the GPU one at a time, and ranks that receive weights from the
+first rank allocate memory without writing to it.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ from transformers.integrations.bitsandbytes import Bnb4bitQuantize
 from rlhf.distributed import sharding
 
 HOST = {"": "cpu"}
-"""transformers' device map for a base in the machine's memory."""
+"""transformers' device map for CPU memory."""
 
 
 @contextmanager
 def loading(quantization: str, *, on_host: bool = False) -> Iterator[dict[str, Any]]:
-    """Keyword arguments for `from_pretrained`, which is to be called within the block.
+    """Yield keyword arguments for `from_pretrained`, which must be called within the block.
 
     Args:
         quantization: of the base.
-        on_host: keep the base, scales included, in the machine's memory. A base that is to be sharded is kept there too, its
-            scales on the GPU: FSDP does not shard them.
+        on_host: keep the base in CPU memory, scales included. A base to be sharded is kept there too, but its
+            scales are on the GPU, since FSDP does not shard them.
     """
     sharded = sharding.is_requested()
     with ExitStack() as stack:
@@ -47,7 +48,7 @@ def loading(quantization: str, *, on_host: bool = False) -> Iterator[dict[str, A
 
 @contextmanager
 def quantized_on(device: torch.device, *, scales_on_host: bool) -> Iterator[None]:
-    """Within the block 4-bit weights are made on `device`, one at a time, and kept in the machine's memory."""
+    """Quantize weights on `device`, one at a time, within the block, and keep them in CPU memory."""
     stock = Bnb4bitQuantize.convert
 
     def convert(self: Any, input_dict: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
@@ -55,12 +56,12 @@ def quantized_on(device: torch.device, *, scales_on_host: bool) -> Iterator[None
             name: (value[0] if isinstance(value, list) else value).to(device)
             for name, value in input_dict.items()
         }
-        made: dict[str, Any] = stock(self, moved, **kwargs)
-        for weight in made.values():
+        quantized: dict[str, Any] = stock(self, moved, **kwargs)
+        for weight in quantized.values():
             weight.data = weight.data.to("cpu")
             if scales_on_host:
                 weight.quant_state.to("cpu")
-        return made
+        return quantized
 
     Bnb4bitQuantize.convert = convert
     try:
@@ -71,7 +72,7 @@ def quantized_on(device: torch.device, *, scales_on_host: bool) -> Iterator[None
 
 @contextmanager
 def _untouched_on_other_ranks() -> Iterator[None]:
-    """Within the block ranks without weights of their own reserve memory for them and write nothing into it."""
+    """Within the block, ranks that do not load weights allocate memory without writing to it."""
     stock = PreTrainedModel._move_missing_keys_from_meta_to_device  # noqa: SLF001
 
     def reserve(self: Any, missing_keys: Any, device_map: Any, device_mesh: Any, hf_quantizer: Any) -> None:

@@ -1,4 +1,4 @@
-"""A frozen model computed in float32 for a moment, to tell rounding from an error."""
+"""Compute a frozen model temporarily in float32, to distinguish rounding from errors."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch import nn
 from rlhf.distributed.sharding import is_sharded
 
 MOST_PARAMETERS = 2_000_000_000
-"""Beyond this a second copy of the weights in float32 (8 GB) may not fit beside the first."""
+"""For larger models a second copy of the weights in float32 (8 GB) may not fit into memory."""
 
 
 def fits_in_float32(model: nn.Module) -> bool:
-    """Whether `float32_products` is possible: the weights are not sharded, and a float32 copy is small enough."""
+    """Whether `float32_products` is possible: weights are not sharded, and the model is small enough."""
     return not is_sharded(model) and sum(p.numel() for p in model.parameters()) <= MOST_PARAMETERS
 
 
 @contextlib.contextmanager
 def float32_products(model: nn.Module) -> Iterator[None]:
-    """Within the block the model computes in float32; its weights are the same numbers before, within and after.
+    """Compute in float32 within the block; the values of the weights do not change.
 
-    4-bit weights stay packed: their layers multiply in float32. Not for a model that is being trained.
+    4-bit weights stay packed, and their layers multiply in float32. Not for a model in training.
     """
     tensors = [
         tensor

@@ -1,7 +1,8 @@
-"""Which layers of a base an adapter is put on.
+"""Choose the target layers of an adapter.
 
-In a mixture of experts, the experts are one tensor a layer and the router picks among them. PEFT can adapt both, but neither
-`rlhf export` nor vLLM can use such an adapter. So adapters go on the layers outside the blocks of experts: the attention.
+In a mixture of experts, the experts of a layer are one tensor, selected by a router. PEFT can adapt both, but
+neither `rlhf export` nor vLLM supports such adapters. So adapters target only layers outside the expert
+blocks: the attention.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ HEADS = ("score", "value_head")
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """The linear layers of a model by place, without its heads."""
+    """The linear layers of a model by name, without its heads."""
     output = model.get_output_embeddings()
     return {
         place: layer
@@ -29,7 +30,7 @@ def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
 
 
 def expert_blocks(model: nn.Module) -> list[str]:
-    """The places of a model's blocks of experts: router, experts and shared experts."""
+    """The names of a model's expert blocks: router, experts and shared experts."""
     return sorted(
         {
             place.rpartition(".")[0]
@@ -40,15 +41,17 @@ def expert_blocks(model: nn.Module) -> list[str]:
 
 
 def adapter_targets(model: PreTrainedModel, targets: str | Iterable[str]) -> str | list[str]:
-    """The names of the layers an adapter is for; `all-linear`, or in a mixture of experts those outside the experts' blocks.
+    """The target names of an adapter.
+
+    `all-linear`, or in a mixture of experts the layers outside expert blocks.
 
     Raises:
-        ModelError: a target is not a layer of the model, is its head, or is part of a block of experts.
+        ModelError: a target does not exist, is the head, or is in an expert block.
     """
     blocks = tuple(f"{place}." for place in expert_blocks(model))
-    places = linear_layers(model)
-    experts = {_name(place) for place in places if place.startswith(blocks)} if blocks else set()
-    names = {_name(place) for place in places} - experts
+    layers = linear_layers(model)
+    experts = {_name(path) for path in layers if path.startswith(blocks)} if blocks else set()
+    names = {_name(path) for path in layers} - experts
     if not blocks and targets == ALL_LINEAR:
         return ALL_LINEAR
     if targets == ALL_LINEAR:
@@ -60,16 +63,18 @@ def adapter_targets(model: PreTrainedModel, targets: str | Iterable[str]) -> str
     inside |= (
         {_name(name) for name, _ in model.named_parameters() if name.startswith(blocks)} if blocks else set()
     )
-    if part := [name for name in wanted if name in inside and name not in names]:
+    if refused := [name for name in wanted if name in inside and name not in names]:
         raise ModelError(
-            f"adapter.targets: {', '.join(part)} is part of the mixture of experts, whose adapters cannot be exported "
-            "or sampled from by vLLM.",
-            allowed=f"`{ALL_LINEAR}`, which takes the layers outside the experts, or some of {', '.join(sorted(names))}",
+            f"adapter.targets: {', '.join(refused)} is in an expert block, whose adapters can neither be "
+            "exported nor "
+            "used by vLLM.",
+            allowed=f"`{ALL_LINEAR}` (the layers outside expert blocks), or some of "
+            f"{', '.join(sorted(names))}",
             fix=f"adapter.targets={ALL_LINEAR}",
         )
     if missing := [name for name in wanted if name not in names]:
         raise ModelError(
-            f"The adapter does not fit this model, which has no layer {', '.join(missing)}."
+            f"adapter.targets: this model has no layer {', '.join(missing)}."
             f"{did_you_mean(missing[0], names)}",
             allowed=f"`{ALL_LINEAR}`, or some of {', '.join(sorted(names))}",
             fix=f"adapter.targets={ALL_LINEAR}",

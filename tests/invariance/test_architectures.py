@@ -1,4 +1,4 @@
-"""Every family at hand: rows laid by `pack` give the hidden states of each sequence alone, packed or one sequence per row."""
+"""For every model family, rows of `pack` give the hidden states of each sequence alone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from rlhf.kernels.packing_check import (
 
 ALONE = {
     "bloom",  # ALiBi, from the 2-D mask
-    "falcon",  # attention of its own
+    "falcon",  # its own attention code
     "falcon_alibi",
     "gpt_neo",
     "gptj",
@@ -38,7 +38,7 @@ ALONE = {
     "phi3_longrope",
     "qwen3_next",  # linear attention
 }
-"""Families that take one sequence per row; all others are packed."""
+"""Families that need one sequence per row; all others are packed."""
 DOCUMENT = Path(__file__).parents[2] / "docs/packing.md"
 
 
@@ -48,7 +48,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 def load(folder: Path, attention: str | None = "sdpa") -> PreTrainedModel:
-    """As `rlhf.models.loading` does, with the model's own attention where it has no other."""
+    """Load like `rlhf.models.loading`; with eager attention if the model has no other."""
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, attn_implementation=attention
@@ -95,21 +95,21 @@ def test_rows_give_what_the_sequences_give_alone(name: str, built: Callable[[str
     (batch,) = pack(trees, 10_000, pad_id=3, one_per_row=one_per_row(model))
     hidden_RTD = every_state(model.base_model, **packed_inputs(batch))
     for branch, ids in enumerate(sequences(trees)):
-        own = batch.branch_RT == branch
-        plain = load(folder)  # a fresh one: dynamic RoPE remembers earlier lengths
+        selected_RT = batch.branch_RT == branch
+        plain = load(folder)  # a new model: dynamic RoPE caches earlier lengths
         alone_TD = plain.base_model(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0]
-        expected = alone_TD[batch.positions_RT[own]]
-        assert (hidden_RTD[own] - expected).norm() <= 1e-4 * expected.norm()
+        expected = alone_TD[batch.positions_RT[selected_RT]]
+        assert (hidden_RTD[selected_RT] - expected).norm() <= 1e-4 * expected.norm()
 
 
 @pytest.mark.parametrize("name", ["gemma2", "gpt_oss"])
 def test_attention_keeps_what_sdpa_would_leave_out(name: str, built: Callable[[str], Path]) -> None:
-    """Soft-capped scores and sinks change hidden states: packed, plain and in generation they are those of eager attention."""
+    """Soft-capped scores and sinks equal eager attention: packed, plain and in generation."""
     folder = built(name)
-    own = {"attn_logit_softcapping": 0.5} if name == "gemma2" else {}
+    settings = {"attn_logit_softcapping": 0.5} if name == "gemma2" else {}
     eager, ours = (
         AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="eager", **own
+            folder, dtype=torch.float32, attn_implementation="eager", **settings
         ).eval()
         for _ in range(2)
     )
@@ -139,7 +139,7 @@ def test_attention_keeps_what_sdpa_would_leave_out(name: str, built: Callable[[s
 
 @pytest.mark.parametrize("name", ["qwen3", "mistral", "falcon"])
 def test_attention_of_transformers_itself(name: str, built: Callable[[str], Path]) -> None:
-    """With `fast_layers: false` packing stays where SDPA's mask says all there is to say; a window it would leave out."""
+    """With `fast_layers: false` models are packed unless they have sliding windows."""
     model = load(built(name))
     assert one_per_row(model) == (name != "qwen3")
 
@@ -181,7 +181,7 @@ def test_the_check_is_quiet_and_leaves_the_model_as_it_was(
 
 
 def test_rounding_in_bfloat16_is_no_leak(built: Callable[[str], Path]) -> None:
-    """The check computes in float32: a base in bfloat16 differs by no more than one in float32."""
+    """The check computes in float32, so a bfloat16 base differs no more than a float32 base."""
     model = load(built("llama")).to(torch.bfloat16)
     layers.enable(model)
     assert largest_difference(model, one_per_row=False) < 1e-4
@@ -192,7 +192,7 @@ def test_rounding_in_bfloat16_is_no_leak(built: Callable[[str], Path]) -> None:
 def test_a_model_that_looks_ahead_is_refused(
     built: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not even one sequence per row helps where padding on the right changes what is before it."""
+    """A model in which padding on the right changes earlier tokens is refused."""
     from rlhf.core.errors import ModelError
 
     model = load(built("llama"))

@@ -1,4 +1,4 @@
-"""A base in 4 bits computes and differentiates the same before and after it was asked for answers or scores."""
+"""A 4-bit base has the same outputs and gradients before and after evaluation."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_gradient_after_an_evaluation_is_the_one_before(tiny_base: Path, con
 
 
 def test_a_4_bit_layer_passes_the_gradient_of_its_own_weight_on(tiny_base: Path) -> None:
-    """What flows back through a layer is what flows through its dequantized weight, also after an evaluation."""
+    """A layer's input gradient equals that of its dequantized weight, also after evaluation."""
     import bitsandbytes.functional as F
 
     model = build(tiny_base)
@@ -57,10 +57,10 @@ def test_a_4_bit_layer_passes_the_gradient_of_its_own_weight_on(tiny_base: Path)
     model.eval()
     with torch.no_grad():
         model(IDS)
-    given = torch.randn(3, 64, requires_grad=True)
-    layer(given).sum().backward()
-    assert given.grad is not None
-    assert torch.allclose(given.grad, weight.sum(dim=0).expand(3, -1), atol=1e-4)
+    x = torch.randn(3, 64, requires_grad=True)
+    layer(x).sum().backward()
+    assert x.grad is not None
+    assert torch.allclose(x.grad, weight.sum(dim=0).expand(3, -1), atol=1e-4)
 
 
 def test_logits_do_not_depend_on_the_mode(tiny_base: Path) -> None:

@@ -1,4 +1,4 @@
-"""An interrupted run, resumed, is the unbroken one: every loss, reward and KL to the last digit."""
+"""An interrupted and resumed run equals an uninterrupted one: every loss, reward and KL, bit by bit."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from rlhf import cli
 from rlhf.runs.folder import RunFolder
 
 Rlhf = Callable[..., Result]
-MEASURED = ("time/", "memory/", "engine/tokens_per_second")  # what a clock or a gauge says
+MEASURED = ("time/", "memory/", "engine/tokens_per_second")  # measured
 
 
-def slowly(value: Any) -> Any:
+def slow(value: Any) -> Any:
     return pytest.param(value, marks=pytest.mark.slow)
 
 
 class Killed(BaseException):
-    """Stands for the power going off: nothing in the program catches it."""
+    """Simulates SIGKILL: no code catches it."""
 
 
 def figures(run: Path) -> list[dict[str, Any]]:
@@ -41,8 +41,8 @@ def figures(run: Path) -> list[dict[str, Any]]:
 
 def assert_same_run(run: Path, unbroken: Path) -> None:
     assert figures(run) == figures(unbroken)
-    whole = (run / "final" / "config.json").exists()
-    file = "model.safetensors" if whole else "adapter_model.safetensors"
+    full = (run / "final" / "config.json").exists()
+    file = "model.safetensors" if full else "adapter_model.safetensors"
     ours, theirs = (load_file(folder / "final" / file) for folder in (run, unbroken))
     assert ours.keys() == theirs.keys()
     assert all((ours[name] == theirs[name]).all() for name in ours)
@@ -53,7 +53,7 @@ def start(words: list[str]) -> Result:
 
 
 def policy_words(config: Path, run: Path) -> list[str]:
-    """Five updates; the learning rate of each is another, so that one forgotten would be seen."""
+    """Five updates with different learning rates, so that a wrong one after resume changes the result."""
     return ["align-policy", str(config), "steps=5", "optimizer.warmup_steps=6", "--output", str(run)]
 
 
@@ -75,7 +75,7 @@ def unbroken_policy(policy_config: Path, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def kill_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], pytest.MonkeyPatch]:
-    """The next run ends as if killed, just after it logged this update."""
+    """The next run stops as if killed, after it has logged this update."""
 
     def arm(step: int) -> pytest.MonkeyPatch:
         log = RunFolder.metrics
@@ -99,8 +99,8 @@ def interrupt(kill_at: Callable[[int], pytest.MonkeyPatch], step: int, words: li
 
 
 # Updates 1 to 5 are stage one, 6 to 9 stage two; checkpoints after 2, 4, 5 (the end of its stage), 7 and 9.
-@pytest.mark.parametrize("step", [6, slowly(8)])
-def test_a_reward_run(
+@pytest.mark.parametrize("step", [6, slow(8)])
+def test_reward_run(
     reward_config: Path,
     unbroken_reward: Path,
     kill_at: Callable[[int], pytest.MonkeyPatch],
@@ -131,8 +131,8 @@ def unbroken_expo(reward_config: Path, tmp_path_factory: pytest.TempPathFactory)
     return folder
 
 
-@pytest.mark.parametrize("when", [*map(slowly, ["in stage one", "in stage two"]), "in the search"])
-def test_a_reward_run_that_ends_in_an_extrapolation(
+@pytest.mark.parametrize("when", [*map(slow, ["in stage one", "in stage two"]), "in the search"])
+def test_reward_run_with_extrapolation(
     reward_config: Path,
     unbroken_expo: Path,
     kill_at: Callable[[int], pytest.MonkeyPatch],
@@ -145,13 +145,13 @@ def test_a_reward_run_that_ends_in_an_extrapolation(
     if when == "in the search":
         from reward import expo
 
-        judged = iter(range(3))
+        calls = iter(range(3))
         judge = expo.judge_pairs
 
-        def judge_twice(*given: Any, **options: Any) -> Any:
-            if next(judged) == 2:
+        def judge_twice(*args: Any, **kwargs: Any) -> Any:
+            if next(calls) == 2:
                 raise Killed
-            return judge(*given, **options)
+            return judge(*args, **kwargs)
 
         monkeypatch.setattr(expo, "judge_pairs", judge_twice)
         with pytest.raises(Killed):
@@ -170,7 +170,7 @@ def test_a_reward_run_that_ends_in_an_extrapolation(
         assert (run / weights).read_bytes() == (unbroken_expo / weights).read_bytes()
 
 
-def test_a_policy_run(
+def test_policy_run(
     policy_config: Path,
     unbroken_policy: Path,
     kill_at: Callable[[int], pytest.MonkeyPatch],
@@ -179,29 +179,29 @@ def test_a_policy_run(
     interrupted_and_resumed(kill_at, policy_words(policy_config, tmp_path / "run"), unbroken_policy)
 
 
-def test_a_policy_run_in_which_all_weights_are_trained(
+def test_policy_run_with_full_fine_tuning(
     policy_config: Path, kill_at: Callable[[int], pytest.MonkeyPatch], tmp_path: Path
 ) -> None:
-    told = ["adapter=null", "optimizer.learning_rate=1.0e-3"]
+    overrides = ["adapter=null", "optimizer.learning_rate=1.0e-3"]
     unbroken = tmp_path / "unbroken"
-    result = start([*policy_words(policy_config, unbroken), *told])
+    result = start([*policy_words(policy_config, unbroken), *overrides])
     assert result.exit_code == 0, result.output
-    interrupted_and_resumed(kill_at, [*policy_words(policy_config, tmp_path / "run"), *told], unbroken)
+    interrupted_and_resumed(kill_at, [*policy_words(policy_config, tmp_path / "run"), *overrides], unbroken)
 
 
-def test_a_policy_run_with_a_critic_that_began_as_another_policy(
+def test_policy_run_with_a_critic_that_started_from_another_policy(
     policy_config: Path,
     unbroken_policy: Path,
     kill_at: Callable[[int], pytest.MonkeyPatch],
     tmp_path: Path,
 ) -> None:
-    """Adapter, head and moments of the critic, two passes an update; the reference is read again from where it was."""
-    told = ["algorithm={name: ppo, epochs: 2, unfinished: keep}", f"start={unbroken_policy / 'final'}"]
+    """Adapter, head and moments of the critic, with two passes per update; the reference is loaded again."""
+    overrides = ["algorithm={name: ppo, epochs: 2, unfinished: keep}", f"start={unbroken_policy / 'final'}"]
     unbroken = tmp_path / "unbroken"
-    result = start([*policy_words(policy_config, unbroken), *told])
+    result = start([*policy_words(policy_config, unbroken), *overrides])
     assert result.exit_code == 0, result.output
     assert figures(unbroken)[0]["kl/abs_mean"] == 0.0
-    interrupted_and_resumed(kill_at, [*policy_words(policy_config, tmp_path / "run"), *told], unbroken)
+    interrupted_and_resumed(kill_at, [*policy_words(policy_config, tmp_path / "run"), *overrides], unbroken)
     trained = load_file(unbroken / "checkpoints" / "step-5" / "trainable.safetensors")
     resumed = load_file(tmp_path / "run" / "checkpoints" / "step-5" / "trainable.safetensors")
     assert sum(".critic." in name or "value_head" in name for name in trained) == 2 * 7 * 2 + 1
@@ -220,12 +220,12 @@ def interrupted_and_resumed(
         assert (run / name).read_text() == (unbroken / name).read_text()
 
 
-def test_a_policy_run_that_goes_on_further_than_it_was_told(
+def test_policy_run_that_resumes_with_more_updates(
     policy_config: Path, unbroken_policy: Path, tmp_path: Path
 ) -> None:
     words = policy_words(policy_config, tmp_path / "run")
-    for told in (["steps=3"], ["--resume"]):
-        result = start([*words, *told])
+    for overrides in (["steps=3"], ["--resume"]):
+        result = start([*words, *overrides])
         assert result.exit_code == 0, result.output
     assert_same_run(tmp_path / "run", unbroken_policy)
 
@@ -247,7 +247,7 @@ def test_a_corrupt_checkpoint_is_skipped_with_a_message(
     assert_same_run(run, unbroken_policy)
 
 
-def test_no_whole_checkpoint_means_starting_over(
+def test_without_a_complete_checkpoint_the_run_starts_again(
     policy_config: Path, unbroken_policy: Path, kill_at: Callable[[int], pytest.MonkeyPatch], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -262,7 +262,8 @@ def test_no_whole_checkpoint_means_starting_over(
 
 @pytest.mark.parametrize(
     ("module", "write", "good"),
-    # A checkpoint is three files: the second one fails. Through peft goes what checkpoints share, then the result.
+    # A checkpoint has three files: the first of the second one fails. peft saves what checkpoints share, then
+    # the result.
     [("rlhf.runs.checkpoints", "save_file", 3), ("peft.peft_model", "safe_save_file", 1)],
     ids=["at a checkpoint", "at the result"],
 )
@@ -277,12 +278,12 @@ def test_a_full_disk_is_reported_and_costs_no_more_than_a_kill(
 ) -> None:
     run = tmp_path / "run"
     words = policy_words(policy_config, run)
-    real, calls = getattr(importlib.import_module(module), write), iter(range(100))
+    original, calls = getattr(importlib.import_module(module), write), iter(range(100))
 
-    def full(*told: Any, **more: Any) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
         if next(calls) >= good:
             raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-        real(*told, **more)
+        original(*args, **kwargs)
 
     monkeypatch.setattr(f"{module}.{write}", full)
     result = start(words)
@@ -291,25 +292,23 @@ def test_a_full_disk_is_reported_and_costs_no_more_than_a_kill(
     assert result.output.count("The disk is full.") == 1
     assert "Traceback" not in result.output
     assert not (run / "final").exists()
-    left = [file.name for file in run.rglob("*") if file.name.endswith(".half-written")]
-    assert left == []
+    unfinished = [file.name for file in run.rglob("*") if file.name.endswith(".half-written")]
+    assert unfinished == []
     result = start([*words, "--resume"])
     assert result.exit_code == 0, result.output
     assert_same_run(run, unbroken_policy)
 
 
-def test_a_reward_run_killed_by_the_system(
-    reward_config: Path, unbroken_reward: Path, tmp_path: Path
-) -> None:
-    """A real process and a real SIGKILL, at whatever it was doing then."""
+def test_reward_run_killed_by_sigkill(reward_config: Path, unbroken_reward: Path, tmp_path: Path) -> None:
+    """A real process and a real SIGKILL, at an arbitrary moment."""
     run = tmp_path / "run"
     words = ["train-reward", str(reward_config), "--output", str(run)]
     process = subprocess.Popen(
         [sys.executable, "-m", "rlhf.cli", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    until = time.monotonic() + 120
+    deadline = time.monotonic() + 120
     while not list((run / "checkpoints").glob("step-*")):
-        assert process.poll() is None and time.monotonic() < until
+        assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.001)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
@@ -317,13 +316,15 @@ def test_a_reward_run_killed_by_the_system(
     result = start([*words, "--resume"])
     assert result.exit_code == 0, result.output
     assert_same_run(run, unbroken_reward)
-    left = [file.name for file in run.rglob("*") if file.name.endswith((".half-written", ".unfinished"))]
-    assert left == []
+    unfinished = [
+        file.name for file in run.rglob("*") if file.name.endswith((".half-written", ".unfinished"))
+    ]
+    assert unfinished == []
 
 
 @pytest.fixture
 def signal_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], pytest.MonkeyPatch]:
-    """The next run is sent a signal just after it logged this update, in time for the next one's end."""
+    """The next run gets a signal after it has logged this update, before the end of the next one."""
 
     def arm(step: int, number: int) -> pytest.MonkeyPatch:
         log = RunFolder.metrics
@@ -340,7 +341,7 @@ def signal_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], pytest.Mo
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_a_policy_run_after_its_update_with_a_checkpoint(
+def test_a_signal_stops_a_policy_run_after_its_update_with_a_checkpoint(
     policy_config: Path,
     unbroken_policy: Path,
     signal_at: Callable[[int, int], pytest.MonkeyPatch],
@@ -349,7 +350,7 @@ def test_a_signal_ends_a_policy_run_after_its_update_with_a_checkpoint(
     code: int,
 ) -> None:
     words, run = policy_words(policy_config, tmp_path / "run"), tmp_path / "run"
-    handlers = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
+    handlers = [signal.getsignal(code) for code in (signal.SIGTERM, signal.SIGINT)]
     armed = signal_at(2, number)
     result = start(words)
     armed.undo()
@@ -358,13 +359,13 @@ def test_a_signal_ends_a_policy_run_after_its_update_with_a_checkpoint(
     assert len(figures(run)) == 3 and not (run / "final").exists()
     assert sorted(entry.name for entry in (run / "checkpoints").iterdir()) == ["model", "step-2", "step-3"]
     assert not [entry for entry in run.rglob("*") if entry.name.endswith(".half-written")]
-    assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == handlers
+    assert [signal.getsignal(code) for code in (signal.SIGTERM, signal.SIGINT)] == handlers
     result = start([*words, "--resume"])
     assert result.exit_code == 0, result.output
     assert_same_run(run, unbroken_policy)
 
 
-def test_a_signal_ends_a_reward_run_within_its_stage(
+def test_a_signal_stops_a_reward_run_within_its_stage(
     reward_config: Path,
     unbroken_reward: Path,
     signal_at: Callable[[int, int], pytest.MonkeyPatch],
@@ -385,8 +386,8 @@ def test_changed_prompts_are_refused_and_moved_ones_are_not(
 ) -> None:
     def prompts(name: str, *extra: str) -> Path:
         file = tmp_path / name
-        asked = [f"Say {number}." for number in range(20)] + list(extra)
-        file.write_text("".join(json.dumps({"prompt": one}) + "\n" for one in asked))
+        texts = [f"Say {number}." for number in range(20)] + list(extra)
+        file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
         return file
 
     def words(file: Path) -> list[str]:

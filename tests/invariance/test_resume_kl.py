@@ -1,4 +1,4 @@
-"""What the KL has learnt of a run survives an interruption: the steered coefficient, the best weights, the end by budget."""
+"""State of the KL control survives an interruption: adaptive coefficient, best weights, KL budget."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typer.testing import CliRunner, Result
 from rlhf import cli
 from rlhf.runs.folder import RunFolder
 
-MEASURED = ("time/", "memory/", "engine/tokens_per_second")  # what a clock or a gauge says
+MEASURED = ("time/", "memory/", "engine/tokens_per_second")  # measured
 
 
 class Killed(BaseException):
-    """Stands for the power going off: nothing in the program catches it."""
+    """Simulates SIGKILL: no code catches it."""
 
 
 def figures(run: Path) -> list[dict[str, Any]]:
@@ -27,14 +27,14 @@ def figures(run: Path) -> list[dict[str, Any]]:
 
 
 def start(config: Path, run: Path, *words: str) -> Result:
-    told = ["align-policy", str(config), "--output", str(run), *words]
-    return CliRunner().invoke(cli.app, told, prog_name="rlhf")
+    command = ["align-policy", str(config), "--output", str(run), *words]
+    return CliRunner().invoke(cli.app, command, prog_name="rlhf")
 
 
 def killed_and_resumed(
     monkeypatch: pytest.MonkeyPatch, config: Path, run: Path, *words: str, after: int
 ) -> Result:
-    """A run that ends as if killed just after it logged this update, and is taken up again."""
+    """Stop a run as if killed, after it has logged this update, and resume it."""
     log = RunFolder.metrics
 
     def metrics(self: RunFolder, now: int, values: Any) -> None:
@@ -52,18 +52,19 @@ def killed_and_resumed(
 @pytest.mark.parametrize(
     "words",
     [
-        # An algorithm of two passes and a steered coefficient that moves by a tenth each update.
+        # Two passes per update, and an adaptive coefficient that changes by a tenth per update.
         [
             "algorithm={name: rloo, epochs: 2, unfinished: keep, kl: {target: 1.0e-3, horizon: 12}}",
             "steps=5",
         ],
-        # A coefficient in the loss, and a budget that ends the run at some update after the checkpoint.
+        # A KL loss, and a budget that stops the run after the checkpoint.
         [
-            "algorithm={unfinished: keep, kl: {estimator: k2, placement: loss, target: 0.5, horizon: 12, budget: 0.05}}",
+            "algorithm={unfinished: keep, "
+            "kl: {estimator: k2, placement: loss, target: 0.5, horizon: 12, budget: 0.05}}",
             "optimizer.learning_rate=2.0e-3",
             "steps=12",
         ],
-        # Rewards normalised by all answers so far, beside a steered coefficient.
+        # Rewards normalised by all answers so far, and an adaptive coefficient.
         [
             "algorithm={name: rloo, unfinished: keep, kl: {target: 1.0e-3, horizon: 12}}",
             "reward_shaping={normalise: running, clip: [-1, 1]}",
@@ -71,9 +72,9 @@ def killed_and_resumed(
             "steps=4",
         ],
     ],
-    ids=["steered", "budget", "normalised"],
+    ids=["adaptive", "budget", "normalised"],
 )
-def test_resumed_is_unbroken(
+def test_a_resumed_run_equals_an_uninterrupted_one(
     policy_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
 ) -> None:
     unbroken, run = tmp_path / "unbroken", tmp_path / "run"
@@ -81,12 +82,12 @@ def test_resumed_is_unbroken(
     assert result.exit_code == 0, result.output
     rows = figures(unbroken)
     coefficients = [row["kl/coefficient"] for row in rows]
-    assert len(set(coefficients)) == len(rows) > 3  # it moves, so that a forgotten one would be seen
+    assert len(set(coefficients)) == len(rows) > 3  # a wrong one after resume would show
     result = killed_and_resumed(monkeypatch, policy_config, run, *words, after=3)  # checkpoint after 2
     assert result.exit_code == 0, result.output
     assert figures(run) == rows
     assert (run / "eval.json").read_text() == (unbroken / "eval.json").read_text()
-    ours, theirs = (load_file(one / "final" / "adapter_model.safetensors") for one in (run, unbroken))
+    ours, theirs = (load_file(folder / "final" / "adapter_model.safetensors") for folder in (run, unbroken))
     assert all((ours[name] == theirs[name]).all() for name in theirs)
     stopped = json.loads((run / "eval.json").read_text())["stopped"]
     assert (stopped is not None) == ("budget" in str(words)) == (len(rows) < int(words[-1].split("=")[1]))

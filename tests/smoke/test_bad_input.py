@@ -52,7 +52,7 @@ def test_a_reward_model_of_another_base(
 ) -> None:
     message = refused("align-policy", f"model.base={other_base}")
     assert message.startswith(f"The reward model was trained on '{tiny_base}'")
-    assert f"the base here is '{other_base}'" in message
+    assert f"this base is '{other_base}'" in message
     assert "Allowed: a reward model on the same base" in message
     assert f"Do this: set model.base={tiny_base}" in message
 
@@ -67,12 +67,12 @@ def test_a_reward_model_without_its_head(refused: Callable[..., str], broken_rew
     file = broken_reward / "adapter_model.safetensors"
     save_file({name: w for name, w in load_file(file).items() if "score" not in name}, file)
     message = refused("align-policy", f"reward={broken_reward}")
-    assert "holds 0 reward heads. Allowed: one weight named …score.weight" in message
+    assert "contains 0 reward heads. Allowed: one weight named …score.weight" in message
 
 
 def test_a_reward_model_with_another_template(refused: Callable[..., str]) -> None:
     message = refused("align-policy", "model.template_date=1 Jan 2030")
-    assert message.startswith("The chat template here is not the one the reward model was trained with")
+    assert message.startswith("The chat template differs from the one the reward model was trained with")
     assert "set model.template_date='26 Jul 2024'" in message
 
 
@@ -103,7 +103,7 @@ def test_adapter_targets_that_the_base_does_not_have(
     refused: Callable[..., str], command: str, targets: str, missing: str
 ) -> None:
     message = refused(command, f"adapter.targets={targets}")
-    assert message.startswith(f"The adapter does not fit this model, which has no layer {missing}.")
+    assert message.startswith(f"adapter.targets: this model has no layer {missing}.")
     assert (
         "Allowed: `all-linear`, or some of down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
         in message

@@ -213,7 +213,7 @@ def test_mistakes(
 
     helpfulness = expo_run[0] / "stages" / "regression"
     message = train("recipe=bt-regular", f"start={helpfulness}", "adapter.rank=8")
-    assert message.startswith(f"Training cannot begin from {helpfulness}: adapter.rank: 4 there, 8 here")
+    assert message.startswith(f"Training cannot start from {helpfulness}: adapter.rank: 4 there, 8 here")
     assert train("recipe=bt-regular", "start=runs/nowhere/final").startswith(
         "runs/nowhere/final is not a reward model"
     )

@@ -74,7 +74,7 @@ def test_transformers_and_our_commands_take_it_as_a_model(
     assert result.exit_code == 0, result.output
     assert len(lines(tmp_path / "answers.jsonl")) == 1
     result = rlhf_command("export", run / "final", "--output", tmp_path / "exported")
-    assert result.exit_code == 2 and "nothing: it is a whole model as it is" in flat(result.output)
+    assert result.exit_code == 2 and "it is a complete model already" in flat(result.output)
 
 
 @pytest.mark.usefixtures("as_configured")

@@ -1,8 +1,8 @@
 """Convert messages to token ids.
 
-Everything that turns a conversation into ids goes through `Chat`: one chat template, one begin-of-text token, one pinned
-date, one position where a reward is read (the last token of the rendered conversation). The text of a message never
-becomes a control token, see `rlhf.models.chat.control_tokens`.
+Everything that turns a conversation into ids goes through `Chat`: one chat template, one begin-of-text token,
+one pinned date, one position where a reward is read (the last token of the rendered conversation). The text
+of a message never becomes a control token, see `rlhf.models.chat.control_tokens`.
 """
 
 from __future__ import annotations
@@ -38,10 +38,12 @@ class Chat:
         rows: rows of the model's embedding; None if the model is unknown.
         chat_template: a file, or the name of a template of the tokenizer; None: its default template.
         chat_template_kwargs: options of the template.
-        reasoning: the rule for reasoning in conversations, see `rlhf.models.chat.reasoning`; prompts are unchanged.
+        reasoning: the rule for reasoning in conversations, see `rlhf.models.chat.reasoning`; prompts are
+            unchanged.
 
     Attributes:
-        pad_id: the padding id. Not a stop id if the tokenizer has such a token; masked tokens may have any id.
+        pad_id: the padding id. Not a stop id if the tokenizer has such a token; masked tokens may have any
+            id.
         closing_id: the last id of every conversation, where a reward is read.
         stop_ids: every id that ends an answer: of the model, the tokenizer and the template.
         template: the chat template with its date and options.
@@ -141,7 +143,9 @@ class Chat:
 
     @classmethod
     def beside(cls, folder: Path, card: Mapping[str, Any]) -> Chat:
-        """The chat an adapter was trained with: its folder's tokenizer, its card's template options, its base's ids.
+        """The chat an adapter was trained with.
+
+        Its folder's tokenizer, its card's template options, its base's ids.
 
         Raises:
             ModelError: see `load`.
@@ -189,14 +193,15 @@ class Chat:
 
     @property
     def scoring_pad_id(self) -> int | None:
-        """The padding id of a sequence classifier, which reads its score at the last token that is not padding.
+        """The padding id of a sequence classifier, which reads its score at the last unpadded token.
 
-        None if padding could be confused with the end of a conversation; transformers then refuses padded batches.
+        None if padding could be confused with the end of a conversation; transformers then refuses padded
+        batches.
         """
         return None if self.pad_id == self.closing_id else self.pad_id
 
     def trainers_tokenizer(self) -> Any:
-        """A copy of the tokenizer with the padding token set, for trainers of other libraries, which modify it."""
+        """A copy of the tokenizer with the padding token set, for trainers that modify it."""
         tokenizer = copy.deepcopy(self.tokenizer)
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(self.pad_id)
         return tokenizer

@@ -1,10 +1,10 @@
-"""What a reward model sees of the reasoning in an answer, between `<think>` and `</think>`: one rule for training, scoring and rollouts.
+"""The rule for reasoning (`<think>` to `</think>`) in the input of a reward model.
 
-keep    as written. Where the prompt opens the reasoning, its opening tag is put back before the answer.
-strip   the reasoning is removed, as if only the rest had been answered.
-refuse  a conversation with reasoning is not scored.
+keep    Leave answers unchanged. If the prompt opens the reasoning, restore its opening tag before the answer.
+strip   Remove the reasoning from answers.
+refuse  Do not score conversations with reasoning.
 
-A template may change more: `template_effects` finds what it opens, adds and removes.
+A template may add or remove reasoning itself: see `template_effects`.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from rlhf.models.chat.control_tokens import REASONING_TAGS
 Rule = Literal["keep", "strip", "refuse"]
 OPEN, CLOSE = REASONING_TAGS
 FIELD = "reasoning_content"
-"""The field of a message that holds its reasoning apart from its content."""
+"""The field of a message with reasoning outside of its content."""
 CLOSED_PART = re.compile(f"{re.escape(OPEN)}.*?{re.escape(CLOSE)}\\s*", re.DOTALL)
 REMOVES_LAST = "removes the reasoning of the answer that is scored"
 
 
 def apply_rule(conversation: Conversation, rule: Rule, opening: str) -> Conversation:
-    """The conversation as the reward model sees it.
+    """The conversation that the reward model sees.
 
     Args:
-        opening: what a prompt ends with where it opens the reasoning of the answer; else empty.
+        opening: the opening tag at the end of a prompt, see `prompt_opening`.
 
     Raises:
         RefusalError: an answer has reasoning, and the rule is `refuse`.
@@ -46,18 +46,21 @@ def apply_rule(conversation: Conversation, rule: Rule, opening: str) -> Conversa
     if not any(map(has_reasoning, conversation)):
         return conversation
     if rule == "refuse":
-        raise RefusalError(f"with reasoning ({OPEN}), which the rule `reasoning: refuse` leaves out")
+        raise RefusalError(f"with reasoning ({OPEN}), which `reasoning: refuse` excludes")
     return tuple(_stripped(message) if has_reasoning(message) else message for message in conversation)
 
 
 def has_reasoning(message: Message) -> bool:
-    """Whether an assistant's message holds reasoning."""
+    """Whether an assistant's message contains reasoning."""
     texts = (OPEN in message.content, CLOSE in message.content, FIELD in message.extra())
     return message.role == "assistant" and any(texts)
 
 
 def without_reasoning(text: str) -> str:
-    """The text without its reasoning; a part that is not closed reaches to the end, one that is not opened begins the text."""
+    """Remove reasoning.
+
+    Without a closing tag it extends to the end, without an opening tag from the start.
+    """
     text = CLOSED_PART.sub("", text)
     text = text.rpartition(CLOSE)[2]
     return text.partition(OPEN)[0].strip()
@@ -73,31 +76,31 @@ def _stripped(message: Message) -> Message:
 
 
 Render = Callable[[Sequence[Mapping[str, Any]], bool], str]
-"""(messages, whether a prompt for the next answer follows) -> the text that the template makes of them."""
-ASKED = {"role": "user", "content": "a"}
+"""(messages, add_generation_prompt) -> rendered text."""
+QUESTION = {"role": "user", "content": "a"}
 PROBE = "probe3141"
 
 
 def prompt_opening(render: Render) -> str:
-    """What a prompt ends with where it opens the reasoning of the answer: the tag and white space; else empty."""
+    """The opening tag, with white space, if a prompt ends with it; otherwise an empty string."""
     try:
-        found = re.search(f"{re.escape(OPEN)}\\s*$", render([ASKED], True))
+        match = re.search(f"{re.escape(OPEN)}\\s*$", render([QUESTION], True))
     except TemplateError:
         return ""
-    return found[0] if found else ""
+    return match[0] if match else ""
 
 
 def template_effects(render: Render) -> Iterator[str]:
-    """What a template does with reasoning, in words that follow "the template"."""
+    """Yield what a template does with reasoning, as phrases that follow "the template"."""
     if prompt_opening(render):
         yield "opens the reasoning of each answer"
     thought = {"role": "assistant", "content": f"{OPEN}{PROBE}{CLOSE}b"}
     try:
-        if OPEN in render([ASKED, {"role": "assistant", "content": "b"}], False):
+        if OPEN in render([QUESTION, {"role": "assistant", "content": "b"}], False):
             yield "adds empty reasoning to answers without any"
-        if PROBE not in render([ASKED, thought], False):
+        if PROBE not in render([QUESTION, thought], False):
             yield REMOVES_LAST
-        elif PROBE not in render([ASKED, thought, ASKED], True):
+        elif PROBE not in render([QUESTION, thought, QUESTION], True):
             yield "removes the reasoning of earlier answers"
     except TemplateError:
         return

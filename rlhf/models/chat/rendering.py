@@ -1,4 +1,4 @@
-"""Render conversations by the chat template, and encode them without reading a message's text as control tokens."""
+"""Render conversations by the chat template and encode them, with messages as text only."""
 
 from __future__ import annotations
 
@@ -112,9 +112,11 @@ class Renderer:
             return
         token = self.tokenizer.convert_ids_to_tokens(max(ids))
         raise ModelError(
-            f"The tokenizer encodes {token!r} as id {max(ids)}, but the model's embedding has {self.rows} rows.",
+            f"The tokenizer encodes {token!r} as id {max(ids)}, but the model's embedding has {self.rows} "
+            "rows.",
             allowed=f"ids 0 to {self.rows - 1}",
-            fix="use the tokenizer the model was trained with; or add rows for its tokens, train them, and save "
+            fix="use the tokenizer the model was trained with; or add rows for its tokens, train them, and "
+            "save "
             "the model",
         )
 

@@ -1,4 +1,4 @@
-"""Prompts that are the same to a model: those with the same token ids, however their texts differ."""
+"""Prompts with the same token ids."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ SAME_PROMPT = "the same tokens as an earlier prompt"
 
 
 class SamePrompts:
-    """Groups of prompts with the same ids, each represented by one of them.
+    """Groups of prompts with the same ids, each with a representative.
 
-    A template that trims makes `"Hi"` and `"Hi "` one prompt. A split that is decided by the representative keeps the two
-    on one side. A prompt alone represents itself, so that its side does not depend on the tokenizer.
+    A template that strips white space gives `"Hi"` and `"Hi "` the same ids. A split by the representative
+    keeps them together. A single prompt represents itself, so that its split does not depend on the
+    tokenizer.
     """
 
     def __init__(self, chat: Chat) -> None:
@@ -27,24 +28,24 @@ class SamePrompts:
         self._representatives: dict[bytes, Conversation] = {}
 
     def add(self, prompts: Iterable[Conversation]) -> None:
-        """Add prompts; the ones that the template refuses are the same as no other."""
-        new = [one for one in dict.fromkeys(prompts) if one not in self._keys]
+        """Add prompts; a prompt that the template refuses is a group by itself."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._keys]
         for prompt, ids in zip(new, self._chat.prompts_ids(new), strict=True):
             if isinstance(ids, RefusalError):
                 key = digest_of([]) + repr(prompt).encode("utf-8", "backslashreplace")
             else:
                 key = digest_of(ids)
-            known = self._representatives.get(key, prompt)
+            current = self._representatives.get(key, prompt)
             self._keys[prompt] = key
-            self._representatives[key] = min(known, prompt, key=_order)
+            self._representatives[key] = min(current, prompt, key=_order)
 
     def representative(self, prompt: Conversation) -> Conversation:
-        """The prompt that stands for all added ones with the same ids: the first by its text."""
+        """The representative of all added prompts with the same ids: the first in order of text."""
         return self._representatives[self._keys[prompt]]
 
 
 def digest_of(ids: Sequence[int]) -> bytes:
-    """32 bytes that stand for a sequence of ids."""
+    """SHA-256 of a sequence of ids."""
     return hashlib.sha256(array("q", ids).tobytes()).digest()
 
 

@@ -1,7 +1,7 @@
-"""A chat template with everything it depends on: its text, the date it may write, and its options.
+"""A chat template with everything its output depends on: text, date and options.
 
-A template reads a date as the variable `date_string` or by calling `strftime_now`, the one function of transformers'
-template environment that knows the day. Both are pinned, or a reward would depend on the day it is computed.
+A template reads the date from the variable `date_string` or from transformers' function `strftime_now`. Both
+are pinned, or a reward would depend on the current day.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from rlhf.core.errors import ConfigError, ModelError, did_you_mean
 DATE = "26 Jul 2024"
 DEFAULT = "default"
 TEMPLATE_FILE = "chat_template.jinja"
-"""Where transformers keeps the template of a tokenizer."""
+"""transformers' file of a tokenizer's template."""
 DATE_FORMATS = ("%d %b %Y", "%d %B %Y", "%Y-%m-%d", "%b %d, %Y", "%B %d, %Y")
 END_OF_PINS = "{# end of pinned values #}\n"
-"""Ends what `ChatTemplate.pinned` puts before the text. A comment: it renders to nothing, and neither does its newline."""
+"""Ends the prefix that `ChatTemplate.pinned` adds. A comment renders to nothing, its newline included."""
 STRFTIME_CALL = re.compile(r"""strftime_now\(\s*(?:"([^"]*)"|'([^']*)')""")
 
 
@@ -34,7 +34,7 @@ class ChatTemplate:
 
     Attributes:
         text: Jinja source.
-        date: the date that the template may write.
+        date: the pinned date.
         kwargs: options of the template, such as `enable_thinking`.
     """
 
@@ -44,25 +44,25 @@ class ChatTemplate:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of text, date and options: the same digest gives the same ids with the same tokenizer."""
+        """SHA-256 of text, date and options."""
         parts = [self.text, self.date]
         if self.kwargs:
             parts.append(json.dumps(self.kwargs, sort_keys=True, ensure_ascii=False))
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def variables(self) -> dict[str, Any]:
-        """What the template is rendered with besides the messages; these names hide the environment's own functions."""
+        """The template's variables besides the messages; they shadow functions of the environment."""
         return {"date_string": self.date, "strftime_now": self.strftime, **self.kwargs}
 
     def strftime(self, date_format: str) -> str:
-        """The pinned date in the format a template asks for.
+        """The pinned date in another format.
 
         Raises:
-            ModelError: the pinned date is in no known format.
+            ModelError: the format of the pinned date is unknown.
         """
-        for known in DATE_FORMATS:
+        for pinned_format in DATE_FORMATS:
             try:
-                return datetime.strptime(self.date, known).strftime(date_format)
+                return datetime.strptime(self.date, pinned_format).strftime(date_format)
             except ValueError:
                 continue
         raise ModelError(
@@ -73,12 +73,12 @@ class ChatTemplate:
         )
 
     def pinned(self) -> str:
-        """Jinja source that renders the same without being passed date and options, for tokenizers on disk."""
+        """Jinja source with date and options included, for tokenizers on disk."""
         pins = []
         if "date_string" in self.text:
             pins.append(f"{{%- set date_string = {_literal(self.date)} %}}")
         if formats := sorted({a or b for a, b in STRFTIME_CALL.findall(self.text)}):
-            dates = _literal({one: self.strftime(one) for one in formats})
+            dates = _literal({date_format: self.strftime(date_format) for date_format in formats})
             pins.append(f"{{%- macro strftime_now(format) -%}}{{{{ {dates}[format] }}}}{{%- endmacro %}}")
         for name, value in sorted(self.kwargs.items()):
             pins.append(
@@ -88,16 +88,18 @@ class ChatTemplate:
 
 
 def choose_template(tokenizer: Any, name_or_file: str | None) -> tuple[str, str | None]:
-    """The text of the template of a tokenizer, and its name where there are several.
+    """The text of a tokenizer's template, and its name if there are several.
 
     Args:
-        name_or_file: one of the tokenizer's named templates, or a file with a template; None: the default one.
+        name_or_file: a template of the tokenizer, or a file; None: the default template.
 
     Raises:
-        ModelError: there is no such template, or none at all, or several of which none is the default.
+        ModelError: the template does not exist, or there is no default.
     """
-    own = tokenizer.chat_template
-    named: Mapping[str, str] = own if isinstance(own, dict) else {DEFAULT: own} if own else {}
+    templates = tokenizer.chat_template
+    if not isinstance(templates, dict):
+        templates = {DEFAULT: templates} if templates else {}
+    named: Mapping[str, str] = templates
     if name_or_file is not None:
         if name_or_file in named:
             return _without_pins(named[name_or_file]), name_or_file
@@ -106,7 +108,7 @@ def choose_template(tokenizer: Any, name_or_file: str | None) -> tuple[str, str 
             return _without_pins(file.read_text("utf-8")), None
         names = ", ".join(named) or "none"
         raise ModelError(
-            f"model.chat_template is {name_or_file!r}: no such file, and no such template of the tokenizer."
+            f"model.chat_template is {name_or_file!r}, neither a file nor a template of the tokenizer."
             f"{did_you_mean(name_or_file, named)}",
             allowed=f"a file with a Jinja template, or a template of the tokenizer: {names}",
             fix="model.chat_template=FILE.jinja",
@@ -114,24 +116,24 @@ def choose_template(tokenizer: Any, name_or_file: str | None) -> tuple[str, str 
     if not named:
         raise ModelError(
             f"The tokenizer of {tokenizer.name_or_path!r} has no chat template.",
-            allowed="an instruct model, whose tokenizer says how messages become text; or a file with a template",
+            allowed="an instruct model, whose tokenizer has a chat template; or a file with a template",
             fix="use the -Instruct version of the model, or set model.chat_template=FILE.jinja",
         )
     if len(named) == 1 or DEFAULT in named:
         name = DEFAULT if DEFAULT in named else next(iter(named))
         return _without_pins(named[name]), name if len(named) > 1 else None
     raise ModelError(
-        f"The tokenizer of {tokenizer.name_or_path!r} has {len(named)} chat templates, and none is the default.",
+        f"The tokenizer of {tokenizer.name_or_path!r} has {len(named)} chat templates, and no default.",
         allowed=", ".join(named),
         fix=f"model.chat_template={next(iter(named))}",
     )
 
 
 def keys_to_set(here: ChatTemplate, card: Mapping[str, Any], folder: Path | None) -> list[str]:
-    """The config keys that make a template the one on an adapter's card, as they are typed.
+    """The config keys, as KEY=VALUE, that reproduce the template of an adapter's card.
 
     Args:
-        folder: the adapter's, which holds the text of its template.
+        folder: the adapter's folder, which contains its template.
     """
     date, kwargs = card["template_date"], card.get("chat_template_kwargs", {})
     keys = []
@@ -145,22 +147,22 @@ def keys_to_set(here: ChatTemplate, card: Mapping[str, Any], folder: Path | None
 
 
 def check_options(kwargs: Mapping[str, Any], tokenizer: Any) -> None:
-    """Make sure that options of a template hide none of the names it is rendered with.
+    """Refuse options that shadow variables of the template.
 
     Raises:
-        ConfigError: one does.
+        ConfigError: an option does.
     """
     reserved = {
         *inspect.signature(tokenizer.apply_chat_template).parameters,
         "messages",
         *ChatTemplate("").variables(),
     }
-    taken = sorted(reserved & kwargs.keys())
-    if taken:
+    shadowed = sorted(reserved & kwargs.keys())
+    if shadowed:
         raise ConfigError(
-            f"model.chat_template_kwargs sets {', '.join(taken)}.",
+            f"model.chat_template_kwargs sets {', '.join(shadowed)}.",
             allowed="options of the chat template, such as enable_thinking",
-            fix="leave them out; model.template_date sets the date, model.chat_template the template",
+            fix="remove them; model.template_date sets the date, model.chat_template the template",
         )
 
 
@@ -173,7 +175,7 @@ def _literal(value: Any) -> str:
     if value is None:
         return "none"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_literal(str(key))}: {_literal(one)}" for key, one in value.items()) + "}"
+        return "{" + ", ".join(f"{_literal(str(key))}: {_literal(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_literal, value)) + "]"
     return json.dumps(value, ensure_ascii=False)

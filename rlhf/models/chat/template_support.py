@@ -1,4 +1,4 @@
-"""Which roles and message fields a chat template renders: what it would drop in silence is refused."""
+"""Find the roles and message fields that a chat template ignores, so that they can be refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jinja2 import TemplateError
 from rlhf.core.records import TOOLS, Conversation, tools_of
 
 PROBE = "probe3141"
-"""A text that no template writes by itself."""
+"""A text that no template contains."""
 USER, ANSWER = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
 CALL = {"id": PROBE, "type": "function", "function": {"name": PROBE, "arguments": {}}}
 TOOL = {
@@ -18,7 +18,8 @@ TOOL = {
     "function": {"name": PROBE, "description": "d", "parameters": {"type": "object", "properties": {}}},
 }
 OPTIONAL = frozenset({"tool_call_id", "name"})
-"""Fields of a tool's message that identify its call; most templates leave them out, and the order says it too."""
+"""Fields of a tool message that identify its call; most templates ignore them, since the order identifies it
+too."""
 PROBES: dict[str, list[dict[str, Any]]] = {
     "tool_calls": [USER, {**ANSWER, "content": "", "tool_calls": [CALL]}],
     "reasoning_content": [USER, {**ANSWER, "reasoning_content": PROBE}],
@@ -33,14 +34,14 @@ PROBES: dict[str, list[dict[str, Any]]] = {
         ANSWER,
     ],
 }
-"""A conversation with the probe in the place of each role and field."""
+"""A conversation with the probe for each role and field."""
 
 
 class TemplateSupport:
-    """Tries each role and field on the template once, when a conversation has it.
+    """Test each role and field on the template once, when a conversation first has it.
 
     Args:
-        render: messages and tools -> the text that the template makes of them.
+        render: (messages, tools) -> rendered text.
     """
 
     def __init__(self, render: Callable[[Sequence[Mapping[str, Any]], list[Any] | None], str]) -> None:
@@ -48,7 +49,7 @@ class TemplateSupport:
         self._renders: dict[str, bool] = {}
 
     def unrendered(self, conversation: Conversation) -> str | None:
-        """The first role or field of the conversation that the template drops; None where it renders all."""
+        """The first role or field of the conversation that the template ignores; None if it renders all."""
         needed: set[str] = {message.role for message in conversation if message.role in PROBES}
         for message in conversation:
             needed.update(message.extra().keys() - (OPTIONAL if message.role == "tool" else set()))
@@ -57,7 +58,7 @@ class TemplateSupport:
         return next((name for name in sorted(needed) if not self.renders(name)), None)
 
     def renders(self, name: str) -> bool:
-        """Whether the template writes the probe of a role or field."""
+        """Whether the template renders a role or field."""
         if name not in self._renders:
             self._renders[name] = self._try(name)
         return self._renders[name]
@@ -68,5 +69,5 @@ class TemplateSupport:
         try:
             text = self._render(PROBES[name], [TOOL] if name == TOOLS else None)
         except TemplateError:
-            return True  # the template refuses it with a reason of its own, which the row's rendering shows
+            return True  # the template raises its own error, which rendering the row reports
         return (PROBE * 2 if name == "tool" else PROBE) in text

@@ -1,4 +1,4 @@
-"""Work on many items in threads, a little ahead of who uses the results; and one by one where a chunk fails."""
+"""Process chunks of items in threads, ahead of their use; and single items if a chunk fails."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-TOGETHER = 32  # items that a thread works on at a time
+CHUNK = 32  # items per call of `work`
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -17,30 +17,33 @@ E = TypeVar("E", bound=Exception)
 
 
 def ahead(items: Iterable[T], work: Callable[[Sequence[T]], Sequence[R]]) -> Iterator[R]:
-    """The results of `work` on all items, in their order.
+    """Yield the results of `work` on all items, in order.
 
-    For work that leaves Python's lock, such as a tokenizer's. Threads stay a little ahead, no more: results that are not
-    used yet are held in memory. The first item is worked on alone: it settles state that threads may only read.
+    For work that releases the GIL, such as tokenization. Threads work only a few chunks ahead, to limit
+    memory. The first item is processed alone, which initialises caches that threads then only read.
     """
-    some = iter(items)
+    iterator = iter(items)
     threads = os.cpu_count() or 1
-    coming: deque[Future[Sequence[R]]] = deque()
-    for first in itertools.islice(some, 1):
+    pending: deque[Future[Sequence[R]]] = deque()
+    for first in itertools.islice(iterator, 1):
         yield from work([first])
     with ThreadPoolExecutor(threads) as pool:
-        while chunk := list(itertools.islice(some, TOGETHER)):
-            coming.append(pool.submit(work, chunk))
-            if len(coming) > 2 * threads:
-                yield from coming.popleft().result()
-        for made in coming:
-            yield from made.result()
+        while chunk := list(itertools.islice(iterator, CHUNK)):
+            pending.append(pool.submit(work, chunk))
+            if len(pending) > 2 * threads:
+                yield from pending.popleft().result()
+        for future in pending:
+            yield from future.result()
 
 
 def each(items: Sequence[T], work: Callable[[Sequence[T]], Sequence[R]], error: type[E]) -> list[R | E]:
-    """The results of `work` on all items together; where it raises `error`, of each by itself, or the error in its place."""
+    """The results of `work` on all items.
+
+    If it raises `error`, of each item alone, or the error in its place.
+    """
     try:
         return [*work(items)]
     except error as raised:
         if len(items) == 1:
             return [raised]
-    return [made for one in items for made in each([one], work, error)]
+    return [result for item in items for result in each([item], work, error)]

@@ -1,4 +1,4 @@
-"""ExPO on adapters against ExPO on whole weights, through the folders."""
+"""ExPO on adapters against ExPO on full weights, through the folders."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def auto(folder: Path) -> Any:
 
 
 def merged(tiny_base: Path, folder: Path) -> Any:
-    """The model in whole weights, by PEFT's own merge."""
+    """The model with merged weights, by PEFT's merge."""
     base = auto(folder).from_pretrained(tiny_base, **labels(folder))
     return PeftModel.from_pretrained(base, folder).merge_and_unload().eval()
 
@@ -76,8 +76,8 @@ def labels(folder: Path) -> dict[str, int]:
 
 @torch.no_grad()
 def logits(model: Any) -> Tensor:
-    found: Tensor = model(input_ids=IDS).logits
-    return found
+    logits: Tensor = model(input_ids=IDS).logits
+    return logits
 
 
 def with_transformers(tiny_base: Path, folder: Path) -> Tensor:
@@ -88,7 +88,7 @@ def with_transformers(tiny_base: Path, folder: Path) -> Tensor:
 
 @torch.no_grad()
 def dense_extrapolation(tiny_base: Path, weak: Path, strong: Path, factor: float) -> Tensor:
-    """The official form of ExPO: on every weight of two whole models."""
+    """The official form of ExPO: on every weight of two models."""
     result, strong_model = merged(tiny_base, weak), merged(tiny_base, strong)
     theirs = dict(strong_model.named_parameters())
     for name, parameter in result.named_parameters():
@@ -99,7 +99,7 @@ def dense_extrapolation(tiny_base: Path, weak: Path, strong: Path, factor: float
 PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "alike": ({}, {}),
     "ranks, alphas, rsLoRA": ({"r": 2, "lora_alpha": 3}, {"r": 6, "lora_alpha": 5, "use_rslora": True}),
-    "layers that one of them lacks": (
+    "layers that one adapter lacks": (
         {"target_modules": ["q_proj", "up_proj"]},
         {"target_modules": ["q_proj", "o_proj"]},
     ),
@@ -118,9 +118,9 @@ def test_as_on_whole_weights(tiny_base: Path, make: Make, tmp_path: Path, kind: 
     made = extrapolate_folders(weak, strong, FACTOR, tmp_path / "out")
     assert made.error == 0.0
     expected = dense_extrapolation(tiny_base, weak, strong, FACTOR)
-    found = with_transformers(tiny_base, tmp_path / "out")
+    logits = with_transformers(tiny_base, tmp_path / "out")
     # Hidden states of a few units, by float32 sums in another order: 1.2e-5 apart on a processor with AMX.
-    assert torch.allclose(found, expected, atol=3e-5, rtol=1e-5)
+    assert torch.allclose(logits, expected, atol=3e-5, rtol=1e-5)
     for other in (weak, strong):
         assert (with_transformers(tiny_base, other) - expected).abs().max() > 1e-2
 
@@ -142,7 +142,7 @@ def test_the_error_of_a_truncation_is_that_of_the_whole_matrices(
     cut = extrapolate_folders(weak, strong, FACTOR, tmp_path / "cut", rank=3)
     assert json.loads((tmp_path / "exact" / "adapter_config.json").read_text())["r"] == 8
     assert json.loads((tmp_path / "cut" / "adapter_config.json").read_text())["r"] == 3
-    whole, nearest, origin = (
+    full, truncated, origin = (
         model.state_dict()
         for model in (
             merged(tiny_base, tmp_path / "exact"),
@@ -150,11 +150,11 @@ def test_the_error_of_a_truncation_is_that_of_the_whole_matrices(
             auto(weak).from_pretrained(tiny_base, **labels(weak)),
         )
     )
-    layers = [name for name in whole if "q_proj" in name or "down_proj" in name]
-    missed = sum(float((whole[name] - nearest[name]).square().sum()) for name in layers)
-    total = sum(float((whole[name] - origin[name]).square().sum()) for name in layers)
+    layers = [name for name in full if "q_proj" in name or "down_proj" in name]
+    squared_error = sum(float((full[name] - truncated[name]).square().sum()) for name in layers)
+    total = sum(float((full[name] - origin[name]).square().sum()) for name in layers)
     assert exact.error == 0.0
-    assert cut.error == pytest.approx((missed / total) ** 0.5, rel=1e-3)
+    assert cut.error == pytest.approx((squared_error / total) ** 0.5, rel=1e-3)
     assert cut.error > 0.05
     card = json.loads((tmp_path / "cut" / "reward.json").read_text())
     assert card["extrapolated"]["truncation_error"] == cut.error
@@ -187,7 +187,7 @@ def card_of(folder: Path, name: str = "reward.json") -> Iterator[dict[str, Any]]
     (folder / name).write_text(json.dumps(card))
 
 
-def test_models_that_do_not_belong_together_are_told_apart_in_one_message(
+def test_differences_between_models_are_listed_in_one_message(
     make: Make, tmp_path: Path, rlhf_command: Rlhf
 ) -> None:
     weak, strong = make("weak", 1), make("strong", 2)
@@ -195,22 +195,22 @@ def test_models_that_do_not_belong_together_are_told_apart_in_one_message(
         card.update(fingerprint="0" * 16, base="another", template_hash="f" * 64, attributes=["b", "a"])
     result = rlhf_command("extrapolate", weak, strong, "--factor", "1.5", "--output", tmp_path / "out")
     assert result.exit_code == 2
-    said = " ".join(result.stderr.split())
-    assert said.startswith(
+    message = " ".join(result.stderr.split())
+    assert message.startswith(
         "Error: These two models cannot be extrapolated: base: 'another' (fingerprint 0000000000000000)"
     )
-    assert "chat template: ffffffffffff…" in said
-    assert "attributes: b, a in the weak one, attribute 0, attribute 1 in the strong one" in said
-    assert "kind" not in said and "Allowed: two reward models" in said
+    assert "chat template: ffffffffffff…" in message
+    assert "attributes: b, a in the weak model, attribute 0, attribute 1 in the strong model" in message
+    assert "kind" not in message and "Allowed: two reward models" in message
     assert not (tmp_path / "out").exists()
 
 
 def test_a_policy_and_a_reward_model(make: Make, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="kind: reward model in the weak one, policy in the strong one"):
+    with pytest.raises(ModelError, match="kind: reward model in the weak model, policy in the strong model"):
         extrapolate_folders(make("weak", 1), make("strong", 2, kind="policy"), 1.5, tmp_path / "out")
 
 
-def test_an_adapter_that_is_more_than_a_lora(make: Make, tmp_path: Path) -> None:
+def test_an_adapter_that_is_not_a_plain_lora(make: Make, tmp_path: Path) -> None:
     weak = make("weak", 1)
     for strong in (make("dora", 2, use_dora=True), make("ranks", 2, rank_pattern={"q_proj": 2})):
         with pytest.raises(

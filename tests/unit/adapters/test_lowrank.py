@@ -22,10 +22,10 @@ def update(rank: int, seed: int, layers: tuple[str, ...] = tuple(SHAPES)) -> dic
     }
 
 
-def dense(found: Update, layer: str) -> Tensor:
-    if layer not in found:
+def dense(update: Update, layer: str) -> Tensor:
+    if layer not in update:
         return torch.zeros(SHAPES[layer])
-    B_OR, A_RI = found[layer]
+    B_OR, A_RI = update[layer]
     return B_OR @ A_RI
 
 

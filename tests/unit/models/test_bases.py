@@ -98,7 +98,7 @@ def test_an_encoder(build: Build, copy: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "found"),
+    ("change", "expected"),
     [
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq"),
         ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "awq"),
@@ -106,10 +106,10 @@ def test_an_encoder(build: Build, copy: Path) -> None:
         ({"model_type": "brand_new", "architectures": ["BrandNew"]}, "model_type"),
     ],
 )
-def test_other_quantizers_and_architectures(copy: Path, change: dict[str, Any], found: str) -> None:
+def test_other_quantizers_and_architectures(copy: Path, change: dict[str, Any], expected: str) -> None:
     with pytest.raises(ModelError) as caught:
         examine(set_config(copy, **change))
-    assert found in caught.value.found
+    assert expected in caught.value.found
 
 
 def test_a_base_stored_in_4_bits_is_named_by_its_config_key(copy: Path) -> None:

@@ -1,4 +1,4 @@
-"""A base computes in training what it computes in evaluation; its saved config keeps its own dropout."""
+"""A base computes the same in training and evaluation; its saved config keeps its dropout."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What each family of models can be, tried on tiny random ones; `docs/models.md` holds the table that this file writes.
+"""What each model family supports, on tiny random models; writes the table of `docs/models.md`.
 
-To write the table anew: python tests/unit/models/test_every_architecture.py
+To update the table: python tests/unit/models/test_every_architecture.py
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def row(name: str, folder: Path) -> str:
     reward, more = attempt(folder, ["reward"])
     layers = "all linear layers" if "yes" in (policy, reward) else ""
     for note in [*notes, *more]:
-        layers = "outside the experts: " + note.split("put on ")[1].split(", and not")[0]
+        layers = "outside the experts: " + note.split("targets ")[1].split(", not")[0]
     return f"| {name} | {policy} | {reward} | {layers} |"
 
 
@@ -112,9 +112,9 @@ def test_it_loads_trains_and_merges(name: str, tmp_path: Path) -> None:
     stored = Adapter("policy", LoraConfig.from_pretrained(folder), weights, {}, folder)
     merged = merge(wrapped.unload(), stored, "float32")
     with torch.no_grad():
-        found = merged(input_ids=IDS).logits
+        logits = merged(input_ids=IDS).logits
         without = load_causal(str(base), **settings).eval()(input_ids=IDS).logits
-    assert torch.allclose(found, expected, atol=1e-3 * expected.abs().max().item())
+    assert torch.allclose(logits, expected, atol=1e-3 * expected.abs().max().item())
     assert not torch.allclose(without, expected, atol=1e-2 * expected.abs().max().item())
 
 

@@ -60,10 +60,10 @@ def final(tiny_reward: Path, tmp_path: Path) -> Path:
 
 
 def test_a_fingerprint_tells_bases_apart_and_formats_not(tiny_base: Path, other_base: Path) -> None:
-    mine = fingerprint(causal(tiny_base))
-    assert fingerprint(causal(tiny_base, "bfloat16")) == mine
-    assert fingerprint(causal(tiny_base, quantization="nf4")) == mine
-    assert fingerprint(causal(other_base)) != mine
+    expected = fingerprint(causal(tiny_base))
+    assert fingerprint(causal(tiny_base, "bfloat16")) == expected
+    assert fingerprint(causal(tiny_base, quantization="nf4")) == expected
+    assert fingerprint(causal(other_base)) != expected
 
 
 def test_a_fresh_classifier_scores_zero(tiny_base: Path) -> None:
@@ -104,7 +104,7 @@ def test_roles_are_put_on_and_taken_off(tiny_base: Path, tiny_reward: Path) -> N
     assert not torch.allclose(as_policy, reference, atol=1e-2)
     wrapped, _ = RewardAdapter.read(tiny_reward).attach(model)
     assert wrapped is model and trainable(model) == trained
-    assert torch.equal(logits(model), as_policy)  # a new adapter is there, the old one is worn
+    assert torch.equal(logits(model), as_policy)  # the new adapter exists, the old one is active
     with role(model, None):
         assert torch.allclose(logits(model), reference, atol=1e-6)
     with role(model, REWARD):
@@ -138,7 +138,7 @@ def test_a_base_that_is_not_there(tmp_path: Path) -> None:
 
 def test_targets_that_the_model_does_not_have(tiny_base: Path) -> None:
     config = lora_config(rank=4, alpha=8, dropout=0.0, targets=["q_proj", "v_porj"])
-    with pytest.raises(ModelError, match="which has no layer v_porj. Did you mean 'v_proj'?") as caught:
+    with pytest.raises(ModelError, match="no layer v_porj. Did you mean 'v_proj'?") as caught:
         with_adapter(causal(tiny_base), config)
     assert caught.value.fix == "adapter.targets=all-linear"
 
@@ -154,7 +154,7 @@ def test_a_folder_that_is_no_reward_model(final: Path, missing: str) -> None:
     (final / missing).unlink()
     with pytest.raises(ModelError) as caught:
         RewardAdapter.read(final)
-    # Without its card it may be anybody's adapter.
+    # Without its card it may be an adapter of another project.
     assert ("LoRA adapter of" if missing == "reward.json" else f"{missing} is missing") in caught.value.found
 
 
@@ -178,17 +178,17 @@ def test_the_run_folder_in_place_of_its_final(final: Path) -> None:
 def test_a_reward_model_without_its_head(final: Path) -> None:
     file = final / "adapter_model.safetensors"
     save_file({name: w for name, w in load_file(file).items() if HEAD not in name}, file)
-    with pytest.raises(ModelError, match="holds 0 reward heads") as caught:
+    with pytest.raises(ModelError, match="contains 0 reward heads") as caught:
         RewardAdapter.read(final)
     assert "without it every score would be random" in caught.value.allowed
     assert caught.value.exit_code == 2
 
 
 @pytest.mark.parametrize(("name", "left"), [("adapter_model.safetensors", 1000), ("reward.json", 20)])
-def test_a_torn_reward_model(final: Path, name: str, left: int) -> None:
+def test_a_corrupt_reward_model(final: Path, name: str, left: int) -> None:
     file = final / name
     file.write_bytes(file.read_bytes()[:left])
-    with pytest.raises(ModelError, match="is torn") as caught:
+    with pytest.raises(ModelError, match="is corrupt") as caught:
         RewardAdapter.read(final)
     assert caught.value.exit_code == 2
 
@@ -196,7 +196,7 @@ def test_a_torn_reward_model(final: Path, name: str, left: int) -> None:
 def test_head_and_card_of_two_runs(final: Path) -> None:
     card = json.loads((final / "reward.json").read_text())
     (final / "reward.json").write_text(json.dumps({**card, "attributes": ["helpfulness"]}))
-    with pytest.raises(ModelError, match="The head has 5 outputs, reward.json names 1 attributes"):
+    with pytest.raises(ModelError, match="The head has 5 outputs, but reward.json names 1 attributes"):
         RewardAdapter.read(final)
 
 
@@ -204,5 +204,5 @@ def test_a_reward_model_of_another_base(tiny_base: Path, other_base: Path, tiny_
     with pytest.raises(ModelError) as caught:
         RewardAdapter.read(tiny_reward).attach(causal(other_base))
     message = str(caught.value)
-    assert f"trained on '{tiny_base}'" in message and f"the base here is '{other_base}'" in message
+    assert f"trained on '{tiny_base}'" in message and f"this base is '{other_base}'" in message
     assert f"set model.base={tiny_base}" in caught.value.fix

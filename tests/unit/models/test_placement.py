@@ -1,4 +1,4 @@
-"""Where weights lie while a base is loaded for sharding, shown without a GPU: arguments, order, and the bytes that are written."""
+"""Placement of weights while a base is loaded for sharding: arguments, order, bytes written."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_one_that_is_not_sharded_is_loaded_where_transformers_puts_it() -> None:
 
 
 def test_weights_pass_the_gpu_one_at_a_time(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The GPU is played by the CPU: what counts is that each weight goes there by itself, and that the bits are the same."""
+    """The CPU stands for the GPU: each weight is quantized by itself, with the same bits."""
     taken: list[int] = []
     stock = Bnb4bitQuantize.convert
 
@@ -57,9 +57,11 @@ def test_weights_pass_the_gpu_one_at_a_time(tiny_base: Path, monkeypatch: pytest
         ours = four_bits(tiny_base)
     layers = [layer for layer in ours.modules() if isinstance(layer, Linear4bit)]
     assert taken == [1] * len(layers)
-    for one, other in zip(layers, (m for m in plain.modules() if isinstance(m, Linear4bit)), strict=True):
-        assert torch.equal(one.weight.view(torch.uint8), other.weight.view(torch.uint8))
-        assert torch.equal(one.weight.quant_state.absmax, other.weight.quant_state.absmax)
+    for layer, expected in zip(
+        layers, (m for m in plain.modules() if isinstance(m, Linear4bit)), strict=True
+    ):
+        assert torch.equal(layer.weight.view(torch.uint8), expected.weight.view(torch.uint8))
+        assert torch.equal(layer.weight.quant_state.absmax, expected.weight.quant_state.absmax)
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
         assert torch.equal(ours(ids).logits, plain(ids).logits)

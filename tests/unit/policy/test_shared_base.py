@@ -274,7 +274,7 @@ def test_another_chat_template(tiny_base: Path, final: Path, tiny_reward: Path) 
     alone = greedy(base)
     for add, kind in ((base.add_policy, "policy"), (base.add_reward, "reward model")):
         with pytest.raises(
-            ModelError, match=f"^The chat template here is not the one the {kind} was trained with"
+            ModelError, match=f"^The chat template differs from the one the {kind} was trained with"
         ) as caught:
             add(final if kind == "policy" else tiny_reward)
         assert "template_date='26 Jul 2024'" in caught.value.fix

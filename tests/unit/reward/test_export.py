@@ -147,9 +147,7 @@ def test_an_adapter_that_was_lost_leaves_nothing(
     tiny_reward: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Adapter, "update", lambda self: {})
-    with pytest.raises(
-        DivergenceError, match="not the one that was trained: scores differ by up to"
-    ) as caught:
+    with pytest.raises(DivergenceError, match="scores differ by up to") as caught:
         export_reward(tiny_reward, tmp_path / "out", TALKS)
     assert caught.value.exit_code == 1
     assert list(tmp_path.iterdir()) == []

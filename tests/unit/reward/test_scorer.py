@@ -189,12 +189,12 @@ def test_another_base(final: Path, other_base: Path) -> None:
 
 def test_another_template(final: Path, tiny_base: Path) -> None:
     base = load_causal(str(tiny_base), revision=None, dtype="float32", quantization="none")
-    with pytest.raises(ModelError, match="not the one the reward model was trained with") as caught:
+    with pytest.raises(ModelError, match="differs from the one the reward model was trained with") as caught:
         Scorer.share(final, base, Chat.load(tiny_base, template_date="1 Jan 2030"))
     assert "set model.template_date='26 Jul 2024'" in caught.value.fix
     template = final / "chat_template.jinja"
     template.write_text(template.read_text() + " ")
-    with pytest.raises(ModelError, match="not the one the reward model was trained with"):
+    with pytest.raises(ModelError, match="differs from the one the reward model was trained with"):
         Scorer.load(final)
 
 

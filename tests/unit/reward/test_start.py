@@ -64,7 +64,7 @@ def test_every_difference_is_named_at_once(tiny_base: Path, tiny_chat: Chat, tin
     chat = Chat(tiny_chat.tokenizer, stop_ids=tiny_chat.stop_ids, template_date="1 Jan 2030")
     model = build_model(settings, chat)
     before = scores(model, chat)
-    with pytest.raises(ModelError, match=f"Training cannot begin from {tiny_reward}:") as caught:
+    with pytest.raises(ModelError, match=f"Training cannot start from {tiny_reward}:") as caught:
         start_from(tiny_reward, settings, model, chat)
     message = str(caught.value)
     assert "adapter.rank: 4 there, 8 here" in message

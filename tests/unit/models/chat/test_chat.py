@@ -11,12 +11,15 @@ from transformers import AutoTokenizer
 from rlhf.core.errors import DataError, ModelError, RefusalError
 from rlhf.core.records import Message
 from rlhf.models.chat import Chat
-from rlhf.models.chat.threads import TOGETHER
+from rlhf.models.chat.threads import CHUNK
 
-PLAIN = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+PLAIN = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 DATED = (
-    "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{{ date_string }}"
-    + PLAIN
+    "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+    "{{ date_string }}" + PLAIN
 )
 QUESTION = (Message("user", "What is 2 + 2?"),)
 ANSWERED = (*QUESTION, Message("assistant", "4, I think ."))
@@ -40,17 +43,17 @@ def small_tokenizer(*words: str, **special: str) -> Any:
 
 
 def test_a_prompt_is_the_beginning_of_its_conversation(tiny_chat: Chat) -> None:
-    prompt, whole = tiny_chat.prompt_ids(QUESTION), tiny_chat.conversation_ids(ANSWERED)
-    assert whole[: len(prompt)] == prompt
-    text = tiny_chat.tokenizer.decode(whole)
+    prompt, conversation = tiny_chat.prompt_ids(QUESTION), tiny_chat.conversation_ids(ANSWERED)
+    assert conversation[: len(prompt)] == prompt
+    text = tiny_chat.tokenizer.decode(conversation)
     assert text.endswith("<|im_start|>assistant\n4, I think .<|im_end|>\n")
     # The system turn and the two of the conversation begin once each; nothing is put before them again.
     assert text.count("<|im_start|>") == 3
 
 
 def test_an_answer_is_decoded_as_it_was_written(tiny_chat: Chat) -> None:
-    prompt, whole = tiny_chat.prompt_ids(QUESTION), tiny_chat.conversation_ids(ANSWERED)
-    answer = whole[len(prompt) : -1]  # without the newline that the template puts after the turn
+    prompt, conversation = tiny_chat.prompt_ids(QUESTION), tiny_chat.conversation_ids(ANSWERED)
+    answer = conversation[len(prompt) : -1]  # without the newline that the template puts after the turn
     assert answer[-1] in tiny_chat.stop_ids
     assert tiny_chat.decode(answer) == "4, I think ."  # the space before the full stop too
 
@@ -124,10 +127,10 @@ def many(count: int) -> list[tuple[Message, ...]]:
 def test_many_at_once_are_the_same_ids_in_the_same_order(tiny_chat: Chat, count: int) -> None:
     conversations = many(count)
     assert list(tiny_chat.conversations_ids(conversations)) == [
-        tiny_chat.conversation_ids(one) for one in conversations
+        tiny_chat.conversation_ids(conversation) for conversation in conversations
     ]
-    prompts = [one[:-1] for one in conversations]
-    assert list(tiny_chat.prompts_ids(prompts)) == [tiny_chat.prompt_ids(one) for one in prompts]
+    prompts = [conversation[:-1] for conversation in conversations]
+    assert list(tiny_chat.prompts_ids(prompts)) == [tiny_chat.prompt_ids(prompt) for prompt in prompts]
 
 
 def test_the_ids_are_those_of_the_rendered_text(tiny_chat: Chat) -> None:
@@ -140,18 +143,18 @@ def test_the_ids_are_those_of_the_rendered_text(tiny_chat: Chat) -> None:
 
 
 def test_many_are_made_a_little_ahead_and_not_all_at_once(tiny_chat: Chat) -> None:
-    asked = 0
+    requested = 0
 
     def endless() -> Iterator[tuple[Message, ...]]:
-        nonlocal asked
+        nonlocal requested
         while True:
-            asked += 1
+            requested += 1
             yield ANSWERED
 
     some = tiny_chat.conversations_ids(endless())
     assert [next(some) for _ in range(3)] == 3 * [tiny_chat.conversation_ids(ANSWERED)]
     some.close()  # type: ignore[attr-defined]
-    assert asked <= TOGETHER * (2 * (os.cpu_count() or 1) + 2)
+    assert requested <= CHUNK * (2 * (os.cpu_count() or 1) + 2)
 
 
 def test_one_that_cannot_be_scored_stops_the_many(tiny_chat: Chat) -> None:
@@ -167,12 +170,12 @@ def test_a_template_that_refuses_a_conversation_says_so(refusing_base: Path) -> 
 
 
 def test_half_of_a_surrogate_pair_is_no_text(tiny_chat: Chat) -> None:
-    """JSON can hold one: `"\\ud83d"`."""
+    """JSON can contain a lone surrogate: `"\\ud83d"`."""
     half = (Message("user", "Tea \ud83d?"), Message("assistant", "Yes."))
     with pytest.raises(RefusalError, match="not Unicode: half of a surrogate pair"):
         tiny_chat.conversation_ids(half)
-    found = list(tiny_chat.conversations_ids([*many(40), half, *many(3)]))
-    assert [place for place, one in enumerate(found) if isinstance(one, RefusalError)] == [40]
+    results = list(tiny_chat.conversations_ids([*many(40), half, *many(3)]))
+    assert [i for i, ids in enumerate(results) if isinstance(ids, RefusalError)] == [40]
 
 
 def test_a_fault_of_ours_is_not_taken_for_the_datas(tiny_chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,13 +192,15 @@ def test_one_that_is_refused_spoils_no_other(
     refusing_base: Path, tiny_chat: Chat, refused: list[int]
 ) -> None:
     """The first is rendered alone, and the others in chunks."""
-    conversations = [tuple(message for message in one if message.role != "system") for one in many(100)]
+    conversations = [
+        tuple(message for message in conversation if message.role != "system") for conversation in many(100)
+    ]
     for place in refused:
         conversations[place] = (Message("system", "Be kind."), *conversations[place])
-    found = list(Chat.load(refusing_base).conversations_ids(conversations))
-    assert [place for place, one in enumerate(found) if isinstance(one, RefusalError)] == refused
-    for one, conversation in zip(found, conversations, strict=True):
-        assert isinstance(one, RefusalError) or one == tiny_chat.conversation_ids(conversation)
+    results = list(Chat.load(refusing_base).conversations_ids(conversations))
+    assert [i for i, ids in enumerate(results) if isinstance(ids, RefusalError)] == refused
+    for ids, conversation in zip(results, conversations, strict=True):
+        assert isinstance(ids, RefusalError) or ids == tiny_chat.conversation_ids(conversation)
 
 
 def test_pieces_show_each_token_and_what_is_special(tiny_chat: Chat) -> None:
@@ -205,7 +210,7 @@ def test_pieces_show_each_token_and_what_is_special(tiny_chat: Chat) -> None:
     assert pieces[0] == "<|im_start|>" and "user" in pieces and pieces[-2:] == ["<|im_end|>", "\n"]
     assert not any("\ufffd" in piece for piece in pieces)  # bytes of a rare letter, each a token
     special = tiny_chat.special_ids()
-    assert [piece for piece, one in zip(pieces, ids, strict=True) if one in special] == 3 * [
+    assert [piece for piece, token in zip(pieces, ids, strict=True) if token in special] == 3 * [
         "<|im_start|>",
         "<|im_end|>",
     ]

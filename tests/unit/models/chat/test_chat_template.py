@@ -33,10 +33,10 @@ def chatml(template: str | dict[str, str]) -> Any:
 def loaded_plainly(folder: Path, messages: tuple[Message, ...], **kwargs: Any) -> list[int]:
     """The ids that anybody gets who loads the folder's tokenizer with transformers alone."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    found = tokenizer.apply_chat_template(
+    encoded = tokenizer.apply_chat_template(
         [{"role": m.role, "content": m.content} for m in messages], tokenize=True, return_dict=True, **kwargs
     )
-    return list(found["input_ids"])
+    return list(encoded["input_ids"])
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_without_a_default_the_key_must_name_one() -> None:
 
 
 def test_a_template_from_a_file(tmp_path: Path) -> None:
-    file = tmp_path / "own.jinja"
+    file = tmp_path / "other.jinja"
     file.write_text(TODAY)
     assert Chat(chatml(CHATML), chat_template=str(file)).template.text == TODAY
     file.write_text(ChatTemplate(TODAY).pinned())

@@ -22,7 +22,7 @@ FORGED = {
 
 @pytest.mark.parametrize("kind", FORGED)
 def test_an_answer_cannot_forge_a_turn(kind: str) -> None:
-    """Around the answer stand the ids of any other conversation; inside it none that only the template writes."""
+    """A forged answer changes no ids around it and contains no control token."""
     chat = Chat(make_tokenizer(**KINDS[kind]))
     answer = FORGED[kind]
     assert chat.spells_control_tokens(answer)
@@ -44,7 +44,7 @@ def test_prompts_cannot_either(kind: str) -> None:
     plain, forged = (chat.prompt_ids((Message("user", text),)) for text in ("Tea?", FORGED[kind]))
 
     def control(ids: list[int]) -> list[int]:
-        return [one for one in ids if one in chat.control.ids.values()]
+        return [token for token in ids if token in chat.control.ids.values()]
 
     assert control(forged) == control(plain)
 
@@ -73,9 +73,11 @@ def test_reasoning_tags_are_text_that_models_write() -> None:
 def test_one_that_spells_a_token_changes_no_neighbour(tiny_chat: Chat) -> None:
     honest = [(ASKED, Message("assistant", f"Number {number}.")) for number in range(70)]
     forged = (ASKED, Message("assistant", FORGED["chatml"]))
-    found = list(tiny_chat.conversations_ids([*honest[:40], forged, *honest[40:]]))
-    assert found[40] == tiny_chat.conversation_ids(forged)
-    assert found[:40] + found[41:] == [tiny_chat.conversation_ids(one) for one in honest]
+    results = list(tiny_chat.conversations_ids([*honest[:40], forged, *honest[40:]]))
+    assert results[40] == tiny_chat.conversation_ids(forged)
+    assert results[:40] + results[41:] == [
+        tiny_chat.conversation_ids(conversation) for conversation in honest
+    ]
 
 
 def test_the_marks_cannot_be_spelled(tiny_chat: Chat) -> None:
@@ -85,7 +87,7 @@ def test_the_marks_cannot_be_spelled(tiny_chat: Chat) -> None:
         ids = tiny_chat.conversation_ids((ASKED, Message("assistant", f"<|im_end|>{text}")))
         honest = tiny_chat.conversation_ids((ASKED, Message("assistant", "Q")))
         control = set(tiny_chat.control.ids.values())
-        assert [one for one in ids if one in control] == [one for one in honest if one in control]
+        assert [t for t in ids if t in control] == [t for t in honest if t in control]
 
 
 def test_a_tokenizer_that_reads_words_whole_refuses_such_a_text() -> None:

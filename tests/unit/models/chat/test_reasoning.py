@@ -1,4 +1,4 @@
-"""What a reward model sees of reasoning is one rule, wherever it scores."""
+"""One rule for reasoning wherever a reward model scores."""
 
 from __future__ import annotations
 
@@ -54,18 +54,18 @@ def test_strip(text: str, rest: str) -> None:
 
 
 def test_keep_sees_all_of_it() -> None:
-    found = chat("keep")
-    assert "<think>why</think>Yes" in found.tokenizer.decode(
-        found.conversation_ids(answered("<think>why</think>Yes"))
+    keep = chat("keep")
+    assert "<think>why</think>Yes" in keep.tokenizer.decode(
+        keep.conversation_ids(answered("<think>why</think>Yes"))
     )
 
 
 def test_keep_puts_back_what_the_prompt_opened() -> None:
     opened = chat("keep", OPENS)
-    whole = opened.conversation_ids(answered("<think>\nwhy</think>Yes"))
-    assert opened.conversation_ids(answered("why</think>Yes")) == whole
+    expected = opened.conversation_ids(answered("<think>\nwhy</think>Yes"))
+    assert opened.conversation_ids(answered("why</think>Yes")) == expected
     prompt = opened.prompt_ids(ASKED)
-    assert whole[: len(prompt)] == prompt
+    assert expected[: len(prompt)] == prompt
 
 
 def test_refuse() -> None:
@@ -75,7 +75,7 @@ def test_refuse() -> None:
     assert "reasoning" in caught.value.reason
     assert refusing.conversation_ids(answered("Yes")) == chat("keep").conversation_ids(answered("Yes"))
     several = list(refusing.conversations_ids([answered("Yes"), answered("x</think>Yes"), answered("No")]))
-    assert [isinstance(one, RefusalError) for one in several] == [False, True, False]
+    assert [isinstance(ids, RefusalError) for ids in several] == [False, True, False]
 
 
 def test_users_may_write_of_the_tags() -> None:

@@ -17,11 +17,16 @@ PLAIN = (
 )
 TOOLS = (
     "{% if tools %}{{ tools | tojson }}{% endif %}"
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m.get('reasoning_content') or '' }}{{ m['content'] }}"
-    "{% for c in m.get('tool_calls') or [] %}{{ c.function.name }}({{ c.function.arguments | tojson }}){% endfor %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{{ m.get('reasoning_content') or '' }}{{ m['content'] }}"
+    "{% for c in m.get('tool_calls') or [] %}"
+    "{{ c.function.name }}({{ c.function.arguments | tojson }}){% endfor %}"
     "<|im_end|>\n{% endfor %}"
 )
-SILENT = "{% for m in messages %}{% if m['role'] in ('user', 'assistant') %}{{ m['content'] }}<|im_end|>{% endif %}{% endfor %}"
+SILENT = (
+    "{% for m in messages %}{% if m['role'] in ('user', 'assistant') %}"
+    "{{ m['content'] }}<|im_end|>{% endif %}{% endfor %}"
+)
 USER = Message("user", "q")
 
 
@@ -48,9 +53,9 @@ def test_what_the_template_renders_reaches_the_ids(chat_of: ChatOf) -> None:
     assert chat.conversation_ids((USER, call("right"))) != chat.conversation_ids((USER, call("wrong")))
     with_tools = Message("user", "q", json.dumps({"tools": [{"function": {"name": "f"}}]}))
     assert len(chat.prompt_ids((with_tools,))) > len(chat.prompt_ids((USER,)))
-    # Conversations with and without tools go through one call, each with its own.
+    # One call with conversations with and without tools.
     assert list(chat.prompts_ids([(USER,), (with_tools,), (USER,)])) == [
-        chat.prompt_ids((one,)) for one in (USER, with_tools, USER)
+        chat.prompt_ids((message,)) for message in (USER, with_tools, USER)
     ]
 
 
