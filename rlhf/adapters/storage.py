@@ -120,7 +120,7 @@ class Adapter:
                 f"The {self.kind} was trained on {self.card['base']!r} (fingerprint "
                 f"{self.card['fingerprint']}), "
                 f"but this base is {base.config.name_or_path!r} ({actual}).",
-                allowed=f"a {self.kind} of the same base",
+                allowed=f"a {self.kind} on the same base",
                 fix=f"set model.base={self.card['base']}, or train a {self.kind} on this base",
             )
         config = LoraConfig(**{**self.config.to_dict(), "modules_to_save": None, "task_type": "CAUSAL_LM"})

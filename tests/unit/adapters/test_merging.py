@@ -53,4 +53,6 @@ def test_the_date_is_pinned_in_the_saved_template(tiny_base: Path, tmp_path: Pat
         messages, tokenize=True, return_dict=True
     )
     assert rendered["input_ids"] == chat.conversation_ids(TALK)
-    assert Chat.load(tmp_path).conversation_ids(TALK) == chat.conversation_ids(TALK)
+    assert Chat.load(tmp_path, template_date="1 Feb 2003").conversation_ids(TALK) == chat.conversation_ids(
+        TALK
+    )
