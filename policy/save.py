@@ -74,7 +74,9 @@ def _write_whole(
         resolve_base(card["base"]), revision=card["revision"], trust_remote_code=False
     )
     model_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    model_config |= {key: getattr(base, key, None) for key in SET_BY_TRAINER} | getattr(model, CONFIGURED_NOISE, {})
+    model_config |= {key: getattr(base, key, None) for key in SET_BY_TRAINER} | getattr(
+        model, CONFIGURED_NOISE, {}
+    )
     model_config |= {
         "dtype": card["dtype"],
         TRAINED_WHOLE: {**card, "weights": hashlib.sha256(digests.encode()).hexdigest()},
