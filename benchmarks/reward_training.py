@@ -194,7 +194,8 @@ SIDES = {"ours": ours, "trl": theirs}
 
 
 def start(model: Any) -> None:
-    """The same weights for both sides: whatever is trained gets small random values, in the order of names."""
+    """The same weights for both sides: whatever is trained gets small random values, in the order of
+    names."""
     import torch
 
     generator = torch.Generator().manual_seed(0)

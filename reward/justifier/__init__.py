@@ -1,1 +1,2 @@
-"""The Pairwise Justifier (arXiv 2410.01257): a model that writes reasons and then which of two responses is better."""
+"""The Pairwise Justifier (arXiv 2410.01257): a model that writes reasons and then which of two responses is
+better."""

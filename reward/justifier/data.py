@@ -1,4 +1,5 @@
-"""Justifications as token ids: the request of `reward.judge.forms.justifier_request`, and the text that is learned."""
+"""Justifications as token ids: the request of `reward.judge.forms.justifier_request`, and the text that is
+learned."""
 
 from __future__ import annotations
 

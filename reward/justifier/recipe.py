@@ -1,4 +1,5 @@
-"""What `rlhf train-justifier` does, as a straight line: rows, examples, TRL's SFTTrainer, verdicts on held-out pairs."""
+"""What `rlhf train-justifier` does, as a straight line: rows, examples, TRL's SFTTrainer, verdicts on
+held-out pairs."""
 
 from __future__ import annotations
 
@@ -62,7 +63,7 @@ def train_justifier(config: JustifierConfig, *, resume: bool = False) -> dict[st
             or sharding.is_requested()
         ):
             raise ConfigError(
-                "train-justifier runs in one process or with DDP, and each process takes whole micro-batches.",
+                "train-justifier runs in one process or with DDP; each process takes whole micro-batches.",
                 allowed="batch_size / processes = a multiple of micro_batch_size",
                 fix="micro_batch_size=1",
             )
@@ -173,7 +174,8 @@ def save(config: JustifierConfig, model: PeftModel, chat: Chat, folder: Path) ->
 
 
 def judge_held_out(folder: Path, records: Sequence[Justification]) -> dict[str, Any]:
-    """The accuracy of its verdicts on held-out pairs, as `rlhf evaluate-reward` measures it; empty where none is readable."""
+    """The accuracy of its verdicts on held-out pairs, as `rlhf evaluate-reward` measures it; empty where none
+    is readable."""
     if not records:
         return {}
     scorer = JudgeScorer(load_justifier(folder))

@@ -1,4 +1,5 @@
-"""TRL's SFTTrainer on justifications: its loss and loop; batches in an order made beforehand, checkpoints and log of this project."""
+"""TRL's SFTTrainer on justifications: its loss and loop; batches in an order made beforehand, checkpoints and
+log of this project."""
 
 from __future__ import annotations
 

@@ -17,12 +17,13 @@ def strengths_of(annotations: Sequence[Annotation]) -> list[int]:
 
 
 def is_disputed(annotations: Sequence[Annotation], per_task: int, max_spread: int = PAPER_SPREAD) -> bool:
-    """Whether the annotators of a complete task disagree by the paper's rules: `rlhf.data.annotations.aggregate`.
+    """Whether the annotators of a complete task disagree by the paper's rules:
+    `rlhf.data.annotations.aggregate`.
 
     A mean of 0 is no disagreement: such a pair has no preference.
 
-    Three annotators of whom one or more call neither response valid have too few valid strengths, and are disputed
-    unless all of them do.
+    Three annotators of whom one or more call neither response valid have too few valid strengths, and are
+    disputed unless all of them do.
     """
     strengths = strengths_of(annotations)
     if len(strengths) < per_task or all(strength == NEITHER_VALID for strength in strengths):
@@ -37,9 +38,9 @@ def progress(
     """Counts, kappa and disputes, as the page shows them.
 
     Returns:
-        `annotations` and `wanted`, `tasks` and `complete`, `kappa` (linear and quadratic weighted kappa over all
-        tasks), `disputed` (tasks that wait for an adjudicator), and by annotator `count`, `kappa` (linear, of the person with
-        the others on the same tasks) and `seconds` (median of an annotation).
+        `annotations` and `wanted`, `tasks` and `complete`, `kappa` (linear and quadratic weighted kappa over
+        all tasks), `disputed` (tasks that wait for an adjudicator), and by annotator `count`, `kappa`
+        (linear, of the person with the others on the same tasks) and `seconds` (median of an annotation).
     """
     grouped = by_task(annotations)
     valid: dict[int, list[tuple[str, int]]] = {

@@ -1,7 +1,9 @@
 """Tasks and annotations of Label Studio (pairwise) and Argilla, read and written.
 
-Label Studio: the JSON export of a project with the `Pairwise` template; the preferred side is `left` or `right`.
-Argilla: the JSON of `Dataset.records.to_json`; a question `preference` with values -3..3, and a question `reason`.
+Label Studio: the JSON export of a project with the `Pairwise` template; the preferred side is `left` or
+`right`.
+Argilla: the JSON of `Dataset.records.to_json`; a question `preference` with values -3..3, and a question
+`reason`.
 """
 
 from __future__ import annotations

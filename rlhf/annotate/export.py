@@ -1,10 +1,12 @@
 """Annotations as rows of HelpSteer2 and HelpSteer2-Preference, in NVIDIA's folder layout.
 
-    FOLDER/train.jsonl.gz                            one rating of each attribute, of responses on which annotators agree
-    FOLDER/disagreements/disagreements.jsonl.gz      every annotator's ratings
-    FOLDER/preference/preference.jsonl.gz            preferences with strength, and `all_preferences_unprocessed`
+    FOLDER/train.jsonl.gz                            one rating of each attribute, of responses on which
+    annotators agree FOLDER/disagreements/disagreements.jsonl.gz      every annotator's ratings
+    FOLDER/preference/preference.jsonl.gz            preferences with strength, and
+    `all_preferences_unprocessed`
 
-`rlhf train-reward` reads the folder as `{path: FOLDER, format: helpsteer2}` and `format: helpsteer2-preference`.
+`rlhf train-reward` reads the folder as `{path: FOLDER, format: helpsteer2}` and `format:
+helpsteer2-preference`.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ class Export:
 
 
 def joined_turns(prompt: Conversation) -> str | None:
-    """A prompt as HelpSteer2's one string; None where that cannot hold it (a system turn, its own separators)."""
+    """A prompt as HelpSteer2's one string; None where that cannot hold it (a system turn, its own
+    separators)."""
     roles = [message.role for message in prompt]
     expected = ["user" if place % 2 == 0 else "assistant" for place in range(len(prompt))]
     if roles != expected or roles[-1:] != ["user"] or any(TURN.search(message.content) for message in prompt):
@@ -65,8 +68,8 @@ def export_rows(
 ) -> Export:
     """All annotated tasks as rows.
 
-    The strength of a task is the adjudicator's, else the rounded mean of the three most similar annotations, else 0, which
-    `train-reward` drops and counts.
+    The strength of a task is the adjudicator's, else the rounded mean of the three most similar annotations,
+    else 0, which `train-reward` drops and counts.
     """
     result = Export()
     for number, own in by_task(annotations).items():

@@ -1,7 +1,7 @@
 """Tasks, annotators and annotations in a database: SQLite by default, or any SQLAlchemy URL.
 
-Every change is one committed transaction, so a killed server loses nothing that was acknowledged. SQLite runs in WAL
-mode with `synchronous=FULL`.
+Every change is one committed transaction, so a killed server loses nothing that was acknowledged. SQLite runs
+in WAL mode with `synchronous=FULL`.
 """
 
 from __future__ import annotations
@@ -120,7 +120,8 @@ class Store:
             ) from error
         if version not in (None, VERSION):
             raise DataError(
-                f"The annotation store {self.location} has version {version}; this program writes version {VERSION}.",
+                f"The annotation store {self.location} has version {version}; this program writes "
+                f"version {VERSION}.",
                 fix="export it with the version of rlhf that wrote it, or start a new store with --store",
             )
 
@@ -144,7 +145,8 @@ class Store:
             return len(rows)
 
     def add_annotator(self, name: str, *, adjudicates: bool = False) -> str:
-        """Add a person, or give a known one a new token; returns the token, which is stored as a hash only."""
+        """Add a person, or give a known one a new token; returns the token, which is stored as a hash
+        only."""
         token = secrets.token_urlsafe(24)
         values = {"token_hash": _hash(token), "adjudicates": adjudicates}
         with self.engine.begin() as connection:
@@ -202,9 +204,11 @@ class Store:
         return {row.task: Submission.model_validate(row.content) for row in rows}
 
     def claim(self, annotator: str, per_task: int) -> int | None:
-        """The number of the next task for a person, which counts as taken from now on; None where nothing is left.
+        """The number of the next task for a person, which counts as taken from now on; None where nothing is
+        left.
 
-        A draft of their own comes first, then the task with the most annotations that is not complete: tasks are
+        A draft of their own comes first, then the task with the most annotations that is not complete: tasks
+            are
         finished one after another. A task that others opened and left for longer than `LEASE` is free again.
         """
         now = time.time()
@@ -231,7 +235,8 @@ class Store:
             return number
 
     def save(self, task: int, annotator: str, submission: Submission, *, final: bool, seconds: float) -> None:
-        """Save a draft or a final annotation; the same one twice changes nothing, and a draft never replaces a final one."""
+        """Save a draft or a final annotation; the same one twice changes nothing, and a draft never replaces
+        a final one."""
         values = {
             "content": submission.model_dump(),
             "final": final,

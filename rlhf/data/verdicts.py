@@ -24,7 +24,8 @@ def statement_of(strength: int) -> str:
 def read_verdict(text: str) -> int | None:
     """The strength of the last verdict in a text, -3..3 without 0; None where there is none.
 
-    A verdict is `@Response A is slightly better (better, much better) than @Response B`, A and B being 1 and 2 or 2 and 1.
+    A verdict is `@Response A is slightly better (better, much better) than @Response B`, A and B being 1 and
+    2 or 2 and 1.
     """
     found = [match for match in VERDICT.finditer(text) if match[1] != match[3]]
     if not found:

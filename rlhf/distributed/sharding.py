@@ -209,7 +209,8 @@ def set_parameters(model: nn.Module, values: Mapping[str, Tensor]) -> None:
 
 
 def lockstep(batches: Iterable[T], model: Any) -> Iterator[tuple[T, bool]]:
-    """Yield each (batch, True), then for a sharded model (last batch, False) as often as other processes need.
+    """Yield each (batch, True), then for a sharded model (last batch, False) as often as other processes
+    need.
 
     All processes so run equally many passes.
 

@@ -140,7 +140,8 @@ def detach_engine(model: nn.Module) -> None:
 
 
 def disable_zero_init() -> None:
-    """Stop transformers from loading the next model under `zero.Init`, which rejects our heads and adapters."""
+    """Stop transformers from loading the next model under `zero.Init`, which rejects our heads and
+    adapters."""
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     unset_hf_deepspeed_config()
@@ -222,7 +223,8 @@ def step_by_group(
 
 @contextlib.contextmanager
 def _excluded(optimizer: Any, skipped: set[int]) -> Iterator[None]:
-    """Exclude parameters (ids), whose gradients are zero, from steps within the block: no update, no state."""
+    """Exclude parameters (ids), whose gradients are zero, from steps within the block: no update, no
+    state."""
     excluded = [i for i, parameters in enumerate(optimizer.fp16_groups) if id(parameters[0]) in skipped]
     groups = [optimizer.param_groups[optimizer.sub_group_to_group_id[i]] for i in excluded]
     rates = [group["lr"] for group in groups]

@@ -1,6 +1,8 @@
-"""The files of a Hub repository, prepared in a folder: weights, a card that loads them from the Hub, and samples.
+"""The files of a Hub repository, prepared in a folder: weights, a card that loads them from the Hub, and
+samples.
 
-Nothing local is published: paths in the card and in JSON files lose their folders, and the base gets its name on the Hub.
+Nothing local is published: paths in the card and in JSON files lose their folders, and the base gets its name
+on the Hub.
 """
 
 from __future__ import annotations
@@ -116,7 +118,8 @@ def stage(source: Source, model: Path, folder: Path, *, repo: str, base: str | N
 
 
 def write_samples(lines: Path, target: Path) -> None:
-    """samples.jsonl as parquet, with the columns of all rows; nested values as they are, prompts as lists of messages.
+    """samples.jsonl as parquet, with the columns of all rows; nested values as they are, prompts as lists of
+    messages.
 
     Raises:
         DataError: a line is not JSON.

@@ -1,4 +1,5 @@
-"""One commit to a Hub repository. The token is huggingface_hub's own (`hf auth login`, HF_TOKEN), and is never printed."""
+"""One commit to a Hub repository. The token is huggingface_hub's own (`hf auth login`, HF_TOKEN), and is
+never printed."""
 
 from __future__ import annotations
 

@@ -51,7 +51,8 @@ def allowed_config(config: BaseModel) -> dict[str, str | int | float | bool]:
 
 
 def redacted(text: str) -> str:
-    """A message without user names and passwords of URLs, and without the value of any secret environment variable."""
+    """A message without user names and passwords of URLs, and without the value of any secret environment
+    variable."""
     text = re.sub(r"(\w://)[^/@\s]+@", r"\1***@", text)
     for name, value in os.environ.items():
         if _SECRET_NAME.search(name) and len(value) >= 6:

@@ -1,7 +1,8 @@
 """Sends a run's config, metrics, samples and report to the trackers that its config names.
 
-Only the main process sends. One run in a tracker is one run folder: its id is kept in `tracking.json`, and after `--resume` an
-update that was sent before is not sent again. A tracker that fails is reported once and left out; the run continues.
+Only the main process sends. One run in a tracker is one run folder: its id is kept in `tracking.json`, and
+after `--resume` an update that was sent before is not sent again. A tracker that fails is reported once and
+left out; the run continues.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ IDS = "tracking.json"
 FOLDER = "tracking"
 """In the run folder: what trackers that keep files write."""
 SAMPLES_EVERY, SAMPLE_ROWS, SAMPLE_CHARACTERS = 10, 16, 4000
-"""The first rows of every tenth update are sent as a table, with texts cut at this length: all of them stay in samples.jsonl."""
+"""The first rows of every tenth update are sent as a table, with texts cut at this length: all of them stay
+in samples.jsonl."""
 
 
 class Trackers:
@@ -54,7 +56,8 @@ class Trackers:
         self._arguments: RunArguments | None = None
 
     def open(self, run: RunFolder) -> None:
-        """Start the run in every tracker, or continue it; called before a resumed run's metrics are truncated."""
+        """Start the run in every tracker, or continue it; called before a resumed run's metrics are
+        truncated."""
         if not self._names:
             return
         self._arguments = _arguments(run.path, self._config)
@@ -123,7 +126,8 @@ class Trackers:
 
 @contextmanager
 def tracking(trackers: Trackers | None, config: RunConfig) -> Iterator[Trackers]:
-    """The caller's trackers, which it closes itself; without any, the run's own, closed at the end of the block."""
+    """The caller's trackers, which it closes itself; without any, the run's own, closed at the end of the
+    block."""
     if trackers is not None:
         yield trackers
         return

@@ -82,7 +82,8 @@ class Tracker(Protocol):
 
 
 class Trackio(TrackioCallback):
-    """A local database, in TRACKIO_DIR; a Space only where TRACKIO_SPACE_ID names one. `trackio show` opens it."""
+    """A local database, in TRACKIO_DIR; a Space only where TRACKIO_SPACE_ID names one. `trackio show` opens
+    it."""
 
     def on_log(
         self, args: Any, state: Any, control: Any, model: Any = None, logs: Any = None, **kwargs: Any
@@ -101,7 +102,8 @@ class Trackio(TrackioCallback):
 
 
 class Wandb(WandbCallback):
-    """Offline in the run folder, unless WANDB_MODE says otherwise; no console output, code or git state is sent."""
+    """Offline in the run folder, unless WANDB_MODE says otherwise; no console output, code or git state is
+    sent."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -145,7 +147,8 @@ class Wandb(WandbCallback):
 
 
 class TensorBoard(TensorBoardCallback):
-    """Event files in the run folder; several of them, after `--resume`, are one run. It has no place for the page."""
+    """Event files in the run folder; several of them, after `--resume`, are one run. It has no place for the
+    page."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Open an event file."""
@@ -170,11 +173,13 @@ class TensorBoard(TensorBoardCallback):
 
 
 class MLflow(MLflowCallback):
-    """A folder `mlruns` in the run folder, unless MLFLOW_TRACKING_URI names a server; MLFLOW_RUN_ID names a run."""
+    """A folder `mlruns` in the run folder, unless MLFLOW_TRACKING_URI names a server; MLFLOW_RUN_ID names a
+    run."""
 
     def setup(self, args: Any, state: Any, model: Any) -> None:
         """Start the run, or continue the one whose id is stored, whose parameters stay as they were."""
-        # Seven retries of two minutes each are mlflow's defaults: a run must not wait for a server that is away.
+        # Seven retries of two minutes each are mlflow's defaults: a run must not wait for a server that is
+        # away.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         mlflow = self._ml_flow

@@ -1,4 +1,5 @@
-"""The chat page: a policy beside its base, streamed, with rewards; a click keeps a pair of answers for annotation."""
+"""The chat page: a policy beside its base, streamed, with rewards; a click keeps a pair of answers for
+annotation."""
 
 from __future__ import annotations
 

@@ -9,7 +9,8 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; form-action 'self'; base-uri 'none'",
+    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; form-action 'self'; "
+    "base-uri 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
@@ -20,8 +21,8 @@ LARGEST_BODY = 256 * 1024
 def add_guard(app: FastAPI) -> None:
     """Refuse requests that a page of ours does not send, and set the headers of all responses.
 
-    A request other than GET must be JSON: a form of another site cannot send that without a preflight request, which is not
-    answered here.
+    A request other than GET must be JSON: a form of another site cannot send that without a preflight
+    request, which is not answered here.
     """
 
     @app.middleware("http")

@@ -104,7 +104,8 @@ def justification(row: Row, source: DataSource, *, max_spread: int) -> Justifica
 
     Raises:
         DataError: a column is missing, of the wrong type or out of range.
-        UnusableRowError: the statement has no verdict that agrees with the preference, or another rule says why.
+        UnusableRowError: the statement has no verdict that agrees with the preference, or another rule says
+            why.
     """
     pair = preference(row, source, max_spread=max_spread)
     elaboration, statement = row.text("preference_elaboration"), row.text("preference_statement")
