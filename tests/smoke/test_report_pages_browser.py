@@ -97,6 +97,7 @@ def test_ten_thousand_samples_are_searched_filtered_and_drawn_lazily(
     page.size(390, 844)
     dark(page)
     assert fits(page)
+    page.js("document.getElementById('browser').scrollIntoView()")
     page.screenshot(tmp_path / "samples-phone-dark.png")
 
 
@@ -132,10 +133,12 @@ def test_runs_side_by_side(browser: Browser, tmp_path: Path) -> None:
     page.key("ArrowRight")
     assert "a/policy" in page.js(f"{first}.querySelector('.tip.on').innerText")
     assert fits(page)
+    page.js("scrollTo(0, 0)")
     page.screenshot(tmp_path / "runs.png")
     page.size(390, 844)
     dark(page)
     assert fits(page)
+    page.js("scrollTo(0, 0)")
     page.screenshot(tmp_path / "runs-phone-dark.png")
 
 
@@ -143,14 +146,14 @@ def test_a_watched_page_loads_itself_again_but_not_under_a_reader_who_types(
     browser: Browser, tmp_path: Path
 ) -> None:
     run = MAKERS["make_policy_run"](tmp_path / "policy")
-    page = browser.page(write_report(run, live=1).as_uri())
-    page.wait("document.body.dataset.ready === 'true'")
-    page.key("/")
+    page = browser.page(write_report(run, live=3).as_uri())
+    query = "document.getElementById('sample-query')"
+    page.wait(f"{query} && ({query}.focus(), document.activeElement === {query})")
     page.type("apple")
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 61, "reward/mean": 9.0}) + "\n")
     write_report(run)  # the last version, which does not reload
-    time.sleep(2.5)
+    time.sleep(4)
     assert page.js("document.getElementById('sample-query').value") == "apple"
     page.js("document.activeElement.blur()")
-    page.wait("document.body.dataset.live === '' && document.body.innerText.includes('61')")
+    page.wait("document.body?.dataset.live === '' && document.body.innerText.includes('61')")

@@ -102,8 +102,11 @@ def test_all_text_is_escaped(
     )
     with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({"step": 61, HOSTILE: 1.0, "stage": HOSTILE}) + "\n")
+    with (run / "samples.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": 61, "prompt": HOSTILE, "answer": HOSTILE, "reward": 1.0}) + "\n")
     page = text_of(run)
     assert page.count("<script>") == scripts
+    assert page.count("</script>") == scripts + 1  # and that of the samples' data
     assert "alert(" in page
     assert 'alert("' not in page
     assert not re.search(r"""=['"][^'"<>]*<""", page), "nothing breaks out of an attribute"
