@@ -16,7 +16,8 @@ def expo_charts(found: Mapping[str, Any]) -> list[Chart]:
     """Accuracy over the factor, a line at the chosen one; nothing where a run had no search.
 
     Args:
-        found: what expo.json holds: `{"weak", "strong", "factor", "pairs", "trials": [{"factor", "accuracy", "loss"}]}`.
+        found: what expo.json holds: `{"weak", "strong", "factor", "pairs", "trials": [{"factor", "accuracy",
+            "loss"}]}`.
     """
     trials = [trial for trial in found.get("trials") or [] if finite(trial.get("accuracy")) is not None]
     chosen = finite(found.get("factor"))

@@ -1,7 +1,8 @@
 """Reward against KL: the reward of each algorithm at the same distance from the reference.
 
-A run's path is its smoothed reward over its smoothed KL, by update, on training prompts; its end is the evaluation
-on held-out prompts. Runs whose configs differ only in the seed (or in the number of steps) are one group.
+A run's path is its smoothed reward over its smoothed KL, by update, on training prompts; its end is the
+evaluation on held-out prompts. Runs whose configs differ only in the seed (or in the number of steps) are one
+group.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class Track:
     """One run: its path by quantity, and its end on held-out prompts.
 
     Attributes:
-        end: {"before", "after", "ci95" of the difference} by quantity, `kl` and `length`; empty without an evaluation.
+        end: {"before", "after", "ci95" of the difference} by quantity, `kl` and `length`; empty without an
+            evaluation.
         stopped: why the run ended early, in a sentence; or "".
     """
 
@@ -186,7 +188,8 @@ def levels_of(tracks: Sequence[Track]) -> list[float]:
 def at_equal_kl(
     tracks: Sequence[Track], curve: Sequence[Mapping[str, Any]], quantity: str, levels: Sequence[float]
 ) -> dict[str, list[dict[str, Any]]]:
-    """By group and KL: `{"kl", "mean", "ci95" over seeds, "values", "of"}`; `mean` is None where no run reached it.
+    """By group and KL: `{"kl", "mean", "ci95" over seeds, "values", "of"}`; `mean` is None where no run
+    reached it.
 
     `best of n` is the baseline at its KL bound, on the prompts of its own measurement.
     """

@@ -1,4 +1,6 @@
-"""How pages are made: jinja, everything escaped, one style sheet; `plain.html` is the frame of those without scripts."""
+"""How pages are made: jinja, everything escaped, one style sheet; `plain.html` is the frame of those without
+scripts.
+"""
 
 from __future__ import annotations
 

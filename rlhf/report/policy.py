@@ -79,7 +79,9 @@ def _direction(value: float) -> str:
 
 
 def pairs(evaluation: Mapping[str, Any]) -> list[Pair]:
-    """The answers before and after, the greatest gain first: by gold score where there is one, then reward."""
+    """The answers before and after, the greatest gain first: by gold score where there is one, then
+    reward.
+    """
     found = []
     for row in evaluation.get("answers") or []:
         before, after = row.get("before") or {}, row.get("after") or {}

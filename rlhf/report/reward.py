@@ -108,7 +108,9 @@ def reward_table(evaluation: Mapping[str, Any]) -> list[tuple[str, list[TableRow
 
 
 def _lengths(evaluation: Mapping[str, Any]) -> list[Accuracy]:
-    """Where the better answer is the shorter or the longer one, and the mean of the two, which length cannot win."""
+    """Where the better answer is the shorter or the longer one, and the mean of the two, which length cannot
+    win.
+    """
     found = dict(evaluation.get("lengths") or {})
     both = found.pop("controlled", None)
     rows = accuracies({name: part for name, part in found.items() if name != "same"})

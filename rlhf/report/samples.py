@@ -1,4 +1,6 @@
-"""The samples of a run as data for the page's browser: searched, filtered and drawn by `samples.js`, a few at a time."""
+"""The samples of a run as data for the page's browser: searched, filtered and drawn by `samples.js`, a few at
+a time.
+"""
 
 from __future__ import annotations
 

@@ -18,7 +18,9 @@ SMOOTH_FROM = 12
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One named line of a chart: (step, value) pairs in order of steps; `exact` ones have no noise to smooth."""
+    """One named line of a chart: (step, value) pairs in order of steps; `exact` ones have no noise to
+    smooth.
+    """
 
     name: str
     points: Sequence[Point]

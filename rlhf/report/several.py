@@ -19,7 +19,7 @@ from rlhf.runs.folder import atomic_write_text
 
 PAGE = "runs.html"
 AT_MOST = 5
-"""Lines of a chart that can be told apart."""
+"""Most lines of one chart."""
 FIRST = (
     *("reward/mean", "reward/held_out", "gold/mean", "kl/mean", "kl/sum", "length/mean", "policy/entropy"),
     *("loss/total", "loss/bt", "loss/regression", "reward/accuracy", "validation/loss", "time/step"),
@@ -116,7 +116,9 @@ def _result(run: RunFiles, name: str) -> Result:
 
 
 def _charts(runs: Sequence[RunFiles], names: Sequence[str]) -> tuple[list[Chart], list[Chart], list[str]]:
-    """The open and the folded charts, and metrics without one: a colour stands for the same run in every chart."""
+    """The open and the folded charts, and metrics without one: a colour stands for the same run in every
+    chart.
+    """
     metrics = sorted({name for run in runs for row in run.metrics for name in row} - {"step"})
     logged = [run.span for run in runs if run.metrics]
     if not logged:

@@ -147,7 +147,9 @@ def examples(result: Result, rows: Sequence[Result]) -> list[dict[str, Any]]:
 
 
 def write_page(folder: Path, result: Result, rows: Sequence[Result], name: str) -> Path:
-    """Write `folder/report.html`, self-contained and without scripts, and its picture beside it; returns its path."""
+    """Write `folder/report.html`, self-contained and without scripts, and its picture beside it; returns its
+    path.
+    """
     picture = draw(result, rows)
     (folder / "compare.svg").write_bytes(picture)
     tables = {"Wins": win_table(result), "Means": mean_table(result), "Best of n": best_of_table(result)}

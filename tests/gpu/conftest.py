@@ -1,4 +1,6 @@
-"""Tests that need a GPU: skipped elsewhere, with a reason. RLHF_GPU_TESTS=cpu runs what a CPU can on the tiny model: it tries the tests."""
+"""Tests that need a GPU: skipped elsewhere, with a reason. RLHF_GPU_TESTS=cpu runs what a CPU can on the tiny
+model: it tries the tests.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Both commands on a GPU: in bfloat16 and in 4 bits, with every way to sample, killed and resumed, sharded by one process."""
+"""Both commands on a GPU: in bfloat16 and in 4 bits, with every way to sample, killed and resumed, sharded by
+one process.
+"""
 
 from __future__ import annotations
 

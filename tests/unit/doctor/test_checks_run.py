@@ -59,7 +59,7 @@ def test_without_a_config_only_the_machine_is_judged(healthy: Facts) -> None:
     assert set(examine(healthy)) == set(CHECKS)
 
 
-def test_every_fault_says_how_to_mend_it(healthy: Facts) -> None:
+def test_every_fault_has_a_fix(healthy: Facts) -> None:
     full = with_run(healthy, output=Disk("runs", 0, write=False), holds="something else")
     broken = with_base(full, shape=Trouble("no such folder", "check the spelling"))
     faults = [line for lines in examine(broken).values() for line in lines if line.verdict == "problem"]
@@ -213,7 +213,7 @@ def test_before_torch_is_asked_memory_is_judged_by_files(healthy: Facts, only: O
     [
         ((600, 600), "ok"),
         ((600, 299), "warning"),
-        (Trouble("no such file", "mend"), "problem"),
+        (Trouble("no such file", "fix"), "problem"),
         (None, "not checked"),
     ],
 )

@@ -40,7 +40,7 @@ def test_a_planned_config_is_complete(name: str) -> None:
     assert config.model.gradient_checkpointing
 
 
-def test_reward_and_policy_of_a_machine_hang_on_the_same_weights() -> None:
+def test_reward_and_policy_of_a_machine_have_the_same_weights() -> None:
     formats: dict[str, set[str]] = {}
     for planned in PLANNED:
         config = load_either(CONFIGS / f"{planned.config}.yaml")

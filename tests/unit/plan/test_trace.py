@@ -1,4 +1,6 @@
-"""Traces against arithmetic done by hand, and against themselves: carried on from few layers, or run through all."""
+"""Traces against arithmetic done by hand, and against themselves: carried on from few layers, or run through
+all.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,8 @@ POLICY = replace(REWARD, command="align-policy", logprob_tokens=200, outputs=1, 
 
 LAYERS = 4
 LINEAR = 2 * 128 * 128 + 2 * 128 * 64 + 3 * 128 * 256
-"""Weights of the matrices of one layer of SMALL: queries and output, keys and values, the three of the MLP."""
+"""Weights of the matrices of one layer of SMALL: queries and output, keys and values, the three of the
+MLP."""
 ADAPTER = 4 * (2 * (128 + 128) + 2 * (128 + 64) + 2 * (128 + 256) + (256 + 128))
 """Parameters of rank 4 on one layer."""
 AFTER = 128 * 128 + 3 * 128 * 256

@@ -32,7 +32,7 @@ def test_a_folder_without_a_run(tmp_path: Path) -> None:
         read_run(tmp_path)
 
 
-def test_the_kind_is_told_by_what_is_there(
+def test_the_kind_follows_from_the_files(
     tmp_path: Path, policy_run: Path, reward_run: Path, make_policy: Callable[..., Path]
 ) -> None:
     assert read_run(policy_run).kind == "policy"
@@ -60,7 +60,7 @@ def test_torn_lines_are_counted_with_their_place(tmp_path: Path) -> None:
     assert run.notes == ["3 lines could not be read and were left out (first at metrics.jsonl:2)."]
 
 
-def test_values_that_are_no_number_are_left_out_and_told(tmp_path: Path) -> None:
+def test_values_that_are_not_numbers_are_dropped_and_reported(tmp_path: Path) -> None:
     rows = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": math.nan}, {"step": 3, "loss": None}]
     run = read_run(write(tmp_path, metrics="".join(json.dumps(row) + "\n" for row in rows)))
     assert run.values("loss") == [(1, 1.0)]

@@ -41,7 +41,9 @@ def make_run(
     stopped: str = "",
     **more: Sequence[float],
 ) -> Path:
-    """A run whose reward is start + slope x KL at every update; fewer than twelve updates are not smoothed."""
+    """A run whose reward is start + slope x KL at every update; fewer than twelve updates are not
+    smoothed.
+    """
     folder.mkdir(parents=True)
     config = {
         "seed": seed,
@@ -65,14 +67,14 @@ def make_run(
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if evaluated:
         gain = slope * kl[-1]
-        told = {
+        values = {
             "before": {"reward": start, "kl": 0.0, "length": 20.0, "gold": None},
             "after": {"reward": start + gain, "kl": kl[-1], "length": 30.0, "gold": None},
             "difference": {"reward": {"mean": gain, "ci95": [gain - 0.1, gain + 0.2]}, "gold": None},
         }
         if stopped:
-            told["stopped"] = {"sentence": stopped}
-        (folder / "eval.json").write_text(json.dumps(told))
+            values["stopped"] = {"sentence": stopped}
+        (folder / "eval.json").write_text(json.dumps(values))
     return folder
 
 
@@ -202,7 +204,7 @@ def test_the_files_that_are_written(tmp_path: Path) -> None:
     assert "Reward at equal KL" in page.read_text()
 
 
-def test_the_same_seed_twice_is_told(tmp_path: Path) -> None:
+def test_the_same_seed_twice_is_reported(tmp_path: Path) -> None:
     tracks = read_tracks([make_run(tmp_path / "a"), make_run(tmp_path / "b")])
     assert any("the same seed 0: they count as two" in note for note in summarise(tracks, [])["notes"])
 
@@ -241,9 +243,9 @@ def test_the_lead_names_the_best_at_the_last_common_kl(tmp_path: Path) -> None:
             make_run(tmp_path / "b", slope=1.0, kl=(0.0, 2.5)),
         ]
     )
-    said = lead(summarise(tracks, [], [1.0, 2.0, 3.0]))
-    assert said[0] == "Runs: 2, of 2 configs."
-    assert said[1] == (
+    lines = lead(summarise(tracks, [], [1.0, 2.0, 3.0]))
+    assert lines[0] == "Runs: 2, of 2 configs."
+    assert lines[1] == (
         "Reward at a KL of 2 nats, from the highest: rloo, KL 0.05 x sum k1: 4.00; reinforce, KL 0.05 x sum k1: 3.00."
     )
     assert "nothing can be compared" in lead(summarise(tracks, [], [3.0]))[1]

@@ -36,7 +36,7 @@ def test_up_while_the_held_out_reward_falls_is_reward_hacking() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reward", "held_out", "tone", "said"),
+    ("reward", "held_out", "tone", "text"),
     [
         (UP, UP, "good", "was not trained on rose too"),
         (UP, SAME, "open", "Only the training reward rose"),
@@ -44,10 +44,10 @@ def test_up_while_the_held_out_reward_falls_is_reward_hacking() -> None:
         (SAME, DOWN, "flat", "The held-out reward fell from 1.0 to 0.0"),
     ],
 )
-def test_remarks(reward: Any, held_out: Any, tone: str, said: str) -> None:
+def test_remarks(reward: Any, held_out: Any, tone: str, text: str) -> None:
     verdict = policy_verdict(evaluation(reward=reward, held_out=held_out))
     assert verdict.tone == tone and "hacking" not in verdict.label
-    assert said in " ".join(verdict.more)
+    assert text in " ".join(verdict.more)
 
 
 def test_beside_a_gold_score_which_has_the_last_word() -> None:
