@@ -232,10 +232,10 @@ def test_other_mistakes(make: Make, tmp_path: Path, rlhf_command: Rlhf) -> None:
         tmp_path, strong, "--factor=1.5", f"--output={tmp_path}/o"
     )
     assert "--factor is -1" in refused(weak, strong, "--factor=-1", f"--output={tmp_path}/o")
-    assert "exists already" in refused(weak, strong, "--factor=1.5", f"--output={weak}")
+    assert "not empty" in refused(weak, strong, "--factor=1.5", f"--output={weak}")
     headless = {
         name: w for name, w in load_file(strong / "adapter_model.safetensors").items() if "score" not in name
     }
     save_file(headless, strong / "adapter_model.safetensors")
-    assert "holds 0 reward heads" in refused(weak, strong, "--factor=1.5", f"--output={tmp_path}/o")
+    assert "contains 0 reward heads" in refused(weak, strong, "--factor=1.5", f"--output={tmp_path}/o")
     assert not (tmp_path / "o").exists()

@@ -19,7 +19,7 @@ PADS = {  # (padding, padding of a classifier): names of the tokens; worked out 
     "chatml": ("<|endoftext|>", "<|endoftext|>"),
     "llama3, no pad": ("<|finetune_right_pad_id|>", "<|finetune_right_pad_id|>"),
     "mistral, no pad": ("<unk>", "<unk>"),
-    "gpt2, single special token": ("<|endoftext|>", "<|endoftext|>"),  # ends answers, but no conversation
+    "gpt2, one special": ("<|endoftext|>", "<|endoftext|>"),  # ends answers, but no conversation
     "gpt2, pad is eos and closes": ("<|endoftext|>", None),
     "r1, turns not special": ("<|begin|>", "<|begin|>"),
     "qwen, <unk> is a word": ("<|endoftext|>", "<|endoftext|>"),
@@ -56,7 +56,7 @@ def test_what_is_saved_gives_the_ids_that_were_trained_on(kind: str, pad: bool, 
 
 
 def test_padding_beyond_the_embedding_is_passed_over() -> None:
-    tokenizer = make_tokenizer(**KINDS["gpt2, single special token"])
+    tokenizer = make_tokenizer(**KINDS["gpt2, one special"])
     rows = len(tokenizer)
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     chat = Chat(tokenizer, rows=rows)
@@ -65,7 +65,7 @@ def test_padding_beyond_the_embedding_is_passed_over() -> None:
 
 
 def test_a_template_that_writes_ids_beyond_the_embedding_is_refused_at_once() -> None:
-    tokenizer = make_tokenizer(**{**KINDS["gpt2, single special token"], "template": "<|new|>" + PLAIN})
+    tokenizer = make_tokenizer(**{**KINDS["gpt2, one special"], "template": "<|new|>" + PLAIN})
     rows = len(tokenizer)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|new|>"]})
     with pytest.raises(ModelError) as caught:
