@@ -1,11 +1,11 @@
 # Two commands matter: `make demo` and `make test`. Each makes .venv from the lock first; a second run reinstalls nothing.
 
 PYTHON  ?= python3
-# cpu, or gpu on a machine with NVIDIA cards: which lock is installed.
+# Which lock is installed: cpu, or gpu on a machine with NVIDIA GPUs.
 BACKEND ?= cpu
 # More arguments for pytest, for example: make test PYTEST_ARGS="-k losses -x"
 PYTEST_ARGS ?=
-# Processes that the files of tests are dealt out to, each on one thread; about 1.5 GB each.
+# Test processes; each runs whole files on one thread and takes about 1.5 GB.
 WORKERS ?= 2
 PYTEST  := python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=10
 
@@ -17,13 +17,13 @@ $(if $(wildcard $(LOCK)),,$(error BACKEND is '$(BACKEND)'; allowed are cpu and g
 STAMP   := .venv/.installed-$(shell { cat $(INPUTS); pwd; } | sha256sum | cut -c1-16)
 
 .DEFAULT_GOAL := help
-.PHONY: docs help venv demo test test-slow test-gpu bench bench-gpu check format lock clean
+.PHONY: docs quick help venv demo test test-slow test-gpu bench bench-gpu check format lock clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-venv: $(STAMP)  ## make .venv and install the lock (BACKEND=gpu for NVIDIA cards)
+venv: $(STAMP)  ## make .venv and install the lock (BACKEND=gpu for NVIDIA GPUs)
 
 $(STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -75,7 +75,7 @@ docs: $(STAMP)  ## build the documentation site into build/site, with strict lin
 	build/docs-venv/bin/python -m pip install --quiet mkdocs-material==9.8.2
 	NO_MKDOCS_2_WARNING=1 build/docs-venv/bin/mkdocs build --strict --quiet
 
-format: $(STAMP)  ## reformat, and mend what the linter can mend
+format: $(STAMP)  ## reformat, and fix what the linter can fix
 	$(BIN)/python -m ruff check --fix --exit-zero .
 	$(BIN)/python -m ruff format .
 
