@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -139,7 +140,9 @@ def test_prompt_and_answer_that_do_not_fit(
 def test_prompts_that_are_all_too_long(refused: Callable[..., str]) -> None:
     message = refused("align-policy", "data.max_prompt_tokens=5")
     assert message.startswith("0 prompts are left") and "60 rows read, 0 kept, 60 dropped" in message
-    assert "raise data.max_prompt_tokens" in message
+    shortest = re.search(r"data\.max_prompt_tokens=(\d+) or more", message)
+    assert shortest is not None
+    assert int(shortest[1]) > 5
     assert "60 longer than data.max_prompt_tokens: synthetic: " in message
 
 
@@ -173,29 +176,27 @@ def test_a_folder_that_holds_something(refused: Callable[..., str], tmp_path: Pa
     assert [file.name for file in (tmp_path / "run").iterdir()] == ["thesis.txt"]
 
 
-def test_padding_that_ends_an_answer_is_mended_aloud(
+def test_padding_that_ends_an_answer_is_left_as_it_is(
     rlhf_command: Rlhf, reward_config: Path, broken_base: Path, tmp_path: Path
 ) -> None:
+    """The mask decides where a score is read, so the tokenizer is saved as it came."""
     tokenizer = AutoTokenizer.from_pretrained(broken_base)
     tokenizer.pad_token = tokenizer.eos_token
     tokenizer.save_pretrained(broken_base)
     words = [f"model.base={broken_base}", "--output", tmp_path / "run"]
     result = rlhf_command("train-reward", reward_config, *words)
     assert result.exit_code == 0, result.output
-    assert (
-        "The tokenizer's padding token was '<|im_end|>', which also ends an answer; '<|endoftext|>' is used "
-        "instead." in result.stdout
-    )
-    mended = AutoTokenizer.from_pretrained(tmp_path / "run" / "final")
-    assert mended.pad_token == "<|endoftext|>" != mended.eos_token
+    saved = AutoTokenizer.from_pretrained(tmp_path / "run" / "final")
+    assert saved.pad_token == saved.eos_token == tokenizer.eos_token
+    assert len(saved) == len(tokenizer)
 
 
 def test_a_loss_that_explodes_is_a_failed_run(refused: Callable[..., str], tmp_path: Path) -> None:
     message = refused("train-reward", "stages.0.optimizer.learning_rate=1e30", exit_code=1)
     assert message.startswith("The loss of stage 'ratings' is ")
-    assert "at update 3." in message  # the first has no learning rate yet, the second still a finite loss
+    assert "at update 2." in message  # the first loss is finite, and its step destroys the weights
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert last["step"] == 2
+    assert last["step"] == 1
 
 
 def test_dropout_in_a_policy(refused: Callable[..., str]) -> None:
