@@ -75,7 +75,7 @@ def _assembled(checkpoint: Path) -> Path:
         file = folder / "model.safetensors"
         save_file({name: tensor.to(dtype) for name, tensor in weights.items()}, file, {"format": "pt"})
         config[TRAINED_WHOLE]["weights"] = hashlib.sha256(file_digest(file).encode()).hexdigest()
-        config_file.write_text(json.dumps(config, indent=2))
+        config_file.write_text(json.dumps(config, indent=2), encoding="utf-8")
     else:
         adapter = f".{POLICY}."  # other adapters, such as the critic's, are not part of the model
         named = {

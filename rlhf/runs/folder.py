@@ -300,7 +300,9 @@ def _check_same_run(file: Path, config: BaseModel, dumped: Mapping[str, Any]) ->
         stored = type(config).model_validate(stored).model_dump(mode="json")
     before, now = dict(leaves(stored)), dict(leaves(dumped))
     # Inputs may have moved: `check_inputs` compares their content.
-    by_content = json.loads(inputs.read_text()) if (inputs := file.with_name(INPUTS)).exists() else {}
+    by_content = (
+        json.loads(inputs.read_text(encoding="utf-8")) if (inputs := file.with_name(INPUTS)).exists() else {}
+    )
     changed = [
         f"  {key}: was {before.get(key, 'absent')}, is {now.get(key, 'absent')}"
         for key in now | before

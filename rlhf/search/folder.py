@@ -81,7 +81,7 @@ def locked(path: Path, *, waiting: Callable[[], None] = lambda: None) -> Iterato
 
     A process that inherits the descriptor holds the lock too, until it exits or is killed.
     """
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

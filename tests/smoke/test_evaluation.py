@@ -82,9 +82,9 @@ def test_generate_for_mt_bench(rlhf_command: Rlhf, final: Path, questions: Path,
     greedy, drawn = (row["choices"] for row in rows)
     assert greedy[0]["turns"] == greedy[1]["turns"]  # math is answered at temperature 0
     assert drawn[0]["turns"] != drawn[1]["turns"]
-    output = flat(result.output)
-    assert "3 rows read, 2 kept, 1 dropped" in output and f"blank prompt: {questions}:3" in output
-    assert "answers were cut off at 5 tokens" in output
+    printed = flat(result.output)
+    assert "3 rows read, 2 kept, 1 dropped" in printed and f"blank prompt: {questions}:3" in printed
+    assert "answers were cut off at 5 tokens" in printed
     assert sorted(file.name for file in tmp_path.iterdir()) == ["question.jsonl", "tiny.jsonl"]
     assert rlhf_command(*words, "--samples", 2, "--max-new-tokens", 5).exit_code == 0
     again = [json.loads(line) for line in output.read_text().splitlines()]
@@ -211,7 +211,7 @@ def test_what_compare_refuses(rlhf_command: Rlhf, tiny_base: Path, tiny_reward: 
     answers = tmp_path / "a.jsonl"
     answers.write_text('{"prompt": "Why?", "answers": ["So."]}\n')
     cases = {
-        (tiny_base, tiny_base): "No prompts: neither side is a file of answers.",
+        (tiny_base, tiny_base): "No prompts: neither candidate is a file of answers.",
         (answers, answers, "--best-of", "1,2"): "B has 1 answers to prompt 1; --best-of needs 2.",
         (answers, answers, "--best-of", "1,x"): "--best-of 1,x is not a list of numbers.",
         (tmp_path / "none" / "final", answers): "There is no folder",

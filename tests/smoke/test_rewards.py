@@ -171,7 +171,7 @@ def test_a_dropped_answer_is_counted(
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["reward={{function: '{functions}:picky'}}"], 1, "answers have no reward. Of answer 3, picky: it returned None"),
+        (["reward={{function: '{functions}:picky'}}"], 1, "answers have no reward. Answer 3: picky: it returned None"),
         (
             ["reward={{function: '{functions}:silent'}}", "reward_shaping.missing=drop"],
             1,

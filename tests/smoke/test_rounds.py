@@ -99,7 +99,7 @@ def test_a_policy_on_another_base_is_refused(
     words = [start(first), f"model.base={other_base}", "reward={function: gold}", "--output", tmp_path / "2"]
     result = run_of("align-policy", policy_config, *words)
     assert result.exit_code == 2
-    assert "Training cannot begin from" in result.output and "base: " in result.output
+    assert "Training cannot start from" in result.output and "base: " in result.output
 
 
 def test_a_missing_policy_is_found_by_a_dry_run(policy_config: Path, tmp_path: Path) -> None:

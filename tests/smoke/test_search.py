@@ -44,7 +44,7 @@ def test_two_trials_of_train_reward(rlhf_command: Rlhf, reward_config: Path, tmp
         assert [stage["max_steps"] for stage in config["stages"]] == [1, 2]
         assert trial["updates"] == 3  # compared at the last validation
     # The printed command is one that runs.
-    words = result.stdout.split("made trials short:\n")[1].splitlines()[0].split()
+    words = result.stdout.split("only shorten trials:\n")[1].splitlines()[0].split()
     assert words[0] == "rlhf"
     again = rlhf_command(*words[1:], "--dry-run")
     assert again.exit_code == 0, again.output

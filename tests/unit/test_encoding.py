@@ -27,9 +27,9 @@ def unencoded(file: Path) -> Iterator[int]:
             yield node.lineno
         if name == "open" and not (modes and "b" in modes[-1]) and isinstance(node.func, ast.Attribute):
             owner = node.func.value
-            if not (isinstance(owner, ast.Name) and owner.id in ("os", "gzip")) and "_opener" not in ast.dump(
-                owner
-            ):
+            if not (
+                isinstance(owner, ast.Name) and owner.id in ("os", "gzip", "track")
+            ) and "_opener" not in ast.dump(owner):
                 yield node.lineno
 
 

@@ -178,7 +178,7 @@ def test_a_base_stored_in_4_bits_is_refused(tiny_base: Path, tiny_reward: Path, 
     (base / "config.json").write_text(json.dumps({**config, "quantization_config": stored}))
     card = json.loads((final / "reward.json").read_text())
     (final / "reward.json").write_text(json.dumps({**card, "base": str(base)}))
-    with pytest.raises(ModelError, match=r"is stored quantized \(bitsandbytes\). A merge into 4-bit weights"):
+    with pytest.raises(ModelError, match=r"is stored quantized \(fp4\). A merge into 4-bit weights"):
         export_reward(final, tmp_path / "out", TALKS)
     assert not (tmp_path / "out").exists()
 

@@ -174,7 +174,7 @@ def test_a_bfloat16_base_gives_nearly_the_same(final: Path, alone: torch.Tensor)
 def test_no_head(final: Path) -> None:
     file = final / "adapter_model.safetensors"
     save_file({name: w for name, w in load_file(file).items() if "score" not in name}, file)
-    with pytest.raises(ModelError, match="holds 0 reward heads") as caught:
+    with pytest.raises(ModelError, match="0 reward heads") as caught:
         Scorer.load(final)
     assert caught.value.exit_code == 2
 
@@ -184,7 +184,7 @@ def test_another_base(final: Path, other_base: Path) -> None:
     (final / "reward.json").write_text(json.dumps({**card, "base": str(other_base)}))
     with pytest.raises(ModelError, match="The reward model was trained on") as caught:
         Scorer.load(final)
-    assert "its adapter means nothing on another" in caught.value.allowed
+    assert "same base" in caught.value.allowed
 
 
 def test_another_template(final: Path, tiny_base: Path) -> None:

@@ -62,11 +62,11 @@ def test_the_words_of_a_trial_set_just_its_values(space: Callable[..., Space], t
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=number))
         stored = found.propose(study.ask())
         words = found.words(stored)
-        values = load_config(tmp_path / "base.yaml", RewardConfig, words, tmp_path)
+        config = load_config(tmp_path / "base.yaml", RewardConfig, words, tmp_path)
         values = found.values(stored)
-        assert values.stages[0].optimizer.learning_rate == values["stages.0.optimizer.learning_rate"]
-        assert values.attributes == values["attributes"] and isinstance(values.attributes, list)
-        assert values.benchmark == values["benchmark"]
+        assert config.stages[0].optimizer.learning_rate == values["stages.0.optimizer.learning_rate"]
+        assert config.attributes == values["attributes"] and isinstance(config.attributes, list)
+        assert config.benchmark == values["benchmark"]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from policy.rollouts.protocol import Sampling
-from policy.rollouts.server_answers import completion_request, read_answers
+from policy.rollouts.server_answers import completion_request, read_response
 from policy.rollouts.server_client import Server, ServerError
 
 TOKEN = "a-token-for-this-test"
@@ -130,7 +130,7 @@ def served(
 
 def answers(server: Server, adapter: str, *, samples: int = 2, seed: int = 3) -> Any:
     request = completion_request(PROMPT, adapter=adapter, samples=samples, seed=seed, sampling=SAMPLING)
-    return read_answers(server.complete(request), request, server.url)
+    return read_response(server.complete(request), request, server.url)
 
 
 def status_of(call: Any) -> int | None:
@@ -170,7 +170,7 @@ def test_an_adapter_that_cannot_be_loaded_has_a_status_and_a_cause(served: Serve
         server.load("large", served.adapter("large", rank=2 * MAX_RANK))
     assert large.value.status == 500
     assert f"LoRA rank {2 * MAX_RANK}" in str(large.value)
-    assert not server.knows("large")
+    assert not server.has_adapter("large")
 
 
 def test_answers_have_ids_and_logprobs_that_the_seed_decides(served: Served) -> None:
