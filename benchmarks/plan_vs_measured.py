@@ -173,7 +173,7 @@ def compare_policy(
     trainer = build_trainer(config, chat, prompts, run)
     trainer.engine = SimpleNamespace(sync=lambda _: None, generate=lambda *_, **__: groups, figures=dict)  # type: ignore[assignment]
     trees = [Tree(group[0].prompt_ids, tuple(r.completion_ids for r in group)) for group in groups]
-    scoring = allocator_peak(lambda: score_trees(trainer.rewards.parts[0].source.scorer, trees, tokens))
+    scoring = allocator_peak(lambda: score_trees(trainer.rewards.terms[0].term.scorer, trees, tokens))
     trainer.rewards = SimpleNamespace(
         of=lambda _, rollouts: RewardResult([random.random() for _ in rollouts])
     )  # type: ignore[assignment]

@@ -132,7 +132,7 @@ def ours(options: Mapping[str, Any]) -> Handler:
     def train(request: Mapping[str, Any]) -> Mapping[str, Any]:
         if request.get("tokens_per_batch"):
             trainer.tokens_per_batch = request["tokens_per_batch"]
-            trainer.rewards.parts[0].source.scorer.tokens_per_batch = request["tokens_per_batch"]
+            trainer.rewards.terms[0].term.scorer.tokens_per_batch = request["tokens_per_batch"]
         figures.clear()
         stages.seconds.clear()
         forget_adapter(trainer.model)

@@ -141,7 +141,7 @@ def policy_step(options: Mapping[str, Any]) -> Handler:
     @functools.cache
     def trainer_of(rank: int) -> tuple[Any, Any, cost.Shape]:
         trainer = prepared(policy_sides.our_trainer({**small, "rank": rank}, chat))
-        return trainer, trainer.rewards.parts[0].source.scorer, cost.Shape.of(trainer.model)
+        return trainer, trainer.rewards.terms[0].term.scorer, cost.Shape.of(trainer.model)
 
     def step(point: Mapping[str, Any]) -> Mapping[str, Any]:
         trainer, scorer, shape = trainer_of(point["rank"])

@@ -127,7 +127,8 @@ def batches(
         one_per_row: no two responses share a row, see `rlhf.kernels.packing_check`.
     """
     for packed in pack([item.tree for item in items], budget, pad_id=pad_id, one_per_row=one_per_row):
-        yield _with_targets(packed, [items[index] for index in packed.trees])
+        members = [items[index] for index in packed.trees]
+        yield _with_targets(packed.without_next_tokens(), members)
 
 
 def _with_targets(packed: PackedBatch, members: Sequence[Item]) -> RewardBatch:
