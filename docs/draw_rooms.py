@@ -2,7 +2,7 @@
 
     python docs/draw_rooms.py            # tests compare
 
-Rooms and their floors are those of tests/unit/test_floors.py. An arrow points from a room to one that it imports;
+Rooms and their floors are those of tests/unit/test_floors.py. An arrow points from a room to one it imports;
 imports that follow from other arrows are left out.
 """
 
@@ -90,7 +90,8 @@ def svg(heights: Mapping[str, int], graph: Graph) -> str:
             'fill="#eef3f8" stroke="#33658a"/>'
         )
         lines.append(
-            f'<text x="{x + width / 2:.0f}" y="{y + 21:.0f}" text-anchor="middle">{escape(label[room])}</text>'
+            f'<text x="{x + width / 2:.0f}" y="{y + 21:.0f}" text-anchor="middle">'
+            f"{escape(label[room])}</text>"
         )
     return "\n".join([*lines, "</svg>", ""])
 

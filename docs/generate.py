@@ -1,4 +1,4 @@
-"""Write the pages of the documentation site: the pages of this folder, and references generated from the code.
+"""Write the pages of the documentation site: those of this folder, and references generated from the code.
 
 python docs/generate.py build/docs        # `make docs` runs this, then mkdocs
 """

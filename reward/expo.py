@@ -219,6 +219,7 @@ def _summary_lines(trials: Sequence[Trial], chosen: Trial, made: Extrapolation, 
         ]
     if made.error:
         lines.append(
-            f"Truncated to rank {rank_of(made.update)}: relative error {made.error:.3g} of the weight updates."
+            f"Truncated to rank {rank_of(made.update)}: relative error {made.error:.3g} of the weight "
+            "updates."
         )
     return lines

@@ -1,4 +1,5 @@
-"""A headless Chromium, driven over its DevTools protocol: open pages, press keys, read the page, take screenshots."""
+"""A headless Chromium, driven over its DevTools protocol: open pages, press keys, read the page, take
+screenshots."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The trainers' row computations on fake tensors of a pretended device: a tensor left on the CPU raises.
 
-`python tests/pretended_device.py CASE ...` prints the device of every gradient; run in a process of its own, since a device is
-registered once and for all. Nothing is computed: numbers are what other tests look at.
+`python tests/pretended_device.py CASE ...` prints the device of every gradient; run in a process of its own,
+since a device is registered once and for all. Nothing is computed: numbers are what other tests look at.
 """
 
 from __future__ import annotations
@@ -112,7 +112,8 @@ def reward_row(dtype: str) -> PeftModel:
 
 
 def policy_row(dtype: str, *, left_behind: bool = False) -> PeftModel:
-    """Both passes, KL, advantages, importance weights, loss and backward of a packed row, and a critic's pass."""
+    """Both passes, KL, advantages, importance weights, loss and backward of a packed row, and a critic's
+    pass."""
     model = build(AutoModelForCausalLM, dtype)
     head = nn.Linear(SIZES["hidden_size"], 1, bias=False, device="meta")
     enable_packed_values(model.get_base_model(), head)

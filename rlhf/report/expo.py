@@ -35,7 +35,8 @@ def expo_charts(found: Mapping[str, Any]) -> list[Chart]:
     return [
         Chart(
             title="ExPO",
-            unit=f"{SERIES}, of {found.get('pairs')}, from {found.get('weak')} (0) to {found.get('strong')} (1) and beyond",
+            unit=f"{SERIES}, of {found.get('pairs')}, from {found.get('weak')} (0) to {found.get('strong')} "
+            "(1) and beyond",
             note="The factor was chosen on these pairs, so its accuracy here is an optimistic one.",
             summary=f"{chosen:g} was chosen" + ("" if best is None else f": {percent(best, 1)}{before}"),
             drawn=[Drawn(SERIES, dots, f"M{line}")],

@@ -45,7 +45,8 @@ def reliability(found: Mapping[str, Any]) -> Chart | None:
     return Chart(
         title="Reliability",
         unit="pairs judged right, by the confidence sigmoid(|margin|)",
-        note="Strips: 95 % intervals. Margins of a model that was not trained by Bradley\N{EN DASH}Terry are no log-odds.",
+        note="Strips: 95 % intervals. Margins of a model that was not trained by Bradley\N{EN DASH}Terry "
+        "are no log-odds.",
         summary=f"off by {fixed(100 * ece, 1)} points on average",
         drawn=[Drawn("pairs judged right", dots, f"M{line}", large=True)],
         x_ticks=[Mark(x(tick), percent(tick, 0)) for tick in round_ticks(SURE, 1.0)],

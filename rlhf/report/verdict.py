@@ -98,8 +98,10 @@ def policy_verdict(evaluation: Mapping[str, Any], metrics: Sequence[Mapping[str,
     if not spread or any(spread):
         return verdict
     nothing = (
-        f"No group had a spread: in all {len(spread)} updates the answers to one prompt got equal rewards, so every "
-        "advantage was 0. Use a reward that separates answers, harder or easier prompts, or more samples_per_prompt."
+        f"No group had a spread: in all {len(spread)} updates the answers to one prompt got equal "
+        "rewards, so every "
+        "advantage was 0. Use a reward that separates answers, harder or easier prompts, or more "
+        "samples_per_prompt."
     )
     return Verdict(verdict.tone, verdict.label, verdict.sentence, [nothing, *verdict.more])
 
@@ -130,7 +132,8 @@ def judge_remarks(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
     agreement = _mean_of(metrics, "reward/held_out_agreement")
     if agreement is not None:
         remarks.append(
-            f"Reward and held-out reward order {percent(agreement, 0)} of the pairs of answers to one prompt alike; "
+            f"Reward and held-out reward order {percent(agreement, 0)} of the pairs of answers to one "
+            "prompt alike; "
             "chance is 50."
         )
     bias, orders = _mean_of(metrics, "judge/position_bias"), _mean_of(metrics, "judge/order_agreement")
@@ -169,7 +172,8 @@ def _by_gold(gold: Change, reward: Change | None, at: str) -> Verdict:
             sentence,
             [
                 "The policy exploits the reward model at the cost of correct answers. "
-                "Read the worst answers below. Then raise the KL coefficient, stop earlier, or retrain the reward "
+                "Read the worst answers below. Then raise the KL coefficient, stop earlier, or retrain "
+                "the reward "
                 "model on data that covers such answers."
             ],
         )
@@ -207,7 +211,8 @@ def _by_held_out(reward: Change, held_out: Change, at: str) -> Verdict:
     if reward.rose and held_out.fell:
         sentence = f"{reward.sentence('Reward')} while {held_out.sentence('the held-out reward')}{at}."
         hacked = (
-            "The policy exploits its training reward. Read the worst answers below; then raise the KL coefficient, "
+            "The policy exploits its training reward. Read the worst answers below; then raise the KL "
+            "coefficient, "
             "stop earlier, or retrain the reward model on data that covers such answers."
         )
         return Verdict("bad", "Warning: reward hacking", sentence, [hacked])
@@ -241,6 +246,7 @@ def _length(evaluation: Mapping[str, Any]) -> list[str]:
     word = "longer" if length.after > length.before else "shorter"
     much = percent(abs(length.after / length.before - 1), 0)
     return [
-        f"Answers became {much} {word} ({length.write(length.before)} to {length.write(length.after)} tokens): "
+        f"Answers became {much} {word} ({length.write(length.before)} to {length.write(length.after)} "
+        "tokens): "
         "check that the reward does not depend on length alone."
     ]

@@ -118,12 +118,14 @@ def best_of_table(result: Result) -> Table:
 def notes(result: Result) -> list[str]:
     """How the figures are computed, and their limits."""
     lines = [
-        "At equal lengths: P(A wins) = sigmoid(c + s tanh(d / sd(d))) with d the difference of lengths in characters, "
+        "At equal lengths: P(A wins) = sigmoid(c + s tanh(d / sd(d))) with d the difference of lengths "
+        "in characters, "
         "at d = 0. Similar to AlpacaEval's length-controlled win rate, but not comparable with its figures."
     ]
     if result.get("best_of"):
         lines.append(
-            "The best of n is at most log n \N{MINUS SIGN} (n \N{MINUS SIGN} 1) / n nats from the model that sampled the n answers."
+            "The best of n is at most log n \N{MINUS SIGN} (n \N{MINUS SIGN} 1) / n nats from the "
+            "model that sampled the n answers."
         )
     if result["judges"]["reward"]["prompts"] < 30:
         lines.append("Fewer than 30 prompts: the intervals are rough.")

@@ -2,10 +2,11 @@
 
     python tests/campaigns/kills.py --kills 50 --output runs/kills
 
-A case is a command (train-reward, or align-policy with reinforce or ppo), the number format of the base (bfloat16 or NF4) and one or two
-processes. Each case first runs unbroken, then again and again: killed after a random time, resumed, killed again, until it ends. Two
-runs are equal if every figure in metrics.jsonl but times and memory, the trained weights and the figures of eval.json are equal.
-Models are tiny and random, so that a run takes seconds. The result is a JSON file and a Markdown table.
+A case is a command (train-reward, or align-policy with reinforce or ppo), the number format of the base
+(bfloat16 or NF4) and one or two processes. Each case first runs unbroken, then again and again: killed after
+a random time, resumed, killed again, until it ends. Two runs are equal if every figure in metrics.jsonl but
+times and memory, the trained weights and the figures of eval.json are equal. Models are tiny and random, so
+that a run takes seconds. The result is a JSON file and a Markdown table.
 """
 
 from __future__ import annotations
@@ -140,12 +141,14 @@ def difference(run: Path, unbroken: dict[str, Any]) -> str:
 
 
 def killed_run(case: Case, folder: Path, seconds: float, draw: random.Random, log: Path) -> tuple[Path, int]:
-    """A run that is killed at random moments and resumed until it ends; returns its folder and how often it was killed."""
+    """A run that is killed at random moments and resumed until it ends; returns its folder and how often it
+    was killed."""
     run, kills = folder / "killed", 0
     shutil.rmtree(run, ignore_errors=True)
     while True:
         process = start(command_of(case, folder, run, resume=run.exists() and any(run.iterdir())), log)
-        # After a few kills it is left alone: each resumption repeats the start, and must come to its end some time.
+        # After a few kills it is left alone: each resumption repeats the start, and must come to its end some
+        # time.
         patience = draw.uniform(0.25, 1.05) * seconds if kills < 3 else None
         try:
             code = process.wait(patience)

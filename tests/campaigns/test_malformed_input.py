@@ -1,8 +1,9 @@
-"""Malformed input, drawn by hypothesis: every door answers with one of our errors, and never with a stack trace.
+"""Malformed input, drawn by hypothesis: every door answers with one of our errors, and never with a stack
+trace.
 
-A draw takes a valid example (a config, a row, a server's answer), replaces, deletes or adds a few of its values, and hands it to the
-code that reads it. What is allowed: success, or a `UserError` (exit code 2). `EXAMPLES` draws per door; a failing one is shrunk
-and printed.
+A draw takes a valid example (a config, a row, a server's answer), replaces, deletes or adds a few of its
+values, and hands it to the code that reads it. What is allowed: success, or a `UserError` (exit code 2).
+`EXAMPLES` draws per door; a failing one is shrunk and printed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Llama-3.1's own vocabulary, special tokens and chat template; on them, what Meta's code says and a small model.
+"""Llama-3.1's own vocabulary, special tokens and chat template; on them, what Meta's code says and a small
+model.
 
-The vocabulary is Meta's `tokenizer.model` out of the package `llama-models` (Llama 3 Community License; installed for the
-tests, never part of this project). The template is the one TRL packages.
+The vocabulary is Meta's `tokenizer.model` out of the package `llama-models` (Llama 3 Community License;
+installed for the tests, never part of this project). The template is the one TRL packages.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ def ids_by_hand(meta_vocabulary: Path) -> Callable[..., list[int]]:
 
 @pytest.fixture(scope="session")
 def llama31_tokenizer(meta_vocabulary: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the tokenizer as Hugging Face has it: bos added by the post-processor, eos the end of turn, no pad."""
+    """A folder with the tokenizer as Hugging Face has it: bos added by the post-processor, eos the end of
+    turn, no pad."""
     import trl
     from tokenizers import processors
     from transformers import GenerationConfig, PreTrainedTokenizerFast

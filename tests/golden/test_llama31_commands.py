@@ -1,4 +1,5 @@
-"""Both commands on a Llama of two layers with Llama-3.1's real vocabulary: 128,256 tokens, three stop ids, a dated template."""
+"""Both commands on a Llama of two layers with Llama-3.1's real vocabulary: 128,256 tokens, three stop ids, a
+dated template."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ data:
   preferences: [{{path: demo, format: helpsteer2-preference, limit: 30}}]
   validation_share: 0.2
 stages:
-  - {{name: hybrid, regression_weight: 1.0, preference_weight: 1.0, max_steps: 2, batch_size: 4, optimizer: {{warmup_steps: 0}}}}
+  - {{name: hybrid, regression_weight: 1.0, preference_weight: 1.0, max_steps: 2, batch_size: 4, optimizer:
+  {{warmup_steps: 0}}}}
 head_start: 8
 tokens_per_batch: 512
 """
@@ -129,7 +131,8 @@ CONVERSATIONS = [
 def test_the_reward_is_read_where_metas_ids_end(
     reward: tuple[Path, str], base: Path, ids_by_hand: Callable[..., list[int]], tmp_path: Path
 ) -> None:
-    """By transformers and PEFT alone, on ids of Meta's own encoder: one begin of text, the score at the last end of turn."""
+    """By transformers and PEFT alone, on ids of Meta's own encoder: one begin of text, the score at the last
+    end of turn."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification

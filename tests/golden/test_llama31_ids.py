@@ -1,6 +1,8 @@
-"""Llama-3.1 to the id: what `Chat` makes of a conversation against Meta's own encoder and turns written out by hand.
+"""Llama-3.1 to the id: what `Chat` makes of a conversation against Meta's own encoder and turns written out
+by hand.
 
-llama31_ids.json keeps the ids. To add a conversation, write its messages there, and take its ids from the failure of the first test.
+llama31_ids.json keeps the ids. To add a conversation, write its messages there, and take its ids from the
+failure of the first test.
 """
 
 from __future__ import annotations
@@ -80,7 +82,8 @@ def test_special_ids(llama31_chat: Chat) -> None:
 
 
 def test_stop_ids_without_a_generation_config(llama31_chat: Chat) -> None:
-    # The end of a message stands in the template alone, the end of the text nowhere: it is the config's to name.
+    # The end of a message stands in the template alone, the end of the text nowhere: it is the config's to
+    # name.
     assert set(Chat(llama31_chat.tokenizer).stop_ids) == {128_008, 128_009}
 
 

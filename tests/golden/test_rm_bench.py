@@ -49,7 +49,8 @@ def test_the_matrix_of_a_domain(result: dict[str, Any]) -> None:
 
 
 def test_safety_is_one_domain_whose_items_are_pooled(result: dict[str, Any]) -> None:
-    # One item of `refuse` with a single 1, at concise against concise; two of `response` with nine: three items.
+    # One item of `refuse` with a single 1, at concise against concise; two of `response` with nine: three
+    # items.
     safety = result["domains"]["safety"]
     assert safety["matrix"][0] == pytest.approx([1, 2 / 3, 2 / 3])
     assert (safety["easy"], safety["hard"]) == (pytest.approx(2 / 3), pytest.approx(2 / 3))

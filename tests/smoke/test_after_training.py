@@ -1,4 +1,5 @@
-"""Whatever fails after training: weights, evaluation, card and report are written, and the exit code says that something failed."""
+"""Whatever fails after training: weights, evaluation, card and report are written, and the exit code says
+that something failed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The annotation page in a real browser: several people at once, a server that is killed, and what is trained on it."""
+"""The annotation page in a real browser: several people at once, a server that is killed, and what is trained
+on it."""
 
 from __future__ import annotations
 
@@ -173,7 +174,8 @@ def test_a_missing_part_is_named_and_the_keyboard_suffices(server: Server, tmp_p
         checked = page.js("document.querySelectorAll('.ratings input:checked').length")
         assert checked >= 5
         unlabelled = page.js(
-            "[...document.querySelectorAll('input, textarea')].filter((n) => !n.labels.length && !n.ariaLabel).length"
+            "[...document.querySelectorAll('input, textarea')].filter((n) => !n.labels.length && "
+            "!n.ariaLabel).length"
         )
         assert unlabelled == 0
 

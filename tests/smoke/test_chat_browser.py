@@ -68,7 +68,8 @@ def test_two_turns_side_by_side(url: str, kept: list[tuple[str, str]], tmp_path:
         assert "cut off" in page.text()
         page.js("document.querySelectorAll('.answer button')[1].click()")
         page.js(
-            "[...document.querySelectorAll('button')].find((b) => b.textContent.startsWith('Send this')).click()"
+            "[...document.querySelectorAll('button')].find((b) => b.textContent.startsWith('Send "
+            "this')).click()"
         )
         page.wait(
             "[...document.querySelectorAll('button')].some((b) => b.textContent === 'Sent to annotate')"

@@ -20,7 +20,8 @@ def refused(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., str]:
-    """Runs a command, dry and in earnest, with loading forbidden; both must refuse with the same message, returned in one line."""
+    """Runs a command, dry and in earnest, with loading forbidden; both must refuse with the same message,
+    returned in one line."""
     configs = {"train-reward": reward_config, "align-policy": policy_config}
     for loader in ("reward.recipe.build_model", "policy.recipe.build_trainer"):
         monkeypatch.setattr(loader, lambda *_, **__: pytest.fail("a model was loaded"))

@@ -29,8 +29,9 @@ print(json.dumps({
     "policies": base.policies,
     "answers differ": answers_before != answers_after,
     "repeated": ask("75 %") == ask("75 %"),
-    "ends": [judged[0][0].tolist() == judge(ask(None))[0].tolist(), judged[100][1].tolist() == gold_after.tolist()],
-    "gold": [gold_score(p.check, a) for p, g in zip(prompts, answers_after) for a in g] == gold_after.ravel().tolist(),
+    "ends": [judged[0][0].tolist() == judge(ask(None))[0].tolist(), judged[100][1].tolist() ==
+    gold_after.tolist()], "gold": [gold_score(p.check, a) for p, g in zip(prompts, answers_after) for a in g]
+    == gold_after.ravel().tolist(),
 }))
 """
 
@@ -154,7 +155,8 @@ def test_a_run_that_is_not_there_is_one_clear_error(tmp_path: Path) -> None:
     assert failed.id == "load"
     [error] = [output for output in failed.outputs if output.output_type == "error"]
     assert error.traceback == [
-        f"ModelError: {nowhere}/reward/final is not a reward model of this project: there is no such folder.\n"
+        f"ModelError: {nowhere}/reward/final is not a reward model of this project: there is no such "
+        "folder.\n"
         "Allowed: the final/ folder of a `rlhf train-reward` run\n"
         "Do this: rlhf train-reward CONFIG.yaml"
     ]

@@ -1,4 +1,5 @@
-"""`rlhf align-policy` with transformers' continuous batching on the trained model itself: on a CPU, for correctness."""
+"""`rlhf align-policy` with transformers' continuous batching on the trained model itself: on a CPU, for
+correctness."""
 
 from __future__ import annotations
 

@@ -15,7 +15,8 @@ CONFIG = Path(__file__).parents[2] / "configs" / "principle" / "demo.yaml"
 
 @pytest.mark.slow
 def test_principles_of_held_out_prompts_are_judged(tmp_path: Path) -> None:
-    """Run once on a busy machine: 79.4 % of 102, interval 70.6 to 86.1, against 68.6 % for the more frequent answer."""
+    """Run once on a busy machine: 79.4 % of 102, interval 70.6 to 86.1, against 68.6 % for the more frequent
+    answer."""
     settings = [
         "data.principles.0.limit=600",
         "data.validation_share=0.15",

@@ -101,7 +101,8 @@ def test_policy_page_in_a_browser(tmp_path: Path, browse: Browse) -> None:
     assert "data-pwned" not in body(dom)
     assert html.escape(HOSTILE, quote=False) in dom
     assert loads(dom) == []
-    # reward, gold, 2 x KL, KL per answer, length, finished, entropy, 2 x engine, gradient norm; then "more curves"
+    # reward, gold, 2 x KL, KL per answer, length, finished, entropy, 2 x engine, gradient norm; then "more
+    # curves"
     assert len(paths(dom, "line")) >= 11
     assert len(paths(dom, "bar")) >= 4
     assert re.search(r'class="sentence">Gold score rose from 0\.\d+ to 0\.\d+ \(\+0\.\d+, 95', dom)

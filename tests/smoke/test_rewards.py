@@ -29,7 +29,8 @@ def brevity(completion_ids, **kwargs):
 
 def picky(completions, **kwargs):
     '''No opinion on every third answer.'''
-    return [None if place % 3 == 2 else float(len(one[0]["content"])) for place, one in enumerate(completions)]
+    return [None if place % 3 == 2 else float(len(one[0]["content"])) for place, one in
+    enumerate(completions)]
 
 def silent(completions, **kwargs):
     return [None for _ in completions]

@@ -33,8 +33,8 @@ import vllm
 
 folder, prompts = sys.argv[1], json.loads(sys.argv[2])
 engine = vllm.LLM(
-    folder, runner="pooling", dtype="float32", max_model_len=256, enforce_eager=True, kv_cache_memory_bytes=2**27,
-    max_num_seqs=4, max_num_batched_tokens=512, disable_log_stats=True,
+    folder, runner="pooling", dtype="float32", max_model_len=256, enforce_eager=True,
+    kv_cache_memory_bytes=2**27, max_num_seqs=4, max_num_batched_tokens=512, disable_log_stats=True,
 )
 given = [{"prompt_token_ids": ids} for ids in prompts]
 raw = vllm.PoolingParams(use_activation=False)

@@ -1,4 +1,5 @@
-"""The container file fits the GPU lock and the Makefile: it was never built by us, so what can be compared is."""
+"""The container file fits the GPU lock and the Makefile: it was never built by us, so what can be compared
+is."""
 
 from __future__ import annotations
 

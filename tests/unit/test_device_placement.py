@@ -1,4 +1,5 @@
-"""No tensor of a row's computation is left on the CPU: forward, loss and backward of both trainers on a pretended device."""
+"""No tensor of a row's computation is left on the CPU: forward, loss and backward of both trainers on a
+pretended device."""
 
 from __future__ import annotations
 

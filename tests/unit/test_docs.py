@@ -64,7 +64,8 @@ def blocks(page: Path, *languages: str) -> Iterator[str]:
 
 
 def command_lines(page: Path) -> Iterator[list[str]]:
-    """The words of each line of shell in a page; blocks whose first word is no command are output or formulas."""
+    """The words of each line of shell in a page; blocks whose first word is no command are output or
+    formulas."""
     for text in blocks(page, "", "sh", "bash", "shell"):
         lines = text.replace("\\\n", " ").splitlines()
         first = next((line.split()[0] for line in lines if line.strip() and not line.startswith("#")), "")

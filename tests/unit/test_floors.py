@@ -1,8 +1,11 @@
-"""Who may import whom: the floors of the house, the doors to the vendors' libraries, and what loads without torch.
+"""Who may import whom: the floors of the house, the doors to the vendors' libraries, and what loads without
+torch.
 
-    core <- config, distributed <- runs <- kernels, data, report <- models <- adapters <- reward <- policy <- the roof (rlhf.commands, rlhf.cli, ...)
+    core <- config, distributed <- runs <- kernels, data, report <- models <- adapters <- reward <- policy <-
+    the roof (rlhf.commands, rlhf.cli, ...)
 
-Imports are read from the source, those inside functions and under TYPE_CHECKING included: an arrow is an arrow.
+Imports are read from the source, those inside functions and under TYPE_CHECKING included: an arrow is an
+arrow.
 """
 
 from __future__ import annotations
@@ -45,7 +48,8 @@ FLOORS = {
     "rlhf.plan": 8,
     "rlhf": 9,
 }
-"""Height of each room; a module imports its own room and lower floors. What else lies in `rlhf` is the roof."""
+"""Height of each room; a module imports its own room and lower floors. What else lies in `rlhf` is the
+roof."""
 
 ENTRANCES = {
     ("policy", "reward"): ("reward.scorer", "reward.load_scorer", "reward.judge", "reward.principle")
@@ -85,7 +89,8 @@ LIGHT = (
     "rlhf.doctor.machine_facts",
     "rlhf.doctor.preflight",
 )
-"""These import nothing HEAVY, and neither does what they import; nor does `rlhf.cli`, until a command runs."""
+"""These import nothing HEAVY, and neither does what they import; nor does `rlhf.cli`, until a command
+runs."""
 
 PART_OF = {
     "annotated_types": "pydantic",
@@ -204,12 +209,14 @@ def test_imports_keep_to_the_floors_and_doors() -> None:
         (
             "policy.recipe",
             "from reward import trainer",
-            "policy enters reward by reward.scorer and reward.load_scorer and reward.judge and reward.principle alone",
+            "policy enters reward by reward.scorer and reward.load_scorer and reward.judge and "
+            "reward.principle alone",
         ),
         (
             "policy.recipe",
             "import reward.losses",
-            "policy enters reward by reward.scorer and reward.load_scorer and reward.judge and reward.principle alone",
+            "policy enters reward by reward.scorer and reward.load_scorer and reward.judge and "
+            "reward.principle alone",
         ),
         ("reward.trainer", "from peft import PeftModel", "peft is imported only by rlhf.models.loading"),
         ("rlhf.models.chat", "import bitsandbytes as bnb", "bitsandbytes is imported only by"),

@@ -1,6 +1,7 @@
 """Standard technical English: words of a private dialect do not come back, as names or in prose.
 
-Write the field's term instead: settings, options or config; message or result; fix; attach an adapter; resume; GPU.
+Write the field's term instead: settings, options or config; message or result; fix; attach an adapter;
+resume; GPU.
 """
 
 from __future__ import annotations

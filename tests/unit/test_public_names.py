@@ -1,4 +1,5 @@
-"""`from rlhf import …`: what is promised to type checkers is there at run time, documented, and costs nothing before."""
+"""`from rlhf import …`: what is promised to type checkers is there at run time, documented, and costs nothing
+before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Annotations become rows that `train-reward` reads: strengths and ratings by hand, and back through our own readers."""
+"""Annotations become rows that `train-reward` reads: strengths and ratings by hand, and back through our own
+readers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Tasks are handed out and saved: nobody sees a task twice, no task gets too many annotators, nothing is lost."""
+"""Tasks are handed out and saved: nobody sees a task twice, no task gets too many annotators, nothing is
+lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Every benchmark runs to its end on the tiny model; its sides answer in this process, where no other libraries are loaded again."""
+"""Every benchmark runs to its end on the tiny model; its sides answer in this process, where no other
+libraries are loaded again."""
 
 from __future__ import annotations
 

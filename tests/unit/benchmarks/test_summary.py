@@ -124,16 +124,19 @@ def test_the_cost_of_a_tree_by_counting() -> None:
     shape = cost.Shape(base=100, adapter=10, attention=7, words=50, width=3)
     assert cost.forward(shape, [tree]) == 6 * 2 * 110 + sum(seen) * 4 * 7
     assert cost.forward(shape, [tree], adapter=False) == 6 * 2 * 100 + sum(seen) * 4 * 7
-    # Backward: gradients of inputs through both, of the adapter's weights, and twice the forward pass of attention.
+    # Backward: gradients of inputs through both, of the adapter's weights, and twice the forward pass of
+    # attention.
     backward = 6 * (2 * 100 + 4 * 10) + sum(seen) * 8 * 7
     assert cost.training(shape, [tree]) == cost.forward(shape, [tree]) + backward
-    # After the last attention are 9 of the weights and 2 of the adapter's, and of its six tokens two are read.
+    # After the last attention are 9 of the weights and 2 of the adapter's, and of its six tokens two are
+    # read.
     last = cost.Shape(**{**vars(shape), "base_after": 9, "adapter_after": 2})
     spared = 4 * (2 * 9 + 2 * 2) + 4 * (2 * 9 + 4 * 2)
     assert cost.training(last, [tree], read=2) == cost.training(shape, [tree]) - spared
     without = cost.forward(last, [tree], adapter=False, read=2)
     assert without == cost.forward(shape, [tree], adapter=False) - 4 * 2 * 9
-    # A score is read at each of two branches, log-probabilities at their four tokens: 2 V D for one, four times.
+    # A score is read at each of two branches, log-probabilities at their four tokens: 2 V D for one, four
+    # times.
     passes = cost.forward(last, [tree], read=2) + cost.forward(last, [tree], adapter=False, read=4)
     heads = 4 * 2 * 50 * 3 * 4
     assert cost.policy_update(last, [tree], 4) == passes + cost.training(last, [tree], read=4) + heads
@@ -166,7 +169,8 @@ def test_the_exponent_is_taken_within_each_round() -> None:
 
 def test_a_curve_is_read_towards_more_to_compute() -> None:
     lines_of = module("scaling").lines_of
-    # Of the halves that a larger share saves, time saves none; towards the smaller share it does not grow, where operations double.
+    # Of the halves that a larger share saves, time saves none; towards the smaller share it does not grow,
+    # where operations double.
     points = [
         {"x": 2, "seconds": [1.0], "bytes": 20, "cost": 6},
         {"x": 4, "seconds": [1.0], "bytes": 10, "cost": 3},

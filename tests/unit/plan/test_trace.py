@@ -95,7 +95,8 @@ def test_a_critic_is_one_more_adapter_with_a_head_and_a_pass() -> None:
     assert ppo.peaks["critic"].kinds["activations"] < ppo.peaks["update"].kinds["activations"]
     # Measured are the policy and the reference, by log-probabilities, and the critic.
     assert ppo.flops["measuring"] > 2.5 * plain.flops["measuring"]
-    # The critic lacks the products with the vocabulary: forwards, again when backwards, and to the hidden states.
+    # The critic lacks the products with the vocabulary: forwards, again when backwards, and to the hidden
+    # states.
     vocabulary = 3 * 2 * 200 * 128 * 1000
     assert ppo.flops["update"] - ppo.flops["critic"] == pytest.approx(vocabulary, rel=0.01)
 
@@ -127,7 +128,8 @@ def test_flops_are_those_of_the_matrices() -> None:
     attention = LAYERS * 4 * 256 * 256 * 128  # two products of T x T x hidden
     head, rotary = 2 * 8 * 128 * 5, 2 * 256 * 16
     assert flops["scoring"] == forward + attention + head + rotary
-    # Backwards: the layers again; gradients to the inputs of all matrices, to the adapters', and two and a half attentions.
+    # Backwards: the layers again; gradients to the inputs of all matrices, to the adapters', and two and a
+    # half attentions.
     backward = 2 * 256 * LAYERS * (LINEAR + 2 * ADAPTER) - 2 * unread * (AFTER + 2 * ADAPTER_AFTER)
     backward += 2.5 * attention
     assert flops["update"] == pytest.approx(2 * forward + 2 * attention + backward, rel=0.02)

@@ -175,7 +175,8 @@ def test_before_the_first_step_every_ratio_is_exactly_1(
 
 def test_the_figures_of_an_update(policy_trainer: Trainer, groups: list[list[Rollout]]) -> None:
     """One pass: loss and figures from the definition, the policy's and the critic's passes made by hand."""
-    settings = "algorithm={name: ppo, unfinished: keep, epochs: 1, critic: {gae_lambda: 1.0, whiten: false}, kl: {coefficient: 0.3}}"
+    critic = "critic: {gae_lambda: 1.0, whiten: false}"
+    settings = f"algorithm={{name: ppo, unfinished: keep, epochs: 1, {critic}, kl: {{coefficient: 0.3}}}}"
     trainer = policy_trainer(PROMPTS, groups, REWARDS, settings)
     (row,) = pack_groups(groups, 10_000, 0)
     with torch.no_grad():

@@ -1,4 +1,5 @@
-"""A stand-in of the Hub's API on this machine: repositories, preupload, LFS uploads and commits. Xet uploads are not part of it."""
+"""A stand-in of the Hub's API on this machine: repositories, preupload, LFS uploads and commits. Xet uploads
+are not part of it."""
 
 from __future__ import annotations
 

@@ -246,6 +246,7 @@ def test_the_lead_names_the_best_at_the_last_common_kl(tmp_path: Path) -> None:
     lines = lead(summarise(tracks, [], [1.0, 2.0, 3.0]))
     assert lines[0] == "Runs: 2, of 2 configs."
     assert lines[1] == (
-        "Reward at a KL of 2 nats, from the highest: rloo, KL 0.05 x sum k1: 4.00; reinforce, KL 0.05 x sum k1: 3.00."
+        "Reward at a KL of 2 nats, from the highest: rloo, KL 0.05 x sum k1: 4.00; reinforce, KL 0.05 "
+        "x sum k1: 3.00."
     )
     assert "nothing can be compared" in lead(summarise(tracks, [], [3.0]))[1]

@@ -29,7 +29,8 @@ def test_up_while_the_held_out_reward_falls_is_reward_hacking() -> None:
     verdict = policy_verdict(evaluation(reward=UP, held_out=DOWN))
     assert (verdict.tone, verdict.label) == ("bad", "Warning: reward hacking")
     assert verdict.sentence == (
-        f"Reward rose from 0.0 to 1.0 (+1.0, 95{S}% interval 0.5 to 1.5) while the held-out reward fell from 1.0 to 0.0 "
+        f"Reward rose from 0.0 to 1.0 (+1.0, 95{S}% interval 0.5 to 1.5) while the held-out reward "
+        "fell from 1.0 to 0.0 "
         f"(\N{MINUS SIGN}1.0, 95{S}% interval \N{MINUS SIGN}1.5 to \N{MINUS SIGN}0.5)."
     )
     assert "exploits its training reward" in verdict.more[0]

@@ -62,7 +62,8 @@ def test_the_sentence() -> None:
         f"(95{S}% interval 60.2 to 69.5)."
     )
     assert verdict.more == [
-        f"Always taking the longer answer would be right in 50.0{S}%: the model is 15.0 points better than that."
+        f"Always taking the longer answer would be right in 50.0{S}%: the model is 15.0 points better "
+        "than that."
     ]
     assert reward_verdict({}).label == "No verdict yet"
 

@@ -1,4 +1,5 @@
-"""Modules that stand in for trackio and wandb, whose packages the lock does not hold: they record what they receive."""
+"""Modules that stand in for trackio and wandb, whose packages the lock does not hold: they record what they
+receive."""
 
 from __future__ import annotations
 
