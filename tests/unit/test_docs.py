@@ -53,10 +53,6 @@ NOT_CHECKED = {
 """First words of command lines that are not rlhf's, and why they are not executed."""
 
 
-TO_COME = {"docs/report.png"}
-"""Named by the README before they exist: a picture of the report, and a target of the Makefile."""
-
-
 def blocks(page: Path, *languages: str) -> Iterator[str]:
     for language, text in FENCE.findall(page.read_text("utf-8")):
         if language in languages:
@@ -97,7 +93,7 @@ def test_links_resolve(name: str) -> None:
     text = FENCE.sub("", page.read_text("utf-8"))
     for label, link, image in LINK.findall(text):
         target, _, anchor = (link or image).partition("#")
-        if target.startswith(("http:", "https:", "mailto:")) or target in TO_COME:
+        if target.startswith(("http:", "https:", "mailto:")):
             continue
         file = (page.parent / target).resolve() if target else page
         assert file.exists(), f"{name}: {link or image}"
@@ -127,7 +123,7 @@ def test_commands_parse(name: str) -> None:
             check_command(name, words[1:])
         elif first == "make":
             targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
-            assert words[1] in targets | TO_COME, f"{name}: {words}"
+            assert words[1] in targets, f"{name}: {words}"
         elif first == "python" and len(words) > 1 and words[1].endswith(".py"):
             assert (ROOT / words[1]).is_file(), f"{name}: {words}"
         else:
