@@ -118,9 +118,10 @@ class Page:
         return result["result"].get("value")
 
     def wait(self, expression: str) -> None:
-        """Wait until an expression is true."""
+        """Wait until an expression is true; while a page is loading, what it reads may not be there yet."""
         deadline = time.monotonic() + PATIENCE
-        while not self.js(expression):
+        guarded = f"(() => {{ try {{ return Boolean({expression}) }} catch {{ return false }} }})()"
+        while not self.js(guarded):
             assert time.monotonic() < deadline, f"still false: {expression}\n{self.text()}"
             time.sleep(0.05)
 
