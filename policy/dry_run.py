@@ -34,8 +34,7 @@ def dry_run(config: PolicyConfig) -> list[str]:
         *notes,
         data.split_sentence(),
         f"{config.steps} updates of {rollouts.prompts_per_step} prompts x {rollouts.samples_per_prompt} "
-        "answers "
-        f"= {answers} answers of at most {rollouts.max_new_tokens} tokens, by {rollouts.engine}",
+        f"answers = {answers} answers of at most {rollouts.max_new_tokens} tokens, by {rollouts.engine}",
         *([LAG] if rollouts.overlap else []),
         *describe_rewards(config),
         *describe_algorithm(config.algorithm, rollouts.max_new_tokens),

@@ -116,8 +116,7 @@ def _training(config: RewardConfig, card: Mapping[str, Any]) -> Iterator[str]:
         optimizer = stage.optimizer
         yield (
             f"{stage.name}: {objective}; {stage.epochs:g} epochs of batches of {stage.batch_size}, learning "
-            "rate "
-            f"{optimizer.learning_rate:g} ({optimizer.schedule})"
+            f"rate {optimizer.learning_rate:g} ({optimizer.schedule})"
         )
     yield f"LoRA of rank {config.adapter.rank}, alpha {config.adapter.alpha:g}, on {config.adapter.targets}"
     if made := card.get("extrapolated"):

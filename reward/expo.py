@@ -52,8 +52,7 @@ def expo_apart() -> str:
     """The commands that apply ExPO after two runs instead of in one."""
     return (
         "make two runs, recipe=regression-helpfulness and recipe=helpfulness-bt-scaled start=WEAK/final, "
-        "then: "
-        "rlhf extrapolate WEAK/final STRONG/final --factor X --output DIR"
+        "then: rlhf extrapolate WEAK/final STRONG/final --factor X --output DIR"
     )
 
 
@@ -213,9 +212,8 @@ def _summary_lines(trials: Sequence[Trial], chosen: Trial, made: Extrapolation, 
     else:
         lines = [
             f"Factor {chosen.factor:g} is the best of {len(trials)}: {chosen.accuracy:.1%} right, loss "
-            f"{chosen.loss:.4f}; "
-            f"the strong model, factor 1: {plain.accuracy:.1%}, {plain.loss:.4f}. The latter stays in "
-            f"{strong}."
+            f"{chosen.loss:.4f}; the strong model, factor 1: {plain.accuracy:.1%}, {plain.loss:.4f}. The "
+            f"latter stays in {strong}."
         ]
     if made.error:
         lines.append(

@@ -293,8 +293,7 @@ def _load_whole(
     if missing:
         raise ModelError(
             f"{path} lacks {len(missing)} of the weights of a {type(model).__name__}, the first is "
-            f"{missing[0]}: "
-            "they would be random, and so would every score.",
+            f"{missing[0]}: they would be random, and so would every score.",
             allowed="a model with a trained reward head",
             fix="name a reward model, or the --form it has: classifier, nemotron, ours",
         )

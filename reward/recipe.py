@@ -162,8 +162,7 @@ def dry_run(config: RewardConfig) -> list[str]:
         objective = " + ".join(f"{weight:g} x {name}" for name, weight in terms.items() if weight)
         lines.append(
             f"stage {stage.name}: {objective}; {len(items)} items, {len(items_of(stage, data.validation))} "
-            "held "
-            f"out; {steps_of(stage, len(items))} updates of {stage.batch_size} at "
+            f"held out; {steps_of(stage, len(items))} updates of {stage.batch_size} at "
             f"{stage.optimizer.learning_rate:g}"
         )
     if config.expo is not None:

@@ -165,8 +165,7 @@ def check_update(
     if number == 1 and not figures["kl/abs_mean"] <= bound:
         raise DivergenceError(
             "Before the first update the policy and the reference give different log-probabilities: mean "
-            "|log-ratio| "
-            f"is {figures['kl/abs_mean']:.2g}.",
+            f"|log-ratio| is {figures['kl/abs_mean']:.2g}.",
             allowed=f"at most {bound:g}: their weights are still equal, so only rounding may differ",
             fix="model.fast_layers=false, which computes both by transformers' and PEFT's own layers "
             "(please report "

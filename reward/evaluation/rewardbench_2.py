@@ -211,8 +211,7 @@ def _notes(subsets: Mapping[str, float], ties: Mapping[str, Any] | None) -> list
     if missing:
         notes.append(
             f"Without {', '.join(missing)}: the overall score is the mean of the subsets that are here, and "
-            "not "
-            "RewardBench 2's."
+            "not RewardBench 2's."
         )
     if ties is not None and ties["unpaired"]:
         notes.append(

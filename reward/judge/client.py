@@ -165,8 +165,7 @@ class JudgeClient:
             allowed="a running OpenAI-compatible server, an answer within judge.timeout = "
             f"{self.config.timeout:g} s",
             fix="look at the server's log, then continue with --resume; a slow judge needs a longer "
-            "judge.timeout "
-            "or a lower judge.concurrency",
+            "judge.timeout or a lower judge.concurrency",
         )
 
     def _headers(self) -> dict[str, str]:

@@ -40,8 +40,7 @@ _SINGLE_ENDINGS = {
     "json": f'Reason briefly. Then end with one JSON object: {{"score": s}}, where s is {_SCORE}.',
     "yes-no": "Does the response satisfy the criterion? Reason briefly. Then end with one line: Yes or No.",
     "rubric": 'Reason briefly. Then end with one JSON object: {"satisfied": [...]}, with true or false for '
-    "each "
-    "criterion, in their order.",
+    "each criterion, in their order.",
 }
 _PAIR_ENDINGS = {
     "boxed": "Reason briefly. Then end with two lines: Scores: \\boxed{s1, s2} and Ranking: \\boxed{r}, "

@@ -246,6 +246,5 @@ def dry_run(config: PrincipleConfig) -> list[str]:
     return [
         *data.drops.lines(),
         f"{len(data.training)} responses with principles, {len(data.validation)} held out; {steps} updates "
-        "of "
-        f"{config.batch_size} at {config.optimizer.learning_rate:g}",
+        f"of {config.batch_size} at {config.optimizer.learning_rate:g}",
     ]

@@ -138,8 +138,7 @@ class Adapter:
         if result.unexpected_keys:
             raise ModelError(
                 f"{len(result.unexpected_keys)} weights of the {self.kind}'s adapter do not exist in the "
-                "base; "
-                f"the first is {result.unexpected_keys[0]}.",
+                f"base; the first is {result.unexpected_keys[0]}.",
                 fix="use the base the adapter was trained on",
             )
         return wrapped

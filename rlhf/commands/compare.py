@@ -47,8 +47,7 @@ Prompts = Annotated[
     typer.Option(
         metavar="FILE",
         help="Rows with a column `prompt`, `demo`, or a run's folder for the prompts it held out. Left out, "
-        "those "
-        "of the answer files.",
+        "those of the answer files.",
     ),
 ]
 HeldOut = Annotated[

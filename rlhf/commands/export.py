@@ -29,8 +29,8 @@ def command(
         typer.Option(
             metavar="FORM",
             help="Of a reward model: `classifier`, an AutoModelForSequenceClassification (the default), or "
-            "`nemotron`, "
-            "NVIDIA's -Reward-HF, whose reward is the logit of vocabulary id 0; it cannot generate text.",
+            "`nemotron`, NVIDIA's -Reward-HF, whose reward is the logit of vocabulary id 0; it cannot "
+            "generate text.",
         ),
     ] = None,
     dtype: Annotated[

@@ -24,8 +24,7 @@ Policy = Annotated[
     typer.Argument(
         metavar="POLICY",
         help="The `final` folder of an `align-policy` run; or a base by itself: `embedded`, a folder with a "
-        "whole "
-        "model, or a Hugging Face name.",
+        "whole model, or a Hugging Face name.",
     ),
 ]
 Prompts = Annotated[
@@ -42,8 +41,7 @@ Name = Annotated[
     str | None,
     typer.Option(
         help="Model name in the output; default: the output's file name for mt-bench and arena-hard, whose "
-        "judges "
-        "identify models by it, else the run's."
+        "judges identify models by it, else the run's."
     ),
 ]
 PromptColumn = Annotated[

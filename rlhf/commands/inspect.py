@@ -101,8 +101,7 @@ def show_agreement(name: str, result: Mapping[str, Any], console: Console) -> No
     pairs, kept = result["pairs"], result["kept"]
     console.print(
         f"{pairs:,} pairs, {result['annotations']:,} valid annotations, {result['invalid']:,} that call "
-        "neither "
-        f"response valid. The config has `annotations: {result['annotations_key']}`.",
+        f"neither response valid. The config has `annotations: {result['annotations_key']}`.",
         markup=False,
     )
     table = Table(box=None, pad_edge=False)

@@ -70,8 +70,7 @@ def print_rm_bench(result: Result, console: Console) -> None:
     console.print(f"95 % intervals overall: {ends}.", soft_wrap=True)
     console.print(
         "Easy: below the diagonal, the right answer has the fancier style; hard: above it, the wrong one "
-        "has. "
-        f"Always taking the longer answer: {_percent(result['length_baseline'])}, the shorter one: "
+        f"has. Always taking the longer answer: {_percent(result['length_baseline'])}, the shorter one: "
         f"{_percent(result['shortest_baseline'])}.",
         soft_wrap=True,
     )
@@ -148,8 +147,7 @@ def print_result(kind: str, result: Result, console: Console) -> None:
         return
     console.print(
         f"Self-check: {check['count']} scores change by up to {check['largest_difference']:.2g} with the "
-        "batch "
-        f"(allowed: {check['tolerance']:g})."
+        f"batch (allowed: {check['tolerance']:g})."
         + (f"\nNote: {check['sentence']}" if "sentence" in check else ""),
         markup=False,
         soft_wrap=True,
@@ -160,8 +158,7 @@ def print_judge(figures: Result, console: Console) -> None:
     """What a judge's texts cost, and how far the order of two answers decides."""
     console.print(
         f"Judge: {figures['requests']:.0f} texts, {figures['unparsed']:.0f} could not be read and are left "
-        "out; "
-        f"{figures['seconds']:.2f} s a request, {figures['dollars']:.2f} dollars.",
+        f"out; {figures['seconds']:.2f} s a request, {figures['dollars']:.2f} dollars.",
         markup=False,
         soft_wrap=True,
     )

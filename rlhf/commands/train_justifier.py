@@ -44,8 +44,7 @@ def command(
         low, high = (100 * end for end in result["intervals"]["overall"])
         typer.echo(
             f"Held out: {100 * result['overall']:.1f} % of {result['count']} pairs are right in both orders "
-            "together "
-            f"(95 % interval {low:.1f} to {high:.1f}; ties wrong)."
+            f"together (95 % interval {low:.1f} to {high:.1f}; ties wrong)."
         )
     if result:
         print_judge(result["judge"], Console(highlight=False))

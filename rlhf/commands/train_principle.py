@@ -42,8 +42,7 @@ def command(
         low, high = (100 * end for end in result["ci95"])
         typer.echo(
             f"Held out: {100 * result['accuracy']:.1f} % of {result['count']} judgements are right (95 % "
-            "interval "
-            f"{low:.1f} to {high:.1f}); always giving the more frequent answer: "
+            f"interval {low:.1f} to {high:.1f}); always giving the more frequent answer: "
             f"{100 * result['majority']:.1f} %."
         )
     typer.echo(f"Model: {settings.output / 'final'}")

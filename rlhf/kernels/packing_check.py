@@ -85,8 +85,7 @@ def _reason(model: PreTrainedModel, wanted: bool) -> str | None:
     if not difference <= TOLERANCE:  # NaN too
         raise ModelError(
             f"{model.config.model_type}: hidden states of padded rows differ by {difference:.2g} (relative) "
-            "from "
-            "those of the same sequences alone.",
+            "from those of the same sequences alone.",
             allowed="causal models, in which padding on the right does not change earlier tokens",
             fix="model.base=NAME of a causal language model",
         )

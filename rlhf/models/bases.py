@@ -179,8 +179,7 @@ def examine(
         if adapter["targets"] == ALL_LINEAR and names != ALL_LINEAR:
             notes.append(
                 f"The base is a mixture of experts: the adapter targets {', '.join(names)}, not the experts "
-                "and "
-                "the router, whose adapters cannot be exported."
+                "and the router, whose adapters cannot be exported."
             )
     return notes
 

@@ -212,8 +212,7 @@ def _by_held_out(reward: Change, held_out: Change, at: str) -> Verdict:
         sentence = f"{reward.sentence('Reward')} while {held_out.sentence('the held-out reward')}{at}."
         hacked = (
             "The policy exploits its training reward. Read the worst answers below; then raise the KL "
-            "coefficient, "
-            "stop earlier, or retrain the reward model on data that covers such answers."
+            "coefficient, stop earlier, or retrain the reward model on data that covers such answers."
         )
         return Verdict("bad", "Warning: reward hacking", sentence, [hacked])
     if reward.rose and held_out.rose:
@@ -247,6 +246,5 @@ def _length(evaluation: Mapping[str, Any]) -> list[str]:
     much = percent(abs(length.after / length.before - 1), 0)
     return [
         f"Answers became {much} {word} ({length.write(length.before)} to {length.write(length.after)} "
-        "tokens): "
-        "check that the reward does not depend on length alone."
+        "tokens): check that the reward does not depend on length alone."
     ]

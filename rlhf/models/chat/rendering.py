@@ -116,8 +116,7 @@ class Renderer:
             "rows.",
             allowed=f"ids 0 to {self.rows - 1}",
             fix="use the tokenizer the model was trained with; or add rows for its tokens, train them, and "
-            "save "
-            "the model",
+            "save the model",
         )
 
     @functools.cached_property
