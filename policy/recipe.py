@@ -76,7 +76,7 @@ def align_policy(
 
         evaluation = Evaluation(config, trainer, data.held_out)
         before = evaluation.answers()
-        checkpoint = latest_checkpoint(run) if resume else None
+        checkpoint = checkpoints.latest_everywhere(run.checkpoints) if resume else None
         write_shell(run.checkpoints, lambda folder: save_final(config, trainer.model, chat, folder))
         track.open(run)
         run.truncate(checkpoints.step_of(checkpoint) if checkpoint else 0)
@@ -112,14 +112,6 @@ def check_run(config: PolicyConfig, chat: Chat, data: PromptData, run: RunFolder
     check_sources(config, chat, data.training + data.held_out)
     check_start(config, chat)
     processes.per_rank(config.rollouts.prompts_per_step, "rollouts.prompts_per_step")
-
-
-def latest_checkpoint(run: RunFolder) -> Path | None:
-    """The newest complete checkpoint, the same on all ranks; incomplete ones are skipped and named."""
-    checkpoint, skipped = processes.from_main(lambda: checkpoints.latest(run.checkpoints))
-    for line in skipped:
-        print(line)
-    return checkpoint
 
 
 def restore_best(trainer: PolicyTrainer) -> dict[str, Any] | None:

@@ -20,7 +20,8 @@ from rlhf.models.card import CARD
 from rlhf.models.chat import Chat
 from rlhf.models.dropout import CONFIGURED_NOISE
 from rlhf.models.embedded import resolve_base
-from rlhf.models.loading import POLICY, TRAINED_WHOLE, base_of, fingerprint
+from rlhf.models.loading import POLICY, TRAINED_WHOLE
+from rlhf.models.saving import base_facts
 from rlhf.runs import checkpoints
 from rlhf.runs.folder import atomic_folder
 
@@ -32,12 +33,7 @@ def save_final(config: PolicyConfig, model: Any, chat: Chat, final: Path) -> Non
     """Write policy, tokenizer and model card; the folder gets its name only when complete."""
     weights = checkpoints.trainable_state(model, everywhere=False)
     card = {
-        "base": config.model.base,
-        "revision": config.model.revision,
-        "fingerprint": fingerprint(base_of(model)),
-        "dtype": config.model.dtype,
-        "quantization": config.model.quantization,
-        **chat.card(),
+        **base_facts(config.model, model, chat),
         "start": config.start,
         "reward": config.model_dump(mode="json")["reward"],
     }

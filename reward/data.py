@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from reward.batches import Item, faults, make_items, singles
+from rlhf.config.justifier import JustifierConfig
+from rlhf.config.principle import PrincipleConfig
 from rlhf.config.reward import RewardConfig, StageConfig
 from rlhf.core.errors import DataError
 from rlhf.core.records import Comparison, Conversation, Preference, Rating
@@ -160,8 +162,8 @@ def items_of(stage: StageConfig, items: Sequence[Item]) -> list[Item]:
     return [item for item in items if counts(item)]
 
 
-def steps_of(stage: StageConfig, items: int) -> int:
-    """Updates of a stage: whole batches in its epochs, at least one, at most max_steps."""
+def steps_of(stage: StageConfig | PrincipleConfig | JustifierConfig, items: int) -> int:
+    """Updates of a stage or run: whole batches in its epochs, at least one, at most max_steps."""
     steps = max(1, int(stage.epochs * items / stage.batch_size))
     return min(steps, stage.max_steps) if stage.max_steps else steps
 

@@ -8,12 +8,10 @@ from pathlib import Path
 
 from reward.card import card_text
 from rlhf.config.reward import RewardConfig
-from rlhf.distributed import processes
 from rlhf.models.card import CARD
 from rlhf.models.chat import Chat
-from rlhf.models.loading import PeftModel, fingerprint
-from rlhf.runs.checkpoints import trainable_state
-from rlhf.runs.folder import atomic_folder
+from rlhf.models.loading import PeftModel
+from rlhf.models.saving import base_facts, write_adapter_folder
 
 
 def save_final(
@@ -29,26 +27,17 @@ def save_final(
         extrapolated: the models and the factor that ExPO combined, if it did.
     """
     card = {
-        "base": config.model.base,
-        "revision": config.model.revision,
-        "fingerprint": fingerprint(model.get_base_model()),
-        "dtype": config.model.dtype,
-        "quantization": config.model.quantization,
+        **base_facts(config.model, model, chat),
         "packing": config.model.packing,
         "attributes": config.attributes,
         "trained_length": config.model.max_length,
         "max_length": model.config.get_text_config().max_position_embeddings,
-        **chat.card(),
         "pad_id": chat.scoring_pad_id,
         "reasoning": chat.reasoning,
     } | ({"extrapolated": extrapolated} if extrapolated else {})
-    weights = trainable_state(model)
-
-    def write() -> None:
-        with atomic_folder(final) as folder:
-            model.save_pretrained(str(folder), state_dict=weights)
-            chat.save_tokenizer(folder)
-            (folder / "reward.json").write_text(json.dumps(card, indent=1), encoding="utf-8")
-            (folder / CARD).write_text(card_text(config, card, final), encoding="utf-8")
-
-    processes.on_main(write)
+    write_adapter_folder(
+        final,
+        model,
+        chat,
+        lambda: {"reward.json": json.dumps(card, indent=1), CARD: card_text(config, card, final)},
+    )

@@ -14,7 +14,7 @@ from reward.save import save_final
 from reward.start import start_from
 from reward.trainer import HybridRewardTrainer, Record, trainer_arguments
 from rlhf.config.reward import START, RewardConfig
-from rlhf.distributed import processes, sharding
+from rlhf.distributed import sharding
 from rlhf.distributed.trainer_mixin import draw_order
 from rlhf.models.chat import Chat
 from rlhf.models.checkpoint_folder import write_shell
@@ -41,7 +41,7 @@ def train_stages(
     Args:
         resume: continue from the last checkpoint; the stages before it are skipped.
     """
-    checkpoint = latest_checkpoint(run) if resume else None
+    checkpoint = checkpoints.latest_everywhere(run.checkpoints) if resume else None
     track.open(run)
     run.truncate(checkpoints.step_of(checkpoint) if checkpoint else 0)
     items = {stage.name: items_of(stage, data.training) for stage in config.stages}
@@ -88,14 +88,6 @@ def train_stages(
             resumed = checkpoint is not None and number == first
             trainer.train(resume_from_checkpoint=str(checkpoint) if resumed else None)
             trainer.finish_stage()
-
-
-def latest_checkpoint(run: RunFolder) -> Path | None:
-    """The last complete checkpoint of a run; incomplete ones are reported."""
-    checkpoint, skipped = processes.from_main(lambda: checkpoints.latest(run.checkpoints))
-    for line in skipped:
-        print(line)
-    return checkpoint
 
 
 def stage_number(config: RewardConfig, checkpoint: Path | None) -> int:

@@ -4,6 +4,7 @@ call."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from policy.rewards.build import function, require_room, server
@@ -144,4 +145,5 @@ def _check_judge(source: SourceConfig, config: PolicyConfig) -> None:
                 allowed="at least 2 answers to compare",
                 fix=f"{key}=2, or judge.pairing=single",
             )
-    JudgeClient(judge).check()
+    with closing(JudgeClient(judge)) as client:
+        client.check()

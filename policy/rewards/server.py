@@ -13,7 +13,6 @@ import os
 import time
 import weakref
 from collections.abc import Mapping, Sequence
-from ipaddress import ip_address
 from typing import Any
 
 import httpx
@@ -22,6 +21,7 @@ from policy.rewards.model import conversations_of
 from policy.rewards.protocol import Missing
 from rlhf.config.rewards import SERVER_PROTOCOL, is_header_safe
 from rlhf.core.errors import ConfigError, RewardError, RlhfError, excerpt
+from rlhf.core.hosts import is_loopback
 from rlhf.core.records import Conversation, Prompt, Rollout
 
 CHUNK = 64
@@ -46,7 +46,7 @@ class ServerReward:
         self.url, self.token_env, self.timeout = url.rstrip("/"), token_env, timeout
         # A proxy named in the environment cannot reach this machine's loopback address.
         self._http = httpx.Client(
-            timeout=timeout, follow_redirects=False, trust_env=not _is_loopback(self.url)
+            timeout=timeout, follow_redirects=False, trust_env=not is_loopback(self.url)
         )
         weakref.finalize(self, self._http.close)
 
@@ -154,14 +154,6 @@ class ServerReward:
 
     def _token_fix(self) -> str:
         return f"export {self.token_env}=TOKEN, with the token that `rlhf serve-reward` uses or printed"
-
-
-def _is_loopback(url: str) -> bool:
-    host = httpx.URL(url).host
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _json_object(response: httpx.Response) -> dict[str, Any] | None:

@@ -26,10 +26,10 @@ import torch
 from torch import Tensor
 
 from policy.rewards.protocol import RewardResult
+from policy.rewards.weighted import EPSILON
 from rlhf.config.rewards import ShapingConfig
 from rlhf.core.errors import RewardError
 
-EPSILON = 1e-4
 STATE = "reward.json"
 
 AllReduce = Callable[[Tensor], Tensor]

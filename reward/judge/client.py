@@ -13,15 +13,14 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 
 from rlhf.config.judge import JudgeConfig
 from rlhf.core.errors import ConfigError, RewardError, did_you_mean, excerpt
+from rlhf.core.hosts import is_loopback
 
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504)
 """Status codes after which a request is sent again."""
@@ -51,7 +50,7 @@ class JudgeClient:
     def __init__(self, config: JudgeConfig, cache: Path | None = None) -> None:
         self.config, self.cache = config, cache
         self._known: dict[str, str] = {} if cache is None else _read_cache(cache)
-        local = _is_loopback(config.url)
+        local = is_loopback(config.url)
         self._http = httpx.Client(
             base_url=config.url.rstrip("/"),
             timeout=config.timeout,
@@ -213,14 +212,6 @@ def _retry_after(response: httpx.Response, otherwise: float) -> float:
         return min(max(float(response.headers["Retry-After"]), 0.0), LONGEST_WAIT)
     except (KeyError, ValueError):
         return otherwise
-
-
-def _is_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _read_cache(file: Path) -> dict[str, str]:

@@ -163,8 +163,8 @@ def _single_boxed(text: str) -> float | None:
 
 
 def _single_json(text: str) -> float | None:
-    score = _last_object(text).get("score")
-    return float(str(score)) if _is_integer(score, LOWEST, HIGHEST) else None
+    score: Any = _last_object(text).get("score")
+    return float(score) if _is_integer(score, LOWEST, HIGHEST) else None
 
 
 def _yes_no(text: str) -> float | None:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, set_seed
 
+from reward.build import load_trunk
+from reward.data import steps_of
 from reward.evaluation.benchmark import evaluate
 from reward.evaluation.judge_scorer import JudgeScorer
 from reward.justifier.data import JustifierData, load_data
@@ -24,13 +26,14 @@ from rlhf.core.records import Comparison, Justification
 from rlhf.data.drops import DropReport
 from rlhf.distributed import processes, sharding
 from rlhf.distributed.trainer_mixin import draw_order
-from rlhf.kernels.fused import choose_layers
 from rlhf.models.chat import Chat
 from rlhf.models.checkpoint_folder import write_shell
 from rlhf.models.context import require_context
-from rlhf.models.loading import PeftModel, fingerprint, load_causal, lora_config, with_adapter
+from rlhf.models.loading import PeftModel, fingerprint, lora_config, with_adapter
+from rlhf.models.saving import base_facts, write_adapter_folder
 from rlhf.runs import checkpoints
-from rlhf.runs.folder import RunFolder, atomic_folder
+from rlhf.runs.after import AfterTraining
+from rlhf.runs.folder import RunFolder
 from rlhf.runs.inputs import Input, check_inputs, inputs_of
 from rlhf.runs.progress import Progress
 from rlhf.tracking.callbacks import load_callbacks
@@ -68,9 +71,14 @@ def train_justifier(config: JustifierConfig, *, resume: bool = False) -> dict[st
                 fix="micro_batch_size=1",
             )
         train(config, data, chat, run, track, callbacks, resume=resume)
-        gc.collect()
-        result = processes.from_main(lambda: judge_held_out(run.final, data.held_out))
-        run.write_json("eval.json", {**result, "training_drops": data.drops.as_dict()})
+        gc.collect()  # a reference cycle holds the base, and the judge loads its own
+        with AfterTraining() as after:
+            measured = after.run(
+                "the evaluation",
+                lambda: processes.from_main(lambda: judge_held_out(run.final, data.held_out)),
+            )
+            result = measured or {}
+            run.write_json("eval.json", {**result, **after.as_dict(), "training_drops": data.drops.as_dict()})
     return result
 
 
@@ -85,11 +93,7 @@ def train(
     resume: bool,
 ) -> None:
     """Train, and leave the adapter in `final/`."""
-    checkpoint, torn = (
-        processes.from_main(lambda: checkpoints.latest(run.checkpoints)) if resume else (None, [])
-    )
-    for line in torn:
-        print(line)
+    checkpoint = checkpoints.latest_everywhere(run.checkpoints) if resume else None
     track.open(run)
     run.truncate(checkpoints.step_of(checkpoint) if checkpoint else 0)
     model = build_model(config)
@@ -132,45 +136,17 @@ def load_chat(config: JustifierConfig) -> Chat:
 
 def build_model(config: JustifierConfig) -> PeftModel:
     """The base with a fresh adapter."""
-    model = load_causal(
-        config.model.base,
-        revision=config.model.revision,
-        dtype=config.model.dtype,
-        quantization=config.model.quantization,
-        fast_layers=config.model.fast_layers,
-    )
-    if torch.cuda.is_available() and config.model.quantization == "none":
-        model = model.to("cuda")
-    choose_layers(model, config.model.fused_kernels)
+    model = load_trunk(config.model)
     return with_adapter(model, lora_config(**config.adapter.model_dump()))
-
-
-def steps_of(config: JustifierConfig, examples: int) -> int:
-    """Updates of the run: whole batches in its epochs, at least one, at most max_steps."""
-    steps = max(1, int(config.epochs * examples / config.batch_size))
-    return min(steps, config.max_steps) if config.max_steps else steps
 
 
 def save(config: JustifierConfig, model: PeftModel, chat: Chat, folder: Path) -> None:
     """Write adapter, tokenizer and card under their final name only when whole; all processes must call."""
     card = {
-        "base": config.model.base,
-        "revision": config.model.revision,
-        "fingerprint": fingerprint(model.get_base_model()),
-        "dtype": config.model.dtype,
-        "quantization": config.model.quantization,
+        **base_facts(config.model, model, chat),
         "max_new_tokens": config.max_new_tokens,
-        **chat.card(),
     }
-    weights = checkpoints.trainable_state(model)
-
-    def write() -> None:
-        with atomic_folder(folder) as partial:
-            model.save_pretrained(str(partial), state_dict=weights)
-            chat.save_tokenizer(partial)
-            (partial / CARD).write_text(json.dumps(card, indent=1), encoding="utf-8")
-
-    processes.on_main(write)
+    write_adapter_folder(folder, model, chat, lambda: {CARD: json.dumps(card, indent=1)})
 
 
 def judge_held_out(folder: Path, records: Sequence[Justification]) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, set_seed
 
+from reward.build import load_trunk
+from reward.data import steps_of
 from reward.principle.items import FULFILMENT, PrincipleData, load_data
 from reward.principle.question import answer_head, answer_ids
 from reward.principle.scorer import CARD, PrincipleScorer, read_principle_model
@@ -25,15 +27,16 @@ from rlhf.core.records import Message, Principle
 from rlhf.core.statistics import wilson_interval
 from rlhf.distributed import processes, sharding
 from rlhf.distributed.trainer_mixin import draw_order
-from rlhf.kernels.fused import choose_layers
 from rlhf.kernels.packing_check import decide_packing
 from rlhf.models.chat import Chat
 from rlhf.models.checkpoint_folder import write_shell
 from rlhf.models.context import require_context
 from rlhf.models.forwards import enable_packed_scores
-from rlhf.models.loading import HEAD, PeftModel, fingerprint, load_causal, lora_config, with_adapter
+from rlhf.models.loading import HEAD, PeftModel, fingerprint, lora_config, with_adapter
+from rlhf.models.saving import base_facts, write_adapter_folder
 from rlhf.runs import checkpoints
-from rlhf.runs.folder import RunFolder, atomic_folder
+from rlhf.runs.after import AfterTraining
+from rlhf.runs.folder import RunFolder
 from rlhf.runs.gpu_memory import phase
 from rlhf.runs.inputs import Input, check_inputs, inputs_of
 from rlhf.runs.progress import Progress
@@ -73,8 +76,13 @@ def train_principle(config: PrincipleConfig, *, resume: bool = False) -> dict[st
             )
         train(config, data, chat, run, track, callbacks, resume=resume)
         gc.collect()  # a reference cycle holds the base, and the scorer loads its own
-        result = processes.from_main(lambda: evaluate(config, run.final, data.held_out))
-        run.write_json("eval.json", {**result, "training_drops": data.drops.as_dict()})
+        with AfterTraining() as after:
+            measured = after.run(
+                "the evaluation",
+                lambda: processes.from_main(lambda: evaluate(config, run.final, data.held_out)),
+            )
+            result = measured or {}
+            run.write_json("eval.json", {**result, **after.as_dict(), "training_drops": data.drops.as_dict()})
     return result
 
 
@@ -100,16 +108,7 @@ def build_model(config: PrincipleConfig, chat: Chat) -> PeftModel:
     Raises:
         ModelError: the base cannot be loaded, or its logits are not plain.
     """
-    model = load_causal(
-        config.model.base,
-        revision=config.model.revision,
-        dtype=config.model.dtype,
-        quantization=config.model.quantization,
-        fast_layers=config.model.fast_layers,
-    )
-    if torch.cuda.is_available() and config.model.quantization == "none":
-        model = model.to("cuda")
-    choose_layers(model, config.model.fused_kernels)
+    model = load_trunk(config.model)
     decide_packing(model, wanted=config.model.packing)
     enable_packed_scores(model)
     head = answer_head(model, chat)
@@ -132,11 +131,7 @@ def train(
     resume: bool,
 ) -> None:
     """Train, and leave the best adapter in `final/`."""
-    checkpoint, torn = (
-        processes.from_main(lambda: checkpoints.latest(run.checkpoints)) if resume else (None, [])
-    )
-    for line in torn:
-        print(line)
+    checkpoint = checkpoints.latest_everywhere(run.checkpoints) if resume else None
     track.open(run)
     run.truncate(checkpoints.step_of(checkpoint) if checkpoint else 0)
     model = build_model(config, chat)
@@ -175,34 +170,15 @@ def train(
     save(config, model, chat, run.final)
 
 
-def steps_of(config: PrincipleConfig, items: int) -> int:
-    """Updates of the run: whole batches in its epochs, at least one, at most max_steps."""
-    steps = max(1, int(config.epochs * items / config.batch_size))
-    return min(steps, config.max_steps) if config.max_steps else steps
-
-
 def save(config: PrincipleConfig, model: PeftModel, chat: Chat, folder: Path) -> None:
     """Write adapter, tokenizer and card under their final name only when whole; all processes must call."""
     card = {
-        "base": config.model.base,
-        "revision": config.model.revision,
-        "fingerprint": fingerprint(model.get_base_model()),
-        "dtype": config.model.dtype,
-        "quantization": config.model.quantization,
+        **base_facts(config.model, model, chat),
         "packing": config.model.packing,
         "trained_length": config.model.max_length,
         "max_length": model.config.get_text_config().max_position_embeddings,
-        **chat.card(),
     }
-    weights = checkpoints.trainable_state(model)
-
-    def write() -> None:
-        with atomic_folder(folder) as partial:
-            model.save_pretrained(str(partial), state_dict=weights)
-            chat.save_tokenizer(partial)
-            (partial / CARD).write_text(json.dumps(card, indent=1), encoding="utf-8")
-
-    processes.on_main(write)
+    write_adapter_folder(folder, model, chat, lambda: {CARD: json.dumps(card, indent=1)})
 
 
 def evaluate(config: PrincipleConfig, folder: Path, records: Sequence[Principle]) -> dict[str, Any]:

@@ -38,12 +38,6 @@ class Settings:
     session_hours: float = sessions.HOURS
 
 
-class SignIn(BaseModel):
-    """A token; it travels in the body, never in an address."""
-
-    token: str
-
-
 class Saved(BaseModel):
     """What the page sends: a submission in terms of the sides that were shown."""
 
@@ -92,7 +86,7 @@ def build_app(store: Store, settings: Settings) -> FastAPI:
     add_files(app, "rlhf.annotate", FILES)
 
     @app.post("/api/session")
-    def sign_in(content: SignIn, response: Response) -> dict[str, Any]:
+    def sign_in(content: sessions.SignIn, response: Response) -> dict[str, Any]:
         annotator = store.annotator_of(content.token.strip())
         if annotator is None:
             raise HTTPException(401, "This token is not known here.")
@@ -135,7 +129,7 @@ def build_app(store: Store, settings: Settings) -> FastAPI:
     @app.get("/api/progress")
     def whole_progress(annotator: Person) -> dict[str, Any]:
         annotations, adjudicated = store.annotations(), set(store.adjudications())
-        counts = progress(len(store.tasks()), annotations, settings.per_task, adjudicated)
+        counts = progress(store.count_tasks(), annotations, settings.per_task, adjudicated)
         return counts | {"own": sum(a.annotator == annotator.name for a in annotations)}
 
     def _next_dispute() -> int | None:
@@ -152,7 +146,7 @@ def build_app(store: Store, settings: Settings) -> FastAPI:
         swapped = is_swapped(number, annotator.name, settings.seed)
         own = store.saved(number, annotator.name)
         submission = Submission() if own is None else own.submission
-        others = [a for a in store.annotations() if a.task == number] if annotator.adjudicates else []
+        others = store.annotations(task=number) if annotator.adjudicates else []
         return {
             **_sides(task, swapped),
             "number": number,

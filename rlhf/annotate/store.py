@@ -182,19 +182,27 @@ class Store:
             rows = connection.execute(sa.select(TASKS).order_by(TASKS.c.id)).all()
         return {row.id: Task(as_messages(row.prompt), row.response_1, row.response_2) for row in rows}
 
+    def count_tasks(self) -> int:
+        """How many tasks there are."""
+        with self.engine.connect() as connection:
+            return int(connection.execute(sa.select(sa.func.count()).select_from(TASKS)).scalar_one())
+
     def task(self, number: int) -> Task | None:
         """One task, or None."""
         with self.engine.connect() as connection:
             row = connection.execute(sa.select(TASKS).where(TASKS.c.id == number)).first()
         return None if row is None else Task(as_messages(row.prompt), row.response_1, row.response_2)
 
-    def annotations(self, *, final: bool = True) -> list[Annotation]:
-        """Annotations by task and time; final ones only, unless drafts are asked for too."""
+    def annotations(self, *, task: int | None = None) -> list[Annotation]:
+        """Final annotations by task and time, of all tasks or of one."""
         query = sa.select(ANNOTATIONS).order_by(
             ANNOTATIONS.c.task, ANNOTATIONS.c.updated, ANNOTATIONS.c.annotator
         )
+        query = query.where(ANNOTATIONS.c.final)
+        if task is not None:
+            query = query.where(ANNOTATIONS.c.task == task)
         with self.engine.connect() as connection:
-            rows = connection.execute(query.where(ANNOTATIONS.c.final) if final else query).all()
+            rows = connection.execute(query).all()
         return [_annotation(row) for row in rows]
 
     def adjudications(self) -> dict[int, Submission]:

@@ -74,11 +74,11 @@ def serve(
     for name, adjudicates in people:
         if name not in known:
             print(f"Token of {name}: {project.add_annotator(name, adjudicates=adjudicates)}")
-    if not project.tasks():
+    if not project.count_tasks():
         raise DataError(f"The store {store} has no tasks.", fix="rlhf annotate serve TASKS.jsonl")
     if not project.annotators():
         raise ConfigError("No annotator can sign in yet.", fix="--annotator NAME")
-    print(f"{len(project.tasks())} tasks ({added} new), {per_task} annotators each, in {store}.")
+    print(f"{project.count_tasks()} tasks ({added} new), {per_task} annotators each, in {store}.")
     print(f"Open http://{host}:{port} and sign in with a token.", flush=True)
     app = build_app(project, Settings(per_task))
     uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False)
@@ -111,7 +111,8 @@ def status(
     from rlhf.annotate.store import opened
 
     with opened(store) as project:
-        counts = progress(len(project.tasks()), project.annotations(), per_task, set(project.adjudications()))
+        adjudicated = set(project.adjudications())
+        counts = progress(project.count_tasks(), project.annotations(), per_task, adjudicated)
     print(json.dumps(counts, indent=1))
 
 

@@ -109,6 +109,14 @@ def latest(checkpoints: Path) -> tuple[Path | None, list[str]]:
     return None, skipped
 
 
+def latest_everywhere(folder: Path) -> Path | None:
+    """The newest complete checkpoint, the same in all processes; corrupt ones are reported."""
+    checkpoint, skipped = processes.from_main(lambda: latest(folder))
+    for line in skipped:
+        print(line)
+    return checkpoint
+
+
 def step_of(checkpoint: Path) -> int:
     """The number of updates before a checkpoint, over all stages."""
     return int(checkpoint.name.split("-")[1])

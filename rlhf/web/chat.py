@@ -76,12 +76,6 @@ class Pair(BaseModel):
     second: str
 
 
-class SignIn(BaseModel):
-    """The token, in the body and never in an address."""
-
-    token: str
-
-
 def signed_in(request: Request) -> None:
     """Let a request with a valid session pass.
 
@@ -108,7 +102,7 @@ def build_app(
     add_files(app, "rlhf.web", FILES)
 
     @app.post("/api/session")
-    def sign_in(content: SignIn, response: Response) -> dict[str, Any]:
+    def sign_in(content: sessions.SignIn, response: Response) -> dict[str, Any]:
         if not secrets.compare_digest(content.token.strip().encode(), token.encode()):
             raise HTTPException(401, "This is not the token.")
         cookie = sessions.sign("chat", app.state.secret)

@@ -7,6 +7,15 @@ import hashlib
 import hmac
 import time
 
+from pydantic import BaseModel
+
+
+class SignIn(BaseModel):
+    """A token; it travels in the body, never in an address."""
+
+    token: str
+
+
 HOURS = 12.0
 """How long a session lasts."""
 

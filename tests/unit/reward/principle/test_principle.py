@@ -25,7 +25,7 @@ from reward.principle.scorer import PrincipleScorer, read_principle_model
 from rlhf.config.load import load_config
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.principle import PrincipleConfig
-from rlhf.core.errors import ConfigError, ModelError
+from rlhf.core.errors import ConfigError, ModelError, RunError
 from rlhf.core.records import Message, Principle, Prompt, Rollout
 from rlhf.data.demo.dataset import demo_rows
 from rlhf.data.drops import DropReport
@@ -171,6 +171,21 @@ def test_a_killed_run_resumes(config: Path, trained: Path, tmp_path: Path) -> No
     train_principle(settings, resume=True)
     first, again = (read_principle_model(run / "final").weights for run in (trained, tmp_path / "run"))
     assert all(torch.allclose(first[name], again[name], atol=1e-5) for name in first)
+
+
+def test_a_failed_evaluation_loses_neither_weights_nor_result(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ModelError("No score.")
+
+    monkeypatch.setattr("reward.principle.recipe.evaluate", fail)
+    with pytest.raises(RunError) as caught:
+        train_principle(load_config(config, PrincipleConfig, ["max_steps=1"], tmp_path / "run"))
+    assert "No score." in caught.value.found
+    assert read_principle_model(tmp_path / "run" / "final").weights
+    (failure,) = json.loads((tmp_path / "run" / "eval.json").read_text())["failures"]
+    assert failure["step"] == "the evaluation"
 
 
 def test_the_command_line(
