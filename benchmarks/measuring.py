@@ -63,7 +63,7 @@ def arguments(doc: str | None) -> argparse.ArgumentParser:
         "--dtype",
         choices=("bfloat16", "float32"),
         default=effective_dtype("bfloat16"),
-        help="number format of both sides; bfloat16, or float32 where the processor only emulates that",
+        help="number format of both sides; bfloat16, or float32 where the processor is slow in that",
     )
     parser.add_argument("--side", help=argparse.SUPPRESS)
     return parser

@@ -274,7 +274,7 @@ def main() -> None:
     parser.add_argument("--base", default="embedded")
     parser.add_argument("--tokens", type=int, default=512)
     options = parser.parse_args()
-    formats.emulates_bfloat16 = lambda: False  # type: ignore[assignment]  # what is planned is measured, however slow
+    formats.slow_bfloat16 = lambda: False  # type: ignore[assignment]  # what is planned is measured, however slow
     table = Table(title=f"{options.base}, rows of {options.tokens} tokens; MiB", title_justify="left")
     for column in ("command", "base", "pass", "planned", "measured", "error", "weights planned", "measured"):
         table.add_column(column, justify="right" if column not in ("command", "base", "pass") else "left")

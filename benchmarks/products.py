@@ -3,14 +3,14 @@ computed in the second.
 
     python benchmarks/products.py
 
-The rule in `rlhf/core/formats.py` is torch's; this measures what it is worth here.
+The rule is in `rlhf/core/formats.py`; this measures what it is worth here.
 """
 
 from __future__ import annotations
 
 from measuring import arguments, line, matmul_peak, parse, write_result
 
-from rlhf.core.formats import emulates_bfloat16
+from rlhf.core.formats import slow_bfloat16
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def main() -> None:
     peaks = {dtype: matmul_peak(options.clock, dtype) for dtype in ("bfloat16", "float32")}
     lines = [line(f"Products in {dtype}", peak, "GFLOP/s") for dtype, peak in peaks.items()]
     lines.append(line("bfloat16 beside float32", peaks["bfloat16"] / peaks["float32"], "x"))
-    write_result(options, "products", lines, {"emulates_bfloat16": emulates_bfloat16()})
+    write_result(options, "products", lines, {"slow_bfloat16": slow_bfloat16()})
 
 
 if __name__ == "__main__":

@@ -275,6 +275,6 @@ def fake_vllm() -> Any:
 def as_configured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bases in the format their config names, however slow.
 
-    A processor that emulates bfloat16 would compute in float32.
+    A processor that is slow in bfloat16 would compute in float32.
     """
-    monkeypatch.setattr("rlhf.core.formats.emulates_bfloat16", lambda: False)
+    monkeypatch.setattr("rlhf.core.formats.slow_bfloat16", lambda: False)

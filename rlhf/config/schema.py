@@ -57,8 +57,8 @@ class ModelConfig(Strict):
     revision: str | None = None
     """Git revision of a Hugging Face name."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Format of the base weights and of matrix products; adapters and heads are float32. A CPU that only
-    emulates bfloat16 computes in float32."""
+    """Format of the base weights and of matrix products; adapters and heads are float32. A CPU that is
+    slower in bfloat16 than in float32 computes in float32."""
     quantization: Literal["none", "nf4"] = "none"
     """`nf4` loads the base in 4 bits with bitsandbytes; adapters are not quantized."""
     max_length: Count = 1024

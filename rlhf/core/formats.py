@@ -1,8 +1,9 @@
-"""The dtype a base is computed in: that of its config, unless the CPU only emulates it.
+"""The dtype a base is computed in: that of its config, unless the CPU is slower in it than in float32.
 
-CPUs without AVX512 (most laptops) or ARM's bfloat16 multiply bfloat16 in software, on two cores of an AMD
-EPYC 7003 at a sixth of float32's speed (`benchmarks/products.py`). There a bfloat16 base is computed in
-float32: the same weights in twice the memory, with smaller rounding errors.
+CPUs without AVX512 (most laptops) or ARM's bfloat16 multiply bfloat16 in software: on two cores of an AMD
+EPYC 7003 at a sixth of float32's speed (`benchmarks/products.py`). Intel's CPUs need AMX, which many virtual
+machines hide: with AVX512's instruction alone, bfloat16 reaches about half of float32's speed. There a
+bfloat16 base is computed in float32: the same weights in twice the memory, with smaller rounding errors.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,13 +21,13 @@ from rlhf.core.errors import ModelError
 COMPUTE_DTYPE = "computed_in"
 """Attribute of a model whose matrix products have another dtype than its weights."""
 NOTE = (
-    "This CPU only emulates bfloat16: the base is computed in float32, which is faster and takes more memory."
+    "bfloat16 is slow on this CPU: the base is computed in float32, which is faster and takes more memory."
 )
 
 
 def effective_dtype(dtype: str) -> str:
-    """`float32` in place of `bfloat16` where neither a GPU nor the CPU multiplies bfloat16; else `dtype`."""
-    return "float32" if dtype == "bfloat16" and emulates_bfloat16() else dtype
+    """`float32` in place of `bfloat16` on a CPU that is slower in bfloat16; else `dtype`."""
+    return "float32" if dtype == "bfloat16" and slow_bfloat16() else dtype
 
 
 def announce_dtype(dtype: str) -> str:
@@ -48,9 +50,24 @@ def compute_dtype(model: Any) -> torch.dtype:
 
 
 @functools.cache
-def emulates_bfloat16() -> bool:
-    """Whether bfloat16 is multiplied in software here, by the rule torch selects its kernels with."""
-    return not torch.cuda.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001
+def slow_bfloat16() -> bool:
+    """Whether there is no GPU and the CPU multiplies bfloat16 in software, or is Intel's and lacks AMX.
+
+    The rule looks at features, not at a measurement, so that a resumed run computes in the same dtype.
+    """
+    if torch.cuda.is_available():
+        return False
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # noqa: SLF001
+        return True
+    return _is_intel() and not torch.cpu._is_amx_tile_supported()  # noqa: SLF001
+
+
+def _is_intel() -> bool:
+    """Whether the CPU is Intel's, as Linux reports it; elsewhere False."""
+    try:
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text("utf-8")
+    except OSError:
+        return False
 
 
 def require_bfloat16(dtype: str) -> None:

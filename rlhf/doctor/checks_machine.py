@@ -158,7 +158,7 @@ def processes(facts: Facts) -> Iterator[Result]:
 
 
 def bfloat16(facts: Facts) -> Iterator[Result]:
-    """Whether bfloat16 is computed in hardware: GPUs from Ampere on, processors with AVX512."""
+    """Whether bfloat16 is computed in hardware: GPUs from Ampere on, processors with AVX512 or AMX."""
     if facts.run is None or facts.run.config.model.dtype != "bfloat16" or not isinstance(facts.torch, Torch):
         return
     old = [gpu.name for gpu in facts.torch.gpus if not gpu.bfloat16]
@@ -167,11 +167,11 @@ def bfloat16(facts: Facts) -> Iterator[Result]:
         yield Result("bfloat16", "problem", f"{', '.join(old)} has no bfloat16", fix)
     elif facts.torch.gpus:
         yield Result("bfloat16", "ok", "supported by every GPU")
-    elif facts.torch.emulates_bfloat16:
+    elif facts.torch.slow_bfloat16:
         yield Result(
             "bfloat16",
             "ok",
-            "emulated by this processor: the base is computed in float32, with twice the memory",
+            "slow on this processor: the base is computed in float32, with twice the memory",
         )
 
 

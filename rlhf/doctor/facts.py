@@ -50,14 +50,14 @@ class Torch:
 
     Attributes:
         peers: whether all GPUs have peer access to each other; None with fewer than two.
-        emulates_bfloat16: there is no GPU, and the processor multiplies bfloat16 in software.
+        slow_bfloat16: there is no GPU, and the processor is slower in bfloat16 than in float32.
     """
 
     cuda: str | None
     nccl: str | None
     gpus: tuple[Gpu, ...]
     peers: bool | None
-    emulates_bfloat16: bool = False
+    slow_bfloat16: bool = False
     cudnn: int | None = None
 
 

@@ -35,7 +35,7 @@ def torch() -> dict[str, Any]:
     """GPUs, CUDA and NCCL as torch sees them."""
     from torch import backends, cuda, version
 
-    from rlhf.core.formats import emulates_bfloat16
+    from rlhf.core.formats import slow_bfloat16
 
     count = cuda.device_count() if cuda.is_available() else 0
     pairs = [(gpu, peer) for gpu in range(count) for peer in range(count) if gpu != peer]
@@ -45,7 +45,7 @@ def torch() -> dict[str, Any]:
         "gpus": [_gpu(number) for number in range(count)],
         "peers": all(cuda.can_device_access_peer(*pair) for pair in pairs) if pairs else None,
         "cudnn": backends.cudnn.version() if count else None,  # type: ignore[no-untyped-call]
-        "emulates_bfloat16": emulates_bfloat16(),
+        "slow_bfloat16": slow_bfloat16(),
     }
 
 

@@ -1,5 +1,4 @@
-"""Where bfloat16 is only emulated, a base is computed in float32: the same weights, and one line that says
-so."""
+"""Where bfloat16 is slow, a base is computed in float32: the same weights, and one line that says so."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from rlhf.models.loading import autocast, load_causal
 
 @pytest.fixture(params=[True, False], ids=["emulated", "multiplied"])
 def emulated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    monkeypatch.setattr(formats, "emulates_bfloat16", lambda: request.param)
+    monkeypatch.setattr(formats, "slow_bfloat16", lambda: request.param)
     formats._print_note.cache_clear()
     return bool(request.param)
 
@@ -81,3 +80,25 @@ def test_a_gpu_without_bfloat16_is_refused(
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla V100")
     with pytest.raises(ModelError) if refused else contextlib.nullcontext():
         formats.require_bfloat16(dtype)
+
+
+@pytest.mark.parametrize(
+    ("product", "vendor", "amx", "slow"),
+    [
+        (False, "AuthenticAMD", False, True),
+        (True, "AuthenticAMD", False, False),
+        (True, "GenuineIntel", False, True),
+        (True, "GenuineIntel", True, False),
+    ],
+    ids=["no instruction", "AMD's AVX512", "Intel's AVX512", "Intel's AMX"],
+)
+def test_the_processors_that_are_slow_in_it(
+    product: bool, vendor: str, amx: bool, slow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    formats.slow_bfloat16.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: product)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(formats, "_is_intel", lambda: vendor == "GenuineIntel")
+    assert formats.slow_bfloat16() is slow
+    formats.slow_bfloat16.cache_clear()

@@ -129,7 +129,7 @@ def test_gpus_without_bfloat16(healthy: Facts, run_with: Callable[..., Run], onl
     assert only(checks.bfloat16, healthy).verdict == "ok"
     assert only(checks.bfloat16, old).verdict == "problem"
     assert list(checks.bfloat16(replace(old, run=run_with(model={"dtype": "float32"})))) == []
-    laptop = replace(healthy, torch=Torch(None, None, (), None, emulates_bfloat16=True))
+    laptop = replace(healthy, torch=Torch(None, None, (), None, slow_bfloat16=True))
     assert "computed in float32" in only(checks.bfloat16, laptop).found
 
 

@@ -82,7 +82,7 @@ def test_a_probe_and_its_errors() -> None:
 
 
 def test_what_the_probes_of_torch_and_bitsandbytes_find() -> None:
-    assert set(probes.torch()) == {"cuda", "nccl", "gpus", "peers", "cudnn", "emulates_bfloat16"}
+    assert set(probes.torch()) == {"cuda", "nccl", "gpus", "peers", "cudnn", "slow_bfloat16"}
     assert "usual error" in probes.bitsandbytes()
 
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from policy.rollouts import vllm_cpu_lora
-from rlhf.core.formats import emulates_bfloat16
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed")
 
@@ -23,7 +22,7 @@ ADAPTER_OF_TOKEN = pytest.mark.parametrize(
 )
 SLICES = pytest.mark.parametrize("slices", [(40,), (40, 16, 16)], ids=["one part", "query, key and value"])
 NO_PRODUCT = pytest.mark.skipif(
-    emulates_bfloat16(),
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
     reason="oneDNN has no bfloat16 product for this processor, which computes bases in float32",
 )
 FORMATS = pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=NO_PRODUCT)])
