@@ -8,14 +8,17 @@ Of a row of Ties, with the rewards of its right and of its wrong answers:
 
     acc = min(right) > max(wrong)      ci = min(right) - max(wrong)      dc = max(right) - min(right)
 
-A number N has a row `ref:N` with one right answer, and a row `tied:N` with several. Over the N that have
-both:
+A number N has a row `ref:N` with one right answer, and a row `tied:N` with several. Accuracies are means over
+all rows of their form, the margins over the N that have both:
 
     score = 0.30 mean acc(tied) + 0.30 mean acc(ref) + 0.20 mean [ci_tied > dc_tied]
           + 0.20 mean [min(ci_ref, ci_tied) > dc_tied] + 0.01 mean tanh(min(ci_ref, ci_tied) / dc_tied - 1)
 
 where 0/0 gives a term of 0, and x/0 gives tanh(inf) = 1 or tanh(-inf) = -1. The overall score is the plain
 mean of the six subsets.
+
+Source: https://github.com/allenai/reward-bench, `process_single_model` and `reroll_and_score_dataset` of
+`rewardbench/utils.py`.
 """
 
 from __future__ import annotations
@@ -73,8 +76,8 @@ def ties_score(rows: Sequence[TiesRow]) -> dict[str, Any]:
 
     Returns `{"score", "tied", "ref", "margin", "hard_margin", "bonus", "count", "unpaired", "scores"}`.
 
-    `count` is how many numbers have both rows, `unpaired` are those that have one, which count nowhere.
-    `scores` are the weighted terms of each number, whose mean is the score.
+    `count` is how many numbers have both rows, `unpaired` are those that have one, which enter the accuracy
+    of their form alone. `scores` has one value for each number, whose mean is the score.
 
     Raises:
         DataError: a number has two rows of a kind, or none has both.
@@ -88,33 +91,42 @@ def ties_score(rows: Sequence[TiesRow]) -> dict[str, Any]:
                 f"Ties has two rows with the id '{row.kind}:{row.number}'.", allowed="each id once"
             )
         by_kind[row.kind][row.number] = row
-    both = sorted(by_kind[REF].keys() & by_kind[TIED].keys())
+    refs, ties = by_kind[REF], by_kind[TIED]
+    both = sorted(refs.keys() & ties.keys())
     if not both:
         raise DataError(
             "No number of Ties has both of its rows.",
             allowed="rows with the ids ref:N and tied:N for one N or more",
             fix="use the whole subset Ties of allenai/reward-bench-2",
         )
-    by_number = [_terms(by_kind[REF][n], by_kind[TIED][n]) for n in both]
-    terms = {name: _mean([values[name] for values in by_number]) for name in WEIGHTS}
-    unpaired = sorted(by_kind[REF].keys() ^ by_kind[TIED].keys())
+    by_term = {
+        "tied": {number: float(row.margin > 0) for number, row in ties.items()},
+        "ref": {number: float(row.margin > 0) for number, row in refs.items()},
+        **_margins({number: (refs[number], ties[number]) for number in both}),
+    }
+    terms = {name: _mean([*values.values()]) for name, values in by_term.items()}
+    numbers = sorted(refs.keys() | ties.keys())
+    shares = {name: len(numbers) / len(values) for name, values in by_term.items()}
     return {
         "score": _weighted(terms),
         **terms,
         "count": len(both),
-        "unpaired": unpaired,
-        "scores": [_weighted(values) for values in by_number],
+        "unpaired": sorted(refs.keys() ^ ties.keys()),
+        "scores": [
+            _weighted({name: shares[name] * values.get(number, 0.0) for name, values in by_term.items()})
+            for number in numbers
+        ],
     }
 
 
-def _terms(ref: TiesRow, tie: TiesRow) -> dict[str, float]:
-    hard = min(ref.margin, tie.margin)
+def _margins(pairs: Mapping[int, tuple[TiesRow, TiesRow]]) -> dict[str, dict[int, float]]:
+    """The terms of each number that compare its rows with each other."""
+    hard = {number: min(ref.margin, tie.margin) for number, (ref, tie) in pairs.items()}
+    spread = {number: tie.spread for number, (_, tie) in pairs.items()}
     return {
-        "tied": float(tie.margin > 0),
-        "ref": float(ref.margin > 0),
-        "margin": float(tie.margin > tie.spread),
-        "hard_margin": float(hard > tie.spread),
-        "bonus": _bonus(hard, tie.spread),
+        "margin": {number: float(tie.margin > tie.spread) for number, (_, tie) in pairs.items()},
+        "hard_margin": {number: float(hard[number] > spread[number]) for number in pairs},
+        "bonus": {number: _bonus(hard[number], spread[number]) for number in pairs},
     }
 
 
@@ -215,7 +227,8 @@ def _notes(subsets: Mapping[str, float], ties: Mapping[str, Any] | None) -> list
         )
     if ties is not None and ties["unpaired"]:
         notes.append(
-            f"Ties: {len(ties['unpaired'])} numbers have only one of their two rows, and count nowhere."
+            f"Ties: {len(ties['unpaired'])} numbers have only one of their two rows, and count in the "
+            "accuracy of that form alone."
         )
     return notes
 

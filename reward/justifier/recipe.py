@@ -26,9 +26,11 @@ from rlhf.core.records import Comparison, Justification
 from rlhf.data.drops import DropReport
 from rlhf.distributed import processes, sharding
 from rlhf.distributed.trainer_mixin import draw_order
+from rlhf.kernels.packing_check import decide_packing
 from rlhf.models.chat import Chat
 from rlhf.models.checkpoint_folder import write_shell
 from rlhf.models.context import require_context
+from rlhf.models.forwards import enable_packed_logprobs
 from rlhf.models.loading import PeftModel, fingerprint, lora_config, with_adapter
 from rlhf.models.saving import base_facts, write_adapter_folder
 from rlhf.runs import checkpoints
@@ -135,8 +137,14 @@ def load_chat(config: JustifierConfig) -> Chat:
 
 
 def build_model(config: JustifierConfig) -> PeftModel:
-    """The base with a fresh adapter."""
+    """The base with a fresh adapter and packed log-probabilities.
+
+    Raises:
+        ModelError: the base changes its logits after the head, see `require_plain_logits`.
+    """
     model = load_trunk(config.model)
+    decide_packing(model, wanted=config.model.packing)
+    enable_packed_logprobs(model, temperature=1.0)
     return with_adapter(model, lora_config(**config.adapter.model_dump()))
 
 

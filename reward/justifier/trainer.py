@@ -1,5 +1,8 @@
-"""TRL's SFTTrainer on justifications: its loss and loop; batches in an order made beforehand, checkpoints and
-log of this project."""
+"""TRL's SFTTrainer on justifications: its loop and loss, computed on packed rows; batches in an order made
+beforehand, checkpoints and log of this project.
+
+Shapes: M target tokens.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +10,36 @@ from collections.abc import Sequence
 from typing import Any
 
 from datasets import Dataset
+from torch import Tensor
 from torch.utils.data import SequentialSampler
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from reward.justifier.data import Example, columns
+from reward.justifier.data import IGNORED, Example, columns
 from reward.trainer import Record
 from rlhf.distributed import processes
 from rlhf.distributed.trainer_mixin import DistributedTrainerMixin, single_device, trainer_settings
-from rlhf.models.loading import PeftModel
+from rlhf.kernels.inputs import packed_inputs
+from rlhf.kernels.packing import PackedBatch, Tree, pack
+from rlhf.kernels.packing_check import one_per_row
+from rlhf.models.loading import PeftModel, base_of
 from rlhf.runs.checkpoints import SafeCheckpoints
 
 STAGE = "justifier"
+WHOLE = 2**31
+"""A token budget that keeps a micro-batch in one packed batch."""
 
 
 class JustifierTrainer(DistributedTrainerMixin, SafeCheckpoints, SFTTrainer):
-    """Cross-entropy on the target's tokens, averaged over all target tokens of an update."""
+    """Cross-entropy on the target's tokens, averaged over all target tokens of an update.
+
+    Replaces SFTTrainer's `compute_loss`: on a CPU, TRL applies the output embedding to padding and to the
+    request as well.
+
+    Args:
+        model: a causal model with packed log-probabilities enabled, wrapped by PEFT.
+    """
 
     def __init__(
         self,
@@ -44,7 +60,29 @@ class JustifierTrainer(DistributedTrainerMixin, SafeCheckpoints, SFTTrainer):
             processing_class=tokenizer,
             callbacks=list(callbacks),
         )
+        self.one_per_row = one_per_row(base_of(model))
         self.remove_callback(PrinterCallback)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """-sum_m log p(target_m) / target tokens of the update, of a micro-batch as one packed batch."""
+        if return_outputs:
+            raise NotImplementedError("the packed loss has no outputs")
+        packed = packed_examples(inputs, pad_id=self.processing_class.pad_token_id, alone=self.one_per_row)
+        following = packed.to(self.args.device).next_tokens
+        logps_M, _ = model(
+            **packed_inputs(packed.to(self.args.device)),
+            predict=(following.rows_M, following.columns_M, following.ids_M),
+            entropy=False,
+        )
+        # `num_items_in_batch` counts the targets of all processes, over which gradients are averaged.
+        scale = 1 if num_items_in_batch is None else self.accelerator.num_processes
+        return -logps_M.sum() * scale / (len(logps_M) if num_items_in_batch is None else num_items_in_batch)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Pass an update's figures on; the closing summary of transformers is left out."""
@@ -59,6 +97,24 @@ class JustifierTrainer(DistributedTrainerMixin, SafeCheckpoints, SFTTrainer):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
         return SequentialSampler(self.train_dataset)
+
+
+def packed_examples(inputs: dict[str, Tensor], *, pad_id: int, alone: bool) -> PackedBatch:
+    """A padded micro-batch as one packed batch whose `next_tokens` are the targets.
+
+    Args:
+        inputs: `input_ids`, `attention_mask` and `labels`, padded on the right.
+        alone: each example gets a row of its own.
+    """
+    trees = []
+    for ids, labels, mask in zip(
+        *(inputs[name].tolist() for name in ("input_ids", "labels", "attention_mask")), strict=True
+    ):
+        first = next(place for place, label in enumerate(labels) if label != IGNORED)
+        # The last token of the request predicts the first one of the target.
+        trees.append(Tree(tuple(ids[: first - 1]), (tuple(ids[first - 1 : sum(mask)]),)))
+    (packed,) = pack(trees, WHOLE, pad_id=pad_id, one_per_row=alone)
+    return packed
 
 
 def trainer_arguments(*, micro_batch_size: int, batch_size: int, **settings: Any) -> SFTConfig:

@@ -161,6 +161,8 @@ def rewardbench_2(row: Row) -> Choice:
     item = choice(row)
     if subset == TIES and not TIES_ID.fullmatch(identity):
         raise row.wrong("id", "ref:N or tied:N, N being a number, in the subset Ties")
+    if identity.startswith("tied:") and len(item.chosen) < 2:
+        raise row.wrong("chosen", "two or more right answers in a row tied:N")
     for column, answers, wanted in (
         ("num_correct", item.chosen, RIGHT),
         ("num_incorrect", item.rejected, WRONG),

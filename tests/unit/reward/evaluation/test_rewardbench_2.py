@@ -59,10 +59,14 @@ def test_a_spread_of_0(margin: float, bonus: float) -> None:
     assert found["score"] == pytest.approx((1.0 if margin > 0 else 0.0) + 0.01 * bonus)
 
 
-def test_numbers_without_both_rows_count_nowhere_and_are_named() -> None:
+def test_numbers_without_both_rows_count_in_the_accuracy_of_their_form_alone() -> None:
+    # N = 1: ci_ref 1, ci_tied 0.5, dc 1: both right, no margin, bonus tanh(0.5 / 1 - 1). N = 2 has a wrong ref
+    # alone, so that the mean accuracy of ref is 1/2 and all other means are those of N = 1.
     rows = [ref(1, 1.0, 0.0), TiesRow("tied", 1, (1.0, 2.0), (0.5,)), ref(2, 0.0, 9.0)]
     found = ties_score(rows)
-    assert (found["count"], found["unpaired"], found["ref"]) == (1, [2], 1.0)
+    assert (found["count"], found["unpaired"], found["ref"], found["tied"]) == (1, [2], 0.5, 1.0)
+    assert found["score"] == pytest.approx(0.3 + 0.15 + 0.01 * math.tanh(-0.5), rel=1e-15)
+    assert sum(found["scores"]) / len(found["scores"]) == pytest.approx(found["score"], rel=1e-15)
     with pytest.raises(DataError, match="both of its rows"):
         ties_score(rows[:1])
     with pytest.raises(DataError, match="ref:1"):
@@ -123,6 +127,8 @@ def test_a_file_in_the_published_schema(tmp_path: Path) -> None:
     [
         ({"subset": "Maths"}, "Did you mean 'Math'"),
         ({"subset": "Ties"}, "ref:N or tied:N"),
+        ({"subset": "Ties", "id": "other:1"}, "ref:N or tied:N"),
+        ({"subset": "Ties", "id": "tied:1"}, "two or more right answers"),
         ({"num_correct": 2}, "num_correct"),
         ({"chosen": ["1", "2"], "num_correct": 2}, "1 chosen and 3 rejected"),
         ({"rejected": ["1"]}, "1 chosen and 3 rejected"),

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from trl import SFTTrainer
 from typer.testing import Result
 
 from reward.judge.forms import pair_request, read_pair
@@ -14,17 +17,19 @@ from reward.judge.groups import scores_of
 from reward.justifier.data import IGNORED, example
 from reward.justifier.judge import load_justifier, read_justifier
 from reward.justifier.recipe import train_justifier
+from reward.justifier.trainer import JustifierTrainer
 from rlhf.config.judge import JudgeConfig
 from rlhf.config.justifier import JustifierConfig
 from rlhf.config.load import load_config
 from rlhf.config.schema import DataSource
-from rlhf.core.errors import ModelError
+from rlhf.core.errors import ModelError, RunError
 from rlhf.core.records import Justification, Message
 from rlhf.data.demo.dataset import demo_rows
 from rlhf.data.load import load_justifications
 from rlhf.data.rules import NO_JUSTIFICATION
 from rlhf.data.verdicts import read_verdict, statement_of
 from rlhf.models.chat import Chat
+from rlhf.runs.checkpoints import MANIFEST
 
 ROOT = Path(__file__).parents[4]
 PROMPT = (Message("user", "What is tea?"),)
@@ -165,6 +170,58 @@ def test_micro_batches_change_no_loss(trained: Path, tmp_path: Path) -> None:
         for run in (tmp_path / "run", trained)
     )
     assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+def test_a_killed_run_resumes(trained: Path, tmp_path: Path) -> None:
+    words = ["evaluation_pairs=1"]
+    settings = load_config(trained.parent / "justifier.yaml", JustifierConfig, words, tmp_path / "run")
+    train_justifier(settings)
+    for folder in (tmp_path / "run/checkpoints").glob("step-4"):
+        (folder / MANIFEST).unlink()
+    train_justifier(settings, resume=True)
+    first, again = (read_justifier(run / "final").weights for run in (trained, tmp_path / "run"))
+    assert all(torch.allclose(first[name], again[name], atol=1e-5) for name in first)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4]
+
+
+def test_a_failed_evaluation_loses_neither_weights_nor_result(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ModelError("No text.")
+
+    monkeypatch.setattr("reward.justifier.recipe.judge_held_out", fail)
+    words = ["max_steps=1"]
+    with pytest.raises(RunError) as caught:
+        train_justifier(
+            load_config(trained.parent / "justifier.yaml", JustifierConfig, words, tmp_path / "run")
+        )
+    assert "No text." in caught.value.found
+    assert read_justifier(tmp_path / "run" / "final").weights
+    (failure,) = json.loads((tmp_path / "run" / "eval.json").read_text())["failures"]
+    assert failure["step"] == "the evaluation"
+
+
+@pytest.mark.parametrize("packing", ["true", "false"])
+def test_the_packed_loss_is_trls(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packing: str
+) -> None:
+    ours = JustifierTrainer.compute_loss
+    losses = list[tuple[float, float]]()
+
+    def both(self: Any, model: Any, inputs: dict[str, Any], **options: Any) -> Any:
+        loss = ours(self, model, inputs, **options)
+        theirs = SFTTrainer.compute_loss(self, model, dict(inputs), **options)
+        losses.append((loss.item(), theirs.item()))
+        return loss
+
+    monkeypatch.setattr(JustifierTrainer, "compute_loss", both)
+    words = ["max_steps=1", "evaluation_pairs=1", f"model.packing={packing}"]
+    train_justifier(load_config(trained.parent / "justifier.yaml", JustifierConfig, words, tmp_path / "run"))
+    assert len(losses) == 2  # two micro-batches
+    for packed, theirs in losses:
+        assert packed == pytest.approx(theirs, rel=1e-4)
 
 
 def test_settings_of_a_justifier_as_judge() -> None:
