@@ -37,6 +37,7 @@ from policy.rollouts.probe import EngineProbe
 from policy.rollouts.protocol import RolloutEngine, seed_of
 from policy.update.advantages import skip_flat_groups
 from policy.update.forward import pack_groups, token_logps
+from policy.update.per_token import with_token_kl
 from policy.update.sampling import HELD_OUT, Experience, RolloutBatch, sample_rollouts, score_rollouts
 from policy.update.statistics import (
     UpdateStatistics,
@@ -287,7 +288,8 @@ class PolicyTrainer(UpdateEpochs, SafeCheckpoints, RLOOTrainer):
         self._observe(number, figures, len(golds))
         step_time = sum(value for name, value in times.items() if name.startswith("time/"))
         self.figures = {**figures, **times, "time/step": step_time}
-        self.samples = statistics.samples(number, prompts, golds)
+        rows = statistics.samples(number, prompts, golds)
+        self.samples = with_token_kl(rows, statistics.rollouts, statistics.log_ratios, self.chat.pieces)
 
     def _observe(self, update: int, figures: Mapping[str, float], answers: int) -> None:
         """Adapt the KL coefficient, and stop the run where the KL budget is exceeded.

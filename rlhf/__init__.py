@@ -18,6 +18,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from policy.recipe import align_policy as align_policy
     from policy.shared_base import SharedBase as SharedBase
     from policy.update.advantages import generalised_advantages as generalised_advantages
     from policy.update.advantages import leave_one_out as leave_one_out
@@ -30,9 +31,13 @@ if TYPE_CHECKING:
     from reward.evaluation.winrate import kl_bound as kl_bound
     from reward.losses import bradley_terry as bradley_terry
     from reward.losses import regression as regression
+    from reward.recipe import train_reward as train_reward
     from reward.scorer import Score as Score
     from reward.scorer import Scorer as Scorer
     from rlhf.adapters.extrapolation import extrapolate_folders as extrapolate_folders
+    from rlhf.config.load import load_config as load_config
+    from rlhf.config.policy import PolicyConfig as PolicyConfig
+    from rlhf.config.reward import RewardConfig as RewardConfig
     from rlhf.config.schema import DataSource as DataSource
     from rlhf.core.errors import RlhfError as RlhfError
     from rlhf.core.records import Message as Message
@@ -49,13 +54,16 @@ __version__ = "0.1.0"
 _MODULES = {
     "DataSource": "rlhf.config.schema",
     "Message": "rlhf.core.records",
+    "PolicyConfig": "rlhf.config.policy",
     "Preference": "rlhf.core.records",
     "Prompt": "rlhf.core.records",
     "Rating": "rlhf.core.records",
+    "RewardConfig": "rlhf.config.reward",
     "RlhfError": "rlhf.core.errors",
     "Score": "reward.scorer",
     "Scorer": "reward.scorer",
     "SharedBase": "policy.shared_base",
+    "align_policy": "policy.recipe",
     "best_of_curve": "reward.evaluation.winrate",
     "bradley_terry": "reward.losses",
     "compare_systems": "reward.evaluation.systems",
@@ -67,24 +75,29 @@ _MODULES = {
     "kl_of_answers": "policy.update.losses",
     "kl_of_tokens": "policy.update.losses",
     "leave_one_out": "policy.update.advantages",
+    "load_config": "rlhf.config.load",
     "load_preferences": "rlhf.data.load",
     "load_prompts": "rlhf.data.load",
     "load_ratings": "rlhf.data.load",
     "regression": "reward.losses",
     "reinforce": "policy.update.losses",
+    "train_reward": "reward.recipe",
 }
 
 # A type checker reads the imports above; at run time the names are loaded when they are first used.
 __all__ = [
     "DataSource",
     "Message",
+    "PolicyConfig",
     "Preference",
     "Prompt",
     "Rating",
+    "RewardConfig",
     "RlhfError",
     "Score",
     "Scorer",
     "SharedBase",
+    "align_policy",
     "best_of_curve",
     "bradley_terry",
     "compare_systems",
@@ -96,11 +109,13 @@ __all__ = [
     "kl_of_answers",
     "kl_of_tokens",
     "leave_one_out",
+    "load_config",
     "load_preferences",
     "load_prompts",
     "load_ratings",
     "regression",
     "reinforce",
+    "train_reward",
 ]
 
 

@@ -59,6 +59,7 @@ class _Pending:
     charged_N: Tensor
     sums_E: Tensor
     log_ratio_M: Tensor
+    answer_M: Tensor
     entropy_M: Tensor
 
 
@@ -87,7 +88,7 @@ class UpdateStatistics:
         self.kl_sum = [0.0] * len(rollouts)
         self.charged = [0.0] * len(rollouts)
         self.advantages: list[Tensor] = []
-        self.log_ratios: list[Tensor] = []
+        self.log_ratios: list[Tensor] = [torch.empty(0)] * len(rollouts)  # of each answer's tokens
         self.sums: dict[Estimator, float] = dict.fromkeys(get_args(Estimator), 0.0)
         self.entropies: list[Tensor] = []
         self.epochs = epochs
@@ -111,9 +112,10 @@ class UpdateStatistics:
             kl_of_answers(log_ratio_M, measured.answer_M, count, estimator, "sum").sum()
             for estimator in self.sums
         ]
-        kl_N = segment_sum(log_ratio_M, measured.answer_M, count)
+        answer_M, sums_E = measured.answer_M, torch.stack(estimates)
+        kl_N = segment_sum(log_ratio_M, answer_M, count)
         self._pending.append(
-            _Pending(list(answers), kl_N, charged_N, torch.stack(estimates), log_ratio_M, entropy_M.detach())
+            _Pending(list(answers), kl_N, charged_N, sums_E, log_ratio_M, answer_M, entropy_M.detach())
         )
 
     def add_losses(
@@ -133,7 +135,9 @@ class UpdateStatistics:
                 self.kl_sum[position], self.charged[position] = kl, charged
             for estimator, value in zip(self.sums, pending.sums_E.tolist(), strict=True):
                 self.sums[estimator] += value
-            self.log_ratios.append(pending.log_ratio_M.cpu())
+            log_ratio_M, answer_M = pending.log_ratio_M.cpu(), pending.answer_M.cpu()
+            for n, position in enumerate(pending.answers):
+                self.log_ratios[position] = log_ratio_M[answer_M == n]
             self.entropies.append(pending.entropy_M.cpu())
         for totals, shares in self._pending_losses:
             for name, value in shares.items():
@@ -318,9 +322,9 @@ def merge_statistics(parts: Sequence[UpdateStatistics]) -> UpdateStatistics:
     )
     whole.kl_sum = [value for part in parts for value in part.kl_sum]
     whole.charged = [value for part in parts for value in part.charged]
+    whole.log_ratios = [log_ratio_T for part in parts for log_ratio_T in part.log_ratios]
     for part in parts:
         whole.advantages += part.advantages
-        whole.log_ratios += part.log_ratios
         whole.entropies += part.entropies
         whole.add_losses(part.losses, part.algorithm_figures)
         for estimator, value in part.sums.items():

@@ -4,6 +4,7 @@ a time.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import deque
 from collections.abc import Mapping
@@ -26,7 +27,8 @@ FIGURES = ("reward", "gold", "kl", "length")
 def sample_data(path: Path, notes: list[str]) -> Markup | None:
     """The latest samples as JSON for a script element; None where there are none.
 
-    Each is [step, prompt turns, answer, reward, gold, KL, length, finished].
+    Each is [step, prompt turns, answer, reward, gold, KL, length, finished], and of a few answers then the
+    text of each token and its log(pi / reference).
     """
     total = 0
     latest: deque[list[Any]] = deque(maxlen=LIMIT)
@@ -46,7 +48,18 @@ def sample_data(path: Path, notes: list[str]) -> Markup | None:
 def _sample(row: Mapping[str, Any]) -> list[Any]:
     prompt = [[role, _cut(content)] for role, content in turns(row.get("prompt"))]
     figures = [None if (value := finite(row.get(name))) is None else round(value, 4) for name in FIGURES]
-    return [row["step"], prompt, _cut(str(row.get("answer", ""))), *figures, row.get("finished")]
+    sample = [row["step"], prompt, _cut(str(row.get("answer", ""))), *figures, row.get("finished")]
+    return [*sample, *_tokens(row)]
+
+
+def _tokens(row: Mapping[str, Any]) -> list[Any]:
+    """Texts and log-ratios of an answer's first tokens, up to `CHARACTERS`; nothing where there are none."""
+    texts, ratios = row.get("tokens"), row.get("token_kl")
+    if not isinstance(texts, list) or not isinstance(ratios, list) or len(texts) != len(ratios):
+        return []
+    ends = itertools.accumulate(len(str(text)) for text in texts)
+    count = sum(end <= CHARACTERS for end in ends)
+    return [[str(text) for text in texts[:count]], [finite(ratio) for ratio in ratios[:count]]]
 
 
 def _cut(text: str) -> str:

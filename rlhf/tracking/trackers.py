@@ -33,6 +33,8 @@ FOLDER = "tracking"
 SAMPLES_EVERY, SAMPLE_ROWS, SAMPLE_CHARACTERS = 10, 16, 4000
 """The first rows of every tenth update are sent as a table, with texts cut at this length: all of them stay
 in samples.jsonl."""
+NOT_IN_TABLE = ("step", "tokens", "token_kl")
+"""Columns of samples.jsonl that are not sent."""
 
 
 class Trackers:
@@ -175,7 +177,7 @@ def _last_step(metrics: Path) -> int:
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows with the columns of all of them: the prompt as text, other nested values as JSON."""
-    columns = dict.fromkeys(name for row in rows for name in row if name != "step")
+    columns = dict.fromkeys(name for row in rows for name in row if name not in NOT_IN_TABLE)
     return [{name: _value(row.get(name)) for name in columns} for row in rows]
 
 

@@ -181,7 +181,7 @@ def test_a_missing_part_is_named_and_the_keyboard_suffices(server: Server, tmp_p
 
 
 @pytest.mark.slow
-def test_two_hundred_annotations_by_four_people_and_two_kills(tmp_path: Path) -> None:
+def test_two_hundred_annotations_by_four_people_and_two_kills(tmp_path: Path, tiny_base: Path) -> None:
     """None is lost, and the export trains a reward model."""
     people = ["ana", "ben", "cy", "dan"]
     server = Server(tmp_path, rows(50), people, per_task=4)
@@ -226,9 +226,11 @@ def test_two_hundred_annotations_by_four_people_and_two_kills(tmp_path: Path) ->
 
     rlhf("annotate", "export", str(server.store), "exported")
     (tmp_path / "reward.yaml").write_text(
-        "output: run\nmodel: {max_length: 256}\n"
+        f"output: run\nmodel: {{base: {tiny_base}, dtype: float32, max_length: 256}}\nadapter: {{rank: 4}}\n"
         "data:\n  preferences: [{path: exported, format: helpsteer2-preference}]\n"
         "  ratings: [{path: exported, format: helpsteer2}]\n"
-        "stages: [{name: hybrid, max_steps: 2, batch_size: 8}]\n"
+        "stages:\n"
+        "  - {name: hybrid, regression_weight: 1, preference_weight: 1, max_steps: 2, batch_size: 8}\n"
     )
-    assert "exported" in rlhf("train-reward", "reward.yaml", "--dry-run")
+    rlhf("train-reward", "reward.yaml")
+    assert (tmp_path / "run" / "final" / "reward.json").is_file()

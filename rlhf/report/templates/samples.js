@@ -2,7 +2,7 @@
 const holder = document.getElementById("sample-data");
 if (holder) {
   const PAGE = 20;
-  const [STEP, PROMPT, ANSWER, REWARD, GOLD, KL, LENGTH, FINISHED] = [0, 1, 2, 3, 4, 5, 6, 7];
+  const [STEP, PROMPT, ANSWER, REWARD, GOLD, KL, LENGTH, FINISHED, TOKENS, TOKEN_KL] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9];
   const all = JSON.parse(holder.textContent);
   const texts = all.map((row) => (row[PROMPT].map((turn) => turn[1]).join("\n") + "\n" + row[ANSWER]).toLowerCase());
   const field = (name) => document.getElementById("sample-" + name);
@@ -33,6 +33,33 @@ if (holder) {
     const prompt = element("div", "prompt");
     for (const [role, text] of row[PROMPT]) prompt.append(turn(role, text));
     made.append(head, prompt, turn("answer", row[ANSWER]));
+    if (row[TOKENS] && row[TOKENS].length) made.append(tokens(row[TOKENS], row[TOKEN_KL]));
+    return made;
+  };
+  /* Each token coloured by log(policy / reference); the class names the level, see LEVELS in the legend. */
+  const level = (ratio) => {
+    const size = Math.abs(ratio ?? 0);
+    return size < 0.1 ? "" : (ratio > 0 ? "more" : "less") + (size < 0.5 ? 1 : size < 1.5 ? 2 : 3);
+  };
+  const signed = (ratio) => (ratio === null ? "not known" : (ratio < 0 ? "\u2212" : "+") + Math.abs(ratio).toFixed(2));
+  const tokens = (texts, ratios) => {
+    const made = element("details", "tokens");
+    made.append(element("summary", "", "KL of each token"));
+    const legend = element("p", "legend");
+    legend.append("Policy against reference, nats: ");
+    for (const [name, text] of [["less3", "under \u22121.5"], ["less2", "to \u22120.5"], ["less1", "to \u22120.1"], ["", "about 0"],
+      ["more1", "from 0.1"], ["more2", "from 0.5"], ["more3", "over 1.5"]]) {
+      legend.append(element("span", name, text), " ");
+    }
+    const text = element("div", "text");
+    texts.forEach((piece, i) => {
+      const one = element("span", level(ratios[i]), piece);
+      one.title = signed(ratios[i]);
+      text.append(one);
+    });
+    const order = texts.map((_, i) => i).sort((a, b) => Math.abs(ratios[b] ?? 0) - Math.abs(ratios[a] ?? 0)).slice(0, 5);
+    const most = order.map((i) => "\u201c" + texts[i] + "\u201d " + signed(ratios[i])).join(", ");
+    made.append(legend, text, element("p", "unit", "Largest: " + most + ". Their sum over the answer is its KL."));
     return made;
   };
   const grow = () => {

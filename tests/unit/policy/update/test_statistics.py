@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from policy.algorithms.protocol import MeasuredBatch
+from policy.update.per_token import shown_answers, with_token_kl
 from policy.update.statistics import UpdateStatistics, peak_memory_gib
 from policy.update.step import check_update, start_bound
 from rlhf.core.errors import DivergenceError
@@ -125,6 +126,27 @@ def test_samples_keep_the_order_of_the_answers() -> None:
     assert [row["kl"] for row in rows] == [2.0, -3.0, 1.0]
     assert [row["gold"] for row in rows] == [None, 0.5, 1.0]
     assert [row["finished"] for row in rows] == [True, True, False]
+
+
+def test_the_kl_of_each_token_of_shown_answers_sums_to_the_answers_kl() -> None:
+    gathered = statistics()
+    prompts = [Prompt((Message("user", f"Q{n}"),)) for n in range(3)]
+    rows = with_token_kl(
+        gathered.samples(7, prompts, [None] * 3),
+        gathered.rollouts,
+        gathered.log_ratios,
+        lambda ids: [f"<{token}>" for token in ids],
+    )
+    assert [row["token_kl"] for row in rows] == [[1.0, 1.0], [-3.0], [0.5, -0.5, 1.0]]
+    assert [row["tokens"] for row in rows] == [["<0>", "<1>"], ["<0>"], ["<0>", "<1>", "<2>"]]
+    assert [sum(row["token_kl"]) for row in rows] == [row["kl"] for row in rows]
+
+
+def test_shown_answers_cover_the_range_of_rewards() -> None:
+    # In the order of rewards: positions 9, 8, ... 0; of these number 0, 3, 6 and 9.
+    assert shown_answers([-float(n) for n in range(10)]) == {9, 6, 3, 0}
+    assert shown_answers([math.nan, 1.0, math.nan]) == {1}
+    assert shown_answers([math.nan]) == set()
 
 
 def test_peak_memory_only_grows() -> None:
