@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -70,8 +71,12 @@ def person(request: Request) -> Annotator:
 Person = Annotated[Annotator, Depends(person)]
 
 
-def build_app(store: Store, settings: Settings) -> FastAPI:
-    """The application around a store."""
+def build_app(store: Store, settings: Settings, waiting: Callable[[], bool] = lambda: False) -> FastAPI:
+    """The application around a store.
+
+    Args:
+        waiting: whether further tasks will be added; the page then asks again.
+    """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     secret = store.secret
 
@@ -105,8 +110,11 @@ def build_app(store: Store, settings: Settings) -> FastAPI:
 
     @app.get("/api/next")
     def next_task(annotator: Person) -> dict[str, Any]:
+        more = waiting()  # asked first: a task that is added in between is then not missed
         number = _next_dispute() if annotator.adjudicates else store.claim(annotator.name, settings.per_task)
-        return {"task": None if number is None else _shown(number, annotator)}
+        if number is None:
+            return {"task": None, "waiting": more}
+        return {"task": _shown(number, annotator), "waiting": more}
 
     @app.get("/api/tasks/{number}")
     def one_task(number: int, annotator: Person) -> dict[str, Any]:

@@ -187,6 +187,13 @@ class Store:
         with self.engine.connect() as connection:
             return int(connection.execute(sa.select(sa.func.count()).select_from(TASKS)).scalar_one())
 
+    def count_untouched(self) -> int:
+        """Number of tasks that nobody has opened."""
+        opened = sa.select(ANNOTATIONS.c.task)
+        with self.engine.begin() as connection:
+            query = sa.select(sa.func.count()).select_from(TASKS).where(TASKS.c.id.not_in(opened))
+            return int(connection.execute(query).scalar() or 0)
+
     def task(self, number: int) -> Task | None:
         """One task, or None."""
         with self.engine.connect() as connection:

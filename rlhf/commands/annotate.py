@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from rlhf.core.errors import ConfigError, DataError, OutputError
+from rlhf.core.errors import ConfigError, DataError, OutputError, RunError
 from rlhf.runs.folder import atomic_write_text
+
+if TYPE_CHECKING:
+    from rlhf.annotate.live import LivePairs
 
 command = typer.Typer(
     help="""Collect preferences and ratings in a browser, and export them as HelpSteer2 data.
@@ -48,6 +52,19 @@ def serve(
     per_task: Annotated[
         int, typer.Option(min=1, max=9, help="Annotators per task; the paper has 3 to 5.")
     ] = 3,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Sample responses live: `final` folder of a policy, beside its base; twice: two policies.",
+        ),
+    ] = None,
+    prompts: Annotated[
+        str | None, typer.Option(metavar="FILE", help="With --policy: the prompts to answer.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="With --policy: longest response.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0.0, help="With --policy: sampling temperature.")] = 0.7,
+    seed: Annotated[int, typer.Option(min=0, help="With --policy: seed of the samples.")] = 0,
     host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8900,
 ) -> None:
@@ -58,7 +75,13 @@ def serve(
     once for each new name; existing names keep theirs (`rlhf annotate token` makes a new one). Stop with
     Ctrl-C: everything is saved.
 
-    Example: rlhf annotate serve pairs.jsonl --annotator ana --annotator ben --annotator cy --adjudicator dora
+    With `--policy` the responses are sampled while people annotate: response 1 is the policy's, response 2
+    the base's or the second policy's. The page does not say which is which.
+
+    \b
+    Examples:
+      rlhf annotate serve pairs.jsonl --annotator ana --annotator ben --annotator cy --adjudicator dora
+      rlhf annotate serve --policy runs/demo/policy/final --prompts demo --annotator ana --per-task 1
     """
     import uvicorn
 
@@ -69,19 +92,44 @@ def serve(
     rows = [task for file in tasks or [] for task in read_tasks(file)]
     project = Store(store)
     added = project.add_tasks(rows)
+    live = None
+    if policy:
+        from rlhf.commands.annotate_live import live_pairs
+
+        live = live_pairs(
+            project, policy, prompts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
+        )
+    elif prompts is not None:
+        raise ConfigError("--prompts is for responses that are sampled live.", fix="--policy FOLDER")
     known = {person.name for person in project.annotators()}
     people = [(name, False) for name in annotator or []] + [(name, True) for name in adjudicator or []]
     for name, adjudicates in people:
         if name not in known:
             print(f"Token of {name}: {project.add_annotator(name, adjudicates=adjudicates)}")
-    if not project.count_tasks():
+    if not project.count_tasks() and live is None:
         raise DataError(f"The store {store} has no tasks.", fix="rlhf annotate serve TASKS.jsonl")
     if not project.annotators():
         raise ConfigError("No annotator can sign in yet.", fix="--annotator NAME")
     print(f"{project.count_tasks()} tasks ({added} new), {per_task} annotators each, in {store}.")
     print(f"Open http://{host}:{port} and sign in with a token.", flush=True)
-    app = build_app(project, Settings(per_task))
+    if live is not None:
+        print(f"Responses to {len(live.left)} prompts are sampled as they are needed.", flush=True)
+        threading.Thread(target=_sample_live, args=(live,), daemon=True).start()
+    app = build_app(project, Settings(per_task), (lambda: live.waiting) if live else (lambda: False))
     uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False)
+    if live is not None:
+        live.stop()
+        if live.failure is not None:
+            raise RunError(f"Sampling stopped: {live.failure}")
+
+
+def _sample_live(live: LivePairs) -> None:
+    """Sample until all prompts have a task, and print what was skipped, or why it stopped."""
+    live.run()
+    for reason, count in live.skipped.items():
+        print(f"{count} prompts have no task: {reason}", flush=True)
+    if live.failure is not None:
+        print(f"Sampling stopped: {live.failure}. The tasks that are there can be annotated.", flush=True)
 
 
 @command.command()

@@ -4,7 +4,7 @@ const $ = (id) => document.getElementById(id);
 const NEITHER = -100;
 const WORDS = { "-3": "Left is much better", "-2": "Left is better", "-1": "Left is slightly better",
                 "1": "Right is slightly better", "2": "Right is better", "3": "Right is much better" };
-let task = null, started = 0, timer = null, saving = Promise.resolve(), last = null, changed = false;
+let task = null, started = 0, timer = null, saving = Promise.resolve(), last = null, changed = false, again = null;
 
 async function api(method, path, body) {
   const response = await fetch(path, { method, headers: { "Content-Type": "application/json" },
@@ -130,12 +130,14 @@ function present(next) {
 
 async function next() {
   try {
-    const { task: following } = await api("GET", "/api/next");
+    const { task: following, waiting } = await api("GET", "/api/next");
     await refresh();
     if (following) return present(following);
     task = null;
-    $("done").textContent = "Nothing is left for you. Thank you.";
+    $("done").textContent = waiting ? "The next two responses are being sampled …" : "Nothing is left for you. Thank you.";
     show("progress", "done");
+    clearTimeout(again);
+    if (waiting) again = setTimeout(() => { if (!$("done").hidden) next(); }, 1500);
   } catch (error) { if (error.status === 401) signIn(error.message); else say(error.message, true); }
 }
 
