@@ -52,7 +52,7 @@ def test_pairs_are_sampled_a_few_ahead_of_the_annotators(empty: Store) -> None:
     assert [task.response_1 for task in empty.tasks().values()] == [f"A to Q{n}" for n in range(4)]
 
 
-def test_a_page_without_a_task_is_told_whether_more_will_come(empty: Store) -> None:
+def test_a_page_without_a_task_asks_again_while_more_will_come(empty: Store) -> None:
     live = LivePairs(empty, [prompt("Q")], lambda p, seed: ("A", "B"))
     client = TestClient(build_app(empty, Settings(1), lambda: live.waiting))
     client.post("/api/session", json={"token": empty.add_annotator("ana")})
