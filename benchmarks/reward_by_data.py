@@ -97,6 +97,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, nargs="+", default=[1000, 4000])
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-4], help="peak learning rates")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--held-out", type=int, help="score at most this many pairs of each split")
     parser.add_argument("--trl", action="store_true", help="train with TRL's RewardTrainer")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's default")
     parser.add_argument("--cell", help=argparse.SUPPRESS)
@@ -187,8 +188,7 @@ def run(cell: Cell, options: argparse.Namespace) -> None:
         chat = load_chat(config)
     else:
         chat = load_chat(config)
-        batch = 8
-        model = train_with_trl(config, chat, batch=batch, learning_rate=cell.rate, seed=cell.seed)
+        model = train_with_trl(config, chat, batch=8, learning_rate=cell.rate, seed=cell.seed)
         scorer = PlainScorer(model, chat)
     seconds = time.monotonic() - started
     gc.collect()
@@ -201,9 +201,9 @@ def run(cell: Cell, options: argparse.Namespace) -> None:
         "threads": torch.get_num_threads(),
     }
     for name in ("validation", "test"):
-        result[name] = score(options.output / "data" / f"{name}.jsonl", scorer)
+        result[name] = score(options.output / "data" / f"{name}.jsonl", scorer, options.held_out)
     if base := load_config(options.config, RewardConfig).benchmark:
-        result["benchmark"] = score(Path(base), scorer)
+        result["benchmark"] = score(Path(base), scorer, options.held_out)
     atomic_write_text(options.output / "cells" / f"{cell.name}.json", json.dumps(result))
     print(cell.name, result["test"]["accuracy"], f"{seconds:.0f} s")
 
@@ -254,9 +254,11 @@ def cell_config(cell: Cell, options: argparse.Namespace) -> RewardConfig:
     return load_config(path, RewardConfig)
 
 
-def score(path: Path, scorer: ScorerLike) -> dict[str, Any]:
-    """Accuracy, and every pair's subset, rewards and lengths in characters."""
+def score(path: Path, scorer: ScorerLike, limit: int | None) -> dict[str, Any]:
+    """Accuracy, and the subset, rewards and lengths in characters of every pair, or of a fixed sample."""
     comparisons, drops = load_comparisons(str(path))
+    if limit is not None and limit < len(comparisons):
+        comparisons = random.Random(ORDER_SEED).sample(comparisons, limit)
     result, rows = evaluate(comparisons, scorer, drops=drops)
     columns = ("subset", "reward_chosen", "reward_rejected", "length_chosen", "length_rejected")
     return {

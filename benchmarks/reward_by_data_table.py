@@ -1,0 +1,173 @@
+"""The table and the picture of `benchmarks/reward_by_data.py`, from its cells.
+
+    python benchmarks/reward_by_data_table.py runs/by-data --picture docs/reward-by-data.svg
+
+For each side and number of pairs the learning rate is the one with the best mean accuracy on the validation
+pairs; all figures are of the test pairs. Intervals: 95 %, bootstrap over seeds and pairs at once.
+
+Shapes: S seeds, P held-out pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlhf.core.statistics import Interval, bootstrap_grid_mean
+
+RESAMPLES = 10_000
+SIMILAR = 0.1
+"""Largest relative difference of two lengths that still counts as equally long."""
+Rows = list[list[Any]]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One side at one number of pairs."""
+
+    side: str
+    pairs: int
+    rate: float
+    seeds: int
+    accuracy: float
+    interval: Interval
+    above_longer: float
+    """Accuracy minus the share of pairs in which the longer answer is the better one."""
+    above_longer_interval: Interval
+    similar: float
+    """Accuracy among the pairs of similar length."""
+    similar_pairs: int
+    sources: Mapping[str, float]
+
+
+def correct(rows: Rows) -> NDArray[np.float64]:
+    """1 where the better answer has the higher reward; ties are wrong."""
+    return np.array([float(chosen > rejected) for _, chosen, rejected, *_ in rows])
+
+
+def longer(rows: Rows) -> NDArray[np.float64]:
+    """1 where the better answer is the longer one, in characters."""
+    return np.array([float(row[3] > row[4]) for row in rows])
+
+
+def similar(rows: Rows) -> NDArray[np.bool_]:
+    """Whether the lengths of a pair differ by at most SIMILAR of the longer one."""
+    return np.array([abs(row[3] - row[4]) <= SIMILAR * max(row[3], row[4]) for row in rows])
+
+
+def points(cells: Sequence[Mapping[str, Any]]) -> list[Point]:
+    """One point for each side and number of pairs, in that order."""
+    by_rate: dict[tuple[str, int], dict[float, list[Mapping[str, Any]]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
+    for cell in cells:
+        by_rate[cell["side"], cell["pairs"]][cell["rate"]].append(cell)
+    return [point(side, pairs, rates) for (side, pairs), rates in sorted(by_rate.items())]
+
+
+def point(side: str, pairs: int, rates: Mapping[float, Sequence[Mapping[str, Any]]]) -> Point:
+    """The figures of the rate that is best on the validation pairs."""
+
+    def validation(rate: float) -> float:
+        return float(np.mean([cell["validation"]["accuracy"] for cell in rates[rate]]))
+
+    rate = max(rates, key=validation)
+    rows = rates[rate][0]["test"]["pairs"]
+    correct_SP = np.stack([correct(cell["test"]["pairs"]) for cell in rates[rate]])
+    above_SP = correct_SP - longer(rows)
+    alike_P = similar(rows)
+    sources = np.array([row[0] for row in rows])
+    return Point(
+        side,
+        pairs,
+        rate,
+        len(correct_SP),
+        float(correct_SP.mean()),
+        bootstrap_grid_mean(correct_SP, resamples=RESAMPLES),
+        float(above_SP.mean()),
+        bootstrap_grid_mean(above_SP, resamples=RESAMPLES),
+        float(correct_SP[:, alike_P].mean()) if alike_P.any() else float("nan"),
+        int(alike_P.sum()),
+        {str(name): float(correct_SP[:, sources == name].mean()) for name in np.unique(sources)},
+    )
+
+
+def table(result: Sequence[Point]) -> str:
+    """A Markdown table, in per cent."""
+    lines = [
+        "| | pairs | learning rate | seeds | accuracy % | 95 % interval | minus longer answer "
+        "| 95 % interval | similar length % |",
+        "| --- | ---: | ---: | ---: | ---: | --- | ---: | --- | ---: |",
+    ]
+    for item in result:
+        low, high = (100 * bound for bound in item.interval)
+        below, above = (100 * bound for bound in item.above_longer_interval)
+        lines.append(
+            f"| {item.side} | {item.pairs:,} | {item.rate:g} | {item.seeds} | {100 * item.accuracy:.1f} "
+            f"| {low:.1f} to {high:.1f} | {100 * item.above_longer:+.1f} | {below:+.1f} to {above:+.1f} "
+            f"| {100 * item.similar:.1f} of {item.similar_pairs} |"
+        )
+    return "\n".join(lines)
+
+
+def draw(result: Sequence[Point], baseline: float, picture: Path) -> None:
+    """Accuracy against the number of pairs, with intervals and the longer answer's line, as SVG."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 3.4), layout="constrained")
+    for side, colour in (("ours", "#1f4e96"), ("trl", "#b3541e")):
+        line = [item for item in result if item.side == side]
+        values = np.array([item.accuracy for item in line])
+        bounds = np.array([item.interval for item in line]).reshape(-1, 2)
+        axes.errorbar(
+            [item.pairs for item in line],
+            100 * values,
+            yerr=100 * np.stack([values - bounds[:, 0], bounds[:, 1] - values]),
+            color=colour,
+            marker="o",
+            capsize=3,
+            label="this project" if side == "ours" else "TRL's RewardTrainer",
+        )
+    axes.axhline(100 * baseline, color="#888888", linestyle="--", label="the longer answer")
+    axes.set_xscale("log")
+    axes.set_xlabel("training pairs")
+    axes.set_ylabel("held-out accuracy, %")
+    axes.legend(fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(picture, metadata={"Date": None})
+
+
+def main() -> None:
+    """Print the table, by source too; draw the picture if asked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("output", type=Path, help="the --output of benchmarks/reward_by_data.py")
+    parser.add_argument("--picture", type=Path, help="an SVG file")
+    options = parser.parse_args()
+    files = sorted((options.output / "cells").glob("*.json"))
+    if not files:
+        parser.error(f"{options.output}/cells has no results; run benchmarks/reward_by_data.py first")
+    cells = [json.loads(file.read_text("utf-8")) for file in files]
+    result = points(cells)
+    print(table(result))
+    for item in result:
+        shares = ", ".join(f"{name} {100 * share:.1f}" for name, share in item.sources.items())
+        print(f"\n{item.side}, {item.pairs:,} pairs, by source: {shares}")
+    baseline = float(longer(cells[0]["test"]["pairs"]).mean())
+    print(f"\nThe longer answer: {100 * baseline:.1f} %")
+    if options.picture:
+        draw(result, baseline, options.picture)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Figures of the accuracy-by-data table, from cells whose values are derived here."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
+
+
+@pytest.fixture
+def by_data(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("reward_by_data_table")
+
+
+def cell(rate: float, seed: int, validation: float, rewards: list[float]) -> dict[str, Any]:
+    """Four pairs: the better answer scores `rewards`, the other 0; lengths 100 and 95, 50, 200, 100."""
+    lengths = [(100, 95), (100, 50), (100, 200), (100, 100)]
+    pairs = [
+        [source, reward, 0.0, *length]
+        for source, reward, length in zip("aabb", rewards, lengths, strict=True)
+    ]
+    return {
+        "side": "ours",
+        "pairs": 1000,
+        "rate": rate,
+        "seed": seed,
+        "validation": {"accuracy": validation},
+        "test": {"pairs": pairs},
+    }
+
+
+CELLS = [
+    cell(1e-4, 0, 0.7, [1, 1, -1, 0]),  # right: 2 of 4, a tie is wrong
+    cell(1e-4, 1, 0.7, [1, 1, 1, -1]),  # right: 3 of 4
+    cell(3e-4, 0, 0.6, [1, 1, 1, 1]),  # worse on the validation pairs, so not shown
+]
+
+
+def test_the_rate_is_chosen_on_validation_and_figures_are_of_the_test_pairs(by_data: Any) -> None:
+    [point] = by_data.points(CELLS)
+    assert (point.rate, point.seeds) == (1e-4, 2)
+    assert point.accuracy == pytest.approx(5 / 8)
+    assert point.above_longer == pytest.approx(5 / 8 - 2 / 4)  # the longer answer is better in 2 of 4
+    assert (point.similar, point.similar_pairs) == (pytest.approx(2 / 4), 2)  # pairs 1 and 4
+    assert point.sources == {"a": 1.0, "b": pytest.approx(1 / 4)}
+    assert point.interval[0] <= point.accuracy <= point.interval[1]
+
+
+def test_the_table_and_the_picture(by_data: Any, tmp_path: Path) -> None:
+    result = by_data.points(CELLS)
+    assert "| ours | 1,000 | 0.0001 | 2 | 62.5 |" in by_data.table(result)
+    by_data.draw(result, 0.5, tmp_path / "picture.svg")
+    assert "<svg" in (tmp_path / "picture.svg").read_text("utf-8")
