@@ -30,7 +30,13 @@ def error(status: int, message: str) -> tuple[int, dict[str, Any]]:
 
 def by_hash(adapter: Path | None, request: Mapping[str, Any]) -> Sampled:
     """Answers that depend on the adapter's weights, the prompt and the seed of each answer."""
-    weights = "" if adapter is None else (adapter / "adapter_model.safetensors").read_bytes().hex()
+    return of_weights(
+        "" if adapter is None else (adapter / "adapter_model.safetensors").read_bytes().hex(), request
+    )
+
+
+def of_weights(weights: str, request: Mapping[str, Any]) -> Sampled:
+    """As `by_hash`, with the adapter's weights in hexadecimal."""
     answers: Sampled = []
     for number in range(request["n"]):
         content = f"{weights} {request['prompt']} {request['seed'] + number}"

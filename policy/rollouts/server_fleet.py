@@ -17,7 +17,7 @@ from typing import Any
 from policy.rollouts.server_answers import SampledIds, read_response
 from policy.rollouts.server_client import Server, ServerError
 from policy.rollouts.server_start import Wanted, check_server, load_mistake
-from rlhf.core.errors import EngineError
+from rlhf.core.errors import EngineError, ModelError
 from rlhf.distributed import processes
 
 PAUSES = (0.5, 1.0, 2.0)
@@ -86,6 +86,12 @@ class Fleet:
                 if first and problem.status is not None:
                     raise load_mistake(server, problem, self.wanted, str(folder)) from problem
                 self._lose(server, f"it did not load the adapter: {problem}")
+                return
+            except ModelError as problem:
+                if first:
+                    raise
+                # A lost server answers again, with another base or token: the others suffice.
+                self._lose(server, problem.found)
                 return
             if server.lost is not None:
                 server.lost = None

@@ -308,6 +308,26 @@ def test_none_reached_at_the_start(start: Start, engine_of: Any) -> None:
     assert f"{server.url}: it cannot be reached" in str(caught.value)
 
 
+@pytest.mark.parametrize("change", [{"token": "another"}, {"base": "models/other"}, {"max_model_len": 8}])
+def test_a_lost_server_that_comes_back_unusable_does_not_end_the_run(
+    start: Start, engine_of: Any, capsys: pytest.CaptureFixture[str], change: dict[str, Any]
+) -> None:
+    servers = [start(token=TOKEN), start(token=TOKEN)]
+    engine = synced(engine_of(*servers, token=TOKEN))
+    before = {name: getattr(servers[1], name) for name in change}
+    servers[1].kill()
+    engine.generate(PROMPTS, samples=2, seed=1)
+    vars(servers[1]).update(change)
+    servers[1].start()
+    engine.sync(policy(b"two"))
+    assert [server.url for server in engine.fleet.alive] == [servers[0].url]
+    assert len(engine.generate(PROMPTS, samples=2, seed=2)) == len(PROMPTS)
+
+    vars(servers[1]).update(before)
+    engine.sync(policy(b"three"))
+    assert len(engine.fleet.alive) == 2 and f"{servers[1].url} is back" in capsys.readouterr().out
+
+
 def test_one_of_two_not_reached_at_the_start_joins_later(
     start: Start, engine_of: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,189 @@
+"""Short runs of both commands as child processes, and how two runs are compared."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).parents[2]
+
+MEASURED = ("time/", "memory/", "engine/tokens_per_second")
+LAUNCH = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+FAULTY = ROOT / "tests" / "campaigns" / "faulty.py"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kind of run."""
+
+    command: str
+    quantization: str = "none"
+    algorithm: str = ""
+    processes: int = 1
+
+    @property
+    def name(self) -> str:
+        """For tables."""
+        return " ".join(filter(None, [self.command, self.algorithm, self.quantization, f"x{self.processes}"]))
+
+
+CASES = [
+    Case("train-reward"),
+    Case("train-reward", "nf4"),
+    Case("align-policy", "none", "reinforce"),
+    Case("align-policy", "nf4", "reinforce"),
+    Case("align-policy", "none", "ppo"),
+    Case("train-reward", processes=2),
+    Case("align-policy", "none", "reinforce", 2),
+]
+
+
+def write_configs(folder: Path) -> None:
+    """A tiny base and the configs of both commands."""
+    from tests.conftest import write_tiny_base
+
+    base = write_tiny_base(folder / "base", seed=0)
+    model = {"base": str(base), "max_length": 256}
+    optimizer = {"learning_rate": 1e-3, "warmup_steps": 2}
+    stage = {"name": "ratings", "regression_weight": 1, "max_steps": 8, "batch_size": 4}
+    reward = {
+        "output": "unused",
+        "model": model,
+        "adapter": {"rank": 4},
+        "data": {"ratings": [{"path": "demo", "format": "helpsteer2", "limit": 80}]},
+        "stages": [{**stage, "optimizer": optimizer}],
+        "save_every": 1,
+    }
+    rollouts = {"prompts_per_step": 2, "samples_per_prompt": 2, "max_new_tokens": 12}
+    policy = {
+        "output": "unused",
+        "model": model,
+        "adapter": {"rank": 4},
+        "reward": str(folder / "reward" / "final"),
+        "data": {"prompts": [{"path": "demo", "limit": 60}], "max_prompt_tokens": 120},
+        "rollouts": {"engine": "transformers", **rollouts},
+        "evaluation": {"prompts": 4, "samples": 1},
+        "optimizer": optimizer,
+        "steps": 6,
+        "save_every": 1,
+    }
+    (folder / "train-reward.yaml").write_text(json.dumps(reward))
+    (folder / "align-policy.yaml").write_text(json.dumps(policy))
+
+
+def prepare(folder: Path) -> None:
+    """A new folder with configs, a tiny base and a reward model for align-policy."""
+    folder.mkdir(parents=True)
+    write_configs(folder)
+    run_to_end(Case("train-reward"), folder, folder / "reward")
+
+
+def command_of(
+    case: Case, folder: Path, output: Path, *, resume: bool, fault: Mapping[str, Any] | None = None
+) -> list[str]:
+    """The command line of a run; with `fault` that of `faulty.py`."""
+    words = [case.command, str(folder / f"{case.command}.yaml"), f"model.quantization={case.quantization}"]
+    words += ["--output", str(output)] + (["--resume"] if resume else [])
+    if case.algorithm == "ppo":
+        words.append("algorithm={name: ppo, epochs: 2, unfinished: keep}")
+    elif case.algorithm:
+        words.append("algorithm={name: reinforce, unfinished: keep}")
+    program = ["-m", "rlhf"] if fault is None else [str(FAULTY), json.dumps({"folder": str(output), **fault})]
+    return [sys.executable, *(LAUNCH if case.processes > 1 else []), *program, *words]
+
+
+def start(command: Sequence[str], log: Path, **variables: str) -> subprocess.Popen[bytes]:
+    """A program in a process group of its own; its output is appended to `log`."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    with log.open("ab") as stream:
+        return subprocess.Popen(
+            command,
+            stdout=stream,
+            stderr=stream,
+            env=environment | variables,
+            start_new_session=True,
+            cwd=ROOT,
+        )
+
+
+def run_to_end(case: Case, folder: Path, output: Path, fault: Mapping[str, Any] | None = None) -> None:
+    """Run, or resume if `output` holds a run.
+
+    Raises:
+        RuntimeError: it fails.
+    """
+    log = folder / f"{output.name}.log"
+    resume = output.exists() and any(output.iterdir())
+    code = start(command_of(case, folder, output, resume=resume, fault=fault), log).wait()
+    if code != 0:
+        raise RuntimeError(f"{case.name}: exit code {code}; see {log}")
+
+
+def kill(processes: Iterable[psutil.Process]) -> None:
+    """SIGKILL; processes that have ended are skipped."""
+    for process in processes:
+        try:
+            process.send_signal(signal.SIGKILL)
+        except psutil.NoSuchProcess:
+            continue
+
+
+def kill_tree(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL a process and all of its descendants: torch's launcher gives each worker a session of its own,
+    which would survive."""
+    children = descendants(process)
+    process.kill()
+    kill(children)
+    process.wait()
+
+
+def descendants(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Children and their children."""
+    try:
+        return list(psutil.Process(process.pid).children(recursive=True))
+    except psutil.NoSuchProcess:
+        return []
+
+
+def state_of(run: Path) -> dict[str, Any]:
+    """What must be equal: figures by update, a hash of the weights, the evaluation."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    figures = [{k: v for k, v in row.items() if not k.startswith(MEASURED)} for row in rows]
+    weights = hashlib.sha256((run / "final" / "adapter_model.safetensors").read_bytes()).hexdigest()
+    evaluation = json.loads((run / "eval.json").read_text())
+    return {"metrics": figures, "weights": weights, "eval": evaluation, "report": has_report(run)}
+
+
+def has_report(run: Path) -> bool:
+    """Whether the report is complete."""
+    report = run / "report.html"
+    return report.exists() and report.read_text(encoding="utf-8").rstrip().endswith("</html>")
+
+
+def difference(run: Path, unbroken: Mapping[str, Any]) -> str:
+    """The first part that is not equal, or a file that is half written; else the empty string."""
+    if not (run / "metrics.jsonl").exists():
+        return "no metrics.jsonl"
+    state = state_of(run)
+    unequal = next((part for part in state if state[part] != unbroken[part]), "")
+    return unequal or next(iter(half_written(run)), "")
+
+
+def half_written(run: Path) -> list[str]:
+    """Files and folders with a temporary name."""
+    return [
+        str(file.relative_to(run))
+        for file in run.rglob("*")
+        if file.name.endswith((".half-written", ".unfinished"))
+    ]
