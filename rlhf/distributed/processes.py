@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 from rlhf.core.errors import ConfigError, RlhfError, RunError
+from rlhf.distributed import heartbeat
 
 T = TypeVar("T")
 
@@ -30,6 +31,7 @@ DESTROY_PAUSE = 0.5
 """Seconds for gloo's threads to release the tensors of the last collective; they need milliseconds."""
 
 
+_heartbeats: list[heartbeat.Heartbeat | None] = []  # of this process, once it is in a group
 _replaced: list[TextIO] = []  # a stream without references closes its file descriptor
 
 
@@ -114,6 +116,8 @@ def init() -> None:
     cpu, backend = device_and_backend()
     _require_gpus()
     PartialState(cpu=cpu, backend=backend, timeout=TIMEOUT)
+    if not _heartbeats:
+        _heartbeats.append(heartbeat.start_between_machines())
 
 
 def _require_gpus() -> None:
@@ -147,6 +151,8 @@ def destroy() -> None:
     from torch import distributed
 
     if distributed.is_available() and distributed.is_initialized():
+        for beat in filter(None, _heartbeats):
+            beat.finish()
         distributed.destroy_process_group()
         time.sleep(DESTROY_PAUSE)
 

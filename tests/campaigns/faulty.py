@@ -22,6 +22,7 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def kind_of(event: str, arguments: tuple[Any, ...], folder: str) -> str:
     return f"{event} {re.sub(r'[0-9]+', 'N', name)}"
 
 
-def watch_files(fault: dict[str, Any]) -> None:
+def watch_files(fault: Mapping[str, Any]) -> None:
     """Record the file operations in the folder, or die before one of them."""
     counts: Counter[str] = Counter()
     process, inside = os.getpid(), False
@@ -79,13 +80,17 @@ def move_clock(jumps: list[list[float]]) -> None:
     time.time_ns = lambda: int(1e9 * moved())
 
 
-def main() -> None:
-    """Install the fault and run the command."""
-    fault = json.loads(sys.argv.pop(1))
+def install(fault: Mapping[str, Any]) -> None:
+    """Install a fault in this process."""
     if "clock" in fault:
         move_clock(fault["clock"])
     elif os.environ.get("RANK", "0") == "0":
         watch_files(fault)
+
+
+def main() -> None:
+    """Install the fault and run the command."""
+    install(json.loads(sys.argv.pop(1)))
     from rlhf import cli
 
     cli.main()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import shutil
 import subprocess
@@ -27,14 +28,14 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.campaigns.running import (
     CASES,
     Case,
-    command_of,
+    Forked,
     descendants,
     difference,
     kill,
     kill_tree,
     prepare,
     run_to_end,
-    start,
+    start_run,
     state_of,
 )
 
@@ -44,9 +45,9 @@ LAUNCHER_SECONDS = 120
 """For the launcher to notice a dead worker and to end the others."""
 
 
-def kill_something(case: Case, process: subprocess.Popen[bytes], draw: random.Random) -> None:
+def kill_something(case: Case, process: Forked | subprocess.Popen[bytes], draw: random.Random) -> None:
     """SIGKILL all processes of a run; of a launched one, half of the time one worker only."""
-    workers = [child for child in descendants(process) if not child.children()] if case.processes > 1 else []
+    workers = descendants(process) if case.processes > 1 else []
     if workers and draw.random() < 0.5:
         kill([draw.choice(workers)])
         try:
@@ -64,7 +65,7 @@ def killed_run(case: Case, folder: Path, seconds: float, draw: random.Random, lo
     run, kills = folder / "killed", 0
     shutil.rmtree(run, ignore_errors=True)
     while True:
-        process = start(command_of(case, folder, run, resume=run.exists() and any(run.iterdir())), log)
+        process = start_run(case, folder, run, log)
         patience = draw.uniform(0.25, 1.05) * seconds if kills < KILLS else None
         try:
             code = process.wait(patience)
@@ -112,8 +113,10 @@ def main() -> None:
     folder = options.output.absolute()
     prepare(folder)
     cases = [case for case in CASES if not options.case or any(part in case.name for part in options.case)]
-    draw, share = random.Random(options.seed), -(-options.kills // len(cases))
-    results = [campaign(case, folder, share, draw) for case in cases]
+    draw, weight = random.Random(options.seed), sum(1 / case.processes for case in cases)
+    results = [
+        campaign(case, folder, math.ceil(options.kills / weight / case.processes), draw) for case in cases
+    ]
     (folder / "kills.json").write_text(json.dumps(results, indent=1))
     print("\n| case | kills | resumed runs | equal to the unbroken run |\n| --- | ---: | ---: | ---: |")
     for result in results:

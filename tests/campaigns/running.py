@@ -1,13 +1,20 @@
-"""Short runs of both commands as child processes, and how two runs are compared."""
+"""Short runs of both commands as child processes, and how two runs are compared.
+
+A run in one process is a fork of the campaign, which has imported the libraries once: on a busy machine the
+imports take longer than such a run. Runs in several processes are started by `accelerate launch`.
+"""
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +22,11 @@ from typing import Any
 
 import psutil
 
+from rlhf import cli
+from tests.campaigns import faulty
+
 ROOT = Path(__file__).parents[2]
+VARIABLES = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 MEASURED = ("time/", "memory/", "engine/tokens_per_second")
 LAUNCH = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
@@ -84,34 +95,115 @@ def write_configs(folder: Path) -> None:
 
 def prepare(folder: Path) -> None:
     """A new folder with configs, a tiny base and a reward model for align-policy."""
+    os.environ.update(VARIABLES)
     folder.mkdir(parents=True)
-    write_configs(folder)
+    import_libraries()
+    writing = multiprocessing.get_context("fork").Process(target=write_configs, args=(folder,))
+    writing.start()  # in a fork, so that this process starts no threads
+    writing.join()
     run_to_end(Case("train-reward"), folder, folder / "reward")
 
 
-def command_of(
-    case: Case, folder: Path, output: Path, *, resume: bool, fault: Mapping[str, Any] | None = None
-) -> list[str]:
-    """The command line of a run; with `fault` that of `faulty.py`."""
+def arguments_of(case: Case, folder: Path, output: Path, *, resume: bool) -> list[str]:
+    """The command line after `rlhf`."""
     words = [case.command, str(folder / f"{case.command}.yaml"), f"model.quantization={case.quantization}"]
     words += ["--output", str(output)] + (["--resume"] if resume else [])
     if case.algorithm == "ppo":
         words.append("algorithm={name: ppo, epochs: 2, unfinished: keep}")
     elif case.algorithm:
         words.append("algorithm={name: reinforce, unfinished: keep}")
-    program = ["-m", "rlhf"] if fault is None else [str(FAULTY), json.dumps({"folder": str(output), **fault})]
-    return [sys.executable, *(LAUNCH if case.processes > 1 else []), *program, *words]
+    return words
+
+
+class Forked:
+    """A command in a fork of this process, in a session of its own; as much of `subprocess.Popen` as is used.
+
+    Args:
+        words: the command line after `rlhf`.
+        log: gets its output.
+        fault: for `faulty.install`.
+    """
+
+    def __init__(self, words: Sequence[str], log: Path, fault: Mapping[str, Any] | None) -> None:
+        self._process = multiprocessing.get_context("fork").Process(target=_command, args=(words, log, fault))
+        self._process.start()
+        assert self._process.pid is not None  # it is started
+        self.pid = self._process.pid
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code; that of a signal is negative."""
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("rlhf", timeout or 0)
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        """The exit code, or None."""
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self._process.kill()
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal."""
+        os.kill(self.pid, number)
+
+
+def _command(words: Sequence[str], log: Path, fault: Mapping[str, Any] | None) -> None:
+    os.setsid()
+    with log.open("ab") as stream:
+        for descriptor in (1, 2):
+            os.dup2(stream.fileno(), descriptor)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    tempfile.tempdir = None  # of the campaign; TMPDIR may differ now
+    if fault is not None:
+        faulty.install(fault)
+    sys.argv = ["rlhf", *words]
+    try:
+        cli.main()
+    finally:
+        atexit._run_exitfuncs()  # which multiprocessing skips
+
+
+def start_run(
+    case: Case,
+    folder: Path,
+    output: Path,
+    log: Path,
+    *,
+    resume: bool | None = None,
+    fault: Mapping[str, Any] | None = None,
+) -> Forked | subprocess.Popen[bytes]:
+    """Start a run; by default it resumes if `output` holds a part of it."""
+    resume = output.exists() and any(output.iterdir()) if resume is None else resume
+    words = arguments_of(case, folder, output, resume=resume)
+    fault = None if fault is None else {"folder": str(output), **fault}
+    if case.processes == 1:
+        return Forked(words, log, fault)
+    program = ["-m", "rlhf"] if fault is None else [str(FAULTY), json.dumps(fault)]
+    return start([sys.executable, *LAUNCH, *program, *words], log)
+
+
+def import_libraries() -> None:
+    """Import what both commands import, for all forks."""
+    from policy import recipe as policy_recipe
+    from reward import recipe as reward_recipe
+    from rlhf.commands import align_policy, train_reward
+    from rlhf.plan import machine
+
+    assert all((policy_recipe, reward_recipe, align_policy, train_reward, machine))
 
 
 def start(command: Sequence[str], log: Path, **variables: str) -> subprocess.Popen[bytes]:
-    """A program in a process group of its own; its output is appended to `log`."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    """A program in a session of its own; its output is appended to `log`."""
     with log.open("ab") as stream:
         return subprocess.Popen(
             command,
             stdout=stream,
             stderr=stream,
-            env=environment | variables,
+            env=os.environ | VARIABLES | variables,
             start_new_session=True,
             cwd=ROOT,
         )
@@ -124,8 +216,7 @@ def run_to_end(case: Case, folder: Path, output: Path, fault: Mapping[str, Any] 
         RuntimeError: it fails.
     """
     log = folder / f"{output.name}.log"
-    resume = output.exists() and any(output.iterdir())
-    code = start(command_of(case, folder, output, resume=resume, fault=fault), log).wait()
+    code = start_run(case, folder, output, log, fault=fault).wait()
     if code != 0:
         raise RuntimeError(f"{case.name}: exit code {code}; see {log}")
 
@@ -139,7 +230,7 @@ def kill(processes: Iterable[psutil.Process]) -> None:
             continue
 
 
-def kill_tree(process: subprocess.Popen[bytes]) -> None:
+def kill_tree(process: Forked | subprocess.Popen[bytes]) -> None:
     """SIGKILL a process and all of its descendants: torch's launcher gives each worker a session of its own,
     which would survive."""
     children = descendants(process)
@@ -148,7 +239,7 @@ def kill_tree(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def descendants(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+def descendants(process: Forked | subprocess.Popen[bytes]) -> list[psutil.Process]:
     """Children and their children."""
     try:
         return list(psutil.Process(process.pid).children(recursive=True))

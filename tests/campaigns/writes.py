@@ -24,11 +24,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.campaigns.running import (
     Case,
-    command_of,
     difference,
     prepare,
     run_to_end,
-    start,
+    start_run,
     state_of,
 )
 
@@ -41,7 +40,7 @@ def killed(case: Case, folder: Path, fault: dict[str, Any], expected: dict[str, 
     run = folder / "killed"
     shutil.rmtree(run, ignore_errors=True)
     log = folder / "killed.log"
-    code = start(command_of(case, folder, run, resume=False, fault=fault), log).wait()
+    code = start_run(case, folder, run, log, resume=False, fault=fault).wait()
     if code != -signal.SIGKILL:
         return f"exit code {code} of the run to be killed"
     try:
