@@ -68,18 +68,20 @@ class FakeVLLM:
         updating: bool = True,
         raw_logprobs: bool = False,
         disturb: Callable[[Mapping[str, Any]], Any] = lambda request: None,
+        address: str = "127.0.0.1",
+        port: int = 0,
     ) -> None:
         self.base, self.answer, self.token, self.max_model_len = base, answer, token, max_model_len
         self.max_rank, self.updating, self.raw_logprobs = max_rank, updating, raw_logprobs
-        self.disturb = disturb
+        self.disturb, self.address = disturb, address
         self.adapters: dict[str, Path] = {}
         self.asked: list[tuple[str, dict[str, Any]]] = []
-        self.port = 0
+        self.port = port
         self.start()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.address}:{self.port}"
 
     @property
     def completions(self) -> list[dict[str, Any]]:
@@ -113,7 +115,7 @@ class FakeVLLM:
             def handle_error(self, *_: Any) -> None:
                 pass  # a closed connection
 
-        self.http = Listener(("127.0.0.1", self.port), Handler)
+        self.http = Listener((self.address, self.port), Handler)
         self.port = self.http.server_address[1]
         threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 

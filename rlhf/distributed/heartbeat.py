@@ -108,7 +108,7 @@ def start_between_machines() -> Heartbeat | None:
     machine, count = machines()
     if count == 1 or os.environ.get("LOCAL_RANK", "0") != "0":
         return None
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     # A connection of its own: that of the process group may be blocked for minutes.
     store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
