@@ -36,12 +36,12 @@ def estimates(lines: Sequence[tuple[float, str]]) -> list[tuple[int, float, floa
     The line of the last update, which has the time of the end, must be among them.
     """
     end = next(at for at, line in lines if LAST.search(line))
-    found = []
+    rows = []
     for at, line in lines:
         if (match := LINE.search(line)) and match[1] != match[2]:
             stated = 3600 * int(match[3] or 0) + 60 * int(match[4]) + int(match[5])
-            found.append((int(match[1]), float(stated), end - at))
-    return found
+            rows.append((int(match[1]), float(stated), end - at))
+    return rows
 
 
 def within(stated: float, true: float) -> bool:
