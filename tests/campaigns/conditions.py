@@ -2,9 +2,8 @@
 
     python tests/campaigns/conditions.py --output runs/conditions
 
-- Full disk (root, Linux): the run folder is a tmpfs with room for a part of the run, from none to all but the
-  report. The run must end with code 1 (2 before training) and one message. With more room it is resumed and
-  must equal the unbroken run.
+- Full disk (root, Linux): the run folder is a tmpfs that is filled at several moments. The run must end with
+  code 1, one message and nothing half-written. With room again it is resumed and must equal the unbroken run.
 - Read-only: a new run and a resumed one must be refused with code 2 and one message.
 - Clock: one day ahead, then one year back, during the run; it must equal the unbroken run.
 - SIGINT and SIGTERM at random moments: code 130 or 143, or 0 at the end; the message names --resume; nothing
@@ -23,12 +22,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from rlhf.runs.signals import end_cleanly_on_sigterm
 from tests.campaigns.running import (
     Case,
     difference,
@@ -43,15 +43,17 @@ CASES = [Case("train-reward"), Case("align-policy", "none", "reinforce")]
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143}
 STOP_SECONDS = 120
 """Between a signal and the end, on a busy machine."""
-SHARES = (0.05, 0.2, 0.4, 0.6, 0.8, 0.95)
-"""Room on the disk, as a share of what the unbroken run needs."""
+FULL = ((0, 0), (0, 200), (2, 0), (2, 150), (4, 300), (6, 0), (6, 60))
+"""Moments at which the disk becomes full: after so many updates, with room for so many KiB."""
+DISK_MIB = 400
+"""A run does not start with less than 256 MiB."""
 
 
 @contextmanager
-def small_disk(folder: Path, kib: int) -> Iterator[Path]:
-    """Mount a tmpfs of this size; needs root."""
+def small_disk(folder: Path) -> Iterator[Path]:
+    """Mount a small tmpfs; needs root."""
     folder.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", folder], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", folder], check=True)
     try:
         yield folder
     finally:
@@ -75,27 +77,53 @@ def ended(case: Case, folder: Path, run: Path, log: Path, **more: Any) -> tuple[
     return code, log.read_text(errors="replace")
 
 
+def fill(disk: Path, room: int) -> Path:
+    """Fill a disk up to `room` KiB; returns the file to remove."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(2**20))
+    with filler.open("r+b") as file:
+        file.truncate(max(0, filler.stat().st_size - 1024 * room))
+    return filler
+
+
 def full_disk(case: Case, folder: Path, unbroken: Path) -> Iterator[dict[str, Any]]:
     """Fill the disk at several moments."""
     expected = state_of(unbroken)
-    needed = sum(-(-file.stat().st_size // 4096) * 4 for file in unbroken.rglob("*") if file.is_file())
-    for share in SHARES:
+    for updates, room in FULL:
         disk, log = folder / "disk", folder / "full-disk.log"
-        with small_disk(disk, max(64, int(share * needed))):
-            code, text = ended(case, folder, disk / "run", log)
-            wrong = "" if code in (1, 2) and "disk is full" in text.lower() else f"exit code {code}"
+        with small_disk(disk):
+            run = disk / "run"
+            log.unlink(missing_ok=True)
+            process = start_run(case, folder, run, log)
+            while process.poll() is None and not has_updates(run, updates):
+                time.sleep(0.01)
+            filler = fill(disk, room)
+            code, text = process.wait(), log.read_text(errors="replace")
+            wrong = "" if code == 1 and "disk is full" in text.lower() else f"exit code {code}; see {log}"
             wrong = wrong or "a stack trace" * has_trace(text) or ", ".join(half_written(disk))
-            remount(disk, "size=64m")
+            filler.unlink()
             if not wrong:
-                run_to_end(case, folder, disk / "run")
-                wrong = difference(disk / "run", expected)
-        yield {"what": "full disk", "case": case.name, "share": share, "exit": code, "wrong": wrong}
+                run_to_end(case, folder, run)
+                wrong = difference(run, expected)
+        yield {
+            "what": "full disk", "case": case.name, "after updates": updates, "room": room, "exit": code, "wrong": wrong
+        }  # fmt: skip
+
+
+def has_updates(run: Path, count: int) -> bool:
+    """Whether a run has logged so many updates; for 0, whether its folder is complete."""
+    if not count:
+        return (run / "checkpoints").exists()
+    file = run / "metrics.jsonl"
+    return file.exists() and file.read_bytes().count(b"optimizer/lr") >= count
 
 
 def read_only(case: Case, folder: Path, unbroken: Path) -> Iterator[dict[str, Any]]:
     """A folder that cannot be written, for a new run and a resumed one."""
     disk, log = folder / "disk", folder / "read-only.log"
-    with small_disk(disk, 2**16):
+    with small_disk(disk):
         shutil.copytree(unbroken, disk / "old")
         remount(disk, "ro")
         for name in ("new", "old"):
@@ -195,6 +223,7 @@ def main() -> None:
     parser.add_argument("--signals", type=int, default=6, help="of each kind and case")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args()
+    end_cleanly_on_sigterm()  # and unmount
     folder = options.output.absolute()
     prepare(folder)
     results = []

@@ -33,6 +33,7 @@ import psutil
 import yaml
 
 from rlhf.distributed.heartbeat import LOST_AFTER
+from rlhf.runs.signals import end_cleanly_on_sigterm
 from tests.campaigns.hosts import Hosts, hosts, missing
 from tests.campaigns.running import MEASURED, ROOT, kill, write_configs
 
@@ -273,6 +274,7 @@ def main() -> None:
     if reason := missing():
         print(f"Skipped: {reason}.")
         return
+    end_cleanly_on_sigterm()  # and remove the namespaces
     folder.mkdir(parents=True)
     write_configs(folder)
     results = []

@@ -307,7 +307,8 @@ def main() -> None:
     if INSIDE not in os.environ:
         apart = ["unshare", "--mount", "--net", "--pid", "--fork", "--mount-proc", "--kill-child"]
         os.environ[INSIDE] = "1"
-        os.execvp(apart[0], [*apart, sys.executable, *sys.argv])
+        # The shell, as the first process, reaps orphans, which Slurm would wait for.
+        os.execvp(apart[0], [*apart, "sh", "-c", '"$@"; exit $?', "sh", sys.executable, *sys.argv])
     folder = options.output.absolute()
     folder.mkdir(parents=True)
     write_configs(folder)
