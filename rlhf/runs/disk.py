@@ -16,14 +16,16 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 def full_disk(error: BaseException) -> RunError | None:
     """The error to show if a disk is full or a quota is exceeded; None for any other error.
 
-    safetensors, which writes weights, puts the system's error number into its message.
+    safetensors and tokenizers, written in Rust, put the system's error number into their messages.
     """
     if isinstance(error, OSError):
         number, path = error.errno, error.filename
     else:
         from safetensors import SafetensorError  # imported only after a failure
 
-        match = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, SafetensorError) else None
+        # tokenizers raises a plain Exception.
+        from_rust = isinstance(error, SafetensorError) or type(error) is Exception
+        match = re.search(r"\(os error (\d+)\)", str(error)) if from_rust else None
         number, path = int(match[1]) if match else None, None
     if number not in FULL:
         return None

@@ -92,7 +92,7 @@ def full_disk(case: Case, folder: Path, unbroken: Path) -> Iterator[dict[str, An
     """Fill the disk at several moments."""
     expected = state_of(unbroken)
     for updates, room in FULL:
-        disk, log = folder / "disk", folder / "full-disk.log"
+        disk, log = folder / "disk", folder / f"full-disk-{case.command}-{updates}-{room}.log"
         with small_disk(disk):
             run = disk / "run"
             log.unlink(missing_ok=True)

@@ -31,6 +31,14 @@ def test_weights_on_a_full_disk() -> None:
     assert full_disk(SafetensorError(WEIGHTS.format("No space left on device", errno.ENOSPC))) is not None
 
 
+def test_a_tokenizer_on_a_full_disk() -> None:
+    from tokenizers import Tokenizer, models
+
+    with pytest.raises(Exception, match="os error 28") as raised:
+        Tokenizer(models.BPE()).save("/dev/full")
+    assert full_disk(raised.value) is not None
+
+
 @pytest.mark.parametrize(
     "error",
     [
