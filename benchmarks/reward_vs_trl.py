@@ -37,7 +37,7 @@ from rlhf.config.reward import RewardConfig
 from rlhf.core.errors import DataError
 from rlhf.core.formats import effective_dtype
 from rlhf.core.records import Conversation
-from rlhf.data.load import load_comparisons
+from rlhf.data.comparisons import load_comparisons
 from rlhf.models.chat import Chat
 from rlhf.models.embedded import resolve_base
 

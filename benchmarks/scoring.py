@@ -36,7 +36,7 @@ from reward.evaluation.benchmark import TOLERANCE
 from reward.scorer import Scorer
 from rlhf.adapters.storage import RewardAdapter
 from rlhf.core.records import Conversation, Message
-from rlhf.data.load import load_comparisons
+from rlhf.data.comparisons import load_comparisons
 from rlhf.models.embedded import resolve_base
 
 BATCH_SIZES = (1, 2, 4, 8)

@@ -30,7 +30,7 @@ import psutil
 
 from reward.scorer import Scorer
 from rlhf.core.records import Conversation, Message
-from rlhf.data.load import load_comparisons
+from rlhf.data.comparisons import load_comparisons
 
 BATCH = 256
 

@@ -12,8 +12,9 @@ from rlhf.config.principle import PrincipleConfig
 from rlhf.config.reward import RewardConfig, StageConfig
 from rlhf.core.errors import DataError
 from rlhf.core.records import Comparison, Conversation, Preference, Rating
+from rlhf.data.comparisons import load_comparisons
 from rlhf.data.drops import DropReport
-from rlhf.data.load import join_ratings, load_comparisons, load_preferences, load_ratings
+from rlhf.data.load import join_ratings, load_preferences, load_ratings
 from rlhf.data.pairs import pair_rated
 from rlhf.data.split import held_out
 from rlhf.models.chat import Chat

@@ -16,20 +16,23 @@ import asyncio
 import copy
 import inspect
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from policy.rewards.function_file import definition_of, folder_on_path, user_line
+from policy.rewards.function_file import as_from_its_folder, definition_of, user_line
 from policy.rewards.function_file import load_function as load_function
 from policy.rewards.protocol import Missing
-from rlhf.core.errors import ConfigError, RewardError, excerpt
+from rlhf.core.errors import ConfigError, RewardError, did_you_mean, excerpt, shorten
 from rlhf.core.records import Prompt, Rollout
 from rlhf.data.checks import gold_score
+from rlhf.runs.signals import TerminatedError
 
 RewardFunction = Callable[..., Any]
 A_LIST = "a flat list with a number or None for each answer, in their order"
 NOT_A_NUMBER = "not a usable number"
+LONGEST = 600
+"""Characters of a user's exception that are shown."""
 
 
 class FunctionReward:
@@ -92,8 +95,14 @@ class FunctionReward:
             and p.kind not in (kinds.VAR_KEYWORD, kinds.VAR_POSITIONAL)
             and (p.name not in arguments or p.kind is kinds.POSITIONAL_ONLY)
         ]
-        if needed:
+        positional = [p.name for p in parameters if p.kind is kinds.POSITIONAL_ONLY and p.name in arguments]
+        if positional:
+            what = f"takes {', '.join(positional)} by position only"
+            fix = "remove the `/` from its parameters"
+        elif needed:
+            hint = did_you_mean(needed[0], arguments)
             what = f"needs the argument{'s' * (len(needed) > 1)} {', '.join(needed)}, which is not passed"
+            what += f".{hint.removesuffix('?')}" if hint else ""
             fix = f"add a column {needed[0]!r} to the prompts' rows, or give it a default"
         elif not any(p.kind is kinds.VAR_KEYWORD for p in parameters):
             extra = [name for name in arguments if name not in signature.parameters]
@@ -109,26 +118,27 @@ class FunctionReward:
     def _values(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[Any]:
         """The function's return value as a list with one element per answer; elements are not checked yet."""
         try:
-            with folder_on_path(self.name):
+            with as_from_its_folder(self.name):
                 returned = self.function(**arguments_of(prompts, rollouts))
                 if inspect.isawaitable(returned):
                     returned = _await(returned)
-                if inspect.isgenerator(returned):
-                    returned = list(returned)
-        except (Exception, SystemExit) as error:  # user code may raise anything
+                if hasattr(returned, "tolist"):  # an array or a tensor
+                    returned = returned.tolist()
+                values = list(returned) if _is_ordered(returned) else None
+        except (KeyboardInterrupt, TerminatedError):
+            raise
+        except BaseException as error:  # user code may raise anything
             raise self._failed(error) from error
-        if hasattr(returned, "tolist"):  # an array or a tensor
-            returned = returned.tolist()
         where = f"The reward function {self.name} ({definition_of(self.function, self.name)}) returned"
         if returned is None:
             raise RewardError(f"{where} None.", allowed=A_LIST, fix="end it with `return [...]`")
-        if isinstance(returned, str | bytes | Mapping) or not hasattr(returned, "__iter__"):
+        if values is None:
             raise RewardError(
-                f"{where} {excerpt(returned)}, a {type(returned).__name__}, for {len(rollouts)} answers.",
+                f"{where} {excerpt(returned)}, of type {type(returned).__name__}, for {len(rollouts)} "
+                "answers.",
                 allowed=A_LIST,
                 fix="return one number for each of `completions`",
             )
-        values = list(returned)
         if len(values) != len(rollouts):
             raise RewardError(
                 f"{where} {len(values)} rewards for {len(rollouts)} answers.",
@@ -147,7 +157,8 @@ class FunctionReward:
                 allowed="an exception, or None as the reward of an answer that has none",
                 fix=f"replace sys.exit at {line}, then --resume",
             )
-        what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        what = f"{type(error).__name__}: {shorten(str(error), 0, width=LONGEST)}"
+        what = what if str(error) else type(error).__name__
         return RewardError(
             f"The reward function {self.name} failed at {line}: {what}", fix=f"fix {line}, then --resume"
         )
@@ -174,6 +185,11 @@ class FunctionReward:
 
     def _convert(self) -> str:
         return f"return float(...) of it from {self.name}, one number for each completion"
+
+
+def _is_ordered(returned: Any) -> bool:
+    """Whether a return value has one element after the other, as sets, mappings and texts do not."""
+    return hasattr(returned, "__iter__") and not isinstance(returned, str | bytes | Set | Mapping)
 
 
 def _await(result: Awaitable[Any]) -> Any:

@@ -1,7 +1,7 @@
 """Loads a user's reward function, and locates the user's line in a traceback.
 
-A file is executed once, as a module with a unique name and with its folder first on `sys.path`: it may define
-dataclasses and import modules beside it, also while one of its functions runs.
+A file is executed once, as a module with its folder first on `sys.path`: it may define dataclasses, import
+modules beside it, also while one of its functions runs, and start processes.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 import threading
 import traceback
@@ -19,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from rlhf.core.errors import ConfigError, did_you_mean
+from rlhf.runs.signals import TerminatedError
 
 _loading = threading.RLock()
 
@@ -48,19 +50,26 @@ def load_function(place: str) -> Callable[..., Any]:
 
 
 @contextmanager
-def folder_on_path(place: str) -> Iterator[None]:
-    """Put the folder of `FILE.py:NAME` first on `sys.path` within the block; nothing for `MODULE:NAME`."""
+def as_from_its_folder(place: str) -> Iterator[None]:
+    """Run the user's code of `FILE.py:NAME` with its folder first on `sys.path`; keep the working directory.
+
+    `MODULE:NAME` has no folder. A function that changes the working directory would move the run's files.
+    """
     where = place.rpartition(":")[0]
-    if not where.endswith(".py"):
-        yield
-        return
-    folder = str(Path(where).resolve().parent)
-    sys.path.insert(0, folder)
+    try:
+        working_directory: Path | None = Path.cwd()
+    except FileNotFoundError:  # it was deleted
+        working_directory = None
+    folder = str(Path(where).resolve().parent) if where.endswith(".py") else None
+    if folder is not None:
+        sys.path.insert(0, folder)
     try:
         yield
     finally:
         if folder in sys.path:
             sys.path.remove(folder)
+        if working_directory is not None:
+            os.chdir(working_directory)
 
 
 def user_line(error: BaseException, file: str, otherwise: str) -> str:
@@ -106,8 +115,7 @@ def _from_file(place: str, file: Path) -> ModuleType:
     file = file.resolve()
     state = file.stat()
     version = f"{state.st_mtime_ns}:{state.st_size}"
-    # A unique name: a file called `statistics.py` or `reward.py` would replace another module.
-    name = f"reward_function_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+    name = _module_name(file)
     with _loading:
         known = sys.modules.get(name)
         if known is not None and vars(known).get("__reward_version__") == version:
@@ -118,21 +126,37 @@ def _from_file(place: str, file: Path) -> ModuleType:
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module  # dataclasses look up a class's module there
         try:
-            with folder_on_path(place):
+            with as_from_its_folder(place):
                 spec.loader.exec_module(module)
         except BaseException as error:
             del sys.modules[name]
-            if isinstance(error, Exception | SystemExit):
-                raise _cannot_load(place, file, error) from error
-            raise
+            if isinstance(error, KeyboardInterrupt | TerminatedError):
+                raise
+            raise _cannot_load(place, file, error) from error
         vars(module)["__reward_version__"] = version
         return module
+
+
+def _module_name(file: Path) -> str:
+    """The file's own name, which modules beside it and processes it spawns import it by; where another module
+    has that name, such as `statistics`, a unique one."""
+    loaded = sys.modules.get(file.stem)
+    if loaded is not None:
+        origin = getattr(loaded, "__file__", None)
+    else:
+        spec = importlib.util.find_spec(file.stem) if file.stem.isidentifier() else None
+        origin = str(file) if spec is None else spec.origin
+    if file.stem.isidentifier() and origin is not None and Path(origin).resolve() == file:
+        return file.stem
+    return f"reward_function_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
 
 
 def _installed(place: str, name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except (Exception, SystemExit) as error:
+    except (KeyboardInterrupt, TerminatedError):
+        raise
+    except BaseException as error:  # user code may raise anything
         if isinstance(error, ModuleNotFoundError) and error.name and name.startswith(error.name):
             raise ConfigError(
                 f"The reward function {place} cannot be loaded: no module {error.name!r} is installed.",
@@ -157,6 +181,9 @@ def _cannot_load(place: str, file: Path | None, error: BaseException) -> ConfigE
         fix = (
             f"install it (pip install {error.name}), or put {error.name}.py beside the reward function's file"
         )
+    elif isinstance(error, ImportError) and "relative import" in str(error):
+        what = f"{type(error).__name__}: {error}"
+        fix = f"write `import NAME` or `from NAME import ...` at {where}: the file's folder is on the path"
     else:
         what, fix = f"{type(error).__name__}: {error}", f"fix {where}"
     return ConfigError(f"The reward function {place} cannot be loaded: {where}: {what}", fix=fix)

@@ -13,8 +13,8 @@ from reward.evaluation.sharded_scorer import ShardedScorer
 from reward.scorer import Scorer
 from rlhf.config.reward import RewardConfig
 from rlhf.core.records import Comparison
+from rlhf.data.comparisons import load_comparisons
 from rlhf.data.drops import DropReport
-from rlhf.data.load import load_comparisons
 from rlhf.distributed import processes
 from rlhf.runs.after import AfterTraining
 from rlhf.runs.folder import RunFolder

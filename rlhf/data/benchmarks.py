@@ -18,17 +18,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, cast
 
 from rlhf.config.schema import DataSource
 from rlhf.core.errors import DataError, did_you_mean
 from rlhf.core.records import Candidates, Choice, Comparison
 from rlhf.data import rules
+from rlhf.data.comparisons import REWARDBENCH, comparison, load_comparisons, pair_reader
 from rlhf.data.drops import DropReport
-from rlhf.data.load import REWARDBENCH, load_comparisons, read_records, require_some
-from rlhf.data.readers.columns import comparison
+from rlhf.data.load import read_records, require_some
 from rlhf.data.readers.messages import read_prompt, read_responses
 from rlhf.data.readers.rows import CORRECT_ROW, DEMO, Row, is_number, read_rows
+from rlhf.data.readers.survey import survey
 from rlhf.data.readers.winners import winner_sign
 
 Kind = Literal["pairs", "rm-bench", "rewardbench-2", "one-of-many", "best-of-n"]
@@ -102,8 +104,13 @@ def load_benchmark(path: str) -> Benchmark:
     source = source_of(path)
     first = next(read_rows(source, seed=0), None)
     schema: Schema = "pairs" if first is None else schema_of(first)
-    report = DropReport()
-    items = list(read_records(read_rows(source, seed=0), READERS[schema], report, key=None, seen=set()))
+    report, read = DropReport(), READERS[schema]
+    if schema == "pairs":
+        read = pair_reader(source, report, read)
+    if schema == "ppe":
+        facts = survey(read_rows(source, seed=0), source, "preferences")
+        read = partial(ppe, first_index=facts.first_index or 0)
+    items = list(read_records(read_rows(source, seed=0), read, report, key=None, seen=set()))
     kind = KINDS.get(schema, schema)
     require_some(items, "comparisons" if kind == "pairs" else f"{kind} rows", [path], report)
     return Benchmark(cast(Kind, kind), items, report)
@@ -199,15 +206,18 @@ def judgebench(row: Row) -> Comparison:
     return Comparison(prompt, chosen, rejected, subset=subset)
 
 
-def ppe(row: Row) -> Comparison:
+def ppe(row: Row, *, first_index: int = 0) -> Comparison:
     """A row of PPE's human preferences: `prompt`, `response_1`, `response_2`, and `winner`.
+
+    Args:
+        first_index: what a numerical `winner` calls the first response, see `rlhf.data.readers.winners`.
 
     Raises:
         DataError: a winner that is neither, or a column that is missing or of the wrong type.
         UnusableRowError: a tie, or another rule says why the row is of no use.
     """
     prompt, (first, second) = read_responses(row, "prompt", "response_1", "response_2")
-    sign = winner_sign(row, "winner", "response_1", "response_2", 1)
+    sign = winner_sign(row, "winner", "response_1", "response_2", first_index)
     rules.require_prompt(prompt)
     rules.require_strength(sign)
     rules.require_difference(first, second)

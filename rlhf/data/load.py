@@ -10,7 +10,6 @@ from typing import Literal, TypeVar, cast
 from rlhf.config.schema import DataSource
 from rlhf.core.errors import ConfigError, DataError
 from rlhf.core.records import (
-    Comparison,
     Conversation,
     Justification,
     Message,
@@ -24,14 +23,13 @@ from rlhf.data.annotations import PAPER_SPREAD
 from rlhf.data.digests import digest_of
 from rlhf.data.drops import DropReport
 from rlhf.data.readers import columns, helpsteer, helpsteer3, layouts, nectar
-from rlhf.data.readers.rows import DEMO, Row, read_rows, synthetic_rows
+from rlhf.data.readers.rows import DEMO, Row, read_rows
 from rlhf.data.readers.survey import survey
 
 Record = TypeVar("Record")
 Readers = Mapping[str, Callable[[Row, DataSource], Record | list[Record]]]
 Kind = Literal["ratings", "preferences", "prompts", "principles", "justifications"]
 CONTRADICTORY = "pairs of which the opposite is in the data, too (A over B and B over A)"
-REWARDBENCH = DataSource(path="allenai/reward-bench", split="filtered")
 
 
 def load_ratings(
@@ -66,16 +64,20 @@ def load_preferences(
         ConfigError: a source whose format or column map holds no preferences.
         DataError: a malformed row, or nothing left.
     """
-    readers: Readers[Preference] = {
+    loaded, report = _load("preferences", sources, seed, preference_readers(max_spread), _pair_key)
+    if contradictory := count_contradictory(loaded):
+        report.notes[CONTRADICTORY] += contradictory
+    return loaded, report
+
+
+def preference_readers(max_spread: int) -> Readers[Preference]:
+    """The reader of each format that holds preferences."""
+    return {
         "helpsteer2-preference": partial(helpsteer.preference, max_spread=max_spread),
         "helpsteer3": partial(helpsteer3.preference, max_spread=max_spread),
         "nectar": nectar.preferences,
         "columns": columns.preference,
     }
-    loaded, report = _load("preferences", sources, seed, readers, _pair_key)
-    if contradictory := count_contradictory(loaded):
-        report.notes[CONTRADICTORY] += contradictory
-    return loaded, report
 
 
 def count_contradictory(preferences: Sequence[Preference]) -> int:
@@ -136,27 +138,6 @@ def load_prompts(sources: Sequence[DataSource], *, seed: int) -> tuple[list[Prom
         "columns": columns.prompt,
     }
     return _load("prompts", sources, seed, readers, lambda item: item.messages)
-
-
-def load_comparisons(path: str) -> tuple[list[Comparison], DropReport]:
-    """A benchmark in RewardBench's columns: `rewardbench`, `demo`, a file, or a local copy of its folder.
-
-    Repeated items are kept, as benchmarks count them.
-
-    Raises:
-        DataError: a malformed row, or nothing left.
-    """
-    if path == DEMO:
-        rows: Iterable[Row] = (
-            Row(place, values) for place, values in synthetic_rows("benchmark", "validation")
-        )
-    else:
-        source = REWARDBENCH if path == "rewardbench" else REWARDBENCH.model_copy(update={"path": path})
-        rows = read_rows(source, seed=0)
-    report = DropReport()
-    items = list(read_records(rows, columns.comparison, report, key=None, seen=set()))
-    require_some(items, "comparisons", [path], report)
-    return items, report
 
 
 def join_ratings(
@@ -248,7 +229,12 @@ def _recognised(source: DataSource, kind: layouts.Kind, seed: int) -> tuple[Data
     if source.columns:
         return source, ""
     first = next(read_rows(source.model_copy(update={"limit": None}), seed=seed), None)
-    return (first and layouts.recognise(first, source, kind)) or (source, "")
+    if first is None:
+        return source, ""
+    if (recognised := layouts.recognise(first, source, kind)) is None:
+        layouts.require_our_columns(first, source, kind)
+        return source, ""
+    return recognised
 
 
 def _label(source: DataSource, kind: Kind) -> str:

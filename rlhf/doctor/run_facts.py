@@ -14,8 +14,9 @@ from rlhf.config.reward import RewardConfig
 from rlhf.config.schema import DataSource
 from rlhf.core.errors import ModelError, RlhfError
 from rlhf.core.places import missing_local
+from rlhf.data.comparisons import load_comparisons
 from rlhf.data.drops import DropReport
-from rlhf.data.load import load_comparisons, load_preferences, load_prompts, load_ratings
+from rlhf.data.load import load_preferences, load_prompts, load_ratings
 from rlhf.data.readers.rows import DEMO, looks_local
 from rlhf.doctor.facts import (
     EMBEDDED,

@@ -29,7 +29,8 @@ from rlhf.config.reward import RewardConfig
 from rlhf.config.schema import DataSource
 from rlhf.core.errors import UserError
 from rlhf.data.benchmarks import load_benchmark
-from rlhf.data.load import load_comparisons, load_preferences, load_principles, load_prompts, load_ratings
+from rlhf.data.comparisons import load_comparisons
+from rlhf.data.load import load_preferences, load_principles, load_prompts, load_ratings
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = 60

@@ -9,11 +9,12 @@ an attribute.
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Literal
 
 from rlhf.core.errors import ConfigError, did_you_mean
-from rlhf.core.records import HELPSTEER_ATTRIBUTES, Comparison, Preference, Prompt, Rating
+from rlhf.core.records import HELPSTEER_ATTRIBUTES, Preference, Prompt, Rating
 from rlhf.data import rules
 from rlhf.data.checks import CONSTRAINTS
 from rlhf.data.pairs import strength_of
@@ -44,10 +45,16 @@ FIELDS: Mapping[Kind, tuple[str, ...]] = {
 }
 TEXTS = ("prompt", "response", "response_1", "response_2", "chosen", "rejected")
 """Our names of columns that hold texts or conversations."""
-ALL = "all"
-"""The subset of benchmark rows that name none."""
 WHOLE_CONVERSATIONS = ("messages", "conversations", "conversation", "conversation_a", "chosen")
 """Columns whose last turn may be an answer, which is no part of the prompt."""
+ONE_FORM = {
+    "winner": ("preference_strength", "chosen", "rejected", "strength"),
+    "preference_strength": ("chosen", "rejected", "strength"),
+    "chosen": ("response_1", "response_2"),
+}
+"""Names that a column map cannot have together, since each form of a preference has its own."""
+HIDDEN = frozenset({"prompts", "completions", "completion_ids"})
+"""Arguments of reward functions that hide columns of the same name."""
 STRONGEST = 3
 MARGIN_FIX = (
     "leave `strength` out, so that every pair counts as 1; or scale the column to 0..3; or correct this row"
@@ -75,8 +82,29 @@ def check_columns(source: DataSource, kind: Kind) -> None:
                 f"columns.{name}: a source of {kind} has no {name!r}.{did_you_mean(name, known)}",
                 allowed=", ".join(known) + (", or the name of an attribute" if kind == "ratings" else ""),
             )
+    _check_conflicts(source.columns)
     if source.scale != "row" and source.scale[0] >= source.scale[1]:
         raise ConfigError(f"scale: {list(source.scale)}", allowed="[lowest, highest], or `row`")
+
+
+def _check_conflicts(mapped: Mapping[str, str]) -> None:
+    """Refuse a map with two forms of a preference, or with one column for two texts."""
+    for name, others in ONE_FORM.items():
+        if name in mapped and (both := [other for other in others if other in mapped]):
+            raise ConfigError(
+                f"columns: {name} and {', '.join(both)} are two forms of a preference.",
+                allowed="chosen and rejected (with strength), or response_1 and response_2 with winner or "
+                "preference_strength",
+                fix=f"leave out {name}, or {', '.join(both)}",
+            )
+    texts = [name for name in TEXTS if name in mapped]
+    for first, second in itertools.combinations(texts, 2):
+        if mapped[first] == mapped[second]:
+            raise ConfigError(
+                f"columns: {first} and {second} are both {mapped[first]!r}.",
+                allowed="a column of its own for each text",
+                fix=f"correct columns.{first} or columns.{second}",
+            )
 
 
 def attributes(source: DataSource) -> dict[str, str]:
@@ -105,6 +133,10 @@ def prompt(row: Row, source: DataSource) -> Prompt:
     ):
         messages = messages[:-1]
     rules.require_prompt(messages)
+    row.noted.update(
+        f"column {name!r} is not passed to reward functions: an argument of theirs has its name"
+        for name in sorted(HIDDEN & others.keys())
+    )
     return Prompt(messages, source=_origin(row, source), check=check if known else None, columns=others)
 
 
@@ -164,13 +196,15 @@ def preference(row: Row, source: DataSource, *, first_index: int = 0) -> Prefere
     elif form == "preference_strength":
         strength = row.integer(names["preference_strength"], -STRONGEST, STRONGEST)
     elif row.find(names["strength"]) is not None or "strength" in source.columns:
-        strength = -_margin(row, names["strength"])
+        strength = -margin_of(row, names["strength"])
     else:
         strength = -1
     rules.require_prompt(messages)
     rules.require_responses(first, second)
     rules.require_difference(first, second)
     rules.require_strength(strength)
+    if form == "chosen":
+        _note_scores(row)
     return Preference(
         messages,
         first.content,
@@ -180,6 +214,14 @@ def preference(row: Row, source: DataSource, *, first_index: int = 0) -> Prefere
         fields_1=first.fields,
         fields_2=second.fields,
     )
+
+
+def _note_scores(row: Row) -> None:
+    """Note where the scores that UltraFeedback's layout has beside its responses do not agree with them."""
+    chosen, rejected = row.find("score_chosen"), row.find("score_rejected")
+    if is_number(chosen) and is_number(rejected) and chosen <= rejected:
+        relation = "lower than" if chosen < rejected else "equal to"
+        row.noted.add(f"score_chosen is {relation} score_rejected, and `chosen` counts as the better one")
 
 
 def form_of(row: Row, source: DataSource) -> Literal["chosen", "winner", "preference_strength"]:
@@ -234,7 +276,8 @@ def _parts(columns: Iterable[str]) -> Iterator[str]:
         yield from (part.strip() for part in column.split(JOIN))
 
 
-def _margin(row: Row, column: str) -> int:
+def margin_of(row: Row, column: str) -> int:
+    """A margin of 0 to 3 as a strength: 0, or rounded to 1, 2 or 3."""
     value = row.number(column, 0, STRONGEST, fix=MARGIN_FIX)
     return strength_of(value) if value else 0
 
@@ -247,51 +290,6 @@ def _renamed(row: Row, source: DataSource) -> Row:
     return Row(
         row.place, {**row.values, **{name: row.find(column) for name, column in mapped.items()}}, row.noted
     )
-
-
-def comparison(row: Row) -> Comparison:
-    """A benchmark item in RewardBench's columns; an empty answer is a fair one to compare.
-
-    It may have a `strength` of 0 to 3, or a signed `preference_strength`, which with `response_1` and
-    `response_2` also says which is better. Without a column `subset` the subset is `all`.
-
-    Raises:
-        DataError: a column is missing or of the wrong type.
-        UnusableRowError: a rule says why the row is of no use.
-    """
-    signed = row.find("chosen") is None and row.find("response_1") is not None
-    responses = ("response_1", "response_2") if signed else ("chosen", "rejected")
-    messages, (chosen, rejected) = read_answers(row, "prompt", *responses)
-    subset = ALL if row.find("subset") is None else row.text("subset")
-    section = "" if row.find("section") is None else row.text("section")
-    strength = _strength(row)
-    if signed and strength is None:
-        row.get("preference_strength")
-    rules.require_prompt(messages)
-    rules.require_difference(chosen, rejected)
-    if strength is not None:
-        rules.require_strength(strength)
-    if signed and strength is not None and strength > 0:
-        chosen, rejected = rejected, chosen
-    size = None if strength is None else abs(strength)
-    return Comparison(
-        messages,
-        chosen.content,
-        rejected.content,
-        subset=subset,
-        section=section,
-        strength=size,
-        chosen_fields=chosen.fields,
-        rejected_fields=rejected.fields,
-    )
-
-
-def _strength(row: Row) -> int | None:
-    if row.find("strength") is not None:
-        return _margin(row, "strength")
-    if row.find("preference_strength") is not None:
-        return row.integer("preference_strength", -STRONGEST, STRONGEST)
-    return None
 
 
 def _column(source: DataSource, name: str) -> str:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rlhf.core.errors import DataError, did_you_mean
+from rlhf.data.readers.contents import AGAIN, check_contents
+from rlhf.data.readers.json_text import parse, rows_of_object
 from rlhf.data.readers.tables import csv_rows
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".arrow")
@@ -20,11 +23,12 @@ READABLE = (
     "files or one "
     "that `save_to_disk` wrote, or a pattern such as `data/*.jsonl`"
 )
-LFS_POINTER = b"version https://git-lfs.github.com/"
-"""What stands in the place of a file that git cloned and git-LFS did not fetch."""
 PARQUET_ROWS = 1024
 """Rows of a parquet file that are in memory as Python objects at a time."""
-AGAIN = "download or copy the file again: it is not whole"
+
+
+SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.")
+"""The number of a part of a file and of all its parts, in the name of the part."""
 
 
 def file_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -36,7 +40,7 @@ def file_rows(path: Path) -> Iterator[tuple[str, Any]]:
     suffix = _suffix(path)
     if suffix not in SUFFIXES:
         raise DataError(f"{path} ends in {path.suffix!r}", allowed=READABLE)
-    _require_fetched(path)
+    check_contents(path)
     if suffix in (".csv", ".tsv"):
         return csv_rows(path, _open, delimiter="," if suffix == ".csv" else "\t")
     if suffix in (".parquet", ".arrow"):
@@ -55,12 +59,13 @@ def folder_files(folder: Path, split: str, *, inner: bool = False) -> list[Path]
     Raises:
         DataError: the folder has no such file; the message lists what it has.
     """
+    endings = [suffix + end for suffix in SUFFIXES for end in (*COMPRESSED, "")]
     for stem in (f"{split}/{split}", split) if inner else (split,):
-        for name in (stem + suffix + end for suffix in SUFFIXES for end in (*COMPRESSED, "")):
-            if (folder / name).is_file():
-                return [folder / name]
-    for pattern in (f"{split}-*.parquet", f"data/{split}-*.parquet", f"{split}-*.arrow"):
+        if files := [folder / (stem + ending) for ending in endings if (folder / (stem + ending)).is_file()]:
+            return [_only(files, split)]
+    for pattern in (f"{start}{split}-*{ending}" for start in ("", "data/") for ending in endings):
         if shards := sorted(folder.glob(pattern)):
+            _check_shards(shards, folder)
             return shards
     readable = sorted(
         str(path.relative_to(folder)) for path in folder.rglob("*") if _suffix(path) in SUFFIXES
@@ -70,9 +75,35 @@ def folder_files(folder: Path, split: str, *, inner: bool = False) -> list[Path]
     )
     raise DataError(
         f"{folder} has no {f'{split}/' if inner else ''}{split}.jsonl.gz; it has: {listing}",
-        allowed="SPLIT.jsonl, .json, .csv, .tsv or .parquet (also .gz, .zst), or [data/]SPLIT-*.parquet",
-        fix="set `split` to one of the splits in the folder, or `path` to the file itself",
+        allowed="SPLIT.jsonl, .json, .csv, .tsv or .parquet (also .gz, .zst), or shards [data/]SPLIT-*",
+        fix="set `split` to one of the splits in the folder, `path` to the file itself, or to a pattern of "
+        f"several files: {folder}/*.jsonl",
     )
+
+
+def _only(files: list[Path], split: str) -> Path:
+    if len(files) > 1:
+        raise DataError(
+            f"{files[0].parent} has several files of the split {split!r}: {', '.join(f.name for f in files)}",
+            allowed="one file of a split",
+            fix=f"set `path` to the file you mean: {files[0]}",
+        )
+    return files[0]
+
+
+def _check_shards(shards: list[Path], folder: Path) -> None:
+    """Refuse shards `NAME-00000-of-00003.ENDING` of which some are not there."""
+    numbers = [match for shard in shards if (match := SHARD.search(shard.name))]
+    total = max((int(match[2]) for match in numbers), default=0)
+    missing = sorted(set(range(total)) - {int(match[1]) for match in numbers})
+    if missing:
+        shown = ", ".join(f"{number:05d}-of-{total:05d}" for number in missing[:4])
+        raise DataError(
+            f"{folder}: {len(missing)} of {total} shards are missing: {shown}",
+            allowed="all shards of a split",
+            fix=f"download them, or read those that are there by a pattern: path: {shards[0].parent}/*"
+            f"{shards[0].suffix}",
+        )
 
 
 def missing_path(path: Path) -> DataError:
@@ -102,19 +133,6 @@ def _open(path: Path) -> io.BufferedIOBase:
 
         return io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
     return path.open("rb")
-
-
-def _require_fetched(path: Path) -> None:
-    """Refuse what a broken download leaves in the place of the data."""
-    with path.open("rb") as stream:
-        head = stream.read(len(LFS_POINTER))
-    if not head:
-        raise DataError(f"{path}:1: the file is empty", fix=AGAIN)
-    if head == LFS_POINTER:
-        raise DataError(
-            f"{path}:1: a pointer of git-LFS, not the data it stands for",
-            fix="run `git lfs pull` in the folder it was cloned to, or download the file by other means",
-        )
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -150,7 +168,7 @@ def _is_lines(path: Path, *, alone: bool) -> bool:
                 return False
             try:
                 complete = isinstance(json.loads(text), dict)
-            except ValueError:
+            except (ValueError, RecursionError):
                 return text != b"{"
             if alone:
                 return True
@@ -165,7 +183,7 @@ def _line_rows(path: Path) -> Iterator[tuple[str, Any]]:
             place = f"{path}:{number}"
             # A last line without its end may have been cut off.
             fix = "correct or delete this line" if line.endswith(b"\n") else f"correct this line; or {AGAIN}"
-            yield place, _parse(line, place, "one JSON object a line", fix)
+            yield place, parse(line, place, "one JSON object a line", fix)
     if not has_rows:
         raise DataError(f"{path}:1: the file holds no rows", allowed="one JSON object a line", fix=AGAIN)
 
@@ -175,80 +193,9 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
     text = b"".join(line for _, line in _lines(path))
     if not text.strip():
         raise DataError(f"{path}:1: the file holds no rows", allowed="a JSON array of objects", fix=AGAIN)
-    value = _parse(text, str(path), "a JSON array of objects, or one object a line", "correct the file")
-    rows = value if isinstance(value, list) else _rows_of_object(value, path)
+    value = parse(text, str(path), "a JSON array of objects, or one object a line", "correct the file")
+    rows = value if isinstance(value, list) else rows_of_object(value, path)
     return ((f"{path}: row {number}", row) for number, row in enumerate(rows, start=1))
-
-
-def _rows_of_object(value: Any, path: Path) -> list[Any]:
-    if not isinstance(value, dict) or not value:
-        raise DataError(
-            f"{path}: a {type(value).__name__}", allowed="a JSON array of objects, or one object a line"
-        )
-    columns = list(value.values())
-    if not all(isinstance(column, list) for column in columns) or any(map(_is_conversation, columns)):
-        return [value]
-    if len(columns) == 1 and all(isinstance(item, dict) for item in columns[0]):
-        return list(columns[0])
-    lengths = {name: len(column) for name, column in value.items()}
-    if len(set(lengths.values())) > 1:
-        raise DataError(
-            f"{path}: the columns have different lengths "
-            f"({', '.join(f'{n} {k}' for k, n in lengths.items())})",
-            allowed="an object of lists, one a column and all of one length",
-            fix="correct the file, or write one object a row",
-        )
-    return [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]
-
-
-def _is_conversation(column: list[Any]) -> bool:
-    return bool(column) and all(
-        isinstance(item, dict) and ("role" in item or "from" in item) for item in column
-    )
-
-
-class RepeatedKeys(dict[str, Any]):
-    """A JSON object in which a key occurs twice, so that it is not clear which value is meant."""
-
-
-def _parse(text: bytes, place: str, allowed: str, fix: str) -> Any:
-    try:
-        return _decode(text.decode("utf-8-sig"))
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
-        raise DataError(
-            f"{place}: not valid JSON ({error.msg}, {where})", allowed=allowed, fix=fix
-        ) from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{place}: not UTF-8 ({error.reason})", allowed="UTF-8 text", fix=fix) from error
-
-
-def _decode(text: str) -> Any:
-    """The value of a JSON text; an object with a repeated key, at any depth, makes its row `RepeatedKeys`."""
-    repeated = False
-
-    def make(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        nonlocal repeated
-        made = dict(pairs)
-        if len(made) == len(pairs):
-            return made
-        repeated = True
-        return RepeatedKeys(made)
-
-    value = json.loads(text, object_pairs_hook=make)
-    if repeated and isinstance(value, list):
-        return [_marked(row) for row in value]
-    return _marked(value) if repeated else value
-
-
-def _marked(row: Any) -> Any:
-    return RepeatedKeys(row) if isinstance(row, dict) and _repeats(row) else row
-
-
-def _repeats(value: Any) -> bool:
-    if isinstance(value, dict):
-        return isinstance(value, RepeatedKeys) or any(map(_repeats, value.values()))
-    return isinstance(value, list) and any(map(_repeats, value))
 
 
 def _table_rows(path: Path, suffix: str) -> Iterator[tuple[str, Any]]:

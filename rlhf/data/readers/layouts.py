@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from rlhf.core.errors import ConfigError
-from rlhf.data.readers.messages import looks_encoded
+from rlhf.core.errors import ConfigError, DataError
+from rlhf.data.readers.encodings import looks_encoded
 from rlhf.data.readers.rows import Row
 
 if TYPE_CHECKING:
@@ -68,8 +68,16 @@ def _transcript(row: Row) -> bool:
     return all(looks_encoded(row.find(column)) == "transcript" for column in ("chosen", "rejected"))
 
 
-def _no_transcript(row: Row) -> bool:
-    return not _transcript(row)
+def _json(row: Row) -> bool:
+    return all(looks_encoded(row.find(column)) == "json" for column in ("chosen", "rejected"))
+
+
+def _plain(row: Row) -> bool:
+    return not _transcript(row) and not _json(row)
+
+
+def _no_prompt(row: Row) -> bool:
+    return row.find("prompt") is None
 
 
 def _own(*names: str) -> dict[str, str]:
@@ -78,6 +86,7 @@ def _own(*names: str) -> dict[str, str]:
 
 ALPACA = {"prompt": "instruction + input"}
 SHAREGPT_PAIR = {"prompt": "conversations", "chosen": "chosen", "rejected": "rejected"}
+QUESTION_PAIR = {"prompt": "question", "chosen": "chosen", "rejected": "rejected"}
 ULTRAFEEDBACK = ("score_chosen", "score_rejected")
 ARENA = {"response_1": "conversation_a", "response_2": "conversation_b", "winner": "winner"}
 ANSWERS_A_B = {"prompt": "prompt", "response_1": "response_a", "response_2": "response_b", "winner": "winner"}
@@ -93,11 +102,32 @@ HELPSTEER3 = ("context", "response1", "response2", "overall_preference")
 PAIRS = _own("prompt", "chosen", "rejected")
 STRENGTHS = _own("prompt", "response_1", "response_2", "preference_strength")
 
+NEEDED: Mapping[Kind, tuple[frozenset[str], tuple[str, ...]]] = {
+    "ratings": (frozenset({"response"}), ("{prompt: COLUMN, response: COLUMN, helpfulness: COLUMN}",)),
+    "preferences": (
+        frozenset({"chosen", "response_1"}),
+        (
+            "{prompt: COLUMN, chosen: COLUMN, rejected: COLUMN}",
+            "{prompt: COLUMN, response_1: COLUMN, response_2: COLUMN, winner: COLUMN}",
+        ),
+    ),
+    "prompts": (frozenset({"prompt"}), ("{prompt: COLUMN}",)),
+}
+"""Of each kind, our columns of which a row without a map must have one, and maps that name them."""
+
 LAYOUTS: tuple[Layout, ...] = (
-    Layout("chosen and rejected", "preferences", PAIRS, optional=("prompt",), fits=_no_transcript),
+    Layout("chosen and rejected", "preferences", PAIRS, optional=("prompt",), fits=_plain),
     Layout("two responses and a strength", "preferences", STRENGTHS, optional=("prompt",)),
     Layout("UltraFeedback-binarized", "preferences", PAIRS, also=ULTRAFEEDBACK),
     Layout("hh-rlhf", "preferences", _own("chosen", "rejected"), encoding="transcript", fits=_transcript),
+    Layout(
+        "chosen and rejected as JSON",
+        "preferences",
+        PAIRS,
+        optional=("prompt",),
+        encoding="json",
+        fits=_json,
+    ),
     Layout("SHP", "preferences", SHP),
     Layout("PKU-SafeRLHF", "preferences", PKU),
     Layout("LMArena", "preferences", ARENA),
@@ -105,8 +135,9 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout("PPE human preference", "preferences", PPE),
     Layout("Nectar", "preferences", also=("prompt", "answers"), format="nectar"),
     Layout("HelpSteer3", "preferences", also=HELPSTEER3[:3], format="helpsteer3"),
-    Layout("ShareGPT pairs", "preferences", SHAREGPT_PAIR),
-    Layout("Alpaca pairs", "preferences", {**ALPACA, **_own("chosen", "rejected")}),
+    Layout("ShareGPT pairs", "preferences", SHAREGPT_PAIR, fits=_no_prompt),
+    Layout("Alpaca pairs", "preferences", {**ALPACA, **_own("chosen", "rejected")}, fits=_no_prompt),
+    Layout("question and pairs", "preferences", QUESTION_PAIR, fits=_no_prompt),
     Layout(
         "HelpSteer3 feedback",
         "ratings",
@@ -151,12 +182,31 @@ def recognise(row: Row, source: DataSource, kind: Kind) -> tuple[DataSource, str
             fix="write the line you mean in place of this source",
         )
     layout = best[0]
-    update: dict[str, Any] = {"format": layout.format, "encoding": layout.encoding}
+    encoding = layout.encoding if source.encoding == "text" else source.encoding
+    update: dict[str, Any] = {"format": layout.format, "encoding": encoding}
     columns = layout.mapped(row)
     resolved = source.model_copy(update={**update, "columns": columns})
     if columns == {"prompt": "prompt"} and layout.format == "columns":
         return resolved, ""  # our own name: nothing was guessed
     return resolved, f"read as {layout.name}, by its columns; to pin it: {pin(layout, row, source)}"
+
+
+def require_our_columns(row: Row, source: DataSource, kind: Kind) -> None:
+    """Refuse a source without a column map whose first row has neither a layout's columns nor our own.
+
+    Raises:
+        DataError: the columns that the row has, and a line with which the config can name them.
+    """
+    needed, maps = NEEDED[kind]
+    if needed & row.values.keys():
+        return
+    lines = " or ".join(f"{{path: {source.path}, columns: {columns}}}" for columns in maps)
+    raise DataError(
+        f"{row.place}: the columns are those of no layout that is recognised: "
+        f"{', '.join(row.values) or 'there are none'}",
+        allowed="a layout of docs/data.md, or a map of columns",
+        fix=f"name the columns in the config: {lines}",
+    )
 
 
 def table() -> list[str]:
@@ -174,12 +224,15 @@ def table() -> list[str]:
 
 
 def pin(layout: Layout, row: Row, source: DataSource) -> str:
-    """The line of a config that names a layout instead of leaving it to its columns."""
+    """The line of a config that names a layout instead of leaving it to its columns, with the source's other
+    keys."""
     parts = [f"path: {source.path}"]
     if layout.format != "columns":
         parts.append(f"format: {layout.format}")
-    if layout.encoding != "text":
+    if layout.encoding != "text" and source.encoding == "text":
         parts.append(f"encoding: {layout.encoding}")
+    kept = source.model_dump(mode="json", exclude_unset=True, exclude={"path", "format", "columns"})
+    parts += [f"{name}: {value}" for name, value in kept.items()]
     if columns := layout.mapped(row):
         parts.append("columns: {" + ", ".join(f"{name}: {column}" for name, column in columns.items()) + "}")
     return "- {" + ", ".join(parts) + "}"

@@ -8,14 +8,14 @@ media cannot be read.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast, get_args
 
-from rlhf.core.errors import DataError, shorten
+from rlhf.core.errors import DataError, excerpt, shorten
 from rlhf.core.records import TOOLS, Conversation, Message, Role
 from rlhf.data import rules
-from rlhf.data.readers.rows import Row
+from rlhf.data.readers.encodings import decoded, looks_encoded
+from rlhf.data.readers.rows import CORRECT_ROW, Row
 
 ROLES: tuple[str, ...] = get_args(Role)
 SHAREGPT = {
@@ -33,7 +33,7 @@ SHAREGPT = {
     "observation": "tool",
     "function_response": "tool",
 }
-"""ShareGPT's names of roles."""
+"""ShareGPT's names of roles, in lower case."""
 MESSAGES = (
     f'a string, or a list of {{"role", "content"}} with roles {", ".join(ROLES)}, or of '
     'ShareGPT\'s {"from", "value"}'
@@ -43,10 +43,14 @@ RENDERED = ("tool_calls", "reasoning_content", "name", "tool_call_id", TOOLS)
 KNOWN = frozenset({"role", "content", "from", "value", *RENDERED})
 SYSTEM_COLUMNS = ("system", "system_prompt")
 MEDIA_COLUMNS = ("image", "images", "video", "videos", "audio", "audios")
-WITH_CONTENT = frozenset({*MEDIA_COLUMNS, "function_call", "refusal", "thinking", "tool_plan"})
+WITH_CONTENT = frozenset(
+    {
+        *MEDIA_COLUMNS,
+        *("function_call", "refusal", "tool_plan", "documents", "attachments"),
+        *("thinking", "thinking_blocks", "reasoning", "reasoning_details", "thought", "thoughts"),
+    }
+)
 """Fields that carry a part of what the message says, and that no common template renders."""
-TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
-"""The turns of Anthropic's hh-rlhf."""
 
 
 def read_prompt(row: Row, column: str, encoding: str = "text") -> Conversation:
@@ -88,23 +92,29 @@ def read_answers(
     """The prompt of a row and its responses as the assistant's messages.
 
     A response is a string, or a list of messages whose last one is the assistant's. The messages before it
-    must be the prompt's; without a prompt column they are the prompt. Where the two differ in white space
-    around a turn, those before the response are taken.
+    must be the prompt's; without a prompt column they are the prompt. They are it, too, where the two differ
+    in white space around a turn, and where the prompt is a string that is a turn of the user among them.
 
     Raises:
         DataError: a column is missing or of another type, or a response answers another conversation.
         UnusableRowError: a message has media.
     """
-    encoded = {column: _decoded(row, column, encoding, plain=True) for column in columns}
-    prompt = None if row.find(prompt_column) is None else _prompt(row, prompt_column, encoding)
+    encoded = {column: decoded(row, column, encoding, plain=True) for column in columns}
     whole = {column: value for column, value in encoded.items() if not isinstance(value, str)}
+    prompt = None
+    if row.find(prompt_column) is not None:
+        # Beside decoded conversations a prompt may be plain text.
+        prompt = _prompt(row, prompt_column, encoding, plain=encoding == "json" and bool(whole))
     conversations = {column: _conversation(row, column, value) for column, value in whole.items()}
     before = next(
         (conversation[:-1] for conversation in conversations.values() if len(conversation) > 1), None
     )
     if prompt is None and not before:
+        _require_turns(row, columns, encoding)
         row.get(prompt_column)
-    if before is not None and (prompt is None or _same_turns(before, prompt)):
+    if before is not None and (
+        prompt is None or _same_turns(before, prompt) or _is_turn(row.find(prompt_column), before)
+    ):
         prompt = before
     assert prompt is not None  # row.get has raised
     responses = [
@@ -116,52 +126,14 @@ def read_answers(
     return _with_columns(row, prompt), responses
 
 
-def looks_encoded(value: Any) -> str | None:
-    """The encoding that a string seems to have beside plain text: `json`, `transcript`, or None."""
-    if not isinstance(value, str):
-        return None
-    start = value.lstrip()[:400]
-    if re.match(r'\[\s*\{\s*"(role|from|content|value)"', start):
-        return "json"
-    return "transcript" if TRANSCRIPT.match(start) and start.startswith("Human:") else None
-
-
-def _prompt(row: Row, column: str, encoding: str) -> Conversation:
-    value = _decoded(row, column, encoding)
+def _prompt(row: Row, column: str, encoding: str, *, plain: bool = False) -> Conversation:
+    value = decoded(row, column, encoding, plain=plain)
     if isinstance(value, str):
         return (Message("user", value),)
     messages = _conversation(row, column, value)
     # A transcript may end with "Assistant:", which asks for the answer.
     asks = encoding == "transcript" and messages[-1:] and messages[-1].role == "assistant"
     return messages[:-1] if asks and not messages[-1].content.strip() else messages
-
-
-def _decoded(row: Row, column: str, encoding: str, *, plain: bool = False) -> Any:
-    """The decoded value of a column; with `plain`, a string that does not look encoded is left as it is."""
-    value = row.get(column)
-    if not isinstance(value, str) or encoding == "text" or (plain and looks_encoded(value) != encoding):
-        return value
-    if encoding == "json":
-        allowed = "a JSON list of messages (`encoding: json`)"
-        try:
-            decoded = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{row.place}: column {column!r} is not valid JSON ({error.msg} at character {error.pos}): "
-                f"{shorten(value, error.pos)}",
-                allowed=allowed,
-                fix="correct the JSON there, or set `encoding: text` if these are plain texts",
-            ) from None
-        if not isinstance(decoded, list):
-            raise row.wrong(column, allowed)
-        return decoded
-    names = TRANSCRIPT.split(value)
-    if len(names) < 3 or names[0].strip():
-        raise row.wrong(column, "turns that begin with `Human:` and `Assistant:` (`encoding: transcript`)")
-    roles = {"Human": "user", "Assistant": "assistant"}
-    return [
-        {"role": roles[name], "content": text} for name, text in zip(names[1::2], names[2::2], strict=True)
-    ]
 
 
 def _response(row: Row, column: str, messages: Conversation, prompt: Conversation) -> Message:
@@ -181,19 +153,45 @@ def _same_turns(first: Conversation, second: Conversation) -> bool:
     return stripped(first) == stripped(second)
 
 
+def _is_turn(prompt: Any, conversation: Conversation) -> bool:
+    """Whether a prompt is a string that a user says in a conversation."""
+    texts = {message.content.strip() for message in conversation if message.role == "user"}
+    return isinstance(prompt, str) and prompt.strip() in texts
+
+
+def _require_turns(row: Row, columns: Sequence[str], encoding: str) -> None:
+    """Without a prompt, responses must be conversations; text that looks encoded names its encoding."""
+    for column in columns:
+        if (looks := looks_encoded(row.find(column))) is not None and looks != encoding:
+            raise DataError(
+                f"{row.place}: there is no prompt, and column {column!r} is plain text that looks like an "
+                f"encoded conversation: {excerpt(row.find(column))}",
+                allowed="a prompt, or responses that are whole conversations",
+                fix=f"set `encoding: {looks}` of this source",
+            )
+
+
 def _with_columns(row: Row, prompt: Conversation) -> Conversation:
     """The prompt with the row's columns `system` and `tools`; a row with media is of no use."""
     for column in MEDIA_COLUMNS:
         if row.values.get(column):
             raise rules.UnusableRowError(rules.with_media(column))
-    system = next((row.values[name] for name in SYSTEM_COLUMNS if row.values.get(name)), None)
-    if isinstance(system, str) and prompt[:1] != (Message("system", system),):
+    system = _system(row)
+    if system is not None and prompt[:1] != (Message("system", system),):
         if prompt and prompt[0].role == "system":
             raise row.wrong("system", "the system message that the prompt begins with, or none")
         prompt = (Message("system", system), *prompt)
     tools = row.values.get(TOOLS)
     if isinstance(tools, str) and tools.strip().startswith("["):
-        tools = json.loads(tools)
+        try:
+            tools = json.loads(tools)
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{row.place}: column {TOOLS!r} is not valid JSON ({error.msg} at character {error.pos}): "
+                f"{shorten(tools, error.pos)}",
+                allowed="a list of tools, or the JSON text of one",
+                fix=CORRECT_ROW,
+            ) from None
     if tools and prompt:
         if not isinstance(tools, list):
             raise row.wrong(TOOLS, "a list of tools, as chat templates take it")
@@ -202,9 +200,20 @@ def _with_columns(row: Row, prompt: Conversation) -> Conversation:
     return prompt
 
 
+def _system(row: Row) -> str | None:
+    """The text of the row's column `system` or `system_prompt`, if it has one."""
+    named = {name: row.values[name] for name in SYSTEM_COLUMNS if row.values.get(name)}
+    for name, text in named.items():
+        if not isinstance(text, str):
+            raise row.wrong(name, "a string")
+    if len(set(named.values())) > 1:
+        raise row.wrong("system_prompt", "the text of the column 'system', or none")
+    return next(iter(named.values()), None)
+
+
 def _conversation(row: Row, column: str, value: Any) -> Conversation:
-    if isinstance(value, Mapping):  # a single message, as in ShareGPT's pairs
-        value = [value]
+    if isinstance(value, Mapping):
+        value = _transposed(value)
     if not isinstance(value, list):
         raise row.wrong(column, MESSAGES)
     if value and all(isinstance(item, str) for item in value):
@@ -213,13 +222,22 @@ def _conversation(row: Row, column: str, value: Any) -> Conversation:
     return tuple(_message(row, column, item) for item in value)
 
 
+def _transposed(value: Mapping[str, Any]) -> list[Any]:
+    """The messages of an object: a single message, or lists of roles and contents, as `datasets` writes."""
+    lengths = {len(items) if isinstance(items, list) else -1 for items in value.values()}
+    if len(lengths) != 1 or -1 in lengths or not {"role", "from"} & value.keys():
+        return [value]
+    return [dict(zip(value, items, strict=True)) for items in zip(*value.values(), strict=True)]
+
+
 def _message(row: Row, column: str, item: Any) -> Message:
     if not isinstance(item, Mapping):
         raise row.wrong(column, MESSAGES, value=item)
     sharegpt = item.get("role") is None and "from" in item
-    role = SHAREGPT.get(str(item["from"])) if sharegpt else item.get("role")
-    if role not in ROLES:
-        raise row.wrong(column, MESSAGES, value=item, around=item["from"] if sharegpt else role)
+    name = str(item["from"] if sharegpt else item.get("role")).strip().lower()
+    role = name if name in ROLES else SHAREGPT.get(name)
+    if role is None:
+        raise row.wrong(column, MESSAGES, value=item, around=item["from"] if sharegpt else item.get("role"))
     extra = {name: item[name] for name in RENDERED if item.get(name)}
     unread = [name for name, value in item.items() if name not in KNOWN and value not in (None, "", [], {})]
     if content_fields := [name for name in unread if name in WITH_CONTENT]:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf.core.records import Preference
 from rlhf.data import rules
-from rlhf.data.readers.messages import looks_encoded, read_prompt
+from rlhf.data.readers.encodings import looks_encoded
+from rlhf.data.readers.messages import read_prompt
 from rlhf.data.readers.rows import Row, is_number
 
 if TYPE_CHECKING:

@@ -8,12 +8,14 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from rlhf.core.errors import DataError, did_you_mean, excerpt
-from rlhf.data.readers.files import READABLE, RepeatedKeys, file_rows, folder_files, missing_path
+from rlhf.data.readers.files import READABLE, file_rows, folder_files, missing_path
 from rlhf.data.readers.hub import hub_rows
+from rlhf.data.readers.json_text import RepeatedKeys
 from rlhf.data.readers.select import drawn, matching, of_split
 from rlhf.data.readers.tables import Cell, is_saved, saved_rows
 
@@ -59,6 +61,11 @@ class Row:
         """The value of a column, or None."""
         return _find(self.values, column)
 
+    def find_number(self, column: str) -> float | None:
+        """The value of a column as a finite number, or None where it is none."""
+        value = _parsed(self.find(column))
+        return float(value) if is_number(value) else None
+
     def get(self, column: str) -> Any:
         """The value of a column.
 
@@ -72,7 +79,7 @@ class Row:
             raise DataError(
                 f"{self.place}: no column {column!r}.{did_you_mean(column, names)}{null}",
                 allowed=f"this row has {', '.join(names) or 'no columns'}",
-                fix="correct the row, or name the right column under `columns` (with `format: columns`)",
+                fix="correct the row, rename the column, or name it under `columns` of a config's source",
             )
         return value
 
@@ -126,8 +133,13 @@ class Row:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite number (a truth value is none)."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a value is a number that a float can hold, and finite (a truth value is none)."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond 1.8e308
+        return False
 
 
 def read_rows(source: DataSource, *, seed: int) -> Iterator[Row]:
@@ -217,8 +229,8 @@ def _row(place: str, values: Any) -> Row:
 
 
 def _parsed(value: Any) -> Any:
-    """A cell of a CSV file, in which all is text, as the number it spells."""
-    if isinstance(value, Cell):
+    """A cell of a CSV file, in which all is text, or a decimal of a Parquet file, as a number."""
+    if isinstance(value, Cell | Decimal):
         try:
             return float(value)
         except ValueError:

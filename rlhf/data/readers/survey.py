@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 from rlhf.core.errors import DataError
 from rlhf.core.records import TOOLS
 from rlhf.data.readers import columns
+from rlhf.data.readers.encodings import looks_encoded, looks_rendered
 from rlhf.data.readers.layouts import Kind
-from rlhf.data.readers.messages import MEDIA_COLUMNS, SYSTEM_COLUMNS, looks_encoded
+from rlhf.data.readers.messages import MEDIA_COLUMNS, SYSTEM_COLUMNS
 from rlhf.data.readers.rows import Row
-from rlhf.data.readers.winners import first_index_of
+from rlhf.data.readers.winners import end_of, first_index_of
 
 if TYPE_CHECKING:
     from rlhf.config.schema import DataSource
@@ -54,22 +55,27 @@ def survey(rows: Iterator[Row], source: DataSource, kind: Kind) -> Survey:
     if kind == "preferences":
         strength = columns.strength_column(source, first)
         winner = columns.winner_column(source, first)
+    pairs = kind == "preferences" and columns.form_of(first, source) == "chosen"
     if strength is None and winner is None:
         rows = itertools.islice(rows, SAMPLE)
     texts = [source.columns.get(name, name) for name in columns.FIELDS[kind] if name in columns.TEXTS]
-    strengths, winners, present = set[str](), set[object](), dict[str, None]()
-    encoded, count = Counter[tuple[str, str]](), 0
+    strengths, winners, present = set[float](), set[object](), dict[str, None]()
+    encoded, rendered, named, count = Counter[tuple[str, str]](), Counter[str](), 0, 0
     for row in rows:
         count += 1
         present.update(dict.fromkeys(name for name, value in row.values.items() if value is not None))
-        if strength is not None:
-            strengths.add(str(row.find(strength)))
+        if strength is not None and (size := row.find_number(strength)) is not None:
+            strengths.add(size)
         if winner is not None and isinstance(value := row.find(winner), str | int | float):
             winners.add(value)
         if source.encoding == "text":
             encoded.update((name, encoding) for name in texts if (encoding := looks_encoded(row.find(name))))
-    if strengths and {value.removesuffix(".0") for value in strengths} == {"0", "1"}:
-        raise _index_as_strength(source, str(strength))
+        rendered.update(name for name in texts if looks_rendered(row.find(name)))
+        named += pairs and _names_columns(row, source)
+    if strength is not None:
+        _check_strengths(strengths, source, strength, signed=not pairs)
+    if named == count:
+        raise _names_as_texts(source)
     notes = Counter(
         {
             f"column {name!r} looks like {ENCODINGS[encoding]} and is read as plain text; to read the "
@@ -79,8 +85,18 @@ def survey(rows: Iterator[Row], source: DataSource, kind: Kind) -> Survey:
             if number > count / 2
         }
     )
+    notes |= {
+        f"column {name!r} looks like text that a chat template has rendered and is read as plain text; write "
+        "its turns as messages": number
+        for name, number in rendered.items()
+        if number > count / 2
+    }
+    if strengths and max(strengths) <= 1 and any(0 < size < 1 for size in strengths):
+        notes[
+            f"column {strength!r} is at most 1, so that every strength is 1; scale it, if it should count"
+        ] = 1
     if kind != "prompts" and (unread := unread_columns(present, first, source, kind)):
-        notes[f"columns that are not read: {', '.join(unread)}"] = 1
+        notes[f"columns that are not read: {', '.join(name or repr(name) for name in unread)}"] = 1
     if winner is None:
         return Survey(notes=notes)
     responses = [source.columns.get(name, name) for name in ("response_1", "response_2")]
@@ -100,11 +116,40 @@ def unread_columns(present: Iterable[str], first: Row, source: DataSource, kind:
     return [name for name in present if name not in read]
 
 
-def _index_as_strength(source: DataSource, column: str) -> DataError:
+def _check_strengths(strengths: set[float], source: DataSource, column: str, *, signed: bool) -> None:
+    """Refuse a column of strengths that holds the index of a response, counted from 0 or from 1."""
+    if strengths == {0, 1}:
+        raise DataError(
+            f"{source.path}: column {column!r} holds only 0 and 1: the index of a response or a truth value, "
+            "not a strength",
+            allowed="strengths from -3 to 3, or from 0 to 3 of chosen over rejected",
+            fix=f"where it is the index of the better response, write `winner: {column}` (with `response_1` "
+            "and `response_2`) or rename it to `winner`; with `chosen` and `rejected` leave `strength` out",
+        )
+    if signed and {1, 2} <= strengths <= {0, 1, 2}:
+        raise DataError(
+            f"{source.path}: column {column!r} holds only {', '.join(f'{n:g}' for n in sorted(strengths))}: "
+            "the number of a response, or strengths of which none prefers the first response",
+            allowed="strengths from -3 to 3 of which some are negative",
+            fix=f"where it is the number of the better response, write `winner: {column}` or rename it to "
+            "`winner`; where the second "
+            f"response is always the better one, write `chosen`, `rejected` and `strength: {column}`",
+        )
+
+
+def _names_columns(row: Row, source: DataSource) -> bool:
+    """Whether both `chosen` and `rejected` hold the name or the letter of another column."""
+    sides = [source.columns.get(name, name) for name in ("chosen", "rejected")]
+    others = {name.lower() for name in row.values if name not in sides}
+    ends = {end for name in others if (end := end_of(name)) in ("a", "b", "0", "1", "2")}
+    values = [row.find(side) for side in sides]
+    return all(isinstance(value, str) and value.strip().lower() in others | ends for value in values)
+
+
+def _names_as_texts(source: DataSource) -> DataError:
+    column = source.columns.get("chosen", "chosen")
     return DataError(
-        f"{source.path}: column {column!r} holds only 0 and 1: the index of a response or a truth value, "
-        "not a strength",
-        allowed="strengths from -3 to 3, or from 0 to 3 of chosen over rejected",
-        fix=f"where it is the index of the better response, write `winner: {column}` (with `response_1` and "
-        "`response_2`); with `chosen` and `rejected` leave `strength` out",
+        f"{source.path}: column {column!r} holds names of other columns, not responses",
+        allowed="the texts of the responses, or the name of the better one as `winner`",
+        fix=f"columns: {{prompt: COLUMN, response_1: COLUMN, response_2: COLUMN, winner: {column}}}",
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.core.errors import DataError, did_you_mean
+from rlhf.data.readers.json_text import not_utf8
 
 LONGEST_CELL = 2**31 - 1
 
@@ -34,6 +35,7 @@ def csv_rows(path: Path, open_file: Callable[[Path], Any], *, delimiter: str) ->
                 io.TextIOWrapper(stream, "utf-8-sig", newline=""), delimiter=delimiter, strict=True
             )
             names = next(reader, [])
+            _check_delimiter(path, names, delimiter)
             if len(set(names)) != len(names):
                 raise DataError(f"{path}:1: a column occurs twice in the header: {', '.join(names)}")
             for cells in reader:
@@ -52,9 +54,7 @@ def csv_rows(path: Path, open_file: Callable[[Path], Any], *, delimiter: str) ->
                     {name: Cell(cell) if cell else None for name, cell in zip(names, cells, strict=True)},
                 )
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: row {number + 1}: not UTF-8 ({error.reason})", allowed="UTF-8 text"
-        ) from error
+        raise not_utf8(f"{path}: row {number + 1}", error) from error
     except (OSError, EOFError, zlib.error, csv.Error) as error:
         raise DataError(
             f"{path}: row {number + 1}: cannot be read from here on ({error})",
@@ -63,6 +63,21 @@ def csv_rows(path: Path, open_file: Callable[[Path], Any], *, delimiter: str) ->
         ) from error
     if not number:
         raise DataError(f"{path}: a header and no rows", allowed="at least one row")
+
+
+def _check_delimiter(path: Path, names: list[str], delimiter: str) -> None:
+    """Refuse a header of one name that has another delimiter in it."""
+    others = {",": "a comma", "\t": "a tab", ";": "a semicolon", "|": "a bar"}
+    other = next(
+        (mark for mark in others if mark != delimiter and len(names) == 1 and mark in names[0]), None
+    )
+    if other is not None:
+        is_read = {",": ".csv", "\t": ".tsv"}.get(other)
+        raise DataError(
+            f"{path}:1: the header is one column with {others[other]} in its name: {names[0]}",
+            allowed="cells separated by commas in .csv, by tabs in .tsv",
+            fix=f"mv {path} {path.with_suffix(is_read)}" if is_read else "save the table with commas",
+        )
 
 
 def is_saved(folder: Path) -> bool:

@@ -39,6 +39,8 @@ def winner_sign(row: Row, column: str, first: str, second: str, first_index: int
         DataError: the value names neither response.
     """
     value = _as_index(row.get(column))
+    if isinstance(value, bool):
+        raise row.wrong(column, f"{ALLOWED}; a truth value does not say which of the two it is about")
     if (column, frozenset({first, second})) == SHP and value in (0, 1):
         value = "human_ref_A" if value == 1 else "human_ref_B"
     if isinstance(value, int):
@@ -53,7 +55,7 @@ def winner_sign(row: Row, column: str, first: str, second: str, first_index: int
     models = [row.find(name) for name in MODEL_NAMES]
     if value in models and models[0] != models[1]:
         return 2 * models.index(value) - 1
-    end, ends = _end(value), (_end(first), _end(second))
+    end, ends = end_of(value), (end_of(first), end_of(second))
     if end in ends and ends[0] != ends[1]:
         return 2 * ends.index(end) - 1
     if end in FIRST | SECOND:
@@ -67,14 +69,16 @@ def first_index_of(values: Collection[Any], first: str, second: str, *, path: st
     Raises:
         DataError: the indices are of both kinds, or 1 is the only one and the columns have no numbers.
     """
-    indices = {value for value in map(_as_index, values) if isinstance(value, int)}
+    indices = {value for value in map(_as_index, values) if is_number(value) and value == int(value)}
     if 0 in indices and 2 in indices:
         raise DataError(
-            f"{path}: column {column!r} holds 0, 1 and 2", allowed="0 and 1, or 1 and 2; a tie is `tie`"
+            f"{path}: column {column!r} holds 0, 1 and 2",
+            allowed="0 and 1, or 1 and 2; a tie is `tie`",
+            fix="write `tie` in the place of the number that stands for it",
         )
     if (column, frozenset({first, second})) == SHP or indices != {1}:
         return 1 if 2 in indices else 0
-    ends = [_end(first), _end(second)]
+    ends = [end_of(first), end_of(second)]
     if sorted(ends) in (["0", "1"], ["1", "2"]):
         return int(min(ends))
     raise DataError(
@@ -86,7 +90,7 @@ def first_index_of(values: Collection[Any], first: str, second: str, *, path: st
 
 
 def _of_index(row: Row, column: str, value: int, columns: tuple[str, str], first_index: int) -> int:
-    ends = [_end(side) for side in columns]
+    ends = [end_of(side) for side in columns]
     if sorted(ends) == [str(first_index), str(first_index + 1)] and str(value) in ends:
         return 2 * ends.index(str(value)) - 1
     if value - first_index not in (0, 1):
@@ -100,6 +104,6 @@ def _as_index(value: Any) -> Any:
     return int(value) if is_number(value) and value == int(value) else value
 
 
-def _end(name: str) -> str:
+def end_of(name: str) -> str:
     """The last word or number of a name: `a` of `model_a`."""
     return re.split(r"[^a-z0-9]+", name.lower().strip())[-1]

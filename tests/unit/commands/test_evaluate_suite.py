@@ -112,7 +112,7 @@ def test_one_table_and_one_file(rlhf: Rlhf, folder: Path) -> None:
     assert (best["score"], best["longest"], best["shortest"]) == (1.0, 0.0, 0.5)
     assert benchmarks["mine.jsonl"]["overall"] == 1.0
     assert next(row["score"] for row in benchmarks["judgebench"]["published"]) == 81.4
-    assert "'chosen'" in written["missing"]["broken.jsonl"]
+    assert "no layout of preferences: prompt" in written["missing"]["broken.jsonl"]
     assert set(SUITE) <= benchmarks.keys() | written["missing"].keys()
     assert "Llama-3.3-Nemotron-70B-Reward" in result.stdout
     assert "Missing: broken.jsonl" in result.stdout

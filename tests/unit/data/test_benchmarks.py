@@ -94,7 +94,7 @@ def test_the_demo_is_pairs() -> None:
         ({**RATED, "scores": [1]}, "Allowed: a finite number for each of the 2 responses"),
         ({**RATED, "scores": [1, float("nan")]}, "Allowed: a finite number for each of the 2 responses"),
         ({**RATED, "scores": None}, "no column 'scores'"),
-        ({"prompt": "Q", "answer": "a"}, "no column 'chosen'"),
+        ({"prompt": "Q", "answer": "a"}, "those of no benchmark .*: prompt, answer"),
     ],
 )
 def test_a_malformed_row_names_its_place(row: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ import pytest
 from rlhf.config.schema import DataSource
 from rlhf.core.errors import ConfigError, DataError
 from rlhf.core.records import Message, Preference, Prompt
+from rlhf.data.comparisons import load_comparisons
 from rlhf.data.drops import DropReport
-from rlhf.data.load import join_ratings, load_comparisons, load_preferences, load_prompts, load_ratings
+from rlhf.data.load import join_ratings, load_preferences, load_prompts, load_ratings
 from rlhf.data.pairs import pair_rated
 
 ASKED = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 1+1?"}]
@@ -155,7 +156,7 @@ def test_conversations_stand_for_the_prompt(preferences_of: Callable[..., Any]) 
             "column 'rejected' is .*\n.*prompt's own",
         ),
         (
-            {"prompt": [{"role": "human", "content": "q"}], "chosen": "2", "rejected": "3"},
+            {"prompt": [{"role": "robot", "content": "q"}], "chosen": "2", "rejected": "3"},
             "roles system, developer, user, assistant, tool",
         ),
         (

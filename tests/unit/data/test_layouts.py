@@ -46,6 +46,7 @@ PREFERENCES: dict[str, dict[str, Any]] = {
         "score_rejected": 4.0,
     },
     "hh-rlhf": {"chosen": transcript("good"), "rejected": transcript("bad")},
+    "chosen and rejected as JSON": {"chosen": json.dumps(turns("good")), "rejected": str(turns("bad"))},
     "SHP": {"history": "q", "human_ref_A": "good", "human_ref_B": "bad", "labels": 1},
     "PKU-SafeRLHF": {"prompt": "q", "response_0": "good", "response_1": "bad", "better_response_id": 0},
     "LMArena": {"conversation_a": turns("good"), "conversation_b": turns("bad"), "winner": "model_a"},
@@ -67,6 +68,7 @@ PREFERENCES: dict[str, dict[str, Any]] = {
         "rejected": {"from": "gpt", "value": "bad"},
     },
     "Alpaca pairs": {"instruction": "q", "input": "", **PAIR},
+    "question and pairs": {"question": "q", **PAIR},
 }
 PROMPTS: dict[str, dict[str, Any]] = {
     "prompt": {"prompt": "q"},

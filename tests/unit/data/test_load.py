@@ -9,10 +9,10 @@ import pytest
 from rlhf.config.schema import DataSource
 from rlhf.core.errors import DataError
 from rlhf.core.records import Comparison, Message, Preference, Rating
+from rlhf.data.comparisons import load_comparisons
 from rlhf.data.digests import digest_of
 from rlhf.data.load import (
     join_ratings,
-    load_comparisons,
     load_preferences,
     load_prompts,
     load_ratings,

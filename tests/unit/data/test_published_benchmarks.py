@@ -9,7 +9,7 @@ import pytest
 
 from rlhf.core.errors import DataError
 from rlhf.core.records import Candidates, Comparison, Message
-from rlhf.data import benchmarks
+from rlhf.data import benchmarks, comparisons
 from rlhf.data.benchmarks import load_benchmark
 from rlhf.data.readers.rows import Row
 
@@ -102,5 +102,6 @@ def test_names_of_the_hub(
         return iter([Row("here", LANGUAGE)])
 
     monkeypatch.setattr(benchmarks, "read_rows", read_rows)
+    monkeypatch.setattr(comparisons, "read_rows", read_rows)
     load_benchmark(name)
     assert set(asked) == {source}

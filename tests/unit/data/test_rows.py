@@ -79,8 +79,7 @@ def test_a_malformed_line_is_named(tmp_path: Path, bad: str, message: str) -> No
     ("name", "content"),
     [
         ("cut.jsonl.gz", gzip.compress(lines(ROWS).encode(), mtime=0)[:-12]),
-        ("plain.jsonl.gz", b"not compressed"),
-        ("broken.parquet", b"not parquet"),
+        ("cut.parquet", b"PAR1 and no more"),
     ],
 )
 def test_a_broken_file_is_an_error_of_the_data(tmp_path: Path, name: str, content: bytes) -> None:

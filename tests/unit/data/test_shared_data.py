@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlhf.config.schema import DataSource
-from rlhf.data.load import load_comparisons, load_preferences, load_prompts, load_ratings
+from rlhf.data.comparisons import load_comparisons
+from rlhf.data.load import load_preferences, load_prompts, load_ratings
 
 
 def test_preferences(shared: Path) -> None:

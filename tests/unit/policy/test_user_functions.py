@@ -18,6 +18,7 @@ from policy.rewards.function import FunctionReward, load_function
 from policy.rewards.protocol import Missing
 from rlhf.core.errors import ConfigError, RewardError
 from rlhf.core.records import Message, Prompt, Rollout
+from rlhf.runs.signals import TerminatedError
 
 PROMPTS = [Prompt((Message("user", "Q"),), "here", {"answer": "1"})] * 2
 ROLLOUTS = [Rollout((1,), (5,) * (n + 1), (), True, "a" * n) for n in range(2)]
@@ -223,3 +224,96 @@ def test_a_function_may_change_the_checks_it_gets(write: Write) -> None:
     reward.check(PROMPTS, ROLLOUTS)
     assert reward.of(PROMPTS, ROLLOUTS) == [1.0, 1.0]
     assert PROMPTS[0].check == {"answer": "1"}
+
+
+def test_a_file_has_its_own_name_for_the_modules_beside_it(write: Write) -> None:
+    """A neighbour that imports the file back must get the module that is being executed, not a second one."""
+    write("import own_name_file\ndef seen(): return own_name_file.CALLS\n", "own_name_neighbour.py")
+    file = write(
+        "import own_name_neighbour\nCALLS = []\n"
+        "def f(completions, **_):\n    CALLS.append(1)\n"
+        "    return [float(len(own_name_neighbour.seen()))] * len(completions)\n",
+        "own_name_file.py",
+    )
+    assert load(f"{file}:f").of(PROMPTS, ROLLOUTS) == [1.0, 1.0]
+
+
+def test_a_file_does_not_replace_a_module_of_its_name(write: Write) -> None:
+    import statistics
+
+    file = write("def f(completions, **_): return [1.0] * len(completions)\n", "statistics.py")
+    assert load(f"{file}:f").of(PROMPTS, ROLLOUTS) == [1.0, 1.0]
+    assert sys.modules["statistics"] is statistics
+
+
+def test_processes_started_by_spawn_can_call_functions_of_the_file(write: Write) -> None:
+    file = write(
+        "import multiprocessing\ndef size(c): return float(len(c[0]['content']))\n"
+        "def f(completions, **_):\n"
+        "    with multiprocessing.get_context('spawn').Pool(1) as pool:\n"
+        "        return pool.map_async(size, completions).get(60)\n",
+        "starts_processes.py",
+    )
+    assert load(f"{file}:f").of(PROMPTS, ROLLOUTS) == [0.0, 1.0]
+
+
+def test_a_relative_import_is_told_the_absolute_one(write: Write) -> None:
+    file = write("from .helper import x\n")
+    with pytest.raises(ConfigError) as caught:
+        load(f"{file}:f")
+    assert "from NAME import" in caught.value.fix
+    assert f"{file}:1" in caught.value.found
+
+
+def test_a_function_that_changes_the_working_directory_does_not_move_the_run(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = write("import os\ndef f(completions, **_):\n    os.chdir('/')\n    return [1.0, 2.0]\n")
+    load(f"{file}:f").of(PROMPTS, ROLLOUTS)
+    assert Path.cwd() == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        ("return {1.0, 2.0}", "of type set"),
+        ("return map(int, ['x', 'y'])", "ValueError"),
+        ("import torch; return torch.zeros(2, device='meta')", "meta"),
+        ("raise GeneratorExit", "GeneratorExit"),
+        ("import asyncio; raise asyncio.CancelledError", "CancelledError"),
+    ],
+)
+def test_what_a_function_does_is_an_error_of_the_function(write: Write, body: str, found: str) -> None:
+    file = write(f"def f(completions, **_):\n    {body}\n")
+    with pytest.raises(RewardError) as caught:
+        load(f"{file}:f").of(PROMPTS, ROLLOUTS)
+    assert found in caught.value.found
+
+
+def test_a_long_exception_is_shortened(write: Write) -> None:
+    file = write("def f(completions, **_): raise ValueError('z' * 10000)\n")
+    with pytest.raises(RewardError) as caught:
+        load(f"{file}:f").of(PROMPTS, ROLLOUTS)
+    assert len(caught.value.found) < 1000
+
+
+@pytest.mark.parametrize("stops", [KeyboardInterrupt, TerminatedError])
+def test_a_signal_in_a_function_is_not_the_functions_error(stops: type[BaseException]) -> None:
+    def function(completions: Any, **_: Any) -> Any:
+        raise stops
+
+    with pytest.raises(stops):
+        FunctionReward(function, "here:function").of(PROMPTS, ROLLOUTS)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "fix"),
+    [("completions, /, **_", "remove the `/`"), ("completion, **_", "add a column 'completion'")],
+)
+def test_the_fix_of_a_signature(write: Write, parameters: str, fix: str) -> None:
+    file = write(f"def f({parameters}): return [1.0, 2.0]\n")
+    with pytest.raises(ConfigError) as caught:
+        load(f"{file}:f").check(PROMPTS, ROLLOUTS)
+    assert fix in caught.value.fix
+    assert "completion" in caught.value.found
