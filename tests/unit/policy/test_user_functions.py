@@ -257,7 +257,7 @@ def test_processes_started_by_spawn_can_call_functions_of_the_file(write: Write)
     assert load(f"{file}:f").of(PROMPTS, ROLLOUTS) == [0.0, 1.0]
 
 
-def test_a_relative_import_is_told_the_absolute_one(write: Write) -> None:
+def test_the_fix_of_a_relative_import_is_an_absolute_one(write: Write) -> None:
     file = write("from .helper import x\n")
     with pytest.raises(ConfigError) as caught:
         load(f"{file}:f")
