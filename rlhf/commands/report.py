@@ -13,8 +13,7 @@ from rlhf.core.errors import ConfigError, OutputError
 from rlhf.report import write_report
 from rlhf.report.several import write_several
 from rlhf.runs.folder import in_use
-from rlhf.search.page import write_page
-from rlhf.search.results import RESULTS
+from rlhf.search.results import RESULTS, write_page
 
 RELOAD = 10
 """Seconds between two versions of a page that is watched."""

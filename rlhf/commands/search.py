@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,8 +46,7 @@ def command(
       rlhf search configs/search/reward.yaml trials=30 --output runs/search
     """
     settings = load_config(config, SearchConfig, overrides or (), output)
-    from rlhf.search.plan import plan
-    from rlhf.search.run import run_search
+    from rlhf.search.run import plan, run_search
 
     console = Console(highlight=False)
 
@@ -57,6 +57,8 @@ def command(
         for line in plan(settings, config):
             print_line(line)
         return
+    for number in (signal.SIGTERM, signal.SIGHUP):  # like Ctrl-C: the trial is stopped and stays open
+        signal.signal(number, signal.default_int_handler)
     try:
         results = run_search(settings, config, print_line)
     except KeyboardInterrupt:
@@ -68,17 +70,15 @@ def command(
 
 
 def print_results(settings: SearchConfig, results: dict[str, Any], console: Console) -> None:
-    """Print the table, counts, the command to train with the best values, and the path of the report.
+    """Print counts, the best trial, the command to train with the best values, and the path of the report.
 
     Raises:
         RunError: every trial failed.
     """
-    from rlhf.search.page import write_page
-    from rlhf.search.results import best_table, summary
+    from rlhf.search.results import summary, write_page
 
     lines = summary(results)
     if results["best"] is not None:
-        console.print(best_table(results))
         note = ", with the search's overrides: remove those that only shorten trials"
         lines += [f"To train with the best values{note if settings.overrides else ''}:", results["train"]]
     for line in [*lines, f"Report: {write_page(settings.output)}"]:

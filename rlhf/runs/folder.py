@@ -77,7 +77,7 @@ class RunFolder:
 
     @classmethod
     def _create(cls, path: Path, config: BaseModel, *, resume: bool, command: str) -> RunFolder:
-        _check_is_run_folder(path, resume=resume)
+        check_is_run_folder(path, resume=resume)
         run = cls(path, _acquire(path), resumed=resume and _occupied(path))
         try:
             if _occupied(path) and not resume:
@@ -228,11 +228,15 @@ def _not_empty(path: Path) -> OutputError:
     )
 
 
-def _check_is_run_folder(path: Path, *, resume: bool) -> None:
-    """Refuse a folder with other files before anything, even a lock, is written into it."""
+def check_is_run_folder(path: Path, *, resume: bool, config: str = CONFIG) -> None:
+    """Create a folder, or check that it is empty or has a config, before anything is written into it.
+
+    Raises:
+        OutputError: it has other files, or is not writable.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        is_run = (path / CONFIG).exists()
+        is_run = (path / config).exists()
         occupied = _occupied(path)
     except OSError as error:
         message = f"{path} cannot be an output folder: {error.strerror}"
@@ -241,7 +245,7 @@ def _check_is_run_folder(path: Path, *, resume: bool) -> None:
         if not resume:
             raise _not_empty(path)
         raise OutputError(
-            f"{path} is not a run folder: it contains files, but no {CONFIG}", fix="another --output"
+            f"{path} is not a run folder: it contains files, but no {config}", fix="another --output"
         )
 
 

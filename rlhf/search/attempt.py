@@ -1,4 +1,4 @@
-"""One trial as a separate process: starts it, follows its metrics, stops it if pruned, reads its result."""
+"""One trial as a separate process: its command line, its end, its metrics and its result."""
 
 from __future__ import annotations
 
@@ -8,41 +8,26 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rlhf.config.search import SearchConfig
 from rlhf.core.errors import ConfigError, did_you_mean
+from rlhf.report.files import json_lines
 from rlhf.runs.folder import METRICS
 
 EVALUATION = "eval.json"
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 30.0
 """From SIGTERM to SIGKILL."""
-LAST_LINES = 12
-MAX_NAMES = 40
-"""Number of names that a message lists at most."""
+LAST_LINES, MAX_NAMES = 12, 40
+"""Number of lines of a log, and of names, that a message has at most."""
 
 Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """How a trial's process ended: its exit code, and whether it was pruned."""
-
-    code: int
-    pruned: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """The value of a trial, with its 95 % interval if its evaluation has one."""
-
-    value: float
-    interval: tuple[float, float] | None
+Result = tuple[float, tuple[float, float] | None]
+"""The value of a trial, with its 95 % interval if its evaluation has one."""
 
 
 def command_words(search: SearchConfig, words: Sequence[str]) -> list[str]:
@@ -51,26 +36,24 @@ def command_words(search: SearchConfig, words: Sequence[str]) -> list[str]:
     return [*start, search.command, str(search.config), *search.overrides, *words]
 
 
-def start(command: Sequence[str], log: Path, lock: int) -> subprocess.Popen[bytes]:
-    """Start a trial in a new process group, with its output appended to a log.
+def run(command: Sequence[str], folder: Path, log: Path, prune: Callable[[Row], bool]) -> int | None:
+    """Run a trial in a new process group, and append its output to `log`.
 
     Args:
-        lock: the descriptor of a lock that the trial holds until it exits.
+        prune: called again and again with the rows of the trial's metrics; True stops the trial.
+
+    Returns:
+        The exit code, negative after a signal; None if the trial was pruned.
 
     Raises:
         ConfigError: the program of `launch` cannot be started.
     """
     program = [sys.executable, "-m", "rlhf.cli", *command[1:]] if command[0] == "rlhf" else list(command)
+    env = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with log.open("ab") as out:
         try:
-            return subprocess.Popen(
-                program,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                pass_fds=(lock,),
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            process = subprocess.Popen(
+                program, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, env=env
             )
         except OSError as error:
             raise ConfigError(
@@ -78,24 +61,15 @@ def start(command: Sequence[str], log: Path, lock: int) -> subprocess.Popen[byte
                 allowed="a program and its options",
                 fix="install it, or correct `launch`; without `launch` this Python is used",
             ) from None
-
-
-def follow(process: subprocess.Popen[bytes], folder: Path, prune: Callable[[Row], bool]) -> Ended:
-    """Wait for a trial; stop it if `prune` returns True for a row of its metrics.
-
-    An exception during the wait, such as KeyboardInterrupt, stops the process too.
-    """
-    rows = MetricRows(folder / METRICS)
     try:
         while True:
             code = process.poll()  # before reading: a finished process has written all its rows
-            if any(prune(row) for row in rows.new()) and code is None:
-                stop(process)
-                return Ended(0, pruned=True)
+            if any(prune(row) for row in json_lines(folder / METRICS, [])) and code is None:
+                return None
             if code is not None:
-                return Ended(code, pruned=False)
+                return code
             time.sleep(POLL_SECONDS)
-    finally:
+    finally:  # also after an exception, such as KeyboardInterrupt
         if process.poll() is None:
             stop(process)
 
@@ -111,48 +85,20 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-class MetricRows:
-    """Follows the rows of a metrics file; a file that was replaced by a resumed run is read from its
-    start."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file, self._offset = 0, 0
-
-    def new(self) -> Iterator[Row]:
-        """The complete lines since the last call."""
-        with suppress(FileNotFoundError), self.path.open("rb") as lines:
-            status = os.fstat(lines.fileno())
-            if status.st_ino != self._file or status.st_size < self._offset:
-                self._file, self._offset = status.st_ino, 0
-            lines.seek(self._offset)
-            for line in lines:
-                if not line.endswith(b"\n"):
-                    return
-                self._offset += len(line)
-                with suppress(ValueError):  # cut off by a kill; the resumed run removes it
-                    yield json.loads(line)
-
-
-def read_result(folder: Path, metric: str) -> Result | None:
+def read_result(search: SearchConfig, folder: Path) -> Result | None:
     """A trial's value from its eval.json; None if there is no file, or the value is not finite.
 
     Raises:
-        ConfigError: eval.json has no such number.
+        ConfigError: eval.json has no such number, or the metrics no such metric to prune by.
     """
-    try:
-        evaluation = json.loads((folder / EVALUATION).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not (folder / EVALUATION).exists():
         return None
-    known = {path: (beside, name) for path, beside, name in _numbers(evaluation)}
-    if metric not in known:
-        raise ConfigError(
-            f"objective.metric: {folder / EVALUATION} has no number {metric!r}.{did_you_mean(metric, known)}",
-            allowed=listed(known),
-            fix="change objective.metric and run the same command again; this trial's result is kept",
-        )
-    beside, name = known[metric]
-    return None if beside[name] is None else Result(float(beside[name]), _interval(beside, name))
+    values = dict(_numbers(json.loads((folder / EVALUATION).read_text(encoding="utf-8"))))
+    _check_known("objective.metric", search.objective.metric, values, folder / EVALUATION)
+    if search.pruning is not None:
+        metrics = {name for row in json_lines(folder / METRICS, []) for name in row}
+        _check_known("pruning.metric", search.pruning.metric, sorted(metrics), folder / METRICS)
+    return values[search.objective.metric]
 
 
 def last_lines(log: Path) -> str:
@@ -161,30 +107,24 @@ def last_lines(log: Path) -> str:
     return "\n".join(f"    {line}" for line in lines[-LAST_LINES:])
 
 
-def listed(names: Sequence[str] | Mapping[str, Any]) -> str:
-    """A list of names for a message."""
-    shown = list(names)
-    more = f" and {len(shown) - MAX_NAMES} more" if len(shown) > MAX_NAMES else ""
-    return ", ".join(shown[:MAX_NAMES]) + more
+def _check_known(key: str, metric: str, known: Collection[str], file: Path) -> None:
+    if metric not in known:
+        raise ConfigError(
+            f"{key}: {file} has no {metric!r}.{did_you_mean(metric, known)}",
+            allowed=", ".join(list(known)[:MAX_NAMES]),
+            fix=f"change {key} and run the same command again; this trial's result is kept",
+        )
 
 
-def _numbers(value: Row, path: str = "") -> Iterator[tuple[str, Row, str]]:
-    """Every number by its dotted path, with its mapping and name; null stands for a number that was not
-    finite."""
-    for name, below in value.items():
-        here = f"{path}.{name}" if path else name
-        if isinstance(below, dict):
-            yield from _numbers(below, here)
-        elif below is None or (isinstance(below, int | float) and not isinstance(below, bool)):
-            yield here, value, name
-
-
-def _interval(beside: Row, name: str) -> tuple[float, float] | None:
-    """The 95 % interval beside a number: `ci95` for `mean` or `accuracy`, or its namesake in `intervals`."""
-    interval = (
-        beside.get("ci95") if name in ("mean", "accuracy") else (beside.get("intervals") or {}).get(name)
-    )
-    match interval:
-        case [int() | float() as low, int() | float() as high]:
-            return float(low), float(high)
-    return None
+def _numbers(mapping: Row, path: str = "") -> Iterator[tuple[str, Result | None]]:
+    """Every number by its dotted path, with its interval; null is a number that was not finite."""
+    for name, value in mapping.items():
+        if isinstance(value, dict):
+            yield from _numbers(value, f"{path}{name}.")
+        elif value is None:
+            yield f"{path}{name}", None
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            beside = name in ("mean", "accuracy")
+            interval = mapping.get("ci95") if beside else (mapping.get("intervals") or {}).get(name)
+            ends = tuple(interval) if isinstance(interval, list) and None not in interval else None
+            yield f"{path}{name}", (float(value), ends)

@@ -1,20 +1,14 @@
-"""The search space: Optuna's distributions of the searched keys, checked against the config of the trials."""
+"""The search space: values for the searched keys, checked against the config of the trials."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
 from optuna.trial import Trial
 
 from rlhf.config.load import load_config
@@ -35,21 +29,34 @@ Stored = str | int | float | bool | None
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """The distribution of each searched key, and the value of each stored choice."""
+    """The searched keys.
 
-    distributions: Mapping[str, BaseDistribution]
-    choices: Mapping[str, Mapping[Stored, Any]]
+    Attributes:
+        parameters: the range or choices of each key.
+        integers: the keys that are whole numbers in the schema, where 1.0 is loaded as 1.
+    """
 
-    def propose(self, trial: Trial) -> dict[str, Stored]:
-        """A value for each key; values that the trial already has are kept."""
-        return {
-            name: _suggest(trial, name, distribution) for name, distribution in self.distributions.items()
-        }
+    parameters: Mapping[str, ParameterConfig]
+    integers: frozenset[str]
+
+    def propose(self, trial: Trial) -> None:
+        """Set a value for each key of a trial; values that the trial already has are kept."""
+        for name, key in self.parameters.items():
+            if key.choices is not None:
+                trial.suggest_categorical(name, [_stored(choice) for choice in key.choices])
+                continue
+            assert key.low is not None
+            assert key.high is not None
+            if name in self.integers:
+                trial.suggest_int(name, int(key.low), int(key.high), step=int(key.step or 1), log=key.log)
+            else:
+                trial.suggest_float(name, key.low, key.high, step=key.step, log=key.log)
 
     def values(self, stored: Mapping[str, Stored]) -> dict[str, Any]:
-        """The values as in a config."""
+        """The values of a trial as in a config."""
+        choices = {name: key.choices for name, key in self.parameters.items()}
         return {
-            name: self.choices[name][value] if name in self.choices else value
+            name: next((choice for choice in choices.get(name) or () if _stored(choice) == value), value)
             for name, value in stored.items()
         }
 
@@ -58,18 +65,17 @@ class Space:
         return [f"{name}={as_yaml(value)}" for name, value in self.values(stored).items()]
 
 
-def base_config(search: SearchConfig) -> RewardConfig | PolicyConfig:
-    """The validated config that every trial starts from.
+def base_config(search: SearchConfig, words: Sequence[str] = ()) -> RewardConfig | PolicyConfig:
+    """The validated config that every trial starts from, with further overrides.
 
     Raises:
-        ConfigError: the file, or one of the overrides, is not allowed.
+        ConfigError: the file, or an override, is not allowed.
     """
-    schema, trials = SCHEMAS[search.command], search.output / "trials"
-    plain = load_config(search.config, schema, (), trials)
     try:
-        return load_config(search.config, schema, search.overrides, trials) if search.overrides else plain
+        schema, overrides = SCHEMAS[search.command], [*search.overrides, *words]
+        return load_config(search.config, schema, overrides, search.output / "trials")
     except ConfigError as error:
-        found = f"overrides: {_without_place(error)}"
+        found = error.found.replace("command line: ", "overrides: ", 1)
         raise ConfigError(found, allowed=error.allowed, fix=error.fix) from None
 
 
@@ -82,20 +88,20 @@ def read_space(search: SearchConfig, place: Path) -> Space:
     Raises:
         ConfigError: the base config has no such key, or a value is not allowed.
     """
-    distributions: dict[str, BaseDistribution] = {}
-    choices: dict[str, dict[Stored, Any]] = {}
-    for name, parameter in search.parameters.items():
-        ends = parameter.choices if parameter.choices is not None else [parameter.low, parameter.high]
-        read = [_try(search, name, value, place) for value in ends]
-        if parameter.choices is None:
-            # The schema decides which keys are integers: 1.0 is loaded as 1 there.
-            distributions[name] = _range(
-                name, parameter, place, whole=all(type(value) is int for value in read)
+    integers = set()
+    for name, key in search.parameters.items():
+        ends = key.choices if key.choices is not None else [key.low, key.high]
+        loaded = [_load(search, name, value, place) for value in ends]
+        if key.choices is not None or not all(type(value) is int for value in loaded):
+            continue
+        integers.add(name)
+        if key.step is not None and not key.step.is_integer():
+            raise ConfigError(
+                f"{place}: parameters: {name}: found step {key.step:g}",
+                allowed="a whole step, as the key is a whole number",
+                fix=f"parameters.{name}.step={max(1, round(key.step))}",
             )
-        else:
-            choices[name] = {_stored(choice): choice for choice in parameter.choices}
-            distributions[name] = CategoricalDistribution(list(choices[name]))
-    return Space(distributions, choices)
+    return Space(search.parameters, frozenset(integers))
 
 
 def as_yaml(value: Any) -> str:
@@ -104,63 +110,20 @@ def as_yaml(value: Any) -> str:
     return text.removesuffix("...\n").strip()
 
 
-def describe(parameter: ParameterConfig) -> str:
-    """A range or its choices in words."""
-    if parameter.choices is not None:
-        return "one of " + ", ".join(as_yaml(choice) for choice in parameter.choices)
-    extra = ", log scale" if parameter.log else f", in steps of {parameter.step:g}" if parameter.step else ""
-    return f"{parameter.low:g} to {parameter.high:g}{extra}"
-
-
-def _range(name: str, parameter: ParameterConfig, place: Path, *, whole: bool) -> BaseDistribution:
-    assert parameter.low is not None
-    assert parameter.high is not None
-    if not whole:
-        return FloatDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)
-    step = parameter.step or 1.0
-    if not step.is_integer():
-        raise ConfigError(
-            f"{place}: parameters: {name}: found step {step:g}",
-            allowed="a whole step, as the key is a whole number",
-            fix=f"parameters.{name}.step={max(1, round(step))}",
-        )
-    return IntDistribution(int(parameter.low), int(parameter.high), log=parameter.log, step=int(step))
-
-
-def _suggest(trial: Trial, name: str, distribution: BaseDistribution) -> Stored:
-    match distribution:
-        case FloatDistribution():
-            return trial.suggest_float(
-                name, distribution.low, distribution.high, step=distribution.step, log=distribution.log
-            )
-        case IntDistribution():
-            return trial.suggest_int(
-                name, distribution.low, distribution.high, step=distribution.step, log=distribution.log
-            )
-        case CategoricalDistribution():
-            return trial.suggest_categorical(name, distribution.choices)
-    raise TypeError(f"{name}: {distribution!r}")
-
-
 def _stored(choice: Any) -> Stored:
     return json.dumps(choice) if isinstance(choice, list | dict) else choice
 
 
-def _try(search: SearchConfig, name: str, value: Any, place: Path) -> Any:
+def _load(search: SearchConfig, name: str, value: Any, place: Path) -> Any:
     """The value of a key in the base config after an override with `value`, as for a trial."""
-    words = [*search.overrides, f"{name}={as_yaml(value)}"]
     try:
-        checked = load_config(search.config, SCHEMAS[search.command], words, search.output / "trials")
+        config = base_config(search, [f"{name}={as_yaml(value)}"])
     except ConfigError as error:
-        found = f"{place}: parameters: {name}, tried with {as_yaml(value)}: {_without_place(error)}"
+        found = error.found.removeprefix("overrides: ")
         fix = error.fix or "change it here, or set the keys that it needs in `overrides`"
-        raise ConfigError(found, allowed=error.allowed, fix=fix) from None
-    node: Any = checked.model_dump(mode="json")
+        tried = f"{place}: parameters: {name}, tried with {as_yaml(value)}"
+        raise ConfigError(f"{tried}: {found}", allowed=error.allowed, fix=fix) from None
+    node: Any = config.model_dump(mode="json")
     for part in name.split("."):
         node = node[int(part) if isinstance(node, list) else part]
     return node
-
-
-def _without_place(error: ConfigError) -> str:
-    """The message without `command line`, as the overrides are those of the search."""
-    return error.found.removeprefix("command line: ")

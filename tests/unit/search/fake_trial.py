@@ -7,6 +7,7 @@ The value is 1 - |log10(learning_rate) + 3|, best at 1e-3; one metrics row an up
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -21,6 +22,8 @@ rate = float(overrides["stages.0.optimizer.learning_rate"])
 updates = int(overrides.get("stages.0.max_steps", "4"))
 value = 1 - abs(math.log10(rate) + 3)
 output.mkdir(parents=True, exist_ok=True)
+lock = (output / ".lock").open("w")  # held until the process ends, as a run folder's is
+fcntl.flock(lock, fcntl.LOCK_EX)
 with (output / "starts").open("a") as starts:
     starts.write(
         json.dumps({"resume": "--resume" in words, "learning_rate": rate, "pid": os.getpid()}) + "\n"

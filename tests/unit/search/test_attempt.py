@@ -6,14 +6,15 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from rlhf.config.search import SearchConfig
 from rlhf.core.errors import ConfigError
 from rlhf.search import attempt
-from rlhf.search.attempt import MetricRows, Result, read_result
-from rlhf.search.folder import locked
+from rlhf.search.attempt import Result, read_result
 
 REWARD = {
     "overall": 0.8,
@@ -26,104 +27,86 @@ REWARD = {
 POLICY = {"after": {"gold": 0.5}, "difference": {"gold": {"mean": 0.2, "ci95": [0.1, 0.3]}}, "prompts": 8}
 
 
+def search_config(metric: str, pruning: dict[str, str] | None = None) -> SearchConfig:
+    return SearchConfig(
+        command="train-reward",
+        config=Path("base.yaml"),
+        parameters={"adapter.rank": {"low": 2, "high": 8}},
+        objective={"metric": metric},
+        pruning=pruning,
+        output=Path("out"),
+    )
+
+
 @pytest.mark.parametrize(
     ("evaluation", "metric", "expected"),
     [
-        (REWARD, "overall", Result(0.8, (0.7, 0.9))),
-        (REWARD, "sections.chat", Result(0.75, None)),
-        (REWARD, "subsets.my.jsonl.accuracy", Result(0.6, (0.4, 0.8))),
-        (REWARD, "subsets.my.jsonl.count", Result(10.0, None)),
+        (REWARD, "overall", (0.8, (0.7, 0.9))),
+        (REWARD, "sections.chat", (0.75, None)),
+        (REWARD, "subsets.my.jsonl.accuracy", (0.6, (0.4, 0.8))),
+        (REWARD, "subsets.my.jsonl.count", (10.0, None)),
         (REWARD, "length_correlation", None),  # null: it was not a finite number
-        (POLICY, "difference.gold.mean", Result(0.2, (0.1, 0.3))),
-        (POLICY, "after.gold", Result(0.5, None)),
+        (POLICY, "difference.gold.mean", (0.2, (0.1, 0.3))),
+        (POLICY, "after.gold", (0.5, None)),
     ],
 )
 def test_the_value_with_its_interval(
     evaluation: object, metric: str, expected: Result | None, tmp_path: Path
 ) -> None:
     (tmp_path / "eval.json").write_text(json.dumps(evaluation))
-    assert read_result(tmp_path, metric) == expected
+    assert read_result(search_config(metric), tmp_path) == expected
 
 
 def test_no_evaluation_is_no_result(tmp_path: Path) -> None:
-    assert read_result(tmp_path, "overall") is None
+    assert read_result(search_config("overall"), tmp_path) is None
 
 
-def test_a_wrong_path_lists_the_right_ones(tmp_path: Path) -> None:
+def test_a_wrong_metric_lists_the_known_ones(tmp_path: Path) -> None:
     (tmp_path / "eval.json").write_text(json.dumps(POLICY))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss/total": 2}\n')
     with pytest.raises(ConfigError) as raised:
-        read_result(tmp_path, "diference.gold.mean")
-    assert "has no number 'diference.gold.mean'. Did you mean 'difference.gold.mean'?" in raised.value.found
+        read_result(search_config("diference.gold.mean"), tmp_path)
+    assert "difference.gold.mean" in raised.value.found  # the closest name
     assert raised.value.allowed == "after.gold, difference.gold.mean, prompts"
+    with pytest.raises(ConfigError) as raised:
+        read_result(search_config("prompts", {"metric": "loss/totl"}), tmp_path)
+    assert "pruning.metric" in raised.value.fix
+    assert raised.value.allowed == "loss/total, step"
 
 
-def test_metrics_are_read_as_they_come(tmp_path: Path) -> None:
-    file = tmp_path / "metrics.jsonl"
-    rows = MetricRows(file)
-    assert list(rows.new()) == []
-    file.write_text('{"step": 1}\n{"step": 2}\n{"st')
-    assert [row["step"] for row in rows.new()] == [1, 2]
-    assert list(rows.new()) == []
-    with file.open("a") as out:
-        out.write('ep": 3}\n')
-    assert [row["step"] for row in rows.new()] == [3]
+def run_python(code: str, folder: Path, prune: Callable[[attempt.Row], bool]) -> int | None:
+    return attempt.run([sys.executable, "-c", code], folder, folder / "log", prune)
 
 
-def test_a_file_that_a_resumed_run_replaced_is_read_anew(tmp_path: Path) -> None:
-    file = tmp_path / "metrics.jsonl"
-    rows = MetricRows(file)
-    file.write_text('{"step": 1}\n{"step": 2}\n')
-    assert len(list(rows.new())) == 2
-    new = tmp_path / "new"
-    new.write_text(
-        '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
-    )  # longer than what was read, and yet another file
-    new.replace(file)
-    assert [row["step"] for row in rows.new()] == [1, 2, 3]
-
-
-DEAF = (
-    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); "
-    "time.sleep(60)"
-)
-
-
-def test_a_process_that_ignores_sigterm_is_killed_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(attempt, "GRACE_SECONDS", 0.2)
-    neighbour = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    log = tmp_path / "log"
-    with locked(tmp_path / "lock") as lock:
-        process = attempt.start([sys.executable, "-c", DEAF], log, lock)
+def test_a_process_is_stopped_by_its_metrics_and_nothing_else_is(tmp_path: Path) -> None:
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')  # cut off while it is written
     try:
-        while "ready" not in log.read_text():
-            time.sleep(0.01)
-        attempt.stop(process)
-        assert process.returncode == -9
-        assert neighbour.poll() is None
+        assert run_python("import time; time.sleep(60)", tmp_path, lambda row: row["step"] == 2) is None
+        assert other.poll() is None
     finally:
-        neighbour.kill()
-        neighbour.wait()
+        other.kill()
+        other.wait()
 
 
-def test_a_lock_is_held_as_long_as_the_process_that_inherited_it(tmp_path: Path) -> None:
-    with locked(tmp_path / "lock") as lock:
-        process = attempt.start([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path / "log", lock)
-    waited: list[bool] = []
-
-    def end_it() -> None:
-        waited.append(True)
-        process.kill()
-        process.wait()
-
-    with locked(tmp_path / "lock", waiting=end_it):
-        assert waited == [True]
+def test_a_process_that_ends_has_its_exit_code(tmp_path: Path) -> None:
+    assert run_python("import sys; print('done'); sys.exit(3)", tmp_path, lambda _: False) == 3
+    assert attempt.last_lines(tmp_path / "log") == "    done"
 
 
-def test_a_program_that_is_not_there(tmp_path: Path) -> None:
-    with (
-        locked(tmp_path / "lock") as lock,
-        pytest.raises(ConfigError, match="launch: 'acclerate' cannot be started: No such file"),
-    ):
-        attempt.start(["acclerate", "launch"], tmp_path / "log", lock)
+def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempt, "GRACE_SECONDS", 0.2)
+    code = (
+        "import signal, pathlib, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        "pathlib.Path('metrics.jsonl').write_text('{\"step\": 1}\\n'); time.sleep(60)"
+    )
+    monkeypatch.chdir(tmp_path)
+    begun = time.monotonic()
+    assert run_python(code, tmp_path, lambda _: True) is None
+    assert time.monotonic() - begun < 30
+
+
+def test_a_program_that_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as raised:
+        attempt.run(["acclerate", "launch"], tmp_path, tmp_path / "log", lambda _: False)
+    assert raised.value.found.startswith("launch: 'acclerate'")

@@ -31,8 +31,8 @@ def space(write_search: Write) -> Callable[..., Space]:
     return read
 
 
-def test_the_schema_tells_whole_numbers_from_others(space: Callable[..., Space]) -> None:
-    found = space(
+def test_the_schema_decides_which_keys_are_whole_numbers(space: Callable[..., Space]) -> None:
+    searched = space(
         {
             "adapter.rank": {"low": 2, "high": 8, "step": 2},
             "stages.0.max_steps": {"low": 10, "high": 40, "log": True},
@@ -41,7 +41,9 @@ def test_the_schema_tells_whole_numbers_from_others(space: Callable[..., Space])
             "attributes": {"choices": [["helpfulness"], ["helpfulness", "verbosity"]]},
         }
     )
-    assert dict(found.distributions) == {
+    trial = optuna.create_study().ask()
+    searched.propose(trial)
+    assert trial.distributions == {
         "adapter.rank": IntDistribution(2, 8, step=2),
         "stages.0.max_steps": IntDistribution(10, 40, log=True),
         "stages.0.regression_weight": FloatDistribution(0.0, 2.0),
@@ -51,7 +53,7 @@ def test_the_schema_tells_whole_numbers_from_others(space: Callable[..., Space])
 
 
 def test_the_words_of_a_trial_set_just_its_values(space: Callable[..., Space], tmp_path: Path) -> None:
-    found = space(
+    searched = space(
         {
             "stages.0.optimizer.learning_rate": {"low": 1e-5, "high": 1e-4},
             "attributes": {"choices": [["helpfulness"], ["helpfulness", "verbosity"]]},
@@ -60,10 +62,11 @@ def test_the_words_of_a_trial_set_just_its_values(space: Callable[..., Space], t
     )
     for number in range(12):
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=number))
-        stored = found.propose(study.ask())
-        words = found.words(stored)
+        trial = study.ask()
+        searched.propose(trial)
+        words = searched.words(trial.params)
         config = load_config(tmp_path / "base.yaml", RewardConfig, words, tmp_path)
-        values = found.values(stored)
+        values = searched.values(trial.params)
         assert config.stages[0].optimizer.learning_rate == values["stages.0.optimizer.learning_rate"]
         assert config.attributes == values["attributes"] and isinstance(config.attributes, list)
         assert config.benchmark == values["benchmark"]
@@ -117,6 +120,4 @@ def test_the_shipped_searches_fit_their_configs() -> None:
     assert len(files) == 2
     for file in files:
         search = load_config(file, SearchConfig)
-        assert len(read_space(search, file).distributions) == len(
-            yaml.safe_load(file.read_text())["parameters"]
-        )
+        assert len(read_space(search, file).parameters) == len(yaml.safe_load(file.read_text())["parameters"])
