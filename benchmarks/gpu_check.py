@@ -133,8 +133,8 @@ def update(base: Path, kind: str, dtype: str, quantization: str) -> Iterator[dic
 
     from policy.update.forward import pack_groups, token_logps
     from rlhf.models.loading import autocast, base_of
-    from rlhf.plan.passes import Row
-    from rlhf.plan.trace import trace
+    from rlhf.plan.memory.passes import Row
+    from rlhf.plan.memory.trace import trace
 
     model, answers = policy(base, dtype, quantization), groups(kind)[:1]
     device = "cuda" if torch.cuda.is_available() else "cpu"

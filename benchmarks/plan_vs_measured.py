@@ -4,7 +4,7 @@
         both commands
     python benchmarks/plan_vs_measured.py --base FOLDER --tokens 512
 
-Predicted: a trace of tensors without data (`rlhf.plan.trace`). Measured: the real trainer's `training_step`
+Predicted: a trace of tensors without data (`rlhf.plan.memory.trace`). Measured: the real trainer's `training_step`
 on real tensors, an update of three rows, under torch's profiler: the CPU allocator's own account of every
 block it hands out and takes back, those that kernels take for themselves included. Compared is what an
 update adds to the model that is there: gradients, activations and temporaries, where the two could differ;
@@ -34,19 +34,19 @@ from torch.profiler import ProfilerActivity, profile
 
 from policy.build import build_trainer
 from policy.rewards.protocol import RewardResult
-from reward.batches import Item
-from reward.build import build_model
 from reward.save import save_final
+from reward.training.batches import Item
+from reward.training.build import build_model
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.reward import RewardConfig
 from rlhf.core import formats
 from rlhf.core.records import Message, Prompt, Rollout
 from rlhf.kernels.packing import Tree
 from rlhf.models.chat import Chat
-from rlhf.plan.ledger import Peak
+from rlhf.plan.memory.ledger import Peak
+from rlhf.plan.memory.shapes import load_shape
+from rlhf.plan.memory.trace import GRADIENTS, WEIGHTS, trace
 from rlhf.plan.request import row_of
-from rlhf.plan.shapes import load_shape
-from rlhf.plan.trace import GRADIENTS, WEIGHTS, trace
 
 ROWS = 3
 GROUP = 4

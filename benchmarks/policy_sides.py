@@ -30,8 +30,8 @@ def reward_model(base: str, output: Path, quantization: str = "none") -> Path:
         return folder.resolve()
     import torch
 
-    from reward.build import build_model
     from reward.save import save_final
+    from reward.training.build import build_model
     from rlhf.config.reward import RewardConfig
     from rlhf.models.chat import Chat
 

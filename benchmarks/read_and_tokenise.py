@@ -72,7 +72,7 @@ def made_up(prompts: int) -> Iterator[tuple[str, list[str], random.Random]]:
 def measure(folder: Path, preferences: bool) -> dict[str, Any]:
     """Load the files as train-reward does, in this process."""
     started = time.perf_counter()
-    from reward.data import load_chat, load_data
+    from reward.training.data import load_chat, load_data
     from rlhf.config.reward import RewardConfig
 
     data: dict[str, Any] = {"ratings": [{"path": str(folder), "format": "helpsteer2"}]}

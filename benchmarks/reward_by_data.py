@@ -31,10 +31,10 @@ import torch
 import yaml
 from reward_vs_trl import PlainScorer, train_with_trl
 
-from reward.batches import faults
-from reward.data import load_chat, load_records
-from reward.evaluation.benchmark import ScorerLike, evaluate
+from reward.evaluation.benchmarks.benchmark import ScorerLike, evaluate
 from reward.scorer import Scorer
+from reward.training.batches import faults
+from reward.training.data import load_chat, load_records
 from rlhf.config.load import load_config
 from rlhf.config.reward import RewardConfig
 from rlhf.core.records import Preference, Rating

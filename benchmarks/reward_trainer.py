@@ -6,8 +6,8 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 
-from reward.batches import Item
-from reward.trainer import HybridRewardTrainer, trainer_arguments
+from reward.training.batches import Item
+from reward.training.trainer import HybridRewardTrainer, trainer_arguments
 from rlhf.config.reward import RewardConfig
 from rlhf.models.chat import Chat
 from rlhf.models.loading import PeftModel

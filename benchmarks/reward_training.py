@@ -89,8 +89,8 @@ def ours(options: Mapping[str, Any]) -> Handler:
     from reward_trainer import reward_trainer
     from transformers import set_seed
 
-    from reward.batches import Item
-    from reward.build import build_model
+    from reward.training.batches import Item
+    from reward.training.build import build_model
     from rlhf.models.chat import Chat
 
     set_seed(0)

@@ -29,9 +29,9 @@ from transformers import AutoModelForSequenceClassification
 from trl import RewardConfig as TRLRewardConfig
 from trl import RewardTrainer
 
-from reward.data import load_chat, load_data
-from reward.evaluation.benchmark import evaluate
+from reward.evaluation.benchmarks.benchmark import evaluate
 from reward.scorer import Score
+from reward.training.data import load_chat, load_data
 from rlhf.config.load import load_config
 from rlhf.config.reward import RewardConfig
 from rlhf.core.errors import DataError

@@ -56,8 +56,8 @@ def vllm_side(options: Mapping[str, Any]) -> Handler:
     if not options["lora"]:
         vllm.LLM = functools.partial(without_lora, whole)
     from policy.rollouts.protocol import Sampling
-    from policy.rollouts.vllm_arguments import EngineSettings
-    from policy.rollouts.vllm_engine import VLLMEngine
+    from policy.rollouts.vllm.arguments import EngineSettings
+    from policy.rollouts.vllm.engine import VLLMEngine
     from rlhf.models.chat import Chat
     from rlhf.models.embedded import resolve_base
 

@@ -36,7 +36,7 @@ def ours(options: Mapping[str, Any]) -> Handler:
     """Pairs as trees, in packed rows."""
     import torch
 
-    from reward.build import build_model
+    from reward.training.build import build_model
     from rlhf.models.chat import Chat
     from rlhf.models.forwards import packed_inputs
     from rlhf.models.loading import autocast

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reward.batches import Item, make_items
+from reward.training.batches import Item, make_items
 from rlhf.config.schema import DataSource
 from rlhf.core.records import Message, Preference, Prompt, Rollout
 from rlhf.data.drops import DropReport

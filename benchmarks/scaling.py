@@ -74,7 +74,7 @@ def trees_of(point: Mapping[str, float], branches: int) -> list[Tree]:
 
 def reward_step(options: Mapping[str, Any]) -> Handler:
     """Our reward trainer's step on pairs; the size of a group does not matter to it."""
-    from reward.batches import Item
+    from reward.training.batches import Item
 
     @functools.cache
     def trainer_of(rank: int) -> tuple[Any, cost.Shape]:
@@ -95,7 +95,7 @@ def idle_reward_trainer(base: str, dtype: str, rank: int) -> Any:
     """Our reward trainer, without data."""
     from reward_trainer import reward_trainer
 
-    from reward.build import build_model
+    from reward.training.build import build_model
     from rlhf.config.reward import RewardConfig
     from rlhf.models.chat import Chat
 

@@ -11,7 +11,7 @@ from policy.rewards.build import RewardBuilder
 from policy.roles import attach_roles
 from policy.rollouts.build import build_engine
 from policy.rollouts.overlap import LAG, OverlappedRollouts
-from policy.rollouts.server_engine import ServerEngine
+from policy.rollouts.servers.engine import ServerEngine
 from policy.trainer import PolicyTrainer, Roles, trainer_arguments
 from rlhf.config.policy import PolicyConfig
 from rlhf.core.errors import ConfigError

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from reward.data import RewardData
+from reward.training.data import RewardData
 from rlhf.config.reward import RewardConfig
 from rlhf.data.drops import drops_line
 from rlhf.models.card import CARD, LICENSES, base_literal, bullets, license_line, render_card, table

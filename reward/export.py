@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, GenerationConfig, PreTrainedModel
 
 from reward.card import PURPOSE
-from reward.evaluation.benchmark import ScoreLike
+from reward.evaluation.benchmarks.benchmark import ScoreLike
 from reward.load_scorer import REWARD_ID, load_scorer
 from reward.scorer import Scorer
 from rlhf.adapters.merging import (

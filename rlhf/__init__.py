@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from reward.evaluation.winrate import kl_bound as kl_bound
     from reward.losses import bradley_terry as bradley_terry
     from reward.losses import regression as regression
-    from reward.recipe import train_reward as train_reward
     from reward.scorer import Score as Score
     from reward.scorer import Scorer as Scorer
+    from reward.training.recipe import train_reward as train_reward
     from rlhf.adapters.extrapolation import extrapolate_folders as extrapolate_folders
     from rlhf.config.load import load_config as load_config
     from rlhf.config.policy import PolicyConfig as PolicyConfig
@@ -81,7 +81,7 @@ _MODULES = {
     "load_ratings": "rlhf.data.load",
     "regression": "reward.losses",
     "reinforce": "policy.update.losses",
-    "train_reward": "reward.recipe",
+    "train_reward": "reward.training.recipe",
 }
 
 # A type checker reads the imports above; at run time the names are loaded when they are first used.

@@ -128,8 +128,8 @@ def tiny_chat(tiny_base: Path) -> Chat:
 @pytest.fixture(scope="session")
 def tiny_reward(tiny_base: Path, tiny_chat: Chat, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The `final/` folder of a reward model on the tiny base, with random adapter and head, and dropout."""
-    from reward.build import build_model
     from reward.save import save_final
+    from reward.training.build import build_model
     from rlhf.config.reward import RewardConfig
 
     config = RewardConfig.model_validate(

@@ -23,8 +23,8 @@ from policy.rollouts.probe import EngineProbe
 from policy.update.forward import pack_groups, reference_logps, token_logps
 from policy.update.statistics import UpdateStatistics
 from policy.update.step import Update
-from reward.batches import Item, batches
-from reward.trainer import HybridRewardTrainer
+from reward.training.batches import Item, batches
+from reward.training.trainer import HybridRewardTrainer
 from rlhf.config.algorithm import AlgorithmConfig, KLConfig
 from rlhf.config.reward import StageConfig
 from rlhf.config.rollouts import ImportanceConfig

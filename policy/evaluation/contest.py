@@ -15,9 +15,9 @@ from policy.evaluation.speaker import Speaker, on_base
 from policy.shared_base import SharedBase
 from rlhf.core.errors import DataError, ModelError
 from rlhf.core.records import Conversation, Prompt
-from rlhf.data.answer_files import Answered, is_answer_file, read_answers
 from rlhf.data.drops import DropReport
-from rlhf.data.judge_formats import own_question
+from rlhf.data.evaluation.answer_files import Answered, is_answer_file, read_answers
+from rlhf.data.evaluation.judge_formats import own_question
 
 AnswersByPrompt = Mapping[Conversation, tuple[str, ...]]
 """A system's answers by prompt."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from rlhf.core.errors import OutputError
-from rlhf.data.judge_formats import Reply
+from rlhf.data.evaluation.judge_formats import Reply
 
 Replies = list[Reply] | str
 """The replies to a question, one per sample; or why there are none."""

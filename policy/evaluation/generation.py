@@ -14,7 +14,7 @@ from policy.rollouts.protocol import seed_of
 from rlhf.core.errors import RefusalError
 from rlhf.core.records import Conversation, Message, Rollout
 from rlhf.data.drops import DropReport
-from rlhf.data.judge_formats import Question, Reply
+from rlhf.data.evaluation.judge_formats import Question, Reply
 from rlhf.models.chat import Chat
 
 SPARE = 8

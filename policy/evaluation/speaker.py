@@ -111,8 +111,8 @@ class Speaker:
             memory_gib: of the key-value cache, on a CPU.
             gpu_memory_share: share of the GPU's memory.
         """
-        from policy.rollouts.vllm_arguments import EngineSettings
-        from policy.rollouts.vllm_engine import VLLMEngine  # vllm may not be installed
+        from policy.rollouts.vllm.arguments import EngineSettings
+        from policy.rollouts.vllm.engine import VLLMEngine  # vllm may not be installed
 
         sampling = Sampling(max_new_tokens, 1.0, self.chat.stop_ids)
         settings = EngineSettings(

@@ -10,12 +10,12 @@ import torch
 
 from policy.rollouts.paged_engine import PagedEngine
 from policy.rollouts.protocol import RolloutEngine, Sampling
-from policy.rollouts.server_client import Server
-from policy.rollouts.server_engine import ServerEngine
-from policy.rollouts.server_fleet import Fleet
-from policy.rollouts.server_start import Wanted
+from policy.rollouts.servers.client import Server
+from policy.rollouts.servers.engine import ServerEngine
+from policy.rollouts.servers.fleet import Fleet
+from policy.rollouts.servers.start import Wanted
 from policy.rollouts.transformers_engine import TransformersEngine
-from policy.rollouts.vllm_arguments import EngineSettings
+from policy.rollouts.vllm.arguments import EngineSettings
 from rlhf.config.policy import PolicyConfig
 from rlhf.core.errors import ConfigError
 from rlhf.core.formats import effective_dtype
@@ -33,7 +33,7 @@ def build_engine(config: PolicyConfig, chat: Chat) -> RolloutEngine:
         return TransformersEngine(sampling, chat)
     if config.rollouts.engine == "servers":
         return engine_of_servers(config, sampling, chat)
-    from policy.rollouts.vllm_engine import VLLMEngine  # vllm may not be installed
+    from policy.rollouts.vllm.engine import VLLMEngine  # vllm may not be installed
 
     return VLLMEngine(engine_settings(config), sampling, chat)
 

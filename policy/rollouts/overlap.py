@@ -21,7 +21,7 @@ from torch import Tensor
 
 from policy.rollouts.probe import EngineProbe
 from policy.rollouts.protocol import as_rollout
-from policy.rollouts.server_engine import Requested, ServerEngine
+from policy.rollouts.servers.engine import Requested, ServerEngine
 from policy.update.forward import MicroBatch
 from policy.update.losses import engine_logps
 from policy.update.sampling import RolloutBatch

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from reward.data import RewardData
-from reward.evaluation.benchmark import evaluate
+from reward.evaluation.benchmarks.benchmark import evaluate
 from reward.evaluation.judging import CHUNK
 from reward.evaluation.self_check import ScorerLike
 from reward.evaluation.sharded_scorer import ShardedScorer
 from reward.scorer import Scorer
+from reward.training.data import RewardData
 from rlhf.config.reward import RewardConfig
 from rlhf.core.records import Comparison
 from rlhf.data.comparisons import load_comparisons

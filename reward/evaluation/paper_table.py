@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reward.data import load_chat, load_data
-from reward.evaluation.benchmark import evaluate
+from reward.evaluation.benchmarks.benchmark import evaluate
 from reward.evaluation.judging import write_result
 from reward.scorer import Scorer
+from reward.training.data import load_chat, load_data
 from rlhf.config.reward import RewardConfig
 from rlhf.core.errors import DataError
 from rlhf.core.statistics import bootstrap_grid_mean
-from rlhf.report.comparison import write_comparison
+from rlhf.report.comparisons.comparison import write_comparison
 from rlhf.runs.folder import atomic_write_text
 from rlhf.runs.progress import Progress
 

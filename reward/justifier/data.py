@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reward.batches import TOO_LONG
 from reward.judge.forms import justifier_request
+from reward.training.batches import TOO_LONG
 from rlhf.config.justifier import JustifierConfig
 from rlhf.core.errors import DataError, RefusalError
 from rlhf.core.records import Justification, Message

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, set_seed
 
-from reward.build import load_trunk
-from reward.data import steps_of
-from reward.evaluation.benchmark import evaluate
+from reward.evaluation.benchmarks.benchmark import evaluate
 from reward.evaluation.judge_scorer import JudgeScorer
 from reward.justifier.data import JustifierData, load_data
 from reward.justifier.judge import CARD, load_justifier
 from reward.justifier.trainer import JustifierTrainer, trainer_arguments
-from reward.stages import recorder
+from reward.training.build import load_trunk
+from reward.training.data import steps_of
+from reward.training.stages import recorder
 from rlhf.config.justifier import JustifierConfig
 from rlhf.core.errors import ConfigError, DataError
 from rlhf.core.records import Comparison, Justification

@@ -17,7 +17,7 @@ from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from reward.justifier.data import IGNORED, Example, columns
-from reward.trainer import Record
+from reward.training.trainer import Record
 from rlhf.distributed import processes
 from rlhf.distributed.trainer_mixin import DistributedTrainerMixin, single_device, trainer_settings
 from rlhf.kernels.inputs import packed_inputs

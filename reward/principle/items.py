@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reward.batches import TOO_LONG, Item
 from reward.principle.question import question
+from reward.training.batches import TOO_LONG, Item
 from rlhf.config.principle import PrincipleConfig
 from rlhf.core.errors import DataError, RefusalError
 from rlhf.core.records import Conversation, Message, Principle

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, set_seed
 
-from reward.build import load_trunk
-from reward.data import steps_of
 from reward.principle.items import FULFILMENT, PrincipleData, load_data
 from reward.principle.question import answer_head, answer_ids
 from reward.principle.scorer import CARD, PrincipleScorer, read_principle_model
 from reward.principle.trainer import PrincipleTrainer
-from reward.stages import recorder
-from reward.trainer import trainer_arguments
+from reward.training.build import load_trunk
+from reward.training.data import steps_of
+from reward.training.stages import recorder
+from reward.training.trainer import trainer_arguments
 from rlhf.adapters.start import start_from
 from rlhf.config.principle import PrincipleConfig
 from rlhf.config.reward import StageConfig

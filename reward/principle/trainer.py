@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from reward.batches import RewardBatch
-from reward.figures import RowFigures, common_figures
 from reward.losses import fulfilment
-from reward.trainer import HybridRewardTrainer
+from reward.training.batches import RewardBatch
+from reward.training.figures import RowFigures, common_figures
+from reward.training.trainer import HybridRewardTrainer
 from rlhf.models.forwards import packed_inputs
 
 

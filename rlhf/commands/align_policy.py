@@ -11,7 +11,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from rlhf.commands.options import Config, DryRun, Output, Overrides, Resume, explain_option
 from rlhf.config.load import load_config
 from rlhf.config.policy import PolicyConfig
 from rlhf.doctor.preflight import require_fit
@@ -20,6 +19,7 @@ from rlhf.report.files import read_run
 from rlhf.report.page import REPORT
 from rlhf.report.verdict import change, policy_verdict
 from rlhf.runs.after import AfterTraining
+from rlhf.terminal.options import Config, DryRun, Output, Overrides, Resume, explain_option
 
 
 def command(

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from rlhf.commands.compared import print_comparison
 from rlhf.commands.generate import Batch, Seed
-from rlhf.commands.options import Form, Label
-from rlhf.commands.output import require_output_folder
 from rlhf.core.errors import ConfigError, DataError
 from rlhf.core.records import Prompt
-from rlhf.data.answer_files import read_prompts
 from rlhf.data.drops import DropReport
+from rlhf.data.evaluation.answer_files import read_prompts
 from rlhf.runs.after import AfterTraining
 from rlhf.runs.folder import atomic_folder, atomic_write_text
 from rlhf.runs.progress import Progress
+from rlhf.terminal.comparisons import print_comparison
+from rlhf.terminal.options import Form, Label
+from rlhf.terminal.output import require_output_folder
 
 if TYPE_CHECKING:
     from policy.evaluation.contest import Bases, Drawing, Side
@@ -217,7 +217,7 @@ def _names(sides: Sequence[Side]) -> list[str]:
 
 
 def _write(output: Path, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
-    from rlhf.report.winrate import write_page
+    from rlhf.report.comparisons.winrate import write_page
 
     with atomic_folder(output) as folder:
         lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from rlhf.commands.output import require_output_folder
 from rlhf.config.files import CONFIGS
+from rlhf.terminal.output import require_output_folder
 
 
 def command(

@@ -13,7 +13,6 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from rlhf.commands.options import Output, Overrides
 from rlhf.config.either import load_either
 from rlhf.config.reward import RewardConfig
 from rlhf.doctor import machine_facts as machine
@@ -21,6 +20,7 @@ from rlhf.doctor.checks import examine
 from rlhf.doctor.facts import Facts
 from rlhf.doctor.results import Result, Verdict
 from rlhf.doctor.run_facts import full_run
+from rlhf.terminal.options import Output, Overrides
 
 COLOURS: Mapping[Verdict, str] = {
     "ok": "green",

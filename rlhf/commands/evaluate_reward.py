@@ -11,24 +11,24 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from reward.evaluation.benchmark import TOLERANCE
+from reward.evaluation.benchmarks.benchmark import TOLERANCE
+from reward.evaluation.benchmarks.suite import EVALUATORS, evaluate_suite
 from reward.evaluation.judge_scorer import JudgeScorer
 from reward.evaluation.judging import CHUNK, Scorers, write_result
-from reward.evaluation.suite import EVALUATORS, evaluate_suite
 from reward.judge.client import JudgeClient
 from reward.judge.forms import JUSTIFIER
 from reward.judge.judge import Judge
-from rlhf.commands.judged import print_result, print_suite
-from rlhf.commands.options import Form, Label, TokensPerBatch
-from rlhf.commands.output import require_output_file
 from rlhf.config.judge import JudgeConfig
 from rlhf.config.load import load_config
 from rlhf.core.errors import ConfigError, DataError, RunError
-from rlhf.data.benchmarks import load_benchmark
+from rlhf.data.evaluation.benchmarks import load_benchmark
+from rlhf.data.evaluation.suite import suite_members
 from rlhf.data.readers.rows import DEMO
-from rlhf.data.suite import suite_members
 from rlhf.runs.folder import atomic_write_text
 from rlhf.runs.progress import Progress
+from rlhf.terminal.benchmarks import print_result, print_suite
+from rlhf.terminal.options import Form, Label, TokensPerBatch
+from rlhf.terminal.output import require_output_file
 
 Data = Annotated[
     str | None,

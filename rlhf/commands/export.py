@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from rlhf.commands.output import require_output_folder
 from rlhf.core.errors import ModelError
 from rlhf.core.records import Conversation, Message
 from rlhf.data.comparisons import load_comparisons
+from rlhf.terminal.output import require_output_folder
 
 PROBES = 8
 """Number of conversations that are scored before and after the merge."""

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from rlhf.commands.compared import print_table
 from rlhf.core.errors import ConfigError, OutputError
+from rlhf.terminal.comparisons import print_table
 
 
 def command(
@@ -55,8 +55,8 @@ def command(
       --output runs/best rlhf frontier runs/rloo-* --best-of runs/best/compare.json --kl 1,2,5,10 --output
       runs/frontier
     """
-    from rlhf.report.frontier import read_best_of, read_tracks, summarise
-    from rlhf.report.frontier_page import lead, notes, printed, write
+    from rlhf.report.comparisons.frontier import read_best_of, read_tracks, summarise
+    from rlhf.report.comparisons.frontier_page import lead, notes, printed, write
 
     levels = _levels(kl)
     if (output.exists() and not output.is_dir()) or not os.access(

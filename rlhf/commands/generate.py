@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rlhf.commands.output import require_output_file
 from rlhf.core.errors import DataError
 from rlhf.data.drops import DropReport
-from rlhf.data.judge_formats import FORMATS, Format, Question, Reply, answer_text, load_questions
+from rlhf.data.evaluation.judge_formats import FORMATS, Format, Question, Reply, answer_text, load_questions
 from rlhf.runs.folder import atomic_write_text
 from rlhf.runs.progress import Progress
+from rlhf.terminal.output import require_output_file
 
 if TYPE_CHECKING:
     from policy.evaluation.speaker import Speaker

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlhf.commands.options import Config, Overrides
 from rlhf.config.either import load_either
 from rlhf.config.reward import RewardConfig
 from rlhf.data.agreement import signed
+from rlhf.terminal.options import Config, Overrides
 
 BAR = 40
 """Characters of the longest bar."""
@@ -42,7 +42,7 @@ def command(
       rlhf inspect configs/reward/demo.yaml model.max_length=256
     """
     settings = load_either(config, overrides or ())
-    from rlhf.commands import inspection  # the tokenizer's library loads only when the command runs
+    from rlhf.inspection import measure as inspection
 
     if isinstance(settings, RewardConfig):
         result = inspection.inspect_reward(settings)
@@ -55,7 +55,7 @@ def command(
 
 
 def show(found: Mapping[str, Any], console: Console) -> None:
-    """Print the result of `rlhf.commands.inspection`."""
+    """Print the result of `rlhf.inspection.measure`."""
     show_sources(found, console)
     for name, result in found.get("agreement", {}).items():
         show_agreement(name, result, console)

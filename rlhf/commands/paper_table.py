@@ -12,10 +12,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from rlhf.commands.options import Config, Output, Overrides
 from rlhf.config.load import load_config
 from rlhf.config.reward import RewardConfig
 from rlhf.core.errors import ConfigError, RunError
+from rlhf.terminal.options import Config, Output, Overrides
 
 
 def command(

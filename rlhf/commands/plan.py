@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from rlhf.commands.options import Config, Overrides
-from rlhf.commands.output import require_output_file
 from rlhf.core.errors import ConfigError, OutputError
+from rlhf.terminal.options import Config, Overrides
+from rlhf.terminal.output import require_output_file
 
 
 def command(
@@ -78,9 +78,9 @@ def command(
     servers = parse_gpus(rollout_gpus, price) if rollout_gpus else None
     settings = load_either(config, overrides or ())
     from rlhf.plan import report
-    from rlhf.plan.phases import Tracer, check_shares, check_strategy, with_servers
+    from rlhf.plan.memory.phases import Tracer, check_shares, check_strategy, with_servers
+    from rlhf.plan.memory.shapes import load_shape
     from rlhf.plan.request import Assumptions, Request
-    from rlhf.plan.shapes import load_shape
 
     if parallel != "auto":
         check_strategy(parallel, cluster)

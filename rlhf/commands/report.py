@@ -11,7 +11,7 @@ from rich.console import Console
 
 from rlhf.core.errors import ConfigError, OutputError
 from rlhf.report import write_report
-from rlhf.report.several import write_several
+from rlhf.report.comparisons.several import write_several
 from rlhf.runs.folder import in_use
 from rlhf.search.results import RESULTS, write_page
 

@@ -10,10 +10,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from rlhf.commands.options import Overrides, explain_option
 from rlhf.config.load import load_config
 from rlhf.config.search import SearchConfig
 from rlhf.core.errors import RunError
+from rlhf.terminal.options import Overrides, explain_option
 
 INTERRUPTED = 130
 

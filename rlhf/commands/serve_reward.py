@@ -10,9 +10,9 @@ from typing import Annotated
 
 import typer
 
-from rlhf.commands.options import Form, Label
 from rlhf.config.rewards import TOKEN_ENV, is_header_safe
 from rlhf.core.errors import ConfigError
+from rlhf.terminal.options import Form, Label
 
 Port = Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="0 picks a free one and prints it.")]
 Host = Annotated[str, typer.Option(metavar="ADDRESS", help="127.0.0.1 is reachable from this machine only.")]

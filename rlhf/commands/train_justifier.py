@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from rlhf.commands.judged import print_judge
-from rlhf.commands.options import Config, DryRun, Output, Overrides, Resume, explain_option
 from rlhf.config.justifier import JustifierConfig
 from rlhf.config.load import load_config
+from rlhf.terminal.benchmarks import print_judge
+from rlhf.terminal.options import Config, DryRun, Output, Overrides, Resume, explain_option
 
 
 def command(

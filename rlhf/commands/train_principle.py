@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from rlhf.commands.options import Config, DryRun, Output, Overrides, Resume, explain_option
 from rlhf.config.load import load_config
 from rlhf.config.principle import PrincipleConfig
+from rlhf.terminal.options import Config, DryRun, Output, Overrides, Resume, explain_option
 
 
 def command(

@@ -9,8 +9,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from rlhf.commands.judged import print_overall
-from rlhf.commands.options import Config, DryRun, Output, Overrides, Resume, explain_option
 from rlhf.config.load import load_config
 from rlhf.config.reward import RewardConfig
 from rlhf.doctor.preflight import require_fit
@@ -18,6 +16,8 @@ from rlhf.report import write_report
 from rlhf.report.page import REPORT
 from rlhf.report.reward import reward_verdict
 from rlhf.runs.after import AfterTraining
+from rlhf.terminal.benchmarks import print_overall
+from rlhf.terminal.options import Config, DryRun, Output, Overrides, Resume, explain_option
 
 
 def command(
@@ -40,7 +40,7 @@ def command(
       rlhf train-reward configs/reward/nemotron-70b.yaml recipe=bt-margin --output runs/margin
     """
     settings = load_config(config, RewardConfig, overrides or (), output)
-    from reward import recipe  # torch loads only when the command runs
+    from reward.training import recipe
 
     if dry_run:
         for line in recipe.dry_run(settings):

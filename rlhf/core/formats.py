@@ -20,9 +20,7 @@ from rlhf.core.errors import ModelError
 
 COMPUTE_DTYPE = "computed_in"
 """Attribute of a model whose matrix products have another dtype than its weights."""
-NOTE = (
-    "bfloat16 is slow on this CPU: the base is computed in float32, which is faster and takes more memory."
-)
+NOTE = "bfloat16 is slow on this CPU: the base is computed in float32, which is faster and takes more memory."
 
 
 def effective_dtype(dtype: str) -> str:

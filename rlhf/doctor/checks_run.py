@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from rlhf.doctor.checks_machine import gpu_count
 from rlhf.doctor.facts import EMBEDDED, MIB, Facts, Run, Shape, Tokens, Torch, Trouble
 from rlhf.doctor.results import Result, size
-from rlhf.plan import weights
+from rlhf.plan.memory import weights
 
 FLOAT32 = 4
 CHECKPOINTS = 3

@@ -37,8 +37,8 @@ from rlhf.doctor.machine_facts import disk
 from rlhf.doctor.probes import try_out
 
 if TYPE_CHECKING:
-    from policy.rollouts.server_client import Server
-    from policy.rollouts.server_start import Wanted
+    from policy.rollouts.servers.client import Server
+    from policy.rollouts.servers.start import Wanted
     from rlhf.models.chat import Chat
 
 FIRST_ROWS = 1000
@@ -224,7 +224,7 @@ def _shape(config: Config) -> Shape:
     """
     from rlhf.models import bases
     from rlhf.models.targets import adapter_targets, linear_layers
-    from rlhf.plan.shapes import load_shape
+    from rlhf.plan.memory.shapes import load_shape
 
     base, revision = config.model.base, config.model.revision
     bases.refuse_adapter(base, revision)
@@ -312,8 +312,8 @@ def _servers(config: Config) -> Iterator[Served]:
     if not isinstance(config, PolicyConfig) or not config.rollouts.servers:
         return
     from policy.rollouts.protocol import Sampling
-    from policy.rollouts.server_client import Server
-    from policy.rollouts.server_start import Wanted
+    from policy.rollouts.servers.client import Server
+    from policy.rollouts.servers.start import Wanted
     from rlhf.models.embedded import NAME, cache_folder
 
     rollouts, base = config.rollouts, config.model.base
@@ -333,8 +333,8 @@ def _servers(config: Config) -> Iterator[Served]:
 
 def _served(server: Server, wanted: Wanted) -> int | Trouble:
     """The context of a server, or why it cannot be used."""
-    from policy.rollouts.server_client import ServerError
-    from policy.rollouts.server_start import check_served, server_mistake
+    from policy.rollouts.servers.client import ServerError
+    from policy.rollouts.servers.start import check_served, server_mistake
 
     try:
         served = server.models()[0]

@@ -15,7 +15,7 @@ from rlhf.config.either import load_either
 from rlhf.plan.changes import best_strategy, fits
 from rlhf.plan.defaults import chosen
 from rlhf.plan.gpus import GIB, PRICES_OF, parse_gpus
-from rlhf.plan.phases import (
+from rlhf.plan.memory.phases import (
     Phase,
     Tracer,
     check_shares,
@@ -25,9 +25,9 @@ from rlhf.plan.phases import (
     tightest,
     with_servers,
 )
+from rlhf.plan.memory.shapes import load_shape
 from rlhf.plan.report import gib
 from rlhf.plan.request import Assumptions, Request
-from rlhf.plan.shapes import load_shape
 from rlhf.plan.speed import Bill, bill, percent
 from rlhf.plan.speed import between as shown
 from rlhf.runs.folder import atomic_write_text

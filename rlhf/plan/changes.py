@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from rlhf.config.policy import PolicyConfig
 from rlhf.plan.gpus import GIB, Cluster
-from rlhf.plan.phases import Phase, Tracer, engine_of, phases, tightest
+from rlhf.plan.memory.phases import Phase, Tracer, engine_of, phases, tightest
 from rlhf.plan.request import Request, changed, longest_tree
 
 LARGEST = 64  # GPUs that are tried at most

@@ -18,7 +18,7 @@ from typing import Any
 
 from rlhf.config.policy import PolicyConfig
 from rlhf.plan.gpus import GIB
-from rlhf.plan.phases import Phase, Tracer, engine_of, phases
+from rlhf.plan.memory.phases import Phase, Tracer, engine_of, phases
 from rlhf.plan.request import Request, changed, longest_tree
 
 BUDGETS = (16_384, 8192, 4096, 2048, 1024)

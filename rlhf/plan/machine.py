@@ -15,9 +15,9 @@ from rlhf.distributed import processes
 from rlhf.plan.changes import best_strategy, single_changes
 from rlhf.plan.defaults import chosen
 from rlhf.plan.gpus import GIB, Cluster, Gpu
-from rlhf.plan.phases import Phase, Tracer, phases
+from rlhf.plan.memory.phases import Phase, Tracer, phases
+from rlhf.plan.memory.shapes import load_shape
 from rlhf.plan.request import Request
-from rlhf.plan.shapes import load_shape
 from rlhf.runs.gpu_memory import GpuMemoryError
 
 CANNOT_PLAN = (RlhfError, RuntimeError, ValueError, TypeError, AttributeError, KeyError, NotImplementedError)
@@ -40,7 +40,7 @@ def this_cluster() -> Cluster | None:
 
 
 def this_strategy() -> str:
-    """The launcher's strategy, by its name in `rlhf.plan.sharding.STRATEGIES`."""
+    """The launcher's strategy, by its name in `rlhf.plan.memory.sharding.STRATEGIES`."""
     from rlhf.distributed import sharding
 
     if sharding.is_requested():

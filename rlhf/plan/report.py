@@ -15,7 +15,7 @@ from rlhf.config.rewards import Source
 from rlhf.plan.changes import LARGEST, Change, Remedy, best_strategy, fits, larger, remedy, single_changes
 from rlhf.plan.defaults import chosen
 from rlhf.plan.gpus import GIB, PRICES_OF
-from rlhf.plan.phases import (
+from rlhf.plan.memory.phases import (
     KINDS,
     Engine,
     Phase,
@@ -26,8 +26,8 @@ from rlhf.plan.phases import (
     phases,
     tightest,
 )
+from rlhf.plan.memory.sharding import CONTEXT, FRAGMENTS, NCCL
 from rlhf.plan.request import Assumptions, Request, longest_tree, row_of
-from rlhf.plan.sharding import CONTEXT, FRAGMENTS, NCCL
 from rlhf.plan.speed import Bill, assumptions, between, bill
 
 STRATEGY_NAMES = {

@@ -10,7 +10,7 @@ from rlhf.config.reward import RewardConfig
 from rlhf.config.schema import AdapterConfig
 from rlhf.core.errors import ConfigError
 from rlhf.plan.gpus import Cluster
-from rlhf.plan.passes import Row
+from rlhf.plan.memory.passes import Row
 
 GRAIN = 16  # rows are padded to a multiple of this, see rlhf.kernels.packing
 CLOSING = 1  # token of a branch beside its answer: the last one of the prompt

@@ -2,7 +2,7 @@
 
     seconds of a phase  = max(FLOPs / (peak x utilisation), bytes gathered / link)
 
-For a decoding step of the engine see `rlhf.plan.engine`.
+For a decoding step of the engine see `rlhf.plan.memory.engine`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.reward import RewardConfig, StageConfig
 from rlhf.config.schema import DataSource
-from rlhf.plan.engine import decode_seconds, weight_bytes
 from rlhf.plan.gpus import NODE_LINK, PCIE
-from rlhf.plan.phases import PASSES, Engine, Tracer, engine_of, model_facts
+from rlhf.plan.memory.engine import decode_seconds, weight_bytes
+from rlhf.plan.memory.phases import PASSES, Engine, Tracer, engine_of, model_facts
+from rlhf.plan.memory.sharding import moved_bytes
+from rlhf.plan.memory.trace import WEIGHTS
 from rlhf.plan.request import Assumptions, Request, row_of
-from rlhf.plan.sharding import moved_bytes
-from rlhf.plan.trace import WEIGHTS
 
 KNOWN_ROWS = {
     ("nvidia/HelpSteer2", "helpsteer2"): 20_324,

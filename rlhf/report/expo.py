@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rlhf.report.charts import BOTTOM, LEFT, RIGHT, TOP, Chart, Drawn, Mark, hover
+from rlhf.report.drawing.charts import BOTTOM, LEFT, RIGHT, TOP, Chart, Drawn, Mark, hover
+from rlhf.report.drawing.scales import Scale, bounds, round_ticks
 from rlhf.report.numbers import finite, fixed, percent
-from rlhf.report.scales import Scale, bounds, round_ticks
 
 SERIES = "pairs judged right"
 

@@ -9,14 +9,14 @@ from typing import Any
 import yaml
 
 from rlhf.report import policy, reward
-from rlhf.report.charts import PLOT, Chart, line_chart
+from rlhf.report.drawing.charts import PLOT, Chart, line_chart
+from rlhf.report.drawing.series import POINT_LIMIT, Series
 from rlhf.report.expo import expo_charts
 from rlhf.report.files import RunFiles, read_run
 from rlhf.report.html import asset, environment, script_hash
 from rlhf.report.numbers import duration, finite, fixed
 from rlhf.report.samples import sample_data
 from rlhf.report.score_charts import score_charts
-from rlhf.report.series import POINT_LIMIT, Series
 from rlhf.report.verdict import Verdict, policy_verdict
 from rlhf.runs.folder import SAMPLES, atomic_write_text
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf.report.charts import Chart, Mark, line_chart, stacked_chart
+from rlhf.report.drawing.charts import Chart, Mark, line_chart, stacked_chart
+from rlhf.report.drawing.scales import Scale
+from rlhf.report.drawing.series import Series
 from rlhf.report.files import RunFiles
 from rlhf.report.numbers import finite, fixed, signed
-from rlhf.report.scales import Scale
-from rlhf.report.series import Series
 from rlhf.report.verdict import Change, change
 
 SAMPLES_SHOWN = 6

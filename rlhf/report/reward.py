@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf.core.statistics import wilson_interval
-from rlhf.report.charts import Chart, Mark, line_chart
+from rlhf.report.drawing.charts import Chart, Mark, line_chart
+from rlhf.report.drawing.series import Series
 from rlhf.report.files import RunFiles
 from rlhf.report.numbers import DASH, finite, fixed, percent, signed
-from rlhf.report.series import Series
 from rlhf.report.verdict import Verdict
 
 BAR_LEFT, BAR_RIGHT = 4.0, 196.0

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlhf.core.statistics import wilson_interval
-from rlhf.report.charts import BOTTOM, LEFT, RIGHT, TOP, Chart, Drawn, Mark, hover
+from rlhf.report.drawing.charts import BOTTOM, LEFT, RIGHT, TOP, Chart, Drawn, Mark, hover
+from rlhf.report.drawing.scales import Scale, bounds, round_ticks
 from rlhf.report.numbers import DASH, finite, fixed, percent, short, tick_labels
-from rlhf.report.scales import Scale, bounds, round_ticks
 
 SURE = 0.5
 """The least confidence a preference can have; the axis begins here."""

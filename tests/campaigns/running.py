@@ -189,7 +189,7 @@ def start_run(
 def import_libraries() -> None:
     """Import what both commands import, for all forks."""
     from policy import recipe as policy_recipe
-    from reward import recipe as reward_recipe
+    from reward.training import recipe as reward_recipe
     from rlhf.commands import align_policy, train_reward
     from rlhf.plan import machine
 

@@ -37,10 +37,10 @@ import fake_vllm
 
 from policy.rewards.server import ServerReward
 from policy.rollouts.protocol import Sampling, seed_of
-from policy.rollouts.server_client import Server
-from policy.rollouts.server_engine import ServerEngine
-from policy.rollouts.server_fleet import Fleet
-from policy.rollouts.server_start import Wanted
+from policy.rollouts.servers.client import Server
+from policy.rollouts.servers.engine import ServerEngine
+from policy.rollouts.servers.fleet import Fleet
+from policy.rollouts.servers.start import Wanted
 from rlhf.core.errors import ConfigError, EngineError, RewardError
 from rlhf.core.records import Message, Prompt, Rollout
 from tests.campaigns.proxy import FaultyProxy

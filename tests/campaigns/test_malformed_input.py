@@ -28,8 +28,8 @@ from rlhf.config.policy import PolicyConfig
 from rlhf.config.reward import RewardConfig
 from rlhf.config.schema import DataSource
 from rlhf.core.errors import UserError
-from rlhf.data.benchmarks import load_benchmark
 from rlhf.data.comparisons import load_comparisons
+from rlhf.data.evaluation.benchmarks import load_benchmark
 from rlhf.data.load import load_preferences, load_principles, load_prompts, load_ratings
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from policy.rewards import server as client_module
-from policy.rollouts import server_fleet
+from policy.rollouts.servers import fleet as server_fleet
 from reward.server import bind, create_app, make_server
 from rlhf.models.chat import Chat
 from tests.campaigns import servers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from reward.evaluation.benchmark import rewardbench_scores
+from reward.evaluation.benchmarks.benchmark import rewardbench_scores
 
 # nvidia/Llama-3.1-Nemotron-70B-Reward. Provenance: allenai/reward-bench-results,
 # eval-set/nvidia/Llama-3.1-Nemotron-70B-Reward.json, revision c5b835b.

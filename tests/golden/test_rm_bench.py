@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from reward.evaluation.rm_bench import evaluate_rm_bench
+from reward.evaluation.benchmarks.rm_bench import evaluate_rm_bench
 from rlhf.core.records import Conversation
-from rlhf.data.benchmarks import load_benchmark
+from rlhf.data.evaluation.benchmarks import load_benchmark
 
 FILE = Path(__file__).with_name("rm_bench.json")
 

@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
-from policy.rollouts import server_fleet
+from policy.rollouts.servers import fleet as server_fleet
 from rlhf import cli
 from rlhf.runs.folder import RunFolder
 

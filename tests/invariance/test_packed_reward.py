@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reward.batches import Item, make_items
-from reward.build import build_model
-from reward.trainer import HybridRewardTrainer, trainer_arguments
+from reward.training.batches import Item, make_items
+from reward.training.build import build_model
+from reward.training.trainer import HybridRewardTrainer, trainer_arguments
 from rlhf.config.reward import RewardConfig
 from rlhf.core.records import Message, Preference, Rating
 from rlhf.data.drops import DropReport

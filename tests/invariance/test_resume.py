@@ -143,7 +143,7 @@ def test_reward_run_with_extrapolation(
     run = tmp_path / "run"
     words = ["train-reward", str(reward_config), *EXPO, "--output", str(run)]
     if when == "in the search":
-        from reward import expo
+        from reward.training import expo
 
         calls = iter(range(3))
         judge = expo.judge_pairs

@@ -1,6 +1,6 @@
 """The plan's memory against that of the real trainers.
 
-`rlhf.plan.trace` adds up fake tensors; the trainer's `training_step` runs on real ones under torch's
+`rlhf.plan.memory.trace` adds up fake tensors; the trainer's `training_step` runs on real ones under torch's
 profiler, which reports each block that the CPU allocator allocates and frees. The two share only the model.
 Compared are the bytes that an update adds to the weights: gradients, activations and temporaries. Passes
 without gradient take about 1 MiB on the tiny model, so they may differ by half a MiB for the kernels'

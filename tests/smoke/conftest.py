@@ -12,9 +12,9 @@ def embedded_reward(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A reward model on the embedded base with a fresh adapter and a random head."""
     import torch
 
-    from reward.build import build_model
-    from reward.data import load_chat
     from reward.save import save_final
+    from reward.training.build import build_model
+    from reward.training.data import load_chat
     from rlhf.config.reward import RewardConfig
     from rlhf.models.loading import reward_head
 

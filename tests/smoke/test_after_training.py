@@ -60,7 +60,7 @@ def test_a_broken_card_loses_no_evaluation_and_a_resumed_run_only_repeats_what_f
         run,
     ]
     with monkeypatch.context() as patched:
-        patched.setattr("reward.recipe.write_card", broken)
+        patched.setattr("reward.training.recipe.write_card", broken)
         result = rlhf_command(*words)
     assert result.exit_code == 1
     (failure,) = json.loads((run / "eval.json").read_text())["failures"]
@@ -120,7 +120,7 @@ def test_a_broken_page_loses_no_comparison(tmp_path: Path, monkeypatch: pytest.M
     def broken(*_: object, **__: object) -> None:
         raise ValueError("no picture")
 
-    monkeypatch.setattr("rlhf.report.winrate.write_page", broken)
+    monkeypatch.setattr("rlhf.report.comparisons.winrate.write_page", broken)
     with pytest.raises(RunError) as caught:
         compare._write(tmp_path / "out", {"prompts": 1}, [{"prompt": "Hi"}])
     assert "no picture" in caught.value.found and caught.value.exit_code == 1

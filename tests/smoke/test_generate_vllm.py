@@ -18,8 +18,8 @@ def test_a_folder_is_worn_as_a_synced_adapter_is(tmp_path: Path) -> None:
     import torch
 
     from policy.rollouts.protocol import Sampling
-    from policy.rollouts.vllm_arguments import EngineSettings
-    from policy.rollouts.vllm_engine import VLLMEngine
+    from policy.rollouts.vllm.arguments import EngineSettings
+    from policy.rollouts.vllm.engine import VLLMEngine
     from policy.save import save_final
     from rlhf.config.policy import PolicyConfig
     from rlhf.core.formats import effective_dtype

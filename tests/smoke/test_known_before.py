@@ -23,7 +23,7 @@ def refused(
     """Runs a command, dry and in earnest, with loading forbidden; both must refuse with the same message,
     returned in one line."""
     configs = {"train-reward": reward_config, "align-policy": policy_config}
-    for loader in ("reward.recipe.build_model", "policy.recipe.build_trainer"):
+    for loader in ("reward.training.recipe.build_model", "policy.recipe.build_trainer"):
         monkeypatch.setattr(loader, lambda *_, **__: pytest.fail("a model was loaded"))
 
     def run(command: str, *overrides: str) -> str:

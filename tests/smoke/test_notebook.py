@@ -13,7 +13,7 @@ from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
 from policy.recipe import align_policy
-from reward.recipe import train_reward
+from reward.training.recipe import train_reward
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.reward import RewardConfig
 from rlhf.core.formats import NOTE

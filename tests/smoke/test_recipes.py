@@ -107,7 +107,7 @@ def test_what_is_saved_is_what_was_judged(expo_run: tuple[Path, str]) -> None:
 def test_a_factor_beyond_1_is_what_the_command_makes_of_the_stages(
     rlhf_command: Rlhf, recipe_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from reward import expo
+    from reward.training import expo
 
     monkeypatch.setattr(expo, "best", lambda trials: trials[-1])  # whatever so few pairs say
     run, out = tmp_path / "run", tmp_path / "out"

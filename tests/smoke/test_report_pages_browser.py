@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from rlhf.report import write_report
-from rlhf.report.several import write_several
+from rlhf.report.comparisons.several import write_several
 from tests.browser import BROWSER, NO_BROWSER, Browser, Page
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)

@@ -13,11 +13,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from reward.build import build_model
-from reward.data import load_chat
 from reward.export import export_reward
 from reward.save import save_final
 from reward.scorer import Scorer
+from reward.training.build import build_model
+from reward.training.data import load_chat
 from rlhf.config.reward import RewardConfig
 from rlhf.core.records import Message
 

@@ -65,9 +65,14 @@ DOORS = {
         "rlhf.kernels.adapter_layers",
     ),
     # The doctor tries both, each in a process of its own; the plan packs 4-bit layers that have no data.
-    "bitsandbytes": ("rlhf.models.loading", "rlhf.doctor.probes", "rlhf.plan.empty"),
+    "bitsandbytes": ("rlhf.models.loading", "rlhf.doctor.probes", "rlhf.plan.memory.empty"),
     # The third hands weights to vLLM as TRL does.
-    "trl": ("reward.trainer", "reward.justifier.trainer", "policy.trainer", "policy.rollouts.vllm_weights"),
+    "trl": (
+        "reward.training.trainer",
+        "reward.justifier.trainer",
+        "policy.trainer",
+        "policy.rollouts.vllm.weights",
+    ),
     "vllm": ("policy.rollouts.vllm_*", "rlhf.doctor.probes"),
     "deepspeed": ("rlhf.distributed.zero",),
     "optuna": ("rlhf.search.*",),
@@ -218,9 +223,13 @@ def test_imports_keep_to_the_floors_and_doors() -> None:
             "policy enters reward by reward.scorer and reward.load_scorer and reward.judge and "
             "reward.principle alone",
         ),
-        ("reward.trainer", "from peft import PeftModel", "peft is imported only by rlhf.models.loading"),
+        (
+            "reward.training.trainer",
+            "from peft import PeftModel",
+            "peft is imported only by rlhf.models.loading",
+        ),
         ("rlhf.models.chat", "import bitsandbytes as bnb", "bitsandbytes is imported only by"),
-        ("reward.recipe", "from trl.trainer import RewardTrainer", "trl is imported only by"),
+        ("reward.training.recipe", "from trl.trainer import RewardTrainer", "trl is imported only by"),
         ("policy.rollouts.protocol", "import vllm", "vllm is imported only by"),
         (
             "policy.update.losses",
@@ -240,8 +249,8 @@ def test_a_violation_is_caught(module: str, source: str, reason: str) -> None:
     ("module", "source"),
     [
         ("policy.recipe", "from reward.scorer import Scorer\nfrom reward import scorer"),
-        ("policy.rollouts.vllm_engine", "import vllm\nfrom policy.update.losses import k1"),
-        ("rlhf.commands.score", "from reward.trainer import x\nfrom rlhf.cli import y"),
+        ("policy.rollouts.vllm.engine", "import vllm\nfrom policy.update.losses import k1"),
+        ("rlhf.commands.score", "from reward.training.trainer import x\nfrom rlhf.cli import y"),
         ("rlhf.data.load", "from rlhf.config.schema import DataSource\nfrom rlhf.core import errors"),
         ("rlhf.models.loading", "import torch, peft, rewarding, rlhf.models.chat"),
     ],

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
-from reward.evaluation.published import PUBLISHED
+from reward.evaluation.benchmarks.published import PUBLISHED
 from reward.judge.client import Completion, JudgeClient
 from rlhf.config.judge import JudgeConfig
 from rlhf.config.load import load_config
-from rlhf.data.suite import SUITE, suite_members
+from rlhf.data.evaluation.suite import SUITE, suite_members
 
 Rlhf = Callable[..., Result]
 ROOT = Path(__file__).parents[3]

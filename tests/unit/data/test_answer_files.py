@@ -9,7 +9,7 @@ import pytest
 
 from rlhf.core.errors import DataError
 from rlhf.core.records import Message
-from rlhf.data.answer_files import is_answer_file, read_answers, read_prompts
+from rlhf.data.evaluation.answer_files import is_answer_file, read_answers, read_prompts
 
 WriteRows = Callable[[str, Iterable[Mapping[str, Any]]], str]
 

@@ -10,8 +10,8 @@ import pytest
 
 from rlhf.core.errors import DataError
 from rlhf.core.records import Candidates, Choice, Comparison, Message
-from rlhf.data import benchmarks
-from rlhf.data.benchmarks import kind_of, load_benchmark
+from rlhf.data.evaluation import benchmarks
+from rlhf.data.evaluation.benchmarks import kind_of, load_benchmark
 from rlhf.data.readers.rows import Row
 
 PAIR = {"prompt": "Q", "chosen": "a", "rejected": "b", "subset": "s"}

@@ -11,7 +11,13 @@ import pytest
 
 from rlhf.core.errors import DataError
 from rlhf.core.records import Message
-from rlhf.data.judge_formats import FORMATS, MT_BENCH_TEMPERATURES, Reply, answer_text, load_questions
+from rlhf.data.evaluation.judge_formats import (
+    FORMATS,
+    MT_BENCH_TEMPERATURES,
+    Reply,
+    answer_text,
+    load_questions,
+)
 
 WriteRows = Callable[[str, Iterable[Mapping[str, Any]]], str]
 

@@ -14,8 +14,8 @@ import pytest
 from rlhf.config.schema import DataSource
 from rlhf.core.errors import ConfigError, DataError, UserError
 from rlhf.core.records import Message, Preference
-from rlhf.data.benchmarks import load_benchmark
 from rlhf.data.drops import DropReport
+from rlhf.data.evaluation.benchmarks import load_benchmark
 from rlhf.data.load import load_preferences, load_prompts
 
 USER, ANSWERS = {"role": "user", "content": "q"}, ("a", "b", "c", "d")

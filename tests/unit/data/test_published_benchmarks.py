@@ -9,8 +9,9 @@ import pytest
 
 from rlhf.core.errors import DataError
 from rlhf.core.records import Candidates, Comparison, Message
-from rlhf.data import benchmarks, comparisons
-from rlhf.data.benchmarks import load_benchmark
+from rlhf.data import comparisons
+from rlhf.data.evaluation import benchmarks
+from rlhf.data.evaluation.benchmarks import load_benchmark
 from rlhf.data.readers.rows import Row
 
 PROMPT = (Message("user", "q"),)

@@ -17,7 +17,7 @@ from rlhf.models import bases
 from rlhf.models.bases import read_config
 from rlhf.models.chat import Chat
 from rlhf.models.loading import load_causal
-from rlhf.plan.shapes import load_shape
+from rlhf.plan.memory.shapes import load_shape
 
 ROOT = Path(__file__).parents[3]
 LOADERS = {

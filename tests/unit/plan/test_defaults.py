@@ -8,9 +8,9 @@ from rlhf.config.policy import PolicyConfig
 from rlhf.config.reward import RewardConfig
 from rlhf.plan.defaults import SPARE, chosen
 from rlhf.plan.gpus import parse_gpus
-from rlhf.plan.phases import Tracer, engine_of, phases
+from rlhf.plan.memory.phases import Tracer, engine_of, phases
+from rlhf.plan.memory.shapes import load_shape
 from rlhf.plan.request import Request
-from rlhf.plan.shapes import load_shape
 
 TRACER = Tracer(load_shape("embedded"))
 REWARD = {

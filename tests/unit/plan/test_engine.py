@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf.plan.engine import (
+from rlhf.plan.memory.engine import (
     GRAPHS,
     decode_seconds,
     engine_memory,
@@ -13,7 +13,7 @@ from rlhf.plan.engine import (
     weight_bytes,
     working_bytes,
 )
-from rlhf.plan.shapes import load_shape
+from rlhf.plan.memory.shapes import load_shape
 
 SHAPE_8B = load_shape("meta-llama/Llama-3.1-8B-Instruct")
 SHAPE_70B = load_shape("meta-llama/Llama-3.1-70B-Instruct")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from rlhf.plan.ledger import ACTIVATIONS, Ledger
+from rlhf.plan.memory.ledger import ACTIVATIONS, Ledger
 
 FLOAT = 4
 

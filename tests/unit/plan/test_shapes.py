@@ -8,7 +8,7 @@ from transformers import AutoConfig
 
 from rlhf.core.errors import ModelError
 from rlhf.models.embedded import embedded_model
-from rlhf.plan.shapes import PACKAGED, load_shape
+from rlhf.plan.memory.shapes import PACKAGED, load_shape
 
 
 def test_the_packaged_embedded_shape_is_the_model_s_own() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf.plan.sharding import CONTEXT, NCCL, STRATEGIES, ModelFacts, allowance, moved_bytes
-from rlhf.plan.trace import Trace
+from rlhf.plan.memory.sharding import CONTEXT, NCCL, STRATEGIES, ModelFacts, allowance, moved_bytes
+from rlhf.plan.memory.trace import Trace
 
 KINDS = {"weights": 1000, "adapters": 80, "gradients": 80, "optimizer": 160, "activations": 300}
 HELD = ModelFacts(Trace({}, {}, layer_bytes=90, outer_bytes=100, scale_bytes=0), layers=10)

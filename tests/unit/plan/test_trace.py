@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 from transformers import LlamaConfig
 
-from rlhf.plan.passes import Row
-from rlhf.plan.phases import KINDS
-from rlhf.plan.shapes import load_shape
-from rlhf.plan.trace import trace
+from rlhf.plan.memory.passes import Row
+from rlhf.plan.memory.phases import KINDS
+from rlhf.plan.memory.shapes import load_shape
+from rlhf.plan.memory.trace import trace
 
 SMALL = LlamaConfig(
     vocab_size=1000,

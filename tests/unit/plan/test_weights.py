@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf.plan.weights import loading_bytes
+from rlhf.plan.memory.weights import loading_bytes
 
 W = 1000
 

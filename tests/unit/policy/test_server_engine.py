@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from policy.rollouts import server_fleet
 from policy.rollouts.build import adapter_folder
 from policy.rollouts.protocol import Sampling, seed_of
-from policy.rollouts.server_client import Server
-from policy.rollouts.server_engine import ServerEngine
-from policy.rollouts.server_fleet import Fleet
-from policy.rollouts.server_start import Wanted
+from policy.rollouts.servers import fleet as server_fleet
+from policy.rollouts.servers.client import Server
+from policy.rollouts.servers.engine import ServerEngine
+from policy.rollouts.servers.fleet import Fleet
+from policy.rollouts.servers.start import Wanted
 from rlhf.core.errors import EngineError, ModelError
 from rlhf.models.chat import Chat
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from policy.rollouts import vllm_cpu_lora
+from policy.rollouts.vllm import cpu_lora as vllm_cpu_lora
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed")
 

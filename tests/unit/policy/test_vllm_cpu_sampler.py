@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from policy.rollouts import vllm_cpu_sampler
-from policy.rollouts.vllm_cpu_sampler import draw
+from policy.rollouts.vllm import cpu_sampler as vllm_cpu_sampler
+from policy.rollouts.vllm.cpu_sampler import draw
 
 DRAWS = 4000
 

@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from rlhf.report.charts import BOTTOM, LEFT, RIGHT, TOP, Mark, line_chart, stacked_chart
-from rlhf.report.scales import Scale, bounds, log_ticks, round_ticks, step_ticks
-from rlhf.report.series import POINT_LIMIT, Series, parts, running_mean, thin
+from rlhf.report.drawing.charts import BOTTOM, LEFT, RIGHT, TOP, Mark, line_chart, stacked_chart
+from rlhf.report.drawing.scales import Scale, bounds, log_ticks, round_ticks, step_ticks
+from rlhf.report.drawing.series import POINT_LIMIT, Series, parts, running_mean, thin
 
 
 def test_a_scale_maps_its_ends_and_holds_back_the_rest() -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import base64
 from pathlib import Path
 
-from rlhf.report.comparison import write_comparison
+from rlhf.report.comparisons.comparison import write_comparison
 
 
 def test_the_page_holds_all_it_needs_and_escapes_what_it_is_given(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rlhf.report.charts import LEFT, RIGHT
+from rlhf.report.drawing.charts import LEFT, RIGHT
 from rlhf.report.expo import expo_charts
 from rlhf.report.files import read_run
 from rlhf.report.page import render

@@ -12,8 +12,7 @@ import pytest
 import yaml
 
 from rlhf.core.errors import DataError
-from rlhf.report.files import read_run
-from rlhf.report.frontier import (
+from rlhf.report.comparisons.frontier import (
     at_equal_kl,
     ends,
     first_reached,
@@ -23,7 +22,8 @@ from rlhf.report.frontier import (
     read_tracks,
     summarise,
 )
-from rlhf.report.frontier_page import lead, markdown, write
+from rlhf.report.comparisons.frontier_page import lead, markdown, write
+from rlhf.report.files import read_run
 
 KL_05 = {"coefficient": 0.05, "estimator": "k1", "reduction": "sum"}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.core.statistics import wilson_interval
-from rlhf.report.charts import BOTTOM, LEFT, RIGHT
+from rlhf.report.drawing.charts import BOTTOM, LEFT, RIGHT
 from rlhf.report.files import read_run
 from rlhf.report.page import render
 from rlhf.report.reward import reward_table

@@ -10,8 +10,8 @@ import pytest
 
 from rlhf.commands import report as command
 from rlhf.core.errors import DataError
+from rlhf.report.comparisons.several import differences, names_of, write_several
 from rlhf.report.files import read_run
-from rlhf.report.several import differences, names_of, write_several
 from rlhf.runs.folder import LOCK, in_use
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from reward.batches import TOO_LONG, Item, batches, faults, make_items
+from reward.training.batches import TOO_LONG, Item, batches, faults, make_items
 from rlhf.core.records import Message, Preference, Rating
 from rlhf.data.drops import DropReport
 from rlhf.kernels.packing import Tree

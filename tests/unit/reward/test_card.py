@@ -13,12 +13,12 @@ import yaml
 from huggingface_hub import ModelCard
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from reward.batches import Item
-from reward.build import build_model
 from reward.card import card_text, write_card
-from reward.data import RewardData
 from reward.save import save_final
 from reward.scorer import Scorer
+from reward.training.batches import Item
+from reward.training.build import build_model
+from reward.training.data import RewardData
 from rlhf.config.reward import RewardConfig
 from rlhf.core.records import Message
 from rlhf.data.drops import DropReport

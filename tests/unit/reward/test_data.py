@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from reward.batches import TOO_LONG, Item
-from reward.data import IN_BENCHMARK, items_of, load_data, steps_of
+from reward.training.batches import TOO_LONG, Item
+from reward.training.data import IN_BENCHMARK, items_of, load_data, steps_of
 from rlhf.config.reward import RewardConfig, StageConfig
 from rlhf.core.errors import DataError
 from rlhf.core.records import Message

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from reward.batches import Item
-from reward.build import build_model
-from reward.data import RewardData
-from reward.expo import Trial, best, between_neighbours, held_pairs, judge_pairs, search
+from reward.training.batches import Item
+from reward.training.build import build_model
+from reward.training.data import RewardData
+from reward.training.expo import Trial, best, between_neighbours, held_pairs, judge_pairs, search
 from rlhf.config.reward import ExpoConfig, RewardConfig
 from rlhf.core.errors import DataError
 from rlhf.data.drops import DropReport

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from reward.batches import Item
-from reward.head_start import PENALTIES, fit_head, ridge
+from reward.training.batches import Item
+from reward.training.head_start import PENALTIES, fit_head, ridge
 from rlhf.kernels.packing import Tree
 from rlhf.models.loading import load_classifier, lora_config, reward_head, with_adapter
 

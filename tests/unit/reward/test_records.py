@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from reward.data import load_data, load_records
+from reward.training.data import load_data, load_records
 from rlhf.config.reward import RewardConfig
 from rlhf.models.chat import Chat
 from rlhf.models.chat.same_prompts import SamePrompts

@@ -10,10 +10,10 @@ import pytest
 from tokenizers_of_kinds import KINDS, make_tokenizer, write_base
 
 from policy.prompt_data import load_data as load_prompt_data
-from reward.data import load_chat, load_data, load_records
-from rlhf.commands.inspection import inspect_policy, inspect_reward
+from reward.training.data import load_chat, load_data, load_records
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.reward import RewardConfig
+from rlhf.inspection.measure import inspect_policy, inspect_reward
 from rlhf.models.chat.control_tokens import SPELLED
 from rlhf.models.chat.same_prompts import SAME_IDS, SAME_PROMPT, SamePrompts
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from reward.build import build_model
 from reward.save import save_final
+from reward.training.build import build_model
 from rlhf.config.reward import RewardConfig
 from rlhf.core.records import HELPSTEER_ATTRIBUTES
 from rlhf.models.chat import Chat

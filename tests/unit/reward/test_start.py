@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from reward.build import build_model
 from reward.scorer import Scorer
-from reward.start import start_from
+from reward.training.build import build_model
+from reward.training.start import start_from
 from rlhf.config.reward import RewardConfig
 from rlhf.core.errors import ModelError
 from rlhf.core.records import HELPSTEER_ATTRIBUTES, Message

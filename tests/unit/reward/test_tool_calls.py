@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from tokenizers_of_kinds import KINDS, make_tokenizer, write_base
 
-from reward.data import load_chat, load_data
-from reward.evaluation.benchmark import evaluate
-from rlhf.commands.inspection import inspect_reward
+from reward.evaluation.benchmarks.benchmark import evaluate
+from reward.training.data import load_chat, load_data
 from rlhf.config.reward import RewardConfig
 from rlhf.core.records import Conversation
+from rlhf.inspection.measure import inspect_reward
 from rlhf.models.chat import Chat
 
 CHATML = KINDS["chatml"]["template"]

@@ -12,9 +12,9 @@ from tokenizers_of_kinds import CHATML, KINDS, make_tokenizer, write_base
 
 from policy.rewards.model import ModelReward
 from policy.rewards.protocol import Missing
-from reward.build import build_model
 from reward.save import save_final
 from reward.scorer import Scorer
+from reward.training.build import build_model
 from rlhf.adapters.storage import read_role
 from rlhf.config.reward import RewardConfig
 from rlhf.core.errors import RefusalError

@@ -15,7 +15,7 @@ from policy.evaluation.generation import TokenBudget, answer_questions, batches_
 from rlhf.core.errors import OutputError, RefusalError
 from rlhf.core.records import Conversation, Message, Rollout
 from rlhf.data.drops import DropReport
-from rlhf.data.judge_formats import Question, Reply
+from rlhf.data.evaluation.judge_formats import Question, Reply
 
 
 def words(conversation: Conversation) -> list[str]:

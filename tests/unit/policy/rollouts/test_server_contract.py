@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 
 from policy.rollouts.protocol import Sampling
-from policy.rollouts.server_answers import completion_request, read_response
-from policy.rollouts.server_client import Server, ServerError
+from policy.rollouts.servers.answers import completion_request, read_response
+from policy.rollouts.servers.client import Server, ServerError
 
 TOKEN = "a-token-for-this-test"
 MAX_RANK, MAX_MODEL_LEN = 8, 64

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from policy.rollouts import vllm_arguments
-from policy.rollouts.vllm_arguments import EngineSettings, check_settings, llm_arguments
-from policy.rollouts.vllm_process import EngineProcess
+from policy.rollouts.vllm import arguments as vllm_arguments
+from policy.rollouts.vllm.arguments import EngineSettings, check_settings, llm_arguments
+from policy.rollouts.vllm.process import EngineProcess
 from rlhf.core.errors import ModelError
 
 needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed")

@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from policy.rollouts import vllm_engine
 from policy.rollouts.protocol import Sampling
-from policy.rollouts.vllm_arguments import EngineSettings
-from policy.rollouts.vllm_engine import VLLMEngine
+from policy.rollouts.vllm import engine as vllm_engine
+from policy.rollouts.vllm.arguments import EngineSettings
+from policy.rollouts.vllm.engine import VLLMEngine
 from rlhf.config.policy import PolicyConfig
 from rlhf.plan.gpus import parse_gpus
-from rlhf.plan.phases import ENGINE, Tracer, phases
+from rlhf.plan.memory.phases import ENGINE, Tracer, phases
+from rlhf.plan.memory.shapes import load_shape
 from rlhf.plan.request import Assumptions, Request
-from rlhf.plan.shapes import load_shape
 from rlhf.plan.speed import bill
 
 POLICY = {

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from reward.evaluation.aggregate import EXAMPLE_COUNTS, SECTIONS, rewardbench_scores
+from reward.evaluation.benchmarks.aggregate import EXAMPLE_COUNTS, SECTIONS, rewardbench_scores
 from rlhf.core.errors import DataError
 
 

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reward.evaluation.aggregate import EXAMPLE_COUNTS, REWARDBENCH_PAIRS, rewardbench_scores
-from reward.evaluation.benchmark import evaluate, self_check
+from reward.evaluation.benchmarks.aggregate import EXAMPLE_COUNTS, REWARDBENCH_PAIRS, rewardbench_scores
+from reward.evaluation.benchmarks.benchmark import evaluate, self_check
 from rlhf.core.errors import DataError, DivergenceError, ModelError
 from rlhf.core.records import Comparison, Conversation, Message
 from rlhf.core.statistics import wilson_interval

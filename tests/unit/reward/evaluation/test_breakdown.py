@@ -6,7 +6,13 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reward.evaluation.breakdown import HISTOGRAM_BINS, by_group, by_length, by_strength, score_distribution
+from reward.evaluation.benchmarks.breakdown import (
+    HISTOGRAM_BINS,
+    by_group,
+    by_length,
+    by_strength,
+    score_distribution,
+)
 from rlhf.core.statistics import wilson_interval
 
 

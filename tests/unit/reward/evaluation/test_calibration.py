@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reward.evaluation.calibration import calibration
+from reward.evaluation.benchmarks.calibration import calibration
 
 THREE_TO_ONE = math.log(3)  # sigmoid = 3/4
 

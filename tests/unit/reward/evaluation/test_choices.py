@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from reward.evaluation.choices import evaluate_best_of_n, evaluate_choices
-from reward.evaluation.rm_bench import evaluate_rm_bench
+from reward.evaluation.benchmarks.choices import evaluate_best_of_n, evaluate_choices
+from reward.evaluation.benchmarks.rm_bench import evaluate_rm_bench
 from rlhf.core.errors import DataError, DivergenceError
 from rlhf.core.records import Candidates, Choice, Conversation, Message
 from rlhf.data.drops import DropReport

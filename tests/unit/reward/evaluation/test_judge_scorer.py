@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from reward.evaluation.benchmark import evaluate
-from reward.evaluation.choices import evaluate_best_of_n, evaluate_choices
+from reward.evaluation.benchmarks.benchmark import evaluate
+from reward.evaluation.benchmarks.choices import evaluate_best_of_n, evaluate_choices
 from reward.evaluation.judge_scorer import UNREAD, JudgeScorer
 from reward.judge.client import Completion, JudgeClient
 from reward.judge.forms import Verdict

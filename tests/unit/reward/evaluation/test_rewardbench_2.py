@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from reward.evaluation.rewardbench_2 import TiesRow, evaluate_rewardbench_2, row_score, ties_score
+from reward.evaluation.benchmarks.rewardbench_2 import TiesRow, evaluate_rewardbench_2, row_score, ties_score
 from rlhf.core.errors import DataError, DivergenceError
 from rlhf.core.records import Conversation
-from rlhf.data.benchmarks import load_benchmark
+from rlhf.data.evaluation.benchmarks import load_benchmark
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,186 @@
+"""Load the rows of all sources as items for training and validation, and select those of a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from reward.training.batches import Item, faults, make_items, singles
+from rlhf.config.justifier import JustifierConfig
+from rlhf.config.principle import PrincipleConfig
+from rlhf.config.reward import RewardConfig, StageConfig
+from rlhf.core.errors import DataError
+from rlhf.core.records import Comparison, Conversation, Preference, Rating
+from rlhf.data.comparisons import load_comparisons
+from rlhf.data.drops import DropReport
+from rlhf.data.load import join_ratings, load_preferences, load_ratings
+from rlhf.data.pairs import pair_rated
+from rlhf.data.split import held_out
+from rlhf.models.chat import Chat
+from rlhf.models.chat.control_tokens import SPELLED
+from rlhf.models.chat.same_prompts import SamePrompts
+from rlhf.models.context import require_context
+
+IN_BENCHMARK = "prompt is in the benchmark"
+Record = TypeVar("Record", Preference, Rating)
+
+
+@dataclass(frozen=True)
+class RewardData:
+    """Items to train on and to validate on, and what was left out."""
+
+    training: list[Item]
+    validation: list[Item]
+    held_out: list[Comparison]
+    """The pairs of the test prompts as comparisons, by source; without test prompts those of `validation`."""
+    drops: DropReport
+
+
+def load_chat(config: RewardConfig) -> Chat:
+    """The tokenizer and template of the base.
+
+    Raises:
+        UserError: there is no such base, or model.max_length is beyond its context.
+    """
+    model = config.model
+    require_context(model.base, model.revision, model.max_length)
+    return Chat.of(model, reasoning=config.reasoning)
+
+
+def load_data(config: RewardConfig, chat: Chat) -> RewardData:
+    """Rows of all sources as items, split by a hash of the prompt.
+
+    Raises:
+        DataError: nothing is left for a stage.
+    """
+    same = SamePrompts(chat)
+    preferences, ratings, drops = load_records(config, same)
+    same.add(_prompts(preferences, ratings))
+
+    def side_of(record: Preference | Rating) -> str:
+        prompt = same.representative(record.prompt)
+        if held_out(prompt, config.data.test_share, "test"):
+            return "test"
+        validates = held_out(prompt, config.data.validation_share, "validation")
+        return "validation" if validates else "training"
+
+    def side(name: str) -> list[Item]:
+        return make_items(
+            [p for p in preferences if side_of(p) == name],
+            [r for r in ratings if side_of(r) == name],
+            chat,
+            attributes=config.attributes,
+            max_length=config.model.max_length,
+            report=drops,
+        )
+
+    judged = "test" if config.data.test_share else "validation"
+    pairs = []
+    held = [p for p in preferences if side_of(p) == judged]
+    for p, reason in zip(held, faults(held, chat, config.model.max_length), strict=True):
+        source = p.source or "held out"
+        if reason is None:
+            pairs.append(
+                Comparison(
+                    p.prompt,
+                    p.chosen,
+                    p.rejected,
+                    subset=source,
+                    strength=abs(p.strength),
+                    groups=p.groups,
+                    chosen_fields=p.chosen_message.fields,
+                    rejected_fields=p.rejected_message.fields,
+                )
+            )
+        elif judged == "test":  # the pairs of `validation` are counted where their items are made
+            drops.drop(reason, source)
+    note_control_tokens(preferences, ratings, chat, drops)
+    data = RewardData(side("training"), side("validation"), pairs, drops)
+    for stage in config.stages:
+        if not items_of(stage, data.training):
+            raise DataError(
+                f"Stage {stage.name!r} has nothing to learn from.\n" + "\n".join(drops.lines()),
+                fix="look at the drop report above; raise model.max_length or widen data",
+            )
+    return data
+
+
+def load_records(
+    config: RewardConfig, same: SamePrompts
+) -> tuple[list[Preference], list[Rating], DropReport]:
+    """Preferences with the ratings of their responses, the other ratings, and the drop report.
+
+    Args:
+        same: recognises the prompts of the benchmark.
+
+    Raises:
+        DataError: a malformed row, or a kind of source of which nothing is left.
+    """
+    drops = DropReport()
+    preferences: list[Preference] = []
+    ratings: list[Rating] = []
+    spread = config.data.max_spread
+    if config.data.preferences:
+        preferences, report = load_preferences(config.data.preferences, seed=config.seed, max_spread=spread)
+        drops = drops.merge(report)
+    if config.data.ratings:
+        ratings, report = load_ratings(config.data.ratings, seed=config.seed, max_spread=spread)
+        drops = drops.merge(report)
+    if config.benchmark:
+        benchmark = [item.prompt for item in load_comparisons(config.benchmark)[0]]
+        same.add([*benchmark, *_prompts(preferences, ratings)])
+        benchmark_prompts = set(map(same.representative, benchmark))
+        preferences = _without(benchmark_prompts, preferences, same, drops)
+        ratings = _without(benchmark_prompts, ratings, same, drops)
+    if config.data.pair_rated:
+        rated_pairs, report = pair_rated(ratings, config.attributes[0], among=preferences)
+        preferences += rated_pairs
+        drops = drops.merge(report)
+    return *join_ratings(preferences, ratings), drops
+
+
+def note_control_tokens(
+    preferences: Sequence[Preference], ratings: Sequence[Rating], chat: Chat, drops: DropReport
+) -> None:
+    """Count in `drops` the rows whose text spells a token that only the chat template may write."""
+    rows: list[Conversation] = [(*pair.prompt, *pair.messages) for pair in preferences]
+    rows += [(*rating.prompt, rating.message) for rating in ratings]
+    spelled = sum(map(chat.spells_control_tokens, rows))
+    if spelled:
+        drops.notes[SPELLED] += spelled
+
+
+def items_of(stage: StageConfig, items: Sequence[Item]) -> list[Item]:
+    """The items that carry a target of one of the stage's terms; of ratings alone, single responses."""
+
+    def counts(item: Item) -> bool:
+        rated = any(value is not None for row in item.ratings for value in row)
+        return (stage.regression_weight > 0 and rated) or (stage.preference_weight > 0 and item.strength != 0)
+
+    if stage.preference_weight == 0:
+        items = [single for item in items for single in singles(item)]
+    return [item for item in items if counts(item)]
+
+
+def steps_of(stage: StageConfig | PrincipleConfig | JustifierConfig, items: int) -> int:
+    """Updates of a stage or run: whole batches in its epochs, at least one, at most max_steps."""
+    steps = max(1, int(stage.epochs * items / stage.batch_size))
+    return min(steps, stage.max_steps) if stage.max_steps else steps
+
+
+def _prompts(preferences: Sequence[Preference], ratings: Sequence[Rating]) -> list[Conversation]:
+    return [pair.prompt for pair in preferences] + [rating.prompt for rating in ratings]
+
+
+def _without(
+    benchmark: set[Conversation], records: Sequence[Record], same: SamePrompts, drops: DropReport
+) -> list[Record]:
+    """Leave out records with a prompt of the benchmark, which must stay held out."""
+    kept = []
+    for record in records:
+        if same.representative(record.prompt) in benchmark:
+            drops.drop(IN_BENCHMARK, record.source or "a row")
+        else:
+            kept.append(record)
+    return kept

@@ -1,0 +1,112 @@
+"""Train the stages of a reward run, one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from reward.save import save_final
+from reward.training.build import start_head
+from reward.training.data import RewardData, items_of, steps_of
+from reward.training.start import start_from
+from reward.training.trainer import HybridRewardTrainer, Record, trainer_arguments
+from rlhf.config.reward import START, RewardConfig
+from rlhf.distributed import sharding
+from rlhf.distributed.trainer_mixin import draw_order
+from rlhf.models.chat import Chat
+from rlhf.models.checkpoint_folder import write_shell
+from rlhf.models.loading import PeftModel
+from rlhf.runs import checkpoints
+from rlhf.runs.folder import RunFolder
+from rlhf.runs.progress import Progress
+from rlhf.tracking.trackers import Trackers
+
+
+def train_stages(
+    config: RewardConfig,
+    data: RewardData,
+    model: PeftModel,
+    chat: Chat,
+    run: RunFolder,
+    track: Trackers,
+    *,
+    resume: bool,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> None:
+    """Train all stages; each starts from the best weights of the one before it.
+
+    Args:
+        resume: continue from the last checkpoint; the stages before it are skipped.
+    """
+    checkpoint = checkpoints.latest_everywhere(run.checkpoints) if resume else None
+    track.open(run)
+    run.truncate(checkpoints.step_of(checkpoint) if checkpoint else 0)
+    items = {stage.name: items_of(stage, data.training) for stage in config.stages}
+    steps = {stage.name: steps_of(stage, len(items[stage.name])) for stage in config.stages}
+    if checkpoint is None and config.start is not None:
+        start_from(Path(config.start), config, model, chat)
+        checkpoints.save_trainable(model, checkpoints.best_file(run.checkpoints, START))
+    sharding.shard(model)
+    if checkpoint is None and config.start is None and config.head_start:
+        start_head(config, items[config.stages[0].name], model, chat)
+    write_shell(run.checkpoints, lambda folder: save_final(config, model, chat, folder))
+    first = stage_number(config, checkpoint)
+    with Progress(sum(steps.values()), "update") as progress:
+        for number, stage in enumerate(config.stages):
+            if number < first:
+                continue
+            validation = items_of(stage, data.validation)
+            arguments = trainer_arguments(
+                **stage.optimizer.model_dump(),
+                batch_size=stage.batch_size,
+                folder=str(run.checkpoints),
+                steps=steps[stage.name],
+                dtype=config.model.dtype,
+                seed=config.seed,
+                evaluate_every=config.validate_every,
+                save_every=config.save_every,
+                has_validation=bool(validation),
+                gradient_checkpointing=config.model.gradient_checkpointing,
+            )
+            draws = steps[stage.name] * stage.batch_size
+            trainer = HybridRewardTrainer(
+                model,
+                arguments,
+                chat.trainers_tokenizer(),
+                stage=stage,
+                items=items[stage.name],
+                order=draw_order(len(items[stage.name]), draws, config.seed + number),
+                validation=validation,
+                tokens_per_batch=config.tokens_per_batch,
+                step_offset=sum(steps[earlier.name] for earlier in config.stages[:number]),
+                record=recorder(run, track, progress),
+                callbacks=callbacks,
+            )
+            resumed = checkpoint is not None and number == first
+            trainer.train(resume_from_checkpoint=str(checkpoint) if resumed else None)
+            trainer.finish_stage()
+
+
+def stage_number(config: RewardConfig, checkpoint: Path | None) -> int:
+    """The stage, counted from 0, in which training starts or continues."""
+    if checkpoint is None:
+        return 0
+    return [stage.name for stage in config.stages].index(checkpoints.stage_of(checkpoint))
+
+
+def recorder(run: RunFolder, track: Trackers, progress: Progress) -> Record:
+    """A function that writes figures to metrics.jsonl, the trackers and the progress line."""
+    shown = {"loss": "loss/total", "accuracy": "reward/accuracy"}
+
+    def record(step: int, figures: Any) -> None:
+        run.metrics(step, figures)
+        track.metrics(step, figures)
+        if "loss/total" in figures:
+            progress.update(
+                step, **{short: figures[name] for short, name in shown.items() if name in figures}
+            )
+
+    return record

@@ -1,0 +1,268 @@
+"""The comparison of runs at equal KL as tables of cells, Markdown, a picture and a page."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlhf.report.comparisons.comparison import write_comparison
+from rlhf.report.numbers import DASH, decimals_for, fixed, signed
+from rlhf.runs.folder import atomic_write_text
+
+TITLES = {"reward": "Reward", "held_out": "Held-out reward model", "gold": "Gold score"}
+COLORS = ("#0068a8", "#c24f00", "#00795c", "#a8417f", "#6b6252", "#c49a00", "#4b5a72", "#8a2020")
+INK, SOFT, FAINT = "#1f2328", "#636a72", "#e4e1db"
+PICTURE = "frontier.svg"
+
+Summary = Mapping[str, Any]
+Table = list[list[str]]
+
+
+def tables(summary: Summary) -> dict[str, Table]:
+    """Rows of cells by their heading, the heads first."""
+    found: dict[str, Table] = {}
+    for name, groups in summary["at_equal_kl"].items():
+        head = [f"{TITLES[name].lower()} where the KL first was", *(f"{kl:g}" for kl in summary["levels"])]
+        decimals = _decimals(groups)
+        rows = [[group, *(_level(one, decimals) for one in found_)] for group, found_ in groups.items()]
+        found[f"{TITLES[name]} at equal KL"] = [head, *rows]
+    if summary["ends"]:
+        found["At the end, on held-out prompts"] = _ends(summary["ends"])
+    found["Runs"] = [
+        ["run", "group", "seed", "updates", "KL at the end"],
+        *(
+            [one["run"], one["group"], one["seed"], f"{one['updates']:,}", _last(one)]
+            for one in summary["runs"]
+        ),
+    ]
+    return found
+
+
+def lead(summary: Summary) -> list[str]:
+    """Number of runs, and the groups' rewards at the largest KL that all runs reach."""
+    groups = summary["at_equal_kl"]["reward"]
+    runs = list(dict.fromkeys(run["group"] for run in summary["runs"]))
+    lines = [f"Runs: {len(summary['runs'])}, of {len(runs)} config{'' if len(runs) == 1 else 's'}."]
+    shared = [
+        place
+        for place in range(len(summary["levels"]))
+        if all(len(groups[name][place]["values"]) == groups[name][place]["of"] for name in runs)
+    ]
+    if not shared:
+        return [*lines, "There is no KL that all runs reach: nothing can be compared."]
+    at = shared[-1]
+    ordered = sorted(runs, key=lambda name: -groups[name][at]["mean"])
+    rewards = "; ".join(f"{name}: {_level(groups[name][at], _decimals(groups))}" for name in ordered)
+    return [*lines, f"Reward at a KL of {summary['levels'][at]:g} nats, from the highest: {rewards}."]
+
+
+def notes(summary: Summary) -> list[str]:
+    """How the figures are computed, and their limits."""
+    lines = [
+        "A path is the running mean of a run's reward over that of its KL (k1, summed over an answer), "
+        "on training "
+        "prompts; a figure at a KL is taken where the path first reaches it. A diamond is a run's end "
+        "on held-out "
+        "prompts, with 95 % intervals. Intervals in the tables are 95 %, by Student's t over seeds: "
+        "with two or "
+        "three seeds they are wide."
+    ]
+    if summary["best_of"]:
+        lines.append(
+            "Best of n is drawn at log n \N{MINUS SIGN} (n \N{MINUS SIGN} 1) / n, an upper bound of "
+            "its KL, and was "
+            "measured on other prompts: compare it with the ends only where the prompts are the same."
+        )
+    return [*lines, *summary["notes"]]
+
+
+def markdown(summary: Summary) -> str:
+    """The tables as Markdown, with what they mean."""
+    texts = ["\n\n".join([*lead(summary), *notes(summary)])]
+    for heading, (head, *rows) in tables(summary).items():
+        rule = ["---", *["---:"] * (len(head) - 1)]
+        texts.append(
+            f"## {heading}\n\n" + "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
+        )
+    return "\n\n".join(texts) + "\n"
+
+
+def write(folder: Path, summary: Summary, *, root: bool) -> Path:
+    """frontier.json, .md, .svg, .png and report.html in a folder; returns the page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(folder / "frontier.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    atomic_write_text(folder / "frontier.md", markdown(summary))
+    for kind in ("svg", "png"):
+        (folder / PICTURE).with_suffix(f".{kind}").write_bytes(draw(summary, kind, root=root))
+    return write_comparison(
+        folder,
+        title="Reward against KL",
+        lead=lead(summary),
+        picture=folder / PICTURE,
+        tables=tables(summary),
+        notes=notes(summary),
+    )
+
+
+def draw(summary: Summary, kind: str, *, root: bool) -> bytes:
+    """One panel a quantity: thin paths of runs, their ends with intervals, and the best of n.
+
+    Args:
+        summary: what `rlhf.report.comparisons.frontier.summarise` returns.
+        kind: `svg` or `png`.
+        root: the axis is the square root of the KL, as in the literature on over-optimisation.
+    """
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": "rlhf"}):
+        from matplotlib.figure import Figure
+
+        names = list(summary["at_equal_kl"])
+        figure = Figure(figsize=(max(6.4, 4.1 * len(names)), 4.3), layout="constrained", facecolor="white")
+        grid = figure.subplots(1, len(names), squeeze=False)[0]
+        groups = list(dict.fromkeys(one["group"] for one in summary["runs"]))
+        colors = {group: COLORS[number % len(COLORS)] for number, group in enumerate(groups)}
+        for axes, name in zip(grid, names, strict=True):
+            _panel(axes, summary, name, colors, root=root)
+        handles, labels = grid[0].get_legend_handles_labels()
+        figure.legend(
+            handles,
+            labels,
+            loc="outside lower left",
+            ncols=len(names),
+            frameon=False,
+            fontsize=8.5,
+            labelcolor=INK,
+        )
+        out = io.BytesIO()
+        metadata: dict[str, Any] = {"Date": None} if kind == "svg" else {"Software": None}
+        figure.savefig(out, format=kind, dpi=150, metadata=metadata)
+    return out.getvalue()
+
+
+def _panel(axes: Any, summary: Summary, name: str, colors: Mapping[str, str], *, root: bool) -> None:
+    drawn: set[str] = set()
+    for one in summary["runs"]:
+        color = colors[one["group"]]
+        path = one["paths"].get(name, [])
+        if path:
+            kl, value = np.array(path).T
+            label = "_nolegend_" if one["group"] in drawn else one["group"]
+            drawn.add(one["group"])
+            axes.plot(np.maximum(kl, 0.0), value, color=color, linewidth=1.3, alpha=0.75, label=label)
+        _end(axes, one["end"], name, color)
+    if any(name in one["end"] for one in summary["runs"]):
+        axes.plot([], [], "D", color=SOFT, markersize=5, label="end of a run, on held-out prompts")
+    curve = [one for one in summary["best_of"] if name in one]
+    if curve:
+        places, means = [one["kl_bound"] for one in curve], [one[name]["mean"] for one in curve]
+        axes.plot(
+            places,
+            means,
+            "o--",
+            color=SOFT,
+            linewidth=1.2,
+            markersize=3.5,
+            label="best of n, at its largest KL",
+        )
+        for one in curve:
+            axes.annotate(
+                f"{one['n']}",
+                (one["kl_bound"], one[name]["mean"]),
+                xytext=(2, 5),
+                textcoords="offset points",
+                fontsize=8,
+                color=SOFT,
+            )
+    if root:
+        axes.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
+    axes.set_xlim(left=0)
+    axes.set_title(TITLES[name], fontsize=10.5, color=INK, loc="left")
+    axes.set_xlabel(
+        "KL to the reference, nats an answer" + (" (square-root axis)" if root else ""),
+        fontsize=9,
+        color=SOFT,
+    )
+    axes.tick_params(labelsize=8.5, colors=SOFT, length=0)
+    axes.grid(color=FAINT, linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(SOFT)
+
+
+def _end(axes: Any, end: Mapping[str, Any], name: str, color: str) -> None:
+    """A diamond where a run ended on held-out prompts, with the intervals of KL and gain."""
+    if name not in end:
+        return
+    kl, value = end["kl"], end[name]
+    errors = []
+    for one in (kl, value):
+        # The interval is the paired difference's; before, the KL is zero and the value is what it is.
+        low, high = one["ci95"] or (one["after"] - one["before"],) * 2
+        errors.append(
+            [[max(0.0, one["after"] - one["before"] - low)], [max(0.0, high - one["after"] + one["before"])]]
+        )
+    axes.errorbar(
+        [kl["after"]], [value["after"]], xerr=errors[0], yerr=errors[1], fmt="D", color=color, markersize=5,
+        elinewidth=1, markeredgecolor="white",
+    )  # fmt: skip
+
+
+def _ends(groups: Mapping[str, Any]) -> Table:
+    known = [name for name in ("reward", "held_out", "gold") if all(name in one for one in groups.values())]
+    head = [
+        "",
+        "runs",
+        "KL",
+        *(word for name in known for word in (TITLES[name].lower(), "gain")),
+        "length",
+        "best of n there",
+    ]
+    rows = [head]
+    for group, one in groups.items():
+        cells = [group, str(one["runs"]), _mean(one["kl"])]
+        for name in known:
+            cells += [_mean(one[name]), _mean(one[f"{name}_gain"], sign=True)]
+        cells.append(_mean(one["length"]) if "length" in one else DASH)
+        cells.append(DASH if one["best_of_n"] is None else fixed(one["best_of_n"], 2))
+        rows.append(cells)
+    return rows
+
+
+def _mean(one: Mapping[str, Any], *, sign: bool = False) -> str:
+    ends = one["ci95"]
+    decimals = decimals_for(max(abs(one["mean"]) / 10, (ends[1] - ends[0]) / 2 if ends else 0.0))
+    write = signed if sign else fixed
+    interval = f" ({fixed(ends[0], decimals)} to {fixed(ends[1], decimals)})" if ends else ""
+    return f"{write(one['mean'], decimals)}{interval}"
+
+
+def _level(one: Mapping[str, Any], decimals: int) -> str:
+    if one["mean"] is None:
+        return DASH
+    ends = one["ci95"]
+    interval = f" ({fixed(ends[0], decimals)} to {fixed(ends[1], decimals)})" if ends else ""
+    reached = "" if len(one["values"]) == one["of"] else f", {len(one['values'])} of {one['of']} runs"
+    return f"{fixed(one['mean'], decimals)}{interval}{reached}"
+
+
+def _decimals(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> int:
+    """Decimals that tell the means of a table apart."""
+    means = [one["mean"] for row in groups.values() for one in row if one["mean"] is not None]
+    return min(4, decimals_for((max(means) - min(means)) / 5)) if means else 2
+
+
+def _last(one: Mapping[str, Any]) -> str:
+    end = one["end"]
+    return fixed(end["kl"]["after"], 2) if end else DASH
+
+
+def printed(summary: Summary) -> Sequence[Table]:
+    """The tables a terminal shows: all but the list of runs."""
+    return [table for heading, table in tables(summary).items() if heading != "Runs"]

@@ -1,0 +1,242 @@
+"""Curves as plain geometry; the template turns it into SVG, a few lines of script show values on hover."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+from rlhf.report.drawing.scales import Scale, bounds, log_ticks, round_ticks, step_ticks
+from rlhf.report.drawing.series import POINT_LIMIT, Part, Point, Series, parts, thin
+from rlhf.report.numbers import decimals_for, fixed, percent, short, tick_labels
+
+LEFT, RIGHT, TOP, BOTTOM = 52, 452, 26, 190
+PLOT = {"width": 460, "height": 224, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM}
+"""The drawing, and the plot's edges inside it; the space above `top` is for the names of stages."""
+FEW = 30
+"""So few points without a running mean get large dots."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A labelled place on an axis: a tick, a level to compare with, or the start of a stage."""
+
+    at: float
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One series as path data: dots (or bars), and lines."""
+
+    name: str
+    dots: str
+    line: str
+    large: bool = False
+    share: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """Everything a template needs to draw one chart, and `hover`: what the script shows at each step."""
+
+    title: str
+    unit: str
+    note: str
+    summary: str
+    drawn: list[Drawn]
+    x_ticks: list[Mark]
+    y_ticks: list[Mark]
+    levels: list[Mark]
+    stages: list[Mark]
+    hover: dict[str, Any]
+    stacked: bool = False
+    axis: str = "step"
+    """What the horizontal axis counts, as the page and the hover name it."""
+    under: str = ""
+    """Path of a line to compare with, under the series, where a level is not enough."""
+    strips: str = ""
+    """Path of the intervals of the first series' dots."""
+
+
+def line_chart(
+    title: str,
+    unit: str,
+    series: Sequence[Series],
+    *,
+    span: tuple[float, float],
+    share: bool = False,
+    zero: bool = False,
+    log: bool = False,
+    levels: Sequence[Mark] = (),
+    stages: Sequence[Mark] = (),
+) -> Chart | None:
+    """Faint dots and a running mean for each series; None where no series has a point.
+
+    Args:
+        span: the first and last step of the axis.
+        share: values are shares of one, written in per cent.
+        zero: the axis includes zero.
+        log: a logarithmic axis; values of zero and below sit on its lower edge.
+        levels: horizontal lines to compare with.
+        stages: where the lines start anew; `at` is the first step of a stage.
+    """
+    series = [one for one in series if one.points]
+    if not series:
+        return None
+    values = [value for one in series for _, value in one.points]
+    x, y = _step_scale(span), _value_scale(values, levels, share=share, zero=zero, log=log)
+    starts = [stage.at for stage in stages[1:]]
+    cut = {one.name: parts(one, starts, (-math.inf if log else y.low, y.high)) for one in series}
+    dots = {name: [point for part in found for point in part.points] for name, found in cut.items()}
+    beyond = sum(not y.holds(value) for found in dots.values() for _, value in found)
+    write: Callable[[float], str] = (lambda value: percent(value, 1)) if share else short
+    return Chart(
+        title=title,
+        unit=unit,
+        note="" if log else _beyond(beyond, "dot lies", "dots lie"),
+        summary=_summary(cut[series[0].name], write),
+        drawn=[_drawn(name, found, x, y) for name, found in cut.items()],
+        x_ticks=_x_ticks(x),
+        y_ticks=_y_ticks(y, share=share),
+        levels=[Mark(y(level.at), level.label) for level in levels if y.holds(level.at)],
+        stages=[Mark(x(max(stage.at, x.low)), stage.label) for stage in stages],
+        hover=_hover(dots, x, y, write),
+    )
+
+
+def stacked_chart(
+    title: str, unit: str, series: Sequence[Series], *, span: tuple[float, float]
+) -> Chart | None:
+    """Bars of the series on top of one another, the first at the bottom; None where nothing can be stacked.
+
+    Only steps at which every series has a value are drawn.
+    """
+    series = [one for one in series if one.points]
+    if not series:
+        return None
+    values = {one.name: dict(one.points) for one in series}
+    steps = sorted(set.intersection(*(set(at) for at in values.values())))
+    if not steps:
+        return None
+    heights = {name: thin([(step, at[step]) for step in steps], POINT_LIMIT) for name, at in values.items()}
+    columns = list(zip(*heights.values(), strict=True))
+    tops = [list(accumulate(max(0.0, value) for _, value in column)) for column in columns]
+    x = _step_scale(span)
+    y = Scale(0.0, bounds([top[-1] for top in tops], zero=True)[1], BOTTOM, TOP)
+    pitch = (x.end - x.start) / max(1, len(columns))
+    total = sum(top[-1] for top in tops) or 1.0
+    drawn = []
+    for index, (name, bars) in enumerate(heights.items()):
+        path = "".join(
+            _bar(x(step), pitch, y(top[index - 1] if index else 0.0), y(top[index]))
+            for (step, _), top in zip(bars, tops, strict=True)
+        )
+        part = percent(sum(max(0.0, value) for _, value in bars) / total, 0)
+        drawn.append(Drawn(name, path, "", share=part))
+    hover = _hover(heights, x, y, short)
+    for index, row in enumerate(hover["rows"]):
+        row["py"] = [y(top[index]) for top in tops]
+    return Chart(
+        title=title,
+        unit=unit,
+        note=_beyond(sum(not y.holds(top[-1]) for top in tops), "bar rises", "bars rise"),
+        summary=f"{short(total / len(columns))} on average",
+        drawn=drawn,
+        x_ticks=_x_ticks(x),
+        y_ticks=_y_ticks(y),
+        levels=[],
+        stages=[],
+        hover=hover,
+        stacked=True,
+    )
+
+
+def hover(
+    points: Mapping[str, Sequence[Point]],
+    x: Scale,
+    y: Scale,
+    write: Callable[[float], str],
+    labels: Mapping[float, str],
+) -> dict[str, Any]:
+    """What the script shows where the axis counts no steps: `labels` name the places it snaps to."""
+    found = _hover({name: list(series) for name, series in points.items()}, x, y, write)
+    places = sorted({place for series in points.values() for place, _ in series})
+    return {**found, "step": [labels[place] for place in places]}
+
+
+def _step_scale(span: tuple[float, float]) -> Scale:
+    low, high = span
+    room = max(0.5, 0.015 * (high - low))
+    return Scale(low - room, high + room, LEFT, RIGHT)
+
+
+def _value_scale(values: list[float], levels: Sequence[Mark], *, share: bool, zero: bool, log: bool) -> Scale:
+    if log and max(values) > 0:
+        above = [value for value in [*values, *(level.at for level in levels)] if value > 0]
+        return Scale(min(above) / 1.3, max(above) * 1.3, BOTTOM, TOP, log=True)
+    low, high = bounds(values, zero=zero)
+    for level in levels:
+        low, high = min(low, level.at), max(high, level.at)
+    return Scale(max(0.0, low) if share else low, min(1.02, high) if share else high, BOTTOM, TOP)
+
+
+def _y_ticks(y: Scale, *, share: bool = False) -> list[Mark]:
+    ticks = log_ticks(y.low, y.high) if y.log else round_ticks(y.low, y.high)
+    if share:
+        return [Mark(y(tick), percent(tick, 0)) for tick in ticks]
+    return [Mark(y(tick), label) for tick, label in zip(ticks, tick_labels(ticks), strict=True)]
+
+
+def _x_ticks(x: Scale) -> list[Mark]:
+    return [
+        Mark(x(tick), short(tick) if tick >= 1e6 else f"{tick:,.0f}") for tick in step_ticks(x.low, x.high)
+    ]
+
+
+def _drawn(name: str, found: list[Part], x: Scale, y: Scale) -> Drawn:
+    dots = "".join(f"M{x(step):g} {y(value):g}h0" for part in found for step, value in part.points)
+    line = "".join("M" + "L".join(f"{x(step):g} {y(value):g}" for step, value in part.line) for part in found)
+    few = sum(len(part.points) for part in found) <= FEW and not any(part.smoothed for part in found)
+    return Drawn(name, dots, line, large=few)
+
+
+def _bar(middle: float, pitch: float, bottom: float, top: float) -> str:
+    gap = 0.0 if pitch < 4 else 1.0
+    left = max(LEFT, middle - pitch / 2 + gap / 2)
+    width = min(RIGHT, middle + pitch / 2 - gap / 2) - left
+    return f"M{left:.1f} {bottom:g}V{top:g}h{width:.1f}V{bottom:g}z"
+
+
+def _beyond(count: int, one: str, several: str) -> str:
+    return f"{count} {one if count == 1 else several} beyond the axis." if count else ""
+
+
+def _summary(found: list[Part], write: Callable[[float], str]) -> str:
+    """Where the (smoothed) line starts and ends."""
+    first, last = found[0].line[0][1], found[-1].line[-1][1]
+    largest = max(abs(first), abs(last))
+    if write is short and largest >= 1e-3:
+        decimals = decimals_for(largest)
+        return f"{fixed(first, decimals)} \N{RIGHTWARDS ARROW} {fixed(last, decimals)}"
+    return f"{write(first)} \N{RIGHTWARDS ARROW} {write(last)}"
+
+
+def _hover(
+    points: dict[str, list[Point]], x: Scale, y: Scale, write: Callable[[float], str]
+) -> dict[str, Any]:
+    """The places the pointer snaps to, and each series' value there, written out (null where it has none)."""
+    places = sorted({step for found in points.values() for step, _ in found})
+    rows = []
+    for name, found in points.items():
+        at = dict(found)
+        rows.append(
+            {
+                "name": name,
+                "value": [write(at[step]) if step in at else None for step in places],
+                "py": [y(at[step]) if step in at else None for step in places],
+            }
+        )
+    return {"px": [x(step) for step in places], "step": [f"{step:,.0f}" for step in places], "rows": rows}

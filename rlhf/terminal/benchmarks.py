@@ -1,0 +1,299 @@
+"""Prints the results of `rlhf evaluate-reward`: one function per kind of benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+Result = Mapping[str, Any]
+
+_RULES = {
+    "rewardbench": "RewardBench v1: sections weighted by its example counts, overall = mean of the four",
+    "sections": "section = mean over its pairs, overall = mean of the sections",
+    "pairs": "overall = mean over all pairs (the rows name no section)",
+    "subsets": "correct if the best right answer scores above every wrong one; overall = mean of the subsets",
+    "rewardbench-2": "RewardBench 2: 1/k where the right answer is one of k highest; Ties by its formula; "
+    "overall = mean of the subsets",
+    "rm-bench": "RM-Bench: each right answer against each wrong one, overall = mean of the four domains",
+    "domains": "each right answer against each wrong one, overall = mean of the domains in the data",
+}
+BASELINES = {"longest answer": "length_baseline", "shortest answer": "shortest_baseline"}
+"""Header and key of what picking by length alone gets."""
+_QUANTILES = {"p05": "5 %", "p25": "25 %", "median": "median", "p75": "75 %", "p95": "95 %"}
+
+
+def print_pairs(result: Result, console: Console) -> None:
+    """Print the result of `reward.evaluation.benchmarks.benchmark.evaluate`: subsets, sections, overall, and notes."""
+    _print_subsets(result, "pairs", BASELINES, console)
+    _print_parts(result, console)
+    if "judge" in result:  # its scores are no log-odds
+        return
+    calibration = result["calibration"]
+    correlation = result["length_correlation"]
+    console.print(
+        f"Calibration, for models trained by Bradley-Terry: the probability sigmoid(margin) is off by "
+        f"{_percent(calibration['ece'])} points on average; Brier score {calibration['brier']:.3f} (a coin: "
+        "0.250), log "
+        f"loss {calibration['log_loss']:.3f} (a coin: 0.693).\n"
+        f"Correlation of reward and length within pairs: {_number(correlation, '+.2f')}.",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def print_rm_bench(result: Result, console: Console) -> None:
+    """Print the result of `reward.evaluation.benchmarks.rm_bench.evaluate_rm_bench`: domains by level, then the matrix
+    of styles."""
+    intervals = result["intervals"]
+    table = _table("Accuracy in %, ties wrong", "domain")
+    for header in ("prompts", "easy", "normal", "hard", "all", "95 % interval"):
+        table.add_column(header, justify="right")
+    for name, domain in result["domains"].items():
+        by_level = [_percent(domain[level]) for level in ("easy", "normal", "hard")]
+        interval = _interval(intervals["sections"][name])
+        table.add_row(name, str(domain["count"]), *by_level, _percent(domain["accuracy"]), interval)
+    table.add_section()
+    by_level = [_percent(share) for share in result["levels"].values()]
+    interval = _interval(intervals["overall"])
+    table.add_row("Overall", str(result["count"]), *by_level, _percent(result["overall"]), interval)
+    console.print(table)
+    matrix = _table("By style: rows are right answers, columns wrong ones", "")
+    for style in result["styles"]:
+        matrix.add_column(style, justify="right")
+    for style, row in zip(result["styles"], result["matrix"], strict=True):
+        matrix.add_row(style, *map(_percent, row))
+    console.print(matrix)
+    ends = ", ".join(f"{level} {_interval(intervals['levels'][level])}" for level in result["levels"])
+    console.print(f"95 % intervals overall: {ends}.", soft_wrap=True)
+    console.print(
+        "Easy: below the diagonal, the right answer has the fancier style; hard: above it, the wrong one "
+        f"has. Always taking the longer answer: {_percent(result['length_baseline'])}, the shorter one: "
+        f"{_percent(result['shortest_baseline'])}.",
+        soft_wrap=True,
+    )
+    _print_rule(result, console)
+
+
+def print_one_of_many(result: Result, console: Console) -> None:
+    """Print the result of `reward.evaluation.benchmarks.choices.evaluate_choices`: subsets, overall, and the curve."""
+    _print_subsets(result, "rows", {**BASELINES, "chance": "chance"}, console)
+    _print_curve("Share of right answers among the picks of n", result["best_of_n"], console, percent=True)
+
+
+def print_rewardbench_2(result: Result, console: Console) -> None:
+    """Print the result of `reward.evaluation.benchmarks.rewardbench_2.evaluate_rewardbench_2`: subsets, overall, and the
+    terms of Ties."""
+    _print_subsets(result, "rows", BASELINES, console)
+    if (ties := result["ties"]) is not None:
+        terms = {name: value for name, value in ties.items() if isinstance(value, float) and name != "score"}
+        shown = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in terms.items())
+        console.print(f"Ties over {ties['count']} prompts: {shown}.", markup=False, soft_wrap=True)
+
+
+def print_best_of_n(result: Result, console: Console) -> None:
+    """Print the result of `reward.evaluation.benchmarks.choices.evaluate_best_of_n`: the curve, and how often pairs are
+    in order."""
+    _print_curve("Mean true score of the answer picked out of n", result["best_of_n"], console)
+    if len(result["subsets"]) > 1:
+        for name, subset in result["subsets"].items():
+            _print_curve(f"{name} ({subset['count']} prompts)", subset["best_of_n"], console)
+    pairs = result["pair_accuracy"]
+    if pairs["accuracy"] is not None:
+        console.print(
+            "Of two answers to one prompt, the better one has the higher reward in "
+            f"{_percent(pairs['accuracy'])} % "
+            f"(95 % interval {_interval(pairs['ci95'])}, {pairs['prompts']} prompts, ties wrong).",
+            soft_wrap=True,
+        )
+
+
+PRINTERS: Mapping[str, Callable[[Result, Console], None]] = {
+    "pairs": print_pairs,
+    "rm-bench": print_rm_bench,
+    "rewardbench-2": print_rewardbench_2,
+    "one-of-many": print_one_of_many,
+    "best-of-n": print_best_of_n,
+}
+"""By the kind of benchmark, see `rlhf.data.evaluation.benchmarks`."""
+
+
+def print_overall(results: Mapping[str, Result], console: Console) -> None:
+    """One table with a line for each result on pairs, and notes; the rest is in the report."""
+    if not results:
+        return
+    table = _table("Accuracy in %, ties wrong", "")
+    for header in ("pairs", "accuracy", "95 % interval", "longer answer"):
+        table.add_column(header, justify="right")
+    for name, result in results.items():
+        interval = _interval(result["intervals"]["overall"])
+        shares = _percent(result["overall"]), interval, _percent(result["length_baseline"])
+        table.add_row(name, str(result["count"]), *shares)
+    console.print(table)
+    for note in dict.fromkeys(note for result in results.values() for note in result["notes"]):
+        console.print(f"Note: {note}", markup=False, soft_wrap=True)
+
+
+def print_result(kind: str, result: Result, console: Console) -> None:
+    """Print a result of this kind, notes, and the self-check."""
+    PRINTERS[kind](result, console)
+    for note in result["notes"]:
+        console.print(f"Note: {note}", markup=False, soft_wrap=True)
+    if "judge" in result:
+        print_judge(result["judge"], console)
+    if not (check := result["self_check"]):
+        return
+    console.print(
+        f"Self-check: {check['count']} scores change by up to {check['largest_difference']:.2g} with the "
+        f"batch (allowed: {check['tolerance']:g})."
+        + (f"\nNote: {check['sentence']}" if "sentence" in check else ""),
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def print_judge(figures: Result, console: Console) -> None:
+    """What a judge's texts cost, and how far the order of two answers decides."""
+    console.print(
+        f"Judge: {figures['requests']:.0f} texts, {figures['unparsed']:.0f} could not be read and are left "
+        f"out; {figures['seconds']:.2f} s a request, {figures['dollars']:.2f} dollars.",
+        markup=False,
+        soft_wrap=True,
+    )
+    if figures["position_bias"] is not None:
+        console.print(
+            f"Position bias {figures['position_bias']:+.3f} points for the answer shown first; both orders "
+            "agree on "
+            f"{_percent(figures['order_agreement'])} % of the pairs.",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def print_suite(suite: Result, console: Console) -> None:
+    """A line for each benchmark, its published scores below it; then what is missing, and why."""
+    table = _table("Scores in %, ties wrong", "benchmark")
+    for header in ("items", "score", "95 % interval", "longest answer", "shortest answer"):
+        table.add_column(header, justify="right")
+    for name, result in suite["benchmarks"].items():
+        figure = result["headline"]
+        lengths = ["" if (x := figure[key]) is None else _percent(x) for key in ("longest", "shortest")]
+        score, interval = _percent(figure["score"]), _interval(figure["interval"])
+        table.add_row(name, str(result["count"]), score, interval, *lengths)
+        for row in result["published"]:
+            table.add_row(f"  {row['model']}", "", f"{row['score']:.1f}", "", "", "", style="dim")
+    console.print(table)
+    console.print(
+        "Below each benchmark: published scores, see reward/evaluation/benchmarks/published.py for sources."
+    )
+    for name, result in suite["benchmarks"].items():
+        for note in result["notes"]:
+            console.print(f"{name}: {note}", markup=False, soft_wrap=True)
+        if result["drops"]["dropped"]:
+            left_out = ", ".join(f"{d['count']} {why}" for why, d in result["drops"]["dropped"].items())
+            console.print(f"{name}: left out: {left_out}", markup=False, soft_wrap=True)
+        if "judge" in result:
+            console.print(f"{name}:", markup=False)
+            print_judge(result["judge"], console)
+    reasons: dict[str, list[str]] = {}
+    for name, reason in suite["missing"].items():
+        reasons.setdefault(reason.replace(repr(name), "it"), []).append(name)
+    for reason, names in reasons.items():
+        console.print(f"Missing: {', '.join(names)}: {reason}", markup=False, soft_wrap=True)
+
+
+def _print_subsets(result: Result, unit: str, baselines: Mapping[str, str], console: Console) -> None:
+    """Subsets, sections and overall; `baselines`: a column's header and the key it shows."""
+    table = _table("Accuracy in %, ties wrong", "subset")
+    for header in (unit, "accuracy", "95 % interval", *baselines):
+        table.add_column(header, justify="right")
+    for name, subset in result["subsets"].items():
+        shown = [_percent(subset[key]) for key in baselines.values()]
+        table.add_row(
+            name, str(subset["count"]), _percent(subset["accuracy"]), _interval(subset["ci95"]), *shown
+        )
+    intervals = result["intervals"]
+    for i, (name, accuracy) in enumerate(result["sections"].items()):
+        if i == 0:
+            table.add_section()
+        table.add_row(f"Section {name}", "", _percent(accuracy), _interval(intervals["sections"][name]), "")
+    table.add_section()
+    shown = [_percent(result[key]) for key in baselines.values()]
+    interval = _interval(intervals["overall"])
+    table.add_row("Overall", str(result["count"]), _percent(result["overall"]), interval, *shown)
+    console.print(table)
+    _print_rule(result, console)
+    if ties := sum(subset["ties"] for subset in result["subsets"].values()):
+        console.print(f"{ties} of {result['count']} {unit} are ties, counted as wrong.", markup=False)
+
+
+def _print_parts(result: Result, console: Console) -> None:
+    """Accuracy by strength and by length, and the distribution of rewards."""
+    table = _table("By strength of the preference, by length and by group", "pairs where")
+    for header in ("pairs", "accuracy", "95 % interval"):
+        table.add_column(header, justify="right")
+    parts = {f"the strength is {level}": part for level, part in result["strengths"].items()}
+    lengths = result["lengths"]
+    names = {"shorter": "the shorter", "longer": "the longer", "same": "as long as the other"}
+    parts |= {f"the better answer is {name}": lengths[key] for key, name in names.items()}
+    for group, values in result.get("groups", {}).items():
+        parts |= {f"{group} is {value}": part for value, part in values.items()}
+    for name, part in parts.items():
+        if part["count"]:
+            table.add_row(name, str(part["count"]), _percent(part["accuracy"]), _interval(part["ci95"]))
+    if lengths["controlled"] is not None:
+        table.add_section()
+        table.add_row("Mean of shorter and longer", "", _percent(lengths["controlled"]), "")
+    console.print(table)
+    rewards = _table("Rewards", "answers")
+    for header in ("mean", *_QUANTILES.values()):
+        rewards.add_column(header, justify="right")
+    for role in ("chosen", "rejected"):
+        scores = result["scores"][role]
+        rewards.add_row(role, *(f"{scores[key]:.2f}" for key in ("mean", *_QUANTILES)))
+    console.print(rewards)
+
+
+def _print_curve(title: str, curve: Sequence[Result], console: Console, *, percent: bool = False) -> None:
+    """One line an n; the gap is the one from a random pick to the best possible."""
+    table = _table(title + (", in %" if percent else ""), "n")
+    headers = ["prompts", "picked", "95 % interval", "random", "best possible", "gap closed"]
+    lengths = [key for key in ("longest", "shortest") if all(key in row for row in curve)]
+    for header in [*headers, *lengths]:
+        table.add_column(header, justify="right")
+
+    def write(value: float) -> str:
+        return _percent(value) if percent else f"{value:.3f}"
+
+    for row in curve:
+        ends = row["ci95"]
+        interval = "" if ends is None else f"{write(ends[0])} - {write(ends[1])}"
+        way = "" if row["share"] is None else f"{_percent(row['share'])} %"
+        figures = [write(row["score"]), interval, write(row["random"]), write(row["oracle"]), way]
+        figures += [write(row[key]) for key in lengths]
+        table.add_row(str(row["n"]), str(row["prompts"]), *figures)
+    console.print(table)
+
+
+def _table(title: str, first: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column(first)
+    return table
+
+
+def _print_rule(result: Result, console: Console) -> None:
+    console.print(f"Rule: {_RULES[result['aggregation']]}.", markup=False, soft_wrap=True)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _interval(bounds: Sequence[float] | None) -> str:
+    return "" if bounds is None else f"{_percent(bounds[0])} - {_percent(bounds[1])}"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "not defined" if value is None else format(value, form)
