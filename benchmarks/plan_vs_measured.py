@@ -4,11 +4,11 @@
         both commands
     python benchmarks/plan_vs_measured.py --base FOLDER --tokens 512
 
-Predicted: a trace of tensors without data (`rlhf.plan.memory.trace`). Measured: the real trainer's `training_step`
-on real tensors, an update of three rows, under torch's profiler: the CPU allocator's own account of every
-block it hands out and takes back, those that kernels take for themselves included. Compared is what an
-update adds to the model that is there: gradients, activations and temporaries, where the two could differ;
-weights are counted beside it. The process's peak resident set is printed too, and is no test: it holds
+Predicted: a trace of tensors without data (`rlhf.plan.memory.trace`). Measured: the real trainer's
+`training_step` on real tensors, an update of three rows, under torch's profiler: the CPU allocator's own
+account of every block it hands out and takes back, those that kernels take for themselves included. The
+comparison is of what an update adds to the model: gradients, activations and temporaries, where the two could
+differ; weights are counted beside it. The peak resident set is printed too, and is no test: it holds
 libraries, freed pages and the profiler's own records.
 """
 

@@ -196,9 +196,9 @@ def evaluate(config: PrincipleConfig, folder: Path, records: Sequence[Principle]
         by_principle.setdefault(record.principle, []).append(record)
     scorer = PrincipleScorer.load(folder, list(by_principle), tokens_per_batch=config.tokens_per_batch)
     for principle, members in by_principle.items():
-        one = scorer.with_principles([principle])
+        single = scorer.with_principles([principle])
         conversations = [(*r.prompt, Message("assistant", r.response)) for r in members]
-        for record, score in zip(members, one.score(conversations), strict=True):
+        for record, score in zip(members, single.score(conversations), strict=True):
             right[record.fulfilled].append((score.reward > 0) == record.fulfilled)
     correct = [*right[True], *right[False]]
     accuracy = sum(correct) / len(correct)

@@ -156,7 +156,7 @@ class PrincipleScorer:
                 "A conversation to be scored does not end with the assistant's message.",
                 allowed="messages that end with {'role': 'assistant', 'content': ...}",
             )
-        sequences = [self.chat.prompt_ids(question(conversation, one)) for one in self.principles]
+        sequences = [self.chat.prompt_ids(question(conversation, principle)) for principle in self.principles]
         require_length(sequences, self.max_length)
         return Tree.of_sequences(sequences)
 

@@ -27,8 +27,8 @@ def read_verdict(text: str) -> int | None:
     A verdict is `@Response A is slightly better (better, much better) than @Response B`, A and B being 1 and
     2 or 2 and 1.
     """
-    found = [match for match in VERDICT.finditer(text) if match[1] != match[3]]
-    if not found:
+    matches = [match for match in VERDICT.finditer(text) if match[1] != match[3]]
+    if not matches:
         return None
-    better, degree, _ = found[-1].groups()
+    better, degree, _ = matches[-1].groups()
     return DEGREES[degree] if better == "2" else -DEGREES[degree]

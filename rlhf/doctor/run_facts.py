@@ -119,10 +119,10 @@ def _planned(
     smallest = min(torch.gpus, key=lambda gpu: gpu.memory)
     cluster = Cluster(Gpu(smallest.name, smallest.memory), len(torch.gpus))
     say(f"Planning for {cluster}")
-    found = attempt(lambda: plan_on(config, cluster))
-    if isinstance(found, Trouble):
+    planned = attempt(lambda: plan_on(config, cluster))
+    if isinstance(planned, Trouble):
         return (), ""
-    phases = tuple(PlannedPhase(phase.name, phase.total, phase.capacity, phase.trouble) for phase in found)
+    phases = tuple(PlannedPhase(phase.name, phase.total, phase.capacity, phase.trouble) for phase in planned)
     return phases, f"{len(torch.gpus)}x{smallest.memory / GIB:.1f}GiB"
 
 

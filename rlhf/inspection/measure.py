@@ -144,20 +144,20 @@ def _conversations(preferences: Sequence[Preference], ratings: Sequence[Rating])
 def _lengths(
     sequences: Iterable[list[int] | RefusalError], total: int, unit: str
 ) -> list[Size | RefusalError]:
-    found = list[Size | RefusalError]()
+    sizes = list[Size | RefusalError]()
     with Progress(total, unit) as progress:
         for ids in sequences:
-            found.append(ids if isinstance(ids, RefusalError) else Size(len(ids), digest_of(ids)))
-            progress.update(len(found))
-    return found
+            sizes.append(ids if isinstance(ids, RefusalError) else Size(len(ids), digest_of(ids)))
+            progress.update(len(sizes))
+    return sizes
 
 
 def _with_lengths(
-    found: Sequence[tuple[Record, tuple[Size | RefusalError, ...]]], drops: DropReport
+    measured: Sequence[tuple[Record, tuple[Size | RefusalError, ...]]], drops: DropReport
 ) -> list[tuple[Record, tuple[int, ...]]]:
     """Records and their lengths in tokens; refused ones, and pairs of equal ids, are counted in `drops`."""
     taken = []
-    for record, sizes in found:
+    for record, sizes in measured:
         refusal = next((size for size in sizes if isinstance(size, RefusalError)), None)
         if refusal:
             drops.drop(refusal.reason, record.source or "a row")
@@ -170,26 +170,26 @@ def _with_lengths(
 
 def _agreement(sources: Sequence[DataSource], seed: int, max_spread: int) -> dict[str, Any]:
     """The agreement of each source with raw annotations."""
-    found = {}
+    by_source = {}
     for source in sources:
         if source.format in ("helpsteer2-preference", "helpsteer3"):
             result = agreement(annotated_pairs(source, seed=seed), max_spread)
             if result is not None:
-                found[f"{source.path} ({source.split})"] = {
+                by_source[f"{source.path} ({source.split})"] = {
                     **asdict(result),
                     "annotations_key": source.annotations,
                 }
-    return found
+    return by_source
 
 
 def _rating_agreement(sources: Sequence[DataSource], seed: int, max_spread: int) -> dict[str, Any]:
-    found = {}
+    by_source = {}
     for source in sources:
         if source.format == "helpsteer2":
             by_attribute = rating_agreement(annotated_ratings(source, seed=seed), max_spread)
             if by_attribute:
-                found[f"{source.path} ({source.split})"] = by_attribute
-    return found
+                by_source[f"{source.path} ({source.split})"] = by_attribute
+    return by_source
 
 
 def _targets(
@@ -253,13 +253,13 @@ def _scored_example(
         target = {"preferred by": abs(pair.strength), **ratings_of}
         ids = chat.conversation_ids((*pair.prompt, pair.chosen_message))
         return {**_tokens(chat, ids), "read_at": len(ids) - 1, "source": pair.source, "target": target}
-    for one in itertools.islice(ratings, 1):
-        ids = chat.conversation_ids((*one.prompt, one.message))
+    for rating in itertools.islice(ratings, 1):
+        ids = chat.conversation_ids((*rating.prompt, rating.message))
         return {
             **_tokens(chat, ids),
             "read_at": len(ids) - 1,
-            "source": one.source,
-            "target": dict(one.ratings),
+            "source": rating.source,
+            "target": dict(rating.ratings),
         }
     return None
 

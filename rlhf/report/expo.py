@@ -12,15 +12,15 @@ from rlhf.report.numbers import finite, fixed, percent
 SERIES = "pairs judged right"
 
 
-def expo_charts(found: Mapping[str, Any]) -> list[Chart]:
+def expo_charts(expo: Mapping[str, Any]) -> list[Chart]:
     """Accuracy over the factor, a line at the chosen one; nothing where a run had no search.
 
     Args:
-        found: what expo.json holds: `{"weak", "strong", "factor", "pairs", "trials": [{"factor", "accuracy",
+        expo: expo.json: `{"weak", "strong", "factor", "pairs", "trials": [{"factor", "accuracy",
             "loss"}]}`.
     """
-    trials = [trial for trial in found.get("trials") or [] if finite(trial.get("accuracy")) is not None]
-    chosen = finite(found.get("factor"))
+    trials = [trial for trial in expo.get("trials") or [] if finite(trial.get("accuracy")) is not None]
+    chosen = finite(expo.get("factor"))
     if len(trials) < 2 or chosen is None:
         return []
     points = [(trial["factor"], trial["accuracy"]) for trial in trials]
@@ -35,7 +35,7 @@ def expo_charts(found: Mapping[str, Any]) -> list[Chart]:
     return [
         Chart(
             title="ExPO",
-            unit=f"{SERIES}, of {found.get('pairs')}, from {found.get('weak')} (0) to {found.get('strong')} "
+            unit=f"{SERIES}, of {expo.get('pairs')}, from {expo.get('weak')} (0) to {expo.get('strong')} "
             "(1) and beyond",
             note="The factor was chosen on these pairs, so its accuracy here is an optimistic one.",
             summary=f"{chosen:g} was chosen" + ("" if best is None else f": {percent(best, 1)}{before}"),

@@ -157,8 +157,8 @@ def _time(run: RunFiles) -> list[tuple[str, str]]:
 def _base(run: RunFiles) -> list[tuple[str, str]]:
     base = (run.config.get("model") or {}).get("base")
     rank = (run.config.get("adapter") or {}).get("rank")
-    found = [("Base", str(base))] if base else []
-    return [*found, ("Adapter", f"LoRA, rank {rank}")] if rank else found
+    facts = [("Base", str(base))] if base else []
+    return [*facts, ("Adapter", f"LoRA, rank {rank}")] if rank else facts
 
 
 def _policy_facts(run: RunFiles) -> list[tuple[str, str]]:
@@ -198,11 +198,11 @@ def _reward_evaluation(run: RunFiles) -> tuple[str, dict[str, Any]]:
         file = (root / named).parent / "eval.json"
         if (root / named).is_dir() and file.is_file():
             try:
-                found = json.loads(file.read_text(encoding="utf-8"))
+                evaluation = json.loads(file.read_text(encoding="utf-8"))
             except json.JSONDecodeError as error:
                 run.notes.append(f"The reward model's evaluation {file} cannot be read: {error}")
                 return named, {}
-            return named, found if isinstance(found, dict) else {}
+            return named, evaluation if isinstance(evaluation, dict) else {}
     run.notes.append(f"The reward model's evaluation was not found beside {named}: its table is not shown.")
     return named, {}
 
@@ -211,7 +211,7 @@ def _reward_folder(named: Any) -> str | None:
     """The first reward model on the policy's base, of one folder or of a list of rewards."""
     if isinstance(named, str):
         return named
-    folders = [one.get("adapter") for one in named or [] if isinstance(one, dict)]
+    folders = [term.get("adapter") for term in named or [] if isinstance(term, dict)]
     return next((folder for folder in folders if isinstance(folder, str)), None)
 
 
@@ -225,10 +225,10 @@ def _other_charts(run: RunFiles, shown: set[str]) -> list[Chart]:
     return [chart for chart in charts if chart]
 
 
-def flat(found: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def flat(mapping: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """Every value of nested mappings under its dotted key, as text."""
     rows = []
-    for key, value in found.items():
+    for key, value in mapping.items():
         if isinstance(value, dict):
             rows.extend(flat(value, f"{prefix}{key}."))
         else:

@@ -36,16 +36,18 @@ class Compared:
 
 def compared(evaluation: Mapping[str, Any]) -> list[Compared]:
     """The quantities that were measured before and after."""
-    found = [(*label, change(evaluation, key)) for key, label in QUANTITIES.items()]
-    return [Compared(name, unit, one, _bar(one)) for name, unit, one in found if one]
+    changes = [(*label, change(evaluation, key)) for key, label in QUANTITIES.items()]
+    return [
+        Compared(name, unit, difference, _bar(difference)) for name, unit, difference in changes if difference
+    ]
 
 
-def _bar(one: Change) -> tuple[float, float, float, float] | None:
-    if one.low is None or one.high is None:
+def _bar(difference: Change) -> tuple[float, float, float, float] | None:
+    if difference.low is None or difference.high is None:
         return None
-    reach = 1.1 * max(abs(one.low), abs(one.high), abs(one.mean)) or 1.0
+    reach = 1.1 * max(abs(difference.low), abs(difference.high), abs(difference.mean)) or 1.0
     scale = Scale(-reach, reach, 4, 236)
-    return scale(0.0), scale(one.mean), scale(one.low), scale(one.high)
+    return scale(0.0), scale(difference.mean), scale(difference.low), scale(difference.high)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +72,8 @@ class Pair:
     @property
     def changes(self) -> list[tuple[str, str, str]]:
         """Name, signed change and direction, for the head of the card."""
-        found = (("gold", self.gold), ("reward", self.reward))
-        return [(name, signed(value, 2), _direction(value)) for name, value in found if value is not None]
+        scores = (("gold", self.gold), ("reward", self.reward))
+        return [(name, signed(value, 2), _direction(value)) for name, value in scores if value is not None]
 
 
 def _direction(value: float) -> str:
@@ -82,12 +84,12 @@ def pairs(evaluation: Mapping[str, Any]) -> list[Pair]:
     """The answers before and after, the greatest gain first: by gold score where there is one, then
     reward.
     """
-    found = []
+    result = []
     for row in evaluation.get("answers") or []:
         before, after = row.get("before") or {}, row.get("after") or {}
         reward, gold = (_difference(before.get(name), after.get(name)) for name in ("reward", "gold"))
-        found.append(Pair(turns(row.get("prompt")), side(before), side(after), reward, gold))
-    return sorted(found, key=_rank)
+        result.append(Pair(turns(row.get("prompt")), side(before), side(after), reward, gold))
+    return sorted(result, key=_rank)
 
 
 def _rank(pair: Pair) -> tuple[bool, float, bool, float]:
@@ -95,10 +97,10 @@ def _rank(pair: Pair) -> tuple[bool, float, bool, float]:
     return pair.gold is None, -(pair.gold or 0.0), pair.reward is None, -(pair.reward or 0.0)
 
 
-def tally(found: Sequence[Pair]) -> dict[str, int]:
+def tally(compared_pairs: Sequence[Pair]) -> dict[str, int]:
     """How many answers became better, the same, worse: by gold score where any has one, else by reward."""
-    name = "gold" if any(pair.gold is not None for pair in found) else "reward"
-    values = [value for pair in found if (value := getattr(pair, name)) is not None]
+    name = "gold" if any(pair.gold is not None for pair in compared_pairs) else "reward"
+    values = [value for pair in compared_pairs if (value := getattr(pair, name)) is not None]
     return {word: sum(_direction(value) == word for value in values) for word in ("better", "same", "worse")}
 
 
@@ -142,13 +144,13 @@ class Sampled:
 
 def sampled(run: RunFiles) -> list[Sampled]:
     """A few answers of the first and of the last step, evenly chosen over the range of rewards."""
-    found = []
+    steps = []
     for step, rows in run.samples.items():
         ordered = sorted(rows, key=lambda row: finite(row.get("reward")) or 0.0)
         count = min(SAMPLES_SHOWN, len(ordered))
         chosen = [ordered[round(i * (len(ordered) - 1) / max(1, count - 1))] for i in range(count)]
-        found.append(Sampled(step, len(rows), [(turns(row.get("prompt")), side(row)) for row in chosen]))
-    return found
+        steps.append(Sampled(step, len(rows), [(turns(row.get("prompt")), side(row)) for row in chosen]))
+    return steps
 
 
 def policy_charts(run: RunFiles) -> tuple[list[Chart], set[str]]:
@@ -226,7 +228,7 @@ def policy_charts(run: RunFiles) -> tuple[list[Chart], set[str]]:
 
 def _time(run: RunFiles, series: list[Series]) -> list[Series]:
     """The parts of a step's time, and what none of them covers."""
-    known = [dict(one.points) for one in series if one.points]
+    known = [dict(curve.points) for curve in series if curve.points]
     if not known:
         return []
     rest = [

@@ -50,13 +50,13 @@ class Accuracy:
     baseline: float | None
 
 
-def accuracies(found: Any, intervals: Any = None) -> list[Accuracy]:
+def accuracies(subsets: Any, intervals: Any = None) -> list[Accuracy]:
     """`{name: {"accuracy", "count", "ci95", "length_baseline"}}` or `{name: accuracy}`, in the file's order.
 
     An interval that is not given is computed where the count is known.
     """
     rows = []
-    for name, value in (found or {}).items():
+    for name, value in (subsets or {}).items():
         entry = value if isinstance(value, Mapping) else {"accuracy": value}
         share, count = finite(entry.get("accuracy")), int(finite(entry.get("count")) or 0) or None
         if share is not None:
@@ -104,16 +104,16 @@ def reward_table(evaluation: Mapping[str, Any]) -> list[tuple[str, list[TableRow
         ("Held out from training, by source", accuracies(held_out.get("subsets"))),
         ("Held out, by strength of the preference", _strengths(held_out)),
     ]
-    return [(title, [_row(one, total=not title) for one in rows]) for title, rows in groups if rows]
+    return [(title, [_row(accuracy, total=not title) for accuracy in rows]) for title, rows in groups if rows]
 
 
 def _lengths(evaluation: Mapping[str, Any]) -> list[Accuracy]:
     """Where the better answer is the shorter or the longer one, and the mean of the two, which length cannot
     win.
     """
-    found = dict(evaluation.get("lengths") or {})
-    both = found.pop("controlled", None)
-    rows = accuracies({name: part for name, part in found.items() if name != "same"})
+    lengths = dict(evaluation.get("lengths") or {})
+    both = lengths.pop("controlled", None)
+    rows = accuracies({name: part for name, part in lengths.items() if name != "same"})
     return [*rows, *accuracies({"mean of the two": both})] if len(rows) > 1 else []
 
 
@@ -125,62 +125,62 @@ def _strengths(evaluation: Mapping[str, Any]) -> list[Accuracy]:
 
 def length_correlation(evaluation: Mapping[str, Any]) -> str:
     """How reward and length go together within pairs, signed; empty where it is not known."""
-    found = finite(evaluation.get("length_correlation"))
-    return "" if found is None else signed(found, 2)
+    correlation = finite(evaluation.get("length_correlation"))
+    return "" if correlation is None else signed(correlation, 2)
 
 
-def _row(found: Accuracy, *, total: bool) -> TableRow:
-    low, high = found.interval or (None, None)
+def _row(accuracy: Accuracy, *, total: bool) -> TableRow:
+    low, high = accuracy.interval or (None, None)
 
     def place(share: float | None) -> float | None:
         return None if share is None else round(BAR_LEFT + share * (BAR_RIGHT - BAR_LEFT), 1)
 
     return TableRow(
-        name=found.name,
-        accuracy=percent(found.share),
+        name=accuracy.name,
+        accuracy=percent(accuracy.share),
         interval="" if low is None or high is None else f"{fixed(100 * low, 1)}{DASH}{fixed(100 * high, 1)}",
-        count=f"{found.count:,}" if found.count else "",
-        baseline="" if found.baseline is None else percent(found.baseline),
-        bar=Bar(place(found.share) or BAR_LEFT, place(low), place(high), place(found.baseline)),
+        count=f"{accuracy.count:,}" if accuracy.count else "",
+        baseline="" if accuracy.baseline is None else percent(accuracy.baseline),
+        bar=Bar(place(accuracy.share) or BAR_LEFT, place(low), place(high), place(accuracy.baseline)),
         total=total,
     )
 
 
 def reward_verdict(evaluation: Mapping[str, Any]) -> Verdict:
     """Better than chance, and better than always taking the longer answer?"""
-    found = overall(evaluation)
-    if found is None:
+    accuracy = overall(evaluation)
+    if accuracy is None:
         return Verdict(
             "open", "No verdict yet", "The reward model has not been evaluated on held-out comparisons yet."
         )
-    sentence = f"The reward model picks the better answer in {percent(found.share)} of "
-    sentence += f"{found.count:,} held-out comparisons" if found.count else "the held-out comparisons"
-    if found.interval is None:
-        return Verdict("open", "Accuracy", f"{sentence}.", _baseline(found))
-    low, high = found.interval
+    sentence = f"The reward model picks the better answer in {percent(accuracy.share)} of "
+    sentence += f"{accuracy.count:,} held-out comparisons" if accuracy.count else "the held-out comparisons"
+    if accuracy.interval is None:
+        return Verdict("open", "Accuracy", f"{sentence}.", _baseline(accuracy))
+    low, high = accuracy.interval
     sentence += f" (95\N{NO-BREAK SPACE}% interval {fixed(100 * low, 1)} to {fixed(100 * high, 1)})"
     if high < 0.5:
         return Verdict(
-            "bad", "Worse than chance", f"{sentence}: it prefers the worse answers.", _baseline(found)
+            "bad", "Worse than chance", f"{sentence}: it prefers the worse answers.", _baseline(accuracy)
         )
     if low <= 0.5:
         return Verdict(
             "flat",
             "Not better than chance",
             f"{sentence}: no measurable difference from a coin.",
-            _baseline(found),
+            _baseline(accuracy),
         )
-    if found.baseline is not None and low <= found.baseline:
-        return Verdict("flat", "Not better than length", f"{sentence}.", _baseline(found))
-    return Verdict("good", "It learnt to judge", f"{sentence}.", _baseline(found))
+    if accuracy.baseline is not None and low <= accuracy.baseline:
+        return Verdict("flat", "Not better than length", f"{sentence}.", _baseline(accuracy))
+    return Verdict("good", "It learnt to judge", f"{sentence}.", _baseline(accuracy))
 
 
-def _baseline(found: Accuracy) -> list[str]:
-    if found.baseline is None:
+def _baseline(accuracy: Accuracy) -> list[str]:
+    if accuracy.baseline is None:
         return []
-    gap = 100 * (found.share - found.baseline)
-    start = f"Always taking the longer answer would be right in {percent(found.baseline)}"
-    if found.interval and found.interval[0] <= found.baseline <= found.interval[1]:
+    gap = 100 * (accuracy.share - accuracy.baseline)
+    start = f"Always taking the longer answer would be right in {percent(accuracy.baseline)}"
+    if accuracy.interval and accuracy.interval[0] <= accuracy.baseline <= accuracy.interval[1]:
         return [f"{start}: the model does not measurably differ from that."]
     return [
         f"{start}: the model is {fixed(abs(gap), 1)} points {'better' if gap > 0 else 'worse'} than that."
@@ -200,12 +200,12 @@ def dropped(drops: Mapping[str, Any]) -> Dropped | None:
     """`{"read", "kept", "dropped": {reason: {"count", "examples"}}}` written out, the largest count first."""
     if not drops:
         return None
-    found = [
+    counts = [
         (reason, _whole(entry.get("count")), entry.get("examples") or [])
         for reason, entry in (drops.get("dropped") or {}).items()
     ]
-    found.sort(key=lambda entry: -entry[1])
-    reasons = [(reason, f"{count:,}", ", ".join(map(str, places))) for reason, count, places in found]
+    counts.sort(key=lambda entry: -entry[1])
+    reasons = [(reason, f"{count:,}", ", ".join(map(str, places))) for reason, count, places in counts]
     return Dropped(f"{_whole(drops.get('read')):,}", f"{_whole(drops.get('kept')):,}", reasons)
 
 

@@ -21,24 +21,24 @@ def score_charts(evaluation: Mapping[str, Any]) -> list[Chart]:
     return [chart for chart in charts if chart]
 
 
-def reliability(found: Mapping[str, Any]) -> Chart | None:
+def reliability(calibration: Mapping[str, Any]) -> Chart | None:
     """Share of right pairs over the confidence sigmoid(|margin|); a calibrated model lies on the diagonal.
 
     Args:
-        found: `{"ece", "bins": [{"low", "high", "count", "confidence", "accuracy"}]}`.
+        calibration: `{"ece", "bins": [{"low", "high", "count", "confidence", "accuracy"}]}`.
     """
-    ece, bins = finite(found.get("ece")), [one for one in found.get("bins") or [] if one.get("count")]
+    ece = finite(calibration.get("ece"))
+    bins = [bucket for bucket in calibration.get("bins") or [] if bucket.get("count")]
     if ece is None or not bins:
         return None
-    ends = {one["confidence"]: wilson_interval(one["accuracy"], one["count"]) for one in bins}
+    ends = {bucket["confidence"]: wilson_interval(bucket["accuracy"], bucket["count"]) for bucket in bins}
     lowest = min(low for low, _ in ends.values())
     x, y = Scale(SURE, 1.02, LEFT, RIGHT), Scale(min(0.4, lowest), 1.02, BOTTOM, TOP)
-    points = [(one["confidence"], one["accuracy"]) for one in bins]
+    points = [(bucket["confidence"], bucket["accuracy"]) for bucket in bins]
+    ranges = [f"{fixed(100 * bucket['low'], 0)}{DASH}{percent(bucket['high'], 0)}" for bucket in bins]
     labels = {
-        one[
-            "confidence"
-        ]: f"{fixed(100 * one['low'], 0)}{DASH}{percent(one['high'], 0)}, {one['count']:,} pairs"
-        for one in bins
+        bucket["confidence"]: f"{text}, {bucket['count']:,} pairs"
+        for bucket, text in zip(bins, ranges, strict=True)
     }
     line = "L".join(f"{x(confidence):g} {y(accuracy):g}" for confidence, accuracy in points)
     dots = "".join(f"M{x(confidence):g} {y(accuracy):g}h0" for confidence, accuracy in points)
@@ -60,13 +60,14 @@ def reliability(found: Mapping[str, Any]) -> Chart | None:
     )
 
 
-def histogram(found: Mapping[str, Any]) -> Chart | None:
+def histogram(scores: Mapping[str, Any]) -> Chart | None:
     """How many of the better and of the worse answers have a reward in each bin, as two outlines.
 
     Args:
-        found: `{"chosen": {"median"}, "rejected": {"median"}, "histogram": {"edges", "chosen", "rejected"}}`.
+        scores: `{"chosen": {"median"}, "rejected": {"median"}, "histogram": {"edges", "chosen",
+            "rejected"}}`.
     """
-    bars = found.get("histogram") or {}
+    bars = scores.get("histogram") or {}
     edges = bars.get("edges") or []
     sides = {"better answers": "chosen", "worse answers": "rejected"}
     if len(edges) < 2 or any(len(bars.get(side) or []) != len(edges) - 1 for side in sides.values()):
@@ -80,7 +81,7 @@ def histogram(found: Mapping[str, Any]) -> Chart | None:
     labels = {(low + high) / 2: f"{short(low)} to {short(high)}" for low, high in itertools.pairwise(edges)}
     ticks = round_ticks(x.low, x.high, 6)
     heights = round_ticks(0.0, y.high)
-    better, worse = (short((found.get(side) or {}).get("median", 0.0)) for side in sides.values())
+    better, worse = (short((scores.get(side) or {}).get("median", 0.0)) for side in sides.values())
     return Chart(
         title="Rewards",
         unit="answers by their reward",

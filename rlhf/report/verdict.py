@@ -68,10 +68,10 @@ class Change:
         before, after = self.write(self.before), self.write(self.after)
         if not self.interval:
             return f"{name} went from {before} to {after} ({self.difference}, no interval was computed)"
-        found = f"({self.difference}, 95\N{NO-BREAK SPACE}% interval {self.interval})"
+        figures = f"({self.difference}, 95\N{NO-BREAK SPACE}% interval {self.interval})"
         if self.rose or self.fell:
-            return f"{name} {'rose' if self.rose else 'fell'} from {before} to {after} {found}"
-        return f"{name} did not change measurably: {before} before, {after} after {found}"
+            return f"{name} {'rose' if self.rose else 'fell'} from {before} to {after} {figures}"
+        return f"{name} did not change measurably: {before} before, {after} after {figures}"
 
 
 def change(evaluation: Mapping[str, Any], name: str) -> Change | None:

@@ -26,7 +26,7 @@ _QUANTILES = {"p05": "5 %", "p25": "25 %", "median": "median", "p75": "75 %", "p
 
 
 def print_pairs(result: Result, console: Console) -> None:
-    """Print the result of `reward.evaluation.benchmarks.benchmark.evaluate`: subsets, sections, overall, and notes."""
+    """Print the result of `evaluate`: subsets, sections, overall, and notes."""
     _print_subsets(result, "pairs", BASELINES, console)
     _print_parts(result, console)
     if "judge" in result:  # its scores are no log-odds
@@ -45,7 +45,7 @@ def print_pairs(result: Result, console: Console) -> None:
 
 
 def print_rm_bench(result: Result, console: Console) -> None:
-    """Print the result of `reward.evaluation.benchmarks.rm_bench.evaluate_rm_bench`: domains by level, then the matrix
+    """Print the result of `evaluate_rm_bench`: domains by level, then the matrix
     of styles."""
     intervals = result["intervals"]
     table = _table("Accuracy in %, ties wrong", "domain")
@@ -78,13 +78,13 @@ def print_rm_bench(result: Result, console: Console) -> None:
 
 
 def print_one_of_many(result: Result, console: Console) -> None:
-    """Print the result of `reward.evaluation.benchmarks.choices.evaluate_choices`: subsets, overall, and the curve."""
+    """Print the result of `evaluate_choices`: subsets, overall, and the curve."""
     _print_subsets(result, "rows", {**BASELINES, "chance": "chance"}, console)
     _print_curve("Share of right answers among the picks of n", result["best_of_n"], console, percent=True)
 
 
 def print_rewardbench_2(result: Result, console: Console) -> None:
-    """Print the result of `reward.evaluation.benchmarks.rewardbench_2.evaluate_rewardbench_2`: subsets, overall, and the
+    """Print the result of `evaluate_rewardbench_2`: subsets, overall, and the
     terms of Ties."""
     _print_subsets(result, "rows", BASELINES, console)
     if (ties := result["ties"]) is not None:
@@ -94,7 +94,7 @@ def print_rewardbench_2(result: Result, console: Console) -> None:
 
 
 def print_best_of_n(result: Result, console: Console) -> None:
-    """Print the result of `reward.evaluation.benchmarks.choices.evaluate_best_of_n`: the curve, and how often pairs are
+    """Print the result of `evaluate_best_of_n`: the curve, and how often pairs are
     in order."""
     _print_curve("Mean true score of the answer picked out of n", result["best_of_n"], console)
     if len(result["subsets"]) > 1:

@@ -134,8 +134,8 @@ def tracking(trackers: Trackers | None, config: RunConfig) -> Iterator[Trackers]
     if trackers is not None:
         yield trackers
         return
-    with Trackers(config) as own:
-        yield own
+    with Trackers(config) as trackers:
+        yield trackers
 
 
 def _check_installed(key: str, name: str) -> None:
@@ -161,10 +161,10 @@ def _arguments(folder: Path, config: RunConfig) -> RunArguments:
 
     if "id" not in ids:
         remember("id", secrets.token_hex(8))
-    own = folder.absolute() / FOLDER
-    own.mkdir(exist_ok=True)
+    subfolder = folder.absolute() / FOLDER
+    subfolder.mkdir(exist_ok=True)
     name = f"{folder.absolute().name}-{ids['id'][:6]}"
-    return RunArguments(name, ids["id"], own, dict(allowed_config(config)), ids, remember)
+    return RunArguments(name, ids["id"], subfolder, dict(allowed_config(config)), ids, remember)
 
 
 def _last_step(metrics: Path) -> int:

@@ -73,7 +73,7 @@ DOORS = {
         "policy.trainer",
         "policy.rollouts.vllm.weights",
     ),
-    "vllm": ("policy.rollouts.vllm_*", "rlhf.doctor.probes"),
+    "vllm": ("policy.rollouts.vllm.*", "rlhf.doctor.probes"),
     "deepspeed": ("rlhf.distributed.zero",),
     "optuna": ("rlhf.search.*",),
     "sqlalchemy": ("rlhf.search.storage", "rlhf.annotate.store"),

@@ -1,8 +1,8 @@
 """Accuracy of a reward model on pairs of a better and a worse answer: RewardBench, and any file of its shape.
 
 A pair is right when the better answer's reward is *strictly* greater; a tie is wrong, as in RewardBench.
-`reward.evaluation.benchmarks.aggregate` says how pairs become section scores and one overall score. The two baselines,
-the answer with more and the one with fewer characters (ties wrong), are aggregated by the same rule.
+`aggregate.py` says how pairs become section scores and one overall score. The two baselines, the answer with
+more and the one with fewer characters (ties wrong), are aggregated by the same rule.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def evaluate(
     scorer: Scorers,
     **options: Unpack[Options],
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Score every pair and aggregate by the rule of `reward.evaluation.benchmarks.aggregate` for these subsets.
+    """Score every pair and aggregate by the rule of `aggregate.py` for these subsets.
 
     The options are those of `reward.evaluation.judging.judge`.
 
@@ -58,9 +58,9 @@ def evaluate(
         "shortest_baseline", "count", "intervals": {"sections": {name: [low, high]}, "overall": [low, high]},
         "length_correlation", "aggregation": the rule's name, "self_check": {...}, "notes": [sentences]}`, and
         over all pairs alike `"calibration"`, `"strengths"`, `"lengths"` and `"scores"` as
-        `reward.evaluation.benchmarks.calibration` and `reward.evaluation.benchmarks.breakdown` give them. Intervals: 95 % Wilson,
-        over Kish's effective count where pairs weigh differently. A row: `{"id", "subset", "reward_chosen",
-        "reward_rejected", "correct", "length_chosen", "length_rejected"}`, lengths in characters, and
+        `calibration.py` and `breakdown.py` compute them. Intervals: 95 % Wilson, over Kish's effective count
+        where pairs weigh differently. A row: `{"id", "subset", "reward_chosen", "reward_rejected",
+        "correct", "length_chosen", "length_rejected"}`, lengths in characters, and
         `"strength"` where it is known.
 
     Where the comparisons have groups, the result has `"groups": {name: {value: {"accuracy", "count",

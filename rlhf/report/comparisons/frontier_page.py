@@ -25,22 +25,22 @@ Table = list[list[str]]
 
 def tables(summary: Summary) -> dict[str, Table]:
     """Rows of cells by their heading, the heads first."""
-    found: dict[str, Table] = {}
+    tables_by_title: dict[str, Table] = {}
     for name, groups in summary["at_equal_kl"].items():
         head = [f"{TITLES[name].lower()} where the KL first was", *(f"{kl:g}" for kl in summary["levels"])]
         decimals = _decimals(groups)
-        rows = [[group, *(_level(one, decimals) for one in found_)] for group, found_ in groups.items()]
-        found[f"{TITLES[name]} at equal KL"] = [head, *rows]
+        rows = [[group, *(_level(level, decimals) for level in levels)] for group, levels in groups.items()]
+        tables_by_title[f"{TITLES[name]} at equal KL"] = [head, *rows]
     if summary["ends"]:
-        found["At the end, on held-out prompts"] = _ends(summary["ends"])
-    found["Runs"] = [
+        tables_by_title["At the end, on held-out prompts"] = _ends(summary["ends"])
+    tables_by_title["Runs"] = [
         ["run", "group", "seed", "updates", "KL at the end"],
         *(
-            [one["run"], one["group"], one["seed"], f"{one['updates']:,}", _last(one)]
-            for one in summary["runs"]
+            [run["run"], run["group"], run["seed"], f"{run['updates']:,}", _last(run)]
+            for run in summary["runs"]
         ),
     ]
-    return found
+    return tables_by_title
 
 
 def lead(summary: Summary) -> list[str]:
@@ -125,7 +125,7 @@ def draw(summary: Summary, kind: str, *, root: bool) -> bytes:
         names = list(summary["at_equal_kl"])
         figure = Figure(figsize=(max(6.4, 4.1 * len(names)), 4.3), layout="constrained", facecolor="white")
         grid = figure.subplots(1, len(names), squeeze=False)[0]
-        groups = list(dict.fromkeys(one["group"] for one in summary["runs"]))
+        groups = list(dict.fromkeys(run["group"] for run in summary["runs"]))
         colors = {group: COLORS[number % len(COLORS)] for number, group in enumerate(groups)}
         for axes, name in zip(grid, names, strict=True):
             _panel(axes, summary, name, colors, root=root)
@@ -147,20 +147,20 @@ def draw(summary: Summary, kind: str, *, root: bool) -> bytes:
 
 def _panel(axes: Any, summary: Summary, name: str, colors: Mapping[str, str], *, root: bool) -> None:
     drawn: set[str] = set()
-    for one in summary["runs"]:
-        color = colors[one["group"]]
-        path = one["paths"].get(name, [])
+    for run in summary["runs"]:
+        color = colors[run["group"]]
+        path = run["paths"].get(name, [])
         if path:
             kl, value = np.array(path).T
-            label = "_nolegend_" if one["group"] in drawn else one["group"]
-            drawn.add(one["group"])
+            label = "_nolegend_" if run["group"] in drawn else run["group"]
+            drawn.add(run["group"])
             axes.plot(np.maximum(kl, 0.0), value, color=color, linewidth=1.3, alpha=0.75, label=label)
-        _end(axes, one["end"], name, color)
-    if any(name in one["end"] for one in summary["runs"]):
+        _end(axes, run["end"], name, color)
+    if any(name in run["end"] for run in summary["runs"]):
         axes.plot([], [], "D", color=SOFT, markersize=5, label="end of a run, on held-out prompts")
-    curve = [one for one in summary["best_of"] if name in one]
+    curve = [point for point in summary["best_of"] if name in point]
     if curve:
-        places, means = [one["kl_bound"] for one in curve], [one[name]["mean"] for one in curve]
+        places, means = [point["kl_bound"] for point in curve], [point[name]["mean"] for point in curve]
         axes.plot(
             places,
             means,
@@ -170,10 +170,10 @@ def _panel(axes: Any, summary: Summary, name: str, colors: Mapping[str, str], *,
             markersize=3.5,
             label="best of n, at its largest KL",
         )
-        for one in curve:
+        for point in curve:
             axes.annotate(
-                f"{one['n']}",
-                (one["kl_bound"], one[name]["mean"]),
+                f"{point['n']}",
+                (point["kl_bound"], point[name]["mean"]),
                 xytext=(2, 5),
                 textcoords="offset points",
                 fontsize=8,
@@ -202,11 +202,14 @@ def _end(axes: Any, end: Mapping[str, Any], name: str, color: str) -> None:
         return
     kl, value = end["kl"], end[name]
     errors = []
-    for one in (kl, value):
+    for estimate in (kl, value):
         # The interval is the paired difference's; before, the KL is zero and the value is what it is.
-        low, high = one["ci95"] or (one["after"] - one["before"],) * 2
+        low, high = estimate["ci95"] or (estimate["after"] - estimate["before"],) * 2
         errors.append(
-            [[max(0.0, one["after"] - one["before"] - low)], [max(0.0, high - one["after"] + one["before"])]]
+            [
+                [max(0.0, estimate["after"] - estimate["before"] - low)],
+                [max(0.0, high - estimate["after"] + estimate["before"])],
+            ]
         )
     axes.errorbar(
         [kl["after"]], [value["after"]], xerr=errors[0], yerr=errors[1], fmt="D", color=color, markersize=5,
@@ -215,7 +218,11 @@ def _end(axes: Any, end: Mapping[str, Any], name: str, color: str) -> None:
 
 
 def _ends(groups: Mapping[str, Any]) -> Table:
-    known = [name for name in ("reward", "held_out", "gold") if all(name in one for one in groups.values())]
+    known = [
+        name
+        for name in ("reward", "held_out", "gold")
+        if all(name in group_end for group_end in groups.values())
+    ]
     head = [
         "",
         "runs",
@@ -225,41 +232,41 @@ def _ends(groups: Mapping[str, Any]) -> Table:
         "best of n there",
     ]
     rows = [head]
-    for group, one in groups.items():
-        cells = [group, str(one["runs"]), _mean(one["kl"])]
+    for group, group_end in groups.items():
+        cells = [group, str(group_end["runs"]), _mean(group_end["kl"])]
         for name in known:
-            cells += [_mean(one[name]), _mean(one[f"{name}_gain"], sign=True)]
-        cells.append(_mean(one["length"]) if "length" in one else DASH)
-        cells.append(DASH if one["best_of_n"] is None else fixed(one["best_of_n"], 2))
+            cells += [_mean(group_end[name]), _mean(group_end[f"{name}_gain"], sign=True)]
+        cells.append(_mean(group_end["length"]) if "length" in group_end else DASH)
+        cells.append(DASH if group_end["best_of_n"] is None else fixed(group_end["best_of_n"], 2))
         rows.append(cells)
     return rows
 
 
-def _mean(one: Mapping[str, Any], *, sign: bool = False) -> str:
-    ends = one["ci95"]
-    decimals = decimals_for(max(abs(one["mean"]) / 10, (ends[1] - ends[0]) / 2 if ends else 0.0))
+def _mean(estimate: Mapping[str, Any], *, sign: bool = False) -> str:
+    ends = estimate["ci95"]
+    decimals = decimals_for(max(abs(estimate["mean"]) / 10, (ends[1] - ends[0]) / 2 if ends else 0.0))
     write = signed if sign else fixed
     interval = f" ({fixed(ends[0], decimals)} to {fixed(ends[1], decimals)})" if ends else ""
-    return f"{write(one['mean'], decimals)}{interval}"
+    return f"{write(estimate['mean'], decimals)}{interval}"
 
 
-def _level(one: Mapping[str, Any], decimals: int) -> str:
-    if one["mean"] is None:
+def _level(level: Mapping[str, Any], decimals: int) -> str:
+    if level["mean"] is None:
         return DASH
-    ends = one["ci95"]
+    ends = level["ci95"]
     interval = f" ({fixed(ends[0], decimals)} to {fixed(ends[1], decimals)})" if ends else ""
-    reached = "" if len(one["values"]) == one["of"] else f", {len(one['values'])} of {one['of']} runs"
-    return f"{fixed(one['mean'], decimals)}{interval}{reached}"
+    reached = "" if len(level["values"]) == level["of"] else f", {len(level['values'])} of {level['of']} runs"
+    return f"{fixed(level['mean'], decimals)}{interval}{reached}"
 
 
 def _decimals(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> int:
     """Decimals that tell the means of a table apart."""
-    means = [one["mean"] for row in groups.values() for one in row if one["mean"] is not None]
+    means = [level["mean"] for row in groups.values() for level in row if level["mean"] is not None]
     return min(4, decimals_for((max(means) - min(means)) / 5)) if means else 2
 
 
-def _last(one: Mapping[str, Any]) -> str:
-    end = one["end"]
+def _last(run: Mapping[str, Any]) -> str:
+    end = run["end"]
     return fixed(end["kl"]["after"], 2) if end else DASH
 
 

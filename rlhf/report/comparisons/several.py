@@ -110,8 +110,10 @@ def _result(run: RunFiles, name: str) -> Result:
     verdict = policy_verdict(run.evaluation, run.metrics) if is_policy else reward_verdict(run.evaluation)
     figures = []
     for quantity in ("reward", "gold", "kl"):
-        found = change(run.evaluation, quantity) if is_policy else None
-        figures.append(f"{fixed(found.before, 2)} → {fixed(found.after, 2)}" if found else DASH)
+        difference = change(run.evaluation, quantity) if is_policy else None
+        figures.append(
+            f"{fixed(difference.before, 2)} → {fixed(difference.after, 2)}" if difference else DASH
+        )
     return Result(name, f"{verdict.label}. {verdict.sentence}", f"{run.last_step:,}", figures)
 
 
@@ -127,7 +129,7 @@ def _charts(runs: Sequence[RunFiles], names: Sequence[str]) -> tuple[list[Chart]
     drawn = {}
     for metric in metrics:
         series = [Series(name, run.values(metric)) for run, name in zip(runs, names, strict=True)]
-        if all(one.points for one in series):
+        if all(line.points for line in series):
             drawn[metric] = line_chart(metric, "", series, span=span)
     first = [chart for name in FIRST if (chart := drawn.get(name))]
     return (

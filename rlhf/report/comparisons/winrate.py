@@ -104,12 +104,12 @@ def best_of_table(result: Result) -> Table:
     known = [name for name in QUANTITIES if name in curve[0]]
     head = [f"best of n of {result['names'][1]}, picked by reward", "KL at most"]
     rows = [head + [word for name in known for word in (QUANTITIES[name].lower(), "95 % interval")]]
-    for one in curve:
-        cells = [f"{one['n']}", fixed(one["kl_bound"], 2)]
+    for point in curve:
+        cells = [f"{point['n']}", fixed(point["kl_bound"], 2)]
         for name in known:
             decimals = 3 if name == "gold" else 2
-            ends = one[name]["ci95"]
-            cells.append(fixed(one[name]["mean"], decimals))
+            ends = point[name]["ci95"]
+            cells.append(fixed(point[name]["mean"], decimals))
             cells.append(f"{fixed(ends[0], decimals)} to {fixed(ends[1], decimals)}" if ends else DASH)
         rows.append(cells)
     return rows
@@ -204,15 +204,20 @@ def _histogram(axes: Any, result: Result, rows: Sequence[Result]) -> None:
 
 def _yardstick(axes: Any, result: Result, curve: Sequence[Result]) -> None:
     a, b = result["names"]
-    places = [one["kl_bound"] for one in curve]
-    means = [one["reward"]["mean"] for one in curve]
+    places = [point["kl_bound"] for point in curve]
+    means = [point["reward"]["mean"] for point in curve]
     axes.plot(places, means, "o-", color=DOT, markersize=4)
-    if all(one["reward"]["ci95"] for one in curve):
-        low, high = zip(*(one["reward"]["ci95"] for one in curve), strict=True)
+    if all(point["reward"]["ci95"] for point in curve):
+        low, high = zip(*(point["reward"]["ci95"] for point in curve), strict=True)
         axes.fill_between(places, low, high, color=DOT, alpha=0.15, linewidth=0)
-    for one, place, mean in zip(curve, places, means, strict=True):
+    for point, place, mean in zip(curve, places, means, strict=True):
         axes.annotate(
-            f"{one['n']}", (place, mean), xytext=(3, -11), textcoords="offset points", fontsize=8, color=SOFT
+            f"{point['n']}",
+            (place, mean),
+            xytext=(3, -11),
+            textcoords="offset points",
+            fontsize=8,
+            color=SOFT,
         )
     axes.axhline(result["judges"]["reward"]["a"]["mean"], color=LINE, linewidth=1.5)
     axes.margins(y=0.18)

@@ -83,22 +83,22 @@ def line_chart(
         levels: horizontal lines to compare with.
         stages: where the lines start anew; `at` is the first step of a stage.
     """
-    series = [one for one in series if one.points]
+    series = [curve for curve in series if curve.points]
     if not series:
         return None
-    values = [value for one in series for _, value in one.points]
+    values = [value for curve in series for _, value in curve.points]
     x, y = _step_scale(span), _value_scale(values, levels, share=share, zero=zero, log=log)
     starts = [stage.at for stage in stages[1:]]
-    cut = {one.name: parts(one, starts, (-math.inf if log else y.low, y.high)) for one in series}
-    dots = {name: [point for part in found for point in part.points] for name, found in cut.items()}
-    beyond = sum(not y.holds(value) for found in dots.values() for _, value in found)
+    cut = {curve.name: parts(curve, starts, (-math.inf if log else y.low, y.high)) for curve in series}
+    dots = {name: [point for part in pieces for point in part.points] for name, pieces in cut.items()}
+    beyond = sum(not y.holds(value) for pieces in dots.values() for _, value in pieces)
     write: Callable[[float], str] = (lambda value: percent(value, 1)) if share else short
     return Chart(
         title=title,
         unit=unit,
         note="" if log else _beyond(beyond, "dot lies", "dots lie"),
         summary=_summary(cut[series[0].name], write),
-        drawn=[_drawn(name, found, x, y) for name, found in cut.items()],
+        drawn=[_drawn(name, pieces, x, y) for name, pieces in cut.items()],
         x_ticks=_x_ticks(x),
         y_ticks=_y_ticks(y, share=share),
         levels=[Mark(y(level.at), level.label) for level in levels if y.holds(level.at)],
@@ -114,10 +114,10 @@ def stacked_chart(
 
     Only steps at which every series has a value are drawn.
     """
-    series = [one for one in series if one.points]
+    series = [layer for layer in series if layer.points]
     if not series:
         return None
-    values = {one.name: dict(one.points) for one in series}
+    values = {layer.name: dict(layer.points) for layer in series}
     steps = sorted(set.intersection(*(set(at) for at in values.values())))
     if not steps:
         return None
@@ -162,9 +162,9 @@ def hover(
     labels: Mapping[float, str],
 ) -> dict[str, Any]:
     """What the script shows where the axis counts no steps: `labels` name the places it snaps to."""
-    found = _hover({name: list(series) for name, series in points.items()}, x, y, write)
+    script = _hover({name: list(series) for name, series in points.items()}, x, y, write)
     places = sorted({place for series in points.values() for place, _ in series})
-    return {**found, "step": [labels[place] for place in places]}
+    return {**script, "step": [labels[place] for place in places]}
 
 
 def _step_scale(span: tuple[float, float]) -> Scale:
@@ -196,10 +196,12 @@ def _x_ticks(x: Scale) -> list[Mark]:
     ]
 
 
-def _drawn(name: str, found: list[Part], x: Scale, y: Scale) -> Drawn:
-    dots = "".join(f"M{x(step):g} {y(value):g}h0" for part in found for step, value in part.points)
-    line = "".join("M" + "L".join(f"{x(step):g} {y(value):g}" for step, value in part.line) for part in found)
-    few = sum(len(part.points) for part in found) <= FEW and not any(part.smoothed for part in found)
+def _drawn(name: str, pieces: list[Part], x: Scale, y: Scale) -> Drawn:
+    dots = "".join(f"M{x(step):g} {y(value):g}h0" for part in pieces for step, value in part.points)
+    line = "".join(
+        "M" + "L".join(f"{x(step):g} {y(value):g}" for step, value in part.line) for part in pieces
+    )
+    few = sum(len(part.points) for part in pieces) <= FEW and not any(part.smoothed for part in pieces)
     return Drawn(name, dots, line, large=few)
 
 
@@ -210,13 +212,13 @@ def _bar(middle: float, pitch: float, bottom: float, top: float) -> str:
     return f"M{left:.1f} {bottom:g}V{top:g}h{width:.1f}V{bottom:g}z"
 
 
-def _beyond(count: int, one: str, several: str) -> str:
-    return f"{count} {one if count == 1 else several} beyond the axis." if count else ""
+def _beyond(count: int, singular: str, plural: str) -> str:
+    return f"{count} {singular if count == 1 else plural} beyond the axis." if count else ""
 
 
-def _summary(found: list[Part], write: Callable[[float], str]) -> str:
+def _summary(pieces: list[Part], write: Callable[[float], str]) -> str:
     """Where the (smoothed) line starts and ends."""
-    first, last = found[0].line[0][1], found[-1].line[-1][1]
+    first, last = pieces[0].line[0][1], pieces[-1].line[-1][1]
     largest = max(abs(first), abs(last))
     if write is short and largest >= 1e-3:
         decimals = decimals_for(largest)
@@ -228,10 +230,10 @@ def _hover(
     points: dict[str, list[Point]], x: Scale, y: Scale, write: Callable[[float], str]
 ) -> dict[str, Any]:
     """The places the pointer snaps to, and each series' value there, written out (null where it has none)."""
-    places = sorted({step for found in points.values() for step, _ in found})
+    places = sorted({step for pairs in points.values() for step, _ in pairs})
     rows = []
-    for name, found in points.items():
-        at = dict(found)
+    for name, pairs in points.items():
+        at = dict(pairs)
         rows.append(
             {
                 "name": name,

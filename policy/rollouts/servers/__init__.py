@@ -1,0 +1,1 @@
+"""Rollouts by stock vLLM servers."""

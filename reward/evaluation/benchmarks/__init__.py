@@ -1,0 +1,1 @@
+"""Benchmarks of reward models, each with its published rule."""

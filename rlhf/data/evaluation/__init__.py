@@ -1,0 +1,1 @@
+"""Files of evaluation: benchmarks, and the question and answer files of judges."""

@@ -1,0 +1,1 @@
+"""The data of a config: counts, drops, lengths, agreement, one example in tokens."""

@@ -1,0 +1,1 @@
+"""Memory of a run, from the real update traced on fake tensors."""

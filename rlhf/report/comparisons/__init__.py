@@ -1,0 +1,1 @@
+"""Pages on several runs or systems, side by side."""

@@ -1,0 +1,1 @@
+"""Curves as geometry: axes, series, charts."""
