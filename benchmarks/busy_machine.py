@@ -74,12 +74,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each way in each round")
     options = parser.parse_args()
-    own = next(iter(WAYS))
+    reference = next(iter(WAYS))
     for busy in (False, True):
         taken = rounds(options.rounds, options.seconds, busy=busy)
         state = "one core taken" if busy else "as the machine is"
         for name, values in taken.items():
-            ratio = statistics.median(o / v for o, v in zip(taken[own], values, strict=True))
+            ratio = statistics.median(o / v for o, v in zip(taken[reference], values, strict=True))
             print(
                 f"{state}: {name}: {1e6 * statistics.median(values):,.0f} us a product, {ratio:.2f} x as fast"
             )

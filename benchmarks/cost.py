@@ -1,15 +1,14 @@
-"""What a step must compute at the least, in floating-point operations: matrix products and attention, with
-LoRA on a frozen base.
+"""Minimum floating-point operations of a step: matrix products and attention, with LoRA on a frozen base.
 
-W: weights of the base's linear layers, head excluded; A: weights of the adapter; n tokens; v pairs of a
-token and one it may look at; d: width of all heads and layers together. A product with a weight is two
-operations a token; a look is 2 d for the score and 2 d for the sum.
+W: weights of the base's linear layers without the head; A: weights of the adapter; n: tokens; v: pairs of a
+query and a key that the attention mask allows; d: width of all heads, summed over layers. A weight costs two
+operations a token; a (query, key) pair costs 2 d for its score and 2 d for the weighted sum of values.
 
     forward            2 n (W + A) + 4 d v
     backward           2 n W       + 4 n A + 8 d v       gradients of inputs, and of the adapter's weights
     log-probabilities  2 m V D for m tokens of V words and D units: once forward, twice more for the gradient
 
-Of W and A what comes after the last attention is needed for the tokens that are read alone
+Weights after the last attention are applied only to the tokens whose outputs are read
 (`rlhf/kernels/last_layer.py`).
 """
 
@@ -24,7 +23,7 @@ from rlhf.kernels.packing import PADDING, PackedBatch, Tree
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a model with an adapter: W, A, d, V, D as above, and of W and A what comes after the last
+    """Sizes of a model with an adapter: W, A, d, V, D as above, and the parts of W and A after the last
     attention."""
 
     base: int
@@ -37,7 +36,7 @@ class Shape:
 
     @classmethod
     def of(cls, model: Any) -> Shape:
-        """The shape of a PEFT model; of several adapters the one that is active is counted."""
+        """The shape of a PEFT model with its active adapter."""
         config = model.config.get_text_config()
         head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         base = adapter = base_after = adapter_after = 0
@@ -64,12 +63,12 @@ class Shape:
 
 
 def tokens(work: Tree | PackedBatch) -> int:
-    """n of a tree by itself, or of packed rows, whose trees share what they begin with."""
+    """n of a tree, or of packed rows, whose trees share their common prefix."""
     return work.tokens if isinstance(work, Tree) else work.computed_tokens
 
 
 def looks(work: Tree | PackedBatch) -> int:
-    """v: each token looks at what its tree shares before it and at its own branch so far, itself included."""
+    """v: each token attends to its tree's trunk before it and to its own branch up to itself."""
     if isinstance(work, PackedBatch):
         computed_RT = work.tree_RT != PADDING
         return int((work.mask_R1TT()[:, 0] & computed_RT[:, :, None]).sum())
@@ -84,21 +83,20 @@ def _triangle(length: int) -> int:
 def forward(
     shape: Shape, works: Iterable[Tree | PackedBatch], *, adapter: bool = True, read: int | None = None
 ) -> int:
-    """One pass without gradients; `read` is how many tokens are read in all, where the last layer spares
-    the others."""
+    """Operations of a forward pass; `read`: number of tokens whose outputs are read (None: all)."""
     return _passes(shape, works, read, base=2, adapter=2 if adapter else 0, look=4)
 
 
 def training(shape: Shape, works: Iterable[Tree | PackedBatch], *, read: int | None = None) -> int:
-    """Forward and backward pass; `read` as in `forward`."""
+    """Operations of a forward and backward pass; `read` as in `forward`."""
     return _passes(shape, works, read, base=4, adapter=6, look=12)
 
 
 def _passes(
     shape: Shape, works: Iterable[Tree | PackedBatch], read: int | None, *, base: int, adapter: int, look: int
 ) -> int:
-    """With so many operations for a token and a weight of the base or of the adapter, and for a look and a
-    unit."""
+    """Operations, given those per token and weight of the base and the adapter, and per attention pair and
+    unit of width."""
     works = list(works)
     computed = sum(map(tokens, works))
     unread = 0 if read is None else computed - read
@@ -110,7 +108,7 @@ def _passes(
 
 
 def policy_update(shape: Shape, trees: Iterable[Tree], answer_tokens: int) -> int:
-    """Scoring, the reference's log-probabilities, and the policy's with their gradient."""
+    """Operations of scoring, the reference's log-probabilities, and the policy's with their gradient."""
     trees = list(trees)
     head = 2 * shape.words * shape.width * answer_tokens
     return (

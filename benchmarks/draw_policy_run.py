@@ -24,7 +24,7 @@ WINDOW = 10  # updates in the running mean
 
 
 def main(run: Path, picture: Path) -> None:
-    """One panel a figure: every update as a dot, and the mean of the last ten."""
+    """Draw one panel per metric: each update as a dot, and the running mean of ten updates."""
     updates = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
     updates = [update for update in updates if "reward/mean" in update]
     steps = [update["step"] for update in updates]

@@ -82,15 +82,15 @@ def parity(base: Path, kind: str, dtype: str, quantization: str) -> Iterator[dic
         for row in pack_groups(of, BUDGET, 0, device):
             with autocast(base_of(model)):
                 values_M, _, answer_M = token_logps(model, row.packed)
-            by_answer |= {one: values_M[answer_M == place] for place, one in enumerate(row.answers)}
-        return [by_answer[one] for one in sorted(by_answer)]
+            by_answer |= {answer: values_M[answer_M == place] for place, answer in enumerate(row.answers)}
+        return [by_answer[item] for item in sorted(by_answer)]
 
     def gradients(of: Sequence[Sequence[Any]]) -> tuple[Any, Any]:
         model.zero_grad()
         values = logps(of)
-        torch.stack([one.sum() for one in values]).sum().backward()
+        torch.stack([value.sum() for value in values]).sum().backward()
         grads = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
-        return torch.cat([one.detach() for one in values]), torch.cat(grads)
+        return torch.cat([value.detach() for value in values]), torch.cat(grads)
 
     apart = [
         float((token_logps_of(model, row) - reference_logps(model, model, row)).abs().mean())
@@ -105,7 +105,7 @@ def parity(base: Path, kind: str, dtype: str, quantization: str) -> Iterator[dic
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
     packed, grads = gradients(answers)
     again, grads_again = gradients(answers)
-    alone, grads_alone = gradients([[one] for group in answers for one in group])
+    alone, grads_alone = gradients([[answer] for group in answers for answer in group])
     difference = (packed - alone).abs()
     yield line(f"Packed against alone, mean ({name})", float(difference.mean()), most=PACKED_APART[dtype])
     yield line(f"Packed against alone, largest ({name})", float(difference.max()))
@@ -166,7 +166,7 @@ def update(base: Path, kind: str, dtype: str, quantization: str) -> Iterator[dic
             command="align-policy",
             tokens=tokens,
             sequences=len(answers[0]),
-            logprob_tokens=sum(len(one.completion_ids) for one in answers[0]),
+            logprob_tokens=sum(len(answer.completion_ids) for answer in answers[0]),
             dtype=dtype,
             quantization=quantization,
             checkpointing=False,
@@ -213,7 +213,9 @@ def main() -> None:
             lines += list(part(base, options.kind, dtype, quantization))
             free()
     write_result(options, f"check-{options.kind}", lines, {"formats": formats})
-    missed = [one["what"] for one in lines if one["most"] is not None and not one["measured"] <= one["most"]]
+    missed = [
+        item["what"] for item in lines if item["most"] is not None and not item["measured"] <= item["most"]
+    ]
     if missed:
         sys.exit(f"not met: {', '.join(missed)}")
 

@@ -207,8 +207,8 @@ def fastest(
     """The setting whose answer took the fewest seconds, and all answers; a first request, which is not
     counted, warms up."""
     ask(settings[0])
-    answers = {one: ask(one) for one in settings}
-    return min(answers, key=lambda one: float(answers[one]["seconds"])), answers
+    answers = {setting: ask(setting) for setting in settings}
+    return min(answers, key=lambda setting: float(answers[setting]["seconds"])), answers
 
 
 def in_turns(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
@@ -291,31 +291,31 @@ def show(title: str, lines: Sequence[Mapping[str, Any]]) -> None:
     table = Table(title=title, title_justify="left")
     for column in ("", "target", "measured", ""):
         table.add_column(column, overflow="fold")
-    for one in lines:
-        table.add_row(str(one["what"]), target(one), figure(one), verdict(one))
+    for line in lines:
+        table.add_row(str(line["what"]), target(line), figure(line), verdict(line))
     Console(width=130).print(table)
 
 
-def target(one: Mapping[str, Any]) -> str:
+def target(line: Mapping[str, Any]) -> str:
     """The target in words."""
     for bound, word in (("least", "at least"), ("most", "at most")):
-        if one[bound] is not None:
-            return f"{word} {number(one[bound])}{unit_of(one)}"
+        if line[bound] is not None:
+            return f"{word} {number(line[bound])}{unit_of(line)}"
     return ""
 
 
-def figure(one: Mapping[str, Any]) -> str:
+def figure(line: Mapping[str, Any]) -> str:
     """The measured value in words."""
-    if one["measured"] is None:
-        return f"not measured: {one['note']}" if one["note"] else "not measured"
-    return f"{number(one['measured'])}{unit_of(one)}" + (f" ({one['note']})" if one["note"] else "")
+    if line["measured"] is None:
+        return f"not measured: {line['note']}" if line["note"] else "not measured"
+    return f"{number(line['measured'])}{unit_of(line)}" + (f" ({line['note']})" if line["note"] else "")
 
 
-def verdict(one: Mapping[str, Any]) -> str:
+def verdict(line: Mapping[str, Any]) -> str:
     """Met or not; empty where there is no target, or no figure."""
-    if one["measured"] is None or (one["least"] is None and one["most"] is None):
+    if line["measured"] is None or (line["least"] is None and line["most"] is None):
         return ""
-    met = one["measured"] >= one["least"] if one["least"] is not None else one["measured"] <= one["most"]
+    met = line["measured"] >= line["least"] if line["least"] is not None else line["measured"] <= line["most"]
     return "met" if met else "NOT met"
 
 
@@ -328,9 +328,9 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def unit_of(one: Mapping[str, Any]) -> str:
+def unit_of(line: Mapping[str, Any]) -> str:
     """The unit after a number."""
-    unit = str(one["unit"])
+    unit = str(line["unit"])
     return unit if unit in ("", "x") else f" {unit}"
 
 

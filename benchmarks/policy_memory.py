@@ -95,7 +95,7 @@ def four(options: Mapping[str, Any]) -> Handler:
     )
     from samples import as_rollouts
 
-    rollouts = [one for group in as_rollouts(options["given"], chat) for one in group]
+    rollouts = [answer for group in as_rollouts(options["given"], chat) for answer in group]
 
     def logps(model: Any, ids: Any, mask: Any, width: int) -> Any:
         logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=width + 1).logits[:, :-1]
@@ -105,12 +105,12 @@ def four(options: Mapping[str, Any]) -> Handler:
         for first in range(0, len(rollouts), options["micro"]):
             some = rollouts[first : first + options["micro"]]
             prompts = chat.tokenizer.pad(
-                {"input_ids": [list(one.prompt_ids) for one in some]},
+                {"input_ids": [list(item.prompt_ids) for item in some]},
                 padding_side="left",
                 return_tensors="pt",
             )
             answers = chat.tokenizer.pad(
-                {"input_ids": [list(one.completion_ids) for one in some]},
+                {"input_ids": [list(item.completion_ids) for item in some]},
                 padding_side="right",
                 return_tensors="pt",
             )
@@ -151,7 +151,7 @@ def roles(options: Mapping[str, Any]) -> Handler:
 
     stubs: dict[str, Any] = {"token_logps": remembered}
     if options["alone"]:
-        answers = sum(len(one["answers"]) for one in options["given"])
+        answers = sum(len(prompt["answers"]) for prompt in options["given"])
         trainer.rewards = SimpleNamespace(
             of=lambda *_: RewardResult([float(place % 3) for place in range(answers)])
         )
@@ -263,8 +263,8 @@ def whole_runs(
         ("four", "four", sizes["micro"]),
     ):
         shared = policy_update.side_options(options, sizes, GROUP, micro=micro)
-        with Side(__file__, side, shared, options.output / "logs") as one:
-            peaks[name] = one.ask()["peak"]
+        with Side(__file__, side, shared, options.output / "logs") as process:
+            peaks[name] = process.ask()["peak"]
     gib = {name: peak / 2**30 for name, peak in peaks.items()}
     lines = []
     for engine in options.engines:

@@ -138,9 +138,9 @@ def ours(options: Mapping[str, Any]) -> Handler:
         forget_adapter(trainer.model)
         answer = timed(trainer, options["clock"])
         return answer | {
-            "reward": [one["reward/mean"] for one in figures],
-            "grad_norm": [one["optimizer/grad_norm"] for one in figures],
-            "length": [one["length/mean"] for one in figures],
+            "reward": [step_figures["reward/mean"] for step_figures in figures],
+            "grad_norm": [step_figures["optimizer/grad_norm"] for step_figures in figures],
+            "length": [step_figures["length/mean"] for step_figures in figures],
             "stages": dict(stages.seconds),
         }
 
@@ -165,9 +165,9 @@ def theirs(options: Mapping[str, Any]) -> Handler:
         trainer.seen.clear()
         forget_adapter(trainer.model)
         return timed(trainer, options["clock"]) | {
-            "reward": [one["reward"] for one in trainer.seen],
-            "grad_norm": [one["grad_norm"] for one in trainer.seen],
-            "length": [one["completions/mean_length"] for one in trainer.seen],
+            "reward": [logged["reward"] for logged in trainer.seen],
+            "grad_norm": [logged["grad_norm"] for logged in trainer.seen],
+            "length": [logged["completions/mean_length"] for logged in trainer.seen],
         }
 
     return train
@@ -195,7 +195,9 @@ def trl_trainer(options: Mapping[str, Any], chat: Any, micro: int) -> Any:
         def _generate_single_turn(self, prompt_ids: Any, images: Any, multimodal_fields: Any) -> Any:
             if given is None:
                 return super()._generate_single_turn(prompt_ids, images, multimodal_fields)
-            waiting = {group[0].prompt_ids: [list(one.completion_ids) for one in group] for group in given}
+            waiting = {
+                group[0].prompt_ids: [list(answer.completion_ids) for answer in group] for group in given
+            }
             taken: dict[tuple[int, ...], int] = defaultdict(int)
             answers = []
             for ids in map(tuple, prompt_ids):
@@ -238,7 +240,7 @@ def trl_trainer(options: Mapping[str, Any], chat: Any, micro: int) -> Any:
             disable_tqdm=True,
             seed=0,
         ),
-        train_dataset=Dataset.from_list([{"prompt": one["messages"]} for one in options["given"]]),
+        train_dataset=Dataset.from_list([{"prompt": item["messages"]} for item in options["given"]]),
         processing_class=copy.deepcopy(chat.tokenizer),
         reward_processing_classes=copy.deepcopy(chat.tokenizer),
         peft_config=lora_config(**AdapterConfig().model_dump()),

@@ -1,14 +1,13 @@
-"""A policy's update, and a whole step, beside TRL's RLOOTrainer with a separate reward model.
+"""Time of a policy's update and of a whole step, compared with TRL's RLOOTrainer and a separate reward model.
 
     python benchmarks/policy_update.py
     python benchmarks/policy_update.py --quick --engine transformers
 
-The update is scoring, log-probabilities, KL, backward pass and optimizer on given answers, the same ones
-for both: prompts and texts of real data, groups of 4 and of 8. The whole step samples its answers too: ours
-by `--engine`, TRL's by transformers' `generate`, since its own vLLM path does not run on vLLM's CPU build.
-Sampled answers are not equally long on both sides, so that whole steps are compared by seconds for each
-sampled token. TRL runs with the fastest of several micro-batches, ours with the fastest of several
-`tokens_per_batch`.
+The update is scoring, log-probabilities, KL, backward pass and optimizer step. Both sides get the same
+answers: prompts and texts of real data, in groups of 4 and of 8. The whole step also samples its answers:
+ours with `--engine`, TRL's with transformers' `generate`, since its vLLM path does not run on vLLM's CPU
+build. Sampled answers differ in length, so whole steps are compared by seconds per sampled token. Both
+sides use their fastest setting: the micro-batch for TRL, `tokens_per_batch` for ours.
 """
 
 from __future__ import annotations
@@ -52,15 +51,15 @@ GPU_SIZES = SIZES | {
     "whole_new_tokens": 256,
 }
 GPU_BUDGETS = (4096, 8192, 16_384)
-"""Answers in one forward pass of TRL's and tokens in one of ours: both sides run with what is fastest at G
-= 4."""
+"""MICRO: answers per forward pass of TRL; BUDGETS: tokens per forward pass of ours. Each side runs with its
+fastest."""
 SIDES = policy_sides.SIDES
 
 
 def side_options(
     options: argparse.Namespace, sizes: Mapping[str, Any], group: int, **others: Any
 ) -> dict[str, Any]:
-    """What both sides need: prompts, answers, and sizes."""
+    """The options of both sides: prompts, answers and sizes."""
     from rlhf.models.chat import Chat
 
     given = groups(
@@ -95,22 +94,22 @@ def compare_updates(
             name: stack.enter_context(Side(__file__, name, shared, options.output / "logs")) for name in SIDES
         }
         ways = {
-            "ours": lambda one: side["ours"].ask(tokens_per_batch=one),
-            "trl": lambda one: side["trl"].ask(micro=one),
+            "ours": lambda size: side["ours"].ask(tokens_per_batch=size),
+            "trl": lambda size: side["trl"].ask(micro=size),
         }
         tried = {name: fastest(ways[name], settings[name]) for name in SIDES}
-        best = {name: one for name, (one, _) in tried.items()}
+        best = {name: item for name, (item, _) in tried.items()}
         same = policy_sides.same_work(*(answers[best[name]] for name, (_, answers) in tried.items()))
         figures = in_turns(
             {name: lambda name=name: float(ways[name](best[name])["seconds"]) for name in SIDES},  # type: ignore[misc]
             sizes["rounds"],
         )
-    tokens = [len(ids) for one in shared["given"] for ids in one["answers"]]
+    tokens = [len(ids) for item in shared["given"] for ids in item["answers"]]
     return {
         "seconds": figures,
         "best": best,
         "tried": {
-            name: {str(one): answer["seconds"] for one, answer in answers.items()}
+            name: {str(item): answer["seconds"] for item, answer in answers.items()}
             for name, (_, answers) in tried.items()
         },
         "same_work": same,
@@ -121,7 +120,7 @@ def compare_updates(
 def compare_steps(
     options: argparse.Namespace, sizes: Mapping[str, Any], best: Mapping[str, int]
 ) -> dict[str, Any]:
-    """Whole steps of both sides: milliseconds for a sampled token, and what ours does besides computing."""
+    """Whole steps of both sides: milliseconds per sampled token, and our overhead besides computing."""
     sizes = {**sizes, "answers": sizes["whole_answers"]}
     shared = side_options(
         options,
@@ -179,12 +178,12 @@ def main() -> None:
     lines, details = [], dict[str, Any]()
     settings: Mapping[str, Sequence[int]] = {
         "ours": GPU_BUDGETS if on_gpu() else BUDGETS,
-        "trl": [one for one in MICRO if one <= sizes["answers"]],
+        "trl": [size for size in MICRO if size <= sizes["answers"]],
     }
     for group in sizes["group_sizes"]:
         figures = compare_updates(options, sizes, group, settings)
         best = figures["best"]
-        settings = {name: [one] for name, one in best.items()}
+        settings = {name: [item] for name, item in best.items()}
         details[f"update, G = {group}"] = figures
         seconds, same = figures["seconds"], figures["same_work"]
         lines += [

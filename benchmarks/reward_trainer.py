@@ -1,5 +1,4 @@
-"""`train-reward`'s trainer on items given by hand, without a run folder: for the scripts that measure its
-updates."""
+"""Build `train-reward`'s trainer on given items, without a run folder, for the benchmarks of its updates."""
 
 from __future__ import annotations
 
@@ -27,12 +26,13 @@ def reward_trainer(
     tokens_per_batch: int | None = None,
     record: Callable[[int, Mapping[str, float]], None] = lambda *_: None,
 ) -> HybridRewardTrainer:
-    """The trainer of a config's first stage, which validates and saves only when it is options to; its rate
-    is the same at every update.
+    """The trainer of a config's first stage, which validates and saves only on request.
+
+    Its learning rate is constant.
 
     Args:
-        order: which item each draw takes, over all updates.
-        tokens_per_batch: in place of the config's.
+        order: the index of each draw's item, over all updates.
+        tokens_per_batch: replaces the config's.
     """
     stage = config.stages[0]
     options = trainer_arguments(

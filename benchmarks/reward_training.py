@@ -233,10 +233,11 @@ def measure(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str
         sides = {name: stack.enter_context(Side(__file__, name, shared, logs)) for name in SIDES}
         middle = [updates[len(updates) // 2]]
         micro, tried = fastest(
-            lambda one: sides["trl"].ask(updates=middle, micro=one), [one for one in MICRO if one <= size]
+            lambda size: sides["trl"].ask(updates=middle, micro=size),
+            [item for item in MICRO if item <= size],
         )
         budget, budgets = fastest(
-            lambda one: sides["ours"].ask(updates=middle, tokens_per_batch=one),
+            lambda budget: sides["ours"].ask(updates=middle, tokens_per_batch=budget),
             GPU_BUDGETS if on_gpu() else BUDGETS,
         )
         print(
@@ -254,7 +255,7 @@ def measure(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str
 
         rates = in_turns({name: lambda name=name: one_round(name) for name in SIDES}, sizes["rounds"])  # type: ignore[misc]
     memories = memory_at_equal_tokens(shared, pairs, updates, micro, logs)
-    own = [float(answer["losses"][0]) for answer in tried.values()]
+    values = [float(answer["losses"][0]) for answer in tried.values()]
     lines = [
         line(
             "Reward training: useful tokens/s beside TRL", ratio(rates["ours"], rates["trl"]), "x", least=2.0
@@ -265,7 +266,10 @@ def measure(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str
             most=1e-5,
         ),
         *losses_of_a_round(answers, options.dtype),
-        line(f"One update of TRL's with itself in other micro-batches, {options.dtype}", max(own) - min(own)),
+        line(
+            f"One update of TRL's with itself in other micro-batches, {options.dtype}",
+            max(values) - min(values),
+        ),
         line(
             "Memory an update adds, beside TRL at the same tokens a batch",
             memories["ours"] / memories["trl"],
@@ -285,8 +289,8 @@ def measure(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str
         "sizes": sizes,
         "useful_tokens": useful,
         "rates": rates,
-        "micro_batches": {str(one): answer["seconds"] for one, answer in tried.items()},
-        "budgets": {str(one): answer["seconds"] for one, answer in budgets.items()},
+        "micro_batches": {str(item): answer["seconds"] for item, answer in tried.items()},
+        "budgets": {str(item): answer["seconds"] for item, answer in budgets.items()},
         "losses": {name: answers[name][0]["losses"] for name in SIDES},
         "added_bytes": memories,
         "matmul_gflops": peaks,

@@ -1,13 +1,11 @@
-"""TRL's stock RewardTrainer on the pairs of a reward config, beside a finished run of ours on the same
-config.
+"""Compare a finished reward run with TRL's stock RewardTrainer on the pairs of the same config.
 
     python benchmarks/reward_vs_trl.py configs/reward/local-pairs.yaml runs/local-pairs
 
-Same base, same pairs (the same token ids), same adapter rank and targets, one epoch, the config's number
-format. TRL runs with its length-grouped sampler, 8 pairs a batch and a constant learning rate of 2e-4,
-unless options otherwise; ours with what the config says, ratings included. Both are scored on the same
-held-out pairs and the same benchmark file by the same function. The runs are made at different times, so
-their speeds are not compared here.
+Both have the same base, token ids, adapter rank and targets, one epoch, and the config's number format. TRL
+uses its length-grouped sampler, batches of 8 pairs and a constant learning rate of 2e-4; options change the
+last two. Our run follows its config, ratings included. The same function scores both on the same held-out
+pairs and benchmark file. The runs do not happen at the same time, so their speeds are not compared.
 """
 
 from __future__ import annotations
@@ -64,10 +62,10 @@ class PlainScorer:
 
 
 def train_with_trl(config: RewardConfig, chat: Chat, *, batch: int, learning_rate: float, seed: int) -> Any:
-    """The model that TRL's trainer makes of the config's pairs."""
+    """Train TRL's RewardTrainer on the config's pairs, and return its model."""
     data = load_data(config, chat)
     pairs = [item for item in data.training if item.strength]
-    # The very token ids of our run, through TRL's door for tokenised data.
+    # The token ids of our run: TRL accepts tokenised pairs.
     rows = []
     for item in pairs:
         first, second = [[*item.tree.trunk, *branch] for branch in item.tree.branches]
@@ -138,7 +136,7 @@ def main() -> None:
 
 
 def show(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    """The table: accuracy by subset, ours, TRL's, and the longer answer's."""
+    """Print accuracy by subset: ours, TRL's, and that of the rule that the longer answer is better."""
     table = Table(title="Accuracy in %")
     for column in ("subset", "pairs", "ours", "TRL", "longer answer"):
         table.add_column(column, justify="left" if column == "subset" else "right")

@@ -117,7 +117,7 @@ def timed(engine: Any, options: Mapping[str, Any]) -> Handler:
     given = groups(
         data, chat, prompts=options["prompts"], samples=1, longest_prompt=LONGEST_PROMPT, longest_answer=8
     )
-    ids = [prompt_ids(chat, one) for one in given]
+    ids = [prompt_ids(chat, prompt) for prompt in given]
     now = CLOCKS[options["clock"]]
 
     def sample(message: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -130,11 +130,11 @@ def timed(engine: Any, options: Mapping[str, Any]) -> Handler:
     return sample
 
 
-def prompt_ids(chat: Any, one: Mapping[str, Any]) -> list[int]:
+def prompt_ids(chat: Any, prompt: Mapping[str, Any]) -> list[int]:
     """Token ids of a prompt of `samples.groups`."""
     from samples import as_prompts
 
-    return list(chat.prompt_ids(as_prompts([one])[0].messages))
+    return list(chat.prompt_ids(as_prompts([prompt])[0].messages))
 
 
 SIDES = {"vllm": vllm_side, "vllm-without-lora": vllm_side, "transformers": transformers_side}

@@ -92,9 +92,9 @@ def losses(scores: Scores) -> list[float]:
 def root_mean_square(scores: Scores, truth: Scores) -> float:
     """How far scores are from the true ones, of the pairs that have them."""
     apart = [
-        one - other
+        item - other
         for pair, true in zip(scores[: len(truth)], truth, strict=True)
-        for one, other in zip(pair, true, strict=True)
+        for item, other in zip(pair, true, strict=True)
     ]
     return math.sqrt(statistics.fmean(gap * gap for gap in apart))
 
@@ -137,7 +137,7 @@ def measure(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str
         line(f"TRL's in {options.dtype}: the same", root_mean_square(scores["trl"], scores["truth"])),
         line(
             "Scores themselves: standard deviation",
-            statistics.stdev(one for pair in scores["truth"] for one in pair),
+            statistics.stdev(item for pair in scores["truth"] for item in pair),
         ),
     ]
     return lines, {"sizes": sizes, "scores": scores}

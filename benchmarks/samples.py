@@ -87,18 +87,18 @@ def groups(
 
 def as_prompts(given: Sequence[Mapping[str, Any]]) -> list[Prompt]:
     """The prompts of `groups` as records."""
-    return [Prompt(tuple(Message(m["role"], m["content"]) for m in one["messages"])) for one in given]
+    return [Prompt(tuple(Message(m["role"], m["content"]) for m in sample["messages"])) for sample in given]
 
 
 def as_rollouts(given: Sequence[Mapping[str, Any]], chat: Chat) -> list[list[Rollout]]:
     """The answers of `groups` as an engine would have sampled them."""
     made = []
-    for one, prompt in zip(given, as_prompts(given), strict=True):
+    for sample, prompt in zip(given, as_prompts(given), strict=True):
         ids = tuple(chat.prompt_ids(prompt.messages))
         made.append(
             [
                 Rollout(ids, tuple(answer), (), answer[-1] in chat.stop_ids, chat.decode(answer))
-                for answer in one["answers"]
+                for answer in sample["answers"]
             ]
         )
     return made

@@ -154,7 +154,7 @@ def policy_step(options: Mapping[str, Any]) -> Handler:
         trainer.rewards = TreeRewards(scorer, trees, int(point["group"]))
         trainer.num_generations = int(point["group"])
         rows = [{"prompt": "0"}] * (len(groups) * int(point["group"]))
-        answer_tokens = sum(len(one.completion_ids) for group in groups for one in group)
+        answer_tokens = sum(len(answer.completion_ids) for group in groups for answer in group)
         return measured(trainer, rows, options["clock"], memory=point["memory"]) | {
             "cost": cost.policy_update(shape, trees, answer_tokens)
         }
@@ -214,9 +214,9 @@ def in_rounds(point: Mapping[str, Any], what: str) -> list[float]:
 
 def growth(points: Sequence[Mapping[str, Any]], what: str) -> list[float]:
     """The exponent of `what` in each round, or the one there is."""
-    rounds = zip(*(in_rounds(one, what) for one in points), strict=True)
+    rounds = zip(*(in_rounds(point, what) for point in points), strict=True)
     return [
-        slope([(one["x"], value) for one, value in zip(points, values, strict=True)]) for values in rounds
+        slope([(point["x"], value) for point, value in zip(points, values, strict=True)]) for values in rounds
     ]
 
 
@@ -268,7 +268,7 @@ def lines_of(kind: str, figures: Mapping[str, list[dict[str, Any]]]) -> list[dic
         (model,) = growth(points, "cost")
         # Towards more to compute, wherever on the axis that is.
         way, title = (-1, f"{TITLES[name]}, falling") if model < 0 else (1, TITLES[name])
-        rounds, (memory,) = ([way * one for one in growth(points, what)] for what in ("seconds", "bytes"))
+        rounds, (memory,) = ([way * item for item in growth(points, what)] for what in ("seconds", "bytes"))
         time, model = statistics.median(rounds), way * model
         lines.append(
             line(
@@ -307,11 +307,11 @@ def draw(figures: Mapping[str, Mapping[str, list[dict[str, Any]]]], file: Path) 
                 axes.set_axis_off()
                 continue
             for what, (label, colour, style) in looks.items():
-                heights = [statistics.median(in_rounds(one, what)) for one in curves[name]]
+                heights = [statistics.median(in_rounds(curve, what)) for curve in curves[name]]
                 values = [height / heights[0] for height in heights]
                 exponent = statistics.median(growth(curves[name], what))
                 axes.plot(
-                    [one["x"] for one in curves[name]],
+                    [curve["x"] for curve in curves[name]],
                     values,
                     style,
                     color=colour,
@@ -321,7 +321,9 @@ def draw(figures: Mapping[str, Mapping[str, list[dict[str, Any]]]], file: Path) 
                 )
             axes.set_xscale("log", base=2)
             axes.set_yscale("log", base=2)
-            axes.set_xticks([one["x"] for one in curves[name]], [f"{one['x']:g}" for one in curves[name]])
+            axes.set_xticks(
+                [curve["x"] for curve in curves[name]], [f"{curve['x']:g}" for curve in curves[name]]
+            )
             axes.minorticks_off()
             axes.set_title(f"{kind}: {title}", fontsize=8)
             axes.tick_params(labelsize=7)
@@ -340,7 +342,7 @@ def main() -> None:
     sizes = SIZES | (QUICK if options.quick else {})
     figures = {kind: sweep(options, sizes, kind) for kind in SIDES}
     draw(figures, options.output / "scaling.svg")
-    lines = [one for kind, curves in figures.items() for one in lines_of(kind.capitalize(), curves)]
+    lines = [item for kind, curves in figures.items() for item in lines_of(kind.capitalize(), curves)]
     write_result(options, "scaling", lines, {"base_point": BASE_POINT, "points": figures})
 
 

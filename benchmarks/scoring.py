@@ -128,7 +128,7 @@ def require_equal(scores: dict[str, list[float]]) -> float:
     ours = scores["ours"]
     scale = max(1.0, *map(abs, ours))
     differences = [abs(a - b) / scale for other in scores.values() for a, b in zip(ours, other, strict=True)]
-    largest = max(differences, key=lambda one: (math.isnan(one), one))
+    largest = max(differences, key=lambda item: (math.isnan(item), item))
     if not largest <= TOLERANCE:
         sys.exit(f"the scores differ by {largest:.3g} of the largest, more than {TOLERANCE:g}")
     return largest

@@ -105,7 +105,8 @@ def score_by_server(
     )
     assert server.stdout is not None
     bodies = [
-        {"conversations": [[{"role": m.role, "content": m.content} for m in one]]} for one in conversations
+        {"conversations": [[{"role": m.role, "content": m.content} for m in conversation]]}
+        for conversation in conversations
     ]
     remaining, lock = iter(bodies), threading.Lock()
 

@@ -1,1 +1,1 @@
-"""Behaviour: sample, score, stay close, improve."""
+"""Policies: rollouts, rewards, updates and evaluation."""

@@ -1,7 +1,7 @@
 """PPO's critic: an adapter on the policy's base and a value head with one output.
 
-It starts from the reward model, where that is a single adapter on the same base, so that its first values are
-rewards; else from a fresh adapter and a head of zeros.
+If the reward is a single adapter on the same base, the critic starts from it, and its first values are
+rewards. Otherwise it starts from a fresh adapter and a head of zeros.
 
 Shapes: A attributes of the reward model, D hidden units, M tokens of all answers of a micro-batch.
 """
@@ -34,7 +34,7 @@ from rlhf.models.loading import (
 def critic_start(config: PolicyConfig) -> RewardSource | None:
     """The reward model that the critic starts from; None for a fresh critic.
 
-    The critic is also fresh where the reward is not a single adapter, or is normalised to another scale.
+    It is also None if the reward is not a single adapter, or is normalised to another scale.
     """
     critic, only = config.algorithm.critic, config.reward[0]
     fits = len(config.reward) == 1 and config.reward_shaping.normalise == "none"

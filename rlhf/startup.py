@@ -43,8 +43,7 @@ SPINS = "1000"
 """Spin count of a waiting OpenMP thread before it sleeps; the default is 300 times as high. Results do not
 change. With another program on one of two cores, a small matrix product is 29 times as fast; on an idle
 machine it takes 11 % longer (`benchmarks/busy_machine.py`). Sleeping at once (OMP_WAIT_POLICY=passive) would
-take 70 % longer
-there."""
+take 70 % longer there."""
 
 
 def prepare() -> None:

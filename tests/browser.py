@@ -48,8 +48,8 @@ class Browser:
         )
         assert self.process.stderr is not None
         for line in self.process.stderr:
-            if found := re.search(r"ws://\S+", line):
-                self.address = found.group()
+            if result := re.search(r"ws://\S+", line):
+                self.address = result.group()
                 break
         self.opened = contextlib.ExitStack()
         self.connection = self.opened.enter_context(connect(self.address, max_size=None))

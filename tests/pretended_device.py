@@ -131,7 +131,7 @@ def policy_row(dtype: str, *, left_behind: bool = False) -> PeftModel:
         3.0,
         UpdateStatistics([1.0, 0.5, 0.0], group),
         EngineProbe("token", 2.0),
-        lambda own: own,
+        lambda values: values,
     )
     with autocast(model.get_base_model()):
         logps_M, entropy_M, answer_M = token_logps(model, row.packed)
@@ -163,8 +163,10 @@ def main() -> None:
             except RuntimeError as error:
                 print(f"{name}: {str(error).splitlines()[0]}")
                 continue
-            trained = [one for one in model.parameters() if one.requires_grad]
-            places = {str(one.grad.device) if one.grad is not None else "none" for one in trained}
+            trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            places = {
+                str(parameter.grad.device) if parameter.grad is not None else "none" for parameter in trained
+            }
             print(f"{name}: {' '.join(sorted(places))}")
     del library
 

@@ -1,4 +1,4 @@
-"""Which answers of an update take part, and the size of the loss's denominator."""
+"""Select the answers that an update counts, and compute the denominator of its loss."""
 
 from __future__ import annotations
 

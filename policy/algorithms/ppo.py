@@ -8,12 +8,10 @@ clipped at 0.2.
 Differences:
 
 1. The KL is k1 in place of |k1|, and each epoch passes over the whole update, as in TRL's former PPOTrainer.
-2. An answer that the rule for unfinished ones drops takes no part in the whitening and in the critic's loss;
-   NeMo-Aligner drops
+2. A dropped unfinished answer is also left out of the whitening and of the critic's loss. NeMo-Aligner drops
    it from the policy's loss only.
-3. Critic and policy are adapters on one base without shared weights: their losses need no relative weight,
-   and each has its
-   own learning rate and gradient clipping.
+3. Critic and policy are adapters on one base and share no trained weights. Their losses need no relative
+   weight, and each has its own learning rate and gradient clipping.
 
 The value after an answer's last token is 0, whether it finished or was cut off (no bootstrap): `keep` uses
 the reward of the text as it is, `penalty` the penalty.
@@ -87,16 +85,13 @@ class PPO(Counting):
         return self.counted_size(rollouts, self.reduction)
 
     def counted_M(self, measured: MeasuredBatch) -> Tensor:
-        """Mask of the tokens that take part."""
+        """Mask of the tokens of counted answers."""
         return self._rewards(measured)[1][measured.answer_M]
 
     def compute_advantages(
         self, batches: Sequence[MeasuredBatch], all_reduce: AllReduce
     ) -> tuple[list[Advantages], dict[str, float]]:
-        """Advantages, whitened where the config says so, and returns per token.
-
-        Advantages are 0 where not counted.
-        """
+        """Advantages per token, whitened if configured, 0 for answers that are not counted; and returns."""
         advantages = [self._advantages(measured) for measured in batches]
         returns = [
             advantages_M + _values(measured)
@@ -113,8 +108,7 @@ class PPO(Counting):
             Advantages(advantages_M.masked_fill(~counted_M, 0.0), returns_M)
             for advantages_M, returns_M, counted_M in zip(advantages, returns, counted, strict=True)
         ]
-        # return = value + advantage, so that the advantage's variance is the part the critic does not
-        # explain.
+        # return = value + advantage: the variance of the advantage is what the critic does not explain.
         return masked, {
             "advantage/std": math.sqrt(variance),
             "return/mean": return_mean,

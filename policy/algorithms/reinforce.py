@@ -8,22 +8,18 @@ Differences to NeMo-Aligner (nemo_aligner/algorithms/reinforce.py, utils/ppo_uti
 models/nlp/gpt/megatron_gpt_reinforce_actor.py; micro_batch_size 1 as in conf/gpt_reinforce_actor.yaml), which
 `compat: true` removes:
 
-1. `loss_func` takes the mean over the tokens of a micro-batch of one answer: answers have equal weights, and
-   tokens of short
-   answers more than those of long ones. Here: one mean over the tokens of the update (`reduction:
-   token_mean`).
-2. A micro-batch whose answer was cut off has the loss 0 and is counted in the mean over micro-batches: the
-   more answers are
-   cut off, the smaller the step. Here: the mean over counted answers.
+1. `loss_func` takes the mean over the tokens of a micro-batch of one answer, so tokens of short answers weigh
+   more than those of long ones. Here: one mean over the tokens of the update (`reduction: token_mean`).
+2. A micro-batch whose answer was cut off has the loss 0, but counts in the mean over micro-batches, so
+   cut-off answers shrink the step. Here: the mean over counted answers.
 3. `calculate_rloo_baseline` divides the sum over an unfinished answer's finished siblings by one less than
-   their number. With
-   one answer a micro-batch this changes only `advantage/std` (see 2).
-4. Where at most one answer of a group finished, the advantage is 0; here too.
+   their number. With one answer a micro-batch this changes only `advantage/std` (see 2).
+4. The advantage is 0 if at most one answer of a group finished; here too.
 
-Not copied, as faults of its loop and not of the method: all data-parallel ranks train on the same slice of
-the rollouts (`ReinforceRolloutBatch.chunk`); prompts are skipped four times too fast (`consumed_samples`);
-further optimizer steps on stale answers without a correction; equal prompts of an update form one group (here
-each draw is a group).
+Bugs of its loop that are not copied: all data-parallel ranks train on the same slice of the rollouts
+(`ReinforceRolloutBatch.chunk`); prompts are skipped four times too fast (`consumed_samples`); further
+optimizer steps on stale answers have no correction; equal prompts of an update form one group (here each draw
+is a group).
 
 Shapes: N answers of a micro-batch, M their tokens.
 """
@@ -77,7 +73,7 @@ class AlignerReinforce(Reinforce):
     """REINFORCE with NeMo-Aligner's bugs."""
 
     def denominator(self, rollouts: Sequence[Rollout]) -> float:
-        """The number of answers, those without a loss included."""
+        """Number of answers, including those without a loss."""
         return float(len(rollouts))
 
     def group_advantages(self, rewards_PG: Tensor, counted_PG: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ def answer_prompts(
     """Sample and score `samples` answers to each prompt by the current policy; rewards are not shaped.
 
     Args:
-        reference: the model that the reference is a role of: the policy's, or a frozen copy of the base.
+        reference: the model that has the reference role: the policy's own, or a frozen copy of the base.
         held_out: a reward that the policy is not trained on.
         probe: collects the engine's and the trainer's log-probabilities, for the caller to check.
     """
@@ -85,9 +85,9 @@ def answer_prompts(
                 kl=value,
                 length=len(rollout.completion_ids),
                 finished=rollout.finished,
-                held_out=second,
+                held_out=held_out_reward,
             )
-            for rollout, (reward, gold, second, value) in zip(group, figures, strict=False)
+            for rollout, (reward, gold, held_out_reward, value) in zip(group, figures, strict=False)
         ]
         for group in groups
     ]
@@ -141,8 +141,7 @@ def compare(
 ) -> dict[str, Any]:
     """eval.json: means before and after, and the paired difference with its 95 % interval.
 
-    A prompt is the unit that is resampled: its answers before and after are compared with one another, and
-    the interval is the percentile bootstrap over prompts.
+    Differences are paired by prompt, and the interval is the percentile bootstrap over prompts.
     """
     has_held_out = any(answer.held_out is not None for group in before for answer in group)
     names = (*FIGURES, HELD_OUT) if has_held_out else FIGURES

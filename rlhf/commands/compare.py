@@ -95,15 +95,13 @@ def command(
     Every answer of A is compared with every answer of B to the same prompt; a tie counts half. Intervals are
     95 %, bootstrapped over prompts. Also reported: mean reward and length of both, the win rate among answers
     of similar length, and the win rate at equal length by logistic regression. Prompts with a check have a
-    gold score. Answers are sampled with transformers; for many prompts generate them first with `rlhf
-    generate
-    --engine vllm`.
+    gold score. Answers are sampled with transformers; for many prompts generate them first with
+    `rlhf generate --engine vllm`.
 
     \b
     Examples:
       rlhf compare runs/demo/policy/final embedded --prompts runs/demo/policy --reward runs/demo/reward/final
-      rlhf compare policy.jsonl base.jsonl --reward runs/demo/reward/final --best-of 1,2,4,8 --output
-      runs/compared
+      rlhf compare policy.jsonl base.jsonl --reward runs/demo/reward/final --best-of 1,2,4,8 --output out
     """
     sizes = _sizes(best_of)
     if output is not None:

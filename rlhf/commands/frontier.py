@@ -51,9 +51,8 @@ def command(
     \b
     Examples:
       rlhf frontier runs/reinforce-* runs/rloo-* --output runs/frontier
-      rlhf compare embedded embedded --prompts runs/rloo-0 --reward runs/reward/final --best-of 1,2,4,8,16
-      --output runs/best rlhf frontier runs/rloo-* --best-of runs/best/compare.json --kl 1,2,5,10 --output
-      runs/frontier
+      rlhf compare embedded embedded --prompts runs/a --reward runs/r/final --best-of 1,4,16 --output runs/b
+      rlhf frontier runs/rloo-* --best-of runs/b/compare.json --kl 1,2,5,10 --output runs/frontier
     """
     from rlhf.report.comparisons.frontier import read_best_of, read_tracks, summarise
     from rlhf.report.comparisons.frontier_page import lead, notes, printed, write

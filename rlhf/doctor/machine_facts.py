@@ -34,7 +34,7 @@ CHECKED = (
 )
 """Packages whose versions must be compatible."""
 OPTIONAL = ("torchvision", "torchaudio", "torchcodec")
-"""Not needed; but transformers and TRL fail where one is installed and broken."""
+"""Not required, but transformers and TRL fail if one is installed and broken."""
 SETTINGS = ("NCCL_", "CUDA_VISIBLE_DEVICES", "PYTORCH_CUDA_ALLOC_CONF")
 """Prefixes of the environment variables that are read: those that affect GPU communication."""
 

@@ -1,4 +1,4 @@
-"""The report: one self-contained page on a run folder. No torch here."""
+"""The report: one self-contained page on a run folder. Imports no torch."""
 
 from rlhf.report.page import write_report
 

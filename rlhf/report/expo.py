@@ -1,4 +1,4 @@
-"""One picture of the search for ExPO's factor: how many held-out pairs each factor judges right."""
+"""The chart of the search for ExPO's factor: accuracy on held-out pairs by factor."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SERIES = "pairs judged right"
 
 
 def expo_charts(expo: Mapping[str, Any]) -> list[Chart]:
-    """Accuracy over the factor, a line at the chosen one; nothing where a run had no search.
+    """Accuracy by factor, with a line at the chosen one; no chart if the run had no search.
 
     Args:
         expo: expo.json: `{"weak", "strong", "factor", "pairs", "trials": [{"factor", "accuracy",

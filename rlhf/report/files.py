@@ -1,4 +1,4 @@
-"""What a run folder holds: any file may be missing, or cut off, while the run is still going."""
+"""Read a run folder, in which any file may be missing or cut off while the run is in progress."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FILES = ("config.yaml", "environment.json", "metrics.jsonl", "samples.jsonl", "e
 
 @dataclass(frozen=True, slots=True)
 class RunFiles:
-    """The contents of a run folder, and `notes`: plain sentences on what could not be read."""
+    """The contents of a run folder; `notes` are sentences on what could not be read."""
 
     path: Path
     kind: Kind
@@ -45,15 +45,15 @@ class RunFiles:
 
     @property
     def last_step(self) -> int:
-        """The last step that was logged; 0 where there is none."""
+        """The last step that was logged; 0 if there is none."""
         return int(self.metrics[-1]["step"]) if self.metrics else 0
 
 
 def read_run(path: Path) -> RunFiles:
-    """Read what is there.
+    """Read the files that exist.
 
     Raises:
-        DataError: the folder does not exist, or holds none of a run's files.
+        DataError: the folder does not exist, or has none of a run's files.
     """
     if not path.is_dir():
         raise DataError(
@@ -126,7 +126,7 @@ def json_lines(path: Path, notes: list[str]) -> Iterator[Row]:
 
 
 def _metrics(path: Path, notes: list[str]) -> list[Row]:
-    """One row a step: lines of the same step are joined, later ones win."""
+    """One row per step: lines of a step are merged, and later ones replace earlier ones."""
     steps: dict[float, Row] = {}
     broken: dict[str, list[float]] = {}
     for row in json_lines(path, notes):
@@ -141,7 +141,7 @@ def _metrics(path: Path, notes: list[str]) -> list[Row]:
 
 
 def _samples(path: Path, notes: list[str]) -> dict[int, list[Row]]:
-    """The answers of the first and the last step: a long run's file would not fit on a page."""
+    """The answers of the first and the last step, as all of a long run would not fit on a page."""
     first: list[Row] = []
     last: list[Row] = []
     for row in json_lines(path, notes):
@@ -155,7 +155,7 @@ def _samples(path: Path, notes: list[str]) -> dict[int, list[Row]]:
 
 
 def _kind(path: Path, config: Row, evaluation: Row, metrics: list[Row]) -> Kind:
-    """Which command wrote this folder: by its config, else by its evaluation, else by the metrics' names."""
+    """The command that wrote this folder, by its config, else its evaluation, else its metrics' names."""
     if "stages" in config or "reward" in config:
         return "reward" if "stages" in config else "policy"
     if evaluation:

@@ -1,6 +1,4 @@
-"""How pages are made: jinja, everything escaped, one style sheet; `plain.html` is the frame of those without
-scripts.
-"""
+"""Templates of pages: Jinja, everything escaped, one style sheet; `plain.html`: pages without scripts."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ ROOM = "rlhf.report"
 
 
 def environment(package: str = ROOM) -> Environment:
-    """The templates of a package, and behind them those of this one."""
+    """The templates of a package, and then those of this one."""
     rooms = dict.fromkeys((package, ROOM))
     return Environment(
         loader=ChoiceLoader([PackageLoader(room, "templates") for room in rooms]),
@@ -27,11 +25,11 @@ def environment(package: str = ROOM) -> Environment:
 
 
 def asset(name: str) -> Markup:
-    """A style sheet or script of ours, as it is."""
+    """The text of one of our style sheets or scripts."""
     file = resources.files(ROOM) / "templates" / name
     return Markup(file.read_text(encoding="utf-8"))  # noqa: S704
 
 
 def script_hash(text: str) -> str:
-    """A script's hash as a content security policy names it."""
+    """A script's hash in the form of a content security policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

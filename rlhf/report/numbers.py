@@ -1,4 +1,4 @@
-"""How figures are written for people."""
+"""Numbers as text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DASH = "\N{EN DASH}"
 
 
 def finite(value: Any) -> float | None:
-    """The value as a float where it is a finite number, else None; booleans count as 0 and 1."""
+    """The value as a float if it is a finite number, else None; booleans count as 0 and 1."""
     if isinstance(value, (int, float)) and math.isfinite(value):
         return float(value)
     return None
@@ -24,7 +24,7 @@ def fixed(value: float, decimals: int) -> str:
 
 
 def signed(value: float, decimals: int) -> str:
-    """Like `fixed`, with a plus before what is above zero."""
+    """Like `fixed`, with a plus sign before positive numbers."""
     text = fixed(value, decimals)
     return f"+{text}" if round(value, decimals) > 0 else text
 
@@ -37,7 +37,7 @@ def decimals_for(size: float) -> int:
 
 
 def short(value: float) -> str:
-    """Three significant digits; powers of ten only where plain digits would be hard to read."""
+    """Three significant digits; in powers of ten only below 0.001 and from a million on."""
     if value == 0:
         return "0"
     if abs(value) < 1e-3 or abs(value) >= 1e6:
@@ -47,7 +47,7 @@ def short(value: float) -> str:
 
 
 def tick_labels(ticks: Sequence[float]) -> list[str]:
-    """Labels for round numbers: all their digits, or powers of ten where all are small or some are large."""
+    """Labels for round numbers: all digits, or powers of ten if all are small or some are large."""
     largest = max((abs(tick) for tick in ticks), default=0.0)
     if 0 < largest < 1e-3 or largest >= 1e6:
         return [short(tick) for tick in ticks]

@@ -1,4 +1,4 @@
-"""`write_report`: from a run folder to its report.html."""
+"""Write the report page of a run folder."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ REPORT = "report.html"
 def write_report(run: Path, output: Path | None = None, *, live: int = 0) -> Path:
     """Write one self-contained page on a run folder, to `run/report.html` or to `output`; return its path.
 
-    A run may still be going: the page says what is missing.
+    The run may be in progress: the page lists what is missing.
 
     Raises:
-        DataError: the folder does not exist, or holds none of a run's files.
+        DataError: the folder does not exist, or has none of a run's files.
     """
     files = read_run(run)
     target = output or run / REPORT
@@ -38,7 +38,7 @@ def write_report(run: Path, output: Path | None = None, *, live: int = 0) -> Pat
 
 
 def render(run: RunFiles, *, live: int = 0) -> str:
-    """The page as text. By its own security policy it may run its own scripts, and load nothing at all."""
+    """The page as text. Its content security policy allows its own scripts and no external resources."""
     templates = environment()
     templates.globals["plot"] = PLOT
     scripts = {name: asset(f"{name}.js") for name in ("guard", "page", "samples", "live")}
@@ -126,7 +126,7 @@ def _before_evaluation(run: RunFiles, verdict: Verdict) -> Verdict:
 
 
 def missing(run: RunFiles) -> list[str]:
-    """What the page cannot show, and why."""
+    """What the page does not show, and why."""
     absent = {
         "config.yaml": "the settings are not shown.",
         "environment.json": "versions and machine are not shown.",
@@ -187,9 +187,9 @@ def _reward_facts(run: RunFiles) -> list[tuple[str, str]]:
 
 
 def _reward_evaluation(run: RunFiles) -> tuple[str, dict[str, Any]]:
-    """The evaluation of the reward model that the policy learnt from, where its run folder can be found.
+    """The evaluation of the policy's reward model, if its run folder exists.
 
-    The config's path is read from the working directory, as the run read it, then from the folders above.
+    The config's path is resolved in the working directory, as in the run, then in the folders above the run.
     """
     named = _reward_folder(run.config.get("reward"))
     if named is None:
@@ -216,7 +216,7 @@ def _reward_folder(named: Any) -> str | None:
 
 
 def _other_charts(run: RunFiles, shown: set[str]) -> list[Chart]:
-    """Every other metric, as a small curve under its own name."""
+    """A small chart for every other metric."""
     names = sorted({name for row in run.metrics for name in row} - shown - {"step"})
     starts = reward.stages(run)
     charts = [

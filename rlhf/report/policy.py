@@ -1,4 +1,4 @@
-"""What is shown of a policy: before and after in figures, the curves, and the answers."""
+"""The content of a policy's page: figures before and after, curves, and answers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ QUANTITIES = {
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One quantity before and after; `bar` places zero, the mean and the interval on a strip 240 wide."""
+    """One quantity before and after; `bar` is zero, the mean and the interval as coordinates of 0 to 240."""
 
     name: str
     unit: str
@@ -52,7 +52,7 @@ def _bar(difference: Change) -> tuple[float, float, float, float] | None:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One answer, and what is known of it."""
+    """One answer with its figures as text."""
 
     text: str
     finished: bool | None
@@ -61,7 +61,7 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A prompt, the answers before and after, and the change by which pairs are ranked (None: not known)."""
+    """A prompt, its answers before and after, and the change by which pairs are ranked (None: unknown)."""
 
     prompt: Sequence[tuple[str, str]]
     before: Side
@@ -81,9 +81,7 @@ def _direction(value: float) -> str:
 
 
 def pairs(evaluation: Mapping[str, Any]) -> list[Pair]:
-    """The answers before and after, the greatest gain first: by gold score where there is one, then
-    reward.
-    """
+    """The answers before and after, largest gain first: by gold score if there is one, then by reward."""
     result = []
     for row in evaluation.get("answers") or []:
         before, after = row.get("before") or {}, row.get("after") or {}
@@ -93,12 +91,12 @@ def pairs(evaluation: Mapping[str, Any]) -> list[Pair]:
 
 
 def _rank(pair: Pair) -> tuple[bool, float, bool, float]:
-    """What is not known comes last."""
+    """The sort key of a pair: unknown changes are last."""
     return pair.gold is None, -(pair.gold or 0.0), pair.reward is None, -(pair.reward or 0.0)
 
 
 def tally(compared_pairs: Sequence[Pair]) -> dict[str, int]:
-    """How many answers became better, the same, worse: by gold score where any has one, else by reward."""
+    """Number of answers that became better, equal and worse: by gold score if any has one, else by reward."""
     name = "gold" if any(pair.gold is not None for pair in compared_pairs) else "reward"
     values = [value for pair in compared_pairs if (value := getattr(pair, name)) is not None]
     return {word: sum(_direction(value) == word for value in values) for word in ("better", "same", "worse")}
@@ -117,7 +115,7 @@ def turns(prompt: Any) -> list[tuple[str, str]]:
 
 
 def side(row: Mapping[str, Any]) -> Side:
-    """One answer with its figures written out."""
+    """An answer with its figures as text."""
     facts = []
     for key, name, decimals in (
         ("reward", "reward", 2),
@@ -143,7 +141,7 @@ class Sampled:
 
 
 def sampled(run: RunFiles) -> list[Sampled]:
-    """A few answers of the first and of the last step, evenly chosen over the range of rewards."""
+    """A few answers of the first and the last step, evenly spaced over the range of rewards."""
     steps = []
     for step, rows in run.samples.items():
         ordered = sorted(rows, key=lambda row: finite(row.get("reward")) or 0.0)
@@ -227,7 +225,7 @@ def policy_charts(run: RunFiles) -> tuple[list[Chart], set[str]]:
 
 
 def _time(run: RunFiles, series: list[Series]) -> list[Series]:
-    """The parts of a step's time, and what none of them covers."""
+    """The parts of a step's time, and the remainder."""
     known = [dict(curve.points) for curve in series if curve.points]
     if not known:
         return []

@@ -1,4 +1,4 @@
-"""What is shown of a reward model: its verdict, its table, what was dropped, its curves."""
+"""The content of a reward model's page: verdict, table, dropped rows, curves."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BAR_LEFT, BAR_RIGHT = 4.0, 196.0
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """Places on a bar from 0 to 100 %: the accuracy, its interval, the length baseline (None: not known)."""
+    """Positions on a bar from 0 to 100 %: the accuracy, its interval, the length baseline (None: unknown)."""
 
     at: float
     low: float | None
@@ -28,7 +28,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class TableRow:
-    """One line of the table, written out."""
+    """One row of the table, as text."""
 
     name: str
     accuracy: str
@@ -41,7 +41,7 @@ class TableRow:
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """A share of right comparisons, of how many, its 95 % interval, and the share the longer answer wins."""
+    """Accuracy, its number of comparisons and 95 % interval, and the accuracy of the longer answer."""
 
     name: str
     share: float
@@ -53,7 +53,7 @@ class Accuracy:
 def accuracies(subsets: Any, intervals: Any = None) -> list[Accuracy]:
     """`{name: {"accuracy", "count", "ci95", "length_baseline"}}` or `{name: accuracy}`, in the file's order.
 
-    An interval that is not given is computed where the count is known.
+    A missing interval is computed if the count is known.
     """
     rows = []
     for name, value in (subsets or {}).items():
@@ -66,7 +66,7 @@ def accuracies(subsets: Any, intervals: Any = None) -> list[Accuracy]:
 
 
 def overall(evaluation: Mapping[str, Any]) -> Accuracy | None:
-    """All comparisons; an interval the file lacks is computed only where the subsets pool to this figure."""
+    """All comparisons; a missing interval is computed only if the subsets pool to this figure."""
     share = finite(evaluation.get("overall"))
     if share is None:
         return None
@@ -108,9 +108,7 @@ def reward_table(evaluation: Mapping[str, Any]) -> list[tuple[str, list[TableRow
 
 
 def _lengths(evaluation: Mapping[str, Any]) -> list[Accuracy]:
-    """Where the better answer is the shorter or the longer one, and the mean of the two, which length cannot
-    win.
-    """
+    """Accuracy if the better answer is the shorter or the longer one, and the mean of both."""
     lengths = dict(evaluation.get("lengths") or {})
     both = lengths.pop("controlled", None)
     rows = accuracies({name: part for name, part in lengths.items() if name != "same"})
@@ -118,13 +116,13 @@ def _lengths(evaluation: Mapping[str, Any]) -> list[Accuracy]:
 
 
 def _strengths(evaluation: Mapping[str, Any]) -> list[Accuracy]:
-    """One row a strength; nothing where all preferences are equally strong."""
+    """One row per strength; none if all preferences are equally strong."""
     rows = accuracies(evaluation.get("strengths"))
     return rows if len(rows) > 1 else []
 
 
 def length_correlation(evaluation: Mapping[str, Any]) -> str:
-    """How reward and length go together within pairs, signed; empty where it is not known."""
+    """Correlation of reward and length within pairs, signed; empty if unknown."""
     correlation = finite(evaluation.get("length_correlation"))
     return "" if correlation is None else signed(correlation, 2)
 
@@ -147,7 +145,7 @@ def _row(accuracy: Accuracy, *, total: bool) -> TableRow:
 
 
 def reward_verdict(evaluation: Mapping[str, Any]) -> Verdict:
-    """Better than chance, and better than always taking the longer answer?"""
+    """The verdict: better than chance, and than always preferring the longer answer?"""
     accuracy = overall(evaluation)
     if accuracy is None:
         return Verdict(
@@ -189,7 +187,7 @@ def _baseline(accuracy: Accuracy) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """The rows read and kept, and why the others were not: reason, how many, the first places."""
+    """The rows read and kept, and for each reason the number of dropped rows and the first places."""
 
     read: str
     kept: str
@@ -197,7 +195,7 @@ class Dropped:
 
 
 def dropped(drops: Mapping[str, Any]) -> Dropped | None:
-    """`{"read", "kept", "dropped": {reason: {"count", "examples"}}}` written out, the largest count first."""
+    """`{"read", "kept", "dropped": {reason: {"count", "examples"}}}` as text, the largest count first."""
     if not drops:
         return None
     counts = [
@@ -214,7 +212,7 @@ def _whole(value: Any) -> int:
 
 
 def stages(run: RunFiles) -> list[Mark]:
-    """Where each stage begins; none where the run has a single one."""
+    """The first step of each stage; none if the run has a single stage."""
     marks: list[Mark] = []
     for row in run.metrics:
         name = row.get("stage")

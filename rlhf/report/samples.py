@@ -1,6 +1,4 @@
-"""The samples of a run as data for the page's browser: searched, filtered and drawn by `samples.js`, a few at
-a time.
-"""
+"""The samples of a run as data for the page's sample browser (`samples.js`)."""
 
 from __future__ import annotations
 
@@ -18,17 +16,17 @@ from rlhf.report.numbers import finite
 from rlhf.report.policy import turns
 
 LIMIT = 10_000
-"""The latest samples of a run; older ones stay in samples.jsonl."""
+"""Number of samples on the page, the latest of the run."""
 CHARACTERS = 2_000
-"""A longer text is cut on the page."""
+"""Maximum length of a text on the page."""
 FIGURES = ("reward", "gold", "kl", "length")
 
 
 def sample_data(path: Path, notes: list[str]) -> Markup | None:
-    """The latest samples as JSON for a script element; None where there are none.
+    """The latest samples as JSON for a script element; None if there are none.
 
-    Each is [step, prompt turns, answer, reward, gold, KL, length, finished], and of a few answers then the
-    text of each token and its log(pi / reference).
+    Each is [step, prompt turns, answer, reward, gold, KL, length, finished]; a few answers also have the text
+    of each token and its log(pi / reference).
     """
     total = 0
     latest: deque[list[Any]] = deque(maxlen=LIMIT)
@@ -53,7 +51,7 @@ def _sample(row: Mapping[str, Any]) -> list[Any]:
 
 
 def _tokens(row: Mapping[str, Any]) -> list[Any]:
-    """Texts and log-ratios of an answer's first tokens, up to `CHARACTERS`; nothing where there are none."""
+    """Texts and log-ratios of an answer's first tokens, up to `CHARACTERS`; empty if there are none."""
     texts, ratios = row.get("tokens"), row.get("token_kl")
     if not isinstance(texts, list) or not isinstance(ratios, list) or len(texts) != len(ratios):
         return []

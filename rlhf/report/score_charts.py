@@ -1,4 +1,4 @@
-"""Two pictures of a reward model's scores: can its margins be believed, and where do its rewards lie?"""
+"""Two charts of a reward model's scores: the reliability of its margins and a histogram of its rewards."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from rlhf.report.drawing.scales import Scale, bounds, round_ticks
 from rlhf.report.numbers import DASH, finite, fixed, percent, short, tick_labels
 
 SURE = 0.5
-"""The least confidence a preference can have; the axis begins here."""
+"""The lowest confidence of a preference, where the axis begins."""
 
 
 def score_charts(evaluation: Mapping[str, Any]) -> list[Chart]:
-    """The reliability diagram and the histogram, where the evaluation has their figures."""
+    """The reliability diagram and the histogram, if the evaluation has their figures."""
     charts = (reliability(evaluation.get("calibration") or {}), histogram(evaluation.get("scores") or {}))
     return [chart for chart in charts if chart]
 
 
 def reliability(calibration: Mapping[str, Any]) -> Chart | None:
-    """Share of right pairs over the confidence sigmoid(|margin|); a calibrated model lies on the diagonal.
+    """Accuracy by confidence sigmoid(|margin|); a calibrated model is on the diagonal.
 
     Args:
         calibration: `{"ece", "bins": [{"low", "high", "count", "confidence", "accuracy"}]}`.
@@ -61,7 +61,7 @@ def reliability(calibration: Mapping[str, Any]) -> Chart | None:
 
 
 def histogram(scores: Mapping[str, Any]) -> Chart | None:
-    """How many of the better and of the worse answers have a reward in each bin, as two outlines.
+    """Histograms of the rewards of better and of worse answers, as two outlines.
 
     Args:
         scores: `{"chosen": {"median"}, "rejected": {"median"}, "histogram": {"edges", "chosen",
@@ -104,6 +104,6 @@ def histogram(scores: Mapping[str, Any]) -> Chart | None:
 
 
 def _stairs(edges: list[float], counts: list[float], x: Scale, y: Scale) -> str:
-    """An outline of bars: up, along, down."""
+    """The outline of a histogram's bars as a path."""
     steps = "".join(f"V{y(count):g}H{x(edge):g}" for edge, count in zip(edges[1:], counts, strict=True))
     return f"M{x(edges[0]):g} {y(0.0):g}{steps}V{y(0.0):g}"

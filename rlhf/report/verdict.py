@@ -23,7 +23,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A quantity before and after, the mean difference, its 95 % interval (None where none was computed)."""
+    """A quantity before and after, the mean difference and its 95 % interval (None: not computed)."""
 
     before: float
     after: float
@@ -33,17 +33,17 @@ class Change:
 
     @property
     def rose(self) -> bool:
-        """The whole interval lies above zero."""
+        """Whether the whole interval is above zero."""
         return self.low is not None and self.low > 0
 
     @property
     def fell(self) -> bool:
-        """The whole interval lies below zero."""
+        """Whether the whole interval is below zero."""
         return self.high is not None and self.high < 0
 
     @property
     def decimals(self) -> int:
-        """Decimals that show the difference, or its interval where that is wider, with two digits."""
+        """Decimals that show the larger of the difference and its interval with two digits."""
         half = 0.0 if self.low is None or self.high is None else (self.high - self.low) / 2
         return decimals_for(max(abs(self.mean), half))
 
@@ -75,7 +75,7 @@ class Change:
 
 
 def change(evaluation: Mapping[str, Any], name: str) -> Change | None:
-    """One quantity of eval.json; None where it is missing before or after."""
+    """One quantity of eval.json; None if it is missing before or after."""
     before, after = (finite((evaluation.get(side) or {}).get(name)) for side in ("before", "after"))
     if before is None or after is None:
         return None
@@ -86,10 +86,10 @@ def change(evaluation: Mapping[str, Any], name: str) -> Change | None:
 
 
 def policy_verdict(evaluation: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]] = ()) -> Verdict:
-    """The verdict on a policy: by the gold score where there is one, else by the rewards.
+    """The verdict on a policy, by the gold score if there is one, else by the rewards.
 
     Args:
-        metrics: rows of the updates; a remark is added where no group of answers had a spread in reward.
+        metrics: rows of the updates; a remark is added if the answers of every prompt had equal rewards.
     """
     verdict = _verdict(evaluation)
     verdict = replace(verdict, more=[*verdict.more, *judge_remarks(metrics)])
@@ -228,7 +228,7 @@ def _by_held_out(reward: Change, held_out: Change, at: str) -> Verdict:
 
 
 def _beside_gold(held_out: Change, reward: Change | None) -> list[str]:
-    """Remarks on the held-out reward, beside a verdict by the gold score."""
+    """Remarks on the held-out reward, for a verdict by the gold score."""
     lines = [f"{held_out.sentence('The held-out reward')}."]
     if held_out.fell and reward and reward.rose:
         lines.append(
@@ -238,7 +238,7 @@ def _beside_gold(held_out: Change, reward: Change | None) -> list[str]:
 
 
 def _length(evaluation: Mapping[str, Any]) -> list[str]:
-    """A remark where answers became longer by half or shorter by a third."""
+    """A remark if answers became longer by half or shorter by a third."""
     length = change(evaluation, "length")
     if length is None or length.before <= 0 or 2 / 3 <= length.after / length.before <= 1.5:
         return []

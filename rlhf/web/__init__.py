@@ -1,1 +1,1 @@
-"""What all pages on loopback share: signed sessions and request guards; and the chat page."""
+"""Pages on loopback: signed sessions and request guards, which all share, and the chat page."""

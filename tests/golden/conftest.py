@@ -37,10 +37,10 @@ def special_tokens() -> list[str]:
 @pytest.fixture(scope="session")
 def meta_vocabulary() -> Path:
     """Meta's file of the 128,000 words, as it lies in the installed package."""
-    found = importlib.util.find_spec("llama_models")
-    if found is None or not found.submodule_search_locations:
+    result = importlib.util.find_spec("llama_models")
+    if result is None or not result.submodule_search_locations:
         pytest.fail("llama-models is missing: pip install --no-deps llama-models==0.3.0")
-    return Path(found.submodule_search_locations[0]) / "llama3" / "tokenizer.model"
+    return Path(result.submodule_search_locations[0]) / "llama3" / "tokenizer.model"
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +68,7 @@ def ids_by_hand(meta_vocabulary: Path) -> Callable[..., list[int]]:
         dated = f"Cutting Knowledge Date: December 2023\nToday Date: {date}\n\n{system}"
         rendered = [turn(message["role"], message["content"].strip()) for message in turns]
         opened = [128_006, *text("assistant"), 128_007, *text("\n\n")] if prompt else []
-        return [BOS, *turn("system", dated), *(token for one in rendered for token in one), *opened]
+        return [BOS, *turn("system", dated), *(token for piece in rendered for token in piece), *opened]
 
     return ids
 

@@ -137,7 +137,10 @@ def test_the_reward_is_read_where_metas_ids_end(
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification
 
-    final, lines = reward[0] / "final", [json.dumps({"messages": one}) for one in CONVERSATIONS]
+    final, lines = (
+        reward[0] / "final",
+        [json.dumps({"messages": conversation}) for conversation in CONVERSATIONS],
+    )
     (tmp_path / "in.jsonl").write_text("\n".join(lines))
     words = [
         "score",

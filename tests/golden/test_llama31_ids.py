@@ -25,7 +25,7 @@ from rlhf.models.chat import Chat
 BOS, PAD, HEADER, END_OF_HEADER, EOT = 128_000, 128_004, 128_006, 128_007, 128_009
 STOPS = (128_001, 128_008, 128_009)
 GOLDEN = json.loads((Path(__file__).parent / "llama31_ids.json").read_text(encoding="utf-8"))
-CONVERSATIONS = {one["name"]: one for one in GOLDEN["conversations"]}
+CONVERSATIONS = {conversation["name"]: conversation for conversation in GOLDEN["conversations"]}
 QUESTION = (Message("user", "What is 2 + 2?"),)
 
 Oracle = Callable[..., list[int]]
@@ -33,7 +33,7 @@ named = pytest.mark.parametrize("name", CONVERSATIONS)
 
 
 def messages(name: str) -> tuple[Message, ...]:
-    return tuple(Message(one["role"], one["content"]) for one in CONVERSATIONS[name]["messages"])
+    return tuple(Message(message["role"], message["content"]) for message in CONVERSATIONS[name]["messages"])
 
 
 @named
@@ -62,8 +62,8 @@ def test_many_at_once_are_the_same(llama31_chat: Chat) -> None:
 
 def test_one_begin_of_text_though_the_tokenizer_adds_its_own(llama31_chat: Chat) -> None:
     assert llama31_chat.tokenizer("2")["input_ids"] == [BOS, 17]
-    for one in CONVERSATIONS:
-        ids = llama31_chat.conversation_ids(messages(one))
+    for conversation in CONVERSATIONS:
+        ids = llama31_chat.conversation_ids(messages(conversation))
         assert ids[0] == BOS
         assert ids.count(BOS) == 1
 

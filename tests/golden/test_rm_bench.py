@@ -31,9 +31,9 @@ class PlusScorer:
 def result() -> dict[str, Any]:
     benchmark = load_benchmark(str(FILE))
     assert (benchmark.kind, len(benchmark.items)) == ("rm-bench", 7)
-    found, rows = evaluate_rm_bench(benchmark.items, PlusScorer())
+    actual, rows = evaluate_rm_bench(benchmark.items, PlusScorer())
     assert rows[0] == {"id": 1, "subset": "chat", "rewards_chosen": [1, 2, 3], "rewards_rejected": [0, 1, 2]}
-    return found
+    return actual
 
 
 def test_the_matrix_of_a_domain(result: dict[str, Any]) -> None:

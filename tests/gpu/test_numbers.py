@@ -15,9 +15,9 @@ def test_parity(gpu_base: Path, kind: str, dtype: str, quantization: str) -> Non
 
     lines = list(gpu_check.parity(gpu_base, kind, dtype, quantization))
     gpu_check.free()
-    bounded = [one for one in lines if one["most"] is not None]
+    bounded = [line for line in lines if line["most"] is not None]
     assert len(bounded) == 4
-    assert not [one for one in bounded if not one["measured"] <= one["most"]]
+    assert not [line for line in bounded if not line["measured"] <= line["most"]]
 
 
 @pytest.mark.parametrize(("dtype", "quantization"), FORMATS)
@@ -27,4 +27,4 @@ def test_an_update_and_its_plan(gpu_base: Path, kind: str, dtype: str, quantizat
     lines = list(gpu_check.update(gpu_base, kind, dtype, quantization))
     gpu_check.free()
     assert lines[0]["measured"] > 0
-    assert not [one for one in lines if one["most"] is not None and not one["measured"] <= one["most"]]
+    assert not [line for line in lines if line["most"] is not None and not line["measured"] <= line["most"]]

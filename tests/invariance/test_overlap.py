@@ -102,7 +102,7 @@ def assert_same_run(run: Path, unbroken: Path) -> None:
     assert ours == theirs
     for name in ("samples.jsonl", "eval.json"):
         assert (run / name).read_text() == (unbroken / name).read_text()
-    ours_, theirs_ = (load_file(one / "final" / "adapter_model.safetensors") for one in (run, unbroken))
+    ours_, theirs_ = (load_file(item / "final" / "adapter_model.safetensors") for item in (run, unbroken))
     assert all((ours_[name] == theirs_[name]).all() for name in theirs_)
 
 

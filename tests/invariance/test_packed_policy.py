@@ -52,22 +52,22 @@ def padded_logps(model: Any, groups: list[list[Rollout]]) -> list[Tensor]:
     ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
     whole = torch.log_softmax(model(input_ids=ids, attention_mask=mask).logits.float() / TEMPERATURE, dim=-1)
-    found = []
+    result = []
     for logps, rollout in zip(whole, rollouts, strict=True):
         start = len(rollout.prompt_ids) - 1  # what is predicted there is the first token of the answer
         places = torch.arange(start, start + len(rollout.completion_ids))
-        found.append(logps[places, torch.tensor(rollout.completion_ids)])
-    return found
+        result.append(logps[places, torch.tensor(rollout.completion_ids)])
+    return result
 
 
 def packed_logps(model: Any, groups: list[list[Rollout]], budget: int) -> list[Tensor]:
-    found: dict[int, Tensor] = {}
+    result: dict[int, Tensor] = {}
     for row in pack_groups(groups, budget, pad_id=0):
         logps, entropy, answer = token_logps(model, row.packed)
         assert logps.shape == entropy.shape == answer.shape
-        found |= {place: logps[answer == number] for number, place in enumerate(row.answers)}
+        result |= {place: logps[answer == number] for number, place in enumerate(row.answers)}
         assert [groups[place // G][place % G] for place in row.answers] == row.rollouts
-    return [found[place] for place in range(P * G)]
+    return [result[place] for place in range(P * G)]
 
 
 @pytest.fixture(params=["none", "nf4"])
@@ -143,9 +143,9 @@ def update(trainer: Any, budget: int) -> tuple[dict[str, float], dict[str, Tenso
     trainer.tokens_per_batch = budget
     batch = [trainer.train_dataset[place] for place in range(P * G)]
     trainer.training_step(trainer.model, batch)
-    found = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
+    result = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
     trainer.model.zero_grad()
-    return dict(trainer.figures), found
+    return dict(trainer.figures), result
 
 
 @pytest.mark.parametrize("unfinished", ["drop", "keep", "penalty"])
@@ -181,11 +181,11 @@ def test_one_sequence_per_row_gives_the_gradient_of_packed_rows(
 ) -> None:
     """`model.packing: false`: every answer in a row of its own, its prompt repeated."""
     figures, expected = update(policy_trainer(PROMPTS, groups, rewards), 256)
-    found_figures, found = update(policy_trainer(PROMPTS, groups, rewards, "model.packing=false"), 256)
+    found_figures, result = update(policy_trainer(PROMPTS, groups, rewards, "model.packing=false"), 256)
     for name in ("loss/policy", "kl/sum", "kl/abs_mean", "policy/entropy"):
         assert found_figures[name] == pytest.approx(figures[name], rel=1e-4, abs=1e-6), name
     for name, gradient in expected.items():
-        assert (found[name] - gradient).norm() <= 1e-4 * gradient.norm(), name
+        assert (result[name] - gradient).norm() <= 1e-4 * gradient.norm(), name
 
 
 def test_the_gradient_on_a_base_in_4_bits(
@@ -200,11 +200,11 @@ def same_whatever_the_budget(trainer: Any, trained: int, *more: str) -> None:
     figures, expected = update(trainer, 4096)
     assert len(expected) == trained
     for budget in (1, 128, 256):
-        others, found = update(trainer, budget)
+        others, result = update(trainer, budget)
         for name in names:
             assert others[name] == pytest.approx(figures[name], rel=1e-4, abs=1e-6), name
         for name, gradient in expected.items():
-            assert (found[name] - gradient).norm() <= 1e-4 * gradient.norm(), name
+            assert (result[name] - gradient).norm() <= 1e-4 * gradient.norm(), name
 
 
 def test_the_loss_is_that_of_the_definition(

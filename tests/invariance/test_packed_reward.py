@@ -125,12 +125,12 @@ def alone(model: Any, ids: tuple[int, ...]) -> Tensor:
 
 
 def packed_scores(model: Any, items: list[Item], budget: int) -> list[list[Tensor]]:
-    found: list[list[Tensor]] = [[] for _ in items]
+    result: list[list[Tensor]] = [[] for _ in items]
     for batch in pack([item.tree for item in items], budget, pad_id=0):
         scores = iter(model(**packed_inputs(batch), score_at=batch.last_tokens_N))
         for index in batch.trees:
-            found[index] = [next(scores) for _ in items[index].tree.branches]
-    return found
+            result[index] = [next(scores) for _ in items[index].tree.branches]
+    return result
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
@@ -142,10 +142,10 @@ def test_hidden_states(model: Any, items: list[Item], budget: int) -> None:
             branch = 0
             for number, index in enumerate(batch.trees):
                 for ids in sequences(items)[index]:
-                    own = torch.isin(batch.branch_RT, torch.tensor([-1, branch]))
-                    mine = torch.isin(batch.tree_RT, torch.tensor([SHARED, number])) & own
+                    values = torch.isin(batch.branch_RT, torch.tensor([-1, branch]))
+                    ours = torch.isin(batch.tree_RT, torch.tensor([SHARED, number])) & values
                     expected = body(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0]
-                    assert torch.allclose(hidden[mine], expected, atol=1e-4)
+                    assert torch.allclose(hidden[ours], expected, atol=1e-4)
                     branch += 1
 
 
@@ -175,7 +175,7 @@ def siblings_too(self: PackedBatch) -> Tensor:
 def a_span_a_tree(batch: PackedBatch) -> tuple[tuple[Span, ...], ...]:
     rows = []
     for numbers in batch.tree_RT.tolist():
-        starts = [place for place, one in enumerate(numbers) if place == 0 or one != numbers[place - 1]]
+        starts = [place for place, number in enumerate(numbers) if place == 0 or number != numbers[place - 1]]
         edges = itertools.pairwise([*starts, len(numbers)])
         rows.append(tuple(Span(start, stop) for start, stop in edges if numbers[start] != -1))
     return tuple(rows)
@@ -246,9 +246,9 @@ def test_positions_matter(model: Any, items: list[Item]) -> None:
 
 def gradients(model: Any) -> dict[str, Tensor]:
     """Takes the gradients off the model."""
-    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    result = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    return found
+    return result
 
 
 def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
@@ -321,10 +321,10 @@ def test_the_gradient_depends_neither_on_the_budget_nor_on_the_order(
 ) -> None:
     loss, expected = update(items, 4096)
     for budget in (64, 256):
-        other_loss, found = update(items, budget)
+        other_loss, result = update(items, budget)
         assert other_loss == pytest.approx(loss, rel=1e-5)
-        assert_same(found, expected)
+        assert_same(result, expected)
     shuffled = random.Random(1).sample(items, len(items))
-    other_loss, found = update(shuffled, 256)
+    other_loss, result = update(shuffled, 256)
     assert other_loss == pytest.approx(loss, rel=1e-5)
-    assert_same(found, expected)
+    assert_same(result, expected)

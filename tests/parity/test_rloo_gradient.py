@@ -142,7 +142,7 @@ def case(
     known: dict[tuple[float, float, bool], dict[str, Tensor]],
     tmp_path: Path,
 ) -> Case:
-    """Our gradient and TRL's; what is settings to ours only comes last."""
+    """Our gradient and TRL's; the last arguments are for ours only."""
 
     def run(
         coefficient: float, temperature: float, *others: str, whole: bool = False
@@ -164,7 +164,7 @@ def case(
         adapter = {name: p.detach().clone() for name, p in ours.model.named_parameters() if p.requires_grad}
         ours.training_step(ours.model, [ours.train_dataset[place] for place in range(P * G)])
         assert ours.figures["kl/abs_mean"] > 0.1  # far enough from the reference for the penalty to count
-        mine = gradients(ours.model)
+        local = gradients(ours.model)
         if (coefficient, temperature, whole) not in known:  # the weights are the same each time
             trainer = trl_trainer(
                 tiny_base,
@@ -181,36 +181,36 @@ def case(
             known[coefficient, temperature, whole] = gradients(trainer.model)
         theirs = known[coefficient, temperature, whole]
         layers, factors, outer = 2, 2, 2  # embedding, which is the head too, and the last norm
-        assert mine.keys() == theirs.keys()
-        assert len(mine) == (layers * (7 + 2) + outer if whole else layers * 7 * factors)
-        return mine, theirs
+        assert local.keys() == theirs.keys()
+        assert len(local) == (layers * (7 + 2) + outer if whole else layers * 7 * factors)
+        return local, theirs
 
     return run
 
 
-def distance(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
+def distance(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
     """|mine - theirs| / |theirs| over all parameters."""
-    apart = sum(float((mine[name] - theirs[name]).square().sum()) for name in theirs)
+    apart = sum(float((ours[name] - theirs[name]).square().sum()) for name in theirs)
     return float((apart / sum(float(gradient.square().sum()) for gradient in theirs.values())) ** 0.5)
 
 
 @pytest.mark.parametrize(("coefficient", "temperature"), [(0.0, 1.0), (0.05, 1.0), (0.05, 0.7), (1.0, 1.0)])
 def test_the_gradient_of_an_update_is_trls(case: Case, coefficient: float, temperature: float) -> None:
-    mine, theirs = case(coefficient, temperature)
-    assert distance(mine, theirs) < 1e-5
+    ours, theirs = case(coefficient, temperature)
+    assert distance(ours, theirs) < 1e-5
     for name, gradient in theirs.items():
         assert gradient.norm() > 0
-        assert (mine[name] - gradient).norm() < 1e-4 * gradient.norm(), name
+        assert (ours[name] - gradient).norm() < 1e-4 * gradient.norm(), name
 
 
 @pytest.mark.parametrize(("coefficient", "temperature"), [(0.05, 0.7), (1.0, 1.0)])
 def test_so_it_is_where_all_weights_are_trained(case: Case, coefficient: float, temperature: float) -> None:
     """Norms, embedding and head too; TRL's reference is a second model that it loads by itself."""
-    mine, theirs = case(coefficient, temperature, whole=True)
-    assert distance(mine, theirs) < 1e-5
+    ours, theirs = case(coefficient, temperature, whole=True)
+    assert distance(ours, theirs) < 1e-5
     for name, gradient in theirs.items():
         assert gradient.norm() > 0
-        assert (mine[name] - gradient).norm() < 1e-4 * gradient.norm(), name
+        assert (ours[name] - gradient).norm() < 1e-4 * gradient.norm(), name
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,9 @@ def test_scores_that_depend_on_the_batch_lose_no_reward_run(
     score = Scorer.score
 
     def moving(self: Scorer, conversations: list[object]) -> list[object]:
-        found = score(self, conversations)  # type: ignore[arg-type]
+        result = score(self, conversations)  # type: ignore[arg-type]
         move = float(len(conversations) > 1)
-        return [type(one)(one.reward + move, one.attributes) for one in found]
+        return [type(item)(item.reward + move, item.attributes) for item in result]
 
     monkeypatch.setattr(Scorer, "score", moving)
     run = tmp_path / "run"

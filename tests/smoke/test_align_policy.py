@@ -92,12 +92,12 @@ def test_samples(run: tuple[Path, str]) -> None:
         assert 0 <= row["gold"] <= 1
         assert row["finished"] or row["length"] == 6
     for step, metrics in enumerate(lines(run[0] / "metrics.jsonl"), start=1):
-        mine = [row for row in rows if row["step"] == step]
-        assert metrics["reward/mean"] == pytest.approx(sum(row["reward"] for row in mine) / 6, rel=1e-5)
-        assert metrics["kl/sum"] == pytest.approx(sum(row["kl"] for row in mine) / 6, abs=1e-6)
+        ours = [row for row in rows if row["step"] == step]
+        assert metrics["reward/mean"] == pytest.approx(sum(row["reward"] for row in ours) / 6, rel=1e-5)
+        assert metrics["kl/sum"] == pytest.approx(sum(row["kl"] for row in ours) / 6, abs=1e-6)
         # Two prompts, three answers to each, next to each other.
-        assert len({json.dumps(row["prompt"]) for row in mine[:3]}) == 1
-        assert len({json.dumps(row["prompt"]) for row in mine}) == 2
+        assert len({json.dumps(row["prompt"]) for row in ours[:3]}) == 1
+        assert len({json.dumps(row["prompt"]) for row in ours}) == 2
 
 
 def test_eval_json(run: tuple[Path, str]) -> None:

@@ -55,8 +55,8 @@ class Server:
         )
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            if found := re.match(r"Token of (\w+): (\S+)", line):
-                self.tokens[found[1]] = found[2]
+            if result := re.match(r"Token of (\w+): (\S+)", line):
+                self.tokens[result[1]] = result[2]
             if line.startswith("Open"):
                 break
         for _ in range(200):

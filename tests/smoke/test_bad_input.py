@@ -34,7 +34,7 @@ def broken_reward(tiny_reward: Path, tmp_path: Path) -> Path:
 def refused(
     rlhf_command: Rlhf, reward_config: Path, policy_config: Path, tmp_path: Path
 ) -> Callable[..., str]:
-    """Runs a command that must refuse; gives what it message, in one line."""
+    """Run a command that must be refused; returns its message in one line."""
     configs = {"train-reward": reward_config, "align-policy": policy_config}
 
     def run(command: str, *overrides: str, exit_code: int = 2) -> str:

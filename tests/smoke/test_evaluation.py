@@ -106,13 +106,17 @@ def test_generate_and_compare_files(
     assert sorted(file.name for file in output.iterdir()) == [
         "compare.json", "compare.svg", "compare_rows.jsonl", "report.html",
     ]  # fmt: skip
-    found = json.loads((output / "compare.json").read_text())
-    assert found["names"] == ["a.jsonl", "b.jsonl"] and found["samples"] == [4, 4] and found["prompts"] == 4
-    judged, held_out = found["judges"]["reward"], found["judges"]["held_out"]
+    content = json.loads((output / "compare.json").read_text())
+    assert (
+        content["names"] == ["a.jsonl", "b.jsonl"]
+        and content["samples"] == [4, 4]
+        and content["prompts"] == 4
+    )
+    judged, held_out = content["judges"]["reward"], content["judges"]["held_out"]
     assert judged["win_rate"] == held_out["win_rate"]  # the same model judges twice
     assert judged["difference"]["mean"] == pytest.approx(judged["a"]["mean"] - judged["b"]["mean"])
-    assert [one["n"] for one in found["best_of"]] == [1, 2, 4]
-    means = [one["reward"]["mean"] for one in found["best_of"]]
+    assert [point["n"] for point in content["best_of"]] == [1, 2, 4]
+    means = [point["reward"]["mean"] for point in content["best_of"]]
     assert means == sorted(means) and means[0] == pytest.approx(judged["b"]["mean"])
     rows = [json.loads(line) for line in (output / "compare_rows.jsonl").read_text().splitlines()]
     assert [len(row["a"]) for row in rows] == [4] * 4 and set(rows[0]["a"][0]) == {
@@ -159,9 +163,9 @@ def test_frontier_of_a_run(rlhf_command: Rlhf, tmp_path: Path) -> None:
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = rlhf_command("frontier", run, "--kl", "0.5,1.5", "--output", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    found = json.loads((tmp_path / "out" / "frontier.json").read_text())
-    (levels,) = found["at_equal_kl"]["reward"].values()
-    assert [one["mean"] for one in levels] == [3.5, 4.5]
+    content = json.loads((tmp_path / "out" / "frontier.json").read_text())
+    (levels,) = content["at_equal_kl"]["reward"].values()
+    assert [level["mean"] for level in levels] == [3.5, 4.5]
     assert "has no evaluation yet" in flat(result.output)
     assert (
         rlhf_command("frontier", run, "--output", tmp_path / "out").exit_code == 0

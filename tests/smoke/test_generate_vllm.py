@@ -36,8 +36,8 @@ def test_a_folder_is_worn_as_a_synced_adapter_is(tmp_path: Path) -> None:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.copy_(torch.empty(parameter.shape).normal_(0, 0.02, generator=generator))
-    told = {"output": "unused", "reward": "r", "data": {"prompts": [{"path": "demo"}]}}
-    save_final(PolicyConfig.model_validate(told), model, chat, tmp_path / "final")
+    options = {"output": "unused", "reward": "r", "data": {"prompts": [{"path": "demo"}]}}
+    save_final(PolicyConfig.model_validate(options), model, chat, tmp_path / "final")
     settings = EngineSettings(
         resolve_base("embedded"),
         revision=None,

@@ -127,14 +127,14 @@ def test_it_runs(run: Path) -> None:
     }
     assert pictures == {"distributions", "curve"}
     for name, cell in cells.items():
-        said = [output.text for output in cell.outputs if output.get("name") == "stderr"]
-        assert "".join(said).strip() in ("", NOTE), f"{name}: {cell.outputs}"
+        printed = [output.text for output in cell.outputs if output.get("name") == "stderr"]
+        assert "".join(printed).strip() in ("", NOTE), f"{name}: {cell.outputs}"
     table = cells["table"].outputs[0].data["text/html"]
     assert table.count("<tr>") == 1 + PROMPTS  # with four prompts top, middle and bottom overlap
     assert table.count("reward ") == table.count("gold ") == 2 * PROMPTS
 
-    found = json.loads(notebook.cells[-1].outputs[0].text)
-    assert found == {
+    content = json.loads(notebook.cells[-1].outputs[0].text)
+    assert content == {
         "shapes": [[PROMPTS, SAMPLES]] * 10,
         "shares": [0, 25, 50, 75, 100],
         "policies": ["policy", "25 %", "50 %", "75 %"],

@@ -79,7 +79,7 @@ def test_a_run_that_does_not_fit_gets_changes_that_do(plan: Rlhf, reward_config:
 
 
 @pytest.mark.parametrize(
-    ("words", "found", "fix"),
+    ("words", "actual", "fix"),
     [
         (("--gpus", "8xH1000"), "'H1000' is not known", "H100-80GB"),
         (("--gpus", "1x0GB"), "0GB", "1x24GB"),
@@ -97,11 +97,11 @@ def test_a_run_that_does_not_fit_gets_changes_that_do(plan: Rlhf, reward_config:
         (("model.rank=3",), "rank", "model"),
     ],
 )
-def test_mistakes(plan: Rlhf, reward_config: Path, words: tuple[str, ...], found: str, fix: str) -> None:
+def test_mistakes(plan: Rlhf, reward_config: Path, words: tuple[str, ...], actual: str, fix: str) -> None:
     result = plan(reward_config, *words)
     assert result.exit_code == 2, result.output
     printed = " ".join(result.stderr.split())
-    assert found in printed
+    assert actual in printed
     assert fix in printed
     assert "Traceback" not in result.output
 

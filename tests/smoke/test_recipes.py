@@ -75,19 +75,19 @@ def test_a_recipe_trains(rlhf_command: Rlhf, recipe_config: Path, tmp_path: Path
 
 def test_expo_leaves_the_best_factor_and_what_it_came_from(expo_run: tuple[Path, str]) -> None:
     run, printed = expo_run
-    found = json.loads((run / "expo.json").read_text())
-    trials = {trial["factor"]: trial for trial in found["trials"]}
+    content = json.loads((run / "expo.json").read_text())
+    trials = {trial["factor"]: trial for trial in content["trials"]}
     assert set(trials) >= {1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0}
-    chosen = min(found["trials"], key=lambda trial: (-trial["accuracy"], trial["loss"], trial["factor"]))
-    assert found["factor"] == chosen["factor"]
-    assert f"on {found['pairs']} held-out pairs" in printed
+    chosen = min(content["trials"], key=lambda trial: (-trial["accuracy"], trial["loss"], trial["factor"]))
+    assert content["factor"] == chosen["factor"]
+    assert f"on {content['pairs']} held-out pairs" in printed
     assert ("is the best of" if chosen["factor"] > 1 else "the strong model itself is saved") in printed
-    weak, strong, final = (load(run / folder) for folder in (found["weak"], found["strong"], "final"))
+    weak, strong, final = (load(run / folder) for folder in (content["weak"], content["strong"], "final"))
     head = "base_model.model.score.weight"
-    expected = weak[head] + found["factor"] * (strong[head] - weak[head])
+    expected = weak[head] + content["factor"] * (strong[head] - weak[head])
     assert final[head].allclose(expected, atol=1e-6) and not weak[head].equal(strong[head])
     card = json.loads((run / "final" / "reward.json").read_text())
-    assert card["extrapolated"]["factor"] == found["factor"]
+    assert card["extrapolated"]["factor"] == content["factor"]
 
 
 def load(folder: Path) -> dict[str, Any]:
@@ -97,10 +97,10 @@ def load(folder: Path) -> dict[str, Any]:
 def test_what_is_saved_is_what_was_judged(expo_run: tuple[Path, str]) -> None:
     """The held-out accuracy of the saved model, from its folder, is the one the search saw."""
     run, _ = expo_run
-    found = json.loads((run / "expo.json").read_text())
-    chosen = next(trial for trial in found["trials"] if trial["factor"] == found["factor"])
+    content = json.loads((run / "expo.json").read_text())
+    chosen = next(trial for trial in content["trials"] if trial["factor"] == content["factor"])
     evaluation = json.loads((run / "eval.json").read_text())
-    assert evaluation["count"] == found["pairs"]
+    assert evaluation["count"] == content["pairs"]
     assert evaluation["overall"] == pytest.approx(chosen["accuracy"])
 
 
@@ -139,15 +139,17 @@ def test_a_factor_of_1_is_the_strong_model(rlhf_command: Rlhf, recipe_config: Pa
     assert reward_of(run / "final") == pytest.approx(reward_of(run / "stages" / "preference"), abs=1e-6)
 
 
-def test_a_rank_is_kept_and_its_error_told(rlhf_command: Rlhf, recipe_config: Path, tmp_path: Path) -> None:
+def test_a_rank_is_kept_and_its_error_reported(
+    rlhf_command: Rlhf, recipe_config: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     words = ["recipe=helpfulness-bt-scaled-expo", "expo.rank=2", "stages.1.max_steps=3", "stages.1.epochs=9"]
     result = rlhf_command("train-reward", recipe_config, *words, "--output", run)
     assert result.exit_code == 0, result.output
     assert json.loads((run / "final" / "adapter_config.json").read_text())["r"] == 2
-    found = json.loads((run / "expo.json").read_text())
-    assert found["rank"] == 2 and 0 < found["truncation_error"] < 1
-    assert f"Truncated to rank 2: relative error {found['truncation_error']:.3g}" in result.stdout
+    content = json.loads((run / "expo.json").read_text())
+    assert content["rank"] == 2 and 0 < content["truncation_error"] < 1
+    assert f"Truncated to rank 2: relative error {content['truncation_error']:.3g}" in result.stdout
 
 
 def test_a_start_takes_the_place_of_the_regression(

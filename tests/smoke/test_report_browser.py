@@ -67,9 +67,9 @@ def with_script(page: Path, script: str) -> Path:
 
 def body(dom: str) -> str:
     """The body's own tag, where the scripts leave what happened."""
-    found = re.search(r"<body[^>]*>", dom)
-    assert found
-    return found[0]
+    result = re.search(r"<body[^>]*>", dom)
+    assert result
+    return result[0]
 
 
 def paths(dom: str, kind: str) -> list[str]:
@@ -82,15 +82,17 @@ def loads(dom: str) -> list[str]:
     tags = re.findall(r"<[a-z][^>]*>", dom)
     addresses = [url for tag in tags for url in re.findall(r'(?:src|href|action|data)\s*=\s*"([^"]*)"', tag)]
     styles = re.findall(r"<style>.*?</style>", dom, re.DOTALL)
-    return [one for one in addresses if one != "data:,"] + re.findall(r"url\(|@import", "".join(styles))
+    return [address for address in addresses if address != "data:,"] + re.findall(
+        r"url\(|@import", "".join(styles)
+    )
 
 
 def policy_run(path: Path) -> Path:
     """A policy run of 60 steps, beside its reward model, with a hostile answer."""
     judge = MAKERS["make_reward_run"](path / "reward")
-    found: dict[str, Any] = MAKERS["policy_evaluation"]()
-    found["answers"][5]["after"]["answer"] = HOSTILE
-    made: Path = MAKERS["make_policy_run"](path / "policy", evaluation=found, reward=str(judge / "final"))
+    result: dict[str, Any] = MAKERS["policy_evaluation"]()
+    result["answers"][5]["after"]["answer"] = HOSTILE
+    made: Path = MAKERS["make_policy_run"](path / "policy", evaluation=result, reward=str(judge / "final"))
     return made
 
 

@@ -80,9 +80,9 @@ def server(tiny_reward: Path) -> Iterator[str]:
     )
     assert process.stdout is not None
     printed = process.stdout.readline()
-    found = re.search(r"http://127\.0\.0\.1:\d+", printed)
-    assert found is not None, printed
-    yield found[0]
+    result = re.search(r"http://127\.0\.0\.1:\d+", printed)
+    assert result is not None, printed
+    yield result[0]
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == 0
     assert process.stdout.read() == "Stopped.\n"
@@ -140,7 +140,7 @@ def test_all_kinds_at_once(
     assert "held-out" in result.output
     assert "Held-out reward" in (tmp_path / "run" / "report.html").read_text()
     card = json.loads((tmp_path / "run" / "final" / "policy.json").read_text())
-    assert [one["weight"] for one in card["reward"]] == [1.0, -0.5, 2.0, 3.0, 0.0]
+    assert [item["weight"] for item in card["reward"]] == [1.0, -0.5, 2.0, 3.0, 0.0]
     assert TOKEN not in "".join(
         file.read_text() for file in (tmp_path / "run").rglob("*") if file.suffix in (".json", ".yaml", ".md")
     )

@@ -42,10 +42,10 @@ def test_two_rounds(first: Path, policy_config: Path, tiny_base: Path, tmp_path:
     second = tmp_path / "2"
     result = run_of("align-policy", policy_config, PPO, start(first), "--output", second)
     assert result.exit_code == 0, result.output
-    one, two = (json.loads((run / "eval.json").read_text()) for run in (first, second))
+    single, two = (json.loads((run / "eval.json").read_text()) for run in (first, second))
     # It begins with the answers that the first round ended with, at no distance from its own reference.
-    assert two["before"] | {"kl": 0} == one["after"] | {"kl": 0}
-    assert two["before"]["kl"] == 0.0 != one["after"]["kl"]
+    assert two["before"] | {"kl": 0} == single["after"] | {"kl": 0}
+    assert two["before"]["kl"] == 0.0 != single["after"]["kl"]
     rows = metrics(second)
     assert rows[0]["kl/abs_mean"] == 0.0 < rows[1]["kl/abs_mean"]
     card = json.loads((second / "final" / "policy.json").read_text())
@@ -88,9 +88,9 @@ def test_a_policy_that_does_not_fit_is_refused_with_every_difference(
     words = [start(first), "adapter={rank: 8, alpha: 4}"]
     result = run_of("align-policy", policy_config, *words, "--output", tmp_path / "2")
     assert result.exit_code == 2
-    said = " ".join(result.output.split())
-    assert "adapter.rank: 4 there, 8 here" in said and "adapter.alpha: 8.0 there, 4.0 here" in said
-    assert "a policy with the same base, chat template and adapter settings" in said
+    output = " ".join(result.output.split())
+    assert "adapter.rank: 4 there, 8 here" in output and "adapter.alpha: 8.0 there, 4.0 here" in output
+    assert "a policy with the same base, chat template and adapter settings" in output
 
 
 def test_a_policy_on_another_base_is_refused(

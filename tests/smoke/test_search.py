@@ -14,7 +14,7 @@ Rlhf = Callable[..., Result]
 
 def test_two_trials_of_train_reward(rlhf_command: Rlhf, reward_config: Path, tmp_path: Path) -> None:
     file = tmp_path / "search.yaml"
-    told = {
+    settings = {
         "command": "train-reward",
         "config": str(reward_config),
         "overrides": ["stages.0.max_steps=1", "stages.1.max_steps=2"],
@@ -27,12 +27,12 @@ def test_two_trials_of_train_reward(rlhf_command: Rlhf, reward_config: Path, tmp
         "trials": 2,
         "output": str(tmp_path / "search"),
     }
-    file.write_text(yaml.safe_dump(told))
+    file.write_text(yaml.safe_dump(settings))
     result = rlhf_command("search", file)
     assert result.exit_code == 0, result.output
-    found = json.loads((tmp_path / "search" / "search.json").read_text())
-    assert len(found["trials"]) == 2
-    for trial in found["trials"]:
+    content = json.loads((tmp_path / "search" / "search.json").read_text())
+    assert len(content["trials"]) == 2
+    for trial in content["trials"]:
         run = tmp_path / "search" / "trials" / str(trial["number"])
         evaluation = json.loads((run / "eval.json").read_text())
         assert (trial["state"], trial["value"]) == ("complete", evaluation["overall"])

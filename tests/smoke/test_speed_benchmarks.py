@@ -59,10 +59,10 @@ def test_both_sides_score_alike_and_are_timed(
     monkeypatch.setenv("COLUMNS", "120")
     scoring = script("scoring")
     scoring.main()
-    said = capsys.readouterr().out
-    assert "10 conversations" in said
-    assert all(f"transformers, batches of {size}" in said for size in scoring.BATCH_SIZES)
-    assert "Ours takes" in said
+    output = capsys.readouterr().out
+    assert "10 conversations" in output
+    assert all(f"transformers, batches of {size}" in output for size in scoring.BATCH_SIZES)
+    assert "Ours takes" in output
 
 
 def test_scores_that_differ_stop_the_comparison() -> None:

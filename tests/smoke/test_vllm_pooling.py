@@ -1,4 +1,4 @@
-"""vLLM's pooling runner on an exported classifier gives our rewards, with nothing said about activations."""
+"""vLLM's pooling runner on an exported classifier gives our rewards, without a key for its activation."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def reward_model(tiny_base: Path, tmp_path: Path) -> Path:
         torch.manual_seed(0)
         LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
     AutoTokenizer.from_pretrained(tiny_base).save_pretrained(tmp_path / "base")
-    told = RewardConfig.model_validate(
+    settings = RewardConfig.model_validate(
         {
             "output": "unused",
             "model": {"base": str(tmp_path / "base"), "dtype": "float32", "max_length": 256},
@@ -62,14 +62,14 @@ def reward_model(tiny_base: Path, tmp_path: Path) -> Path:
             "stages": [{"name": "ratings", "regression_weight": 1}],
         }
     )
-    chat = load_chat(told)
-    model = build_model(told, chat)
+    chat = load_chat(settings)
+    model = build_model(settings, chat)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.copy_(torch.empty(parameter.shape).normal_(0, 0.2, generator=generator))
-    save_final(told, model, chat, tmp_path / "final")
+    save_final(settings, model, chat, tmp_path / "final")
     return tmp_path / "final"
 
 
@@ -94,4 +94,4 @@ def test_vllm_gives_the_same_rewards(reward_model: Path, tmp_path: Path) -> None
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
     for given in json.loads(line.removeprefix("RESULT")).values():
         # float32 on both sides, other kernels.
-        assert [one for (one,) in given] == pytest.approx(rewards, abs=1e-3)
+        assert [item for (item,) in given] == pytest.approx(rewards, abs=1e-3)

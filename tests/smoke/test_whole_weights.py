@@ -125,7 +125,7 @@ def test_a_dry_run_says_so(rlhf_command: Rlhf, policy_config: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "output"),
     [
         (["model.quantization=nf4"], "4-bit weights cannot be trained"),
         (
@@ -138,11 +138,11 @@ def test_a_dry_run_says_so(rlhf_command: Rlhf, policy_config: Path, tmp_path: Pa
     ids=["nf4", "servers", "ppo", "start"],
 )
 def test_what_needs_an_adapter_is_refused(
-    rlhf_command: Rlhf, policy_config: Path, tmp_path: Path, words: list[str], said: str
+    rlhf_command: Rlhf, policy_config: Path, tmp_path: Path, words: list[str], output: str
 ) -> None:
     result = rlhf_command("align-policy", policy_config, *WHOLE, *words, "--output", tmp_path / "run")
     assert result.exit_code == 2
-    assert said in flat(result.output), result.output
+    assert output in flat(result.output), result.output
     assert not (tmp_path / "run").exists()
 
 

@@ -332,11 +332,11 @@ def test_every_text_argument_is_a_path_or_known_not_to_be(name: str) -> None:
     module, _, function = COMMANDS[name].function.partition(":")
     command = getattr(importlib.import_module(module), function)
     group = (
-        [one.callback for one in command.registered_commands]
+        [registered_command.callback for registered_command in command.registered_commands]
         if isinstance(command, typer.Typer)
         else [command]
     )
-    hints = {word: kind for one in group for word, kind in typing.get_type_hints(one).items()}
+    hints = {word: kind for answer in group for word, kind in typing.get_type_hints(answer).items()}
     texts = {word for word, kind in hints.items() if "str" in str(kind) and "Path" not in str(kind)}
     assert texts <= PLACES | TEXT, "add it to rlhf.commands.PLACES if it may be a path"
 

@@ -184,9 +184,9 @@ def our_modules() -> dict[str, Path]:
 def our_imports() -> list[Import]:
     """Every import in the packages."""
     return [
-        found
+        result
         for module, file in our_modules().items()
-        for found in imports_of(file.read_text(encoding="utf-8"), module, str(file.relative_to(ROOT)))
+        for result in imports_of(file.read_text(encoding="utf-8"), module, str(file.relative_to(ROOT)))
     ]
 
 
@@ -283,12 +283,12 @@ def test_every_library_imported_is_declared() -> None:
     declared = {normal(re.split(r"[^\w.-]", line, maxsplit=1)[0]) for line in lines}
     owners = importlib.metadata.packages_distributions()
     missing = []
-    for found in our_imports():
-        top = found.name.partition(".")[0]
+    for result in our_imports():
+        top = result.name.partition(".")[0]
         package = PART_OF.get(top, top)
         distributions = {normal(owner) for owner in owners.get(package, [package])}
         if package not in (*OURS, *sys.stdlib_module_names) and not distributions & declared:
-            missing.append(f"{found.place}: {package} is not among pyproject.toml's dependencies")
+            missing.append(f"{result.place}: {package} is not among pyproject.toml's dependencies")
     assert not missing, "\n" + "\n".join(missing)
 
 

@@ -35,10 +35,10 @@ def test_type_checkers_and_the_import_hook_know_the_same_names() -> None:
 
 @pytest.mark.parametrize(("name", "home"), sorted(promised().items()))
 def test_a_public_name_is_the_one_of_its_module(name: str, home: str) -> None:
-    found = getattr(rlhf, name)
-    assert found is getattr(importlib.import_module(home), name)
+    result = getattr(rlhf, name)
+    assert result is getattr(importlib.import_module(home), name)
     assert name in dir(rlhf)
-    assert inspect.getdoc(found)
+    assert inspect.getdoc(result)
 
 
 def test_public_methods_are_documented_with_their_errors() -> None:

@@ -38,7 +38,7 @@ PROBES: dict[str, list[dict[str, Any]]] = {
 
 
 class TemplateSupport:
-    """Test each role and field on the template once, when a conversation first has it.
+    """Test whether the template renders a role or field, once, when a conversation first has it.
 
     Args:
         render: (messages, tools) -> rendered text.

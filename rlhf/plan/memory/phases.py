@@ -34,7 +34,7 @@ KINDS = (WEIGHTS, ADAPTERS, GRADIENTS, OPTIMIZER, ACTIVATIONS, GATHERED, ENGINE,
 
 REWARD_PHASES = ("update", "validation")
 POLICY_PHASES = ("scoring", "log-probabilities", "update", "critic")
-"""After the rollouts: scoring only with a reward model on the base, critic only with a critic."""
+"""Phases after the rollouts; `scoring` needs a reward model on the base, `critic` a critic."""
 PASSES = {"validation": "scoring", "log-probabilities": "measuring"}
 """Phase: the name of its pass in a trace, where the two differ."""
 
@@ -52,7 +52,7 @@ class Phase:
     capacity: int
     """Bytes of the GPU."""
     trouble: str = ""
-    """Why it cannot run, whatever the sum; empty where it can."""
+    """Why the phase cannot run even if it fits; empty if it can."""
 
     @property
     def total(self) -> int:
@@ -70,13 +70,13 @@ class Tracer:
 
     def __init__(self, shape: Any) -> None:
         self.shape = shape
-        self._made: dict[Row, Trace] = {}
+        self._traces: dict[Row, Trace] = {}
 
     def __call__(self, row: Row) -> Trace:
         """The trace of a row."""
-        if row not in self._made:
-            self._made[row] = trace(self.shape, row)
-        return self._made[row]
+        if row not in self._traces:
+            self._traces[row] = trace(self.shape, row)
+        return self._traces[row]
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def phases(request: Request, tracer: Tracer) -> list[Phase]:
     kinds = {name: peak.kinds for name, peak in peaks.items()}
     if peaks["optimizer"].total > peaks["update"].total:
         kinds["update"] = kinds["optimizer"]
-    if "scoring" in kinds:  # before there are gradients
+    if "scoring" in kinds:  # it runs before there are gradients
         kinds["scoring"] = {kind: size for kind, size in kinds["scoring"].items() if kind != GRADIENTS}
     if not isinstance(config, PolicyConfig):
         return [_phase(request, tracer, name, kinds[PASSES.get(name, name)]) for name in REWARD_PHASES]
@@ -213,7 +213,7 @@ def engine_of(request: Request, tracer: Tracer) -> Engine | None:
     trained = tracer(row_of(config)).peaks["update"].kinds[GRADIENTS] * itemsize // 4
     adapter = trained // (2 if config.algorithm.critic else 1)
 
-    def of(parallel: int) -> Engine:
+    def engine_with(parallel: int) -> Engine:
         sequences = max(1, answers * parallel // where.count)
         memory = engine_memory(
             tracer.shape,
@@ -229,11 +229,14 @@ def engine_of(request: Request, tracer: Tracer) -> Engine | None:
         return Engine(memory, where, parallel)
 
     if request.servers is None:
-        return of(1)
+        return engine_with(1)
     if config.rollouts.servers:
-        return of(where.count // len(config.rollouts.servers))
+        return engine_with(where.count // len(config.rollouts.servers))
     sizes = [size for size in (1, 2, 4, 8, 16) if size <= where.per_node and where.per_node % size == 0]
-    return max(map(of, sizes), key=lambda engine: (engine.memory.at_once * engine.replicas, -engine.parallel))
+    return max(
+        map(engine_with, sizes),
+        key=lambda engine: (engine.memory.at_once * engine.replicas, -engine.parallel),
+    )
 
 
 def _paged(request: Request, config: PolicyConfig, tracer: Tracer) -> Engine | None:

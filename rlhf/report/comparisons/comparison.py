@@ -1,4 +1,4 @@
-"""One page on a comparison of runs: a sentence or two, a picture, and tables of cells."""
+"""Write the page of a comparison: a summary, a figure and tables."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def write_comparison(
     """Write `folder/report.html`, self-contained and without scripts; returns its path.
 
     Args:
-        title: what is compared.
-        lead: what came of it; the first line is the shortest.
+        title: the heading of the page.
+        lead: the result in sentences, the shortest first.
         picture: an SVG file.
-        tables: rows of cells by their heading, the head first.
-        notes: what the figures are, in sentences below the picture.
+        tables: rows of cells by the table's title; the first row is the header.
+        notes: how the figures are computed, in sentences below the picture.
     """
     page = (
         environment()

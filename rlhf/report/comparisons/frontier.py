@@ -1,8 +1,7 @@
-"""Reward against KL: the reward of each algorithm at the same distance from the reference.
+"""Reward against KL: the reward of each algorithm at equal KL to the reference.
 
-A run's path is its smoothed reward over its smoothed KL, by update, on training prompts; its end is the
-evaluation on held-out prompts. Runs whose configs differ only in the seed (or in the number of steps) are one
-group.
+A run's path is its smoothed reward over its smoothed KL, by update, on training prompts. Its end is its
+evaluation on held-out prompts. Runs form a group if their configs differ only in seed or number of steps.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from rlhf.runs.folder import MAY_CHANGE
 
 KL = "kl/sum"
 QUANTITIES = {"reward": "reward/mean", "held_out": "reward/held_out", "gold": "gold/mean"}
-"""Name in eval.json: name in metrics.jsonl, of the quantities drawn against the KL."""
+"""Quantities drawn against the KL: name in eval.json -> name in metrics.jsonl."""
 NOT_COMPARED = (*MAY_CHANGE, "seed", "evaluation.*")
 """Config keys in which the runs of a group may differ."""
 
@@ -42,7 +41,7 @@ class Track:
     Attributes:
         end: {"before", "after", "ci95" of the difference} by quantity, `kl` and `length`; empty without an
             evaluation.
-        stopped: why the run ended early, in a sentence; or "".
+        stopped: why the run ended early, as a sentence; or "".
     """
 
     run: str
@@ -54,14 +53,14 @@ class Track:
     stopped: str
 
     def at(self, quantity: str, kl: float) -> float | None:
-        """The quantity where the run first reached this KL; None where it never did."""
+        """The quantity where the run first reached this KL; None if it never did."""
         return first_reached(self.paths.get(quantity, []), kl)
 
 
 def first_reached(path: Sequence[tuple[float, float]], kl: float) -> float | None:
-    """The value where a path first reaches a KL, interpolated between updates; None where it does not.
+    """The value where a path first reaches a KL, interpolated between updates.
 
-    None also where the path starts above this KL. A path may turn back; only its first visit counts.
+    None if the path starts above this KL or never reaches it. Later crossings do not count.
     """
     if not path or path[0][0] > kl:
         return None
@@ -74,7 +73,7 @@ def first_reached(path: Sequence[tuple[float, float]], kl: float) -> float | Non
 
 
 def read_tracks(folders: Sequence[Path]) -> list[Track]:
-    """The runs, in their order.
+    """The paths and ends of the runs, in the given order.
 
     Raises:
         DataError: a folder is not a policy run, or has no KL and reward yet.
@@ -163,7 +162,7 @@ def read_best_of(file: Path) -> list[dict[str, Any]]:
     """The best-of-n curve of a `rlhf compare --best-of` result.
 
     Raises:
-        DataError: the file does not exist, or holds no such curve.
+        DataError: the file does not exist, or has no such curve.
     """
     try:
         curve = json.loads(file.read_text(encoding="utf-8"))["best_of"]
@@ -176,7 +175,7 @@ def read_best_of(file: Path) -> list[dict[str, Any]]:
 
 
 def levels_of(tracks: Sequence[Track]) -> list[float]:
-    """Round KL values up to the furthest that two groups reach, or the only one."""
+    """Round KL values up to the largest that two groups reach, or the only group."""
     furthest: dict[str, float] = {}
     for track in tracks:
         reached = max(kl for kl, _ in track.paths["reward"])
@@ -191,7 +190,7 @@ def at_equal_kl(
     """By group and KL: `{"kl", "mean", "ci95" over seeds, "values", "of"}`; `mean` is None where no run
     reached it.
 
-    `best of n` is the baseline at its KL bound, on the prompts of its own measurement.
+    `best of n` is the baseline at the bound of its KL, on the prompts of its own evaluation.
     """
     table: dict[str, list[dict[str, Any]]] = {}
     for group in dict.fromkeys(track.group for track in tracks):
@@ -220,7 +219,7 @@ def _over_seeds(kl: float, values: Iterable[float | None]) -> dict[str, Any]:
 
 
 def ends(tracks: Sequence[Track], curve: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """By group, mean and interval over seeds of the figures on held-out prompts, and of their gains.
+    """By group, the held-out figures and their gains: mean and interval over seeds.
 
     `best_of_n` is the reward of the best-of-n baseline at the group's mean KL.
     """

@@ -1,4 +1,4 @@
-"""The comparison of runs at equal KL as tables of cells, Markdown, a picture and a page."""
+"""The comparison of runs at equal KL as tables, Markdown, a figure and a page."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Table = list[list[str]]
 
 
 def tables(summary: Summary) -> dict[str, Table]:
-    """Rows of cells by their heading, the heads first."""
+    """Rows of cells by the table's title; the first row is the header."""
     tables_by_title: dict[str, Table] = {}
     for name, groups in summary["at_equal_kl"].items():
         head = [f"{TITLES[name].lower()} where the KL first was", *(f"{kl:g}" for kl in summary["levels"])]
@@ -82,7 +82,7 @@ def notes(summary: Summary) -> list[str]:
 
 
 def markdown(summary: Summary) -> str:
-    """The tables as Markdown, with what they mean."""
+    """The tables as Markdown, with the notes on how they are computed."""
     texts = ["\n\n".join([*lead(summary), *notes(summary)])]
     for heading, (head, *rows) in tables(summary).items():
         rule = ["---", *["---:"] * (len(head) - 1)]
@@ -93,7 +93,7 @@ def markdown(summary: Summary) -> str:
 
 
 def write(folder: Path, summary: Summary, *, root: bool) -> Path:
-    """frontier.json, .md, .svg, .png and report.html in a folder; returns the page."""
+    """Write frontier.json, .md, .svg, .png and report.html into a folder; returns the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write_text(folder / "frontier.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
     atomic_write_text(folder / "frontier.md", markdown(summary))
@@ -110,10 +110,10 @@ def write(folder: Path, summary: Summary, *, root: bool) -> Path:
 
 
 def draw(summary: Summary, kind: str, *, root: bool) -> bytes:
-    """One panel a quantity: thin paths of runs, their ends with intervals, and the best of n.
+    """Draw one panel per quantity: paths of the runs, their ends with intervals, and the best of n.
 
     Args:
-        summary: what `rlhf.report.comparisons.frontier.summarise` returns.
+        summary: the result of `rlhf.report.comparisons.frontier.summarise`.
         kind: `svg` or `png`.
         root: the axis is the square root of the KL, as in the literature on over-optimisation.
     """
@@ -197,7 +197,7 @@ def _panel(axes: Any, summary: Summary, name: str, colors: Mapping[str, str], *,
 
 
 def _end(axes: Any, end: Mapping[str, Any], name: str, color: str) -> None:
-    """A diamond where a run ended on held-out prompts, with the intervals of KL and gain."""
+    """Draw a diamond at a run's held-out KL and gain, with their intervals."""
     if name not in end:
         return
     kl, value = end["kl"], end[name]
@@ -260,7 +260,7 @@ def _level(level: Mapping[str, Any], decimals: int) -> str:
 
 
 def _decimals(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> int:
-    """Decimals that tell the means of a table apart."""
+    """Number of decimals that distinguishes the means of a table."""
     means = [level["mean"] for row in groups.values() for level in row if level["mean"] is not None]
     return min(4, decimals_for((max(means) - min(means)) / 5)) if means else 2
 
@@ -271,5 +271,5 @@ def _last(run: Mapping[str, Any]) -> str:
 
 
 def printed(summary: Summary) -> Sequence[Table]:
-    """The tables a terminal shows: all but the list of runs."""
+    """The tables for the terminal: all except the list of runs."""
     return [table for heading, table in tables(summary).items() if heading != "Runs"]

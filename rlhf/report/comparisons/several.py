@@ -19,14 +19,14 @@ from rlhf.runs.folder import atomic_write_text
 
 PAGE = "runs.html"
 AT_MOST = 5
-"""Most lines of one chart."""
+"""Maximum number of lines in a chart."""
 FIRST = (
     *("reward/mean", "reward/held_out", "gold/mean", "kl/mean", "kl/sum", "length/mean", "policy/entropy"),
     *("loss/total", "loss/bt", "loss/regression", "reward/accuracy", "validation/loss", "time/step"),
 )
-"""Metrics whose curves are open; the others are folded."""
+"""Metrics whose curves are shown; the others are folded."""
 IGNORED = ("output",)
-"""Config keys that always differ."""
+"""Config keys that differ between any two runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ def write_several(paths: Sequence[Path], output: Path | None = None, *, live: in
     """Write one page on several runs, to `runs.html` in their common folder or to `output`; return its path.
 
     Raises:
-        DataError: a folder is no run, or there are too many.
+        DataError: a folder is not a run folder, or there are too many.
     """
     if len(paths) > AT_MOST:
         raise DataError(
@@ -61,7 +61,7 @@ def render_several(runs: Sequence[RunFiles], *, live: int = 0) -> str:
     """The page as text.
 
     Args:
-        live: seconds after which the page loads itself again; 0 never.
+        live: seconds until the page reloads itself; 0: never.
     """
     templates = environment()
     templates.globals["plot"] = PLOT
@@ -88,7 +88,7 @@ def render_several(runs: Sequence[RunFiles], *, live: int = 0) -> str:
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths, of at least one part, that differ from one another."""
+    """The shortest suffixes of the paths that differ from one another."""
     resolved = [path.resolve() for path in paths]
     for length in range(1, max(len(path.parts) for path in resolved) + 1):
         names = ["/".join(path.parts[-length:]) for path in resolved]
@@ -118,9 +118,7 @@ def _result(run: RunFiles, name: str) -> Result:
 
 
 def _charts(runs: Sequence[RunFiles], names: Sequence[str]) -> tuple[list[Chart], list[Chart], list[str]]:
-    """The open and the folded charts, and metrics without one: a colour stands for the same run in every
-    chart.
-    """
+    """The shown and the folded charts, and metrics without a chart; a run has one colour in all charts."""
     metrics = sorted({name for run in runs for row in run.metrics for name in row} - {"step"})
     logged = [run.span for run in runs if run.metrics]
     if not logged:

@@ -1,4 +1,4 @@
-"""A comparison of two sides: its tables of cells, a picture, and one page."""
+"""The comparison of two systems: tables, a figure and a page."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def sentence(result: Result) -> str:
 
 
 def win_table(result: Result) -> Table:
-    """Win rates: by every judge, among answers of like length, and at equal lengths."""
+    """Win rates by every judge, among answers of similar length, and at equal length."""
     a, b = result["names"]
     rows = [[f"{a} against {b}, {result['prompts']} prompts", "win rate", "95 % interval", "on"]]
     for name, view in result["judges"].items():
@@ -97,7 +97,7 @@ def mean_table(result: Result) -> Table:
 
 
 def best_of_table(result: Result) -> Table:
-    """The best of n answers of side B; empty where that was not asked for."""
+    """The best of n answers of side B; empty if it was not requested."""
     curve = result.get("best_of") or []
     if not curve:
         return []
@@ -133,7 +133,7 @@ def notes(result: Result) -> list[str]:
 
 
 def examples(result: Result, rows: Sequence[Result]) -> list[dict[str, Any]]:
-    """The first answers to a dozen prompts, evenly chosen from A's greatest gain to its greatest loss."""
+    """The first answers to twelve prompts, evenly spaced from A's largest gain to its largest loss."""
     a, b = result["names"]
     ordered = sorted(rows, key=lambda row: row["b"][0]["reward"] - row["a"][0]["reward"])
     count = min(EXAMPLES, len(ordered))
@@ -176,7 +176,7 @@ def write_page(folder: Path, result: Result, rows: Sequence[Result], name: str) 
 
 
 def draw(result: Result, rows: Sequence[Result]) -> bytes:
-    """SVG: how far the rewards of both sides lie apart, a prompt a count; and the best of n as yardstick."""
+    """SVG: histogram of the reward difference per prompt, with the best of n for scale."""
     import matplotlib
 
     with matplotlib.rc_context({"svg.hashsalt": "rlhf"}):
@@ -255,6 +255,6 @@ def _share(rate: Result) -> str:
 
 
 def _interval(rate: Result) -> str:
-    """The ends of a share's interval in per cent, or a dash."""
+    """The interval of a share in per cent, or a dash."""
     ends = rate["ci95"]
     return f"{fixed(100 * ends[0], 1)} to {fixed(100 * ends[1], 1)}" if ends else DASH

@@ -1,4 +1,4 @@
-"""Curves as plain geometry; the template turns it into SVG, a few lines of script show values on hover."""
+"""Charts as path data; the template turns them into SVG, and a short script shows values on hover."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from rlhf.report.numbers import decimals_for, fixed, percent, short, tick_labels
 
 LEFT, RIGHT, TOP, BOTTOM = 52, 452, 26, 190
 PLOT = {"width": 460, "height": 224, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM}
-"""The drawing, and the plot's edges inside it; the space above `top` is for the names of stages."""
+"""Edges of the drawing and of the plot in it; the space above `top` is for the names of stages."""
 FEW = 30
-"""So few points without a running mean get large dots."""
+"""Series with at most this many points have large dots and no running mean."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A labelled place on an axis: a tick, a level to compare with, or the start of a stage."""
+    """A labelled position on an axis: a tick, a reference level, or the start of a stage."""
 
     at: float
     label: str
@@ -40,7 +40,7 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """Everything a template needs to draw one chart, and `hover`: what the script shows at each step."""
+    """The template's input for one chart; `hover` is what the script shows at each step."""
 
     title: str
     unit: str
@@ -54,9 +54,9 @@ class Chart:
     hover: dict[str, Any]
     stacked: bool = False
     axis: str = "step"
-    """What the horizontal axis counts, as the page and the hover name it."""
+    """Name of the horizontal axis."""
     under: str = ""
-    """Path of a line to compare with, under the series, where a level is not enough."""
+    """Path of a reference line under the series."""
     strips: str = ""
     """Path of the intervals of the first series' dots."""
 
@@ -73,15 +73,15 @@ def line_chart(
     levels: Sequence[Mark] = (),
     stages: Sequence[Mark] = (),
 ) -> Chart | None:
-    """Faint dots and a running mean for each series; None where no series has a point.
+    """Dots and a running mean for each series; None if no series has a point.
 
     Args:
         span: the first and last step of the axis.
-        share: values are shares of one, written in per cent.
+        share: values are fractions, written in per cent.
         zero: the axis includes zero.
-        log: a logarithmic axis; values of zero and below sit on its lower edge.
-        levels: horizontal lines to compare with.
-        stages: where the lines start anew; `at` is the first step of a stage.
+        log: a logarithmic axis; values of zero and below are drawn at its lower edge.
+        levels: horizontal reference lines.
+        stages: where the lines restart; `at` is the first step of a stage.
     """
     series = [curve for curve in series if curve.points]
     if not series:
@@ -110,7 +110,7 @@ def line_chart(
 def stacked_chart(
     title: str, unit: str, series: Sequence[Series], *, span: tuple[float, float]
 ) -> Chart | None:
-    """Bars of the series on top of one another, the first at the bottom; None where nothing can be stacked.
+    """Stacked bars of the series, the first at the bottom; None if nothing can be stacked.
 
     Only steps at which every series has a value are drawn.
     """
@@ -161,7 +161,7 @@ def hover(
     write: Callable[[float], str],
     labels: Mapping[float, str],
 ) -> dict[str, Any]:
-    """What the script shows where the axis counts no steps: `labels` name the places it snaps to."""
+    """The script's data for an axis that does not count steps; `labels` name the positions it snaps to."""
     script = _hover({name: list(series) for name, series in points.items()}, x, y, write)
     places = sorted({place for series in points.values() for place, _ in series})
     return {**script, "step": [labels[place] for place in places]}
@@ -217,7 +217,7 @@ def _beyond(count: int, singular: str, plural: str) -> str:
 
 
 def _summary(pieces: list[Part], write: Callable[[float], str]) -> str:
-    """Where the (smoothed) line starts and ends."""
+    """First and last value of the (smoothed) line, as text."""
     first, last = pieces[0].line[0][1], pieces[-1].line[-1][1]
     largest = max(abs(first), abs(last))
     if write is short and largest >= 1e-3:
@@ -229,7 +229,7 @@ def _summary(pieces: list[Part], write: Callable[[float], str]) -> str:
 def _hover(
     points: dict[str, list[Point]], x: Scale, y: Scale, write: Callable[[float], str]
 ) -> dict[str, Any]:
-    """The places the pointer snaps to, and each series' value there, written out (null where it has none)."""
+    """The positions the pointer snaps to, and each series' value there as text (null if it has none)."""
     places = sorted({step for pairs in points.values() for step, _ in pairs})
     rows = []
     for name, pairs in points.items():

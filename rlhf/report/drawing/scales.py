@@ -1,4 +1,4 @@
-"""Axes: from values to places on the paper, and the round numbers beside them."""
+"""Axes: from values to coordinates, and round tick values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Maps `low..high`, linearly or by logarithm, onto `start..end`; what lies beyond stays on the edge."""
+    """Maps `low..high` to `start..end`, linearly or by logarithm; values outside are clipped."""
 
     low: float
     high: float
@@ -28,15 +28,15 @@ class Scale:
         return round(self.start + share * (self.end - self.start), 1)
 
     def holds(self, value: float) -> bool:
-        """Whether the value lies on the axis."""
+        """Whether the value is within the axis."""
         return self.low <= value <= self.high
 
 
 def bounds(values: Sequence[float], *, zero: bool = False) -> tuple[float, float]:
-    """The ends of a linear axis: all values and some air, except where a few outliers would flatten the rest.
+    """The limits of a linear axis: all values with a margin, without outliers that would flatten the rest.
 
-    An outlier lies further from the middle 96 % of the values than twice their spread; of eight values or
-    more, the middle leaves out one at either end at least.
+    An outlier is further from the middle 96 % of the values than twice their range. From eight values on, the
+    middle leaves out at least one at each end.
     """
     ordered = sorted(values)
     edge = max(1, round(0.02 * (len(ordered) - 1))) if len(ordered) >= 8 else 0
@@ -63,12 +63,12 @@ def round_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def step_ticks(low: float, high: float) -> list[float]:
-    """Round ticks for step numbers, which are whole."""
+    """Round ticks for step numbers, which are integers."""
     return sorted({float(round(tick)) for tick in round_ticks(low, high, 6) if tick == round(tick)})
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten between two ends, with 2 and 5 times them where there are few."""
+    """Powers of ten between two ends; if they are few, also 2 and 5 times them."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     factors = (1,) if len(powers) > 4 else (1, 3) if len(powers) > 3 else (1, 2, 5)
     return [tick for power in powers for f in factors if low <= (tick := f * 10.0**power) <= high]

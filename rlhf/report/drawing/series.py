@@ -1,4 +1,4 @@
-"""From the points of a metric to what is drawn: parts that belong together, fewer points, a running mean."""
+"""From the points of a metric to what is drawn: segments, fewer points, a running mean."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from statistics import fmean
 Point = tuple[float, float]
 
 POINT_LIMIT = 240
-"""Most points of a series on a page; with more, neighbours are averaged."""
+"""Maximum number of points of a series; with more, neighbours are averaged."""
 SMOOTH_FROM = 12
-"""Fewer points than this are joined as they are."""
+"""Series with fewer points are joined without smoothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A stretch without a break: the points to dot, and the line through them."""
+    """A segment without a break: its points and the line through them."""
 
     points: list[Point]
     line: list[Point]
@@ -39,9 +39,9 @@ class Part:
 def parts(
     series: Series, starts: Sequence[float] = (), limits: tuple[float, float] = (-math.inf, math.inf)
 ) -> list[Part]:
-    """Cut at `starts` (the first step of each stage), thin, smooth: a mean never runs over a stage's end.
+    """Split at `starts` (the first step of each stage), thin and smooth; no mean crosses a stage.
 
-    For the line, a value beyond `limits` counts as the limit: one outlier must not bend a whole stretch.
+    For the line, values are clipped to `limits`, so that one outlier does not bend a whole segment.
     """
     edges = [-math.inf, *starts, math.inf]
     cut = [[point for point in series.points if low <= point[0] < high] for low, high in pairwise(edges)]
@@ -61,14 +61,14 @@ def _part(points: list[Point], limits: tuple[float, float], *, exact: bool) -> P
 
 
 def thin(points: Sequence[Point], limit: int) -> list[Point]:
-    """At most `limit` points, each the mean of equally many neighbours (the last of what is left)."""
+    """At most `limit` points, each the mean of equally many neighbours (the last of the remainder)."""
     size = math.ceil(len(points) / limit) if points else 1
     bins = [points[start : start + size] for start in range(0, len(points), size)]
     return [(fmean(x for x, _ in bin_), fmean(y for _, y in bin_)) for bin_ in bins]
 
 
 def running_mean(values: Sequence[float]) -> list[float]:
-    """A centred mean with Gaussian weights, whose standard deviation is a 25th of the points (1.5 at least).
+    """A centred mean with Gaussian weights; the standard deviation is 1/25 of the points, at least 1.5.
 
     mean_i = sum_j w_ij v_j / sum_j w_ij,   w_ij = exp(-(i - j)^2 / 2 s^2)
     """

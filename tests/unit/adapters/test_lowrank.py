@@ -30,23 +30,23 @@ def dense(update: Update, layer: str) -> Tensor:
 
 
 def test_a_weighted_sum_is_that_of_the_products() -> None:
-    one, two = update(3, seed=0), update(2, seed=1, layers=("tall", "square"))
-    both = combine([(1.52, one), (-0.52, two)])
+    first, two = update(3, seed=0), update(2, seed=1, layers=("tall", "square"))
+    both = combine([(1.52, first), (-0.52, two)])
     assert both.keys() == SHAPES.keys() and rank_of(both) == 5
     for layer in SHAPES:
-        expected = 1.52 * dense(one, layer) - 0.52 * dense(two, layer)
+        expected = 1.52 * dense(first, layer) - 0.52 * dense(two, layer)
         assert torch.allclose(dense(both, layer), expected, atol=1e-5), layer
     factors = {
-        layer: Factors(one[layer].B_OR - two[layer].B_OR[:, :1], one[layer].A_RI) for layer in ("tall",)
+        layer: Factors(first[layer].B_OR - two[layer].B_OR[:, :1], first[layer].A_RI) for layer in ("tall",)
     }
-    assert not torch.allclose(dense(factors, "tall"), dense(one, "tall") - dense(two, "tall"), atol=0.1)
+    assert not torch.allclose(dense(factors, "tall"), dense(first, "tall") - dense(two, "tall"), atol=0.1)
 
 
 def test_a_part_of_weight_0_costs_no_rank() -> None:
-    one, two = update(3, seed=0), update(2, seed=1)
-    only = combine([(1.0, one), (0.0, two)])
+    first, two = update(3, seed=0), update(2, seed=1)
+    only = combine([(1.0, first), (0.0, two)])
     assert rank_of(only) == 3
-    assert all(torch.equal(dense(only, layer), dense(one, layer)) for layer in SHAPES)
+    assert all(torch.equal(dense(only, layer), dense(first, layer)) for layer in SHAPES)
 
 
 @pytest.mark.parametrize("rank", [1, 2, 4, 5])

@@ -127,7 +127,7 @@ def test_an_adjudicator_sees_what_is_disputed_and_decides(store: Store) -> None:
     assert len(store.annotations()) == 6, "a decision is no annotation"
 
 
-def test_a_save_that_fails_is_said(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_save_is_an_error_on_the_page(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     from sqlalchemy.exc import OperationalError
 
     client = signed_in(store, "ana")

@@ -23,8 +23,8 @@ BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 class InThisProcess:
     """Stands in for `measuring.Side`."""
 
-    def __init__(self, module: ModuleType, name: str, told: Mapping[str, Any]) -> None:
-        self.handle = module.SIDES[name](json.loads(json.dumps(told)))
+    def __init__(self, module: ModuleType, name: str, settings: Mapping[str, Any]) -> None:
+        self.handle = module.SIDES[name](json.loads(json.dumps(settings)))
         self.memory: Callable[[], dict[str, int]] = sys.modules["measuring"].memory
         self.ready = self.memory()
 
@@ -50,7 +50,9 @@ def run(monkeypatch: pytest.MonkeyPatch, tiny_base: Path, tmp_path: Path) -> Cal
         measuring = sys.modules["measuring"]
         monkeypatch.setattr(measuring, "SHARED_DATA", tmp_path / "none")
         if hasattr(module, "Side"):
-            monkeypatch.setattr(module, "Side", lambda _, side, told, __: InThisProcess(module, side, told))
+            monkeypatch.setattr(
+                module, "Side", lambda _, side, settings, __: InThisProcess(module, side, settings)
+            )
         growing = itertools.count(1)  # so little memory may be taken that nothing shows
         monkeypatch.setattr(measuring, "memory", lambda: {"resident": 0, "peak": next(growing)})
         monkeypatch.setattr(module, "QUICK", {**module.QUICK, **small})
@@ -64,8 +66,8 @@ def run(monkeypatch: pytest.MonkeyPatch, tiny_base: Path, tmp_path: Path) -> Cal
 
 
 def measured(result: Mapping[str, Any], words: str) -> float:
-    (found,) = [one["measured"] for one in result["lines"] if words in one["what"]]
-    return float(found)
+    (actual,) = [line["measured"] for line in result["lines"] if words in line["what"]]
+    return float(actual)
 
 
 @pytest.mark.slow
@@ -135,7 +137,7 @@ def test_scaling(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     points = result["details"]["points"]
     assert set(points["policy"]) == {"length", "share", "group", "batch", "rank"}
     assert set(points["reward"]) == {"length", "share", "batch", "rank"}
-    shared, more = (one["cost"] for one in points["policy"]["share"])
+    shared, more = (item["cost"] for item in points["policy"]["share"])
     assert more < shared  # what is in the prompt is computed once
     curves = [curve for kind in points.values() for curve in kind.values()]
     assert all(
@@ -159,7 +161,7 @@ def test_layers(run: Callable[..., dict[str, Any]]) -> None:
     result = run("layers", limit=8)
     rates = result["details"]["rates"]
     assert len(rates) == 5
-    assert all(rate > 0 for found in rates.values() for rate in found)
+    assert all(rate > 0 for result in rates.values() for rate in result)
     assert measured(result, "Speed of an update, PEFT's and transformers'") == 1
 
 

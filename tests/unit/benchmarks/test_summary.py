@@ -162,9 +162,9 @@ def test_the_exponent_is_taken_within_each_round() -> None:
     ]
     assert scaling.growth(points, "seconds") == pytest.approx([1, 1, 2])
     assert scaling.growth(points, "bytes") == pytest.approx([2])
-    (one,) = scaling.lines_of("Reward", {"length": points})
-    assert one["measured"] == pytest.approx(0)
-    assert one["note"] == "time 1.00, by rounds 1.00 to 2.00; memory 2.00, model's operations 1.00"
+    (first,) = scaling.lines_of("Reward", {"length": points})
+    assert first["measured"] == pytest.approx(0)
+    assert first["note"] == "time 1.00, by rounds 1.00 to 2.00; memory 2.00, model's operations 1.00"
 
 
 def test_a_curve_is_read_towards_more_to_compute() -> None:
@@ -175,10 +175,10 @@ def test_a_curve_is_read_towards_more_to_compute() -> None:
         {"x": 2, "seconds": [1.0], "bytes": 20, "cost": 6},
         {"x": 4, "seconds": [1.0], "bytes": 10, "cost": 3},
     ]
-    (one,) = lines_of("Policy", {"share": points})
-    assert one["what"].startswith("Policy step against share that is prompt, falling:")
-    assert one["measured"] == pytest.approx(-1)
-    assert one["note"].endswith("memory 1.00, model's operations 1.00")
+    (first,) = lines_of("Policy", {"share": points})
+    assert first["what"].startswith("Policy step against share that is prompt, falling:")
+    assert first["measured"] == pytest.approx(-1)
+    assert first["note"].endswith("memory 1.00, model's operations 1.00")
 
 
 def test_updates_are_of_like_length() -> None:

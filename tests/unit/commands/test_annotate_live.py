@@ -32,15 +32,15 @@ def test_a_policy_beside_its_base_and_two_policies(
     """Greedy, so that the pair of two policies has the first responses of the pairs with the base."""
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "Tell me about tea."}\n')
-    found = {}
+    result = {}
     for place, names in enumerate((policies[:1], policies[1:], policies)):
         store = Store(tmp_path / f"{place}.db")
         assert live_pairs(store, names, str(file), **SAMPLING).add_next()
         (task,) = store.tasks().values()
-        found[place] = (task.response_1, task.response_2)
-    assert found[2] == (found[0][0], found[1][0])
-    assert found[0][1] == found[1][1], "the base's answer"
-    assert len({*found[0], *found[1]}) == 3
+        result[place] = (task.response_1, task.response_2)
+    assert result[2] == (result[0][0], result[1][0])
+    assert result[0][1] == result[1][1], "the base's answer"
+    assert len({*result[0], *result[1]}) == 3
 
 
 def test_what_cannot_be_compared_live(policies: list[str], tiny_base: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ NAMES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 
 
 def pair(prompt: str, strength: int, annotations: list[int], **other: Any) -> dict[str, Any]:
-    raw = [{"strength": one, "justification": "so"} for one in annotations]
+    raw = [{"strength": annotation, "justification": "so"} for annotation in annotations]
     row = {"split": "train", "prompt": prompt, "response_1": "no", "response_2": "yes, it is"}
     return {**row, "preference_strength": strength, "all_preferences_unprocessed": raw, **other}
 
@@ -71,15 +71,15 @@ def as_json(result: Result) -> dict[str, Any]:
 
 
 def test_the_figures_of_a_reward_config(rlhf_command: Run, config: Path, folder: Path) -> None:
-    found = as_json(rlhf_command("inspect", config, "--json"))
-    assert {name: (part["read"], part["kept"]) for name, part in found["sources"].items()} == {
+    result = as_json(rlhf_command("inspect", config, "--json"))
+    assert {name: (part["read"], part["kept"]) for name, part in result["sources"].items()} == {
         f"preferences of {folder} (train)": (4, 3),
         f"ratings of {folder} (train)": (3, 3),
     }
-    dropped = found["sources"][f"preferences of {folder} (train)"]["dropped"]
+    dropped = result["sources"][f"preferences of {folder} (train)"]["dropped"]
     place = f"{folder}/preference/preference.jsonl:3"
     assert dropped == {"tie (strength 0)": {"count": 1, "examples": [place]}}
-    targets = found["targets"]
+    targets = result["targets"]
     assert [
         targets[name] for name in ("pairs", "pairs with both responses rated", "pairs without ratings")
     ] == [
@@ -91,7 +91,7 @@ def test_the_figures_of_a_reward_config(rlhf_command: Run, config: Path, folder:
     assert targets["ratings by attribute"] == dict.fromkeys(NAMES, 3)
     assert targets["strengths"] == {"-1": 1, "1": 1, "2": 1}
     assert targets["longer response preferred"] == pytest.approx(2 / 3)
-    (report,) = found["agreement"].values()
+    (report,) = result["agreement"].values()
     assert (report["pairs"], report["kept"], report["compared"], report["equal"]) == (4, 3, 4, 3)
     assert [row["place"] for row in report["differing"]] == [f"{folder}/preference/preference.jsonl:4"]
 
@@ -99,18 +99,18 @@ def test_the_figures_of_a_reward_config(rlhf_command: Run, config: Path, folder:
 def test_lengths_are_those_of_every_conversation_that_would_be_scored(
     rlhf_command: Run, config: Path, tiny_chat: Chat
 ) -> None:
-    found = as_json(rlhf_command("inspect", config, "--json"))
+    result = as_json(rlhf_command("inspect", config, "--json"))
     asked = {"Is it?": ("no", "yes, it is"), "Was it?": ("no", "yes, it is"), "Alone?": ("yes",)}
     expected = [
         len(tiny_chat.conversation_ids((Message("user", prompt), Message("assistant", answer))))
         for prompt, answers in asked.items()
         for answer in answers
     ]
-    lengths = found["lengths"]
+    lengths = result["lengths"]
     assert (lengths["count"], lengths["limit"], lengths["longer"]) == (7, 100, 2)
     assert lengths["quantiles"]["0%"] == min(expected)
     assert sum(bar["count"] for bar in lengths["histogram"]) == 7
-    assert found["too_long"] == {"pairs": 1, "single ratings": 0}
+    assert result["too_long"] == {"pairs": 1, "single ratings": 0}
 
 
 def test_the_example_is_the_first_chosen_conversation_in_tokens(
@@ -130,10 +130,10 @@ def test_what_the_chat_template_refuses_is_counted_apart(
 ) -> None:
     with (folder / "preference" / "preference.jsonl").open("a") as file:
         file.write(json.dumps(pair("Was it a war?", 1, [1, 1, 1])) + "\n")
-    found = as_json(rlhf_command("inspect", config, "--json", f"model.base={refusing_base}"))
+    result = as_json(rlhf_command("inspect", config, "--json", f"model.base={refusing_base}"))
     reason = "refused by the chat template: No war"
-    assert found["dropped_later"][reason]["count"] == 1
-    assert found["lengths"]["count"] == 7 and found["targets"]["strengths"] == {"-1": 1, "1": 1, "2": 1}
+    assert result["dropped_later"][reason]["count"] == 1
+    assert result["lengths"]["count"] == 7 and result["targets"]["strengths"] == {"-1": 1, "1": 1, "2": 1}
 
 
 def test_what_a_person_sees(rlhf_command: Run, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,8 +155,8 @@ def test_what_a_person_sees(rlhf_command: Run, config: Path, monkeypatch: pytest
 
 def test_raw_ratings_show_their_agreement(rlhf_command: Run, config: Path) -> None:
     words = ("data.ratings.0.split=disagreements", "data.max_spread=1")
-    found = as_json(rlhf_command("inspect", config, *words, "--json"))
-    (by_attribute,) = found["rating_agreement"].values()
+    result = as_json(rlhf_command("inspect", config, *words, "--json"))
+    (by_attribute,) = result["rating_agreement"].values()
     assert list(by_attribute) == list(NAMES)
     # 1, 1, 2 and 4, 3, 3 of the two: ordered pairs (1,1) 2, (1,2) 4, (3,3) 2, (3,4) 4; linear: observed 8/12;
     # values 1: 4, 2: 2, 3: 4, 4: 2; expected 2 * (8*1 + 16*2 + 8*3 + 8*1 + 4*2 + 8*1)/144 = 176/144.
@@ -167,11 +167,11 @@ def test_raw_ratings_show_their_agreement(rlhf_command: Run, config: Path) -> No
 def test_the_prompts_of_a_policy_config(
     rlhf_command: Run, policy_config: Path, tiny_chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = as_json(rlhf_command("inspect", policy_config, "--json", "data.max_prompt_tokens=60"))
-    assert found["command"] == "align-policy"
-    assert found["targets"]["prompts"] == found["lengths"]["count"] == 60
-    assert found["too_long"]["prompts"] == found["lengths"]["longer"] > 0
-    example = found["example"]
+    result = as_json(rlhf_command("inspect", policy_config, "--json", "data.max_prompt_tokens=60"))
+    assert result["command"] == "align-policy"
+    assert result["targets"]["prompts"] == result["lengths"]["count"] == 60
+    assert result["too_long"]["prompts"] == result["lengths"]["longer"] > 0
+    example = result["example"]
     assert "".join(example["pieces"]).endswith("<|im_start|>assistant\n")
     assert "read_at" not in example and example["check"]["family"]
     monkeypatch.setenv("COLUMNS", "100")

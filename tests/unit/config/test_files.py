@@ -88,7 +88,7 @@ def test_a_mistake_is_placed_in_the_file_where_it_stands(
 
 
 @pytest.mark.parametrize(
-    ("text", "found", "remedy"),
+    ("text", "result", "remedy"),
     [
         (
             "extends: card.yaml\n",
@@ -105,12 +105,12 @@ def test_a_mistake_is_placed_in_the_file_where_it_stands(
         ),
     ],
 )
-def test_what_cannot_be_extended(folder: Path, text: str, found: str, remedy: str) -> None:
+def test_what_cannot_be_extended(folder: Path, text: str, result: str, remedy: str) -> None:
     file = write(folder, text)
     write(folder, "- a\n", "small/list.yaml")
     write(folder, "extends: card.yaml\n", "small/back.yaml")
     with pytest.raises(ConfigError) as error:
         read_keys(file)
-    assert found in str(error.value)
+    assert result in str(error.value)
     assert remedy in str(error.value)
     assert error.value.exit_code == 2

@@ -85,7 +85,7 @@ def test_unknown_key_above_an_override_is_placed_on_the_command_line(config: Pat
 
 
 @pytest.mark.parametrize(
-    ("override", "found", "allowed"),
+    ("override", "result", "allowed"),
     [
         (
             "adapter.rank=0",
@@ -107,11 +107,11 @@ def test_unknown_key_above_an_override_is_placed_on_the_command_line(config: Pat
     ],
 )
 def test_a_wrong_value_says_what_was_found_and_what_is_allowed(
-    config: Path, override: str, found: str, allowed: str
+    config: Path, override: str, result: str, allowed: str
 ) -> None:
     text = message(config, override)
     assert text.startswith("command line: ")
-    assert found in text
+    assert result in text
     assert f"Allowed: {allowed}" in text
     assert text.count("Allowed:") == 1
 

@@ -82,15 +82,15 @@ def test_settings_come_from_the_file_and_then_from_nemo_aligner() -> None:
     assert (first.optimizer.schedule, second.optimizer.schedule) == ("constant", "cosine")
     (hybrid,) = config("hybrid").stages
     assert hybrid.batch_size == 7  # without settings of its own, those of the preferences
-    own = [*FILE["stages"], {"name": "hybrid", "batch_size": 9, "regression_weight": 0.25}]
-    (hybrid,) = config("hybrid", stages=own).stages
+    values = [*FILE["stages"], {"name": "hybrid", "batch_size": 9, "regression_weight": 0.25}]
+    (hybrid,) = config("hybrid", stages=values).stages
     assert (hybrid.batch_size, hybrid.regression_weight, hybrid.preference_weight) == (9, 0.25, 1.0)
 
 
 def test_a_file_with_a_hybrid_stage_alone_gives_its_settings_to_the_stages_of_a_recipe() -> None:
-    own = {"name": "hybrid", "batch_size": 9, "regression_weight": 0.25, "preference_loss": "scaled"}
-    own["optimizer"] = {"learning_rate": 1e-4}
-    first, second = config("helpfulness-bt-margin", stages=[own]).stages
+    values = {"name": "hybrid", "batch_size": 9, "regression_weight": 0.25, "preference_loss": "scaled"}
+    values["optimizer"] = {"learning_rate": 1e-4}
+    first, second = config("helpfulness-bt-margin", stages=[values]).stages
     assert (first.name, first.regression_weight, first.preference_weight) == ("regression", 1, 0)
     assert (second.name, second.preference_loss) == ("preference", "margin")
     assert {(stage.batch_size, stage.optimizer.learning_rate) for stage in (first, second)} == {(9, 1e-4)}

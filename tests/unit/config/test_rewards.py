@@ -32,8 +32,8 @@ def test_a_folder_is_the_common_case_and_stays_one_word(tmp_path: Path) -> None:
 
 
 def test_one_source_and_a_list_of_sources(tmp_path: Path) -> None:
-    one = load(tmp_path, "reward: {function: gold, weight: 2}\n")
-    assert [source.words() for source in one.reward] == ["function gold"]
+    first = load(tmp_path, "reward: {function: gold, weight: 2}\n")
+    assert [source.words() for source in first.reward] == ["function gold"]
     several = load(
         tmp_path,
         "reward: [a/final, {classifier: b, label: good, weight: -0.5}]\nheld_out_reward: c/final\n",
@@ -66,7 +66,7 @@ def test_the_resolved_config_means_the_same_again(tmp_path: Path, loaded: str) -
 
 
 def names(*loaded: dict[str, Any]) -> list[str]:
-    return names_of([RewardSource.model_validate(one) for one in loaded])
+    return names_of([RewardSource.model_validate(item) for item in loaded])
 
 
 def test_what_the_log_calls_each() -> None:

@@ -61,11 +61,11 @@ def cohen(tasks: Sequence[Sequence[int]], power: int) -> float:
 @given(tasks_of)
 def test_kappa_is_cohens_on_the_symmetric_table(tasks: list[list[int]]) -> None:
     for power, weights in enumerate(("linear", "quadratic"), start=1):
-        found = weighted_kappa(tasks, weights)
+        result = weighted_kappa(tasks, weights)
         if len({value for values in tasks for value in values}) == 1:
-            assert found is None
+            assert result is None
         else:
-            assert found == pytest.approx(cohen(tasks, power), abs=1e-9)
+            assert result == pytest.approx(cohen(tasks, power), abs=1e-9)
 
 
 @given(tasks_of)
@@ -171,10 +171,10 @@ def test_agreement_on_ratings_by_attribute(write_rows: Callable[..., str]) -> No
         {**base, **dict.fromkeys(names, 3)},
     ]
     source = DataSource(path=write_rows("rows.jsonl", rows), format="helpsteer2")
-    found = rating_agreement(annotated_ratings(source, seed=0), max_spread=2)
-    assert list(found) == list(names)
+    result = rating_agreement(annotated_ratings(source, seed=0), max_spread=2)
+    assert list(result) == list(names)
     people = [(4, 0, 4, 4), (0, 4, 1, 4)]
-    assert found["helpfulness"]["before"]["linear"] == weighted_kappa(people, "linear")
-    assert found["helpfulness"]["after"]["linear"] is None  # 4, 4, 4
+    assert result["helpfulness"]["before"]["linear"] == weighted_kappa(people, "linear")
+    assert result["helpfulness"]["after"]["linear"] is None  # 4, 4, 4
     # The first, third and fourth, who agree on helpfulness.
-    assert found["verbosity"]["after"]["quadratic"] == weighted_kappa([(0, 0, 1)], "quadratic")
+    assert result["verbosity"]["after"]["quadratic"] == weighted_kappa([(0, 0, 1)], "quadratic")

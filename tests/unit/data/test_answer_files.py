@@ -20,11 +20,11 @@ def test_answers_are_read_once_a_prompt(write_rows: WriteRows) -> None:
         {"prompt": [{"role": "user", "content": "Why?"}], "answers": ["Again."]},
         {"prompt": " ", "answers": ["To nothing."]},
     ]
-    found, drops = read_answers(Path(write_rows("answers.jsonl", rows)))
-    assert [(one.prompt.messages, one.answers) for one in found] == [
+    result, drops = read_answers(Path(write_rows("answers.jsonl", rows)))
+    assert [(item.prompt.messages, item.answers) for item in result] == [
         ((Message("user", "Why?"),), ("Because.", ""))
     ]
-    assert found[0].prompt.check == {"family": "words"} and found[0].prompt.source == "mine"
+    assert result[0].prompt.check == {"family": "words"} and result[0].prompt.source == "mine"
     assert dict(drops.reasons) == {"duplicate": 1, "blank prompt": 1}
 
 

@@ -50,9 +50,9 @@ def test_each_kind_becomes_its_record(tmp_path: Path) -> None:
         "best-of-n": (RATED, Candidates(prompt, ("a", "b"), (1.0, 0.5), "all")),
     }
     for kind, (row, record) in expected.items():
-        found = load_benchmark(write(tmp_path / f"{kind}.jsonl", row, row))
-        assert (found.kind, list(found.items)) == (kind, [record, record])
-        assert found.drops.read == 2
+        result = load_benchmark(write(tmp_path / f"{kind}.jsonl", row, row))
+        assert (result.kind, list(result.items)) == (kind, [record, record])
+        assert result.drops.read == 2
 
 
 def test_a_json_array_reads_the_same(tmp_path: Path) -> None:
@@ -110,8 +110,8 @@ def test_a_second_row_of_another_kind_is_an_error(tmp_path: Path) -> None:
 
 def test_rows_of_no_use_are_counted(tmp_path: Path) -> None:
     lonely = {**RATED, "responses": ["a"], "scores": [1]}
-    found = load_benchmark(write(tmp_path / "rows.jsonl", RATED, lonely, {**RATED, "prompt": " "}))
-    assert dict(found.drops.reasons) == {"fewer than two responses": 1, "blank prompt": 1}
+    result = load_benchmark(write(tmp_path / "rows.jsonl", RATED, lonely, {**RATED, "prompt": " "}))
+    assert dict(result.drops.reasons) == {"fewer than two responses": 1, "blank prompt": 1}
     with pytest.raises(DataError, match="no usable best-of-n rows"):
         load_benchmark(write(tmp_path / "none.jsonl", lonely))
 
@@ -128,5 +128,5 @@ def test_the_strength_of_a_pair(columns: dict[str, Any], strength: int | None, t
 def test_a_strength_out_of_range_or_of_zero(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="'strength' is 4\nAllowed: a number from 0 to 3"):
         load_benchmark(write(tmp_path / "rows.jsonl", {**PAIR, "strength": 4}))
-    found = load_benchmark(write(tmp_path / "rows.jsonl", PAIR, {**PAIR, "strength": 0}))
-    assert dict(found.drops.reasons) == {"tie (strength 0)": 1}
+    result = load_benchmark(write(tmp_path / "rows.jsonl", PAIR, {**PAIR, "strength": 0}))
+    assert dict(result.drops.reasons) == {"tie (strength 0)": 1}

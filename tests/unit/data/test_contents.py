@@ -100,7 +100,7 @@ def test_rows_in_an_object_that_describes_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "found"),
+    ("value", "result"),
     [
         ({"train": ROWS, "test": ROWS}, "several lists of rows: train, test"),
         ({"prompt": {"0": "q"}, "chosen": {"0": "a"}}, "an object of objects, under prompt, chosen"),
@@ -109,9 +109,9 @@ def test_rows_in_an_object_that_describes_the_file(tmp_path: Path) -> None:
         (None, "null"),
     ],
 )
-def test_a_json_file_of_another_shape(tmp_path: Path, value: Any, found: str) -> None:
+def test_a_json_file_of_another_shape(tmp_path: Path, value: Any, result: str) -> None:
     (tmp_path / "rows.json").write_text(json.dumps(value))
-    assert refused(tmp_path / "rows.json").found == f"{tmp_path / 'rows.json'}: {found}"
+    assert refused(tmp_path / "rows.json").found == f"{tmp_path / 'rows.json'}: {result}"
 
 
 def test_a_semicolon_in_a_header_of_one_column(tmp_path: Path) -> None:

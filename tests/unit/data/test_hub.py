@@ -40,7 +40,7 @@ def test_a_hub_name_is_loaded_by_split(calls: list[tuple[Any, ...]]) -> None:
 
 
 @pytest.mark.parametrize(("split", "prompts"), [("train", ["a", "c"]), ("val", ["b"]), ("validation", ["b"])])
-def test_preferences_lie_in_one_split_and_are_told_apart_by_a_column(
+def test_a_column_separates_preferences_that_share_a_split(
     calls: list[tuple[Any, ...]], split: str, prompts: list[str]
 ) -> None:
     source = DataSource(path="nvidia/HelpSteer2", format="helpsteer2-preference", split=split)

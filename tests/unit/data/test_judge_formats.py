@@ -64,10 +64,16 @@ def lines(text: str) -> list[dict[str, Any]]:
 
 def test_mt_bench_has_two_turns_and_the_judges_temperatures(write_rows: WriteRows) -> None:
     questions, drops = load_questions(write_rows("question.jsonl", MT_BENCH), "mt-bench")
-    assert [one.prompt for one in questions] == [(Message("user", row["turns"][0]),) for row in MT_BENCH]
-    assert [one.later for one in questions] == [("Now in one word.",), ("And its square?",), ("Why?",)]
+    assert [question.prompt for question in questions] == [
+        (Message("user", row["turns"][0]),) for row in MT_BENCH
+    ]
+    assert [question.later for question in questions] == [
+        ("Now in one word.",),
+        ("And its square?",),
+        ("Why?",),
+    ]
     # FastChat: 0.7 for writing, 0 for math, and 0.7 for a category that its table lacks.
-    assert [one.temperature for one in questions] == [0.7, 0.0, None] and FORMATS[
+    assert [question.temperature for question in questions] == [0.7, 0.0, None] and FORMATS[
         "mt-bench"
     ].temperature == 0.7
     assert MT_BENCH_TEMPERATURES["stem"] == MT_BENCH_TEMPERATURES["humanities"] == 0.1
@@ -99,7 +105,7 @@ def test_arena_hard_in_its_first_form(write_rows: WriteRows) -> None:
 
 def test_arena_hard_in_its_present_form(write_rows: WriteRows) -> None:
     questions, _ = load_questions(write_rows("question.jsonl", ARENA_2), "arena-hard")
-    answered = [(one, [reply(f"Answer {number}.")]) for number, one in enumerate(questions)]
+    answered = [(question, [reply(f"Answer {number}.")]) for number, question in enumerate(questions)]
     rows = lines(answer_text("arena-hard", answered, "mine"))
     assert [list(row) for row in rows] == [["uid", "ans_id", "model", "messages", "tstamp"]] * 2
     assert [row["uid"] for row in rows] == ["b1", "b2"] and rows[0]["ans_id"] != rows[1]["ans_id"]
@@ -114,7 +120,7 @@ def test_alpaca_eval_is_one_array_and_keeps_questions_asked_twice(tmp_path: Path
     file.write_text(json.dumps(ALPACA))
     questions, drops = load_questions(str(file), "alpaca-eval")
     assert drops.kept == 2
-    text = answer_text("alpaca-eval", [(one, [reply("The Po.")]) for one in questions], "mine")
+    text = answer_text("alpaca-eval", [(question, [reply("The Po.")]) for question in questions], "mine")
     assert json.loads(text) == [
         {"instruction": "Name a river.", "output": "The Po.", "generator": "mine", "dataset": "helpful_base"},
         {"instruction": "Name a river.", "output": "The Po.", "generator": "mine", "dataset": "koala"},
@@ -142,7 +148,7 @@ def test_prompts_of_our_own_come_back_with_their_answers(write_rows: WriteRows) 
 
 @pytest.mark.parametrize("name", ["mt-bench", "arena-hard", "alpaca-eval"])
 @pytest.mark.parametrize(
-    ("found", "row"),
+    ("result", "row"),
     [
         ("mt-bench", MT_BENCH[0]),
         ("arena-hard", ARENA_1[0]),
@@ -150,18 +156,18 @@ def test_prompts_of_our_own_come_back_with_their_answers(write_rows: WriteRows) 
         ("alpaca-eval", ALPACA[0]),
     ],
 )
-def test_a_file_of_another_judge_is_told_apart(
-    name: str, found: str, row: Mapping[str, Any], write_rows: WriteRows
+def test_a_file_of_another_judge_is_recognised(
+    name: str, result: str, row: Mapping[str, Any], write_rows: WriteRows
 ) -> None:
     file = write_rows("question.jsonl", [row])
-    if name == found:
+    if name == result:
         assert len(load_questions(file, name)[0]) == 1
         return
     with pytest.raises(DataError) as error:
         load_questions(file, name)
     message = str(error.value)
-    assert f"{file}:1" in message and f"no question of {name}, but as in {found}" in message
-    assert FORMATS[name].looks in message and f"--format {found}" in message
+    assert f"{file}:1" in message and f"no question of {name}, but as in {result}" in message
+    assert FORMATS[name].looks in message and f"--format {result}" in message
 
 
 def test_a_row_that_is_nobodys_question_says_its_columns(write_rows: WriteRows) -> None:
@@ -192,7 +198,7 @@ def test_unusable_questions_are_counted_with_their_place(write_rows: WriteRows) 
     blank = {"question_id": 90, "category": "math", "turns": ["What?", "  "]}
     file = write_rows("question.jsonl", [MT_BENCH[0], blank, MT_BENCH[0]])
     questions, drops = load_questions(file, "mt-bench")
-    assert [one.key for one in questions] == ["81"]
+    assert [question.key for question in questions] == ["81"]
     assert drops.examples == {"blank prompt": [f"{file}:2"], "duplicate": [f"{file}:3"]}
 
 

@@ -106,7 +106,10 @@ def test_a_layout_of_prompts(write_rows: Any, name: str) -> None:
 
 
 def test_there_is_a_row_of_every_layout_and_the_docs_show_them() -> None:
-    names = {kind: [one.name for one in LAYOUTS if one.kind == kind] for kind in ("preferences", "prompts")}
+    names = {
+        kind: [layout.name for layout in LAYOUTS if layout.kind == kind]
+        for kind in ("preferences", "prompts")
+    }
     assert names == {"preferences": [*PREFERENCES], "prompts": [*PROMPTS]}
     shown = re.search(r"<!-- layouts -->\n(.*?)<!-- /layouts -->", DOCS.read_text("utf-8"), re.DOTALL)
     assert shown is not None
@@ -152,7 +155,7 @@ def test_a_nectar_row_makes_every_pair_of_different_rank(write_rows: Any) -> Non
     answers = [{"answer": str(rank), "rank": rank} for rank in (3, 1, 2)] + [{"answer": "x", "rank": 3}]
     path = write_rows("rows.jsonl", [{"prompt": "q", "answers": answers}])
     items, report = load_preferences([DataSource(path=path)], seed=0, max_spread=2)
-    assert [(one.chosen, one.rejected) for one in items] == [
+    assert [(item.chosen, item.rejected) for item in items] == [
         ("1", "2"), ("1", "3"), ("1", "x"), ("2", "3"), ("2", "x"),
     ]  # fmt: skip
     assert (report.read, report.kept) == (5, 5)
@@ -196,7 +199,7 @@ def test_an_index_is_no_strength_and_the_fix_works(write_rows: Any) -> None:
         )
     assert "winner: w" in caught.value.fix
     fixed = DataSource(path=path, columns={**MAP, "winner": "w"})
-    assert [one.strength for one in load_preferences([fixed], seed=0, max_spread=2)[0]] == [-1, 1]
+    assert [item.strength for item in load_preferences([fixed], seed=0, max_spread=2)[0]] == [-1, 1]
 
 
 def test_margins_are_rounded_to_a_strength(write_rows: Any) -> None:

@@ -31,6 +31,6 @@ def test_every_length_is_in_one_bar(values: list[int]) -> None:
 
 
 def test_what_passes_the_limit_is_counted() -> None:
-    found = lengths_of([5, 7, 8, 8], limit=7)
-    assert (found.count, found.total, found.longer, found.limit) == (4, 28, 2, 7)
-    assert found.quantiles["50%"] == 7 and found.quantiles["100%"] == 8
+    result = lengths_of([5, 7, 8, 8], limit=7)
+    assert (result.count, result.total, result.longer, result.limit) == (4, 28, 2, 7)
+    assert result.quantiles["50%"] == 7 and result.quantiles["100%"] == 8

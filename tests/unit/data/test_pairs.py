@@ -1,3 +1,5 @@
+"""Preferences from ratings of the same prompt: strength, ties, repeated ratings."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -39,7 +41,7 @@ def test_the_higher_rated_response_is_preferred_and_ties_are_counted() -> None:
     assert {name: part.kept for name, part in report.sources.items()} == {"rated pairs": 3}
 
 
-def test_another_attribute_may_decide() -> None:
+def test_the_attribute_is_configurable() -> None:
     (pair,), _ = pair_rated([rated("a", 4), rated("b", 2)], "verbosity")
     assert (pair.chosen, pair.strength) == ("b", 2)
     assert pair_rated([rated("a", 4), rated("b", 2)], "wit")[0] == []
@@ -51,7 +53,7 @@ def test_a_response_rated_twice_counts_with_its_mean() -> None:
     assert report.read == 1
 
 
-def test_a_pair_with_a_preference_of_its_own_is_not_made_again() -> None:
+def test_a_pair_that_has_a_preference_already_is_counted_and_skipped() -> None:
     people = Preference(PROMPT, "b", "a", -1)  # people chose the lower rated one
     pairs, report = pair_rated([rated("a", 4), rated("b", 2), rated("c", 0)], "helpfulness", among=[people])
     assert [(pair.chosen, pair.rejected) for pair in pairs] == [("a", "c"), ("b", "c")]

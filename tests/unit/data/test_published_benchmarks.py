@@ -46,17 +46,17 @@ def load(tmp_path: Path, *rows: dict[str, Any]) -> benchmarks.Benchmark:
 
 
 def test_judgebench(tmp_path: Path) -> None:
-    found = load(tmp_path, JUDGEBENCH, {**JUDGEBENCH, "label": "A>B", "source": "mmlu-pro-law"})
-    assert found.items == [Comparison(PROMPT, "b", "a", "math"), Comparison(PROMPT, "a", "b", "knowledge")]
+    result = load(tmp_path, JUDGEBENCH, {**JUDGEBENCH, "label": "A>B", "source": "mmlu-pro-law"})
+    assert result.items == [Comparison(PROMPT, "b", "a", "math"), Comparison(PROMPT, "a", "b", "knowledge")]
 
 
 def test_ppe_drops_ties_and_keeps_the_language(tmp_path: Path) -> None:
-    found = load(tmp_path, PPE, {**PPE, "winner": "model_b"}, {**PPE, "winner": "tie (bothbad)"})
-    assert [(item.chosen, item.rejected, item.groups) for item in found.items] == [
+    result = load(tmp_path, PPE, {**PPE, "winner": "model_b"}, {**PPE, "winner": "tie (bothbad)"})
+    assert [(item.chosen, item.rejected, item.groups) for item in result.items] == [
         ("a", "b", {"language": "en"}),
         ("b", "a", {"language": "en"}),
     ]
-    assert found.drops.reasons.total() == 1
+    assert result.drops.reasons.total() == 1
 
 
 def test_best_of_k_keeps_the_order_of_numbers(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_deepspeed_gets_our_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "found"),
+    ("name", "value", "result"),
     [
         ("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2", "zero_stage is 2"),
         ("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "cpu", "offload_param_device is cpu"),
@@ -63,11 +63,11 @@ def test_deepspeed_gets_our_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 @pytest.mark.usefixtures("launched")
 def test_unsupported_options_are_refused(
-    monkeypatch: pytest.MonkeyPatch, name: str, value: str, found: str
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, result: str
 ) -> None:
     monkeypatch.setenv(name, value)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match=found) as caught:
+    with pytest.raises(ConfigError, match=result) as caught:
         processes.init()
     assert caught.value.exit_code == 2
     assert "zero3.yaml" in caught.value.fix

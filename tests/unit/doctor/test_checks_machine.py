@@ -101,7 +101,7 @@ def test_no_card_at_all(healthy: Facts, only: Only) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cuda", "settings", "found", "fix"),
+    ("cuda", "settings", "result", "fix"),
     [
         (None, {}, "CPU build", "BACKEND=gpu"),
         ("13.0", {}, "torch sees none", "Driver"),
@@ -109,13 +109,13 @@ def test_no_card_at_all(healthy: Facts, only: Only) -> None:
     ],
 )
 def test_gpus_that_torch_does_not_see(
-    cuda: str | None, settings: dict[str, str], found: str, fix: str, healthy: Facts, only: Only
+    cuda: str | None, settings: dict[str, str], result: str, fix: str, healthy: Facts, only: Only
 ) -> None:
     line = only(
         checks.gpus, replace(with_host(healthy, settings=settings), torch=Torch(cuda, None, (), None))
     )
     assert line.verdict == "problem"
-    assert found in line.found
+    assert result in line.found
     assert fix in line.fix
 
 

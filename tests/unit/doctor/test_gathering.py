@@ -51,27 +51,27 @@ def test_the_driver_out_of_what_it_prints() -> None:
 
 
 def test_packages_are_read_without_an_import() -> None:
-    found = machine.packages()
-    assert found.versions["torch"].startswith("2.")
-    assert any(line.startswith("torch") for line in found.requires["rlhf"])
+    result = machine.packages()
+    assert result.versions["torch"].startswith("2.")
+    assert any(line.startswith("torch") for line in result.requires["rlhf"])
 
 
 def test_only_settings_of_the_cards_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NCCL_P2P_DISABLE", "1")
     monkeypatch.setenv("HF_TOKEN", "secret")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    found = machine.host()
-    assert found.settings["NCCL_P2P_DISABLE"] == "1"
-    assert "secret" not in str(found)
-    assert found.processes == 2
-    assert found.memory > 2**30
-    assert found.cores >= 1
+    result = machine.host()
+    assert result.settings["NCCL_P2P_DISABLE"] == "1"
+    assert "secret" not in str(result)
+    assert result.processes == 2
+    assert result.memory > 2**30
+    assert result.cores >= 1
 
 
 def test_the_disk_of_a_folder_that_is_yet_to_come(tmp_path: Path) -> None:
-    found = machine.disk(tmp_path / "a" / "b")
-    assert found.free > 0
-    assert found.write
+    result = machine.disk(tmp_path / "a" / "b")
+    assert result.free > 0
+    assert result.write
 
 
 def test_a_probe_and_its_errors() -> None:
@@ -174,7 +174,7 @@ def test_the_reward_model_of_a_policy(policy_config: Path, tiny_reward: Path) ->
     assert run.trained[0].card.fix == f"use {tiny_reward}"
     words = [f"reward=[{{function: gold}}, {tiny_reward}]", "held_out_reward=runs/none/final"]
     several = full_run(load_config(policy_config, PolicyConfig, words), quiet).trained
-    assert [(one.key, one.folder) for one in several] == [
+    assert [(item.key, item.folder) for item in several] == [
         ("reward", str(tiny_reward)),
         ("held_out_reward", "runs/none/final"),
     ]

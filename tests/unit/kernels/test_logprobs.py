@@ -1,3 +1,5 @@
+"""Log-probabilities and entropies in chunks equal those of the full softmax, and so do the gradients."""
+
 from __future__ import annotations
 
 import pytest
@@ -81,9 +83,9 @@ def test_bfloat16_products_give_float32_results() -> None:
     logps, entropy = token_logprobs(hidden, head.bfloat16(), targets, 1.0)
     assert logps.dtype == entropy.dtype == torch.float32
     assert (logps - exact).abs().max() < 0.1
-    grown = hidden.clone().requires_grad_()
-    token_logprobs(grown, head.bfloat16(), targets, 1.0)[0].sum().backward()
-    assert grown.grad is not None and grown.grad.dtype == torch.float32
+    trained = hidden.clone().requires_grad_()
+    token_logprobs(trained, head.bfloat16(), targets, 1.0)[0].sum().backward()
+    assert trained.grad is not None and trained.grad.dtype == torch.float32
 
 
 def test_no_tokens() -> None:

@@ -28,7 +28,7 @@ def test_its_three_traps_are_mended() -> None:
     chat = Chat.load(embedded.embedded_model())
     tokenizer = chat.tokenizer
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
-    assert chat.notes == []  # so there is nothing left to mend
+    assert chat.notes == []  # nothing needs a fix
     assert chat.stop_ids == (tokenizer.eos_token_id,) and chat.pad_id not in chat.stop_ids
     assert tokenizer.decode(tokenizer("It is so . Is n't it ?")["input_ids"]) == "It is so . Is n't it ?"
 

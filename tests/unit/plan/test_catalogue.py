@@ -46,7 +46,7 @@ def test_reward_and_policy_of_a_machine_have_the_same_weights() -> None:
         config = load_either(CONFIGS / f"{planned.config}.yaml")
         machine = f"{config.model.base} {planned.gpus}"
         formats.setdefault(machine, set()).add(config.model.quantization)
-    assert all(len(found) == 1 for found in formats.values()), formats
+    assert all(len(result) == 1 for result in formats.values()), formats
 
 
 def test_the_head_of_a_small_config_is_up_to_date() -> None:

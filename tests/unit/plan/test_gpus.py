@@ -36,7 +36,7 @@ def test_a_price_overrides_the_table() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "found", "expected"),
+    ("text", "result", "expected"),
     [
         ("1xRTX4O90", "is not known", "RTX4090-24GB"),
         ("8xH10O-80GB", "Did you mean 'H100-80GB'?", "B200-180GB"),
@@ -48,10 +48,10 @@ def test_a_price_overrides_the_table() -> None:
         ("", "cannot be read", "NODESxCOUNTxGPU"),
     ],
 )
-def test_an_impossible_value_is_refused(text: str, found: str, expected: str) -> None:
+def test_an_impossible_value_is_refused(text: str, result: str, expected: str) -> None:
     with pytest.raises(ConfigError) as error:
         parse_gpus(text)
-    assert found in error.value.found
+    assert result in error.value.found
     assert expected in str(error.value)
 
 

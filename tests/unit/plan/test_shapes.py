@@ -12,12 +12,12 @@ from rlhf.plan.memory.shapes import PACKAGED, load_shape
 
 
 def test_the_packaged_embedded_shape_is_the_model_s_own() -> None:
-    own = AutoConfig.from_pretrained(embedded_model()).to_dict()
+    values = AutoConfig.from_pretrained(embedded_model()).to_dict()
     packaged = load_shape("embedded").to_dict()
-    assert {key: own[key] for key in PACKAGED["embedded"]} == {
+    assert {key: values[key] for key in PACKAGED["embedded"]} == {
         key: packaged[key] for key in PACKAGED["embedded"]
     }
-    assert own["head_dim"] == packaged["head_dim"]
+    assert values["head_dim"] == packaged["head_dim"]
 
 
 def test_a_folder_s_config_is_read(tiny_base: Path) -> None:

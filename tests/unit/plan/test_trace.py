@@ -86,8 +86,8 @@ def test_what_stands_still_is_counted_to_the_byte() -> None:
 
 def test_a_critic_is_one_more_adapter_with_a_head_and_a_pass() -> None:
     plain, ppo = trace(ONE_LAYER, POLICY), trace(ONE_LAYER, replace(POLICY, critic=True))
-    one = 4 * (ADAPTER + 128)  # float32, the head of one output included
-    more = {"adapters": one, "gradients": one, "optimizer": 2 * one}
+    first = 4 * (ADAPTER + 128)  # float32, the head of one output included
+    more = {"adapters": first, "gradients": first, "optimizer": 2 * first}
     for kind, size in more.items():
         assert ppo.peaks["update"].kinds[kind] - plain.peaks["update"].kinds[kind] == size
     assert "critic" not in plain.peaks

@@ -21,5 +21,5 @@ W = 1000
     ],
 )
 def test_by_format_and_sharding(quantization: str, sharded: bool, offloaded: bool, expected: int) -> None:
-    found = loading_bytes(W, quantization, sharded=sharded, offloaded=offloaded, processes=8)
-    assert found == expected
+    result = loading_bytes(W, quantization, sharded=sharded, offloaded=offloaded, processes=8)
+    assert result == expected

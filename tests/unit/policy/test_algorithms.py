@@ -70,21 +70,21 @@ def test_reinforce(logps: Tensor) -> None:
     # sibling. Tokens of
     # finished answers: 1 + 2 + 2.
     a = [R[0] - R[1], R[1] - R[0], 0.0, 0.0, 0.0, 0.0]
-    assert torch.allclose(gradient({}, logps), by_answer([-one / 5 for one in a]))
+    assert torch.allclose(gradient({}, logps), by_answer([-item / 5 for item in a]))
 
 
 def test_reinforce_with_aligners_bugs(logps: Tensor) -> None:
     # Each answer's own mean, over all six answers.
     a = [R[0] - R[1], R[1] - R[0], 0.0, 0.0, 0.0, 0.0]
-    expected = by_answer([-one / length / 6 for one, length in zip(a, LENGTHS, strict=True)])
+    expected = by_answer([-item / length / 6 for item, length in zip(a, LENGTHS, strict=True)])
     assert torch.allclose(gradient({"compat": True}, logps), expected)
 
 
 def test_aligners_slip_of_the_divisor_is_in_the_advantages_alone(logps: Tensor) -> None:
     config = AlgorithmConfig.model_validate({"compat": True})
-    found = advantages(ALGORITHMS["reinforce"](config), measured(logps))
+    result = advantages(ALGORITHMS["reinforce"](config), measured(logps))
     # The cut answer: against the sum of two finished siblings, divided by 2 - 1.
-    assert found.tolist() == pytest.approx([R[0] - R[1], R[1] - R[0], R[2] - (R[0] + R[1]), 0, 0, 0])
+    assert result.tolist() == pytest.approx([R[0] - R[1], R[1] - R[0], R[2] - (R[0] + R[1]), 0, 0, 0])
 
 
 def test_rloo(logps: Tensor) -> None:
@@ -92,7 +92,7 @@ def test_rloo(logps: Tensor) -> None:
     for first in (0, 3):
         group = R[first : first + G]
         a += [r - (sum(group) - r) / 2 for r in group]
-    assert torch.allclose(gradient({"name": "rloo"}, logps), by_answer([-one / 6 for one in a]))
+    assert torch.allclose(gradient({"name": "rloo"}, logps), by_answer([-item / 6 for item in a]))
 
 
 @pytest.mark.parametrize("settings", [{}, {"compat": True}, {"name": "rloo"}])

@@ -130,8 +130,8 @@ def test_k3_in_the_loss_comes_to_the_other_optimum() -> None:
 
 def test_k1_in_the_loss_holds_nothing_back() -> None:
     """With a penalty that should keep it near the reference, it goes where a run without any penalty goes."""
-    found = learn({"kl": IN_LOSS | {"estimator": "k1"}})
-    assert float(found[2]) > 0.9 > float(tilted()[2]) + 0.3
+    result = learn({"kl": IN_LOSS | {"estimator": "k1"}})
+    assert float(result[2]) > 0.9 > float(tilted()[2]) + 0.3
 
 
 def test_without_a_penalty_the_best_answer_wins() -> None:

@@ -90,7 +90,7 @@ def test_it_starts_as_the_reward_model(
         {"reward": "{adapter}", "algorithm": {"name": "ppo", "critic": {"start": "zero"}}},
     ],
 )
-def test_it_starts_from_nothing_where_told_to_or_the_reward_is_another(
+def test_it_starts_from_nothing_by_config_or_without_a_reward_model(
     model: PeftModel,
     tiny_base: Path,
     tiny_reward: Path,
@@ -119,7 +119,9 @@ def test_a_reward_model_of_another_base_is_refused(other_base: Path, tiny_reward
 
 def gradients(model: PeftModel) -> tuple[bool, bool]:
     """Whether policy and critic have any."""
-    policy, critic = (any(one.grad is not None for one in part) for part in split_parameters(model))
+    policy, critic = (
+        any(parameter.grad is not None for parameter in part) for part in split_parameters(model)
+    )
     return policy, critic
 
 
@@ -138,7 +140,7 @@ def test_policy_and_critic_share_no_weight(
         token_values(model, row.packed).sum().backward()
     assert gradients(model) == (False, True)
     assert model.active_adapter == "default"  # and the policy is worn again
-    assert all(one.requires_grad for part in split_parameters(model) for one in part)
+    assert all(parameter.requires_grad for part in split_parameters(model) for parameter in part)
 
 
 Trainer = Callable[..., Any]
@@ -279,12 +281,12 @@ def test_gradients_are_the_same_where_activations_are_computed_twice(
 ) -> None:
     """The second time a layer computes, the role that it computed for must still be worn."""
     trainer = policy_trainer(PROMPTS, groups, REWARDS, PPO, "algorithm.epochs=1")
-    found = []
+    result = []
     for _ in range(2):
         update(trainer)
-        found.append({n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None})
+        result.append({n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None})
         trainer.model.zero_grad()
         trainer.model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
-    plain, twice = found
+    plain, twice = result
     assert plain.keys() == twice.keys() and len(plain) == 2 * 28 + 1
     assert all(torch.allclose(plain[name], twice[name], rtol=1e-4, atol=1e-7) for name in plain)

@@ -49,8 +49,8 @@ def final(tiny_base: Path, tiny_chat: Chat, tmp_path_factory: pytest.TempPathFac
 def test_every_token_keeps_its_probability(
     final: Path, tiny_base: Path, tiny_chat: Chat, tmp_path: Path
 ) -> None:
-    found = export_policy(final, tmp_path / "out", TALKS, dtype="float32")
-    assert found.largest < 1e-4 and found.tolerance == 0.001
+    result = export_policy(final, tmp_path / "out", TALKS, dtype="float32")
+    assert result.largest < 1e-4 and result.tolerance == 0.001
     base = AutoModelForCausalLM.from_pretrained(tiny_base)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     ids = tiny_chat.conversation_ids(TALKS[1])
@@ -67,16 +67,16 @@ def test_every_token_keeps_its_probability(
 
 def test_it_comes_with_tokenizer_and_generation_config(final: Path, tiny_chat: Chat, tmp_path: Path) -> None:
     export_policy(final, tmp_path / "out", TALKS)
-    own = GenerationConfig.from_pretrained(tmp_path / "out")
-    assert own.eos_token_id == list(tiny_chat.stop_ids) and own.pad_token_id == tiny_chat.pad_id
+    values = GenerationConfig.from_pretrained(tmp_path / "out")
+    assert values.eos_token_id == list(tiny_chat.stop_ids) and values.pad_token_id == tiny_chat.pad_id
     assert Chat.load(tmp_path / "out").template_hash == tiny_chat.template_hash
     assert AutoTokenizer.from_pretrained(tmp_path / "out").pad_token_id == tiny_chat.pad_id
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["dtype"] == "bfloat16" and config["architectures"] == ["LlamaForCausalLM"]
     (block,) = re.findall(r"```python\n(.*?)```", (tmp_path / "out" / "README.md").read_text(), re.DOTALL)
-    found: dict[str, Any] = {}
-    exec(block.replace("max_new_tokens=64", "max_new_tokens=2"), found)
-    assert len(found["answer"]) in (1, 2)
+    result: dict[str, Any] = {}
+    exec(block.replace("max_new_tokens=64", "max_new_tokens=2"), result)
+    assert len(result["answer"]) in (1, 2)
 
 
 def test_an_adapter_that_was_lost_leaves_nothing(

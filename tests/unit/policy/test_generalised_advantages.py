@@ -17,8 +17,8 @@ answers = st.lists(st.integers(1, 5), min_size=1, max_size=5)
 
 def test_the_reward_comes_with_the_last_token_and_the_penalty_with_each() -> None:
     penalty = torch.tensor([0.5, -1.0, 2.0, 0.25, 0.0, 1.0])
-    found = token_rewards(torch.tensor([10.0, 20.0, 30.0]), penalty, ANSWER)
-    assert found.tolist() == [-0.5, 1.0, 8.0, -0.25, 20.0, 29.0]
+    result = token_rewards(torch.tensor([10.0, 20.0, 30.0]), penalty, ANSWER)
+    assert result.tolist() == [-0.5, 1.0, 8.0, -0.25, 20.0, 29.0]
 
 
 def test_generalised_advantages_by_hand() -> None:
@@ -44,14 +44,14 @@ def drawn(lengths: list[int], seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 @given(answers)
 def test_lambda_1_is_what_came_without_what_was_expected(lengths: list[int]) -> None:
     rewards, values, answer = drawn(lengths)
-    came = torch.cat([one.flip(0).cumsum(0).flip(0) for one in rewards.split(lengths)])
+    came = torch.cat([item.flip(0).cumsum(0).flip(0) for item in rewards.split(lengths)])
     assert torch.allclose(generalised_advantages(rewards, values, answer, 1.0, 1.0), came - values)
 
 
 @given(answers, st.floats(0, 1))
 def test_lambda_0_looks_at_the_next_value_alone(lengths: list[int], discount: float) -> None:
     rewards, values, answer = drawn(lengths)
-    following = torch.cat([torch.cat([one[1:], one.new_zeros(1)]) for one in values.split(lengths)])
+    following = torch.cat([torch.cat([item[1:], item.new_zeros(1)]) for item in values.split(lengths)])
     expected = rewards + discount * following - values
     assert torch.allclose(generalised_advantages(rewards, values, answer, discount, 0.0), expected)
 
@@ -68,8 +68,8 @@ def test_the_definition(lengths: list[int], discount: float, gae_lambda: float) 
             sum((discount * gae_lambda) ** (later - t) * deltas[later] for later in range(t, len(r)))
             for t in range(len(r))
         ]
-    found = generalised_advantages(rewards, values, answer, discount, gae_lambda)
-    assert torch.allclose(found, torch.tensor(expected, dtype=torch.double), atol=1e-9)
+    result = generalised_advantages(rewards, values, answer, discount, gae_lambda)
+    assert torch.allclose(result, torch.tensor(expected, dtype=torch.double), atol=1e-9)
 
 
 def test_shapes_must_agree() -> None:
@@ -82,14 +82,14 @@ def test_moments_are_those_of_all_processes() -> None:
     together = torch.cat([here, there])
     mean = 15 / 5
 
-    def total(own: Tensor) -> Tensor:
+    def total(values: Tensor) -> Tensor:
         """What the other process adds: first its count and sum, then its squares."""
-        return own + (torch.tensor([3.0, 10.0]) if own.shape else (there - mean).square().sum())
+        return values + (torch.tensor([3.0, 10.0]) if values.shape else (there - mean).square().sum())
 
     assert mean_and_variance(here, total) == pytest.approx((mean, together.var(correction=0).item()))
 
 
 def test_moments_of_nothing_and_of_large_numbers() -> None:
-    assert mean_and_variance(torch.zeros(0), lambda own: own) == (0.0, 0.0)
-    _, variance = mean_and_variance(1e6 + torch.tensor([-1.0, 1.0]), lambda own: own)
+    assert mean_and_variance(torch.zeros(0), lambda reference: reference) == (0.0, 0.0)
+    _, variance = mean_and_variance(1e6 + torch.tensor([-1.0, 1.0]), lambda values: values)
     assert variance == pytest.approx(1.0)

@@ -31,68 +31,68 @@ def control(**settings: float | None) -> KLControl:
     return KLControl(0.1, **{"target": None, "horizon": 100.0, "budget": None, **settings})  # type: ignore[arg-type]
 
 
-def observe(one: KLControl, update: int, kl: float, reward: float) -> None:
+def observe(item: KLControl, update: int, kl: float, reward: float) -> None:
     weights = {"w": torch.tensor([float(update)])}
-    one.observe(update, charged=kl, kl=kl, reward=reward, answers=10, weights=lambda: weights)
+    item.observe(update, charged=kl, kl=kl, reward=reward, answers=10, weights=lambda: weights)
 
 
 def test_without_target_and_budget_nothing_happens() -> None:
-    one = control()
-    observe(one, 1, kl=1000.0, reward=1.0)
-    assert (one.coefficient, one.stopped, one.best_weights) == (0.1, None, {})
+    first = control()
+    observe(first, 1, kl=1000.0, reward=1.0)
+    assert (first.coefficient, first.stopped, first.best_weights) == (0.1, None, {})
 
 
 def test_the_budget_ends_the_run_and_the_newest_weights_within_it_are_kept() -> None:
-    one = control(budget=2.0)
+    first = control(budget=2.0)
     for update, kl in enumerate([0.0, 1.0, 2.0, 2.1], start=1):
-        assert one.stopped is None
-        observe(one, update, kl, reward=5.0 - update)
+        assert first.stopped is None
+        observe(first, update, kl, reward=5.0 - update)
     # What update 3 measured are the weights after update 2; too few updates to tell rewards apart.
-    assert one.stopped == {
+    assert first.stopped == {
         "reason": "kl budget",
         "update": 4,
         "kl": 2.1,
         "budget": 2.0,
         "kept": {"update": 2, "reward": (4 + 3 + 2) / 3, "kl": 2.0},
     }
-    assert one.sentence().startswith("Stopped at update 4: the mean KL of an answer, 2.1 nats, exceeds")
+    assert first.sentence().startswith("Stopped at update 4: the mean KL of an answer, 2.1 nats, exceeds")
     layer = nn.Module()
     layer.w = nn.Parameter(torch.zeros(1))
-    one.restore_best(layer)
+    first.restore_best(layer)
     assert layer.w.item() == 3.0
 
 
 def test_the_best_is_by_the_mean_of_a_window() -> None:
-    one = control(budget=100.0)
+    first = control(budget=100.0)
     rewards = [0.0] * WINDOW + [8.0, 8.0] + [0.0] * WINDOW + [9.0]
     for update, reward in enumerate(rewards, start=1):
-        observe(one, update, kl=1.0, reward=reward)
+        observe(first, update, kl=1.0, reward=reward)
     # The first update whose last eight hold both eights; the lone nine comes when they are gone.
-    assert one.best == {"update": WINDOW + 1, "reward": 16 / WINDOW, "kl": 1.0}
-    assert one.best_weights["w"].item() == WINDOW + 2
+    assert first.best == {"update": WINDOW + 1, "reward": 16 / WINDOW, "kl": 1.0}
+    assert first.best_weights["w"].item() == WINDOW + 2
 
 
 def test_a_first_update_beyond_the_budget_keeps_what_there_is() -> None:
-    one = control(budget=1.0)
-    observe(one, 1, kl=3.0, reward=0.0)
-    assert "no update was within the budget" in one.sentence()
+    first = control(budget=1.0)
+    observe(first, 1, kl=3.0, reward=0.0)
+    assert "no update was within the budget" in first.sentence()
     layer = nn.Linear(1, 1)
     before = layer.weight.item()
-    one.restore_best(layer)
+    first.restore_best(layer)
     assert layer.weight.item() == before
 
 
 def test_what_is_saved_comes_back(tmp_path: Path) -> None:
-    one, other = (control(target=1.0, budget=50.0) for _ in range(2))
+    first, other = (control(target=1.0, budget=50.0) for _ in range(2))
     for update in range(1, 12):
-        observe(one, update, kl=1.0 + 0.1 * update, reward=float(update % 5))
-    one.save(tmp_path)
+        observe(first, update, kl=1.0 + 0.1 * update, reward=float(update % 5))
+    first.save(tmp_path)
     other.load(tmp_path)
-    assert (other.coefficient, other.rewards, other.best) == (one.coefficient, one.rewards, one.best)
-    assert other.rewards.maxlen == WINDOW and torch.equal(other.best_weights["w"], one.best_weights["w"])
+    assert (other.coefficient, other.rewards, other.best) == (first.coefficient, first.rewards, first.best)
+    assert other.rewards.maxlen == WINDOW and torch.equal(other.best_weights["w"], first.best_weights["w"])
 
 
 def test_a_checkpoint_without_it_leaves_the_start(tmp_path: Path) -> None:
-    one = control()
-    one.load(tmp_path)
-    assert one.coefficient == 0.1
+    first = control()
+    first.load(tmp_path)
+    assert first.coefficient == 0.1

@@ -19,7 +19,7 @@ def test_prompts_that_the_template_refuses_are_dropped_and_counted(
 ) -> None:
     file = tmp_path / "prompts.jsonl"
     asked = [f"Question {number}, of {'war' if number % 4 == 0 else 'tea'}?" for number in range(40)]
-    file.write_text("".join(json.dumps({"prompt": one}) + "\n" for one in asked))
+    file.write_text("".join(json.dumps({"prompt": item}) + "\n" for item in asked))
     config = load_config(policy_config, PolicyConfig, [f"data.prompts.0.path={file}"])
     data = load_data(config, Chat.load(refusing_base))
     reason = "refused by the chat template: No war"

@@ -63,17 +63,17 @@ def cut(row: MeasuredBatch, part: slice, answers: slice) -> MeasuredBatch:
 
 def by_hand(rewards: list[float], gae_lambda: float) -> list[float]:
     """The advantages of all tokens, discount 1."""
-    found: list[float] = []
+    result: list[float] = []
     for answer in range(4):
         places = [place for place in range(8) if ANSWER[place] == answer]
-        later, next_value, own = 0.0, 0.0, []
+        later, next_value, values = 0.0, 0.0, []
         for place in reversed(places):
             reward = -PENALTY[place] + (rewards[answer] if place == places[-1] else 0.0)
             later = reward + next_value - VALUES[place] + gae_lambda * later
             next_value = VALUES[place]
-            own.append(later)
-        found += own[::-1]
-    return found
+            values.append(later)
+        result += values[::-1]
+    return result
 
 
 def advantages_of(algorithm: PPO, *rows: MeasuredBatch) -> tuple[list[Advantages], dict[str, float]]:
@@ -106,13 +106,13 @@ def test_advantages_returns_and_figures() -> None:
 
 def test_whitened_over_all_rows() -> None:
     rows = [cut(measured(), slice(0, 5), slice(0, 2)), cut(measured(), slice(5, 8), slice(2, 4))]
-    found, figures = advantages_of(ppo(unfinished="keep"), *rows)
+    result, figures = advantages_of(ppo(unfinished="keep"), *rows)
     plain = by_hand(REWARDS, 0.95)
     mean, variance = moments(plain)
     expected = [(a - mean) / math.sqrt(variance + 1e-8) for a in plain]
-    assert torch.cat([one.values for one in found]).tolist() == pytest.approx(expected)
-    # Returns are on the reward's own scale, and the spread is settings as it was before.
-    returns = torch.cat([one.returns_M for one in found if one.returns_M is not None])
+    assert torch.cat([item.values for item in result]).tolist() == pytest.approx(expected)
+    # Returns are on the reward's own scale, and the standard deviation is not whitened.
+    returns = torch.cat([item.returns_M for item in result if item.returns_M is not None])
     assert returns.tolist() == pytest.approx([a + v for a, v in zip(plain, VALUES, strict=True)])
     assert figures["advantage/std"] == pytest.approx(math.sqrt(variance))
 
@@ -126,8 +126,8 @@ def test_what_the_rule_for_unfinished_answers_does() -> None:
     expected = ((plain - mean) / math.sqrt(variance + 1e-8)).masked_fill(of_it, 0.0)
     assert torch.allclose(dropped.values, expected)
     punished = ppo(unfinished="penalty", unfinished_reward=-7, critic={"whiten": False})
-    (found,), _ = advantages_of(punished, measured())
-    assert found.values.tolist() == pytest.approx(by_hand([1.0, -7.0, -1.0, 2.0], 0.95))
+    (result,), _ = advantages_of(punished, measured())
+    assert result.values.tolist() == pytest.approx(by_hand([1.0, -7.0, -1.0, 2.0], 0.95))
 
 
 def test_an_answer_without_a_reward_takes_no_part() -> None:
@@ -135,12 +135,12 @@ def test_an_answer_without_a_reward_takes_no_part() -> None:
     rewards = torch.tensor(REWARDS, dtype=torch.double)
     rewards[1] = math.nan
     row = measured(rewards_N=rewards)
-    (found,), figures = advantages_of(algorithm, row)
+    (result,), figures = advantages_of(algorithm, row)
     finished_only, others = advantages_of(ppo(unfinished="drop"), measured())
-    assert torch.equal(found.values, finished_only[0].values) and figures == others
-    assert found.returns_M is not None
+    assert torch.equal(result.values, finished_only[0].values) and figures == others
+    assert result.returns_M is not None
     values = torch.zeros(8, dtype=torch.double, requires_grad=True)
-    loss = algorithm.critic.objective(values, row, found.returns_M, 1.0).loss
+    loss = algorithm.critic.objective(values, row, result.returns_M, 1.0).loss
     (gradient,) = torch.autograd.grad(loss, values)
     assert torch.isfinite(gradient).all() and not gradient[ANSWER == 1].any()
     assert gradient[ANSWER != 1].abs().min() > 0
@@ -149,13 +149,13 @@ def test_an_answer_without_a_reward_takes_no_part() -> None:
 def test_better_than_expected_becomes_likelier_and_expected() -> None:
     algorithm = ppo(unfinished="keep", critic={"whiten": False})
     row = measured()
-    (found,), _ = advantages_of(algorithm, row)
-    assert found.returns_M is not None and row.values_M is not None
+    (result,), _ = advantages_of(algorithm, row)
+    assert result.returns_M is not None and row.values_M is not None
     logps, values = OLD.clone().requires_grad_(), row.values_M.clone().requires_grad_()
-    (slope,) = torch.autograd.grad(algorithm.objective(logps, row, found.values, 8.0).loss, logps)
-    assert torch.allclose(slope, -found.values / 8)  # the ratio is 1
-    (rise,) = torch.autograd.grad(algorithm.critic.objective(values, row, found.returns_M, 8.0).loss, values)
-    assert torch.allclose(rise, -(found.returns_M - row.values_M) / 8)
+    (slope,) = torch.autograd.grad(algorithm.objective(logps, row, result.values, 8.0).loss, logps)
+    assert torch.allclose(slope, -result.values / 8)  # the ratio is 1
+    (rise,) = torch.autograd.grad(algorithm.critic.objective(values, row, result.returns_M, 8.0).loss, values)
+    assert torch.allclose(rise, -(result.returns_M - row.values_M) / 8)
 
 
 def test_the_share_of_clipped_tokens_is_a_mean_over_answers() -> None:
@@ -187,8 +187,8 @@ def test_without_a_critic_to_speak_of_it_is_reinforce_on_the_bare_reward(
     other = Reinforce.of(AlgorithmConfig.model_validate(settings))
     row = measured(penalty_M=torch.zeros(8).double(), values_M=torch.zeros(8).double())
     logps = OLD.clone().requires_grad_()
-    (found,), _ = advantages_of(algorithm, row)
-    (ours,) = torch.autograd.grad(algorithm.objective(logps, row, found.values, 8.0).loss, logps)
+    (result,), _ = advantages_of(algorithm, row)
+    (ours,) = torch.autograd.grad(algorithm.objective(logps, row, result.values, 8.0).loss, logps)
     (theirs,) = torch.autograd.grad(other.objective(logps, row, row.rewards_N, 8.0).loss, logps)
     assert torch.allclose(ours, theirs, rtol=1e-12, atol=0) and theirs.any()
 
@@ -200,9 +200,9 @@ def test_rows_of_other_processes_count_in_the_whitening() -> None:
     together, heard = threading.Barrier(2), [torch.zeros(()), torch.zeros(())]
 
     def process(number: int) -> tuple[list[Advantages], dict[str, float]]:
-        def total(own: Tensor) -> Tensor:
+        def total(values: Tensor) -> Tensor:
             together.wait()  # the sum before has been taken by both
-            heard[number] = own
+            heard[number] = values
             together.wait()
             return heard[0] + heard[1]
 

@@ -65,7 +65,7 @@ def test_the_value_loss_by_hand() -> None:
     cases: list[tuple[float, float, float, float, float, bool]] = [
         # now, then, return -> error that counts, slope of its square, clipped
         (0.5, 0.0, 3.0, 2.5, -2 * 2.5, False),  # within reach: as it is
-        (2.0, 0.0, 3.0, 2.0, 0.0, True),  # nearer by more than 1: the error at 1, and no gradient to go on
+        (2.0, 0.0, 3.0, 2.0, 0.0, True),  # nearer by more than 1: the error at 1, and no gradient
         (-2.0, 0.0, 3.0, 5.0, -2 * 5.0, False),  # away by more than 1: the error as it is, larger than at -1
         (5.0, 0.0, 3.0, 2.0, 2 * 2.0, False),  # past the return, as far as the clip leaves it short
     ]

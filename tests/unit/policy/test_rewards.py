@@ -88,10 +88,13 @@ class PlusCounter:
 
     def score(self, conversations: Sequence[Conversation]) -> list[Score]:
         self.calls.append(len(conversations))
-        if any("too long" in one[-1].content for one in conversations):
+        if any("too long" in conversation[-1].content for conversation in conversations):
             raise DataError("it has 900 tokens", allowed="at most 512")
-        assert all(one[-1].role == "assistant" and one[0].role == "system" for one in conversations)
-        return [Score(float(one[-1].content.count("+")), {}) for one in conversations]
+        assert all(
+            conversation[-1].role == "assistant" and conversation[0].role == "system"
+            for conversation in conversations
+        )
+        return [Score(float(conversation[-1].content.count("+")), {}) for conversation in conversations]
 
 
 def test_an_answer_that_cannot_be_scored_spoils_no_other() -> None:
@@ -139,7 +142,7 @@ def test_what_is_no_number_is_missing(value: Any) -> None:
     assert isinstance(second, Missing) and second.reason.startswith("it returned ")
 
 
-def test_a_function_that_fails_is_told_with_its_place() -> None:
+def test_a_function_that_fails_is_an_error_with_its_place() -> None:
     def broken(**_: Any) -> list[float]:
         return [1 / 0]
 

@@ -470,7 +470,7 @@ def test_before_the_first_sync(start: Start, engine_of: Any) -> None:
 
 
 def test_runs_that_share_a_folder_have_folders_of_their_own_in_it(tmp_path: Path) -> None:
-    one, two = (adapter_folder(tmp_path / name / "policy", "/shared") for name in ("one", "two"))
-    assert one.parent == two.parent == Path("/shared")
-    assert one.name.startswith("policy-") and one != two
+    first, two = (adapter_folder(tmp_path / name / "policy", "/shared") for name in ("one", "two"))
+    assert first.parent == two.parent == Path("/shared")
+    assert first.name.startswith("policy-") and first != two
     assert adapter_folder(tmp_path / "run", None) == (tmp_path / "run" / "adapters").resolve()

@@ -56,11 +56,11 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scripted]:
     monkeypatch.setenv("RLHF_REWARD_TOKEN", TOKEN)
-    with Scripted() as one:
-        thread = threading.Thread(target=one.serve_forever, args=(0.02,))
+    with Scripted() as item:
+        thread = threading.Thread(target=item.serve_forever, args=(0.02,))
         thread.start()
-        yield one
-        one.shutdown()
+        yield item
+        item.shutdown()
         thread.join()
 
 
@@ -123,7 +123,7 @@ def test_a_server_that_says_nothing_in_time(scripted: Scripted, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_wrong_token_is_said_at_once(scripted: Scripted, waited: list[float], status: int) -> None:
+def test_a_wrong_token_is_an_error_at_once(scripted: Scripted, waited: list[float], status: int) -> None:
     scripted.script = [(status, {"error": "no"})]
     with pytest.raises(ConfigError, match="does not accept the token in RLHF_REWARD_TOKEN") as caught:
         client(scripted).of(PROMPTS, ROLLOUTS)

@@ -55,7 +55,7 @@ def test_running_moments_are_those_of_all_rewards_so_far() -> None:
         seen += known
         given = shaping.of(RewardResult(batch), [1] * len(batch))
         expected = [(r - fmean(seen)) / (pstdev(seen) + EPSILON) for r in known]
-        assert [one for one in given if not math.isnan(one)] == pytest.approx(expected)
+        assert [item for item in given if not math.isnan(item)] == pytest.approx(expected)
     assert math.isnan(given[2])
     assert (shaping.seen.count, shaping.seen.mean) == (6, pytest.approx(fmean(seen)))
     assert shaping.seen.std == pytest.approx(pstdev(seen))
@@ -63,17 +63,17 @@ def test_running_moments_are_those_of_all_rewards_so_far() -> None:
 
 def test_moments_of_processes_are_added_up() -> None:
     """Each of three processes sees the sums over all, whatever it has itself."""
-    mine, others = torch.tensor([1.0, NAN, 5.0]), [2.0, 8.0, 8.0]
+    ours, others = torch.tensor([1.0, NAN, 5.0]), [2.0, 8.0, 8.0]
     everything = [1.0, 5.0, *others]
 
-    def reduce(own: torch.Tensor) -> torch.Tensor:
-        if own.dim():
-            return own + torch.tensor([len(others), sum(others)], dtype=torch.double)
-        return own + sum((one - fmean(everything)) ** 2 for one in others)
+    def reduce(values: torch.Tensor) -> torch.Tensor:
+        if values.dim():
+            return values + torch.tensor([len(others), sum(others)], dtype=torch.double)
+        return values + sum((other - fmean(everything)) ** 2 for other in others)
 
-    found = moments_of(mine, reduce)
-    assert (found.count, found.mean) == (5, pytest.approx(fmean(everything)))
-    assert found.std == pytest.approx(pstdev(everything))
+    result = moments_of(ours, reduce)
+    assert (result.count, result.mean) == (5, pytest.approx(fmean(everything)))
+    assert result.std == pytest.approx(pstdev(everything))
 
 
 def test_joining_nothing_changes_nothing() -> None:
@@ -130,7 +130,7 @@ def test_where_everything_is_missing_the_run_ends() -> None:
     ):
         Shaping(ShapingConfig()).of(given, [1, 1])
     # Another process may have some.
-    other = Shaping(ShapingConfig(missing="drop"), lambda own: own + 1)
+    other = Shaping(ShapingConfig(missing="drop"), lambda values: values + 1)
     assert all(map(math.isnan, other.of(given, [1, 1])))
 
 

@@ -167,9 +167,9 @@ def test_a_blend_is_the_weighted_sum_of_the_updates(
     base.add_policy(other_final, "two")
     base.blend("both", {"one": 0.7, "two": -0.4})
     base.blend("half", {"one": 0.5})
-    one, two, both, half = (updates(base, name) for name in ("one", "two", "both", "half"))
-    assert len(one) == 14  # seven linear maps in each of two layers
-    for place, update in one.items():
+    first, two, both, half = (updates(base, name) for name in ("one", "two", "both", "half"))
+    assert len(first) == 14  # seven linear maps in each of two layers
+    for place, update in first.items():
         assert update.abs().max() > 0.1 and two[place].abs().max() > 0.1
         torch.testing.assert_close(both[place], 0.7 * update - 0.4 * two[place], atol=1e-5, rtol=0)
         torch.testing.assert_close(half[place], 0.5 * update, atol=1e-5, rtol=0)
@@ -266,7 +266,7 @@ def test_a_policy_and_a_reward_model_of_another_base(
         base.add_policy(final)
     with pytest.raises(ModelError, match=r"^The reward model was trained on '.*base' \(fingerprint"):
         base.add_reward(tiny_reward)
-    assert base.policies == () and greedy(base) == alone, "what does not fit was hung all the same"
+    assert base.policies == () and greedy(base) == alone, "an adapter that does not fit was attached"
 
 
 def test_another_chat_template(tiny_base: Path, final: Path, tiny_reward: Path) -> None:
@@ -278,7 +278,7 @@ def test_another_chat_template(tiny_base: Path, final: Path, tiny_reward: Path) 
         ) as caught:
             add(final if kind == "policy" else tiny_reward)
         assert "template_date='26 Jul 2024'" in caught.value.fix
-    assert greedy(base) == alone, "what does not fit was hung all the same"
+    assert greedy(base) == alone, "an adapter that does not fit was attached"
 
 
 def test_asking_what_is_not_there(base: SharedBase, final: Path) -> None:

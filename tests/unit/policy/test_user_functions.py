@@ -275,7 +275,7 @@ def test_a_function_that_changes_the_working_directory_does_not_move_the_run(
 
 
 @pytest.mark.parametrize(
-    ("body", "found"),
+    ("body", "result"),
     [
         ("return {1.0, 2.0}", "of type set"),
         ("return map(int, ['x', 'y'])", "ValueError"),
@@ -284,11 +284,11 @@ def test_a_function_that_changes_the_working_directory_does_not_move_the_run(
         ("import asyncio; raise asyncio.CancelledError", "CancelledError"),
     ],
 )
-def test_what_a_function_does_is_an_error_of_the_function(write: Write, body: str, found: str) -> None:
+def test_what_a_function_does_is_an_error_of_the_function(write: Write, body: str, result: str) -> None:
     file = write(f"def f(completions, **_):\n    {body}\n")
     with pytest.raises(RewardError) as caught:
         load(f"{file}:f").of(PROMPTS, ROLLOUTS)
-    assert found in caught.value.found
+    assert result in caught.value.found
 
 
 def test_a_long_exception_is_shortened(write: Write) -> None:

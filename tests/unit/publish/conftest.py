@@ -90,7 +90,7 @@ def application(hub: StandIn) -> FastAPI:
         return {
             "transfer": "basic",
             "objects": [
-                {**one, "actions": {"upload": {"href": f"{hub.url}/blob/{one['oid']}"}}} for one in objects
+                {**blob, "actions": {"upload": {"href": f"{hub.url}/blob/{blob['oid']}"}}} for blob in objects
             ],
         }
 

@@ -155,8 +155,8 @@ def make_policy_run(
             row = answer_pair(index, draw, 0.3, True)
             samples.append({"step": step, "prompt": row["prompt"], **row["after"]})
     lines(path / "samples.jsonl", samples)
-    found = policy_evaluation() if evaluation is None else evaluation
-    (path / "eval.json").write_text(json.dumps(found), encoding="utf-8")
+    result = policy_evaluation() if evaluation is None else evaluation
+    (path / "eval.json").write_text(json.dumps(result), encoding="utf-8")
     return path
 
 

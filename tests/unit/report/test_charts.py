@@ -75,9 +75,9 @@ def test_a_line_chart_places_dots_ticks_levels_and_stages() -> None:
         stages=[Mark(0, "a"), Mark(2, "b")],
     )
     assert chart is not None
-    assert [one.name for one in chart.drawn] == ["loss"]
+    assert [line.name for line in chart.drawn] == ["loss"]
     xs, ys = zip(*re.findall(r"M([\d.]+) ([\d.]+)h0", chart.drawn[0].dots), strict=True)
-    x, y = [float(one) for one in xs], [float(one) for one in ys]
+    x, y = [float(x_text) for x_text in xs], [float(y_text) for y_text in ys]
     assert LEFT < x[0] < x[1] < x[2] < RIGHT
     assert x[1] == pytest.approx((LEFT + RIGHT) / 2, abs=0.1)
     assert BOTTOM > y[0] > y[1] > y[2] > TOP
@@ -126,7 +126,7 @@ def test_bars_stand_on_one_another() -> None:
         span=(1, 3),
     )
     assert chart is not None
-    bars = [re.findall(r"M[\d.]+ ([\d.]+)V([\d.]+)h", one.dots) for one in chart.drawn]
+    bars = [re.findall(r"M[\d.]+ ([\d.]+)V([\d.]+)h", line.dots) for line in chart.drawn]
     assert len(bars[0]) == len(bars[1]) == 2, "step 3 has no rollout time"
     for (bottom, top), (next_bottom, next_top) in zip(*bars, strict=True):
         assert float(bottom) == BOTTOM
@@ -134,5 +134,5 @@ def test_bars_stand_on_one_another() -> None:
         assert (float(bottom) - float(top)) == pytest.approx(
             3 * (float(next_bottom) - float(next_top)), abs=0.2
         )
-    assert [one.share for one in chart.drawn] == ["75\N{NO-BREAK SPACE}%", "25\N{NO-BREAK SPACE}%"]
+    assert [line.share for line in chart.drawn] == ["75\N{NO-BREAK SPACE}%", "25\N{NO-BREAK SPACE}%"]
     assert chart.hover["rows"][1]["value"] == ["1.00", "1.00"]

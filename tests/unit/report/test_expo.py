@@ -42,10 +42,10 @@ def test_the_chosen_factor_and_what_it_gains() -> None:
 
 
 @pytest.mark.parametrize(
-    "found", [{}, {**FOUND, "trials": []}, {**FOUND, "trials": [trial(1.0, 0.9)]}, {"factor": None}]
+    "result", [{}, {**FOUND, "trials": []}, {**FOUND, "trials": [trial(1.0, 0.9)]}, {"factor": None}]
 )
-def test_without_a_search_there_is_no_picture(found: dict[str, Any]) -> None:
-    assert expo_charts(found) == []
+def test_without_a_search_there_is_no_picture(result: dict[str, Any]) -> None:
+    assert expo_charts(result) == []
 
 
 def test_equal_accuracies_can_be_drawn() -> None:

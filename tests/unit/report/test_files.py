@@ -82,6 +82,6 @@ def test_samples_of_the_first_and_the_last_step_are_kept(tmp_path: Path) -> None
 
 
 def test_drops_are_found_in_either_place(tmp_path: Path) -> None:
-    found = {"read": 3, "kept": 2}
+    result = {"read": 3, "kept": 2}
     assert read_run(write(tmp_path, eval=json.dumps({"drops": {"read": 9}}))).drops == {"read": 9}
-    assert read_run(write(tmp_path, drops=json.dumps(found), config="stages: []")).drops == found
+    assert read_run(write(tmp_path, drops=json.dumps(result), config="stages: []")).drops == result

@@ -120,8 +120,8 @@ def test_equal_kl_is_read_off_each_path_with_an_interval_over_seeds(tmp_path: Pa
     tracks = read_tracks(
         [make_run(tmp_path / f"{seed}", seed=seed, slope=slope) for seed, slope in enumerate(slopes)]
     )
-    found = at_equal_kl(tracks, CURVE, "reward", [0.0, 1.5])
-    (group, (zero, further)), (_, best) = found.items()
+    result = at_equal_kl(tracks, CURVE, "reward", [0.0, 1.5])
+    (group, (zero, further)), (_, best) = result.items()
     assert group == "rloo, KL 0.05 x sum k1"
     assert zero["values"] == [2.0, 2.0, 2.0] and zero["ci95"] == [2.0, 2.0]
     assert further["values"] == pytest.approx([2.0 + slope * 1.5 for slope in slopes])
@@ -144,8 +144,10 @@ def test_runs_of_different_lengths_and_one_that_is_still_going(tmp_path: Path) -
         ]
     )
     assert levels_of(tracks) == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
-    one, three, six, seven = at_equal_kl(tracks, [], "reward", [1.0, 3.0, 6.0, 7.0])["rloo, KL 0.05 x sum k1"]
-    assert [len(found["values"]) for found in (one, three, six, seven)] == [3, 2, 1, 0]
+    first, three, six, seven = at_equal_kl(tracks, [], "reward", [1.0, 3.0, 6.0, 7.0])[
+        "rloo, KL 0.05 x sum k1"
+    ]
+    assert [len(result["values"]) for result in (first, three, six, seven)] == [3, 2, 1, 0]
     assert six["mean"] == 8.0 and six["ci95"] is None and six["of"] == 3
     assert seven["mean"] is None
     summary = summarise(tracks, [])
@@ -159,12 +161,12 @@ def test_ends_have_gains_and_the_yardstick_at_their_kl(tmp_path: Path) -> None:
     tracks = read_tracks(
         [make_run(tmp_path / "a", kl=(0.0, 1.0), slope=2.0), make_run(tmp_path / "b", seed=1, kl=(0.0, 1.4))]
     )
-    (found,) = ends(tracks, CURVE).values()
-    assert found["kl"]["mean"] == pytest.approx(1.2)
-    assert found["reward"]["values"] == pytest.approx([4.0, 3.4])
-    assert found["reward_gain"]["values"] == pytest.approx([2.0, 1.4])
-    assert found["best_of_n"] == pytest.approx(2.9 + 0.6 * (1.2 - 0.6) / 1.2)
-    assert "gold" not in found  # null in eval.json
+    (result,) = ends(tracks, CURVE).values()
+    assert result["kl"]["mean"] == pytest.approx(1.2)
+    assert result["reward"]["values"] == pytest.approx([4.0, 3.4])
+    assert result["reward_gain"]["values"] == pytest.approx([2.0, 1.4])
+    assert result["best_of_n"] == pytest.approx(2.9 + 0.6 * (1.2 - 0.6) / 1.2)
+    assert "gold" not in result  # null in eval.json
 
 
 def test_long_runs_are_smoothed(tmp_path: Path) -> None:
@@ -172,7 +174,9 @@ def test_long_runs_are_smoothed(tmp_path: Path) -> None:
     steps = 60
     kl = [step / 10 for step in range(steps)]
     noise = [(-1.0) ** step for step in range(steps)]
-    folder = make_run(tmp_path / "a", kl=kl, **{"gold/mean": [0.5 + 0.3 * one for one in noise]})
+    folder = make_run(
+        tmp_path / "a", kl=kl, **{"gold/mean": [0.5 + 0.3 * noise_value for noise_value in noise]}
+    )
     (track,) = read_tracks([folder])
     middle = [value for at, value in track.paths["gold"] if 1.0 < at < 5.0]
     assert max(abs(value - 0.5) for value in middle) < 0.03

@@ -16,12 +16,14 @@ S = "\N{NO-BREAK SPACE}"
 UP, DOWN, SAME = (0.0, 1.0, 0.5, 1.5), (1.0, 0.0, -1.5, -0.5), (0.0, 0.1, -0.5, 0.7)
 
 
-def evaluation(**found: tuple[float, float, float, float]) -> dict[str, Any]:
+def evaluation(**result: tuple[float, float, float, float]) -> dict[str, Any]:
     """name -> (before, after, low, high)."""
     return {
-        "before": {name: one[0] for name, one in found.items()},
-        "after": {name: one[1] for name, one in found.items()},
-        "difference": {name: {"mean": one[1] - one[0], "ci95": list(one[2:])} for name, one in found.items()},
+        "before": {name: item[0] for name, item in result.items()},
+        "after": {name: item[1] for name, item in result.items()},
+        "difference": {
+            name: {"mean": item[1] - item[0], "ci95": list(item[2:])} for name, item in result.items()
+        },
     }
 
 

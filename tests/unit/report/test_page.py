@@ -36,10 +36,10 @@ def test_pairs_are_ranked_by_gold_then_reward_and_counted() -> None:
         row("up more", 1, 0.2),
         row("same", 0, 3),
     ]
-    found = pairs({"answers": rows})
-    assert [pair.prompt[0][1] for pair in found] == ["up more", "up", "same", "down", "none"]
-    assert tally(found) == {"better": 2, "same": 1, "worse": 1}
-    assert found[0].changes == [("gold", "+1.00", "better"), ("reward", "+0.20", "better")]
+    result = pairs({"answers": rows})
+    assert [pair.prompt[0][1] for pair in result] == ["up more", "up", "same", "down", "none"]
+    assert tally(result) == {"better": 2, "same": 1, "worse": 1}
+    assert result[0].changes == [("gold", "+1.00", "better"), ("reward", "+0.20", "better")]
 
 
 def test_every_curve_of_a_policy_is_there(policy_run: Path) -> None:
@@ -57,7 +57,7 @@ def test_every_curve_of_a_policy_is_there(policy_run: Path) -> None:
         "Gradient norm",
     ]
     time = charts[8]
-    assert [one.name for one in time.drawn] == ["rollout", "score", "update", "sync", "other"]
+    assert [line.name for line in time.drawn] == ["rollout", "score", "update", "sync", "other"]
     page = text_of(policy_run)
     assert "kl/abs_mean" not in shown
     assert '<span class="name">kl/abs_mean</span>' in page, "every other metric has its curve too"
@@ -91,10 +91,10 @@ def test_sampled_answers_span_the_range_of_rewards(policy_run: Path) -> None:
 def test_all_text_is_escaped(
     tmp_path: Path, make_policy: Callable[..., Path], evaluate: Callable[..., dict[str, Any]]
 ) -> None:
-    found = evaluate()
-    found["answers"][0]["prompt"] = [{"role": HOSTILE, "content": HOSTILE}]
-    found["answers"][0]["before"]["answer"] = found["answers"][1]["after"]["answer"] = HOSTILE
-    run = make_policy(tmp_path / "run", evaluation=found)
+    result = evaluate()
+    result["answers"][0]["prompt"] = [{"role": HOSTILE, "content": HOSTILE}]
+    result["answers"][0]["before"]["answer"] = result["answers"][1]["after"]["answer"] = HOSTILE
+    run = make_policy(tmp_path / "run", evaluation=result)
     scripts = text_of(make_policy(tmp_path / "harmless", evaluation=evaluate())).count("<script>")
     (run / "environment.json").write_text(json.dumps({HOSTILE: HOSTILE}), encoding="utf-8")
     (run / "config.yaml").write_text(

@@ -16,8 +16,8 @@ S = "\N{NO-BREAK SPACE}"
 
 
 def test_the_table_has_everything_in_order() -> None:
-    found = {"subsets": SUBSETS, "sections": {"x": 0.7}, "overall": 0.65, "length_baseline": 0.5}
-    groups = reward_table({**found, "intervals": {"sections": {"x": [0.6, 0.8]}}})
+    result = {"subsets": SUBSETS, "sections": {"x": 0.7}, "overall": 0.65, "length_baseline": 0.5}
+    groups = reward_table({**result, "intervals": {"sections": {"x": [0.6, 0.8]}}})
     assert [(title, [row.name for row in rows]) for title, rows in groups] == [
         ("", ["Overall"]),
         ("Sections", ["x"]),
@@ -31,9 +31,9 @@ def test_the_table_has_everything_in_order() -> None:
 
 
 def test_a_mean_of_sections_gets_no_interval_of_pooled_pairs() -> None:
-    found = overall({"subsets": SUBSETS, "overall": 0.7})
-    assert found is not None
-    assert found.interval is None
+    result = overall({"subsets": SUBSETS, "overall": 0.7})
+    assert result is not None
+    assert result.interval is None
     pooled = overall({"subsets": SUBSETS, "overall": 0.65})
     assert pooled is not None
     assert pooled.interval == tuple(wilson_interval(0.65, 400))
@@ -50,13 +50,13 @@ def test_a_mean_of_sections_gets_no_interval_of_pooled_pairs() -> None:
     ],
 )
 def test_verdicts(share: float, interval: list[float], baseline: float, label: str) -> None:
-    found = {"overall": share, "length_baseline": baseline, "intervals": {"overall": interval}}
-    assert reward_verdict(found).label == label
+    result = {"overall": share, "length_baseline": baseline, "intervals": {"overall": interval}}
+    assert reward_verdict(result).label == label
 
 
 def test_the_sentence() -> None:
-    found: dict[str, Any] = {"subsets": SUBSETS, "overall": 0.65, "length_baseline": 0.5}
-    verdict = reward_verdict({**found, "intervals": {"overall": [0.602, 0.695]}})
+    result: dict[str, Any] = {"subsets": SUBSETS, "overall": 0.65, "length_baseline": 0.5}
+    verdict = reward_verdict({**result, "intervals": {"overall": [0.602, 0.695]}})
     assert verdict.sentence == (
         f"The reward model picks the better answer in 65.0{S}% of 400 held-out comparisons "
         f"(95{S}% interval 60.2 to 69.5)."
@@ -70,10 +70,10 @@ def test_the_sentence() -> None:
 
 def test_dropped_rows_by_reason_the_largest_first() -> None:
     few = {"count": 2, "examples": ["f.jsonl:3", "f.jsonl:9"]}
-    found = dropped({"read": 2010, "kept": 8, "dropped": {"few": few, "many": {"count": 2000}}})
-    assert found is not None
-    assert (found.read, found.kept) == ("2,010", "8")
-    assert found.reasons == [("many", "2,000", ""), ("few", "2", "f.jsonl:3, f.jsonl:9")]
+    result = dropped({"read": 2010, "kept": 8, "dropped": {"few": few, "many": {"count": 2000}}})
+    assert result is not None
+    assert (result.read, result.kept) == ("2,010", "8")
+    assert result.reasons == [("many", "2,000", ""), ("few", "2", "f.jsonl:3, f.jsonl:9")]
     assert dropped({}) is None
 
 

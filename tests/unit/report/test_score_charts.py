@@ -47,7 +47,7 @@ def test_the_reliability_diagram() -> None:
 def test_the_histogram() -> None:
     chart = histogram(SCORES)
     assert chart is not None
-    assert [one.name for one in chart.drawn] == ["better answers", "worse answers"]
+    assert [line.name for line in chart.drawn] == ["better answers", "worse answers"]
     assert chart.summary == "medians 1.50 and 0.500"
     assert chart.hover["rows"][1] | {"py": []} == {"name": "worse answers", "value": ["6", "4"], "py": []}
     assert chart.hover["step"] == ["0 to 1.00", "1.00 to 2.00"]
@@ -65,15 +65,15 @@ def test_without_figures_there_is_no_picture() -> None:
 
 
 def test_the_page_shows_them_and_the_table_its_parts(reward_run: Path) -> None:
-    found: dict[str, Any] = json.loads((reward_run / "eval.json").read_text())
+    result: dict[str, Any] = json.loads((reward_run / "eval.json").read_text())
     held_out = {"subsets": {"x": SHARES}, "strengths": {"1": SHARES, "2": SHARES}}
     lengths = {"shorter": SHARES, "longer": SHARES, "same": {"accuracy": None, "count": 0}, "controlled": 0.6}
-    found |= {"calibration": CALIBRATION, "scores": SCORES, "lengths": lengths, "held_out": held_out}
-    found["strengths"] = {"1": SHARES}  # all alike: no group of its own
-    (reward_run / "eval.json").write_text(json.dumps(found))
+    result |= {"calibration": CALIBRATION, "scores": SCORES, "lengths": lengths, "held_out": held_out}
+    result["strengths"] = {"1": SHARES}  # all alike: no group of its own
+    (reward_run / "eval.json").write_text(json.dumps(result))
     page = render(read_run(reward_run))
     assert "Reliability" in page and 'data-axis="confidence"' in page and 'data-axis="reward"' in page
-    groups = {title: [row.name for row in rows] for title, rows in reward_table(found)}
+    groups = {title: [row.name for row in rows] for title, rows in reward_table(result)}
     assert groups["By length of the better answer"] == ["shorter", "longer", "mean of the two"]
     assert groups["Held out, by strength of the preference"] == ["1", "2"]
     assert "By strength of the preference" not in groups

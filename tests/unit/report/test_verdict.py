@@ -11,10 +11,10 @@ from rlhf.report.verdict import change, policy_verdict
 S = "\N{NO-BREAK SPACE}"
 
 
-def evaluation(**found: tuple[float, float, float, float] | None) -> dict[str, Any]:
+def evaluation(**actual: tuple[float, float, float, float] | None) -> dict[str, Any]:
     """name -> (before, after, low, high), or None for a quantity that was not measured."""
     result: dict[str, Any] = {"before": {}, "after": {}, "difference": {}}
-    for name, values in found.items():
+    for name, values in actual.items():
         before, after, low, high = values or (None, None, None, None)
         result["before"][name], result["after"][name] = before, after
         result["difference"][name] = values and {"mean": values[1] - values[0], "ci95": [low, high]}
@@ -78,28 +78,28 @@ def test_without_gold_it_speaks_of_the_reward_alone(
 
 
 def test_answers_that_grow_by_half_call_for_caution() -> None:
-    found = evaluation(gold=(0.3, 0.5, 0.1, 0.3), length=(80, 160, 60, 100))
-    assert f"Answers became 100{S}% longer (80 to 160 tokens)" in policy_verdict(found).more[-1]
-    found = evaluation(gold=(0.3, 0.5, 0.1, 0.3), length=(80, 90, 5, 15))
-    assert policy_verdict(found).more == []
+    result = evaluation(gold=(0.3, 0.5, 0.1, 0.3), length=(80, 160, 60, 100))
+    assert f"Answers became 100{S}% longer (80 to 160 tokens)" in policy_verdict(result).more[-1]
+    result = evaluation(gold=(0.3, 0.5, 0.1, 0.3), length=(80, 90, 5, 15))
+    assert policy_verdict(result).more == []
 
 
 def test_no_interval_no_claim() -> None:
-    found: dict[str, Any] = {"before": {"gold": 0.3}, "after": {"gold": 0.6}}
-    verdict = policy_verdict(found)
+    result: dict[str, Any] = {"before": {"gold": 0.3}, "after": {"gold": 0.6}}
+    verdict = policy_verdict(result)
     assert (verdict.tone, verdict.label) == ("open", "No verdict")
     assert "no interval was computed" in verdict.sentence
 
 
 @pytest.mark.parametrize(
-    "found", [{}, {"before": {"gold": 0.3, "reward": 1.0}}, {"before": None, "after": {}}]
+    "result", [{}, {"before": {"gold": 0.3, "reward": 1.0}}, {"before": None, "after": {}}]
 )
-def test_nothing_to_judge_yet(found: dict[str, Any]) -> None:
-    assert policy_verdict(found).label == "No verdict yet"
+def test_nothing_to_judge_yet(result: dict[str, Any]) -> None:
+    assert policy_verdict(result).label == "No verdict yet"
 
 
 def test_an_interval_that_touches_zero_includes_it() -> None:
-    found = change(evaluation(gold=(0.3, 0.4, 0.0, 0.2)), "gold")
-    assert found is not None
-    assert not found.rose
-    assert not found.fell
+    result = change(evaluation(gold=(0.3, 0.4, 0.0, 0.2)), "gold")
+    assert result is not None
+    assert not result.rose
+    assert not result.fell

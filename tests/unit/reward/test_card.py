@@ -58,13 +58,13 @@ def result(overall: float, count: int) -> dict[str, Any]:
 def run_code(folder: Path) -> dict[str, Any]:
     """What a reader gets who copies the card's code."""
     (block,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
-    found: dict[str, Any] = {}
-    exec(block, found)
-    return found
+    actual: dict[str, Any] = {}
+    exec(block, actual)
+    return actual
 
 
-def ours(folder: Path, found: Mapping[str, Any]) -> float:
-    talk = tuple(Message(one["role"], one["content"]) for one in found["messages"])
+def ours(folder: Path, actual: Mapping[str, Any]) -> float:
+    talk = tuple(Message(message["role"], message["content"]) for message in actual["messages"])
     (score,) = Scorer.load(folder).score([talk])
     return score.reward
 
@@ -81,9 +81,9 @@ def randomised(settings: RewardConfig, chat: Chat, folder: Path) -> Path:
 
 
 def test_the_code_on_the_card_gives_our_reward(tiny_reward: Path) -> None:
-    found = run_code(tiny_reward)
-    assert found["reward"] == pytest.approx(ours(tiny_reward, found), abs=1e-4)
-    assert abs(found["reward"]) > 0.01
+    actual = run_code(tiny_reward)
+    assert actual["reward"] == pytest.approx(ours(tiny_reward, actual), abs=1e-4)
+    assert abs(actual["reward"]) > 0.01
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
@@ -92,9 +92,9 @@ def test_so_it_does_in_bfloat16_and_in_4_bits(
 ) -> None:
     settings = config(str(tiny_base), dtype="bfloat16", quantization=quantization)
     folder = randomised(settings, tiny_chat, tmp_path / "final")
-    found = run_code(folder)
-    assert found["model"].get_base_model().dtype == torch.bfloat16
-    assert found["reward"] == pytest.approx(ours(folder, found), abs=0.1, rel=0.05)
+    actual = run_code(folder)
+    assert actual["model"].get_base_model().dtype == torch.bfloat16
+    assert actual["reward"] == pytest.approx(ours(folder, actual), abs=0.1, rel=0.05)
 
 
 def test_a_template_with_a_date_writes_that_of_the_training(tiny_base: Path, tmp_path: Path) -> None:
@@ -105,9 +105,9 @@ def test_a_template_with_a_date_writes_that_of_the_training(tiny_base: Path, tmp
     tokenizer.save_pretrained(base)
     settings = config(str(base), template_date="1 Feb 2003")
     folder = randomised(settings, Chat.load(base, template_date="1 Feb 2003"), tmp_path / "final")
-    found = run_code(folder)
-    assert found["reward"] == pytest.approx(ours(folder, found), abs=1e-4)
-    assert found["tokenizer"].decode(found["ids"]["input_ids"][0]).startswith("1 Feb 2003")
+    actual = run_code(folder)
+    assert actual["reward"] == pytest.approx(ours(folder, actual), abs=1e-4)
+    assert actual["tokenizer"].decode(actual["ids"]["input_ids"][0]).startswith("1 Feb 2003")
 
 
 def test_before_an_evaluation_the_card_claims_nothing(tiny_reward: Path, tiny_base: Path) -> None:

@@ -67,8 +67,8 @@ def test_ties_go_to_the_lower_loss_and_then_to_the_smaller_factor() -> None:
     ],
 )
 def test_steps_between_neighbours(middle: float, step: float, expected: list[float]) -> None:
-    found = between_neighbours([1.0, 1.5, 2.0], middle, step)
-    assert found == pytest.approx(expected)
+    result = between_neighbours([1.0, 1.5, 2.0], middle, step)
+    assert result == pytest.approx(expected)
 
 
 PAIR = Item(Tree((1, 2), ((7, 8), (9,))), ((None,), (None,)), 2)

@@ -53,8 +53,8 @@ def exported(tiny_reward: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
         "nemotron": {"form": "nemotron"},
     }
     for name, options in forms.items():
-        found = export_reward(tiny_reward, folder / name, TALKS, dtype="float32", **options)
-        assert found.largest < 1e-4 and found.count == len(TALKS)
+        result = export_reward(tiny_reward, folder / name, TALKS, dtype="float32", **options)
+        assert result.largest < 1e-4 and result.count == len(TALKS)
     return {name: folder / name for name in forms}
 
 
@@ -76,10 +76,10 @@ def test_a_classifier_scores_alone_and_in_a_padded_batch(
 
 
 def test_the_reward_alone_loads_as_trl_loads_it(exported: dict[str, Path], before: torch.Tensor) -> None:
-    model, found = AutoModelForSequenceClassification.from_pretrained(
+    model, result = AutoModelForSequenceClassification.from_pretrained(
         exported["reward only"], num_labels=1, output_loading_info=True
     )
-    assert not found["missing_keys"] and not found["unexpected_keys"] and not found["mismatched_keys"]
+    assert not result["missing_keys"] and not result["unexpected_keys"] and not result["mismatched_keys"]
     tokenizer = AutoTokenizer.from_pretrained(exported["reward only"])
     batch = tokenizer.apply_chat_template(
         [messages(talk) for talk in TALKS], padding=True, return_dict=True, return_tensors="pt"
@@ -120,14 +120,14 @@ def test_a_merged_weight_is_base_plus_scaled_product(
 def test_other_formats(
     tiny_reward: Path, tmp_path: Path, before: torch.Tensor, dtype: str, form: str
 ) -> None:
-    found = export_reward(tiny_reward, tmp_path / "out", TALKS, form=form, dtype=dtype)
-    assert 0 < found.largest <= found.tolerance
+    result = export_reward(tiny_reward, tmp_path / "out", TALKS, form=form, dtype=dtype)
+    assert 0 < result.largest <= result.tolerance
     weights = load_file(tmp_path / "out" / "model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {getattr(torch, dtype)}
     after = load_scorer(tmp_path / "out", form=form, dtype="float32").score(TALKS)
     scale = max(1.0, float(before[:, 0].abs().max()))
     rewards = torch.tensor([score.reward for score in after])
-    assert float((rewards - before[:, 0]).abs().max()) / scale <= found.largest + 1e-6
+    assert float((rewards - before[:, 0]).abs().max()) / scale <= result.largest + 1e-6
 
 
 @pytest.mark.parametrize("block", ["classifier", "reward only", "nemotron"])
@@ -135,11 +135,11 @@ def test_the_code_on_the_card_runs_and_gives_the_reward(
     exported: dict[str, Path], tiny_reward: Path, block: str
 ) -> None:
     text = (exported[block] / "README.md").read_text()
-    found: dict[str, Any] = {}
-    exec(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0], found)  # what a reader would copy
-    talk = tuple(Message(one["role"], one["content"]) for one in found["messages"])
+    result: dict[str, Any] = {}
+    exec(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0], result)  # what a reader would copy
+    talk = tuple(Message(message["role"], message["content"]) for message in result["messages"])
     (expected,) = Scorer.load(tiny_reward).score([talk])
-    assert found["reward"] == pytest.approx(expected.reward, abs=1e-4)
+    assert result["reward"] == pytest.approx(expected.reward, abs=1e-4)
     assert "differ by at most" in text and "allowed: 0.001" in text
 
 

@@ -98,7 +98,7 @@ def test_a_classifier_of_one_output(classifier: Path) -> None:
     scores = load_scorer(classifier).score(ALL)
     model = AutoModelForSequenceClassification.from_pretrained(classifier).eval()
     with torch.no_grad():
-        alone = [model(**ids_of(classifier, one)).logits.item() for one in ALL]
+        alone = [model(**ids_of(classifier, conversation)).logits.item() for conversation in ALL]
     assert [score.reward for score in scores] == pytest.approx(alone, abs=1e-4)
     assert [dict(score.attributes) for score in scores] == [{"reward": score.reward} for score in scores]
     assert min(abs(a - b) for a in alone for b in alone if a != b) > 1e-3  # or the test could not fail
@@ -109,7 +109,7 @@ def test_a_classifier_of_several_outputs(many: Path, label: str | None) -> None:
     scores = load_scorer(many, label=label).score(ALL)
     model = AutoModelForSequenceClassification.from_pretrained(many).eval()
     with torch.no_grad():
-        alone = torch.cat([model(**ids_of(many, one)).logits for one in ALL])
+        alone = torch.cat([model(**ids_of(many, conversation)).logits for conversation in ALL])
     assert tuple(scores[0].attributes) == ("help", "truth", "length")
     assert torch.allclose(rows(list(scores)), alone, atol=1e-4)
     column = {None: 0, "help": 0, "length": 2}[label]
@@ -149,8 +149,8 @@ def test_nemotrons_form_is_what_generate_gives(nemotron: Path) -> None:
     """The call of NVIDIA's model card."""
     scores = load_scorer(nemotron, form="nemotron").score(ALL)
     model = AutoModelForCausalLM.from_pretrained(nemotron).eval()
-    for score, one in zip(scores, ALL, strict=True):
-        ids = ids_of(nemotron, one)
+    for score, conversation in zip(scores, ALL, strict=True):
+        ids = ids_of(nemotron, conversation)
         out = model.generate(**ids, max_new_tokens=1, return_dict_in_generate=True, output_scores=True)
         assert score.reward == pytest.approx(out["scores"][0][0][0].item(), abs=1e-4)
     assert len({round(score.reward, 3) for score in scores}) == len(ALL)
@@ -165,7 +165,7 @@ def test_padding_batch_size_and_neighbours_change_no_score(
     folder = copy(request.getfixturevalue(form))
     set_config(folder, "tokenizer_config.json", padding_side=side)
     scorer = load_scorer(folder, form=form, tokens_per_batch=budget)
-    alone = torch.cat([rows(list(scorer.score([one]))) for one in ALL])
+    alone = torch.cat([rows(list(scorer.score([conversation]))) for conversation in ALL])
     order = torch.randperm(len(ALL), generator=torch.Generator().manual_seed(budget)).tolist()
     assert torch.allclose(rows(list(scorer.score([ALL[place] for place in order]))), alone[order], atol=1e-4)
 
@@ -193,7 +193,7 @@ def test_an_encoder_is_read_where_its_own_head_reads(tiny_base: Path, tmp_path: 
     with torch.no_grad():
         alone = [
             model(input_ids=ids["input_ids"], attention_mask=ids["attention_mask"]).logits.item()
-            for ids in (ids_of(folder, one) for one in ALL)
+            for ids in (ids_of(folder, conversation) for conversation in ALL)
         ]
     assert [score.reward for score in scores] == pytest.approx(alone, abs=1e-4)
     assert max(alone) - min(alone) > 0.01

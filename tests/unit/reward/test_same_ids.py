@@ -57,9 +57,9 @@ def test_pairs_of_equal_ids_are_dropped_and_counted(stripping_base: Path) -> Non
     data = load_data(config, load_chat(config))
     assert data.drops.reasons == {SAME_IDS: 12}
     assert len(data.training) == 12
-    found = inspect_reward(config)
-    assert found["dropped_later"][SAME_IDS]["count"] == 12
-    assert found["targets"]["pairs"] == 12
+    result = inspect_reward(config)
+    assert result["dropped_later"][SAME_IDS]["count"] == 12
+    assert result["targets"]["pairs"] == 12
 
 
 @pytest.mark.parametrize("share", ["validation_share", "test_share"])
@@ -128,9 +128,9 @@ def test_a_policy_learns_each_prompt_once(stripping_base: Path) -> None:
     data = load_prompt_data(config, load_chat_of(config))
     assert data.drops.reasons[SAME_PROMPT] == 20
     assert data.drops.notes[SPELLED] == 20
-    found = inspect_policy(config)
-    assert found["dropped_later"][SAME_PROMPT]["count"] == 20
-    assert found["targets"]["prompts"] == 40
+    result = inspect_policy(config)
+    assert result["dropped_later"][SAME_PROMPT]["count"] == 20
+    assert result["targets"]["prompts"] == 40
 
 
 def load_chat_of(config: PolicyConfig) -> Any:

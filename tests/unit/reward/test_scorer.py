@@ -39,7 +39,7 @@ def scorer(tiny_reward: Path) -> Scorer:
 @pytest.fixture(scope="module")
 def alone(scorer: Scorer) -> torch.Tensor:
     """Each conversation scored by itself."""
-    return torch.cat([values(scorer.score([one])) for one in ALL])
+    return torch.cat([values(scorer.score([item])) for item in ALL])
 
 
 @pytest.fixture
@@ -130,15 +130,15 @@ def test_what_cannot_be_scored_spoils_no_other() -> None:
 
     def score(some: Sequence[int]) -> list[str]:
         calls.append(len(some))
-        for one in some:
-            if one < 0:
-                raise DataError(f"{one} is too long")
-        return [str(one) for one in some]
+        for item in some:
+            if item < 0:
+                raise DataError(f"{item} is too long")
+        return [str(item) for item in some]
 
     numbers: Any = [1, -2, 3, 4, -5]
-    found = score_each(score, numbers)  # type: ignore[arg-type]
-    assert [one for one in found if isinstance(one, str)] == ["1", "3", "4"]
-    assert [str(found[1]), str(found[4])] == ["-2 is too long", "-5 is too long"]
+    result = score_each(score, numbers)  # type: ignore[arg-type]
+    assert [item for item in result if isinstance(item, str)] == ["1", "3", "4"]
+    assert [str(result[1]), str(result[4])] == ["-2 is too long", "-5 is too long"]
     calls.clear()
     assert score_each(score, [1, 2, 3]) == ["1", "2", "3"] and calls == [3]  # type: ignore[arg-type,list-item]
     assert score_each(score, []) == [] and calls == [3]  # type: ignore[arg-type]
@@ -154,9 +154,9 @@ def test_plain_transformers_and_peft_give_the_same_scores(
     base = AutoModelForSequenceClassification.from_pretrained(tiny_base, num_labels=5)
     model = PeftModel.from_pretrained(base, tiny_reward).eval()
     tokenizer = AutoTokenizer.from_pretrained(tiny_reward)
-    for one, expected in zip(ALL, alone, strict=True):
+    for item, expected in zip(ALL, alone, strict=True):
         ids = tokenizer.apply_chat_template(
-            [{"role": message.role, "content": message.content} for message in one],
+            [{"role": message.role, "content": message.content} for message in item],
             return_tensors="pt",
             return_dict=True,
         )

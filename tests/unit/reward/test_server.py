@@ -47,11 +47,13 @@ class PlusCounter:
         self.busy = False
         if self.error is not None:
             raise self.error
-        if any(len(one[-1].content) > 50 for one in conversations):
+        if any(len(conversation[-1].content) > 50 for conversation in conversations):
             raise DataError("it has 900 tokens.", allowed="at most 512")
         return [
-            Score(float(one[-1].content.count("+")), {"plus": 1.0, "turns": float(len(one))})
-            for one in conversations
+            Score(
+                float(conversation[-1].content.count("+")), {"plus": 1.0, "turns": float(len(conversation))}
+            )
+            for conversation in conversations
         ]
 
 
@@ -170,8 +172,8 @@ def test_every_path_needs_the_token(ask: Ask, token: str | None) -> None:
     ],
 )
 def test_an_invalid_request(ask: Ask, method: str, path: str, body: Any, status: int, message: str) -> None:
-    found, content = ask(method, path, body)
-    assert found == status and message in content["error"]
+    result, content = ask(method, path, body)
+    assert result == status and message in content["error"]
 
 
 def test_a_body_beyond_the_limit(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Beginning from another reward model: its adapter and its head, or one clear message."""
+"""`start`: training begins with another reward model's adapter and head, or one error names every difference."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def test_the_model_scores_as_the_one_it_starts_from(
     model = build_model(settings, tiny_chat)
     assert scores(model, tiny_chat) == [0.0] * len(HELPSTEER_ATTRIBUTES)
     start_from(tiny_reward, settings, model, tiny_chat)
-    (there,) = Scorer.load(tiny_reward).score([CONVERSATION])
-    assert scores(model, tiny_chat) == pytest.approx(list(there.attributes.values()), abs=1e-5)
+    (score,) = Scorer.load(tiny_reward).score([CONVERSATION])
+    assert scores(model, tiny_chat) == pytest.approx(list(score.attributes.values()), abs=1e-5)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert len(trained) == 2 * 7 * 2 + 1 and all(p.dtype == torch.float32 for p in trained.values())
 

@@ -78,7 +78,10 @@ class IdScorer:
         self.chat = chat
 
     def score(self, conversations: Sequence[Conversation]) -> list[Any]:
-        return [Score(hash(tuple(self.chat.conversation_ids(one))) % 9973 / 9973) for one in conversations]
+        return [
+            Score(hash(tuple(self.chat.conversation_ids(conversation))) % 9973 / 9973)
+            for conversation in conversations
+        ]
 
 
 class Score:

@@ -42,8 +42,8 @@ def fast_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def results(output: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((output / "search.json").read_text())
-    return found
+    result: dict[str, Any] = json.loads((output / "search.json").read_text())
+    return result
 
 
 def states(output: Path) -> list[str]:
@@ -67,9 +67,9 @@ def begin(config: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def wait_for(found: Callable[[], bool], seconds: float = 60) -> None:
+def wait_for(result: Callable[[], bool], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
-    while not found():
+    while not result():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.02)
 
@@ -78,20 +78,20 @@ def test_a_search_and_what_it_leaves(rlhf_command: Rlhf, write_search: Write, tm
     out = tmp_path / "out"
     result = rlhf_command("search", write_search(trials=4, overrides=["adapter.rank=4"]))
     assert result.exit_code == 0, result.output
-    found = results(out)
+    actual = results(out)
     assert states(out) == ["complete"] * 4
-    for trial in found["trials"]:
+    for trial in actual["trials"]:
         expected = value_of(trial["parameters"][RATE])
         assert trial["value"] == pytest.approx(expected)
         assert trial["ci95"] == pytest.approx([expected - 0.1, expected + 0.1])
         assert f"trial {trial['number']}: " in result.stdout
-    best = max(found["trials"], key=lambda trial: trial["value"])
-    assert found["best"] == best["number"]
+    best = max(actual["trials"], key=lambda trial: trial["value"])
+    assert actual["best"] == best["number"]
     rows = list(csv.DictReader((out / "search.csv").read_text().splitlines()))
-    assert [float(row["value"]) for row in rows] == [trial["value"] for trial in found["trials"]]
+    assert [float(row["value"]) for row in rows] == [trial["value"] for trial in actual["trials"]]
     # The command to paste holds the very numbers of the best trial, and the search's own overrides.
-    assert found["train"] in result.stdout
-    assert f"adapter.rank=4 {RATE}={best['parameters'][RATE]!r} --output {out}-best" in found["train"]
+    assert actual["train"] in result.stdout
+    assert f"adapter.rank=4 {RATE}={best['parameters'][RATE]!r} --output {out}-best" in actual["train"]
     page = (out / "report.html").read_text()
     assert (
         page.startswith("<!DOCTYPE html>")
@@ -138,8 +138,8 @@ def test_no_trial_starts_after_the_timeout(rlhf_command: Rlhf, write_search: Wri
 
 def test_to_minimize(rlhf_command: Rlhf, write_search: Write, tmp_path: Path) -> None:
     rlhf_command("search", write_search(objective={"metric": "overall", "direction": "minimize"}))
-    found = results(tmp_path / "out")
-    assert found["best"] == min(found["trials"], key=lambda trial: trial["value"])["number"]
+    result = results(tmp_path / "out")
+    assert result["best"] == min(result["trials"], key=lambda trial: trial["value"])["number"]
 
 
 def test_a_failed_trial_is_stored_with_its_last_lines_and_the_search_continues(
@@ -148,9 +148,9 @@ def test_a_failed_trial_is_stored_with_its_last_lines_and_the_search_continues(
     parameters = {RATE: {"low": 1e-5, "high": 1e-2, "log": True}, "benchmark": {"choices": ["crash", "fine"]}}
     result = rlhf_command("search", write_search(parameters=parameters, trials=4, seed=6))
     assert result.exit_code == 0, result.output
-    found = results(tmp_path / "out")["trials"]
-    assert {trial["state"] for trial in found} == {"complete", "failed"}, "another seed is needed"
-    for trial in found:
+    actual = results(tmp_path / "out")["trials"]
+    assert {trial["state"] for trial in actual} == {"complete", "failed"}, "another seed is needed"
+    for trial in actual:
         assert (trial["state"] == "failed") == (trial["parameters"]["benchmark"] == "crash")
         assert trial["reason"] == ("failed with exit code 1" if trial["state"] == "failed" else None)
     assert "ends with\n    trial at " in result.stdout and "    out of luck\n" in result.stdout

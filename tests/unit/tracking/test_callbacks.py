@@ -37,7 +37,7 @@ def test_a_class_of_the_current_folder_is_made(module: Callable[[str], str]) -> 
 
 
 @pytest.mark.parametrize(
-    ("body", "suffix", "found", "fix"),
+    ("body", "suffix", "result", "fix"),
     [
         ("class Mine(TrainerCallback): pass\n", ":Mime", "Did you mean 'Mine'", ":Mine"),
         ("class Mine: pass\n", ":Mine", "not a subclass", "class Mine(transformers.TrainerCallback)"),
@@ -48,11 +48,11 @@ def test_a_class_of_the_current_folder_is_made(module: Callable[[str], str]) -> 
     ],
 )
 def test_each_mistake_has_its_own_message(
-    module: Callable[[str], str], body: str, suffix: str, found: str, fix: str
+    module: Callable[[str], str], body: str, suffix: str, result: str, fix: str
 ) -> None:
     with pytest.raises(ConfigError) as refused:
         load_callbacks([module(body) + suffix])
-    assert found in refused.value.found and fix in refused.value.fix
+    assert result in refused.value.found and fix in refused.value.fix
 
 
 def test_a_module_that_is_not_there(module: Callable[[str], str]) -> None:

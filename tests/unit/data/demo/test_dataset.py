@@ -121,9 +121,12 @@ def test_preferences_are_rows_of_helpsteer2_preference_on_the_rated_responses(ro
 
 def test_strengths_come_from_three_to_five_people_by_the_papers_rule(rows: Any) -> None:
     for row in rows["helpsteer2-preference", "train"]:
-        raw = [one["strength"] for one in row["all_preferences_unprocessed"]]
-        similar = [one["strength"] for one in row["three_most_similar_preferences"]]
-        valid = [one for one in raw if one != -100]
+        raw = [item["strength"] for item in row["all_preferences_unprocessed"]]
+        similar = [
+            three_most_similar_preference["strength"]
+            for three_most_similar_preference in row["three_most_similar_preferences"]
+        ]
+        valid = [annotation for annotation in raw if annotation != -100]
         assert 3 <= len(raw) <= 5
         assert set(valid) <= {-3, -2, -1, 1, 2, 3}
         assert not Counter(similar) - Counter(valid)
@@ -136,11 +139,16 @@ def test_strengths_come_from_three_to_five_people_by_the_papers_rule(rows: Any) 
 
 def test_there_are_rows_for_every_rule_of_the_loader(rows: Any) -> None:
     made = rows["helpsteer2-preference", "train"]
-    raw = [one["strength"] for row in made for one in row["all_preferences_unprocessed"]]
+    raw = [item["strength"] for row in made for item in row["all_preferences_unprocessed"]]
     spreads = [
         max(strengths) - min(strengths)
         for row in made
-        if (strengths := [one["strength"] for one in row["three_most_similar_preferences"]])
+        if (
+            strengths := [
+                three_most_similar_preference["strength"]
+                for three_most_similar_preference in row["three_most_similar_preferences"]
+            ]
+        )
     ]
     strengths = Counter(row["preference_strength"] for row in made)
     assert set(strengths) == {-3, -2, -1, 0, 1, 2, 3}

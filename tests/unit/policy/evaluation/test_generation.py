@@ -21,7 +21,7 @@ from rlhf.data.evaluation.judge_formats import Question, Reply
 def words(conversation: Conversation) -> list[str]:
     if conversation[0].content == "refused":
         raise RefusalError("refused by the chat template: no")
-    return " ".join(one.content for one in conversation).split()
+    return " ".join(item.content for item in conversation).split()
 
 
 def words_or_not(conversation: Conversation) -> list[str] | RefusalError:
@@ -57,15 +57,15 @@ class Echo:
             raise KeyboardInterrupt
         self.calls.append((list(conversations), samples, temperature))
         return [
-            [rollout(f" {one[-1].content}/{number}/{seed % 1000} ") for number in range(samples)]
-            for one in conversations
+            [rollout(f" {conversation[-1].content}/{number}/{seed % 1000} ") for number in range(samples)]
+            for conversation in conversations
         ]
 
 
 def answer(questions: Sequence[Question], sample: Any, **options: Any) -> dict[int, list[Reply]]:
     settings: dict[str, Any] = {
         "samples": 1,
-        "temperature": lambda one: 1.0 if one.temperature is None else one.temperature,
+        "temperature": lambda item: 1.0 if item.temperature is None else item.temperature,
         "batch": 2,
         "seed": 0,
         "drops": DropReport(),
@@ -115,8 +115,8 @@ def test_batches_have_one_temperature_and_begin_with_the_longest() -> None:
         question("3", "xxxx", heat=0.7),
         question("4", "x", heat=0.0),
     ]
-    found = batches_of(questions, lambda one: one.temperature or 0.0, 2)
-    assert found == [(0.0, [1, 4]), (0.7, [3, 2]), (0.7, [0])]
+    result = batches_of(questions, lambda item: item.temperature or 0.0, 2)
+    assert result == [(0.0, [1, 4]), (0.7, [3, 2]), (0.7, [0])]
 
 
 def test_questions_of_one_and_of_two_turns_in_one_batch() -> None:
@@ -198,16 +198,16 @@ def test_two_processes_do_not_write_one_draft(tmp_path: Path) -> None:
 def test_what_was_dropped_stays_dropped_when_a_run_goes_on(tmp_path: Path) -> None:
     file, drops = tmp_path / "out.jsonl", [DropReport(), DropReport()]
     questions = [replace(QUESTIONS[0], prompt=(Message("user", "w " * 99),)), QUESTIONS[1]]
-    found = []
+    result = []
     for report in drops:
         with Draft(file, {}) as draft:
-            found.append(answer(questions, Echo(), drops=report, draft=draft))
-    assert found[0] == found[1] and drops[0].examples == drops[1].examples != {}
+            result.append(answer(questions, Echo(), drops=report, draft=draft))
+    assert result[0] == result[1] and drops[0].examples == drops[1].examples != {}
 
 
 def test_answers_do_not_depend_on_when_a_batch_is_made() -> None:
     """The seed of a batch is its own: the second batch alone has the answers it has after the first."""
     calls: list[Callable[..., Any]] = [Echo(), Echo()]
-    one, two = (answer(QUESTIONS, echo, seed=seed) for echo, seed in zip(calls, (0, 1), strict=True))
-    assert one != two
-    assert one == answer(QUESTIONS, Echo(), seed=0)
+    first, two = (answer(QUESTIONS, echo, seed=seed) for echo, seed in zip(calls, (0, 1), strict=True))
+    assert first != two
+    assert first == answer(QUESTIONS, Echo(), seed=0)

@@ -38,7 +38,7 @@ BEFORE = answers([[0.0, 1.0], [2.0, 4.0], [-1.0, 1.0], [5.0, 5.0], [0.5, 0.5], [
 
 
 def shifted(by: float) -> list[list[Answer]]:
-    return [[replace(one, reward=one.reward + by) for one in group] for group in BEFORE]
+    return [[replace(item, reward=item.reward + by) for item in group] for group in BEFORE]
 
 
 @pytest.mark.parametrize("by", [0.75, -0.75])
@@ -60,7 +60,7 @@ def test_means_by_hand() -> None:
 def test_the_interval_is_the_bootstrap_over_prompts() -> None:
     gains = [0.1, -0.4, 0.9, 0.3, 0.2, -0.1]
     after = [
-        [replace(one, reward=one.reward + gain) for one in group]
+        [replace(item, reward=item.reward + gain) for item in group]
         for group, gain in zip(BEFORE, gains, strict=True)
     ]
     difference = compare(PROMPTS, BEFORE, after, seed=0)["difference"]["reward"]
@@ -133,14 +133,14 @@ def test_answers_are_measured_as_they_are(model: Any, tiny_chat: Chat, tiny_rewa
     assert model.training
     model.eval()
     rollouts = engine.generate([tiny_chat.prompt_ids(p.messages) for p in asked], samples=2, seed=3)
-    own = Scorer.load(tiny_reward)
+    values = Scorer.load(tiny_reward)
     for prompt, group, sampled in zip(asked, groups, rollouts, strict=True):
-        for found, rollout in zip(group, sampled, strict=True):
-            assert (found.answer, found.length) == (rollout.text, len(rollout.completion_ids))
-            assert found.finished == rollout.finished
-            (score,) = own.score([(*prompt.messages, Message("assistant", rollout.text))])
-            assert found.reward == pytest.approx(score.reward, abs=1e-4)
-            assert (found.gold is None) == (prompt.check is None)
+        for result, rollout in zip(group, sampled, strict=True):
+            assert (result.answer, result.length) == (rollout.text, len(rollout.completion_ids))
+            assert result.finished == rollout.finished
+            (score,) = values.score([(*prompt.messages, Message("assistant", rollout.text))])
+            assert result.reward == pytest.approx(score.reward, abs=1e-4)
+            assert (result.gold is None) == (prompt.check is None)
             ids = torch.tensor([[*rollout.prompt_ids, *rollout.completion_ids]])
             start = len(rollout.prompt_ids) - 1
             with torch.no_grad():
@@ -148,13 +148,13 @@ def test_answers_are_measured_as_they_are(model: Any, tiny_chat: Chat, tiny_rewa
                 with model.disable_adapter():
                     reference = torch.log_softmax(model(ids).logits[0], dim=-1)
             ratio = (ours - reference)[torch.arange(start, ids.shape[1] - 1), ids[0, start + 1 :]]
-            assert found.kl == pytest.approx(float(ratio.sum()), abs=1e-3)
-            assert abs(found.kl) > 0.01
+            assert result.kl == pytest.approx(float(ratio.sum()), abs=1e-3)
+            assert abs(result.kl) > 0.01
 
 
 def test_a_held_out_reward_is_one_figure_more() -> None:
-    first = [[replace(one, held_out=2.0) for one in group] for group in BEFORE]
-    second = [[replace(one, held_out=1.5) for one in group] for group in shifted(1.0)]
+    first = [[replace(item, held_out=2.0) for item in group] for group in BEFORE]
+    second = [[replace(item, held_out=1.5) for item in group] for group in shifted(1.0)]
     result = compare(PROMPTS, first, second, seed=0)
     assert (result["before"]["held_out"], result["after"]["held_out"]) == (2.0, 1.5)
     assert result["difference"]["held_out"] == {"mean": -0.5, "ci95": [-0.5, -0.5]}
@@ -189,7 +189,7 @@ def test_rewards_that_are_missing_in_an_evaluation(model: Any, tiny_chat: Chat) 
         settings: Any = {"samples": 2, "seed": 3, "tokens_per_batch": 64, "held_out": held_out}
         return answer_prompts(model, model, engine, rewards, tiny_chat, PROMPTS[:1], **settings)[0]
 
-    assert [one.reward for one in ask(Fixed(nan, 2.0))] == [None, 2.0]
-    assert [one.held_out for one in ask(Fixed(1.0, 2.0), Fixed(-1.0, nan))] == [-1.0, None]
+    assert [item.reward for item in ask(Fixed(nan, 2.0))] == [None, 2.0]
+    assert [item.held_out for item in ask(Fixed(1.0, 2.0), Fixed(-1.0, nan))] == [-1.0, None]
     with pytest.raises(RewardError, match="None of the 2 answers has a reward. Of the first: it is ill"):
         ask(Fixed(nan, nan))

@@ -17,6 +17,6 @@ HELD = [group(7, 0), group(8, 1), group(7, 2), group(9, 3)]
 
 @pytest.mark.parametrize("prompts", [[[7, 8], [7, 9]], [[7], [8], [7], [9]], [[7, 8, 7, 9]]])
 def test_a_prompt_asked_twice_has_both_answers_in_any_number_of_processes(prompts: list[list[int]]) -> None:
-    found = assign_groups(HELD, [[[prompt] for prompt in own] for own in prompts])
-    assert [len(own) for own in found] == [len(own) for own in prompts]
-    assert [one for own in found for one in own] == HELD
+    result = assign_groups(HELD, [[[prompt] for prompt in values] for values in prompts])
+    assert [len(values) for values in result] == [len(prompt) for prompt in prompts]
+    assert [value for values in result for value in values] == HELD

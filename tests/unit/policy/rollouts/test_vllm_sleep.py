@@ -60,7 +60,7 @@ def test_a_sleeping_engine_takes_memory_in_rollouts_alone_and_time_to_move() -> 
         rollouts, *others = phases(request, tracer)
         assert rollouts.kinds[ENGINE] > 0
         assert all((ENGINE in phase.kinds) is not sleep for phase in others)
-        found = bill(request, tracer, Assumptions())
-        assert found is not None
-        hours[sleep] = found.phases[0].hours
+        result = bill(request, tracer, Assumptions())
+        assert result is not None
+        hours[sleep] = result.phases[0].hours
     assert hours[True] > hours[False]

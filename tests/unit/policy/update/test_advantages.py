@@ -85,5 +85,5 @@ def test_the_rule_for_unfinished_answers() -> None:
         ("keep", [1.0, 2.0], [True, True]),
         ("penalty", [1.0, -3.0], [True, True]),
     ):
-        found = apply_unfinished_rule(rewards, finished, rule, -3.0)  # type: ignore[arg-type]
-        assert [one.tolist() for one in found] == [worth, counted]
+        result = apply_unfinished_rule(rewards, finished, rule, -3.0)  # type: ignore[arg-type]
+        assert [item.tolist() for item in result] == [worth, counted]

@@ -19,7 +19,7 @@ def statistics(answers: range) -> UpdateStatistics:
     """Of some of four answers, each a row of its own."""
     rollouts = [Rollout((1,), tuple(range(LENGTHS[a])), (), a != 2, str(a)) for a in answers]
     missing = {place: "no reward" for place, a in enumerate(answers) if a == 1}
-    own = UpdateStatistics(
+    values = UpdateStatistics(
         [REWARDS[a] for a in answers], rollouts, 2, columns={"shaped": [10.0 * a for a in answers]}, missing=missing
     )  # fmt: skip
     for place, answer in enumerate(answers):
@@ -36,17 +36,17 @@ def statistics(answers: range) -> UpdateStatistics:
             importance_M=None,
             group_size=1,
         )
-        own.add([place], row, charged_N=torch.tensor([0.1 * answer]), entropy_M=log_ratio.abs())
-        own.advantages.append(torch.tensor([float(answer)]))
-        own.add_losses({"loss/policy": 0.5 * answer}, {"ratio/clipped_share": 1.0})
-    return own
+        values.add([place], row, charged_N=torch.tensor([0.1 * answer]), entropy_M=log_ratio.abs())
+        values.advantages.append(torch.tensor([float(answer)]))
+        values.add_losses({"loss/policy": 0.5 * answer}, {"ratio/clipped_share": 1.0})
+    return values
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3])
 def test_parts_together_give_the_figures_of_the_whole(cut: int) -> None:
     whole = statistics(range(4))
     parts = merge_statistics([statistics(range(cut)), statistics(range(cut, 4))])
-    ours, theirs = (one.figures(0.05) for one in (parts, whole))
+    ours, theirs = (item.figures(0.05) for item in (parts, whole))
     ours.pop("memory/peak_gib")
     theirs.pop("memory/peak_gib")
     assert ours == pytest.approx(theirs, abs=1e-6)
@@ -59,10 +59,10 @@ def test_parts_together_give_the_figures_of_the_whole(cut: int) -> None:
 
 def test_probes_are_of_all_answers() -> None:
     def probe(policy: list[float], engine: list[float]) -> EngineProbe:
-        own = EngineProbe("token", 2.0)
+        values = EngineProbe("token", 2.0)
         zeros = torch.zeros(len(policy))
-        own.add(torch.tensor(engine), torch.tensor(policy), zeros, zeros.long(), 1)
-        return own
+        values.add(torch.tensor(engine), torch.tensor(policy), zeros, zeros.long(), 1)
+        return values
 
     whole = merge_probes([probe([1.0, 2.0], [1.5, 2.0]), probe([4.0], [1.0])])
     figures = whole.figures()

@@ -55,9 +55,9 @@ def test_more_than_there_are_is_refused(n: int) -> None:
 
 def test_the_curve() -> None:
     rated = [Rated((1.0, 2.0, 3.0), (5.0, 1.0, 3.0)), Rated((1.0, 2.0), (0.0, 4.0))]
-    one, two, three = best_of_n_curve(rated)
-    assert [(row["n"], row["prompts"]) for row in (one, two, three)] == [(1, 2), (2, 2), (3, 1)]
-    assert (one["score"], one["random"], one["oracle"], one["share"]) == (2.5, 2.5, 2.5, None)
+    first, two, three = best_of_n_curve(rated)
+    assert [(row["n"], row["prompts"]) for row in (first, two, three)] == [(1, 2), (2, 2), (3, 1)]
+    assert (first["score"], first["random"], first["oracle"], first["share"]) == (2.5, 2.5, 2.5, None)
     # (7/3 + 4) / 2 picked, (3 + 2) / 2 at random, (13/3 + 4) / 2 at best.
     assert two["score"] == pytest.approx(19 / 6)
     assert two["gain"] == pytest.approx(19 / 6 - 5 / 2)
@@ -81,6 +81,6 @@ def test_pairs_in_order() -> None:
         Rated((1.0, 1.0), (0.0, 1.0)),
         Rated((1.0, 2.0), (4.0, 4.0)),
     ]
-    found = pair_accuracy(rated)
-    assert (found["accuracy"], found["prompts"]) == (pytest.approx(1 / 6), 2)
+    result = pair_accuracy(rated)
+    assert (result["accuracy"], result["prompts"]) == (pytest.approx(1 / 6), 2)
     assert pair_accuracy(rated[2:]) == {"accuracy": None, "prompts": 0, "ci95": None}

@@ -16,26 +16,26 @@ from reward.evaluation.benchmarks.breakdown import (
 from rlhf.core.statistics import wilson_interval
 
 
-def test_by_strength_leaves_out_what_nobody_said() -> None:
-    found = by_strength([True, False, True, True], [3, 1, None, 1])
-    assert list(found) == ["1", "3"]
-    assert found["1"] == {"accuracy": 0.5, "count": 2, "ci95": wilson_interval(0.5, 2)}
-    assert (found["3"]["accuracy"], found["3"]["count"]) == (1.0, 1)
+def test_by_strength_leaves_out_pairs_without_a_strength() -> None:
+    result = by_strength([True, False, True, True], [3, 1, None, 1])
+    assert list(result) == ["1", "3"]
+    assert result["1"] == {"accuracy": 0.5, "count": 2, "ci95": wilson_interval(0.5, 2)}
+    assert (result["3"]["accuracy"], result["3"]["count"]) == (1.0, 1)
     assert by_strength([True], [None]) == {}
 
 
 def test_by_length() -> None:
     # Better answer shorter: right, wrong; longer: right, right, right; same length: wrong.
     correct = [True, False, True, True, True, False]
-    found = by_length(correct, [1, 1, 9, 9, 9, 5], [2, 2, 2, 2, 2, 5])
+    result = by_length(correct, [1, 1, 9, 9, 9, 5], [2, 2, 2, 2, 2, 5])
     assert {
-        name: (found[name]["accuracy"], found[name]["count"]) for name in ("shorter", "longer", "same")
+        name: (result[name]["accuracy"], result[name]["count"]) for name in ("shorter", "longer", "same")
     } == {
         "shorter": (0.5, 2),
         "longer": (1.0, 3),
         "same": (0.0, 1),
     }
-    assert found["controlled"] == 0.75
+    assert result["controlled"] == 0.75
 
 
 def test_a_judge_of_length_gets_a_half() -> None:
@@ -45,15 +45,19 @@ def test_a_judge_of_length_gets_a_half() -> None:
 
 
 def test_without_one_kind_there_is_no_controlled_accuracy() -> None:
-    found = by_length([True], [9], [1])
-    assert found["controlled"] is None
-    assert found["shorter"] == {"accuracy": None, "count": 0, "ci95": None}
+    result = by_length([True], [9], [1])
+    assert result["controlled"] is None
+    assert result["shorter"] == {"accuracy": None, "count": 0, "ci95": None}
 
 
 def test_the_distribution() -> None:
-    found = score_distribution([1.0, 3.0], [0.0, 2.0])
-    assert (found["chosen"]["mean"], found["chosen"]["std"], found["chosen"]["median"]) == (2.0, 1.0, 2.0)
-    assert (found["rejected"]["min"], found["rejected"]["max"], found["rejected"]["p25"]) == (0.0, 2.0, 0.5)
+    result = score_distribution([1.0, 3.0], [0.0, 2.0])
+    assert (result["chosen"]["mean"], result["chosen"]["std"], result["chosen"]["median"]) == (2.0, 1.0, 2.0)
+    assert (result["rejected"]["min"], result["rejected"]["max"], result["rejected"]["p25"]) == (
+        0.0,
+        2.0,
+        0.5,
+    )
 
 
 @given(st.lists(st.floats(-100, 100), min_size=1, max_size=40), st.lists(st.floats(-100, 100), min_size=1))
@@ -74,10 +78,10 @@ def test_an_outlier_sits_in_the_end_bin_and_does_not_stretch_the_others() -> Non
 
 def test_groups_are_broken_down_by_the_pairs_that_have_them() -> None:
     groups = [{"domain": "code", "language": "go"}, {"domain": "code"}, {"domain": "general"}, {}]
-    found = by_group([True, False, True, False], groups)
+    result = by_group([True, False, True, False], groups)
     counts = {
-        name: {value: (part["accuracy"], part["count"]) for value, part in one.items()}
-        for name, one in found.items()
+        name: {value: (part["accuracy"], part["count"]) for value, part in item.items()}
+        for name, item in result.items()
     }
     assert counts == {"domain": {"code": (0.5, 2), "general": (1.0, 1)}, "language": {"go": (1.0, 1)}}
     assert by_group([True], [{}]) == {}

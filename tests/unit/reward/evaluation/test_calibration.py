@@ -15,19 +15,19 @@ THREE_TO_ONE = math.log(3)  # sigmoid = 3/4
 
 def test_a_calibrated_model_by_hand() -> None:
     # Sure to 3/4, and right in three of four: no error. Brier: (3 (1/4)^2 + (3/4)^2) / 4.
-    found = calibration([THREE_TO_ONE] * 3 + [-THREE_TO_ONE])
-    assert found["ece"] == pytest.approx(0, abs=1e-12)
-    assert found["brier"] == pytest.approx(3 / 16)
-    assert found["log_loss"] == pytest.approx((3 * math.log(4 / 3) + math.log(4)) / 4)
-    (one,) = [row for row in found["bins"] if row["count"]]
-    assert (one["count"], one["accuracy"]) == (4, 0.75)
-    assert one["confidence"] == pytest.approx(0.75)
+    result = calibration([THREE_TO_ONE] * 3 + [-THREE_TO_ONE])
+    assert result["ece"] == pytest.approx(0, abs=1e-12)
+    assert result["brier"] == pytest.approx(3 / 16)
+    assert result["log_loss"] == pytest.approx((3 * math.log(4 / 3) + math.log(4)) / 4)
+    (first,) = [row for row in result["bins"] if row["count"]]
+    assert (first["count"], first["accuracy"]) == (4, 0.75)
+    assert first["confidence"] == pytest.approx(0.75)
 
 
 def test_the_error_is_the_gap_weighted_by_the_bins_counts() -> None:
     # Three pairs sure to 3/4 and all right: gap 1/4; one sure to 9/10 and wrong: gap 9/10.
-    found = calibration([THREE_TO_ONE] * 3 + [-math.log(9)])
-    assert found["ece"] == pytest.approx((3 * 0.25 + 0.9) / 4)
+    result = calibration([THREE_TO_ONE] * 3 + [-math.log(9)])
+    assert result["ece"] == pytest.approx((3 * 0.25 + 0.9) / 4)
 
 
 def test_the_sign_decides_who_is_right() -> None:
@@ -37,9 +37,9 @@ def test_the_sign_decides_who_is_right() -> None:
 
 
 def test_a_coin() -> None:
-    found = calibration([0.0, 0.0])
-    assert (found["ece"], found["brier"]) == (0, 0.25)
-    assert found["log_loss"] == pytest.approx(math.log(2))
+    result = calibration([0.0, 0.0])
+    assert (result["ece"], result["brier"]) == (0, 0.25)
+    assert result["log_loss"] == pytest.approx(math.log(2))
 
 
 def test_huge_margins_do_not_overflow() -> None:
@@ -50,10 +50,10 @@ def test_huge_margins_do_not_overflow() -> None:
 
 @given(st.lists(st.floats(-20, 20), min_size=1, max_size=30), st.integers(1, 20))
 def test_every_pair_is_in_the_bin_of_its_confidence(margins: list[float], bins: int) -> None:
-    found = calibration(margins, bins)
-    assert sum(row["count"] for row in found["bins"]) == len(margins)
-    assert found["bins"][0]["low"] == 0.5 and found["bins"][-1]["high"] == 1
-    for row in found["bins"]:
+    result = calibration(margins, bins)
+    assert sum(row["count"] for row in result["bins"]) == len(margins)
+    assert result["bins"][0]["low"] == 0.5 and result["bins"][-1]["high"] == 1
+    for row in result["bins"]:
         if row["count"]:
             assert row["low"] - 1e-12 <= row["confidence"] <= row["high"] + 1e-12
         else:

@@ -81,7 +81,7 @@ def test_a_flipped_sign_is_wrong_everywhere() -> None:
     assert evaluate_choices(items, Scorer(lambda text: -text.count("+")))[0]["overall"] == 0
 
 
-def test_what_the_overall_score_is_not_is_said() -> None:
+def test_a_note_names_what_the_overall_score_is_not() -> None:
     result, _ = evaluate_choices([choice(["+"], ["."], "Ties")], Scorer())
     assert "subset Ties by a rule of its own" in result["notes"][0]
     result, _ = evaluate_choices([choice(["+"] * 3, ["."] * 3)], Scorer())

@@ -26,8 +26,10 @@ def write_run(run: Path, correct: Sequence[bool], *, benchmark: int = 0, length:
         {"id": number, "subset": "s", "correct": right, "length_chosen": length, "length_rejected": number}
         for number, right in enumerate((*[False] * benchmark, *correct), 1 - benchmark)
     ]
-    own = {"count": len(correct)}
-    (run / "eval.json").write_text(json.dumps({"count": benchmark, "held_out": own} if benchmark else own))
+    values = {"count": len(correct)}
+    (run / "eval.json").write_text(
+        json.dumps({"count": benchmark, "held_out": values} if benchmark else values)
+    )
     (run / "eval_rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 

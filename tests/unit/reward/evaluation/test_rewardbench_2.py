@@ -44,29 +44,29 @@ def test_the_formula_of_ties_to_the_digit() -> None:
         ref(2, 0.0, 1.0),
         TiesRow("tied", 2, (2.0, 4.0), (1.0,)),
     ]
-    found = ties_score(rows)
+    result = ties_score(rows)
     bonus = (math.tanh(1.0) + math.tanh(-1.5)) / 2
-    assert (found["tied"], found["ref"], found["margin"], found["hard_margin"]) == (1.0, 0.5, 0.5, 0.5)
-    assert found["bonus"] == pytest.approx(bonus, rel=1e-15)
-    assert found["score"] == pytest.approx(0.3 + 0.15 + 0.1 + 0.1 + 0.01 * bonus, rel=1e-15)
+    assert (result["tied"], result["ref"], result["margin"], result["hard_margin"]) == (1.0, 0.5, 0.5, 0.5)
+    assert result["bonus"] == pytest.approx(bonus, rel=1e-15)
+    assert result["score"] == pytest.approx(0.3 + 0.15 + 0.1 + 0.1 + 0.01 * bonus, rel=1e-15)
 
 
 @pytest.mark.parametrize(("margin", "bonus"), [(0.0, 0.0), (1.0, 1.0), (-1.0, -1.0)])
 def test_a_spread_of_0(margin: float, bonus: float) -> None:
     # Both margins are `margin`, the spread is 0: 0/0 counts 0, x/0 gives tanh(inf) or tanh(-inf).
-    found = ties_score([ref(7, margin, 0.0), TiesRow("tied", 7, (margin, margin), (0.0,))])
-    assert found["bonus"] == bonus
-    assert found["score"] == pytest.approx((1.0 if margin > 0 else 0.0) + 0.01 * bonus)
+    result = ties_score([ref(7, margin, 0.0), TiesRow("tied", 7, (margin, margin), (0.0,))])
+    assert result["bonus"] == bonus
+    assert result["score"] == pytest.approx((1.0 if margin > 0 else 0.0) + 0.01 * bonus)
 
 
 def test_numbers_without_both_rows_count_in_the_accuracy_of_their_form_alone() -> None:
     # N = 1: ci_ref 1, ci_tied 0.5, dc 1: both right, no margin, bonus tanh(0.5 / 1 - 1). N = 2 has a wrong ref
     # alone, so that the mean accuracy of ref is 1/2 and all other means are those of N = 1.
     rows = [ref(1, 1.0, 0.0), TiesRow("tied", 1, (1.0, 2.0), (0.5,)), ref(2, 0.0, 9.0)]
-    found = ties_score(rows)
-    assert (found["count"], found["unpaired"], found["ref"], found["tied"]) == (1, [2], 0.5, 1.0)
-    assert found["score"] == pytest.approx(0.3 + 0.15 + 0.01 * math.tanh(-0.5), rel=1e-15)
-    assert sum(found["scores"]) / len(found["scores"]) == pytest.approx(found["score"], rel=1e-15)
+    result = ties_score(rows)
+    assert (result["count"], result["unpaired"], result["ref"], result["tied"]) == (1, [2], 0.5, 1.0)
+    assert result["score"] == pytest.approx(0.3 + 0.15 + 0.01 * math.tanh(-0.5), rel=1e-15)
+    assert sum(result["scores"]) / len(result["scores"]) == pytest.approx(result["score"], rel=1e-15)
     with pytest.raises(DataError, match="both of its rows"):
         ties_score(rows[:1])
     with pytest.raises(DataError, match="ref:1"):
@@ -91,7 +91,7 @@ class Scorer:
     """Scores an answer by the number it is."""
 
     def score(self, conversations: Sequence[Conversation]) -> list[Score]:
-        return [Score(float(one[-1].content)) for one in conversations]
+        return [Score(float(conversation[-1].content)) for conversation in conversations]
 
 
 def write(path: Path, *rows: dict[str, object]) -> str:
@@ -112,9 +112,9 @@ TIED = {"id": "tied:0", "prompt": "q", "chosen": ["3", "4"], "rejected": ["1"], 
 
 
 def test_a_file_in_the_published_schema(tmp_path: Path) -> None:
-    found = load_benchmark(write(tmp_path / "rb2.jsonl", MATH, REF, TIED))
-    assert found.kind == "rewardbench-2"
-    result, rows = evaluate_rewardbench_2(found.items, Scorer())
+    actual = load_benchmark(write(tmp_path / "rb2.jsonl", MATH, REF, TIED))
+    assert actual.kind == "rewardbench-2"
+    result, rows = evaluate_rewardbench_2(actual.items, Scorer())
     # Ties: ci_ref 1, ci_tied 2, dc 1: acc 1, 1; 2 > 1; min(1, 2) > 1 is false; tanh(1 / 1 - 1) = 0.
     assert {name: part["accuracy"] for name, part in result["subsets"].items()} == {"Math": 0.5, "Ties": 0.8}
     assert result["overall"] == pytest.approx(0.65)

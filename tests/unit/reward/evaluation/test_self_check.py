@@ -56,22 +56,22 @@ SOME = [(Message("user", "Hi"), Message("assistant", "x" * length)) for length i
 
 
 def test_what_float32_undoes_is_rounding() -> None:
-    found = self_check(Precise(0.4, 0.0), SOME)
-    assert (found["verdict"], found["largest_difference"]) == ("rounding", 0.4)
-    assert found["float32_difference"] == 0.0 and "rounding" in found["sentence"]
+    result = self_check(Precise(0.4, 0.0), SOME)
+    assert (result["verdict"], result["largest_difference"]) == ("rounding", 0.4)
+    assert result["float32_difference"] == 0.0 and "rounding" in result["sentence"]
 
 
 @pytest.mark.parametrize("scorer", [Precise(0.4, 0.4), Moving(0.4), Moving(0.13)])
 def test_what_float32_or_the_spread_does_not_explain_is_an_error(scorer: Moving) -> None:
     with pytest.raises(ModelError):
         self_check(scorer, SOME)
-    found = self_check(scorer, SOME, strict=False)
-    assert found["verdict"] == "batch" and "padding" in found["sentence"]
+    result = self_check(scorer, SOME, strict=False)
+    assert result["verdict"] == "batch" and "padding" in result["sentence"]
 
 
 def test_without_float32_the_spread_of_the_scores_decides() -> None:
-    found = self_check(Moving(0.12), SOME)
-    assert (found["verdict"], found["spread"]) == ("rounding", 0.5)
+    result = self_check(Moving(0.12), SOME)
+    assert (result["verdict"], result["spread"]) == ("rounding", 0.5)
 
 
 def test_within_the_tolerance_nothing_more_is_computed() -> None:
@@ -100,5 +100,5 @@ def test_float32_products_shrink_rounding_and_leave_the_weights(
         assert scorer.model.get_input_embeddings().weight.dtype == torch.float32
     assert {name: parameter.dtype for name, parameter in scorer.model.named_parameters()} == formats
     assert scorer.score(conversations) == before
-    moved = [abs(one.reward - other.reward) for one, other in zip(before, exact, strict=True)]
+    moved = [abs(item.reward - other.reward) for item, other in zip(before, exact, strict=True)]
     assert 1e-4 < max(moved) < 0.5  # bfloat16 rounds; that it rounds no more would be no float32

@@ -49,8 +49,8 @@ def test_judges_see_both_sides_and_rows_hold_every_score() -> None:
     # By the other letter: 0 against 0 and 3 is (1/2 + 0) / 2; 0 against 0 and 0 is 1/2.
     assert result["judges"]["held_out"]["win_rate"]["mean"] == pytest.approx((0.25 + 0.5) / 2)
     assert "gold" not in result["judges"]
-    one, two = result["best_of"]
-    assert one["reward"]["mean"] == (0.5 + 1.5) / 2 and two["reward"]["mean"] == (1.0 + 2.0) / 2
+    first, two = result["best_of"]
+    assert first["reward"]["mean"] == (0.5 + 1.5) / 2 and two["reward"]["mean"] == (1.0 + 2.0) / 2
     assert two["held_out"]["mean"] == 0.0  # the answer with three - is not the one with the highest reward
     assert rows[0]["a"] == [{"answer": "++", "reward": 2.0, "held_out": 0.0}]
     assert rows[0]["b"][1] == {"answer": "---", "reward": 0.0, "held_out": 3.0}
@@ -95,11 +95,11 @@ def test_equal_answers_tie_however_a_judge_rounds() -> None:
         seen = 0
 
         def score(self, conversations: Sequence[Conversation]) -> list[Worth]:
-            found = []
-            for one in super().score(conversations):
+            result = []
+            for item in super().score(conversations):
                 self.seen += 1
-                found.append(Worth(one.reward + 1e-6 * self.seen))
-            return found
+                result.append(Worth(item.reward + 1e-6 * self.seen))
+            return result
 
     pairs = [pair(f"question {number}", ("+", "++"), ("++", "+")) for number in range(6)]
     result, rows = compare_systems(pairs, {"reward": Drifting("+")}, sizes=[], drops=DropReport())

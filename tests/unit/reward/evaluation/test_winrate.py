@@ -31,42 +31,42 @@ def test_every_answer_meets_every_other_and_ties_count_half() -> None:
 
 def test_versus_takes_means_over_prompts() -> None:
     # Win shares 0.375 and 1: a prompt with more pairs counts no more.
-    found = versus([met([2.0, 0.0], [1.0, 2.0], 12, 8), met([5.0], [1.0], 30, 10)])
-    assert found["prompts"] == 2
-    assert found["win_rate"]["mean"] == pytest.approx((0.375 + 1) / 2)
-    assert found["win_rate"]["ci95"] == [0.375, 1.0]  # of two prompts, either may be drawn twice
-    assert found["tie_share"] == pytest.approx((0.25 + 0) / 2)
-    assert found["a"]["mean"] == pytest.approx((1 + 5) / 2) and found["b"]["mean"] == pytest.approx(
+    result = versus([met([2.0, 0.0], [1.0, 2.0], 12, 8), met([5.0], [1.0], 30, 10)])
+    assert result["prompts"] == 2
+    assert result["win_rate"]["mean"] == pytest.approx((0.375 + 1) / 2)
+    assert result["win_rate"]["ci95"] == [0.375, 1.0]  # of two prompts, either may be drawn twice
+    assert result["tie_share"] == pytest.approx((0.25 + 0) / 2)
+    assert result["a"]["mean"] == pytest.approx((1 + 5) / 2) and result["b"]["mean"] == pytest.approx(
         (1.5 + 1) / 2
     )
-    assert found["difference"]["mean"] == pytest.approx((-0.5 + 4) / 2)
-    assert found["difference"]["ci95"] == [-0.5, 4.0]
-    assert [found["length"][name]["mean"] for name in ("a", "b", "difference")] == [21.0, 9.0, 12.0]
+    assert result["difference"]["mean"] == pytest.approx((-0.5 + 4) / 2)
+    assert result["difference"]["ci95"] == [-0.5, 4.0]
+    assert [result["length"][name]["mean"] for name in ("a", "b", "difference")] == [21.0, 9.0, 12.0]
 
 
 def test_sides_swapped_swap_the_figures() -> None:
     forth = [met([2.0, 0.0], [1.0, 2.0], 12, 8), met([5.0], [1.0], 30, 10), met([0.0], [3.0], 5, 9)]
-    back = [Matchup(one.b, one.a, one.length_b, one.length_a) for one in forth]
-    one, other = versus(forth), versus(back)
-    assert one["win_rate"]["mean"] == pytest.approx(1 - other["win_rate"]["mean"])
-    assert one["difference"]["mean"] == pytest.approx(-other["difference"]["mean"])
-    controlled, mirrored = one["length_controlled"], other["length_controlled"]
+    back = [Matchup(first.b, first.a, first.length_b, first.length_a) for first in forth]
+    first, other = versus(forth), versus(back)
+    assert first["win_rate"]["mean"] == pytest.approx(1 - other["win_rate"]["mean"])
+    assert first["difference"]["mean"] == pytest.approx(-other["difference"]["mean"])
+    controlled, mirrored = first["length_controlled"], other["length_controlled"]
     assert controlled["win_rate"] == pytest.approx(1 - mirrored["win_rate"])
     assert controlled["slope"] == pytest.approx(mirrored["slope"])  # longer is longer, on either side
 
 
 def test_a_single_prompt_has_no_interval() -> None:
-    found = versus([met([1.0], [0.0])])
-    assert found["win_rate"] == {"mean": 1.0, "ci95": None}
-    assert found["like_length"]["ci95"] is None and found["length_controlled"]["ci95"] is None
+    result = versus([met([1.0], [0.0])])
+    assert result["win_rate"] == {"mean": 1.0, "ci95": None}
+    assert result["like_length"]["ci95"] is None and result["length_controlled"]["ci95"] is None
 
 
 def test_like_length_counts_the_pairs_within_a_tenth() -> None:
     # 100 against 90: 10 <= 0.1 x 100, alike. 100 against 89: not.
     rows = [met([1.0], [0.0], 100, 90), met([0.0], [1.0], 90, 100), met([0.0], [1.0], 100, 89)]
-    found = like_length(rows)
-    assert found is not None
-    assert (found["pairs"], found["win_rate"]) == (2, 0.5)
+    result = like_length(rows)
+    assert result is not None
+    assert (result["pairs"], result["win_rate"]) == (2, 0.5)
     assert like_length([met([1.0], [0.0], 100, 50)]) is None
 
 
@@ -76,23 +76,23 @@ def test_length_control_takes_the_length_out() -> None:
     rows = [met([1.0], [0.0], *longer)] * 24 + [met([0.0], [1.0], *longer)] * 6
     rows += [met([1.0], [0.0], *shorter)] * 2 + [met([0.0], [1.0], *shorter)] * 8
     assert versus(rows)["win_rate"]["mean"] == pytest.approx(3 / 4 * 4 / 5 + 1 / 4 * 1 / 5)
-    found = length_controlled(rows)
-    assert found["slope"] > 1
-    assert found["win_rate"] == pytest.approx(0.5, abs=0.01)
+    result = length_controlled(rows)
+    assert result["slope"] > 1
+    assert result["win_rate"] == pytest.approx(0.5, abs=0.01)
 
 
 def test_length_control_changes_nothing_at_equal_lengths() -> None:
     rows = [met([1.0], [0.0])] * 30 + [met([0.0], [1.0])] * 10
-    found = length_controlled(rows)
-    assert found["slope"] == 0.0
+    result = length_controlled(rows)
+    assert result["slope"] == 0.0
     # The ridge's pull on the constant: sum of residuals = ridge x constant.
-    constant = math.log(found["win_rate"] / (1 - found["win_rate"]))
-    assert 40 * (0.75 - found["win_rate"]) == pytest.approx(RIDGE * constant, abs=1e-6)
+    constant = math.log(result["win_rate"] / (1 - result["win_rate"]))
+    assert 40 * (0.75 - result["win_rate"]) == pytest.approx(RIDGE * constant, abs=1e-6)
 
 
 def test_length_control_stays_finite_where_one_side_wins_everything() -> None:
-    found = length_controlled([met([1.0], [0.0], 100 + n, 100) for n in range(20)])
-    assert 0.95 < found["win_rate"] < 1.0 and all(map(math.isfinite, found["ci95"]))
+    result = length_controlled([met([1.0], [0.0], 100 + n, 100) for n in range(20)])
+    assert 0.95 < result["win_rate"] < 1.0 and all(map(math.isfinite, result["ci95"]))
 
 
 @pytest.mark.parametrize(("n", "bound"), [(1, 0.0), (2, math.log(2) - 0.5), (4, math.log(4) - 0.75)])
@@ -103,10 +103,10 @@ def test_the_kl_bound_of_the_best_of_n(n: int, bound: float) -> None:
 def test_the_best_of_n_curve_picks_by_reward_and_scores_by_every_judge() -> None:
     # Of rewards 1, 2, 3 the best of two is 2 once and 3 twice; gold goes the other way.
     rewards, gold = [[1.0, 3.0, 2.0], [0.0, 0.0, 0.0]], [[0.9, 0.1, 0.5], [0.2, 0.4, 0.6]]
-    one, two, three = best_of_curve(rewards, {"reward": rewards, "gold": gold}, [1, 2, 3])
-    assert one["reward"]["mean"] == pytest.approx((2 + 0) / 2)
+    first, two, three = best_of_curve(rewards, {"reward": rewards, "gold": gold}, [1, 2, 3])
+    assert first["reward"]["mean"] == pytest.approx((2 + 0) / 2)
     assert two["reward"]["mean"] == pytest.approx(((2 + 3 + 3) / 3 + 0) / 2)
     assert three["reward"]["mean"] == pytest.approx((3 + 0) / 2)
     assert three["gold"]["mean"] == pytest.approx((0.1 + 0.4) / 2)  # answers that tie share their mean
     assert two["gold"]["mean"] == pytest.approx(((0.5 + 0.1 + 0.1) / 3 + 0.4) / 2)
-    assert [one["n"], two["n"]] == [1, 2] and two["kl_bound"] == kl_bound(2)
+    assert [first["n"], two["n"]] == [1, 2] and two["kl_bound"] == kl_bound(2)

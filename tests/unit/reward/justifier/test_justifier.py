@@ -50,7 +50,7 @@ def test_statements_and_verdicts_are_inverse(strength: int) -> None:
 @pytest.mark.parametrize(
     ("text", "strength"),
     [
-        ("@Response 1 is better than @Response 2, said one. @Response 2 is much better than @Response 1.", 3),
+        ("@Response 1 is better than @Response 2, as noted. @Response 2 is much better than @Response 1.", 3),
         ("@Response 1 is slightly better than @Response 2 because it is short.", -1),
         ("@Response 1 is better than @Response 1.", None),
         ("Response 1 is better than Response 2.", None),
