@@ -135,8 +135,10 @@ class FakeVLLM:
     def handle(self, handler: BaseHTTPRequestHandler, body: Any) -> None:
         path = handler.path
         self.asked.append((path, body))
-        if self.token and handler.headers.get("Authorization") != f"Bearer {self.token}":
-            answer: Any = 401, {"error": "Unauthorized"}
+        if path == "/health":  # without a token, as vLLM
+            answer: Any = 200, ""
+        elif self.token and handler.headers.get("Authorization") != f"Bearer {self.token}":
+            answer = 401, {"error": "Unauthorized"}
         elif path == "/v1/models":
             answer = 200, {"object": "list", "data": self._models()}
         elif path == "/v1/completions":

@@ -161,7 +161,7 @@ def submit(folder: Path, nodes: int, words: Sequence[str], **variables: str) -> 
     launch = folder / "ddp.yaml"
     settings = yaml.safe_load((ROOT / "configs" / "launch" / "ddp.yaml").read_text())
     launch.write_text(yaml.safe_dump(settings | {"use_cpu": True}))
-    exported = {"CARDS": "1", "LAUNCH": str(launch), "GLOO_SOCKET_IFNAME": "nodes", **variables}
+    exported = {"GPUS": "1", "LAUNCH": str(launch), "GLOO_SOCKET_IFNAME": "nodes", **variables}
     options = [f"--nodes={nodes}", f"--output={folder}/job-%j.log"]
     options.append("--export=ALL," + ",".join(f"{name}={value}" for name, value in exported.items()))
     submitted = subprocess.run(
