@@ -59,14 +59,17 @@ def kill_something(case: Case, process: Forked | subprocess.Popen[bytes], draw: 
         kill_tree(process)
 
 
-def killed_run(case: Case, folder: Path, seconds: float, draw: random.Random, log: Path) -> tuple[Path, int]:
-    """A run that is killed at random moments and resumed until it ends; returns its folder and how often it
-    was killed."""
+def killed_run(
+    case: Case, folder: Path, seconds: float, draw: random.Random, log: Path
+) -> tuple[Path, int, float]:
+    """A run that is killed at random moments and resumed until it ends; returns its folder, how often it was
+    killed, and the seconds of its last part, for the next moments: the load of the machine changes."""
     run, kills = folder / "killed", 0
     shutil.rmtree(run, ignore_errors=True)
     while True:
+        started = time.monotonic()
         process = start_run(case, folder, run, log)
-        patience = draw.uniform(0.25, 1.05) * seconds if kills < KILLS else None
+        patience = draw.uniform(0.15, 1.0) * seconds if kills < KILLS else None
         try:
             code = process.wait(patience)
         except subprocess.TimeoutExpired:
@@ -75,7 +78,7 @@ def killed_run(case: Case, folder: Path, seconds: float, draw: random.Random, lo
             continue
         if code != 0:
             raise RuntimeError(f"{case.name}: exit code {code} after {kills} kills; see {log}")
-        return run, kills
+        return run, kills, min(seconds, time.monotonic() - started)
 
 
 def campaign(case: Case, folder: Path, kills: int, draw: random.Random) -> dict[str, Any]:
@@ -85,9 +88,9 @@ def campaign(case: Case, folder: Path, kills: int, draw: random.Random) -> dict[
     run_to_end(case, folder, unbroken)
     seconds, expected = time.monotonic() - started, state_of(unbroken)
     log = folder / f"{unbroken.name}-killed.log"
-    result = {"case": case.name, "kills": 0, "runs": 0, "equal": 0, "different": [], "seconds": seconds}
+    result = {"case": case.name, "kills": 0, "runs": 0, "equal": 0, "different": []}
     while result["kills"] < kills:
-        run, killed = killed_run(case, folder, seconds, draw, log)
+        run, killed, seconds = killed_run(case, folder, seconds, draw, log)
         fault = difference(run, expected)
         result["runs"] += 1
         result["kills"] += killed

@@ -166,13 +166,23 @@ def submit(folder: Path, nodes: int, words: Sequence[str], **variables: str) -> 
     options.append("--export=ALL," + ",".join(f"{name}={value}" for name, value in exported.items()))
     submitted = subprocess.run(
         ["sbatch", "--parsable", *options, "configs/launch/slurm.sh", *words],
-        cwd=ROOT,
+        cwd=project_in(folder),
         env=os.environ | VARIABLES,
         check=True,
         capture_output=True,
         text=True,
     )
     return submitted.stdout.strip()
+
+
+def project_in(folder: Path) -> Path:
+    """A folder that stands for the project's, for the logs of servers."""
+    project = folder / "project"
+    project.mkdir(exist_ok=True)
+    for name in ("configs", ".venv"):
+        if not (project / name).exists():
+            (project / name).symlink_to(ROOT / name)
+    return project
 
 
 def state_of(job: str) -> dict[str, str]:
