@@ -18,7 +18,7 @@ from rlhf import __version__
 from rlhf.commands import COMMANDS, PLACES
 from rlhf.core.errors import ConfigError, RlhfError, StoppedError
 from rlhf.core.places import expand
-from rlhf.distributed.processes import destroy, silence_other_ranks, wait_for_main
+from rlhf.distributed.processes import destroy, lost_process, silence_other_ranks, wait_for_main
 from rlhf.runs.disk import full_disk
 from rlhf.runs.signals import TerminatedError, end_cleanly_on_sigterm
 from rlhf.startup import prepare
@@ -51,10 +51,11 @@ class Commands(TyperGroup):
             _print_error("Stopped" if isinstance(error, StoppedError) else "Error", str(error))
             raise typer.Exit(error.exit_code) from None
         except Exception as error:
-            if (disk_error := full_disk(error)) is None:
+            if (known := full_disk(error) or lost_process(error)) is None:
                 raise
-            _print_error("Error", str(disk_error))
-            raise typer.Exit(disk_error.exit_code) from None
+            wait_for_main()
+            _print_error("Error", str(known))
+            raise typer.Exit(known.exit_code) from None
         except KeyboardInterrupt:
             _print_error("Interrupted", RESUME_NOTE)
             raise typer.Exit(INTERRUPTED) from None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -235,6 +236,21 @@ def broadcast_from_main(value: T) -> T:
     from accelerate.utils import broadcast_object_list
 
     return broadcast_object_list([value])[0]  # type: ignore[no-any-return]
+
+
+def lost_process(error: BaseException) -> RunError | None:
+    """The error to show if a collective failed because another process has ended; None for any other error.
+
+    Neither gloo nor NCCL has a class for it: gloo's message names its source file, NCCL's its error code.
+    """
+    if world_size() == 1 or not re.search(r"gloo/transport/|ncclRemoteError", str(error)):
+        return None
+    reason = re.sub(r"^\[\S+\] ", "", str(error)).split(". ")[0]
+    return RunError(
+        f"Another process of this run has ended or cannot be reached ({reason}). Its own output says why: on "
+        "its machine, and in logs/rank-N.log of the run folder.",
+        fix="fix the cause, then run the command again with --resume, with any number of processes",
+    )
 
 
 def on_main(work: Callable[[], T]) -> T | None:

@@ -85,8 +85,8 @@ class AfterTraining:
         except RlhfError as error:
             self.fail(step, str(error))
         except Exception as error:  # noqa: BLE001 - the next step must run; raised at the end
-            if (full := full_disk(error)) is not None:
-                self.fail(step, str(full))
+            if (known := full_disk(error) or processes.lost_process(error)) is not None:
+                self.fail(step, str(known))
             else:
                 traceback.print_exc(file=sys.stderr)
                 self.fail(step, f"{type(error).__name__}: {error}")

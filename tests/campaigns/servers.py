@@ -217,13 +217,22 @@ class Breaker:
         timer.start()
         return timer
 
+    def repair(self) -> None:
+        """Make all servers work."""
+        with self._lock:
+            self._repair()
+
+    def _repair(self) -> None:
+        for server in self.servers:
+            server.token = TOKEN
+        if self._down is not None:
+            self._down.start()
+        self._down = None
+
     def break_one(self) -> None:
         """Break one now."""
         with self._lock:
-            for server in self.servers:
-                server.token = TOKEN
-            if self._down is not None:
-                self._down.start()
+            self._repair()
             server = self.draw.choice(self.servers)
             fault = self.draw.choice(["none", "killed", "restarted", "token rejected"])
             self.counts[fault] += 1
@@ -245,20 +254,25 @@ def rollout_campaign(
     wanted = Wanted("models/small", "/data/models/small", 4, 64, TOKEN_ENV, Sampling(8, 1.0, (2,)))
     breaker, counts = Breaker(servers), Counter[str]()
     end, engine, update = time.monotonic() + seconds, None, 0
+    broken: threading.Timer | None = None
     while time.monotonic() < end:
         update += 1
         try:
-            if engine is None:
+            if is_new := engine is None:
                 clients = [Server(server.url, token=TOKEN, timeout=timeout) for server in servers]
                 engine = ServerEngine(Fleet(clients, wanted), chat, folder=folder / "adapters", seed=3)
+            broken = None if is_new else breaker.later()  # at the start of a run a wrong token is refused
             engine.sync(policy_of(update))
+            broken = broken or breaker.later()
             requested = [[5, update % 90, number] for number in range(prompts)]
-            broken = breaker.later()
             groups = engine.generate(requested, samples=2, seed=update)
             broken.join()
         except EngineError:
             counts["updates without a server left"] += 1
             engine = None
+            if broken is not None:
+                broken.join()
+            breaker.repair()  # as a person would before resuming
             continue
         counts["updates"] += 1
         counts["retried prompts"] += int(engine.figures()["engine/retried_prompts"])
@@ -302,12 +316,11 @@ def main() -> None:
     from rlhf.models.chat import Chat
 
     chat = Chat.load(folder / "base")
-    results = {
-        "reward server": reward_campaign(folder, options.seconds, options.timeout),
-        "rollout servers": rollout_campaign(folder, options.seconds, chat, timeout=options.timeout),
-    }
+    results = {"reward server": reward_campaign(folder, options.seconds, options.timeout)}
+    print(json.dumps(results), flush=True)
+    results["rollout servers"] = rollout_campaign(folder, options.seconds, chat, timeout=options.timeout)
     (folder / "servers.json").write_text(json.dumps(results, indent=1))
-    print(json.dumps(results, indent=1))
+    print(json.dumps(results["rollout servers"]))
     if bad := [name for result in results.values() for name in faults_of(result)]:
         raise SystemExit(f"FAILED: {', '.join(bad)}")
 

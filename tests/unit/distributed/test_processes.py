@@ -125,3 +125,40 @@ def test_the_group_is_destroyed_after_a_command_that_succeeded(
         cli.main()
     assert caught.value.code == code
     assert len(calls) == destroyed
+
+
+GLOO = (
+    "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error [10.0.0.2]:1738: Connection reset by "
+    "peer. This is typically caused by a remote worker hanging or bugs in the application."
+)
+NCCL = (
+    "NCCL error in: ProcessGroupNCCL.cpp:2251, remote process exited or there was a network error\n"
+    "ncclRemoteError: A call failed possibly due to a network error or a remote process exiting prematurely."
+)
+
+
+@pytest.mark.parametrize("text", [GLOO, NCCL])
+def test_a_collective_that_failed_because_another_process_ended(
+    monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    assert processes.lost_process(RuntimeError(text)) is None, "there is only one process"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    error = processes.lost_process(RuntimeError(text))
+    assert error is not None and error.exit_code == 1
+    assert "--resume" in error.fix and "rank-N.log" in error.found
+    assert processes.lost_process(RuntimeError("CUDA out of memory")) is None
+
+
+def test_the_command_line_shows_it_without_a_trace(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(GLOO)
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(cli, "load_command", fail)
+    with pytest.raises(SystemExit) as caught:
+        cli.app(["plan", "x"], prog_name="rlhf")
+    assert caught.value.code == 1
+    shown = capsys.readouterr().err
+    assert "Connection reset by peer" in shown and "Traceback" not in shown
