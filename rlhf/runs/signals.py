@@ -5,6 +5,7 @@ Exit codes are the shell's: 128 + the signal's number, 130 for SIGINT and 143 fo
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -16,6 +17,8 @@ from rlhf.core.errors import StoppedError
 
 SAME_REQUEST = 1.0
 """Seconds within which signals count as one: a terminal and a launcher both send Ctrl-C."""
+RESEND_SECONDS = 0.1
+"""Before a discarded signal is sent again: the destructor must have returned."""
 NOTICE = "Stopping after this update, with a checkpoint. Ctrl-C again stops at once and loses the update."
 
 
@@ -31,8 +34,28 @@ def _terminate(*_: object) -> None:
 
 
 def end_cleanly_on_sigterm() -> None:
-    """Make SIGTERM raise an exception; by default Python exits without closing anything."""
+    """Make SIGTERM raise an exception, as SIGINT does; by default Python exits without closing anything."""
     signal.signal(signal.SIGTERM, _terminate)
+    _resend_discarded_signals()
+
+
+def _resend_discarded_signals() -> None:
+    """Send SIGINT or SIGTERM again when Python discards its exception.
+
+    In a destructor, which may run during any garbage collection, Python prints an exception and continues.
+    """
+    show = sys.unraisablehook
+
+    def hook(discarded: Any) -> None:
+        for kind, number in ((TerminatedError, signal.SIGTERM), (KeyboardInterrupt, signal.SIGINT)):
+            if issubclass(discarded.exc_type, kind):
+                timer = threading.Timer(RESEND_SECONDS, os.kill, (os.getpid(), number))
+                timer.daemon = True
+                timer.start()
+                return
+        show(discarded)
+
+    sys.unraisablehook = hook
 
 
 class StopRequest:

@@ -168,7 +168,8 @@ def signalled(
     case: Case, folder: Path, number: signal.Signals, after: float, expected: dict[str, Any]
 ) -> dict[str, Any]:
     """Signal a run after some seconds and resume it."""
-    run, log, temporary = folder / "signalled", folder / "signalled.log", folder / "temporary"
+    run, temporary = folder / "signalled", folder / "temporary"
+    log = folder / f"{number.name}-{case.command}-{after:.2f}.log"
     for old in (run, temporary):
         shutil.rmtree(old, ignore_errors=True)
     temporary.mkdir()

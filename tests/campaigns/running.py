@@ -267,8 +267,19 @@ def difference(run: Path, unbroken: Mapping[str, Any]) -> str:
     if not (run / "metrics.jsonl").exists():
         return "no metrics.jsonl"
     state = state_of(run)
+    if state["metrics"] != unbroken["metrics"]:
+        return f"metrics: {first_difference(state['metrics'], unbroken['metrics'])}"
     unequal = next((part for part in state if state[part] != unbroken[part]), "")
     return unequal or next(iter(half_written(run)), "")
+
+
+def first_difference(rows: Sequence[Mapping[str, Any]], expected: Sequence[Mapping[str, Any]]) -> str:
+    """Update, name and values of the first figure that differs."""
+    for row, other in zip(rows, expected, strict=False):
+        for name in row.keys() | other.keys():
+            if row.get(name) != other.get(name):
+                return f"update {row['step']}: {name} is {row.get(name)}, and was {other.get(name)}"
+    return f"{len(rows)} rows in place of {len(expected)}"
 
 
 def half_written(run: Path) -> list[str]:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -73,3 +74,51 @@ print("continued")
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert result.returncode == 143 and "continued" not in result.stdout and result.stderr == ""
     assert not os.path.exists(result.stdout.strip())  # noqa: PTH110
+
+
+class InDestructor:
+    """Gets a signal while it is destroyed, when Python discards exceptions."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        send(self.number)
+        signal.getsignal(self.number)  # a line in which the exception is raised
+
+
+def destroy_and_wait(number: int) -> None:
+    InDestructor(number)
+    time.sleep(20)
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"),
+    [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, signals.TerminatedError)],
+)
+def test_a_signal_during_a_garbage_collection_is_not_lost(
+    monkeypatch: pytest.MonkeyPatch, number: int, raised: type[BaseException]
+) -> None:
+    others: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", others.append)
+    before = signal.getsignal(signal.SIGTERM)
+    signals.end_cleanly_on_sigterm()
+    try:
+        with pytest.raises(raised):
+            destroy_and_wait(number)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not others
+
+
+def test_other_discarded_exceptions_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    others: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", others.append)
+    signals._resend_discarded_signals()
+
+    class Failing:
+        def __del__(self) -> None:
+            raise ValueError("in a destructor")
+
+    Failing()
+    assert len(others) == 1
