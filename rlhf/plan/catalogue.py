@@ -187,11 +187,13 @@ class Catalogue:
         """All plans, for the page."""
         assumed = Assumptions()
         yield f"<!-- {BEGIN} written by `python -m rlhf.plan.catalogue` -->"
-        yield (
+        yield textwrap.fill(
             f"Memory is that of the fullest GPU, in GiB. Hours and dollars of a whole run are estimates, at "
             f"{percent(assumed.utilisation)} of the data sheet's peak and the prices of `rlhf/plan/gpus.py` "
             f"({PRICES_OF}), for {assumed.item_tokens:,} tokens a pair or rated response, "
-            f"{assumed.prompt_tokens} a prompt, {assumed.answer_tokens} an answer."
+            f"{assumed.prompt_tokens} a prompt, {assumed.answer_tokens} an answer.",
+            WIDTH,
+            break_on_hyphens=False,
         )
         yield ""
         yield "| GPUs | config | strategy | fits | peak | hours | $ |"

@@ -108,8 +108,13 @@ def full_disk(case: Case, folder: Path, unbroken: Path) -> Iterator[dict[str, An
                 run_to_end(case, folder, run)
                 wrong = difference(run, expected)
         yield {
-            "what": "full disk", "case": case.name, "after updates": updates, "room": room, "exit": code, "wrong": wrong
-        }  # fmt: skip
+            "what": "full disk",
+            "case": case.name,
+            "after updates": updates,
+            "room": room,
+            "exit": code,
+            "wrong": wrong,
+        }
 
 
 def has_updates(run: Path, count: int) -> bool:

@@ -1,4 +1,4 @@
-"""The reward server and rollout servers under 64 clients, with faults injected: no wrong score, no lost sample.
+"""The reward server and rollout servers under 64 clients with injected faults: all scores right, none lost.
 
     python tests/campaigns/servers.py --seconds 600 --output runs/servers
 
@@ -287,8 +287,12 @@ def compare_answers(groups: Any, prompts: Sequence[Sequence[int]], update: int) 
     wrong = lost = 0
     for place, prompt in enumerate(prompts):
         request = {
-            "n": 2, "max_tokens": 8, "stop_token_ids": [2], "prompt": list(prompt), "seed": seed_of(3, update, place)
-        }  # fmt: skip
+            "n": 2,
+            "max_tokens": 8,
+            "stop_token_ids": [2],
+            "prompt": list(prompt),
+            "seed": seed_of(3, update, place),
+        }
         expected = fake_vllm.of_weights(f"weights {update}".encode().hex(), request)
         answers = [list(rollout.completion_ids) for rollout in groups[place]]
         lost += len(expected) - len(answers)

@@ -22,10 +22,12 @@ from rlhf import cli
 Rlhf = Callable[..., Result]
 
 EVERY_UPDATE = {
-    "step", "reward/mean", "reward/std", "reward/missing", "gold/mean", "kl/mean", "kl/sum", "kl/abs_mean", "kl/k2_mean", "kl/k3_mean",
-    "kl/abs_sum", "kl/k2_sum", "kl/k3_sum", "kl/penalty", "kl/charged", "kl/coefficient", "length/mean", "length/finished_share", "length/reward_correlation", "loss/policy", "policy/entropy",
-    "advantage/std", "optimizer/lr", "optimizer/grad_norm", "engine/tokens_per_second", "time/step", "time/rollout",
-    "reward/groups_with_spread", "time/sync", "time/score", "time/update", "memory/peak_gib",
+    "step", "reward/mean", "reward/std", "reward/missing", "gold/mean", "kl/mean", "kl/sum",
+    "kl/abs_mean", "kl/k2_mean", "kl/k3_mean", "kl/abs_sum", "kl/k2_sum", "kl/k3_sum", "kl/penalty",
+    "kl/charged", "kl/coefficient", "length/mean", "length/finished_share", "length/reward_correlation",
+    "loss/policy", "policy/entropy", "advantage/std", "optimizer/lr", "optimizer/grad_norm",
+    "engine/tokens_per_second", "time/step", "time/rollout", "reward/groups_with_spread", "time/sync",
+    "time/score", "time/update", "memory/peak_gib",
 }  # fmt: skip
 FROM_THE_ENGINE = {"engine/logprob_difference", "engine/logprob_difference_max"}
 

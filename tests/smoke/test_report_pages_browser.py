@@ -83,13 +83,15 @@ def test_ten_thousand_samples_are_searched_filtered_and_drawn_lazily(
     started = time.monotonic()
     page.js(
         "(() => "
-        "{ const f = document.getElementById('sample-finished'); f.value = 'false'; f.dispatchEvent(new Event('change')); })()"
+        "{ const f = document.getElementById('sample-finished'); f.value = 'false';"
+        " f.dispatchEvent(new Event('change')); })()"
     )
     assert page.js(count) == "2,500 of 10,000 samples"
     assert time.monotonic() - started < 5
     page.js(
         "(() => "
-        "{ const f = document.getElementById('sample-least'); f.value = '9.5'; f.dispatchEvent(new Event('input')); })()"
+        "{ const f = document.getElementById('sample-least'); f.value = '9.5';"
+        " f.dispatchEvent(new Event('input')); })()"
     )
     assert (
         page.js(count) == "100 of 10,000 samples"
@@ -110,7 +112,8 @@ def test_a_hostile_sample_stays_text(big_run: Path, browser: Browser) -> None:
     page.wait("document.body.dataset.ready === 'true'")
     page.js(
         "(() => "
-        "{ const q = document.getElementById('sample-query'); q.value = 'onerror'; q.dispatchEvent(new Event('input')); })()"
+        "{ const q = document.getElementById('sample-query'); q.value = 'onerror';"
+        " q.dispatchEvent(new Event('input')); })()"
     )
     page.wait("document.getElementById('sample-count').textContent.startsWith('1 of')")
     assert page.js("document.querySelector('#sample-list').textContent").count(HOSTILE) == 1

@@ -53,6 +53,27 @@ NOT_CHECKED = {
 """First words of command lines that are not rlhf's, and why they are not executed."""
 
 
+def test_prose_is_within_110_characters() -> None:
+    """Tables, images and code may be longer."""
+    long = [
+        f"{name}:{number}"
+        for name, page in [*BY_NAME.items(), ("AGENTS.md", ROOT / "AGENTS.md")]
+        for number, line in prose(page)
+        if len(line) > 110 and not line.startswith(("|", "!"))
+    ]
+    assert long == []
+
+
+def prose(page: Path) -> Iterator[tuple[int, str]]:
+    """Lines outside fenced code, with their numbers."""
+    fenced = False
+    for number, line in enumerate(page.read_text("utf-8").splitlines(), 1):
+        if line.startswith("```"):
+            fenced = not fenced
+        elif not fenced:
+            yield number, line
+
+
 def blocks(page: Path, *languages: str) -> Iterator[str]:
     for language, text in FENCE.findall(page.read_text("utf-8")):
         if language in languages:

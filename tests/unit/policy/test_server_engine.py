@@ -433,12 +433,23 @@ def test_a_prompt_that_a_server_refuses_ends_the_run(start: Start, engine_of: An
         (lambda settings: settings["choices"].pop(), "returned 1 of 2 answers"),
         (lambda settings: settings["choices"][0].update(token_ids=None), "returned no token ids"),
         (lambda settings: settings["choices"][0].update(logprobs=None), "returned no log-probabilities"),
-        (lambda settings: settings["choices"][0].update(token_ids=[], logprobs={"token_logprobs": []}), "without a token"),
-        (lambda settings: settings["choices"][0]["logprobs"]["token_logprobs"].pop(), "log-probabilities for"),
-        (lambda settings: settings["choices"][0].update(finish_reason="length", token_ids=[5], logprobs={"token_logprobs": [-1]}), "cut an answer at 1 tokens"),
+        (
+            lambda settings: settings["choices"][0].update(token_ids=[], logprobs={"token_logprobs": []}),
+            "without a token",
+        ),
+        (
+            lambda settings: settings["choices"][0]["logprobs"]["token_logprobs"].pop(),
+            "log-probabilities for",
+        ),
+        (
+            lambda settings: settings["choices"][0].update(
+                finish_reason="length", token_ids=[5], logprobs={"token_logprobs": [-1]}
+            ),
+            "cut an answer at 1 tokens",
+        ),
         (lambda settings: settings.update(model="the-base"), "in place of the adapter"),
     ],
-)  # fmt: skip
+)
 def test_answers_that_cannot_be_used(
     start: Start, engine_of: Any, fake_vllm: Any, spoil: Any, message: str
 ) -> None:

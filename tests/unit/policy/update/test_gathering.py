@@ -20,8 +20,12 @@ def statistics(answers: range) -> UpdateStatistics:
     rollouts = [Rollout((1,), tuple(range(LENGTHS[a])), (), a != 2, str(a)) for a in answers]
     missing = {place: "no reward" for place, a in enumerate(answers) if a == 1}
     values = UpdateStatistics(
-        [REWARDS[a] for a in answers], rollouts, 2, columns={"shaped": [10.0 * a for a in answers]}, missing=missing
-    )  # fmt: skip
+        [REWARDS[a] for a in answers],
+        rollouts,
+        2,
+        columns={"shaped": [10.0 * a for a in answers]},
+        missing=missing,
+    )
     for place, answer in enumerate(answers):
         first = sum(LENGTHS[:answer])
         log_ratio = torch.tensor(LOG_RATIOS[first : first + LENGTHS[answer]])

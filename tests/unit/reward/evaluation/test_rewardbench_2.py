@@ -60,8 +60,8 @@ def test_a_spread_of_0(margin: float, bonus: float) -> None:
 
 
 def test_numbers_without_both_rows_count_in_the_accuracy_of_their_form_alone() -> None:
-    # N = 1: ci_ref 1, ci_tied 0.5, dc 1: both right, no margin, bonus tanh(0.5 / 1 - 1). N = 2 has a wrong ref
-    # alone, so that the mean accuracy of ref is 1/2 and all other means are those of N = 1.
+    # N = 1: ci_ref 1, ci_tied 0.5, dc 1: both right, no margin, bonus tanh(0.5 / 1 - 1). N = 2 has a
+    # wrong ref alone, so that the mean accuracy of ref is 1/2 and all other means are those of N = 1.
     rows = [ref(1, 1.0, 0.0), TiesRow("tied", 1, (1.0, 2.0), (0.5,)), ref(2, 0.0, 9.0)]
     result = ties_score(rows)
     assert (result["count"], result["unpaired"], result["ref"], result["tied"]) == (1, [2], 0.5, 1.0)
