@@ -26,6 +26,7 @@ from rlhf.config.reward import RewardConfig
 from rlhf.core.errors import DataError
 from rlhf.core.statistics import bootstrap_grid_mean
 from rlhf.report.comparisons.comparison import write_comparison
+from rlhf.runs.after import is_finished
 from rlhf.runs.folder import atomic_write_text
 from rlhf.runs.progress import Progress
 
@@ -103,7 +104,7 @@ def train_table(
     jobs = [(seed, name) for seed in seeds for name in ROWS]
     for number, (seed, name) in enumerate(jobs, 1):
         output, row = folder / f"seed-{seed}" / name, ROWS[name]
-        if is_judged(output):
+        if is_finished(output):
             say(f"[{number}/{total}] {row.title}, seed {seed}: there already.")
             continue
         say(f"[{number}/{total}] {row.title}, seed {seed}.")
@@ -113,12 +114,6 @@ def train_table(
         else:
             start = output.parent / row.starts_from / "final" if row.starts_from else None
             train(name, seed, output, start)
-
-
-def is_judged(run: Path) -> bool:
-    """Whether a row's evaluation is there, and whole."""
-    file = run / "eval.json"
-    return file.exists() and "failures" not in json.loads(file.read_text("utf-8"))
 
 
 def judge(config: RewardConfig, final: Path, folder: Path) -> None:

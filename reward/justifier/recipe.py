@@ -17,14 +17,12 @@ from reward.evaluation.judge_scorer import JudgeScorer
 from reward.justifier.data import JustifierData, load_data
 from reward.justifier.judge import CARD, load_justifier
 from reward.justifier.trainer import JustifierTrainer, trainer_arguments
-from reward.training.build import load_trunk
-from reward.training.data import steps_of
-from reward.training.stages import recorder
 from rlhf.config.justifier import JustifierConfig
 from rlhf.core.errors import ConfigError, DataError
 from rlhf.core.records import Comparison, Justification
 from rlhf.data.drops import DropReport
 from rlhf.distributed import processes, sharding
+from rlhf.distributed.schedule import steps_of
 from rlhf.distributed.trainer_mixin import draw_order
 from rlhf.kernels.packing_check import decide_packing
 from rlhf.models.chat import Chat
@@ -33,12 +31,14 @@ from rlhf.models.context import require_context
 from rlhf.models.forwards import enable_packed_logprobs
 from rlhf.models.loading import PeftModel, fingerprint, lora_config, with_adapter
 from rlhf.models.saving import base_facts, write_adapter_folder
+from rlhf.models.trunk import load_trunk
 from rlhf.runs import checkpoints
 from rlhf.runs.after import AfterTraining
 from rlhf.runs.folder import RunFolder
 from rlhf.runs.inputs import Input, check_inputs, inputs_of
 from rlhf.runs.progress import Progress
 from rlhf.tracking.callbacks import load_callbacks
+from rlhf.tracking.recording import recorder
 from rlhf.tracking.trackers import Trackers, tracking
 
 

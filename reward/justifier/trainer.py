@@ -17,7 +17,6 @@ from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from reward.justifier.data import IGNORED, Example, columns
-from reward.training.trainer import Record
 from rlhf.distributed import processes
 from rlhf.distributed.trainer_mixin import DistributedTrainerMixin, single_device, trainer_settings
 from rlhf.kernels.inputs import packed_inputs
@@ -25,6 +24,7 @@ from rlhf.kernels.packing import PackedBatch, Tree, pack
 from rlhf.kernels.packing_check import one_per_row
 from rlhf.models.loading import PeftModel, base_of
 from rlhf.runs.checkpoints import SafeCheckpoints
+from rlhf.tracking.recording import Record
 
 STAGE = "justifier"
 WHOLE = 2**31

@@ -15,9 +15,6 @@ from reward.principle.items import FULFILMENT, PrincipleData, load_data
 from reward.principle.question import answer_head, answer_ids
 from reward.principle.scorer import CARD, PrincipleScorer, read_principle_model
 from reward.principle.trainer import PrincipleTrainer
-from reward.training.build import load_trunk
-from reward.training.data import steps_of
-from reward.training.stages import recorder
 from reward.training.trainer import trainer_arguments
 from rlhf.adapters.start import start_from
 from rlhf.config.principle import PrincipleConfig
@@ -26,6 +23,7 @@ from rlhf.core.errors import ConfigError
 from rlhf.core.records import Message, Principle
 from rlhf.core.statistics import wilson_interval
 from rlhf.distributed import processes, sharding
+from rlhf.distributed.schedule import steps_of
 from rlhf.distributed.trainer_mixin import draw_order
 from rlhf.kernels.packing_check import decide_packing
 from rlhf.models.chat import Chat
@@ -34,6 +32,7 @@ from rlhf.models.context import require_context
 from rlhf.models.forwards import enable_packed_scores
 from rlhf.models.loading import HEAD, PeftModel, fingerprint, lora_config, with_adapter
 from rlhf.models.saving import base_facts, write_adapter_folder
+from rlhf.models.trunk import load_trunk
 from rlhf.runs import checkpoints
 from rlhf.runs.after import AfterTraining
 from rlhf.runs.folder import RunFolder
@@ -41,6 +40,7 @@ from rlhf.runs.gpu_memory import phase
 from rlhf.runs.inputs import Input, check_inputs, inputs_of
 from rlhf.runs.progress import Progress
 from rlhf.tracking.callbacks import load_callbacks
+from rlhf.tracking.recording import recorder
 from rlhf.tracking.trackers import Trackers, tracking
 
 STAGE = "principle"

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from transformers import PreTrainedModel
 
 from reward.training.batches import Item
 from reward.training.head_start import fit_head
 from rlhf.config.reward import RewardConfig
-from rlhf.config.schema import ModelConfig
 from rlhf.distributed import sharding
 from rlhf.distributed.sharding import full_tensor
 from rlhf.distributed.trainer_mixin import draw_order
@@ -21,7 +19,6 @@ from rlhf.models.chat import Chat
 from rlhf.models.forwards import enable_packed_scores
 from rlhf.models.loading import (
     PeftModel,
-    load_causal,
     load_classifier,
     lora_config,
     reward_head,
@@ -47,21 +44,6 @@ def check_base(config: RewardConfig) -> list[str]:
         adapter=config.adapter.model_dump(),
         attributes=config.attributes,
     )
-
-
-def load_trunk(model: ModelConfig) -> PreTrainedModel:
-    """The causal base of an adapter without a head, on the GPU if there is one, with its layers chosen."""
-    trunk = load_causal(
-        model.base,
-        revision=model.revision,
-        dtype=model.dtype,
-        quantization=model.quantization,
-        fast_layers=model.fast_layers,
-    )
-    if torch.cuda.is_available() and model.quantization == "none":
-        trunk = trunk.to("cuda")
-    choose_layers(trunk, model.fused_kernels)
-    return trunk
 
 
 @phase("loading")

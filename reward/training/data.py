@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from reward.training.batches import Item, faults, make_items, singles
-from rlhf.config.justifier import JustifierConfig
-from rlhf.config.principle import PrincipleConfig
 from rlhf.config.reward import RewardConfig, StageConfig
 from rlhf.core.errors import DataError
 from rlhf.core.records import Comparison, Conversation, Preference, Rating
@@ -161,12 +159,6 @@ def items_of(stage: StageConfig, items: Sequence[Item]) -> list[Item]:
     if stage.preference_weight == 0:
         items = [single for item in items for single in singles(item)]
     return [item for item in items if counts(item)]
-
-
-def steps_of(stage: StageConfig | PrincipleConfig | JustifierConfig, items: int) -> int:
-    """Updates of a stage or run: whole batches in its epochs, at least one, at most max_steps."""
-    steps = max(1, int(stage.epochs * items / stage.batch_size))
-    return min(steps, stage.max_steps) if stage.max_steps else steps
 
 
 def _prompts(preferences: Sequence[Preference], ratings: Sequence[Rating]) -> list[Conversation]:

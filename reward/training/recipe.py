@@ -26,13 +26,14 @@ from reward.evaluation.judging import write_result
 from reward.save import save_final
 from reward.training.batches import Item
 from reward.training.build import build_model, check_base
-from reward.training.data import RewardData, items_of, load_chat, load_data, steps_of
+from reward.training.data import RewardData, items_of, load_chat, load_data
 from reward.training.expo import expo_apart, extrapolate_or_last, held_pairs
 from reward.training.stages import train_stages
 from reward.training.start import check_start
 from rlhf.config.reward import RewardConfig
 from rlhf.core.errors import ConfigError
 from rlhf.distributed import processes, sharding
+from rlhf.distributed.schedule import steps_of
 from rlhf.models.chat import Chat
 from rlhf.models.loading import fingerprint
 from rlhf.runs.after import AfterTraining

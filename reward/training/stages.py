@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from transformers import TrainerCallback
 
 from reward.save import save_final
 from reward.training.build import start_head
-from reward.training.data import RewardData, items_of, steps_of
+from reward.training.data import RewardData, items_of
 from reward.training.start import start_from
-from reward.training.trainer import HybridRewardTrainer, Record, trainer_arguments
+from reward.training.trainer import HybridRewardTrainer, trainer_arguments
 from rlhf.config.reward import START, RewardConfig
 from rlhf.distributed import sharding
+from rlhf.distributed.schedule import steps_of
 from rlhf.distributed.trainer_mixin import draw_order
 from rlhf.models.chat import Chat
 from rlhf.models.checkpoint_folder import write_shell
@@ -22,6 +22,7 @@ from rlhf.models.loading import PeftModel
 from rlhf.runs import checkpoints
 from rlhf.runs.folder import RunFolder
 from rlhf.runs.progress import Progress
+from rlhf.tracking.recording import recorder
 from rlhf.tracking.trackers import Trackers
 
 
@@ -95,18 +96,3 @@ def stage_number(config: RewardConfig, checkpoint: Path | None) -> int:
     if checkpoint is None:
         return 0
     return [stage.name for stage in config.stages].index(checkpoints.stage_of(checkpoint))
-
-
-def recorder(run: RunFolder, track: Trackers, progress: Progress) -> Record:
-    """A function that writes figures to metrics.jsonl, the trackers and the progress line."""
-    shown = {"loss": "loss/total", "accuracy": "reward/accuracy"}
-
-    def record(step: int, figures: Any) -> None:
-        run.metrics(step, figures)
-        track.metrics(step, figures)
-        if "loss/total" in figures:
-            progress.update(
-                step, **{short: figures[name] for short, name in shown.items() if name in figures}
-            )
-
-    return record

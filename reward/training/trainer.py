@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,9 @@ from rlhf.models.forwards import packed_inputs
 from rlhf.models.loading import PeftModel
 from rlhf.runs.checkpoints import SafeCheckpoints, best_file, load_trainable, save_trainable
 from rlhf.runs.gpu_memory import phase
+from rlhf.tracking.recording import Record
 
 REWARD_INDEX = 0  # the first attribute is the reward
-
-Record = Callable[[int, Mapping[str, float | str]], None]
-"""Receives the number and the figures of an update or a validation."""
 
 
 class HybridRewardTrainer(DistributedTrainerMixin, SafeCheckpoints, RewardTrainer):

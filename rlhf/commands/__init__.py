@@ -44,6 +44,10 @@ COMMANDS = {
         "rlhf.commands.paper_table:command", "Train and compare all rows of the paper's reward table."
     ),
     "align-policy": Command("rlhf.commands.align_policy:command", "Align a policy with a reward model."),
+    "train-dpo": Command("rlhf.commands.train_dpo:command", "Align a policy with preferences by DPO."),
+    "policy-table": Command(
+        "rlhf.commands.policy_table:command", "Train and compare all rows of the paper's policy table."
+    ),
     "generate": Command(
         "rlhf.commands.generate:command", "Generate answers to a file of questions, in the judges' formats."
     ),

@@ -51,13 +51,15 @@ def command(
     def train(name: str, seed: int, folder: Path, start: Path | None) -> None:
         run_overrides = [f"recipe={name}", f"seed={seed}", *([f"start={start}"] if start else [])]
         resume = ["--resume"] if folder.exists() else []
-        _run("train-reward", config, *(overrides or ()), *run_overrides, "--output", folder, *resume)
+        run_command("train-reward", config, *(overrides or ()), *run_overrides, "--output", folder, *resume)
 
     def extrapolate(weak: Path, strong: Path, seed: int, folder: Path) -> None:
         final = folder / "final"
         if not final.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            _run("extrapolate", weak / "final", strong / "final", f"--factor={factor}", "--output", final)
+            run_command(
+                "extrapolate", weak / "final", strong / "final", f"--factor={factor}", "--output", final
+            )
         row = load_config(config, RewardConfig, [*(overrides or ()), f"seed={seed}"], folder)
         paper_table.judge(row, final, folder)
 
@@ -70,7 +72,7 @@ def command(
     typer.echo(f"Report: {page}; the same as table.md, table.json and table.svg beside it.")
 
 
-def _run(*words: object) -> None:
+def run_command(*words: object) -> None:
     """Run a command of rlhf in a separate process, which frees all its memory.
 
     Raises:

@@ -1,16 +1,22 @@
-"""Loads a config of either training command, which is recognised by its keys."""
+"""Loads a config of `train-reward` or `align-policy`, which is recognised by its keys."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import BaseModel
+
+from rlhf.config.dpo import DPOConfig
 from rlhf.config.files import read_keys
 from rlhf.config.load import load_config
 from rlhf.config.policy import PolicyConfig
+from rlhf.config.policy_table import PolicyTableConfig
 from rlhf.config.reward import RewardConfig
 from rlhf.core.errors import ConfigError
 
+OTHERS: dict[type[BaseModel], str] = {DPOConfig: "train-dpo", PolicyTableConfig: "policy-table"}
+"""Schemas of other commands."""
 POLICY_KEYS = {"reward", "rollouts", "algorithm"}
 """Keys of a policy config, of which it has at least one; a reward config has none."""
 
@@ -23,16 +29,30 @@ def load_either(
     Raises:
         ConfigError: it cannot be read, or is neither.
     """
-    if schema_of(path) is PolicyConfig:
+    schema = schema_of(path)
+    if schema in OTHERS:
+        command = OTHERS[schema]
+        raise ConfigError(
+            f"{path} is a config of {command}.",
+            allowed="a config of train-reward or align-policy",
+            fix=f"rlhf {command} {path} --dry-run, which checks the config and counts its data",
+        )
+    if schema is PolicyConfig:
         return load_config(path, PolicyConfig, overrides, output)
     return load_config(path, RewardConfig, overrides, output)
 
 
-def schema_of(path: Path) -> type[RewardConfig] | type[PolicyConfig]:
+def schema_of(path: Path) -> type[BaseModel]:
     """The schema of a config file; `RewardConfig` for a file that cannot be read, whose error `load_config`
     raises."""
     try:
         data, _ = read_keys(path)
     except ConfigError:
         return RewardConfig
-    return PolicyConfig if isinstance(data, dict) and POLICY_KEYS & data.keys() else RewardConfig
+    if not isinstance(data, dict):
+        return RewardConfig
+    if "dpo" in data:
+        return PolicyTableConfig
+    if "beta" in data:
+        return DPOConfig
+    return PolicyConfig if POLICY_KEYS & data.keys() else RewardConfig

@@ -1,8 +1,9 @@
-"""The learning rate's factor at each update."""
+"""The number of updates, and the learning rate's factor at each."""
 
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 
 def learning_rate_factor(step: int, schedule: str, warmup: int, total: int) -> float:
@@ -24,3 +25,28 @@ def learning_rate_factor(step: int, schedule: str, warmup: int, total: int) -> f
     if schedule == "cosine":
         return max(0.0, (1.0 + math.cos(math.pi * progress)) / 2)
     return 1.0
+
+
+class Passes(Protocol):
+    """The keys of a config that say how long it trains."""
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the data."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Items in one update."""
+        ...
+
+    @property
+    def max_steps(self) -> int | None:
+        """The most updates; None for no limit."""
+        ...
+
+
+def steps_of(passes: Passes, items: int) -> int:
+    """Updates of a stage or run: whole batches in its epochs, at least one, at most max_steps."""
+    steps = max(1, int(passes.epochs * items / passes.batch_size))
+    return min(steps, passes.max_steps) if passes.max_steps else steps

@@ -13,7 +13,7 @@ import yaml
 from rlhf.core.errors import DataError
 from rlhf.report.numbers import finite
 
-Kind = Literal["reward", "policy"]
+Kind = Literal["reward", "policy", "dpo"]
 Row = dict[str, Any]
 FILES = ("config.yaml", "environment.json", "metrics.jsonl", "samples.jsonl", "eval.json")
 
@@ -156,6 +156,8 @@ def _samples(path: Path, notes: list[str]) -> dict[int, list[Row]]:
 
 def _kind(path: Path, config: Row, evaluation: Row, metrics: list[Row]) -> Kind:
     """The command that wrote this folder, by its config, else its evaluation, else its metrics' names."""
+    if "beta" in config and "loss" in config:
+        return "dpo"
     if "stages" in config or "reward" in config:
         return "reward" if "stages" in config else "policy"
     if evaluation:

@@ -43,7 +43,7 @@ def render(run: RunFiles, *, live: int = 0) -> str:
     templates.globals["plot"] = PLOT
     scripts = {name: asset(f"{name}.js") for name in ("guard", "page", "samples", "live")}
     samples = sample_data(run.path / SAMPLES, run.notes) if run.kind == "policy" else None
-    content = _policy_page(run) if run.kind == "policy" else _reward_page(run)
+    content = {"policy": _policy_page, "reward": _reward_page, "dpo": _dpo_page}[run.kind](run)
     return templates.get_template("page.html").render(
         run=run,
         name="/".join(run.path.resolve().parts[-2:]),
@@ -110,6 +110,18 @@ def _reward_page(run: RunFiles) -> dict[str, Any]:
     }
 
 
+def _dpo_page(run: RunFiles) -> dict[str, Any]:
+    """The page of a reward model, for the policy's implicit reward on held-out pairs."""
+    page = _reward_page(run)
+    verdict = reward.reward_verdict(run.evaluation, reward.IMPLICIT)
+    loss, beta = run.config.get("loss"), run.config.get("beta")
+    return page | {
+        "title": "Direct preference optimisation",
+        "verdict": verdict if page["table"] else _before_evaluation(run, verdict),
+        "facts": [("Loss", f"{loss}, beta {beta}"), *page["facts"]],
+    }
+
+
 def _before_evaluation(run: RunFiles, verdict: Verdict) -> Verdict:
     """The verdict before the evaluation: steps so far, and the training rewards."""
     lines = [f"{run.last_step:,} steps are logged."] if run.metrics else ["No step is logged yet."]
@@ -134,7 +146,7 @@ def missing(run: RunFiles) -> list[str]:
         "samples.jsonl": "there are no answers from training.",
         "eval.json": "it comes at the end of a run, and with it the verdict.",
     }
-    if run.kind == "reward":
+    if run.kind != "policy":
         del absent["samples.jsonl"]
     lines = [
         f"{name} is not there: {what}" for name, what in absent.items() if not (run.path / name).is_file()

@@ -13,6 +13,7 @@ from rlhf.report.files import RunFiles
 from rlhf.report.numbers import DASH, finite, fixed, percent, signed
 from rlhf.report.verdict import Verdict
 
+IMPLICIT = "The policy's implicit reward"
 BAR_LEFT, BAR_RIGHT = 4.0, 196.0
 
 
@@ -144,14 +145,18 @@ def _row(accuracy: Accuracy, *, total: bool) -> TableRow:
     )
 
 
-def reward_verdict(evaluation: Mapping[str, Any]) -> Verdict:
-    """The verdict: better than chance, and than always preferring the longer answer?"""
+def reward_verdict(evaluation: Mapping[str, Any], subject: str = "The reward model") -> Verdict:
+    """The verdict: better than chance, and than always preferring the longer answer?
+
+    Args:
+        subject: what is judged, as the sentence begins.
+    """
     accuracy = overall(evaluation)
     if accuracy is None:
         return Verdict(
-            "open", "No verdict yet", "The reward model has not been evaluated on held-out comparisons yet."
+            "open", "No verdict yet", f"{subject} has not been evaluated on held-out comparisons yet."
         )
-    sentence = f"The reward model picks the better answer in {percent(accuracy.share)} of "
+    sentence = f"{subject} picks the better answer in {percent(accuracy.share)} of "
     sentence += f"{accuracy.count:,} held-out comparisons" if accuracy.count else "the held-out comparisons"
     if accuracy.interval is None:
         return Verdict("open", "Accuracy", f"{sentence}.", _baseline(accuracy))

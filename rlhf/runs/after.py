@@ -7,10 +7,12 @@ their results.
 
 from __future__ import annotations
 
+import json
 import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -19,6 +21,12 @@ from rlhf.distributed import processes
 from rlhf.runs.disk import full_disk
 
 T = TypeVar("T")
+
+
+def is_finished(run: Path) -> bool:
+    """Whether a run folder has an evaluation, and no step after training failed."""
+    file = run / "eval.json"
+    return file.exists() and "failures" not in json.loads(file.read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)

@@ -249,7 +249,7 @@ def test_the_paper_table_trains_every_row_and_goes_on_where_it_was(
         result = CliRunner().invoke(cli.app, ran[-1])
         assert result.exit_code == 0, result.output
 
-    monkeypatch.setattr("rlhf.commands.paper_table._run", in_process)
+    monkeypatch.setattr("rlhf.commands.paper_table.run_command", in_process)
     words = ["paper-table", str(recipe_config), "data.test_share=0.3", "--seeds", "1", "--output"]
     result = rlhf_command(*words, str(tmp_path / "table"))
     assert result.exit_code == 0, result.output

@@ -52,8 +52,16 @@ FLOORS = {
 roof."""
 
 ENTRANCES = {
-    ("policy", "reward"): ("reward.scorer", "reward.load_scorer", "reward.judge", "reward.principle")
-}  # a policy may follow anybody's reward model
+    ("policy", "reward"): (
+        "reward.scorer",
+        "reward.load_scorer",
+        "reward.judge",
+        "reward.principle",
+        "reward.losses",
+        "reward.evaluation.winrate",
+        "reward.evaluation.best_of_n",
+    )
+}  # a policy may follow anybody's reward model; DPO is Bradley-Terry on implicit rewards
 """(room, other room): the modules by which it may be entered."""
 
 DOORS = {
@@ -71,6 +79,7 @@ DOORS = {
         "reward.training.trainer",
         "reward.justifier.trainer",
         "policy.trainer",
+        "policy.dpo.trainer",
         "policy.rollouts.vllm.weights",
     ),
     "vllm": ("policy.rollouts.vllm.*", "rlhf.doctor.probes"),
@@ -215,13 +224,13 @@ def test_imports_keep_to_the_floors_and_doors() -> None:
             "policy.recipe",
             "from reward import trainer",
             "policy enters reward by reward.scorer and reward.load_scorer and reward.judge and "
-            "reward.principle alone",
+            "reward.principle and reward.losses",
         ),
         (
             "policy.recipe",
-            "import reward.losses",
+            "import reward.training.batches",
             "policy enters reward by reward.scorer and reward.load_scorer and reward.judge and "
-            "reward.principle alone",
+            "reward.principle and reward.losses",
         ),
         (
             "reward.training.trainer",

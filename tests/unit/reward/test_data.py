@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from reward.training.batches import TOO_LONG, Item
-from reward.training.data import IN_BENCHMARK, items_of, load_data, steps_of
+from reward.training.data import IN_BENCHMARK, items_of, load_data
 from rlhf.config.reward import RewardConfig, StageConfig
 from rlhf.core.errors import DataError
 from rlhf.core.records import Message
 from rlhf.data.split import held_out
+from rlhf.distributed.schedule import steps_of
 from rlhf.distributed.trainer_mixin import draw_order
 from rlhf.kernels.packing import Tree
 from rlhf.models.chat import Chat

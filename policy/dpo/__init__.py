@@ -1,0 +1,1 @@
+"""Direct preference optimisation: a policy from preferences, without rollouts or a reward model."""

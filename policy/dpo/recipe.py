@@ -1,0 +1,214 @@
+"""The steps of `rlhf train-dpo`: rows, pairs, training, the implicit reward on held-out pairs.
+
+Differences to the paper's DPO (arXiv 2410.01257): LoRA in place of full fine-tuning, and the last weights are
+kept, not those of the best checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, set_seed
+
+from policy.dpo.card import save_policy, write_card
+from policy.dpo.data import DPOData, Pair, load_chat, load_data
+from policy.dpo.trainer import PackedDPOTrainer, trainer_arguments
+from rlhf.config.dpo import DPOConfig
+from rlhf.core.errors import ConfigError
+from rlhf.core.statistics import wilson_interval
+from rlhf.distributed import processes, sharding
+from rlhf.distributed.schedule import steps_of
+from rlhf.distributed.trainer_mixin import draw_order
+from rlhf.models import bases
+from rlhf.models.chat import Chat
+from rlhf.models.checkpoint_folder import write_shell
+from rlhf.models.loading import fingerprint, fit_targets, lora_config
+from rlhf.models.trunk import load_trunk
+from rlhf.runs import checkpoints
+from rlhf.runs.after import AfterTraining
+from rlhf.runs.folder import RunFolder
+from rlhf.runs.gpu_memory import phase
+from rlhf.runs.inputs import Input, check_inputs, inputs_of
+from rlhf.runs.progress import Progress
+from rlhf.tracking.callbacks import load_callbacks
+from rlhf.tracking.recording import recorder
+from rlhf.tracking.trackers import Trackers, tracking
+
+
+def train_dpo(
+    config: DPOConfig,
+    *,
+    resume: bool = False,
+    after: AfterTraining | None = None,
+    trackers: Trackers | None = None,
+) -> Path:
+    """Train, save and evaluate a policy; returns the run folder.
+
+    Args:
+        after: collects failures after training, for a caller that runs further steps and raises at their end;
+            without it, they are raised here.
+        trackers: open trackers of a caller that also sends the report; without it, they are opened and closed
+            here.
+
+    Raises:
+        UserError: the input is at fault.
+        RunError: training failed, or a step after it.
+    """
+    steps = after or AfterTraining()
+    callbacks = load_callbacks(config.callbacks)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    set_seed(config.seed)
+    with (
+        RunFolder.create(config.output, config, resume=resume, command="train-dpo") as run,
+        tracking(trackers, config) as track,
+    ):
+        chat = load_chat(config)
+        data = load_data(config, chat)
+        for line in (*chat.notes, *data.drops.lines(), *check_base(config)):
+            print(line)
+        run.write_json("drops.json", data.drops.as_dict())
+        check_inputs(run, inputs_of(config, data.drops.digests))
+        processes.per_rank(config.batch_size, "batch_size")
+        if sharding.is_requested():
+            raise ConfigError(
+                "train-dpo does not shard its model.",
+                allowed="one process, or DDP",
+                fix="accelerate launch --config_file configs/launch/ddp.yaml",
+            )
+        train_and_evaluate(config, data, chat, run, steps, track, callbacks, resume=resume)
+    if after is None:
+        steps.finish()
+    return config.output
+
+
+def check_base(config: DPOConfig) -> list[str]:
+    """Check before weights are loaded that the base can be a policy; returns notes for the user.
+
+    Raises:
+        ModelError: it cannot be one.
+    """
+    model = config.model
+    return bases.examine(
+        bases.read_config(model.base, model.revision),
+        model.base,
+        revision=model.revision,
+        quantization=model.quantization,
+        adapter=config.adapter.model_dump(),
+        attributes=None,
+    )
+
+
+def train_and_evaluate(
+    config: DPOConfig,
+    data: DPOData,
+    chat: Chat,
+    run: RunFolder,
+    steps: AfterTraining,
+    track: Trackers,
+    callbacks: Sequence[TrainerCallback],
+    *,
+    resume: bool,
+) -> None:
+    """Train, write `final/`, and measure the implicit reward on the held-out pairs."""
+    checkpoint = checkpoints.latest_everywhere(run.checkpoints) if resume else None
+    updates = steps_of(config, len(data.training))
+    with Progress(updates, "update") as progress:
+        trainer = build_trainer(config, data, chat, run, track, progress, callbacks)
+        track.open(run)
+        run.truncate(checkpoints.step_of(checkpoint) if checkpoint else 0)
+        write_shell(run.checkpoints, lambda folder: save_policy(config, trainer.model, chat, folder))
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    steps.run("final/", lambda: save_policy(config, trainer.model, chat, run.final))
+    margins = steps.run("the held-out pairs", lambda: trainer.margins(data.validation))
+    result = {} if margins is None else evaluation(data.validation, margins)
+    if result and run.final.exists():
+        steps.on_main("the model card", lambda: write_card(config, run.final, result))
+    content = {**result, **steps.as_dict(), "training_drops": data.drops.as_dict()}
+    steps.on_main("eval.json", lambda: run.write_json("eval.json", content))
+
+
+@phase("loading")
+def build_trainer(
+    config: DPOConfig,
+    data: DPOData,
+    chat: Chat,
+    run: RunFolder,
+    track: Trackers,
+    progress: Progress,
+    callbacks: Sequence[TrainerCallback],
+) -> PackedDPOTrainer:
+    """Load the base and build the trainer around it."""
+    model = load_trunk(config.model)
+    check_inputs(run, {"model.base": Input(config.model.base, fingerprint(model))})
+    updates = steps_of(config, len(data.training))
+    return PackedDPOTrainer(
+        model,
+        trainer_arguments(
+            **config.optimizer.model_dump(),
+            beta=config.beta,
+            batch_size=config.batch_size,
+            folder=str(run.checkpoints),
+            steps=updates,
+            dtype=config.model.dtype,
+            seed=config.seed,
+            validate_every=config.validate_every,
+            save_every=config.save_every,
+            has_validation=bool(data.validation),
+            gradient_checkpointing=config.model.gradient_checkpointing,
+        ),
+        fit_targets(model, lora_config(**config.adapter.model_dump())),
+        chat.trainers_tokenizer(),
+        loss=config.loss,
+        packing=config.model.packing,
+        pairs=data.training,
+        order=draw_order(len(data.training), updates * config.batch_size, config.seed),
+        validation=data.validation,
+        tokens_per_batch=config.tokens_per_batch,
+        record=recorder(run, track, progress),
+        callbacks=callbacks,
+    )
+
+
+def evaluation(pairs: Sequence[Pair], margins: Sequence[float]) -> dict[str, Any]:
+    """The content of eval.json: how often the implicit reward prefers the chosen answer; a tie is wrong.
+
+    Returns:
+        `{"overall", "count", "intervals": {"overall"}, "subsets": {source: {"accuracy", "count"}},
+        "length_baseline", "margin"}`; empty without pairs. `length_baseline` is the share in which the chosen
+        answer has more characters.
+    """
+    if not pairs:
+        return {}
+    right: dict[str, list[bool]] = {}
+    for pair, margin in zip(pairs, margins, strict=True):
+        right.setdefault(pair.source or "held out", []).append(margin > 0)
+    overall = sum(map(sum, right.values())) / len(pairs)
+    longer = sum(len(pair.chosen.text) > len(pair.rejected.text) for pair in pairs)
+    return {
+        "overall": overall,
+        "count": len(pairs),
+        "intervals": {"overall": wilson_interval(overall, len(pairs))},
+        "subsets": {
+            source: {"accuracy": sum(part) / len(part), "count": len(part)} for source, part in right.items()
+        },
+        "length_baseline": longer / len(pairs),
+        "margin": sum(margins) / len(pairs),
+    }
+
+
+def dry_run(config: DPOConfig) -> list[str]:
+    """What a run would do: the drop report, pairs and updates."""
+    load_callbacks(config.callbacks)
+    Trackers(config)  # checks that they are installed
+    data = load_data(config, load_chat(config))
+    return [
+        *data.drops.lines(),
+        *check_base(config),
+        f"{len(data.training):,} pairs, {len(data.validation):,} held out; "
+        f"{steps_of(config, len(data.training))} updates of {config.batch_size} at "
+        f"{config.optimizer.learning_rate:g}; {config.loss} DPO with beta {config.beta:g}",
+    ]

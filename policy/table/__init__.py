@@ -1,0 +1,1 @@
+"""The paper's policy table: every way to align on the same data, compared at equal KL."""

@@ -1,0 +1,27 @@
+"""Where the figures of an update go: metrics.jsonl, the trackers, the progress line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from rlhf.runs.folder import RunFolder
+from rlhf.runs.progress import Progress
+from rlhf.tracking.trackers import Trackers
+
+Record = Callable[[int, Mapping[str, float | str]], None]
+"""Receives the number and the figures of an update or a validation."""
+
+
+def recorder(run: RunFolder, track: Trackers, progress: Progress) -> Record:
+    """A function that writes figures to metrics.jsonl, the trackers and the progress line."""
+    shown = {"loss": "loss/total", "accuracy": "reward/accuracy"}
+
+    def record(step: int, figures: Mapping[str, float | str]) -> None:
+        run.metrics(step, figures)
+        track.metrics(step, figures)
+        if "loss/total" in figures:
+            progress.update(
+                step, **{short: float(figures[name]) for short, name in shown.items() if name in figures}
+            )
+
+    return record
