@@ -16,14 +16,22 @@ from typer.testing import CliRunner
 
 from rlhf.cli import app
 from rlhf.commands import COMMANDS
+from rlhf.config.dpo import DPOConfig
 from rlhf.config.explain import describe
 from rlhf.config.policy import PolicyConfig
+from rlhf.config.policy_table import PolicyTableConfig
 from rlhf.config.reward import RewardConfig
 from rlhf.config.search import SearchConfig
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-SCHEMAS = {"train-reward": RewardConfig, "align-policy": PolicyConfig, "search": SearchConfig}
+SCHEMAS = {
+    "train-reward": RewardConfig,
+    "align-policy": PolicyConfig,
+    "train-dpo": DPOConfig,
+    "policy-table": PolicyTableConfig,
+    "search": SearchConfig,
+}
 OUTSIDE = re.compile(r"\[([^\]]+)\]\((\.\./[^)\s]+)\)")
 """A link to a file of the repository outside this folder."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from policy.table.rows import BASE, BEST_OF, ROWS
-from rlhf.report.comparison import write_comparison
+from rlhf.report.comparisons.comparison import write_comparison
 from rlhf.runs.folder import atomic_write_text
 
 DASH = "-"

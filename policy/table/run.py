@@ -19,7 +19,7 @@ from rlhf.config.policy import PolicyConfig
 from rlhf.config.policy_table import DPO_ROWS, PolicyTableConfig, row_config
 from rlhf.core.errors import ConfigError, OutputError
 from rlhf.core.records import Prompt
-from rlhf.data.answer_files import read_prompts
+from rlhf.data.evaluation.answer_files import read_prompts
 from rlhf.runs.after import is_finished
 from rlhf.runs.folder import CONFIG, MAY_CHANGE, atomic_write_text, leaves
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rlhf.commands.options import Config, DryRun, Output, Overrides, Resume, explain_option
+from rlhf.terminal.options import Config, DryRun, Output, Overrides, Resume, explain_option
 from rlhf.config.dpo import DPOConfig
 from rlhf.config.load import load_config
 from rlhf.report import write_report

@@ -53,6 +53,6 @@ def schema_of(path: Path) -> type[BaseModel]:
         return RewardConfig
     if "dpo" in data:
         return PolicyTableConfig
-    if "beta" in data:
+    if {"beta", "loss"} & data.keys():
         return DPOConfig
     return PolicyConfig if POLICY_KEYS & data.keys() else RewardConfig

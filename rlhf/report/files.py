@@ -156,7 +156,7 @@ def _samples(path: Path, notes: list[str]) -> dict[int, list[Row]]:
 
 def _kind(path: Path, config: Row, evaluation: Row, metrics: list[Row]) -> Kind:
     """The command that wrote this folder, by its config, else its evaluation, else its metrics' names."""
-    if "beta" in config and "loss" in config:
+    if "beta" in config:
         return "dpo"
     if "stages" in config or "reward" in config:
         return "reward" if "stages" in config else "policy"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from rlhf.config.dpo import DPOConfig
 from rlhf.config.explain import keys
 from rlhf.config.files import CONFIGS, read_keys
 from rlhf.config.load import load_config
@@ -75,13 +76,17 @@ UNSET: dict[str, str] = {
     "timeout": ENVIRONMENT,
     "pruning.direction": "maximize fits accuracy and reward",
 }
-SAME_SCHEMA = ("held_out_reward.", "data.prompts.N.", "data.preferences.N.", "data.ratings.N.")
+SAME_SCHEMA = (
+    *("held_out_reward.", "data.prompts.N.", "data.preferences.N.", "data.ratings.N."),
+    "data.exclude.N.",
+)
 """Keys of a section whose schema (a source of rewards or of data) is used in several places; DATA is their
 reason."""
 
 SCHEMAS: dict[type[Strict], tuple[str, ...]] = {
     PolicyConfig: ("policy/*.yaml", "policy/examples/*.yaml"),
     RewardConfig: ("reward/*.yaml",),
+    DPOConfig: ("dpo/*.yaml",),
     SearchConfig: ("search/*.yaml",),
 }
 
