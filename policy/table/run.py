@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import gc
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -85,7 +86,8 @@ def open_folder(table: PolicyTableConfig) -> None:
         changed = [
             f"  {key}: was {before.get(key, 'absent')}, is {now.get(key, 'absent')}"
             for key in before | now
-            if before.get(key) != now.get(key) and key not in MAY_CHANGE
+            if before.get(key) != now.get(key)
+            and not any(fnmatch.fnmatchcase(key, pattern) for pattern in MAY_CHANGE)
         ]
         if changed:
             raise ConfigError(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from rlhf.config.algorithm import AlgorithmConfig
 from rlhf.config.dpo import DPOConfig, DPOTraining
@@ -112,6 +112,18 @@ class PolicyTableConfig(RunConfig):
                 "held_out_reward is the reward that the rows are trained on; name a model that was trained "
                 "on other data"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _rows_are_valid(self) -> Self:
+        files = {"training": Path("training.jsonl"), "evaluation": Path("evaluation.jsonl")}
+        for row in (*DPO_ROWS, *RL_ROWS):
+            try:
+                row_config(self, row, files, self.seed)
+            except ValidationError as error:
+                first = error.errors()[0]
+                where = ".".join(map(str, first["loc"]))
+                raise ValueError(f"the row {row}: {where}{': ' if where else ''}{first['msg']}") from None
         return self
 
     @property

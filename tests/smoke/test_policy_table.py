@@ -129,6 +129,8 @@ def check_scale(table: Path, table_config: Path) -> None:
         (["held_out_reward=x", "reward=x"], "held_out_reward"),
         (["evaluation.kl=0"], "evaluation.kl"),
         (["dpo.loss=margin"], "dpo"),
+        (["adapter.dropout=0.1"], "dpo-regular"),
+        (["adapter.rank=2000", "rollouts.engine=vllm"], "ppo"),
     ],
 )
 def test_settings_that_are_refused(table_config: Path, words: list[str], named: str) -> None:

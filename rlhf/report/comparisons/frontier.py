@@ -82,7 +82,8 @@ def read_tracks(folders: Sequence[Path]) -> list[Track]:
     for run in runs:
         if run.kind != "policy":
             raise DataError(
-                f"{run.path} is the run of a reward model.", allowed="folders of `rlhf align-policy` runs"
+                f"{run.path} is not the run of an RL algorithm.",
+                allowed="folders of `rlhf align-policy` runs",
             )
     return [_track(run, group) for run, group in zip(runs, groups_of(runs), strict=True)]
 
