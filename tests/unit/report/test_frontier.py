@@ -226,7 +226,7 @@ def test_folders_that_are_no_runs_of_a_policy(tmp_path: Path) -> None:
         read_tracks([tmp_path / "none"])
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "config.yaml").write_text("stages: []\n")
-    with pytest.raises(DataError, match="is the run of a reward model"):
+    with pytest.raises(DataError, match="is not the run of an RL algorithm"):
         read_tracks([tmp_path / "r"])
     folder = make_run(tmp_path / "a", kl=(0.0,))
     (folder / "metrics.jsonl").write_text('{"step": 1, "loss/policy": 2.0}\n')
