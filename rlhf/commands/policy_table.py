@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from rlhf.terminal.options import Config, DryRun, Output, Overrides, explain_option
 from rlhf.commands.paper_table import run_command, show
 from rlhf.config.load import load_config
 from rlhf.config.policy_table import PolicyTableConfig
+from rlhf.terminal.options import Config, DryRun, Output, Overrides, explain_option
 
 
 def command(

@@ -8,13 +8,13 @@ from typing import Annotated
 
 import typer
 
-from rlhf.terminal.options import Config, DryRun, Output, Overrides, Resume, explain_option
 from rlhf.config.dpo import DPOConfig
 from rlhf.config.load import load_config
 from rlhf.report import write_report
 from rlhf.report.page import REPORT
 from rlhf.report.reward import IMPLICIT, reward_verdict
 from rlhf.runs.after import AfterTraining
+from rlhf.terminal.options import Config, DryRun, Output, Overrides, Resume, explain_option
 
 
 def command(
