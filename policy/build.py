@@ -87,7 +87,7 @@ def build_trainer(
         for trunk in (model, frozen):
             if trunk is not None:
                 choose_layers(base_of(trunk), config.model.fused_kernels)
-                decide_packing(base_of(trunk), wanted=config.model.packing)
+                decide_packing(base_of(trunk), wanted=config.model.packing, logits=True)
         builder = RewardBuilder(config, model if frozen is None else frozen, chat)
         rewards, held_out = builder.rewards(), builder.held_out()
         attach_roles(config, model, chat)

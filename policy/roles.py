@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from policy.critic import attach_critic
-from rlhf.adapters.start import start_from
+from rlhf.adapters.start import check_adapter, start_from
 from rlhf.adapters.storage import read_policy
 from rlhf.config.policy import PolicyConfig
 from rlhf.models.chat import Chat
@@ -17,10 +17,12 @@ def check_start(config: PolicyConfig, chat: Chat) -> None:
     """Check before a model is loaded that `start` is a policy.
 
     Raises:
-        ModelError: it is none, or for another chat template.
+        ModelError: it is none, has other adapter settings, or is for another chat template.
     """
     if config.start is not None:
-        read_policy(Path(config.start)).check_template(chat)
+        start = read_policy(Path(config.start))
+        check_adapter(Path(config.start), start, config.adapter)
+        start.check_template(chat)
 
 
 def attach_roles(config: PolicyConfig, model: PeftModel, chat: Chat) -> None:

@@ -94,9 +94,10 @@ base = {base_literal(card["base"])}
 folder = {str(final)!r}
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForSequenceClassification.from_pretrained(
-    base{revision}, num_labels={labels}, dtype=torch.{card["dtype"]}, pad_token_id={pad_id},{four_bits}
+    base{revision}, num_labels={labels}, dtype=torch.{card["dtype"]}, pad_token_id={pad_id},
+    ignore_mismatched_sizes=True,{four_bits}
 )
-model = PeftModel.from_pretrained(model, folder).eval()  # brings the head, which the base lacks
+model = PeftModel.from_pretrained(model, folder).eval()  # brings the head
 messages = [
     {{"role": "user", "content": "What is 1+1?"}},
     {{"role": "assistant", "content": "1+1=2"}},

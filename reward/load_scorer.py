@@ -118,8 +118,10 @@ def _find_form(model: str | Path, revision: str | None) -> str:
         return "principle"
     if (folder / "reward.json").exists() or (folder.is_dir() and not (folder / "config.json").exists()):
         return "ours"  # of a folder that holds no model at all, its reader says what is missing
-    names = _architectures(model, revision)
-    if any(name.endswith("ForSequenceClassification") for name in names):
+    config = read_config(str(model), revision)
+    names = list(config.architectures or ())
+    is_classifier = any(name.endswith("ForSequenceClassification") for name in names)
+    if is_classifier or stored_head(config, str(model), revision):
         return "classifier"
     raise ModelError(
         f"{model} is {', '.join(names) or 'a model of no named architecture'}: a reward head is not to be "

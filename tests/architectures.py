@@ -138,6 +138,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "bloom": ("bloom", {}),
     "mpt": ("mpt", {"max_seq_len": CONTEXT}),
     "mamba": ("mamba", {"state_size": 8}),
+    "phimoe": ("phimoe", {"num_local_experts": 4, "sliding_window": 16}),
+    "bamba": (
+        "bamba",
+        {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "attn_layer_indices": [1, 3]},
+    ),
+    "recurrent_gemma": ("recurrent_gemma", {"lru_width": 32, "attention_window_size": 16}),
+    "llama4_text": ("llama4_text", {"num_local_experts": 4, "intermediate_size_mlp": 64}),
     "lfm2": ("lfm2", {"layer_types": ["conv", "full_attention"] * 2}),
     "deepseek_v3": (
         "deepseek_v3",

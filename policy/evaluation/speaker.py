@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from policy.rollouts.protocol import Sampling
+from policy.rollouts.vllm_arguments import check_adapter
 from policy.shared_base import SharedBase
 from rlhf.adapters.storage import read_policy
 from rlhf.core.errors import ModelError, did_you_mean
@@ -20,7 +21,7 @@ from rlhf.models.chat import Chat
 from rlhf.models.chat.template import DATE
 from rlhf.models.checkpoint_folder import model_folder
 from rlhf.models.embedded import resolve_base
-from rlhf.models.loading import TRAINED_WHOLE
+from rlhf.models.loading import TRAINED_WHOLE, LoraConfig
 
 ENGINES = ("vllm", "transformers")
 LOADED_AS: Mapping[str, Any] = {
@@ -52,7 +53,7 @@ class Speaker:
         name: in files and tables.
         folder: of the policy's adapter; None for a plain base.
         model: base, revision, dtype, quantization, template_date, chat_template_kwargs.
-        rank: of the adapter.
+        adapter: PEFT's settings of the adapter; None for a plain base.
         chat: tokenizer and chat template.
         context: context length in tokens, prompt and answer together.
         card: what a policy that was trained without an adapter says of its training; empty for an adapter, or
@@ -62,7 +63,7 @@ class Speaker:
     name: str
     folder: Path | None
     model: Mapping[str, Any]
-    rank: int
+    adapter: LoraConfig | None
     chat: Chat
     context: int
     card: Mapping[str, Any]
@@ -82,16 +83,29 @@ class Speaker:
             model |= {key: adapter.card.get(key, value) for key, value in LOADED_AS.items()}
             chat = Chat.beside(folder, model)
             adapter.check_template(chat)
-            rank, place = int(adapter.config.r), folder
+            settings, place = adapter.config, folder
         else:
             _require_there(policy)
             card = _whole_card(folder)
             model = {"base": str(folder), **LOADED_AS}
             pinned = ("template_date", "chat_template_kwargs")
             model |= {key: card[key] for key in ("dtype", *pinned) if key in card}
-            chat, rank, place = Chat.load(folder, **{key: model[key] for key in pinned}), 8, None
+            chat, settings, place = Chat.load(folder, **{key: model[key] for key in pinned}), None, None
         context = _context(model["base"], model["revision"])
-        return cls(name_of(policy), place, model, rank, chat, context, card)
+        return cls(name_of(policy), place, model, settings, chat, context, card)
+
+    def check_engine(self, name: str) -> None:
+        """Check that an engine can serve the policy, before anything is loaded.
+
+        Raises:
+            ModelError: there is no such engine, or vLLM does not support the adapter.
+        """
+        if name not in ENGINES:
+            raise ModelError(
+                f"--engine {name} is not known.{did_you_mean(name, ENGINES)}", allowed=", ".join(ENGINES)
+            )
+        if name == "vllm" and self.adapter is not None and self.folder is not None:
+            check_adapter(self.adapter, self.folder)
 
     def transformers(self, max_new_tokens: int) -> Sample:
         """Load it, and sample by transformers' `generate`."""
@@ -118,7 +132,7 @@ class Speaker:
         settings = EngineSettings(
             resolve_base(self.model["base"]),
             revision=self.model["revision"],
-            rank=self.rank,
+            rank=8 if self.adapter is None else self.adapter.r,
             max_model_len=min(longest, self.context),
             max_sequences=sequences,
             dtype=effective_dtype(self.model["dtype"]),
@@ -172,18 +186,6 @@ def name_of(policy: str) -> str:
     """The name of a policy: its run's for `RUN/final`, else the last part of its path or name."""
     path = Path(policy)
     return (path.resolve().parent if path.name == "final" else path).name
-
-
-def require_engine(name: str) -> None:
-    """Check the name of an engine.
-
-    Raises:
-        ModelError: there is no such engine.
-    """
-    if name not in ENGINES:
-        raise ModelError(
-            f"--engine {name} is not known.{did_you_mean(name, ENGINES)}", allowed=", ".join(ENGINES)
-        )
 
 
 def _require_there(policy: str) -> None:

@@ -13,14 +13,15 @@ from rlhf.models.loading import PeftModel
 
 
 def check_start(config: RewardConfig, chat: Chat) -> None:
-    """Check before loading that `start` is a reward model with the same chat template and attributes.
+    """Check before loading that `start` is a reward model with the same adapter, template and attributes.
 
     Raises:
-        ModelError: it is not a reward model, or has another template or other attributes.
+        ModelError: it is not a reward model, or has another adapter, template or attributes.
     """
     if config.start is None:
         return
     before = RewardAdapter.read(Path(config.start))
+    start.check_adapter(Path(config.start), before.lora, config.adapter)
     before.lora.check_template(chat)
     if list(before.card["attributes"]) != config.attributes:
         raise ModelError(

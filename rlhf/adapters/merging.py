@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from rlhf.adapters.storage import Adapter
@@ -102,8 +103,9 @@ def merge(model: PreTrainedModel, adapter: Adapter, dtype: str) -> PreTrainedMod
     """
     for name, factors in adapter.update().items():
         delta = factors.B_OR @ factors.A_RI
-        # GPT-2 stores its matrices transposed.
-        model.get_submodule(name).weight += delta.T if adapter.config.fan_in_fan_out else delta
+        layer = model.get_submodule(name)
+        # GPT-2 stores its matrices transposed; the adapter's `fan_in_fan_out` is not always set.
+        layer.weight += delta.T if isinstance(layer, Conv1D) else delta
     return model.to(getattr(torch, dtype))
 
 

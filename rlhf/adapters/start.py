@@ -10,9 +10,41 @@ from torch import Tensor
 
 from rlhf.adapters.attached import set_weights
 from rlhf.adapters.storage import Adapter
+from rlhf.config.schema import AdapterConfig
 from rlhf.core.errors import ModelError
+from rlhf.models.bases import merge_command
 from rlhf.models.chat import Chat
 from rlhf.models.loading import POLICY, PeftModel, fingerprint
+
+
+def check_adapter(folder: Path, start: Adapter, adapter: AdapterConfig | None) -> None:
+    """Check before a model is loaded that training can start from an adapter.
+
+    Args:
+        start: the adapter in the folder.
+        adapter: the settings of the adapter to train.
+
+    Raises:
+        ModelError: it is not a plain LoRA, or has another rank or alpha.
+    """
+    config = start.config
+    if config.use_dora or config.use_rslora:
+        merge = (
+            merge_command(str(folder), folder) if config.use_dora else f"rlhf export {folder} --output MERGED"
+        )
+        raise ModelError(
+            f"start: the adapter in {folder} is a {'DoRA' if config.use_dora else 'rsLoRA'}.",
+            allowed=f"a {start.kind} whose adapter is a plain LoRA",
+            fix=f"merge it into its base, then use it as model.base: {merge}",
+        )
+    if adapter is None or (config.r, float(config.lora_alpha)) == (adapter.rank, float(adapter.alpha)):
+        return
+    raise ModelError(
+        f"start: the adapter in {folder} has rank {config.r} and alpha {config.lora_alpha:g}, and the "
+        f"config has rank {adapter.rank} and alpha {adapter.alpha:g}.",
+        allowed=f"a {start.kind} with the same adapter settings",
+        fix=f"adapter.rank={config.r} adapter.alpha={config.lora_alpha:g}",
+    )
 
 
 def start_from(

@@ -23,7 +23,7 @@ from rlhf.adapters.attached import delete_if_present
 from rlhf.adapters.lowrank import Factors, Update, padded, rank_of
 from rlhf.core.errors import ModelError
 from rlhf.kernels import adapter_layers
-from rlhf.models.bases import adapter_as_model
+from rlhf.models.bases import adapter_as_model, merge_command
 from rlhf.models.chat import Chat
 from rlhf.models.chat.template import keys_to_set
 from rlhf.models.checkpoint_folder import model_folder
@@ -156,6 +156,9 @@ class Adapter:
             raise ModelError(
                 f"The {self.kind}'s adapter is not a plain LoRA: it has {unsupported[0]}.",
                 allowed="LoRA adapters without these settings",
+                fix=f"merge it with PEFT, then use MERGED: {merge_command(str(self.folder), self.folder)}"
+                if self.folder
+                else "",
             )
         root = math.sqrt if self.config.use_rslora else float
         scale = self.config.lora_alpha / root(self.config.r)

@@ -103,10 +103,10 @@ def command(
     if samples > 1 and not form.several:
         raise DataError(f"--samples {samples}: a file of {format_} holds one answer per question.")
     require_output_file(output)
-    from policy.evaluation.speaker import Speaker, require_engine  # torch loads only when the command runs
+    from policy.evaluation.speaker import Speaker  # torch loads only when the command runs
 
-    require_engine(engine)
     speaker = Speaker.read(policy)
+    speaker.check_engine(engine)
     settings = {
         "policy": policy,
         "adapter": _weights_digest(speaker),

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from rlhf.core.errors import ModelError
@@ -39,20 +40,34 @@ TOLERANCE = 1e-2
 """Largest relative difference of hidden states. Rounding in float32 stays below 1e-4; a leak was never below
 0.1."""
 
+WINDOW, SHORT_WINDOW = "sliding_window", 3
+"""transformers' attribute of configs and attention modules, and its value in the measurement."""
+LOGITS_TOLERANCE = 1e-3
+"""Largest relative difference of logits; the same products in the same format do not differ."""
 
-def decide_packing(model: PreTrainedModel, *, wanted: bool = True) -> None:
+
+def decide_packing(model: PreTrainedModel, *, wanted: bool = True, logits: bool = False) -> None:
     """Check a model once, before it is sharded, and store the decision on it; a collective call.
 
     Args:
         wanted: `model.packing` of the config; False: one sequence per row, without checking packed rows.
+        logits: log-probabilities will be computed from hidden states and head, which is checked too.
 
     Raises:
-        ModelError: even padded rows differ from the sequences alone.
+        ModelError: even padded rows differ from the sequences alone, training mode from evaluation mode, or
+            logits from the head's products.
     """
     if hasattr(model, DECISION):
         return
     _scale_by_row(model)
-    reason = processes.from_main(lambda: _reason(model, wanted))
+
+    def examine() -> str | None:
+        require_no_noise(model)
+        if logits:
+            require_logits_of_the_head(model)
+        return _reason(model, wanted)
+
+    reason = processes.from_main(examine)
     setattr(model, DECISION, reason is not None)
     if reason is not None and processes.is_main():
         _announce(model.config.model_type, reason)
@@ -172,7 +187,12 @@ def largest_difference(model: PreTrainedModel, *, one_per_row: bool) -> float:
     model.eval()
     worst = torch.zeros((), device=device)
     try:
-        with torch.no_grad(), torch.autocast(device.type, enabled=False), in_float32(body):
+        with (
+            torch.no_grad(),
+            torch.autocast(device.type, enabled=False),
+            short_windows(model),
+            in_float32(body),
+        ):
             hidden_RTD = every_state(body, **packed_inputs(batch.to(device)))
             for branch, ids in enumerate(sequences):
                 alone_TD = every_state(body, input_ids=torch.tensor([ids], device=device))[0]
@@ -184,6 +204,64 @@ def largest_difference(model: PreTrainedModel, *, one_per_row: bool) -> float:
     finally:
         model.train(was_training)
     return float(worst)
+
+
+def require_no_noise(model: PreTrainedModel) -> None:
+    """Require that training mode computes what evaluation mode does, measured on a few tokens.
+
+    `rlhf.models.dropout` switches off the noise that it knows; this finds others.
+
+    Raises:
+        ModelError: the modes differ.
+    """
+    _, sequences = _probe(model, one_per_row=True)
+    ids_1T = torch.tensor([sequences[0]], device=model.device)
+    was_training = model.training
+    states = []
+    try:
+        with torch.no_grad(), torch.autocast(model.device.type, enabled=False), in_float32(model.base_model):
+            for mode in (False, True):
+                model.train(mode)
+                states.append(every_state(model.base_model, input_ids=ids_1T))
+    finally:
+        model.train(was_training)
+    difference = float((states[0] - states[1]).norm() / states[0].norm())
+    if not difference <= TOLERANCE:
+        raise ModelError(
+            f"{model.config.model_type} computes other hidden states in training than in evaluation, with its "
+            f"dropout off: they differ by {difference:.2g} (relative).",
+            allowed="models without other noise than dropout",
+            fix="model.base=another model; docs/models.md lists the architectures that were tested",
+        )
+
+
+def require_logits_of_the_head(model: PreTrainedModel) -> None:
+    """Require logits that are the products of hidden states and head, measured on a few tokens.
+
+    `rlhf.models.bases.require_plain_logits` knows the settings of tested architectures; this finds others.
+
+    Raises:
+        ModelError: the model changes its logits further.
+    """
+    _, sequences = _probe(model, one_per_row=True)
+    ids_1T = torch.tensor([sequences[0]], device=model.device)
+    head: Any = model.get_output_embeddings()
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
+            expected_1TV = functional.linear(every_state(model.base_model, input_ids=ids_1T), head.weight)
+            logits_1TV = model(input_ids=ids_1T, use_cache=False).logits
+    finally:
+        model.train(was_training)
+    difference = float((logits_1TV.float() - expected_1TV.float()).norm() / expected_1TV.float().norm())
+    if not difference <= LOGITS_TOLERANCE:
+        raise ModelError(
+            f"{model.config.model_type} changes its logits after the head: they differ by {difference:.2g} "
+            "(relative) from the products of hidden states and head.",
+            allowed="models whose logits are these products, such as Llama, Qwen or Mistral",
+            fix="model.base=another model; docs/models.md lists the architectures that were tested",
+        )
 
 
 def _probe(model: PreTrainedModel, *, one_per_row: bool) -> tuple[PackedBatch, list[tuple[int, ...]]]:
@@ -204,6 +282,28 @@ def _probe(model: PreTrainedModel, *, one_per_row: bool) -> tuple[PackedBatch, l
         batch = dataclasses.replace(batch, positions_RT=torch.where(far_RT, moved_RT, batch.positions_RT))
         sequences = sequences[:-1]
     return batch, sequences
+
+
+@contextmanager
+def short_windows(model: PreTrainedModel) -> Iterator[None]:
+    """Shorten sliding windows within the block, so that a few tokens exceed them.
+
+    Some models apply a window only in the mask that they make of a 2-D mask, and none to a packed row.
+    """
+    configs = {id(config): config for config in (getattr(m, "config", None) for m in model.modules())}
+    holders = [
+        holder
+        for holder in (*configs.values(), *model.modules())
+        if isinstance(getattr(holder, "__dict__", {}).get(WINDOW), int)
+    ]
+    windows = [getattr(holder, WINDOW) for holder in holders]
+    try:
+        for holder in holders:
+            setattr(holder, WINDOW, SHORT_WINDOW)
+        yield
+    finally:
+        for holder, window in zip(holders, windows, strict=True):
+            setattr(holder, WINDOW, window)
 
 
 @contextmanager

@@ -15,20 +15,34 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers.modeling_utils import load_state_dict
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import cached_file
 
 from rlhf.core.errors import ModelError
+from rlhf.models.dropout import require_switchable
 from rlhf.models.embedded import resolve_base
 from rlhf.models.loading_errors import IN_DOCS, LOADING_ERRORS, cannot_load, no_output_embedding, no_sdpa
 from rlhf.models.targets import ALL_LINEAR, adapter_targets
 
 HEAD = "score"  # transformers' name of a sequence classifier's head
 ADAPTER_CONFIG = "adapter_config.json"
-CLASSIFIER = "ForSequenceClassification"
-LOGIT_SETTINGS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+"""transformers' files of weights, in its order of preference; shards are listed in NAME.index.json."""
+UNMERGEABLE = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT")
+"""Types of PEFT's adapters that are not changes of weights."""
+KINDS = {"LORA": "LoRA"}
+"""Types of PEFT's adapters that are usually written otherwise."""
+LOGIT_SETTINGS = (
+    "final_logit_softcapping",
+    "logits_soft_cap",
+    "logit_scale",
+    "logits_scaling",
+    "lm_head_multiplier",
+    "output_multiplier",
+)
 
 
 @dataclass(frozen=True)
@@ -86,22 +100,34 @@ def adapter_as_model(name: str, folder: Path) -> ModelError:
     """The error for an adapter used as a model, with the command that merges it."""
     settings = json.loads((folder / ADAPTER_CONFIG).read_text("utf-8"))
     adapter_base = settings.get("base_model_name_or_path") or "an unnamed model"
+    kind = settings.get("peft_type") or "LORA"
     cards = [folder / card for card in ("reward.json", "policy.json") if (folder / card).exists()]
     if cards:
         adapter_base = json.loads(cards[0].read_text("utf-8")).get("base", adapter_base)
         fix = f"model.base={adapter_base} start={name}, or merge it: rlhf export {name} --output MERGED"
+    elif kind in UNMERGEABLE:
+        fix = f"another model: an adapter of the kind {kind} adds tokens, and cannot be merged into weights"
     else:
-        kind = CLASSIFIER.removeprefix("For") if settings.get("task_type") == "SEQ_CLS" else "CausalLM"
-        labels = f", num_labels={_adapter_outputs(folder)}" if kind != "CausalLM" else ""
-        fix = (
-            f'merge it, then use MERGED: python -c "import peft, transformers; peft.AutoPeftModelFor{kind}.'
-            f"from_pretrained('{name}'{labels}).merge_and_unload().save_pretrained('MERGED'); "
-            f"transformers.AutoTokenizer.from_pretrained('{name}').save_pretrained('MERGED')\""
-        )
+        fix = f"merge it, then use MERGED: {merge_command(name, folder)}"
     return ModelError(
-        f"{name} is a LoRA adapter of {adapter_base}, not a complete model.",
+        f"{name} is a {KINDS.get(kind, kind)} adapter of {adapter_base}, not a complete model.",
         allowed="a folder or Hugging Face name of a complete model",
         fix=fix,
+    )
+
+
+def merge_command(name: str, folder: Path) -> str:
+    """The command that merges an adapter of PEFT into its base, and writes both to the folder MERGED."""
+    settings = json.loads((folder / ADAPTER_CONFIG).read_text("utf-8"))
+    is_classifier = settings.get("task_type") == "SEQ_CLS"
+    kind = "SequenceClassification" if is_classifier else "CausalLM"
+    labels = f", num_labels={_adapter_outputs(folder)}" if is_classifier else ""
+    has_tokenizer = (folder / "tokenizer_config.json").exists()
+    tokenizer = name if has_tokenizer else settings.get("base_model_name_or_path") or "BASE"
+    return (
+        f'python -c "import peft, transformers; peft.AutoPeftModelFor{kind}.from_pretrained({name!r}{labels})'
+        ".merge_and_unload().save_pretrained('MERGED'); transformers.AutoTokenizer.from_pretrained("
+        f"{tokenizer!r}).save_pretrained('MERGED')\""
     )
 
 
@@ -117,9 +143,10 @@ def _adapter_outputs(folder: Path) -> int | str:
 
 
 def stored_head(config: Any, base: str, revision: str | None) -> StoredHead | None:
-    """The trained head of a sequence classifier; None for other models, or if its weights cannot be read."""
-    if not any(name.endswith(CLASSIFIER) for name in config.architectures or ()):
-        return None
+    """The trained head among a base's weights; None if there is none.
+
+    The weights decide, not `architectures`: other projects store classifiers under names of their own.
+    """
     outputs = stored_rows(base, revision, f"{HEAD}.weight")
     if outputs is None:
         return None
@@ -130,20 +157,26 @@ def stored_head(config: Any, base: str, revision: str | None) -> StoredHead | No
 
 
 def stored_rows(base: str, revision: str | None, weight: str) -> int | None:
-    """The rows of a weight in a base's safetensors files; None if it does not exist."""
-    file = _file_of(base, revision, "model.safetensors")
-    index = None if file else _file_of(base, revision, "model.safetensors.index.json")
-    if index is not None:
-        shard = json.loads(Path(index).read_text("utf-8"))["weight_map"].get(weight)
-        file = shard and _file_of(base, revision, shard)
-    if file is None:
-        return None
+    """The rows of a weight in a base's files, of safetensors or of torch; None if it does not exist."""
+    for whole in WEIGHT_FILES:
+        file = _file_of(base, revision, whole)
+        index = None if file else _file_of(base, revision, f"{whole}.index.json")
+        if file is None and index is None:
+            continue
+        if index is not None:
+            shard = json.loads(Path(index).read_text("utf-8"))["weight_map"].get(weight)
+            file = shard and _file_of(base, revision, shard)
+        return None if file is None else _rows_in(base, file, weight)
+    return None
+
+
+def _rows_in(base: str, file: str, weight: str) -> int | None:
+    """The rows of a weight in a file, without reading the weights; None if it does not exist."""
     try:
-        weights: Any = safe_open(file, framework="pt")
-    except (OSError, SafetensorError) as error:
+        tensor = load_state_dict(file, "meta").get(weight)
+    except LOADING_ERRORS as error:
         raise cannot_load(base, error) from error
-    with weights:
-        return int(weights.get_slice(weight).get_shape()[0]) if weight in weights.keys() else None  # noqa: SIM118
+    return None if tensor is None else int(tensor.shape[0])
 
 
 def examine(
@@ -167,12 +200,13 @@ def examine(
     """
     require_quantization(config, base, quantization)
     model = skeleton(config, base, classifier=attributes is not None)
+    head = stored_head(config, base, revision)
     notes = []
     if attributes is None:
         require_plain_logits(model)
-        if any(name.endswith(CLASSIFIER) for name in config.architectures or ()) and not tied(config):
+        if head and not tied(config) and stored_rows(base, revision, "lm_head.weight") is None:
             raise no_output_embedding(base)
-    elif head := stored_head(config, base, revision):
+    elif head:
         notes.append(head.note(attributes))
     if adapter is not None:
         names = adapter_targets(model, adapter["targets"])
@@ -215,6 +249,14 @@ def skeleton(config: Any, base: str, *, classifier: bool) -> PreTrainedModel:
                 fix="model.base=another model",
             ) from error
         raise cannot_load(base, error) from error
+    require_switchable(model)
+    if model.base_model is model:
+        raise ModelError(
+            f"{base!r}: transformers {transformers.__version__} gives no access to the hidden states of a "
+            f"{type(model).__name__}.",
+            allowed=IN_DOCS,
+            fix="model.base=another model",
+        )
     if classifier and not isinstance(getattr(model, HEAD, None), torch.nn.Linear):
         raise ModelError(
             f"{base!r} is a {kind} model, whose classifier has no linear head named `{HEAD}`.",

@@ -31,7 +31,7 @@ from transformers.utils import logging
 
 from rlhf.core.errors import ModelError
 from rlhf.core.formats import COMPUTE_DTYPE, announce_dtype, compute_dtype
-from rlhf.distributed.processes import broadcast_from_main
+from rlhf.distributed.processes import broadcast_from_main, is_main
 from rlhf.distributed.sharding import compute_device, full_tensor, reshard, set_parameters
 from rlhf.kernels import adapter_layers, layers
 from rlhf.models import four_bits, placement
@@ -43,7 +43,13 @@ from rlhf.models.bases import (
 )
 from rlhf.models.dropout import switch_off as switch_off_noise
 from rlhf.models.embedded import resolve_base
-from rlhf.models.loading_errors import LOADING_ERRORS, cannot_load, no_output_embedding
+from rlhf.models.loading_errors import (
+    LOADING_ERRORS,
+    cannot_load,
+    missing_weights,
+    no_output_embedding,
+    unused_weights,
+)
 from rlhf.models.targets import adapter_targets
 
 POLICY = "default"  # TRL's name of the trained adapter
@@ -91,7 +97,7 @@ def load_causal(
     )
     output = {name for name in missing if name.startswith("lm_head.")}
     if missing - output or (output and writes and not stored_head(config, base, revision)):
-        raise _missing_weights(base, missing)
+        raise missing_weights(base, missing)
     if output and writes:
         raise no_output_embedding(base)
     if kept_in_float32:
@@ -141,7 +147,7 @@ def load_classifier(
     )
     fresh = {name for name in missing if name.startswith(f"{HEAD}.")}
     if missing - fresh:
-        raise _missing_weights(base, missing)
+        raise missing_weights(base, missing)
     if fresh or head is None or not head.fits(attributes):
         nn.init.zeros_(getattr(model, HEAD).weight)
     return model
@@ -190,6 +196,8 @@ def _load(
             f"{others[0]}.",
             fix="copy or download the model again",
         )
+    if is_main() and (unused := unused_weights(base, model, loaded["unexpected_keys"])):
+        print(unused, flush=True)
     switch_off_noise(model)
     if fast_layers:
         layers.enable(model)
@@ -210,14 +218,6 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def _missing_weights(base: str, missing: set[str]) -> ModelError:
-    return ModelError(
-        f"{base!r} lacks {len(missing)} weights, which would be random; the first is {min(missing)}.",
-        allowed="a model with all its weights",
-        fix="copy or download the model again",
-    )
 
 
 def fingerprint(model: PreTrainedModel) -> str:

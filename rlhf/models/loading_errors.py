@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from pickle import UnpicklingError  # noqa: TID251 - the exception of torch.load for a file with code
 
 import torch
 import transformers
@@ -14,7 +16,7 @@ from rlhf.core.errors import ModelError
 IN_DOCS = "docs/models.md lists the architectures that were tested"
 
 
-LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
+LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, UnpicklingError)
 """Exceptions of transformers for a model that cannot be loaded."""
 
 
@@ -92,4 +94,26 @@ def no_sdpa(base: str, kind: str, reason: str) -> ModelError:
         f"{reason}.",
         allowed=f"architectures that support it, such as Llama, Qwen, Mistral, Gemma or Phi-3; {IN_DOCS}",
         fix="model.base=another model",
+    )
+
+
+def missing_weights(base: str, missing: set[str]) -> ModelError:
+    """The error for a base without some of its weights."""
+    return ModelError(
+        f"{base!r} lacks {len(missing)} weights, which would be random; the first is {min(missing)}.",
+        allowed="a model with all its weights",
+        fix="copy or download the model again",
+    )
+
+
+def unused_weights(base: str, model: object, names: Iterable[str]) -> str | None:
+    """A line about weights of a base that a model does not use, such as a value head; None if there are none.
+
+    Heads of classifiers and language models are reported when the base is examined.
+    """
+    unused = sorted(name for name in names if not name.startswith(("score.", "lm_head.")))
+    if not unused:
+        return None
+    return (
+        f"{len(unused)} weights of {base} are not used by {type(model).__name__}; the first is {unused[0]}."
     )

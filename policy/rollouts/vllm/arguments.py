@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from rlhf.config.rollouts import MAX_LORA_RANK
 from rlhf.core.errors import ModelError
 from rlhf.distributed import processes
+from rlhf.models.loading import LoraConfig
 
 BNB_PLUGIN = "vllm-bnb-plugin"
 """Registers bitsandbytes with vLLM, whose own tree has not had it since 0.28."""
@@ -106,6 +109,27 @@ def check_settings(settings: EngineSettings, *, on_gpu: bool) -> None:
             allowed="rollouts.sleep: true on a machine with a GPU",
             fix="rollouts.sleep=false",
         )
+
+
+def check_adapter(config: LoraConfig, folder: Path) -> None:
+    """Check that vLLM can serve a policy's adapter.
+
+    Raises:
+        ModelError: its rank is above vLLM's limit, as ExPO's sum of two ranks may be; or it is a DoRA.
+    """
+    if config.r <= MAX_LORA_RANK and not config.use_dora:
+        return
+    kind = "is a DoRA" if config.use_dora else f"has rank {config.r}"
+    merged = (
+        "--engine transformers"
+        if config.use_dora
+        else f"--engine transformers; or rlhf export {folder} --output MERGED, and name MERGED"
+    )
+    raise ModelError(
+        f"--engine vllm: the adapter in {folder} {kind}, which vLLM does not support.",
+        allowed=f"plain LoRA adapters of rank {MAX_LORA_RANK} at most; whole models",
+        fix=merged,
+    )
 
 
 def has_bnb_plugin() -> bool:

@@ -117,7 +117,8 @@ def choose_template(tokenizer: Any, name_or_file: str | None) -> tuple[str, str 
         raise ModelError(
             f"The tokenizer of {tokenizer.name_or_path!r} has no chat template.",
             allowed="an instruct model, whose tokenizer has a chat template; or a file with a template",
-            fix="use the -Instruct version of the model, or set model.chat_template=FILE.jinja",
+            fix="use the -Instruct version of the model, or set model.chat_template=FILE.jinja in a config; "
+            f"without a config, save the template as {TEMPLATE_FILE} in the model's folder",
         )
     if len(named) == 1 or DEFAULT in named:
         name = DEFAULT if DEFAULT in named else next(iter(named))

@@ -11,7 +11,7 @@ from typing import Any
 import architectures
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -188,6 +188,80 @@ def test_a_classifier_without_labels_in_its_config(build: Build, tmp_path: Path)
         config.pop(key, None)
     (folder / "config.json").write_text(json.dumps(config))
     assert head_of(folder, ["reward"]).any()
+
+
+def as_torch_file(folder: Path) -> Path:
+    """Store a model as older versions of transformers did."""
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+@pytest.mark.parametrize("architecture", ["LlamaForSequenceClassification", "RewardModel"])
+@pytest.mark.parametrize("in_torch_file", [False, True])
+def test_a_trained_head_is_found_by_its_weights(
+    build: Build, tmp_path: Path, architecture: str, *, in_torch_file: bool
+) -> None:
+    folder = classifier_of(build("llama"), tmp_path / "classifier", ["reward"])
+    set_config(folder, architectures=[architecture])
+    stored = load_file(folder / "model.safetensors")["score.weight"]
+    if in_torch_file:
+        as_torch_file(folder)
+    assert torch.equal(head_of(folder, ["reward"]), stored)
+    assert examine(folder, attributes=["reward"])
+    with pytest.raises(ModelError) as caught:
+        examine(folder)
+    assert "lm_head" in caught.value.found
+
+
+def test_weights_that_contain_code_are_refused(copy: Path) -> None:
+    as_torch_file(copy)
+    torch.save({"score.weight": Path("a")}, copy / "pytorch_model.bin")  # a class that torch does not trust
+    for attempt in (lambda: examine(copy, attributes=["reward"]), lambda: head_of(copy, ["reward"])):
+        with pytest.raises(ModelError):
+            attempt()
+
+
+def test_weights_that_are_not_used_are_named(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = load_file(copy / "model.safetensors")
+    weights["value_head.weight"] = torch.ones(1, 32)
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    head_of(copy, ["reward"])
+    line = capsys.readouterr().out
+    assert "1 weights" in line and "value_head.weight" in line
+
+
+@pytest.mark.parametrize(
+    ("config", "mergeable"),
+    [
+        (IA3Config(target_modules=["k_proj"], feedforward_modules=[], task_type="CAUSAL_LM"), True),
+        (LoraConfig(target_modules=["k_proj"], task_type="CAUSAL_LM", use_dora=True), True),
+        (PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"), False),
+    ],
+    ids=["ia3", "dora", "prompt tuning"],
+)
+def test_the_fix_for_an_adapter_works(build: Build, tmp_path: Path, config: Any, *, mergeable: bool) -> None:
+    """The command of the message writes a model with the adapter's logits, also without its tokenizer."""
+    base, adapter = build("llama"), tmp_path / "adapter"
+    model: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.normal_(0, 0.3)
+    model.save_pretrained(adapter)
+    with pytest.raises(ModelError) as caught:
+        bases.read_config(str(adapter), None)
+    assert ("merge" in caught.value.fix) == mergeable or "cannot be merged" in caught.value.fix
+    if mergeable:
+        code = (
+            caught.value.fix.split('python -c "')[1].rstrip('"').replace("MERGED", str(tmp_path / "merged"))
+        )
+        exec(code, {})
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
+        ids = torch.tensor([[5, 6, 7]])
+        with torch.no_grad():
+            assert torch.allclose(merged(ids).logits, model.eval()(ids).logits, atol=1e-4)
+        assert (tmp_path / "merged/tokenizer_config.json").exists()
 
 
 def test_missing_weights_are_not_left_random(copy: Path) -> None:

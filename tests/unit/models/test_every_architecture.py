@@ -31,7 +31,9 @@ SHORT = {
     "scaled_dot_product_attention": "no sdpa attention",
     "changes its logits": "changes its logits: {}",
     "for sequence classification": "transformers has no classifier",
+    "samples experts": "its router samples",
     "encoder": "an encoder",
+    "no access to the hidden states": "no access to hidden states",
 }
 """A piece of an error: what the table says."""
 
