@@ -18,6 +18,7 @@ from rlhf.adapters.merging import (
     merge,
     require_format,
     trained_on,
+    usable,
     verify,
 )
 from rlhf.adapters.storage import read_policy
@@ -71,7 +72,8 @@ def export_policy(
     chat = Chat.beside(policy, card)
     adapter.check_template(chat)
     adapted = adapter.attach(load_as_trained(card, writes=True), POLICY).eval()
-    texts = [chat.conversation_ids(conversation) for conversation in conversations]
+    context = getattr(adapted.config.get_text_config(), "max_position_embeddings", None)
+    texts = [chat.conversation_ids(conversation) for conversation in usable(conversations, chat, context)]
     before = [text_logprobs(adapted, ids) for ids in texts]
     plain = merge(adapted.unload(), adapter, dtype)
     plain.config = config_with_own_noise(plain)

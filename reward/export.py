@@ -27,6 +27,7 @@ from rlhf.adapters.merging import (
     merge,
     require_format,
     trained_on,
+    usable,
     verify,
 )
 from rlhf.adapters.storage import RewardAdapter
@@ -75,6 +76,7 @@ def export_reward(
     adapter = RewardAdapter.read(model)
     chat = Chat.beside(model, adapter.card)
     scorer = Scorer.share(model, load_as_trained(adapter.card, writes=False), chat)
+    conversations = usable(conversations, chat, scorer.max_length)
     before = scorer.score(conversations)
     outputs = list(scorer.attributes[: 1 if reward_only or form == "nemotron" else None])
     merged = merge(scorer.model.unload(), adapter.lora, dtype)

@@ -20,8 +20,10 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from rlhf.adapters.storage import Adapter
-from rlhf.core.errors import DivergenceError, ModelError, did_you_mean
+from rlhf.core.errors import DivergenceError, ModelError, RefusalError, did_you_mean
+from rlhf.core.records import Conversation
 from rlhf.models.bases import read_config, stored_quantization
+from rlhf.models.chat import Chat
 from rlhf.models.loading import load_causal
 
 TOLERANCES = {"bfloat16": 0.25, "float16": 0.05, "float32": 0.001}
@@ -92,6 +94,29 @@ def load_as_trained(card: Mapping[str, Any], *, writes: bool) -> PreTrainedModel
         finally:
             logging.set_verbosity(verbosity)
     return model.to("cpu", torch.float32)
+
+
+def usable(conversations: Sequence[Conversation], chat: Chat, context: int | None) -> list[Conversation]:
+    """The conversations that the chat template renders and that fit into the context of a base.
+
+    Raises:
+        ModelError: there are none.
+    """
+    kept = []
+    for conversation in conversations:
+        try:
+            length = len(chat.conversation_ids(conversation))
+        except RefusalError:
+            continue
+        if context is None or length <= context:
+            kept.append(conversation)
+    if not kept:
+        raise ModelError(
+            f"None of {len(conversations)} conversations can be compared before and after the merge: the "
+            f"chat template refuses them, or they exceed the context of {context} tokens.",
+            allowed="a model whose template renders a question with an answer",
+        )
+    return kept
 
 
 @torch.no_grad()

@@ -37,14 +37,16 @@ def check_adapter(folder: Path, start: Adapter, adapter: AdapterConfig | None) -
             allowed=f"a {start.kind} whose adapter is a plain LoRA",
             fix=f"merge it into its base, then use it as model.base: {merge}",
         )
-    if adapter is None or (config.r, float(config.lora_alpha)) == (adapter.rank, float(adapter.alpha)):
-        return
-    raise ModelError(
-        f"start: the adapter in {folder} has rank {config.r} and alpha {config.lora_alpha:g}, and the "
-        f"config has rank {adapter.rank} and alpha {adapter.alpha:g}.",
-        allowed=f"a {start.kind} with the same adapter settings",
-        fix=f"adapter.rank={config.r} adapter.alpha={config.lora_alpha:g}",
-    )
+    there = {"adapter.rank": config.r, "adapter.alpha": float(config.lora_alpha)}
+    here = {} if adapter is None else {"adapter.rank": adapter.rank, "adapter.alpha": float(adapter.alpha)}
+    differing = [name for name in here if here[name] != there[name]]
+    if differing:
+        lines = [f"  {name}: {there[name]} there, {here[name]} here" for name in differing]
+        raise ModelError(
+            "\n".join([f"Training cannot start from {folder}:", *lines]),
+            allowed=f"a {start.kind} with the same base, chat template and adapter settings",
+            fix=" ".join(f"{name}={there[name]:g}" for name in differing),
+        )
 
 
 def start_from(

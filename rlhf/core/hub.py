@@ -42,16 +42,17 @@ def find_missing(name: str, kind: Kind, revision: str | None = None) -> Missing 
 
     if _is_cached(name, kind, revision):
         return None
+    shown = repr(name) if revision is None else f"{name!r} at revision {revision!r}"
     here = f" No local folder has this name either: {near}" if near else ""
     download = f"hf download {name}{' --repo-type dataset' if kind == 'dataset' else ''} --local-dir FOLDER"
     elsewhere = f"correct the path; or run `{download}` on a machine with access to the Hub, and use FOLDER"
     if HF_HUB_OFFLINE and kind == "dataset":
         return None  # a prepared data set may be in another cache; offline, loading fails at once
     if HF_HUB_OFFLINE:
-        return Missing(f"HF_HUB_OFFLINE is set, and the cache does not hold {name!r}.{here}", elsewhere)
+        return Missing(f"HF_HUB_OFFLINE is set, and the cache does not hold {shown}.{here}", elsewhere)
     answer = _query(name, kind, revision)
     if answer == "unreachable":
-        return Missing(f"the Hub cannot be reached, and the cache does not hold {name!r}.{here}", elsewhere)
+        return Missing(f"the Hub cannot be reached, and the cache does not hold {shown}.{here}", elsewhere)
     if answer == "gated":
         return Missing(
             f"{name!r} is gated on the Hub, and this account may not read it.",

@@ -228,8 +228,8 @@ def require_no_noise(model: PreTrainedModel) -> None:
     difference = float((states[0] - states[1]).norm() / states[0].norm())
     if not difference <= TOLERANCE:
         raise ModelError(
-            f"{model.config.model_type} computes other hidden states in training than in evaluation, with its "
-            f"dropout off: they differ by {difference:.2g} (relative).",
+            f"{model.config.model_type} computes other hidden states in training than in evaluation, with "
+            f"its dropout off: they differ by {difference:.2g} (relative).",
             allowed="models without other noise than dropout",
             fix="model.base=another model; docs/models.md lists the architectures that were tested",
         )

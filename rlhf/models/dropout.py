@@ -34,7 +34,7 @@ def require_switchable(model: PreTrainedModel) -> None:
     """
     if any(hasattr(sys.modules[type(module).__module__], SAMPLING_ROUTER) for module in model.modules()):
         raise ModelError(
-            f"The router of {model.config.model_type} samples experts in training, which cannot be switched off.",
+            f"The router of {model.config.model_type} samples experts in training, which has no switch.",
             allowed="models without noise, or with dropout",
             fix="model.base=another model",
         )

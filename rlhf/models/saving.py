@@ -40,7 +40,8 @@ def write_adapter_folder(
 
     def write() -> None:
         with atomic_folder(folder) as unfinished:
-            model.save_pretrained(str(unfinished), state_dict=weights)
+            # Embeddings are not trained; `auto` would look for the base's config on the Hub.
+            model.save_pretrained(str(unfinished), state_dict=weights, save_embedding_layers=False)
             chat.save_tokenizer(unfinished)
             for name, text in files().items():
                 (unfinished / name).write_text(text, encoding="utf-8")

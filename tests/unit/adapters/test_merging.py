@@ -2,13 +2,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import architectures
 import pytest
+import torch
+from peft import LoraConfig
 from transformers import AutoTokenizer
 
-from rlhf.adapters.merging import require_format, verify
+from rlhf.adapters.merging import merge, require_format, verify
+from rlhf.adapters.storage import Adapter
 from rlhf.core.errors import DivergenceError, ModelError
 from rlhf.core.records import Message
 from rlhf.models.chat import Chat
+from rlhf.models.loading import load_causal
 
 TALK = (Message("user", "Hello"), Message("assistant", "Hi"))
 
@@ -56,3 +61,19 @@ def test_the_date_is_pinned_in_the_saved_template(tiny_base: Path, tmp_path: Pat
     assert Chat.load(tmp_path, template_date="1 Feb 2003").conversation_ids(TALK) == chat.conversation_ids(
         TALK
     )
+
+
+def test_transposed_layers_do_not_depend_on_the_adapters_config(tmp_path: Path) -> None:
+    """GPT-2 stores its matrices transposed; an extrapolated adapter's config does not say so."""
+    folder = architectures.build("gpt2", tmp_path)
+    settings = {"revision": None, "dtype": "float32", "quantization": "none"}
+    base, other = (load_causal(str(folder), **settings) for _ in range(2))  # type: ignore[arg-type]
+    name = "transformer.h.0.attn.c_attn"
+    A, B = torch.randn(2, 32), torch.randn(96, 2)
+    prefix = f"base_model.model.{name}"
+    weights = {f"{prefix}.lora_A.weight": A, f"{prefix}.lora_B.weight": B}
+    config = LoraConfig(r=2, lora_alpha=2, target_modules=["c_attn"])
+    assert not config.fan_in_fan_out
+    merged = merge(base, Adapter("policy", config, weights, {}), "float32")
+    difference = merged.get_submodule(name).weight - other.get_submodule(name).weight
+    assert torch.allclose(difference, (B @ A).T, atol=1e-5)

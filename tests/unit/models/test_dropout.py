@@ -13,7 +13,7 @@ from transformers import AutoConfig
 from rlhf.models.dropout import config_with_own_noise
 from rlhf.models.loading import load_causal, lora_config, with_adapter
 
-REFUSED = ("bloom", "falcon_alibi", "gpt_neo", "gpt_oss", "gptj", "mamba", "mpt")
+REFUSED = ("bloom", "falcon_alibi", "gpt_neo", "gpt_oss", "gptj", "mamba", "mpt", "phimoe")
 NOISY = {name: kind for name, (kind, _) in architectures.FAMILIES.items() if name not in REFUSED}
 IDS = torch.arange(10, 30)[None]
 

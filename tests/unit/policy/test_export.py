@@ -79,6 +79,15 @@ def test_it_comes_with_tokenizer_and_generation_config(final: Path, tiny_chat: C
     assert len(result["answer"]) in (1, 2)
 
 
+def test_conversations_beyond_the_context_are_not_compared(final: Path, tmp_path: Path) -> None:
+    long = (Message("user", "Name a colour. " * 300), Message("assistant", "Blue."))
+    done = export_policy(final, tmp_path / "plain", [*TALKS, long], dtype="float32")
+    assert done == export_policy(final, tmp_path / "again", TALKS, dtype="float32")
+    with pytest.raises(ModelError) as caught:
+        export_policy(final, tmp_path / "none", [long], dtype="float32")
+    assert "512" in caught.value.found and not (tmp_path / "none").exists()
+
+
 def test_an_adapter_that_was_lost_leaves_nothing(
     final: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 
 from reward.scorer import Scorer
 from reward.training.build import build_model
-from reward.training.start import start_from
+from reward.training.start import check_start, start_from
 from rlhf.config.reward import RewardConfig
 from rlhf.core.errors import ModelError
 from rlhf.core.records import HELPSTEER_ATTRIBUTES, Message
@@ -81,3 +83,24 @@ def test_another_base(other_base: Path, tiny_chat: Chat, tiny_reward: Path) -> N
     settings = config(other_base, tiny_reward)
     with pytest.raises(ModelError, match="base: [0-9a-f]{16} there, [0-9a-f]{16} here"):
         start_from(tiny_reward, settings, build_model(settings, tiny_chat), tiny_chat)
+
+
+def test_other_settings_are_found_before_a_model_is_loaded(
+    tiny_base: Path, tiny_chat: Chat, tiny_reward: Path
+) -> None:
+    with pytest.raises(ModelError) as caught:
+        check_start(config(tiny_base, tiny_reward, adapter={"rank": 8, "alpha": 4}), tiny_chat)
+    assert caught.value.fix == "adapter.rank=4 adapter.alpha=8"
+    check_start(config(tiny_base, tiny_reward), tiny_chat)
+
+
+@pytest.mark.parametrize(("key", "fix"), [("use_rslora", "rlhf export"), ("use_dora", "merge_and_unload")])
+def test_other_kinds_of_lora_are_found_before_a_model_is_loaded(
+    tiny_base: Path, tiny_chat: Chat, tiny_reward: Path, tmp_path: Path, key: str, fix: str
+) -> None:
+    folder = Path(shutil.copytree(tiny_reward, tmp_path / "final"))
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: True}))
+    with pytest.raises(ModelError) as caught:
+        check_start(config(tiny_base, folder), tiny_chat)
+    assert fix in caught.value.fix

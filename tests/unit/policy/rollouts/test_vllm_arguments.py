@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 
+from policy.evaluation.speaker import Speaker
 from policy.rollouts.vllm import arguments as vllm_arguments
 from policy.rollouts.vllm.arguments import EngineSettings, check_settings, llm_arguments
 from policy.rollouts.vllm.process import EngineProcess
@@ -128,3 +130,26 @@ def test_threads_and_garbage_collection_are_restored() -> None:
     assert gc.get_freeze_count() == 0
     with process.working():
         assert process.stream is None
+
+
+@pytest.mark.parametrize(
+    ("adapter", "fix"),
+    [
+        (LoraConfig(r=513), "rlhf export runs/p/final --output MERGED"),
+        (LoraConfig(r=8, use_dora=True), "--engine transformers"),
+    ],
+)
+def test_adapters_that_vllm_does_not_support(adapter: LoraConfig, fix: str) -> None:
+    """Such as ExPO's, whose rank is the sum of two."""
+    speaker = Speaker("p", Path("runs/p/final"), {}, adapter, None, 512, {})  # type: ignore[arg-type]
+    with pytest.raises(ModelError) as caught:
+        speaker.check_engine("vllm")
+    assert fix in caught.value.fix
+    speaker.check_engine("transformers")
+    with pytest.raises(ModelError):
+        speaker.check_engine("tensorrt")
+
+
+@pytest.mark.parametrize("adapter", [None, LoraConfig(r=512)])
+def test_adapters_that_vllm_supports(adapter: LoraConfig | None) -> None:
+    Speaker("p", Path("f"), {}, adapter, None, 512, {}).check_engine("vllm")  # type: ignore[arg-type]
