@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from policy.rollouts.protocol import Sampling
-from policy.rollouts.vllm_arguments import check_adapter
+from policy.rollouts.vllm.arguments import check_adapter
 from policy.shared_base import SharedBase
 from rlhf.adapters.storage import read_policy
 from rlhf.core.errors import ModelError, did_you_mean
