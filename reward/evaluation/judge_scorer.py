@@ -4,7 +4,9 @@ Two answers, both orders shown, are decided as JudgeBench does (arXiv 2410.12784
 
     d = mean over the orders of +1 (the first answer is preferred), -1 (the second) or 0;   scores d and -d
 
-so that an answer wins where the orders agree, or one of them prefers none. In larger groups, and where each
+so that an answer wins where the orders agree, or one of them prefers none. A judge that does not look at the
+content has this right less often than half: the share of single votes for the better answer, `one_order`, is
+1/2 for it, whatever its bias towards a position. In larger groups, and where each
 answer is judged alone, the scores are the judge's own, see `reward.judge.groups`. A group is left out where a
 text on it could not be read and an answer is without a score, or a pair without the verdict of an order.
 """
@@ -14,11 +16,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from reward.evaluation.judging import Group
-from reward.judge.groups import Verdicts, decision, position_bias
+from reward.judge.groups import Verdicts, decision, position_bias, votes
 from reward.judge.judge import Judged, Responses
+from rlhf.core.statistics import bootstrap_means
 
 SUMS = ("requests", "cached", "unparsed", "prompt_tokens", "completion_tokens", "dollars")
 UNREAD = "a text of the judge that could not be read"
@@ -43,6 +46,7 @@ class JudgeScorer:
         self._sums: Counter[str] = Counter()
         self._seconds = 0.0
         self._verdicts: list[Verdicts] = []
+        self._votes: list[list[int]] = []  # those that were read, on each pair
 
     def score_groups(self, groups: Sequence[Group]) -> list[tuple[float, ...] | str]:
         """The scores of each group's answers, or why it has none.
@@ -62,14 +66,23 @@ class JudgeScorer:
         for place, values in enumerate(judged.scores):
             if len(values) == 2 and judged.verdicts:
                 decided = decision(judged.verdicts[place])
-                scores.append(UNREAD if decided is None else (decided, -decided))
+                self._votes.append([vote for vote in votes(judged.verdicts[place]) if vote is not None])
+                scores.append(UNREAD if decided is None else (decided, 0.0 - decided))
             else:
                 known = tuple(value for value in values if value is not None)
                 scores.append(known if len(known) == len(values) else UNREAD)
         return scores
 
-    def figures(self) -> Mapping[str, float | None]:
-        """Counts and cost since `start`; with a pairwise judge also `position_bias` and `order_agreement`."""
+    def figures(self) -> Mapping[str, Any]:
+        """Counts and cost since `start`; of a pairwise judge also what the orders of two answers show.
+
+        `position_bias` and `order_agreement`, see `reward.judge.groups`. Where the first answer of each pair
+        is the better one, as in benchmarks of pairs:
+
+            one_order          `{"accuracy", "ci95"}`: the mean over pairs of (1 + vote) / 2; chance is 1/2
+            unread_as_no_vote  the share of all pairs with votes above 0 in sum, an unread text being no vote,
+                               as JudgeBench's own code counts it
+        """
         sent = self._sums["requests"] - self._sums["cached"]
         bias, agreement = position_bias(self._verdicts)
         return {
@@ -77,4 +90,16 @@ class JudgeScorer:
             "seconds": self._seconds / sent if sent else 0.0,
             "position_bias": None if math.isnan(bias) else bias,
             "order_agreement": None if math.isnan(agreement) else agreement,
+            "one_order": _one_order([read for read in self._votes if read]),
+            "unread_as_no_vote": sum(sum(read) > 0 for read in self._votes) / len(self._votes)
+            if self._votes
+            else None,
         }
+
+
+def _one_order(votes_of_pairs: Sequence[Sequence[int]]) -> dict[str, Any] | None:
+    if not votes_of_pairs:
+        return None
+    shares = [sum(1 + vote for vote in read) / (2 * len(read)) for read in votes_of_pairs]
+    (interval,) = bootstrap_means([[[share] for share in shares]])
+    return {"accuracy": math.fsum(shares) / len(shares), "ci95": interval}

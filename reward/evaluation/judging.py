@@ -99,7 +99,7 @@ def judge(
         tolerance, strict: see `reward.evaluation.self_check.self_check`.
 
     Raises:
-        DataError: a refused group.
+        DataError: a refused group, or no group is left.
         DivergenceError: a reward is not a finite number.
         ModelError: scores depend on the batch, unless not `strict`.
     """
@@ -113,6 +113,12 @@ def judge(
             checked = self_check(scorer, handful, tolerance, strict=strict)
         if on_progress:
             on_progress(min(start + chunk, len(groups)))
+    if groups and not scored and drops is not None:
+        raise DataError(
+            f"None of the {len(groups)} {unit}s could be scored.\n" + "\n".join(drops.lines()),
+            allowed=f"at least one {unit} that is scored",
+            fix="see the reasons above: a larger context, or of a judge a larger max_tokens or another form",
+        )
     return scored, checked
 
 

@@ -163,8 +163,8 @@ class JudgeClient:
             f"ended with {reason}",
             allowed="a running OpenAI-compatible server, an answer within judge.timeout = "
             f"{self.config.timeout:g} s",
-            fix="look at the server's log, then continue with --resume; a slow judge needs a longer "
-            "judge.timeout or a lower judge.concurrency",
+            fix="look at the server's log, then repeat the command (a run: with --resume); a slow judge "
+            "needs a longer judge.timeout or a lower judge.concurrency",
         )
 
     def _headers(self) -> dict[str, str]:
@@ -191,6 +191,8 @@ class JudgeClient:
         try:
             content = response.json()
             text = content["choices"][0]["message"]["content"]
+            if text is None:  # only reasoning was written, up to judge.max_tokens: a text without a verdict
+                text = ""
         except (ValueError, LookupError, TypeError):
             text = None
         if not isinstance(text, str):

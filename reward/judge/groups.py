@@ -81,15 +81,22 @@ def position_bias(verdicts: Sequence[Verdicts]) -> tuple[float, float]:
     return sum(differences) / len(differences), sum(agreements) / len(agreements)
 
 
-def decision(verdicts: Verdicts) -> float | None:
-    """Mean over both orders of +1 (response 0 preferred), -1 (response 1) or 0; None if one is unread."""
-    signs = list[int]()
+def votes(verdicts: Verdicts) -> list[int | None]:
+    """The vote of each order on a pair: +1 (response 0 preferred), -1 (response 1) or 0; None if unread."""
+    signs = list[int | None]()
     for (first, _), verdict in verdicts.items():
         if verdict is None:
-            return None
-        score, other = scores_of(verdict)
-        signs.append(_sign(score - other) if first == 0 else _sign(other - score))
-    return sum(signs) / len(signs)
+            signs.append(None)
+        else:
+            score, other = scores_of(verdict)
+            signs.append(_sign(score - other) if first == 0 else _sign(other - score))
+    return signs
+
+
+def decision(verdicts: Verdicts) -> float | None:
+    """The mean vote over both orders of a pair; None if one is unread."""
+    read = [vote for vote in votes(verdicts) if vote is not None]
+    return sum(read) / len(read) if len(read) == len(verdicts) else None
 
 
 def _sign(x: float) -> int:

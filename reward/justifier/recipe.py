@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, set_seed
 
+from reward.adapter_card import adapter_card
 from reward.evaluation.benchmarks.benchmark import evaluate
 from reward.evaluation.judge_scorer import JudgeScorer
 from reward.justifier.data import JustifierData, load_data
@@ -25,6 +26,7 @@ from rlhf.distributed import processes, sharding
 from rlhf.distributed.schedule import steps_of
 from rlhf.distributed.trainer_mixin import draw_order
 from rlhf.kernels.packing_check import decide_packing
+from rlhf.models.card import CARD as README
 from rlhf.models.chat import Chat
 from rlhf.models.checkpoint_folder import write_shell
 from rlhf.models.context import require_context
@@ -154,7 +156,16 @@ def save(config: JustifierConfig, model: PeftModel, chat: Chat, folder: Path) ->
         **base_facts(config.model, model, chat),
         "max_new_tokens": config.max_new_tokens,
     }
-    write_adapter_folder(folder, model, chat, lambda: {CARD: json.dumps(card, indent=1)})
+    readme = adapter_card(
+        config.model,
+        config.output / "final",
+        title="Pairwise Justifier",
+        summary="It compares two responses to a prompt: it writes reasons and then which response is better "
+        "(arXiv 2410.01257).",
+        usage=f"rlhf evaluate-reward {config.output / 'final'} --form justifier --data judgebench",
+        sources=[source.path for source in config.data.justifications],
+    )
+    write_adapter_folder(folder, model, chat, lambda: {CARD: json.dumps(card, indent=1), README: readme})
 
 
 def judge_held_out(folder: Path, records: Sequence[Justification]) -> dict[str, Any]:

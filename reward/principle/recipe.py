@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, set_seed
 
+from reward.adapter_card import adapter_card
 from reward.principle.items import FULFILMENT, PrincipleData, load_data
 from reward.principle.question import answer_head, answer_ids
 from reward.principle.scorer import CARD, PrincipleScorer, read_principle_model
@@ -20,12 +21,13 @@ from rlhf.adapters.start import start_from
 from rlhf.config.principle import PrincipleConfig
 from rlhf.config.reward import StageConfig
 from rlhf.core.errors import ConfigError
-from rlhf.core.records import Message, Principle
+from rlhf.core.records import Conversation, Message, Principle
 from rlhf.core.statistics import wilson_interval
 from rlhf.distributed import processes, sharding
 from rlhf.distributed.schedule import steps_of
 from rlhf.distributed.trainer_mixin import draw_order
 from rlhf.kernels.packing_check import decide_packing
+from rlhf.models.card import CARD as README
 from rlhf.models.chat import Chat
 from rlhf.models.checkpoint_folder import write_shell
 from rlhf.models.context import require_context
@@ -178,7 +180,17 @@ def save(config: PrincipleConfig, model: PeftModel, chat: Chat, folder: Path) ->
         "trained_length": config.model.max_length,
         "max_length": model.config.get_text_config().max_position_embeddings,
     }
-    write_adapter_folder(folder, model, chat, lambda: {CARD: json.dumps(card, indent=1)})
+    readme = adapter_card(
+        config.model,
+        config.output / "final",
+        title="Principle model",
+        summary="It scores a response by a principle in words: logit(Yes) - logit(No) of the next token "
+        "after the question whether the response satisfies the principle.",
+        usage=f'rlhf score {config.output / "final"} --principle "The response is one sentence." --input '
+        "in.jsonl --output out.jsonl",
+        sources=[source.path for source in config.data.principles],
+    )
+    write_adapter_folder(folder, model, chat, lambda: {CARD: json.dumps(card, indent=1), README: readme})
 
 
 def evaluate(config: PrincipleConfig, folder: Path, records: Sequence[Principle]) -> dict[str, Any]:
@@ -190,16 +202,19 @@ def evaluate(config: PrincipleConfig, folder: Path, records: Sequence[Principle]
     """
     if not records:
         return {}
-    right: dict[bool, list[bool]] = {True: [], False: []}
-    by_principle: dict[str, list[Principle]] = {}
+    by_response: dict[Conversation, list[Principle]] = {}
     for record in records:
-        by_principle.setdefault(record.principle, []).append(record)
-    scorer = PrincipleScorer.load(folder, list(by_principle), tokens_per_batch=config.tokens_per_batch)
-    for principle, members in by_principle.items():
-        single = scorer.with_principles([principle])
-        conversations = [(*r.prompt, Message("assistant", r.response)) for r in members]
-        for record, score in zip(members, single.score(conversations), strict=True):
-            right[record.fulfilled].append((score.reward > 0) == record.fulfilled)
+        response = (*record.prompt, Message("assistant", record.response))
+        by_response.setdefault(response, []).append(record)
+    principles = list(dict.fromkeys(record.principle for record in records))
+    scorer = PrincipleScorer.load(folder, principles, tokens_per_batch=config.tokens_per_batch)
+    scores = scorer.score_each(
+        [(response, [r.principle for r in members]) for response, members in by_response.items()]
+    )
+    right: dict[bool, list[bool]] = {True: [], False: []}
+    for members, values in zip(by_response.values(), scores, strict=True):
+        for record, value in zip(members, values, strict=True):
+            right[record.fulfilled].append((value > 0) == record.fulfilled)
     correct = [*right[True], *right[False]]
     accuracy = sum(correct) / len(correct)
     return {

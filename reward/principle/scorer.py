@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -129,9 +130,21 @@ class PrincipleScorer:
         """
         if not conversations:
             return []
-        trees = [self._tree(conversation) for conversation in conversations]
-        count = len(self.principles)
-        scores_NA = torch.empty(len(conversations), count)
+        scores_NA = torch.tensor(self.score_each([(one, self.principles) for one in conversations]))
+        means = [row.mean().item() for row in scores_NA]
+        return [
+            Score(mean, score.attributes)
+            for mean, score in zip(means, as_scores(scores_NA, self.principles), strict=True)
+        ]
+
+    def score_each(self, asked: Sequence[tuple[Conversation, Sequence[str]]]) -> list[list[float]]:
+        """The score of each conversation by each of its own principles, all in packed batches.
+
+        Raises:
+            DataError: a conversation does not end with the assistant, or is too long with a question.
+        """
+        trees = [self._tree(conversation, principles) for conversation, principles in asked]
+        scores: list[list[float]] = [[] for _ in asked]
         with role(self.model, self.name), inference_mode(self.model):
             packed = pack(
                 trees,
@@ -142,21 +155,18 @@ class PrincipleScorer:
             for batch, _ in lockstep(packed, self.model):
                 with autocast(base_of(self.model)):
                     hidden_ND = last_states(self.model, batch.to(compute_device(self.model)))
-                values_N = apply_head(self.head.to(hidden_ND.device), hidden_ND).squeeze(1).cpu()
-                scores_NA[list(batch.trees)] = values_N.view(-1, count)
-        means = [row.mean().item() for row in scores_NA]
-        return [
-            Score(mean, score.attributes)
-            for mean, score in zip(means, as_scores(scores_NA, self.principles), strict=True)
-        ]
+                values = iter(apply_head(self.head.to(hidden_ND.device), hidden_ND).squeeze(1).tolist())
+                for index in batch.trees:
+                    scores[index] = list(itertools.islice(values, len(trees[index].branches)))
+        return scores
 
-    def _tree(self, conversation: Conversation) -> Tree:
+    def _tree(self, conversation: Conversation, principles: Sequence[str]) -> Tree:
         if not conversation or conversation[-1].role != "assistant":
             raise DataError(
                 "A conversation to be scored does not end with the assistant's message.",
                 allowed="messages that end with {'role': 'assistant', 'content': ...}",
             )
-        sequences = [self.chat.prompt_ids(question(conversation, principle)) for principle in self.principles]
+        sequences = [self.chat.prompt_ids(question(conversation, principle)) for principle in principles]
         require_length(sequences, self.max_length)
         return Tree.of_sequences(sequences)
 

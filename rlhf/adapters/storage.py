@@ -271,6 +271,11 @@ def read_role(folder: Path) -> RewardAdapter | Adapter:
         return read_policy(folder)
     final = folder / "final"
     fix = f"use {final}" if final.exists() else "check the path"
+    if any((folder / card).exists() for card in ("principle.json", "justifier.json")):
+        fix = (
+            "none needed: it is a plain PEFT adapter without a head, which vLLM and transformers load as it "
+            f"is: vllm serve BASE --enable-lora --lora-modules NAME={folder}"
+        )
     if (folder / WHOLE).exists():
         fix = "none needed: it is a complete model already"
     raise ModelError(

@@ -9,14 +9,23 @@ from pydantic import BaseModel
 
 from rlhf.config.dpo import DPOConfig
 from rlhf.config.files import read_keys
+from rlhf.config.justifier import JustifierConfig
 from rlhf.config.load import load_config
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.policy_table import PolicyTableConfig
+from rlhf.config.principle import PrincipleConfig
 from rlhf.config.reward import RewardConfig
 from rlhf.core.errors import ConfigError
 
-OTHERS: dict[type[BaseModel], str] = {DPOConfig: "train-dpo", PolicyTableConfig: "policy-table"}
+OTHERS: dict[type[BaseModel], str] = {
+    DPOConfig: "train-dpo",
+    PolicyTableConfig: "policy-table",
+    PrincipleConfig: "train-principle",
+    JustifierConfig: "train-justifier",
+}
 """Schemas of other commands."""
+BY_DATA: dict[str, type[BaseModel]] = {"principles": PrincipleConfig, "justifications": JustifierConfig}
+"""Schemas by a key of `data` that only they have."""
 POLICY_KEYS = {"reward", "rollouts", "algorithm"}
 """Keys of a policy config, of which it has at least one; a reward config has none."""
 
@@ -51,6 +60,9 @@ def schema_of(path: Path) -> type[BaseModel]:
         return RewardConfig
     if not isinstance(data, dict):
         return RewardConfig
+    content = data.get("data")
+    for key in BY_DATA.keys() & (content if isinstance(content, dict) else {}).keys():
+        return BY_DATA[key]
     if "dpo" in data:
         return PolicyTableConfig
     if {"beta", "loss"} & data.keys():

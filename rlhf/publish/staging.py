@@ -27,8 +27,11 @@ from rlhf.runs.folder import SAMPLES
 PUBLISHED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model", CARD)
 """Names of files of a model folder that are uploaded; any other stays."""
 ADAPTER = "adapter_config.json"
-BASE_KEYS = {ADAPTER: "base_model_name_or_path", "reward.json": "base", "policy.json": "base"}
-"""JSON files that name the base, and the key."""
+BASE_KEYS = {
+    **dict.fromkeys(("reward.json", "policy.json", "principle.json", "justifier.json"), "base"),
+    ADAPTER: "base_model_name_or_path",
+}
+"""JSON files that name the base, and the key; the first that exists counts."""
 VOCABULARIES = ("tokenizer.json", "vocab.json", "added_tokens.json", "special_tokens_map.json")
 """JSON files whose text is tokens, never paths: they are copied byte for byte."""
 SAMPLES_FILE = "samples.parquet"
@@ -151,7 +154,7 @@ def sizes(folder: Path) -> dict[str, int]:
 
 def _trained_on(model: Path) -> str | None:
     """The base as the model's files name it; None of a model without one."""
-    for name in ("reward.json", "policy.json", ADAPTER):
+    for name in BASE_KEYS:
         if (model / name).exists():
             content: Mapping[str, Any] = json.loads((model / name).read_text(encoding="utf-8"))
             if value := content.get(BASE_KEYS[name]):

@@ -14,6 +14,7 @@ from rlhf.report.drawing.series import POINT_LIMIT, Series
 from rlhf.report.expo import expo_charts
 from rlhf.report.files import RunFiles, read_run
 from rlhf.report.html import asset, environment, script_hash
+from rlhf.report.judgements import title_of
 from rlhf.report.numbers import duration, finite, fixed
 from rlhf.report.samples import sample_data
 from rlhf.report.score_charts import score_charts
@@ -92,7 +93,7 @@ def _reward_page(run: RunFiles) -> dict[str, Any]:
     verdict = reward.reward_verdict(run.evaluation)
     table = reward.reward_table(run.evaluation)
     return {
-        "title": "Reward model",
+        "title": title_of(run.config),
         "verdict": verdict if table else _before_evaluation(run, verdict),
         "facts": _reward_facts(run),
         "compared": [],

@@ -10,6 +10,7 @@ from rlhf.core.statistics import wilson_interval
 from rlhf.report.drawing.charts import Chart, Mark, line_chart
 from rlhf.report.drawing.series import Series
 from rlhf.report.files import RunFiles
+from rlhf.report.judgements import as_comparisons, own_verdict
 from rlhf.report.numbers import DASH, finite, fixed, percent, signed
 from rlhf.report.verdict import Verdict
 
@@ -92,6 +93,7 @@ def _interval(given: Any, share: float, count: int | None) -> tuple[float, float
 
 def reward_table(evaluation: Mapping[str, Any]) -> list[tuple[str, list[TableRow]]]:
     """Titled groups of rows: all together, sections, subsets."""
+    evaluation = as_comparisons(evaluation)
     everything, held_out = overall(evaluation), evaluation.get("held_out") or {}
     groups = [
         ("", [everything] if everything else []),
@@ -151,6 +153,8 @@ def reward_verdict(evaluation: Mapping[str, Any], subject: str = "The reward mod
     Args:
         subject: what is judged, as the sentence begins.
     """
+    if (special := own_verdict(evaluation)) is not None:
+        return special
     accuracy = overall(evaluation)
     if accuracy is None:
         return Verdict(

@@ -37,9 +37,11 @@ HALF_WRITTEN = ".half-written"
 
 MAY_CHANGE = (
     *("output", "steps", "stages.*.max_steps", "stages.*.epochs", "save_every", "threads"),
+    *("max_steps", "epochs", "evaluation_pairs"),
     *("track", "track.*"),
     # These change the use of GPU memory: results agree up to rounding.
-    *("tokens_per_batch", "rollouts.gpu_memory_share", "rollouts.max_num_batched_tokens", "rollouts.sleep"),
+    *("tokens_per_batch", "micro_batch_size"),
+    *("rollouts.gpu_memory_share", "rollouts.max_num_batched_tokens", "rollouts.sleep"),
     *("rollouts.servers*", "rollouts.token_env", "rollouts.adapter_folder", "rollouts.timeout"),
 )
 """Config keys that may change on resume: length and place of a run, not what a step computes."""

@@ -8,10 +8,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from rlhf.data.evaluation.benchmarks import M_REWARDBENCH_NAME
+
 Result = Mapping[str, Any]
 
 _RULES = {
     "rewardbench": "RewardBench v1: sections weighted by its example counts, overall = mean of the four",
+    "m-rewardbench": "M-RewardBench: sections weighted by its example counts, overall = mean of the four",
     "sections": "section = mean over its pairs, overall = mean of the sections",
     "pairs": "overall = mean over all pairs (the rows name no section)",
     "subsets": "correct if the best right answer scores above every wrong one; overall = mean of the subsets",
@@ -20,7 +23,7 @@ _RULES = {
     "rm-bench": "RM-Bench: each right answer against each wrong one, overall = mean of the four domains",
     "domains": "each right answer against each wrong one, overall = mean of the domains in the data",
 }
-BASELINES = {"longest answer": "length_baseline", "shortest answer": "shortest_baseline"}
+BASELINES = {"longest": "length_baseline", "shortest": "shortest_baseline"}
 """Header and key of what picking by length alone gets."""
 _QUANTILES = {"p05": "5 %", "p25": "25 %", "median": "median", "p75": "75 %", "p95": "95 %"}
 
@@ -170,24 +173,35 @@ def print_judge(figures: Result, console: Console) -> None:
             markup=False,
             soft_wrap=True,
         )
+    if (alone := figures["one_order"]) is not None:
+        interval = f" (95 % interval {_interval(alone['ci95'])})" if alone["ci95"] else ""
+        console.print(
+            f"Each order alone is right in {_percent(alone['accuracy'])} %{interval}; chance is 50 %.",
+            markup=False,
+            soft_wrap=True,
+        )
+    if figures["unparsed"] and figures["unread_as_no_vote"] is not None:
+        console.print(
+            "With unread texts as no vote, as JudgeBench counts them: "
+            f"{_percent(figures['unread_as_no_vote'])} % of all pairs are right.",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def print_suite(suite: Result, console: Console) -> None:
-    """A line for each benchmark, its published scores below it; then what is missing, and why."""
+    """A line for each benchmark; then published scores, notes, and what is missing, and why."""
     table = _table("Scores in %, ties wrong", "benchmark")
-    for header in ("items", "score", "95 % interval", "longest answer", "shortest answer"):
+    for header in ("items", "score", "95 % interval", "longest", "shortest"):
         table.add_column(header, justify="right")
     for name, result in suite["benchmarks"].items():
         figure = result["headline"]
         lengths = ["" if (x := figure[key]) is None else _percent(x) for key in ("longest", "shortest")]
         score, interval = _percent(figure["score"]), _interval(figure["interval"])
         table.add_row(name, str(result["count"]), score, interval, *lengths)
-        for row in result["published"]:
-            table.add_row(f"  {row['model']}", "", f"{row['score']:.1f}", "", "", "", style="dim")
     console.print(table)
-    console.print(
-        "Below each benchmark: published scores, see reward/evaluation/benchmarks/published.py for sources."
-    )
+    console.print("Longest, shortest: what always taking that answer gets.")
+    _print_published(suite["benchmarks"], console)
     for name, result in suite["benchmarks"].items():
         for note in result["notes"]:
             console.print(f"{name}: {note}", markup=False, soft_wrap=True)
@@ -201,7 +215,31 @@ def print_suite(suite: Result, console: Console) -> None:
     for name, reason in suite["missing"].items():
         reasons.setdefault(reason.replace(repr(name), "it"), []).append(name)
     for reason, names in reasons.items():
-        console.print(f"Missing: {', '.join(names)}: {reason}", markup=False, soft_wrap=True)
+        console.print(f"Missing: {', '.join(_short(names))}: {reason}", markup=False, soft_wrap=True)
+
+
+def _print_published(results: Mapping[str, Result], console: Console) -> None:
+    """Scores of other models on the benchmarks that were evaluated."""
+    rows = {name: result["published"] for name, result in results.items() if result["published"]}
+    if not rows:
+        return
+    table = _table("Published scores in % (sources: reward/evaluation/benchmarks/published.py)", "benchmark")
+    table.add_column("model", no_wrap=True)
+    table.add_column("score", justify="right")
+    for name, models in rows.items():
+        table.add_section()
+        for place, row in enumerate(models):
+            table.add_row("" if place else name, row["model"], f"{row['score']:.1f}")
+    console.print(table)
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    """The names, with many languages of one benchmark as their number."""
+    languages = [name for name in names if name.startswith(M_REWARDBENCH_NAME)]
+    if len(languages) < 4:
+        return list(names)
+    others = [name for name in names if name not in languages]
+    return [*others, f"{M_REWARDBENCH_NAME}LANGUAGE ({len(languages)} languages)"]
 
 
 def _print_subsets(result: Result, unit: str, baselines: Mapping[str, str], console: Console) -> None:
@@ -258,8 +296,12 @@ def _print_parts(result: Result, console: Console) -> None:
 
 def _print_curve(title: str, curve: Sequence[Result], console: Console, *, percent: bool = False) -> None:
     """One line an n; the gap is the one from a random pick to the best possible."""
-    table = _table(title + (", in %" if percent else ""), "n")
-    headers = ["prompts", "picked", "95 % interval", "random", "best possible", "gap closed"]
+    prompts = {row["prompts"] for row in curve}
+    count = max(prompts)
+    same = f", {count} prompt{'s' * (count > 1)}" if len(prompts) == 1 else ""
+    table = _table(title + (", in %" if percent else "") + same, "n")
+    headers = [] if same else ["prompts"]
+    headers += ["picked", "95 % interval", "random", "best", "gap\nclosed"]
     lengths = [key for key in ("longest", "shortest") if all(key in row for row in curve)]
     for header in [*headers, *lengths]:
         table.add_column(header, justify="right")
@@ -273,13 +315,13 @@ def _print_curve(title: str, curve: Sequence[Result], console: Console, *, perce
         way = "" if row["share"] is None else f"{_percent(row['share'])} %"
         figures = [write(row["score"]), interval, write(row["random"]), write(row["oracle"]), way]
         figures += [write(row[key]) for key in lengths]
-        table.add_row(str(row["n"]), str(row["prompts"]), *figures)
+        table.add_row(str(row["n"]), *([] if same else [str(row["prompts"])]), *figures)
     console.print(table)
 
 
 def _table(title: str, first: str) -> Table:
     table = Table(title=title, title_justify="left")
-    table.add_column(first)
+    table.add_column(first, no_wrap=True)
     return table
 
 

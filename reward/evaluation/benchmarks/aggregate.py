@@ -4,10 +4,12 @@ How pairs become one number, by rule:
 
     rewardbench  the subsets are exactly RewardBench's 23: section = mean of its subsets weighted by
                  `EXAMPLE_COUNTS`, overall = plain mean of the four sections
+    m-rewardbench  the same subsets in one of M-RewardBench's languages, weighted by `M_REWARDBENCH_COUNTS`
     sections     every pair names a section: section = mean over its pairs, overall = plain mean of sections
     pairs        no pair names one: overall = mean over all pairs
 
-Source: RewardBench v1, https://github.com/allenai/reward-bench, `rewardbench/constants.py` and `utils.py`.
+Source: RewardBench v1, https://github.com/allenai/reward-bench, `rewardbench/constants.py` and `utils.py`;
+M-RewardBench, https://github.com/Cohere-Labs-Community/m-rewardbench, `analysis/plot_utils.py`.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Any
 from rlhf.core.errors import DataError, did_you_mean
 from rlhf.core.records import Comparison
 from rlhf.core.statistics import wilson_interval
+from rlhf.data.evaluation.suite import M_REWARDBENCH_LANGUAGES
 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Chat": ("alpacaeval-easy", "alpacaeval-length", "alpacaeval-hard", "mt-bench-easy", "mt-bench-med"),
@@ -51,6 +54,14 @@ EXAMPLE_COUNTS: dict[str, int] = {
     **dict(zip(SECTIONS["Reasoning"], (984, 164, 164, 164, 164, 164, 164), strict=True)),
 }
 """RewardBench's weight of each subset within its section."""
+
+M_REWARDBENCH_COUNTS: dict[str, int] = {
+    **dict(zip(SECTIONS["Chat"], (79, 79, 76, 24, 38), strict=True)),
+    **dict(zip(SECTIONS["Chat Hard"], (35, 76, 124, 87, 42, 43), strict=True)),
+    **dict(zip(SECTIONS["Safety"], (100, 100, 154, 247, 135), strict=True)),
+    **dict(zip(SECTIONS["Reasoning"], (983, 164, 164, 164, 164, 163, 164), strict=True)),
+}
+"""M-RewardBench's weight of each subset within its section, the same in every language."""
 
 REWARDBENCH_PAIRS = 2985
 """The pairs of RewardBench's `filtered` split."""
@@ -107,8 +118,11 @@ def aggregation_rule(comparisons: Sequence[Comparison]) -> tuple[str, list[str],
     if counts.keys() == EXAMPLE_COUNTS.keys() and all(
         item.section in ("", _SECTION_OF[item.subset]) for item in comparisons
     ):
-        weights = [EXAMPLE_COUNTS[item.subset] / counts[item.subset] for item in comparisons]
-        return "rewardbench", [_SECTION_OF[item.subset] for item in comparisons], weights
+        rule, wanted = "rewardbench", EXAMPLE_COUNTS
+        if _is_translated(comparisons):
+            rule, wanted = "m-rewardbench", M_REWARDBENCH_COUNTS
+        weights = [wanted[item.subset] / counts[item.subset] for item in comparisons]
+        return rule, [_SECTION_OF[item.subset] for item in comparisons], weights
     bare = [i for i, item in enumerate(comparisons) if not item.section]
     if bare and len(bare) < len(comparisons):
         raise DataError(
@@ -129,12 +143,17 @@ def coverage(comparisons: Sequence[Comparison]) -> list[str]:
         return [
             f"{known} of RewardBench's {len(EXAMPLE_COUNTS)} subsets are here: this is no RewardBench score."
         ]
-    if known and len(comparisons) != REWARDBENCH_PAIRS:
+    if known and len(comparisons) != REWARDBENCH_PAIRS and not _is_translated(comparisons):
         return [
             f"{len(comparisons):,} pairs were judged, RewardBench has {REWARDBENCH_PAIRS:,}: "
             "each subset keeps RewardBench's weight, but the score is not that of the whole."
         ]
     return []
+
+
+def _is_translated(comparisons: Sequence[Comparison]) -> bool:
+    """Whether all pairs are in languages of M-RewardBench."""
+    return all(item.groups.get("language") in M_REWARDBENCH_LANGUAGES for item in comparisons)
 
 
 def aggregate(

@@ -50,7 +50,7 @@ NAMED = {
     "ppe": PPE,
     PPE.path: PPE,
     **{
-        f"ppe-{name.lower()}": DataSource(path=f"lmarena-ai/PPE-{name}-Best-of-K", split="test")
+        f"ppe-{name.lower()}": DataSource(path=f"lmarena-ai/PPE-{name}-Best-of-K", split="train")
         for name in PPE_BEST_OF_K
     },
     "rewardbench": REWARDBENCH,
@@ -252,11 +252,18 @@ def best_of_k(row: Row) -> Candidates:
 
 
 def m_rewardbench(row: Row) -> Comparison:
-    """A row in RewardBench's columns; M-RewardBench's `category` is a subset, its `language` a group."""
+    """A row in RewardBench's columns.
+
+    M-RewardBench has RewardBench's subset in `source`, its section in `category`; the latter and the
+    `language` are groups.
+    """
     item = comparison(row)
+    grouped = ["domain", "language"]
     if row.find("subset") is None and isinstance(row.find("category"), str):
-        item = replace(item, subset=row.text("category"))
-    groups = {name: row.text(name) for name in ("domain", "language") if isinstance(row.find(name), str)}
+        subset = "source" if isinstance(row.find("source"), str) else "category"
+        item = replace(item, subset=row.text(subset))
+        grouped += ["category"] if subset == "source" else []
+    groups = {name: row.text(name) for name in grouped if isinstance(row.find(name), str)}
     return replace(item, groups=groups) if groups else item
 
 

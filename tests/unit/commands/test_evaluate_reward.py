@@ -153,7 +153,7 @@ def test_a_mistake_is_one_message_and_exit_code_2(
         (
             {"responses": ["+", "++", "+++"], "scores": [5, 1, 3]},
             "best-of-n",
-            ["│ 2 │       1 │  2.333 │", "│  3.000 │         4.333 │", "in 33.3 %"],
+            ["picked out of n, 1 prompt ", "│ 2 │  2.333 │", "│  3.000 │ 4.333 │", "in 33.3 %"],
         ),
     ],
 )

@@ -111,11 +111,14 @@ def test_one_table_and_one_file(rlhf: Rlhf, folder: Path) -> None:
     best = benchmarks["ppe-mbpp-plus"]["headline"]
     assert (best["score"], best["longest"], best["shortest"]) == (1.0, 0.0, 0.5)
     assert benchmarks["mine.jsonl"]["overall"] == 1.0
-    assert next(row["score"] for row in benchmarks["judgebench"]["published"]) == 81.4
+    assert next(row["score"] for row in benchmarks["judgebench"]["published"]) == 87.4
     assert "no layout of preferences: prompt" in written["missing"]["broken.jsonl"]
     assert set(SUITE) <= benchmarks.keys() | written["missing"].keys()
     assert "Llama-3.3-Nemotron-70B-Reward" in result.stdout
     assert "Missing: broken.jsonl" in result.stdout
+    # No name is cut in a terminal of 80 columns, and the missing languages are counted.
+    assert "m-rewardbench/ind_Latn" in result.stdout and "…" not in result.stdout
+    assert "m-rewardbench/LANGUAGE (22 languages)" in result.stdout
 
 
 def test_an_unusable_score_fails_its_benchmark_alone(rlhf: Rlhf, folder: Path, scorer: Any) -> None:

@@ -1,4 +1,4 @@
-"""Columns whose meaning is easily taken for another: refused, or noted, and each fix that is offered is tried."""
+"""Columns whose meaning is easily mistaken: refused, or noted, and each fix that is offered is tried."""
 
 from __future__ import annotations
 

@@ -67,6 +67,8 @@ def test_best_of_k_keeps_the_order_of_numbers(tmp_path: Path) -> None:
 def test_m_rewardbench_keeps_language_and_category(tmp_path: Path) -> None:
     (item,) = load(tmp_path, LANGUAGE).items
     assert (item.subset, item.groups) == ("Chat", {"language": "ind_Latn"})
+    (item,) = load(tmp_path, {**LANGUAGE, "source": "mt-bench-easy"}).items
+    assert (item.subset, item.groups) == ("mt-bench-easy", {"language": "ind_Latn", "category": "Chat"})
 
 
 @pytest.mark.parametrize(
@@ -89,7 +91,7 @@ def test_a_row_that_is_not_in_the_schema(tmp_path: Path, row: dict[str, Any], me
     [
         ("judgebench", ("ScalerLab/JudgeBench", None, "gpt")),
         ("ppe", ("lmarena-ai/PPE-Human-Preference-V1", None, "test")),
-        ("ppe-mmlu-pro", ("lmarena-ai/PPE-MMLU-Pro-Best-of-K", None, "test")),
+        ("ppe-mmlu-pro", ("lmarena-ai/PPE-MMLU-Pro-Best-of-K", None, "train")),
         ("m-rewardbench/ind_Latn", ("CohereLabsCommunity/multilingual-reward-bench", "ind_Latn", "test")),
     ],
 )

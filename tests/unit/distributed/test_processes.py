@@ -128,8 +128,8 @@ def test_the_group_is_destroyed_after_a_command_that_succeeded(
 
 
 GLOO = (
-    "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error [10.0.0.2]:1738: Connection reset by "
-    "peer. This is typically caused by a remote worker hanging or bugs in the application."
+    "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error [10.0.0.2]:1738: Connection reset "
+    "by peer. This is typically caused by a remote worker hanging or bugs in the application."
 )
 NCCL = (
     "NCCL error in: ProcessGroupNCCL.cpp:2251, remote process exited or there was a network error\n"

@@ -1,4 +1,4 @@
-"""`start`: training begins with another reward model's adapter and head, or one error names every difference."""
+"""`start`: training begins with another reward model's adapter and head, or one error names what differs."""
 
 from __future__ import annotations
 

@@ -6,8 +6,16 @@ import math
 
 import pytest
 
-from reward.evaluation.benchmarks.aggregate import EXAMPLE_COUNTS, SECTIONS, rewardbench_scores
+from reward.evaluation.benchmarks.aggregate import (
+    EXAMPLE_COUNTS,
+    M_REWARDBENCH_COUNTS,
+    SECTIONS,
+    aggregate,
+    aggregation_rule,
+    rewardbench_scores,
+)
 from rlhf.core.errors import DataError
+from rlhf.core.records import Comparison, Message
 
 
 def test_the_counts_are_those_of_rewardbench() -> None:
@@ -32,6 +40,20 @@ def test_a_section_is_weighted_by_counts_and_the_overall_is_not() -> None:
         "sections": {"Chat": 0.0, "Chat Hard": 0.0, "Safety": 0.0, "Reasoning": 0.5},
         "overall": 0.125,
     }
+
+
+def test_a_language_of_m_rewardbench_has_its_own_weights() -> None:
+    # math-prm weighs as much as all code subsets together, also where the file has one pair of each.
+    assert M_REWARDBENCH_COUNTS.keys() == EXAMPLE_COUNTS.keys()
+    assert sum(M_REWARDBENCH_COUNTS.values()) - 983 + 447 == 2869
+    pairs = [
+        Comparison((Message("user", "q"),), "a", "b", name, groups={"language": "zho_Hant"})
+        for name in EXAMPLE_COUNTS
+    ]
+    rule, sections, weights = aggregation_rule(pairs)
+    scores, *_ = aggregate([pair.subset == "mt-bench-med" for pair in pairs], sections, weights)
+    assert rule == "m-rewardbench"
+    assert scores["Chat"] == pytest.approx(38 / (79 + 79 + 76 + 24 + 38))
 
 
 def test_an_unknown_subset_is_named_with_the_nearest_known_one() -> None:

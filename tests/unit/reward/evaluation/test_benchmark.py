@@ -222,9 +222,11 @@ def test_a_subset_of_rewardbench_refused_as_a_whole_is_an_error() -> None:
         evaluate(comparisons, ShortScorer(len), drops=DropReport())
 
 
-def test_everything_refused_is_an_error() -> None:
-    with pytest.raises(DataError, match="no comparison to evaluate"):
-        evaluate([pair("+++++", "")], ShortScorer(len), drops=DropReport())
+def test_everything_refused_is_an_error_with_the_reasons() -> None:
+    drops = DropReport(read=1)
+    with pytest.raises(DataError) as caught:
+        evaluate([pair("+++++", "")], ShortScorer(len), drops=drops)
+    assert drops.lines()[-1] in caught.value.found
 
 
 def test_a_scorer_that_diverges_names_its_comparisons() -> None:

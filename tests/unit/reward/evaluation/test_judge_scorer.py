@@ -11,7 +11,7 @@ from reward.evaluation.benchmarks.choices import evaluate_best_of_n, evaluate_ch
 from reward.evaluation.judge_scorer import UNREAD, JudgeScorer
 from reward.judge.client import Completion, JudgeClient
 from reward.judge.forms import Verdict
-from reward.judge.groups import decision
+from reward.judge.groups import decision, votes
 from reward.judge.judge import Judge
 from rlhf.config.judge import JudgeConfig
 from rlhf.core.errors import DataError
@@ -50,6 +50,8 @@ def test_the_decision_is_the_sum_over_both_orders() -> None:
     assert decision({(0, 1): first, (1, 0): Verdict(4, 3, 1)}) == 0.0
     assert decision({(0, 1): first, (1, 0): None}) is None
     assert decision({(0, 1): Verdict(3, 3, 6)}) == -1.0, "between equal scores the ranking decides"
+    assert votes({(0, 1): first, (1, 0): None}) == [1, None]
+    assert votes({(1, 0): first}) == [-1]
 
 
 def test_pairs_by_a_judge(judge: Callable[[Reply], JudgeScorer]) -> None:
@@ -63,15 +65,19 @@ def test_pairs_by_a_judge(judge: Callable[[Reply], JudgeScorer]) -> None:
     assert (figures["requests"], figures["unparsed"], figures["seconds"]) == (4, 0, 0.5)
     assert figures["dollars"] == pytest.approx(4 * (10 * 1 + 2 * 10) / 1e6)
     assert (figures["position_bias"], figures["order_agreement"]) == (0.0, 1.0)
+    # One pair is right in both orders, the other wrong in both.
+    assert (figures["one_order"]["accuracy"], figures["unread_as_no_vote"]) == (0.5, 0.5)
 
 
 def test_a_judge_that_always_prefers_the_first_has_no_right_pair(
     judge: Callable[[Reply], JudgeScorer],
 ) -> None:
     scorer = judge(lambda first, second: "\\boxed{5, 1} \\boxed{1}")
-    result, _ = evaluate([Comparison(PROMPT, "a", "b", "s")], scorer)
+    result, rows = evaluate([Comparison(PROMPT, "a", "b", "s")], scorer)
     assert (result["overall"], result["subsets"]["s"]["ties"]) == (0.0, 1)
+    assert str(rows[0]["reward_rejected"]) == "0.0", "not -0.0"
     assert (scorer.figures()["position_bias"], scorer.figures()["order_agreement"]) == (4.0, 0.0)
+    assert scorer.figures()["one_order"] == {"accuracy": 0.5, "ci95": None}, "a position alone is chance"
 
 
 def test_an_unread_text_leaves_the_pair_out(judge: Callable[[Reply], JudgeScorer]) -> None:
@@ -81,8 +87,21 @@ def test_an_unread_text_leaves_the_pair_out(judge: Callable[[Reply], JudgeScorer
     result, _ = evaluate(pairs, scorer, drops=drops)
     assert (result["count"], result["overall"], drops.reasons) == (1, 1.0, {UNREAD: 1})
     assert scorer.figures()["unparsed"] == 1
+    # The order of the second pair that was read ("aa" first: scores 2 and 2, ranking 6) prefers "??".
+    assert scorer.figures()["unread_as_no_vote"] == 0.5
+    assert scorer.figures()["one_order"]["accuracy"] == (1.0 + 0.0) / 2
     with pytest.raises(DataError):
         evaluate(pairs, scorer)
+
+
+def test_a_judge_whose_texts_are_all_unread_is_one_error_with_the_reason(
+    judge: Callable[[Reply], JudgeScorer],
+) -> None:
+    drops = DropReport(read=1)
+    with pytest.raises(DataError) as caught:
+        evaluate([Comparison(PROMPT, "a", "b", "s")], judge(lambda *_: "hm"), drops=drops)
+    assert UNREAD in caught.value.found
+    assert "max_tokens" in caught.value.fix
 
 
 def test_many_answers_by_a_judge(judge: Callable[[Reply], JudgeScorer]) -> None:

@@ -149,6 +149,14 @@ def test_garbled_text_is_no_score(server: Server) -> None:
     assert (judged.figures["judge/unparsed"], judged.unread) == (1, "I like it")
 
 
+def test_reasoning_that_used_up_the_tokens_is_no_score(server: Server) -> None:
+    # With a reasoning parser, vLLM sends `content: null` where max_tokens ended the reasoning.
+    server.reply = lambda content, number: None if "[Response]\nbad" in content else "\\boxed{2}"
+    judged = Judge(config(server)).judge([Responses(PROMPT, ["good", "bad"])])
+    assert judged.scores == [[2.0, None]]
+    assert judged.figures["judge/unparsed"] == 1
+
+
 def test_busy_and_broken_servers_are_asked_again(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     monkeypatch.setattr("reward.judge.client.time.sleep", waits.append)

@@ -29,9 +29,7 @@ from rlhf.data.load import load_justifications
 from rlhf.data.rules import NO_JUSTIFICATION
 from rlhf.data.verdicts import read_verdict, statement_of
 from rlhf.models.chat import Chat
-from rlhf.runs.checkpoints import MANIFEST
 
-ROOT = Path(__file__).parents[4]
 PROMPT = (Message("user", "What is tea?"),)
 
 
@@ -172,13 +170,32 @@ def test_micro_batches_change_no_loss(trained: Path, tmp_path: Path) -> None:
     assert ours == pytest.approx(theirs, rel=1e-4)
 
 
-def test_a_killed_run_resumes(trained: Path, tmp_path: Path) -> None:
-    words = ["evaluation_pairs=1"]
-    settings = load_config(trained.parent / "justifier.yaml", JustifierConfig, words, tmp_path / "run")
-    train_justifier(settings)
-    for folder in (tmp_path / "run/checkpoints").glob("step-4"):
-        (folder / MANIFEST).unlink()
-    train_justifier(settings, resume=True)
+def test_other_commands_know_the_run(
+    trained: Path, rlhf_command: Callable[..., Result], tmp_path: Path
+) -> None:
+    config = trained.parent / "justifier.yaml"
+    for command in ("plan", "doctor", "inspect"):
+        refused = rlhf_command(command, config)
+        assert (refused.exit_code, "Traceback" in refused.output) == (2, False), refused.output
+        assert f"rlhf train-justifier {config} --dry-run" in " ".join(refused.output.split())
+    merged = rlhf_command("export", trained / "final", "--output", tmp_path / "merged")
+    assert (merged.exit_code, "--lora-modules" in merged.output) == (2, True), merged.output
+    pushed = rlhf_command("push", trained, "me/judge", "--dry-run", "--base", "me/base")
+    assert pushed.exit_code == 0, pushed.output
+    assert {"README.md", "justifier.json", "adapter_model.safetensors"} <= set(pushed.output.split())
+    for runs in ([trained], [trained, trained]):
+        page = tmp_path / f"{len(runs)}.html"
+        done = rlhf_command("report", *runs, "--output", page)
+        assert done.exit_code == 0, done.output
+        assert "No held-out pair has a verdict that could be read." in page.read_text()
+    assert "Pairwise Justifier" in (tmp_path / "1.html").read_text()
+
+
+def test_a_resumed_run_may_be_longer_and_gives_the_same_weights(trained: Path, tmp_path: Path) -> None:
+    for words, resume in ((["max_steps=2"], False), (["max_steps=4", "micro_batch_size=4"], True)):
+        config = trained.parent / "justifier.yaml"
+        words = [*words, "evaluation_pairs=1"]
+        train_justifier(load_config(config, JustifierConfig, words, tmp_path / "run"), resume=resume)
     first, again = (read_justifier(run / "final").weights for run in (trained, tmp_path / "run"))
     assert all(torch.allclose(first[name], again[name], atol=1e-5) for name in first)
     steps = [json.loads(line)["step"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
@@ -229,7 +246,3 @@ def test_settings_of_a_justifier_as_judge() -> None:
     for settings in ({"pairing": "single"}, {"pairing": "all", "criteria": ["x"]}):
         with pytest.raises(ValueError, match="justifier"):
             JudgeConfig(url="http://h", model="m", form="justifier", **settings)  # type: ignore[arg-type]
-
-
-def test_the_example_is_a_config() -> None:
-    load_config(ROOT / "configs" / "justifier" / "demo.yaml", JustifierConfig)

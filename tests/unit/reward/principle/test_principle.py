@@ -32,7 +32,6 @@ from rlhf.data.drops import DropReport
 from rlhf.models.chat import Chat
 from rlhf.runs.checkpoints import MANIFEST
 
-ROOT = Path(__file__).parents[4]
 PROMPT = (Message("user", "What is tea?"),)
 ANSWERED = (*PROMPT, Message("assistant", "Tea is a drink."))
 OTHER = (Message("user", "And milk?"), Message("assistant", "White."))
@@ -127,6 +126,19 @@ def test_the_score_is_the_difference_of_two_logits(
         assert score.reward == pytest.approx(sum(expected.values()) / len(expected), abs=2e-4)
 
 
+def test_conversations_with_principles_of_their_own_are_scored_as_alone(trained: Path) -> None:
+    scorer = PrincipleScorer.load(trained / "final", [SHORT])
+    asked = [(ANSWERED, [SHORT, POLITE]), (OTHER, [POLITE]), (ANSWERED, [POLITE])]
+    scores = scorer.score_each(asked)
+    alone = [
+        [scorer.with_principles([principle]).score([conversation])[0].reward for principle in principles]
+        for conversation, principles in asked
+    ]
+    assert [len(values) for values in scores] == [2, 1, 1]
+    for values, expected in zip(scores, alone, strict=True):
+        assert values == pytest.approx(expected, abs=2e-4)
+
+
 def test_principles_of_a_response_share_their_beginning(tiny_chat: Chat) -> None:
     records = [
         Principle(PROMPT, "Tea is a drink.", SHORT, True),
@@ -211,6 +223,28 @@ def test_the_command_line(
     assert dry.exit_code == 0 and "6 updates of 4" in dry.output
 
 
+def test_other_commands_know_the_run(
+    rlhf_command: Callable[..., Result], config: Path, trained: Path, tmp_path: Path
+) -> None:
+    for command in ("plan", "doctor", "inspect"):
+        refused = rlhf_command(command, config)
+        assert (refused.exit_code, "Traceback" in refused.output) == (2, False), refused.output
+        assert f"rlhf train-principle {config} --dry-run" in " ".join(refused.output.split())
+    merged = rlhf_command("export", trained / "final", "--output", tmp_path / "merged")
+    assert (merged.exit_code, "--lora-modules" in merged.output) == (2, True), merged.output
+    pushed = rlhf_command("push", trained, "me/principles", "--dry-run", "--base", "me/base")
+    assert pushed.exit_code == 0, pushed.output
+    assert {"README.md", "principle.json", "adapter_model.safetensors"} <= set(pushed.output.split())
+    result = json.loads((trained / "eval.json").read_text())
+    for runs in ([trained], [trained, trained]):
+        page = tmp_path / f"{len(runs)}.html"
+        done = rlhf_command("report", *runs, "--output", page)
+        assert done.exit_code == 0, done.output
+        assert f"of {result['count']} held-out judgements" in page.read_text()
+    alone = (tmp_path / "1.html").read_text()
+    assert "Principle model" in alone and "not fulfilled" in alone
+
+
 def test_several_principles_are_several_rewards(trained: Path) -> None:
     scorer = load_scorer(trained / "final", principles=[SHORT, POLITE])
     assert isinstance(scorer, PrincipleScorer)
@@ -246,11 +280,6 @@ def test_principles_that_cannot_be_used(source: dict[str, Any]) -> None:
     config = {"output": "o", "reward": [source], "data": {"prompts": [{"path": "demo"}]}}
     with pytest.raises(ValueError, match="principle"):
         PolicyConfig.model_validate(config)
-
-
-@pytest.mark.parametrize("name", ["demo", "helpsteer3-8b"])
-def test_the_examples_are_configs(name: str) -> None:
-    load_config(ROOT / "configs" / "principle" / f"{name}.yaml", PrincipleConfig)
 
 
 def test_a_policy_learns_from_principles(
