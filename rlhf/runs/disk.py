@@ -11,6 +11,12 @@ from pathlib import Path
 from rlhf.core.errors import RunError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+_run_folders: list[Path] = []
+
+
+def report_space_of(run_folder: Path) -> None:
+    """Make `full_disk` state the free space of this folder too: libraries do not name the file."""
+    _run_folders.append(run_folder)
 
 
 def full_disk(error: BaseException) -> RunError | None:
@@ -30,6 +36,8 @@ def full_disk(error: BaseException) -> RunError | None:
     if number not in FULL:
         return None
     folders = {"here": Path.cwd(), "for temporary files": Path(tempfile.gettempdir())}
+    if _run_folders and _run_folders[-1].exists():
+        folders["in the run folder"] = _run_folders[-1]
     free = ", ".join(
         f"{shutil.disk_usage(folder).free / 2**20:,.0f} MiB {name} ({folder})"
         for name, folder in folders.items()

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ValidationError
 
 from rlhf.core.errors import ConfigError, OutputError, UserError
 from rlhf.distributed import processes
+from rlhf.runs.disk import report_space_of
 from rlhf.runs.environment import environment
 
 LOCK, CONFIG, ENVIRONMENT = ".lock", "config.yaml", "environment.json"
@@ -81,6 +82,7 @@ class RunFolder:
     def _create(cls, path: Path, config: BaseModel, *, resume: bool, command: str) -> RunFolder:
         check_is_run_folder(path, resume=resume)
         run = cls(path, _acquire(path), resumed=resume and _occupied(path))
+        report_space_of(path)
         try:
             if _occupied(path) and not resume:
                 raise _not_empty(path)

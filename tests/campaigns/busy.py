@@ -55,6 +55,7 @@ def run(output: Path, updates: int) -> tuple[int, list[tuple[float, str]], int]:
         "train-reward",
         "configs/reward/demo.yaml",
         f"stages.0.max_steps={updates}",
+        "benchmark=null",
         "--output",
         str(output),
     ]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
+from rlhf.runs import disk
 from rlhf.runs.disk import full_disk
 
 WEIGHTS = "Error while serializing: I/O error: {} (os error {})"
@@ -25,6 +26,16 @@ def test_a_write_to_a_full_disk() -> None:
 def test_the_file_is_named_if_the_system_names_it() -> None:
     error = full_disk(OSError(errno.EDQUOT, "Disk quota exceeded", "runs/x/final"))
     assert error is not None and "runs/x/final" in error.found
+
+
+def test_the_space_of_the_run_folder_is_stated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "_run_folders", [])
+    unknown = SafetensorError(WEIGHTS.format("No space left on device", errno.ENOSPC))
+    before = full_disk(unknown)
+    disk.report_space_of(tmp_path)
+    after = full_disk(unknown)
+    assert before is not None and str(tmp_path) not in before.found
+    assert after is not None and f"in the run folder ({tmp_path})" in after.found
 
 
 def test_weights_on_a_full_disk() -> None:
