@@ -56,7 +56,6 @@ UNSET: dict[str, str] = {
     "attributes": "set by a recipe, or by the data set",
     "reasoning": "for reasoning models: docs/models.md",
     "start": "a second round of training",
-    "max_steps": "a shorter run, on the command line",
     "seed": "set on the command line, as are several seeds of an experiment",
     "threads": ENVIRONMENT,
     "track": ENVIRONMENT,
