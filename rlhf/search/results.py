@@ -15,6 +15,7 @@ import csv
 import io
 import json
 import math
+import os
 import shlex
 import warnings
 from collections.abc import Callable
@@ -143,7 +144,7 @@ def draw(study: optuna.Study, results: Results, folder: Path) -> None:
         drawings["importance"] = lambda: plots.plot_param_importances(study, target_name=name)
     pyplot.switch_backend("agg")
     for kind, plot in drawings.items():
-        unfinished = folder / f".search-{kind}{HALF_WRITTEN}"
+        unfinished = folder / f".search-{kind}.{os.getpid()}{HALF_WRITTEN}"
         with mpl.rc_context({"text.parse_math": False}), warnings.catch_warnings():  # a choice may contain $
             warnings.simplefilter("ignore")
             plot()

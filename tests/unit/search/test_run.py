@@ -29,7 +29,7 @@ RATE = "stages.0.optimizer.learning_rate"
 
 FAST = """
 from rlhf.search import attempt, storage
-storage.HEARTBEAT_SECONDS, storage.GRACE_SECONDS, attempt.POLL_SECONDS = 1, 3, 0.05
+storage.HEARTBEAT_SECONDS, storage.GRACE_SECONDS, attempt.POLL_SECONDS = 1, {grace}, 0.05
 from rlhf.cli import main
 main()
 """
@@ -61,9 +61,9 @@ def value_of(rate: float) -> float:
     return 1 - abs(math.log10(rate) + 3)
 
 
-def begin(config: Path) -> subprocess.Popen[str]:
+def begin(config: Path, grace: int = 3) -> subprocess.Popen[str]:
     """The search as a process of its own, with a faster heartbeat."""
-    command = [sys.executable, "-c", FAST, "search", str(config)]
+    command = [sys.executable, "-c", FAST.format(grace=grace), "search", str(config)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -198,10 +198,10 @@ def test_a_refused_first_trial_ends_the_search_and_a_corrected_config_continues(
     [
         (
             {"objective": {"metric": "overal"}},
-            "has no number 'overal'. Did you mean 'overall'?",
+            "objective.metric",
             "held_out.overall",
         ),
-        ({"pruning": {"metric": "validation/acc"}}, "has no 'validation/acc'", "validation/accuracy"),
+        ({"pruning": {"metric": "validation/acc"}}, "pruning.metric", "validation/accuracy"),
     ],
 )
 def test_a_metric_that_is_not_there_shows_after_the_first_trial_which_is_kept(
@@ -314,7 +314,7 @@ def test_sigterm_stops_the_trial_and_leaves_it_open(write_search: Write, tmp_pat
 
 def test_two_processes_share_a_study(write_search: Write, tmp_path: Path) -> None:
     config = write_search(trials=6)
-    searches = [begin(config), begin(config)]
+    searches = [begin(config, grace=30), begin(config, grace=30)]  # a busy machine delays heartbeats
     output = [search.communicate(timeout=120)[0] for search in searches]
     assert [search.returncode for search in searches] == [0, 0], output
     out = tmp_path / "out"
@@ -323,7 +323,7 @@ def test_two_processes_share_a_study(write_search: Write, tmp_path: Path) -> Non
     assert all(len(starts(out, number)) == 1 for number in range(6))
     assert len({trial["parameters"][RATE] for trial in results(out)["trials"]}) == 6
     for number in range(6):  # each was run and reported by one of them
-        assert sum(f"trial {number}: " in item for item in output) == 1
+        assert sum(f"\ntrial {number}: " in f"\n{printed}" for printed in output) == 1
 
 
 def test_the_storage_secret_is_written_nowhere(
