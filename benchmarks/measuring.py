@@ -22,7 +22,7 @@ from rich.table import Table
 
 from rlhf.core.formats import effective_dtype
 from rlhf.runs.environment import environment
-from rlhf.runs.folder import atomic_write_text
+from rlhf.runs.files import atomic_write_text
 
 Handler = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """Answers one request of a side: JSON in, JSON out."""

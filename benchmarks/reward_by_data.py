@@ -41,7 +41,7 @@ from rlhf.core.records import Preference, Rating
 from rlhf.data.load import load_comparisons
 from rlhf.data.split import held_out
 from rlhf.models.chat.same_prompts import SamePrompts
-from rlhf.runs.folder import atomic_write_text
+from rlhf.runs.files import atomic_write_text
 
 ORDER_SEED = 0
 """Shuffles the training pairs once for all seeds: a seed changes the run, not the data."""

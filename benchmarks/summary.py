@@ -15,7 +15,7 @@ from typing import Any
 
 from measuring import figure, target, verdict
 
-from rlhf.runs.folder import atomic_write_text
+from rlhf.runs.files import atomic_write_text
 
 ORDER = ("products", "reward_training", "rounding", "policy_update", "policy_memory", "rollouts", "scaling")
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"

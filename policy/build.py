@@ -8,11 +8,11 @@ from typing import Any
 from transformers import PreTrainedModel, TrainerCallback
 
 from policy.rewards.build import RewardBuilder
-from policy.roles import attach_roles
+from policy.roles import Roles, attach_roles
 from policy.rollouts.build import build_engine
 from policy.rollouts.overlap import LAG, OverlappedRollouts
 from policy.rollouts.servers.engine import ServerEngine
-from policy.trainer import PolicyTrainer, Roles, trainer_arguments
+from policy.trainer import PolicyTrainer, trainer_arguments
 from rlhf.config.policy import PolicyConfig
 from rlhf.core.errors import ConfigError
 from rlhf.core.records import Prompt
@@ -21,8 +21,8 @@ from rlhf.distributed.trainer_mixin import draw_order
 from rlhf.kernels.fused import choose_layers
 from rlhf.kernels.packing_check import decide_packing
 from rlhf.models import bases
+from rlhf.models.bases import require_context
 from rlhf.models.chat import Chat
-from rlhf.models.context import require_context
 from rlhf.models.loading import LoraConfig, base_of, fit_targets, load_causal, lora_config
 from rlhf.runs.folder import RunFolder
 from rlhf.runs.gpu_memory import phase

@@ -15,7 +15,7 @@ from rlhf.config.policy import PolicyConfig
 from rlhf.core.records import Prompt
 from rlhf.data.drops import DropReport, drops_line
 from rlhf.models.card import CARD, LICENSES, base_literal, bullets, license_line, render_card, table
-from rlhf.runs.folder import atomic_write_text
+from rlhf.runs.files import atomic_write_text
 
 FIGURES = {
     "reward": "reward",

@@ -28,7 +28,7 @@ from rlhf.models.chat import Chat
 from rlhf.models.dropout import config_with_own_noise
 from rlhf.models.embedded import resolve_base
 from rlhf.models.loading import POLICY, PeftModel, load_causal
-from rlhf.runs.folder import atomic_folder
+from rlhf.runs.files import atomic_folder
 
 SAMPLING_KEYS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 """Keys of a generation config that have no effect without sampling."""

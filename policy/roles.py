@@ -3,14 +3,28 @@ critic."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from policy.critic import attach_critic
+from policy.rewards.protocol import Rewards
 from rlhf.adapters.start import check_adapter, start_from
 from rlhf.adapters.storage import read_policy
 from rlhf.config.policy import PolicyConfig
 from rlhf.models.chat import Chat
 from rlhf.models.loading import REFERENCE, PeftModel
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The roles on the policy's base, or on its frozen copy, besides the policy."""
+
+    rewards: Rewards
+    held_out: Rewards | None = None
+    held_out_every: int = 1
+    frozen: Any | None = None
+    """The frozen copy of the base, where all weights are trained; reward adapters may have wrapped it."""
 
 
 def check_start(config: PolicyConfig, chat: Chat) -> None:

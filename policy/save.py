@@ -23,7 +23,7 @@ from rlhf.models.embedded import resolve_base
 from rlhf.models.loading import POLICY, TRAINED_WHOLE
 from rlhf.models.saving import base_facts
 from rlhf.runs import checkpoints
-from rlhf.runs.folder import atomic_folder
+from rlhf.runs.files import atomic_folder
 
 SET_BY_TRAINER = ("use_cache", "bos_token_id", "eos_token_id", "pad_token_id")
 """Keys of a model's config that transformers' Trainer changes; the base's values are restored."""

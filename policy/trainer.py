@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,8 @@ from trl import RLOOConfig, RLOOTrainer
 from policy.algorithms import ALGORITHMS
 from policy.epochs import UpdateEpochs
 from policy.kl_control import KLControl
-from policy.rewards.protocol import Rewards
 from policy.rewards.shaping import Shaping
+from policy.roles import Roles
 from policy.rollouts.overlap import OverlappedRollouts
 from policy.rollouts.probe import EngineProbe
 from policy.rollouts.protocol import RolloutEngine, seed_of
@@ -65,18 +64,6 @@ from rlhf.models.forwards import enable_packed_logprobs
 from rlhf.models.loading import base_of, upcast_trainable
 from rlhf.runs.checkpoints import SafeCheckpoints, trainable_state
 from rlhf.runs.gpu_memory import phase
-
-
-@dataclass(frozen=True)
-class Roles:
-    """The roles on the policy's base, or on its frozen copy, besides the policy."""
-
-    rewards: Rewards
-    held_out: Rewards | None = None
-    held_out_every: int = 1
-    frozen: Any | None = None
-    """The frozen copy of the base, where all weights are trained; reward adapters may have wrapped it."""
-
 
 Record = Callable[[int, Mapping[str, float], Sequence[Mapping[str, Any]]], None]
 """Called with an update's number, its figures and its answers."""

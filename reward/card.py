@@ -16,7 +16,7 @@ from rlhf.config.reward import RewardConfig
 from rlhf.data.drops import drops_line
 from rlhf.models.card import CARD, LICENSES, base_literal, bullets, license_line, render_card, table
 from rlhf.models.embedded import known_as
-from rlhf.runs.folder import atomic_write_text
+from rlhf.runs.files import atomic_write_text
 
 PURPOSE = (
     "Rewards compare answers to one prompt, not answers to different prompts. Intended for judging answers, "

@@ -38,7 +38,7 @@ from rlhf.models.card import CARD, license_line, render_card
 from rlhf.models.chat import Chat
 from rlhf.models.dropout import config_with_own_noise
 from rlhf.models.loading import HEAD
-from rlhf.runs.folder import atomic_folder
+from rlhf.runs.files import atomic_folder
 
 EXPORT_FORMS = ("classifier", "nemotron")
 

@@ -13,7 +13,7 @@ from rlhf.models.card import CARD, bullets, license_line, render_card
 from rlhf.models.chat import Chat
 from rlhf.models.loading import PeftModel
 from rlhf.models.saving import base_facts, write_adapter_folder
-from rlhf.runs.folder import atomic_write_text
+from rlhf.runs.files import atomic_write_text
 
 FORMS = {
     "regular": "-log sigmoid(beta D)",

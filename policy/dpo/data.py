@@ -13,9 +13,9 @@ from rlhf.data.annotations import PAPER_SPREAD
 from rlhf.data.drops import DropReport
 from rlhf.data.load import load_preferences, load_prompts
 from rlhf.data.split import held_out
+from rlhf.models.bases import require_context
 from rlhf.models.chat import Chat
 from rlhf.models.chat.same_prompts import SAME_IDS, SamePrompts
-from rlhf.models.context import require_context
 
 TOO_LONG = "longer than model.max_length"
 EXCLUDED = "prompt is in data.exclude"

@@ -33,7 +33,7 @@ from rlhf.kernels.packing_check import decide_packing
 from rlhf.models.forwards import enable_packed_logprobs
 from rlhf.models.loading import lora_config, with_adapter
 from rlhf.models.trunk import load_trunk
-from rlhf.runs.folder import atomic_write_text
+from rlhf.runs.files import atomic_write_text
 
 BATCH = 64
 """Answers that are sampled at once."""

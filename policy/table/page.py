@@ -9,7 +9,7 @@ from typing import Any
 
 from policy.table.rows import BASE, BEST_OF, ROWS
 from rlhf.report.comparisons.comparison import write_comparison
-from rlhf.runs.folder import atomic_write_text
+from rlhf.runs.files import atomic_write_text
 
 DASH = "-"
 FIGURES = {

@@ -22,7 +22,8 @@ from rlhf.core.errors import ConfigError, OutputError
 from rlhf.core.records import Prompt
 from rlhf.data.evaluation.answer_files import read_prompts
 from rlhf.runs.after import is_finished
-from rlhf.runs.folder import CONFIG, MAY_CHANGE, atomic_write_text, leaves
+from rlhf.runs.files import atomic_write_text, leaves
+from rlhf.runs.folder import CONFIG, MAY_CHANGE
 
 Train = Callable[[str, Path, Path, bool], None]
 """(command, config file, run folder, resume): trains one row."""

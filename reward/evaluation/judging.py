@@ -17,7 +17,7 @@ from reward.evaluation.self_check import TOLERANCE, ScorerLike, self_check
 from rlhf.core.errors import DataError, DivergenceError
 from rlhf.core.records import Conversation, Message
 from rlhf.data.drops import DropReport
-from rlhf.runs.folder import atomic_write_text
+from rlhf.runs.files import atomic_write_text
 
 CHUNK = 8
 """Groups scored at a time."""

@@ -27,7 +27,7 @@ from rlhf.core.errors import DataError
 from rlhf.core.statistics import bootstrap_grid_mean
 from rlhf.report.comparisons.comparison import write_comparison
 from rlhf.runs.after import is_finished
-from rlhf.runs.folder import atomic_write_text
+from rlhf.runs.files import atomic_write_text
 from rlhf.runs.progress import Progress
 
 RESAMPLES = 10_000

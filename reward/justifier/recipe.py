@@ -26,10 +26,10 @@ from rlhf.distributed import processes, sharding
 from rlhf.distributed.schedule import steps_of
 from rlhf.distributed.trainer_mixin import draw_order
 from rlhf.kernels.packing_check import decide_packing
+from rlhf.models.bases import require_context
 from rlhf.models.card import CARD as README
 from rlhf.models.chat import Chat
 from rlhf.models.checkpoint_folder import write_shell
-from rlhf.models.context import require_context
 from rlhf.models.forwards import enable_packed_logprobs
 from rlhf.models.loading import PeftModel, fingerprint, lora_config, with_adapter
 from rlhf.models.saving import base_facts, write_adapter_folder

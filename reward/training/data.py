@@ -15,10 +15,10 @@ from rlhf.data.drops import DropReport
 from rlhf.data.load import join_ratings, load_preferences, load_ratings
 from rlhf.data.pairs import pair_rated
 from rlhf.data.split import held_out
+from rlhf.models.bases import require_context
 from rlhf.models.chat import Chat
 from rlhf.models.chat.control_tokens import SPELLED
 from rlhf.models.chat.same_prompts import SamePrompts
-from rlhf.models.context import require_context
 
 IN_BENCHMARK = "prompt is in the benchmark"
 Record = TypeVar("Record", Preference, Rating)

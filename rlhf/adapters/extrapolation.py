@@ -23,7 +23,7 @@ from rlhf.adapters.storage import Adapter, RewardAdapter, common_targets, read_r
 from rlhf.core.errors import ConfigError, ModelError, OutputError
 from rlhf.models.card import CARD, base_literal, bullets, license_line, render_card
 from rlhf.models.chat import Chat
-from rlhf.runs.folder import atomic_folder
+from rlhf.runs.files import atomic_folder
 
 
 @dataclass(frozen=True)

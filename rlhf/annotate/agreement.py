@@ -44,16 +44,16 @@ def progress(
     """
     grouped = by_task(annotations)
     valid: dict[int, list[tuple[str, int]]] = {
-        number: [(a.annotator, s) for a in own if (s := a.submission.strength) not in (None, NEITHER_VALID)]
-        for number, own in grouped.items()
+        number: [(a.annotator, s) for a in group if (s := a.submission.strength) not in (None, NEITHER_VALID)]
+        for number, group in grouped.items()
     }
-    disputed = [n for n, own in grouped.items() if n not in adjudicated and is_disputed(own, per_task)]
+    disputed = [n for n, group in grouped.items() if n not in adjudicated and is_disputed(group, per_task)]
     return {
         "annotations": len(annotations),
         "wanted": tasks * per_task,
         "tasks": tasks,
-        "complete": sum(len(own) >= per_task for own in grouped.values()),
-        "kappa": kappas([[strength for _, strength in own] for own in valid.values()]),
+        "complete": sum(len(group) >= per_task for group in grouped.values()),
+        "kappa": kappas([[strength for _, strength in group] for group in valid.values()]),
         "disputed": len(disputed),
         "adjudicated": len(adjudicated),
         "annotators": {
@@ -70,9 +70,9 @@ def progress(
 def _kappa_with_others(name: str, valid: Mapping[int, Sequence[tuple[str, int]]]) -> float | None:
     """Linear kappa over the pairs of this person and one other on a task."""
     pairs = []
-    for own in valid.values():
-        first = [strength for annotator, strength in own if annotator == name]
-        pairs += [[first[0], strength] for annotator, strength in own if first and annotator != name]
+    for entries in valid.values():
+        first = [strength for annotator, strength in entries if annotator == name]
+        pairs += [[first[0], strength] for annotator, strength in entries if first and annotator != name]
     return kappas(pairs)["linear"]
 
 

@@ -142,8 +142,8 @@ def build_app(store: Store, settings: Settings, waiting: Callable[[], bool] = la
 
     def _next_dispute() -> int | None:
         decided = store.adjudications()
-        for number, own in by_task(store.annotations()).items():
-            if number not in decided and is_disputed(own, settings.per_task):
+        for number, group in by_task(store.annotations()).items():
+            if number not in decided and is_disputed(group, settings.per_task):
                 return number
         return None
 
@@ -152,8 +152,8 @@ def build_app(store: Store, settings: Settings, waiting: Callable[[], bool] = la
         if task is None:
             raise HTTPException(404, f"There is no task {number}.")
         swapped = is_swapped(number, annotator.name, settings.seed)
-        own = store.saved(number, annotator.name)
-        submission = Submission() if own is None else own.submission
+        saved = store.saved(number, annotator.name)
+        submission = Submission() if saved is None else saved.submission
         others = store.annotations(task=number) if annotator.adjudicates else []
         return {
             **_sides(task, swapped),
@@ -161,8 +161,8 @@ def build_app(store: Store, settings: Settings, waiting: Callable[[], bool] = la
             "attributes": HELPSTEER_ATTRIBUTES,
             "strengths": STRENGTHS,
             "submission": (submission.swapped() if swapped else submission).model_dump(),
-            "final": own is not None and own.final,
-            "seconds": 0.0 if own is None else own.seconds,
+            "final": saved is not None and saved.final,
+            "seconds": 0.0 if saved is None else saved.seconds,
             "others": [
                 {
                     "annotator": f"annotator {place}",

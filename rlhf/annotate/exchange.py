@@ -50,9 +50,9 @@ def from_label_studio(content: Any) -> list[tuple[Task, list[tuple[str, Submissi
     for number, item in enumerate(_list(content, "Label Studio"), 1):
         task = _task(item.get("data"), f"task {number}")
         submissions = [
-            (str(own.get("completed_by", "imported")), submission)
-            for own in item.get("annotations", [])
-            if (submission := _read_label_studio_result(own.get("result", []))) is not None
+            (str(annotation.get("completed_by", "imported")), submission)
+            for annotation in item.get("annotations", [])
+            if (submission := _read_label_studio_result(annotation.get("result", []))) is not None
         ]
         tasks.append((task, submissions))
     return tasks
@@ -63,9 +63,9 @@ def to_argilla(tasks: Mapping[int, Task], annotations: Sequence[Annotation]) -> 
     grouped = by_task(annotations)
     records = []
     for number, task in tasks.items():
-        own = grouped.get(number, [])
-        preferences = [{"value": a.submission.strength, "user_id": a.annotator} for a in own]
-        reasons = [{"value": a.submission.reason, "user_id": a.annotator} for a in own]
+        group = grouped.get(number, [])
+        preferences = [{"value": a.submission.strength, "user_id": a.annotator} for a in group]
+        reasons = [{"value": a.submission.reason, "user_id": a.annotator} for a in group]
         records.append(
             {
                 "id": str(number),
@@ -76,7 +76,7 @@ def to_argilla(tasks: Mapping[int, Task], annotations: Sequence[Annotation]) -> 
                 },
                 "metadata": {},
                 "suggestions": {},
-                "responses": {"preference": preferences, "reason": reasons} if own else {},
+                "responses": {"preference": preferences, "reason": reasons} if group else {},
             }
         )
     return records

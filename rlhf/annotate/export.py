@@ -31,7 +31,7 @@ from rlhf.data.annotations import (
 )
 from rlhf.data.readers.helpsteer import TURN
 from rlhf.data.split import held_out
-from rlhf.runs.folder import atomic_folder
+from rlhf.runs.files import atomic_folder
 
 VALIDATION_SHARE = 0.05
 """Share of the prompts in split `val`, as in HelpSteer2-Preference."""
@@ -72,25 +72,25 @@ def export_rows(
     else 0, which `train-reward` drops and counts.
     """
     result = Export()
-    for number, own in by_task(annotations).items():
+    for number, group in by_task(annotations).items():
         task = tasks[number]
         prompt = joined_turns(task.prompt)
         if prompt is None:
             reason = "a prompt that HelpSteer2's format cannot hold (system turn or separator)"
-            result.left_out[reason] = result.left_out.get(reason, 0) + len(own)
+            result.left_out[reason] = result.left_out.get(reason, 0) + len(group)
             continue
         split = "val" if held_out(task.prompt, VALIDATION_SHARE, "annotate") else "train"
         decision = adjudications.get(number)
-        result.preferences.append(_preference(prompt, split, task, own, decision, max_spread))
+        result.preferences.append(_preference(prompt, split, task, group, decision, max_spread))
         for which, response in (("ratings_1", task.response_1), ("ratings_2", task.response_2)):
-            rated = [ratings for a in own if (ratings := getattr(a.submission, which))]
+            rated = [ratings for a in group if (ratings := getattr(a.submission, which))]
             people = {name: [ratings[name] for ratings in rated] for name in HELPSTEER_ATTRIBUTES}
             if not rated:
                 continue
             result.disagreements.append({"prompt": prompt, "response": response, **people})
-            one = getattr(decision, which, None) or aggregate_ratings(people, max_spread)
-            if not isinstance(one, str):
-                whole = {name: int(one[name]) for name in HELPSTEER_ATTRIBUTES}
+            rating = getattr(decision, which, None) or aggregate_ratings(people, max_spread)
+            if not isinstance(rating, str):
+                whole = {name: int(rating[name]) for name in HELPSTEER_ATTRIBUTES}
                 result.ratings.append({"prompt": prompt, "response": response, **whole})
     return result
 
@@ -113,11 +113,11 @@ def _preference(
     prompt: str,
     split: str,
     task: Task,
-    own: Sequence[Annotation],
+    group: Sequence[Annotation],
     decision: Submission | None,
     max_spread: int,
 ) -> dict[str, Any]:
-    marks = [(a.submission.strength or 0, a.submission.reason) for a in own]
+    marks = [(a.submission.strength or 0, a.submission.reason) for a in group]
     strengths = [strength for strength, _ in marks]
     valid = sum(strength != NEITHER_VALID for strength in strengths)
     three = [marks[place] for place in most_similar_annotators(strengths)] if valid >= 3 else []

@@ -228,8 +228,10 @@ class Store:
         """
         now = time.time()
         with self._claims, self.engine.begin() as connection:
-            own = connection.execute(sa.select(ANNOTATIONS).where(ANNOTATIONS.c.annotator == annotator)).all()
-            drafts = sorted((row for row in own if not row.final), key=lambda row: row.updated)
+            annotated = connection.execute(
+                sa.select(ANNOTATIONS).where(ANNOTATIONS.c.annotator == annotator)
+            ).all()
+            drafts = sorted((row for row in annotated if not row.final), key=lambda row: row.updated)
             if drafts:
                 return int(drafts[0].task)
             counted = sa.case((ANNOTATIONS.c.final | (ANNOTATIONS.c.updated > now - LEASE), 1), else_=0)
@@ -237,7 +239,7 @@ class Store:
             query = (
                 sa.select(TASKS.c.id)
                 .outerjoin(ANNOTATIONS, ANNOTATIONS.c.task == TASKS.c.id)
-                .where(TASKS.c.id.not_in([row.task for row in own]))
+                .where(TASKS.c.id.not_in([row.task for row in annotated]))
                 .group_by(TASKS.c.id)
                 .having(taken < per_task)
                 .order_by(taken.desc(), TASKS.c.id)
@@ -258,19 +260,19 @@ class Store:
             "seconds": seconds,
             "updated": time.time(),
         }
-        own = (ANNOTATIONS.c.task == task) & (ANNOTATIONS.c.annotator == annotator)
+        is_own = (ANNOTATIONS.c.task == task) & (ANNOTATIONS.c.annotator == annotator)
         with self._claims, self.engine.begin() as connection:
-            row = connection.execute(sa.select(ANNOTATIONS.c.final).where(own)).first()
+            row = connection.execute(sa.select(ANNOTATIONS.c.final).where(is_own)).first()
             if row is None:
                 connection.execute(sa.insert(ANNOTATIONS).values(task=task, annotator=annotator, **values))
             elif final or not row.final:
-                connection.execute(sa.update(ANNOTATIONS).where(own).values(**values))
+                connection.execute(sa.update(ANNOTATIONS).where(is_own).values(**values))
 
     def saved(self, task: int, annotator: str) -> Annotation | None:
         """What a person saved of a task."""
-        own = (ANNOTATIONS.c.task == task) & (ANNOTATIONS.c.annotator == annotator)
+        is_own = (ANNOTATIONS.c.task == task) & (ANNOTATIONS.c.annotator == annotator)
         with self.engine.connect() as connection:
-            row = connection.execute(sa.select(ANNOTATIONS).where(own)).first()
+            row = connection.execute(sa.select(ANNOTATIONS).where(is_own)).first()
         return None if row is None else _annotation(row)
 
     def adjudicate(self, task: int, annotator: str, submission: Submission) -> None:

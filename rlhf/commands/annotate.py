@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from rlhf.core.errors import ConfigError, DataError, OutputError, RunError
-from rlhf.runs.folder import atomic_write_text
+from rlhf.runs.files import atomic_write_text
 
 if TYPE_CHECKING:
     from rlhf.annotate.live import LivePairs

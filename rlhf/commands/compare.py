@@ -16,7 +16,7 @@ from rlhf.core.records import Prompt
 from rlhf.data.drops import DropReport
 from rlhf.data.evaluation.answer_files import read_prompts
 from rlhf.runs.after import AfterTraining
-from rlhf.runs.folder import atomic_folder, atomic_write_text
+from rlhf.runs.files import atomic_folder, atomic_write_text
 from rlhf.runs.progress import Progress
 from rlhf.terminal.comparisons import print_comparison
 from rlhf.terminal.options import Form, Label

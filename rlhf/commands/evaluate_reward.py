@@ -24,7 +24,7 @@ from rlhf.core.errors import ConfigError, DataError, RunError
 from rlhf.data.evaluation.benchmarks import load_benchmark
 from rlhf.data.evaluation.suite import suite_members
 from rlhf.data.readers.rows import DEMO
-from rlhf.runs.folder import atomic_write_text
+from rlhf.runs.files import atomic_write_text
 from rlhf.runs.progress import Progress
 from rlhf.terminal.benchmarks import print_result, print_suite
 from rlhf.terminal.options import Form, Label, TokensPerBatch

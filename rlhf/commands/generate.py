@@ -12,7 +12,7 @@ import typer
 from rlhf.core.errors import DataError
 from rlhf.data.drops import DropReport
 from rlhf.data.evaluation.judge_formats import FORMATS, Format, Question, Reply, answer_text, load_questions
-from rlhf.runs.folder import atomic_write_text
+from rlhf.runs.files import atomic_write_text
 from rlhf.runs.progress import Progress
 from rlhf.terminal.output import require_output_file
 

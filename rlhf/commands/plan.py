@@ -78,6 +78,7 @@ def command(
     servers = parse_gpus(rollout_gpus, price) if rollout_gpus else None
     settings = load_either(config, overrides or ())
     from rlhf.plan import report
+    from rlhf.plan.estimate import make_plan
     from rlhf.plan.memory.phases import Tracer, check_shares, check_strategy, with_servers
     from rlhf.plan.memory.shapes import load_shape
     from rlhf.plan.request import Assumptions, Request
@@ -91,7 +92,7 @@ def command(
         Request(settings, cluster, start if parallel == "auto" else parallel, servers), tracer
     )
     assumed = Assumptions(shares, item_tokens, prompt_tokens, answer_tokens)
-    plan = report.make_plan(request, tracer, assumed, choose=parallel == "auto")
+    plan = make_plan(request, tracer, assumed, choose=parallel == "auto")
     if picture is not None:
         report.draw(plan, picture)
     if as_json:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.reward import RewardConfig
 from rlhf.config.schema import DataSource
-from rlhf.core.errors import ModelError, RlhfError
+from rlhf.core.errors import RlhfError
 from rlhf.core.places import missing_local
 from rlhf.data.comparisons import load_comparisons
 from rlhf.data.drops import DropReport
@@ -24,7 +24,6 @@ from rlhf.doctor.facts import (
     Hub,
     PlannedPhase,
     Run,
-    Served,
     Shape,
     Source,
     Tokens,
@@ -35,10 +34,9 @@ from rlhf.doctor.facts import (
 )
 from rlhf.doctor.machine_facts import disk
 from rlhf.doctor.probes import try_out
+from rlhf.doctor.server_facts import servers_of
 
 if TYPE_CHECKING:
-    from policy.rollouts.servers.client import Server
-    from policy.rollouts.servers.start import Wanted
     from rlhf.models.chat import Chat
 
 FIRST_ROWS = 1000
@@ -102,7 +100,7 @@ def full_run(config: Config, say: Callable[[str], None], torch: Torch | Trouble 
         _tokens(chat) if chat is not None and not isinstance(chat, Trouble) else chat,
         tuple(sources),
         tuple(_trained(config)),
-        tuple(_servers(config)),
+        tuple(servers_of(config)),
         *_planned(config, torch, say),
     )
 
@@ -305,46 +303,6 @@ def _trained(config: Config) -> Sequence[Trained]:
     if isinstance(config, PolicyConfig):
         return [_trained_in(key, folder) for key, folder in config.reward_folders]
     return () if config.start is None else (_trained_in("start", config.start),)
-
-
-def _servers(config: Config) -> Iterator[Served]:
-    """The rollout servers and what each serves."""
-    if not isinstance(config, PolicyConfig) or not config.rollouts.servers:
-        return
-    from policy.rollouts.protocol import Sampling
-    from policy.rollouts.servers.client import Server
-    from policy.rollouts.servers.start import Wanted
-    from rlhf.models.embedded import NAME, cache_folder
-
-    rollouts, base = config.rollouts, config.model.base
-    assert config.adapter is not None  # the config requires one with servers
-    wanted = Wanted(
-        base=base,
-        folder=str(cache_folder() / NAME) if base == EMBEDDED else base,
-        rank=config.adapter.rank,
-        length=config.data.max_prompt_tokens + rollouts.max_new_tokens,
-        token_env=rollouts.token_env,
-        sampling=Sampling(rollouts.max_new_tokens, rollouts.temperature, ()),
-    )
-    token = os.environ.get(rollouts.token_env, "").strip() or None
-    for url in rollouts.servers:
-        yield Served(url, _served(Server(url, token=token, timeout=rollouts.timeout), wanted))
-
-
-def _served(server: Server, wanted: Wanted) -> int | Trouble:
-    """The context of a server, or why it cannot be used."""
-    from policy.rollouts.servers.client import ServerError
-    from policy.rollouts.servers.start import check_served, server_mistake
-
-    try:
-        served = server.models()[0]
-        check_served(served, server.url, wanted)
-        return int(served.get("max_model_len", wanted.length))
-    except ServerError as problem:
-        error = server_mistake(server, problem, wanted)
-    except ModelError as wrong:
-        error = wrong
-    return Trouble(error.found, error.fix)
 
 
 def _trained_in(key: TrainedKey, folder: str) -> Trained:

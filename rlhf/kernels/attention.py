@@ -1,6 +1,4 @@
-"""Attention of packed rows: a token attends to the trunk of its tree and to its branch.
-
-Nothing else is computed.
+"""Attention of packed rows: a token attends only to the trunk of its tree and to its branch.
 
 transformers' models call the attention function named in their config; `packed` is ours. On a CPU,
 `rlhf.kernels.inputs` passes the `blocks` of a packed batch, and each block of queries is multiplied with the

@@ -21,7 +21,7 @@ from transformers.modeling_utils import load_state_dict
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import cached_file
 
-from rlhf.core.errors import ModelError
+from rlhf.core.errors import ConfigError, ModelError
 from rlhf.models.dropout import require_switchable
 from rlhf.models.embedded import resolve_base
 from rlhf.models.loading_errors import IN_DOCS, LOADING_ERRORS, cannot_load, no_output_embedding, no_sdpa
@@ -339,3 +339,20 @@ def _file_of(base: str, revision: str | None, name: str) -> str | None:
     except OSError:  # the loader reports missing folders and repositories
         return None
     return file
+
+
+def require_context(base: str, revision: str | None, max_length: int) -> None:
+    """Require `model.max_length` within the context of the base, if it has a limit.
+
+    Raises:
+        ConfigError: it exceeds the context.
+        ModelError: the base is an adapter, or has no config that transformers can read.
+    """
+    config = read_config(base, revision)
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if context is not None and max_length > context:
+        raise ConfigError(
+            f"model.max_length is {max_length}.",
+            allowed=f"at most {context}, the context of {base!r}",
+            fix=f"model.max_length={context}",
+        )

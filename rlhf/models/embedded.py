@@ -20,7 +20,7 @@ from pathlib import Path
 from rlhf.core.errors import ModelError
 from rlhf.core.hub import find_missing
 from rlhf.core.places import expand, home
-from rlhf.runs.folder import atomic_folder
+from rlhf.runs.files import atomic_folder
 
 NAME = "smollm2-135m-instruct"
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -36,11 +36,7 @@ from rlhf.distributed.sharding import compute_device, full_tensor, reshard, set_
 from rlhf.kernels import adapter_layers, layers
 from rlhf.models import four_bits, placement
 from rlhf.models.bases import HEAD as HEAD
-from rlhf.models.bases import (
-    read_config,
-    stored_head,
-    stored_quantization,
-)
+from rlhf.models.bases import read_config, stored_head, stored_quantization
 from rlhf.models.dropout import switch_off as switch_off_noise
 from rlhf.models.embedded import resolve_base
 from rlhf.models.loading_errors import (

@@ -11,7 +11,7 @@ from rlhf.distributed import processes
 from rlhf.models.chat import Chat
 from rlhf.models.loading import PeftModel, base_of, fingerprint
 from rlhf.runs.checkpoints import trainable_state
-from rlhf.runs.folder import atomic_folder
+from rlhf.runs.files import atomic_folder
 
 
 def base_facts(config: ModelConfig, model: Any, chat: Chat) -> dict[str, Any]:

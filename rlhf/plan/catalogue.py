@@ -30,7 +30,7 @@ from rlhf.plan.report import gib
 from rlhf.plan.request import Assumptions, Request
 from rlhf.plan.speed import Bill, bill, percent
 from rlhf.plan.speed import between as shown
-from rlhf.runs.folder import atomic_write_text
+from rlhf.runs.files import atomic_write_text
 
 BEGIN, END = "<plan>", "</plan>"
 WIDTH = 108

@@ -1,9 +1,8 @@
-"""A plan: phases, changes, time and price; as tables, as JSON, as a picture."""
+"""The report of a plan: phases, changes, time and price, as tables, as JSON, as a figure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +11,17 @@ from rich.table import Table
 
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.rewards import Source
-from rlhf.plan.changes import LARGEST, Change, Remedy, best_strategy, fits, larger, remedy, single_changes
-from rlhf.plan.defaults import chosen
+from rlhf.plan.changes import LARGEST, Change
+from rlhf.plan.estimate import Plan
 from rlhf.plan.gpus import GIB, PRICES_OF
 from rlhf.plan.memory.phases import (
     KINDS,
-    Engine,
     Phase,
-    Tracer,
-    engine_of,
-    host_bytes,
-    loading_host_bytes,
-    phases,
     tightest,
 )
 from rlhf.plan.memory.sharding import CONTEXT, FRAGMENTS, NCCL
-from rlhf.plan.request import Assumptions, Request, longest_tree, row_of
-from rlhf.plan.speed import Bill, assumptions, between, bill
+from rlhf.plan.request import Request, longest_tree, row_of
+from rlhf.plan.speed import Bill, assumptions, between
 
 STRATEGY_NAMES = {
     "one": "one GPU",
@@ -36,65 +29,6 @@ STRATEGY_NAMES = {
     "fsdp": "FSDP2: weights, gradients and moments sharded",
     "fsdp-offload": "FSDP2 with shards offloaded to host memory",
 }
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Memory, time and cost of a request, and changes where it does not fit."""
-
-    request: Request
-    assumed: Assumptions
-    phases: list[Phase]
-    bill: Bill | None
-    """Of the request or, where it does not fit, of the changed one that does."""
-    changes: list[Change]
-    """Each alone; empty where the request fits."""
-    remedy: Remedy | None
-    """Changes that together fit on these GPUs."""
-    larger: Remedy | None
-    """Where no change fits on these GPUs: changes on more of them."""
-    engine: Engine | None = None
-    """The rollout engine of the request."""
-    host_bytes: int = 0
-    """Host memory of one machine for offloaded shards."""
-    loading_bytes: int = 0
-    """Peak host memory of one machine while the base is loaded."""
-    chosen: Mapping[str, Any] = field(default_factory=dict)
-    """Settings for keys that the config leaves unset."""
-
-    @property
-    def fits(self) -> bool:
-        """Whether every phase of the request fits."""
-        return fits(self.phases)
-
-
-def make_plan(request: Request, tracer: Tracer, assumed: Assumptions, *, choose: bool) -> Plan:
-    """Plan a request; with `choose`, first replace its strategy by the first one that fits."""
-    if choose:
-        request = best_strategy(request, tracer)
-    request, taken = chosen(request, tracer)
-    planned, engine, host = phases(request, tracer), engine_of(request, tracer), host_bytes(request, tracer)
-    loading = loading_host_bytes(request, tracer)
-    if fits(planned):
-        return Plan(
-            request,
-            assumed,
-            planned,
-            bill(request, tracer, assumed),
-            [],
-            None,
-            None,
-            engine,
-            host,
-            loading,
-            taken,
-        )
-    on_these = remedy(request, tracer)
-    on_more = larger(request, tracer) if on_these is None else None
-    runs = on_these or on_more
-    priced = bill(runs.request, tracer, assumed) if runs else None
-    changes = single_changes(request, tracer)
-    return Plan(request, assumed, planned, priced, changes, on_these, on_more, engine, host, loading, taken)
 
 
 def gib(size: float) -> str:

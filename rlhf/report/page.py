@@ -19,7 +19,8 @@ from rlhf.report.numbers import duration, finite, fixed
 from rlhf.report.samples import sample_data
 from rlhf.report.score_charts import score_charts
 from rlhf.report.verdict import Verdict, policy_verdict
-from rlhf.runs.folder import SAMPLES, atomic_write_text
+from rlhf.runs.files import atomic_write_text
+from rlhf.runs.folder import SAMPLES
 
 REPORT = "report.html"
 

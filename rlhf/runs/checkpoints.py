@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from rlhf.core.errors import OutputError
 from rlhf.distributed import processes, zero
 from rlhf.distributed.sharding import full_shape, full_tensor, reshard, set_parameters, shard_like
-from rlhf.runs.folder import atomic_folder, atomic_write_text
+from rlhf.runs.files import atomic_folder, atomic_write_text
 
 MANIFEST, STATE = "manifest.json", "state.json"
 WEIGHTS, MOMENTS = "trainable.safetensors", "optimizer.safetensors"

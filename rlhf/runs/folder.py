@@ -11,10 +11,9 @@ import fnmatch
 import json
 import math
 import os
-import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,6 +25,7 @@ from rlhf.core.errors import ConfigError, OutputError, UserError
 from rlhf.distributed import processes
 from rlhf.runs.disk import report_space_of
 from rlhf.runs.environment import environment
+from rlhf.runs.files import HALF_WRITTEN, append_lines, as_json, atomic_write_text, keep_lines, leaves
 
 LOCK, CONFIG, ENVIRONMENT = ".lock", "config.yaml", "environment.json"
 LOGS = "logs"
@@ -33,8 +33,6 @@ LOGS = "logs"
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 INPUTS = "inputs.json"
 """Path and digest of each input by config key, see `rlhf.runs.inputs`."""
-HALF_WRITTEN = ".half-written"
-"""Suffix of a file or folder that is not complete yet."""
 
 MAY_CHANGE = (
     *("output", "steps", "stages.*.max_steps", "stages.*.epochs", "save_every", "threads"),
@@ -98,7 +96,7 @@ class RunFolder:
         if self.resumed:
             _check_same_run(self.path / CONFIG, config, dumped)
             for name in (METRICS, SAMPLES):
-                _keep_lines(self.path / name, math.inf)
+                keep_lines(self.path / name, math.inf)
             if (self.path / ENVIRONMENT).exists():
                 first = self.read_json(ENVIRONMENT)
                 facts.pop("resumed")
@@ -114,17 +112,17 @@ class RunFolder:
         plain = {
             name: value if isinstance(value, int | str) else float(value) for name, value in values.items()
         }
-        _append(self.path / METRICS, [{"step": step, **plain}])
+        append_lines(self.path / METRICS, [{"step": step, **plain}])
 
     def samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows, each with a `step`, to samples.jsonl."""
         if self.writes:
-            _append(self.path / SAMPLES, [{"step": row["step"], **row} for row in rows])
+            append_lines(self.path / SAMPLES, [{"step": row["step"], **row} for row in rows])
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file of this run atomically; non-finite numbers become null."""
         if self.writes:
-            atomic_write_text(self.path / name, _as_json(content, indent=2) + "\n")
+            atomic_write_text(self.path / name, as_json(content, indent=2) + "\n")
 
     def read_json(self, name: str) -> Any:
         """Read a JSON file of this run.
@@ -147,7 +145,7 @@ class RunFolder:
             OutputError: a line other than the last is corrupt.
         """
         for name in (METRICS, SAMPLES) if self.writes else ():
-            _keep_lines(self.path / name, after_step)
+            keep_lines(self.path / name, after_step)
 
     def close(self) -> None:
         """Release the lock."""
@@ -173,50 +171,6 @@ class RunFolder:
             for entry in self.path.iterdir():
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         self.close()
-
-
-def atomic_write_text(path: Path, text: str) -> None:
-    """Write a file atomically."""
-    unfinished = _unfinished(path)
-    try:
-        with unfinished.open("wb") as file:
-            # A lone surrogate, which models and data sets contain, becomes its JSON escape.
-            file.write(text.encode("utf-8", "backslashreplace"))
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-@contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder that replaces `path` when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished, older = _unfinished(path), _unfinished(path)
-    unfinished.mkdir()
-    try:
-        yield unfinished
-        mode = 0o666 & unfinished.stat().st_mode  # from the umask
-        for file in unfinished.rglob("*"):
-            if file.is_file():
-                file.chmod(file.stat().st_mode | mode)  # safetensors creates files with mode 600
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
-        if path.exists():
-            path.replace(older)
-        try:
-            unfinished.replace(path)
-        except OSError:
-            if older.exists():
-                older.replace(path)
-            raise
-    finally:
-        for remainder in (unfinished, older):
-            shutil.rmtree(remainder, ignore_errors=True)
-
-
-def _unfinished(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{HALF_WRITTEN}")
 
 
 def _occupied(path: Path) -> bool:
@@ -324,63 +278,3 @@ def _check_same_run(file: Path, config: BaseModel, dumped: Mapping[str, Any]) ->
             allowed=f"on --resume only {', '.join(MAY_CHANGE)} may differ",
             fix=f"resume with {file} as the config, or start a new run with another --output",
         )
-
-
-def leaves(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield each leaf of nested mappings and lists as (dotted key, JSON)."""
-    children: Sequence[tuple[Any, Any]] = ()
-    if isinstance(value, dict):
-        children = list(value.items())
-    elif isinstance(value, list):
-        children = list(enumerate(value))
-    if not children:
-        yield key, json.dumps(value, ensure_ascii=False, default=str)
-    for name, child in children:
-        yield from leaves(child, f"{key}.{name}" if key else str(name))
-
-
-def _append(file: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    lines = "".join(_as_json(record) + "\n" for record in records)
-    with file.open("ab") as out:
-        out.write(lines.encode("utf-8", "backslashreplace"))
-
-
-def _as_json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, indent=indent)
-
-
-def _finite(value: Any) -> Any:
-    """Replace NaN and infinities, which JSON does not have, by None."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
-
-
-def _keep_lines(file: Path, last_step: float) -> None:
-    """Keep the lines up to a step; drop an incomplete last line."""
-    if not file.exists():
-        return
-    unfinished = _unfinished(file)
-    try:
-        with file.open("rb") as lines, unfinished.open("wb") as kept:
-            for number, line in enumerate(lines, start=1):
-                try:
-                    step = json.loads(line)["step"]
-                except (ValueError, TypeError, KeyError):
-                    if next(lines, None) is None:
-                        break
-                    message = f"{file}:{number} is not JSON with a step"
-                    raise OutputError(message, fix="remove the line") from None
-                if not line.endswith(b"\n"):
-                    break
-                if step <= last_step:
-                    kept.write(line)
-            kept.flush()
-            os.fsync(kept.fileno())
-        unfinished.replace(file)
-    finally:
-        unfinished.unlink(missing_ok=True)

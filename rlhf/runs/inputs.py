@@ -17,7 +17,8 @@ from pydantic import BaseModel
 
 from rlhf.core.errors import ConfigError
 from rlhf.distributed import processes
-from rlhf.runs.folder import INPUTS, RunFolder, leaves
+from rlhf.runs.files import leaves
+from rlhf.runs.folder import INPUTS, RunFolder
 
 WHOLE_UP_TO = 2**30
 """Bytes; of a larger file only the size and both ends are hashed."""

@@ -26,7 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from rlhf.config.search import PruningConfig, SearchConfig
 from rlhf.core.errors import ConfigError
-from rlhf.runs.folder import leaves
+from rlhf.runs.files import leaves
 
 BUSY_SECONDS = 60
 """Seconds to wait for another process that writes to the same SQLite file."""

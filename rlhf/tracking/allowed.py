@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from rlhf.runs.folder import leaves
+from rlhf.runs.files import leaves
 
 TEXT = (
     *("model.dtype", "model.quantization", "adapter.targets", "recipe"),

@@ -22,7 +22,8 @@ from transformers import TrainerControl, TrainerState
 from rlhf.config.schema import RunConfig
 from rlhf.core.errors import ConfigError
 from rlhf.distributed import processes
-from rlhf.runs.folder import METRICS, RunFolder, atomic_write_text
+from rlhf.runs.files import atomic_write_text
+from rlhf.runs.folder import METRICS, RunFolder
 from rlhf.tracking.allowed import allowed_config, redacted
 from rlhf.tracking.vendors import VENDORS, RunArguments, Tracker
 

@@ -5,8 +5,7 @@
     `response_1` ... `response_32`, `scores`    best-of-n    PPE's best of K
     `chosen` list, `id`, a subset of its own    rewardbench-2
     `responses`                                 best-of-n    answers to one prompt with their true `scores`
-    `chosen`, `rejected` lists, and `domain`    rm-bench     RM-Bench: three styles of a right and a wrong
-    answer
+    `chosen`, `rejected` lists, and `domain`    rm-bench     RM-Bench: right and wrong answers in 3 styles
     `chosen`, `rejected` lists                  one-of-many  RewardBench 2: a right answer among wrong ones
     anything else                               pairs        RewardBench: a better and a worse answer
 

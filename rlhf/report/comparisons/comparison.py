@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rlhf.report.html import asset, environment
-from rlhf.runs.folder import atomic_write_text
+from rlhf.runs.files import atomic_write_text
 
 
 def write_comparison(

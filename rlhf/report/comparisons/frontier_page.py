@@ -12,7 +12,7 @@ import numpy as np
 
 from rlhf.report.comparisons.comparison import write_comparison
 from rlhf.report.numbers import DASH, decimals_for, fixed, signed
-from rlhf.runs.folder import atomic_write_text
+from rlhf.runs.files import atomic_write_text
 
 TITLES = {"reward": "Reward", "held_out": "Held-out reward model", "gold": "Gold score"}
 COLORS = ("#0068a8", "#c24f00", "#00795c", "#a8417f", "#6b6252", "#c49a00", "#4b5a72", "#8a2020")

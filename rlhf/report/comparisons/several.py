@@ -15,7 +15,7 @@ from rlhf.report.numbers import DASH, fixed
 from rlhf.report.page import flat
 from rlhf.report.reward import reward_verdict
 from rlhf.report.verdict import change, policy_verdict
-from rlhf.runs.folder import atomic_write_text
+from rlhf.runs.files import atomic_write_text
 
 PAGE = "runs.html"
 AT_MOST = 5

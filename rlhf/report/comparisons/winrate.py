@@ -11,7 +11,7 @@ from typing import Any
 from rlhf.report.html import asset, environment
 from rlhf.report.numbers import DASH, decimals_for, fixed, percent, signed
 from rlhf.report.policy import turns
-from rlhf.runs.folder import atomic_write_text
+from rlhf.runs.files import atomic_write_text
 
 EXAMPLES = 12
 JUDGES = {"reward": "the reward model", "held_out": "the held-out reward model", "gold": "the gold score"}

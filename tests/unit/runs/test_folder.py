@@ -13,8 +13,9 @@ import yaml
 from pydantic import BaseModel
 
 from rlhf.core.errors import ConfigError, DataError, OutputError
-from rlhf.runs import folder as runs
-from rlhf.runs.folder import RunFolder, atomic_folder, atomic_write_text
+from rlhf.runs import files as runs
+from rlhf.runs.files import atomic_folder, atomic_write_text
+from rlhf.runs.folder import RunFolder
 
 
 class Stage(BaseModel):

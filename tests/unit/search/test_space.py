@@ -73,46 +73,38 @@ def test_the_words_of_a_trial_set_just_its_values(space: Callable[..., Space], t
 
 
 @pytest.mark.parametrize(
-    ("key", "values", "message"),
+    ("key", "values", "wrong", "allowed"),
     [
-        ("adapter.rnk", {"low": 1, "high": 4}, "unknown key 'adapter.rnk'. Did you mean 'rank'?"),
-        ("stages.1.epochs", {"low": 1, "high": 4}, "'stages' is a list of 1, and has no item '1'"),
-        (
-            "adapter.rank",
-            {"low": 0, "high": 4},
-            "adapter.rank: found 0.0\nAllowed: a whole number of at least 1",
-        ),
-        ("adapter.rank", {"low": 1.5, "high": 4}, "adapter.rank: found 1.5\nAllowed: a whole number"),
-        ("adapter.rank", {"low": 1, "high": 4, "step": 0.5}, "found step 0.5\nAllowed: a whole step"),
-        (
-            "adapter.dropout",
-            {"low": 0, "high": 2},
-            "adapter.dropout: found 2.0\nAllowed: a number from 0 to 1",
-        ),
-        (
-            "stages.0.preference_loss",
-            {"choices": ["scaled", "marginal"]},
-            'found "marginal"\nAllowed: one of',
-        ),
-        ("stages.0.preference_loss", {"low": 1, "high": 2}, "stages.0.preference_loss: found 1.0"),
-        ("data.ratings", {"choices": [[]]}, "regression_weight above 0, but data.ratings is empty"),
+        ("adapter.rnk", {"low": 1, "high": 4}, "adapter.rnk", "rank"),
+        ("stages.1.epochs", {"low": 1, "high": 4}, "stages", ""),
+        ("adapter.rank", {"low": 0, "high": 4}, "adapter.rank: found 0.0", "a whole number of at least 1"),
+        ("adapter.rank", {"low": 1.5, "high": 4}, "adapter.rank: found 1.5", "a whole number"),
+        ("adapter.rank", {"low": 1, "high": 4, "step": 0.5}, "step 0.5", "a whole step"),
+        ("adapter.dropout", {"low": 0, "high": 2}, "adapter.dropout: found 2.0", "a number from 0 to 1"),
+        ("stages.0.preference_loss", {"choices": ["scaled", "marginal"]}, '"marginal"', "one of"),
+        ("stages.0.preference_loss", {"low": 1, "high": 2}, "stages.0.preference_loss: found 1.0", ""),
+        ("data.ratings", {"choices": [[]]}, "data.ratings", ""),
     ],
 )
 def test_a_key_or_value_the_config_does_not_allow(
-    space: Callable[..., Space], key: str, values: dict[str, Any], message: str
+    space: Callable[..., Space], key: str, values: dict[str, Any], wrong: str, allowed: str
 ) -> None:
     with pytest.raises(ConfigError) as raised:
         space({key: values})
-    assert message in str(raised.value)
-    assert f"search.yaml: parameters: {key}" in str(raised.value)
-    assert "command line" not in str(raised.value)
+    assert f"search.yaml: parameters: {key}" in raised.value.found
+    assert wrong in raised.value.found
+    assert allowed in raised.value.allowed
+    assert "command line" not in raised.value.found
 
 
 def test_a_bad_override_or_base_config(space: Callable[..., Space]) -> None:
-    with pytest.raises(ConfigError, match=r"^overrides: unknown key 'adpter'. Did you mean 'adapter'"):
+    with pytest.raises(ConfigError) as raised:
         space({"adapter.rank": {"low": 1, "high": 4}}, overrides=["adpter.rank=3"])
-    with pytest.raises(ConfigError, match="there is no such file"):
+    assert raised.value.found.startswith("overrides: ")
+    assert "adpter" in raised.value.found
+    with pytest.raises(ConfigError) as raised:
         space({"adapter.rank": {"low": 1, "high": 4}}, config="nowhere.yaml")
+    assert "nowhere.yaml" in raised.value.found
 
 
 def test_the_shipped_searches_fit_their_configs() -> None:
