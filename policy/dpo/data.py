@@ -68,7 +68,11 @@ def load_data(config: DPOConfig, chat: Chat) -> DPOData:
     same.add([record.prompt for record in records])
     excluded = set()
     if config.data.exclude:
-        prompts, _ = load_prompts(config.data.exclude, seed=config.seed)
+        prompts, report = load_prompts(config.data.exclude, seed=config.seed)
+        # A resumed run must leave out the same prompts.
+        drops.digests |= {
+            key.replace("data.prompts", "data.exclude"): digest for key, digest in report.digests.items()
+        }
         same.add([prompt.messages for prompt in prompts])
         excluded = {same.representative(prompt.messages) for prompt in prompts}
     training, validation = list[Pair](), list[Pair]()

@@ -213,6 +213,18 @@ def test_prompts_of_an_evaluation_are_left_out(config: Path, tmp_path: Path) -> 
     assert not any(rows[0]["prompt"] in text for text in texts)
 
 
+def test_a_resumed_run_excludes_the_same_prompts(config: Path, tmp_path: Path) -> None:
+    excluded = tmp_path / "prompts.jsonl"
+    excluded.write_text('{"prompt": "Another question?"}\n')
+    words = [f"data.exclude=[{{path: {excluded}}}]", "max_steps=1"]
+    settings = load_config(config, DPOConfig, words, tmp_path / "run")
+    train_dpo(settings)
+    excluded.write_text('{"prompt": "A third question?"}\n')
+    with pytest.raises(ConfigError) as caught:
+        train_dpo(settings, resume=True)
+    assert "data.exclude.0.path" in caught.value.found
+
+
 def write_pairs(folder: Path, **columns: Any) -> str:
     rows = [
         {"prompt": f"Question {n}", "chosen": f"Good {n}", "rejected": f"Bad {n}", **columns}
