@@ -18,7 +18,7 @@ from policy.table.rows import BASE, BEST_OF, CLAIMS, ROWS, TRAINED
 from rlhf.config.policy_table import TableEvaluation
 from rlhf.core.statistics import Floats, bootstrap_grid_mean
 
-RESAMPLES = 5000
+RESAMPLES = 2000
 Paths = Mapping[str, Sequence[Sequence[Point]]]
 """The points of each row by seed; the base is the first point of every row."""
 
