@@ -8,7 +8,13 @@ from typing import Any
 from rlhf.annotate.store import Annotation, by_task
 from rlhf.data import rules
 from rlhf.data.agreement import kappas
-from rlhf.data.annotations import NEITHER_VALID, PAPER_SPREAD, aggregate
+from rlhf.data.annotations import (
+    NEITHER_VALID,
+    PAPER_SPREAD,
+    Aggregate,
+    aggregate,
+    aggregate_ratings,
+)
 
 
 def strengths_of(annotations: Sequence[Annotation]) -> list[int]:
@@ -16,9 +22,34 @@ def strengths_of(annotations: Sequence[Annotation]) -> list[int]:
     return [a.submission.strength for a in annotations if a.submission.strength is not None]
 
 
+def agreed_strength(strengths: Sequence[int], max_spread: int, fewest: int = 3) -> Aggregate:
+    """The strength of a task by the paper's rule, or of one or two annotators, where `fewest` allows it.
+
+    Of one or two it is the mean, rounded towards 0; none where they differ by more than `max_spread`.
+    """
+    valid = [strength for strength in strengths if strength != NEITHER_VALID]
+    if len(valid) >= 3 or len(valid) < fewest:
+        return aggregate(strengths, max_spread)
+    if max(valid) - min(valid) > max_spread:
+        return Aggregate(None, rules.disagreement(max_spread))
+    strength = int(sum(valid) / len(valid))
+    return Aggregate(strength) if strength else Aggregate(None, rules.TIE)
+
+
+def agreed_ratings(
+    ratings: Mapping[str, Sequence[int]], max_spread: int, fewest: int = 3
+) -> dict[str, float] | str:
+    """One rating of each attribute, or the reason why there is none; rules as in `agreed_strength`."""
+    first = next(iter(ratings.values()))
+    if len(first) >= 3 or len(first) < fewest:
+        return aggregate_ratings(ratings, max_spread)
+    if max(first) - min(first) > max_spread:
+        return rules.disagreement(max_spread)
+    return {name: float(int(sum(values) / len(values))) for name, values in ratings.items()}
+
+
 def is_disputed(annotations: Sequence[Annotation], per_task: int, max_spread: int = PAPER_SPREAD) -> bool:
-    """Whether the annotators of a complete task disagree by the paper's rules:
-    `rlhf.data.annotations.aggregate`.
+    """Whether the annotators of a complete task disagree by `agreed_strength`.
 
     A mean of 0 is no disagreement: such a pair has no preference.
 
@@ -28,7 +59,7 @@ def is_disputed(annotations: Sequence[Annotation], per_task: int, max_spread: in
     strengths = strengths_of(annotations)
     if len(strengths) < per_task or all(strength == NEITHER_VALID for strength in strengths):
         return False
-    result = aggregate(strengths, max_spread)
+    result = agreed_strength(strengths, max_spread, fewest=min(per_task, 3))
     return result.strength is None and result.reason != rules.TIE
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rlhf.annotate.agreement import agreed_ratings, agreed_strength
 from rlhf.annotate.records import Submission
 from rlhf.annotate.store import Annotation, Store, by_task
 from rlhf.annotate.tasks import Task
@@ -25,8 +26,6 @@ from rlhf.core.records import HELPSTEER_ATTRIBUTES, Conversation
 from rlhf.data.annotations import (
     NEITHER_VALID,
     PAPER_SPREAD,
-    aggregate,
-    aggregate_ratings,
     most_similar_annotators,
 )
 from rlhf.data.readers.helpsteer import TURN
@@ -65,11 +64,15 @@ def export_rows(
     adjudications: Mapping[int, Submission],
     *,
     max_spread: int = PAPER_SPREAD,
+    fewest: int = 3,
 ) -> Export:
     """All annotated tasks as rows.
 
     The strength of a task is the adjudicator's, else the rounded mean of the three most similar annotations,
     else 0, which `train-reward` drops and counts.
+
+    Args:
+        fewest: annotators that a task needs; for fewer than three see `agreed_strength`.
     """
     result = Export()
     for number, group in by_task(annotations).items():
@@ -81,27 +84,29 @@ def export_rows(
             continue
         split = "val" if held_out(task.prompt, VALIDATION_SHARE, "annotate") else "train"
         decision = adjudications.get(number)
-        result.preferences.append(_preference(prompt, split, task, group, decision, max_spread))
+        result.preferences.append(_preference(prompt, split, task, group, decision, max_spread, fewest))
         for which, response in (("ratings_1", task.response_1), ("ratings_2", task.response_2)):
             rated = [ratings for a in group if (ratings := getattr(a.submission, which))]
             people = {name: [ratings[name] for ratings in rated] for name in HELPSTEER_ATTRIBUTES}
             if not rated:
                 continue
             result.disagreements.append({"prompt": prompt, "response": response, **people})
-            rating = getattr(decision, which, None) or aggregate_ratings(people, max_spread)
+            rating = getattr(decision, which, None) or agreed_ratings(people, max_spread, fewest)
             if not isinstance(rating, str):
                 whole = {name: int(rating[name]) for name in HELPSTEER_ATTRIBUTES}
                 result.ratings.append({"prompt": prompt, "response": response, **whole})
     return result
 
 
-def write_export(store: Store, folder: Path, *, max_spread: int = PAPER_SPREAD) -> Export:
+def write_export(store: Store, folder: Path, *, max_spread: int = PAPER_SPREAD, fewest: int = 3) -> Export:
     """Write all three files, whole or not at all.
 
     Raises:
         OutputError: the folder is there and not empty.
     """
-    rows = export_rows(store.tasks(), store.annotations(), store.adjudications(), max_spread=max_spread)
+    rows = export_rows(
+        store.tasks(), store.annotations(), store.adjudications(), max_spread=max_spread, fewest=fewest
+    )
     with atomic_folder(folder) as unfinished:
         _write(unfinished / "train.jsonl.gz", rows.ratings)
         _write(unfinished / "disagreements" / "disagreements.jsonl.gz", rows.disagreements)
@@ -116,14 +121,16 @@ def _preference(
     group: Sequence[Annotation],
     decision: Submission | None,
     max_spread: int,
+    fewest: int,
 ) -> dict[str, Any]:
     marks = [(a.submission.strength or 0, a.submission.reason) for a in group]
     strengths = [strength for strength, _ in marks]
     valid = sum(strength != NEITHER_VALID for strength in strengths)
     three = [marks[place] for place in most_similar_annotators(strengths)] if valid >= 3 else []
     if decision is None:
-        strength, reason = aggregate(strengths, max_spread).strength or 0, ""
-        reason = next((text for mark, text in three if mark == strength), three[0][1] if three else "")
+        strength = agreed_strength(strengths, max_spread, fewest).strength or 0
+        used = three or marks
+        reason = next((text for mark, text in used if mark == strength), three[0][1] if three else "")
     else:
         strength, reason = decision.strength or 0, decision.reason
         strength = 0 if strength == NEITHER_VALID else strength

@@ -174,6 +174,9 @@ def export(
     max_spread: Annotated[
         int, typer.Option(min=0, help="Largest spread of the three most similar annotators.")
     ] = 2,
+    fewest: Annotated[
+        int, typer.Option(min=1, max=3, help="Fewest annotators of a task with a strength; the paper has 3.")
+    ] = 3,
 ) -> None:
     """Write the annotations as HelpSteer2 and HelpSteer2-Preference data, or for another tool.
 
@@ -193,7 +196,7 @@ def export(
             atomic_write_text(output, json.dumps(rows, ensure_ascii=False, indent=1))
             print(f"Wrote {len(rows)} tasks to {output}.")
             return
-        written = write_export(project, output, max_spread=max_spread)
+        written = write_export(project, output, max_spread=max_spread, fewest=fewest)
     usable = sum(row["preference_strength"] != 0 for row in written.preferences)
     print(
         f"Wrote {len(written.preferences)} preferences ({usable} with a strength), {len(written.ratings)} "

@@ -113,6 +113,9 @@ class Wandb(WandbCallback):
         """Start or continue the run by its id; a run that the user has started is used as it is."""
         if self._wandb.run is None:
             settings = {"console": "off", "disable_git": True, "disable_code": True, "save_code": False}
+            # Its service has 30 seconds to start, too few on a busy machine, and the upload at the end has no
+            # limit: a run must not wait for a network that is away.
+            settings |= {"x_service_wait": 120.0, "finish_timeout": 120.0}
             self._wandb.init(
                 project=os.environ.get("WANDB_PROJECT", args.project),
                 name=args.run_name,

@@ -165,3 +165,24 @@ def test_a_watched_page_loads_itself_again_but_not_under_a_reader_who_types(
     assert page.js("document.getElementById('sample-query').value") == "apple"
     page.js("document.activeElement.blur()")
     page.wait("document.body?.dataset.live === '' && document.body.innerText.includes('61')")
+
+
+def test_the_kl_of_each_token_is_coloured_and_in_words(browser: Browser, tmp_path: Path) -> None:
+    run: Path = MAKERS["make_policy_run"](tmp_path / "policy")
+    row = sample(1) | {"tokens": ["A", HOSTILE, "\n", " b"], "token_kl": [0.05, 2.0, -0.3, -0.7]}
+    (run / "samples.jsonl").write_text(json.dumps(sample(0)) + "\n" + json.dumps(row) + "\n")
+    page = browser.page(write_report(run).as_uri(), width=390, height=844)
+    page.wait("document.querySelectorAll('#sample-list article').length === 2")
+    assert page.js("document.querySelectorAll('#sample-list details').length") == 1, "one has its tokens"
+    for mode in (lambda _: None, dark):
+        mode(page)
+        page.js("document.querySelector('#sample-list details').open = true")
+        spans = "[...document.querySelectorAll('#sample-list details .text span')]"
+        assert page.js(f"{spans}.map((s) => s.className)") == ["", "more3", "less1", "less2"]
+        assert page.js(f"{spans}.map((s) => s.title)") == ["+0.05", "+2.00", "−0.30", "−0.70"]
+        colours = page.js(f"{spans}.map((s) => getComputedStyle(s).backgroundColor)")
+        assert len(set(colours)) == 4
+        words = page.js("document.querySelector('#sample-list details .unit').textContent")
+        assert "“b” −0.70, “white space” −0.30, “A” +0.05" in words
+        assert fits(page)
+    assert page.js("document.body.dataset.pwned") is None

@@ -97,8 +97,8 @@ function present(next) {
     if (kept && !task.final) saved = JSON.parse(kept);
   } catch { /* nothing kept */ }
   $("prompt").replaceChildren(...task.prompt.map((message) => {
-    const box = element("div", undefined, { dir: "auto" });
-    box.append(element("span", message.role, { class: "role" }), message.content);
+    const box = element("div");  // the direction is the content's own, not that of the role's word
+    box.append(element("span", message.role, { class: "role" }), element("div", message.content, { dir: "auto" }));
     return box;
   }));
   $("left").textContent = task.left;
@@ -116,8 +116,9 @@ function present(next) {
   $("reason").value = saved.reason;
   $("others").hidden = !task.others.length;
   $("others").lastElementChild.replaceChildren(...task.others.map((other) => {
-    const box = element("blockquote", undefined, { dir: "auto" });
-    box.append(element("strong", `${other.annotator}: ${WORDS[other.strength] || "Neither is valid"}. `), other.reason);
+    const box = element("blockquote");
+    box.append(element("strong", `${other.annotator}: ${WORDS[other.strength] || "Neither is valid"}. `),
+               element("div", other.reason, { dir: "auto" }));
     return box;
   }));
   $("back").hidden = last === null;
@@ -138,7 +139,11 @@ async function next() {
     show("progress", "done");
     clearTimeout(again);
     if (waiting) again = setTimeout(() => { if (!$("done").hidden) next(); }, 1500);
-  } catch (error) { if (error.status === 401) signIn(error.message); else say(error.message, true); }
+  } catch (error) {
+    if (error.status === 401) return signIn(error.message);
+    say(error.message, true);
+    if ($("task").hidden) { $("done").textContent = error.message; show("done"); }
+  }
 }
 
 async function refresh() {

@@ -36,7 +36,7 @@ if (holder) {
     if (row[TOKENS] && row[TOKENS].length) made.append(tokens(row[TOKENS], row[TOKEN_KL]));
     return made;
   };
-  /* Each token coloured by log(policy / reference); the class names the level, see LEVELS in the legend. */
+  /* Each token coloured by log(policy / reference); the class names the level, see the legend. */
   const level = (ratio) => {
     const size = Math.abs(ratio ?? 0);
     return size < 0.1 ? "" : (ratio > 0 ? "more" : "less") + (size < 0.5 ? 1 : size < 1.5 ? 2 : 3);
@@ -45,10 +45,10 @@ if (holder) {
   const tokens = (texts, ratios) => {
     const made = element("details", "tokens");
     made.append(element("summary", "", "KL of each token"));
-    const legend = element("p", "legend");
+    const legend = element("p", "levels");
     legend.append("Policy against reference, nats: ");
-    for (const [name, text] of [["less3", "under \u22121.5"], ["less2", "to \u22120.5"], ["less1", "to \u22120.1"], ["", "about 0"],
-      ["more1", "from 0.1"], ["more2", "from 0.5"], ["more3", "over 1.5"]]) {
+    for (const [name, text] of [["less3", "\u2264 \u22121.5"], ["less2", "\u2264 \u22120.5"], ["less1", "\u2264 \u22120.1"], ["", "about 0"],
+      ["more1", "\u2265 0.1"], ["more2", "\u2265 0.5"], ["more3", "\u2265 1.5"]]) {
       legend.append(element("span", name, text), " ");
     }
     const text = element("div", "text");
@@ -58,7 +58,7 @@ if (holder) {
       text.append(one);
     });
     const order = texts.map((_, i) => i).sort((a, b) => Math.abs(ratios[b] ?? 0) - Math.abs(ratios[a] ?? 0)).slice(0, 5);
-    const most = order.map((i) => "\u201c" + texts[i] + "\u201d " + signed(ratios[i])).join(", ");
+    const most = order.map((i) => "\u201c" + (texts[i].trim() || "white space") + "\u201d " + signed(ratios[i])).join(", ");
     made.append(legend, text, element("p", "unit", "Largest: " + most + ". Their sum over the answer is its KL."));
     return made;
   };

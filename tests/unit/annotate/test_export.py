@@ -10,7 +10,7 @@ import pytest
 
 from rlhf.annotate.agreement import is_disputed, progress
 from rlhf.annotate.exchange import from_argilla, from_label_studio, to_argilla, to_label_studio
-from rlhf.annotate.export import joined_turns, write_export
+from rlhf.annotate.export import export_rows, joined_turns, write_export
 from rlhf.annotate.records import Submission
 from rlhf.annotate.store import Annotation, Store
 from rlhf.annotate.tasks import Task
@@ -92,6 +92,30 @@ def own(*strengths: int) -> list[Annotation]:
 )
 def test_which_tasks_are_disputed(strengths: tuple[int, ...], disputed: bool) -> None:
     assert is_disputed(own(*strengths), 3) is disputed
+
+
+@pytest.mark.parametrize(
+    ("strengths", "per_task", "disputed"),
+    [((2,), 1, False), ((2,), 2, False), ((-3, 3), 2, True), ((1, 3), 2, False), ((2, -100), 2, True)],
+)
+def test_one_or_two_annotators_can_agree_where_no_more_were_wanted(
+    strengths: tuple[int, ...], per_task: int, disputed: bool
+) -> None:
+    assert is_disputed(own(*strengths), per_task) is disputed
+
+
+def test_the_export_of_one_or_two_annotators_per_task(store: Store) -> None:
+    """Means rounded towards 0: 2 and 3 give 2; 1 and -1 are a tie; 3 and -3 disagree; none with the default."""
+    for name in ("ana", "ben"):
+        store.add_annotator(name)
+    for number, strengths in ((1, (2, 3)), (2, (-2,)), (3, (3, -3))):
+        for name, strength in zip(("ana", "ben"), strengths, strict=False):
+            store.save(number, name, submission(strength), final=True, seconds=1.0)
+    arguments = store.tasks(), store.annotations(), store.adjudications()
+    for fewest, expected in ((1, [2, -2, 0]), (2, [2, 0, 0]), (3, [0, 0, 0])):
+        rows = export_rows(*arguments, fewest=fewest)
+        assert [row["preference_strength"] for row in rows.preferences] == expected
+        assert len(rows.ratings) == 2 * {1: 3, 2: 2, 3: 0}[fewest]
 
 
 def test_progress_by_hand(annotated: Store) -> None:
