@@ -14,12 +14,14 @@ from pathlib import Path
 import typer
 from typer.testing import CliRunner
 
-from rlhf.cli import app
+from rlhf.cli import app, load_command
 from rlhf.commands import COMMANDS
 from rlhf.config.dpo import DPOConfig
 from rlhf.config.explain import describe
+from rlhf.config.justifier import JustifierConfig
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.policy_table import PolicyTableConfig
+from rlhf.config.principle import PrincipleConfig
 from rlhf.config.reward import RewardConfig
 from rlhf.config.search import SearchConfig
 
@@ -27,6 +29,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 SCHEMAS = {
     "train-reward": RewardConfig,
+    "train-principle": PrincipleConfig,
+    "train-justifier": JustifierConfig,
     "align-policy": PolicyConfig,
     "train-dpo": DPOConfig,
     "policy-table": PolicyTableConfig,
@@ -41,11 +45,13 @@ def command_line() -> Iterator[str]:
     yield "# Command line\n\nGenerated from `rlhf COMMAND --help`.\n"
     for name, command in COMMANDS.items():
         yield f"## rlhf {name}\n\n{command.help}\n\n```text\n{help_text(name)}\n```\n"
+        for part in getattr(load_command(name), "commands", {}):
+            yield f"### rlhf {name} {part}\n\n```text\n{help_text(name, part)}\n```\n"
 
 
-def help_text(name: str) -> str:
-    """What `rlhf NAME --help` prints, at a fixed width."""
-    result = CliRunner(env={"COLUMNS": "100", "NO_COLOR": "1"}).invoke(app, [name, "--help"])
+def help_text(*names: str) -> str:
+    """What `rlhf NAME ... --help` prints, at a fixed width."""
+    result = CliRunner(env={"COLUMNS": "100", "NO_COLOR": "1"}).invoke(app, [*names, "--help"])
     if result.exit_code:
         raise typer.Exit(result.exit_code)
     return result.output.strip("\n")
@@ -83,7 +89,7 @@ def write(folder: Path) -> None:
     for file in sorted(HERE.iterdir()):
         if file.suffix == ".md":
             (folder / file.name).write_text(page(file.read_text("utf-8")), "utf-8")
-        elif file.suffix in (".svg", ".png"):
+        elif file.suffix in (".css", ".png", ".svg"):
             shutil.copy(file, folder / file.name)
     (folder / "reference" / "command-line.md").write_text("\n".join(command_line()), "utf-8")
     (folder / "reference" / "config.md").write_text("\n".join(config_keys()), "utf-8")

@@ -79,6 +79,7 @@ def test_wandb_is_offline_by_default_and_sends_neither_console_nor_code(
     assert init["mode"] == "offline"
     assert init["id"] == json.loads((tmp_path / "tracking.json").read_text())["id"]
     assert init["settings"]["console"] == "off" and not init["settings"]["save_code"]
+    assert init["settings"]["finish_timeout"] > 0, "0 waits for a network without an end"
     assert Path(init["dir"]).is_relative_to(tmp_path)
     assert wandb.of("log") == [(({"kl/mean": 0.5, "train/global_step": 1},), {"step": None})]
     monkeypatch.setenv("WANDB_MODE", "online")
