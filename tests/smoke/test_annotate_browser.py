@@ -178,6 +178,15 @@ def test_a_missing_part_is_named_and_the_keyboard_suffices(server: Server, tmp_p
             "!n.ariaLabel).length"
         )
         assert unlabelled == 0
+        # The direction of a text is its own: the role's Latin word is not part of it.
+        assert page.js("document.querySelector('#prompt [dir=auto]').textContent.startsWith('Prompt')")
+        page.js(
+            "show('done'); window.real = window.fetch; window.fetch = async () => new "
+            "Response(JSON.stringify({detail: 'Not saved: full'}), {status: 507}); next()"
+        )
+        page.wait("document.getElementById('done').textContent === 'Not saved: full'")
+        page.js("window.fetch = window.real; next()")
+        page.wait("!document.getElementById('task').hidden")
 
 
 @pytest.mark.slow
