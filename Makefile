@@ -1,8 +1,8 @@
 # Two commands matter: `make demo` and `make test`. Each makes .venv from the lock first; a second run reinstalls nothing.
 
 PYTHON  ?= python3
-# Which lock is installed: cpu, or gpu on a machine with NVIDIA GPUs.
-BACKEND ?= cpu
+# Which lock is installed: cpu, gpu on a machine with NVIDIA GPUs, macos (no vLLM: transformers samples).
+BACKEND ?= $(if $(filter Darwin,$(shell uname -s)),macos,cpu)
 # More arguments for pytest, for example: make test PYTEST_ARGS="-k losses -x"
 PYTEST_ARGS ?=
 # Test processes; each runs whole files on one thread and takes about 1.5 GB.
@@ -15,7 +15,7 @@ QUICK   := $(addprefix tests/unit/,annotate config core data policy/update publi
 BIN     := .venv/bin
 LOCK    := requirements/$(BACKEND).txt
 INPUTS  := pyproject.toml requirements/model.txt $(LOCK)
-$(if $(wildcard $(LOCK)),,$(error BACKEND is '$(BACKEND)'; allowed are cpu and gpu))
+$(if $(wildcard $(LOCK)),,$(error BACKEND is '$(BACKEND)'; allowed are cpu, gpu and macos))
 # The stamp's name is the hash of what was installed, and where: file times, which a fresh clone changes, do not matter.
 STAMP   := .venv/.installed-$(shell { cat $(INPUTS); pwd; } | sha256sum | cut -c1-16)
 
@@ -42,10 +42,12 @@ $(STAMP):
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
+ENGINE := $(if $(filter macos,$(BACKEND)),rollouts.engine=transformers)
 demo: $(STAMP)  ## train a reward model, align a policy with it, write the reports (9 to 35 minutes on 2 cores)
 	@if [ -e runs/demo ]; then echo "Replacing runs/demo, the demo of an earlier time."; rm -rf runs/demo; fi
 	$(BIN)/rlhf train-reward configs/reward/demo.yaml --output runs/demo/reward
-	$(BIN)/rlhf align-policy configs/policy/demo.yaml --output runs/demo/policy
+	$(if $(filter macos,$(BACKEND)),@echo "There is no vLLM for macOS: transformers samples the answers.")
+	$(BIN)/rlhf align-policy configs/policy/demo.yaml --output runs/demo/policy $(ENGINE)
 	@echo
 	@echo "Open these in a browser:"
 	@for run in reward policy; do echo "  $(CURDIR)/runs/demo/$$run/report.html"; done
@@ -87,17 +89,19 @@ format: $(STAMP)  ## reformat, and fix what the linter can fix
 
 # Pins are kept where they still fit; LOCK_ARGS=--upgrade moves them all, LOCK_ARGS="-P trl" one.
 LOCK_ARGS ?=
-RESOLVE = build/lock/bin/uv pip compile pyproject.toml --quiet --no-header --no-annotate --no-emit-index-url \
-          --python-version 3.11 --python-platform x86_64-manylinux_2_28 --extra dev $(LOCK_ARGS)
+COMPILE = build/lock/bin/uv pip compile pyproject.toml --quiet --no-header --no-annotate --no-emit-index-url \
+          --python-version 3.11 --extra dev $(LOCK_ARGS)
+RESOLVE = $(COMPILE) --python-platform x86_64-manylinux_2_28
 
-lock:  ## resolve requirements/cpu.txt and gpu.txt anew from pyproject.toml
+lock:  ## resolve requirements/cpu.txt, gpu.txt and macos.txt anew from pyproject.toml
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet uv==0.13.9
-	cp requirements/cpu.txt requirements/gpu.txt build/
+	cp requirements/cpu.txt requirements/gpu.txt requirements/macos.txt build/
 	$(RESOLVE) --extra cpu --extra zero3 --excludes requirements/cpu.without.txt --overrides requirements/cpu.override.txt -o build/cpu.txt
 	$(RESOLVE) --extra gpu -o build/gpu.txt
-	@for name in cpu gpu; do \
-	  { grep '^#' requirements/$$name.txt; cat build/$$name.txt; } > build/new.txt && mv build/new.txt requirements/$$name.txt; done
+	MACOSX_DEPLOYMENT_TARGET=14.0 $(COMPILE) --python-platform aarch64-apple-darwin -o build/macos.txt
+	@for name in cpu gpu macos; do \
+	  { grep '^#' requirements/$$name.txt; sed 's/^intel-.*/& ; platform_machine != "aarch64"/' build/$$name.txt; } > build/new.txt && mv build/new.txt requirements/$$name.txt; done
 
 clean:  ## remove caches and what the demo made; .venv stays (delete it by hand)
 	rm -rf build runs/demo .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -41,6 +41,7 @@ class LivePairs:
         self.skipped = Counter[str]()
         self.failure: Exception | None = None
         self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
 
     @property
     def waiting(self) -> bool:
@@ -68,7 +69,7 @@ class LivePairs:
         return added
 
     def run(self) -> None:
-        """Add tasks until no prompt is left or `stop` is called."""
+        """Add tasks until no prompt is left or `close` is called."""
         while self.left and not self._stop.is_set():
             if self.store.count_untouched() >= AHEAD:
                 self._stop.wait(PAUSE)
@@ -79,6 +80,18 @@ class LivePairs:
                 self.failure = error
                 return
 
-    def stop(self) -> None:
-        """Let `run` return after the pair that it is sampling."""
+    def start(self, finished: Callable[[], None]) -> None:
+        """Call `run` in a thread, then `finished`."""
+
+        def work() -> None:
+            self.run()
+            finished()
+
+        self._thread = threading.Thread(target=work, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop, and wait for the pair under way: a thread inside torch would abort the process at its end."""
         self._stop.set()
+        if self._thread is not None:
+            self._thread.join()

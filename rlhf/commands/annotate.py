@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -114,18 +113,17 @@ def serve(
     print(f"Open http://{host}:{port} and sign in with a token.", flush=True)
     if live is not None:
         print(f"Responses to {len(live.left)} prompts are sampled as they are needed.", flush=True)
-        threading.Thread(target=_sample_live, args=(live,), daemon=True).start()
+        live.start(lambda: _print_end(live))
     app = build_app(project, Settings(per_task), (lambda: live.waiting) if live else (lambda: False))
     uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False)
     if live is not None:
-        live.stop()
+        live.close()
         if live.failure is not None:
             raise RunError(f"Sampling stopped: {live.failure}")
 
 
-def _sample_live(live: LivePairs) -> None:
-    """Sample until all prompts have a task, and print what was skipped, or why it stopped."""
-    live.run()
+def _print_end(live: LivePairs) -> None:
+    """Print which prompts were skipped, and the error that ended the sampling, if any."""
     for reason, count in live.skipped.items():
         print(f"{count} prompts have no task: {reason}", flush=True)
     if live.failure is not None:

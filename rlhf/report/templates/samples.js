@@ -59,7 +59,7 @@ if (holder) {
     });
     const order = texts.map((_, i) => i).sort((a, b) => Math.abs(ratios[b] ?? 0) - Math.abs(ratios[a] ?? 0)).slice(0, 5);
     const most = order.map((i) => "\u201c" + (texts[i].trim() || "white space") + "\u201d " + signed(ratios[i])).join(", ");
-    made.append(legend, text, element("p", "unit", "Largest: " + most + ". Their sum over the answer is its KL."));
+    made.append(legend, text, element("p", "unit", "Largest: " + most + ". The sum over all tokens is the KL of the answer."));
     return made;
   };
   const grow = () => {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from threading import Thread
+from threading import Event
 
 import pytest
 from fastapi.testclient import TestClient
@@ -37,8 +37,8 @@ def until(condition: Callable[[], bool]) -> None:
 def test_pairs_are_sampled_a_few_ahead_of_the_annotators(empty: Store) -> None:
     prompts = [prompt(f"Q{n}") for n in range(6)]
     live = LivePairs(empty, prompts, lambda p, seed: (f"A to {p[-1].content}", "B"))
-    thread = Thread(target=live.run, daemon=True)
-    thread.start()
+    ended = []
+    live.start(lambda: ended.append(True))
     until(lambda: empty.count_tasks() == AHEAD)
     time.sleep(0.1)
     assert empty.count_tasks() == AHEAD, "no further task before one is opened"
@@ -47,9 +47,25 @@ def test_pairs_are_sampled_a_few_ahead_of_the_annotators(empty: Store) -> None:
     first = client.get("/api/next").json()
     assert first["task"]["prompt"] == [{"role": "user", "content": "Q0"}] and first["waiting"]
     until(lambda: empty.count_tasks() == AHEAD + 1)
-    live.stop()
-    thread.join(10)
+    live.close()
+    assert ended == [True]
     assert [task.response_1 for task in empty.tasks().values()] == [f"A to Q{n}" for n in range(4)]
+
+
+def test_closing_waits_for_the_pair_that_is_being_sampled(empty: Store) -> None:
+    started, done = Event(), []
+
+    def sample(p: Conversation, seed: int) -> tuple[str, str]:
+        started.set()
+        time.sleep(0.3)
+        done.append(p)
+        return "A", "B"
+
+    live = LivePairs(empty, [prompt("Q0"), prompt("Q1")], sample)
+    live.start(lambda: None)
+    started.wait(10)
+    live.close()
+    assert (len(done), empty.count_tasks()) == (1, 1)
 
 
 def test_a_page_without_a_task_asks_again_while_more_will_come(empty: Store) -> None:

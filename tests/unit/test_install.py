@@ -1,0 +1,44 @@
+"""Locks and the Makefile: macOS has no vLLM, and its lock no other versions than the tests ran with."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def pins(name: str) -> dict[str, str]:
+    lines = (ROOT / "requirements" / f"{name}.txt").read_text("utf-8").splitlines()
+    found = {}
+    for line in lines:
+        if "==" in line and not line.startswith("#"):
+            name, version = line.partition(" ;")[0].split("==")
+            found[name] = version
+    return found
+
+
+def test_the_lock_of_macos_is_a_part_of_the_one_that_ran() -> None:
+    macos, cpu = pins("macos"), pins("cpu")
+    assert not [name for name in macos if name.startswith("vllm")]
+    assert {name for name, version in macos.items() if cpu.get(name) != version} <= {"appnope"}
+    assert {"torch", "trl", "transformers", "peft", "bitsandbytes"} <= macos.keys()
+
+
+def test_intels_libraries_are_not_for_aarch64() -> None:
+    """They have no wheels there; everything else of the lock has."""
+    lines = (ROOT / "requirements" / "cpu.txt").read_text("utf-8").splitlines()
+    intel = [line for line in lines if line.startswith("intel-")]
+    assert intel and all(line.endswith('; platform_machine != "aarch64"') for line in intel)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize("backend", ["cpu", "macos"])
+def test_the_demo_without_vllm_samples_with_transformers_and_says_so(backend: str) -> None:
+    words = ["make", "--dry-run", "demo", f"BACKEND={backend}"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ("rollouts.engine=transformers" in done.stdout) is (backend == "macos")
+    assert ("There is no vLLM for macOS" in done.stdout) is (backend == "macos")
