@@ -105,7 +105,7 @@ def test_one_or_two_annotators_can_agree_where_no_more_were_wanted(
 
 
 def test_the_export_of_one_or_two_annotators_per_task(store: Store) -> None:
-    """Means rounded towards 0: 2 and 3 give 2; 1 and -1 are a tie; 3 and -3 disagree; none with the default."""
+    """Means rounded towards 0: 2 and 3 give 2; 3 and -3 disagree; the default wants three annotators."""
     for name in ("ana", "ben"):
         store.add_annotator(name)
     for number, strengths in ((1, (2, 3)), (2, (-2,)), (3, (3, -3))):
