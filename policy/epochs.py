@@ -50,7 +50,7 @@ class UpdateEpochs(DistributedTrainerMixin):
 
         Args:
             model: as accelerate wrapped it.
-            rewards_N: shaped, of all answers of this rank; NaN where an answer takes no part.
+            rewards_N: shaped, of all answers of this rank, on the CPU; NaN where an answer takes no part.
         """
         has_critic = self.algorithm.critic is not None
         missing = missing_passes(len(micro_batches), model)

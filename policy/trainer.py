@@ -185,12 +185,12 @@ class PolicyTrainer(UpdateEpochs, SafeCheckpoints, RLOOTrainer):
         self.raw_rewards = experience.result.rewards
         lengths = [len(rollout.completion_ids) for rollout in experience.rollouts]
         shaped = self.shaping.of(experience.result, lengths)
-        rewards_N, skipped = torch.tensor(shaped, device=self.args.device), {}
+        rewards_N, skipped = torch.tensor(shaped), {}
         if self.settings.flat_groups == "skip":
             finished = [rollout.finished for rollout in experience.rollouts]
             rewards_N, count = skip_flat_groups(
                 rewards_N,
-                torch.tensor(finished, device=self.args.device),
+                torch.tensor(finished),
                 self.num_generations,
                 self.settings.unfinished,
                 self.settings.unfinished_reward,
@@ -261,7 +261,7 @@ class PolicyTrainer(UpdateEpochs, SafeCheckpoints, RLOOTrainer):
         statistics, probe = gather_statistics(update.statistics), gather_probes(update.probe)
         number, times = self.state.global_step + 1, reduce_times(times)
         prompts = [prompt for rank_prompts in processes.all_gather(list(prompts)) for prompt in rank_prompts]
-        figures = statistics.figures(update.coefficient) | update.algorithm_figures | probe.figures()
+        figures = statistics.figures(update.coefficient) | update.figures() | probe.figures()
         bound = start_bound(compute_dtype(base_of(self.model)), on_gpu=self.args.device.type == "cuda")
         check_update(number, figures, bound, rewards=statistics.rewards)
         figures["reward/groups_with_spread"] = spread_share(statistics.rewards, self.num_generations)

@@ -23,6 +23,7 @@ from rlhf.distributed.sharding import compute_device, inference_mode, is_request
 from rlhf.kernels.fused import choose_layers
 from rlhf.kernels.packing import PackedBatch, Tree, pack
 from rlhf.kernels.packing_check import decide_packing, one_per_row
+from rlhf.kernels.tensors import to_cpu
 from rlhf.models.chat import Chat
 from rlhf.models.forwards import apply_head, last_states
 from rlhf.models.loading import REWARD, PeftModel, autocast, load_causal, role
@@ -126,6 +127,7 @@ class Scorer:
         for tree in trees:
             first.append(first[-1] + len(tree.branches))
         scores_NA = torch.empty(len(sequences), len(self.attributes))
+        places, parts = list[int](), list[Tensor]()
         with role(self.model, self.name), inference_mode(self.model):
             packed = pack(
                 trees,
@@ -134,8 +136,9 @@ class Scorer:
                 one_per_row=one_per_row(self.base),
             )
             for batch, _ in lockstep(packed, self.model):
-                places = [place for t in batch.trees for place in range(first[t], first[t + 1])]
-                scores_NA[places] = self._forward(batch.to(compute_device(self.model))).cpu()
+                places += [place for t in batch.trees for place in range(first[t], first[t + 1])]
+                parts.append(self._forward(batch.to(compute_device(self.model))))
+        scores_NA[places] = torch.cat(to_cpu(parts))  # read once: every read waits for the GPU
         return as_scores(scores_NA, self.attributes)
 
     def in_float32(self) -> AbstractContextManager[None] | None:

@@ -5,7 +5,7 @@ Shapes: N answers of a micro-batch, in whole groups; P prompts with G answers ea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -26,7 +26,7 @@ class LeaveOneOut(Counting):
 
     def compute_advantages(
         self, batches: Sequence[MeasuredBatch], all_reduce: AllReduce
-    ) -> tuple[list[Advantages], dict[str, float]]:
+    ) -> tuple[list[Advantages], Mapping[str, Tensor | float]]:
         """Advantages per answer; groups are independent, so that nothing is reduced over ranks."""
         return [Advantages(self._advantages(measured)) for measured in batches], {}
 

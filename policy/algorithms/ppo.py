@@ -21,8 +21,7 @@ Shapes: N answers of a micro-batch, M their tokens.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -90,7 +89,7 @@ class PPO(Counting):
 
     def compute_advantages(
         self, batches: Sequence[MeasuredBatch], all_reduce: AllReduce
-    ) -> tuple[list[Advantages], dict[str, float]]:
+    ) -> tuple[list[Advantages], Mapping[str, Tensor | float]]:
         """Advantages per token, whitened if configured, 0 for answers that are not counted; and returns."""
         advantages = [self._advantages(measured) for measured in batches]
         returns = [
@@ -99,21 +98,23 @@ class PPO(Counting):
         ]
         counted = [self.counted_M(measured) for measured in batches]
         all_counted = torch.cat(counted)
-        mean, variance = mean_and_variance(torch.cat(advantages)[all_counted], all_reduce)
-        return_mean, return_variance = mean_and_variance(torch.cat(returns)[all_counted], all_reduce)
+        mean, variance = mean_and_variance(torch.cat(advantages), all_counted, all_reduce)
+        return_mean, return_variance = mean_and_variance(torch.cat(returns), all_counted, all_reduce)
         if self.whiten:
-            scale = math.sqrt(variance + EPSILON)
-            advantages = [(advantages_M - mean) / scale for advantages_M in advantages]
+            scale = (variance + EPSILON).sqrt()
+            advantages = [
+                ((advantages_M - mean) / scale).to(advantages_M.dtype) for advantages_M in advantages
+            ]
         masked = [
             Advantages(advantages_M.masked_fill(~counted_M, 0.0), returns_M)
             for advantages_M, returns_M, counted_M in zip(advantages, returns, counted, strict=True)
         ]
         # return = value + advantage: the variance of the advantage is what the critic does not explain.
         return masked, {
-            "advantage/std": math.sqrt(variance),
+            "advantage/std": variance.sqrt(),
             "return/mean": return_mean,
             "value/mean": return_mean - mean,
-            "value/explained_variance": 1 - variance / return_variance if return_variance else 0.0,
+            "value/explained_variance": torch.where(return_variance > 0, 1 - variance / return_variance, 0.0),
         }
 
     def objective(

@@ -111,7 +111,7 @@ class Algorithm(Protocol):
 
     def compute_advantages(
         self, batches: Sequence[MeasuredBatch], all_reduce: AllReduce
-    ) -> tuple[list[Advantages], dict[str, float]]:
+    ) -> tuple[list[Advantages], Mapping[str, Tensor | float]]:
         """Advantages of each micro-batch, and the algorithm's figures of the whole update.
 
         Args:

@@ -7,6 +7,7 @@ Shapes: M tokens of all answers of a micro-batch.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from policy.update.losses import Level, importance_weights
 from rlhf.core.errors import EngineError
+from rlhf.kernels.tensors import to_cpu
 
 NEARER = 0.5
 """An engine whose distance to the reference is below this share of that to the policy samples from the
@@ -52,8 +54,10 @@ class EngineProbe:
 
     def read(self) -> EngineProbe:
         """Move the tensors to the CPU, once per update, since every read waits for the device."""
-        for tensors in (self.to_policy, self.to_reference, self.weights):
-            tensors[:] = [tensor.cpu() for tensor in tensors]
+        lists = (self.to_policy, self.to_reference, self.weights)
+        read = iter(to_cpu([tensor for tensors in lists for tensor in tensors]))
+        for tensors in lists:
+            tensors[:] = itertools.islice(read, len(tensors))
         if self.sampler is not None:
             self.sampler.read()
         return self

@@ -126,31 +126,41 @@ def generalised_advantages(
     if not rewards_M.shape == values_M.shape == answer_M.shape:
         shapes = [tuple(tensor.shape) for tensor in (rewards_M, values_M, answer_M)]
         raise ValueError(f"shapes must be equal, got {shapes}")
-    advantages: list[float] = []
-    current, next_value, accumulated = -1, 0.0, 0.0
-    # Backwards in Python floats: a tensor operation per token would cost more than the arithmetic.
-    for reward, value, answer in zip(
-        *(tensor.flip(0).tolist() for tensor in (rewards_M, values_M, answer_M)), strict=True
-    ):
-        if answer != current:
-            current, next_value, accumulated = answer, 0.0, 0.0
-        accumulated = reward + discount * next_value - value + discount * gae_lambda * accumulated
-        next_value = value
-        advantages.append(accumulated)
-    return torch.tensor(advantages[::-1], dtype=values_M.dtype, device=values_M.device)
+    values_double_M = values_M.double()
+    next_M = _following(values_double_M, answer_M, 1)
+    sum_M = rewards_M.double() + discount * next_M - values_double_M
+    decay, reach = discount * gae_lambda, 1
+    # After k rounds sum_M[t] covers l < 2^k: log2(M) operations on whole tensors, no read of the device.
+    while reach < len(answer_M):
+        sum_M = sum_M + decay**reach * _following(sum_M, answer_M, reach)
+        reach *= 2
+    return sum_M.to(values_M.dtype)
 
 
-def mean_and_variance(values_K: Tensor, all_reduce: Callable[[Tensor], Tensor]) -> tuple[float, float]:
-    """Mean and variance (without Bessel's correction) over all ranks; (0, 0) of no values.
+def _following(values_M: Tensor, answer_M: Tensor, steps: int) -> Tensor:
+    """The value `steps` tokens later in the same answer; 0 beyond its end."""
+    later_M = torch.zeros_like(values_M)
+    same_answer_M = answer_M[steps:] == answer_M[:-steps]
+    later_M[: len(values_M) - steps] = values_M[steps:].masked_fill(~same_answer_M, 0.0)
+    return later_M
+
+
+def mean_and_variance(
+    values_K: Tensor, counted_K: Tensor, all_reduce: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Mean and variance (without Bessel's correction) of the counted values over all ranks; (0, 0) of none.
 
     Args:
+        counted_K: mask; values outside it are ignored, even NaN.
         all_reduce: sums a tensor over all ranks.
     """
-    values_K = values_K.double()
-    count, sum_ = all_reduce(torch.stack([torch.ones_like(values_K).sum(), values_K.sum()])).tolist()
-    mean = sum_ / max(count, 1.0)
+    values_K = values_K.double().masked_fill(~counted_K, 0.0)
+    count, sum_ = all_reduce(torch.stack([counted_K.double().sum(), values_K.sum()])).unbind()
+    count = count.clamp(min=1.0)
+    mean = sum_ / count
     # In a second reduction: the difference of two large sums would lose the variance to rounding.
-    return mean, float(all_reduce((values_K - mean).square().sum())) / max(count, 1.0)
+    squares_K = (values_K - mean).square().masked_fill(~counted_K, 0.0)
+    return mean, all_reduce(squares_K.sum()) / count
 
 
 def _check_shapes(rewards_PG: Tensor, counted_PG: Tensor) -> None:

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from rlhf.core.errors import EngineError
 from rlhf.core.records import Rollout
-from rlhf.kernels.tensors import segment_mean, segment_sum
+from rlhf.kernels.tensors import segment_mean, segment_sum, to_device
 
 Reduction = Literal["sequence_sum", "sequence_mean", "token_mean"]
 Estimator = Literal["k1", "abs", "k2", "k3"]
@@ -306,4 +306,4 @@ def engine_logps(rollouts: Sequence[Rollout], like: Tensor) -> Tensor | None:
             f"The engine returned {len(logprobs)} log-probabilities for {like.numel()} tokens.",
             allowed="one log-probability for each token, or none at all",
         )
-    return torch.tensor(logprobs, dtype=like.dtype, device=like.device)
+    return to_device(torch.tensor(logprobs, dtype=like.dtype), like.device)

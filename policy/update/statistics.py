@@ -24,7 +24,7 @@ from policy.update.losses import Estimator, kl_of_answers, kl_of_tokens
 from rlhf.core.records import Prompt, Rollout
 from rlhf.data.checks import gold_score
 from rlhf.distributed import processes
-from rlhf.kernels.tensors import segment_sum
+from rlhf.kernels.tensors import segment_sum, to_cpu
 
 KL_NAMES: Mapping[Estimator, tuple[str, str]] = {
     "k1": ("kl/mean", "kl/sum"),
@@ -55,12 +55,8 @@ class _Pending:
     """Statistics of a micro-batch that are still on its device. Shapes: E estimators."""
 
     answers: list[int]
-    kl_N: Tensor
-    charged_N: Tensor
-    sums_E: Tensor
-    log_ratio_M: Tensor
-    answer_M: Tensor
-    entropy_M: Tensor
+    tensors: tuple[Tensor, ...]
+    """kl_N, charged_N, sums_E, log_ratio_M and entropy_M; tokens in the order of the answers."""
 
 
 class UpdateStatistics:
@@ -115,7 +111,7 @@ class UpdateStatistics:
         answer_M, sums_E = measured.answer_M, torch.stack(estimates)
         kl_N = segment_sum(log_ratio_M, answer_M, count)
         self._pending.append(
-            _Pending(list(answers), kl_N, charged_N, sums_E, log_ratio_M, answer_M, entropy_M.detach())
+            _Pending(list(answers), (kl_N, charged_N, sums_E, log_ratio_M, entropy_M.detach()))
         )
 
     def add_losses(
@@ -128,23 +124,37 @@ class UpdateStatistics:
 
     def read(self) -> UpdateStatistics:
         """Move pending statistics to the CPU, once per update, since every read waits for the device."""
+        losses = [
+            value
+            for _, shares in self._pending_losses
+            for value in shares.values()
+            if isinstance(value, Tensor)
+        ]
+        read = iter(
+            to_cpu(
+                [
+                    *(tensor for pending in self._pending for tensor in pending.tensors),
+                    *self.advantages,
+                    *losses,
+                ]
+            )
+        )
         for pending in self._pending:
-            for position, kl, charged in zip(
-                pending.answers, pending.kl_N.tolist(), pending.charged_N.tolist(), strict=True
-            ):
+            kl_N, charged_N, sums_E, log_ratio_M, entropy_M = itertools.islice(read, 5)
+            for position, kl, charged in zip(pending.answers, kl_N.tolist(), charged_N.tolist(), strict=True):
                 self.kl_sum[position], self.charged[position] = kl, charged
-            for estimator, value in zip(self.sums, pending.sums_E.tolist(), strict=True):
+            for estimator, value in zip(self.sums, sums_E.tolist(), strict=True):
                 self.sums[estimator] += value
-            log_ratio_M, answer_M = pending.log_ratio_M.cpu(), pending.answer_M.cpu()
-            for n, position in enumerate(pending.answers):
-                self.log_ratios[position] = log_ratio_M[answer_M == n]
-            self.entropies.append(pending.entropy_M.cpu())
+            lengths = [len(self.rollouts[position].completion_ids) for position in pending.answers]
+            for position, ratios in zip(pending.answers, log_ratio_M.split(lengths), strict=True):
+                self.log_ratios[position] = ratios
+            self.entropies.append(entropy_M)
+        self.advantages = list(itertools.islice(read, len(self.advantages)))
         for totals, shares in self._pending_losses:
             for name, value in shares.items():
-                totals[name] += float(value)
+                totals[name] += float(next(read) if isinstance(value, Tensor) else value)
         self._pending.clear()
         self._pending_losses.clear()
-        self.advantages = [tensor.cpu() for tensor in self.advantages]
         return self
 
     def figures(self, coefficient: float) -> dict[str, float]:

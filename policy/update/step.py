@@ -21,7 +21,7 @@ from policy.update.statistics import UpdateStatistics
 from rlhf.config.algorithm import KLConfig
 from rlhf.config.rollouts import ImportanceConfig
 from rlhf.core.errors import DivergenceError
-from rlhf.kernels.tensors import segment_sum
+from rlhf.kernels.tensors import read_numbers, segment_sum, to_device
 
 LARGE_REWARD = 1e6
 """Rewards beyond this are named as the cause when a loss or a gradient is not finite."""
@@ -61,7 +61,7 @@ class Update:
     all_reduce: AllReduce
     measured: list[tuple[MeasuredBatch, Advantages]] = field(default_factory=list)
     """Micro-batches with their advantages, in order."""
-    algorithm_figures: dict[str, float] = field(default_factory=dict)
+    algorithm_figures: dict[str, Tensor | float] = field(default_factory=dict)
     """The algorithm's figures of the whole update."""
 
     def measure(
@@ -74,7 +74,11 @@ class Update:
         answer_M: Tensor,
         values_M: Tensor | None = None,
     ) -> MeasuredBatch:
-        """The constants of a micro-batch: KL penalties, importance weights and what the passes returned."""
+        """The constants of a micro-batch: KL penalties, importance weights and what the passes returned.
+
+        Args:
+            rewards_N: on the CPU.
+        """
         answers = len(micro_batch.answers)
         engine_M = engine_logps(micro_batch.rollouts, like=logps_M)
         self.probe.add(engine_M, logps_M, reference_M, answer_M, answers)
@@ -87,9 +91,9 @@ class Update:
         in_reward = self.kl.placement == "reward"
         finished = [rollout.finished for rollout in micro_batch.rollouts]
         measured = MeasuredBatch(
-            rewards_N=rewards_N,
+            rewards_N=to_device(rewards_N, logps_M.device),
             penalty_M=self.coefficient * charged_M if in_reward else torch.zeros_like(charged_M),
-            finished_N=torch.tensor(finished, device=logps_M.device),
+            finished_N=to_device(torch.tensor(finished), logps_M.device),
             answer_M=answer_M,
             logps_M=logps_M,
             reference_M=reference_M,
@@ -109,6 +113,11 @@ class Update:
         self.algorithm_figures.update(figures)
         self.statistics.advantages.extend(result.values for result in advantages)
 
+    def figures(self) -> dict[str, float]:
+        """The algorithm's figures of the whole update, read from the device."""
+        numbers = read_numbers(list(self.algorithm_figures.values()))
+        return dict(zip(self.algorithm_figures, numbers, strict=True))
+
     def policy_loss(self, index: int, micro_batch: MicroBatch, logps_M: Tensor) -> Tensor:
         """A micro-batch's share of the policy's loss, with the KL term where the config places it in the
         loss."""
@@ -116,7 +125,7 @@ class Update:
         objective = self.algorithm.objective(logps_M, measured, advantages.values, self.loss_denominator)
         loss, terms = objective.loss, {"loss/policy": objective.loss.detach()}
         if self.kl.placement == "loss":
-            counted_N = torch.tensor(self.algorithm.counted(micro_batch.rollouts), device=logps_M.device)
+            counted_N = to_device(torch.tensor(self.algorithm.counted(micro_batch.rollouts)), logps_M.device)
             kl = self.coefficient * kl_loss(
                 logps_M,
                 measured.reference_M,

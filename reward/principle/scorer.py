@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from reward.principle.question import answer_head, question
@@ -20,6 +21,7 @@ from rlhf.distributed.sharding import compute_device, inference_mode, is_request
 from rlhf.kernels.fused import choose_layers
 from rlhf.kernels.packing import Tree, pack
 from rlhf.kernels.packing_check import decide_packing, one_per_row
+from rlhf.kernels.tensors import to_cpu
 from rlhf.models.chat import Chat
 from rlhf.models.forwards import apply_head, last_states
 from rlhf.models.loading import REWARD, PeftModel, autocast, base_of, load_causal, role
@@ -143,8 +145,11 @@ class PrincipleScorer:
         Raises:
             DataError: a conversation does not end with the assistant, or is too long with a question.
         """
+        if not asked:
+            return []
         trees = [self._tree(conversation, principles) for conversation, principles in asked]
         scores: list[list[float]] = [[] for _ in asked]
+        places, parts = list[int](), list[Tensor]()
         with role(self.model, self.name), inference_mode(self.model):
             packed = pack(
                 trees,
@@ -155,9 +160,11 @@ class PrincipleScorer:
             for batch, _ in lockstep(packed, self.model):
                 with autocast(base_of(self.model)):
                     hidden_ND = last_states(self.model, batch.to(compute_device(self.model)))
-                values = iter(apply_head(self.head.to(hidden_ND.device), hidden_ND).squeeze(1).tolist())
-                for index in batch.trees:
-                    scores[index] = list(itertools.islice(values, len(trees[index].branches)))
+                parts.append(apply_head(self.head.to(hidden_ND.device), hidden_ND).squeeze(1))
+                places += batch.trees
+        values = iter(torch.cat(to_cpu(parts)).tolist())  # read once: every read waits for the GPU
+        for index in places:
+            scores[index] = list(itertools.islice(values, len(trees[index].branches)))
         return scores
 
     def _tree(self, conversation: Conversation, principles: Sequence[str]) -> Tree:

@@ -11,6 +11,7 @@ from reward.losses import fulfilment
 from reward.training.batches import RewardBatch
 from reward.training.figures import RowFigures, common_figures
 from reward.training.trainer import HybridRewardTrainer
+from rlhf.kernels.tensors import to_device
 from rlhf.models.forwards import packed_inputs
 
 
@@ -26,7 +27,7 @@ class PrincipleTrainer(HybridRewardTrainer):
         device = self.args.device
         packed = batch.packed.to(device)
         scores_N = model(**packed_inputs(packed), score_at=packed.last_tokens_N)[:, 0]
-        fulfilled_N = batch.ratings_NA[:, 0].to(device)
+        fulfilled_N = to_device(batch.ratings_NA[:, 0], device)
         loss = fulfilment(scores_N, fulfilled_N, counts["ratings"])
         figures: RowFigures = {
             "loss/total": loss.detach(),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
+
+from rlhf.kernels.tensors import read_numbers
 
 RowFigures = Mapping[str, Tensor | float]
 """Figures of one packed row, to be summed over the update."""
@@ -13,9 +14,7 @@ RowFigures = Mapping[str, Tensor | float]
 
 def sum_rows(rows: Sequence[RowFigures]) -> dict[str, float]:
     """The sum of each figure over all rows; the device is read in one transfer."""
-    values = [torch.as_tensor(value).double() for row in rows for value in row.values()]
-    device = next((value.device for value in values if value.device.type != "cpu"), torch.device("cpu"))
-    numbers = iter(torch.stack([value.to(device) for value in values]).tolist())
+    numbers = iter(read_numbers([value for row in rows for value in row.values()]))
     sums: dict[str, float] = {}
     for row in rows:
         for name in row:

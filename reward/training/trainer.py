@@ -31,6 +31,7 @@ from rlhf.distributed import processes
 from rlhf.distributed.sharding import finish_kernels, lockstep
 from rlhf.distributed.trainer_mixin import DistributedTrainerMixin, single_device, trainer_settings
 from rlhf.kernels.packing_check import one_per_row
+from rlhf.kernels.tensors import to_device
 from rlhf.models.forwards import packed_inputs
 from rlhf.models.loading import PeftModel
 from rlhf.runs.checkpoints import SafeCheckpoints, best_file, load_trainable, save_trainable
@@ -147,11 +148,16 @@ class HybridRewardTrainer(DistributedTrainerMixin, SafeCheckpoints, RewardTraine
         packed = batch.packed.to(device)
         scores_NA = model(**packed_inputs(packed), score_at=packed.last_tokens_N)
         rewards_N = scores_NA[:, REWARD_INDEX]
-        chosen_B, rejected_B = rewards_N[batch.chosen_B.to(device)], rewards_N[batch.rejected_B.to(device)]
-        ratings_NA, present_NA = batch.ratings_NA.to(device), batch.present_NA.to(device)
+        chosen_B = rewards_N[to_device(batch.chosen_B, device)]
+        rejected_B = rewards_N[to_device(batch.rejected_B, device)]
+        ratings_NA, present_NA = to_device(batch.ratings_NA, device), to_device(batch.present_NA, device)
         mse = regression(scores_NA, ratings_NA, present_NA, counts["ratings"])
         bt = bradley_terry(
-            chosen_B, rejected_B, batch.strength_B.to(device), self.stage.preference_loss, counts["pairs"]
+            chosen_B,
+            rejected_B,
+            to_device(batch.strength_B, device),
+            self.stage.preference_loss,
+            counts["pairs"],
         )
         centre = centering(chosen_B, rejected_B, counts["pairs"])
         loss = self.stage.regression_weight * mse + self.stage.preference_weight * bt

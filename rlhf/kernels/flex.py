@@ -21,6 +21,7 @@ from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.utils.logging import get_logger
 
 from rlhf.kernels.packing import PADDING, SHARED, PackedBatch
+from rlhf.kernels.tensors import to_device
 
 BLOCK = 128
 SMALLEST_HEAD = 16
@@ -37,7 +38,7 @@ class FlexMasks:
 
     def __init__(self, batch: PackedBatch) -> None:
         self.batch = batch
-        self._counts_RBB = seen_pairs(batch).to(batch.ids_RT.device)
+        self._counts_RBB = to_device(seen_pairs(batch), batch.ids_RT.device)
         self._masks: dict[int | None, BlockMask] = {}
 
     def within(self, window: int | None) -> BlockMask:

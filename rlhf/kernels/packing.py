@@ -28,6 +28,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlhf.kernels.tensors import to_device
+
 CPU_GRAIN, GPU_GRAIN = 16, 128
 """Row lengths are a multiple of this, for few shapes: the tile of matrix kernels, a block of
 FlexAttention."""
@@ -150,16 +152,16 @@ class PackedBatch:
         following = self.next_tokens
         return dataclasses.replace(
             self,
-            ids_RT=self.ids_RT.to(device),
-            positions_RT=self.positions_RT.to(device),
-            tree_RT=self.tree_RT.to(device),
-            branch_RT=self.branch_RT.to(device),
-            last_tokens_N=(rows_N.to(device), columns_N.to(device)),
+            ids_RT=to_device(self.ids_RT, device),
+            positions_RT=to_device(self.positions_RT, device),
+            tree_RT=to_device(self.tree_RT, device),
+            branch_RT=to_device(self.branch_RT, device),
+            last_tokens_N=(to_device(rows_N, device), to_device(columns_N, device)),
             next_tokens=NextTokens(
-                following.rows_M.to(device),
-                following.columns_M.to(device),
-                following.ids_M.to(device),
-                following.branch_M.to(device),
+                to_device(following.rows_M, device),
+                to_device(following.columns_M, device),
+                to_device(following.ids_M, device),
+                to_device(following.branch_M, device),
             ),
         )
 

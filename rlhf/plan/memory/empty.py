@@ -62,7 +62,7 @@ def without_data(model: nn.Module, mode: FakeTensorMode) -> None:
     for module in model.modules():
         if isinstance(module, Linear4bit):
             with mode:
-                _pack(module)
+                pack_weight(module)
         for name, parameter in list(module.named_parameters(recurse=False)):
             if parameter.device.type == "meta":
                 setattr(module, name, nn.Parameter(fake(parameter), parameter.requires_grad))
@@ -70,7 +70,7 @@ def without_data(model: nn.Module, mode: FakeTensorMode) -> None:
             setattr(module, name, fake(buffer))
 
 
-def _pack(layer: Linear4bit) -> None:
+def pack_weight(layer: Linear4bit) -> None:
     """Pack a layer's weight as bitsandbytes: two weights a byte, 8-bit scales, 32-bit scales of the
     scales.
     """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -72,6 +74,28 @@ def test_the_definition(lengths: list[int], discount: float, gae_lambda: float) 
     assert torch.allclose(result, torch.tensor(expected, dtype=torch.double), atol=1e-9)
 
 
+def test_long_answers_agree_with_the_recursion() -> None:
+    """A_t = delta_t + discount lambda A_{t+1}, backwards through each answer."""
+    lengths, discount, gae_lambda = [700, 1, 300], 0.99, 0.95
+    rewards, values, answer = drawn(lengths)
+    expected: list[float] = []
+    for r, v in zip(rewards.split(lengths), values.split(lengths), strict=True):
+        later, next_value, backwards = 0.0, 0.0, list[float]()
+        for reward, value in zip(reversed(r.tolist()), reversed(v.tolist()), strict=True):
+            later = reward + discount * next_value - value + discount * gae_lambda * later
+            next_value = value
+            backwards.append(later)
+        expected += backwards[::-1]
+    result = generalised_advantages(rewards, values, answer, discount, gae_lambda)
+    assert torch.allclose(result, torch.tensor(expected, dtype=torch.double), rtol=1e-12, atol=1e-12)
+
+
+def test_a_value_that_is_not_finite_stays_in_its_answer() -> None:
+    values = torch.tensor([1.0, 2.0, 3.0, math.inf, 1.0, 2.0])
+    result = generalised_advantages(torch.zeros(6), values, ANSWER, 1.0, 0.95)
+    assert result.isfinite().tolist() == [True, True, True, False, True, True]
+
+
 def test_shapes_must_agree() -> None:
     with pytest.raises(ValueError, match="shapes must be equal"):
         generalised_advantages(torch.zeros(3), torch.zeros(3, 1), torch.zeros(3), 1.0, 1.0)
@@ -86,10 +110,14 @@ def test_moments_are_those_of_all_processes() -> None:
         """What the other process adds: first its count and sum, then its squares."""
         return values + (torch.tensor([3.0, 10.0]) if values.shape else (there - mean).square().sum())
 
-    assert mean_and_variance(here, total) == pytest.approx((mean, together.var(correction=0).item()))
+    counted = torch.tensor([True, False, True])
+    result = mean_and_variance(torch.tensor([1.0, math.nan, 4.0]), counted, total)
+    assert [value.item() for value in result] == pytest.approx([mean, together.var(correction=0).item()])
 
 
 def test_moments_of_nothing_and_of_large_numbers() -> None:
-    assert mean_and_variance(torch.zeros(0), lambda reference: reference) == (0.0, 0.0)
-    _, variance = mean_and_variance(1e6 + torch.tensor([-1.0, 1.0]), lambda values: values)
-    assert variance == pytest.approx(1.0)
+    none = torch.zeros(0)
+    assert mean_and_variance(none, none.bool(), lambda values: values) == (0.0, 0.0)
+    large = 1e6 + torch.tensor([-1.0, 1.0])
+    _, variance = mean_and_variance(large, torch.ones(2).bool(), lambda values: values)
+    assert variance.item() == pytest.approx(1.0)

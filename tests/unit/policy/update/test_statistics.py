@@ -105,8 +105,14 @@ def test_losses_are_means_over_the_passes() -> None:
 
 @pytest.mark.parametrize("rewards", [[2.0, 2.0, 2.0], [1.0, 2.0, 3.0]])
 def test_the_correlation_of_a_constant_is_zero(rewards: list[float]) -> None:
-    gathered = statistics([rollout(2)] * 3)
-    gathered.rewards = rewards
+    gathered = UpdateStatistics(rewards, [rollout(2)] * 3)
+    gathered.add(
+        [0, 1, 2],
+        measured([0.0] * 6, [0, 0, 1, 1, 2, 2]),
+        charged_N=torch.zeros(3),
+        entropy_M=torch.zeros(6),
+    )
+    gathered.advantages.append(torch.zeros(3))
     assert gathered.figures(0.0)["length/reward_correlation"] == 0.0
 
 
@@ -164,8 +170,8 @@ def test_missing_rewards_and_further_columns() -> None:
         columns={"gold": [0.5, math.nan, 0.25], "held_out": [1.0, 2.0, 3.0]},
         missing={1: "gold: no check"},
     )
-    row = measured([0.0, 0.0, 0.0], [0, 1, 2])
-    gathered.add([0, 1, 2], row, charged_N=torch.zeros(3), entropy_M=torch.zeros(3))
+    row = measured([0.0] * 6, [0, 0, 1, 2, 2, 2])
+    gathered.add([0, 1, 2], row, charged_N=torch.zeros(3), entropy_M=torch.zeros(6))
     gathered.advantages.append(torch.zeros(3))
     figures = gathered.figures(0.0)
     assert (figures["reward/mean"], figures["reward/std"], figures["reward/missing"]) == (3.0, 2.0, 1)
