@@ -41,7 +41,7 @@ from rlhf.config.policy import PolicyConfig
 from rlhf.config.reward import RewardConfig
 from rlhf.core import formats
 from rlhf.core.records import Message, Prompt, Rollout
-from rlhf.kernels.packing import Tree
+from rlhf.kernels.packing import CPU_GRAIN, Tree
 from rlhf.models.chat import Chat
 from rlhf.plan.memory.ledger import Peak
 from rlhf.plan.memory.shapes import load_shape
@@ -116,7 +116,7 @@ def compare_reward(
     )  # after training has begun: accelerate has put autocast around the model
     # A plan takes pairs that share half their tokens; here they share none, and attention goes by what a
     # token sees.
-    row = replace(row_of(config), sequences=2)
+    row = replace(row_of(config, grain=CPU_GRAIN), sequences=2)
     planned = trace(load_shape(base), row, on_gpu=False)
     return [
         Compared(
@@ -180,7 +180,7 @@ def compare_policy(
     weights = weights_of(trainer.model)
     update = peak_of_step(trainer)
     # A plan asks for every token of a row, the most there can be; here the prompts' tokens are known.
-    row = replace(row_of(config), logprob_tokens=GROUP * answer)
+    row = replace(row_of(config, grain=CPU_GRAIN), logprob_tokens=GROUP * answer)
     planned = trace(load_shape(base), row, on_gpu=False)
     passes = [planned.peaks[name] for name in ("update", "critic", "measuring") if name in planned.peaks]
     return [

@@ -43,7 +43,7 @@ from rlhf.kernels.packing import Tree
 from rlhf.models.forwards import enable_packed_logprobs, enable_packed_scores, enable_packed_values
 from rlhf.models.four_bits import nf4_settings, prepare
 from rlhf.models.loading import CRITIC, HEAD, PeftModel, autocast, lora_config, role, with_adapter
-from rlhf.plan.empty import pack_weight
+from rlhf.plan.memory.empty import pack_weight
 
 DEVICE = "pretend:0"
 SIZES = {
@@ -174,7 +174,7 @@ def place(model: nn.Module) -> None:
 
 
 def reward_row(dtype: str, quantization: str = "none") -> PeftModel:
-    """Forward, every loss term and backward of packed rows, as `HybridRewardTrainer` computes them; figures."""
+    """Forward, every loss term and backward of packed rows, as `HybridRewardTrainer` does; figures."""
     model = build(AutoModelForSequenceClassification, dtype, quantization=quantization)
     stage = StageConfig(name="all", regression_weight=1.0, preference_weight=1.0, centering_weight=0.1)
     items = [

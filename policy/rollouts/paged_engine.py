@@ -30,10 +30,8 @@ from rlhf.runs.gpu_memory import GpuMemoryError
 BLOCK_TOKENS = 32
 """Tokens of a cache block."""
 MEMORY_SHARE = 0.8
-"""Share of the GPU's free memory for cache and activations.
-
-Transformers' default where logits are processed.
-"""
+"""Share of the GPU's free memory for cache and activations: transformers' default where logits are processed
+(`continuous_batching/initialization.py`, `resolve_max_memory_percent`)."""
 POLL_SECONDS = 1.0
 
 

@@ -146,7 +146,7 @@ class UpdateStatistics:
             for estimator, value in zip(self.sums, sums_E.tolist(), strict=True):
                 self.sums[estimator] += value
             lengths = [len(self.rollouts[position].completion_ids) for position in pending.answers]
-            for position, ratios in zip(pending.answers, log_ratio_M.split(lengths), strict=True):
+            for position, ratios in zip(pending.answers, torch.split(log_ratio_M, lengths), strict=True):
                 self.log_ratios[position] = ratios
             self.entropies.append(entropy_M)
         self.advantages = list(itertools.islice(read, len(self.advantages)))

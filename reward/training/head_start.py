@@ -19,6 +19,7 @@ from rlhf.distributed.sharding import compute_device
 from rlhf.kernels.packing_check import one_per_row
 from rlhf.models.forwards import last_states
 from rlhf.models.loading import PeftModel, autocast, role
+from rlhf.runs.gpu_memory import phase
 
 PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Candidates in units of the features' mean squared norm: small ones suit clean ratings, large ones noise."""
@@ -51,6 +52,7 @@ def ridge(features_KD: Tensor, targets_K: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+@phase("head start")
 def fit_head(
     model: PeftModel,
     head: torch.nn.Linear,

@@ -108,6 +108,11 @@ def _reason(model: PreTrainedModel, wanted: bool) -> str | None:
 
 
 def reason_by_kind(model: PreTrainedModel) -> str | None:
+    """The reason against packed rows in a model's layers and attention; None if they show none."""
+    return reason_by_layers(model) or _reason_by_attention(model)
+
+
+def reason_by_layers(model: PreTrainedModel) -> str | None:
     """The reason against packed rows in a model's config and layers; None if they show none."""
     config = model.config.get_text_config()
     kinds = sorted(set(getattr(config, "layer_types", None) or ()) - PACKABLE)
@@ -121,7 +126,7 @@ def reason_by_kind(model: PreTrainedModel) -> str | None:
         return f"convolutions ({convolutions[0]}) mix the tokens of neighbouring sequences"
     if scaled:
         return f"{scaled[0]} RoPE depends on the length of the row"
-    return _reason_by_attention(model)
+    return None
 
 
 def _reason_by_attention(model: PreTrainedModel) -> str | None:

@@ -8,15 +8,8 @@ from typing import Any
 
 from rlhf.plan.changes import Change, Remedy, best_strategy, fits, larger, remedy, single_changes
 from rlhf.plan.defaults import chosen
-from rlhf.plan.memory.phases import (
-    Engine,
-    Phase,
-    Tracer,
-    engine_of,
-    host_bytes,
-    loading_host_bytes,
-    phases,
-)
+from rlhf.plan.memory.loading import loading_host_bytes, loading_phase
+from rlhf.plan.memory.phases import Engine, Phase, Tracer, engine_of, host_bytes, phases
 from rlhf.plan.request import Assumptions, Request
 from rlhf.plan.speed import Bill, bill
 
@@ -42,13 +35,15 @@ class Plan:
     """Host memory of one machine for offloaded shards."""
     loading_bytes: int = 0
     """Peak host memory of one machine while the base is loaded."""
+    loading: Phase | None = None
+    """Memory of one GPU meanwhile."""
     chosen: Mapping[str, Any] = field(default_factory=dict)
     """Settings for keys that the config leaves unset."""
 
     @property
     def fits(self) -> bool:
-        """Whether every phase of the request fits."""
-        return fits(self.phases)
+        """Whether every phase of the request fits, loading included."""
+        return fits(self.phases) and (self.loading is None or self.loading.fits)
 
 
 def make_plan(request: Request, tracer: Tracer, assumed: Assumptions, *, choose: bool) -> Plan:
@@ -57,7 +52,7 @@ def make_plan(request: Request, tracer: Tracer, assumed: Assumptions, *, choose:
         request = best_strategy(request, tracer)
     request, taken = chosen(request, tracer)
     planned, engine, host = phases(request, tracer), engine_of(request, tracer), host_bytes(request, tracer)
-    loading = loading_host_bytes(request, tracer)
+    loading, on_gpu = loading_host_bytes(request, tracer), loading_phase(request, tracer)
     if fits(planned):
         return Plan(
             request,
@@ -70,6 +65,7 @@ def make_plan(request: Request, tracer: Tracer, assumed: Assumptions, *, choose:
             engine,
             host,
             loading,
+            on_gpu,
             taken,
         )
     on_these = remedy(request, tracer)
@@ -77,4 +73,6 @@ def make_plan(request: Request, tracer: Tracer, assumed: Assumptions, *, choose:
     runs = on_these or on_more
     priced = bill(runs.request, tracer, assumed) if runs else None
     changes = single_changes(request, tracer)
-    return Plan(request, assumed, planned, priced, changes, on_these, on_more, engine, host, loading, taken)
+    return Plan(
+        request, assumed, planned, priced, changes, on_these, on_more, engine, host, loading, on_gpu, taken
+    )

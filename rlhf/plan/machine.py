@@ -15,14 +15,18 @@ from rlhf.distributed import processes
 from rlhf.plan.changes import best_strategy, single_changes
 from rlhf.plan.defaults import chosen
 from rlhf.plan.gpus import GIB, Cluster, Gpu
+from rlhf.plan.memory.loading import loading_phase
 from rlhf.plan.memory.phases import Phase, Tracer, phases
 from rlhf.plan.memory.shapes import load_shape
-from rlhf.plan.request import Request
-from rlhf.runs.gpu_memory import GpuMemoryError
+from rlhf.plan.request import Request, as_packed, changed
+from rlhf.runs.gpu_memory import GpuMemoryError, phase
 
 CANNOT_PLAN = (RlhfError, RuntimeError, ValueError, TypeError, AttributeError, KeyError, NotImplementedError)
 """Raised by tracing for a base that is not on this machine, or whose code needs data: no reason to stop a
 run."""
+
+PLANNED_AS = {"update": ("update", "critic", "log-probabilities"), "head start": ("validation",)}
+"""Phase of a run: its phases in the plan, where the names differ."""
 
 Config = TypeVar("Config", RewardConfig, PolicyConfig)
 
@@ -67,7 +71,7 @@ def fit_to_machine(config: Config) -> Config:
     if taken and processes.is_main():
         words = " ".join(f"{key}={value}" for key, value in taken.items())
         print(f"Set for {cluster} by the plan, as the config leaves them unset: {words}", flush=True)
-    return fitted.config  # type: ignore[return-value]
+    return changed(fitted.config, "model.packing", config.model.packing)  # type: ignore[no-any-return]
 
 
 def plan_on(config: RewardConfig | PolicyConfig, cluster: Cluster) -> list[Phase]:
@@ -85,7 +89,8 @@ def explained(config: RewardConfig | PolicyConfig) -> Iterator[None]:
         GpuMemoryError: the GPU's memory ran out.
     """
     try:
-        yield
+        with phase("run"):
+            yield
     except GpuMemoryError as error:
         cluster = this_cluster()
         if cluster is None or config.adapter is None:
@@ -102,20 +107,29 @@ def _with_plan(
     error: GpuMemoryError, config: RewardConfig | PolicyConfig, cluster: Cluster
 ) -> GpuMemoryError:
     request, tracer = _request(config, cluster)
-    expected = {phase.name: phase for phase in phases(request, tracer)}.get(error.phase)
-    planned = "The plan does not know this phase."
-    if expected is not None:
-        verdict = "it should have fitted: another program may hold memory" if expected.fits else "too large"
-        planned = (
-            f"The plan expected {expected.total / GIB:.1f} of {expected.capacity / GIB:.1f} GiB: {verdict}."
-        )
+    expected = _expected(error.phase, request, tracer)
+    verdict = "it should have fitted: another program may hold memory" if expected.fits else "too large"
+    planned = (
+        f"The plan expected {expected.total / GIB:.1f} of {expected.capacity / GIB:.1f} GiB "
+        f"({expected.name}): {verdict}."
+    )
     changes = single_changes(request, tracer)
     fix = changes[0].what if changes else "a larger GPU"
     return GpuMemoryError(error.phase, error.cause, planned=planned, fix=fix)
 
 
+def _expected(name: str, request: Request, tracer: Tracer) -> Phase:
+    """The phase of the plan that a phase of the run is; the tightest of several, or of all."""
+    if name == "loading":
+        return loading_phase(request, tracer)
+    planned = phases(request, tracer)
+    known = [phase for phase in planned if phase.name in PLANNED_AS.get(name, (name,))]
+    return max(known or planned, key=lambda phase: phase.total)
+
+
 def _request(config: RewardConfig | PolicyConfig, cluster: Cluster) -> tuple[Request, Tracer]:
     tracer = Tracer(load_shape(config.model.base, config.model.revision))
+    config, _ = as_packed(config, tracer.shape)
     servers = None
     if isinstance(config, PolicyConfig) and config.rollouts.engine == "servers":
         servers = Cluster(cluster.gpu, 1, len(config.rollouts.servers))

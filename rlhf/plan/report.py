@@ -14,6 +14,7 @@ from rlhf.config.rewards import Source
 from rlhf.plan.changes import LARGEST, Change
 from rlhf.plan.estimate import Plan
 from rlhf.plan.gpus import GIB, PRICES_OF
+from rlhf.plan.memory.engine import GRAPHS, PAGED_SHARE
 from rlhf.plan.memory.phases import (
     KINDS,
     Phase,
@@ -80,6 +81,8 @@ def _rows_note(request: Request) -> str:
         if request.config.tokens_per_batch >= longest
         else "the longest item, which is never cut"
     )
+    if not request.config.model.packing:
+        return f"; {row.rows:,} rows of {row.tokens // row.rows:,} tokens, one sequence each ({why})"
     return f"; rows of {row.tokens:,} tokens ({why})"
 
 
@@ -189,16 +192,35 @@ def notes(plan: Plan) -> list[str]:
         lines.append(
             f"Between rollouts vLLM's weights are in host memory: {gib(asleep)} GiB on each machine."
         )
-    if plan.loading_bytes:
-        lines.append(f"Loading takes up to {gib(plan.loading_bytes)} GiB of host memory on each machine.")
+    if plan.loading is not None:
+        lines.append(
+            f"Loading takes up to {gib(plan.loading.total)} GiB of each GPU and {gib(plan.loading_bytes)} "
+            "GiB of host memory on each machine (rlhf doctor compares that with a machine)."
+        )
     if plan.host_bytes:
         lines.append(f"Offloaded to host memory: {gib(plan.host_bytes)} GiB on each machine.")
     return [
         *lines,
         "Traced from the real update without weights; CPU runs agree within 5 %. Not yet compared on a GPU.",
-        f"Allowance, not traced: {gib(CONTEXT)} GiB CUDA context, {gib(NCCL)} GiB NCCL on several GPUs, "
-        f"{FRAGMENTS:.0%} of activations for fragmentation.",
+        *_estimates(plan),
     ]
+
+
+def _estimates(plan: Plan) -> list[str]:
+    """The figures of the plan that are neither traced nor measured."""
+    estimates = [
+        f"{gib(CONTEXT)} GiB CUDA context",
+        f"{gib(NCCL)} GiB NCCL on several GPUs",
+        f"{FRAGMENTS:.0%} of activations for fragmentation",
+    ]
+    if plan.engine is not None and plan.engine.paged:
+        estimates.append(f"a cache in {PAGED_SHARE:.0%} of the free memory, as transformers sizes it")
+    elif plan.engine is not None:
+        estimates += [
+            f"{gib(GRAPHS)} GiB CUDA graphs of vLLM",
+            f"{gib(plan.engine.memory.working - GRAPHS)} GiB activations of vLLM, which profiles them",
+        ]
+    return [f"Estimates, neither traced nor measured: {'; '.join(estimates)}."]
 
 
 def _sources(request: Request) -> list[Source]:
@@ -221,6 +243,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "parallel": request.strategy,
         "host_bytes": plan.host_bytes,
         "loading_bytes": plan.loading_bytes,
+        "loading": None if plan.loading is None else _phase_json(plan.loading),
         "row_tokens": row_of(request.config).tokens,
         "chosen": dict(plan.chosen),
         "fits": plan.fits,

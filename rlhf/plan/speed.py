@@ -180,10 +180,11 @@ def _rows(source: DataSource) -> int | None:
 
 
 def _policy_tokens(config: PolicyConfig, assumed: Assumptions) -> float:
-    """Packed tokens of an update: each prompt once, and its answers."""
+    """Tokens of an update: each prompt once, and its answers; without packing the prompt with each answer."""
     prompt, answer = assumed.lengths(config)
     rollouts = config.rollouts
-    return rollouts.prompts_per_step * (prompt + rollouts.samples_per_prompt * answer)
+    prompts = 1 if config.model.packing else rollouts.samples_per_prompt
+    return rollouts.prompts_per_step * (prompts * prompt + rollouts.samples_per_prompt * answer)
 
 
 def _rollout_seconds(

@@ -12,7 +12,7 @@ class GpuMemoryError(RunError):
     """GPU memory ran out.
 
     Args:
-        phase: a phase of the plan (`loading`, `rollouts`, `scoring`, `update`, `validation`).
+        phase: a key of `DESCRIPTIONS`.
         cause: torch's message.
     """
 
@@ -31,8 +31,12 @@ DESCRIPTIONS = {
     "scoring": "scoring answers",
     "update": "updating the model",
     "validation": "scoring held-out items",
+    "head start": "computing the head's first weights",
+    "run": "running outside the phases of the plan",
 }
 """Phase: what the run does in it."""
+SIGNS = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""In the messages of CUDA, NCCL and cuBLAS, which allocate beside torch's allocator."""
 
 
 @contextmanager
@@ -47,6 +51,8 @@ def phase(name: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for this
+        # torch's OutOfMemoryError is recognised by its name: torch is not imported for this.
+        signs = any(sign in str(error) for sign in SIGNS)
+        if isinstance(error, GpuMemoryError) or not (type(error).__name__ == "OutOfMemoryError" or signs):
             raise
         raise GpuMemoryError(name, str(error)) from error

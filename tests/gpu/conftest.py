@@ -1,9 +1,8 @@
-"""Tests that need a GPU: skipped elsewhere, with a reason. RLHF_GPU_TESTS=cpu runs what a CPU can on the tiny
-model: it tries the tests.
-"""
+"""Every test runs on an NVIDIA GPU (`gpu`) and, with a tiny base, on a CPU (`slow`), which tries its code."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -12,36 +11,35 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ON_CPU = os.environ.get("RLHF_GPU_TESTS") == "cpu"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.fixture(
+    scope="session",
+    params=[pytest.param("cuda", marks=pytest.mark.gpu), pytest.param("cpu", marks=pytest.mark.slow)],
+)
+def device(request: pytest.FixtureRequest) -> str:
+    """The type of the device that torch sees on this machine."""
     import torch
 
-    for item in items:
-        if Path(__file__).parent not in item.path.parents:
-            continue
-        item.add_marker(pytest.mark.gpu)
-        needs_cuda = item.get_closest_marker("cuda_only") is not None
-        if not torch.cuda.is_available() and (needs_cuda or not ON_CPU):
-            item.add_marker(
-                pytest.mark.skip(reason="needs an NVIDIA GPU: `make test-gpu` on a machine with one")
-            )
+    wanted, seen = str(request.param), "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and seen == "cpu":
+        pytest.skip("needs an NVIDIA GPU: `make test-gpu` on a machine with one")
+    if wanted == "cpu" and seen == "cuda":
+        pytest.skip("this machine has a GPU, which the same test uses")
+    return wanted
 
 
 @pytest.fixture(autouse=True)
 def programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The programs of `benchmarks/`, which the tests share."""
+    """Let tests import the programs of `benchmarks/`."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
 
 
 @pytest.fixture(scope="session")
-def kind() -> str:
-    """Which shape the base has: SmolLM2's on a GPU."""
-    import torch
-
-    return "smol" if torch.cuda.is_available() else "tiny"
+def kind(device: str) -> str:
+    """The shape of the base: SmolLM2's on a GPU."""
+    return "smol" if device == "cuda" else "tiny"
 
 
 @pytest.fixture(scope="session")
@@ -58,6 +56,10 @@ def gpu_base(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def rows() -> Any:
     """The lines of a run's metrics."""
-    import json
-
     return lambda run: [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+
+
+@pytest.fixture(scope="session")
+def timeout() -> float:
+    """Seconds for a command; a busy machine needs more."""
+    return float(os.environ.get("RLHF_TEST_LAUNCH_TIMEOUT", "600"))

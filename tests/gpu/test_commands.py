@@ -5,6 +5,7 @@ one process.
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[2]
 Rows = Callable[[Path], list[dict[str, Any]]]
@@ -20,29 +22,57 @@ RESUMED_APART = 0.02
 """Relative difference of a loss after a resume: kernels on a GPU add in an order of their own (atomics)."""
 
 
-def run(
-    command: str, config: Path, *words: str, launch: str | None = None, folder: Path | None = None
-) -> str:
-    start = [sys.executable, "-m"]
-    if launch is not None:
-        assert folder is not None
-        settings = yaml.safe_load((ROOT / "configs" / "launch" / launch).read_text("utf-8")) | {
-            "num_processes": 1
-        }
-        file = folder / launch
-        file.write_text(yaml.safe_dump(settings), encoding="utf-8")
-        start += ["accelerate.commands.launch", "--config_file", str(file), "-m"]
-    done = subprocess.run(
-        [*start, "rlhf.cli", command, str(config), *words],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return done.stdout
+Run = Callable[..., None]
+
+
+@pytest.fixture(scope="session")
+def run(device: str, timeout: float) -> Run:
+    """Run a command in a process of its own, or through a launch file of `configs/launch/`.
+
+    On a CPU a command runs in this process where it can, which saves the imports.
+    """
+
+    def start(
+        command: str,
+        config: Path,
+        *words: str,
+        launch: str | None = None,
+        folder: Path | None = None,
+        alone: bool = False,
+    ) -> None:
+        words = (command, str(config), *words)
+        if device == "cpu" and launch is None and not alone:
+            from rlhf import cli
+
+            result = CliRunner().invoke(cli.app, list(words), prog_name="rlhf")
+            assert result.exit_code == 0, result.output[-4000:]
+            return
+        launcher = [] if launch is None or folder is None else _launcher(launch, folder, device)
+        done = subprocess.run(
+            [sys.executable, "-m", *launcher, "rlhf.cli", *words],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+    return start
+
+
+def _launcher(launch: str, folder: Path, device: str) -> list[str]:
+    """accelerate's arguments: one process with NCCL on a GPU, two with gloo on a CPU, where one is not
+    sharded."""
+    settings = yaml.safe_load((ROOT / "configs" / "launch" / launch).read_text("utf-8"))
+    settings |= {"num_processes": 1} if device == "cuda" else {"num_processes": 2, "use_cpu": True}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        settings |= {"main_process_ip": "127.0.0.1", "main_process_port": free.getsockname()[1]}
+    file = folder / launch
+    file.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return ["accelerate.commands.launch", "--config_file", str(file), "-m"]
 
 
 def base_words(base: Path, quantization: str = "none") -> tuple[str, ...]:
@@ -51,7 +81,7 @@ def base_words(base: Path, quantization: str = "none") -> tuple[str, ...]:
 
 @pytest.fixture(scope="session")
 def trained(
-    gpu_base: Path, reward_config: Path, tmp_path_factory: pytest.TempPathFactory
+    run: Run, gpu_base: Path, reward_config: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Path]:
     """The `final/` folder of a reward model on the base, by its quantization; each is trained once."""
     made: dict[str, Path] = {}
@@ -84,7 +114,7 @@ def test_reward_training(trained: Callable[[str], Path], rows: Rows, quantizatio
     ids=["paged", "padded", "nf4", "ppo"],
 )
 def test_alignment(
-    trained: Callable[[str], Path], gpu_base: Path, policy_config: Path, rows: Rows, tmp_path: Path,
+    run: Run, trained: Callable[[str], Path], gpu_base: Path, policy_config: Path, rows: Rows, tmp_path: Path,
     quantization: str, words: list[str],
 ) -> None:  # fmt: skip
     reward = f"reward={trained(quantization)}"
@@ -95,24 +125,27 @@ def test_alignment(
     assert lines[0]["kl/abs_mean"] <= 0.02
 
 
-@pytest.mark.cuda_only
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_alignment_with_vllm(
-    trained: Callable[[str], Path], gpu_base: Path, policy_config: Path, rows: Rows, tmp_path: Path,
-    quantization: str,
+    device: str, run: Run, trained: Callable[[str], Path], gpu_base: Path, policy_config: Path, rows: Rows,
+    tmp_path: Path, quantization: str,
 ) -> None:  # fmt: skip
     pytest.importorskip("vllm", reason="vllm is not installed")
     if quantization == "nf4":
+        if device == "cpu":
+            pytest.skip("vLLM has no 4-bit weights on a CPU")
         pytest.importorskip("vllm_bnb_plugin", reason="vllm-bnb-plugin is not installed")
-    words = ("rollouts.engine=vllm", "rollouts.gpu_memory_share=0.3", "rollouts.sleep=true")
+    on_gpu = ("rollouts.gpu_memory_share=0.3", "rollouts.sleep=true") if device == "cuda" else ()
+    words = ("rollouts.engine=vllm", "rollouts.logprob_bound=0.2", *on_gpu)
     reward = f"reward={trained(quantization)}"
     base = base_words(gpu_base, quantization)
-    run("align-policy", policy_config, reward, *base, *words, "--output", str(tmp_path / "run"))
+    output = ("--output", str(tmp_path / "run"))
+    run("align-policy", policy_config, reward, *base, *words, *output, alone=True)
     assert all(line["engine/logprob_difference"] < 0.1 for line in rows(tmp_path / "run"))
 
 
 def test_a_resumed_run_agrees_to_rounding(
-    gpu_base: Path, reward_config: Path, rows: Rows, tmp_path: Path
+    run: Run, gpu_base: Path, reward_config: Path, rows: Rows, tmp_path: Path
 ) -> None:
     """The last stage ends after its checkpoint at two updates, and continues to four."""
     words = (
@@ -131,10 +164,9 @@ def test_a_resumed_run_agrees_to_rounding(
     assert losses[1] == pytest.approx(losses[0], rel=RESUMED_APART)
 
 
-@pytest.mark.cuda_only
 @pytest.mark.parametrize(("launch", "quantization"), [("fsdp2.yaml", "none"), ("fsdp2-qlora.yaml", "nf4")])
-def test_one_process_with_fsdp2_and_nccl(
-    trained: Callable[[str], Path], gpu_base: Path, reward_config: Path, rows: Rows, tmp_path: Path,
+def test_a_sharded_base(
+    run: Run, trained: Callable[[str], Path], gpu_base: Path, reward_config: Path, rows: Rows, tmp_path: Path,
     launch: str, quantization: str,
 ) -> None:  # fmt: skip
     """The same losses as without sharding; `fsdp2-qlora.yaml` offloads."""

@@ -1,4 +1,4 @@
-"""A GPU computes what a CPU does: every bound of `benchmarks/gpu_check.py`."""
+"""A device computes what it should: every bound of `benchmarks/gpu_check.py`."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ CASES = [
     f"{update}-{form}" for update in ("reward", "policy", "ppo") for form in ("float32", "bfloat16", "nf4")
 ]
 READS = {"reward": 1, "policy": 2, "ppo": 3}
-"""Reads of an update of two rows: its figures or its statistics; the engine's comparison; the critic's figures."""
+"""Reads of an update of two rows: figures or statistics; the engine's comparison; the critic's figures."""
 MISTAKES = ("left-behind", "indexed-by-a-mask", "copied", "read")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from policy.rollouts.protocol import Sampling
 from policy.rollouts.servers.client import Server, ServerError
+from policy.rollouts.vllm.arguments import max_lora_rank
 from rlhf.core.errors import ModelError
 
 START = (
@@ -37,9 +38,8 @@ class Wanted:
     sampling: Sampling
 
     def command(self) -> str:
-        """The command that starts such a server; vLLM's maximal ranks are powers of two from 8."""
-        rank = max(8, 1 << (self.rank - 1).bit_length())
-        return START.format(base=self.folder, rank=rank, length=self.length)
+        """The command that starts such a server."""
+        return START.format(base=self.folder, rank=max_lora_rank(self.rank), length=self.length)
 
 
 def check_server(server: Server, wanted: Wanted) -> None:

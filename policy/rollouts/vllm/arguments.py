@@ -14,6 +14,8 @@ from rlhf.models.loading import LoraConfig
 
 BNB_PLUGIN = "vllm-bnb-plugin"
 """Registers bitsandbytes with vLLM, whose own tree has not had it since 0.28."""
+MAX_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Maximal ranks that vLLM 0.31 takes, without 1: `MaxLoRARanks` of `vllm/config/lora.py`."""
 BNB_PLUGIN_FIX = "pip install --no-deps vllm-bnb-plugin==0.0.3"
 
 
@@ -53,9 +55,8 @@ class EngineSettings:
 def llm_arguments(settings: EngineSettings, *, on_gpu: bool) -> dict[str, Any]:
     """The keyword arguments of `LLM`."""
     lora: dict[str, Any] = {"enable_lora": False}
-    if settings.rank is not None:  # vLLM's maximal ranks are powers of two from 8
-        max_rank = max(8, 1 << (settings.rank - 1).bit_length())
-        lora = {"enable_lora": True, "max_lora_rank": max_rank, "max_loras": 1}
+    if settings.rank is not None:
+        lora = {"enable_lora": True, "max_lora_rank": max_lora_rank(settings.rank), "max_loras": 1}
     device: dict[str, Any] = {
         "kv_cache_memory_bytes": int(settings.memory_gib * 2**30),
         "enforce_eager": True,
@@ -109,6 +110,11 @@ def check_settings(settings: EngineSettings, *, on_gpu: bool) -> None:
             allowed="rollouts.sleep: true on a machine with a GPU",
             fix="rollouts.sleep=false",
         )
+
+
+def max_lora_rank(rank: int) -> int:
+    """vLLM's smallest maximal rank that holds an adapter of this rank; at most `MAX_LORA_RANK`."""
+    return next(largest for largest in MAX_LORA_RANKS if rank <= largest)
 
 
 def check_adapter(config: LoraConfig, folder: Path) -> None:

@@ -17,16 +17,18 @@ SERVER_TOKENS, LARGE_SERVER_TOKENS, LARGE = 2048, 8192, 70 * 2**30
 """Tokens of a server's step at most, on GPUs below and from `LARGE` bytes (vLLM's
 `EngineArgs.get_batch_defaults`)."""
 GRAPHS = 2**30
-"""Captured CUDA graphs of an engine. An assumption: users report 0.5 to 1.5 GiB (in vLLM's log, "Graph
-capturing finished")."""
+"""Captured CUDA graphs of an engine. An estimate: vLLM profiles them when it starts
+(`v1/worker/gpu_model_runner.py`, `profile_cudagraph_memory`) and counts them in its share; users report 0.5
+to 1.5 GiB in its log."""
 PAGED_BLOCK = 32
 """Tokens of a block of transformers' paged cache, see policy/rollouts/paged_engine.py."""
 PAGED_SHARE = 0.8
-"""Share of the free memory that the paged cache and its working memory take together."""
+"""Share of the free memory that the paged cache and its working memory take together: `MEMORY_SHARE` of
+policy/rollouts/paged_engine.py, which passes it to transformers as `max_memory_percent`."""
 BLOCK = 16
 """Tokens of a block of vLLM's cache."""
 CACHED_SHARE = 0.6
-"""Share of the memory's bandwidth that decoding reaches. An assumption."""
+"""Share of the memory's bandwidth that decoding reaches. An estimate without a measurement."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def working_bytes(
 
         tokens x (4 hidden + 3 intermediate) x bytes + 3 x sequences x words x 4
 
-    vLLM logs its figure as "peak activation memory". Not yet compared on a GPU.
+    An estimate: vLLM logs its figure as "peak activation memory". Not yet compared on a GPU.
     """
     tokens = min(batched_tokens, max(sequences * max_model_len, 1))
     wide = tokens * (4 * shape.hidden_size + 3 * shape.intermediate_size) * dtype_bytes

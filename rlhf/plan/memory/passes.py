@@ -48,10 +48,11 @@ from rlhf.plan.memory.ledger import Ledger
 
 @dataclass(frozen=True)
 class Row:
-    """One packed row of an update, and the model it goes through."""
+    """One packed row of an update, or rows of one sequence, and the model they go through."""
 
     command: Literal["train-reward", "align-policy"]
     tokens: int
+    """Of all rows."""
     sequences: int
     """Responses of pairs, or answers."""
     logprob_tokens: int
@@ -68,6 +69,8 @@ class Row:
     """Reward models that are adapters on the policy's base; of the policy's rank."""
     reference: bool = False
     """Whether the reference is a frozen adapter; else it is the base."""
+    rows: int = 1
+    """With more than one, each is a sequence by itself."""
     critic: bool = False
     """Whether a critic, an adapter with a head, is trained beside the policy."""
 
@@ -125,7 +128,7 @@ def packed_row(row: Row, *, on_gpu: bool) -> PackedBatch:
     """A row of fake tensors. On a CPU, attention works on branches, here of equal length without a trunk."""
 
     def places() -> Tensor:
-        return torch.empty(1, row.tokens, dtype=torch.long)
+        return torch.empty(row.rows, row.tokens // row.rows, dtype=torch.long)
 
     return PackedBatch(
         ids_RT=places(),
@@ -137,7 +140,8 @@ def packed_row(row: Row, *, on_gpu: bool) -> PackedBatch:
         trees=(0,),
         useful_tokens=0,
         computed_tokens=row.tokens,
-        spans=() if on_gpu else (_branches(row),),
+        spans=() if on_gpu or row.rows > 1 else (_branches(row),),
+        one_per_row=row.rows > 1,
     )
 
 

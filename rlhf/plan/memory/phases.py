@@ -25,7 +25,6 @@ from rlhf.plan.memory.ledger import ACTIVATIONS
 from rlhf.plan.memory.passes import Row
 from rlhf.plan.memory.sharding import ALLOWANCE, BUFFERS, GATHERED, STRATEGIES, ModelFacts, allowance
 from rlhf.plan.memory.trace import ADAPTERS, GRADIENTS, OPTIMIZER, WEIGHTS, Trace, trace
-from rlhf.plan.memory.weights import loading_bytes
 from rlhf.plan.request import Request, row_of
 
 ENGINE, CACHE = "engine", "KV cache"
@@ -163,10 +162,10 @@ def _rollouts(request: Request, tracer: Tracer, engine: Engine | None) -> Phase:
             config.rollouts.prompts_per_step * config.rollouts.samples_per_prompt // request.cluster.count
         )
         width = config.data.max_prompt_tokens + config.rollouts.max_new_tokens
-        cache = max(1, answers) * width * token_bytes(tracer.shape, _itemsize(config))
+        cache = max(1, answers) * width * token_bytes(tracer.shape, itemsize(config))
         prompt = config.data.max_prompt_tokens
         resident[ACTIVATIONS] = working_bytes(
-            tracer.shape, _itemsize(config), answers, prompt, max(1, answers) * prompt
+            tracer.shape, itemsize(config), answers, prompt, max(1, answers) * prompt
         )
         return _phase(request, tracer, "rollouts", resident, {CACHE: cache})
     memory = engine.memory
@@ -209,8 +208,8 @@ def engine_of(request: Request, tracer: Tracer) -> Engine | None:
         batched = LARGE_SERVER_TOKENS if where.gpu.memory >= LARGE else SERVER_TOKENS
     share = SERVER_SHARE if request.servers else config.rollouts.gpu_memory_share
     answers = config.rollouts.prompts_per_step * config.rollouts.samples_per_prompt
-    itemsize = _itemsize(config)
-    trained = tracer(row_of(config)).peaks["update"].kinds[GRADIENTS] * itemsize // 4
+    bytes_each = itemsize(config)
+    trained = tracer(row_of(config)).peaks["update"].kinds[GRADIENTS] * bytes_each // 4
     adapter = trained // (2 if config.algorithm.critic else 1)
 
     def engine_with(parallel: int) -> Engine:
@@ -219,7 +218,7 @@ def engine_of(request: Request, tracer: Tracer) -> Engine | None:
             tracer.shape,
             budget=int(share * where.gpu.memory),
             parallel=parallel,
-            dtype_bytes=itemsize,
+            dtype_bytes=bytes_each,
             quantization=config.model.quantization,
             adapter=adapter,
             sequences=sequences,
@@ -249,7 +248,7 @@ def _paged(request: Request, config: PolicyConfig, tracer: Tracer) -> Engine | N
     memory = paged_memory(
         tracer.shape,
         free=gpu.memory - resident - allowance(0, count),
-        dtype_bytes=_itemsize(config),
+        dtype_bytes=itemsize(config),
         sequences=max(1, config.rollouts.prompts_per_step * config.rollouts.samples_per_prompt // count),
         max_model_len=config.data.max_prompt_tokens + config.rollouts.max_new_tokens,
         batched_tokens=config.rollouts.max_num_batched_tokens,
@@ -257,7 +256,8 @@ def _paged(request: Request, config: PolicyConfig, tracer: Tracer) -> Engine | N
     return Engine(replace(memory, weights=resident), request.cluster, 1, paged=True)
 
 
-def _itemsize(config: PolicyConfig) -> int:
+def itemsize(config: RewardConfig | PolicyConfig) -> int:
+    """Bytes of an unquantized weight."""
     return 4 if config.model.dtype == "float32" else 2
 
 
@@ -296,18 +296,6 @@ def host_bytes(request: Request, tracer: Tracer) -> int:
     kinds = traced.peaks["update"].kinds
     stored = sum(kinds.get(kind, 0) for kind in (WEIGHTS, ADAPTERS, GRADIENTS, OPTIMIZER))
     return (stored - traced.scale_bytes) // request.cluster.nodes
-
-
-def loading_host_bytes(request: Request, tracer: Tracer) -> int:
-    """Peak bytes of host memory while the base is loaded, see `rlhf.plan.memory.weights`."""
-    kinds, model = tracer(row_of(request.config)).peaks["update"].kinds, request.config.model
-    return loading_bytes(
-        kinds[WEIGHTS],
-        model.quantization,
-        sharded=request.strategy.startswith("fsdp"),
-        offloaded=request.strategy == "fsdp-offload",
-        processes=request.cluster.per_node,
-    )
 
 
 def check_strategy(strategy: str, cluster: Cluster) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, LlamaConfig
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from rlhf.core.errors import ModelError, did_you_mean
 
+SHALLOW = 4
+"""Layers that are built to look at their kinds."""
 _LLAMA_3_1 = {"vocab_size": 128_256, "max_position_embeddings": 131_072, "num_key_value_heads": 8}
 _LLAMA_70B = {
     **_LLAMA_3_1,
@@ -40,6 +44,24 @@ PACKAGED: dict[str, dict[str, Any]] = {
     "meta-llama/Llama-3.3-70B-Instruct": _LLAMA_70B,
 }
 """Name: figures of its public config.json (SmolLM2-135M-Instruct, Llama-3.1 and Llama-3.3)."""
+
+
+def reason_by_shape(shape: Any) -> str | None:
+    """The reason why a run will give each sequence of this base a row of its own; None if none shows.
+
+    See `rlhf.kernels.packing_check`, which also measures a base when a run starts.
+    """
+    from rlhf.kernels.packing_check import reason_by_layers
+
+    shallow = copy.deepcopy(shape)
+    kinds = getattr(shallow, "layer_types", None)
+    if kinds and len(kinds) > SHALLOW:  # the first layer of each kind
+        shallow.layer_types = [*dict.fromkeys(kinds)]
+        shallow.num_hidden_layers = len(shallow.layer_types)
+    elif not kinds:
+        shallow.num_hidden_layers = min(SHALLOW, shallow.num_hidden_layers)
+    with torch.device("meta"):
+        return reason_by_layers(AutoModelForCausalLM.from_config(shallow))
 
 
 def load_shape(base: str, revision: str | None = None) -> Any:

@@ -14,13 +14,15 @@ from rlhf.plan.memory.trace import ADAPTERS, GRADIENTS, OPTIMIZER, WEIGHTS, Trac
 GATHERED, BUFFERS, ALLOWANCE = "gathered", "buffers", "allowance"
 
 CONTEXT = 2**30
-"""CUDA's context, its kernels and cuBLAS's workspace. An assumption: 0.5 GiB on recent drivers, which load
-kernels lazily, to 1.3 GiB (transformers' documentation, "Model training anatomy")."""
+"""CUDA's context, its kernels and cuBLAS's workspace. An estimate: torch's context took 0.27 GiB with kernels
+loaded lazily and 0.62 without (torch's pull request 86509); 1.3 GiB in transformers' documentation ("Model
+training anatomy")."""
 NCCL = 2**29
-"""NCCL's buffers on several GPUs. An assumption: 4 MiB a buffer (`NCCL_BUFFSIZE`), some dozens of
+"""NCCL's buffers on several GPUs. An estimate: 4 MiB a buffer (`NCCL_BUFFSIZE`), some dozens of
 channels."""
 FRAGMENTS = 0.1
-"""Share of the activations that the caching allocator loses to rounding and fragments. An assumption."""
+"""Share of the activations that the caching allocator loses to rounding and fragments. An estimate;
+a run logs `memory/reserved_gib` beside `memory/peak_gib`, whose difference it is."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 BYTES = {"bfloat16": 2.0, "float32": 4.0}
 NF4_BYTES = 0.5 + 1 / 64 + 4 / 64 / 256
 """Bytes of a 4-bit weight with its share of an 8-bit scale (64 weights) and of a 32-bit one (256 scales)."""
@@ -12,6 +14,15 @@ def base_bytes(parameters: int, linear: int, dtype: str, quantization: str) -> i
     if quantization == "none":
         return round(parameters * BYTES[dtype])
     return round(linear * NF4_BYTES + (parameters - linear) * BYTES[dtype])
+
+
+def largest_weight_bytes(shape: Any, itemsize: int) -> int:
+    """Bytes of the largest weight of a base, unquantized: the embedding, or a matrix of its MLP.
+
+    Args:
+        shape: a transformers config.
+    """
+    return int(shape.hidden_size * max(shape.vocab_size, shape.intermediate_size) * itemsize)
 
 
 def loading_bytes(weights: int, quantization: str, *, sharded: bool, offloaded: bool, processes: int) -> int:

@@ -10,7 +10,7 @@ import torch
 from rlhf.config.reward import RewardConfig
 from rlhf.plan import machine
 from rlhf.plan.gpus import parse_gpus
-from rlhf.runs.gpu_memory import GpuMemoryError, phase
+from rlhf.runs.gpu_memory import DESCRIPTIONS, GpuMemoryError, phase
 
 
 @pytest.fixture
@@ -55,6 +55,32 @@ def test_memory_that_runs_out_names_phase_plan_and_change(
     assert "Tried to allocate" in error.found
     assert "of 0.9 GiB" in error.found
     assert error.fix
+
+
+@pytest.mark.parametrize("name", DESCRIPTIONS)
+def test_every_phase_has_a_plan_and_a_first_change(
+    config: RewardConfig, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(machine, "this_cluster", lambda: parse_gpus("1x1GB"))
+    with pytest.raises(GpuMemoryError) as caught, machine.explained(config), phase(name):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    assert caught.value.phase == name
+    assert "The plan expected" in caught.value.found
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "NCCL error: unhandled cuda error. Last error: Cuda failure 2 'out of memory'",
+    ],
+)
+def test_memory_that_runs_out_beside_torchs_allocator(config: RewardConfig, message: str) -> None:
+    with pytest.raises(GpuMemoryError) as caught, machine.explained(config):
+        raise RuntimeError(message)
+    assert (caught.value.phase, caught.value.exit_code) == ("run", 1)
 
 
 def test_the_innermost_phase_counts() -> None:

@@ -9,7 +9,7 @@ import dataclasses
 import gc
 import importlib.util
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -17,8 +17,15 @@ from peft import LoraConfig
 
 from policy.evaluation.speaker import Speaker
 from policy.rollouts.vllm import arguments as vllm_arguments
-from policy.rollouts.vllm.arguments import EngineSettings, check_settings, llm_arguments
+from policy.rollouts.vllm.arguments import (
+    MAX_LORA_RANKS,
+    EngineSettings,
+    check_settings,
+    llm_arguments,
+    max_lora_rank,
+)
 from policy.rollouts.vllm.process import EngineProcess
+from rlhf.config.rollouts import MAX_LORA_RANK
 from rlhf.core.errors import ModelError
 
 needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed")
@@ -52,7 +59,21 @@ def test_vllm_has_every_argument(on_gpu: bool) -> None:
 
 
 @needs_vllm
-@pytest.mark.parametrize("rank", [1, 8, 9, 64, 100, 512])
+@needs_vllm
+def test_the_lora_ranks_are_those_of_vllm() -> None:
+    from vllm.config.lora import MaxLoRARanks
+
+    assert set(get_args(MaxLoRARanks)) == {1, *MAX_LORA_RANKS}
+    assert MAX_LORA_RANKS[-1] == MAX_LORA_RANK
+
+
+@pytest.mark.parametrize(("rank", "largest"), [(1, 8), (8, 8), (9, 16), (100, 128), (257, 320), (512, 512)])
+def test_the_smallest_lora_rank_of_vllm_that_holds_the_adapter(rank: int, largest: int) -> None:
+    assert max_lora_rank(rank) == largest
+
+
+@needs_vllm
+@pytest.mark.parametrize("rank", [1, 8, 9, 64, 100, 300, 512])
 def test_vllm_accepts_the_lora_rank(rank: int) -> None:
     from vllm.config import LoRAConfig
 
