@@ -67,6 +67,8 @@ def _launcher(launch: str, folder: Path, device: str) -> list[str]:
     sharded."""
     settings = yaml.safe_load((ROOT / "configs" / "launch" / launch).read_text("utf-8"))
     settings |= {"num_processes": 1} if device == "cuda" else {"num_processes": 2, "use_cpu": True}
+    if device == "cpu":  # offload pins memory, which needs a GPU
+        settings["fsdp_config"]["fsdp_offload_params"] = False
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         settings |= {"main_process_ip": "127.0.0.1", "main_process_port": free.getsockname()[1]}
