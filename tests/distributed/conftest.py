@@ -78,6 +78,12 @@ def launch(words: Sequence[str], *, strategy: str, folder: Path) -> subprocess.C
     return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
+@pytest.fixture(scope="session")
+def launcher() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The function `launch`."""
+    return launch
+
+
 def launched(jobs: Jobs, *, strategy: str, folder: Path) -> list[dict[str, Outcome]]:
     """Run the jobs one after another in two processes; return the outcomes of each process by job."""
     folder.mkdir(parents=True, exist_ok=True)
