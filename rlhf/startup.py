@@ -48,6 +48,7 @@ take 70 % longer there."""
 
 def prepare() -> None:
     """Set up this process for a command; settings of the user are kept."""
+    ensure_folder()
     ensure_utf8()
     for name, value in (QUIET | PRIVATE).items():
         os.environ.setdefault(name, value)
@@ -60,6 +61,18 @@ def prepare() -> None:
     make_streams_safe()
     ensure_home()
     claim_packages()
+
+
+def ensure_folder() -> None:
+    """Exit with a message where the working directory was deleted: paths and imports need it."""
+    try:
+        Path.cwd()
+    except OSError as error:
+        print(
+            f"Error: the current folder cannot be used ({error.strerror}).\nDo this: cd FOLDER",
+            file=sys.stderr,
+        )
+        raise SystemExit(2) from None
 
 
 def ensure_utf8() -> None:

@@ -19,6 +19,7 @@ from rlhf.report.files import read_run
 from rlhf.report.page import REPORT
 from rlhf.report.verdict import change, policy_verdict
 from rlhf.runs.after import AfterTraining
+from rlhf.runs.output_folder import check_output
 from rlhf.terminal.options import Config, DryRun, Output, Overrides, Resume, explain_option
 
 
@@ -44,7 +45,7 @@ def command(
     if dry_run:
         from policy.dry_run import dry_run as check_run  # torch loads only when the command runs
 
-        for line in check_run(settings):
+        for line in [*check_output(settings.output, settings, resume=resume), *check_run(settings)]:
             typer.echo(line)
         return
     from policy.recipe import align_policy as align

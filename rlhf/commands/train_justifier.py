@@ -9,6 +9,7 @@ from rich.console import Console
 
 from rlhf.config.justifier import JustifierConfig
 from rlhf.config.load import load_config
+from rlhf.runs.output_folder import check_output
 from rlhf.terminal.benchmarks import print_judge
 from rlhf.terminal.options import Config, DryRun, Output, Overrides, Resume, explain_option
 
@@ -36,7 +37,7 @@ def command(
     from reward.justifier import recipe  # torch loads only when the command runs
 
     if dry_run:
-        for line in recipe.dry_run(settings):
+        for line in [*check_output(settings.output, settings, resume=resume), *recipe.dry_run(settings)]:
             typer.echo(line)
         return
     result = recipe.train_justifier(settings, resume=resume)

@@ -8,6 +8,7 @@ import typer
 
 from rlhf.config.load import load_config
 from rlhf.config.principle import PrincipleConfig
+from rlhf.runs.output_folder import check_output
 from rlhf.terminal.options import Config, DryRun, Output, Overrides, Resume, explain_option
 
 
@@ -34,7 +35,7 @@ def command(
     from reward.principle import recipe  # torch loads only when the command runs
 
     if dry_run:
-        for line in recipe.dry_run(settings):
+        for line in [*check_output(settings.output, settings, resume=resume), *recipe.dry_run(settings)]:
             typer.echo(line)
         return
     result = recipe.train_principle(settings, resume=resume)

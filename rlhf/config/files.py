@@ -7,10 +7,12 @@ merged key by key; any other value, lists included, is replaced.
 from __future__ import annotations
 
 import os
+import re
+import shlex
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -142,6 +144,8 @@ def parse(text: str, place: str) -> tuple[Any, yaml.Node | None]:
         ) from None
 
 
+INTEGER_TAG = "tag:yaml.org,2002:int"
+INTEGER = re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$")
 YAML_FIXES = (
     ("occurs twice", "remove one of the two"),
     (
@@ -167,7 +171,15 @@ def _yaml_fix(problem: str, line: str) -> str:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML's safe loader, but duplicate keys are an error."""
+    """YAML's safe loader, but duplicate keys are an error, and 010 and 1:30 are text.
+
+    YAML 1.1 reads them as 8 and as 90.
+    """
+
+    yaml_implicit_resolvers: ClassVar[Any] = {  # type: ignore[misc]
+        start: [(tag, INTEGER if tag == INTEGER_TAG else pattern) for tag, pattern in resolvers]
+        for start, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
@@ -196,11 +208,11 @@ def _read(path: Path, referrer: str = "") -> str:
         if path.exists() and not path.is_dir():
             return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        found = f"{path}: is not text (byte {error.start} is not UTF-8)"
+        encoding = "UTF-16" if path.read_bytes()[:2] in (b"\xff\xfe", b"\xfe\xff") else "CP1252"
         raise ConfigError(
-            found,
+            f"{path}: is not text (byte {error.start} is not UTF-8)",
             allowed="a YAML file in UTF-8",
-            fix=f"iconv -t UTF-8 {path} > utf8.yaml, or name another file",
+            fix=f"iconv -f {encoding} -t UTF-8 {shlex.quote(str(path))} > utf8.yaml",
         ) from None
     except PermissionError:
         raise ConfigError(f"{path}: permission denied", fix=f"chmod u+r {path}") from None

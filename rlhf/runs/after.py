@@ -18,7 +18,7 @@ from typing import Self, TypeVar
 
 from rlhf.core.errors import RlhfError, RunError
 from rlhf.distributed import processes
-from rlhf.runs.disk import full_disk
+from rlhf.runs.disk import file_system_error
 
 T = TypeVar("T")
 
@@ -93,7 +93,7 @@ class AfterTraining:
         except RlhfError as error:
             self.fail(step, str(error))
         except Exception as error:  # noqa: BLE001 - the next step must run; raised at the end
-            if (known := full_disk(error) or processes.lost_process(error)) is not None:
+            if (known := file_system_error(error) or processes.lost_process(error)) is not None:
                 self.fail(step, str(known))
             else:
                 traceback.print_exc(file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Recognise errors caused by a full disk."""
+"""Recognise errors of the file system: a full disk, no access, a name that is too long."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from rlhf.core.errors import RunError
+from rlhf.core.errors import OutputError, RlhfError, RunError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 _run_folders: list[Path] = []
@@ -17,6 +17,21 @@ _run_folders: list[Path] = []
 def report_space_of(run_folder: Path) -> None:
     """Make `full_disk` state the free space of this folder too: libraries do not name the file."""
     _run_folders.append(run_folder)
+
+
+NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
+
+
+def file_system_error(error: BaseException) -> RlhfError | None:
+    """The error to show for a full disk or a path that cannot be used; None for any other error."""
+    if isinstance(error, OSError) and error.errno in NO_ACCESS and error.filename:
+        return OutputError(
+            f"{error.filename}: {str(error.strerror).lower()}",
+            allowed="files that this user may read, and folders that it may write to",
+            fix="name another path (HF_HOME and RLHF_CACHE name the caches, TMPDIR the folder of temporary "
+            "files), or change the rights of this one",
+        )
+    return full_disk(error)
 
 
 def full_disk(error: BaseException) -> RunError | None:

@@ -79,10 +79,10 @@ class RunFolder:
     @classmethod
     def _create(cls, path: Path, config: BaseModel, *, resume: bool, command: str) -> RunFolder:
         check_is_run_folder(path, resume=resume)
-        run = cls(path, _acquire(path), resumed=resume and _occupied(path))
+        run = cls(path, _acquire(path), resumed=resume and occupied(path))
         report_space_of(path)
         try:
-            if _occupied(path) and not resume:
+            if occupied(path) and not resume:
                 raise _not_empty(path)
             run._open(config, command)
         except BaseException:
@@ -94,7 +94,7 @@ class RunFolder:
         _clear_half_written(self.path)
         dumped, facts = config.model_dump(mode="json"), environment(command) | {"resumed": []}
         if self.resumed:
-            _check_same_run(self.path / CONFIG, config, dumped)
+            check_same_run(self.path / CONFIG, config, dumped)
             for name in (METRICS, SAMPLES):
                 keep_lines(self.path / name, math.inf)
             if (self.path / ENVIRONMENT).exists():
@@ -173,7 +173,7 @@ class RunFolder:
         self.close()
 
 
-def _occupied(path: Path) -> bool:
+def occupied(path: Path) -> bool:
     """Whether a folder contains anything except the lock and unfinished files."""
     return any(entry.name != LOCK and not entry.name.endswith(HALF_WRITTEN) for entry in path.iterdir())
 
@@ -195,11 +195,11 @@ def check_is_run_folder(path: Path, *, resume: bool, config: str = CONFIG) -> No
     try:
         path.mkdir(parents=True, exist_ok=True)
         is_run = (path / config).exists()
-        occupied = _occupied(path)
+        has_files = occupied(path)
     except OSError as error:
         message = f"{path} cannot be an output folder: {error.strerror}"
         raise OutputError(message, allowed="a writable folder", fix="another --output") from None
-    if occupied and not is_run:
+    if has_files and not is_run:
         if not resume:
             raise _not_empty(path)
         raise OutputError(
@@ -253,7 +253,8 @@ def _clear_half_written(path: Path) -> None:
                 remainder.unlink()
 
 
-def _check_same_run(file: Path, config: BaseModel, dumped: Mapping[str, Any]) -> None:
+def check_same_run(file: Path, config: BaseModel, dumped: Mapping[str, Any]) -> None:
+    """Raise a ConfigError if a config key differs from the run's that may not change."""
     try:
         stored = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from rlhf.core.errors import DataError
@@ -29,7 +30,7 @@ def check_contents(path: Path) -> None:
             head = stream.read(len(LFS_POINTER))
     except OSError as error:
         raise DataError(
-            f"{path}: cannot be opened ({error.strerror})", fix=f"look at it: ls -l {path}"
+            f"{path}: cannot be opened ({error.strerror})", fix=f"look at it: ls -l {shlex.quote(str(path))}"
         ) from error
     if not head:
         raise DataError(f"{path}:1: the file is empty", fix=AGAIN)
@@ -50,7 +51,7 @@ def check_contents(path: Path) -> None:
         raise DataError(
             f"{path}:1: the content is {ending.removeprefix('.')}, and the name ends in {path.suffix}",
             allowed="a name that ends in what the file holds",
-            fix=f"mv {path} {_renamed(path, ending)}",
+            fix=shlex.join(["mv", str(path), str(_renamed(path, ending))]),
         )
     if ending is None and path.suffix in (".gz", ".zst", ".parquet"):
         kind = {".gz": "gzip", ".zst": "zstd", ".parquet": "Parquet"}[path.suffix]
@@ -63,7 +64,7 @@ def check_contents(path: Path) -> None:
         raise DataError(
             f"{path}:1: not UTF-8: it begins as {encoding} does",
             allowed="UTF-8 text",
-            fix=f"convert the file: iconv -f {encoding} -t UTF-8 {path} > NEW",
+            fix=f"convert the file: iconv -f {encoding} -t UTF-8 {shlex.quote(str(path))} > NEW",
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shlex
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -76,7 +77,9 @@ def _check_delimiter(path: Path, names: list[str], delimiter: str) -> None:
         raise DataError(
             f"{path}:1: the header is one column with {others[other]} in its name: {names[0]}",
             allowed="cells separated by commas in .csv, by tabs in .tsv",
-            fix=f"mv {path} {path.with_suffix(is_read)}" if is_read else "save the table with commas",
+            fix=shlex.join(["mv", str(path), str(path.with_suffix(is_read))])
+            if is_read
+            else "save the table with commas",
         )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from rlhf.config.either import load_either
 from rlhf.config.files import read_keys
@@ -114,3 +116,27 @@ def test_what_cannot_be_extended(folder: Path, text: str, result: str, remedy: s
     assert result in str(error.value)
     assert remedy in str(error.value)
     assert error.value.exit_code == 2
+
+
+@pytest.mark.parametrize(("text", "value"), [("010", 10), ("0x10", 16), ("1_000", 1000), ("-0", 0), ("7", 7)])
+def test_numbers_of_yaml_1_1_that_are_not_what_they_look_like(tmp_path: Path, text: str, value: int) -> None:
+    class Schema(BaseModel):
+        steps: int
+
+    file = tmp_path / "c.yaml"
+    file.write_text(f"steps: {text}\n")
+    assert load_config(file, Schema).steps == value
+    assert load_config(file, Schema, [f"steps={text}"]).steps == value
+    file.write_text("steps: 1:30\n")
+    with pytest.raises(ConfigError):
+        load_config(file, Schema)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "cp1252"])
+def test_the_fix_converts_a_config_of_another_encoding(tmp_path: Path, encoding: str) -> None:
+    file = tmp_path / "my config.yaml"
+    file.write_bytes("name: Blü\n".encode(encoding))
+    with pytest.raises(ConfigError) as caught:
+        read_keys(file)
+    subprocess.run(caught.value.fix, shell=True, check=True, cwd=tmp_path)
+    assert read_keys(tmp_path / "utf8.yaml")[0] == {"name": "Blü"}

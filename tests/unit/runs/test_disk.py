@@ -7,7 +7,7 @@ import pytest
 from safetensors import SafetensorError
 
 from rlhf.runs import disk
-from rlhf.runs.disk import full_disk
+from rlhf.runs.disk import file_system_error, full_disk
 
 WEIGHTS = "Error while serializing: I/O error: {} (os error {})"
 
@@ -62,3 +62,19 @@ def test_a_tokenizer_on_a_full_disk() -> None:
 )
 def test_anything_else_is_not_a_full_disk(error: Exception) -> None:
     assert full_disk(error) is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PermissionError(errno.EACCES, "Permission denied", "/locked/file"),
+        OSError(errno.EROFS, "Read-only file system", "/locked/file"),
+        OSError(errno.ENAMETOOLONG, "File name too long", "/locked/file"),
+    ],
+)
+def test_a_path_without_access_is_an_error_of_the_user(error: OSError) -> None:
+    shown = file_system_error(error)
+    assert shown is not None and shown.exit_code == 2
+    assert "/locked/file" in shown.found
+    assert file_system_error(FileNotFoundError(errno.ENOENT, "No such file", "x")) is None
+    assert file_system_error(PermissionError(errno.EACCES, "of a socket")) is None
