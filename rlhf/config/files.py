@@ -53,6 +53,8 @@ def read_keys(path: Path) -> tuple[Any, list[Source]]:
                 fix=f"{EXTENDS}: FILE.yaml",
             )
         base = Path(os.path.normpath(last.path.parent / name))
+        if not base.exists() and last.path.is_symlink():  # relative to the file that the link points to
+            base = Path(os.path.normpath(last.path.resolve().parent / name))
         chain = [source.path.resolve() for source in sources]
         if base.resolve() in chain:
             raise ConfigError(
@@ -223,7 +225,9 @@ def _missing(path: Path, referrer: str) -> ConfigError:
     """The error for a path that is not a file, with the configs nearby."""
     folder = path if path.is_dir() else path.parent
     what = "is a folder, not a config file" if path.is_dir() else "there is no such file"
-    names = sorted(str(file) for file in folder.glob("*.y*ml"))
+    if path.is_symlink():
+        what = "is a symbolic link to nothing"
+    names = sorted(str(file) for file in folder.glob("*.y*ml") if file.exists())
     if not names:
         what += "" if folder.is_dir() else f", and no folder {folder}"
         folder = Path(CONFIGS.name) if Path(CONFIGS.name).is_dir() else CONFIGS

@@ -140,3 +140,24 @@ def test_the_fix_converts_a_config_of_another_encoding(tmp_path: Path, encoding:
         read_keys(file)
     subprocess.run(caught.value.fix, shell=True, check=True, cwd=tmp_path)
     assert read_keys(tmp_path / "utf8.yaml")[0] == {"name": "Blü"}
+
+
+def test_extends_of_a_linked_file_is_relative_to_the_link_or_to_the_file(tmp_path: Path) -> None:
+    real, links = tmp_path / "real", tmp_path / "links"
+    real.mkdir()
+    links.mkdir()
+    (real / "base.yaml").write_text("seed: 1\n")
+    (real / "c.yaml").write_text("extends: base.yaml\n")
+    (links / "c.yaml").symlink_to(real / "c.yaml")
+    assert read_keys(links / "c.yaml")[0] == {"seed": 1}
+    (links / "base.yaml").write_text("seed: 2\n")
+    assert read_keys(links / "c.yaml")[0] == {"seed": 2}
+
+
+def test_a_link_to_itself_is_not_suggested(tmp_path: Path) -> None:
+    loop = tmp_path / "loop.yaml"
+    loop.symlink_to(loop)
+    with pytest.raises(ConfigError) as caught:
+        read_keys(loop)
+    assert "symbolic link" in caught.value.found
+    assert "mean" not in caught.value.found
