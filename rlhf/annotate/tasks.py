@@ -9,13 +9,17 @@ from dataclasses import dataclass
 
 from rlhf.config.schema import DataSource
 from rlhf.core.errors import DataError
-from rlhf.core.records import Conversation, Message
+from rlhf.core.records import TOOLS, Conversation, Message
+from rlhf.data.drops import DropReport
 from rlhf.data.readers.messages import read_responses
 from rlhf.data.readers.rows import Row, read_rows
-from rlhf.data.rules import UnusableRowError
+from rlhf.data.rules import DUPLICATE, UnusableRowError, with_fields
 
 COLUMNS = (("response_1", "response_2"), ("chosen", "rejected"), ("response_a", "response_b"))
 """Names of the two response columns that are recognised, beside a list `responses` of two."""
+
+CONTENT = frozenset({"tool_calls", "reasoning_content", TOOLS})
+"""Fields of a message that the page does not show."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +42,27 @@ class Task:
         return [{"role": message.role, "content": message.content} for message in self.prompt]
 
 
-def read_tasks(path: str) -> list[Task]:
+def read_tasks(path: str, report: DropReport | None = None) -> list[Task]:
     """All tasks of a file or folder, without repetitions.
 
+    Args:
+        report: counts the rows, and those that repeat an earlier one.
+
     Raises:
-        DataError: a row has no prompt, or not exactly two different responses; with its place.
+        DataError: a row has no prompt, not exactly two different responses, or a message with more than text,
+            which the page does not show; with its place.
     """
-    tasks = {}
+    tasks: dict[str, Task] = {}
+    report = DropReport() if report is None else report
     for row in read_rows(DataSource(path=path), seed=0):
+        report.read += 1
         try:
             task = _task(row)
         except UnusableRowError as error:
             raise DataError(f"{row.place}: {error}", allowed="text in prompt and responses") from error
-        tasks[task.key] = task
+        if task.key in tasks:
+            report.drop(DUPLICATE, row.place)
+        tasks.setdefault(task.key, task)
     if not tasks:
         raise DataError(f"{path} holds no tasks.", allowed="rows of a prompt and two responses")
     return list(tasks.values())
@@ -80,6 +92,8 @@ def _task(row: Row) -> Task:
     else:
         names = next((pair for pair in COLUMNS if row.find(pair[0]) is not None), COLUMNS[0])
         prompt, texts = read_responses(row, "prompt", *names)
+    if fields := {name for message in prompt for name in message.extra()} & CONTENT:
+        raise UnusableRowError(with_fields(fields))
     if not prompt or any(not text.strip() for text in texts):
         raise DataError(
             f"{row.place}: the prompt or a response is empty.", allowed="a prompt and two responses"

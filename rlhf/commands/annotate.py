@@ -87,8 +87,12 @@ def serve(
     from rlhf.annotate.app import Settings, build_app
     from rlhf.annotate.store import Store
     from rlhf.annotate.tasks import read_tasks
+    from rlhf.data.drops import DropReport
 
-    rows = [task for file in tasks or [] for task in read_tasks(file)]
+    report = DropReport()
+    rows = [task for file in tasks or [] for task in read_tasks(file, report)]
+    if report.reasons:
+        print("\n".join(report.lines()))
     project = Store(store)
     added = project.add_tasks(rows)
     live = None

@@ -3,9 +3,11 @@ lost."""
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +16,8 @@ from rlhf.annotate.records import Submission
 from rlhf.annotate.store import Store
 from rlhf.annotate.tasks import read_tasks
 from rlhf.core.errors import DataError, OutputError
+from rlhf.data.drops import DropReport
+from rlhf.data.rules import DUPLICATE
 from tests.unit.annotate.conftest import submission, task
 
 
@@ -121,3 +125,34 @@ def test_rows_that_are_no_task(tmp_path: Path, row: str, words: str) -> None:
         read_tasks(str(tmp_path / "tasks.jsonl"))
     assert "tasks.jsonl" in str(caught.value)
     assert words in str(caught.value)
+
+
+def write(folder: Path, rows: list[dict[str, Any]]) -> str:
+    path = folder / "tasks.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_rows_that_repeat_a_task_are_counted(tmp_path: Path) -> None:
+    row = {"prompt": "q", "response_1": "a", "response_2": "b"}
+    rows, report = [row, {**row, "prompt": "other"}, row], DropReport()
+    path = write(tmp_path, rows)
+    assert len(read_tasks(path, report)) == 2
+    assert (report.read, report.reasons, report.examples) == (
+        3,
+        {DUPLICATE: 1},
+        {DUPLICATE: [f"{path}:3"]},
+    )
+
+
+@pytest.mark.parametrize("side", ["prompt", "response_1"])
+def test_what_the_page_does_not_show_is_refused(tmp_path: Path, side: str) -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    turn = {"role": "assistant", "content": "Look.", "tool_calls": [call]}
+    user = {"role": "user", "content": "q"}
+    row: dict[str, Any] = {"prompt": "q", "response_1": "a", "response_2": "b"}
+    row[side] = [user, turn, user] if side == "prompt" else [turn]
+    path = write(tmp_path, [row])
+    with pytest.raises(DataError) as caught:
+        read_tasks(path)
+    assert f"{path}:1" in caught.value.found and "tool_calls" in caught.value.found
