@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT at odd moments of both commands: the shell's exit code, no remains, and a run that resumes."""
+"""SIGTERM and SIGINT at odd moments of both commands: the exit code of the shell, and a run that resumes."""
 
 from __future__ import annotations
 

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,3 +96,29 @@ def test_the_first_use_draws_nothing_from_the_callers_generator(
         embedded.embedded_model()
         drawn.append(torch.rand(1).item())
     assert drawn[0] == drawn[1]
+
+
+def held_by_permissions() -> list[str]:
+    """The start of a command that runs as a user whom file permissions hold, as they do not hold root."""
+    if os.getuid() != 0:
+        return []
+    setpriv = shutil.which("setpriv")
+    if setpriv is None:
+        pytest.skip("root may write anywhere, and setpriv, which takes that right away, is not installed")
+    return [setpriv, "--bounding-set", "-dac_override,-dac_read_search", "--inh-caps", "-all", "--"]
+
+
+def test_a_cache_that_is_read_only(tmp_path: Path) -> None:
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o555)
+    done = subprocess.run(
+        [*held_by_permissions(), sys.executable, "-m", "rlhf", "embedded-model"],
+        env=os.environ | {"RLHF_CACHE": str(locked)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert str(locked) in done.stderr and "RLHF_CACHE" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(locked.iterdir()) == []
