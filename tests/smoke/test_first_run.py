@@ -40,7 +40,7 @@ evaluation: {{prompts: 2, samples: 1}}
 
 @pytest.mark.parametrize(
     ("command", "config", "metric"),
-    [("train-reward", REWARD, "loss/total"), ("align-policy", POLICY, "grad_norm")],
+    [("train-reward", REWARD, "loss/total"), ("align-policy", POLICY, "optimizer/grad_norm")],
 )
 def test_a_run_on_an_empty_cache_has_the_figures_of_the_next_one(
     tmp_path: Path, command: str, config: str, metric: str
