@@ -137,7 +137,10 @@ def _scores(chunk: Sequence[tuple[Row, Conversation]], scorer: ScorerLike) -> li
     except (DataError, DivergenceError) as error:
         if len(chunk) == 1:
             place = chunk[0][0].place
-            raise type(error)(f"{place}: {error.found}", allowed=error.allowed, fix=error.fix) from error
+            kind = (
+                DataError if isinstance(error, DataError) else DivergenceError
+            )  # not a subclass's arguments
+            raise kind(f"{place}: {error.found}", allowed=error.allowed, fix=error.fix) from error
     return [score for row in chunk for score in _scores([row], scorer)]
 
 

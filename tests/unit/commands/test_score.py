@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
+from rlhf.core.errors import RefusalError
+
 Rlhf = Callable[..., Result]
 
 
@@ -134,3 +136,21 @@ def test_a_mistake_is_one_message_and_exit_code_2(
     assert result.exit_code == 2
     assert message in result.stderr
     assert "Traceback" not in result.output
+
+
+def test_a_conversation_that_the_template_refuses_is_named_by_its_line(
+    rlhf: Rlhf, scorer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error of such a conversation has arguments of its own."""
+    score = type(scorer).score
+
+    def refusing(self: Any, conversations: Any) -> Any:
+        if any(conversation[-1].content == "tool" for conversation in conversations):
+            raise RefusalError("refused by the template")
+        return score(self, conversations)
+
+    monkeypatch.setattr(type(scorer), "score", refusing)
+    write(tmp_path / "in.jsonl", [line("+"), line("tool")])
+    result = rlhf("score", "model", "--input", "in.jsonl", "--output", "out.jsonl")
+    assert result.exit_code == 2, result.output
+    assert "in.jsonl:2: A conversation is refused by the template" in result.stderr
