@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from rlhf.core.errors import OutputError
 from rlhf.distributed import processes, zero
 from rlhf.distributed.sharding import full_shape, full_tensor, reshard, set_parameters, shard_like
-from rlhf.runs.files import atomic_folder, atomic_write_text
+from rlhf.runs.files import HALF_WRITTEN, atomic_folder, atomic_write_text
 
 MANIFEST, STATE = "manifest.json", "state.json"
 WEIGHTS, MOMENTS = "trainable.safetensors", "optimizer.safetensors"
@@ -63,12 +63,15 @@ def save_trainable(model: nn.Module, file: Path) -> None:
     state = trainable_state(model, everywhere=False)
 
     def write() -> None:
-        unfinished = file.with_suffix(".unfinished")
-        unfinished.touch()
-        mode = unfinished.stat().st_mode  # from the umask; safetensors creates a file with mode 600
-        save_file(state, unfinished)
-        unfinished.chmod(mode)
-        unfinished.replace(file)
+        unfinished = file.with_name(f".{file.name}{HALF_WRITTEN}")  # a killed run's is removed on resume
+        try:
+            unfinished.touch()
+            mode = unfinished.stat().st_mode  # from the umask; safetensors creates a file with mode 600
+            save_file(state, unfinished)
+            unfinished.chmod(mode)
+            unfinished.replace(file)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
     processes.on_main(write)
 

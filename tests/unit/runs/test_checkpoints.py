@@ -163,6 +163,19 @@ def test_weights_of_another_adapter_are_refused(tmp_path: Path) -> None:
         )  # trains more parameters
 
 
+def test_a_failed_write_of_the_best_weights_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Any, file: Path) -> None:
+        file.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(checkpoints, "save_file", fail)
+    with pytest.raises(OSError, match="No space"):
+        checkpoints.save_trainable(ToyTrainer(tmp_path).model, checkpoints.best_file(tmp_path, "first"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def steps_of(trainer: ToyTrainer) -> list[Any]:
     """AdamW's step of weight and bias."""
     return [trainer.optimizer.state[p].get("step") for p in trainer.model[1].parameters()]
