@@ -25,6 +25,8 @@ from tests.campaigns.running import ROOT, VARIABLES
 
 LINE = re.compile(r"update (\d+)/(\d+) .*time left (?:(\d+):)?(\d+):(\d+)")
 LAST = re.compile(r"update (\d+)/\1 ")
+SHORTER = ("head_start=false", "benchmark=null", "validate_every=1000", "data.validation_share=0.02")
+"""Without what is before and after the updates, whose progress has lines of its own."""
 SHARE = 1 / 3
 AFTER = 3
 """Updates that show a change of speed, see `rlhf.runs.progress`."""
@@ -55,7 +57,7 @@ def run(output: Path, updates: int) -> tuple[int, list[tuple[float, str]], int]:
         "train-reward",
         "configs/reward/demo.yaml",
         f"stages.0.max_steps={updates}",
-        "benchmark=null",
+        *SHORTER,
         "--output",
         str(output),
     ]
