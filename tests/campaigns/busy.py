@@ -25,7 +25,7 @@ from tests.campaigns.running import ROOT, VARIABLES
 
 LINE = re.compile(r"update (\d+)/(\d+) .*time left (?:(\d+):)?(\d+):(\d+)")
 LAST = re.compile(r"update (\d+)/\1 ")
-SHORTER = ("head_start=false", "benchmark=null", "validate_every=1000", "data.validation_share=0.02")
+SHORTER = ("head_start=0", "benchmark=null", "validate_every=1000", "data.validation_share=0.02")
 """Without what is before and after the updates, whose progress has lines of its own."""
 SHARE = 1 / 3
 AFTER = 3
