@@ -245,9 +245,10 @@ def serve_and_align(folder: Path) -> dict[str, Any]:
     started = time.monotonic()
     job = submit(folder, 4, words, SERVING="2", SHARDS="1", BASE=str(folder / "base"))
     ended = finished(job)
-    rows = updates(folder / "serving")
+    rows = [json.loads(line) for line in (folder / "serving" / "metrics.jsonl").read_text().splitlines()]
     wrong = "" if ended["JobState"] == "COMPLETED" else f"see {folder}/job-{job}.log"
-    wrong = wrong or ("" if [row["engine/servers"] for row in rows] == [2.0] * 3 else "not two servers")
+    servers = [row["engine/servers"] for row in rows if "engine/servers" in row]
+    wrong = wrong or ("" if servers == [2.0] * 3 else f"servers in use: {servers}")
     seconds = round(time.monotonic() - started)
     return {"what": "serving", "state": ended["JobState"], "seconds": seconds, "wrong": wrong}
 
