@@ -57,8 +57,9 @@ def command(
         for line in plan(settings, config):
             print_line(line)
         return
-    for number in (signal.SIGTERM, signal.SIGHUP):  # like Ctrl-C: the trial is stopped and stays open
-        signal.signal(number, signal.default_int_handler)
+    # SIGTERM and SIGHUP are treated like Ctrl-C: the trial is stopped and stays open.
+    signals = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, signal.default_int_handler) for number in signals]
     try:
         results = run_search(settings, config, print_line)
     except KeyboardInterrupt:
@@ -66,6 +67,9 @@ def command(
         where = f" --output {shlex.quote(str(output))}" if output else ""
         typer.echo(f"Interrupted: the trial stays open. To resume: {words}{where}", err=True)
         raise typer.Exit(INTERRUPTED) from None
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
     print_results(settings, results, console)
 
 

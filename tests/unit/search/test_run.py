@@ -312,6 +312,12 @@ def test_sigterm_stops_the_trial_and_leaves_it_open(write_search: Write, tmp_pat
         os.kill(starts(out, 0)[0]["pid"], 0)
 
 
+def test_signal_handlers_are_restored(rlhf_command: Rlhf, write_search: Write) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    rlhf_command("search", write_search(timeout=1e-9))
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_two_processes_share_a_study(write_search: Write, tmp_path: Path) -> None:
     config = write_search(trials=6)
     searches = [begin(config, grace=30), begin(config, grace=30)]  # a busy machine delays heartbeats
