@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
 from reward.evaluation.self_check import TOLERANCE, ScorerLike, self_check
-from rlhf.core.errors import DataError, DivergenceError
+from rlhf.core.errors import DataError, DivergenceError, RefusalError
 from rlhf.core.records import Conversation, Message
 from rlhf.data.drops import DropReport
 from rlhf.runs.files import atomic_write_text
@@ -162,7 +162,8 @@ def _score_or_drop(
             place = f"{unit} {number} ({group.label})"
             if drops is None:
                 raise DataError(f"{place}: {error.found}", allowed=error.allowed, fix=error.fix) from error
-            drops.drop(f"refused by the reward model; allowed: {error.allowed}", place)
+            cause = error.reason if isinstance(error, RefusalError) else f"allowed: {error.allowed}"
+            drops.drop(f"refused by the reward model; {cause}", place)
             return []
     return [scored for member in batch for scored in _score_or_drop([member], scorer, unit, drops)]
 

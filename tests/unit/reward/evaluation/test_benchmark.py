@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from reward.evaluation.benchmarks.aggregate import EXAMPLE_COUNTS, REWARDBENCH_PAIRS, rewardbench_scores
 from reward.evaluation.benchmarks.benchmark import evaluate, self_check
-from rlhf.core.errors import DataError, DivergenceError, ModelError
+from rlhf.core.errors import DataError, DivergenceError, ModelError, RefusalError
 from rlhf.core.records import Comparison, Conversation, Message
 from rlhf.core.statistics import wilson_interval
 from rlhf.data.drops import DropReport
@@ -209,6 +209,19 @@ def test_pairs_the_scorer_refuses_are_left_out_and_counted() -> None:
     reason = "refused by the reward model; allowed: at most 4"
     assert drops.examples == {reason: ["comparison 2 (subset 'one')", "comparison 4 (subset 'one')"]}
     assert drops.kept == 2
+
+
+def test_what_the_template_does_not_render_is_the_reason() -> None:
+    class NoTools(TextScorer):
+        def score(self, conversations: Sequence[Conversation]) -> list[Score]:
+            if any(conversation[-1].content == "call" for conversation in conversations):
+                raise RefusalError("with 'tool_calls', which the chat template does not render")
+            return super().score(conversations)
+
+    drops = DropReport(read=2)
+    evaluate([pair("++", "+"), pair("call", "+")], NoTools(len), drops=drops)
+    (reason,) = drops.reasons
+    assert "tool_calls" in reason
 
 
 def test_without_a_drop_report_a_refused_pair_is_an_error_that_names_it() -> None:
