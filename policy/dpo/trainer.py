@@ -99,7 +99,7 @@ class PackedDPOTrainer(DistributedTrainerMixin, SafeCheckpoints, DPOTrainer):
         )
         self.remove_callback(PrinterCallback)
         trunk = base_of(self.model)
-        decide_packing(trunk, wanted=packing)
+        decide_packing(trunk, wanted=packing, logits=True)
         enable_packed_logprobs(trunk, temperature=1.0)
         upcast_trainable(self.model)
         adapter_layers.enable(self.model)

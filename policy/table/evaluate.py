@@ -57,7 +57,7 @@ class TableModel:
         self.config, self.prompts, self.samples, self.seed = config, prompts, samples, seed
         self.chat = load_chat(config)
         trunk = load_trunk(config.model)
-        decide_packing(trunk, wanted=config.model.packing)
+        decide_packing(trunk, wanted=config.model.packing, logits=True)
         self.model = with_adapter(trunk, lora_config(**config.adapter.model_dump()))
         enable_packed_logprobs(trunk, config.rollouts.temperature)
         builder = RewardBuilder(config, self.model, self.chat)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +16,17 @@ import torch
 import transformers
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
-from transformers.modeling_utils import load_state_dict
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
-from transformers.utils import cached_file
 
 from rlhf.core.errors import ConfigError, ModelError
 from rlhf.models.dropout import require_switchable
 from rlhf.models.embedded import resolve_base
 from rlhf.models.loading_errors import IN_DOCS, LOADING_ERRORS, cannot_load, no_output_embedding, no_sdpa
+from rlhf.models.stored import HEAD, WEIGHT_FILES, file_of, stored_head, stored_rows
 from rlhf.models.targets import ALL_LINEAR, adapter_targets
 
-HEAD = "score"  # transformers' name of a sequence classifier's head
 ADAPTER_CONFIG = "adapter_config.json"
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-"""transformers' files of weights, in its order of preference; shards are listed in NAME.index.json."""
+CLASSIFIER = "ForSequenceClassification"
 UNMERGEABLE = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT")
 """Types of PEFT's adapters that are not changes of weights."""
 KINDS = {"LORA": "LoRA"}
@@ -43,31 +39,6 @@ LOGIT_SETTINGS = (
     "lm_head_multiplier",
     "output_multiplier",
 )
-
-
-@dataclass(frozen=True)
-class StoredHead:
-    """The trained head of a base that is a sequence classifier."""
-
-    names: tuple[str, ...]
-    """Names of its outputs, from the config."""
-    outputs: int
-    """Rows of its weight."""
-
-    def fits(self, attributes: Sequence[str]) -> bool:
-        """Whether its outputs are these attributes: a single one, or the same names in the same order."""
-        return self.outputs == len(attributes) and (self.outputs == 1 or self.names == tuple(attributes))
-
-    def note(self, attributes: Sequence[str]) -> str:
-        """A message for the user: whether the head is used or dropped."""
-        shown = f"{self.outputs} output{'s' if self.outputs > 1 else ''}: {', '.join(self.names)}"
-        if self.fits(attributes):
-            return f"The base is a sequence classifier ({shown}). Training starts from its trained head."
-        return (
-            f"The base is a sequence classifier ({shown}). Its trained head is dropped, since the "
-            "attributes are "
-            f"{', '.join(attributes)}; a new head is trained."
-        )
 
 
 def read_config(base: str, revision: str | None) -> Any:
@@ -91,7 +62,7 @@ def refuse_adapter(base: str, revision: str | None) -> None:
     Raises:
         ModelError: it is an adapter.
     """
-    file = _file_of(base, revision, ADAPTER_CONFIG)
+    file = file_of(base, revision, ADAPTER_CONFIG)
     if file is not None:
         raise adapter_as_model(base, Path(file).parent)
 
@@ -142,43 +113,6 @@ def _adapter_outputs(folder: Path) -> int | str:
         return int(weights.get_slice(heads[0]).get_shape()[0]) if heads else "N"
 
 
-def stored_head(config: Any, base: str, revision: str | None) -> StoredHead | None:
-    """The trained head among a base's weights; None if there is none.
-
-    The weights decide, not `architectures`: other projects store classifiers under names of their own.
-    """
-    outputs = stored_rows(base, revision, f"{HEAD}.weight")
-    if outputs is None:
-        return None
-    labels = tuple(str(config.id2label[index]) for index in sorted(config.id2label))
-    # A config without labels has two default ones, regardless of the head.
-    names = labels if len(labels) == outputs else tuple(f"LABEL_{index}" for index in range(outputs))
-    return StoredHead(names, outputs)
-
-
-def stored_rows(base: str, revision: str | None, weight: str) -> int | None:
-    """The rows of a weight in a base's files, of safetensors or of torch; None if it does not exist."""
-    for whole in WEIGHT_FILES:
-        file = _file_of(base, revision, whole)
-        index = None if file else _file_of(base, revision, f"{whole}.index.json")
-        if file is None and index is None:
-            continue
-        if index is not None:
-            shard = json.loads(Path(index).read_text("utf-8"))["weight_map"].get(weight)
-            file = shard and _file_of(base, revision, shard)
-        return None if file is None else _rows_in(base, file, weight)
-    return None
-
-
-def _rows_in(base: str, file: str, weight: str) -> int | None:
-    """The rows of a weight in a file, without reading the weights; None if it does not exist."""
-    try:
-        tensor = load_state_dict(file, "meta").get(weight)
-    except LOADING_ERRORS as error:
-        raise cannot_load(base, error) from error
-    return None if tensor is None else int(tensor.shape[0])
-
-
 def examine(
     config: Any,
     base: str,
@@ -200,11 +134,14 @@ def examine(
     """
     require_quantization(config, base, quantization)
     model = skeleton(config, base, classifier=attributes is not None)
-    head = stored_head(config, base, revision)
+    require_weights(config, base)
+    # A check does not download the weights of a language model; of a classifier they decide what is said.
+    fetch = any(name.endswith(CLASSIFIER) for name in config.architectures or ())
+    head = stored_head(config, base, revision, fetch=fetch)
     notes = []
     if attributes is None:
         require_plain_logits(model)
-        if head and not tied(config) and stored_rows(base, revision, "lm_head.weight") is None:
+        if head and not tied(config) and stored_rows(base, revision, "lm_head.weight", fetch=fetch) is None:
             raise no_output_embedding(base)
     elif head:
         notes.append(head.note(attributes))
@@ -304,6 +241,23 @@ def stored_quantization(config: Any) -> str | None:
     return method
 
 
+def require_weights(config: Any, base: str) -> None:
+    """Require a file of weights in a folder.
+
+    Raises:
+        ModelError: there is none.
+    """
+    folder = Path(base)
+    files = [name for whole in WEIGHT_FILES for name in (whole, f"{whole}.index.json")]
+    named = getattr(config, "transformers_weights", None)  # a file of another name
+    if folder.is_dir() and named is None and not any((folder / name).exists() for name in files):
+        raise ModelError(
+            f"The folder {base} has no weights: none of {', '.join(files)}.",
+            allowed="a folder with config.json and weights",
+            fix="copy or download the model again",
+        )
+
+
 def require_plain_logits(model: PreTrainedModel) -> None:
     """Require a causal model whose logits are the product of hidden states and head.
 
@@ -326,19 +280,6 @@ def require_plain_logits(model: PreTrainedModel) -> None:
 def tied(config: Any) -> bool:
     """Whether the input and output embeddings are tied."""
     return bool(getattr(config.get_text_config(), "tie_word_embeddings", False))
-
-
-def _file_of(base: str, revision: str | None, name: str) -> str | None:
-    """The path of a file of a base; None if it does not exist."""
-    if base == "embedded":
-        return None
-    try:
-        file: str | None = cached_file(
-            base, name, revision=revision, _raise_exceptions_for_missing_entries=False
-        )
-    except OSError:  # the loader reports missing folders and repositories
-        return None
-    return file
 
 
 def require_context(base: str, revision: str | None, max_length: int) -> None:

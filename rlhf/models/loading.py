@@ -35,8 +35,7 @@ from rlhf.distributed.processes import broadcast_from_main, is_main
 from rlhf.distributed.sharding import compute_device, full_tensor, reshard, set_parameters
 from rlhf.kernels import adapter_layers, layers
 from rlhf.models import four_bits, placement
-from rlhf.models.bases import HEAD as HEAD
-from rlhf.models.bases import read_config, stored_head, stored_quantization
+from rlhf.models.bases import read_config, stored_quantization
 from rlhf.models.dropout import switch_off as switch_off_noise
 from rlhf.models.embedded import resolve_base
 from rlhf.models.loading_errors import (
@@ -46,6 +45,8 @@ from rlhf.models.loading_errors import (
     no_output_embedding,
     unused_weights,
 )
+from rlhf.models.stored import HEAD as HEAD
+from rlhf.models.stored import stored_head
 from rlhf.models.targets import adapter_targets
 
 POLICY = "default"  # TRL's name of the trained adapter

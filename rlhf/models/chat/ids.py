@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -103,13 +102,25 @@ def special_ids(tokenizer: Any) -> frozenset[int]:
 
 
 def model_ids(base: str, revision: str | None) -> tuple[list[int], int | None]:
-    """Stop ids of generation_config.json and config.json, and the embedding's rows (None: unknown)."""
+    """Stop ids of generation_config.json and config.json, and the embedding's rows (None: unknown).
+
+    Raises:
+        ModelError: generation_config.json is corrupt.
+    """
     from transformers import AutoConfig, GenerationConfig
 
     stop_ids: list[int] = []
     rows: int | None = None
-    with contextlib.suppress(OSError):  # the file is optional
+    try:
         stop_ids += _as_list(GenerationConfig.from_pretrained(base, revision=revision).eos_token_id)
+    except OSError as error:
+        if "valid JSON" in str(error):
+            raise ModelError(
+                f"The generation_config.json of {base!r} is not valid JSON.",
+                allowed="a file that names the tokens that end an answer, or none",
+                fix="copy or download it again",
+            ) from error
+        # The file is optional.
     try:
         config = AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=False)
     except (

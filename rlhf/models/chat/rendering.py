@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
 
 from rlhf.core.errors import ModelError, RefusalError
 from rlhf.core.records import Conversation, is_unicode, tools_of
@@ -47,7 +47,8 @@ class Renderer:
 
         Raises:
             RefusalError: a conversation cannot be rendered or encoded.
-            ModelError: the tokenizer produces an id without a row in the model's embedding.
+            ModelError: the tokenizer produces an id without a row in the model's embedding, or the template
+                has a syntax error.
         """
         for conversation in conversations:
             if name := self._support.unrendered(conversation):
@@ -69,6 +70,12 @@ class Renderer:
             sequences = encoded["input_ids"]
             for i in spelled:
                 sequences[i] = self.control.encode(texts[i])
+        except TemplateSyntaxError as error:
+            raise ModelError(
+                f"The chat template has a syntax error in its line {error.lineno}: {error.message}.",
+                allowed="a Jinja template",
+                fix="correct it, or set model.chat_template=FILE.jinja",
+            ) from None
         except TemplateError as error:
             reason = error.message or type(error).__name__
             raise RefusalError(f"refused by the chat template: {reason}") from None

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rlhf.core.errors import ModelError
-from rlhf.models import bases
+from rlhf.models import bases, stored
 from rlhf.models.loading import load_causal, load_classifier
 
 NO_SDPA = ("bloom", "falcon_alibi", "gpt_neo", "gpt_oss", "gptj", "mamba", "mpt")
@@ -113,8 +113,8 @@ def test_other_quantizers_and_architectures(copy: Path, change: dict[str, Any], 
 
 
 def test_a_base_stored_in_4_bits_is_named_by_its_config_key(copy: Path) -> None:
-    stored = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
-    set_config(copy, quantization_config=stored)
+    quantized = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    set_config(copy, quantization_config=quantized)
     with pytest.raises(ModelError) as caught:
         examine(copy)
     assert caught.value.fix == "model.quantization=nf4"
@@ -170,10 +170,10 @@ def test_a_classifiers_head_is_kept_where_it_fits(
     build: Build, tmp_path: Path, labels: list[str], attributes: list[str], kept: bool
 ) -> None:
     folder = classifier_of(build("llama"), tmp_path / "classifier", labels)
-    stored = load_file(folder / "model.safetensors")["score.weight"]
+    weight = load_file(folder / "model.safetensors")["score.weight"]
     head = head_of(folder, attributes)
     assert head.shape == (len(attributes), 32)
-    assert torch.equal(head, stored) if kept else not head.any()
+    assert torch.equal(head, weight) if kept else not head.any()
     (note,) = examine(folder, attributes=attributes)
     assert ("dropped" in note) != kept and all(label in note for label in labels)
     with pytest.raises(ModelError) as caught:  # it has no output embedding
@@ -204,14 +204,38 @@ def test_a_trained_head_is_found_by_its_weights(
 ) -> None:
     folder = classifier_of(build("llama"), tmp_path / "classifier", ["reward"])
     set_config(folder, architectures=[architecture])
-    stored = load_file(folder / "model.safetensors")["score.weight"]
+    weight = load_file(folder / "model.safetensors")["score.weight"]
     if in_torch_file:
         as_torch_file(folder)
-    assert torch.equal(head_of(folder, ["reward"]), stored)
+    assert torch.equal(head_of(folder, ["reward"]), weight)
     assert examine(folder, attributes=["reward"])
     with pytest.raises(ModelError) as caught:
         examine(folder)
     assert "lm_head" in caught.value.found
+
+
+def test_a_folder_without_weights_is_found_before_loading(copy: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(ModelError) as caught:
+        examine(copy)
+    assert "model.safetensors" in caught.value.found
+
+
+def test_a_check_downloads_no_weights_of_a_language_model(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched = []
+
+    def cached_file(base: str, name: str, *, local_files_only: bool, **_: Any) -> None:
+        if not local_files_only:
+            fetched.append(name)
+
+    monkeypatch.setattr(stored, "cached_file", cached_file)
+    config = AutoConfig.from_pretrained(copy)
+    bases.examine(config, "org/name", revision=None, quantization="none", adapter=None, attributes=["reward"])
+    assert not fetched
+    stored.stored_head(config, "org/name", None)
+    assert "model.safetensors" in fetched
 
 
 def test_weights_that_contain_code_are_refused(copy: Path) -> None:

@@ -117,3 +117,17 @@ def test_beside_an_adapter_the_ids_are_those_of_its_base(tmp_path: Path) -> None
     again = Chat.beside(tmp_path / "final", {"base": str(tmp_path / "base"), **trained.card()})
     assert (again.stop_ids, again.rows, again.pad_id) == (trained.stop_ids, trained.rows, trained.pad_id)
     assert again.template_hash == trained.template_hash
+
+
+def test_a_corrupt_generation_config_is_not_passed_over(tmp_path: Path) -> None:
+    base = write_base(tmp_path, make_tokenizer(**KINDS["chatml"]))
+    (base / "generation_config.json").write_text("{ not json")
+    with pytest.raises(ModelError) as caught:
+        Chat.load(base)
+    assert "generation_config.json" in caught.value.found
+
+
+def test_a_syntax_error_of_the_template_is_found_at_once() -> None:
+    with pytest.raises(ModelError) as caught:
+        Chat(make_tokenizer(**{**KINDS["chatml"], "template": "a\n{% for m in messages %}{{ m }"}))
+    assert "line 2" in caught.value.found
