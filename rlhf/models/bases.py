@@ -135,7 +135,7 @@ def examine(
     require_quantization(config, base, quantization)
     model = skeleton(config, base, classifier=attributes is not None)
     require_weights(config, base)
-    # A check does not download the weights of a language model; of a classifier they decide what is said.
+    # A check downloads the weights of a classifier, which decide the notes, but not of a language model.
     fetch = any(name.endswith(CLASSIFIER) for name in config.architectures or ())
     head = stored_head(config, base, revision, fetch=fetch)
     notes = []
