@@ -87,6 +87,8 @@ def campaign(case: Case, folder: Path, kills: int, draw: random.Random) -> dict[
     started = time.monotonic()
     run_to_end(case, folder, unbroken)
     seconds, expected = time.monotonic() - started, state_of(unbroken)
+    if expected["processes"] != case.processes:
+        raise RuntimeError(f"{case.name}: {expected['processes']} processes were started")
     log = folder / f"{unbroken.name}-killed.log"
     result = {"case": case.name, "kills": 0, "runs": 0, "equal": 0, "different": []}
     while result["kills"] < kills:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import yaml
 
 from rlhf import cli
 from tests.campaigns import faulty
@@ -29,8 +30,8 @@ ROOT = Path(__file__).parents[2]
 VARIABLES = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 MEASURED = ("time/", "memory/", "engine/tokens_per_second")
-LAUNCH = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+PROCESSES = 2
+"""Of a case with several."""
 FAULTY = ROOT / "tests" / "campaigns" / "faulty.py"
 
 
@@ -91,6 +92,10 @@ def write_configs(folder: Path) -> None:
     }
     (folder / "train-reward.yaml").write_text(json.dumps(reward))
     (folder / "align-policy.yaml").write_text(json.dumps(policy))
+    # With `--cpu` alone accelerate starts one process, whatever `--num_processes` says.
+    launch = yaml.safe_load((ROOT / "configs" / "launch" / "ddp.yaml").read_text())
+    launch |= {"use_cpu": True, "num_processes": PROCESSES, "main_process_port": 0}
+    (folder / "launch.yaml").write_text(yaml.safe_dump(launch))
 
 
 def prepare(folder: Path) -> None:
@@ -183,7 +188,8 @@ def start_run(
     if case.processes == 1:
         return Forked(words, log, fault)
     program = ["-m", "rlhf"] if fault is None else [str(FAULTY), json.dumps(fault)]
-    return start([sys.executable, *LAUNCH, *program, *words], log)
+    launch = ["-m", "accelerate.commands.launch", "--config_file", str(folder / "launch.yaml")]
+    return start([sys.executable, *launch, *program, *words], log)
 
 
 def import_libraries() -> None:
@@ -253,7 +259,14 @@ def state_of(run: Path) -> dict[str, Any]:
     figures = [{k: v for k, v in row.items() if not k.startswith(MEASURED)} for row in rows]
     weights = hashlib.sha256((run / "final" / "adapter_model.safetensors").read_bytes()).hexdigest()
     evaluation = json.loads((run / "eval.json").read_text())
-    return {"metrics": figures, "weights": weights, "eval": evaluation, "report": has_report(run)}
+    environment = json.loads((run / "environment.json").read_text())
+    return {
+        "metrics": figures,
+        "weights": weights,
+        "eval": evaluation,
+        "report": has_report(run),
+        "processes": environment["processes"],
+    }
 
 
 def has_report(run: Path) -> bool:
