@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -94,7 +95,7 @@ def write_configs(folder: Path) -> None:
     (folder / "align-policy.yaml").write_text(json.dumps(policy))
     # With `--cpu` alone accelerate starts one process, whatever `--num_processes` says.
     launch = yaml.safe_load((ROOT / "configs" / "launch" / "ddp.yaml").read_text())
-    launch |= {"use_cpu": True, "num_processes": PROCESSES, "main_process_port": 0}
+    launch |= {"use_cpu": True, "num_processes": PROCESSES, "main_process_ip": "127.0.0.1"}
     (folder / "launch.yaml").write_text(yaml.safe_dump(launch))
 
 
@@ -188,7 +189,11 @@ def start_run(
     if case.processes == 1:
         return Forked(words, log, fault)
     program = ["-m", "rlhf"] if fault is None else [str(FAULTY), json.dumps(fault)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
     launch = ["-m", "accelerate.commands.launch", "--config_file", str(folder / "launch.yaml")]
+    launch += ["--main_process_port", port]
     return start([sys.executable, *launch, *program, *words], log)
 
 
