@@ -185,7 +185,18 @@ def _as_list(value: Any) -> Any:
 
 
 def _as_source(value: Any) -> Any:
-    return {"adapter": value} if isinstance(value, str) else value
+    """A text as the adapter's folder.
+
+    Raises:
+        ValueError: the text has the form of another kind of source.
+    """
+    if not isinstance(value, str):
+        return value
+    if value == GOLD or re.fullmatch(r".+\.py:\w+", value):
+        raise ValueError(f"found {value!r}, a function; write {{function: {value}}}")
+    if value.startswith(("http://", "https://")):
+        raise ValueError(f"found {value!r}, a server; write {{server: {value!r}}}")
+    return {"adapter": value}
 
 
 def _serialize(sources: Sequence[RewardSource]) -> Any:
