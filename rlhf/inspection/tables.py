@@ -143,7 +143,8 @@ def show_targets(targets: Mapping[str, Any], console: Console) -> None:
     table.add_column()
     for name, value in targets.items():
         if value not in ({}, [], None):
-            table.add_row(name, _as_text(value))
+            share = isinstance(value, float) and name.endswith("preferred")
+            table.add_row(name, f"{value:.1%}" if share else _as_text(value))
     console.print(table)
 
 

@@ -1,17 +1,20 @@
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import Result
 
 from rlhf.config.either import schema_of
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.reward import RewardConfig
 from rlhf.core.records import Message
+from rlhf.inspection.tables import show_targets
 from rlhf.models.chat import Chat
 
 Run = Callable[..., Result]
@@ -231,3 +234,9 @@ def test_a_config_says_which_command_it_is_for(tmp_path: Path) -> None:
     assert of("output: x\nstages: []\n") is RewardConfig
     # What cannot be read is refused by `load_config`, in its own words.
     assert of("a: [") is schema_of(tmp_path / "missing.yaml") is RewardConfig
+
+
+def test_shares_of_pairs_are_percentages() -> None:
+    page = io.StringIO()
+    show_targets({"pairs": 3, "longer response preferred": 1.0}, Console(file=page, width=80))
+    assert "100.0%" in page.getvalue() and "pairs" in page.getvalue()
