@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -214,7 +215,8 @@ def largest_difference(model: PreTrainedModel, *, one_per_row: bool) -> float:
 def require_no_noise(model: PreTrainedModel) -> None:
     """Require that training mode computes what evaluation mode does, measured on a few tokens.
 
-    `rlhf.models.dropout` switches off the noise that it knows; this finds others.
+    `rlhf.models.dropout` switches off the noise that it knows; this finds others. The dropout of adapters is
+    left out.
 
     Raises:
         ModelError: the modes differ.
@@ -227,6 +229,9 @@ def require_no_noise(model: PreTrainedModel) -> None:
         with torch.no_grad(), torch.autocast(model.device.type, enabled=False), in_float32(model.base_model):
             for mode in (False, True):
                 model.train(mode)
+                for module in model.modules():
+                    if isinstance(module, BaseTunerLayer):
+                        module.eval()  # an adapter's dropout is meant
                 states.append(every_state(model.base_model, input_ids=ids_1T))
     finally:
         model.train(was_training)

@@ -77,7 +77,7 @@ def run_search(config: SearchConfig, place: Path, say: Callable[[str], None]) ->
     base, space = base_config(config), read_space(config, place)
     check_is_run_folder(config.output, resume=True, config=TRIALS)
     (config.output / TRIALS).mkdir(exist_ok=True)
-    with (config.output / ".lock").open("a") as lock:  # SQLite's tables are created once
+    with (config.output / ".lock").open("ab") as lock:  # SQLite's tables are created once
         fcntl.flock(lock, fcntl.LOCK_EX)
         study = storage.open_study(config, base.model_dump(mode="json"))
     search = Search(config, space, study, say)

@@ -89,10 +89,15 @@ def test_samples(run: tuple[Path, str]) -> None:
     rows = lines(run[0] / "samples.jsonl")
     assert [row["step"] for row in rows] == [step for step in (1, 2, 3) for _ in range(2 * 3)]
     for row in rows:
-        assert set(row) == {"step", "prompt", "answer", "reward", "gold", "kl", "length", "finished"}
+        keys = {"step", "prompt", "answer", "reward", "gold", "kl", "length", "finished"}
+        assert set(row) - {"tokens", "token_kl"} == keys
+        if "tokens" in row:
+            assert len(row["tokens"]) == len(row["token_kl"]) == row["length"]
+            assert sum(row["token_kl"]) == pytest.approx(row["kl"], abs=1e-3)
         assert {"role", "content"} == set(row["prompt"][-1]) and row["prompt"][-1]["role"] == "user"
         assert 0 <= row["gold"] <= 1
         assert row["finished"] or row["length"] == 6
+    assert sum("tokens" in row for row in rows) == 3 * 4  # four answers of each update
     for step, metrics in enumerate(lines(run[0] / "metrics.jsonl"), start=1):
         ours = [row for row in rows if row["step"] == step]
         assert metrics["reward/mean"] == pytest.approx(sum(row["reward"] for row in ours) / 6, rel=1e-5)

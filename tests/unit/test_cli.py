@@ -16,13 +16,16 @@ import typer
 from typer.testing import CliRunner, Result
 
 import policy
-import reward
+from reward import training
 from rlhf import cli, startup
 from rlhf.commands import COMMANDS, PLACES
 from rlhf.core.errors import DataError, RunError
 from rlhf.startup import SPINS
 
-REWARD = "output: runs/x\ndata: {ratings: [{path: demo}]}\nstages: [{name: a, regression_weight: 1}]\n"
+REWARD = (
+    "output: runs/x\ndata: {ratings: [{path: demo, format: helpsteer2}]}\n"
+    "stages: [{name: a, regression_weight: 1}]\n"
+)
 POLICY = "output: runs/p\nreward: runs/x/final\ndata: {prompts: [{path: demo}]}\n"
 
 EVALUATION = {
@@ -71,7 +74,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         noted.append(("dry", config, None))
         return ["7 items"]
 
-    for package, name in ((reward, "train_reward"), (policy, "align_policy")):
+    for package, name in ((training, "train_reward"), (policy, "align_policy")):
         recipe = types.SimpleNamespace(**{name: runner(name), "dry_run": dry_run})
         monkeypatch.setattr(package, "recipe", recipe, raising=False)
         monkeypatch.setitem(sys.modules, f"{package.__name__}.recipe", recipe)
@@ -85,7 +88,7 @@ def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def start(*_: Any, **__: Any) -> Path:
         raise error
 
-    monkeypatch.setattr(reward, "recipe", types.SimpleNamespace(train_reward=start), raising=False)
+    monkeypatch.setattr(training, "recipe", types.SimpleNamespace(train_reward=start), raising=False)
 
 
 def test_help_lists_every_command_fast_and_without_torch() -> None:

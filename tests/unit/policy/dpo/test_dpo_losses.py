@@ -11,8 +11,8 @@ from policy.dpo.losses import dpo, implicit_rewards
 from reward.losses import PreferenceLoss
 
 BETA = 0.5
-# Two pairs: log-ratios +2 and -1 (D = 3, strength 1), then 0.4 and 1.4 (D = -1, strength 3).
-REWARDS = [BETA * 2.0, BETA * -1.0, BETA * 0.4, BETA * 1.4]
+# Two pairs: log-ratios +2 and -1 (D = 3, strength 1), then 0.4 and 1.6 (D = -1.2, strength 3).
+REWARDS = [BETA * 2.0, BETA * -1.0, BETA * 0.4, BETA * 1.6]
 STRENGTH = torch.tensor([1.0, 3.0])
 
 
@@ -24,9 +24,9 @@ def softplus(x: float) -> float:
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
-        ("regular", (softplus(-1.5) + softplus(0.5)) / 2),
-        ("margin", (softplus(-1.5 + 1) + softplus(0.5 + 3)) / 2),
-        ("scaled", (1 * softplus(-1.5) + 3 * softplus(0.5)) / 2),
+        ("regular", (softplus(-1.5) + softplus(0.6)) / 2),
+        ("margin", (softplus(-1.5 + 1) + softplus(0.6 + 3)) / 2),
+        ("scaled", (1 * softplus(-1.5) + 3 * softplus(0.6)) / 2),
     ],
 )
 def test_the_three_losses(kind: PreferenceLoss, expected: float) -> None:

@@ -344,5 +344,5 @@ def test_a_scorer_of_length_is_the_length_baseline(comparisons: list[Comparison]
 
 
 def test_torch_is_not_imported() -> None:
-    code = "import sys, reward.evaluation.benchmark; sys.exit('torch' in sys.modules)"
+    code = "import sys, reward.evaluation.benchmarks.benchmark; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -69,8 +69,10 @@ def test_a_prompt_that_one_judge_refuses_is_left_out_for_all() -> None:
 
 
 def test_nothing_left_is_an_error() -> None:
-    with pytest.raises(DataError, match="No prompt has answers that the reward model can take"):
-        compare_systems(PAIRS, {"reward": Counting("+", longest=0)}, sizes=[], drops=DropReport())
+    drops = DropReport()
+    with pytest.raises(DataError) as caught:
+        compare_systems(PAIRS, {"reward": Counting("+", longest=0)}, sizes=[], drops=drops)
+    assert caught.value.fix and drops.reasons.total() == 2
 
 
 def test_prompts_that_can_be_checked_have_a_gold_score() -> None:
