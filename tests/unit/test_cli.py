@@ -138,8 +138,10 @@ def test_a_command_hands_its_config_to_its_recipe(
 
 
 @pytest.mark.parametrize("name", ["train-reward", "align-policy"])
-def test_a_dry_run_only_says_what_would_run(name: str, configs: dict[str, str], calls: Calls) -> None:
-    result = run(name, configs[name], "--dry-run")
+def test_a_dry_run_only_says_what_would_run(
+    name: str, configs: dict[str, str], calls: Calls, tmp_path: Path
+) -> None:
+    result = run(name, configs[name], "--dry-run", "--output", str(tmp_path / "run"))
     assert [called for called, _, _ in calls] == ["dry"]
     assert (result.exit_code, result.stdout) == (0, "7 items\n")
 
