@@ -46,6 +46,13 @@ def enable(model: nn.Module) -> None:
             layer.forward = types.MethodType(adapted_forward, layer)
 
 
+def without_dropout(model: nn.Module) -> None:
+    """Put the layers that have adapters into evaluation mode, so that the adapters drop nothing."""
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer):
+            layer.eval()
+
+
 def _cast_without_autocast(layer: BaseTunerLayer, x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     if x is not None and torch.is_autocast_enabled(x.device.type):
         return x

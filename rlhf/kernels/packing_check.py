@@ -19,13 +19,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
 from rlhf.core.errors import ModelError
 from rlhf.distributed import processes
+from rlhf.kernels import adapter_layers
 from rlhf.kernels.attention import PACKED
 from rlhf.kernels.inputs import packed_inputs
 from rlhf.kernels.last_layer import every_state
@@ -229,9 +229,7 @@ def require_no_noise(model: PreTrainedModel) -> None:
         with torch.no_grad(), torch.autocast(model.device.type, enabled=False), in_float32(model.base_model):
             for mode in (False, True):
                 model.train(mode)
-                for module in model.modules():
-                    if isinstance(module, BaseTunerLayer):
-                        module.eval()  # an adapter's dropout is meant
+                adapter_layers.without_dropout(model)  # an adapter's dropout is meant
                 states.append(every_state(model.base_model, input_ids=ids_1T))
     finally:
         model.train(was_training)
