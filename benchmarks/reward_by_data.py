@@ -34,12 +34,11 @@ from reward_vs_trl import PlainScorer, train_with_trl
 from reward.evaluation.benchmarks.benchmark import ScorerLike, evaluate
 from reward.scorer import Scorer
 from reward.training.batches import faults
-from reward.training.data import load_chat, load_records
+from reward.training.data import load_chat, load_records, split_of
 from rlhf.config.load import load_config
 from rlhf.config.reward import RewardConfig
-from rlhf.core.records import Preference, Rating
+from rlhf.core.records import HELPSTEER_ATTRIBUTES, Preference, Rating
 from rlhf.data.load import load_comparisons
-from rlhf.data.split import held_out
 from rlhf.models.chat.same_prompts import SamePrompts
 from rlhf.runs.files import atomic_write_text
 
@@ -67,7 +66,7 @@ def main() -> None:
     options = parse()
     options.output.mkdir(parents=True, exist_ok=True)
     if not (options.output / "data" / "split.json").exists():
-        split(load_config(options.config, RewardConfig), options.output / "data")
+        write_split(load_config(options.config, RewardConfig), options.output / "data")
     if options.cell:
         side, pairs, rate, seed = options.cell.split(",")
         run(Cell(side, int(pairs), float(rate), int(seed)), options)
@@ -104,7 +103,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def split(config: RewardConfig, folder: Path) -> None:
+def write_split(config: RewardConfig, folder: Path) -> None:
     """Write the held-out pairs, the shuffled training pairs and the training ratings as JSON lines."""
     chat = load_chat(config)
     same = SamePrompts(chat)
@@ -115,8 +114,8 @@ def split(config: RewardConfig, folder: Path) -> None:
         if fault is not None:
             drops.drop(fault, pair.source)
             continue
-        sides[side_of(pair, config, same)].append(pair)
-    kept = [rating for rating in ratings if side_of(rating, config, same) == "training"]
+        sides[split_of(pair, config, same)].append(pair)
+    kept = [rating for rating in ratings if split_of(rating, config, same) == "training"]
     random.Random(ORDER_SEED).shuffle(sides["training"])
     random.Random(ORDER_SEED).shuffle(kept)
     folder.mkdir(parents=True, exist_ok=True)
@@ -129,14 +128,6 @@ def split(config: RewardConfig, folder: Path) -> None:
         folder / "split.json", json.dumps({"counts": counts, "dropped": drops.lines()}, indent=1)
     )
     print(counts, *drops.lines(), sep="\n")
-
-
-def side_of(record: Preference | Rating, config: RewardConfig, same: SamePrompts) -> str:
-    """The split of a record's prompt."""
-    prompt = same.representative(record.prompt)
-    if held_out(prompt, config.data.test_share, "test"):
-        return "test"
-    return "validation" if held_out(prompt, config.data.validation_share, "validation") else "training"
 
 
 def as_pair(pair: Preference) -> dict[str, Any]:
@@ -176,14 +167,15 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 def run(cell: Cell, options: argparse.Namespace) -> None:
     """Train the cell, score the held-out pairs, and write its file."""
-    config = cell_config(cell, options)
-    started = time.monotonic()
-    path = options.output / "configs" / f"{cell.name}.yaml"
+    config, path = cell_config(cell, options)
+    if options.threads:
+        torch.set_num_threads(options.threads)  # TRL's side; the config has it for ours
+    started, resumed = time.monotonic(), False
     if cell.side == "ours":
         final = options.output / "runs" / cell.name
         command = [sys.executable, "-m", "rlhf", "train-reward", str(path), "--output", str(final)]
-        resume = ["--resume"] if final.exists() else []
-        subprocess.run([*command, *resume], check=True)
+        resumed = final.exists()
+        subprocess.run([*command, *(["--resume"] if resumed else [])], check=True)
         scorer: ScorerLike = Scorer.load(final / "final")
         chat = load_chat(config)
     else:
@@ -197,7 +189,7 @@ def run(cell: Cell, options: argparse.Namespace) -> None:
         "pairs": cell.pairs,
         "rate": cell.rate,
         "seed": cell.seed,
-        "training_seconds": round(seconds, 1),
+        "training_seconds": None if resumed else round(seconds, 1),
         "threads": torch.get_num_threads(),
     }
     for name in ("validation", "test"):
@@ -208,9 +200,8 @@ def run(cell: Cell, options: argparse.Namespace) -> None:
     print(cell.name, result["test"]["accuracy"], f"{seconds:.0f} s")
 
 
-def cell_config(cell: Cell, options: argparse.Namespace) -> RewardConfig:
-    """The config of one cell, written beside the data: the first pairs, and as large a share of the
-    ratings."""
+def cell_config(cell: Cell, options: argparse.Namespace) -> tuple[RewardConfig, Path]:
+    """The config of one cell, with the first pairs and as large a share of the ratings; and its file."""
     data = options.output / "data"
     counts = json.loads((data / "split.json").read_text())["counts"]
     if cell.pairs > counts["training"]:
@@ -232,17 +223,7 @@ def cell_config(cell: Cell, options: argparse.Namespace) -> RewardConfig:
             "ratings": [
                 {
                     "path": str(data / f"ratings-{cell.pairs}.jsonl"),
-                    "columns": {
-                        name: name
-                        for name in (
-                            "prompt",
-                            "response",
-                            "helpfulness",
-                            "correctness",
-                            "coherence",
-                            "complexity",
-                        )
-                    },
+                    "columns": {name: name for name in ("prompt", "response", *HELPSTEER_ATTRIBUTES)},
                 }
             ],
         },
@@ -251,7 +232,7 @@ def cell_config(cell: Cell, options: argparse.Namespace) -> RewardConfig:
     path = options.output / "configs" / f"{cell.name}.yaml"
     path.parent.mkdir(exist_ok=True)
     atomic_write_text(path, yaml.safe_dump(body, sort_keys=False))
-    return load_config(path, RewardConfig)
+    return load_config(path, RewardConfig), path
 
 
 def score(path: Path, scorer: ScorerLike, limit: int | None) -> dict[str, Any]:

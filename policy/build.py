@@ -50,15 +50,7 @@ def check_base(config: PolicyConfig) -> list[str]:
     Raises:
         ModelError: it cannot be one.
     """
-    model = config.model
-    return bases.examine(
-        bases.read_config(model.base, model.revision),
-        model.base,
-        revision=model.revision,
-        quantization=model.quantization,
-        adapter=None if config.adapter is None else config.adapter.model_dump(),
-        attributes=None,
-    )
+    return bases.check(config.model, config.adapter)
 
 
 @phase("loading")

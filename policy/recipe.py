@@ -12,9 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import set_seed
-
 from policy.build import build_trainer, check_base, load_chat
 from policy.card import write_card
 from policy.evaluation.held_out import Answer, compare
@@ -34,8 +31,8 @@ from rlhf.runs.after import AfterTraining
 from rlhf.runs.folder import RunFolder
 from rlhf.runs.inputs import Input, check_inputs, inputs_of
 from rlhf.runs.progress import close_live_lines
-from rlhf.tracking.callbacks import load_callbacks
-from rlhf.tracking.trackers import Trackers, tracking
+from rlhf.tracking.session import open_run
+from rlhf.tracking.trackers import Trackers
 
 
 def align_policy(
@@ -58,14 +55,7 @@ def align_policy(
         RunError: training failed, or a step after it.
     """
     steps = after or AfterTraining()
-    callbacks = load_callbacks(config.callbacks)
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    set_seed(config.seed)
-    with (
-        RunFolder.create(config.output, config, resume=resume, command="align-policy") as run,
-        tracking(trackers, config) as track,
-    ):
+    with open_run(config, "align-policy", resume=resume, trackers=trackers) as (run, track, callbacks):
         chat = load_chat(config)
         data = load_data(config, chat)
         report_data(config, chat, data, run)

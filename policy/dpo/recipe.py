@@ -10,14 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import TrainerCallback, set_seed
+from transformers import TrainerCallback
 
 from policy.dpo.card import save_policy, write_card
 from policy.dpo.data import DPOData, Pair, load_chat, load_data
 from policy.dpo.trainer import PackedDPOTrainer, trainer_arguments
 from rlhf.config.dpo import DPOConfig
-from rlhf.core.errors import ConfigError
 from rlhf.core.statistics import wilson_interval
 from rlhf.distributed import processes, sharding
 from rlhf.distributed.schedule import steps_of
@@ -35,7 +33,8 @@ from rlhf.runs.inputs import Input, check_inputs, inputs_of
 from rlhf.runs.progress import Progress
 from rlhf.tracking.callbacks import load_callbacks
 from rlhf.tracking.recording import recorder
-from rlhf.tracking.trackers import Trackers, tracking
+from rlhf.tracking.session import open_run
+from rlhf.tracking.trackers import Trackers
 
 
 def train_dpo(
@@ -58,48 +57,19 @@ def train_dpo(
         RunError: training failed, or a step after it.
     """
     steps = after or AfterTraining()
-    callbacks = load_callbacks(config.callbacks)
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    set_seed(config.seed)
-    with (
-        RunFolder.create(config.output, config, resume=resume, command="train-dpo") as run,
-        tracking(trackers, config) as track,
-    ):
+    with open_run(config, "train-dpo", resume=resume, trackers=trackers) as (run, track, callbacks):
         chat = load_chat(config)
         data = load_data(config, chat)
-        for line in (*chat.notes, *data.drops.lines(), *check_base(config)):
+        for line in (*chat.notes, *data.drops.lines(), *bases.check(config.model, config.adapter)):
             print(line)
         run.write_json("drops.json", data.drops.as_dict())
         check_inputs(run, inputs_of(config, data.drops.digests))
         processes.per_rank(config.batch_size, "batch_size")
-        if sharding.is_requested():
-            raise ConfigError(
-                "train-dpo does not shard its model.",
-                allowed="one process, or DDP",
-                fix="accelerate launch --config_file configs/launch/ddp.yaml",
-            )
+        sharding.refuse("train-dpo")
         train_and_evaluate(config, data, chat, run, steps, track, callbacks, resume=resume)
     if after is None:
         steps.finish()
     return config.output
-
-
-def check_base(config: DPOConfig) -> list[str]:
-    """Check before weights are loaded that the base can be a policy; returns notes for the user.
-
-    Raises:
-        ModelError: it cannot be one.
-    """
-    model = config.model
-    return bases.examine(
-        bases.read_config(model.base, model.revision),
-        model.base,
-        revision=model.revision,
-        quantization=model.quantization,
-        adapter=config.adapter.model_dump(),
-        attributes=None,
-    )
 
 
 def train_and_evaluate(
@@ -207,7 +177,7 @@ def dry_run(config: DPOConfig) -> list[str]:
     data = load_data(config, load_chat(config))
     return [
         *data.drops.lines(),
-        *check_base(config),
+        *bases.check(config.model, config.adapter),
         f"{len(data.training):,} pairs, {len(data.validation):,} held out; "
         f"{steps_of(config, len(data.training))} updates of {config.batch_size} at "
         f"{config.optimizer.learning_rate:g}; {config.loss} DPO with beta {config.beta:g}",

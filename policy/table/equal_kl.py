@@ -43,15 +43,15 @@ def next_scale(
         tolerance: relative distance of a point that is close enough.
         max_scale: the largest scale.
     """
-    if any(abs(found - kl) <= tolerance * kl for _, found in points):
+    if any(abs(reached - kl) <= tolerance * kl for _, reached in points):
         return None
     path = sorted([(0.0, 0.0), *points])
-    above = next((number for number, (_, found) in enumerate(path) if found > kl), None)
+    above = next((number for number, (_, reached) in enumerate(path) if reached > kl), None)
     if above is None:
-        scale, found = path[-1]
+        scale, reached = path[-1]
         if scale >= max_scale:
             return None
-        return min(max_scale, scale * (min(math.sqrt(kl / found), 2.0) if found > 0 else 2.0))
+        return min(max_scale, scale * (min(math.sqrt(kl / reached), 2.0) if reached > 0 else 2.0))
     (low, before), (high, after) = path[above - 1], path[above]
     before = max(before, 0.0)  # an estimate of a small KL may be negative
     return math.sqrt(low**2 + (high**2 - low**2) * (kl - before) / (after - before))

@@ -20,7 +20,7 @@ from policy.rollouts.build import build_engine
 from policy.rollouts.protocol import seed_of
 from policy.table.equal_kl import next_scale
 from policy.table.rows import BASE
-from reward.evaluation.best_of_n import expected_pick
+from reward.evaluation.best_of_n import expected_pick, sizes_to
 from reward.evaluation.winrate import kl_bound, win_share
 from rlhf.adapters.attached import replace_trained
 from rlhf.adapters.lowrank import Factors
@@ -83,9 +83,9 @@ class TableModel:
             DataError: an answer has no reward.
         """
         count = samples or self.samples
-        found: Answers = []
+        answers: Answers = []
         for number, prompts in enumerate(_chunks(self.prompts, max(1, BATCH // count))):
-            found += answer_prompts(
+            answers += answer_prompts(
                 self.model,
                 self.model,
                 self.engine,
@@ -97,12 +97,12 @@ class TableModel:
                 tokens_per_batch=self.config.tokens_per_batch,
                 held_out=self.held_out,
             )
-        if any(answer.reward is None or answer.held_out is None for group in found for answer in group):
+        if any(answer.reward is None or answer.held_out is None for group in answers for answer in group):
             raise DataError(
                 "An answer has no reward: it is longer than a reward model's context.",
                 fix="lower rollouts.max_new_tokens or data.max_prompt_tokens",
             )
-        return found
+        return answers
 
 
 def _chunks(prompts: Sequence[Prompt], size: int) -> Iterator[Sequence[Prompt]]:
@@ -119,7 +119,7 @@ def evaluate_base(model: TableModel, file: Path, settings: TableEvaluation) -> N
     candidates = model.answers(ANSWERS, settings.best_of)
     points = [
         {"scale": n, "kl": kl_bound(n), "figures": best_of_figures(candidates, opponents, n)}
-        for n in sizes(settings.best_of)
+        for n in sizes_to(settings.best_of)
     ]
     _write(file, {"points": points, "opponents": _texts(opponents), "answers": _texts(candidates)})
 
@@ -183,12 +183,6 @@ def names_of(answers: Answers) -> tuple[str, ...]:
     """The figures of answers themselves; gold where every answer has one."""
     has_gold = all(answer.gold is not None for group in answers for answer in group)
     return ("held_out", "reward", *(("gold",) if has_gold else ()), "length")
-
-
-def sizes(largest: int) -> list[int]:
-    """1, 2, 4, ... up to the largest n, and it."""
-    powers = [2**power for power in range(largest.bit_length()) if 2**power < largest]
-    return [*powers, largest]
 
 
 def opponents_of(file: Path) -> list[list[float]]:

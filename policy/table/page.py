@@ -68,9 +68,9 @@ def _plain(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"
 
 
-def _figure(found: Mapping[str, Any], factor: float, decimals: int) -> str:
-    low, high = (factor * end for end in found["ci95"])
-    return f"{factor * found['mean']:.{decimals}f} ({low:.{decimals}f} to {high:.{decimals}f})"
+def _figure(figure: Mapping[str, Any], factor: float, decimals: int, sign: str = "") -> str:
+    low, high = (factor * end for end in figure["ci95"])
+    return f"{factor * figure['mean']:{sign}.{decimals}f} ({low:.{decimals}f} to {high:.{decimals}f})"
 
 
 def _claims(summary: Mapping[str, Any]) -> list[list[str]]:
@@ -80,22 +80,17 @@ def _claims(summary: Mapping[str, Any]) -> list[list[str]]:
     for claim in summary["claims"]:
         cells = [claim["sentence"], "" if claim["paper"] is None else f"{claim['paper']:+.1f}"]
         for name, factor, decimals in (("win", 100.0, 1), ("held_out", 1.0, 2)):
-            found = claim[name]
-            cells += (
-                [DASH, "not reached"]
-                if found is None
-                else [
-                    f"{factor * found['mean']:+.{decimals}f} ({factor * found['ci95'][0]:.{decimals}f} to "
-                    f"{factor * found['ci95'][1]:.{decimals}f})",
-                    found["verdict"],
-                ]
-            )
+            difference = claim[name]
+            if difference is None:
+                cells += [DASH, "not reached"]
+            else:
+                cells += [_figure(difference, factor, decimals, "+"), difference["verdict"]]
         lines.append(cells)
     return lines
 
 
 def lead(summary: Mapping[str, Any]) -> list[str]:
-    """What came of it, in a few sentences."""
+    """A summary of the results: the best row, rows that did not reach the KL, the comparisons."""
     reached = {name: row for name, row in summary["equal_kl"].items() if row["reached"] and name != BASE}
     lines = []
     if reached:
@@ -117,14 +112,14 @@ def lead(summary: Mapping[str, Any]) -> list[str]:
 
 
 def notes(summary: Mapping[str, Any]) -> list[str]:
-    """What the figures are."""
+    """Definitions of the figures."""
     return [
         "Win rate: every answer against every one of the base's, by the held-out reward; a tie counts half. "
         "Intervals: 95 %, bootstrap over seeds and prompts.",
         "At equal KL: the adapter is scaled until its KL is near the wanted one, and the figures are "
         "interpolated between the scales around it. The intervals leave out the uncertainty of the KL.",
         f"Best of n picks by the reward among {summary['best_of']} answers of the base. Its KL is the upper "
-        "bound log n - (n - 1) / n, so it may be nearer to the base than its place in the table says.",
+        "bound log n - (n - 1) / n, so its true KL may be smaller.",
         "The paper's figures: Llama-3.1-70B-Instruct, all weights, GPT-4 as judge, each at its own KL.",
     ]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import gc
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -18,12 +17,11 @@ from policy.table.evaluate import TableModel, evaluate_seed
 from policy.table.rows import ROWS, TRAINED
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.policy_table import DPO_ROWS, PolicyTableConfig, row_config
-from rlhf.core.errors import ConfigError, OutputError
 from rlhf.core.records import Prompt
 from rlhf.data.evaluation.answer_files import read_prompts
 from rlhf.runs.after import is_finished
-from rlhf.runs.files import atomic_write_text, leaves
-from rlhf.runs.folder import CONFIG, MAY_CHANGE
+from rlhf.runs.files import atomic_write_text
+from rlhf.runs.folder import CONFIG, check_is_run_folder, check_same_run
 
 Train = Callable[[str, Path, Path, bool], None]
 """(command, config file, run folder, resume): trains one row."""
@@ -46,7 +44,7 @@ def fill_table(
         folder = table.output / f"seed-{seed}"
         position = f"[{number}/{len(files)}] {ROWS[row].title}, seed {seed}"
         if is_finished(folder / row):
-            say(f"{position}: there already.")
+            say(f"{position}: already finished.")
         else:
             say(f"{position}.")
             train(command_of(row), file, folder / row, (folder / row).exists())
@@ -76,26 +74,9 @@ def open_folder(table: PolicyTableConfig) -> None:
         ConfigError: the table there has another config.
     """
     file, dumped = table.output / CONFIG, table.model_dump(mode="json")
-    if table.output.exists() and not file.exists() and any(table.output.iterdir()):
-        raise OutputError(
-            f"{table.output} is not the folder of a policy table: it contains files, but no {CONFIG}.",
-            fix="another --output",
-        )
+    check_is_run_folder(table.output, resume=True)
     if file.exists():
-        before = dict(leaves(yaml.safe_load(file.read_text(encoding="utf-8"))))
-        now = dict(leaves(dumped))
-        changed = [
-            f"  {key}: was {before.get(key, 'absent')}, is {now.get(key, 'absent')}"
-            for key in before | now
-            if before.get(key) != now.get(key)
-            and not any(fnmatch.fnmatchcase(key, pattern) for pattern in MAY_CHANGE)
-        ]
-        if changed:
-            raise ConfigError(
-                "\n".join([f"{table.output} contains a table with another config:", *changed]),
-                fix="the config it was started with, or another --output",
-            )
-    table.output.mkdir(parents=True, exist_ok=True)
+        check_same_run(file, table, dumped)
     atomic_write_text(file, yaml.safe_dump(dumped, sort_keys=False, allow_unicode=True))
 
 

@@ -42,7 +42,7 @@ def _points(file: Path) -> list[Point]:
 
 
 def summarise(paths: Paths, seeds: Sequence[int], settings: TableEvaluation) -> dict[str, Any]:
-    """Every row's figures as trained and at equal KL, what becomes of the paper's claims, and the paths."""
+    """Every row's figures as trained and at equal KL, the verdicts on the paper's claims, and the paths."""
     base = [by_seed[0] for by_seed in paths[BEST_OF]]
     trained: dict[str, list[Point | None]] = {BASE: list(base)}
     equal: dict[str, list[Point | None]] = {BASE: list(base)}
@@ -110,10 +110,10 @@ def compare(
     pairs = [(a, b) for a, b in zip(better, worse, strict=True) if a is not None and b is not None]
     if not pairs:
         return None
-    found = interval_of(_stack([a for a, _ in pairs], name) - _stack([b for _, b in pairs], name))
-    low, high = found["ci95"]
+    difference = interval_of(_stack([a for a, _ in pairs], name) - _stack([b for _, b in pairs], name))
+    low, high = difference["ci95"]
     verdict = "holds" if low > 0 else "does not hold" if high < 0 else "open"
-    return {**found, "seeds": len(pairs), "verdict": verdict}
+    return {**difference, "seeds": len(pairs), "verdict": verdict}
 
 
 def interval_of(values_SP: Floats) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def best_of_n_curve(rated: Sequence[Rated]) -> list[dict[str, Any]]:
         mean over prompts; intervals by bootstrap over prompts, None for a single one.
     """
     curve = []
-    for n in _sizes(max(len(item.rewards) for item in rated)):
+    for n in sizes_to(max(len(item.rewards) for item in rated)):
         rows = [
             (
                 expected_pick(item.rewards, item.scores, n),
@@ -129,5 +129,6 @@ def pair_accuracy(rated: Sequence[Rated]) -> dict[str, Any]:
     return {"accuracy": math.fsum(shares) / len(shares), "prompts": len(shares), "ci95": interval}
 
 
-def _sizes(highest: int) -> list[int]:
+def sizes_to(highest: int) -> list[int]:
+    """1, 2, 4, ... below the highest n, and it."""
     return [*itertools.takewhile(lambda n: n < highest, (2**power for power in itertools.count())), highest]

@@ -105,7 +105,7 @@ def train_table(
     for number, (seed, name) in enumerate(jobs, 1):
         output, row = folder / f"seed-{seed}" / name, ROWS[name]
         if is_finished(output):
-            say(f"[{number}/{total}] {row.title}, seed {seed}: there already.")
+            say(f"[{number}/{total}] {row.title}, seed {seed}: already finished.")
             continue
         say(f"[{number}/{total}] {row.title}, seed {seed}.")
         if row.extrapolates:

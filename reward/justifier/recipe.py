@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import TrainerCallback, set_seed
+from transformers import TrainerCallback
 
 from reward.adapter_card import adapter_card
 from reward.evaluation.benchmarks.benchmark import evaluate
@@ -41,7 +40,8 @@ from rlhf.runs.inputs import Input, check_inputs, inputs_of
 from rlhf.runs.progress import Progress
 from rlhf.tracking.callbacks import load_callbacks
 from rlhf.tracking.recording import recorder
-from rlhf.tracking.trackers import Trackers, tracking
+from rlhf.tracking.session import open_run
+from rlhf.tracking.trackers import Trackers
 
 
 def train_justifier(config: JustifierConfig, *, resume: bool = False) -> dict[str, Any]:
@@ -51,14 +51,7 @@ def train_justifier(config: JustifierConfig, *, resume: bool = False) -> dict[st
         UserError: the input is at fault.
         RunError: training failed.
     """
-    callbacks = load_callbacks(config.callbacks)
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    set_seed(config.seed)
-    with (
-        RunFolder.create(config.output, config, resume=resume, command="train-justifier") as run,
-        tracking(None, config) as track,
-    ):
+    with open_run(config, "train-justifier", resume=resume) as (run, track, callbacks):
         chat = load_chat(config)
         data = load_data(config, chat)
         for line in (*chat.notes, *data.drops.lines()):

@@ -74,9 +74,10 @@ class JustifierTrainer(DistributedTrainerMixin, SafeCheckpoints, SFTTrainer):
         if return_outputs:
             raise NotImplementedError("the packed loss has no outputs")
         packed = packed_examples(inputs, pad_id=self.processing_class.pad_token_id, alone=self.one_per_row)
-        following = packed.to(self.args.device).next_tokens
+        packed = packed.to(self.args.device)
+        following = packed.next_tokens
         logps_M, _ = model(
-            **packed_inputs(packed.to(self.args.device)),
+            **packed_inputs(packed),
             predict=(following.rows_M, following.columns_M, following.ids_M),
             entropy=False,
         )

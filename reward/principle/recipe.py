@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import TrainerCallback, set_seed
+from transformers import TrainerCallback
 
 from reward.adapter_card import adapter_card
 from reward.principle.items import FULFILMENT, PrincipleData, load_data
@@ -20,7 +19,6 @@ from reward.training.trainer import trainer_arguments
 from rlhf.adapters.start import start_from
 from rlhf.config.principle import PrincipleConfig
 from rlhf.config.reward import StageConfig
-from rlhf.core.errors import ConfigError
 from rlhf.core.records import Conversation, Message, Principle
 from rlhf.core.statistics import wilson_interval
 from rlhf.distributed import processes, sharding
@@ -43,7 +41,8 @@ from rlhf.runs.inputs import Input, check_inputs, inputs_of
 from rlhf.runs.progress import Progress
 from rlhf.tracking.callbacks import load_callbacks
 from rlhf.tracking.recording import recorder
-from rlhf.tracking.trackers import Trackers, tracking
+from rlhf.tracking.session import open_run
+from rlhf.tracking.trackers import Trackers
 
 STAGE = "principle"
 
@@ -55,14 +54,7 @@ def train_principle(config: PrincipleConfig, *, resume: bool = False) -> dict[st
         UserError: the input is at fault.
         RunError: training failed.
     """
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    set_seed(config.seed)
-    callbacks = load_callbacks(config.callbacks)
-    with (
-        RunFolder.create(config.output, config, resume=resume, command="train-principle") as run,
-        tracking(None, config) as track,
-    ):
+    with open_run(config, "train-principle", resume=resume) as (run, track, callbacks):
         chat = load_chat(config)
         data = load_data(config, chat)
         for line in (*chat.notes, *data.drops.lines()):
@@ -70,12 +62,7 @@ def train_principle(config: PrincipleConfig, *, resume: bool = False) -> dict[st
         run.write_json("drops.json", data.drops.as_dict())
         check_inputs(run, inputs_of(config, data.drops.digests))
         processes.per_rank(config.batch_size, "batch_size")
-        if sharding.is_requested():
-            raise ConfigError(
-                "train-principle does not shard its model.",
-                allowed="one process, or DDP",
-                fix="accelerate launch --config_file configs/launch/ddp.yaml",
-            )
+        sharding.refuse("train-principle")
         train(config, data, chat, run, track, callbacks, resume=resume)
         gc.collect()  # a reference cycle holds the base, and the scorer loads its own
         with AfterTraining() as after:

@@ -35,15 +35,7 @@ def check_base(config: RewardConfig) -> list[str]:
     Raises:
         ModelError: the base cannot be a reward model.
     """
-    model = config.model
-    return bases.examine(
-        bases.read_config(model.base, model.revision),
-        model.base,
-        revision=model.revision,
-        quantization=model.quantization,
-        adapter=config.adapter.model_dump(),
-        attributes=config.attributes,
-    )
+    return bases.check(config.model, config.adapter, attributes=config.attributes)
 
 
 @phase("loading")

@@ -10,7 +10,7 @@ from reward.training.batches import Item, faults, make_items, singles
 from rlhf.config.reward import RewardConfig, StageConfig
 from rlhf.core.errors import DataError
 from rlhf.core.records import Comparison, Conversation, Preference, Rating
-from rlhf.data.comparisons import load_comparisons
+from rlhf.data.comparisons import as_comparison, load_comparisons
 from rlhf.data.drops import DropReport
 from rlhf.data.load import join_ratings, load_preferences, load_ratings
 from rlhf.data.pairs import pair_rated
@@ -56,17 +56,10 @@ def load_data(config: RewardConfig, chat: Chat) -> RewardData:
     preferences, ratings, drops = load_records(config, same)
     same.add(_prompts(preferences, ratings))
 
-    def side_of(record: Preference | Rating) -> str:
-        prompt = same.representative(record.prompt)
-        if held_out(prompt, config.data.test_share, "test"):
-            return "test"
-        validates = held_out(prompt, config.data.validation_share, "validation")
-        return "validation" if validates else "training"
-
     def side(name: str) -> list[Item]:
         return make_items(
-            [p for p in preferences if side_of(p) == name],
-            [r for r in ratings if side_of(r) == name],
+            [p for p in preferences if split_of(p, config, same) == name],
+            [r for r in ratings if split_of(r, config, same) == name],
             chat,
             attributes=config.attributes,
             max_length=config.model.max_length,
@@ -75,22 +68,11 @@ def load_data(config: RewardConfig, chat: Chat) -> RewardData:
 
     judged = "test" if config.data.test_share else "validation"
     pairs = []
-    held = [p for p in preferences if side_of(p) == judged]
+    held = [p for p in preferences if split_of(p, config, same) == judged]
     for p, reason in zip(held, faults(held, chat, config.model.max_length), strict=True):
         source = p.source or "held out"
         if reason is None:
-            pairs.append(
-                Comparison(
-                    p.prompt,
-                    p.chosen,
-                    p.rejected,
-                    subset=source,
-                    strength=abs(p.strength),
-                    groups=p.groups,
-                    chosen_fields=p.chosen_message.fields,
-                    rejected_fields=p.rejected_message.fields,
-                )
-            )
+            pairs.append(as_comparison(p, source))
         elif judged == "test":  # the pairs of `validation` are counted where their items are made
             drops.drop(reason, source)
     note_control_tokens(preferences, ratings, chat, drops)
@@ -102,6 +84,14 @@ def load_data(config: RewardConfig, chat: Chat) -> RewardData:
                 fix="look at the drop report above; raise model.max_length or widen data",
             )
     return data
+
+
+def split_of(record: Preference | Rating, config: RewardConfig, same: SamePrompts) -> str:
+    """The split of a record's prompt, by a hash: `test`, `validation` or `training`."""
+    prompt = same.representative(record.prompt)
+    if held_out(prompt, config.data.test_share, "test"):
+        return "test"
+    return "validation" if held_out(prompt, config.data.validation_share, "validation") else "training"
 
 
 def load_records(

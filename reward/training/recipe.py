@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import TrainerCallback, set_seed
+from transformers import TrainerCallback
 
 from reward.card import write_card
 from reward.evaluation.after_training import evaluate_final
@@ -40,7 +40,8 @@ from rlhf.runs.after import AfterTraining
 from rlhf.runs.folder import RunFolder
 from rlhf.runs.inputs import Input, check_inputs, inputs_of
 from rlhf.tracking.callbacks import load_callbacks
-from rlhf.tracking.trackers import Trackers, tracking
+from rlhf.tracking.session import open_run
+from rlhf.tracking.trackers import Trackers
 
 
 def train_reward(
@@ -62,14 +63,7 @@ def train_reward(
         RunError: training failed, or a step after it.
     """
     steps = after or AfterTraining()
-    callbacks = load_callbacks(config.callbacks)
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    set_seed(config.seed)
-    with (
-        RunFolder.create(config.output, config, resume=resume, command="train-reward") as run,
-        tracking(trackers, config) as track,
-    ):
+    with open_run(config, "train-reward", resume=resume, trackers=trackers) as (run, track, callbacks):
         chat = load_chat(config)
         data = load_data(config, chat)
         print_lines([*chat.notes, *data.drops.lines()])

@@ -19,7 +19,7 @@ AHEAD = 3
 ATTEMPTS = 3
 """Seeds that are tried until the two responses differ."""
 PAUSE = 0.5
-"""Seconds between two looks at the store."""
+"""Seconds between two polls of the store."""
 
 
 class LivePairs:
@@ -76,7 +76,7 @@ class LivePairs:
                 continue
             try:
                 self.add_next()
-            except Exception as error:  # noqa: BLE001 (kept for the server's terminal; the thread would end in silence)
+            except Exception as error:  # noqa: BLE001 (the server prints it)
                 self.failure = error
                 return
 

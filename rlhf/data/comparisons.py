@@ -80,7 +80,7 @@ def pair_reader(source: DataSource, report: DropReport, read: Reader) -> Reader:
     def compared(row: Row) -> list[Comparison]:
         made = readers[layout.format](row, layout)
         subset = ALL if row.find("subset") is None else row.text("subset")
-        return [_of_preference(item, subset) for item in (made if isinstance(made, list) else [made])]
+        return [as_comparison(item, subset) for item in (made if isinstance(made, list) else [made])]
 
     return compared
 
@@ -97,7 +97,8 @@ def _is_ours(first: Row, layout: DataSource | None) -> bool:
     )
 
 
-def _of_preference(item: Preference, subset: str) -> Comparison:
+def as_comparison(item: Preference, subset: str) -> Comparison:
+    """A preference as a benchmark pair."""
     chosen, rejected = item.chosen_message, item.rejected_message
     return Comparison(
         item.prompt,

@@ -27,6 +27,20 @@ def is_requested() -> bool:
     return zero.is_requested() or fsdp_is_requested()
 
 
+def refuse(command: str) -> None:
+    """Refuse sharded weights for a command that does not support them.
+
+    Raises:
+        ConfigError: the launcher requests them.
+    """
+    if is_requested():
+        raise ConfigError(
+            f"{command} does not shard its model.",
+            allowed="one process, or DDP",
+            fix="accelerate launch --config_file configs/launch/ddp.yaml",
+        )
+
+
 def fsdp_is_requested() -> bool:
     """Whether the launcher requests FSDP2.
 

@@ -14,6 +14,8 @@ from rlhf.data.agreement import signed
 
 BAR = 40
 """Characters of the longest bar."""
+SHARES = ("second response preferred", "longer response preferred")
+"""The training targets that are shares of the pairs."""
 FIRST, LAST = 60, 48
 """Number of tokens of the example that are printed, at its beginning and its end."""
 
@@ -143,8 +145,7 @@ def show_targets(targets: Mapping[str, Any], console: Console) -> None:
     table.add_column()
     for name, value in targets.items():
         if value not in ({}, [], None):
-            share = isinstance(value, float) and name.endswith("preferred")
-            table.add_row(name, f"{value:.1%}" if share else _as_text(value))
+            table.add_row(name, f"{value:.1%}" if name in SHARES else _as_text(value))
     console.print(table)
 
 

@@ -189,26 +189,16 @@ def largest_difference(model: PreTrainedModel, *, one_per_row: bool) -> float:
     """
     batch, sequences = _probe(model, one_per_row=one_per_row)
     body, device = model.base_model, model.device
-    was_training = model.training
-    model.eval()
     worst = torch.zeros((), device=device)
-    try:
-        with (
-            torch.no_grad(),
-            torch.autocast(device.type, enabled=False),
-            short_windows(model),
-            in_float32(body),
-        ):
-            hidden_RTD = every_state(body, **packed_inputs(batch.to(device)))
-            for branch, ids in enumerate(sequences):
-                alone_TD = every_state(body, input_ids=torch.tensor([ids], device=device))[0]
-                rows, columns = torch.nonzero(batch.branch_RT == branch, as_tuple=True)
-                expected = alone_TD[batch.positions_RT[rows, columns].to(device)]
-                difference = hidden_RTD[rows.to(device), columns.to(device)] - expected
-                relative = difference.norm(dim=-1) / expected.norm(dim=-1)
-                worst = torch.maximum(worst, relative.max())  # NaN stays
-    finally:
-        model.train(was_training)
+    with measuring(model), short_windows(model), in_float32(body):
+        hidden_RTD = every_state(body, **packed_inputs(batch.to(device)))
+        for branch, ids in enumerate(sequences):
+            alone_TD = every_state(body, input_ids=torch.tensor([ids], device=device))[0]
+            rows, columns = torch.nonzero(batch.branch_RT == branch, as_tuple=True)
+            expected = alone_TD[batch.positions_RT[rows, columns].to(device)]
+            difference = hidden_RTD[rows.to(device), columns.to(device)] - expected
+            relative = difference.norm(dim=-1) / expected.norm(dim=-1)
+            worst = torch.maximum(worst, relative.max())  # NaN stays
     return float(worst)
 
 
@@ -223,16 +213,12 @@ def require_no_noise(model: PreTrainedModel) -> None:
     """
     _, sequences = _probe(model, one_per_row=True)
     ids_1T = torch.tensor([sequences[0]], device=model.device)
-    was_training = model.training
     states = []
-    try:
-        with torch.no_grad(), torch.autocast(model.device.type, enabled=False), in_float32(model.base_model):
-            for mode in (False, True):
-                model.train(mode)
-                adapter_layers.without_dropout(model)  # an adapter's dropout is meant
-                states.append(every_state(model.base_model, input_ids=ids_1T))
-    finally:
-        model.train(was_training)
+    with measuring(model), in_float32(model.base_model):
+        for mode in (False, True):
+            model.train(mode)
+            adapter_layers.without_dropout(model)  # an adapter's dropout is intended
+            states.append(every_state(model.base_model, input_ids=ids_1T))
     difference = float((states[0] - states[1]).norm() / states[0].norm())
     if not difference <= TOLERANCE:
         raise ModelError(
@@ -254,14 +240,9 @@ def require_logits_of_the_head(model: PreTrainedModel) -> None:
     _, sequences = _probe(model, one_per_row=True)
     ids_1T = torch.tensor([sequences[0]], device=model.device)
     head: Any = model.get_output_embeddings()
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
-            expected_1TV = functional.linear(every_state(model.base_model, input_ids=ids_1T), head.weight)
-            logits_1TV = model(input_ids=ids_1T, use_cache=False).logits
-    finally:
-        model.train(was_training)
+    with measuring(model):
+        expected_1TV = functional.linear(every_state(model.base_model, input_ids=ids_1T), head.weight)
+        logits_1TV = model(input_ids=ids_1T, use_cache=False).logits
     difference = float((logits_1TV.float() - expected_1TV.float()).norm() / expected_1TV.float().norm())
     if not difference <= LOGITS_TOLERANCE:
         raise ModelError(
@@ -290,6 +271,18 @@ def _probe(model: PreTrainedModel, *, one_per_row: bool) -> tuple[PackedBatch, l
         batch = dataclasses.replace(batch, positions_RT=torch.where(far_RT, moved_RT, batch.positions_RT))
         sequences = sequences[:-1]
     return batch, sequences
+
+
+@contextmanager
+def measuring(model: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode without gradients or autocast within the block; then the former mode."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
+            yield
+    finally:
+        model.train(was_training)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from rlhf.config.schema import AdapterConfig, ModelConfig
 from rlhf.core.errors import ConfigError, ModelError
 from rlhf.models.dropout import require_switchable
 from rlhf.models.embedded import resolve_base
@@ -111,6 +112,24 @@ def _adapter_outputs(folder: Path) -> int | str:
     with weights:
         heads = [name for name in weights.keys() if name.endswith(f"{HEAD}.weight")]  # noqa: SIM118
         return int(weights.get_slice(heads[0]).get_shape()[0]) if heads else "N"
+
+
+def check(
+    model: ModelConfig, adapter: AdapterConfig | None, *, attributes: Sequence[str] | None = None
+) -> list[str]:
+    """`examine` for the base and the adapter of a run's config.
+
+    Raises:
+        ModelError: the run cannot use the base.
+    """
+    return examine(
+        read_config(model.base, model.revision),
+        model.base,
+        revision=model.revision,
+        quantization=model.quantization,
+        adapter=None if adapter is None else adapter.model_dump(),
+        attributes=attributes,
+    )
 
 
 def examine(

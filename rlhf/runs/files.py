@@ -75,6 +75,16 @@ def leaves(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
         yield from leaves(child, f"{key}.{name}" if key else str(name))
 
 
+def differences(before: Any, now: Any) -> dict[str, str]:
+    """The leaves that differ between two nested values: dotted key -> a line for an error."""
+    old, new = dict(leaves(before)), dict(leaves(now))
+    return {
+        key: f"  {key}: was {old.get(key, 'absent')}, is {new.get(key, 'absent')}"
+        for key in new | old
+        if old.get(key) != new.get(key)
+    }
+
+
 def append_lines(file: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Append records as JSON lines; non-finite numbers become null."""
     lines = "".join(as_json(record) + "\n" for record in records)

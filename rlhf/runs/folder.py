@@ -25,7 +25,7 @@ from rlhf.core.errors import ConfigError, OutputError, UserError
 from rlhf.distributed import processes
 from rlhf.runs.disk import report_space_of
 from rlhf.runs.environment import environment
-from rlhf.runs.files import HALF_WRITTEN, append_lines, as_json, atomic_write_text, keep_lines, leaves
+from rlhf.runs.files import HALF_WRITTEN, append_lines, as_json, atomic_write_text, differences, keep_lines
 
 LOCK, CONFIG, ENVIRONMENT = ".lock", "config.yaml", "environment.json"
 LOGS = "logs"
@@ -261,17 +261,14 @@ def check_same_run(file: Path, config: BaseModel, dumped: Mapping[str, Any]) -> 
         raise ConfigError(f"{file} is not valid YAML: {error}") from None
     with suppress(ValidationError):  # keys newer than the run get their defaults
         stored = type(config).model_validate(stored).model_dump(mode="json")
-    before, now = dict(leaves(stored)), dict(leaves(dumped))
     # Inputs may have moved: `check_inputs` compares their content.
     by_content = (
         json.loads(inputs.read_text(encoding="utf-8")) if (inputs := file.with_name(INPUTS)).exists() else {}
     )
     changed = [
-        f"  {key}: was {before.get(key, 'absent')}, is {now.get(key, 'absent')}"
-        for key in now | before
-        if before.get(key, "absent") != now.get(key, "absent")
-        and key not in by_content
-        and not any(fnmatch.fnmatchcase(key, pattern) for pattern in MAY_CHANGE)
+        line
+        for key, line in differences(stored, dumped).items()
+        if key not in by_content and not any(fnmatch.fnmatchcase(key, pattern) for pattern in MAY_CHANGE)
     ]
     if changed:
         raise ConfigError(

@@ -26,7 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from rlhf.config.search import PruningConfig, SearchConfig
 from rlhf.core.errors import ConfigError
-from rlhf.runs.files import leaves
+from rlhf.runs.files import differences
 
 BUSY_SECONDS = 60
 """Seconds to wait for another process that writes to the same SQLite file."""
@@ -148,16 +148,13 @@ def _check_same_search(study: optuna.Study, search: SearchConfig, base: Mapping[
     """Refuse a changed config once there are results; before that, end the waiting trials of the old one."""
     searched = search.model_dump(mode="json", include={"command", "parameters", "objective", "pruning"})
     searched["base"] = json.loads(json.dumps({key: base[key] for key in base if key != "output"}))
-    before, now = (dict(leaves(config)) for config in (study.user_attrs.get(IDENTITY, searched), searched))
-    changed = [key for key in before | now if before.get(key) != now.get(key)]
+    changed = differences(study.user_attrs.get(IDENTITY, searched), searched)
     states = [trial.state for trial in trials_of(study).values()]
     results = sum(state not in (TrialState.WAITING, TrialState.FAIL) for state in states)
     if changed and (results or search.objective.direction != study.direction.name.lower()):
-        differences = [
-            f"  {key}: was {before.get(key, 'absent')}, is {now.get(key, 'absent')}" for key in changed
-        ]
+        other = f"the study {search.study!r} has {results} trials of another search:"
         raise ConfigError(
-            "\n".join([f"the study {search.study!r} has {results} trials of another search:", *differences]),
+            "\n".join([other, *changed.values()]),
             allowed="with results, only trials, timeout, seed, launch, output and the storage's address may "
             "change",
             fix="restore the old config; or use another --output (with `storage`: another `study`)",

@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import shutil
@@ -37,6 +36,7 @@ from tests.campaigns.running import (
     run_to_end,
     start_run,
     state_of,
+    write_results,
 )
 
 CASES = [Case("train-reward"), Case("align-policy", "none", "reinforce")]
@@ -232,13 +232,7 @@ def main() -> None:
     end_cleanly_on_sigterm()  # and unmount
     folder = options.output.absolute()
     prepare(folder)
-    results = []
-    for result in conditions(options, folder):
-        results.append(result)
-        print(json.dumps(result), flush=True)
-    (folder / "conditions.json").write_text(json.dumps(results, indent=1))
-    if wrong := [result for result in results if result.get("wrong")]:
-        raise SystemExit("FAILED: " + json.dumps(wrong, indent=1))
+    write_results(conditions(options, folder), folder / "conditions.json")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ import yaml
 from rlhf.distributed.heartbeat import LOST_AFTER
 from rlhf.runs.signals import end_cleanly_on_sigterm
 from tests.campaigns.hosts import Hosts, hosts, missing
-from tests.campaigns.running import MEASURED, ROOT, kill, write_configs
+from tests.campaigns.running import MEASURED, ROOT, kill, write_configs, write_results
 
 PORT = 29500
 BOUND = LOST_AFTER + 180
@@ -277,13 +277,7 @@ def main() -> None:
     end_cleanly_on_sigterm()  # and remove the namespaces
     folder.mkdir(parents=True)
     write_configs(folder)
-    results = []
-    for result in campaign(folder, options.only):
-        results.append(result)
-        print(json.dumps(result), flush=True)
-    (folder / "machines.json").write_text(json.dumps(results, indent=1))
-    if wrong := [result for result in results if result["wrong"]]:
-        raise SystemExit("FAILED: " + json.dumps(wrong, indent=1))
+    write_results(campaign(folder, options.only), folder / "machines.json")
 
 
 if __name__ == "__main__":

@@ -300,6 +300,17 @@ def first_difference(rows: Sequence[Mapping[str, Any]], expected: Sequence[Mappi
     return f"{len(rows)} rows in place of {len(expected)}"
 
 
+def write_results(results: Iterable[Mapping[str, Any]], file: Path) -> None:
+    """Print each result as it comes, write all as JSON, and fail if one is wrong."""
+    kept = []
+    for result in results:
+        kept.append(result)
+        print(json.dumps(result), flush=True)
+    file.write_text(json.dumps(kept, indent=1))
+    if wrong := [result for result in kept if result.get("wrong")]:
+        raise SystemExit("FAILED: " + json.dumps(wrong, indent=1))
+
+
 def half_written(run: Path) -> list[str]:
     """Files and folders with a temporary name."""
     return [

@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import yaml
 
 from tests.campaigns.machines import EXACT, difference, updates
-from tests.campaigns.running import ROOT, VARIABLES, write_configs
+from tests.campaigns.running import ROOT, VARIABLES, write_configs, write_results
 
 NODES = 4
 INSIDE = "RLHF_CAMPAIGN_INSIDE"
@@ -323,13 +323,7 @@ def main() -> None:
     folder = options.output.absolute()
     folder.mkdir(parents=True)
     write_configs(folder)
-    results = []
-    for result in campaign(folder, options.only):
-        results.append(result)
-        print(json.dumps(result), flush=True)
-    (folder / "slurm.json").write_text(json.dumps(results, indent=1))
-    if wrong := [result for result in results if result["wrong"]]:
-        raise SystemExit("FAILED: " + json.dumps(wrong, indent=1))
+    write_results(campaign(folder, options.only), folder / "slurm.json")
 
 
 if __name__ == "__main__":

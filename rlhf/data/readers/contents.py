@@ -8,8 +8,8 @@ from pathlib import Path
 from rlhf.core.errors import DataError
 
 LFS_POINTER = b"version https://git-lfs.github.com/"
-"""What stands in the place of a file that git cloned and git-LFS did not fetch."""
-AGAIN = "download or copy the file again: it is not whole"
+"""The beginning of the pointer that git leaves where git-LFS did not fetch a file."""
+AGAIN = "download or copy the file again: it is incomplete"
 GZIP, ZSTD, PARQUET, ARROW = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1", b"ARROW1"
 ENDINGS = {GZIP: ".gz", ZSTD: ".zst", PARQUET: ".parquet", ARROW: ".arrow"}
 """The first bytes of the binary kinds that are read, and the ending of their names."""

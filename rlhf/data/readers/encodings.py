@@ -14,7 +14,7 @@ TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
 """The turns of Anthropic's hh-rlhf."""
 
 MARKUP = re.compile(r"<\|im_start\|>|<\|start_header_id\|>|\[INST\]|<start_of_turn>|<\|(user|assistant)\|>")
-"""What chat templates of common models write before a turn."""
+"""Markup that the chat templates of common models write before a turn."""
 
 
 def looks_encoded(value: Any) -> str | None:

@@ -88,7 +88,7 @@ def rows_of_object(value: Any, path: Path) -> list[Any]:
 
 
 def _kind(value: Any) -> str:
-    """What a JSON value is, in JSON's words."""
+    """The kind of a JSON value, in JSON's terms."""
     names = {dict: "an object", list: "an array", str: "a string", bool: "a truth value", type(None): "null"}
     return names.get(type(value), "a number")
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from policy.evaluation.held_out import Answer
-from policy.table.evaluate import best_of_figures, evaluation_file, policy_figures, sizes
+from policy.table.evaluate import best_of_figures, evaluation_file, policy_figures
 from policy.table.page import lead, markdown, tables, write
 from policy.table.rows import BASE, BEST_OF, CLAIMS, ROWS, TRAINED
 from policy.table.summary import read_paths, summarise
+from reward.evaluation.best_of_n import sizes_to
 from reward.evaluation.winrate import kl_bound
 from rlhf.config.policy_table import TableEvaluation
 
@@ -109,7 +110,7 @@ def test_best_of_n_picks_by_the_reward_and_is_judged_by_the_other() -> None:
     assert (one["length"], two["length"]) == ([4.0], [6.0])
     assert (two["reward"], two["held_out"], two["kl"]) == ([2.0], [-5.0], [kl_bound(2)])
     assert "gold" not in one
-    assert sizes(8) == [1, 2, 4, 8] and sizes(6) == [1, 2, 4, 6] and sizes(1) == [1]
+    assert sizes_to(8) == [1, 2, 4, 8] and sizes_to(6) == [1, 2, 4, 6] and sizes_to(1) == [1]
 
 
 def test_figures_of_a_policy() -> None:

@@ -1,0 +1,47 @@
+"""The start that all training commands share: callbacks, threads, seed, run folder and trackers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from transformers import TrainerCallback, set_seed
+
+from rlhf.config.schema import RunConfig
+from rlhf.runs.folder import RunFolder
+from rlhf.tracking.callbacks import load_callbacks
+from rlhf.tracking.trackers import Trackers, tracking
+
+
+class Session(NamedTuple):
+    """What a training command works with."""
+
+    run: RunFolder
+    track: Trackers
+    callbacks: list[TrainerCallback]
+
+
+@contextmanager
+def open_run(
+    config: RunConfig, command: str, *, resume: bool, trackers: Trackers | None = None
+) -> Iterator[Session]:
+    """Load the callbacks, set threads and seed, and open run folder and trackers for the block.
+
+    Args:
+        trackers: stay open for a caller that sends the report. None: they are opened and closed here.
+
+    Raises:
+        ConfigError: a callback or a tracker cannot be loaded, or on resume a key differs that may not change.
+        OutputError: the folder cannot be used.
+    """
+    callbacks = load_callbacks(config.callbacks)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    set_seed(config.seed)
+    with (
+        RunFolder.create(config.output, config, resume=resume, command=command) as run,
+        tracking(trackers, config) as track,
+    ):
+        yield Session(run, track, callbacks)
