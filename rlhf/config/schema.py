@@ -106,6 +106,8 @@ DataFormat = Literal[
     "helpsteer3-feedback",
     "helpsteer3-principle",
     "nectar",
+    "ultrafeedback",
+    "lmsys-55k",
     "columns",
 ]
 
@@ -118,8 +120,8 @@ class DataSource(Strict):
     file (.jsonl, .json, .csv, .tsv, .parquet, .arrow, also .gz and .zst), or a pattern such as
     `data/*.jsonl`."""
     format: DataFormat = "columns"
-    """The row schema: NVIDIA's, `nectar`, or `columns` for any other, mapped by `columns`; without a map,
-    columns of public layouts are recognised (docs/data.md)."""
+    """The row schema: NVIDIA's, `nectar`, `ultrafeedback`, `lmsys-55k`, or `columns` for any other, mapped by
+    `columns`; without a map, columns of public layouts are recognised (docs/data.md)."""
     config_name: str | None = None
     """The configuration of a Hugging Face data set (`name` of `load_dataset`), or the folder of that name in
     a local copy."""
@@ -135,8 +137,9 @@ class DataSource(Strict):
     columns: dict[str, str] = Field(default_factory=dict)
     """For `columns`: a name of this project -> the data set's column, or `COLUMN.KEY` of a dictionary column.
     Names: prompt, system, tools, response, ratings, scale, response_1, response_2, preference_strength,
-    winner, chosen, rejected, strength, check, source; in ratings any other name is an attribute, and once
-    attributes are named only those are read. `A + B` joins two text columns."""
+    winner, chosen, rejected, strength, label, check, source; in ratings any other name is an attribute, and
+    once attributes are named only those are read. `A + B` joins two text columns, and as `winner` compares
+    two columns of numbers."""
     encoding: Literal["text", "json", "transcript"] = "text"
     """For `columns`: the format of strings in columns of prompts or responses: text, a JSON list of messages,
     or turns that begin with `Human:` and `Assistant:`."""

@@ -16,6 +16,7 @@ from rlhf.data.readers import columns, layouts
 from rlhf.data.readers.messages import read_answers
 from rlhf.data.readers.rows import DEMO, Row, read_rows, synthetic_rows
 from rlhf.data.readers.survey import survey
+from rlhf.data.readers.unpaired import paired_or_plain_rows
 
 REWARDBENCH = DataSource(path="allenai/reward-bench", split="filtered")
 ALL = "all"
@@ -38,18 +39,17 @@ def load_comparisons(path: str) -> tuple[list[Comparison], DropReport]:
         rows = (Row(place, values) for place, values in synthetic_rows("benchmark", "validation"))
     else:
         source = REWARDBENCH if path == "rewardbench" else REWARDBENCH.model_copy(update={"path": path})
-        rows = read_rows(source, seed=0)
-        read = pair_reader(source, report, comparison)
+        rows, read = pair_reader(source, report, comparison)
     items = list(read_records(rows, read, report, key=None, seen=set()))
     require_some(items, "comparisons", [path], report)
     return items, report
 
 
-def pair_reader(source: DataSource, report: DropReport, read: Reader) -> Reader:
-    """The reader of the rows of a benchmark of pairs.
+def pair_reader(source: DataSource, report: DropReport, read: Reader) -> tuple[Iterable[Row], Reader]:
+    """The rows of a benchmark of pairs, and their reader.
 
     Args:
-        report: takes a note about a layout that is recognised.
+        report: takes a note about a layout that is recognised, and rows that are in no pair.
         read: the reader of rows in RewardBench's columns, which the first row has or has not.
 
     Raises:
@@ -57,11 +57,11 @@ def pair_reader(source: DataSource, report: DropReport, read: Reader) -> Reader:
     """
     first = next(read_rows(source, seed=0), None)
     if first is None:
-        return read
+        return [], read
     recognised = layouts.recognise(first, source, "preferences")
     if _is_ours(first, recognised and recognised[0]):
         survey(read_rows(source, seed=0), source, "preferences")
-        return read
+        return read_rows(source, seed=0), read
     if recognised is None:
         raise DataError(
             f"{first.place}: the columns are those of no benchmark and of no layout of preferences: "
@@ -71,7 +71,7 @@ def pair_reader(source: DataSource, report: DropReport, read: Reader) -> Reader:
         )
     layout, note = recognised
     report.notes[note.partition("; to pin it")[0]] += 1
-    facts = survey(read_rows(layout, seed=0), layout, "preferences")
+    facts = survey(paired_or_plain_rows(layout, seed=0, report=DropReport()), layout, "preferences")
     readers: Mapping[str, Callable[[Row, DataSource], Preference | list[Preference]]] = {
         **preference_readers(PAPER_SPREAD),
         "columns": partial(columns.preference, first_index=facts.first_index or 0),
@@ -82,7 +82,7 @@ def pair_reader(source: DataSource, report: DropReport, read: Reader) -> Reader:
         subset = ALL if row.find("subset") is None else row.text("subset")
         return [as_comparison(item, subset) for item in (made if isinstance(made, list) else [made])]
 
-    return compared
+    return paired_or_plain_rows(layout, seed=0, report=report), compared
 
 
 def _is_ours(first: Row, layout: DataSource | None) -> bool:

@@ -22,9 +22,10 @@ from rlhf.data import rules
 from rlhf.data.annotations import PAPER_SPREAD
 from rlhf.data.digests import digest_of
 from rlhf.data.drops import DropReport
-from rlhf.data.readers import columns, helpsteer, helpsteer3, layouts, nectar
+from rlhf.data.readers import columns, helpsteer, helpsteer3, layouts, lmsys, nectar, ultrafeedback
 from rlhf.data.readers.rows import DEMO, Row, read_rows
 from rlhf.data.readers.survey import survey
+from rlhf.data.readers.unpaired import paired_or_plain_rows
 
 Record = TypeVar("Record")
 Readers = Mapping[str, Callable[[Row, DataSource], Record | list[Record]]]
@@ -47,6 +48,7 @@ def load_ratings(
     readers: Readers[Rating] = {
         "helpsteer2": partial(helpsteer.rating, max_spread=max_spread),
         "helpsteer3-feedback": partial(helpsteer3.feedback_ratings, max_spread=max_spread),
+        "ultrafeedback": ultrafeedback.ratings,
         "columns": columns.rating,
     }
     return _load("ratings", sources, seed, readers, _rating_key)
@@ -76,6 +78,8 @@ def preference_readers(max_spread: int) -> Readers[Preference]:
         "helpsteer2-preference": partial(helpsteer.preference, max_spread=max_spread),
         "helpsteer3": partial(helpsteer3.preference, max_spread=max_spread),
         "nectar": nectar.preferences,
+        "ultrafeedback": ultrafeedback.preference,
+        "lmsys-55k": lmsys.preference,
         "columns": columns.preference,
     }
 
@@ -135,6 +139,8 @@ def load_prompts(sources: Sequence[DataSource], *, seed: int) -> tuple[list[Prom
         "helpsteer3-feedback": helpsteer3.prompt,
         "helpsteer3-principle": helpsteer3.prompt,
         "nectar": columns.prompt,
+        "ultrafeedback": ultrafeedback.prompt,
+        "lmsys-55k": lmsys.prompt,
         "columns": columns.prompt,
     }
     return _load("prompts", sources, seed, readers, lambda item: item.messages)
@@ -208,12 +214,13 @@ def _load(
             and kind != "principles"
             and kind != "justifications"
         ):
-            facts = survey(read_rows(source, seed=seed), source, kind)
+            facts = survey(paired_or_plain_rows(source, seed=seed, report=DropReport()), source, kind)
             source_report.notes.update(facts.notes)
             if facts.first_index is not None:
                 indexed = partial(columns.preference, first_index=facts.first_index)
                 read = _bind(cast(Callable[[Row, DataSource], Record], indexed), source)
-        records = list(read_records(read_rows(source, seed=seed), read, source_report, key=key, seen=seen))
+        rows = paired_or_plain_rows(source, seed=seed, report=source_report)
+        records = list(read_records(rows, read, source_report, key=key, seen=seen))
         if kind == "ratings" and (records or source_report.reasons[rules.NO_RATING]):
             _require_named_attributes(source, [record for record in records if isinstance(record, Rating)])
         loaded.extend(records)

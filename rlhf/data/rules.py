@@ -19,6 +19,7 @@ DUPLICATE = "duplicate"
 NO_PREFERENCE = "no overall preference (null)"
 NO_PRINCIPLE = "empty principle"
 REPEATED_KEY = "a key occurs twice in the row"
+DIFFERENT_TURNS = "responses to different conversations: the turns before them differ"
 
 
 NO_JUSTIFICATION = "no written justification whose verdict agrees with the preference"
@@ -49,6 +50,21 @@ def require_prompt(prompt: Conversation) -> None:
         raise UnusableRowError(UNANSWERABLE_PROMPT)
     if not prompt[-1].content.strip():
         raise UnusableRowError(BLANK_PROMPT)
+
+
+def require_same_turns(first: Conversation, second: Conversation) -> None:
+    """Two responses must answer one conversation."""
+    if not same_turns(first, second):
+        raise UnusableRowError(DIFFERENT_TURNS)
+
+
+def same_turns(first: Conversation, second: Conversation) -> bool:
+    """Whether two conversations differ in nothing but white space around their texts."""
+
+    def stripped(conversation: Conversation) -> list[tuple[str, str, str]]:
+        return [(message.role, message.content.strip(), message.fields) for message in conversation]
+
+    return stripped(first) == stripped(second)
 
 
 def require_responses(*responses: str | Message) -> None:

@@ -15,7 +15,7 @@ A list of messages is one answer, not a list of answers.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, cast
@@ -104,12 +104,13 @@ def load_benchmark(path: str) -> Benchmark:
     first = next(read_rows(source, seed=0), None)
     schema: Schema = "pairs" if first is None else schema_of(first)
     report, read = DropReport(), READERS[schema]
+    rows: Iterable[Row] = read_rows(source, seed=0)
     if schema == "pairs":
-        read = pair_reader(source, report, read)
+        rows, read = pair_reader(source, report, read)
     if schema == "ppe":
         facts = survey(read_rows(source, seed=0), source, "preferences")
         read = partial(ppe, first_index=facts.first_index or 0)
-    items = list(read_records(read_rows(source, seed=0), read, report, key=None, seen=set()))
+    items = list(read_records(rows, read, report, key=None, seen=set()))
     kind = KINDS.get(schema, schema)
     require_some(items, "comparisons" if kind == "pairs" else f"{kind} rows", [path], report)
     return Benchmark(cast(Kind, kind), items, report)

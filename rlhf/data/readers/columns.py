@@ -21,6 +21,7 @@ from rlhf.data.pairs import strength_of
 from rlhf.data.readers.layouts import Kind
 from rlhf.data.readers.messages import read_answers, read_prompt
 from rlhf.data.readers.rows import JOIN, Row, is_number
+from rlhf.data.readers.unpaired import LABEL
 from rlhf.data.readers.winners import MODEL_NAMES, winner_sign
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ FIELDS: Mapping[Kind, tuple[str, ...]] = {
         "chosen",
         "rejected",
         "strength",
+        "response",
+        "label",
         "source",
         "system",
         "tools",
@@ -48,6 +51,7 @@ TEXTS = ("prompt", "response", "response_1", "response_2", "chosen", "rejected")
 WHOLE_CONVERSATIONS = ("messages", "conversations", "conversation", "conversation_a", "chosen")
 """Columns whose last turn may be an answer, which is no part of the prompt."""
 ONE_FORM = {
+    "label": ("response_1", "response_2", "winner", "preference_strength", "chosen", "rejected", "strength"),
     "winner": ("preference_strength", "chosen", "rejected", "strength"),
     "preference_strength": ("chosen", "rejected", "strength"),
     "chosen": ("response_1", "response_2"),
@@ -94,7 +98,7 @@ def _check_conflicts(mapped: Mapping[str, str]) -> None:
             raise ConfigError(
                 f"columns: {name} and {', '.join(both)} are two forms of a preference.",
                 allowed="chosen and rejected (with strength), or response_1 and response_2 with winner or "
-                "preference_strength",
+                "preference_strength, or response with label",
                 fix=f"leave out {name}, or {', '.join(both)}",
             )
     texts = [name for name in TEXTS if name in mapped]
@@ -174,9 +178,10 @@ def rating(row: Row, source: DataSource) -> Rating:
 def preference(row: Row, source: DataSource, *, first_index: int = 0) -> Preference:
     """A preference: `response_1`, `response_2`, `preference_strength` or `winner`; or `chosen`, `rejected`.
 
-    The last form may have a `strength` of 0 to 3; without one the strength is the least, 1. The chosen
-    response becomes `response_1`, so the record's strength is negative. A winner has strength 1. A strength
-    with a fraction is a margin: its size is rounded to 1, 2 or 3, halves up; only 0 is a tie.
+    The last form, also that of rows which `unpaired` paired, may have a `strength` of 0 to 3; without one the
+    strength is the least, 1. The chosen response becomes `response_1`, so the record's strength is negative.
+    A winner has strength 1. A strength with a fraction is a margin: its size is rounded to 1, 2 or 3, halves
+    up; only 0 is a tie.
 
     Args:
         first_index: what a numerical `winner` calls the first response, see `rlhf.data.readers.winners`.
@@ -226,6 +231,8 @@ def _note_scores(row: Row) -> None:
 
 def form_of(row: Row, source: DataSource) -> Literal["chosen", "winner", "preference_strength"]:
     """The form of a preference; keys that `columns` maps come before columns that are only present."""
+    if LABEL in source.columns:  # rows that were paired
+        return "chosen"
     for name in ("winner", "preference_strength", "chosen"):
         if name in source.columns:
             return name
@@ -246,8 +253,9 @@ def strength_column(source: DataSource, row: Row) -> str | None:
 
 
 def winner_column(source: DataSource, row: Row) -> str | None:
-    """The column that a source of preferences reads winners from, if it does."""
-    return _column(source, "winner") if form_of(row, source) == "winner" else None
+    """The one column that a source of preferences reads winners from, if it does."""
+    column = _column(source, "winner") if form_of(row, source) == "winner" else None
+    return None if column and JOIN in column else column
 
 
 def read_columns(row: Row, source: DataSource, kind: Kind) -> set[str]:

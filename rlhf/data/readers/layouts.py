@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from rlhf.core.errors import ConfigError, DataError
+from rlhf.data.readers import ultrafeedback
 from rlhf.data.readers.encodings import looks_encoded
 from rlhf.data.readers.rows import Row
+from rlhf.data.readers.unpaired import as_label
 
 if TYPE_CHECKING:
     from rlhf.config.schema import DataFormat, DataSource
@@ -80,6 +82,10 @@ def _no_prompt(row: Row) -> bool:
     return row.find("prompt") is None
 
 
+def _labelled(row: Row) -> bool:
+    return as_label(row.find("label")) is not None
+
+
 def _own(*names: str) -> dict[str, str]:
     return {name: name for name in names}
 
@@ -98,6 +104,8 @@ PKU = {
 }
 SHP = {"prompt": "history", "response_1": "human_ref_A", "response_2": "human_ref_B", "winner": "labels"}
 PPE = {"prompt": "prompt", "response_1": "response_1", "response_2": "response_2", "winner": "winner"}
+LMSYS = ("prompt", "response_a", "response_b", "winner_model_a", "winner_model_b")
+KTO = {"prompt": "prompt", "response": "completion", "label": "label"}
 HELPSTEER3 = ("context", "response1", "response2", "overall_preference")
 PAIRS = _own("prompt", "chosen", "rejected")
 STRENGTHS = _own("prompt", "response_1", "response_2", "preference_strength")
@@ -109,6 +117,7 @@ NEEDED: Mapping[Kind, tuple[frozenset[str], tuple[str, ...]]] = {
         (
             "{prompt: COLUMN, chosen: COLUMN, rejected: COLUMN}",
             "{prompt: COLUMN, response_1: COLUMN, response_2: COLUMN, winner: COLUMN}",
+            "{prompt: COLUMN, response: COLUMN, label: COLUMN}",
         ),
     ),
     "prompts": (frozenset({"prompt"}), ("{prompt: COLUMN}",)),
@@ -133,6 +142,15 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout("LMArena", "preferences", ARENA),
     Layout("answers a and b with a winner", "preferences", ANSWERS_A_B),
     Layout("PPE human preference", "preferences", PPE),
+    Layout("LMSYS-55k", "preferences", also=LMSYS, format="lmsys-55k"),
+    Layout("KTO", "preferences", KTO, fits=_labelled),
+    Layout(
+        "UltraFeedback",
+        "preferences",
+        also=("completions",),
+        format="ultrafeedback",
+        fits=ultrafeedback.fits,
+    ),
     Layout("Nectar", "preferences", also=("prompt", "answers"), format="nectar"),
     Layout("HelpSteer3", "preferences", also=HELPSTEER3[:3], format="helpsteer3"),
     Layout("ShareGPT pairs", "preferences", SHAREGPT_PAIR, fits=_no_prompt),
@@ -144,6 +162,13 @@ LAYOUTS: tuple[Layout, ...] = (
         also=("context", "feedback1", "feedback2"),
         format="helpsteer3-feedback",
     ),
+    Layout(
+        "UltraFeedback",
+        "ratings",
+        also=("completions",),
+        format="ultrafeedback",
+        fits=ultrafeedback.has_annotations,
+    ),
     Layout("prompt", "prompts", _own("prompt")),
     Layout("messages", "prompts", {"prompt": "messages"}),
     Layout("ShareGPT", "prompts", {"prompt": "conversations"}),
@@ -151,6 +176,7 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout("question", "prompts", {"prompt": "question"}),
     Layout("SHP", "prompts", {"prompt": "history"}, also=("human_ref_A",)),
     Layout("LMArena", "prompts", {"prompt": "conversation_a"}),
+    Layout("LMSYS-55k", "prompts", also=LMSYS, format="lmsys-55k"),
     Layout("HelpSteer3", "prompts", also=("context", "response1"), format="helpsteer3"),
 )
 
@@ -168,7 +194,7 @@ def recognise(row: Row, source: DataSource, kind: Kind) -> tuple[DataSource, str
         if not any(candidate.needs() < other.needs() for other in fitting)
         and not (
             kind == "prompts"
-            and candidate.name != "prompt"
+            and "prompt" not in candidate.needs()
             and any(other.name == "prompt" for other in fitting)
         )
     ]
@@ -200,12 +226,28 @@ def require_our_columns(row: Row, source: DataSource, kind: Kind) -> None:
     needed, maps = NEEDED[kind]
     if needed & row.values.keys():
         return
+    fix = "name the columns in the config: "
+    lists = [name for name, value in row.values.items() if _holds_candidates(value)]
+    if lists and kind != "prompts":
+        fix = (
+            f"a map cannot reach into the list in {', '.join(map(repr, lists))}: write a row of its own for "
+            "each pair or rated response, then "
+        ) + fix
     lines = " or ".join(f"{{path: {source.path}, columns: {columns}}}" for columns in maps)
     raise DataError(
         f"{row.place}: the columns are those of no layout that is recognised: "
         f"{', '.join(row.values) or 'there are none'}",
         allowed="a layout of docs/data.md, or a map of columns",
-        fix=f"name the columns in the config: {lines}",
+        fix=fix + lines,
+    )
+
+
+def _holds_candidates(value: Any) -> bool:
+    """Whether a value is a list of several texts or objects, and not of messages."""
+    items = value if isinstance(value, list) and len(value) > 1 else []
+    return bool(items) and all(
+        isinstance(item, str) or (isinstance(item, Mapping) and not {"role", "from"} & item.keys())
+        for item in items
     )
 
 

@@ -96,8 +96,8 @@ def read_answers(
     in white space around a turn, and where the prompt is a string that is a turn of the user among them.
 
     Raises:
-        DataError: a column is missing or of another type, or a response answers another conversation.
-        UnusableRowError: a message has media.
+        DataError: a column is missing or of another type, or the responses do not answer the prompt.
+        UnusableRowError: a message has media, or the responses answer different conversations.
     """
     encoded = {column: decoded(row, column, encoding, plain=True) for column in columns}
     whole = {column: value for column, value in encoded.items() if not isinstance(value, str)}
@@ -106,14 +106,15 @@ def read_answers(
         # Beside decoded conversations a prompt may be plain text.
         prompt = _prompt(row, prompt_column, encoding, plain=encoding == "json" and bool(whole))
     conversations = {column: _conversation(row, column, value) for column, value in whole.items()}
-    before = next(
-        (conversation[:-1] for conversation in conversations.values() if len(conversation) > 1), None
-    )
+    earlier = [conversation[:-1] for conversation in conversations.values() if len(conversation) > 1]
+    for other in earlier[1:]:
+        rules.require_same_turns(earlier[0], other)
+    before = earlier[0] if earlier else None
     if prompt is None and not before:
         _require_turns(row, columns, encoding)
         row.get(prompt_column)
     if before is not None and (
-        prompt is None or _same_turns(before, prompt) or _is_turn(row.find(prompt_column), before)
+        prompt is None or rules.same_turns(before, prompt) or _is_turn(row.find(prompt_column), before)
     ):
         prompt = before
     assert prompt is not None  # row.get has raised
@@ -139,18 +140,9 @@ def _prompt(row: Row, column: str, encoding: str, *, plain: bool = False) -> Con
 def _response(row: Row, column: str, messages: Conversation, prompt: Conversation) -> Message:
     if not messages or messages[-1].role != "assistant":
         raise row.wrong(column, "a string, or messages of which the last is the assistant's")
-    if messages[:-1] and not _same_turns(messages[:-1], prompt):
+    if messages[:-1] and not rules.same_turns(messages[:-1], prompt):
         raise row.wrong(column, "one assistant message, or the prompt's own messages followed by one")
     return messages[-1]
-
-
-def _same_turns(first: Conversation, second: Conversation) -> bool:
-    """Whether two conversations differ in nothing but white space around their texts."""
-
-    def stripped(conversation: Conversation) -> list[tuple[str, str, str]]:
-        return [(message.role, message.content.strip(), message.fields) for message in conversation]
-
-    return stripped(first) == stripped(second)
 
 
 def _is_turn(prompt: Any, conversation: Conversation) -> bool:

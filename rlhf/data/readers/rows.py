@@ -142,6 +142,16 @@ def is_number(value: Any) -> bool:
         return False
 
 
+def as_number(value: Any) -> float | None:
+    """A number, a truth value as 0 or 1, or the text of a number; None for anything else."""
+    if isinstance(value, str | Decimal):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    return float(value) if isinstance(value, bool) or is_number(value) else None
+
+
 def read_rows(source: DataSource, *, seed: int) -> Iterator[Row]:
     """The rows of a source, in its order: those that match `where`, at most `limit` of them, drawn by `seed`.
 

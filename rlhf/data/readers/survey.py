@@ -14,8 +14,8 @@ from rlhf.data.readers import columns
 from rlhf.data.readers.encodings import looks_encoded, looks_rendered
 from rlhf.data.readers.layouts import Kind
 from rlhf.data.readers.messages import MEDIA_COLUMNS, SYSTEM_COLUMNS
-from rlhf.data.readers.rows import Row
-from rlhf.data.readers.winners import end_of, first_index_of
+from rlhf.data.readers.rows import JOIN, Row, as_number
+from rlhf.data.readers.winners import counterpart, end_of, first_index_of
 
 if TYPE_CHECKING:
     from rlhf.config.schema import DataSource
@@ -56,11 +56,13 @@ def survey(rows: Iterator[Row], source: DataSource, kind: Kind) -> Survey:
         strength = columns.strength_column(source, first)
         winner = columns.winner_column(source, first)
     pairs = kind == "preferences" and columns.form_of(first, source) == "chosen"
+    other = None if winner is None else counterpart(winner, first.values.keys())
     if strength is None and winner is None:
         rows = itertools.islice(rows, SAMPLE)
     texts = [source.columns.get(name, name) for name in columns.FIELDS[kind] if name in columns.TEXTS]
     strengths, winners, present = set[float](), set[object](), dict[str, None]()
     encoded, rendered, named, count = Counter[tuple[str, str]](), Counter[str](), 0, 0
+    exclusive = other is not None
     for row in rows:
         count += 1
         present.update(dict.fromkeys(name for name, value in row.values.items() if value is not None))
@@ -68,10 +70,14 @@ def survey(rows: Iterator[Row], source: DataSource, kind: Kind) -> Survey:
             strengths.add(size)
         if winner is not None and isinstance(value := row.find(winner), str | int | float):
             winners.add(value)
+        if exclusive:
+            exclusive = {as_number(row.find(str(name))) for name in (winner, other)} in ({0, 1}, {0})
         if source.encoding == "text":
             encoded.update((name, encoding) for name in texts if (encoding := looks_encoded(row.find(name))))
         rendered.update(name for name in texts if looks_rendered(row.find(name)))
         named += pairs and _names_columns(row, source)
+    if exclusive:
+        raise _half_of_a_winner(source, str(winner), str(other))
     if strength is not None:
         _check_strengths(strengths, source, strength, signed=not pairs)
     if named == count:
@@ -135,6 +141,15 @@ def _check_strengths(strengths: set[float], source: DataSource, column: str, *, 
             "`winner`; where the second "
             f"response is always the better one, write `chosen`, `rejected` and `strength: {column}`",
         )
+
+
+def _half_of_a_winner(source: DataSource, column: str, other: str) -> DataError:
+    return DataError(
+        f"{source.path}: column {column!r} is 1 where its response is the better one, as {other!r} is of the "
+        "other response: neither is an index",
+        allowed="both columns as `winner`, of which the higher one wins",
+        fix=f"winner: {column}{JOIN}{other} (with a third column that marks ties, if there is one)",
+    )
 
 
 def _names_columns(row: Row, source: DataSource) -> bool:

@@ -6,6 +6,9 @@
     letter    a and b, also as in `model_a`; where the columns end in letters (`human_ref_B`), by them
     tie       `tie`, `both`, `both_bad`, `tie (bothbad)`
 
+`A + B` compares two columns, one of each response: the higher number wins, and equal ones are a tie. A third
+column, `A + B + TIE`, marks ties.
+
 SHP's column `labels` is the one exception: 1 says that `human_ref_A` is preferred, 0 that `human_ref_B` is.
 """
 
@@ -16,7 +19,7 @@ from collections.abc import Collection
 from typing import Any
 
 from rlhf.core.errors import DataError
-from rlhf.data.readers.rows import Row, is_number
+from rlhf.data.readers.rows import JOIN, Row, as_number, is_number
 
 TIES = frozenset({"tie", "both", "bothbad", "bothgood", "tiebothbad", "draw", "equal", "neither"})
 FIRST = frozenset({"a", "first", "left"})
@@ -38,6 +41,8 @@ def winner_sign(row: Row, column: str, first: str, second: str, first_index: int
     Raises:
         DataError: the value names neither response.
     """
+    if JOIN in column:
+        return higher_sign(row, column)
     value = _as_index(row.get(column))
     if isinstance(value, bool):
         raise row.wrong(column, f"{ALLOWED}; a truth value does not say which of the two it is about")
@@ -61,6 +66,38 @@ def winner_sign(row: Row, column: str, first: str, second: str, first_index: int
     if end in FIRST | SECOND:
         return -1 if end in FIRST else 1
     raise row.wrong(column, ALLOWED)
+
+
+def higher_sign(row: Row, columns: str) -> int:
+    """Which of the columns `A + B` or `A + B + TIE` has the higher number: -1 the first, 1 the second.
+
+    0 where both are equal, as they must be where the third column is not 0.
+
+    Raises:
+        DataError: a column is missing, holds no number, or says a tie beside a winner.
+    """
+    names = [name.strip() for name in columns.split(JOIN)]
+    numbers = []
+    for name in names:
+        if (number := as_number(row.get(name))) is None:
+            raise row.wrong(name, "a number, or a truth value")
+        numbers.append(number)
+    first, second, *ties = numbers
+    if any(ties) and (len(ties) > 1 or first != second):
+        raise row.wrong(names[-1], f"0 where {names[0]!r} or {names[1]!r} is the higher one")
+    return (second > first) - (second < first)
+
+
+def counterpart(column: str, names: Collection[str]) -> str | None:
+    """The column that says of the other response what `column`, such as `winner_model_a`, says of one."""
+    end = end_of(column)
+    for pair in (("a", "b"), ("0", "1"), ("1", "2")):
+        if end in pair:
+            other = column[: len(column) - 1] + pair[1 - pair.index(end)]
+            for name in (other, other[:-1] + other[-1].upper()):
+                if name in names and name != column:
+                    return name
+    return None
 
 
 def first_index_of(values: Collection[Any], first: str, second: str, *, path: str, column: str) -> int:

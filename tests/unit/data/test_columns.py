@@ -152,8 +152,8 @@ def test_conversations_stand_for_the_prompt(preferences_of: Callable[..., Any]) 
         ({"prompt": "q", "chosen": "2"}, ":1: no column 'rejected'"),
         ({"prompt": "q", "chosen": ASKED, "rejected": "3"}, "the last is the assistant's"),
         (
-            {"chosen": ASKED + answer("2"), "rejected": ASKED[1:] + answer("3")},
-            "column 'rejected' is .*\n.*prompt's own",
+            {"prompt": "q", "chosen": ASKED + answer("2"), "rejected": ASKED + answer("3")},
+            "column 'chosen' is .*\n.*prompt's own",
         ),
         (
             {"prompt": [{"role": "robot", "content": "q"}], "chosen": "2", "rejected": "3"},

@@ -30,7 +30,7 @@ def transcript(answer: str) -> str:
 
 
 PAIR = {"chosen": "good", "rejected": "bad"}
-PREFERENCES: dict[str, dict[str, Any]] = {
+PREFERENCES: dict[str, Any] = {
     "chosen and rejected": {"chosen": turns("good"), "rejected": turns("bad"), "source": "skywork"},
     "two responses and a strength": {
         "prompt": "q",
@@ -57,6 +57,22 @@ PREFERENCES: dict[str, dict[str, Any]] = {
         "winner": "B",
     },
     "PPE human preference": {"prompt": "q", "response_1": "good", "response_2": "bad", "winner": "model_a"},
+    "LMSYS-55k": {
+        "prompt": '["q"]',
+        "response_a": '["bad"]',
+        "response_b": '["good"]',
+        "winner_model_a": 0,
+        "winner_model_b": 1,
+        "winner_tie": 0,
+    },
+    "KTO": [
+        {"prompt": "q", "completion": "bad", "label": False},
+        {"prompt": "q", "completion": "good", "label": True},
+    ],
+    "UltraFeedback": {
+        "instruction": "q",
+        "completions": [{"response": "bad", "overall_score": 4}, {"response": "good", "overall_score": 7.5}],
+    },
     "Nectar": {
         "prompt": "\n\nHuman: q\n\nAssistant: ",
         "answers": [{"answer": "bad", "rank": 2}, {"answer": "good", "rank": 1}],
@@ -78,13 +94,15 @@ PROMPTS: dict[str, dict[str, Any]] = {
     "question": {"question": "q", "answer": "a"},
     "SHP": {"history": "q", "human_ref_A": "a"},
     "LMArena": {"conversation_a": turns("a"), "winner": "model_a"},
+    "LMSYS-55k": PREFERENCES["LMSYS-55k"],
     "HelpSteer3": {"context": [USER], "response1": "a"},
 }
 
 
 @pytest.mark.parametrize("name", PREFERENCES)
 def test_a_layout_of_preferences(write_rows: Any, name: str) -> None:
-    path = write_rows("rows.jsonl", [PREFERENCES[name]])
+    rows = PREFERENCES[name]
+    path = write_rows("rows.jsonl", rows if isinstance(rows, list) else [rows])
     (item,), report = load_preferences([DataSource(path=path)], seed=0, max_spread=2)
     assert (item.prompt, item.chosen, item.rejected, abs(item.strength)) == (PROMPT, "good", "bad", 1)
     (note,) = (note for note in report.notes if "pin it" in note)
