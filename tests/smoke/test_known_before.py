@@ -66,14 +66,14 @@ def test_a_base_with_a_typo(
 ) -> None:
     (tmp_path / "models" / "tiny").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert "Did you mean 'models/tiny'?" in refused(command, "model.base=models/tny")
+    assert "'models/tiny'" in refused(command, "model.base=models/tny")
 
 
 def test_gold_without_checks(refused: Callable[..., str], tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"prompt": f"Question {n}"}) + "\n" for n in range(40)))
     words = ["reward={function: gold}", f"data.prompts=[{{path: {rows}}}]"]
-    assert "have none" in refused("align-policy", *words)
+    assert str(rows) in refused("align-policy", *words)
     rows.write_text(
         "".join(json.dumps({"prompt": f"Q{n}", "check": {"answer": "1"}}) + "\n" for n in range(40))
     )

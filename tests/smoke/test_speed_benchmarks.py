@@ -68,7 +68,7 @@ def test_both_sides_score_alike_and_are_timed(
 def test_scores_that_differ_stop_the_comparison() -> None:
     module = script("scoring")
     assert module.require_equal({"ours": [10.0, -2.0], "theirs": [10.001, -2.0]}) == pytest.approx(1e-4)
-    with pytest.raises(SystemExit, match="the scores differ by 0.2"):
+    with pytest.raises(SystemExit, match=r"0\.2"):
         module.require_equal({"ours": [10.0, -2.0], "theirs": [8.0, -2.0]})
-    with pytest.raises(SystemExit, match="differ by nan"):
+    with pytest.raises(SystemExit, match="nan"):
         module.require_equal({"ours": [10.0], "theirs": [float("nan")]})

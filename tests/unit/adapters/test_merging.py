@@ -20,22 +20,20 @@ TALK = (Message("user", "Hello"), Message("assistant", "Hi"))
 
 @pytest.mark.parametrize("dtype", ["nf4", "int4", "fp8", "4"])
 def test_a_merge_into_few_bits_is_refused(dtype: str) -> None:
-    with pytest.raises(ModelError, match="loses the adapter") as caught:
+    with pytest.raises(ModelError, match="4-bit") as caught:
         require_format(dtype)
     assert caught.value.fix.startswith("--dtype bfloat16")
 
 
 def test_an_unknown_dtype_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"--dtype bfloat is not known\. Did you mean 'bfloat16'\?"):
+    with pytest.raises(ModelError, match="--dtype bfloat .*'bfloat16'"):
         require_format("bfloat")
     require_format("bfloat16")
 
 
 def test_a_difference_beyond_the_tolerance_is_an_error() -> None:
     assert str(verify("scores", [0.01, 0.2, 0.0], 0.2)) == "0.2 over 3 conversations (allowed: 0.2)"
-    with pytest.raises(
-        DivergenceError, match=r"scores differ by up to 0\.21 .*Nothing was written"
-    ) as caught:
+    with pytest.raises(DivergenceError, match=r"scores .*0\.21 ") as caught:
         verify("scores", [0.21, 0.0], 0.2)
     assert caught.value.exit_code == 1
     with pytest.raises(DivergenceError):

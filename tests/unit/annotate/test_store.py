@@ -123,8 +123,7 @@ def test_rows_that_are_no_task(tmp_path: Path, row: str, words: str) -> None:
     (tmp_path / "tasks.jsonl").write_text(good + row)
     with pytest.raises(DataError) as caught:
         read_tasks(str(tmp_path / "tasks.jsonl"))
-    assert "tasks.jsonl" in str(caught.value)
-    assert words in str(caught.value)
+    assert "tasks.jsonl:2" in caught.value.found and words in caught.value.found
 
 
 def write(folder: Path, rows: list[dict[str, Any]]) -> str:

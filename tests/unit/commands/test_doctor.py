@@ -69,10 +69,10 @@ def test_json(rlhf: Rlhf, reward_config: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_bad_config_is_exit_code_2(rlhf: Rlhf, reward_config: Path) -> None:
     result = rlhf("doctor", str(reward_config), "model.dtype=fp16")
     assert result.exit_code == 2
-    assert 'model.dtype: found "fp16"' in result.stderr
+    assert "model.dtype" in result.stderr and "fp16" in result.stderr
     result = rlhf("doctor", "gone.yaml")
     assert result.exit_code == 2
-    assert "there is no such file" in result.stderr
+    assert "gone.yaml" in result.stderr
 
 
 def test_nothing_is_made_up(rlhf: Rlhf, reward_config: Path) -> None:

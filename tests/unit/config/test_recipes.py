@@ -137,31 +137,31 @@ def test_without_a_recipe_nothing_is_filled() -> None:
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
-        ({"recipe": "bt-scale"}, "recipe: found 'bt-scale'. Did you mean 'bt-scaled'?"),
-        ({"attributes": ["helpfulness", "style"]}, "recipe 'bt-margin' sets it to ['helpfulness']"),
-        ({"stages": [{"name": "first"}]}, "stages: found the name 'first'"),
-        ({"stages": [{"name": ["a"]}]}, "found the name ['a']"),
+        ({"recipe": "bt-scale"}, ("recipe: ", "'bt-scaled'")),
+        ({"attributes": ["helpfulness", "style"]}, ("attributes: ", "'bt-margin'", "['helpfulness']")),
+        ({"stages": [{"name": "first"}]}, ("stages: ", "'first'")),
+        ({"stages": [{"name": ["a"]}]}, ("stages: ", "['a']")),
         (
             {"stages": [{"name": "preference", "preference_loss": "scaled"}]},
-            "preference_loss: found 'scaled', but recipe 'bt-margin' sets it to 'margin'",
+            ("preference_loss: ", "'scaled'", "'bt-margin'", "'margin'"),
         ),
         (
             {"stages": [{"name": "preference", "regression_weight": 1}]},
-            "stage 'preference': found regression_weight 1",
+            ("'preference'", "regression_weight 1"),
         ),
-        ({"stages": [{"name": "preference", "preference_weight": 0}]}, "found preference_weight 0"),
-        ({"stages": [{"name": "preference"}, {"name": "preference"}]}, "two stages have the same name"),
-        ({"recipe": "helpfulness-bt-scaled-expo", "expo": {"weak": "x"}}, "weak: found 'x'"),
-        ({"recipe": "helpfulness-bt-scaled-expo", "expo": 3}, "expo: found 3"),
-        ({"stages": "all"}, 'stages: found "all"'),
+        ({"stages": [{"name": "preference", "preference_weight": 0}]}, ("preference_weight 0",)),
+        ({"stages": [{"name": "preference"}, {"name": "preference"}]}, ("stages: ",)),
+        ({"recipe": "helpfulness-bt-scaled-expo", "expo": {"weak": "x"}}, ("weak: ", "'x'")),
+        ({"recipe": "helpfulness-bt-scaled-expo", "expo": 3}, ("expo: ", "3")),
+        ({"stages": "all"}, ("stages: ", '"all"')),
     ],
 )
-def test_contradictions(more: dict[str, Any], expected: str, tmp_path: Path) -> None:
+def test_contradictions(more: dict[str, Any], expected: tuple[str, ...], tmp_path: Path) -> None:
     file = tmp_path / "reward.yaml"
     file.write_text(yaml.safe_dump({**FILE, "recipe": "bt-margin", **more}))
     with pytest.raises(ConfigError) as caught:
         load_config(file, RewardConfig)
-    assert expected in str(caught.value)
+    assert all(part in caught.value.found for part in expected)
     assert caught.value.exit_code == 2
 
 
@@ -173,33 +173,35 @@ def test_a_mistake_is_found_where_it_stands_though_the_recipe_takes_another_plac
         )
     )
     line = next(n for n, text in enumerate(file.read_text().splitlines(), 1) if "batch_size: 0" in text)
-    with pytest.raises(ConfigError, match=f"{file}:{line}: stages.1.batch_size: found 0"):
+    with pytest.raises(ConfigError, match=f"{file}:{line}: stages.1.batch_size: "):
         load_config(file, RewardConfig)
 
 
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
-        ({"expo": {"weak": "one", "strong": "three"}}, "expo: there is no stage 'three', only one, two"),
+        ({"expo": {"weak": "one", "strong": "three"}}, ("expo: ", "'three'", "one, two")),
         (
             {"expo": {"weak": "two", "strong": "one"}},
-            "expo.weak ('two') must come before expo.strong ('one')",
+            ("expo.weak ('two')", "expo.strong ('one')"),
         ),
-        ({"expo": {"weak": "start", "strong": "one"}}, "expo: there is no stage 'start'"),
-        ({"expo": {"weak": "one", "strong": "two", "factors": [0]}}, "expo.factors.0: found 0"),
+        ({"expo": {"weak": "start", "strong": "one"}}, ("expo: ", "'start'")),
+        ({"expo": {"weak": "one", "strong": "two", "factors": [0]}}, ("expo.factors.0: ",)),
         (
             {"stages": [{"name": "one", "regression_weight": 1, "centering_weight": 0.1}]},
-            "centering_weight is over pairs",
+            ("centering_weight",),
         ),
     ],
 )
-def test_expo_and_centring_that_cannot_be(more: dict[str, Any], expected: str, tmp_path: Path) -> None:
+def test_expo_and_centring_that_cannot_be(
+    more: dict[str, Any], expected: tuple[str, ...], tmp_path: Path
+) -> None:
     stages = [{"name": "one", "regression_weight": 1}, {"name": "two", "preference_weight": 1}]
     file = tmp_path / "reward.yaml"
     file.write_text(yaml.safe_dump({**FILE, "stages": stages, "expo": None, **more}))
     with pytest.raises(ConfigError) as caught:
         load_config(file, RewardConfig)
-    assert expected in str(caught.value)
+    assert all(part in caught.value.found for part in expected)
 
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "reward"

@@ -82,19 +82,19 @@ def test_the_demo_is_pairs() -> None:
     [
         (
             {**STYLED, "domain": "maths"},
-            r"no domain 'maths'. Did you mean 'math'\?\nAllowed: chat, math, code",
+            r"'maths'.* 'math'.*\n.*chat, math, code",
         ),
         (
             {**STYLED, "chosen": ["a", "b"]},
-            "'chosen' has 2 answers, one a style is needed\nAllowed: 3 answers",
+            r"'chosen' .*2 .*\n.*\b3 ",
         ),
-        ({**STYLED, "rejected": ["a", None, "c"]}, "'rejected', item 2 of 3, is None"),
-        ({**MANY, "rejected": "b"}, "'rejected' is 'b'\nAllowed: a list of strings"),
-        ({**MANY, "chosen": []}, r"'chosen' is \[\]\nAllowed: a list of strings"),
-        ({**RATED, "scores": [1]}, "Allowed: a finite number for each of the 2 responses"),
-        ({**RATED, "scores": [1, float("nan")]}, "Allowed: a finite number for each of the 2 responses"),
-        ({**RATED, "scores": None}, "no column 'scores'"),
-        ({"prompt": "Q", "answer": "a"}, "those of no benchmark .*: prompt, answer"),
+        ({**STYLED, "rejected": ["a", None, "c"]}, "'rejected', item 2 of 3,.* None"),
+        ({**MANY, "rejected": "b"}, "'rejected' .*'b'"),
+        ({**MANY, "chosen": []}, r"'chosen' .*\[\]"),
+        ({**RATED, "scores": [1]}, "'scores'"),
+        ({**RATED, "scores": [1, float("nan")]}, "'scores'"),
+        ({**RATED, "scores": None}, "'scores'"),
+        ({"prompt": "Q", "answer": "a"}, "prompt, answer"),
     ],
 )
 def test_a_malformed_row_names_its_place(row: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_malformed_row_names_its_place(row: dict[str, Any], message: str, tmp_
 
 
 def test_a_second_row_of_another_kind_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="rows.jsonl:2: no column 'domain'"):
+    with pytest.raises(DataError, match="rows.jsonl:2: .*'domain'"):
         load_benchmark(write(tmp_path / "rows.jsonl", STYLED, MANY))
 
 
@@ -112,7 +112,7 @@ def test_rows_of_no_use_are_counted(tmp_path: Path) -> None:
     lonely = {**RATED, "responses": ["a"], "scores": [1]}
     result = load_benchmark(write(tmp_path / "rows.jsonl", RATED, lonely, {**RATED, "prompt": " "}))
     assert dict(result.drops.reasons) == {"fewer than two responses": 1, "blank prompt": 1}
-    with pytest.raises(DataError, match="no usable best-of-n rows"):
+    with pytest.raises(DataError, match="none.jsonl"):
         load_benchmark(write(tmp_path / "none.jsonl", lonely))
 
 
@@ -126,7 +126,8 @@ def test_the_strength_of_a_pair(columns: dict[str, Any], strength: int | None, t
 
 
 def test_a_strength_out_of_range_or_of_zero(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="'strength' is 4\nAllowed: a number from 0 to 3"):
+    with pytest.raises(DataError, match="'strength' .*4") as caught:
         load_benchmark(write(tmp_path / "rows.jsonl", {**PAIR, "strength": 4}))
+    assert "0" in caught.value.allowed and "3" in caught.value.allowed
     result = load_benchmark(write(tmp_path / "rows.jsonl", PAIR, {**PAIR, "strength": 0}))
     assert dict(result.drops.reasons) == {"tie (strength 0)": 1}

@@ -139,8 +139,9 @@ def test_any_text_has_a_score_between_0_and_1(family: str, answer: str) -> None:
 
 
 def test_an_unknown_family_is_named_with_those_that_exist() -> None:
-    with pytest.raises(DataError, match=r"'sonnet'.*\nAllowed: words, shorten") as caught:
+    with pytest.raises(DataError, match="'sonnet'") as caught:
         gold_score({"family": "sonnet"}, "Tea.")
+    assert "words, shorten" in caught.value.allowed
     assert caught.value.exit_code == 2
     with pytest.raises(DataError, match="None"):
         gold_score({}, "Tea.")

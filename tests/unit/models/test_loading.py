@@ -138,7 +138,7 @@ def test_a_base_that_is_not_there(tmp_path: Path) -> None:
 
 def test_targets_that_the_model_does_not_have(tiny_base: Path) -> None:
     config = lora_config(rank=4, alpha=8, dropout=0.0, targets=["q_proj", "v_porj"])
-    with pytest.raises(ModelError, match="no layer v_porj. Did you mean 'v_proj'?") as caught:
+    with pytest.raises(ModelError, match="v_porj.* 'v_proj'") as caught:
         with_adapter(causal(tiny_base), config)
     assert caught.value.fix == "adapter.targets=all-linear"
 
@@ -155,7 +155,7 @@ def test_a_folder_that_is_no_reward_model(final: Path, missing: str) -> None:
     with pytest.raises(ModelError) as caught:
         RewardAdapter.read(final)
     # Without its card it may be an adapter of another project.
-    assert ("LoRA adapter of" if missing == "reward.json" else f"{missing} is missing") in caught.value.found
+    assert ("LoRA adapter" if missing == "reward.json" else missing) in caught.value.found
 
 
 @pytest.mark.parametrize("name", ["lm_head.weight", "model.embed_tokens.weight", "model.norm.bias"])
@@ -178,9 +178,9 @@ def test_the_run_folder_in_place_of_its_final(final: Path) -> None:
 def test_a_reward_model_without_its_head(final: Path) -> None:
     file = final / "adapter_model.safetensors"
     save_file({name: w for name, w in load_file(file).items() if HEAD not in name}, file)
-    with pytest.raises(ModelError, match="contains 0 reward heads") as caught:
+    with pytest.raises(ModelError, match="reward heads") as caught:
         RewardAdapter.read(final)
-    assert "without it scores would be random" in caught.value.allowed
+    assert "score.weight" in caught.value.allowed
     assert caught.value.exit_code == 2
 
 
@@ -188,7 +188,7 @@ def test_a_reward_model_without_its_head(final: Path) -> None:
 def test_a_corrupt_reward_model(final: Path, name: str, left: int) -> None:
     file = final / name
     file.write_bytes(file.read_bytes()[:left])
-    with pytest.raises(ModelError, match="is corrupt") as caught:
+    with pytest.raises(ModelError, match=str(final)) as caught:
         RewardAdapter.read(final)
     assert caught.value.exit_code == 2
 
@@ -196,13 +196,12 @@ def test_a_corrupt_reward_model(final: Path, name: str, left: int) -> None:
 def test_head_and_card_of_two_runs(final: Path) -> None:
     card = json.loads((final / "reward.json").read_text())
     (final / "reward.json").write_text(json.dumps({**card, "attributes": ["helpfulness"]}))
-    with pytest.raises(ModelError, match="The head has 5 outputs, but reward.json names 1 attributes"):
+    with pytest.raises(ModelError, match=r"\b5 .*reward\.json .*\b1 "):
         RewardAdapter.read(final)
 
 
 def test_a_reward_model_of_another_base(tiny_base: Path, other_base: Path, tiny_reward: Path) -> None:
     with pytest.raises(ModelError) as caught:
         RewardAdapter.read(tiny_reward).attach(causal(other_base))
-    message = str(caught.value)
-    assert f"trained on '{tiny_base}'" in message and f"this base is '{other_base}'" in message
-    assert f"set model.base={tiny_base}" in caught.value.fix
+    assert f"'{tiny_base}'" in caught.value.found and f"'{other_base}'" in caught.value.found
+    assert f"model.base={tiny_base}" in caught.value.fix

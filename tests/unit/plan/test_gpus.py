@@ -38,21 +38,21 @@ def test_a_price_overrides_the_table() -> None:
 @pytest.mark.parametrize(
     ("text", "result", "expected"),
     [
-        ("1xRTX4O90", "is not known", "RTX4090-24GB"),
-        ("8xH10O-80GB", "Did you mean 'H100-80GB'?", "B200-180GB"),
+        ("1xRTX4O90", "RTX4O90", "RTX4090-24GB"),
+        ("8xH10O-80GB", "'H100-80GB'", "B200-180GB"),
         ("1x0GB", "0GB", "from 1GB"),
         ("0xH100", "count of 0", "1xH100"),
         ("32xH100", "32 GPUs", "--gpus 4x8xH100-80GB"),
-        ("2x2x2xH100", "cannot be read", "NODESxCOUNTxGPU"),
-        ("-1xH100", "cannot be read", "NODESxCOUNTxGPU"),
-        ("", "cannot be read", "NODESxCOUNTxGPU"),
+        ("2x2x2xH100", "2x2x2xH100", "NODESxCOUNTxGPU"),
+        ("-1xH100", "-1xH100", "NODESxCOUNTxGPU"),
+        ("", "--gpus", "NODESxCOUNTxGPU"),
     ],
 )
 def test_an_impossible_value_is_refused(text: str, result: str, expected: str) -> None:
     with pytest.raises(ConfigError) as error:
         parse_gpus(text)
     assert result in error.value.found
-    assert expected in str(error.value)
+    assert expected in f"{error.value.allowed} {error.value.fix}"
 
 
 def test_links_between_machines_are_slower() -> None:

@@ -27,12 +27,11 @@ def test_a_folder_s_config_is_read(tiny_base: Path) -> None:
 def test_an_unknown_model_says_what_is_known() -> None:
     with pytest.raises(ModelError) as error:
         load_shape("meta-llama/Llama-3.1-8B-Instuct")
-    assert "not known on this machine" in str(error.value)
-    assert "Did you mean 'meta-llama/Llama-3.1-8B-Instruct'?" in str(error.value)
-    assert "meta-llama/Llama-3.1-70B-Instruct" in str(error.value)
+    assert "'meta-llama/Llama-3.1-8B-Instruct'" in error.value.found
+    assert "meta-llama/Llama-3.1-70B-Instruct" in error.value.allowed
 
 
 def test_a_torn_config_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "no-such-model"}))
-    with pytest.raises(ModelError, match="does not know its model_type"):
+    with pytest.raises(ModelError, match="model_type"):
         load_shape(str(tmp_path))

@@ -240,10 +240,7 @@ def test_a_folder_that_is_not_there(base: SharedBase, tmp_path: Path) -> None:
     for add, kind in ((base.add_policy, "policy"), (base.add_reward, "reward model")):
         with pytest.raises(ModelError) as caught:
             add(tmp_path / "nowhere")
-        assert (
-            caught.value.found
-            == f"{tmp_path}/nowhere is not a {kind} of this project: there is no such folder."
-        )
+        assert f"{tmp_path}/nowhere" in caught.value.found and kind in caught.value.found
         assert caught.value.exit_code == 2
 
 
@@ -262,9 +259,9 @@ def test_a_policy_and_a_reward_model_of_another_base(
 ) -> None:
     base = SharedBase.load(str(other_base), dtype="float32")
     alone = greedy(base)
-    with pytest.raises(ModelError, match=r"^The policy was trained on '.*base' \(fingerprint"):
+    with pytest.raises(ModelError, match=r"policy .*'.*base' \(fingerprint"):
         base.add_policy(final)
-    with pytest.raises(ModelError, match=r"^The reward model was trained on '.*base' \(fingerprint"):
+    with pytest.raises(ModelError, match=r"reward model .*'.*base' \(fingerprint"):
         base.add_reward(tiny_reward)
     assert base.policies == () and greedy(base) == alone, "an adapter that does not fit was attached"
 
@@ -273,31 +270,29 @@ def test_another_chat_template(tiny_base: Path, final: Path, tiny_reward: Path) 
     base = SharedBase.load(str(tiny_base), dtype="float32", template_date="1 Jan 2000")
     alone = greedy(base)
     for add, kind in ((base.add_policy, "policy"), (base.add_reward, "reward model")):
-        with pytest.raises(
-            ModelError, match=f"^The chat template differs from the one the {kind} was trained with"
-        ) as caught:
+        with pytest.raises(ModelError, match=f"chat template .*{kind}") as caught:
             add(final if kind == "policy" else tiny_reward)
         assert "template_date='26 Jul 2024'" in caught.value.fix
     assert greedy(base) == alone, "an adapter that does not fit was attached"
 
 
 def test_asking_what_is_not_there(base: SharedBase, final: Path) -> None:
-    with pytest.raises(ModelError, match=r"^No reward model is attached to this base\."):
+    with pytest.raises(ModelError, match="reward model"):
         base.score(ANSWERED)
-    with pytest.raises(ModelError, match=r"^No policy 'policy' is attached to this base\.") as caught:
+    with pytest.raises(ModelError, match="'policy'") as caught:
         base.answer(PROMPTS, policy="policy")
     assert caught.value.allowed == "none yet"
     base.add_policy(final)
-    with pytest.raises(ModelError, match="Did you mean 'policy'"):
+    with pytest.raises(ModelError, match="'polcy'.* 'policy'"):
         base.answer(PROMPTS, policy="polcy")
-    with pytest.raises(ModelError, match="No policy 'reward' is attached"):
+    with pytest.raises(ModelError, match="'reward'"):
         base.blend("new", {"policy": 0.5, "reward": 0.5})
 
 
 @pytest.mark.parametrize("weights", [{}, {"policy": float("nan")}, {"policy": 0.5, "new": 0.5}])
 def test_weights_that_make_no_blend(base: SharedBase, final: Path, weights: dict[str, float]) -> None:
     base.add_policy(final)
-    with pytest.raises(ModelError, match="blend 'new'"):
+    with pytest.raises(ModelError, match="'new'"):
         base.blend("new", weights)
     assert base.policies == ("policy",)
 
@@ -318,7 +313,7 @@ def test_any_name_will_do(
 def test_a_dora_adapter_cannot_be_blended(base: SharedBase, final: Path) -> None:
     base.add_policy(final)
     base._model.peft_config[base._roles["policy"]].use_dora = True
-    with pytest.raises(ModelError, match="A DoRA adapter cannot be blended"):
+    with pytest.raises(ModelError, match="DoRA"):
         base.blend("half", {"policy": 0.5})
     assert base.policies == ("policy",)
 
@@ -327,11 +322,11 @@ def test_a_prompt_that_leaves_no_room(base: SharedBase) -> None:
     length = len(base.chat.prompt_ids(ASKED))
     with pytest.raises(DataError) as caught:
         base.answer([ASKED], max_new_tokens=512 - length + 1)
-    assert caught.value.found == f"The longest prompt has {length} tokens; with an answer it can reach 513."
-    assert caught.value.allowed == "512 tokens, the context of the base"
+    assert f"{length} tokens" in caught.value.found and "513" in caught.value.found
+    assert "512 tokens" in caught.value.allowed
 
 
 def test_a_conversation_without_an_answer_is_not_scored(base: SharedBase, tiny_reward: Path) -> None:
     base.add_reward(tiny_reward)
-    with pytest.raises(DataError, match="does not end with the assistant's message"):
+    with pytest.raises(DataError, match="assistant"):
         base.score([ASKED])

@@ -22,14 +22,15 @@ def write(folder: Path, **files: str) -> Path:
 
 
 def test_a_folder_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="nowhere is not a folder") as caught:
+    with pytest.raises(DataError, match="nowhere") as caught:
         read_run(tmp_path / "nowhere")
     assert caught.value.exit_code == 2
 
 
 def test_a_folder_without_a_run(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"none of a run's files(.|\n)*metrics\.jsonl(.|\n)*runs/demo/policy"):
+    with pytest.raises(DataError, match=str(tmp_path)) as caught:
         read_run(tmp_path)
+    assert "metrics.jsonl" in caught.value.allowed and "runs/demo/policy" in caught.value.fix
 
 
 def test_the_kind_follows_from_the_files(

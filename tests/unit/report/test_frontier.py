@@ -217,20 +217,20 @@ def test_the_same_seed_twice_is_reported(tmp_path: Path) -> None:
 def test_a_file_without_a_best_of_curve(tmp_path: Path, content: str) -> None:
     file = tmp_path / "compare.json"
     file.write_text(content)
-    with pytest.raises(DataError, match="holds no best-of-n curve"):
+    with pytest.raises(DataError, match=str(file)):
         read_best_of(file)
 
 
 def test_folders_that_are_no_runs_of_a_policy(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is not a folder"):
+    with pytest.raises(DataError, match=str(tmp_path / "none")):
         read_tracks([tmp_path / "none"])
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "config.yaml").write_text("stages: []\n")
-    with pytest.raises(DataError, match="is not the run of an RL algorithm"):
+    with pytest.raises(DataError, match=str(tmp_path / "r")):
         read_tracks([tmp_path / "r"])
     folder = make_run(tmp_path / "a", kl=(0.0,))
     (folder / "metrics.jsonl").write_text('{"step": 1, "loss/policy": 2.0}\n')
-    with pytest.raises(DataError, match="no update with both kl/sum and reward/mean; it has: loss/policy"):
+    with pytest.raises(DataError, match="kl/sum .*reward/mean.* loss/policy"):
         read_tracks([folder])
 
 

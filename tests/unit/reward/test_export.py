@@ -147,7 +147,7 @@ def test_an_adapter_that_was_lost_leaves_nothing(
     tiny_reward: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Adapter, "update", lambda self: {})
-    with pytest.raises(DivergenceError, match="scores differ by up to") as caught:
+    with pytest.raises(DivergenceError, match="scores") as caught:
         export_reward(tiny_reward, tmp_path / "out", TALKS)
     assert caught.value.exit_code == 1
     assert list(tmp_path.iterdir()) == []
@@ -178,7 +178,7 @@ def test_a_base_stored_in_4_bits_is_refused(tiny_base: Path, tiny_reward: Path, 
     (base / "config.json").write_text(json.dumps({**config, "quantization_config": stored}))
     card = json.loads((final / "reward.json").read_text())
     (final / "reward.json").write_text(json.dumps({**card, "base": str(base)}))
-    with pytest.raises(ModelError, match=r"is stored quantized \(fp4\). A merge into 4-bit weights"):
+    with pytest.raises(ModelError, match="fp4"):
         export_reward(final, tmp_path / "out", TALKS)
     assert not (tmp_path / "out").exists()
 
@@ -187,15 +187,15 @@ def test_a_base_that_moved(tiny_reward: Path, tmp_path: Path) -> None:
     final = Path(shutil.copytree(tiny_reward, tmp_path / "final"))
     card = json.loads((final / "reward.json").read_text())
     (final / "reward.json").write_text(json.dumps({**card, "base": str(tmp_path / "gone")}))
-    with pytest.raises(ModelError, match="of the adapter in .* could not be found"):
+    with pytest.raises(ModelError, match=str(tmp_path / "gone")):
         export_reward(final, tmp_path / "out", TALKS)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"form": "classifer"}, r"--form classifer is not known\. Did you mean 'classifier'\?"),
-        ({"dtype": "nf4"}, "A merge into 4-bit weights loses the adapter"),
+        ({"form": "classifer"}, "--form classifer .*'classifier'"),
+        ({"dtype": "nf4"}, "4-bit"),
     ],
 )
 def test_a_mistaken_option(tiny_reward: Path, tmp_path: Path, options: dict[str, str], message: str) -> None:
@@ -204,7 +204,7 @@ def test_a_mistaken_option(tiny_reward: Path, tmp_path: Path, options: dict[str,
 
 
 def test_not_a_reward_model(tiny_base: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="is not a reward model of this project"):
+    with pytest.raises(ModelError, match=str(tiny_base)):
         export_reward(tiny_base, tmp_path / "out", TALKS)
 
 
@@ -222,5 +222,5 @@ def test_models_whose_logits_are_more_than_a_product_have_no_such_form(tiny_rewa
     base = AutoModelForCausalLM.from_pretrained(json.loads((tiny_reward / "reward.json").read_text())["base"])
     base.config.final_logit_softcapping = 30.0
     chat: Any = None
-    with pytest.raises(ModelError, match="changes its logits after the head"):
+    with pytest.raises(ModelError, match="logits"):
         reward.export.nemotron(base, torch.zeros(1, 64), chat)

@@ -178,9 +178,9 @@ def test_nothing_there_costs_nothing() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_broadcasting_is_refused(kind: PreferenceLoss) -> None:
-    with pytest.raises(ValueError, match=r"shapes must be equal, got \[\(2,\), \(2, 1\), \(2,\)\]"):
+    with pytest.raises(ValueError, match=r"\[\(2,\), \(2, 1\), \(2,\)\]"):
         bradley_terry(torch.zeros(2), torch.zeros(2, 1), torch.ones(2), kind, 2.0)
-    with pytest.raises(ValueError, match="shapes must be equal"):
+    with pytest.raises(ValueError, match=r"\(2, 1\)"):
         centering(torch.zeros(2), torch.zeros(2, 1), 2.0)
-    with pytest.raises(ValueError, match="shapes must be equal"):
+    with pytest.raises(ValueError, match=r"\(2, 1\)"):
         regression(torch.zeros(2, 1), torch.zeros(2), torch.ones(2, 1, dtype=torch.bool), 2.0)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -88,10 +89,10 @@ def test_the_revision_is_none_without_git(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_folder_in_use_is_refused_even_on_resume_and_free_after_close(tmp_path: Path) -> None:
     first = open_run(tmp_path)
     for resume in (False, True):
-        with pytest.raises(OutputError, match=rf"in use by another run \(process {os.getpid()}\)") as caught:
+        with pytest.raises(OutputError, match=str(os.getpid())) as caught:
             open_run(tmp_path, resume=resume)
         assert caught.value.exit_code == 2
-        assert "another --output" in str(caught.value)
+        assert "--output" in caught.value.fix
     first.close()
     open_run(tmp_path, resume=True).close()
 
@@ -103,7 +104,7 @@ def test_an_orphaned_worker_does_not_keep_the_lock(tmp_path: Path) -> None:
     worker.start()
     try:
         assert started.wait(10)
-        with pytest.raises(OutputError, match="in use"):
+        with pytest.raises(OutputError, match=str(os.getpid())):
             open_run(tmp_path, resume=True)
         run._forget_lock()  # as the kernel does when the parent is killed
         open_run(tmp_path, resume=True).close()
@@ -114,7 +115,7 @@ def test_an_orphaned_worker_does_not_keep_the_lock(tmp_path: Path) -> None:
 
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
     open_run(tmp_path).close()
-    with pytest.raises(OutputError, match="is not empty") as caught:
+    with pytest.raises(OutputError, match=str(tmp_path)) as caught:
         open_run(tmp_path)
     assert "--resume" in caught.value.fix and "--output" in caught.value.fix
     open_run(tmp_path, resume=True).close()  # the refused run released the lock
@@ -123,14 +124,14 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
 @pytest.mark.parametrize("resume", [False, True])
 def test_nothing_is_written_into_a_folder_that_is_not_a_run_folder(tmp_path: Path, *, resume: bool) -> None:
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(OutputError, match="no config.yaml" if resume else "is not empty"):
+    with pytest.raises(OutputError, match="config.yaml" if resume else str(tmp_path)):
         open_run(tmp_path, resume=resume)
     assert names(tmp_path) == {"thesis.tex"}
 
 
 def test_a_file_is_not_a_folder(tmp_path: Path) -> None:
     (tmp_path / "run").touch()
-    with pytest.raises(OutputError, match="cannot be an output folder"):
+    with pytest.raises(OutputError, match=str(tmp_path / "run")):
         open_run(tmp_path / "run")
 
 
@@ -162,11 +163,8 @@ def test_a_resumed_run_may_not_change_other_keys(tmp_path: Path) -> None:
     other = Config(rate=1e-3, betas=(0.9, 0.99), stages=[Stage(), Stage(name="b")])
     with pytest.raises(ConfigError) as caught:
         open_run(tmp_path, other, resume=True)
-    text = str(caught.value)
-    assert "rate: was 0.0001, is 0.001" in text
-    assert "betas.1: was 0.98, is 0.99" in text
-    assert 'stages.1.name: was absent, is "b"' in text
-    assert "steps: was" not in text
+    assert set(re.findall(r"([\w.]+): was", caught.value.found)) == {"rate", "betas.1", "stages.1.name"}
+    assert all(value in caught.value.found for value in ("0.0001", "0.001", "0.98", "0.99", '"b"'))
     assert str(tmp_path / "config.yaml") in caught.value.fix
     assert (tmp_path / "config.yaml").read_text() == before
 
@@ -177,7 +175,7 @@ def test_a_key_newer_than_the_run_has_its_default(tmp_path: Path) -> None:
 
     open_run(tmp_path).close()
     open_run(tmp_path, Newer(), resume=True).close()
-    with pytest.raises(ConfigError, match="added: was 3, is 4"):
+    with pytest.raises(ConfigError, match="added: .*3.*4"):
         open_run(tmp_path, Newer(added=4), resume=True)
 
 
@@ -244,7 +242,7 @@ def test_json_is_valid_and_read_back(tmp_path: Path) -> None:
     with open_run(tmp_path) as run:
         run.write_json("eval.json", {"a": [1.5, float("nan")], "b": (1, 2)})
         assert run.read_json("eval.json") == {"a": [1.5, None], "b": [1, 2]}
-        with pytest.raises(OutputError, match=r"has no other\.json"):
+        with pytest.raises(OutputError, match=r"other\.json"):
             run.read_json("other.json")
 
 

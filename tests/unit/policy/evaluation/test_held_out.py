@@ -191,5 +191,5 @@ def test_rewards_that_are_missing_in_an_evaluation(model: Any, tiny_chat: Chat) 
 
     assert [item.reward for item in ask(Fixed(nan, 2.0))] == [None, 2.0]
     assert [item.held_out for item in ask(Fixed(1.0, 2.0), Fixed(-1.0, nan))] == [-1.0, None]
-    with pytest.raises(RewardError, match="None of the 2 answers has a reward. Of the first: it is ill"):
+    with pytest.raises(RewardError, match="it is ill"):
         ask(Fixed(nan, nan))

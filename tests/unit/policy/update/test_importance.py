@@ -55,5 +55,5 @@ def test_the_engines_log_probabilities() -> None:
     engine = engine_logps([rollout(-1.0, -2.0), rollout(-3.0, -4.0)], like=torch.zeros(4))
     assert engine is not None and engine.tolist() == [-1.0, -2.0, -3.0, -4.0]
     assert engine_logps([rollout(), rollout()], like=torch.zeros(4)) is None
-    with pytest.raises(EngineError, match="2 log-probabilities for 4 tokens"):
+    with pytest.raises(EngineError, match=r"\b2 .*\b4 "):
         engine_logps([rollout(-1.0, -2.0), rollout()], like=torch.zeros(4))

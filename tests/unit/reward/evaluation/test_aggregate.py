@@ -58,19 +58,18 @@ def test_a_language_of_m_rewardbench_has_its_own_weights() -> None:
 
 def test_an_unknown_subset_is_named_with_the_nearest_known_one() -> None:
     accuracies = dict.fromkeys(EXAMPLE_COUNTS, 1.0)
-    with pytest.raises(
-        DataError, match=r"no subset 'math-prn'\. Did you mean 'math-prm'\?\nAllowed: alpacaeval"
-    ):
+    with pytest.raises(DataError, match="'math-prn'.* 'math-prm'") as caught:
         rewardbench_scores({**accuracies, "math-prn": 1.0})
+    assert all(name in caught.value.allowed for name in EXAMPLE_COUNTS)
 
 
 def test_missing_subsets_are_named() -> None:
     accuracies = {name: 1.0 for name in EXAMPLE_COUNTS if name not in ("hep-go", "donotanswer")}
-    with pytest.raises(DataError, match="2 of RewardBench's 23 subsets are missing: donotanswer, hep-go"):
+    with pytest.raises(DataError, match="donotanswer, hep-go"):
         rewardbench_scores(accuracies)
 
 
 @pytest.mark.parametrize("accuracy", [97.5, -0.1, math.nan])
 def test_an_accuracy_that_is_no_share_is_refused(accuracy: float) -> None:
-    with pytest.raises(DataError, match=f"'hep-go' is {accuracy}"):
+    with pytest.raises(DataError, match=f"'hep-go'.* {accuracy}"):
         rewardbench_scores({**dict.fromkeys(EXAMPLE_COUNTS, 1.0), "hep-go": accuracy})

@@ -146,14 +146,12 @@ def test_a_file_of_rewardbenchs_subsets_follows_rewardbenchs_rule() -> None:
 
 
 def test_sections_on_some_rows_only_are_refused() -> None:
-    with pytest.raises(
-        DataError, match=r"1 of 2 comparisons name no section, the first is number 2 \(subset 'b'\)"
-    ):
+    with pytest.raises(DataError, match=r"1 of 2 .* 2 \(subset 'b'\)"):
         evaluate([pair("x", "y", "a", "Left"), pair("x", "y", "b")], TextScorer(len))
 
 
 def test_nothing_to_evaluate_is_an_error() -> None:
-    with pytest.raises(DataError, match="no comparison"):
+    with pytest.raises(DataError, match="comparison"):
         evaluate([], TextScorer(len))
 
 
@@ -173,14 +171,14 @@ def test_the_chunk_changes_nothing_but_the_batches() -> None:
 def test_a_reward_that_is_no_number_names_its_row(bad: float) -> None:
     comparisons = [pair("x" * (2 * i + 2), "x" * (2 * i + 1), f"s{i}") for i in range(40)]
     with pytest.raises(
-        DivergenceError, match=rf"comparison 10 \(subset 's9'\): the rejected answer's reward is {bad}"
+        DivergenceError, match=rf"comparison 10 \(subset 's9'\): .*rejected.* {bad}"
     ) as caught:
         evaluate(comparisons, TextScorer(lambda text: bad if len(text) == 19 else len(text)))
     assert caught.value.exit_code == 1
 
 
 def test_the_self_check_also_refuses_what_is_no_number() -> None:
-    with pytest.raises(DivergenceError, match="Conversation 1 of the self-check has reward nan"):
+    with pytest.raises(DivergenceError, match="self-check .*nan"):
         self_check(TextScorer(lambda text: math.nan), [PROMPT])
 
 
@@ -225,13 +223,14 @@ def test_what_the_template_does_not_render_is_the_reason() -> None:
 
 
 def test_without_a_drop_report_a_refused_pair_is_an_error_that_names_it() -> None:
-    with pytest.raises(DataError, match=r"comparison 2 \(subset 'one'\): 5 tokens\nAllowed: at most 4"):
+    with pytest.raises(DataError, match=r"comparison 2 \(subset 'one'\): 5 tokens") as caught:
         evaluate([pair("++", "+"), pair("+++++", "+")], ShortScorer(len))
+    assert "4" in caught.value.allowed
 
 
 def test_a_subset_of_rewardbench_refused_as_a_whole_is_an_error() -> None:
     comparisons = [pair("+" * (5 if name == "hep-go" else 1), "", name) for name in EXAMPLE_COUNTS]
-    with pytest.raises(DataError, match="refused every pair of hep-go"):
+    with pytest.raises(DataError, match="hep-go"):
         evaluate(comparisons, ShortScorer(len), drops=DropReport())
 
 
@@ -246,7 +245,7 @@ def test_a_scorer_that_diverges_names_its_comparisons() -> None:
     def explode(text: str) -> float:
         raise DivergenceError("The score of conversation 1 is not a finite number.")
 
-    with pytest.raises(DivergenceError, match="comparisons 1 to 2: The score of conversation 1 is not"):
+    with pytest.raises(DivergenceError, match="comparisons 1 to 2: The score of conversation 1"):
         evaluate([pair("a", "b"), pair("a", "b")], TextScorer(explode))
 
 
@@ -283,9 +282,7 @@ def test_the_self_check_reports_the_largest_difference() -> None:
 )
 def test_scores_that_depend_on_the_batch_are_an_error(scorer: PaddedScorer | PositionScorer) -> None:
     comparisons = [pair("x" * i, "x" * (i + 3)) for i in range(1, 5)]
-    with pytest.raises(
-        ModelError, match="Scores depend on the batch: conversation .* of the self-check"
-    ) as caught:
+    with pytest.raises(ModelError, match="conversation .* self-check") as caught:
         evaluate(comparisons, scorer)
     assert caught.value.exit_code == 2
 

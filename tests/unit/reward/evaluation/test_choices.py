@@ -111,7 +111,7 @@ def test_a_row_too_long_is_left_out_with_all_its_answers() -> None:
     result, rows = evaluate_best_of_n(items, Scorer(longest=5), drops=drops)
     assert [row["id"] for row in rows] == [2] and result["count"] == 1
     assert drops.examples == {"refused by the reward model; allowed: at most 5": ["row 1 (subset 'a')"]}
-    with pytest.raises(DataError, match=r"None of the 2 rows .*(?s:.*)at most 0"):
+    with pytest.raises(DataError, match="(?s)2 rows .*at most 0"):
         evaluate_best_of_n(items, Scorer(longest=0), drops=DropReport(read=2))
 
 
@@ -138,7 +138,7 @@ def test_a_row_too_long_is_left_out_with_all_its_answers() -> None:
 def test_a_reward_that_is_no_number_is_an_error(
     judge: Callable[..., object], items: list[object], message: str
 ) -> None:
-    with pytest.raises(DivergenceError, match=f"{message} reward is nan"):
+    with pytest.raises(DivergenceError, match=f"{message} .*nan"):
         judge(items, Scorer(lambda text: math.nan if text == "bad" else 0.0))
 
 
@@ -148,5 +148,5 @@ def test_half_of_rm_bench_is_called_so() -> None:
     assert (result["overall"], result["aggregation"]) == (0.5, "domains")
     assert result["notes"] == ["No item of math, code: this is no RM-Bench score."]
     assert result["intervals"]["overall"] is None  # one item a domain: nothing to draw from
-    with pytest.raises(DataError, match="None of the 2 items"):
+    with pytest.raises(DataError, match="2 items"):
         evaluate_rm_bench(items, Scorer(longest=0), drops=DropReport(read=2))

@@ -76,7 +76,7 @@ def test_only_held_out_rows_count_and_all_runs_share_their_pairs(tmp_path: Path)
     other = tmp_path / "other" / "seed-0"
     for name in ROWS:
         write_run(other / name, [True], length=7 if name == "hybrid" else 5)
-    with pytest.raises(DataError, match="other pairs"):
+    with pytest.raises(DataError, match="pairs"):
         correct_RSP(tmp_path / "other", [0])
 
 

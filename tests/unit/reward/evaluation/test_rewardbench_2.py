@@ -67,8 +67,9 @@ def test_numbers_without_both_rows_count_in_the_accuracy_of_their_form_alone() -
     assert (result["count"], result["unpaired"], result["ref"], result["tied"]) == (1, [2], 0.5, 1.0)
     assert result["score"] == pytest.approx(0.3 + 0.15 + 0.01 * math.tanh(-0.5), rel=1e-15)
     assert sum(result["scores"]) / len(result["scores"]) == pytest.approx(result["score"], rel=1e-15)
-    with pytest.raises(DataError, match="both of its rows"):
+    with pytest.raises(DataError) as caught:
         ties_score(rows[:1])
+    assert "ref" in caught.value.allowed and "tied" in caught.value.allowed
     with pytest.raises(DataError, match="ref:1"):
         ties_score([*rows, rows[0]])
 
@@ -125,13 +126,13 @@ def test_a_file_in_the_published_schema(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"subset": "Maths"}, "Did you mean 'Math'"),
+        ({"subset": "Maths"}, "'Maths'.* 'Math'"),
         ({"subset": "Ties"}, "ref:N or tied:N"),
         ({"subset": "Ties", "id": "other:1"}, "ref:N or tied:N"),
-        ({"subset": "Ties", "id": "tied:1"}, "two or more right answers"),
+        ({"subset": "Ties", "id": "tied:1"}, "tied:1"),
         ({"num_correct": 2}, "num_correct"),
-        ({"chosen": ["1", "2"], "num_correct": 2}, "1 chosen and 3 rejected"),
-        ({"rejected": ["1"]}, "1 chosen and 3 rejected"),
+        ({"chosen": ["1", "2"], "num_correct": 2}, "1 chosen.* 3 rejected"),
+        ({"rejected": ["1"]}, "1 chosen.* 3 rejected"),
     ],
 )
 def test_a_row_that_is_not_in_the_schema(tmp_path: Path, change: dict[str, object], message: str) -> None:

@@ -16,7 +16,7 @@ def test_pairs_of_a_group() -> None:
     assert comparisons(3, "all", "one") == [(0, 1), (0, 2), (1, 2)]
     assert comparisons(2, "all", "both") == [(0, 1), (1, 0)]
     assert len(comparisons(4, "circle", "both")) == 8
-    with pytest.raises(ValueError, match="found 1"):
+    with pytest.raises(ValueError, match="1"):
         comparisons(1, "all", "both")
 
 

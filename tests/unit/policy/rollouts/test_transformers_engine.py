@@ -129,5 +129,5 @@ def test_the_models_own_taste_in_sampling_is_not_asked(
 
 
 def test_generate_before_sync(tiny_chat: Chat) -> None:
-    with pytest.raises(EngineError, match="generate was called before sync"):
+    with pytest.raises(EngineError, match="sync"):
         TransformersEngine(Sampling(4, 1.0, tiny_chat.stop_ids), tiny_chat).generate([[1]], samples=1, seed=0)

@@ -283,7 +283,7 @@ def test_a_server_that_never_answers_is_given_up(
     engine = synced(engine_of(*servers, timeout=0.3))
     assert len(engine.generate(PROMPTS, samples=2, seed=1)) == len(PROMPTS)
     release.set()
-    assert "no answer within 0.3 s" in capsys.readouterr().out
+    assert "0.3 s" in capsys.readouterr().out
     assert engine.figures()["engine/servers"] == 1.0
 
 
@@ -294,18 +294,17 @@ def test_no_server_left(start: Start, engine_of: Any) -> None:
         server.kill()
     with pytest.raises(EngineError) as caught:
         engine.generate(PROMPTS, samples=2, seed=1)
-    for part in ("No rollout server is left", servers[0].url, servers[1].url, "--enable-lora", "--resume"):
-        assert part in str(caught.value)
-    with pytest.raises(EngineError, match="No rollout server is left"):
+    assert all(server.url in caught.value.found for server in servers)
+    assert "--enable-lora" in caught.value.fix and "--resume" in caught.value.fix
+    with pytest.raises(EngineError, match=servers[0].url):
         engine.sync(policy(b"two"))
 
 
 def test_none_reached_at_the_start(start: Start, engine_of: Any) -> None:
     server = start()
     server.kill()
-    with pytest.raises(EngineError, match="No rollout server is left") as caught:
+    with pytest.raises(EngineError, match=server.url):
         engine_of(server)
-    assert f"{server.url}: it cannot be reached" in str(caught.value)
 
 
 @pytest.mark.parametrize("change", [{"token": "another"}, {"base": "models/other"}, {"max_model_len": 8}])
@@ -345,8 +344,8 @@ def test_one_of_two_not_reached_at_the_start_joins_later(
 def test_a_wrong_token(start: Start, engine_of: Any, token: str | None) -> None:
     with pytest.raises(ModelError) as caught:
         engine_of(start(token=TOKEN), token=token)
-    assert "rejects the token (401: Unauthorized)" in str(caught.value)
-    assert "export MY_TOKEN=" in str(caught.value)
+    assert "401: Unauthorized" in caught.value.found
+    assert "export MY_TOKEN=" in caught.value.fix
 
 
 def test_the_right_token_stays_out_of_every_message(
@@ -356,7 +355,7 @@ def test_the_right_token_stays_out_of_every_message(
     engine = synced(engine_of(server, token=TOKEN))
     assert len(engine.generate(PROMPTS, samples=2, seed=1)) == len(PROMPTS)
     server.token = "another"
-    with pytest.raises(EngineError, match="rejects the token in .MY_TOKEN") as caught:
+    with pytest.raises(EngineError, match="MY_TOKEN") as caught:
         engine.generate(PROMPTS, samples=2, seed=1)
     assert TOKEN not in str(caught.value) + capsys.readouterr().out
 
@@ -364,8 +363,8 @@ def test_the_right_token_stays_out_of_every_message(
 @pytest.mark.parametrize(
     ("settings", "message", "fix"),
     [
-        ({"max_model_len": 63}, "63 tokens", "--max-model-len 64"),
-        ({"updating": False}, "does not load adapters at run time", "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"),
+        ({"max_model_len": 63}, "63", "--max-model-len 64"),
+        ({"updating": False}, "404", "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"),
         ({"max_rank": 2}, "LoRA rank 4 is greater than max_lora_rank 2", "--max-lora-rank 8"),
     ],
 )
@@ -374,12 +373,12 @@ def test_a_server_started_in_another_way(
 ) -> None:
     with pytest.raises(ModelError) as caught:
         synced(engine_of(start(), start(**settings)))
-    assert message in str(caught.value) and fix in str(caught.value)
+    assert message in caught.value.found and fix in f"{caught.value.allowed} {caught.value.fix}"
 
 
 def test_a_server_with_another_model(fake_vllm: Any, engine_of: Any) -> None:
     other = fake_vllm.FakeVLLM("models/other")
-    with pytest.raises(ModelError, match="serves models/other, and the run's base is models/small"):
+    with pytest.raises(ModelError, match="models/other.* models/small"):
         engine_of(other)
     other.kill()
     elsewhere = fake_vllm.FakeVLLM("/mnt/disk/Small")  # the same name in another place
@@ -395,7 +394,7 @@ def test_another_program_at_the_address(start: Start, engine_of: Any) -> None:
         handler.end_headers(),
         handler.wfile.write(b"hi"),
     )
-    with pytest.raises(ModelError, match="returned no JSON, but 'hi'"):
+    with pytest.raises(ModelError, match="'hi'"):
         engine_of(server)
 
 
@@ -405,9 +404,9 @@ def test_a_folder_that_the_server_does_not_see(
     server = start()
     load = server._load
     server._load = lambda name, folder: load(name, Path("/elsewhere") / name)
-    with pytest.raises(ModelError, match="does not see the adapter's folder.*") as caught:
+    with pytest.raises(ModelError, match=server.url) as caught:
         synced(engine_of(server))
-    assert "rollouts.adapter_folder=" in str(caught.value)
+    assert "rollouts.adapter_folder=" in caught.value.fix
 
 
 def test_logprobs_from_before_the_temperature(start: Start, engine_of: Any) -> None:
@@ -420,19 +419,17 @@ def test_logprobs_from_before_the_temperature(start: Start, engine_of: Any) -> N
 
 def test_a_prompt_that_a_server_refuses_ends_the_run(start: Start, engine_of: Any) -> None:
     engine = synced(engine_of(start(), start()))
-    with pytest.raises(
-        EngineError, match="rejects a prompt: 400: This model's maximum context length is 256"
-    ):
+    with pytest.raises(EngineError, match="400: This model's maximum context length is 256"):
         engine.generate([*PROMPTS, list(range(250))], samples=2, seed=1)
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda settings: settings["choices"].clear(), "returned 0 of 2 answers"),
-        (lambda settings: settings["choices"].pop(), "returned 1 of 2 answers"),
-        (lambda settings: settings["choices"][0].update(token_ids=None), "returned no token ids"),
-        (lambda settings: settings["choices"][0].update(logprobs=None), "returned no log-probabilities"),
+        (lambda settings: settings["choices"].clear(), "0 of 2"),
+        (lambda settings: settings["choices"].pop(), "1 of 2"),
+        (lambda settings: settings["choices"][0].update(token_ids=None), "token ids"),
+        (lambda settings: settings["choices"][0].update(logprobs=None), "log-probabilities"),
         (
             lambda settings: settings["choices"][0].update(token_ids=[], logprobs={"token_logprobs": []}),
             "without a token",
@@ -445,9 +442,9 @@ def test_a_prompt_that_a_server_refuses_ends_the_run(start: Start, engine_of: An
             lambda settings: settings["choices"][0].update(
                 finish_reason="length", token_ids=[5], logprobs={"token_logprobs": [-1]}
             ),
-            "cut an answer at 1 tokens",
+            "1 tokens",
         ),
-        (lambda settings: settings.update(model="the-base"), "in place of the adapter"),
+        (lambda settings: settings.update(model="the-base"), "the-base"),
     ],
 )
 def test_answers_that_cannot_be_used(
@@ -476,7 +473,7 @@ def test_choices_are_put_in_order(start: Start, engine_of: Any, fake_vllm: Any) 
 
 
 def test_before_the_first_sync(start: Start, engine_of: Any) -> None:
-    with pytest.raises(EngineError, match="generate was called before sync"):
+    with pytest.raises(EngineError, match="sync"):
         engine_of(start()).generate(PROMPTS, samples=2, seed=1)
 
 

@@ -118,16 +118,14 @@ def test_missing_rewards_are_in_no_mean_and_stay_missing() -> None:
 
 
 def test_a_missing_reward_ends_the_run_unless_it_may_be_dropped() -> None:
-    with pytest.raises(RewardError, match="1 of 2 answers have no reward") as caught:
+    with pytest.raises(RewardError, match="1 of 2") as caught:
         shaped([1.0, NAN], missing="error")
     assert "reward_shaping.missing=drop" in caught.value.fix
 
 
 def test_where_everything_is_missing_the_run_ends() -> None:
     given = RewardResult([NAN, NAN], missing={0: "server: it is ill", 1: "server: it is ill"})
-    with pytest.raises(
-        RewardError, match="None of the 2 answers has a reward. Of the first: server: it is ill"
-    ):
+    with pytest.raises(RewardError, match="server: it is ill"):
         Shaping(ShapingConfig()).of(given, [1, 1])
     # Another process may have some.
     other = Shaping(ShapingConfig(missing="drop"), lambda values: values + 1)

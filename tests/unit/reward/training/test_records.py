@@ -99,9 +99,9 @@ def test_a_preference_of_people_comes_before_one_made_of_ratings(
 
 
 def test_without_pair_rated_ratings_make_no_pairs(configured: Configured) -> None:
-    with pytest.raises(ValidationError, match=r"data\.preferences is empty"):
+    with pytest.raises(ValidationError, match=r"data\.preferences"):
         configured([("q", "a", 5, 1)], [])
-    with pytest.raises(ValidationError, match="pair_rated makes pairs of data.ratings, which is empty"):
+    with pytest.raises(ValidationError, match=r"pair_rated .*data\.ratings"):
         configured([], [("q", "b", "a", 2)], pair_rated=True)
 
 
