@@ -32,8 +32,8 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
-from policy.build import build_trainer
 from policy.rewards.protocol import RewardResult
+from policy.training.build import build_trainer
 from reward.save import save_final
 from reward.training.batches import Item
 from reward.training.build import build_model

@@ -141,7 +141,7 @@ def roles(options: Mapping[str, Any]) -> Handler:
     from rlhf.models.chat import Chat
 
     trainer = policy_sides.our_trainer(options, Chat.load(options["base"]))
-    module: Any = importlib.import_module("policy.epochs")
+    module: Any = importlib.import_module("policy.training.epochs")
     measured, last = module.token_logps, dict[str, Any]()
 
     def remembered(*args: Any) -> Any:

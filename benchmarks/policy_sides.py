@@ -92,7 +92,7 @@ def our_trainer(options: Mapping[str, Any], chat: Any) -> Any:
     """`align-policy`'s trainer with all its roles on one base."""
     from datasets import Dataset
 
-    from policy.build import build_trainer
+    from policy.training.build import build_trainer
 
     run: Any = SimpleNamespace(
         checkpoints=Path(tempfile.mkdtemp()), metrics=lambda *_: None, samples=lambda *_: None

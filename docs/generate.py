@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 from rlhf.cli import app, load_command
 from rlhf.commands import COMMANDS
 from rlhf.config.dpo import DPOConfig
-from rlhf.config.explain import describe
 from rlhf.config.justifier import JustifierConfig
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.policy_table import PolicyTableConfig
 from rlhf.config.principle import PrincipleConfig
+from rlhf.config.reading.explain import describe
 from rlhf.config.reward import RewardConfig
 from rlhf.config.search import SearchConfig
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from policy.describe import reward_words
+from policy.training.describe import reward_words
 from rlhf.config.policy import PolicyConfig
 from rlhf.core.records import Prompt
 from rlhf.data.drops import DropReport, drops_line

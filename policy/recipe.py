@@ -12,15 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from policy.build import build_trainer, check_base, load_chat
 from policy.card import write_card
 from policy.evaluation.held_out import Answer, compare
 from policy.evaluation.run import Evaluation
-from policy.prompt_data import PromptData, load_data, repeat_warnings
 from policy.rewards.precheck import check_sources
-from policy.roles import check_start
 from policy.save import save_final
-from policy.trainer import PolicyTrainer
+from policy.training.build import build_trainer, check_base, load_chat
+from policy.training.prompt_data import PromptData, load_data, repeat_warnings
+from policy.training.roles import check_start
+from policy.training.trainer import PolicyTrainer
 from rlhf.config.policy import PolicyConfig
 from rlhf.distributed import processes, sharding
 from rlhf.models.chat import Chat

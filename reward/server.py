@@ -33,7 +33,7 @@ from rlhf.config.rewards import SERVER_PROTOCOL
 from rlhf.core.errors import DataError, RlhfError
 from rlhf.core.records import Conversation, is_unicode
 from rlhf.data.readers.messages import read_prompt
-from rlhf.data.readers.rows import Row
+from rlhf.data.sources.rows import Row
 
 MAX_BYTES = 16 * 2**20
 MAX_CONVERSATIONS = 256

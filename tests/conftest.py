@@ -16,7 +16,7 @@ import pytest
 if TYPE_CHECKING:  # tests of rlhf.config and rlhf.data run without torch
     from typer.testing import Result
 
-    from policy.trainer import PolicyTrainer
+    from policy.training.trainer import PolicyTrainer
     from rlhf.core.records import Conversation, Rollout
     from rlhf.models.chat import Chat
 
@@ -155,8 +155,8 @@ def policy_trainer(
     """Build a policy trainer on the tiny base with a random adapter, fixed answers and fixed rewards."""
     from types import SimpleNamespace
 
-    from policy.build import build_trainer
     from policy.rewards.protocol import RewardResult
+    from policy.training.build import build_trainer
     from rlhf.config.load import load_config
     from rlhf.config.policy import PolicyConfig
     from rlhf.core.records import Prompt

@@ -26,8 +26,8 @@ from transformers.integrations import replace_with_bnb_linear
 from policy.algorithms.ppo import PPO
 from policy.algorithms.protocol import Algorithm
 from policy.algorithms.reinforce import Reinforce
-from policy.critic import token_values
 from policy.rollouts.probe import EngineProbe
+from policy.training.critic import token_values
 from policy.update.forward import MicroBatch, measuring_passes, pack_groups, reference_logps, token_logps
 from policy.update.statistics import UpdateStatistics
 from policy.update.step import Update

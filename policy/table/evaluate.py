@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from policy.build import load_chat
 from policy.evaluation.held_out import Answer, answer_prompts
 from policy.rewards.build import RewardBuilder
 from policy.rollouts.build import build_engine
 from policy.rollouts.protocol import seed_of
 from policy.table.equal_kl import next_scale
 from policy.table.rows import BASE
+from policy.training.build import load_chat
 from reward.evaluation.best_of_n import expected_pick, sizes_to
 from reward.evaluation.winrate import kl_bound, win_share
 from rlhf.adapters.attached import replace_trained

@@ -11,10 +11,10 @@ import torch
 import yaml
 from pydantic import BaseModel
 
-from policy.build import load_chat
-from policy.prompt_data import load_data
 from policy.table.evaluate import TableModel, evaluate_seed
 from policy.table.rows import ROWS, TRAINED
+from policy.training.build import load_chat
+from policy.training.prompt_data import load_data
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.policy_table import DPO_ROWS, PolicyTableConfig, row_config
 from rlhf.core.records import Prompt

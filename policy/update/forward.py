@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from policy.critic import token_values
+from policy.training.critic import token_values
 from rlhf.core.records import Rollout
 from rlhf.kernels.packing import PackedBatch, Tree, pack
 from rlhf.models.forwards import packed_inputs

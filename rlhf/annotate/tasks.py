@@ -12,8 +12,8 @@ from rlhf.core.errors import DataError
 from rlhf.core.records import TOOLS, Conversation, Message
 from rlhf.data.drops import DropReport
 from rlhf.data.readers.messages import read_responses
-from rlhf.data.readers.rows import Row, read_rows
 from rlhf.data.rules import DUPLICATE, UnusableRowError, with_fields
+from rlhf.data.sources.rows import Row, read_rows
 
 COLUMNS = (("response_1", "response_2"), ("chosen", "rejected"), ("response_a", "response_b"))
 """Names of the two response columns that are recognised, beside a list `responses` of two."""

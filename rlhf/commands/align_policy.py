@@ -43,7 +43,7 @@ def command(
     """
     settings = load_config(config, PolicyConfig, overrides or (), output)
     if dry_run:
-        from policy.dry_run import dry_run as check_run  # torch loads only when the command runs
+        from policy.training.dry_run import dry_run as check_run  # torch loads only when the command runs
 
         for line in [*check_output(settings.output, settings, resume=resume), *check_run(settings)]:
             typer.echo(line)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rlhf.config.files import CONFIGS
+from rlhf.config.reading.files import CONFIGS
 from rlhf.terminal.output import require_output_folder
 
 

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from rlhf.config.either import load_either
+from rlhf.config.reading.either import load_either
 from rlhf.config.reward import RewardConfig
 from rlhf.doctor import machine_facts as machine
 from rlhf.doctor.checks import examine

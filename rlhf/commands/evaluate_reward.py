@@ -23,7 +23,7 @@ from rlhf.config.load import load_config
 from rlhf.core.errors import ConfigError, DataError, RunError
 from rlhf.data.evaluation.benchmarks import load_benchmark
 from rlhf.data.evaluation.suite import suite_members
-from rlhf.data.readers.rows import DEMO
+from rlhf.data.sources.rows import DEMO
 from rlhf.runs.files import atomic_write_text
 from rlhf.runs.progress import Progress
 from rlhf.terminal.benchmarks import print_result, print_suite

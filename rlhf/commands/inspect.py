@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from rlhf.config.either import load_either
+from rlhf.config.reading.either import load_either
 from rlhf.config.reward import RewardConfig
 from rlhf.terminal.options import Config, Overrides
 

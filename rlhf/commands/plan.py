@@ -70,7 +70,7 @@ def command(
         require_output_file(picture)
         if picture.suffix not in (".png", ".svg"):
             raise OutputError(f"--picture {picture}", allowed="a name that ends with .png or .svg")
-    from rlhf.config.either import load_either
+    from rlhf.config.reading.either import load_either
     from rlhf.plan.gpus import parse_gpus  # checks its arguments before torch is loaded
 
     shares = _shares(utilisation)

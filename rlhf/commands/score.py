@@ -18,9 +18,9 @@ from rich.console import Console
 from reward.evaluation.benchmarks.benchmark import ScoreLike, ScorerLike
 from rlhf.core.errors import DataError, DivergenceError, OutputError
 from rlhf.core.records import Conversation
-from rlhf.data.readers.files import file_rows, missing_path
 from rlhf.data.readers.messages import read_prompt
-from rlhf.data.readers.rows import CORRECT_ROW, Row
+from rlhf.data.sources.files import file_rows, missing_path
+from rlhf.data.sources.rows import CORRECT_ROW, Row
 from rlhf.runs.progress import Progress
 from rlhf.terminal.options import Form, Label, TokensPerBatch
 from rlhf.terminal.output import require_output_file

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from rlhf.config.explain import Parts, Problem, dotted, problems
-from rlhf.config.files import Source, line_of, parse, place_of, read_keys
+from rlhf.config.reading.explain import Parts, Problem, dotted, problems
+from rlhf.config.reading.files import Source, line_of, parse, place_of, read_keys
 from rlhf.core.errors import ConfigError, excerpt
 
 T = TypeVar("T", bound=BaseModel)

@@ -24,7 +24,7 @@ from rlhf.data import rules
 from rlhf.data.annotations import NEITHER_VALID, aggregate, agreeing_annotators, three_most_similar
 from rlhf.data.readers import helpsteer3
 from rlhf.data.readers.helpsteer import ANNOTATIONS, STRENGTH, annotators_ratings, annotators_strengths
-from rlhf.data.readers.rows import read_rows
+from rlhf.data.sources.rows import read_rows
 
 if TYPE_CHECKING:
     from rlhf.config.schema import DataSource

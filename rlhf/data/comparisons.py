@@ -14,9 +14,9 @@ from rlhf.data.drops import DropReport
 from rlhf.data.load import preference_readers, read_records, require_some
 from rlhf.data.readers import columns, layouts
 from rlhf.data.readers.messages import read_answers
-from rlhf.data.readers.rows import DEMO, Row, read_rows, synthetic_rows
 from rlhf.data.readers.survey import survey
 from rlhf.data.readers.unpaired import paired_or_plain_rows
+from rlhf.data.sources.rows import DEMO, Row, read_rows, synthetic_rows
 
 REWARDBENCH = DataSource(path="allenai/reward-bench", split="filtered")
 ALL = "all"

@@ -23,9 +23,9 @@ from rlhf.data.annotations import PAPER_SPREAD
 from rlhf.data.digests import digest_of
 from rlhf.data.drops import DropReport
 from rlhf.data.readers import columns, helpsteer, helpsteer3, layouts, lmsys, nectar, ultrafeedback
-from rlhf.data.readers.rows import DEMO, Row, read_rows
 from rlhf.data.readers.survey import survey
 from rlhf.data.readers.unpaired import paired_or_plain_rows
+from rlhf.data.sources.rows import DEMO, Row, read_rows
 
 Record = TypeVar("Record")
 Readers = Mapping[str, Callable[[Row, DataSource], Record | list[Record]]]

@@ -17,7 +17,7 @@ from rlhf.core.places import missing_local
 from rlhf.data.comparisons import load_comparisons
 from rlhf.data.drops import DropReport
 from rlhf.data.load import load_preferences, load_prompts, load_ratings
-from rlhf.data.readers.rows import DEMO, looks_local
+from rlhf.data.sources.rows import DEMO, looks_local
 from rlhf.doctor.facts import (
     EMBEDDED,
     Base,

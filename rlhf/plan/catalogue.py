@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf.config.either import load_either
+from rlhf.config.reading.either import load_either
 from rlhf.plan.changes import best_strategy, fits
 from rlhf.plan.defaults import chosen
 from rlhf.plan.gpus import GIB, PRICES_OF, parse_gpus

@@ -19,8 +19,8 @@ from typing import Any
 
 from typer.testing import CliRunner
 
-from policy import build as policy_build
 from policy.rollouts.protocol import as_rollout
+from policy.training import build as policy_build
 from rlhf import cli
 from rlhf.distributed import processes, sharding
 from rlhf.runs.folder import RunFolder

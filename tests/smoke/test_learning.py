@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from policy.build import build_trainer
 from policy.rewards.protocol import RewardResult
 from policy.rollouts.protocol import Sampling
 from policy.rollouts.transformers_engine import TransformersEngine
+from policy.training.build import build_trainer
 from rlhf.config.load import load_config
 from rlhf.config.policy import PolicyConfig
 from rlhf.core.records import Message, Prompt, Rollout

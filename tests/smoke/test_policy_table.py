@@ -14,9 +14,9 @@ from policy.shared_base import SharedBase
 from policy.table.rows import ROWS, TRAINED
 from policy.table.run import model_of, write_prompts
 from rlhf import cli
-from rlhf.config.files import CONFIGS
 from rlhf.config.load import load_config
 from rlhf.config.policy_table import PolicyTableConfig, row_config
+from rlhf.config.reading.files import CONFIGS
 from rlhf.core.errors import ConfigError
 from rlhf.data.evaluation.answer_files import read_prompts
 

@@ -16,8 +16,8 @@ import yaml
 import rlhf
 from rlhf.cli import load_command
 from rlhf.commands import COMMANDS
-from rlhf.config.either import schema_of
 from rlhf.config.load import load_config
+from rlhf.config.reading.either import schema_of
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(

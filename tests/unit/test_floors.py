@@ -78,7 +78,7 @@ DOORS = {
     "trl": (
         "reward.training.trainer",
         "reward.justifier.trainer",
-        "policy.trainer",
+        "policy.training.trainer",
         "policy.dpo.trainer",
         "policy.rollouts.vllm.weights",
     ),

@@ -12,9 +12,9 @@ from rlhf.core.records import Prompt
 from rlhf.data import rules
 from rlhf.data.drops import DropReport
 from rlhf.data.load import load_prompts, read_records, require_some
-from rlhf.data.readers.files import file_rows
 from rlhf.data.readers.messages import read_prompt
-from rlhf.data.readers.rows import DEMO, Row
+from rlhf.data.sources.files import file_rows
+from rlhf.data.sources.rows import DEMO, Row
 
 SHAPE = (
     '{"prompt": TEXT or MESSAGES, "answers": [TEXT, ...]} a line, as `rlhf generate --format jsonl` writes it'

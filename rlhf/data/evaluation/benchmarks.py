@@ -28,9 +28,9 @@ from rlhf.data.comparisons import REWARDBENCH, comparison, load_comparisons, pai
 from rlhf.data.drops import DropReport
 from rlhf.data.load import read_records, require_some
 from rlhf.data.readers.messages import read_prompt, read_responses
-from rlhf.data.readers.rows import CORRECT_ROW, DEMO, Row, is_number, read_rows
 from rlhf.data.readers.survey import survey
 from rlhf.data.readers.winners import winner_sign
+from rlhf.data.sources.rows import CORRECT_ROW, DEMO, Row, is_number, read_rows
 
 Kind = Literal["pairs", "rm-bench", "rewardbench-2", "one-of-many", "best-of-n"]
 Schema = Literal["judgebench", "ppe", "best-of-k"] | Kind

@@ -26,8 +26,8 @@ from rlhf.core.records import Conversation, Message, Prompt
 from rlhf.data import rules
 from rlhf.data.drops import DropReport
 from rlhf.data.load import load_prompts, read_records, require_some
-from rlhf.data.readers.files import file_rows, missing_path
-from rlhf.data.readers.rows import DEMO, Row
+from rlhf.data.sources.files import file_rows, missing_path
+from rlhf.data.sources.rows import DEMO, Row
 
 MT_BENCH_TEMPERATURES = {
     "writing": 0.7,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from rlhf.core.errors import DataError, UserError
 from rlhf.data.evaluation.benchmarks import M_REWARDBENCH_NAME, PPE_BEST_OF_K, schema_of, source_of
-from rlhf.data.readers.files import COMPRESSED, SUFFIXES
-from rlhf.data.readers.rows import Row, read_rows
+from rlhf.data.sources.files import COMPRESSED, SUFFIXES
+from rlhf.data.sources.rows import Row, read_rows
 
 M_REWARDBENCH_LANGUAGES = [
     "arb_Arab",

@@ -20,9 +20,9 @@ from rlhf.data.checks import CONSTRAINTS
 from rlhf.data.pairs import strength_of
 from rlhf.data.readers.layouts import Kind
 from rlhf.data.readers.messages import read_answers, read_prompt
-from rlhf.data.readers.rows import JOIN, Row, is_number
 from rlhf.data.readers.unpaired import LABEL
 from rlhf.data.readers.winners import MODEL_NAMES, winner_sign
+from rlhf.data.sources.rows import JOIN, Row, is_number
 
 if TYPE_CHECKING:
     from rlhf.config.schema import DataSource

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from rlhf.core.errors import DataError, shorten
-from rlhf.data.readers.rows import Row
+from rlhf.data.sources.rows import Row
 
 TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
 """The turns of Anthropic's hh-rlhf."""

@@ -21,7 +21,7 @@ from rlhf.core.records import (
 )
 from rlhf.data import rules
 from rlhf.data.annotations import NEITHER_VALID, aggregate, aggregate_ratings
-from rlhf.data.readers.rows import Row, is_number
+from rlhf.data.sources.rows import Row, is_number
 from rlhf.data.verdicts import read_verdict
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from rlhf.core.records import Justification, Preference, Principle, Prompt, Rati
 from rlhf.data import rules
 from rlhf.data.annotations import aggregate, aggregate_ratings
 from rlhf.data.readers.messages import read_prompt
-from rlhf.data.readers.rows import Row, is_number
+from rlhf.data.sources.rows import Row, is_number
 from rlhf.data.verdicts import statement_of
 
 if TYPE_CHECKING:

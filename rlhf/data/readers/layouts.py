@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from rlhf.core.errors import ConfigError, DataError
 from rlhf.data.readers import ultrafeedback
 from rlhf.data.readers.encodings import looks_encoded
-from rlhf.data.readers.rows import Row
 from rlhf.data.readers.unpaired import as_label
+from rlhf.data.sources.rows import Row
 
 if TYPE_CHECKING:
     from rlhf.config.schema import DataFormat, DataSource

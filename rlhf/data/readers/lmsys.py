@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf.core.records import Conversation, Message, Preference, Prompt
 from rlhf.data import rules
-from rlhf.data.readers.rows import JOIN, Row
 from rlhf.data.readers.winners import higher_sign
+from rlhf.data.sources.rows import JOIN, Row
 
 if TYPE_CHECKING:
     from rlhf.config.schema import DataSource

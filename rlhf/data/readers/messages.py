@@ -15,7 +15,7 @@ from rlhf.core.errors import DataError, excerpt, shorten
 from rlhf.core.records import TOOLS, Conversation, Message, Role
 from rlhf.data import rules
 from rlhf.data.readers.encodings import decoded, looks_encoded
-from rlhf.data.readers.rows import CORRECT_ROW, Row
+from rlhf.data.sources.rows import CORRECT_ROW, Row
 
 ROLES: tuple[str, ...] = get_args(Role)
 SHAREGPT = {

@@ -9,7 +9,7 @@ from rlhf.core.records import Preference
 from rlhf.data import rules
 from rlhf.data.readers.encodings import looks_encoded
 from rlhf.data.readers.messages import read_prompt
-from rlhf.data.readers.rows import Row, is_number
+from rlhf.data.sources.rows import Row, is_number
 
 if TYPE_CHECKING:
     from rlhf.config.schema import DataSource

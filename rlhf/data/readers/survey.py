@@ -14,8 +14,8 @@ from rlhf.data.readers import columns
 from rlhf.data.readers.encodings import looks_encoded, looks_rendered
 from rlhf.data.readers.layouts import Kind
 from rlhf.data.readers.messages import MEDIA_COLUMNS, SYSTEM_COLUMNS
-from rlhf.data.readers.rows import JOIN, Row, as_number
 from rlhf.data.readers.winners import counterpart, end_of, first_index_of
+from rlhf.data.sources.rows import JOIN, Row, as_number
 
 if TYPE_CHECKING:
     from rlhf.config.schema import DataSource

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rlhf.core.records import Conversation, Preference, Prompt, Rating
 from rlhf.data import rules
 from rlhf.data.readers.messages import read_prompt
-from rlhf.data.readers.rows import Row, as_number
+from rlhf.data.sources.rows import Row, as_number
 
 if TYPE_CHECKING:
     from rlhf.config.schema import DataSource

@@ -11,8 +11,8 @@ from rlhf.core.records import TOOLS
 from rlhf.data import rules
 from rlhf.data.drops import DropReport
 from rlhf.data.readers.messages import SYSTEM_COLUMNS
-from rlhf.data.readers.rows import Row, as_number, read_rows
-from rlhf.data.readers.select import drawn
+from rlhf.data.sources.rows import Row, as_number, read_rows
+from rlhf.data.sources.select import drawn
 
 if TYPE_CHECKING:
     from rlhf.config.schema import DataSource

@@ -19,7 +19,7 @@ from collections.abc import Collection
 from typing import Any
 
 from rlhf.core.errors import DataError
-from rlhf.data.readers.rows import JOIN, Row, as_number, is_number
+from rlhf.data.sources.rows import JOIN, Row, as_number, is_number
 
 TIES = frozenset({"tie", "both", "bothbad", "bothgood", "tiebothbad", "draw", "equal", "neither"})
 FIRST = frozenset({"a", "first", "left"})

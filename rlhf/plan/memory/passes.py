@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from policy.critic import token_values
+from policy.training.critic import token_values
 from policy.update.forward import token_logps
 from policy.update.losses import clipped_value_loss, kl_of_answers, reinforce
 from reward.losses import bradley_terry, regression

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 from typer.testing import Result
 
-from rlhf.config.either import schema_of
 from rlhf.config.policy import PolicyConfig
+from rlhf.config.reading.either import schema_of
 from rlhf.config.reward import RewardConfig
 from rlhf.core.records import Message
 from rlhf.inspection.tables import show_targets

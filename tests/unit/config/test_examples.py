@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from rlhf.config.dpo import DPOConfig
-from rlhf.config.explain import keys
-from rlhf.config.files import CONFIGS, read_keys
 from rlhf.config.judge import JudgeConfig
 from rlhf.config.justifier import JustifierConfig
 from rlhf.config.load import load_config
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.policy_table import PolicyTableConfig
 from rlhf.config.principle import PrincipleConfig
+from rlhf.config.reading.explain import keys
+from rlhf.config.reading.files import CONFIGS, read_keys
 from rlhf.config.reward import RewardConfig
 from rlhf.config.schema import Strict
 from rlhf.config.search import SearchConfig

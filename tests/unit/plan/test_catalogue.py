@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.config.either import load_either
+from rlhf.config.reading.either import load_either
 from rlhf.plan.catalogue import BEGIN, END, PLANNED, Catalogue, between, files
 
 CONFIGS = Path(__file__).parents[3] / "configs"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from policy.algorithms.protocol import Algorithm, MeasuredBatch
-from policy.trainer import ALGORITHMS
+from policy.training.trainer import ALGORITHMS
 from rlhf.config.algorithm import AlgorithmConfig
 from rlhf.core.records import Rollout
 

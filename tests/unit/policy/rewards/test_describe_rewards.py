@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from policy.describe import describe_rewards, reward_words
+from policy.training.describe import describe_rewards, reward_words
 from rlhf.config.policy import PolicyConfig
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tokenizers_of_kinds import KINDS, make_tokenizer, write_base
 
-from policy.prompt_data import load_data as load_prompt_data
+from policy.training.prompt_data import load_data as load_prompt_data
 from reward.training.data import load_chat, load_data, load_records
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.reward import RewardConfig

@@ -1,0 +1,42 @@
+"""What `align-policy --dry-run` checks and prints."""
+
+from __future__ import annotations
+
+from policy.rewards.precheck import check_sources
+from policy.rollouts.overlap import LAG
+from policy.training.build import check_base, load_chat
+from policy.training.describe import describe_algorithm, describe_rewards, describe_roles
+from policy.training.prompt_data import load_data, repeat_warnings
+from policy.training.roles import check_start
+from rlhf.config.policy import PolicyConfig
+from rlhf.tracking.callbacks import load_callbacks
+from rlhf.tracking.trackers import Trackers
+
+
+def dry_run(config: PolicyConfig) -> list[str]:
+    """Check a config without loading a model, and describe its run.
+
+    Raises:
+        UserError: the run would fail.
+    """
+    load_callbacks(config.callbacks)
+    Trackers(config)  # raises where one is not installed
+    chat = load_chat(config)
+    data = load_data(config, chat)
+    notes = check_base(config)
+    check_sources(config, chat, data.training + data.held_out)
+    check_start(config, chat)
+    rollouts = config.rollouts
+    answers = rollouts.prompts_per_step * rollouts.samples_per_prompt
+    return [
+        *data.drops.lines(),
+        *repeat_warnings(config, len(data.training)),
+        *notes,
+        data.split_sentence(),
+        f"{config.steps} updates of {rollouts.prompts_per_step} prompts x {rollouts.samples_per_prompt} "
+        f"answers = {answers} answers of at most {rollouts.max_new_tokens} tokens, by {rollouts.engine}",
+        *([LAG] if rollouts.overlap else []),
+        *describe_rewards(config),
+        *describe_algorithm(config.algorithm, rollouts.max_new_tokens),
+        *describe_roles(config),
+    ]

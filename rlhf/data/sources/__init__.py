@@ -1,0 +1,1 @@
+"""From files, folders and Hugging Face names to rows, each with its place."""
