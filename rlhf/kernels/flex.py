@@ -28,6 +28,10 @@ SMALLEST_HEAD = 16
 """Smallest head dimension of Triton's matrix products."""
 OLDEST_GPU = (8, 0)
 """Compute capability: Ampere."""
+COMPILED_FORMS = 128
+"""Compiled forms of FlexAttention that torch keeps. One model needs 18: in inference mode, without and
+with gradients; one row or several; the first length, any length, one block. More for each window, dtype and
+number of heads. At torch's own limit of 8 the next form would materialise all scores, without an error."""
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 logger = get_logger(__name__)
@@ -38,6 +42,7 @@ class FlexMasks:
 
     def __init__(self, batch: PackedBatch) -> None:
         self.batch = batch
+        allow_forms()
         self._counts_RBB = to_device(seen_pairs(batch), batch.ids_RT.device)
         self._masks: dict[int | None, BlockMask] = {}
 
@@ -58,6 +63,12 @@ class FlexMasks:
     def dense_R1TT(self) -> Tensor:
         """The mask without a window as a boolean tensor, for other kernels."""
         return self.batch.mask_R1TT()
+
+
+def allow_forms() -> None:
+    """Raise torch's limit of compiled forms of a function to `COMPILED_FORMS`."""
+    dynamo = torch._dynamo.config  # noqa: SLF001
+    dynamo.recompile_limit = max(dynamo.recompile_limit, COMPILED_FORMS)
 
 
 @functools.cache

@@ -131,20 +131,53 @@ def test_a_model_gives_the_same_states_as_on_a_cpu(
     assert (states_RTD[real] - expected[real]).abs().max() < 1e-4
 
 
-@pytest.mark.slow
-def test_later_row_lengths_do_not_recompile(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compiled on a CPU, the second length makes the shapes dynamic, and the third compiles nothing."""
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """FlexAttention compiled on a CPU; the result counts compilations."""
     from torch._dynamo.testing import CompileCounterWithBackend
 
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(flex_attention, backend=counter)
-    monkeypatch.setattr(vendor, "WrappedFlexAttention", lambda training: lambda: compiled)
+    function = torch.compile(flex_attention, backend=counter)
+    monkeypatch.setattr(vendor, "WrappedFlexAttention", lambda training: lambda: function)
+    return counter
+
+
+def attend(rows: PackedBatch) -> None:
+    q, k, v = tensors(rows)
     module: Any = SimpleNamespace(training=False)
+    attention.packed_attention(module, q, k, v, None, blocks=FlexMasks(rows), scaling=0.3)
+
+
+def packed_rows(length: int, rows: int = 1) -> PackedBatch:
+    trees = [Tree((1, 2), ((3,) * length, (4,) * 20))] * rows
+    (batch,) = pack(trees, 10_000, pad_id=0, grain=GPU_GRAIN, short_row=length + 30)
+    assert len(batch.ids_RT) == rows
+    return batch
+
+
+@pytest.mark.slow
+def test_later_row_lengths_do_not_recompile(compiled: Any) -> None:
+    """The second length makes the shapes dynamic, the third compiles nothing; nor do shorter ones."""
     counts = []
-    for length in (100, 300, 600, 500, 900):
-        (rows,) = pack([Tree((1, 2), ((3,) * length, (4,) * 20))], 10_000, pad_id=0, grain=GPU_GRAIN)
-        q, k, v = tensors(rows)
-        attention.packed_attention(module, q, k, v, None, blocks=FlexMasks(rows), scaling=0.3)
-        counts.append(counter.frame_count)
-    assert counts[2:] == [counts[2]] * 3
+    for length in (100, 300, 600, 500, 900, 200):
+        attend(packed_rows(length))
+        counts.append(compiled.frame_count)
+    assert counts[2:] == [counts[2]] * 4
+
+
+@pytest.mark.slow
+def test_every_form_of_a_run_is_compiled(compiled: Any) -> None:
+    """torch keeps 8 by default; the ninth materialises all scores: here, an update after the scoring."""
+    modes = (torch.inference_mode, torch.no_grad, torch.enable_grad)
+    for mode in modes:
+        for rows in (1, 2):
+            for length in (60, 200, 400):  # one block; static; any length
+                with mode():
+                    attend(packed_rows(length, rows))
+    assert compiled.frame_count > 8
+    before = compiled.frame_count
+    with torch.enable_grad():
+        attend(packed_rows(600, 3))
+    assert compiled.frame_count == before
+    assert len(modes) * 2 * 2 <= before <= len(modes) * 2 * 3 <= flex.COMPILED_FORMS
