@@ -2,7 +2,8 @@
 
 The rows are those of Table 2 in arXiv 2410.01257, whose figures (full fine-tuning of 70B, RewardBench) are
 kept in `ROWS` beside ours; `hybrid`, both losses at once, is not in the paper. A pair is right when the
-better answer scores strictly higher.
+better answer scores strictly higher. The Pairwise Justifier has a row where the data has written reasons: it
+reads each pair in both orders, and a pair is wrong where the orders disagree or a text cannot be read.
 
 Shapes: R rows, S seeds, P held-out pairs, K resamples.
 """
@@ -19,12 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reward.evaluation.benchmarks.benchmark import evaluate
+from reward.evaluation.judge_scorer import JudgeScorer
 from reward.evaluation.judging import write_result
+from reward.justifier.judge import load_justifier
 from reward.scorer import Scorer
 from reward.training.data import load_chat, load_data
 from rlhf.config.reward import RewardConfig
 from rlhf.core.errors import DataError
 from rlhf.core.statistics import bootstrap_grid_mean
+from rlhf.data.drops import DropReport
 from rlhf.report.comparisons.comparison import write_comparison
 from rlhf.runs.after import is_finished
 from rlhf.runs.files import atomic_write_text
@@ -65,6 +69,10 @@ ROWS: dict[str, TableRow] = {
 }
 """The recipes of `rlhf.config.recipes`, in the paper's order: a row comes after those it needs."""
 
+JUSTIFIER = "pairwise-justifier"
+ROWS_WITH_JUSTIFIER: dict[str, TableRow] = {**ROWS, JUSTIFIER: TableRow("Pairwise Justifier", 90.0)}
+"""The paper's best variant of a justifier has 90.0."""
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
@@ -91,6 +99,7 @@ def train_table(
     *,
     train: Callable[[str, int, Path, Path | None], None],
     extrapolate: Callable[[Path, Path, int, Path], None],
+    justify: Callable[[int, Path], None] | None = None,
     say: Callable[[str], None],
 ) -> None:
     """Fill `folder/seed-S/ROW`, one seed after another; finished rows are kept.
@@ -98,17 +107,20 @@ def train_table(
     Args:
         train: (recipe, seed, output, start): trains one recipe, from another's final/ where `start` is given.
         extrapolate: (weak, strong, seed, output): makes, and judges, the ExPO row.
-        say: hears what comes next.
+        justify: (seed, output): trains and judges the row of the justifier; None leaves it out.
+        say: receives a line before each row.
     """
-    total = len(seeds) * len(ROWS)
-    jobs = [(seed, name) for seed in seeds for name in ROWS]
+    rows = ROWS_WITH_JUSTIFIER if justify else ROWS
+    jobs = [(seed, name) for seed in seeds for name in rows]
     for number, (seed, name) in enumerate(jobs, 1):
-        output, row = folder / f"seed-{seed}" / name, ROWS[name]
+        output, row = folder / f"seed-{seed}" / name, rows[name]
         if is_finished(output):
-            say(f"[{number}/{total}] {row.title}, seed {seed}: already finished.")
+            say(f"[{number}/{len(jobs)}] {row.title}, seed {seed}: already finished.")
             continue
-        say(f"[{number}/{total}] {row.title}, seed {seed}.")
-        if row.extrapolates:
+        say(f"[{number}/{len(jobs)}] {row.title}, seed {seed}.")
+        if name == JUSTIFIER and justify:
+            justify(seed, output)
+        elif row.extrapolates:
             weak, strong = (output.parent / other for other in row.extrapolates)
             extrapolate(weak, strong, seed, output)
         else:
@@ -124,8 +136,44 @@ def judge(config: RewardConfig, final: Path, folder: Path) -> None:
     write_result(folder / "eval.json", result, rows)
 
 
-def correct_RSP(folder: Path, seeds: Sequence[int]) -> tuple[Shares, float]:
+def judge_justifier(config: RewardConfig, final: Path, folder: Path) -> None:
+    """Compare the held-out pairs of a config with a justifier; write its two result files.
+
+    A pair with an unread text stays among the rows, as a wrong one.
+    """
+    pairs = load_data(config, load_chat(config)).held_out
+    scorer = JudgeScorer(load_justifier(final))
+    drops = DropReport(read=len(pairs))
+    result, rows = dict[str, Any](), list[dict[str, Any]]()
+    try:
+        with Progress(len(pairs), "pair") as progress:
+            result, rows = evaluate(pairs, scorer, drops=drops, chunk=32, on_progress=progress.update)
+    except DataError:
+        if sum(drops.reasons.values()) < len(pairs):
+            raise  # another reason than texts without a verdict
+    read = {row["id"]: row for row in rows}
+    every = [
+        read.get(number)
+        or {
+            "id": number,
+            "subset": pair.subset,
+            "correct": False,
+            "length_chosen": len(pair.chosen),
+            "length_rejected": len(pair.rejected),
+        }
+        for number, pair in enumerate(pairs, 1)
+    ]
+    figures = {"read": len(rows), "judge": dict(scorer.figures()), "drops": drops.as_dict()}
+    write_result(folder / "eval.json", {**result, **figures, "count": len(every)}, every)
+
+
+def correct_RSP(
+    folder: Path, seeds: Sequence[int], names: Sequence[str] = tuple(ROWS)
+) -> tuple[Shares, float]:
     """Right (1) or wrong (0) for every row, seed and held-out pair; and the accuracy of the longer answer.
+
+    Args:
+        names: the rows, keys of `ROWS_WITH_JUSTIFIER`.
 
     Raises:
         DataError: two runs were judged on different pairs.
@@ -133,7 +181,7 @@ def correct_RSP(folder: Path, seeds: Sequence[int]) -> tuple[Shares, float]:
     table: list[list[list[float]]] = []
     pairs: list[Any] | None = None
     longer: list[bool] = []
-    for name in ROWS:
+    for name in names:
         table.append([])
         for seed in seeds:
             rows = held_out_rows(folder / f"seed-{seed}" / name)
@@ -157,22 +205,24 @@ def held_out_rows(run: Path) -> list[dict[str, Any]]:
     return rows[-evaluation.get("held_out", evaluation)["count"] :]
 
 
-def summarise(right_RSP: Shares, longer: float, seeds: Sequence[int]) -> dict[str, Any]:
+def summarise(
+    right_RSP: Shares, longer: float, seeds: Sequence[int], names: Sequence[str] = tuple(ROWS)
+) -> dict[str, Any]:
     """table.json: each row's accuracy with its interval, and what becomes of each of the paper's claims.
 
     A claim holds where the interval of the paired difference lies above zero, fails where it lies below, and
     is open otherwise.
     """
-    index = {name: number for number, name in enumerate(ROWS)}
+    index = {name: number for number, name in enumerate(names)}
     rows = {
         name: {
-            "title": row.title,
+            "title": ROWS_WITH_JUSTIFIER[name].title,
             "accuracy": float(right_RSP[index[name]].mean()),
             "ci95": bootstrap_grid_mean(right_RSP[index[name]], resamples=RESAMPLES),
             "seeds": [float(value) for value in right_RSP[index[name]].mean(axis=1)],
-            "paper": row.paper,
+            "paper": ROWS_WITH_JUSTIFIER[name].paper,
         }
-        for name, row in ROWS.items()
+        for name in names
     }
     claims = []
     for claim in CLAIMS:

@@ -19,6 +19,7 @@ from rlhf.models.chat.same_prompts import SamePrompts
 
 IGNORED = -100
 """The label of a token that has no loss."""
+FOR_TEST = "prompt is in data.test_share"
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,9 @@ def load_data(config: JustifierConfig, chat: Chat) -> JustifierData:
             continue
         if len(made.input_ids) > config.model.max_length:
             drops.drop(TOO_LONG, record.source)
-        elif held_out(same.representative(record.prompt), config.data.validation_share, "validation"):
+        elif held_out(prompt := same.representative(record.prompt), config.data.test_share, "test"):
+            drops.drop(FOR_TEST, record.source)
+        elif held_out(prompt, config.data.validation_share, "validation"):
             held.append(record)
         else:
             training.append(made)

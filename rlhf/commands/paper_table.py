@@ -22,6 +22,14 @@ def command(
     config: Config,
     overrides: Overrides = None,
     output: Output = None,
+    justifier: Annotated[
+        Path | None,
+        typer.Option(
+            help="A config of `train-justifier` on the same pairs; adds the row of the Pairwise Justifier.",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds per row: 0, 1, ...")] = 3,
     factor: Annotated[
         float, typer.Option(help="ExPO's factor, which is not searched; 1.52 is the paper's.")
@@ -31,6 +39,7 @@ def command(
 
     Regression on all attributes and on helpfulness, Bradley-Terry in three forms, from scratch and from the
     helpfulness model, ExPO, and both losses at once, judged on the same held-out pairs (see data.test_share).
+    With --justifier also the Pairwise Justifier; test prompts are left out of its training.
     The config's stages are named `regression` and `preference`; each row uses those it needs. The same
     command resumes an interrupted table. Writes RUN/report.html, and table.md, table.json and table.svg
     beside it.
@@ -38,6 +47,7 @@ def command(
     \b
     Example:
       rlhf paper-table configs/reward/paper-table.yaml --seeds 3 --output runs/paper-table
+      rlhf paper-table configs/reward/paper-table-demo.yaml --justifier configs/justifier/demo.yaml
     """
     settings = load_config(config, RewardConfig, overrides or (), output)
     if not settings.data.test_share:
@@ -63,9 +73,27 @@ def command(
         row = load_config(config, RewardConfig, [*(overrides or ()), f"seed={seed}"], folder)
         paper_table.judge(row, final, folder)
 
+    def justify(seed: int, folder: Path) -> None:
+        training = folder / "training"
+        if not (training / "final").exists():
+            shares = [f"data.test_share={settings.data.test_share}", "data.validation_share=0"]
+            resume = ["--resume"] if training.exists() else []
+            run_command("train-justifier", justifier, *shares, f"seed={seed}", "--output", training, *resume)
+        row = load_config(config, RewardConfig, [*(overrides or ()), f"seed={seed}"], folder)
+        paper_table.judge_justifier(row, training / "final", folder)
+
     chosen = list(range(seeds))
-    paper_table.train_table(settings.output, chosen, train=train, extrapolate=extrapolate, say=typer.echo)
-    summary = paper_table.summarise(*paper_table.correct_RSP(settings.output, chosen), chosen)
+    paper_table.train_table(
+        settings.output,
+        chosen,
+        train=train,
+        extrapolate=extrapolate,
+        justify=justify if justifier else None,
+        say=typer.echo,
+    )
+    names = list(paper_table.ROWS_WITH_JUSTIFIER if justifier else paper_table.ROWS)
+    right_RSP, longer = paper_table.correct_RSP(settings.output, chosen, names)
+    summary = paper_table.summarise(right_RSP, longer, chosen, names)
     page = paper_table.write(settings.output, {**summary, "factor": factor})
     show(paper_table.tables(summary))
     typer.echo("\n".join(paper_table.lead(summary)))

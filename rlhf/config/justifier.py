@@ -27,6 +27,8 @@ class JustifierDataConfig(Strict):
     """Sources of pairs with written reasons: `format: helpsteer2-preference` or `helpsteer3`."""
     max_spread: Annotated[Whole, Field(ge=0, le=6)] = 2
     """With `annotations: raw`: pairs whose three most similar annotations differ by more are dropped."""
+    test_share: Share = 0.0
+    """Share of prompts left out of training and evaluation: those of a reward model's `data.test_share`."""
     validation_share: Share = 0.05
     """Share of prompts held out, chosen by a hash of the prompt; their verdicts give the final figure."""
 

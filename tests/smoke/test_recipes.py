@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
-from reward.evaluation.paper_table import ROWS
+from reward.evaluation.paper_table import ROWS, ROWS_WITH_JUSTIFIER
 from reward.scorer import Scorer
 from rlhf import cli
 from rlhf.config.recipes import RECIPES
@@ -248,12 +248,19 @@ def test_the_paper_table_trains_every_row_and_goes_on_where_it_was(
         assert result.exit_code == 0, result.output
 
     monkeypatch.setattr("rlhf.commands.paper_table.run_command", in_process)
-    words = ["paper-table", str(recipe_config), "data.test_share=0.3", "--seeds", "1", "--output"]
+    settings = yaml.safe_load(recipe_config.read_text())
+    del settings["data"]["ratings"]
+    justifier = {name: settings[name] for name in ("output", "model", "adapter")}
+    justifier["data"] = {"justifications": settings["data"]["preferences"]}
+    justifier |= {"max_steps": 1, "batch_size": 2, "micro_batch_size": 2, "max_new_tokens": 4}
+    (tmp_path / "justifier.yaml").write_text(yaml.safe_dump(justifier))
+    words = ["paper-table", str(recipe_config), "data.test_share=0.3", "--seeds", "1"]
+    words += ["--justifier", str(tmp_path / "justifier.yaml"), "--output"]
     result = rlhf_command(*words, str(tmp_path / "table"))
     assert result.exit_code == 0, result.output
     assert [words[0] for words in ran].count("train-reward") == len(ROWS) - 1
     table = json.loads((tmp_path / "table" / "table.json").read_text())
-    assert list(table["rows"]) == list(ROWS) and table["factor"] == 1.52
+    assert list(table["rows"]) == list(ROWS_WITH_JUSTIFIER) and table["factor"] == 1.52
     assert all(0 <= row["accuracy"] <= 1 for row in table["rows"].values())
     expo = json.loads((tmp_path / "table/seed-0/helpfulness-bt-scaled-expo/final/reward.json").read_text())
     assert expo["attributes"] == ["helpfulness"]

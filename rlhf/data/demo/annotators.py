@@ -91,11 +91,11 @@ def preference(first: Response, second: Response, rng: random.Random) -> dict[st
     return {
         "preference_strength": strength,
         "preference_statement": _statement(described),
-        "preference_elaboration": _elaboration(first, second, described),
+        "preference_elaboration": _elaboration(first, second),
         "three_most_similar_preferences": [
             {
                 "statement": _statement(reading),
-                "elaboration": _elaboration(first, second, reading),
+                "elaboration": _elaboration(first, second),
                 "strength": reading,
             }
             for reading in similar
@@ -126,13 +126,12 @@ def _statement(strength: int) -> str:
     return f"@Response {better} is {_HOW[abs(strength)]} than @Response {worse}."
 
 
-def _elaboration(first: Response, second: Response, strength: int) -> str:
-    responses = [(1, first), (2, second)]
-    sentences = [f"@Response {number} {_REASONS[response.kind]}." for number, response in responses]
-    return " ".join(reversed(sentences) if strength > 0 else sentences)
+def _elaboration(first: Response, second: Response) -> str:
+    """A sentence about each response in their order, so that the reasons come before the verdict."""
+    return f"@Response 1 {_REASONS[first.kind]}. @Response 2 {_REASONS[second.kind]}."
 
 
 def _justification(first: Response, second: Response, strength: int) -> str:
     if strength == NEITHER_VALID:
         return "Neither response is valid."
-    return f"{_elaboration(first, second, strength)} {_statement(strength)}"
+    return f"{_elaboration(first, second)} {_statement(strength)}"

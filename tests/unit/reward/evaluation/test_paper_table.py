@@ -9,14 +9,24 @@ import pytest
 
 from reward.evaluation.paper_table import (
     CLAIMS,
+    JUSTIFIER,
     ROWS,
+    ROWS_WITH_JUSTIFIER,
     correct_RSP,
     draw,
+    judge_justifier,
     markdown,
     summarise,
     train_table,
 )
+from reward.judge.client import Completion
+from reward.judge.judge import Judge
+from reward.training.data import RewardData
+from rlhf.config.judge import JudgeConfig
+from rlhf.config.reward import RewardConfig
 from rlhf.core.errors import DataError
+from rlhf.core.records import Comparison, Message
+from rlhf.data.drops import DropReport
 
 
 def write_run(run: Path, correct: Sequence[bool], *, benchmark: int = 0, length: int = 5) -> None:
@@ -78,6 +88,63 @@ def test_only_held_out_rows_count_and_all_runs_share_their_pairs(tmp_path: Path)
         write_run(other / name, [True], length=7 if name == "hybrid" else 5)
     with pytest.raises(DataError, match="pairs"):
         correct_RSP(tmp_path / "other", [0])
+
+
+def test_the_justifier_has_a_row_where_it_is_given(tmp_path: Path) -> None:
+    for name in ROWS:
+        write_run(tmp_path / "seed-0" / name, [True, False])
+    (tmp_path / "seed-0" / JUSTIFIER).mkdir()
+    seeds: list[int] = []
+
+    def justify(seed: int, output: Path) -> None:
+        seeds.append(seed)
+        output.rmdir()
+        write_run(output, [False, True])
+
+    def unused(*_: object) -> None:
+        raise AssertionError("every other row is finished")
+
+    lines: list[str] = []
+    train_table(tmp_path, [0], train=unused, extrapolate=unused, justify=justify, say=lines.append)
+    assert seeds == [0] and len(lines) == len(ROWS) + 1
+    names = list(ROWS_WITH_JUSTIFIER)
+    right_RSP, longer = correct_RSP(tmp_path, [0], names)
+    summary = summarise(right_RSP, longer, [0], names)
+    assert summary["rows"][JUSTIFIER]["paper"] == 90.0
+    assert summary["rows"][JUSTIFIER]["accuracy"] == 0.5
+    assert right_RSP[-1].tolist() == [[0.0, 1.0]]
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_pair_that_a_justifier_does_not_decide_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, readable: bool
+) -> None:
+    """Scripted verdicts on four pairs: both orders right; both wrong; orders that disagree; one unread."""
+    pairs = [Comparison((Message("user", str(n)),), "good", "bad, and long", subset="s") for n in range(4)]
+    better, worse = "@Response {} is better than @Response {}.", "no verdict"
+    first, second = better.format(1, 2), better.format(2, 1)
+    texts = {("0", 1): first, ("0", 2): second, ("1", 1): second, ("1", 2): first}
+    texts |= {("2", 1): first, ("2", 2): first, ("3", 1): worse, ("3", 2): second}
+
+    class Scripted:
+        def complete(self, requests: Sequence[str]) -> list[Completion]:
+            places = [(text[0], 1 if text.index("good") < text.index("bad") else 2) for text in requests]
+            return [Completion(texts[place] if readable else "", 1, 1, 0.0) for place in places]
+
+    config = JudgeConfig(url="http://localhost", model="m", form="justifier", pairing="all")
+    judge = Judge(config, client=Scripted())
+    monkeypatch.setattr("reward.evaluation.paper_table.load_justifier", lambda _: judge)
+    monkeypatch.setattr("reward.evaluation.paper_table.load_chat", lambda _: None)
+    monkeypatch.setattr(
+        "reward.evaluation.paper_table.load_data", lambda *_: RewardData([], [], pairs, DropReport())
+    )
+    judge_justifier(RewardConfig.model_construct(), tmp_path, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "eval_rows.jsonl").read_text().splitlines()]
+    assert [row["correct"] for row in rows] == [readable, False, False, False]
+    assert [row["id"] for row in rows] == [1, 2, 3, 4]
+    result = json.loads((tmp_path / "eval.json").read_text())
+    assert (result["count"], result["read"]) == ((4, 3) if readable else (4, 0))
+    assert [entry["count"] for entry in result["drops"]["dropped"].values()] == [1 if readable else 4]
 
 
 def test_a_claim_holds_fails_or_stays_open_by_its_paired_interval() -> None:

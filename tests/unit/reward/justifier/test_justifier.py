@@ -14,13 +14,15 @@ from typer.testing import Result
 
 from reward.judge.forms import pair_request, read_pair
 from reward.judge.groups import scores_of
-from reward.justifier.data import IGNORED, example
+from reward.justifier.data import FOR_TEST, IGNORED, example, load_data
 from reward.justifier.judge import load_justifier, read_justifier
 from reward.justifier.recipe import train_justifier
 from reward.justifier.trainer import JustifierTrainer
+from reward.training.data import load_data as load_reward_data
 from rlhf.config.judge import JudgeConfig
 from rlhf.config.justifier import JustifierConfig
 from rlhf.config.load import load_config
+from rlhf.config.reward import RewardConfig
 from rlhf.config.schema import DataSource
 from rlhf.core.errors import ModelError, RunError
 from rlhf.core.records import Justification, Message
@@ -112,6 +114,32 @@ def test_justifications_of_both_data_sets(tmp_path: Path) -> None:
     (made,), _ = load_justifications([source], seed=0, max_spread=2)
     assert made.text == "a is right. @Response 1 is better than @Response 2."
     assert made.strength == -1
+
+
+def test_test_prompts_are_those_of_a_reward_model_and_are_left_out(
+    tiny_base: Path, tiny_chat: Chat, tmp_path: Path
+) -> None:
+    rows = [row for _, row in zip(range(60), demo_rows("helpsteer2-preference", "train"), strict=False)]
+    source = {"path": str(tmp_path / "rows.jsonl"), "format": "helpsteer2-preference"}
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = {"base": str(tiny_base), "max_length": 512}
+    shares = {"test_share": 0.3, "validation_share": 0.2}
+    justifier = JustifierConfig.model_validate(
+        {"output": str(tmp_path), "model": model, "data": {"justifications": [source], **shares}}
+    )
+    reward = RewardConfig.model_validate(
+        {
+            "output": str(tmp_path),
+            "model": model,
+            "data": {"preferences": [source], **shares},
+            "stages": [{"name": "s", "regression_weight": 0, "preference_weight": 1, "batch_size": 4}],
+        }
+    )
+    data = load_data(justifier, tiny_chat)
+    tested = {pair.prompt for pair in load_reward_data(reward, tiny_chat).held_out}
+    assert tested and data.drops.reasons[FOR_TEST] >= len(tested)
+    assert data.held_out and not tested & {record.prompt for record in data.held_out}
+    assert len(data.training) + len(data.held_out) + sum(data.drops.reasons.values()) == len(rows)
 
 
 @pytest.fixture(scope="module")
