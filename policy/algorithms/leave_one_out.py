@@ -12,7 +12,7 @@ from torch import Tensor
 
 from policy.algorithms.counting import Counting
 from policy.algorithms.protocol import Advantages, AllReduce, MeasuredBatch
-from policy.update.advantages import apply_unfinished_rule, leave_one_out
+from policy.update.advantages import leave_one_out
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,11 @@ class LeaveOneOut(Counting):
 
     def _advantages(self, measured: MeasuredBatch) -> Tensor:
         """advantages_N of rewards minus KL penalties; 0 where an answer has no reward."""
-        rewards_N, counted_N = apply_unfinished_rule(
-            measured.rewards_N, measured.finished_N, self.unfinished, self.unfinished_reward
-        )
-        shape, known_N = (-1, measured.group_size), measured.known_N
+        rewards_N, counted_N = self.counted_rewards(measured)
+        shape = (-1, measured.group_size)
         penalised_PG = (rewards_N - measured.penalty_N).view(shape)
-        advantages_PG = self.group_advantages(penalised_PG, (counted_N & known_N).view(shape))
-        return advantages_PG.flatten().masked_fill(~known_N, 0.0)
+        advantages_PG = self.group_advantages(penalised_PG, counted_N.view(shape))
+        return advantages_PG.flatten().masked_fill(~measured.known_N, 0.0)
 
     def group_advantages(self, rewards_PG: Tensor, counted_PG: Tensor) -> Tensor:
         """advantages_PG: each penalised reward against the others of its group."""

@@ -30,7 +30,6 @@ from torch import Tensor
 from policy.algorithms.counting import Counting
 from policy.algorithms.protocol import Advantages, AllReduce, MeasuredBatch, Objective
 from policy.update.advantages import (
-    apply_unfinished_rule,
     generalised_advantages,
     mean_and_variance,
     token_rewards,
@@ -85,7 +84,7 @@ class PPO(Counting):
 
     def counted_M(self, measured: MeasuredBatch) -> Tensor:
         """Mask of the tokens of counted answers."""
-        return self._rewards(measured)[1][measured.answer_M]
+        return self.counted_rewards(measured)[1][measured.answer_M]
 
     def compute_advantages(
         self, batches: Sequence[MeasuredBatch], all_reduce: AllReduce
@@ -135,18 +134,12 @@ class PPO(Counting):
         return Objective(loss, {"ratio/clipped_share": _share(clipped_M, measured)})
 
     def _advantages(self, measured: MeasuredBatch) -> Tensor:
-        rewards_N, _ = self._rewards(measured)
+        rewards_N, counted_N = self.counted_rewards(measured)
+        rewards_N = rewards_N.masked_fill(~counted_N, 0.0)
         rewards_M = token_rewards(rewards_N, measured.penalty_M, measured.answer_M)
         return generalised_advantages(
             rewards_M, _values(measured), measured.answer_M, self.discount, self.gae_lambda
         )
-
-    def _rewards(self, measured: MeasuredBatch) -> tuple[Tensor, Tensor]:
-        rewards_N, counted_N = apply_unfinished_rule(
-            measured.rewards_N, measured.finished_N, self.unfinished, self.unfinished_reward
-        )
-        counted_N = counted_N & measured.known_N
-        return rewards_N.masked_fill(~counted_N, 0.0), counted_N
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,10 @@ class Algorithm(Protocol):
         """Which answers take part in the update."""
         ...
 
+    def counted_rewards(self, measured: MeasuredBatch) -> tuple[Tensor, Tensor]:
+        """(rewards_N, counted_N): rewards as the update uses them, and which answers take part."""
+        ...
+
     def denominator(self, rollouts: Sequence[Rollout]) -> float:
         """This rank's share of the loss's denominator."""
         ...

@@ -9,7 +9,7 @@ from policy.evaluation.held_out import Answer, answer_prompts
 from policy.rollouts.probe import EngineProbe
 from policy.rollouts.protocol import seed_of
 from policy.training.trainer import PolicyTrainer
-from policy.update.statistics import gather_probes
+from policy.update.gathering import gather_probes
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.rollouts import ImportanceConfig
 from rlhf.core.records import Prompt

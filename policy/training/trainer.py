@@ -36,15 +36,13 @@ from policy.training.kl_control import KLControl
 from policy.training.roles import Roles
 from policy.update.advantages import skip_flat_groups
 from policy.update.forward import pack_groups, token_logps
-from policy.update.per_token import with_token_kl
+from policy.update.gathering import gather_probes, gather_statistics, reduce_times
+from policy.update.per_token import with_tokens
 from policy.update.sampling import HELD_OUT, Experience, RolloutBatch, sample_rollouts, score_rollouts
 from policy.update.statistics import (
     UpdateStatistics,
-    gather_probes,
-    gather_statistics,
     gold_scores,
     order_agreement,
-    reduce_times,
     spread_share,
 )
 from policy.update.step import Update, check_update, divergence_error, start_bound
@@ -276,7 +274,7 @@ class PolicyTrainer(UpdateEpochs, SafeCheckpoints, RLOOTrainer):
         step_time = sum(value for name, value in times.items() if name.startswith("time/"))
         self.figures = {**figures, **times, "time/step": step_time}
         rows = statistics.samples(number, prompts, golds)
-        self.samples = with_token_kl(rows, statistics.rollouts, statistics.log_ratios, self.chat.pieces)
+        self.samples = with_tokens(rows, statistics.rollouts, statistics.tokens, self.chat.pieces)
 
     def _observe(self, update: int, figures: Mapping[str, float], answers: int) -> None:
         """Adapt the KL coefficient, and stop the run where the KL budget is exceeded.

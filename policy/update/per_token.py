@@ -1,4 +1,4 @@
-"""The KL of single tokens, stored for a few answers of an update."""
+"""Figures of single tokens, stored for a few answers of an update."""
 
 from __future__ import annotations
 
@@ -22,27 +22,33 @@ def shown_answers(rewards: Sequence[float]) -> set[int]:
     return {known[round(i * (len(known) - 1) / max(1, count - 1))] for i in range(count)}
 
 
-def with_token_kl(
+def with_tokens(
     rows: Sequence[Mapping[str, Any]],
     rollouts: Sequence[Rollout],
-    log_ratios: Sequence[Tensor],
+    tokens: Sequence[Mapping[str, Tensor]],
     pieces: Callable[[Sequence[int]], list[str]],
 ) -> list[Mapping[str, Any]]:
-    """Rows of samples.jsonl; a few have `tokens` and `token_kl`, log(pi / reference) of each token in nats.
+    """Rows of samples.jsonl; a few have `tokens`, the text of each token, and its figures, to four digits.
+
+    Figures that are not finite are left out.
 
     Args:
         rows: one per answer, each with its `reward`.
-        log_ratios: of each answer's tokens; their sum is the row's `kl`.
+        tokens: figures of each answer's tokens by name, see `UpdateStatistics`.
         pieces: the text of each token id.
     """
     shown = shown_answers([row["reward"] for row in rows])
     return [
-        {
-            **row,
-            "tokens": pieces(rollouts[position].completion_ids),
-            "token_kl": [round(value, 3) for value in log_ratios[position].tolist()],
-        }
+        {**row, "tokens": pieces(rollouts[position].completion_ids), **_figures(tokens[position])}
         if position in shown
         else row
         for position, row in enumerate(rows)
     ]
+
+
+def _figures(tokens: Mapping[str, Tensor]) -> dict[str, list[float]]:
+    return {
+        name: [float(f"{value:.4g}") for value in values.tolist()]
+        for name, values in tokens.items()
+        if values.isfinite().all()
+    }

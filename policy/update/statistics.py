@@ -1,5 +1,4 @@
-"""Statistics of one update: accumulated per micro-batch, merged over ranks, logged under the names of
-metrics.jsonl.
+"""Statistics of one update: accumulated per micro-batch, logged under the names of metrics.jsonl.
 
 Shapes: N answers of a micro-batch, M their tokens.
 """
@@ -19,11 +18,9 @@ import torch
 from torch import Tensor
 
 from policy.algorithms.protocol import MeasuredBatch
-from policy.rollouts.probe import EngineProbe
 from policy.update.losses import Estimator, kl_of_answers, kl_of_tokens
 from rlhf.core.records import Prompt, Rollout
 from rlhf.data.checks import gold_score
-from rlhf.distributed import processes
 from rlhf.kernels.tensors import segment_sum, to_cpu
 
 KL_NAMES: Mapping[Estimator, tuple[str, str]] = {
@@ -33,21 +30,8 @@ KL_NAMES: Mapping[Estimator, tuple[str, str]] = {
     "k3": ("kl/k3_mean", "kl/k3_sum"),
 }
 """Names of each estimator's mean over all tokens of the update, and of its per-answer sum's mean."""
-
-SUMMED = (
-    "engine/tokens_per_second",
-    "engine/retried_prompts",
-    "judge/requests",
-    "judge/cached",
-    "judge/unparsed",
-    "judge/prompt_tokens",
-    "judge/completion_tokens",
-    "judge/dollars",
-    "reward/groups_skipped",
-)
-"""Figures that are summed over ranks."""
-AVERAGED = ("judge/seconds", "judge/position_bias", "judge/order_agreement")
-"""Figures that are averaged over the ranks that have them."""
+LOG_RATIO = "token_kl"
+"""Name of log(pi / reference) of each token in nats."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +40,9 @@ class _Pending:
 
     answers: list[int]
     tensors: tuple[Tensor, ...]
-    """kl_N, charged_N, sums_E, log_ratio_M and entropy_M; tokens in the order of the answers."""
+    """kl_N, charged_N, sums_E and entropy_M; tokens in the order of the answers."""
+    tokens: Mapping[str, Tensor]
+    """Figures of each token by name, see `UpdateStatistics.tokens`."""
 
 
 class UpdateStatistics:
@@ -68,6 +54,10 @@ class UpdateStatistics:
         epochs: passes over the answers; losses and the algorithm's figures are means over them.
         columns: further rewards of each answer by name, which are only logged.
         missing: why an answer has no reward, by its position.
+
+    `tokens` has figures of each answer's tokens by their names in samples.jsonl: `token_kl`, log(pi /
+    reference) in nats; `token_reward`, minus the KL penalty, plus the answer's reward at its last token, NaN
+    where the answer takes no part; with a critic `token_value`, the value before the token.
     """
 
     def __init__(
@@ -84,7 +74,7 @@ class UpdateStatistics:
         self.kl_sum = [0.0] * len(rollouts)
         self.charged = [0.0] * len(rollouts)
         self.advantages: list[Tensor] = []
-        self.log_ratios: list[Tensor] = [torch.empty(0)] * len(rollouts)  # of each answer's tokens
+        self.tokens: list[dict[str, Tensor]] = [{LOG_RATIO: torch.empty(0)} for _ in rollouts]
         self.sums: dict[Estimator, float] = dict.fromkeys(get_args(Estimator), 0.0)
         self.entropies: list[Tensor] = []
         self.epochs = epochs
@@ -100,6 +90,7 @@ class UpdateStatistics:
         *,
         charged_N: Tensor,
         entropy_M: Tensor,
+        rewards_M: Tensor,
     ) -> None:
         """Add a micro-batch, whose answers have the positions `answers` in the update."""
         log_ratio_M = measured.logps_M - measured.reference_M
@@ -110,9 +101,10 @@ class UpdateStatistics:
         ]
         answer_M, sums_E = measured.answer_M, torch.stack(estimates)
         kl_N = segment_sum(log_ratio_M, answer_M, count)
-        self._pending.append(
-            _Pending(list(answers), (kl_N, charged_N, sums_E, log_ratio_M, entropy_M.detach()))
-        )
+        tokens = {LOG_RATIO: log_ratio_M, "token_reward": rewards_M}
+        if measured.values_M is not None:
+            tokens["token_value"] = measured.values_M
+        self._pending.append(_Pending(list(answers), (kl_N, charged_N, sums_E, entropy_M.detach()), tokens))
 
     def add_losses(
         self, losses: Mapping[str, Tensor | float], algorithm_figures: Mapping[str, Tensor | float]
@@ -133,21 +125,22 @@ class UpdateStatistics:
         read = iter(
             to_cpu(
                 [
-                    *(tensor for pending in self._pending for tensor in pending.tensors),
+                    *(t for pending in self._pending for t in (*pending.tensors, *pending.tokens.values())),
                     *self.advantages,
                     *losses,
                 ]
             )
         )
         for pending in self._pending:
-            kl_N, charged_N, sums_E, log_ratio_M, entropy_M = itertools.islice(read, 5)
+            kl_N, charged_N, sums_E, entropy_M = itertools.islice(read, 4)
             for position, kl, charged in zip(pending.answers, kl_N.tolist(), charged_N.tolist(), strict=True):
                 self.kl_sum[position], self.charged[position] = kl, charged
             for estimator, value in zip(self.sums, sums_E.tolist(), strict=True):
                 self.sums[estimator] += value
             lengths = [len(self.rollouts[position].completion_ids) for position in pending.answers]
-            for position, ratios in zip(pending.answers, torch.split(log_ratio_M, lengths), strict=True):
-                self.log_ratios[position] = ratios
+            for name in pending.tokens:
+                for position, values in zip(pending.answers, torch.split(next(read), lengths), strict=True):
+                    self.tokens[position][name] = values
             self.entropies.append(entropy_M)
         self.advantages = list(itertools.islice(read, len(self.advantages)))
         for totals, shares in self._pending_losses:
@@ -168,7 +161,7 @@ class UpdateStatistics:
         lengths = torch.tensor([float(len(rollout.completion_ids)) for rollout in self.rollouts])
         rewards = torch.tensor(self.rewards)
         known = ~torch.isnan(rewards)
-        log_ratio = torch.cat(self.log_ratios)
+        log_ratio = torch.cat([tokens[LOG_RATIO] for tokens in self.tokens])
         charged = sum(self.charged) / count
         figures = {
             **{name: value / self.epochs for name, value in self.losses.items()},
@@ -279,78 +272,3 @@ def order_agreement(rewards: Sequence[float], others: Sequence[float], group: in
             if r != other_r and s != other_s
         ]
     return sum(alike) / len(alike) if alike else None
-
-
-def gather_statistics(local: UpdateStatistics) -> UpdateStatistics:
-    """The statistics of all ranks, in the order of the ranks."""
-    return merge_statistics(processes.all_gather(local.read()))
-
-
-def gather_probes(local: EngineProbe) -> EngineProbe:
-    """The engine comparisons of all ranks."""
-    return merge_probes(processes.all_gather(local.read()))
-
-
-def reduce_times(local: Mapping[str, float]) -> dict[str, float]:
-    """Figures of all ranks, see `merge_figures`."""
-    return merge_figures(processes.all_gather(local))
-
-
-def merge_figures(by_rank: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The maximum of times, the sum of `SUMMED`, the mean of `AVERAGED`.
-
-    Of others the first rank's value that has one.
-    """
-    figures = dict[str, float]()
-    for name in dict.fromkeys(name for rank_figures in by_rank for name in rank_figures):
-        values = [rank_figures[name] for rank_figures in by_rank if name in rank_figures]
-        if name.startswith("time/"):
-            figures[name] = max(values)
-        elif name in SUMMED:
-            figures[name] = sum(values)
-        else:
-            figures[name] = sum(values) / len(values) if name in AVERAGED else values[0]
-    return figures
-
-
-def merge_statistics(parts: Sequence[UpdateStatistics]) -> UpdateStatistics:
-    """Statistics of parts of an update as those of the whole update."""
-    parts = [part.read() for part in parts]
-    if len(parts) == 1:
-        return parts[0]
-    names = dict.fromkeys(name for part in parts for name in part.columns)
-    missing, offset = dict[int, str](), 0
-    for part in parts:
-        missing |= {offset + position: reason for position, reason in part.missing.items()}
-        offset += len(part.rollouts)
-    whole = UpdateStatistics(
-        [reward for part in parts for reward in part.rewards],
-        [rollout for part in parts for rollout in part.rollouts],
-        parts[0].epochs,
-        columns={name: [value for part in parts for value in part.columns[name]] for name in names},
-        missing=missing,
-    )
-    whole.kl_sum = [value for part in parts for value in part.kl_sum]
-    whole.charged = [value for part in parts for value in part.charged]
-    whole.log_ratios = [log_ratio_T for part in parts for log_ratio_T in part.log_ratios]
-    for part in parts:
-        whole.advantages += part.advantages
-        whole.entropies += part.entropies
-        whole.add_losses(part.losses, part.algorithm_figures)
-        for estimator, value in part.sums.items():
-            whole.sums[estimator] += value
-    return whole.read()
-
-
-def merge_probes(parts: Sequence[EngineProbe]) -> EngineProbe:
-    """Engine comparisons of parts of an update as those of the whole update."""
-    if len(parts) == 1:
-        return parts[0]
-    whole = EngineProbe(parts[0].level, parts[0].cap)
-    for part in parts:
-        whole.to_policy += part.to_policy
-        whole.to_reference += part.to_reference
-        whole.weights += part.weights
-    samplers = [part.sampler for part in parts if part.sampler is not None]
-    whole.sampler = merge_probes(samplers) if samplers else None
-    return whole

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from policy.algorithms.protocol import Advantages, Algorithm, AllReduce, MeasuredBatch
 from policy.rollouts.probe import EngineProbe
+from policy.update.advantages import token_rewards
 from policy.update.forward import MicroBatch
 from policy.update.losses import engine_logps, importance_weights, kl_charges, kl_loss
 from policy.update.statistics import UpdateStatistics
@@ -102,7 +103,15 @@ class Update:
             values_M=values_M,
         )
         charged_N = segment_sum(charged_M, answer_M, answers)
-        self.statistics.add(micro_batch.answers, measured, charged_N=charged_N, entropy_M=entropy_M)
+        rewards_N, counted_N = self.algorithm.counted_rewards(measured)
+        counted_rewards_N = rewards_N.masked_fill(~counted_N, math.nan)
+        self.statistics.add(
+            micro_batch.answers,
+            measured,
+            charged_N=charged_N,
+            entropy_M=entropy_M,
+            rewards_M=token_rewards(counted_rewards_N, measured.penalty_M, answer_M),
+        )
         return measured
 
     def compute_advantages(self, batches: Sequence[MeasuredBatch]) -> None:

@@ -20,13 +20,15 @@ LIMIT = 10_000
 CHARACTERS = 2_000
 """Maximum length of a text on the page."""
 FIGURES = ("reward", "gold", "kl", "length")
+TOKENS = {"kl": "token_kl", "reward": "token_reward", "value": "token_value"}
+"""Figures of each token, by their name in samples.jsonl."""
 
 
 def sample_data(path: Path, notes: list[str]) -> Markup | None:
     """The latest samples as JSON for a script element; None if there are none.
 
     Each is [step, prompt turns, answer, reward, gold, KL, length, finished]; a few answers also have the text
-    of each token and its log(pi / reference).
+    of each token, and the figures of `TOKENS` by name.
     """
     total = 0
     latest: deque[list[Any]] = deque(maxlen=LIMIT)
@@ -51,13 +53,20 @@ def _sample(row: Mapping[str, Any]) -> list[Any]:
 
 
 def _tokens(row: Mapping[str, Any]) -> list[Any]:
-    """Texts and log-ratios of an answer's first tokens, up to `CHARACTERS`; empty if there are none."""
-    texts, ratios = row.get("tokens"), row.get("token_kl")
-    if not isinstance(texts, list) or not isinstance(ratios, list) or len(texts) != len(ratios):
+    """Texts and figures of an answer's first tokens, up to `CHARACTERS`; empty if there are none."""
+    texts = row.get("tokens")
+    if not isinstance(texts, list):
+        return []
+    columns = dict[str, list[Any]]()
+    for name, key in TOKENS.items():
+        if isinstance(column := row.get(key), list) and len(column) == len(texts):
+            columns[name] = column
+    if "kl" not in columns:
         return []
     ends = itertools.accumulate(len(str(text)) for text in texts)
     count = sum(end <= CHARACTERS for end in ends)
-    return [[str(text) for text in texts[:count]], [finite(ratio) for ratio in ratios[:count]]]
+    figures = {name: [finite(value) for value in column[:count]] for name, column in columns.items()}
+    return [[str(text) for text in texts[:count]], figures]
 
 
 def _cut(text: str) -> str:

@@ -34,7 +34,7 @@ FOLDER = "tracking"
 SAMPLES_EVERY, SAMPLE_ROWS, SAMPLE_CHARACTERS = 10, 16, 4000
 """The first rows of every tenth update are sent as a table, with texts cut at this length: all of them stay
 in samples.jsonl."""
-NOT_IN_TABLE = ("step", "tokens", "token_kl")
+NOT_IN_TABLE = ("step", "tokens", "token_kl", "token_reward", "token_value")
 """Columns of samples.jsonl that are not sent."""
 
 

@@ -90,10 +90,15 @@ def test_samples(run: tuple[Path, str]) -> None:
     assert [row["step"] for row in rows] == [step for step in (1, 2, 3) for _ in range(2 * 3)]
     for row in rows:
         keys = {"step", "prompt", "answer", "reward", "gold", "kl", "length", "finished"}
-        assert set(row) - {"tokens", "token_kl"} == keys
+        assert set(row) - {"tokens", "token_kl", "token_reward"} == keys
         if "tokens" in row:
             assert len(row["tokens"]) == len(row["token_kl"]) == row["length"]
             assert sum(row["token_kl"]) == pytest.approx(row["kl"], abs=1e-3)
+            # Cut answers take no part by default; others have 0.01 x the mean |log-ratio| subtracted.
+            assert ("token_reward" in row) == row["finished"]
+            if row["finished"]:
+                penalty = 0.01 * sum(map(abs, row["token_kl"])) / row["length"]
+                assert sum(row["token_reward"]) == pytest.approx(row["reward"] - penalty, rel=1e-3, abs=1e-4)
         assert {"role", "content"} == set(row["prompt"][-1]) and row["prompt"][-1]["role"] == "user"
         assert 0 <= row["gold"] <= 1
         assert row["finished"] or row["length"] == 6

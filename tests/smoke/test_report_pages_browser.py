@@ -169,20 +169,42 @@ def test_a_watched_page_loads_itself_again_but_not_under_a_reader_who_types(
 
 def test_the_kl_of_each_token_is_coloured_and_in_words(browser: Browser, tmp_path: Path) -> None:
     run: Path = MAKERS["make_policy_run"](tmp_path / "policy")
-    row = sample(1) | {"tokens": ["A", HOSTILE, "\n", " b"], "token_kl": [0.05, 2.0, -0.3, -0.7]}
+    row = sample(1) | {
+        "tokens": ["A", HOSTILE, "\n", " b"],
+        "token_kl": [0.05, 2.0, -0.3, -0.7],
+        "token_reward": [-0.0005, -0.02, 0.003, 0.507],
+        "token_value": [0.3, 0.3, 0.4, 0.6],
+        "length": 4,
+    }
     (run / "samples.jsonl").write_text(json.dumps(sample(0)) + "\n" + json.dumps(row) + "\n")
     page = browser.page(write_report(run).as_uri(), width=390, height=844)
     page.wait("document.querySelectorAll('#sample-list article').length === 2")
-    assert page.js("document.querySelectorAll('#sample-list details').length") == 1, "one has its tokens"
+    tokens = page.js("document.querySelectorAll('#sample-list .tokens').length")
+    assert tokens == 1, "one has its tokens"
     for mode in (lambda _: None, dark):
         mode(page)
         page.js("document.querySelector('#sample-list details').open = true")
         spans = "[...document.querySelectorAll('#sample-list details .text span')]"
         assert page.js(f"{spans}.map((s) => s.className)") == ["", "more3", "less1", "less2"]
-        assert page.js(f"{spans}.map((s) => s.title)") == ["+0.05", "+2.00", "−0.30", "−0.70"]
+        assert page.js(f"{spans}.map((s) => s.title)")[0] == "KL +0.05, Reward −0.0005, Value +0.3"
         colours = page.js(f"{spans}.map((s) => getComputedStyle(s).backgroundColor)")
         assert len(set(colours)) == 4
         words = page.js("document.querySelector('#sample-list details .unit').textContent")
-        assert "“b” −0.70, “white space” −0.30, “A” +0.05" in words
+        assert "“b” −0.7, “white space” −0.3, “A” +0.05. Sum, the KL of the answer: +1.05." in words
         assert fits(page)
+        # Rewards are coloured on the scale of the KL penalties; the last token has the answer's reward.
+        page.js("document.querySelector('.kinds [data-kind=reward]').click()")
+        assert page.js(f"{spans}.map((s) => s.className)") == ["", "less3", "more1", "more3"]
+        assert "Sum: +0.489." in page.js("document.querySelector('#sample-list details .unit').textContent")
+        page.js("document.querySelector('.kinds [data-kind=value]').click()")
+        assert page.js(f"{spans}.map((s) => s.className)") == ["more2", "more2", "more2", "more3"]
+        page.js("document.querySelector('.tokens details').open = true")
+        page.wait("document.querySelector('.tokens table')")
+        cells = (
+            "[...document.querySelectorAll('.tokens tr')].map((r) => [...r.cells].map((c) => c.textContent))"
+        )
+        assert page.js(cells)[0] == ["token", "KL", "Reward", "Value"]
+        assert page.js(cells)[2:4] == [[HOSTILE, "+2", "−0.02", "+0.3"], ['"\\n"', "−0.3", "+0.003", "+0.4"]]
+        assert fits(page)
+        page.js("document.querySelector('.kinds [data-kind=kl]').click()")
     assert page.js("document.body.dataset.pwned") is None

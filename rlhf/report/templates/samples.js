@@ -2,7 +2,7 @@
 const holder = document.getElementById("sample-data");
 if (holder) {
   const PAGE = 20;
-  const [STEP, PROMPT, ANSWER, REWARD, GOLD, KL, LENGTH, FINISHED, TOKENS, TOKEN_KL] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9];
+  const [STEP, PROMPT, ANSWER, REWARD, GOLD, KL, LENGTH, FINISHED, TOKENS, FIGURES] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9];
   const all = JSON.parse(holder.textContent);
   const texts = all.map((row) => (row[PROMPT].map((turn) => turn[1]).join("\n") + "\n" + row[ANSWER]).toLowerCase());
   const field = (name) => document.getElementById("sample-" + name);
@@ -33,33 +33,88 @@ if (holder) {
     const prompt = element("div", "prompt");
     for (const [role, text] of row[PROMPT]) prompt.append(turn(role, text));
     made.append(head, prompt, turn("answer", row[ANSWER]));
-    if (row[TOKENS] && row[TOKENS].length) made.append(tokens(row[TOKENS], row[TOKEN_KL]));
+    if (row[TOKENS] && row[TOKENS].length) made.append(tokens(row));
     return made;
   };
-  /* Each token coloured by log(policy / reference); the class names the level, see the legend. */
-  const level = (ratio) => {
-    const size = Math.abs(ratio ?? 0);
-    return size < 0.1 ? "" : (ratio > 0 ? "more" : "less") + (size < 0.5 ? 1 : size < 1.5 ? 2 : 3);
+  /* Figures of each token: the class of a token names its level, see the legend. */
+  const BOUNDS = [0.1, 0.5, 1.5];
+  const signed = (value) => value === null ? "not known" : value === 0 ? "0"
+    : (value < 0 ? "\u2212" : "+") + Number(Math.abs(value).toPrecision(3));
+  const level = (value, unit) => {
+    const size = BOUNDS.filter((bound) => Math.abs(value ?? 0) >= bound * unit * 0.9999).length;
+    return size && unit ? (value > 0 ? "more" : "less") + size : "";
   };
-  const signed = (ratio) => (ratio === null ? "not known" : (ratio < 0 ? "\u2212" : "+") + Math.abs(ratio).toFixed(2));
-  const tokens = (texts, ratios) => {
-    const made = element("details", "tokens");
-    made.append(element("summary", "", "KL of each token"));
-    const legend = element("p", "levels");
-    legend.append("Policy against reference, nats: ");
-    for (const [name, text] of [["less3", "\u2264 \u22121.5"], ["less2", "\u2264 \u22120.5"], ["less1", "\u2264 \u22120.1"], ["", "about 0"],
-      ["more1", "\u2265 0.1"], ["more2", "\u2265 0.5"], ["more3", "\u2265 1.5"]]) {
-      legend.append(element("span", name, text), " ");
-    }
-    const text = element("div", "text");
-    texts.forEach((piece, i) => {
-      const one = element("span", level(ratios[i]), piece);
-      one.title = signed(ratios[i]);
-      text.append(one);
+  const greatest = (values) => Math.max(0, ...values.map((value) => Math.abs(value ?? 0)));
+  const KINDS = {
+    kl: { name: "KL", lead: "Policy against reference, nats: ", unit: () => 1 },
+    reward: { name: "Reward", lead: "Reward of each token: ", unit: (values) => greatest(values.slice(0, -1)) / 1.5 },
+    value: { name: "Value", lead: "The critic's value before each token: ", unit: (values) => greatest(values) / 1.5 },
+  };
+  const summary = (kind, texts, values, whole) => {
+    const sum = whole ? signed(values.reduce((total, value) => total + (value ?? 0), 0)) : "not known, as the text is cut";
+    if (kind === "reward") return "Minus the KL penalty at each token; the last also has the answer's reward. Sum: " + sum + ".";
+    const order = texts.map((_, i) => i).sort((a, b) => Math.abs(values[b] ?? 0) - Math.abs(values[a] ?? 0)).slice(0, 5);
+    const most = order.map((i) => "\u201c" + (texts[i].trim() || "white space") + "\u201d " + signed(values[i])).join(", ");
+    return "Largest: " + most + "." + (kind === "kl" ? " Sum, the KL of the answer: " + sum + "." : "");
+  };
+  const table = (texts, figures, kinds) => {
+    const made = element("details", "");
+    made.append(element("summary", "", "Table"));
+    made.addEventListener("toggle", () => {
+      if (!made.open || made.children.length > 1) return;
+      const rows = element("table");
+      for (const cells of [["token", ...kinds.map((kind) => KINDS[kind].name)],
+        ...texts.map((text, i) => [text.trim() ? text : JSON.stringify(text), ...kinds.map((kind) => signed(figures[kind][i]))])]) {
+        const row = element("tr");
+        cells.forEach((cell, i) => {
+          const tag = element(i && rows.children.length ? "td" : "th", "", cell);
+          if (tag.tagName === "TH") tag.scope = rows.children.length ? "row" : "col";
+          row.append(tag);
+        });
+        rows.append(row);
+      }
+      const scroll = element("div", "scroll");
+      scroll.tabIndex = 0;
+      scroll.append(rows);
+      made.append(scroll);
     });
-    const order = texts.map((_, i) => i).sort((a, b) => Math.abs(ratios[b] ?? 0) - Math.abs(ratios[a] ?? 0)).slice(0, 5);
-    const most = order.map((i) => "\u201c" + (texts[i].trim() || "white space") + "\u201d " + signed(ratios[i])).join(", ");
-    made.append(legend, text, element("p", "unit", "Largest: " + most + ". The sum over all tokens is the KL of the answer."));
+    return made;
+  };
+  const tokens = (row) => {
+    const [texts, figures] = [row[TOKENS], row[FIGURES]];
+    const kinds = Object.keys(KINDS).filter((kind) => kind in figures);
+    const made = element("details", "tokens");
+    made.append(element("summary", "", kinds.map((kind) => KINDS[kind].name).join(", ") + " of each token"));
+    const [choice, legend, text, note] = [element("div", "kinds"), element("p", "levels"), element("div", "text"), element("p", "unit")];
+    const show = (kind) => {
+      const values = figures[kind];
+      const unit = KINDS[kind].unit(values);
+      const last = kind === "reward" && texts.length === row[LENGTH] ? values.length - 1 : -1;
+      legend.replaceChildren(KINDS[kind].lead);
+      for (const size of unit ? [-3, -2, -1, 0, 1, 2, 3] : []) {
+        const bound = Number((BOUNDS[Math.abs(size) - 1] * unit).toPrecision(2));
+        legend.append(element("span", size ? (size < 0 ? "less" : "more") + Math.abs(size) : "",
+          size ? (size < 0 ? "\u2264 \u2212" : "\u2265 ") + bound : "about 0"), " ");
+      }
+      text.replaceChildren(...texts.map((piece, i) => {
+        const one = element("span", level(values[i], i === last ? Math.abs(values[i] ?? 0) / 1.5 : unit), piece);
+        one.title = kinds.map((name) => (kinds.length > 1 ? KINDS[name].name + " " : "") + signed(figures[name][i])).join(", ");
+        return one;
+      }));
+      note.textContent = summary(kind, texts, values, texts.length === row[LENGTH]);
+      for (const button of choice.children) button.setAttribute("aria-pressed", String(button.dataset.kind === kind));
+    };
+    choice.setAttribute("role", "group");
+    choice.setAttribute("aria-label", "Coloured by");
+    for (const kind of kinds.length > 1 ? kinds : []) {
+      const button = element("button", "", KINDS[kind].name);
+      button.type = "button";
+      button.dataset.kind = kind;
+      button.addEventListener("click", () => show(kind));
+      choice.append(button);
+    }
+    made.append(choice, legend, text, note, table(texts, figures, kinds));
+    show("kl");
     return made;
   };
   const grow = () => {

@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from policy.update.statistics import merge_figures, order_agreement
+from policy.update.gathering import merge_figures
+from policy.update.statistics import order_agreement
 from rlhf.report.verdict import judge_remarks
 
 NAN = math.nan

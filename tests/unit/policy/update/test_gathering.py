@@ -5,7 +5,8 @@ import torch
 
 from policy.algorithms.protocol import MeasuredBatch
 from policy.rollouts.probe import EngineProbe
-from policy.update.statistics import UpdateStatistics, merge_probes, merge_statistics
+from policy.update.gathering import merge_probes, merge_statistics
+from policy.update.statistics import UpdateStatistics
 from rlhf.core.records import Rollout
 
 LENGTHS, REWARDS, LOG_RATIOS = (
@@ -40,7 +41,8 @@ def statistics(answers: range) -> UpdateStatistics:
             importance_M=None,
             group_size=1,
         )
-        values.add([place], row, charged_N=torch.tensor([0.1 * answer]), entropy_M=log_ratio.abs())
+        charged_N = torch.tensor([0.1 * answer])
+        values.add([place], row, charged_N=charged_N, entropy_M=log_ratio.abs(), rewards_M=log_ratio + answer)
         values.advantages.append(torch.tensor([float(answer)]))
         values.add_losses({"loss/policy": 0.5 * answer}, {"ratio/clipped_share": 1.0})
     return values
@@ -54,6 +56,9 @@ def test_parts_together_give_the_figures_of_the_whole(cut: int) -> None:
     ours.pop("memory/peak_gib")
     theirs.pop("memory/peak_gib")
     assert ours == pytest.approx(theirs, abs=1e-6)
+    rewards = torch.cat([tokens["token_reward"] for tokens in parts.tokens])
+    answers = torch.tensor([0.0, 0.0, 1.0, 2.0, 2.0, 2.0, 3.0, 3.0])
+    assert torch.equal(rewards, torch.tensor(LOG_RATIOS) + answers)
     assert ours["reward/mean"] == pytest.approx((1 + 5 + 2) / 3)
     assert ours["reward/missing"] == 1
     assert ours["loss/policy"] == pytest.approx(0.5 * (1 + 2 + 3) / 2)  # two passes

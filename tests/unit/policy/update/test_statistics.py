@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from policy.algorithms.protocol import MeasuredBatch
-from policy.update.per_token import shown_answers, with_token_kl
+from policy.update.per_token import shown_answers, with_tokens
 from policy.update.statistics import UpdateStatistics, peak_memory_gib
 from policy.update.step import check_update, start_bound
 from rlhf.core.errors import DivergenceError
@@ -48,12 +48,14 @@ def statistics(rollouts: list[Rollout] = ROLLOUTS, epochs: int = 1) -> UpdateSta
         measured([0.5, -0.5, 1.0], [0, 0, 0]),
         charged_N=torch.tensor([0.6]),
         entropy_M=torch.tensor([1.0, 2.0, 3.0]),
+        rewards_M=torch.tensor([math.nan] * 3),
     )
     gathered.add(
         [0, 1],
         measured([1.0, 1.0, -3.0], [0, 0, 1]),
         charged_N=torch.tensor([0.2, 0.1]),
         entropy_M=torch.tensor([1.0, 2.0, 3.0]),
+        rewards_M=torch.tensor([-0.5, 0.5, 1.0 / 3]),
     )
     gathered.advantages += [torch.tensor([4.0]), torch.tensor([-1.0, -3.0])]
     gathered.add_losses({"loss/policy": 0.5}, {"ratio/clipped_share": 1.0})
@@ -111,6 +113,7 @@ def test_the_correlation_of_a_constant_is_zero(rewards: list[float]) -> None:
         measured([0.0] * 6, [0, 0, 1, 1, 2, 2]),
         charged_N=torch.zeros(3),
         entropy_M=torch.zeros(6),
+        rewards_M=torch.zeros(6),
     )
     gathered.advantages.append(torch.zeros(3))
     assert gathered.figures(0.0)["length/reward_correlation"] == 0.0
@@ -137,15 +140,18 @@ def test_samples_keep_the_order_of_the_answers() -> None:
 def test_the_kl_of_each_token_of_shown_answers_sums_to_the_answers_kl() -> None:
     gathered = statistics()
     prompts = [Prompt((Message("user", f"Q{n}"),)) for n in range(3)]
-    rows = with_token_kl(
+    rows = with_tokens(
         gathered.samples(7, prompts, [None] * 3),
         gathered.rollouts,
-        gathered.log_ratios,
+        gathered.tokens,
         lambda ids: [f"<{token}>" for token in ids],
     )
     assert [row["token_kl"] for row in rows] == [[1.0, 1.0], [-3.0], [0.5, -0.5, 1.0]]
     assert [row["tokens"] for row in rows] == [["<0>", "<1>"], ["<0>"], ["<0>", "<1>", "<2>"]]
     assert [sum(row["token_kl"]) for row in rows] == [row["kl"] for row in rows]
+    # The last answer takes no part in the update; there is no critic.
+    assert [row.get("token_reward") for row in rows] == [[-0.5, 0.5], [0.3333], None]
+    assert not any("token_value" in row for row in rows)
 
 
 def test_shown_answers_cover_the_range_of_rewards() -> None:
@@ -171,7 +177,8 @@ def test_missing_rewards_and_further_columns() -> None:
         missing={1: "gold: no check"},
     )
     row = measured([0.0] * 6, [0, 0, 1, 2, 2, 2])
-    gathered.add([0, 1, 2], row, charged_N=torch.zeros(3), entropy_M=torch.zeros(6))
+    zeros = torch.zeros(6)
+    gathered.add([0, 1, 2], row, charged_N=torch.zeros(3), entropy_M=zeros, rewards_M=zeros)
     gathered.advantages.append(torch.zeros(3))
     figures = gathered.figures(0.0)
     assert (figures["reward/mean"], figures["reward/std"], figures["reward/missing"]) == (3.0, 2.0, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -60,6 +61,29 @@ def test_in_the_reward() -> None:
     assert penalty.tolist() == [0.25, -0.25]
     assert advantages.tolist() == [1.5, -1.5]
     assert gradient.tolist() == [-0.75, -0.75, 0.75]
+
+
+def tokens_of(update: Update, rewards: list[float]) -> list[list[float]]:
+    """The rewards of the three tokens by answer."""
+    update.measure(micro_batch(), torch.tensor(rewards), LOGPS, REFERENCE, torch.zeros(3), ANSWER)
+    return [tokens["token_reward"].tolist() for tokens in update.statistics.read().tokens]
+
+
+def test_the_reward_of_a_token_is_minus_its_penalty_and_the_last_has_the_answers_reward() -> None:
+    # 0.5 x k1: 0.5, -0.25, -0.25; rewards 3 and 1.
+    update = new_update({"estimator": "k1", "reduction": "sum"})
+    assert tokens_of(update, [3.0, 1.0]) == [[-0.5, 3.25], [1.25]]
+    # The mean over the two tokens of the first answer: half of each.
+    update = new_update({"estimator": "k1", "reduction": "mean"})
+    assert tokens_of(update, [3.0, 1.0]) == [[-0.25, 3.125], [1.25]]
+    update = new_update({"estimator": "k2", "placement": "loss"})
+    assert tokens_of(update, [3.0, 1.0]) == [[0.0, 3.0], [1.0]]
+
+
+def test_an_answer_that_takes_no_part_has_no_reward_of_a_token() -> None:
+    first, second = tokens_of(new_update({"estimator": "k1", "reduction": "sum"}), [float("nan"), 1.0])
+    assert all(map(math.isnan, first))
+    assert second == [1.25]
 
 
 def test_in_the_loss() -> None:
