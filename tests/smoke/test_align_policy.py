@@ -94,11 +94,10 @@ def test_samples(run: tuple[Path, str]) -> None:
         if "tokens" in row:
             assert len(row["tokens"]) == len(row["token_kl"]) == row["length"]
             assert sum(row["token_kl"]) == pytest.approx(row["kl"], abs=1e-3)
-            # Cut answers take no part by default; others have 0.01 x the mean |log-ratio| subtracted.
-            assert ("token_reward" in row) == row["finished"]
-            if row["finished"]:
-                penalty = 0.01 * sum(map(abs, row["token_kl"])) / row["length"]
-                assert sum(row["token_reward"]) == pytest.approx(row["reward"] - penalty, rel=1e-3, abs=1e-4)
+            # RLOO: 0.05 x the log-ratio is subtracted at each token, the reward added at the last one.
+            penalties = [-0.05 * value for value in row["token_kl"]]
+            assert row["token_reward"][:-1] == pytest.approx(penalties[:-1], abs=1e-3)
+            assert row["token_reward"][-1] == pytest.approx(penalties[-1] + row["reward"], abs=1e-3)
         assert {"role", "content"} == set(row["prompt"][-1]) and row["prompt"][-1]["role"] == "user"
         assert 0 <= row["gold"] <= 1
         assert row["finished"] or row["length"] == 6

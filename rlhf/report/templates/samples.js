@@ -46,9 +46,9 @@ if (holder) {
   };
   const greatest = (values) => Math.max(0, ...values.map((value) => Math.abs(value ?? 0)));
   const KINDS = {
-    kl: { name: "KL", lead: "Policy against reference, nats: ", unit: () => 1 },
-    reward: { name: "Reward", lead: "Reward of each token: ", unit: (values) => greatest(values.slice(0, -1)) / 1.5 },
-    value: { name: "Value", lead: "The critic's value before each token: ", unit: (values) => greatest(values) / 1.5 },
+    kl: { name: "KL", word: "KL", lead: "Policy against reference, nats: ", unit: () => 1 },
+    reward: { name: "Reward", word: "reward", lead: "Reward of each token: ", unit: (values) => greatest(values.slice(0, -1)) / 1.5 },
+    value: { name: "Value", word: "value", lead: "The critic's value before each token: ", unit: (values) => greatest(values) / 1.5 },
   };
   const summary = (kind, texts, values, whole) => {
     const sum = whole ? signed(values.reduce((total, value) => total + (value ?? 0), 0)) : "not known, as the text is cut";
@@ -64,7 +64,7 @@ if (holder) {
       if (!made.open || made.children.length > 1) return;
       const rows = element("table");
       for (const cells of [["token", ...kinds.map((kind) => KINDS[kind].name)],
-        ...texts.map((text, i) => [text.trim() ? text : JSON.stringify(text), ...kinds.map((kind) => signed(figures[kind][i]))])]) {
+        ...texts.map((text, i) => [text.trim() || JSON.stringify(text), ...kinds.map((kind) => signed(figures[kind][i]))])]) {
         const row = element("tr");
         cells.forEach((cell, i) => {
           const tag = element(i && rows.children.length ? "td" : "th", "", cell);
@@ -84,7 +84,7 @@ if (holder) {
     const [texts, figures] = [row[TOKENS], row[FIGURES]];
     const kinds = Object.keys(KINDS).filter((kind) => kind in figures);
     const made = element("details", "tokens");
-    made.append(element("summary", "", kinds.map((kind) => KINDS[kind].name).join(", ") + " of each token"));
+    made.append(element("summary", "", kinds.map((kind) => KINDS[kind].word).join(", ") + " of each token"));
     const [choice, legend, text, note] = [element("div", "kinds"), element("p", "levels"), element("div", "text"), element("p", "unit")];
     const show = (kind) => {
       const values = figures[kind];
