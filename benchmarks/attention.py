@@ -20,7 +20,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from rlhf.kernels.packing import PackedBatch, Tree, pack
+from rlhf.kernels.packed_batch import PackedBatch
+from rlhf.kernels.packing import Tree, pack
 from rlhf.models.forwards import enable_packed_scores, packed_inputs
 from rlhf.models.loading import autocast, load_classifier, lora_config, with_adapter
 

@@ -18,7 +18,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf.kernels.packing import PADDING, PackedBatch, Tree
+from rlhf.kernels.packed_batch import PADDING, PackedBatch
+from rlhf.kernels.packing import Tree
 
 
 @dataclass(frozen=True)

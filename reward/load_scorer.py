@@ -28,13 +28,13 @@ from rlhf.core.errors import ModelError, did_you_mean
 from rlhf.core.places import missing_local
 from rlhf.core.records import Conversation
 from rlhf.distributed import processes
+from rlhf.kernels.precision import fits_in_float32, float32_products
 from rlhf.models.bases import read_config, require_plain_logits
 from rlhf.models.chat import Chat
 from rlhf.models.embedded import resolve_base
 from rlhf.models.forwards import apply_head
 from rlhf.models.loading import HEAD, quiet
 from rlhf.models.loading_errors import LOADING_ERRORS, cannot_load
-from rlhf.models.precision import fits_in_float32, float32_products
 from rlhf.models.stored import stored_head
 
 FORMS = ("auto", "ours", "classifier", "nemotron", "principle")

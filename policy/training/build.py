@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedModel, TrainerCallback
@@ -27,10 +27,8 @@ from rlhf.models.loading import LoraConfig, base_of, fit_targets, load_causal, l
 from rlhf.runs.folder import RunFolder
 from rlhf.runs.gpu_memory import phase
 from rlhf.runs.progress import Progress
+from rlhf.tracking.recording import policy_recorder
 from rlhf.tracking.trackers import Trackers
-
-SHOWN = {"reward": "reward/mean", "gold": "gold/mean", "kl": "kl/mean", "tokens": "length/mean"}
-"""Figures on the progress line."""
 
 
 def load_chat(config: PolicyConfig) -> Chat:
@@ -65,15 +63,6 @@ def build_trainer(
 ) -> PolicyTrainer:
     """Load the base, attach its roles, start the engine and build the trainer."""
     base, frozen, adapter = load_base(config)
-    progress = Progress(config.steps, "update")
-
-    def record(step: int, figures: Mapping[str, float], samples: Sequence[Mapping[str, Any]]) -> None:
-        run.metrics(step, figures)
-        run.samples(samples)
-        if track is not None:
-            track.metrics(step, figures)
-            track.samples(samples)
-        progress.update(step, **{short: figures[name] for short, name in SHOWN.items() if name in figures})
 
     def attach(model: Any, frozen: Any | None) -> Roles:
         for trunk in (model, frozen):
@@ -119,7 +108,7 @@ def build_trainer(
         algorithm=config.algorithm,
         shaping=config.reward_shaping,
         tokens_per_batch=config.tokens_per_batch,
-        record=record,
+        record=policy_recorder(run, track, Progress(config.steps, "update")),
         callbacks=callbacks,
     )
 

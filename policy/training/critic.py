@@ -18,7 +18,7 @@ from rlhf.adapters.storage import RewardAdapter
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.rewards import RewardSource
 from rlhf.kernels import adapter_layers
-from rlhf.kernels.packing import PackedBatch
+from rlhf.kernels.packed_batch import PackedBatch
 from rlhf.models.forwards import enable_packed_values, packed_inputs
 from rlhf.models.loading import (
     CRITIC,

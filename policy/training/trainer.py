@@ -62,9 +62,7 @@ from rlhf.models.forwards import enable_packed_logprobs
 from rlhf.models.loading import base_of, upcast_trainable
 from rlhf.runs.checkpoints import SafeCheckpoints, trainable_state
 from rlhf.runs.gpu_memory import phase
-
-Record = Callable[[int, Mapping[str, float], Sequence[Mapping[str, Any]]], None]
-"""Called with an update's number, its figures and its answers."""
+from rlhf.tracking.recording import PolicyRecord
 
 
 class PolicyTrainer(UpdateEpochs, SafeCheckpoints, RLOOTrainer):
@@ -104,7 +102,7 @@ class PolicyTrainer(UpdateEpochs, SafeCheckpoints, RLOOTrainer):
         algorithm: AlgorithmConfig,
         shaping: ShapingConfig,
         tokens_per_batch: int,
-        record: Record,
+        record: PolicyRecord,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         self.chat, self.prompts, self.order = chat, prompts, order

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 
 from policy.training.critic import token_values
 from rlhf.core.records import Rollout
-from rlhf.kernels.packing import PackedBatch, Tree, pack
+from rlhf.kernels.packed_batch import PackedBatch
+from rlhf.kernels.packing import Tree, pack
 from rlhf.models.forwards import packed_inputs
 from rlhf.models.loading import CRITIC, PeftModel, autocast, base_of, reference_role, role
 

@@ -20,7 +20,8 @@ from reward.justifier.data import IGNORED, Example, columns
 from rlhf.distributed import processes
 from rlhf.distributed.trainer_mixin import DistributedTrainerMixin, single_device, trainer_settings
 from rlhf.kernels.inputs import packed_inputs
-from rlhf.kernels.packing import PackedBatch, Tree, pack
+from rlhf.kernels.packed_batch import PackedBatch
+from rlhf.kernels.packing import Tree, pack
 from rlhf.kernels.packing_check import one_per_row
 from rlhf.models.loading import PeftModel, base_of
 from rlhf.runs.checkpoints import SafeCheckpoints

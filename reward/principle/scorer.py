@@ -21,11 +21,11 @@ from rlhf.distributed.sharding import compute_device, inference_mode, is_request
 from rlhf.kernels.fused import choose_layers
 from rlhf.kernels.packing import Tree, pack
 from rlhf.kernels.packing_check import decide_packing, one_per_row
+from rlhf.kernels.precision import fits_in_float32, float32_products
 from rlhf.kernels.tensors import to_cpu
 from rlhf.models.chat import Chat
 from rlhf.models.forwards import apply_head, last_states
 from rlhf.models.loading import REWARD, PeftModel, autocast, base_of, load_causal, role
-from rlhf.models.precision import fits_in_float32, float32_products
 
 CARD = "principle.json"
 

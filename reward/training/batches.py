@@ -18,7 +18,8 @@ from torch import Tensor
 from rlhf.core.errors import RefusalError
 from rlhf.core.records import Conversation, Preference, Rating
 from rlhf.data.drops import DropReport
-from rlhf.kernels.packing import PackedBatch, Tree, pack
+from rlhf.kernels.packed_batch import PackedBatch
+from rlhf.kernels.packing import Tree, pack
 from rlhf.models.chat import Chat
 from rlhf.models.chat.same_prompts import SAME_IDS
 

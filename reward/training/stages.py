@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import TrainerCallback
 
 from reward.save import save_final
+from reward.training.batches import Item
 from reward.training.build import start_head
 from reward.training.data import RewardData, items_of
 from reward.training.start import start_from
@@ -22,7 +23,7 @@ from rlhf.models.loading import PeftModel
 from rlhf.runs import checkpoints
 from rlhf.runs.folder import RunFolder
 from rlhf.runs.progress import Progress
-from rlhf.tracking.recording import recorder
+from rlhf.tracking.recording import Record, recorder
 from rlhf.tracking.trackers import Trackers
 
 
@@ -59,29 +60,15 @@ def train_stages(
         for number, stage in enumerate(config.stages):
             if number < first:
                 continue
-            validation = items_of(stage, data.validation)
-            arguments = trainer_arguments(
-                **stage.optimizer.model_dump(),
-                batch_size=stage.batch_size,
-                folder=str(run.checkpoints),
-                steps=steps[stage.name],
-                dtype=config.model.dtype,
-                seed=config.seed,
-                evaluate_every=config.validate_every,
-                save_every=config.save_every,
-                has_validation=bool(validation),
-                gradient_checkpointing=config.model.gradient_checkpointing,
-            )
-            draws = steps[stage.name] * stage.batch_size
-            trainer = HybridRewardTrainer(
+            trainer = stage_trainer(
+                config,
+                number,
+                items[stage.name],
+                items_of(stage, data.validation),
                 model,
-                arguments,
-                chat.trainers_tokenizer(),
-                stage=stage,
-                items=items[stage.name],
-                order=draw_order(len(items[stage.name]), draws, config.seed + number),
-                validation=validation,
-                tokens_per_batch=config.tokens_per_batch,
+                chat,
+                run,
+                steps=steps[stage.name],
                 step_offset=sum(steps[earlier.name] for earlier in config.stages[:number]),
                 record=recorder(run, track, progress),
                 callbacks=callbacks,
@@ -89,6 +76,54 @@ def train_stages(
             resumed = checkpoint is not None and number == first
             trainer.train(resume_from_checkpoint=str(checkpoint) if resumed else None)
             trainer.finish_stage()
+
+
+def stage_trainer(
+    config: RewardConfig,
+    number: int,
+    items: Sequence[Item],
+    validation: Sequence[Item],
+    model: PeftModel,
+    chat: Chat,
+    run: RunFolder,
+    *,
+    steps: int,
+    step_offset: int,
+    record: Record,
+    callbacks: Sequence[TrainerCallback],
+) -> HybridRewardTrainer:
+    """The trainer of a stage.
+
+    Args:
+        number: of the stage, counted from 0.
+        step_offset: updates of the stages before it.
+    """
+    stage = config.stages[number]
+    arguments = trainer_arguments(
+        **stage.optimizer.model_dump(),
+        batch_size=stage.batch_size,
+        folder=str(run.checkpoints),
+        steps=steps,
+        dtype=config.model.dtype,
+        seed=config.seed,
+        evaluate_every=config.validate_every,
+        save_every=config.save_every,
+        has_validation=bool(validation),
+        gradient_checkpointing=config.model.gradient_checkpointing,
+    )
+    return HybridRewardTrainer(
+        model,
+        arguments,
+        chat.trainers_tokenizer(),
+        stage=stage,
+        items=items,
+        order=draw_order(len(items), steps * stage.batch_size, config.seed + number),
+        validation=validation,
+        tokens_per_batch=config.tokens_per_batch,
+        step_offset=step_offset,
+        record=record,
+        callbacks=callbacks,
+    )
 
 
 def stage_number(config: RewardConfig, checkpoint: Path | None) -> int:

@@ -31,7 +31,7 @@ from transformers.masking_utils import sdpa_mask
 from transformers.utils.logging import get_logger
 
 from rlhf.kernels import flex
-from rlhf.kernels.packing import PackedBatch, Span
+from rlhf.kernels.packed_batch import PackedBatch, Span
 
 PACKED = "packed"
 """The name of this attention in a model's config."""

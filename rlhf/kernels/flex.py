@@ -20,7 +20,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.utils.logging import get_logger
 
-from rlhf.kernels.packing import PADDING, SHARED, PackedBatch
+from rlhf.kernels.packed_batch import PADDING, SHARED, PackedBatch
 from rlhf.kernels.tensors import to_device
 
 BLOCK = 128

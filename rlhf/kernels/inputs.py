@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from rlhf.kernels import attention, flex
-from rlhf.kernels.packing import PackedBatch
+from rlhf.kernels.packed_batch import PackedBatch
 
 
 def packed_inputs(batch: PackedBatch) -> dict[str, Any]:

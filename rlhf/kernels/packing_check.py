@@ -29,7 +29,9 @@ from rlhf.kernels import adapter_layers
 from rlhf.kernels.attention import PACKED
 from rlhf.kernels.inputs import packed_inputs
 from rlhf.kernels.last_layer import every_state
-from rlhf.kernels.packing import PackedBatch, Tree, pack
+from rlhf.kernels.packed_batch import PackedBatch
+from rlhf.kernels.packing import Tree, pack
+from rlhf.kernels.precision import layers_in_float32
 
 DECISION = "rlhf_one_per_row"
 """Attribute of a checked model: whether it needs one sequence per row."""
@@ -190,7 +192,7 @@ def largest_difference(model: PreTrainedModel, *, one_per_row: bool) -> float:
     batch, sequences = _probe(model, one_per_row=one_per_row)
     body, device = model.base_model, model.device
     worst = torch.zeros((), device=device)
-    with measuring(model), short_windows(model), in_float32(body):
+    with measuring(model), short_windows(model), layers_in_float32(body):
         hidden_RTD = every_state(body, **packed_inputs(batch.to(device)))
         for branch, ids in enumerate(sequences):
             alone_TD = every_state(body, input_ids=torch.tensor([ids], device=device))[0]
@@ -214,7 +216,7 @@ def require_no_noise(model: PreTrainedModel) -> None:
     _, sequences = _probe(model, one_per_row=True)
     ids_1T = torch.tensor([sequences[0]], device=model.device)
     states = []
-    with measuring(model), in_float32(model.base_model):
+    with measuring(model), layers_in_float32(model.base_model):
         for mode in (False, True):
             model.train(mode)
             adapter_layers.without_dropout(model)  # an adapter's dropout is intended
@@ -305,55 +307,3 @@ def short_windows(model: PreTrainedModel) -> Iterator[None]:
     finally:
         for holder, window in zip(holders, windows, strict=True):
             setattr(holder, WINDOW, window)
-
-
-@contextmanager
-def in_float32(body: nn.Module) -> Iterator[None]:
-    """Compute in float32 within the block.
-
-    One layer at a time is copied to float32, beside the original weights.
-    """
-    originals: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
-
-    def enter(unit: nn.Module, *_: Any) -> None:
-        originals[unit] = []
-        for module in unit.modules():
-            is_4_bit = getattr(module, "compute_dtype", None) is not None  # packed bits, not numbers
-            tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-            for tensor in tensors:
-                if not is_4_bit and tensor.is_floating_point() and tensor.dtype != torch.float32:
-                    originals[unit].append((tensor, tensor.data))
-                    tensor.data = tensor.data.float()
-
-    def leave(unit: nn.Module, *_: Any) -> None:
-        for tensor, stored in originals.pop(unit, ()):
-            tensor.data = stored
-
-    units = list(dict.fromkeys(_units(body)))
-    hooks = [unit.register_forward_pre_hook(enter) for unit in units]
-    hooks += [unit.register_forward_hook(leave, always_call=True) for unit in units]
-    four_bits = [
-        (layer, layer.compute_dtype) for layer in body.modules() if getattr(layer, "compute_dtype", None)
-    ]
-    for module, _ in four_bits:
-        setattr(module, "compute_dtype", torch.float32)  # noqa: B010
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for unit in list(originals):
-            leave(unit)
-        for module, dtype in four_bits:
-            setattr(module, "compute_dtype", dtype)  # noqa: B010
-
-
-def _units(module: nn.Module) -> Iterator[nn.Module]:
-    """The layers of a model, and its modules outside the list of layers."""
-    for child in module.children():
-        if isinstance(child, nn.ModuleList):
-            yield from child
-        elif any(isinstance(part, nn.ModuleList) for part in child.modules()):
-            yield from _units(child)
-        else:
-            yield child

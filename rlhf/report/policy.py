@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from rlhf.report.drawing.charts import Chart, Mark, line_chart, stacked_chart
 from rlhf.report.drawing.scales import Scale
@@ -151,76 +152,95 @@ def sampled(run: RunFiles) -> list[Sampled]:
     return steps
 
 
+class Curves(NamedTuple):
+    """A chart of metrics over steps."""
+
+    title: str
+    unit: str
+    metrics: Mapping[str, str]
+    """Names in metrics.jsonl with their labels."""
+    options: Mapping[str, Any] = MappingProxyType({})
+    """Of `line_chart`."""
+
+
+ZERO = (Mark(0.0, ""),)
+MISSING = Curves("Answers without a reward", "of a step, left out", {"reward/missing": "missing"})
+ENGINE = Curves(
+    "Engine against trainer",
+    "nats, difference of log-probabilities",
+    {"engine/logprob_difference": "mean", "engine/logprob_difference_max": "largest"},
+    {"log": True},
+)
+TIME = {"time/rollout": "rollout", "time/score": "score", "time/update": "update", "time/sync": "sync"}
+GRADIENT_NORM = Curves("Gradient norm", "before clipping", {"optimizer/grad_norm": "norm"}, {"zero": True})
+CURVES = (
+    Curves("Reward", "mean of a step's answers, points", {"reward/mean": "reward"}),
+    Curves("Held-out reward", "points, by a reward it does not learn from", {"reward/held_out": "held-out"}),
+    Curves(
+        "Agreement with the held-out reward",
+        "share of pairs of answers to one prompt that both order alike",
+        {"reward/held_out_agreement": "agreement"},
+        {"share": True, "levels": (Mark(0.5, "chance"),)},
+    ),
+    Curves(
+        "Position bias of the judge",
+        "points for the answer shown first",
+        {"judge/position_bias": "bias"},
+        {"levels": ZERO},
+    ),
+    Curves(
+        "Order agreement of the judge",
+        "share of pairs that both orders decide alike",
+        {"judge/order_agreement": "agreement"},
+        {"share": True},
+    ),
+    MISSING,
+    Curves("Gold score", "mean, answers checked by code", {"gold/mean": "gold"}),
+    Curves("KL per token", "nats, two estimates", {"kl/mean": "k1", "kl/k3_mean": "k3"}, {"levels": ZERO}),
+    Curves("KL per answer", "nats, summed over its tokens", {"kl/sum": "k1"}, {"levels": ZERO}),
+    Curves("Length", "tokens, mean", {"length/mean": "length"}, {"zero": True}),
+    Curves(
+        "Finished answers",
+        "share within the token limit",
+        {"length/finished_share": "finished"},
+        {"share": True},
+    ),
+    Curves("Entropy", "nats per token", {"policy/entropy": "entropy"}, {"zero": True}),
+    Curves("Value", "points of the return", {"return/mean": "observed", "value/mean": "predicted"}),
+    Curves(
+        "Explained variance of the critic",
+        "share of the variance of the return",
+        {"value/explained_variance": "explained"},
+        {"levels": ZERO},
+    ),
+    Curves(
+        "Clipped",
+        "share of ratios, of values",
+        {"ratio/clipped_share": "ratios", "value/clipped_share": "values"},
+        {"share": True},
+    ),
+    ENGINE,
+)
+
+
 def policy_charts(run: RunFiles) -> tuple[list[Chart], set[str]]:
     """The curves, and the names of the metrics they show."""
-    shown: set[str] = set()
-
-    def gather(names: Mapping[str, str]) -> list[Series]:
-        shown.update(names)
-        return [Series(label, run.values(name)) for name, label in names.items()]
-
-    def draw(title: str, unit: str, names: Mapping[str, str], **options: Any) -> Chart | None:
-        return line_chart(title, unit, gather(names), span=run.span, **options)
-
     bound = finite((run.config.get("rollouts") or {}).get("logprob_bound"))
-    zero = [Mark(0.0, "")]
     stop = [Mark(bound, "a mean above this stops the run")] if bound else []
-    apart = {"engine/logprob_difference": "mean", "engine/logprob_difference_max": "largest"}
-    time = {"time/rollout": "rollout", "time/score": "score", "time/update": "update", "time/sync": "sync"}
-    per_token = {"kl/mean": "k1", "kl/k3_mean": "k3"}
-    clipped = {"ratio/clipped_share": "ratios", "value/clipped_share": "values"}
     lost = any(value for _, value in run.values("reward/missing"))
-    shown.add("reward/missing")  # all zeros are no curve
-    charts = [
-        draw("Reward", "mean of a step's answers, points", {"reward/mean": "reward"}),
-        draw(
-            "Held-out reward", "points, by a reward it does not learn from", {"reward/held_out": "held-out"}
-        ),
-        draw(
-            "Agreement with the held-out reward",
-            "share of pairs of answers to one prompt that both order alike",
-            {"reward/held_out_agreement": "agreement"},
-            share=True,
-            levels=[Mark(0.5, "chance")],
-        ),
-        draw(
-            "Position bias of the judge",
-            "points for the answer shown first",
-            {"judge/position_bias": "bias"},
-            levels=zero,
-        ),
-        draw(
-            "Order agreement of the judge",
-            "share of pairs that both orders decide alike",
-            {"judge/order_agreement": "agreement"},
-            share=True,
-        ),
-        draw("Answers without a reward", "of a step, left out", {"reward/missing": "missing"})
-        if lost
-        else None,
-        draw("Gold score", "mean, answers checked by code", {"gold/mean": "gold"}),
-        draw("KL per token", "nats, two estimates", per_token, levels=zero),
-        draw("KL per answer", "nats, summed over its tokens", {"kl/sum": "k1"}, levels=zero),
-        draw("Length", "tokens, mean", {"length/mean": "length"}, zero=True),
-        draw(
-            "Finished answers",
-            "share within the token limit",
-            {"length/finished_share": "finished"},
-            share=True,
-        ),
-        draw("Entropy", "nats per token", {"policy/entropy": "entropy"}, zero=True),
-        draw("Value", "points, what comes after a token", {"return/mean": "came", "value/mean": "expected"}),
-        draw(
-            "What the critic foresees",
-            "share of the variance of what comes",
-            {"value/explained_variance": "explained"},
-            levels=zero,
-        ),
-        draw("Clipped", "share of ratios, of values", clipped, share=True),
-        draw("Engine against trainer", "nats, difference of log-probabilities", apart, log=True, levels=stop),
-        stacked_chart("Time", "seconds a step", _time(run, gather(time)), span=run.span),
-        draw("Gradient norm", "before clipping", {"optimizer/grad_norm": "norm"}, zero=True),
-    ]
+
+    def series(metrics: Mapping[str, str]) -> list[Series]:
+        return [Series(label, run.values(name)) for name, label in metrics.items()]
+
+    def draw(curves: Curves) -> Chart | None:
+        if curves is MISSING and not lost:
+            return None  # all zeros
+        options = {**curves.options, **({"levels": stop} if curves is ENGINE else {})}
+        return line_chart(curves.title, curves.unit, series(curves.metrics), span=run.span, **options)
+
+    time = stacked_chart("Time", "seconds a step", _time(run, series(TIME)), span=run.span)
+    charts = [*map(draw, CURVES), time, draw(GRADIENT_NORM)]
+    shown = {name for curves in (*CURVES, GRADIENT_NORM) for name in curves.metrics} | set(TIME)
     return [chart for chart in charts if chart], shown
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from policy.update.forward import pack_groups, token_logps
 from rlhf.core.records import Conversation, Message, Rollout
 from rlhf.kernels import attention
-from rlhf.kernels.packing import PackedBatch, Span
+from rlhf.kernels.packed_batch import PackedBatch, Span
 from rlhf.models.chat import Chat
 
 P, G = 5, 3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar, Unpack
 
 from reward.evaluation.benchmarks.aggregate import aggregate
@@ -12,7 +12,7 @@ from reward.evaluation.best_of_n import Rated, best_of_n_curve, pair_accuracy
 from reward.evaluation.judging import Group, Options, Scored, Scorers, judge
 from rlhf.core.errors import DataError
 from rlhf.core.records import Candidates, Choice
-from rlhf.data.evaluation.benchmarks import TIES
+from rlhf.data.evaluation.benchmark_rows import TIES
 
 Item = TypeVar("Item", Candidates, Choice)
 
@@ -42,7 +42,6 @@ def evaluate_best_of_n(
         **options,
     )
     kept = kept_items(items, scored)
-    rated = [Rated(entry.rewards, item.scores, _lengths(item.responses)) for item, entry in kept]
     rows = [
         {
             "id": entry.id,
@@ -53,11 +52,10 @@ def evaluate_best_of_n(
         }
         for item, entry in kept
     ]
+    rated = [Rated(entry.rewards, item.scores, _lengths(item.responses)) for item, entry in kept]
     subsets = {
         name: {"count": len(part), "best_of_n": best_of_n_curve(part), "pair_accuracy": pair_accuracy(part)}
-        for name, part in _by_subset(
-            kept, lambda item, entry: Rated(entry.rewards, item.scores, _lengths(item.responses))
-        ).items()
+        for name, part in _by_subset(kept, rated).items()
     }
     result = {
         "best_of_n": best_of_n_curve(rated),
@@ -103,19 +101,10 @@ def evaluate_choices(
     )
     kept = kept_items(items, scored)
     rows = [_row(item, entry) for item, entry in kept]
-    subsets = {
-        name: _subset(part) for name, part in _by_subset(kept, lambda item, entry: (item, entry)).items()
-    }
+    subsets = {name: _subset(part) for name, part in _by_subset(kept, kept).items()}
     correct = [row["correct"] for row in rows]
     _, overall, intervals = aggregate(correct, [item.subset for item, _ in kept], [1.0] * len(kept))
-    rated = [
-        Rated(
-            entry.rewards,
-            (1.0,) * len(item.chosen) + (0.0,) * len(item.rejected),
-            _lengths((*item.chosen, *item.rejected)),
-        )
-        for item, entry in kept
-    ]
+    rated = [_right_or_wrong(item, entry) for item, entry in kept]
     result = {
         "subsets": subsets,
         "sections": {},
@@ -131,6 +120,12 @@ def evaluate_choices(
         "notes": _notes([item for item, _ in kept]),
     }
     return result, rows
+
+
+def _right_or_wrong(item: Choice, entry: Scored) -> Rated:
+    """The answers with the true scores 1 for right and 0 for wrong."""
+    scores = (1.0,) * len(item.chosen) + (0.0,) * len(item.rejected)
+    return Rated(entry.rewards, scores, _lengths((*item.chosen, *item.rejected)))
 
 
 def _row(item: Choice, entry: Scored) -> dict[str, Any]:
@@ -190,12 +185,11 @@ def kept_items(items: Sequence[Item], scored: Sequence[Scored]) -> list[tuple[It
 Part = TypeVar("Part")
 
 
-def _by_subset(
-    kept: Sequence[tuple[Item, Scored]], make: Callable[[Item, Scored], Part]
-) -> dict[str, list[Part]]:
+def _by_subset(kept: Sequence[tuple[Item, Scored]], values: Sequence[Part]) -> dict[str, list[Part]]:
+    """The values, one for each item, by the item's subset."""
     parts: dict[str, list[Part]] = {}
-    for item, entry in kept:
-        parts.setdefault(item.subset, []).append(make(item, entry))
+    for (item, _), value in zip(kept, values, strict=True):
+        parts.setdefault(item.subset, []).append(value)
     return parts
 
 

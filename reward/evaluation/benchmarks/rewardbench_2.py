@@ -33,7 +33,7 @@ from reward.evaluation.judging import Options, Scorers, judge
 from rlhf.core.errors import DataError, DivergenceError
 from rlhf.core.records import Choice
 from rlhf.core.statistics import bootstrap_means, wilson_interval
-from rlhf.data.evaluation.benchmarks import REWARDBENCH_2_SUBSETS, TIES
+from rlhf.data.evaluation.benchmark_rows import REWARDBENCH_2_SUBSETS, TIES
 
 REF, TIED = "ref", "tied"
 WEIGHTS = {"tied": 0.30, "ref": 0.30, "margin": 0.20, "hard_margin": 0.20, "bonus": 0.01}

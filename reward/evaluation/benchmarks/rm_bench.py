@@ -25,7 +25,7 @@ from reward.evaluation.judging import Group, Options, Scorers, judge
 from rlhf.core.errors import DataError
 from rlhf.core.records import Choice
 from rlhf.core.statistics import bootstrap_means
-from rlhf.data.evaluation.benchmarks import STYLES
+from rlhf.data.evaluation.benchmark_rows import STYLES
 
 SAFETY = "safety"
 LEVELS = ("easy", "normal", "hard")

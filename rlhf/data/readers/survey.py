@@ -82,21 +82,7 @@ def survey(rows: Iterator[Row], source: DataSource, kind: Kind) -> Survey:
         _check_strengths(strengths, source, strength, signed=not pairs)
     if named == count:
         raise _names_as_texts(source)
-    notes = Counter(
-        {
-            f"column {name!r} looks like {ENCODINGS[encoding]} and is read as plain text; to read the "
-            "turns, set "
-            f"`encoding: {encoding}` of this source": number
-            for (name, encoding), number in encoded.items()
-            if number > count / 2
-        }
-    )
-    notes |= {
-        f"column {name!r} looks like text that a chat template has rendered and is read as plain text; write "
-        "its turns as messages": number
-        for name, number in rendered.items()
-        if number > count / 2
-    }
+    notes = _of_texts(encoded, rendered, count)
     if strengths and max(strengths) <= 1 and any(0 < size < 1 for size in strengths):
         notes[
             f"column {strength!r} is at most 1, so that every strength is 1; scale it, if it should count"
@@ -107,6 +93,20 @@ def survey(rows: Iterator[Row], source: DataSource, kind: Kind) -> Survey:
         return Survey(notes=notes)
     responses = [source.columns.get(name, name) for name in ("response_1", "response_2")]
     return Survey(first_index_of(winners, *responses, path=source.path, column=winner), notes)
+
+
+def _of_texts(encoded: Counter[tuple[str, str]], rendered: Counter[str], rows: int) -> Counter[str]:
+    """Notes on columns of text that hold whole conversations in more than half of the rows."""
+    notes = Counter[str]()
+    for (name, encoding), number in encoded.items():
+        if number > rows / 2:
+            kind = f"column {name!r} looks like {ENCODINGS[encoding]} and is read as plain text"
+            notes[f"{kind}; to read the turns, set `encoding: {encoding}` of this source"] = number
+    for name, number in rendered.items():
+        if number > rows / 2:
+            kind = f"column {name!r} looks like text that a chat template has rendered"
+            notes[f"{kind} and is read as plain text; write its turns as messages"] = number
+    return notes
 
 
 def unread_columns(present: Iterable[str], first: Row, source: DataSource, kind: Kind) -> list[str]:

@@ -22,7 +22,7 @@ from policy.update.losses import clipped_value_loss, kl_of_answers, reinforce
 from reward.losses import bradley_terry, regression
 from rlhf.kernels import adapter_layers
 from rlhf.kernels.last_layer import read_states
-from rlhf.kernels.packing import NextTokens, PackedBatch, Span
+from rlhf.kernels.packed_batch import NextTokens, PackedBatch, Span
 from rlhf.models.forwards import (
     apply_head,
     enable_packed_logprobs,

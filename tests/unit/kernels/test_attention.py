@@ -15,7 +15,8 @@ from torch import Tensor
 
 from rlhf.kernels import attention
 from rlhf.kernels.attention import Block, blocks_of, blockwise_attention
-from rlhf.kernels.packing import PADDING, SHARED, PackedBatch, Span, Tree, pack
+from rlhf.kernels.packed_batch import PADDING, SHARED, PackedBatch, Span
+from rlhf.kernels.packing import Tree, pack
 from rlhf.models.forwards import packed_inputs
 
 HEADS, KEY_HEADS, UNITS = 4, 2, 8

@@ -16,7 +16,8 @@ from transformers.integrations import flex_attention as vendor
 from rlhf.kernels import attention, flex, inputs
 from rlhf.kernels.flex import BLOCK, FlexMasks, mask_mod, seen_pairs
 from rlhf.kernels.last_layer import every_state
-from rlhf.kernels.packing import GPU_GRAIN, PADDING, PackedBatch, Tree, pack
+from rlhf.kernels.packed_batch import PADDING, PackedBatch
+from rlhf.kernels.packing import GPU_GRAIN, Tree, pack
 from rlhf.models.loading import load_causal
 
 

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf.kernels.packing import SHARED, PackedBatch, Tree, pack
+from rlhf.kernels.packed_batch import SHARED, PackedBatch
+from rlhf.kernels.packing import Tree, pack
 
 PAD = 0
 ids = st.integers(1, 9)

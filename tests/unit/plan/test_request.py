@@ -14,7 +14,8 @@ from rlhf.config.policy import PolicyConfig
 from rlhf.config.reward import RewardConfig
 from rlhf.core.records import Rollout
 from rlhf.kernels import packing
-from rlhf.kernels.packing import GPU_GRAIN, PackedBatch, Tree
+from rlhf.kernels.packed_batch import PackedBatch
+from rlhf.kernels.packing import GPU_GRAIN, Tree
 from rlhf.plan.memory.passes import Row
 from rlhf.plan.memory.shapes import load_shape, reason_by_shape
 from rlhf.plan.memory.trace import trace

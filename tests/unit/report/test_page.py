@@ -75,7 +75,8 @@ def test_a_critic_has_its_curves(policy_run: Path) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     charts, shown = policy_charts(read_run(policy_run))
     titles = [chart.title for chart in charts]
-    assert titles[titles.index("Entropy") + 1 :][:3] == ["Value", "What the critic foresees", "Clipped"]
+    later = titles[titles.index("Entropy") + 1 :]
+    assert later[:3] == ["Value", "Explained variance of the critic", "Clipped"]
     assert critic.keys() <= shown
 
 

@@ -17,7 +17,7 @@ from reward.evaluation.self_check import self_check
 from reward.scorer import Scorer
 from rlhf.core.errors import ModelError
 from rlhf.core.records import Conversation, Message
-from rlhf.models.precision import float32_products
+from rlhf.kernels.precision import float32_products
 
 
 @dataclass(frozen=True)
