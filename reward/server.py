@@ -15,14 +15,11 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-import signal
-import socket
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Protocol
 
-import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect
@@ -40,7 +37,6 @@ MAX_CONVERSATIONS = 256
 """Of one request. A batch holds whole requests, and no second one beyond this many conversations."""
 READ_SECONDS = 30.0
 """Maximum silence of a client that is sending a request body."""
-BACKLOG = 2048
 ENDPOINTS = "POST /score and GET /health"
 
 
@@ -169,37 +165,6 @@ def create_app(scorer: ScorerLike, *, model: str, token: str) -> FastAPI:
         return _json({"scores": [_as_dict(result) for result in results]})
 
     return app
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A socket bound to the address, which does not listen yet; port 0 takes a free one.
-
-    Raises:
-        OSError: the address is in use, or does not belong to this machine.
-    """
-    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((host, port))
-    except OSError:
-        bound.close()
-        raise
-    return bound
-
-
-def make_server(app: FastAPI) -> uvicorn.Server:
-    """The HTTP server of an application; it logs no requests."""
-    return uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, backlog=BACKLOG))
-
-
-def serve(app: FastAPI, bound: socket.socket) -> None:
-    """Serve until SIGINT or SIGTERM, then answer the requests under way and return."""
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises it again at its end
-    try:
-        with suppress(KeyboardInterrupt):
-            make_server(app).run(sockets=[bound])
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 async def _body(request: Request) -> bytes:

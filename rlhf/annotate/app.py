@@ -61,7 +61,7 @@ def person(request: Request) -> Annotator:
         HTTPException: 401, where there is none, or it is forged or expired.
     """
     store: Store = request.app.state.store
-    name = sessions.name_of(request.cookies.get(COOKIE, ""), request.app.state.secret)
+    name = sessions.name_of(request.cookies.get(COOKIE, ""), store.session_secret)
     annotator = None if name is None else store.annotator(name)
     if annotator is None:
         raise HTTPException(401, "Sign in again; what you wrote is kept in this browser.")
@@ -78,10 +78,7 @@ def build_app(store: Store, settings: Settings, waiting: Callable[[], bool] = la
         waiting: whether further tasks will be added; the page then asks again.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    secret = store.secret
-
-    app.state.store, app.state.secret = store, secret
-
+    app.state.store = store
     add_guard(app)
 
     @app.exception_handler(SaveError)
@@ -95,7 +92,9 @@ def build_app(store: Store, settings: Settings, waiting: Callable[[], bool] = la
         annotator = store.annotator_of(content.token.strip())
         if annotator is None:
             raise HTTPException(401, "This token is not known here.")
-        cookie = sessions.sign(annotator.name, secret, settings.session_hours)
+        cookie = sessions.sign(
+            annotator.name, store.session_secret(annotator.name) or "", settings.session_hours
+        )
         response.set_cookie(COOKIE, cookie, httponly=True, samesite="strict")
         return {"name": annotator.name, "adjudicates": annotator.adjudicates}
 

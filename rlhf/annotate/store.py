@@ -125,11 +125,16 @@ class Store:
                 fix="export it with the version of rlhf that wrote it, or start a new store with --store",
             )
 
-    @property
-    def secret(self) -> str:
-        """The key that session cookies are signed with."""
+    def session_secret(self, name: str) -> str | None:
+        """The key that a person's session cookies are signed with; None where there is no such person.
+
+        A new token changes it, so that whoever used the old one is signed out.
+        """
         with self.engine.connect() as connection:
-            return str(connection.execute(sa.select(META.c.value).where(META.c.key == "secret")).scalar_one())
+            person = sa.select(ANNOTATORS.c.token_hash).where(ANNOTATORS.c.name == name)
+            token_hash = connection.execute(person).scalar()
+            secret = connection.execute(sa.select(META.c.value).where(META.c.key == "secret")).scalar_one()
+        return None if token_hash is None else f"{secret}{token_hash}"
 
     def add_tasks(self, tasks: Iterable[Task]) -> int:
         """Add the tasks that are not there yet; returns how many."""
@@ -223,8 +228,8 @@ class Store:
         left.
 
         A draft of their own comes first, then the task with the most annotations that is not complete: tasks
-            are
-        finished one after another. A task that others opened and left for longer than `LEASE` is free again.
+        are finished one after another. A task that others opened and left for longer than `LEASE` is free
+        again.
         """
         now = time.time()
         with self._claims, self.engine.begin() as connection:

@@ -12,8 +12,8 @@ from rlhf.core.errors import DataError
 from rlhf.core.records import TOOLS, Conversation, Message
 from rlhf.data.drops import DropReport
 from rlhf.data.readers.messages import read_responses
-from rlhf.data.rules import DUPLICATE, UnusableRowError, with_fields
-from rlhf.data.sources.rows import Row, read_rows
+from rlhf.data.rules import DUPLICATE, IDENTICAL_RESPONSES, UnusableRowError, with_fields
+from rlhf.data.sources.rows import Row, is_number, read_rows
 
 COLUMNS = (("response_1", "response_2"), ("chosen", "rejected"), ("response_a", "response_b"))
 """Names of the two response columns that are recognised, beside a list `responses` of two."""
@@ -45,32 +45,59 @@ class Task:
 def read_tasks(path: str, report: DropReport | None = None) -> list[Task]:
     """All tasks of a file or folder, without repetitions.
 
+    Of a row of `rlhf compare` the two answers with the closest rewards become a task; tasks are in the order
+    of that distance, so that people see first what the reward model cannot decide. A row whose answers are
+    all equal is dropped.
+
     Args:
-        report: counts the rows, and those that repeat an earlier one.
+        report: counts the rows, and those that repeat an earlier one or have equal answers.
 
     Raises:
         DataError: a row has no prompt, not exactly two different responses, or a message with more than text,
             which the page does not show; with its place.
     """
-    tasks: dict[str, Task] = {}
+    tasks: dict[str, tuple[float, Task]] = {}
     report = DropReport() if report is None else report
     for row in read_rows(DataSource(path=path), seed=0):
         report.read += 1
         try:
-            task = _task(row)
+            distance, task = (0.0, _task(row)) if row.find("a") is None else _compared(row)
         except UnusableRowError as error:
             raise DataError(f"{row.place}: {error}", allowed="text in prompt and responses") from error
+        if task is None:
+            report.drop(IDENTICAL_RESPONSES, row.place)
+            continue
         if task.key in tasks:
             report.drop(DUPLICATE, row.place)
-        tasks.setdefault(task.key, task)
+        tasks.setdefault(task.key, (distance, task))
     if not tasks:
         raise DataError(f"{path} holds no tasks.", allowed="rows of a prompt and two responses")
-    return list(tasks.values())
+    return [task for _, task in sorted(tasks.values(), key=lambda entry: entry[0])]
 
 
 def as_messages(prompt: Iterable[dict[str, str]]) -> Conversation:
     """Chat messages as records."""
     return tuple(Message(m["role"], m["content"]) for m in prompt)  # type: ignore[arg-type]
+
+
+def _compared(row: Row) -> tuple[float, Task | None]:
+    """The task of a row of `rlhf compare` and the distance of its rewards, 0 where one is missing."""
+    prompt, _ = read_responses(row, "prompt")
+    sides = []
+    for name in ("a", "b"):
+        answers = row.get(name)
+        if not isinstance(answers, list) or not all(
+            isinstance(answer, dict) and isinstance(answer.get("answer"), str) for answer in answers
+        ):
+            raise row.wrong(name, "a list of answers with their rewards, as `rlhf compare` writes it")
+        sides.append([(answer["answer"], answer.get("reward")) for answer in answers])
+    pairs = [
+        (abs(x - y) if is_number(x) and is_number(y) else 0.0, Task(prompt, first, second))
+        for first, x in sides[0]
+        for second, y in sides[1]
+        if first != second and first.strip() and second.strip()
+    ]
+    return min(pairs, key=lambda pair: pair[0], default=(0.0, None))
 
 
 def _task(row: Row) -> Task:
@@ -85,7 +112,7 @@ def _task(row: Row) -> Task:
             raise DataError(
                 f"{row.place}: `responses` has {count} responses.",
                 allowed="a list of two strings",
-                fix="write two responses a row; `rlhf generate` and `rlhf compare` write them",
+                fix="write two responses a row, or give compare_rows.jsonl of `rlhf compare`",
             )
         prompt, _ = read_responses(row, "prompt")
         texts = list(responses)

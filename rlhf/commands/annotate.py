@@ -70,9 +70,10 @@ def serve(
     """Serve the page for comparing two responses.
 
     A row has `prompt` (a string or messages) and `response_1` and `response_2`, `chosen` and `rejected`, or a
-    list `responses` of two. The order of the responses is random per annotator and task. A token is printed
-    once for each new name; existing names keep theirs (`rlhf annotate token` makes a new one). Stop with
-    Ctrl-C: everything is saved.
+    list `responses` of two. Of compare_rows.jsonl (`rlhf compare --output`) the closest two answers to each
+    prompt are shown, the most undecided first. The order of the responses is random per annotator and task.
+    A token is printed once for each new name; existing names keep theirs (`rlhf annotate token` makes a new
+    one). Stop with Ctrl-C: everything is saved.
 
     With `--policy` the responses are sampled while people annotate: response 1 is the policy's, response 2
     the base's or the second policy's. The page does not say which is which.
@@ -82,12 +83,11 @@ def serve(
       rlhf annotate serve pairs.jsonl --annotator ana --annotator ben --annotator cy --adjudicator dora
       rlhf annotate serve --policy runs/demo/policy/final --prompts demo --annotator ana --per-task 1
     """
-    import uvicorn
-
     from rlhf.annotate.app import Settings, build_app
     from rlhf.annotate.store import Store
     from rlhf.annotate.tasks import read_tasks
     from rlhf.data.drops import DropReport
+    from rlhf.web import serving
 
     report = DropReport()
     rows = [task for file in tasks or [] for task in read_tasks(file, report)]
@@ -114,12 +114,14 @@ def serve(
     if not project.annotators():
         raise ConfigError("No annotator can sign in yet.", fix="--annotator NAME")
     print(f"{project.count_tasks()} tasks ({added} new), {per_task} annotators each, in {store}.")
-    print(f"Open http://{host}:{port} and sign in with a token.", flush=True)
-    if live is not None:
-        print(f"Responses to {len(live.left)} prompts are sampled as they are needed.", flush=True)
-        live.start(lambda: _print_end(live))
     app = build_app(project, Settings(per_task), (lambda: live.waiting) if live else (lambda: False))
-    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False)
+    with serving.bind(host, port) as bound:
+        print(f"Open {serving.url_of(bound)} and sign in with a token.", flush=True)
+        if live is not None:
+            print(f"Responses to {len(live.left)} prompts are sampled as they are needed.", flush=True)
+            live.start(lambda: _print_end(live))
+        serving.serve(app, bound)
+    print(f"Stopped; everything is saved in {store}.")
     if live is not None:
         live.close()
         if live.failure is not None:

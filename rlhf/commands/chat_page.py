@@ -44,13 +44,14 @@ class PageSpeaker:
 
 def serve(speaker: PageSpeaker, *, host: str, port: int, store: str | None) -> None:
     """Serve the page until it is interrupted; pairs go to the annotation store, if there is one."""
-    import uvicorn
+    from rlhf.web import serving
 
     token = secrets.token_urlsafe(24)
     app = build_app(speaker, token, None if store is None else _keeper(store))
-    print(f"Token: {token}")
-    print(f"Open http://{host}:{port} and sign in with the token. Ctrl-C ends.", flush=True)
-    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False)
+    with serving.bind(host, port) as bound:
+        print(f"Token: {token}")
+        print(f"Open {serving.url_of(bound)} and sign in with the token. Ctrl-C ends.", flush=True)
+        serving.serve(app, bound)
 
 
 def _keeper(location: str) -> Callable[[Conversation, str, str], bool]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import socket
 from ipaddress import ip_address
 from typing import Annotated
 
@@ -57,18 +56,17 @@ def command(
     token = _token(token_env)
     secret = token or secrets.token_urlsafe(32)
     from reward.load_scorer import load_scorer  # imports torch, which --help does not need
-    from reward.server import BACKLOG, create_app, serve
+    from reward.server import create_app
+    from rlhf.web.serving import BACKLOG, bind, serve, url_of
 
-    with _bound(host, port) as bound:
+    with bind(host, port) as bound:
         scorer = load_scorer(model, form=form, label=label)
         app = create_app(scorer, model=model, token=secret)
         bound.listen(BACKLOG)
-        address, bound_port = bound.getsockname()[:2]
-        shown = f"[{address}]" if ":" in address else address
-        typer.echo(f"Serving {model} at http://{shown}:{bound_port}; rewards: {', '.join(scorer.attributes)}")
+        typer.echo(f"Serving {model} at {url_of(bound)}; rewards: {', '.join(scorer.attributes)}")
         if token is None:
             typer.echo(f"The token, shown this once: export {token_env}={secret}")
-        if not ip_address(address).is_loopback:
+        if not ip_address(bound.getsockname()[0]).is_loopback:
             typer.echo(
                 "Note: other machines can reach this, and nothing is encrypted: put a proxy or a tunnel in "
                 "front."
@@ -86,16 +84,3 @@ def _token(name: str) -> str | None:
             fix=f"export {name}=$(openssl rand -hex 24), or `unset {name}`: then one is generated",
         )
     return token
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    from reward.server import bind
-
-    try:
-        return bind(host, port)
-    except OSError as error:
-        raise ConfigError(
-            f"No server can be started at {host}:{port}: {error.strerror}",
-            allowed="an address of this machine, and a free port",
-            fix="--port with another number, or 0 for a free one",
-        ) from error

@@ -82,7 +82,8 @@ def signed_in(request: Request) -> None:
     Raises:
         HTTPException: 401 otherwise.
     """
-    if sessions.name_of(request.cookies.get(COOKIE, ""), request.app.state.secret) is None:
+    secret: str = request.app.state.secret
+    if sessions.name_of(request.cookies.get(COOKIE, ""), lambda _: secret) is None:
         raise HTTPException(401, "Sign in with the token that `rlhf chat` printed.")
 
 

@@ -6,6 +6,7 @@ import importlib.resources
 from collections.abc import Awaitable, Callable, Mapping
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
 HEADERS = {
@@ -22,7 +23,8 @@ def add_guard(app: FastAPI) -> None:
     """Refuse requests that a page of ours does not send, and set the headers of all responses.
 
     A request other than GET must be JSON: a form of another site cannot send that without a preflight
-    request, which is not answered here.
+    request, which is not answered here. A body with wrong values is named by place and rule; its text is not
+    sent back.
     """
 
     @app.middleware("http")
@@ -36,6 +38,12 @@ def add_guard(app: FastAPI) -> None:
             response = await proceed(request)
         response.headers.update(HEADERS)
         return response
+
+    @app.exception_handler(RequestValidationError)
+    async def not_valid(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"][1:])
+        return JSONResponse({"detail": f"{place}: {first['msg']}"}, 422)
 
 
 def add_files(app: FastAPI, package: str, files: Mapping[str, tuple[str, str]]) -> None:

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 import time
+from collections.abc import Callable
 
 from pydantic import BaseModel
 
@@ -21,20 +22,28 @@ HOURS = 12.0
 
 
 def sign(name: str, secret: str, hours: float = HOURS) -> str:
-    """A cookie's value for a person: name, expiry, and their HMAC-SHA256 under the store's secret."""
+    """A cookie's value for a person: name, expiry, and their HMAC-SHA256 under a secret."""
     content = f"{base64.urlsafe_b64encode(name.encode()).decode()}.{int(time.time() + 3600 * hours)}"
     return f"{content}.{_signature(content, secret)}"
 
 
-def name_of(cookie: str, secret: str) -> str | None:
-    """The person of a cookie; None where it is forged, of another store, or expired."""
+def name_of(cookie: str, secret_of: Callable[[str], str | None]) -> str | None:
+    """The person of a cookie; None where it is forged, of another store, or expired.
+
+    Args:
+        secret_of: the secret of a person's cookies; None where there is no such person.
+    """
     content, _, signature = cookie.rpartition(".")
-    if not hmac.compare_digest(signature, _signature(content, secret)):
+    encoded, _, expiry = content.partition(".")
+    try:
+        name = base64.urlsafe_b64decode(encoded).decode()
+    except ValueError:
         return None
-    name, _, expiry = content.partition(".")
-    if float(expiry) < time.time():
+    secret = secret_of(name)
+    # As bytes: compare_digest takes no text beyond ASCII, which a forged cookie may hold.
+    if secret is None or not hmac.compare_digest(signature.encode(), _signature(content, secret).encode()):
         return None
-    return base64.urlsafe_b64decode(name).decode()
+    return None if float(expiry) < time.time() else name
 
 
 def _signature(content: str, secret: str) -> str:

@@ -13,8 +13,9 @@ import pytest
 
 from policy.rewards import server as client_module
 from policy.rollouts.servers import fleet as server_fleet
-from reward.server import bind, create_app, make_server
+from reward.server import create_app
 from rlhf.models.chat import Chat
+from rlhf.web.serving import bind, make_server
 from tests.campaigns import servers
 from tests.campaigns.proxy import FAULTS, FaultyProxy
 

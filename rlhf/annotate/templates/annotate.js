@@ -191,9 +191,12 @@ $("sign-out").addEventListener("click", async () => {
   await fetch("/api/session", { method: "DELETE", headers: { "Content-Type": "application/json" } });
   signIn("Signed out.");
 });
+let submitting = false;  // a second click or key while the first one travels is not for the next task
 $("answer").addEventListener("submit", async (event) => {
   event.preventDefault();
-  if (await save(true)) { last = task.number; await next(); }
+  if (submitting) return;
+  submitting = true;
+  try { if (await save(true)) { last = task.number; await next(); } } finally { submitting = false; }
 });
 $("back").addEventListener("click", async () => {
   if (changed) await save(false);

@@ -87,13 +87,30 @@ def test_strangers_learn_nothing(store: Store) -> None:
         assert client.get(path).status_code == 401
     assert client.post("/api/session", json={"token": "guess"}).status_code == 401
     assert client.get("/openapi.json").status_code == 404
-    forged = [sessions.sign("ana", "another secret"), "ana.9999999999.", "", "x.y.z"]
+    forged = [sessions.sign("ana", "another secret"), "ana.9999999999.", "", "x.y.z", "YW5h.9999999999.\xe9"]
     store.add_annotator("ana")
-    expired = sessions.sign("ana", store.secret, hours=-1)
-    for cookie in (*forged, expired):
-        assert client.get("/api/next", headers={"Cookie": f"{COOKIE}={cookie}"}).status_code == 401
-    good = sessions.sign("ana", store.secret)
-    assert client.get("/api/next", headers={"Cookie": f"{COOKIE}={good}"}).status_code == 200
+    secret = store.session_secret("ana")
+    assert secret is not None
+    expired, good = sessions.sign("ana", secret, hours=-1), sessions.sign("ana", secret)
+
+    def status(cookie: str) -> int:
+        headers = {b"Cookie": f"{COOKIE}={cookie}".encode("latin-1")}
+        return client.get("/api/next", headers=headers).status_code  # type: ignore[arg-type]
+
+    assert {status(cookie) for cookie in (*forged, expired)} == {401}
+    assert status(good) == 200
+    store.add_annotator("ana")  # a new token
+    assert status(good) == 401, "whoever had the old token is signed out"
+
+
+def test_half_of_a_surrogate_pair_is_refused(store: Store) -> None:
+    """UTF-8 has no such character: it could be saved and not exported."""
+    client = signed_in(store, "ana")
+    headers = {"Content-Type": "application/json"}
+    content = b'{"submission": {"reason": "\\ud83d"}}'
+    refused = client.put("/api/tasks/1", content=content, headers=headers)
+    assert refused.status_code == 422
+    assert refused.json()["detail"].startswith("submission.reason: ")
 
 
 def test_forms_of_other_sites_and_long_bodies_are_refused(store: Store) -> None:

@@ -17,7 +17,7 @@ from rlhf.annotate.store import Store
 from rlhf.annotate.tasks import read_tasks
 from rlhf.core.errors import DataError, OutputError
 from rlhf.data.drops import DropReport
-from rlhf.data.rules import DUPLICATE
+from rlhf.data.rules import DUPLICATE, IDENTICAL_RESPONSES
 from tests.unit.annotate.conftest import submission, task
 
 
@@ -79,7 +79,7 @@ def test_what_was_saved_is_there_after_a_restart(store: Store) -> None:
     saved = again.saved(2, "ana")
     assert saved is not None
     assert (saved.submission.reason, saved.final) == ("half a", False)
-    assert again.secret == store.secret
+    assert again.session_secret("ana") == store.session_secret("ana")
 
 
 def test_tokens_are_not_stored_and_can_be_replaced(store: Store) -> None:
@@ -130,6 +130,28 @@ def write(folder: Path, rows: list[dict[str, Any]]) -> str:
     path = folder / "tasks.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
+
+
+def test_of_a_comparison_the_most_undecided_answers_come_first(tmp_path: Path) -> None:
+    def side(*answers: tuple[str, float | None]) -> list[dict[str, Any]]:
+        return [{"answer": text, "reward": reward, "gold": None} for text, reward in answers]
+
+    prompts = [[{"role": "user", "content": name}] for name in ("clear", "close", "equal", "blank")]
+    rows = [
+        {"prompt": prompts[0], "source": "s", "a": side(("x", 1.0), ("y", 3.0)), "b": side(("z", 0.0))},
+        {"prompt": prompts[1], "source": "s", "a": side(("x", 1.0), ("y", 3.0)), "b": side(("z", 2.9))},
+        {"prompt": prompts[2], "source": "s", "a": side(("x", 1.0)), "b": side(("x", 1.0))},
+        {"prompt": prompts[3], "source": "s", "a": side((" ", 1.0)), "b": side(("x", 1.0))},
+    ]
+    report = DropReport()
+    tasks = read_tasks(write(tmp_path, rows), report)
+    # Distances of the closest pairs: |1 - 0| and |3 - 2.9|.
+    shown = [(t.prompt[0].content, t.response_1, t.response_2) for t in tasks]
+    assert shown == [("close", "y", "z"), ("clear", "x", "z")]
+    assert report.reasons == {IDENTICAL_RESPONSES: 2}
+    with pytest.raises(DataError) as caught:
+        read_tasks(write(tmp_path, [{"prompt": "q", "a": ["text"], "b": ["other"]}]))
+    assert "tasks.jsonl:1" in caught.value.found
 
 
 def test_rows_that_repeat_a_task_are_counted(tmp_path: Path) -> None:

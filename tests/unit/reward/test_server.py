@@ -21,9 +21,10 @@ import uvicorn
 
 from reward import server as module
 from reward.scorer import Score
-from reward.server import BatchQueue, bind, create_app, make_server
+from reward.server import BatchQueue, create_app
 from rlhf.core.errors import DataError
 from rlhf.core.records import Conversation
+from rlhf.web.serving import BACKLOG, bind, make_server
 
 TOKEN = "a-token-of-the-test"
 
@@ -71,7 +72,7 @@ class Served:
 def served() -> Iterator[Served]:
     app = create_app(PlusCounter(), model="some/model", token=TOKEN)
     with bind("127.0.0.1", 0) as bound:
-        bound.listen(module.BACKLOG)
+        bound.listen(BACKLOG)
         server = make_server(app)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         thread.start()
@@ -326,7 +327,8 @@ SERVE = """
 import sys, time
 from pathlib import Path
 from reward.scorer import Score
-from reward.server import bind, create_app, serve
+from reward.server import create_app
+from rlhf.web.serving import bind, serve
 
 class Slow:
     attributes = ("reward",)
