@@ -89,9 +89,11 @@ function choose(prompt, boxes, answers, turn) {
   latest = own;
   const mark = (name) => {
     own.chosen = answers[name].text;
-    for (const other of names) boxes[other].classList.toggle("continued", other === name && names.length > 1);
+    for (const other of names) {
+      boxes[other].classList.toggle("continued", other === name && names.length > 1);
+      boxes[other].querySelector("button")?.setAttribute("aria-pressed", String(other === name));
+    }
   };
-  mark(names[0]);
   if (names.length < 2) return;
   for (const name of names) {
     const pick = element("button", "Continue with this");
@@ -99,7 +101,12 @@ function choose(prompt, boxes, answers, turn) {
     pick.addEventListener("click", () => { if (latest === own) mark(name); });
     boxes[name].append(pick);
   }
-  if (!keeps || answers[names[0]].text === answers[names[1]].text) return;
+  mark(names[0]);
+  if (!keeps) return;
+  if (answers[names[0]].text === answers[names[1]].text) {
+    turn.after(element("p", "The answers are the same: there is nothing to annotate.", "note"));
+    return;
+  }
   const keep = element("button", "Send this pair to annotate");
   keep.type = "button";
   keep.addEventListener("click", async () => {

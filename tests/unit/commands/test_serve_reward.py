@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 from typer.testing import Result
 
-from reward import server
+from rlhf.web import serving
 
 Rlhf = Callable[..., Result]
 
@@ -20,7 +20,7 @@ Rlhf = Callable[..., Result]
 def served(monkeypatch: pytest.MonkeyPatch, scorer: object) -> list[tuple[FastAPI, tuple[str, int]]]:
     """Applications with their addresses, of servers that stop at once; the model is the fake one."""
     seen: list[tuple[FastAPI, tuple[str, int]]] = []
-    monkeypatch.setattr(server, "serve", lambda app, bound: seen.append((app, bound.getsockname())))
+    monkeypatch.setattr(serving, "serve", lambda app, bound: seen.append((app, bound.getsockname())))
     monkeypatch.setattr(type(scorer), "attributes", ("reward", "turns"), raising=False)
     monkeypatch.delenv("RLHF_REWARD_TOKEN", raising=False)
     return seen
