@@ -188,7 +188,7 @@ def test_other_settings_do_not_go_on_with_a_draft(tmp_path: Path) -> None:
     with pytest.raises(OutputError) as error:
         drafted(file, Echo(), temperature=0.7)
     assert all(part in error.value.found for part in ("temperature", "1.0", "0.7"))
-    assert f"rm {file}" in error.value.fix
+    assert f"rm {tmp_path}" in error.value.fix
 
 
 def test_two_processes_do_not_write_one_draft(tmp_path: Path) -> None:
