@@ -195,10 +195,10 @@ def test_chat_ends_a_conversation_that_is_too_long(tiny_base: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--format", "mt"], "--format mt is not known."),
-        (["--format", "arena-hard"], "no question of arena-hard, but as in mt-bench"),
-        (["--format", "mt-bench", "--engine", "vlm"], "--engine vlm is not known. Did you mean 'vllm'?"),
-        (["--format", "mt-bench", "--max-new-tokens", "600"], "No question can be answered."),
+        (["--format", "mt"], "--format mt "),
+        (["--format", "arena-hard"], "arena-hard"),
+        (["--format", "mt-bench", "--engine", "vlm"], "'vllm'"),
+        (["--format", "mt-bench", "--max-new-tokens", "600"], "2 rows read, 0 kept"),
     ],
 )
 def test_what_generate_refuses(
@@ -215,11 +215,11 @@ def test_what_compare_refuses(rlhf_command: Rlhf, tiny_base: Path, tiny_reward: 
     answers = tmp_path / "a.jsonl"
     answers.write_text('{"prompt": "Why?", "answers": ["So."]}\n')
     cases = {
-        (tiny_base, tiny_base): "No prompts: neither candidate is a file of answers.",
-        (answers, answers, "--best-of", "1,2"): "B has 1 answers to prompt 1; --best-of needs 2.",
-        (answers, answers, "--best-of", "1,x"): "--best-of 1,x is not a list of numbers.",
-        (tmp_path / "none" / "final", answers): "There is no folder",
-        (answers, tmp_path / "none.jsonl"): "There is no file",
+        (tiny_base, tiny_base): "candidate",
+        (answers, answers, "--best-of", "1,2"): "--best-of needs 2",
+        (answers, answers, "--best-of", "1,x"): "--best-of 1,x ",
+        (tmp_path / "none" / "final", answers): "none/final",
+        (answers, tmp_path / "none.jsonl"): "none.jsonl",
     }
     for words, message in cases.items():
         result = rlhf_command("compare", *words, "--reward", tiny_reward)
@@ -229,8 +229,8 @@ def test_what_compare_refuses(rlhf_command: Rlhf, tiny_base: Path, tiny_reward: 
 
 def test_what_frontier_refuses(rlhf_command: Rlhf, tmp_path: Path) -> None:
     for words, message in (
-        ((tmp_path / "none",), "is not a folder"),
-        ((tmp_path, "--kl", "1,-2"), "--kl 1,-2 is not a list of KL values."),
+        ((tmp_path / "none",), "none"),
+        ((tmp_path, "--kl", "1,-2"), "--kl 1,-2 "),
     ):
         result = rlhf_command("frontier", *words, "--output", tmp_path / "out")
         assert result.exit_code == 2, result.output

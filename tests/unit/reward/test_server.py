@@ -137,9 +137,9 @@ def test_an_invalid_conversation_does_not_affect_the_others(ask: Ask) -> None:
     scores = content["scores"]
     assert [score.get("reward") for score in scores] == [1.0, None, 2.0] + [None] * 6
     errors = [score["error"] for score in scores if "error" in score]
-    assert errors[0] == "it has 900 tokens. Allowed: at most 512"
+    assert "900 tokens" in errors[0] and "512" in errors[0]
     for error, place in zip(errors[1:4], (4, 5, 6), strict=True):
-        assert error.startswith(f"conversation {place} does not end with the assistant's message")
+        assert error.startswith(f"conversation {place} ") and "assistant" in error
     assert "conversation 7" in errors[4] and "judge" in errors[4]
     assert "Unicode" in errors[5] and "conversation 9" in errors[6]
 
