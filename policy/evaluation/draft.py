@@ -18,7 +18,9 @@ Replies = list[Reply] | str
 
 
 class Draft:
-    """Answers so far, one line per batch, in a hidden file beside the output; a torn last line is redone.
+    """Answers so far, one line per batch, in a hidden file beside the output.
+
+    An incomplete last line is dropped.
 
     Args:
         output: the file to write.

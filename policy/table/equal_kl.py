@@ -1,4 +1,4 @@
-"""Compare policies at the same KL: scale an adapter until its KL is the wanted one, and interpolate.
+"""Compare policies at the same KL: scale an adapter until it has the target KL, and interpolate.
 
 A policy's path runs from the base (scale 0) to the trained adapter (scale 1) and beyond: at scale s its
 weight update is s dW. For small s the KL grows as s^2, since it is 0 with gradient 0 at s = 0.
@@ -32,14 +32,14 @@ class Point:
 def next_scale(
     points: Sequence[tuple[float, float]], kl: float, *, tolerance: float, max_scale: float
 ) -> float | None:
-    """The scale to try next, or None: a point is close enough, or the wanted KL is out of reach.
+    """The scale to try next, or None: a point is close enough, or the target KL is out of reach.
 
     Between two points s^2 is taken as linear in the KL. Beyond the last point it is s sqrt(kl / KL(s)), at
     most `max_scale`.
 
     Args:
         points: (scale, KL) of the scales tried so far; (0, 0) is added.
-        kl: the wanted KL.
+        kl: the target KL.
         tolerance: relative distance of a point that is close enough.
         max_scale: the largest scale.
     """
@@ -58,10 +58,10 @@ def next_scale(
 
 
 def at_kl(points: Sequence[Point], kl: float, *, tolerance: float) -> Point | None:
-    """The figures where the path first reaches a KL, for each prompt; None where it does not.
+    """The figures of each prompt where the path first reaches a KL; None if it does not.
 
-    Interpolated linearly in the KL between the two points around it. A last point that lacks at most
-    `tolerance` of the KL stands for it.
+    Interpolated linearly in the KL between the two points around it. If the largest KL is below the target by
+    at most the fraction `tolerance`, the last point is returned.
     """
     path = sorted(points, key=lambda point: point.scale)
     above = next((number for number, point in enumerate(path) if point.kl >= kl), None)

@@ -27,8 +27,8 @@ def expected_pick(rewards: Sequence[float], scores: Sequence[float], n: int) -> 
 
         sum_{i=n}^{N} C(i - 1, n - 1) / C(N, n) score_i
 
-    An unbiased estimate of the best of n fresh answers, as every subset is as likely as any other. Answers of
-    the same reward share their mean score: between them the pick is a matter of chance.
+    An unbiased estimate of the best of n fresh answers, as all subsets are equally likely. Answers with equal
+    rewards get their mean score, as the pick among them is random.
 
     Source: Hilton and Gao (2022), "Measuring Goodhart's law", after Nakano et al. (2021), arXiv 2112.09332.
 
@@ -105,7 +105,7 @@ def _length_baselines(picks: Sequence[tuple[float, float]], prompts: int) -> dic
 
 
 def pair_accuracy(rated: Sequence[Rated]) -> dict[str, Any]:
-    """How often the better of two answers to one prompt has the higher reward, ties of the reward wrong.
+    """How often the better of two answers to one prompt has the higher reward; equal rewards are wrong.
 
     Over all pairs of a prompt's answers whose true scores differ, then the mean over the prompts that have
     such a pair.
@@ -130,5 +130,5 @@ def pair_accuracy(rated: Sequence[Rated]) -> dict[str, Any]:
 
 
 def sizes_to(highest: int) -> list[int]:
-    """1, 2, 4, ... below the highest n, and it."""
+    """The powers of two below `highest`, then `highest`."""
     return [*itertools.takewhile(lambda n: n < highest, (2**power for power in itertools.count())), highest]

@@ -21,7 +21,7 @@ from rlhf.data.annotations import NEITHER_VALID
 SIDES = (("response_1", "response_2"), ("answer1", "answer2"), ("text1", "text2"), ("chosen", "rejected"))
 """Names of the two responses in other tools' templates."""
 LEFT, RIGHT = -2, 2
-"""Strength of a choice between two sides that has no degree: better."""
+"""Strength of a choice that has no degree: better."""
 
 
 def to_label_studio(tasks: Mapping[int, Task], annotations: Sequence[Annotation]) -> list[dict[str, Any]]:
@@ -41,7 +41,7 @@ def to_label_studio(tasks: Mapping[int, Task], annotations: Sequence[Annotation]
 
 
 def from_label_studio(content: Any) -> list[tuple[Task, list[tuple[str, Submission]]]]:
-    """Tasks, each with the annotators' submissions; a side alone becomes a strength of 2.
+    """Tasks, each with the annotators' submissions; a choice without a degree has strength 2.
 
     Raises:
         DataError: not a pairwise project's JSON.

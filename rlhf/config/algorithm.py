@@ -17,8 +17,8 @@ class KLConfig(Strict):
     """Per token, with d = log policy - log reference: k1 = d, abs = |d|, k2 = d^2/2, k3 = exp(-d) - 1 + d.
     `rloo`, `ppo`: k1."""
     reduction: Literal["sum", "mean"] = "mean"
-    """Over the tokens of an answer: TRL sums, NeMo-Aligner takes the mean (of `abs`). A coefficient for one
-    is off by the answer's length for the other. `rloo`, `ppo`: sum."""
+    """Over the tokens of an answer: TRL sums, NeMo-Aligner takes the mean (of `abs`). Equal coefficients
+    differ in effect by a factor of the answer's length. `rloo`, `ppo`: sum."""
     placement: Literal["reward", "loss"] = "reward"
     """`reward`: subtracted from the reward, without a gradient; `loss`: a term of the loss. In the loss only
     k2 has the gradient of KL(policy, reference); k3 has that of the reverse KL, k1 none."""
@@ -64,8 +64,8 @@ class AlgorithmConfig(Strict):
     """`reinforce`: NeMo-Aligner's, leave-one-out baseline, no ratio; `rloo`: TRL's, number for number; `ppo`:
     with a critic."""
     compat: bool = False
-    """`reinforce` exactly as NeMo-Aligner computes it: the loss is a mean over answers of their means, masked
-    answers included."""
+    """`reinforce` exactly as NeMo-Aligner computes it: the loss is the mean over all answers, masked ones
+    included, of each answer's token mean."""
     reduction: Literal["sequence_sum", "sequence_mean", "token_mean"] = "token_mean"
     """Log-probabilities in the loss: summed per answer (TRL's RLOO), averaged per answer (NeMo-Aligner), or
     averaged over all tokens of the update. `rloo`: sequence_sum; `compat`: sequence_mean."""
@@ -153,6 +153,6 @@ IMPLIED: Mapping[str, Mapping[str, Any]] = {
 
 `ppo` has the values of NeMo-Aligner (conf/gpt_ppo_actor.yaml and gpt_ppo_critic.yaml: clips 0.2, discount 1,
 lambda 0.95, normalised advantages, KL 0.01 per token, unfinished answers masked), with two exceptions from
-TRL's former
-PPOTrainer: k1 instead of |k1|, and 4 passes over the whole update instead of one pass in 8 minibatches.
+TRL's former PPOTrainer: k1 instead of |k1|, and 4 passes over the whole update instead of one pass in 8
+minibatches.
 """

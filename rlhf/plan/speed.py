@@ -1,4 +1,4 @@
-"""Tokens a second, hours and dollars: FLOPs from the trace, the rest from stated assumptions.
+"""Estimated tokens per second, hours and dollars, from traced FLOPs and stated assumptions.
 
     seconds of a phase  = max(FLOPs / (peak x utilisation), bytes gathered / link)
 
@@ -29,7 +29,7 @@ KNOWN_ROWS = {
 
 
 FOUR_BIT_ROLLOUTS = (2.0, 1.5)
-"""Time of sampling from a 4-bit base over that in bfloat16, at worst and at best (QeRL, arXiv 2510.11696)."""
+"""Sampling time of a 4-bit base relative to bfloat16, worst and best case (QeRL, arXiv 2510.11696)."""
 
 
 @dataclass(frozen=True)
@@ -58,15 +58,15 @@ class Bill:
     """At worst, as `most_dollars`."""
     most_dollars: float | None
     per: str
-    """What hours and dollars count: the run, or 1,000 updates."""
+    """The unit of hours and dollars: the run, or 1,000 updates."""
     at_once: int | None = None
-    """Answers that one engine samples at once."""
+    """Answers that one engine samples concurrently."""
     parallel: int = 1
     """GPUs of one engine."""
 
 
 def bill(request: Request, tracer: Tracer, assumed: Assumptions) -> Bill | None:
-    """Time and price; None where the GPU's speed is not known (a plain size)."""
+    """Time and price; None if the GPU is known by its memory only."""
     if request.cluster.gpu.tflops is None or (request.servers and request.servers.gpu.tflops is None):
         return None
     config = request.config
@@ -75,12 +75,12 @@ def bill(request: Request, tracer: Tracer, assumed: Assumptions) -> Bill | None:
         items = {"update": tokens, "validation": _validation_tokens(config, assumed)}
     else:
         tokens, updates = _policy_tokens(config, assumed), config.steps
-        learnt = tokens * config.algorithm.epochs
+        trained = tokens * config.algorithm.epochs
         items = {
             "scoring": tokens * len(config.reward_folders),
             "log-probabilities": tokens,
-            "update": learnt,
-            "critic": learnt if config.algorithm.critic else 0,
+            "update": trained,
+            "critic": trained if config.algorithm.critic else 0,
         }
     counted = updates or 1000
     engine = engine_of(request, tracer)
@@ -91,9 +91,9 @@ def bill(request: Request, tracer: Tracer, assumed: Assumptions) -> Bill | None:
             taken, answered = _rollout_seconds(config, tracer, engine, assumed, utilisation)
             four_bits = slower if config.model.quantization == "nf4" else 1.0
             seconds.setdefault("rollouts", []).append(taken * four_bits)
-        for name, of_update in items.items():
-            if of_update:
-                taken = _seconds(request, tracer, utilisation, name, of_update)
+        for name, phase_tokens in items.items():
+            if phase_tokens:
+                taken = _seconds(request, tracer, utilisation, name, phase_tokens)
                 seconds.setdefault(name, []).append(taken)
     tokens_of = {"rollouts": answered, **items}
     speeds = [
@@ -129,13 +129,13 @@ def _seconds(request: Request, tracer: Tracer, utilisation: float, name: str, to
     """Seconds of a trainer's phase over an update's tokens: the larger of compute and communication."""
     row = row_of(request.config)
     traced, cluster = tracer(row), request.cluster
-    passed = PASSES.get(name, name)
+    traced_pass = PASSES.get(name, name)
     assert cluster.gpu.tflops is not None
     rows = tokens / cluster.count / row.tokens
-    computing = rows * traced.flops[passed] / (cluster.gpu.tflops * 1e12 * utilisation)
+    computing = rows * traced.flops[traced_pass] / (cluster.gpu.tflops * 1e12 * utilisation)
     gathers = {"update": 3 if row.checkpointing else 2, "measuring": 3 if row.critic else 1}
-    passes = gathers.get("update" if name == "critic" else passed, 1)
-    weights = traced.peaks[passed].kinds[WEIGHTS]
+    passes = gathers.get("update" if name == "critic" else traced_pass, 1)
+    weights = traced.peaks[traced_pass].kinds[WEIGHTS]
     moved = moved_bytes(request.strategy, model_facts(request, tracer), weights, cluster.count, passes)
     link = min(cluster.link, PCIE) if request.strategy == "fsdp-offload" else cluster.link
     # A GPU with less than a row still gathers all weights; a validation is spread over many updates.
@@ -190,7 +190,10 @@ def _policy_tokens(config: PolicyConfig, assumed: Assumptions) -> float:
 def _rollout_seconds(
     config: PolicyConfig, tracer: Tracer, engine: Engine, assumed: Assumptions, utilisation: float
 ) -> tuple[float, float]:
-    """Seconds of an update's rollouts, and their sampled tokens: prefill, then decoding in turns."""
+    """Seconds of an update's rollouts, and their sampled tokens.
+
+    Prefill, then decoding in turns of as many answers as fit into the cache.
+    """
     prompt, answer = assumed.lengths(config)
     answers = config.rollouts.prompts_per_step * config.rollouts.samples_per_prompt
     gpu = engine.cluster.gpu

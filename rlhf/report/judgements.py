@@ -1,4 +1,4 @@
-"""Verdicts on principle models and judges, whose held-out figures are not compared with a coin alone."""
+"""Verdicts on the held-out figures of principle models and judges."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from rlhf.report.numbers import finite, fixed, percent
 from rlhf.report.verdict import Verdict
 
 TITLES = {"principles": "Principle model", "justifications": "Pairwise Justifier"}
-"""The page's title by the key of `data` that only this kind of run has."""
+"""Page titles, by the key of `data` that identifies the kind of run."""
 
 
 def title_of(config: Mapping[str, Any]) -> str:
-    """The title of a page on a run that is no policy's."""
+    """The page title of a run that trained a judge or a reward model."""
     data = config.get("data")
     keys = data if isinstance(data, Mapping) else {}
     return next((title for key, title in TITLES.items() if key in keys), "Reward model")
 
 
 def as_comparisons(evaluation: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A principle model's figures under the names of a table of comparisons; other figures as they are."""
+    """A principle model's evaluation in the form of a reward model's; other evaluations unchanged."""
     if "majority" not in evaluation:
         return evaluation
     sides = evaluation.get("fulfilled") or {}
@@ -51,28 +51,28 @@ def _principle_verdict(evaluation: Mapping[str, Any]) -> Verdict:
         f"It is right on {percent(share)} of {evaluation.get('count')} held-out judgements "
         f"(95\N{NO-BREAK SPACE}% interval {fixed(100 * ends[0], 1)} to {fixed(100 * ends[1], 1)})."
     )
-    line = f"Always giving the more frequent answer would be right in {percent(majority)}."
+    line = f"The majority baseline, always the more frequent answer, is right on {percent(majority)}."
     if ends[0] > majority:
         return Verdict("good", "It learnt to judge", sentence, [line])
-    return Verdict("flat", "Not better than one answer", sentence, [line])
+    return Verdict("flat", "Not better than the majority baseline", sentence, [line])
 
 
 def _judge_verdict(judge: Mapping[str, Any]) -> Verdict:
-    alone = judge.get("one_order")
+    single = judge.get("one_order")
     requests, unread = finite(judge.get("requests")) or 0, finite(judge.get("unparsed")) or 0
     lines = [f"{unread:,.0f} of {requests:,.0f} texts had no verdict that could be read."] if unread else []
-    share = finite(alone.get("accuracy")) if isinstance(alone, Mapping) else None
-    ends = [finite(end) for end in (alone.get("ci95") or [])] if isinstance(alone, Mapping) else []
+    share = finite(single.get("accuracy")) if isinstance(single, Mapping) else None
+    ends = [finite(end) for end in (single.get("ci95") or [])] if isinstance(single, Mapping) else []
     if share is None or len(ends) != 2 or ends[0] is None or ends[1] is None:
         return Verdict("open", "No verdict yet", "No held-out pair has a verdict that could be read.", lines)
     sentence = (
-        f"A single verdict, over both orders, prefers the better answer in {percent(share)} of the held-out "
-        f"pairs (95\N{NO-BREAK SPACE}% interval {fixed(100 * ends[0], 1)} to {fixed(100 * ends[1], 1)}); "
+        f"A single verdict, averaged over both orders, prefers the better answer in {percent(share)} of the "
+        f"held-out pairs (95\N{NO-BREAK SPACE}% interval {fixed(100 * ends[0], 1)} to {fixed(100 * ends[1], 1)}); "
         "chance is 50 %."
     )
     agreement = finite(judge.get("order_agreement"))
     if agreement is not None:
-        lines.append(f"Both orders of a pair agree in {percent(agreement)}.")
+        lines.append(f"The two orders of a pair agree on {percent(agreement)} of the pairs.")
     if ends[0] > 0.5:
         return Verdict("good", "It learnt to judge", sentence, lines)
     if ends[1] < 0.5:

@@ -12,7 +12,7 @@ from rlhf.report.drawing.scales import Scale, bounds, round_ticks
 from rlhf.report.numbers import DASH, finite, fixed, percent, short, tick_labels
 
 SURE = 0.5
-"""The lowest confidence of a preference, where the axis begins."""
+"""The lowest possible confidence of a preference, at which the axis begins."""
 
 
 def score_charts(evaluation: Mapping[str, Any]) -> list[Chart]:
@@ -46,7 +46,7 @@ def reliability(calibration: Mapping[str, Any]) -> Chart | None:
         title="Reliability",
         unit="pairs judged right, by the confidence sigmoid(|margin|)",
         note="Strips: 95 % intervals. Margins of a model that was not trained by Bradley\N{EN DASH}Terry "
-        "are no log-odds.",
+        "are not log-odds.",
         summary=f"off by {fixed(100 * ece, 1)} points on average",
         drawn=[Drawn("pairs judged right", dots, f"M{line}", large=True)],
         x_ticks=[Mark(x(tick), percent(tick, 0)) for tick in round_ticks(SURE, 1.0)],
@@ -85,7 +85,7 @@ def histogram(scores: Mapping[str, Any]) -> Chart | None:
     return Chart(
         title="Rewards",
         unit="answers by their reward",
-        note="The outermost bins also hold what lies beyond.",
+        note="The outermost bins include all rewards beyond them.",
         summary=f"medians {better} and {worse}",
         drawn=[Drawn(name, "", _stairs(edges, column, x, y)) for name, column in counts.items()],
         x_ticks=[Mark(x(tick), label) for tick, label in zip(ticks, tick_labels(ticks), strict=True)],

@@ -26,7 +26,7 @@ _live_lines: list[Progress] = []
 
 
 class Speed:
-    """Recent seconds per unit; a slow-down shows within three updates, or during the first very slow one."""
+    """Recent seconds per unit; a slow-down shows within three updates, or during one that is very slow."""
 
     def __init__(self) -> None:
         self._recent: deque[tuple[float, int]] = deque()  # (seconds, units) per update, oldest first
@@ -43,7 +43,7 @@ class Speed:
     def seconds_left(self, units: int, since_last: float) -> float | None:
         """Estimated seconds for `units` more units, `since_last` seconds after the last update.
 
-        None before it.
+        None before the first update.
         """
         if not self._recent:
             return None

@@ -16,7 +16,7 @@ from rlhf.tracking.trackers import Trackers, tracking
 
 
 class Session(NamedTuple):
-    """What a training command works with."""
+    """The open run folder, its trackers, and the callbacks of a training command."""
 
     run: RunFolder
     track: Trackers
@@ -30,7 +30,7 @@ def open_run(
     """Load the callbacks, set threads and seed, and open run folder and trackers for the block.
 
     Args:
-        trackers: stay open for a caller that sends the report. None: they are opened and closed here.
+        trackers: open trackers of a caller, who closes them; None: opened and closed here.
 
     Raises:
         ConfigError: a callback or a tracker cannot be loaded, or on resume a key differs that may not change.

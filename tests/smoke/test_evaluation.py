@@ -198,7 +198,7 @@ def test_chat_ends_a_conversation_that_is_too_long(tiny_base: Path) -> None:
         (["--format", "mt"], "--format mt "),
         (["--format", "arena-hard"], "arena-hard"),
         (["--format", "mt-bench", "--engine", "vlm"], "'vllm'"),
-        (["--format", "mt-bench", "--max-new-tokens", "600"], "2 rows read, 0 kept"),
+        (["--format", "mt-bench", "--max-new-tokens", "600"], " 0 kept"),
     ],
 )
 def test_what_generate_refuses(

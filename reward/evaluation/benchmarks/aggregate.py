@@ -136,12 +136,13 @@ def aggregation_rule(comparisons: Sequence[Comparison]) -> tuple[str, list[str],
 
 
 def coverage(comparisons: Sequence[Comparison]) -> list[str]:
-    """A sentence where only a part of RewardBench was judged: its score is that of the whole."""
-    here = {item.subset for item in comparisons}
-    known = len(here & EXAMPLE_COUNTS.keys())
-    if known and here != EXAMPLE_COUNTS.keys():
+    """A note if only a part of RewardBench was judged, as its score is defined for the whole."""
+    judged = {item.subset for item in comparisons}
+    known = len(judged & EXAMPLE_COUNTS.keys())
+    if known and judged != EXAMPLE_COUNTS.keys():
         return [
-            f"{known} of RewardBench's {len(EXAMPLE_COUNTS)} subsets are here: this is no RewardBench score."
+            f"{known} of RewardBench's {len(EXAMPLE_COUNTS)} subsets were judged: "
+            "this is not a RewardBench score."
         ]
     if known and len(comparisons) != REWARDBENCH_PAIRS and not _is_translated(comparisons):
         return [
@@ -168,7 +169,7 @@ def aggregate(
     for section, pairs in parts.items():
         total = math.fsum(weight for weight, _ in pairs)
         share_squares = math.fsum((weight / total) ** 2 for weight, _ in pairs)
-        # The clamp takes off rounding, as in a weighted mean of ones that comes to 1 + 1e-16.
+        # Clamped, as rounding may give 1 + 1e-16 for a weighted mean of ones.
         scores[section] = min(1.0, math.fsum(weight for weight, right in pairs if right) / total)
         intervals[section] = wilson_interval(scores[section], 1 / share_squares)
         squares += share_squares / len(parts) ** 2

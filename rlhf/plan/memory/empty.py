@@ -50,7 +50,8 @@ def empty_base(shape: Any, *, attributes: list[str] | None, dtype: str, quantiza
 
 
 def without_data(model: nn.Module, mode: FakeTensorMode) -> None:
-    """Replace parameters and buffers by fake ones on the CPU; tied ones stay tied, 4-bit ones are packed."""
+    """Replace parameters and buffers by fake tensors on the CPU; tied weights stay tied, 4-bit weights are
+    packed."""
     made: dict[int, Tensor] = {}
 
     def fake(tensor: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 from rlhf.core.errors import ModelError, did_you_mean
 
 SHALLOW = 4
-"""Layers that are built to look at their kinds."""
+"""Number of layers that are built to check their kinds."""
 _LLAMA_3_1 = {"vocab_size": 128_256, "max_position_embeddings": 131_072, "num_key_value_heads": 8}
 _LLAMA_70B = {
     **_LLAMA_3_1,
@@ -43,11 +43,11 @@ PACKAGED: dict[str, dict[str, Any]] = {
     "meta-llama/Llama-3.1-70B-Instruct": _LLAMA_70B,
     "meta-llama/Llama-3.3-70B-Instruct": _LLAMA_70B,
 }
-"""Name: figures of its public config.json (SmolLM2-135M-Instruct, Llama-3.1 and Llama-3.3)."""
+"""Values of the public config.json of SmolLM2-135M-Instruct, Llama-3.1 and Llama-3.3, by name."""
 
 
 def reason_by_shape(shape: Any) -> str | None:
-    """The reason why a run will give each sequence of this base a row of its own; None if none shows.
+    """Why a run will not pack several sequences of this base into a row; None if its config shows no reason.
 
     See `rlhf.kernels.packing_check`, which also measures a base when a run starts.
     """

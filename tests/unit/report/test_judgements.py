@@ -12,7 +12,7 @@ from rlhf.report.reward import reward_table, reward_verdict
 
 @pytest.mark.parametrize(
     ("interval", "label"),
-    [([0.71, 0.86], "It learnt to judge"), ([0.65, 0.86], "Not better than one answer")],
+    [([0.71, 0.86], "It learnt to judge"), ([0.65, 0.86], "Not better than the majority baseline")],
 )
 def test_a_principle_model_has_to_beat_the_more_frequent_answer(interval: list[float], label: str) -> None:
     found: dict[str, Any] = {

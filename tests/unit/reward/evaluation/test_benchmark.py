@@ -105,8 +105,11 @@ def test_the_details_by_hand() -> None:
     ("subsets", "notes"),
     [
         (["mine", "hers"], []),
-        (["hep-go", "mine"], ["1 of RewardBench's 23 subsets are here: this is no RewardBench score."]),
-        ([*EXAMPLE_COUNTS][:22], ["22 of RewardBench's 23 subsets are here: this is no RewardBench score."]),
+        (["hep-go", "mine"], ["1 of RewardBench's 23 subsets were judged: this is not a RewardBench score."]),
+        (
+            [*EXAMPLE_COUNTS][:22],
+            ["22 of RewardBench's 23 subsets were judged: this is not a RewardBench score."],
+        ),
         ([*EXAMPLE_COUNTS], ["23 pairs were judged, RewardBench has 2,985: each subset keeps"]),
         (
             [name for name, n in EXAMPLE_COUNTS.items() for _ in range(447 if name == "math-prm" else n)],
