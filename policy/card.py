@@ -12,9 +12,10 @@ from typing import Any
 
 from policy.training.describe import reward_words
 from rlhf.config.policy import PolicyConfig
+from rlhf.core.markdown import bullets, table
 from rlhf.core.records import Prompt
 from rlhf.data.drops import DropReport, drops_line
-from rlhf.models.card import CARD, LICENSES, base_literal, bullets, license_line, render_card, table
+from rlhf.models.card import CARD, LICENSES, base_literal, license_line, render_card
 from rlhf.runs.files import atomic_write_text
 
 FIGURES = {

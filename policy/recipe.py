@@ -26,12 +26,11 @@ from rlhf.distributed import processes, sharding
 from rlhf.models.chat import Chat
 from rlhf.models.checkpoint_folder import write_shell
 from rlhf.models.loading import base_of, fingerprint
-from rlhf.runs import checkpoints
 from rlhf.runs.after import AfterTraining
 from rlhf.runs.folder import RunFolder
 from rlhf.runs.inputs import Input, check_inputs, inputs_of
 from rlhf.runs.progress import close_live_lines
-from rlhf.tracking.session import open_run
+from rlhf.tracking.session import last_checkpoint, open_run
 from rlhf.tracking.trackers import Trackers
 
 
@@ -66,10 +65,8 @@ def align_policy(
 
         evaluation = Evaluation(config, trainer, data.held_out)
         before = evaluation.answers()
-        checkpoint = checkpoints.latest_everywhere(run.checkpoints) if resume else None
+        checkpoint = last_checkpoint(run, track, resume=resume)
         write_shell(run.checkpoints, lambda folder: save_final(config, trainer.model, chat, folder))
-        track.open(run)
-        run.truncate(checkpoints.step_of(checkpoint) if checkpoint else 0)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
         stopped = steps.run("the best weights", lambda: restore_best(trainer))

@@ -13,8 +13,9 @@ from typing import Any
 
 from reward.training.data import RewardData
 from rlhf.config.reward import RewardConfig
+from rlhf.core.markdown import bullets, table
 from rlhf.data.drops import drops_line
-from rlhf.models.card import CARD, LICENSES, base_literal, bullets, license_line, render_card, table
+from rlhf.models.card import CARD, LICENSES, base_literal, license_line, render_card
 from rlhf.models.embedded import known_as
 from rlhf.runs.files import atomic_write_text
 

@@ -19,8 +19,7 @@ from transformers import PreTrainedModel
 from rlhf.adapters.storage import RewardAdapter
 from rlhf.core.errors import DataError, DivergenceError, RlhfError
 from rlhf.core.records import Conversation
-from rlhf.distributed.sharding import compute_device, inference_mode, is_requested, lockstep
-from rlhf.kernels.fused import choose_layers
+from rlhf.distributed.sharding import compute_device, inference_mode, lockstep
 from rlhf.kernels.packed_batch import PackedBatch
 from rlhf.kernels.packing import Tree, pack
 from rlhf.kernels.packing_check import decide_packing, one_per_row
@@ -28,7 +27,8 @@ from rlhf.kernels.precision import fits_in_float32, float32_products
 from rlhf.kernels.tensors import to_cpu
 from rlhf.models.chat import Chat
 from rlhf.models.forwards import apply_head, last_states
-from rlhf.models.loading import REWARD, PeftModel, autocast, load_causal, role
+from rlhf.models.loading import REWARD, PeftModel, autocast, role
+from rlhf.models.trunk import load_trunk_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +75,7 @@ class Scorer:
         folder = Path(path)
         adapter = RewardAdapter.read(folder)
         card = adapter.card
-        base = load_causal(
-            card["base"],
-            revision=card["revision"],
-            dtype=card["dtype"],
-            quantization=card["quantization"],
-            writes=False,
-        )
-        if torch.cuda.is_available() and card["quantization"] == "none" and not is_requested():
-            base = base.to("cuda")
-        choose_layers(base, "auto")
+        base = load_trunk_of(card, writes=False)
         chat = Chat.beside(folder, card)
         adapter.lora.check_template(chat)
         model, head = adapter.attach(base)

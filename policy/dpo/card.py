@@ -9,7 +9,8 @@ from typing import Any
 
 from policy.card import adapter_code
 from rlhf.config.dpo import DPOConfig
-from rlhf.models.card import CARD, bullets, license_line, render_card
+from rlhf.core.markdown import bullets
+from rlhf.models.card import CARD, license_line, render_card
 from rlhf.models.chat import Chat
 from rlhf.models.loading import PeftModel
 from rlhf.models.saving import base_facts, write_adapter_folder

@@ -25,7 +25,6 @@ from rlhf.models.chat import Chat
 from rlhf.models.checkpoint_folder import write_shell
 from rlhf.models.loading import fingerprint, fit_targets, lora_config
 from rlhf.models.trunk import load_trunk
-from rlhf.runs import checkpoints
 from rlhf.runs.after import AfterTraining
 from rlhf.runs.folder import RunFolder
 from rlhf.runs.gpu_memory import phase
@@ -33,7 +32,7 @@ from rlhf.runs.inputs import Input, check_inputs, inputs_of
 from rlhf.runs.progress import Progress
 from rlhf.tracking.callbacks import load_callbacks
 from rlhf.tracking.recording import recorder
-from rlhf.tracking.session import open_run
+from rlhf.tracking.session import last_checkpoint, open_run
 from rlhf.tracking.trackers import Trackers
 
 
@@ -84,12 +83,10 @@ def train_and_evaluate(
     resume: bool,
 ) -> None:
     """Train, write `final/`, and measure the implicit reward on the held-out pairs."""
-    checkpoint = checkpoints.latest_everywhere(run.checkpoints) if resume else None
     updates = steps_of(config, len(data.training))
     with Progress(updates, "update") as progress:
         trainer = build_trainer(config, data, chat, run, track, progress, callbacks)
-        track.open(run)
-        run.truncate(checkpoints.step_of(checkpoint) if checkpoint else 0)
+        checkpoint = last_checkpoint(run, track, resume=resume)
         write_shell(run.checkpoints, lambda folder: save_policy(config, trainer.model, chat, folder))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     steps.run("final/", lambda: save_policy(config, trainer.model, chat, run.final))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from policy.table.rows import BASE, BEST_OF, ROWS
+from rlhf.core.markdown import table
 from rlhf.report.comparisons.comparison import write_comparison
 from rlhf.runs.files import atomic_write_text
 
@@ -128,9 +129,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
     """The tables as Markdown, each under its heading."""
     texts = []
     for heading, (head, *rows) in tables(summary).items():
-        rule = ["---", *["---:"] * (len(head) - 1)]
-        lines = "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
-        texts.append(f"## {heading}\n\n{lines}")
+        texts.append(f"## {heading}\n\n{table(head, rows)}")
     return "\n\n".join(texts) + "\n"
 
 

@@ -24,6 +24,7 @@ from rlhf.models import bases
 from rlhf.models.bases import require_context
 from rlhf.models.chat import Chat
 from rlhf.models.loading import LoraConfig, base_of, fit_targets, load_causal, lora_config
+from rlhf.models.trunk import load_configured
 from rlhf.runs.folder import RunFolder
 from rlhf.runs.gpu_memory import phase
 from rlhf.runs.progress import Progress
@@ -143,11 +144,5 @@ def load_base(config: PolicyConfig) -> tuple[PreTrainedModel, PreTrainedModel | 
             for _ in range(2)
         ]
         return both[0].requires_grad_(True), both[1].eval(), None
-    base = load_causal(
-        model.base,
-        revision=model.revision,
-        dtype=model.dtype,
-        quantization=model.quantization,
-        fast_layers=model.fast_layers,
-    )
+    base = load_configured(model)
     return base, None, fit_targets(base, lora_config(**config.adapter.model_dump()))

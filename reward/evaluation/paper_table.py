@@ -27,6 +27,7 @@ from reward.scorer import Scorer
 from reward.training.data import load_chat, load_data
 from rlhf.config.reward import RewardConfig
 from rlhf.core.errors import DataError
+from rlhf.core.markdown import table
 from rlhf.core.statistics import bootstrap_grid_mean
 from rlhf.data.drops import DropReport
 from rlhf.report.comparisons.comparison import write_comparison
@@ -287,11 +288,7 @@ def lead(summary: Mapping[str, Any]) -> list[str]:
 
 def markdown(summary: Mapping[str, Any]) -> str:
     """The two tables as Markdown."""
-    texts = []
-    for head, *rows in tables(summary):
-        rule = ["---", *["---:"] * (len(head) - 1)]
-        texts.append("\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows)))
-    return "\n\n".join(texts) + "\n"
+    return "\n\n".join(table(head, rows) for head, *rows in tables(summary)) + "\n"
 
 
 def _percent(share: float) -> str:

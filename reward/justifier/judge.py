@@ -15,9 +15,9 @@ from reward.scorer import default_budget, require_length
 from rlhf.adapters.storage import Adapter
 from rlhf.config.judge import JudgeConfig
 from rlhf.core.records import Message
-from rlhf.kernels.fused import choose_layers
 from rlhf.models.chat import Chat
-from rlhf.models.loading import POLICY, PeftModel, autocast, base_of, load_causal
+from rlhf.models.loading import POLICY, PeftModel, autocast, base_of
+from rlhf.models.trunk import load_trunk_of
 
 CARD = "justifier.json"
 
@@ -86,12 +86,7 @@ def load_justifier(
     """
     adapter = read_justifier(folder)
     card = adapter.card
-    base = load_causal(
-        card["base"], revision=card["revision"], dtype=card["dtype"], quantization=card["quantization"]
-    )
-    if torch.cuda.is_available() and card["quantization"] == "none":
-        base = base.to("cuda")
-    choose_layers(base, "auto")
+    base = load_trunk_of(card)
     chat = Chat.beside(folder, card)
     adapter.check_template(chat)
     writer = LocalWriter(

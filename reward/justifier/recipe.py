@@ -33,14 +33,13 @@ from rlhf.models.forwards import enable_packed_logprobs
 from rlhf.models.loading import PeftModel, fingerprint, lora_config, with_adapter
 from rlhf.models.saving import base_facts, write_adapter_folder
 from rlhf.models.trunk import load_trunk
-from rlhf.runs import checkpoints
 from rlhf.runs.after import AfterTraining
 from rlhf.runs.folder import RunFolder
 from rlhf.runs.inputs import Input, check_inputs, inputs_of
 from rlhf.runs.progress import Progress
 from rlhf.tracking.callbacks import load_callbacks
 from rlhf.tracking.recording import recorder
-from rlhf.tracking.session import open_run
+from rlhf.tracking.session import last_checkpoint, open_run
 from rlhf.tracking.trackers import Trackers
 
 
@@ -90,9 +89,7 @@ def train(
     resume: bool,
 ) -> None:
     """Train, and leave the adapter in `final/`."""
-    checkpoint = checkpoints.latest_everywhere(run.checkpoints) if resume else None
-    track.open(run)
-    run.truncate(checkpoints.step_of(checkpoint) if checkpoint else 0)
+    checkpoint = last_checkpoint(run, track, resume=resume)
     model = build_model(config)
     check_inputs(run, {"model.base": Input(config.model.base, fingerprint(model.get_base_model()))})
     write_shell(run.checkpoints, lambda folder: save(config, model, chat, folder))

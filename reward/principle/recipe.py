@@ -33,7 +33,6 @@ from rlhf.models.forwards import enable_packed_scores
 from rlhf.models.loading import HEAD, PeftModel, fingerprint, lora_config, with_adapter
 from rlhf.models.saving import base_facts, write_adapter_folder
 from rlhf.models.trunk import load_trunk
-from rlhf.runs import checkpoints
 from rlhf.runs.after import AfterTraining
 from rlhf.runs.folder import RunFolder
 from rlhf.runs.gpu_memory import phase
@@ -41,7 +40,7 @@ from rlhf.runs.inputs import Input, check_inputs, inputs_of
 from rlhf.runs.progress import Progress
 from rlhf.tracking.callbacks import load_callbacks
 from rlhf.tracking.recording import recorder
-from rlhf.tracking.session import open_run
+from rlhf.tracking.session import last_checkpoint, open_run
 from rlhf.tracking.trackers import Trackers
 
 STAGE = "principle"
@@ -120,9 +119,7 @@ def train(
     resume: bool,
 ) -> None:
     """Train, and leave the best adapter in `final/`."""
-    checkpoint = checkpoints.latest_everywhere(run.checkpoints) if resume else None
-    track.open(run)
-    run.truncate(checkpoints.step_of(checkpoint) if checkpoint else 0)
+    checkpoint = last_checkpoint(run, track, resume=resume)
     model = build_model(config, chat)
     check_inputs(run, {"model.base": Input(config.model.base, fingerprint(model.get_base_model()))})
     write_shell(run.checkpoints, lambda folder: save(config, model, chat, folder))

@@ -17,15 +17,15 @@ from reward.scorer import Score, as_scores, default_budget, require_length
 from rlhf.adapters.storage import Adapter
 from rlhf.core.errors import ConfigError, DataError
 from rlhf.core.records import Conversation
-from rlhf.distributed.sharding import compute_device, inference_mode, is_requested, lockstep
-from rlhf.kernels.fused import choose_layers
+from rlhf.distributed.sharding import compute_device, inference_mode, lockstep
 from rlhf.kernels.packing import Tree, pack
 from rlhf.kernels.packing_check import decide_packing, one_per_row
 from rlhf.kernels.precision import fits_in_float32, float32_products
 from rlhf.kernels.tensors import to_cpu
 from rlhf.models.chat import Chat
 from rlhf.models.forwards import apply_head, last_states
-from rlhf.models.loading import REWARD, PeftModel, autocast, base_of, load_causal, role
+from rlhf.models.loading import REWARD, PeftModel, autocast, base_of, role
+from rlhf.models.trunk import load_trunk_of
 
 CARD = "principle.json"
 
@@ -80,12 +80,7 @@ class PrincipleScorer:
         folder = Path(path)
         adapter = read_principle_model(folder)
         card = adapter.card
-        base = load_causal(
-            card["base"], revision=card["revision"], dtype=card["dtype"], quantization=card["quantization"]
-        )
-        if torch.cuda.is_available() and card["quantization"] == "none" and not is_requested():
-            base = base.to("cuda")
-        choose_layers(base, "auto")
+        base = load_trunk_of(card)
         chat = Chat.beside(folder, card)
         adapter.check_template(chat)
         return cls(adapter.attach(base, REWARD), chat, adapter, principles, tokens_per_batch, REWARD)

@@ -24,6 +24,7 @@ from rlhf.runs import checkpoints
 from rlhf.runs.folder import RunFolder
 from rlhf.runs.progress import Progress
 from rlhf.tracking.recording import Record, recorder
+from rlhf.tracking.session import last_checkpoint
 from rlhf.tracking.trackers import Trackers
 
 
@@ -43,9 +44,7 @@ def train_stages(
     Args:
         resume: continue from the last checkpoint; the stages before it are skipped.
     """
-    checkpoint = checkpoints.latest_everywhere(run.checkpoints) if resume else None
-    track.open(run)
-    run.truncate(checkpoints.step_of(checkpoint) if checkpoint else 0)
+    checkpoint = last_checkpoint(run, track, resume=resume)
     items = {stage.name: items_of(stage, data.training) for stage in config.stages}
     steps = {stage.name: steps_of(stage, len(items[stage.name])) for stage in config.stages}
     if checkpoint is None and config.start is not None:

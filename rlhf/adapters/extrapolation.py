@@ -21,7 +21,8 @@ from torch import Tensor
 from rlhf.adapters.lowrank import Update, combine, rank_of, truncate
 from rlhf.adapters.storage import Adapter, RewardAdapter, common_targets, read_role, write_adapter
 from rlhf.core.errors import ConfigError, ModelError, OutputError
-from rlhf.models.card import CARD, base_literal, bullets, license_line, render_card
+from rlhf.core.markdown import bullets
+from rlhf.models.card import CARD, base_literal, license_line, render_card
 from rlhf.models.chat import Chat
 from rlhf.runs.files import atomic_folder
 

@@ -67,8 +67,8 @@ def _judge_verdict(judge: Mapping[str, Any]) -> Verdict:
         return Verdict("open", "No verdict yet", "No held-out pair has a verdict that could be read.", lines)
     sentence = (
         f"A single verdict, averaged over both orders, prefers the better answer in {percent(share)} of the "
-        f"held-out pairs (95\N{NO-BREAK SPACE}% interval {fixed(100 * ends[0], 1)} to {fixed(100 * ends[1], 1)}); "
-        "chance is 50 %."
+        f"held-out pairs (95\N{NO-BREAK SPACE}% interval {fixed(100 * ends[0], 1)} to "
+        f"{fixed(100 * ends[1], 1)}); chance is 50 %."
     )
     agreement = finite(judge.get("order_agreement"))
     if agreement is not None:

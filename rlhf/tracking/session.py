@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from transformers import TrainerCallback, set_seed
 
 from rlhf.config.schema import RunConfig
+from rlhf.runs import checkpoints
 from rlhf.runs.folder import RunFolder
 from rlhf.tracking.callbacks import load_callbacks
 from rlhf.tracking.trackers import Trackers, tracking
@@ -21,6 +23,17 @@ class Session(NamedTuple):
     run: RunFolder
     track: Trackers
     callbacks: list[TrainerCallback]
+
+
+def last_checkpoint(run: RunFolder, track: Trackers, *, resume: bool) -> Path | None:
+    """The checkpoint that a resumed run continues from; None for a new run.
+
+    Opens the trackers, and drops figures of later updates; a collective call.
+    """
+    checkpoint = checkpoints.latest_everywhere(run.checkpoints) if resume else None
+    track.open(run)
+    run.truncate(checkpoints.step_of(checkpoint) if checkpoint else 0)
+    return checkpoint
 
 
 @contextmanager

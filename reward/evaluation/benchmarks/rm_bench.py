@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Unpack
 
+from reward.evaluation.benchmarks.choices import kept_items
 from reward.evaluation.judging import Group, Options, Scorers, judge
-from rlhf.core.errors import DataError
 from rlhf.core.records import Choice
 from rlhf.core.statistics import bootstrap_means
 from rlhf.data.evaluation.benchmark_rows import STYLES
@@ -93,13 +93,8 @@ def evaluate_rm_bench(
         unit="item",
         **options,
     )
-    if not scored:
-        raise DataError(
-            "There is no item to evaluate.", allowed="at least one row that the reward model accepts"
-        )
     judged, rows = [], []
-    for entry in scored:
-        item = items[entry.id - 1]
+    for item, entry in kept_items(items, scored):
         chosen, rejected = entry.rewards[: len(STYLES)], entry.rewards[len(STYLES) :]
         longer = wins([len(answer) for answer in item.chosen], [len(answer) for answer in item.rejected])
         shorter = wins([-len(answer) for answer in item.chosen], [-len(answer) for answer in item.rejected])

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from rlhf.core.markdown import table
 from rlhf.report.comparisons.comparison import write_comparison
+from rlhf.report.drawing.plots import INK, SOFT, style_axes
 from rlhf.report.numbers import DASH, decimals_for, fixed, signed
 from rlhf.runs.files import atomic_write_text
 
 TITLES = {"reward": "Reward", "held_out": "Held-out reward model", "gold": "Gold score"}
 COLORS = ("#0068a8", "#c24f00", "#00795c", "#a8417f", "#6b6252", "#c49a00", "#4b5a72", "#8a2020")
-INK, SOFT, FAINT = "#1f2328", "#636a72", "#e4e1db"
 PICTURE = "frontier.svg"
 
 Summary = Mapping[str, Any]
@@ -85,10 +86,7 @@ def markdown(summary: Summary) -> str:
     """The tables as Markdown, with the notes on how they are computed."""
     texts = ["\n\n".join([*lead(summary), *notes(summary)])]
     for heading, (head, *rows) in tables(summary).items():
-        rule = ["---", *["---:"] * (len(head) - 1)]
-        texts.append(
-            f"## {heading}\n\n" + "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
-        )
+        texts.append(f"## {heading}\n\n{table(head, rows)}")
     return "\n\n".join(texts) + "\n"
 
 
@@ -188,12 +186,7 @@ def _panel(axes: Any, summary: Summary, name: str, colors: Mapping[str, str], *,
         fontsize=9,
         color=SOFT,
     )
-    axes.tick_params(labelsize=8.5, colors=SOFT, length=0)
-    axes.grid(color=FAINT, linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(SOFT)
+    style_axes(axes)
 
 
 def _end(axes: Any, end: Mapping[str, Any], name: str, color: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhf.report.drawing.plots import INK, SOFT, style_axes
 from rlhf.report.html import asset, environment
 from rlhf.report.numbers import DASH, decimals_for, fixed, percent, signed
 from rlhf.report.policy import turns
@@ -16,7 +17,7 @@ from rlhf.runs.files import atomic_write_text
 EXAMPLES = 12
 JUDGES = {"reward": "the reward model", "held_out": "the held-out reward model", "gold": "the gold score"}
 QUANTITIES = {"reward": "Reward", "held_out": "Held-out reward", "gold": "Gold score"}
-INK, SOFT, FAINT, DOT, LINE = "#1f2328", "#636a72", "#e4e1db", "#0068a8", "#c24f00"
+DOT, LINE = "#0068a8", "#c24f00"
 
 Result = Mapping[str, Any]
 Table = list[list[str]]
@@ -228,12 +229,7 @@ def _yardstick(axes: Any, result: Result, curve: Sequence[Result]) -> None:
 def _style(axes: Any, title: str, label: str) -> None:
     axes.set_title(title, fontsize=9.5, color=INK, loc="left", parse_math=False)
     axes.set_ylabel(label, fontsize=9, color=SOFT)
-    axes.tick_params(labelsize=8.5, colors=SOFT, length=0)
-    axes.grid(color=FAINT, linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(SOFT)
+    style_axes(axes)
 
 
 def _mean_reward(answers: Sequence[Result]) -> float:
