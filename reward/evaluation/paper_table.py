@@ -148,7 +148,7 @@ def judge_justifier(config: RewardConfig, final: Path, folder: Path) -> None:
     result, rows = dict[str, Any](), list[dict[str, Any]]()
     try:
         with Progress(len(pairs), "pair") as progress:
-            result, rows = evaluate(pairs, scorer, drops=drops, chunk=32, on_progress=progress.update)
+            result, rows = evaluate(pairs, scorer, drops=drops, on_progress=progress.update)
     except DataError:
         if sum(drops.reasons.values()) < len(pairs):
             raise  # another reason than texts without a verdict

@@ -20,6 +20,9 @@ from rlhf.models.loading import POLICY, PeftModel, autocast, base_of
 from rlhf.models.trunk import load_trunk_of
 
 CARD = "justifier.json"
+WRITING_FACTOR = 8
+"""Tokens of a writing batch for each token of a scoring pass. A decoding step reads all weights for one token
+a text and holds no logits of the prompt, so wide batches pay."""
 
 
 def read_justifier(folder: Path) -> Adapter:
@@ -93,7 +96,7 @@ def load_justifier(
         adapter.attach(base, POLICY),
         chat,
         max_new_tokens=max_new_tokens or card["max_new_tokens"],
-        budget=tokens_per_batch or default_budget(),
+        budget=tokens_per_batch or WRITING_FACTOR * default_budget(),
     )
     config = JudgeConfig(url="http://localhost", model=str(folder), form="justifier", pairing="all")
     return Judge(config, client=writer)

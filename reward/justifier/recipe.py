@@ -167,7 +167,8 @@ def judge_held_out(folder: Path, records: Sequence[Justification]) -> dict[str, 
     pairs = [_comparison(record) for record in records]
     drops = DropReport(read=len(pairs))
     try:
-        result, _ = evaluate(pairs, scorer, drops=drops, chunk=32)
+        with Progress(len(pairs), "pair") as progress:
+            result, _ = evaluate(pairs, scorer, drops=drops, on_progress=progress.update)
     except DataError:
         return {"judge": dict(scorer.figures()), "drops": drops.as_dict()}
     return {**result, "judge": dict(scorer.figures()), "drops": drops.as_dict()}
