@@ -16,6 +16,7 @@ from typing import Any, Literal
 from transformers import PreTrainedModel
 
 from rlhf.core.errors import ConfigError
+from rlhf.distributed.sharding import compute_device
 from rlhf.kernels import layers
 
 Wanted = Literal["auto"] | bool
@@ -27,7 +28,7 @@ NOT_APPLIED = {"rope": False, "cross_entropy": False, "fused_linear_cross_entrop
 
 
 def choose_layers(model: PreTrainedModel, wanted: Wanted) -> bool:
-    """Choose the layers for the model's device; return whether fused kernels are applied.
+    """Choose the layers for the device that the model computes on; return whether fused kernels are applied.
 
     Args:
         wanted: `model.fused_kernels` of the config; `auto`: true on a GPU if the library is installed.
@@ -35,9 +36,10 @@ def choose_layers(model: PreTrainedModel, wanted: Wanted) -> bool:
     Raises:
         ConfigError: `wanted` is true, and there is no GPU or no library.
     """
-    on_gpu, installed = model.device.type == "cuda", importlib.util.find_spec(LIBRARY) is not None
+    # A base that FSDP2 will shard is still in host memory.
+    on_gpu, installed = compute_device(model).type == "cuda", importlib.util.find_spec(LIBRARY) is not None
     if wanted is True and not (on_gpu and installed):
-        reason = "the model is on a CPU" if not on_gpu else "the package liger-kernel is not installed"
+        reason = "there is no GPU" if not on_gpu else "the package liger-kernel is not installed"
         raise ConfigError(
             f"model.fused_kernels is true, but {reason}.",
             allowed="true on an NVIDIA GPU with liger-kernel installed; auto; false",

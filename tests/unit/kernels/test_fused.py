@@ -55,8 +55,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return recorded
 
 
-def on_gpu(monkeypatch: pytest.MonkeyPatch, model: Any) -> None:
-    monkeypatch.setattr(type(model), "device", torch.device("cuda"))
+def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU for a base that is still in host memory, as one that FSDP2 will shard."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
 
 
 def test_a_gpu_uses_the_library_and_none_of_our_layers(
@@ -65,7 +67,7 @@ def test_a_gpu_uses_the_library_and_none_of_our_layers(
     norm, rotate = modeling_llama.LlamaRMSNorm, modeling_llama.apply_rotary_pos_emb
     assert "forward" in vars(model.model.layers[0].mlp)
     with monkeypatch.context() as patch:
-        on_gpu(patch, model)
+        on_gpu(patch)
         assert fused.choose_layers(model, "auto")
     assert calls == [fused.APPLIED | fused.NOT_APPLIED]
     assert modeling_llama.LlamaRMSNorm is norm and modeling_llama.apply_rotary_pos_emb is rotate
@@ -80,7 +82,7 @@ def test_without_the_library_a_gpu_uses_transformers_layers(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        on_gpu(patch, model)
+        on_gpu(patch)
         assert not fused.choose_layers(model, "auto")
     body = model.model
     assert not any(
