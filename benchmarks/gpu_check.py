@@ -1,12 +1,11 @@
 """Whether one GPU computes what a CPU does: numbers beside their bounds, in one JSON file.
 
-    python benchmarks/gpu_check.py                    # SmolLM2's shape in bfloat16, float32 and NF4: two
-        minutes
-    python benchmarks/gpu_check.py --kind 8b          # Llama-3.1-8B's shape: five minutes
+    python benchmarks/gpu_check.py                    # SmolLM2's shape in bfloat16, NF4 and float32
+    python benchmarks/gpu_check.py --kind 8b          # Llama-3.1-8B's shape in bfloat16 and NF4
     python benchmarks/gpu_check.py --kind tiny        # tries the program itself, on a CPU
 
 Weights are random, made here. It needs torch, transformers, peft and this project on PYTHONPATH, and no
-pytest.
+pytest. The file is written after every part; a part that fails is named in it, and the others run.
 """
 
 from __future__ import annotations
@@ -16,12 +15,14 @@ import gc
 import random
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from gpu_models import SHAPES, make_base
-from measuring import forget_peak, line, memory, write_result
+from measuring import forget_peak, line, memory, write_file
+from tables import show
 
 LONG = {"prompt": (200, 600), "answers": 4, "answer": (100, 900), "groups": 2}
 SHORT = {"prompt": (8, 20), "answers": 3, "answer": (4, 12), "groups": 2}
@@ -30,6 +31,7 @@ PACKED_APART = {"float32": 1e-4, "bfloat16": 0.02}
 GRADIENT_APART = {"float32": 1e-3, "bfloat16": 0.02}
 """Norm of the difference of the adapter's gradients, as a share."""
 BUDGET = 8192
+FORMATS = (("bfloat16", "none"), ("bfloat16", "nf4"), ("float32", "none"))
 
 
 def groups(kind: str) -> list[list[Any]]:
@@ -53,12 +55,14 @@ def policy(base: Path, dtype: str, quantization: str) -> Any:
     """A base with an adapter that changes nothing yet, on the GPU where there is one."""
     import torch
 
+    from rlhf.kernels.fused import choose_layers
     from rlhf.models.forwards import enable_packed_logprobs
     from rlhf.models.loading import load_causal, lora_config, with_adapter
 
     model = load_causal(str(base), revision=None, dtype=dtype, quantization=quantization)
     if torch.cuda.is_available() and quantization == "none":
         model = model.to("cuda")
+    choose_layers(model, "auto")
     enable_packed_logprobs(model, 1.0)
     return with_adapter(model, lora_config(rank=32, alpha=64, dropout=0.0, targets="all-linear")).train()
 
@@ -196,28 +200,43 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/gpu"))
     parser.add_argument("--work", type=Path, default=Path("runs/gpu"), help="where bases are made")
     options = parser.parse_args()
-    options.quick, options.clock, options.dtype, options.data = (
+    options.quick, options.clock, options.dtype, options.data, options.result = (
         options.kind == "tiny",
         "wall",
         "bfloat16",
         None,
+        None,
     )
     base = make_base(options.kind, options.work / options.kind, options.tokenizer)
     options.base = str(base)
-    lines = []
-    formats = [("bfloat16", "none"), ("bfloat16", "nf4")] + (
-        [] if options.kind == "8b" else [("float32", "none")]
-    )
-    for dtype, quantization in formats:
+    lines: list[dict[str, Any]] = []
+    failed: list[str] = []
+    for dtype, quantization in FORMATS if options.kind != "8b" else FORMATS[:2]:
         for part in (parity, update):
-            lines += list(part(base, options.kind, dtype, quantization))
+            started, before = time.perf_counter(), len(lines)
+            name = f"{part.__name__} in {dtype}, {quantization}"
+            try:
+                lines.extend(part(base, options.kind, dtype, quantization))
+            except Exception as error:  # noqa: BLE001 - what is left is measured too
+                traceback.print_exc()
+                lines.append(line(name, None, note=f"{type(error).__name__}: {error}"))
+                failed.append(name)
             free()
-    write_result(options, f"check-{options.kind}", lines, {"formats": formats})
+            show(f"{name}: {time.perf_counter() - started:.0f} seconds", lines[before:])
+            write_file(options, f"check-{options.kind}", lines, {"formats": FORMATS, "failed": failed})
     missed = [
-        item["what"] for item in lines if item["most"] is not None and not item["measured"] <= item["most"]
+        item["what"]
+        for item in lines
+        if item["most"] is not None and item["measured"] is not None and not item["measured"] <= item["most"]
     ]
-    if missed:
-        sys.exit(f"not met: {', '.join(missed)}")
+    if failed or missed:
+        sys.exit(
+            "; ".join(
+                f"{what}: {', '.join(names)}"
+                for what, names in (("failed", failed), ("not met", missed))
+                if names
+            )
+        )
 
 
 def free() -> None:

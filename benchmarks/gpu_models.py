@@ -68,8 +68,10 @@ def make_base(kind: str, folder: Path, tokenizer: str = "embedded") -> Path:
             model = LlamaForCausalLM(config)
     finally:
         torch.set_default_dtype(before)
-    model.save_pretrained(folder)
-    words.save_pretrained(folder)
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    model.save_pretrained(unfinished)
+    words.save_pretrained(unfinished)
+    unfinished.replace(folder)
     del model
     gc.collect()
     if torch.cuda.is_available():

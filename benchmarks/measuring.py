@@ -7,7 +7,9 @@ are separate. It is started once and answers requests one at a time, so that rou
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -17,8 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from rich.console import Console
-from rich.table import Table
+from tables import show
 
 from rlhf.core.formats import effective_dtype
 from rlhf.runs.environment import environment
@@ -65,6 +66,8 @@ def arguments(doc: str | None) -> argparse.ArgumentParser:
         default=effective_dtype("bfloat16"),
         help="number format of both sides; bfloat16, or float32 where the processor is slow in that",
     )
+    parser.add_argument("--minutes", type=float, help="start no further part after so many minutes")
+    parser.add_argument("--result", type=Path, help="the JSON file, by default OUTPUT/NAME.json")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     return parser
 
@@ -74,6 +77,7 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     options = parser.parse_args()
     if options.data is None and SHARED_DATA.is_dir():
         options.data = SHARED_DATA
+    options.until = math.inf if options.minutes is None else time.monotonic() + 60 * options.minutes
     return options
 
 
@@ -138,11 +142,35 @@ def serve(side: Callable[[Mapping[str, Any]], Handler]) -> None:
     handle = side(json.loads(sys.stdin.readline()))
     print(json.dumps(memory()), file=answers, flush=True)
     for line in sys.stdin:
-        answer = handle(json.loads(line))
+        answer = without_memory_errors(handle, json.loads(line))
         print(json.dumps({**answer, **memory()}), file=answers, flush=True)
+        release()
     answers.close()
     sys.stdout.flush()
     os._exit(0)  # engines with their own threads do not always end
+
+
+def without_memory_errors(handle: Handler, request: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The answer, or endless seconds where the GPU's memory does not suffice for this setting."""
+    try:
+        return handle(request)
+    except Exception as error:
+        if type(error).__name__ not in MEMORY_ERRORS:
+            raise
+        return {"seconds": math.inf, "error": str(error).splitlines()[0]}
+
+
+MEMORY_ERRORS = ("OutOfMemoryError", "GpuMemoryError")
+
+
+def release() -> None:
+    """Give cached memory of the GPU back where it is much: the other side computes on the same GPU."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return
+    if torch.cuda.memory_reserved() > 0.25 * torch.cuda.get_device_properties(0).total_memory:
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def on_gpu() -> bool:
@@ -202,19 +230,39 @@ def timed(trainer: Any, clock: str) -> dict[str, Any]:
 
 
 def fastest(
-    ask: Callable[[int], dict[str, Any]], settings: Sequence[int]
+    ask: Callable[[int], dict[str, Any]],
+    settings: Sequence[int],
+    *,
+    largest: Callable[[int], dict[str, Any]] | None = None,
 ) -> tuple[int, dict[int, dict[str, Any]]]:
-    """The setting whose answer took the fewest seconds, and all answers; a first request, which is not
-    counted, warms up."""
+    """The setting whose answer took the fewest seconds, and the answers of all that fit in memory.
+
+    A first request, which is not counted, warms up.
+
+    Args:
+        largest: asks for the largest piece of work, which must fit too.
+    """
     ask(settings[0])
-    answers = {setting: ask(setting) for setting in settings}
-    return min(answers, key=lambda setting: float(answers[setting]["seconds"])), answers
+    answers = {setting: answer for setting in settings if math.isfinite((answer := ask(setting))["seconds"])}
+    for setting in sorted(answers, key=lambda setting: float(answers[setting]["seconds"])):
+        if largest is None or math.isfinite(largest(setting)["seconds"]):
+            return setting, answers
+    sys.exit(f"the GPU's memory does not suffice for any of {', '.join(map(str, settings))}")
 
 
-def in_turns(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Each side's figure in each round; the order of the sides alternates."""
+def in_turns(
+    sides: Mapping[str, Callable[[], float]], rounds: int, *, until: float = math.inf
+) -> dict[str, list[float]]:
+    """Each side's figure in each round; the order of the sides alternates.
+
+    Args:
+        until: no round starts later on `time.monotonic`, except the first.
+    """
     figures: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds):
+        if number and time.monotonic() > until:
+            print(f"  {number} of {rounds} rounds: no time for more", flush=True)
+            break
         names = list(sides) if number % 2 == 0 else list(sides)[::-1]
         for name in names:
             figures[name].append(sides[name]())
@@ -268,8 +316,15 @@ def matmul_peak(clock: str, dtype: str, seconds: float = 0.5) -> float:
 def write_result(
     options: argparse.Namespace, name: str, lines: Sequence[Mapping[str, Any]], details: Mapping[str, Any]
 ) -> None:
-    """Print the figures, and write them with machine, versions and date under the output folder."""
+    """Print the figures, and write them to a file."""
     show(name, lines)
+    write_file(options, name, lines, details)
+
+
+def write_file(
+    options: argparse.Namespace, name: str, lines: Sequence[Mapping[str, Any]], details: Mapping[str, Any]
+) -> None:
+    """Write the figures with machine, versions and date under the output folder."""
     result = {
         "name": name,
         "quick": options.quick,
@@ -282,56 +337,9 @@ def write_result(
         "lines": list(lines),
         "details": dict(details),
     }
-    options.output.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(options.output / f"{name}.json", json.dumps(result, indent=1) + "\n")
-
-
-def show(title: str, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Target and measured, one figure a row."""
-    table = Table(title=title, title_justify="left")
-    for column in ("", "target", "measured", ""):
-        table.add_column(column, overflow="fold")
-    for line in lines:
-        table.add_row(str(line["what"]), target(line), figure(line), verdict(line))
-    Console(width=130).print(table)
-
-
-def target(line: Mapping[str, Any]) -> str:
-    """The target in words."""
-    for bound, word in (("least", "at least"), ("most", "at most")):
-        if line[bound] is not None:
-            return f"{word} {number(line[bound])}{unit_of(line)}"
-    return ""
-
-
-def figure(line: Mapping[str, Any]) -> str:
-    """The measured value in words."""
-    if line["measured"] is None:
-        return f"not measured: {line['note']}" if line["note"] else "not measured"
-    return f"{number(line['measured'])}{unit_of(line)}" + (f" ({line['note']})" if line["note"] else "")
-
-
-def verdict(line: Mapping[str, Any]) -> str:
-    """Met or not; empty where there is no target, or no figure."""
-    if line["measured"] is None or (line["least"] is None and line["most"] is None):
-        return ""
-    met = line["measured"] >= line["least"] if line["least"] is not None else line["measured"] <= line["most"]
-    return "met" if met else "NOT met"
-
-
-def number(value: float) -> str:
-    """Three digits that count, or so."""
-    if value == 0:
-        return "0"
-    if abs(value) < 1e-3:
-        return f"{value:.1e}"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def unit_of(line: Mapping[str, Any]) -> str:
-    """The unit after a number."""
-    unit = str(line["unit"])
-    return unit if unit in ("", "x") else f" {unit}"
+    file = options.result or options.output / f"{name}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(file, json.dumps(result, indent=1) + "\n")
 
 
 def machine() -> dict[str, Any]:

@@ -14,12 +14,25 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import policy_sides
-from measuring import Side, arguments, fastest, in_turns, line, on_gpu, parse, ratio, serve, write_result
+from measuring import (
+    Side,
+    arguments,
+    fastest,
+    in_turns,
+    line,
+    on_gpu,
+    parse,
+    ratio,
+    serve,
+    write_file,
+    write_result,
+)
 from samples import groups
 
 SIZES: dict[str, Any] = {
@@ -50,6 +63,7 @@ GPU_SIZES = SIZES | {
     "new_tokens": 512,
     "whole_new_tokens": 256,
 }
+GPU_MICRO = (*MICRO, 32, 64)
 GPU_BUDGETS = (4096, 8192, 16_384)
 """MICRO: answers per forward pass of TRL; BUDGETS: tokens per forward pass of ours. Each side runs with its
 fastest."""
@@ -103,6 +117,7 @@ def compare_updates(
         figures = in_turns(
             {name: lambda name=name: float(ways[name](best[name])["seconds"]) for name in SIDES},  # type: ignore[misc]
             sizes["rounds"],
+            until=options.until,
         )
     tokens = [len(ids) for item in shared["given"] for ids in item["answers"]]
     return {
@@ -148,7 +163,11 @@ def compare_steps(
         for name in SIDES:  # warms up: an engine compiles
             one_step(name)
             answers[name].clear()
-        figures = in_turns({name: lambda name=name: one_step(name) for name in SIDES}, sizes["whole_rounds"])  # type: ignore[misc]
+        figures = in_turns(
+            {name: lambda name=name: one_step(name) for name in SIDES},  # type: ignore[misc]
+            sizes["whole_rounds"],
+            until=options.until,
+        )
     parts: dict[str, float] = {}
     for answer in answers["ours"]:
         for stage, seconds in answer["stages"].items():
@@ -175,42 +194,54 @@ def main() -> None:
         serve(SIDES[options.side])
         return
     sizes = (GPU_SIZES if on_gpu() else SIZES) | (QUICK if options.quick else {})
-    lines, details = [], dict[str, Any]()
+    lines, details = [], {"sizes": sizes}
     settings: Mapping[str, Sequence[int]] = {
         "ours": GPU_BUDGETS if on_gpu() else BUDGETS,
-        "trl": [size for size in MICRO if size <= sizes["answers"]],
+        "trl": [size for size in (GPU_MICRO if on_gpu() else MICRO) if size <= sizes["answers"]],
     }
     for group in sizes["group_sizes"]:
         figures = compare_updates(options, sizes, group, settings)
-        best = figures["best"]
-        settings = {name: [item] for name, item in best.items()}
+        settings = {name: [item] for name, item in figures["best"].items()}
         details[f"update, G = {group}"] = figures
-        seconds, same = figures["seconds"], figures["same_work"]
-        lines += [
-            line(
-                f"Policy update, G = {group}: speed beside TRL",
-                ratio(seconds["trl"], seconds["ours"]),
-                "x",
-                least=2.0,
-            ),
-            line(
-                "Ours",
-                statistics.median(seconds["ours"]),
-                "s",
-                note=f"{sizes['answers']} answers, {best['ours']} tokens a batch",
-            ),
-            line("TRL", statistics.median(seconds["trl"]), "s", note=f"{best['trl']} answers a micro-batch"),
-            line("Same work: mean reward apart", same["reward"], most=0.1),
-            line("Same work: gradient norm apart", 100 * same["grad_norm"], "%", most=10),
-        ]
-    steps = compare_steps(options, sizes, best)
-    rates = steps["milliseconds_a_token"]
-    details["step"] = steps
-    lines += [
+        lines += update_lines(figures, group, sizes["answers"])
+        write_file(options, "policy_update", lines, details)
+    what = "Whole step with rollouts: speed beside TRL"
+    if time.monotonic() > options.until:
+        lines.append(line(what, None, note="no time was left"))
+    else:
+        details["step"] = compare_steps(options, sizes, figures["best"])
+        lines += step_lines(what, details["step"], options.engine)
+    write_result(options, "policy_update", lines, details)
+
+
+def update_lines(figures: Mapping[str, Any], group: int, answers: int) -> list[dict[str, Any]]:
+    """The lines of `compare_updates`."""
+    best, seconds, same = figures["best"], figures["seconds"], figures["same_work"]
+    return [
         line(
-            "Whole step with rollouts: speed beside TRL", ratio(rates["trl"], rates["ours"]), "x", least=1.5
+            f"Policy update, G = {group}: speed beside TRL",
+            ratio(seconds["trl"], seconds["ours"]),
+            "x",
+            least=2.0,
         ),
-        line("Ours", statistics.median(rates["ours"]), "ms a sampled token", note=options.engine),
+        line(
+            "Ours",
+            statistics.median(seconds["ours"]),
+            "s",
+            note=f"{answers} answers, {best['ours']} tokens a batch",
+        ),
+        line("TRL", statistics.median(seconds["trl"]), "s", note=f"{best['trl']} answers a micro-batch"),
+        line("Same work: mean reward apart", same["reward"], most=0.1),
+        line("Same work: gradient norm apart", 100 * same["grad_norm"], "%", most=10),
+    ]
+
+
+def step_lines(what: str, steps: Mapping[str, Any], engine: str) -> list[dict[str, Any]]:
+    """The lines of `compare_steps`."""
+    rates = steps["milliseconds_a_token"]
+    return [
+        line(what, ratio(rates["trl"], rates["ours"]), "x", least=1.5),
+        line("Ours", statistics.median(rates["ours"]), "ms a sampled token", note=engine),
         line("TRL", statistics.median(rates["trl"]), "ms a sampled token", note="transformers"),
         line("Adapter to the engine, share of a step", 100 * steps["sync_share"], "%", most=1),
         line(
@@ -220,7 +251,6 @@ def main() -> None:
             most=5,
         ),
     ]
-    write_result(options, "policy_update", lines, {"sizes": sizes, **details})
 
 
 if __name__ == "__main__":

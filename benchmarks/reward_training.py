@@ -16,15 +16,14 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import cost
 import samples
 from measuring import (
-    Handler,
     Side,
     arguments,
     fastest,
@@ -35,181 +34,31 @@ from measuring import (
     parse,
     ratio,
     serve,
-    timed,
-    write_result,
+    write_file,
 )
+from reward_sides import SIDES
+from tables import show
 
-from rlhf.config.reward import RewardConfig
 from rlhf.kernels.packing import Tree, pack
 
 SIZES = {"limit": 2000, "longest": 512, "update": 16, "updates": 3, "rounds": 3, "exact_pairs": 3}
 QUICK = {"limit": 400, "longest": 256, "update": 4, "updates": 2, "rounds": 1, "exact_pairs": 2}
 MICRO = (2, 4, 8, 16)
 BUDGETS = (512, 1024, 2048)
+EXACT_WEIGHTS = 2_000_000_000
+"""Most weights of a base whose float32 losses are compared: a larger one takes a GPU's memory and minutes."""
 GPU_SIZES = {"limit": 4000, "longest": 2048, "update": 32, "updates": 3, "rounds": 3, "exact_pairs": 3}
+GPU_MICRO = (*MICRO, 32)
 GPU_BUDGETS = (4096, 8192, 16_384)
 """Pairs in one forward pass of TRL's and tokens in one of ours: both sides run with what is fastest on the
 middle update."""
 
 
-def our_config(options: Mapping[str, Any]) -> RewardConfig:
-    """One output, pairs alone, plain Bradley-Terry."""
-    return RewardConfig.model_validate(
-        {
-            "output": "unused",
-            "model": {"base": options["base"], "dtype": options["dtype"], "max_length": options["longest"]},
-            "attributes": ["reward"],
-            "data": {"preferences": [{"path": "demo", "format": "helpsteer2-preference"}]},
-            "stages": [{"name": "pairs", "preference_weight": 1, "preference_loss": "regular"}],
-        }
-    )
+Result = tuple[list[dict[str, Any]], dict[str, Any]]
 
 
-def their_model(options: Mapping[str, Any], pad_id: int) -> Any:
-    """TRL's: by PEFT's own hand, since `with_adapter` would make its layers ours."""
-    import torch
-    from peft import get_peft_model
-    from transformers import AutoModelForSequenceClassification
-
-    from rlhf.config.schema import AdapterConfig
-    from rlhf.models.embedded import resolve_base
-    from rlhf.models.loading import lora_config
-
-    base = AutoModelForSequenceClassification.from_pretrained(
-        resolve_base(options["base"]),
-        num_labels=1,
-        dtype=getattr(torch, options["dtype"]),
-        pad_token_id=pad_id,
-    )
-    return get_peft_model(base, lora_config(**AdapterConfig().model_dump(), head=True))
-
-
-def ours(options: Mapping[str, Any]) -> Handler:
-    """`train-reward`'s trainer on given pairs: [chosen ids, rejected ids]."""
-    from reward_trainer import reward_trainer
-    from transformers import set_seed
-
-    from reward.training.batches import Item
-    from reward.training.build import build_model
-    from rlhf.models.chat import Chat
-
-    set_seed(0)
-    config, chat = our_config(options), Chat.load(options["base"])
-    model = build_model(config, chat)
-    start(model)
-    items = [Item(Tree.of_sequences(pair[::-1]), ((None,), (None,)), 1) for pair in options["pairs"]]
-
-    def train(request: Mapping[str, Any]) -> Mapping[str, Any]:
-        updates: list[list[int]] = request["updates"]
-        losses: list[float] = []
-        start(model)
-        if "prepare" in request:
-            request["prepare"](model=model)
-        trainer = reward_trainer(
-            config,
-            model,
-            chat,
-            items,
-            order=[place for update in updates for place in update],
-            updates=len(updates),
-            tokens_per_batch=request["tokens_per_batch"],
-            record=lambda _, figures: losses.append(float(figures["loss/bt"])),
-        )
-        return timed(trainer, options["clock"]) | {"losses": losses} | {"shape": vars(cost.Shape.of(model))}
-
-    return train
-
-
-def theirs(options: Mapping[str, Any]) -> Handler:
-    """TRL's trainer on the same pairs, through its door for token ids."""
-    import torch
-    from datasets import Dataset
-    from torch.utils.data import SequentialSampler
-    from transformers import set_seed
-    from transformers.trainer_callback import PrinterCallback
-    from trl import RewardConfig as TRLRewardConfig
-    from trl import RewardTrainer
-
-    from rlhf.config.schema import OptimizerConfig
-    from rlhf.models.chat import Chat
-
-    class InOrder(RewardTrainer):
-        """The order was made by the sampler before, see `samples.updates_of`."""
-
-        losses: list[float]
-
-        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-            return SequentialSampler(self.train_dataset)
-
-        def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-            if "loss" in logs:
-                self.losses.append(logs["loss"])
-
-    set_seed(0)
-    chat = Chat.load(options["base"])
-    model = their_model(options, chat.pad_id)
-    start(model)
-    optimizer = OptimizerConfig()
-
-    def train(request: Mapping[str, Any]) -> Mapping[str, Any]:
-        updates: list[list[int]] = request["updates"]
-        pairs = [options["pairs"][place] for update in updates for place in update]
-        start(model)
-        trainer = InOrder(
-            model,
-            args=TRLRewardConfig(
-                tempfile.mkdtemp(),
-                per_device_train_batch_size=request["micro"],
-                gradient_accumulation_steps=len(updates[0]) // request["micro"],
-                max_steps=len(updates),
-                learning_rate=optimizer.learning_rate,
-                lr_scheduler_type="constant",
-                weight_decay=optimizer.weight_decay,
-                adam_beta1=optimizer.betas[0],
-                adam_beta2=optimizer.betas[1],
-                max_grad_norm=optimizer.max_grad_norm,
-                max_length=None,
-                bf16=options["dtype"] == "bfloat16",
-                use_cpu=not torch.cuda.is_available(),
-                gradient_checkpointing=False,
-                logging_steps=1,
-                report_to="none",
-                save_strategy="no",
-                remove_unused_columns=False,
-                dataloader_pin_memory=False,
-                disable_tqdm=True,
-                seed=0,
-            ),
-            train_dataset=Dataset.from_list([{"chosen_ids": c, "rejected_ids": r} for c, r in pairs]),
-            processing_class=chat.tokenizer,
-        )
-        trainer.losses = []
-        trainer.remove_callback(PrinterCallback)
-        return timed(trainer, options["clock"]) | {"losses": trainer.losses}
-
-    return train
-
-
-SIDES = {"ours": ours, "trl": theirs}
-
-
-def start(model: Any) -> None:
-    """The same weights for both sides: whatever is trained gets small random values, in the order of
-    names."""
-    import torch
-
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for _, parameter in sorted(
-            (name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad
-        ):
-            parameter.data = parameter.data.float()
-            parameter.copy_(torch.empty(parameter.shape).normal_(0, 0.02, generator=generator))
-            parameter.grad = None
-
-
-def measure(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The lines of the table, and what lies behind them."""
+def measure(options: argparse.Namespace) -> Iterator[Result]:
+    """The lines of the table, and what lies behind them: after the rounds, and again after what is left."""
     from rlhf.models.chat import Chat
 
     sizes = (GPU_SIZES if on_gpu() else SIZES) | (QUICK if options.quick else {})
@@ -229,17 +78,49 @@ def measure(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str
         "pairs": pairs,
     }
     logs = options.output / "logs"
+    lines, details = rounds_of(options, sizes, shared, updates, logs)
+    yield lines, details
+    left = {
+        "Loss of an update, difference, float32": lambda: exact_losses(
+            details["shape"], shared, sizes["exact_pairs"], logs
+        ),
+        "Memory an update adds, beside TRL at the same tokens a batch": lambda: memory_at_equal_tokens(
+            shared, pairs, updates, details["micro"], logs
+        ),
+    }
+    for what, part in left.items():
+        if time.monotonic() > options.until:
+            lines.append(line(what, None, note="no time was left"))
+        else:
+            lines.append({**part(), "what": what})
+        yield lines, details
+
+
+def rounds_of(
+    options: argparse.Namespace,
+    sizes: Mapping[str, Any],
+    shared: Mapping[str, Any],
+    updates: list[list[int]],
+    logs: Any,
+) -> Result:
+    """Both sides' rates, each with the fastest setting that fits, in turns."""
+    pairs, size = shared["pairs"], sizes["update"]
     with ExitStack() as stack:
         sides = {name: stack.enter_context(Side(__file__, name, shared, logs)) for name in SIDES}
-        middle = [updates[len(updates) // 2]]
-        micro, tried = fastest(
-            lambda size: sides["trl"].ask(updates=middle, micro=size),
-            [item for item in MICRO if item <= size],
-        )
-        budget, budgets = fastest(
-            lambda budget: sides["ours"].ask(updates=middle, tokens_per_batch=budget),
-            GPU_BUDGETS if on_gpu() else BUDGETS,
-        )
+        middle, longest = [updates[len(updates) // 2]], [updates[0]]
+
+        def setting(name: str, key: str, allowed: Sequence[int]) -> tuple[int, dict[int, dict[str, Any]]]:
+            return fastest(
+                lambda value: sides[name].ask(updates=middle, **{key: value}),
+                allowed,
+                largest=(lambda value: sides[name].ask(updates=longest, **{key: value}))
+                if on_gpu()
+                else None,
+            )
+
+        sizes_of_trl = [item for item in (GPU_MICRO if on_gpu() else MICRO) if item <= size]
+        micro, tried = setting("trl", "micro", sizes_of_trl)
+        budget, budgets = setting("ours", "tokens_per_batch", GPU_BUDGETS if on_gpu() else BUDGETS)
         print(
             f"Fastest: TRL with {micro} pairs a micro-batch, ours with {budget} tokens a batch.", flush=True
         )
@@ -253,28 +134,20 @@ def measure(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str
             peaks.append(matmul_peak(options.clock, options.dtype))
             return useful / float(answers[name][-1]["seconds"])
 
-        rates = in_turns({name: lambda name=name: one_round(name) for name in SIDES}, sizes["rounds"])  # type: ignore[misc]
-    memories = memory_at_equal_tokens(shared, pairs, updates, micro, logs)
+        rates = in_turns(
+            {name: lambda name=name: one_round(name) for name in SIDES},  # type: ignore[misc]
+            sizes["rounds"],
+            until=options.until,
+        )
     values = [float(answer["losses"][0]) for answer in tried.values()]
     lines = [
         line(
             "Reward training: useful tokens/s beside TRL", ratio(rates["ours"], rates["trl"]), "x", least=2.0
         ),
-        line(
-            "Loss of an update, difference, float32",
-            exact_losses(shared, sizes["exact_pairs"], logs),
-            most=1e-5,
-        ),
         *losses_of_a_round(answers, options.dtype),
         line(
             f"One update of TRL's with itself in other micro-batches, {options.dtype}",
             max(values) - min(values),
-        ),
-        line(
-            "Memory an update adds, beside TRL at the same tokens a batch",
-            memories["ours"] / memories["trl"],
-            "x",
-            most=1.0,
         ),
         line("Ours", statistics.median(rates["ours"]), "useful tokens/s", note=f"{budget} tokens a batch"),
         line(
@@ -289,10 +162,12 @@ def measure(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str
         "sizes": sizes,
         "useful_tokens": useful,
         "rates": rates,
+        "micro": micro,
         "micro_batches": {str(item): answer["seconds"] for item, answer in tried.items()},
         "budgets": {str(item): answer["seconds"] for item, answer in budgets.items()},
         "losses": {name: answers[name][0]["losses"] for name in SIDES},
-        "added_bytes": memories,
+        "added_bytes": {name: max(answer["added"] for answer in answers[name]) for name in SIDES},
+        "shape": answers["ours"][0]["shape"],
         "matmul_gflops": peaks,
     }
     return lines, details
@@ -345,28 +220,33 @@ def shares_of_peak(
     ]
 
 
-def exact_losses(shared: Mapping[str, Any], pairs: int, logs: Any) -> float:
-    """How far the float32 losses of one update are apart."""
+def exact_losses(
+    shape: Mapping[str, int], shared: Mapping[str, Any], pairs: int, logs: Any
+) -> dict[str, Any]:
+    """The line of how far the float32 losses of one update are apart."""
+    if shape["base"] > EXACT_WEIGHTS:
+        return line("", None, note="of a smaller base only")
     losses = []
     for name in SIDES:
         with Side(__file__, name, {**shared, "dtype": "float32"}, logs) as side:
             answer = side.ask(updates=[list(range(pairs))], tokens_per_batch=1024, micro=pairs)
             losses.append(answer["losses"][0])
-    return abs(float(losses[0]) - float(losses[1]))
+    return line("", abs(float(losses[0]) - float(losses[1])), most=1e-5)
 
 
 def memory_at_equal_tokens(
     shared: Mapping[str, Any], pairs: Sequence[Any], updates: list[list[int]], micro: int, logs: Any
-) -> dict[str, int]:
-    """Bytes that two updates of the longest batch add, in a fresh process each; ours has as many tokens a
-    batch as TRL's padded one."""
+) -> dict[str, Any]:
+    """The line of the bytes that two updates of the longest batch add, in a fresh process each; ours has as
+    many tokens a batch as TRL's padded one."""
     tokens = micro * 2 * max(len(ids) for place in updates[0][:micro] for ids in pairs[place])
     figures = {}
     for name in SIDES:
         with Side(__file__, name, shared, logs) as side:
             answer = side.ask(updates=[updates[0]] * 2, tokens_per_batch=tokens, micro=micro)
             figures[name] = int(answer["added"])
-    return figures | {"tokens": tokens}
+    note = f"{figures['ours'] / 2**30:.2f} and {figures['trl'] / 2**30:.2f} GiB, {tokens} tokens"
+    return line("", figures["ours"] / figures["trl"], "x", most=1.0, note=note)
 
 
 def main() -> None:
@@ -375,7 +255,10 @@ def main() -> None:
     if options.side:
         serve(SIDES[options.side])
         return
-    write_result(options, "reward_training", *measure(options))
+    lines: list[dict[str, Any]] = []
+    for lines, details in measure(options):
+        write_file(options, "reward_training", lines, details)
+    show("reward_training", lines)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import Any
 
 import samples
 from measuring import Handler, Side, arguments, line, parse, serve, write_result
-from reward_training import our_config, start, their_model
+from reward_sides import our_config, start, their_model
 
 from rlhf.kernels.packing import Tree, pack
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from measuring import figure, target, verdict
+from tables import figure, target, verdict
 
 from rlhf.runs.files import atomic_write_text
 

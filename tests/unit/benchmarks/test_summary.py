@@ -40,7 +40,7 @@ def result(*lines: dict[str, Any], **others: Any) -> dict[str, Any]:
 
 
 def test_a_target_is_met_or_not() -> None:
-    line, verdict = module("measuring").line, module("measuring").verdict
+    line, verdict = module("measuring").line, module("tables").verdict
     assert verdict(line("a", 2.0, least=2.0)) == verdict(line("a", 0.6, most=0.6)) == "met"
     assert verdict(line("a", 1.99, least=2.0)) == verdict(line("a", 0.61, most=0.6)) == "NOT met"
     assert (

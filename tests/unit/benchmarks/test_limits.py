@@ -1,0 +1,116 @@
+"""Where memory or time runs out, what was measured is kept."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def benchmarks_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+def module(name: str) -> Any:
+    return importlib.import_module(name)
+
+
+def test_a_side_survives_a_setting_too_large_for_the_gpu(tmp_path: Path) -> None:
+    script = tmp_path / "greedy.py"
+    script.write_text(f"""
+import sys
+sys.path.insert(0, {str(BENCHMARKS)!r})
+import torch
+from measuring import serve
+def train(request):
+    if request["size"] > 4:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+    return {{"seconds": 1.0 / request["size"]}}
+serve(lambda options: train)
+""")
+    measuring = module("measuring")
+    with measuring.Side(str(script), "any", {}, tmp_path / "logs") as side:
+        best, answers = measuring.fastest(lambda size: side.ask(size=size), [2, 4, 8])
+        assert best == 4
+        assert set(answers) == {2, 4}
+        assert side.ask(size=8)["seconds"] == math.inf
+        fits_below = {"largest": lambda size: side.ask(size=2 * size)}
+        assert measuring.fastest(lambda size: side.ask(size=size), [1, 2, 4], **fits_below)[0] == 2
+        with pytest.raises(SystemExit):
+            measuring.fastest(lambda size: side.ask(size=size), [8, 16])
+
+
+def test_no_round_starts_after_the_time_limit_except_the_first() -> None:
+    sides = {"a": lambda: 1.0, "b": lambda: 2.0}
+    assert module("measuring").in_turns(sides, 3, until=-math.inf) == {"a": [1.0], "b": [2.0]}
+    assert module("measuring").in_turns(sides, 3)["a"] == [1.0] * 3
+
+
+def test_what_is_measured_is_written_before_the_next_part(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    reward = module("reward_training")
+    file = tmp_path / "result.json"
+
+    def rounds(*_: Any) -> Any:
+        return [module("measuring").line("rate", 2.0)], {"shape": {"base": 1}, "micro": 2}
+
+    def stops(*_: Any) -> Any:
+        assert [line["what"] for line in json.loads(file.read_text())["lines"]] == ["rate"]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(reward, "rounds_of", rounds)
+    monkeypatch.setattr(reward, "exact_losses", stops)
+    words = ["reward_training", "--quick", "--output", str(tmp_path), "--result", str(file)]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(KeyboardInterrupt):
+        reward.main()
+    monkeypatch.setattr(sys, "argv", [*words, "--minutes", "0"])  # nothing more is started
+    reward.main()
+    assert [line["measured"] for line in json.loads(file.read_text())["lines"]] == [2.0, None, None]
+
+
+def test_a_part_of_the_check_that_fails_is_named_and_the_others_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    check = module("gpu_check")
+
+    def parity(_: Path, __: str, dtype: str, quantization: str) -> Iterator[dict[str, Any]]:
+        yield check.line(f"first of {dtype}, {quantization}", 1.0)
+        if quantization == "nf4":
+            raise RuntimeError("no kernel")
+
+    monkeypatch.setattr(check, "parity", parity)
+    monkeypatch.setattr(check, "update", lambda *_: [])
+    monkeypatch.setattr(check, "make_base", lambda *_: tmp_path)
+    monkeypatch.setattr(sys, "argv", ["gpu_check", "--kind", "tiny", "--output", str(tmp_path)])
+    with pytest.raises(SystemExit) as caught:
+        check.main()
+    result = json.loads((tmp_path / "check-tiny.json").read_text())
+    assert result["details"]["failed"] == ["parity in bfloat16, nf4"]
+    assert [line["measured"] for line in result["lines"]] == [1.0, 1.0, None, 1.0]
+    assert "bfloat16, nf4" in str(caught.value)
+
+
+def test_both_gpu_programs_take_the_arguments_of_make_bench_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = []
+    monkeypatch.setattr(argparse.ArgumentParser, "exit", lambda *_: taken.append("refused"))
+    for name in ("gpu_check", "gpu_bench"):
+        program = module(name)
+        monkeypatch.setattr(program, "make_base", lambda kind, *_: taken.append(kind) or sys.exit(0))
+        monkeypatch.setattr(sys, "argv", [name, "--kind", "8b", "--tokenizer", "folder"])
+        with pytest.raises(SystemExit):
+            program.main()
+    assert taken == ["8b", "8b"], capsys.readouterr().err
