@@ -58,8 +58,9 @@ def train_dpo(
     steps = after or AfterTraining()
     with open_run(config, "train-dpo", resume=resume, trackers=trackers) as (run, track, callbacks):
         chat = load_chat(config)
+        notes = bases.check(config.model, config.adapter)
         data = load_data(config, chat)
-        for line in (*chat.notes, *data.drops.lines(), *bases.check(config.model, config.adapter)):
+        for line in (*chat.notes, *data.drops.lines(), *notes):
             print(line)
         run.write_json("drops.json", data.drops.as_dict())
         check_inputs(run, inputs_of(config, data.drops.digests))
@@ -171,10 +172,11 @@ def dry_run(config: DPOConfig) -> list[str]:
     """What a run would do: the drop report, pairs and updates."""
     load_callbacks(config.callbacks)
     Trackers(config)  # checks that they are installed
-    data = load_data(config, load_chat(config))
+    chat, notes = load_chat(config), bases.check(config.model, config.adapter)
+    data = load_data(config, chat)
     return [
         *data.drops.lines(),
-        *bases.check(config.model, config.adapter),
+        *notes,
         f"{len(data.training):,} pairs, {len(data.validation):,} held out; "
         f"{steps_of(config, len(data.training))} updates of {config.batch_size} at "
         f"{config.optimizer.learning_rate:g}; {config.loss} DPO with beta {config.beta:g}",

@@ -25,6 +25,7 @@ from rlhf.distributed import processes, sharding
 from rlhf.distributed.schedule import steps_of
 from rlhf.distributed.trainer_mixin import draw_order
 from rlhf.kernels.packing_check import decide_packing
+from rlhf.models import bases
 from rlhf.models.bases import require_context
 from rlhf.models.card import CARD as README
 from rlhf.models.chat import Chat
@@ -52,8 +53,9 @@ def train_justifier(config: JustifierConfig, *, resume: bool = False) -> dict[st
     """
     with open_run(config, "train-justifier", resume=resume) as (run, track, callbacks):
         chat = load_chat(config)
+        notes = bases.check(config.model, config.adapter)
         data = load_data(config, chat)
-        for line in (*chat.notes, *data.drops.lines()):
+        for line in (*chat.notes, *data.drops.lines(), *notes):
             print(line)
         run.write_json("drops.json", data.drops.as_dict())
         check_inputs(run, inputs_of(config, data.drops.digests))
@@ -186,10 +188,12 @@ def _comparison(record: Justification) -> Comparison:
 def dry_run(config: JustifierConfig) -> list[str]:
     """What a run would do: the drop report, examples and updates."""
     load_callbacks(config.callbacks)
-    data: JustifierData = load_data(config, load_chat(config))
+    chat, notes = load_chat(config), bases.check(config.model, config.adapter)
+    data: JustifierData = load_data(config, chat)
     steps = steps_of(config, len(data.training))
     return [
         *data.drops.lines(),
+        *notes,
         f"{len(data.training)} justifications, {len(data.held_out)} pairs held out; {steps} updates of "
         f"{config.batch_size} at {config.optimizer.learning_rate:g}",
     ]

@@ -25,6 +25,7 @@ from rlhf.distributed import processes, sharding
 from rlhf.distributed.schedule import steps_of
 from rlhf.distributed.trainer_mixin import draw_order
 from rlhf.kernels.packing_check import decide_packing
+from rlhf.models import bases
 from rlhf.models.bases import require_context
 from rlhf.models.card import CARD as README
 from rlhf.models.chat import Chat
@@ -55,8 +56,9 @@ def train_principle(config: PrincipleConfig, *, resume: bool = False) -> dict[st
     """
     with open_run(config, "train-principle", resume=resume) as (run, track, callbacks):
         chat = load_chat(config)
+        notes = bases.check(config.model, config.adapter)
         data = load_data(config, chat)
-        for line in (*chat.notes, *data.drops.lines()):
+        for line in (*chat.notes, *data.drops.lines(), *notes):
             print(line)
         run.write_json("drops.json", data.drops.as_dict())
         check_inputs(run, inputs_of(config, data.drops.digests))
@@ -216,10 +218,12 @@ def evaluate(config: PrincipleConfig, folder: Path, records: Sequence[Principle]
 def dry_run(config: PrincipleConfig) -> list[str]:
     """What a run would do: the drop report, items and updates."""
     load_callbacks(config.callbacks)
-    data = load_data(config, load_chat(config))
+    chat, notes = load_chat(config), bases.check(config.model, config.adapter)
+    data = load_data(config, chat)
     steps = steps_of(config, len(data.training))
     return [
         *data.drops.lines(),
+        *notes,
         f"{len(data.training)} responses with principles, {len(data.validation)} held out; {steps} updates "
         f"of {config.batch_size} at {config.optimizer.learning_rate:g}",
     ]
