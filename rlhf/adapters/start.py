@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from rlhf.adapters.attached import set_weights
-from rlhf.adapters.storage import Adapter
+from rlhf.adapters.storage import BEYOND_LORA, Adapter
 from rlhf.config.schema import AdapterConfig
 from rlhf.core.errors import ModelError
 from rlhf.models.bases import merge_command
@@ -39,6 +39,14 @@ def check_adapter(folder: Path, start: Adapter, adapter: AdapterConfig | None) -
         )
     there = {"adapter.rank": config.r, "adapter.alpha": float(config.lora_alpha)}
     here = {} if adapter is None else {"adapter.rank": adapter.rank, "adapter.alpha": float(adapter.alpha)}
+    beyond = [name for name in BEYOND_LORA if getattr(config, name)]
+    if beyond or isinstance(config.target_modules, str):
+        raise ModelError(
+            f"start: the adapter in {folder} has "
+            + (f"{beyond[0]}: layers of different kinds." if beyond else "a pattern as target_modules."),
+            allowed=f"a {start.kind} whose layers have one rank and scale, and are named in a list",
+            fix=f"merge it into its base, then use it as model.base: {merge_command(str(folder), folder)}",
+        )
     differing = [name for name in here if here[name] != there[name]]
     if differing:
         lines = [f"  {name}: {there[name]} there, {here[name]} here" for name in differing]

@@ -42,7 +42,14 @@ PREFIX = "base_model.model."
 """PEFT's prefix of every weight's name."""
 HEAD_WEIGHT = f"{PREFIX}{HEAD}.weight"
 REWARD_MODEL = "reward model"
-BEYOND_LORA = ("use_dora", "rank_pattern", "alpha_pattern", "lora_bias", "layer_replication")
+BEYOND_LORA = (
+    "use_dora",
+    "rank_pattern",
+    "alpha_pattern",
+    "lora_bias",
+    "layer_replication",
+    "target_parameters",
+)
 """Settings of adapters whose update is not one product of two matrices per layer, with one rank and scale."""
 PICKS_LAYERS = ("layers_to_transform", "layers_pattern", "exclude_modules")
 """Settings that restrict an adapter's target names."""

@@ -80,13 +80,13 @@ def command(
     from rlhf.plan import report
     from rlhf.plan.estimate import make_plan
     from rlhf.plan.memory.phases import Tracer, check_shares, check_strategy, with_servers
-    from rlhf.plan.memory.shapes import load_shape
+    from rlhf.plan.memory.shapes import shape_of
     from rlhf.plan.request import Assumptions, Request, as_packed
 
     if parallel != "auto":
         check_strategy(parallel, cluster)
     check_shares(settings, cluster)
-    tracer = Tracer(load_shape(settings.model.base, settings.model.revision))
+    tracer = Tracer(shape_of(settings))
     settings, reason = as_packed(settings, tracer.shape)
     if reason and not as_json:
         typer.echo(f"One sequence per row, as model.packing=false: {reason}.")

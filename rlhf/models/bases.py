@@ -22,7 +22,14 @@ from rlhf.config.schema import AdapterConfig, ModelConfig
 from rlhf.core.errors import ConfigError, ModelError
 from rlhf.models.dropout import require_switchable
 from rlhf.models.embedded import resolve_base
-from rlhf.models.loading_errors import IN_DOCS, LOADING_ERRORS, cannot_load, no_output_embedding, no_sdpa
+from rlhf.models.loading_errors import (
+    IN_DOCS,
+    LOADING_ERRORS,
+    cannot_load,
+    no_output_embedding,
+    no_sdpa,
+    require_text_only,
+)
 from rlhf.models.stored import HEAD, WEIGHT_FILES, file_of, stored_head, stored_rows
 from rlhf.models.targets import ALL_LINEAR, adapter_targets
 
@@ -189,6 +196,7 @@ def skeleton(config: Any, base: str, *, classifier: bool) -> PreTrainedModel:
             fix="model.base=another model; an encoder that scores can be the policy's reward: "
             "{classifier: FOLDER}",
         )
+    require_text_only(config, base)
     if getattr(config, "alibi", False):
         raise no_sdpa(base, kind, "its positions are ALiBi biases")
     try:

@@ -43,6 +43,7 @@ from rlhf.models.loading_errors import (
     cannot_load,
     missing_weights,
     no_output_embedding,
+    require_text_only,
     unused_weights,
 )
 from rlhf.models.stored import HEAD as HEAD
@@ -162,6 +163,7 @@ def _load(
     on_host: bool = False,
 ) -> tuple[PreTrainedModel, set[str]]:
     """A frozen model, and the names of weights missing from its files."""
+    require_text_only(config, base)
     dtype = announce_dtype(dtype)
     stored = stored_quantization(config)
     skipped = ["lm_head", HEAD]

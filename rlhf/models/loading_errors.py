@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 from pickle import UnpicklingError  # noqa: TID251 - the exception of torch.load for a file with code
+from typing import Any
 
 import torch
 import transformers
 from huggingface_hub.errors import GatedRepoError
 from safetensors import SafetensorError
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+)
 
 from rlhf.core.errors import ModelError
 
@@ -49,6 +54,18 @@ def cannot_load(base: str, error: Exception) -> ModelError:
             allowed="architectures that are part of transformers",
             fix=f"model.base=another model; {IN_DOCS}",
         )
+    if "Unrecognized configuration class" in text:
+        return ModelError(
+            f"{base!r}: transformers {transformers.__version__} has no {_kind(first)} model for this task.",
+            allowed=IN_DOCS,
+            fix="another base, of a language model",
+        )
+    if "backend tokenizer" in text:
+        return ModelError(
+            f"{base!r} has no tokenizer.json, and no file from which transformers can make one.",
+            fix="copy tokenizer.json into the folder, or tokenizer.model (which needs `pip install "
+            "sentencepiece`), or vocab.json and merges.txt",
+        )
     if isinstance(error, PermissionError):
         return ModelError(
             f"{base!r} cannot be loaded: {error.strerror or first}: {error.filename}.",
@@ -87,13 +104,48 @@ def cannot_load(base: str, error: Exception) -> ModelError:
     )
 
 
+def _kind(message: str) -> str:
+    """The name of the config's class in transformers' message about an unrecognized one."""
+    return message.partition("'>")[0].rpartition(".")[2].removesuffix("Config") or "such"
+
+
 def no_sdpa(base: str, kind: str, reason: str) -> ModelError:
     """The error for an architecture without SDPA, which packed rows need."""
     return ModelError(
         f"{base!r} ({kind}) cannot use torch's scaled_dot_product_attention, which packed rows need: "
         f"{reason}.",
         allowed=f"architectures that support it, such as Llama, Qwen, Mistral, Gemma or Phi-3; {IN_DOCS}",
-        fix="model.base=another model",
+        fix=f"another base in place of {base}: `model.base` of a config, or the name on the command line",
+    )
+
+
+def require_text_only(config: Any, base: str) -> None:
+    """Refuse a model of text and images: its adapter would be on its image layers, too.
+
+    Raises:
+        ModelError: it is one, with the command that writes its text model, if transformers has a class for
+            that.
+    """
+    if not any(getattr(config, part, None) for part in ("vision_config", "audio_config")):
+        return
+    text = config.get_text_config()
+    language_model: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if language_model is not None and language_model.config_class is type(text):
+        return  # transformers loads its text model
+    command = (
+        'python -c "import transformers as t; '
+        f"whole = t.AutoModelForImageTextToText.from_pretrained({base!r}); "
+        "text = t.AutoModelForCausalLM.from_config(whole.config.get_text_config(), dtype=whole.dtype); "
+        "text.model.load_state_dict(whole.model.language_model.state_dict()); "
+        "text.lm_head.load_state_dict(whole.lm_head.state_dict()); "
+        "text.generation_config = whole.generation_config; text.save_pretrained('TEXT'); "
+        f"t.AutoTokenizer.from_pretrained({base!r}).save_pretrained('TEXT')\""
+    )
+    known = text.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    raise ModelError(
+        f"{base!r} is a {config.model_type} model, which also reads images or audio.",
+        allowed=f"a language model; {IN_DOCS}",
+        fix=f"write its text model, then use TEXT: {command}" if known else "another model, of text alone",
     )
 
 

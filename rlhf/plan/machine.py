@@ -17,7 +17,7 @@ from rlhf.plan.defaults import chosen
 from rlhf.plan.gpus import GIB, Cluster, Gpu
 from rlhf.plan.memory.loading import loading_phase
 from rlhf.plan.memory.phases import Phase, Tracer, phases
-from rlhf.plan.memory.shapes import load_shape
+from rlhf.plan.memory.shapes import shape_of
 from rlhf.plan.request import Request, as_packed, changed
 from rlhf.runs.gpu_memory import GpuMemoryError, phase
 
@@ -128,7 +128,7 @@ def _expected(name: str, request: Request, tracer: Tracer) -> Phase:
 
 
 def _request(config: RewardConfig | PolicyConfig, cluster: Cluster) -> tuple[Request, Tracer]:
-    tracer = Tracer(load_shape(config.model.base, config.model.revision))
+    tracer = Tracer(shape_of(config))
     config, _ = as_packed(config, tracer.shape)
     servers = None
     if isinstance(config, PolicyConfig) and config.rollouts.engine == "servers":

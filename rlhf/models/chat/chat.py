@@ -105,7 +105,7 @@ class Chat:
         source, version = (base, revision) if tokenizer is None else (str(model_folder(tokenizer)), None)
         try:
             loaded = AutoTokenizer.from_pretrained(source, revision=version, trust_remote_code=False)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # the Rust tokenizers raise no narrower class
             from rlhf.models.loading_errors import cannot_load  # imports torch
 
             cause = cannot_load(source, error)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
+from rlhf.config.policy import PolicyConfig
+from rlhf.config.reward import RewardConfig
 from rlhf.core.errors import ModelError, did_you_mean
 
 SHALLOW = 4
@@ -64,23 +66,43 @@ def reason_by_shape(shape: Any) -> str | None:
         return reason_by_layers(AutoModelForCausalLM.from_config(shallow))
 
 
+def shape_of(config: RewardConfig | PolicyConfig) -> Any:
+    """The transformers config of a run's base, see `load_shape`.
+
+    Raises:
+        ModelError: see `load_shape`, or a run would refuse this base.
+    """
+    from rlhf.models import bases
+
+    base, revision = config.model.base, config.model.revision
+    if Path(base).is_dir():
+        bases.refuse_adapter(base, revision)
+    shape = load_shape(base, revision)
+    bases.require_quantization(shape, base, config.model.quantization)
+    model = bases.skeleton(shape, base, classifier=isinstance(config, RewardConfig))
+    if isinstance(config, PolicyConfig):
+        bases.require_plain_logits(model)
+    return shape
+
+
 def load_shape(base: str, revision: str | None = None) -> Any:
     """The transformers config of `model.base`: a folder, a name in the Hub's cache, or a packaged name.
 
     Raises:
-        ModelError: it has no config.json on this machine, or transformers does not support its model type.
+        ModelError: it has no config.json on this machine, transformers does not support its model type, or it
+            is no language model.
     """
+    from rlhf.models.loading_errors import cannot_load, require_text_only
+
     file = Path(base) / "config.json"
     if base in PACKAGED and not file.exists():
         return LlamaConfig(**PACKAGED[base], pad_token_id=0)
     try:
-        return AutoConfig.from_pretrained(
+        config = AutoConfig.from_pretrained(
             base, revision=revision, local_files_only=True, trust_remote_code=False
-        ).get_text_config()
+        )
     except (OSError, ValueError, KeyError) as error:
         if file.exists():
-            from rlhf.models.loading_errors import cannot_load
-
             raise cannot_load(base, error) from error
         raise ModelError(
             f"The shape of {base!r} is not known on this machine: there is no such folder, and the Hub's "
@@ -88,3 +110,5 @@ def load_shape(base: str, revision: str | None = None) -> Any:
             allowed="a folder with a config.json, a model in the Hub's cache, or " + ", ".join(PACKAGED),
             fix=f"hf download {base} config.json   (a kilobyte), or model.base=FOLDER",
         ) from error
+    require_text_only(config, base)
+    return config.get_text_config()

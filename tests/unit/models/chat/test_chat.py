@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -214,3 +216,39 @@ def test_pieces_show_each_token_and_what_is_special(tiny_chat: Chat) -> None:
         "<|im_start|>",
         "<|im_end|>",
     ]
+
+
+def test_a_tokenizer_of_vocabulary_and_merges_has_the_ids_of_the_fast_one(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    fast = json.loads((tiny_base / "tokenizer.json").read_text("utf-8"))
+    folder = Path(shutil.copytree(tiny_base, tmp_path / "slow"))
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text(json.dumps(fast["model"]["vocab"]), encoding="utf-8")
+    pairs = [merge if isinstance(merge, str) else " ".join(merge) for merge in fast["model"]["merges"]]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *pairs]), encoding="utf-8")
+    settings = folder / "tokenizer_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "tokenizer_class": "Qwen2Tokenizer"}))
+    prompt = (Message("user", "What is tea? 12 cups, naïve"),)
+    assert Chat.load(str(folder)).prompt_ids(prompt) == Chat.load(str(tiny_base)).prompt_ids(prompt)
+
+
+@pytest.mark.parametrize("broken", ["none", "json", "merges"])
+def test_files_of_a_tokenizer_that_cannot_be_read(tiny_base: Path, tmp_path: Path, broken: str) -> None:
+    folder = Path(shutil.copytree(tiny_base, tmp_path / "broken"))
+    file = folder / "tokenizer.json"
+    model = json.loads(file.read_text("utf-8"))["model"]
+    file.unlink()
+    if broken == "json":
+        file.write_text('{"version": "1.0", "model": {}}')
+    elif broken == "merges":  # the tokenizers raise a plain Exception
+        (folder / "vocab.json").write_text(json.dumps(model["vocab"]), encoding="utf-8")
+        (folder / "merges.txt").write_text("#version: 0.2\nq")
+        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / "tokenizer_config.json").write_text(
+            json.dumps({**settings, "tokenizer_class": "Qwen2Tokenizer"})
+        )
+    with pytest.raises(ModelError) as caught:
+        Chat.load(str(folder))
+    assert str(folder) in caught.value.found and caught.value.fix
+    assert ("tokenizer.json" in caught.value.fix) == (broken == "none")

@@ -98,13 +98,22 @@ def test_other_settings_are_found_before_a_model_is_loaded(
     check_start(config(tiny_base, tiny_reward), tiny_chat)
 
 
-@pytest.mark.parametrize(("key", "fix"), [("use_rslora", "rlhf export"), ("use_dora", "merge_and_unload")])
+@pytest.mark.parametrize(
+    ("key", "value", "fix"),
+    [
+        ("use_rslora", True, "rlhf export"),
+        ("use_dora", True, "merge_and_unload"),
+        ("alpha_pattern", {"q_proj": 32}, "merge_and_unload"),  # its scales would be lost
+        ("rank_pattern", {"q_proj": 2}, "merge_and_unload"),
+        ("target_modules", ".*q_proj", "merge_and_unload"),
+    ],
+)
 def test_other_kinds_of_lora_are_found_before_a_model_is_loaded(
-    tiny_base: Path, tiny_chat: Chat, tiny_reward: Path, tmp_path: Path, key: str, fix: str
+    tiny_base: Path, tiny_chat: Chat, tiny_reward: Path, tmp_path: Path, key: str, value: Any, fix: str
 ) -> None:
     folder = Path(shutil.copytree(tiny_reward, tmp_path / "final"))
     file = folder / "adapter_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), key: True}))
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
     with pytest.raises(ModelError) as caught:
         check_start(config(tiny_base, folder), tiny_chat)
     assert fix in caught.value.fix
