@@ -2,10 +2,9 @@
 
 A *role* is the base with one adapter: `policy` samples, `reward` scores, `critic` predicts the reward. The
 *reference* is the base without an adapter or, if the policy started from an adapter, a frozen copy of that.
-Adapters and heads are in float32, whatever the base's dtype: an update of 1e-6 would vanish in bfloat16. A
-reward model on disk is a PEFT adapter for `AutoModelForSequenceClassification` with its head. Here the
-adapter is attached to a causal model, and the head is a separate module. Other modules import transformers'
-model classes, peft and bitsandbytes from here.
+Adapters and heads are in float32: an update of 1e-6 would vanish in bfloat16. A reward model on disk is a
+PEFT adapter for `AutoModelForSequenceClassification` with its head. Here the adapter is attached to a causal
+model, and the head is a separate module. Other modules import transformers' model classes and peft from here.
 """
 
 from __future__ import annotations
@@ -188,8 +187,7 @@ def _load(
             )
     except LOADING_ERRORS as error:
         raise cannot_load(base, error) from error
-    others = sorted(str(name) for name, *_ in loaded["mismatched_keys"] if not name.startswith(f"{HEAD}."))
-    if others:
+    if others := sorted(name for name, *_ in loaded["mismatched_keys"] if not name.startswith(f"{HEAD}.")):
         raise ModelError(
             f"{len(others)} weights of {base!r} have other shapes than in its config.json; the first is "
             f"{others[0]}.",
