@@ -48,6 +48,7 @@ take 70 % longer there."""
 
 def prepare() -> None:
     """Set up this process for a command; settings of the user are kept."""
+    open_closed_streams()
     ensure_folder()
     ensure_utf8()
     for name, value in (QUIET | PRIVATE).items():
@@ -91,11 +92,65 @@ def ensure_utf8() -> None:
         raise SystemExit(2) from None
 
 
+def open_closed_streams() -> None:
+    """Open the null device in place of standard streams that are closed (`>&-`).
+
+    A file that is opened later would have their number otherwise, and receive what libraries print.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+        if getattr(sys, name) is None:
+            mode = "w" if number else "r"
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
+class LastingStream(io.TextIOWrapper):
+    """A text stream whose reader may leave: after a broken pipe the rest of the output is dropped.
+
+    A run is not lost with the `head` or the terminal that showed it.
+    """
+
+    def write(self, text: str) -> int:
+        """Write, or drop the text."""
+        try:
+            return super().write(text)
+        except BrokenPipeError:
+            self._drop()
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush, or drop what is waiting."""
+        try:
+            super().flush()
+        except BrokenPipeError:
+            self._drop()
+
+    def _drop(self) -> None:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self.fileno())
+        os.close(null)
+
+
 def make_streams_safe() -> None:
-    """Escape characters that stdout and stderr cannot encode, instead of raising an exception."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+    """Let stdout and stderr escape what they cannot encode, and drop what nobody reads."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if not isinstance(stream, io.TextIOWrapper):
+            continue
+        if stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
+        if stream is getattr(sys, f"__{name}__"):  # which stays, and with it the buffer they share
+            lasting = LastingStream(
+                stream.buffer,
+                encoding=stream.encoding,
+                errors=stream.errors,
+                line_buffering=stream.line_buffering,
+                write_through=stream.write_through,
+            )
+            setattr(sys, name, lasting)
 
 
 def ensure_home() -> None:
