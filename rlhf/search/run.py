@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import optuna
-from optuna.trial import Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from rlhf.config.search import SearchConfig
 from rlhf.core.errors import ConfigError, RunError
@@ -30,7 +30,6 @@ from rlhf.search.space import Space, as_yaml, base_config, read_space
 from rlhf.search.storage import STORAGE_ERRORS, attempts, finished, trials_of
 
 TRIALS = "trials"
-NONE = -1
 REFUSED = 2
 """Exit code of a command with invalid input."""
 
@@ -85,7 +84,7 @@ def run_search(config: SearchConfig, place: Path, say: Callable[[str], None]) ->
         with Progress(config.trials, "trial") as progress:
             progress.update(finished(study))  # starts the clock
             while search.wait_for_trial():
-                search.run_trial()
+                study.optimize(search.objective, n_trials=1, callbacks=[search.report])
                 progress.update(finished(study))
         results = write_results(config, space, study)
         draw(study, results, config.output)
@@ -104,8 +103,6 @@ class Search:
         self.config, self.space, self.study, self.say = config, space, study, say
         self.trials = config.output / TRIALS
         self.started = time.monotonic()
-        self.number = NONE
-        """Number of the running trial."""
 
     def wait_for_trial(self) -> bool:
         """Whether a trial is left for this process.
@@ -127,43 +124,39 @@ class Search:
                 return not enough
             time.sleep(attempt.POLL_SECONDS)
 
-    def run_trial(self) -> None:
-        """Run a trial, an interrupted one first, and write the results.
+    def report(self, study: optuna.Study, ended: FrozenTrial) -> None:
+        """Write the results, and print those of the trial that has ended."""
+        results = write_results(self.config, self.space, study)
+        numbers = {number for number, last in trials_of(study).items() if last.number == ended.number}
+        for trial in results["trials"]:
+            if trial["number"] in numbers:
+                self.say(trial_line(trial))
+
+    def objective(self, trial: Trial) -> float:
+        """The value of a trial; NaN if it has failed.
 
         Raises:
             ConfigError: the first trial of the study found the config invalid.
         """
-        self.number = NONE
-        try:
-            self.study.optimize(self._objective, n_trials=1)
-        except (ConfigError, KeyboardInterrupt):
-            if self.number in (trials := trials_of(self.study)):
-                storage.retry()(self.study, trials[self.number])
-            raise
-        results = write_results(self.config, self.space, self.study)
-        if self.number != NONE:
-            self.say(next(trial_line(trial) for trial in results["trials"] if trial["number"] == self.number))
-
-    def _objective(self, trial: Trial) -> float:
-        """The value of a trial; NaN if it has failed."""
         numbers = {last.number: number for number, last in trials_of(self.study).items()}
         number = numbers[trial.number]
         if sum(other < number for other in numbers.values()) >= self.config.trials:
             return math.nan  # another process started the last trial meanwhile
-        self.number = number
         self.study.sampler = storage.sampler(self.config.seed, number)
         self.space.propose(trial)
         folder, log = self.trials / str(number), self.trials / f"{number}.log"
         begun = time.monotonic()
-        code = self._run(
-            trial, folder, log, resumed=storage.RETRY_OF in attempts(self.study)[number].system_attrs
-        )
-        trial.set_user_attr("seconds", time.monotonic() - begun)
-        if code is None:
-            raise optuna.TrialPruned
-        return self._value(trial, code, folder, log)
+        try:
+            code = self._run(trial, folder, log)
+            trial.set_user_attr("seconds", time.monotonic() - begun)
+            if code is None:
+                raise optuna.TrialPruned
+            return self._value(trial, code, folder, log)
+        except (ConfigError, KeyboardInterrupt):  # to be resumed by the next search
+            storage.retry()(self.study, self.study.get_trials()[trial.number])
+            raise
 
-    def _run(self, trial: Trial, folder: Path, log: Path, *, resumed: bool) -> int | None:
+    def _run(self, trial: Trial, folder: Path, log: Path) -> int | None:
         """Run the trial's process, resuming an earlier attempt; returns as `attempt.run`."""
         if in_use(folder):
             self.say(
@@ -171,6 +164,7 @@ class Search:
             )
         while in_use(folder):
             time.sleep(attempt.POLL_SECONDS)
+        resumed = storage.RETRY_OF in self.study.get_trials(deepcopy=False)[trial.number].system_attrs
         if resumed and (folder / attempt.EVALUATION).exists():
             return 0
         command = attempt.command_words(self.config, self.space.words(trial.params))
