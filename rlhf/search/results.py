@@ -19,6 +19,7 @@ import os
 import shlex
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +71,11 @@ def write_results(config: SearchConfig, space: Space, study: optuna.Study) -> Re
     results = read_results(config, space, study)
     atomic_write_text(config.output / RESULTS, json.dumps(results, ensure_ascii=False, indent=1) + "\n")
     rows = io.StringIO()
-    table = csv.DictWriter(
-        rows, ["number", "state", "value", "seconds", *config.parameters], lineterminator="\n"
-    )
+    columns = ["number", "state", "value", "seconds", *config.parameters]
+    table = csv.DictWriter(rows, columns, extrasaction="ignore", lineterminator="\n")
     table.writeheader()
     for trial in results["trials"]:
-        values = {name: as_yaml(trial["parameters"].get(name)) for name in config.parameters}
-        table.writerow({name: trial.get(name) for name in table.fieldnames} | values)
+        table.writerow(trial | {name: as_yaml(trial["parameters"].get(name)) for name in config.parameters})
     atomic_write_text(config.output / "search.csv", rows.getvalue())
     return results
 
@@ -135,19 +134,18 @@ def draw(study: optuna.Study, results: Results, folder: Path) -> None:
     values = {trial["value"] for trial in ranked(results)}
     if not values:
         return
-    name = results["search"]["objective"]["metric"]
-    drawings: dict[str, Callable[[], object]] = {
-        "history": lambda: plots.plot_optimization_history(study, target_name=name),
-        "keys": lambda: plots.plot_slice(study, list(results["search"]["parameters"]), target_name=name),
+    drawings: dict[str, Callable[..., object]] = {
+        "history": plots.plot_optimization_history,
+        "keys": partial(plots.plot_slice, params=list(results["search"]["parameters"])),
     }
     if len(values) >= IMPORTANCE_FROM:
-        drawings["importance"] = lambda: plots.plot_param_importances(study, target_name=name)
+        drawings["importance"] = plots.plot_param_importances
     pyplot.switch_backend("agg")
     for kind, plot in drawings.items():
         unfinished = folder / f".search-{kind}.{os.getpid()}{HALF_WRITTEN}"
         with mpl.rc_context({"text.parse_math": False}), warnings.catch_warnings():  # a choice may contain $
             warnings.simplefilter("ignore")
-            plot()
+            plot(study, target_name=results["search"]["objective"]["metric"])
             pyplot.savefig(
                 unfinished, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None}
             )
