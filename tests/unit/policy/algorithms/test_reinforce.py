@@ -13,24 +13,9 @@ from policy.update.forward import answer_tree, pack_groups, token_logps
 from rlhf.core.errors import DivergenceError, EngineError, RewardError
 from rlhf.core.records import Conversation, Message, Prompt, Rollout
 from rlhf.distributed.trainer_mixin import draw_order
-from rlhf.models.chat import Chat
 
 PROMPTS: list[Conversation] = [(Message("user", "Hi."),), (Message("user", "Name seven colours."),)]
 REWARDS = [1.0, 2.0, -1.0, 4.0]
-
-
-@pytest.fixture(scope="module")
-def groups(tiny_chat: Chat) -> list[list[Rollout]]:
-    """Two answers to each prompt; the last is cut off."""
-    stop = tiny_chat.stop_ids[0]
-    answers = [[(301, 302, stop), (303, stop)], [(304, stop), (305, 306, 307)]]
-    return [
-        [
-            Rollout(tuple(tiny_chat.prompt_ids(prompt)), ids, (), ids[-1] == stop, tiny_chat.decode(ids))
-            for ids in group
-        ]
-        for prompt, group in zip(PROMPTS, answers, strict=True)
-    ]
 
 
 def update(trainer: Any) -> dict[str, float]:

@@ -3,7 +3,6 @@ model as it was."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +12,9 @@ from policy.rollouts.paged_engine import PagedEngine
 from policy.rollouts.protocol import Sampling
 from policy.rollouts.transformers_engine import TransformersEngine
 from rlhf.core.errors import EngineError
-from rlhf.core.records import Message, Rollout
+from rlhf.core.records import Rollout
 from rlhf.models.chat import Chat
 from rlhf.models.forwards import enable_packed_logprobs
-from rlhf.models.loading import load_causal, lora_config, with_adapter
 from rlhf.runs.gpu_memory import GpuMemoryError
 
 LENGTH = 8
@@ -24,21 +22,9 @@ OFTEN = tuple(range(0, 49_152, 8))  # stop ids that a random model meets at ever
 
 
 @pytest.fixture(scope="module")
-def model(tiny_base: Path) -> Any:
-    base = load_causal(str(tiny_base), revision=None, dtype="float32", quantization="none")
-    torch.manual_seed(0)
-    wrapped = with_adapter(base, lora_config(rank=4, alpha=8, dropout=0.5, targets="all-linear"))
-    with torch.no_grad():
-        for name, parameter in wrapped.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(0, 0.2)
-    enable_packed_logprobs(wrapped.get_base_model(), 1.0)
-    return wrapped
-
-
-@pytest.fixture
-def prompts(tiny_chat: Chat) -> list[list[int]]:
-    return [tiny_chat.prompt_ids((Message("user", text),)) for text in ("Hi.", "Name seven colours, please.")]
+def model(model: Any) -> Any:
+    enable_packed_logprobs(model.get_base_model(), 1.0)
+    return model
 
 
 def engine(chat: Chat, model: Any, temperature: float = 1.0, stop_ids: tuple[int, ...] = ()) -> PagedEngine:

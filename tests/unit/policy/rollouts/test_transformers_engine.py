@@ -10,29 +10,12 @@ from transformers import GenerationConfig, LlamaForCausalLM
 from policy.rollouts.protocol import Sampling
 from policy.rollouts.transformers_engine import TransformersEngine
 from rlhf.core.errors import EngineError
-from rlhf.core.records import Message, Rollout
+from rlhf.core.records import Rollout
 from rlhf.models.chat import Chat
-from rlhf.models.loading import load_causal, lora_config, with_adapter
+from rlhf.models.loading import load_causal
 
 LENGTH = 12
 OFTEN = tuple(range(0, 49_152, 8))  # stop ids that a random model meets at every eighth token
-
-
-@pytest.fixture(scope="module")
-def model(tiny_base: Path) -> Any:
-    base = load_causal(str(tiny_base), revision=None, dtype="float32", quantization="none")
-    torch.manual_seed(0)
-    wrapped = with_adapter(base, lora_config(rank=4, alpha=8, dropout=0.5, targets="all-linear"))
-    with torch.no_grad():
-        for name, parameter in wrapped.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(0, 0.2)
-    return wrapped
-
-
-@pytest.fixture
-def prompts(tiny_chat: Chat) -> list[list[int]]:
-    return [tiny_chat.prompt_ids((Message("user", text),)) for text in ("Hi.", "Name seven colours, please.")]
 
 
 def engine(

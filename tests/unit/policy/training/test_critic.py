@@ -44,20 +44,6 @@ def model(tiny_base: Path) -> PeftModel:
     return with_adapter(base, lora_config(rank=4, alpha=8, dropout=0.0, targets="all-linear"))
 
 
-@pytest.fixture(scope="module")
-def groups(tiny_chat: Chat) -> list[list[Rollout]]:
-    """Two answers to each prompt; the last is cut off."""
-    stop = tiny_chat.stop_ids[0]
-    answers = [[(301, 302, stop), (303, stop)], [(304, stop), (305, 306, 307)]]
-    return [
-        [
-            Rollout(tuple(tiny_chat.prompt_ids(prompt)), ids, (), ids[-1] == stop, tiny_chat.decode(ids))
-            for ids in group
-        ]
-        for prompt, group in zip(PROMPTS, answers, strict=True)
-    ]
-
-
 def values_of(model: PeftModel, groups: list[list[Rollout]]) -> Tensor:
     (row,) = pack_groups(groups, 10_000, 0)
     with torch.no_grad(), role(model, CRITIC):
