@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import typer
+from api_pages import write_api
 from typer.testing import CliRunner
 
 from rlhf.cli import app, load_command
@@ -92,6 +93,7 @@ def write(folder: Path) -> None:
         elif file.suffix in (".css", ".png", ".svg"):
             shutil.copy(file, folder / file.name)
     (folder / "reference" / "command-line.md").write_text("\n".join(command_line()), "utf-8")
+    write_api(folder, page((HERE / "api.md").read_text("utf-8")))
     (folder / "reference" / "config.md").write_text("\n".join(config_keys()), "utf-8")
     changelog = (ROOT / "CHANGELOG.md").read_text("utf-8").replace("](docs/", "](")
     (folder / "changelog.md").write_text(changelog, "utf-8")

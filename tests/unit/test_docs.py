@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import inspect
 import re
 import shlex
 from collections.abc import Iterator
@@ -190,6 +192,21 @@ def test_the_api_page_lists_every_public_name_once() -> None:
     assert sorted(name for name, _, _ in rows) == sorted(rlhf.__all__)
     for name, _, module in rows:
         assert getattr(rlhf, name).__module__ == module
+
+
+def test_every_public_name_has_a_reference_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    pages = importlib.import_module("api_pages")
+    text = (ROOT / "docs/api.md").read_text("utf-8")
+    made = pages.api_pages(text)
+    assert sorted(made) == sorted(rlhf.__all__)
+    for name, page in made.items():
+        assert re.search(r"^\*\*(Stable|Experimental)\*\*: ", page, re.MULTILINE), name
+        assert inspect.getdoc(getattr(rlhf, name)).splitlines()[0] in page  # type: ignore[union-attr]
+    assert "answer(\n    self,\n    prompts: Sequence[str | Conversation],\n" in made["SharedBase"]
+    assert "policy: str | None = None," in made["SharedBase"]
+    linked = set(re.findall(r"\(reference/api/(\w+)\.md\)", pages.with_links(text)))
+    assert linked == set(made)
 
 
 def test_snippets_of_losses_run() -> None:
