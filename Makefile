@@ -20,7 +20,7 @@ $(if $(wildcard $(LOCK)),,$(error BACKEND is '$(BACKEND)'; allowed are cpu, gpu 
 STAMP   := .venv/.installed-$(shell { cat $(INPUTS); pwd; } | sha256sum | cut -c1-16)
 
 .DEFAULT_GOAL := help
-.PHONY: docs quick help venv demo test test-slow test-gpu bench bench-gpu check format lock clean
+.PHONY: docs quick help venv demo test test-slow test-gpu bench bench-gpu check check-locks format lock clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -102,6 +102,19 @@ lock:  ## resolve requirements/cpu.txt, gpu.txt and macos.txt anew from pyprojec
 	MACOSX_DEPLOYMENT_TARGET=14.0 $(COMPILE) --python-platform aarch64-apple-darwin -o build/macos.txt
 	@for name in cpu gpu macos; do \
 	  { grep '^#' requirements/$$name.txt; sed 's/^intel-.*/& ; platform_machine != "aarch64"/' build/$$name.txt; } > build/new.txt && mv build/new.txt requirements/$$name.txt; done
+
+UV_CHECK = build/lock/bin/uv pip compile --quiet --no-header --no-annotate --only-binary :all: -o /dev/null
+check-locks:  ## each pinned version has a wheel: Linux x86-64 and aarch64, macOS arm64, Python 3.11 to 3.14 (network)
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet uv==0.13.9
+	@set -e; for version in 3.11 3.12 3.13 3.14; do \
+	  for platform in x86_64 aarch64; do for name in cpu gpu; do \
+	    $(UV_CHECK) requirements/$$name.txt --no-deps --no-binary deepspeed --python-version $$version --python-platform $$platform-manylinux_2_35; \
+	    echo "$$name.txt: Python $$version, Linux $$platform"; done; done; \
+	  MACOSX_DEPLOYMENT_TARGET=14.0 $(UV_CHECK) pyproject.toml --extra dev --extra track --python-version $$version --python-platform aarch64-apple-darwin; \
+	  echo "pyproject.toml: Python $$version, macOS arm64"; done
+	@MACOSX_DEPLOYMENT_TARGET=14.0 $(UV_CHECK) requirements/macos.txt --no-deps --python-version 3.11 --python-platform aarch64-apple-darwin
+	@echo "macos.txt: Python 3.11, macOS arm64"
 
 clean:  ## remove caches and what the demo made; .venv stays (delete it by hand)
 	rm -rf build runs/demo .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

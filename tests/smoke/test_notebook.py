@@ -8,7 +8,6 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
@@ -17,6 +16,7 @@ from reward.training.recipe import train_reward
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.reward import RewardConfig
 from rlhf.core.formats import NOTE
+from tests import notebooks
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "adapters.ipynb"
 PROMPTS, SAMPLES = 4, 2
@@ -91,8 +91,7 @@ def execute(notebook: NotebookNode, run: Path) -> None:
         "RLHF_SAMPLES": str(SAMPLES),
         "RLHF_TOKENS": "12",
     }
-    client = NotebookClient(notebook, timeout=150, resources={"metadata": {"path": str(NOTEBOOK.parent)}})
-    client.execute(env=environment)
+    notebooks.execute(notebook, NOTEBOOK.parent, environment)
 
 
 def read() -> NotebookNode:

@@ -9,7 +9,8 @@ from typing import Any
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
+
+from tests import notebooks
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 ALONE = ("own-data", "plan")
@@ -42,8 +43,7 @@ def execute(name: str, runs: Path) -> Any:
     environment = {key: value for key, value in os.environ.items() if key != "MPLBACKEND"}
     environment |= {"RLHF_RUN": str(runs), "RLHF_UPDATES": "2"}
     notebook = read(name)
-    client = NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(FOLDER)}})
-    client.execute(env=environment)
+    notebooks.execute(notebook, FOLDER, environment)
     return notebook
 
 
@@ -77,3 +77,14 @@ def test_it_runs_and_shows_what_is_committed(name: str, tmp_path: Path) -> None:
 def test_training_notebooks_run_one_after_the_other(tmp_path: Path) -> None:
     for name in TRAINED:
         assert kinds(execute(name, tmp_path / "runs")) == kinds(read(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("code", "limit"), [("import time; time.sleep(600)", "no work"), ("while True: pass", "CPU")]
+)
+def test_a_stuck_notebook_is_ended(code: str, limit: str, tmp_path: Path) -> None:
+    """Asleep, or in a loop: found by CPU time, which a busy machine does not change."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])  # type: ignore[no-untyped-call]
+    with pytest.raises(notebooks.StuckError, match=limit):
+        notebooks.execute(notebook, tmp_path, dict(os.environ), most_seconds=20, idle_seconds=20)
