@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from typer.testing import Result
+from typer.testing import CliRunner, Result
 
+from rlhf import cli
 from tests.unit.test_docs import BY_NAME, ROOT, command_lines
 
 pytestmark = pytest.mark.slow
@@ -24,7 +24,6 @@ NOT_EXECUTED = {
     r"local-(pairs|prompts)|runs/algorithms|algorithms\.yaml": "needs data that is not in the repository",
     r"^(annotate serve|serve-reward|chat .* --web|report --watch)": "a server or a watch; `test_loop.py`, "
     "`test_annotate_browser.py`, `tests/unit/reward/test_server.py` and `test_report_browser.py` start them",
-    r"-m rlhf\.cli": "several processes: `tests/distributed`",
     r"push .*OWNER/NAME( --merged)?$": "needs the Hub: `tests/unit/publish/test_push.py` has a stand-in",
     r"--(judge|suite|data)|justifier": "needs benchmarks or a judge: `tests/unit/reward/evaluation`",
     r"paper-table|policy-table": "trains for hours: `test_recipes.py` and `test_policy_table.py`, small",
@@ -35,7 +34,6 @@ NOT_EXECUTED = {
     r"runs/demo/principle|--principle": "needs a principle model: `test_principle_learning.py`",
     r"(chat|generate|push) runs/dpo|start=runs/ppo": "needs the run of the line before it",
     r"^doctor": "its outcome is the machine's: `tests/unit/commands/test_doctor.py`",
-    r"^COMMAND": "a placeholder of a command",
 }
 """Commands, by a pattern of their words, that are not executed, and why."""
 PLACEHOLDERS = {
@@ -52,12 +50,15 @@ SMALL = {
 }
 
 
+def run(*words: object) -> Result:
+    return CliRunner().invoke(cli.app, [str(word) for word in words], prog_name="rlhf")
+
+
 @pytest.fixture(scope="module")
 def folder(
     tmp_path_factory: pytest.TempPathFactory,
     reward_config: Path,
     policy_config: Path,
-    rlhf_command: Callable[..., Result],
 ) -> Path:
     """What the commands expect: configs, the demo's runs (tiny), files of questions and answers, a store."""
     folder = tmp_path_factory.mktemp("docs")
@@ -67,7 +68,7 @@ def folder(
         ("train-reward", reward_config, "reward"),
         ("align-policy", policy_config, "policy"),
     ):
-        result = rlhf_command(command, config, "--output", folder / "runs" / "demo" / name)
+        result = run(command, config, "--output", folder / "runs" / "demo" / name)
         assert result.exit_code == 0, result.output
     question = {"question_id": 1, "category": "x", "turns": ["What is tea?", "Shorter."]}
     (folder / "question.jsonl").write_text(json.dumps(question) + "\n")
@@ -95,13 +96,7 @@ def rlhf_lines(name: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("name", [name for name in BY_NAME if rlhf_lines(name) and name != "docs/loop.md"])
-def test_commands_run(
-    name: str,
-    folder: Path,
-    tiny_base: Path,
-    rlhf_command: Callable[..., Result],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_commands_run(name: str, folder: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("COLUMNS", "200")
     for words in rlhf_lines(name):
@@ -113,7 +108,7 @@ def test_commands_run(
         for option in ("--output", "--copy"):
             if option in words and (target := folder / words[words.index(option) + 1]).exists():
                 shutil.rmtree(target) if target.is_dir() else target.unlink()
-        result = rlhf_command(*words, *SMALL.get(words[0], []))
+        result = run(*words, *SMALL.get(words[0], []))
         assert result.exit_code == 0, f"{name}: rlhf {' '.join(words)}\n{result.output}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -36,9 +37,17 @@ def test_intels_libraries_are_not_for_aarch64() -> None:
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-@pytest.mark.parametrize("backend", ["cpu", "macos"])
-def test_the_demo_without_vllm_samples_with_transformers_and_says_so(backend: str) -> None:
-    words = ["make", "--dry-run", "demo", f"BACKEND={backend}"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert ("rollouts.engine=transformers" in done.stdout) is (backend == "macos")
-    assert ("There is no vLLM for macOS" in done.stdout) is (backend == "macos")
+@pytest.mark.parametrize(("system", "lock"), [("Linux", "cpu"), ("Darwin", "macos")])
+def test_the_demo_on_macos_samples_with_transformers_and_says_so(
+    system: str, lock: str, tmp_path: Path
+) -> None:
+    """With a `uname` that names the system."""
+    uname = tmp_path / "uname"
+    uname.write_text(f"#!/bin/sh\necho {system}\n")
+    uname.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    words = ["make", "--dry-run", "--always-make", "demo"]
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert f"--requirement requirements/{lock}.txt" in done.stdout
+    assert ("rollouts.engine=transformers" in done.stdout) is (system == "Darwin")
+    assert ("There is no vLLM for macOS" in done.stdout) is (system == "Darwin")

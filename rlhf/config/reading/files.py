@@ -20,7 +20,7 @@ from rlhf.config.reading.explain import Parts
 from rlhf.core.errors import ConfigError, did_you_mean, excerpt, shorten
 
 EXTENDS = "extends"
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 """The configs that are installed with this package."""
 MAX_NAMES = 12
 """Number of files that a message lists at most."""

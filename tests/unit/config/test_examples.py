@@ -119,6 +119,13 @@ def keys_in(data: Any, prefix: str = "") -> set[str]:
     }
 
 
+def test_the_configs_are_where_the_commands_look() -> None:
+    """Otherwise every test of this file passes with no file."""
+    assert {"reward/demo.yaml", "policy/demo.yaml"} <= {
+        str(file.relative_to(CONFIGS)) for file in CONFIGS.rglob("*.yaml")
+    }
+
+
 def test_every_feature_has_an_example() -> None:
     assert {file.stem for file in EXAMPLES.glob("*.yaml")} == FEATURES.keys()
 
