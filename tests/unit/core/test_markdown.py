@@ -5,7 +5,6 @@ from __future__ import annotations
 from rlhf.core.markdown import bullets, table
 
 
-
 def test_names_of_sources_are_text_and_not_html() -> None:
     """A row's `source` is anybody's text; code spans show it as it stands."""
     hostile = "x\n# y <script>alert(1)</script>"
