@@ -43,6 +43,9 @@ FIRST_ROWS = 1000
 """Rows of each source that become records; a local file is read to its end, so that truncation is
 detected."""
 
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+"""As `rlhf.models.stored` has them, which imports torch."""
+
 T = TypeVar("T")
 Config = RewardConfig | PolicyConfig
 
@@ -137,12 +140,16 @@ def _files(name: str, folder: Path) -> Base:
     """
     if not folder.is_dir():
         return Base(name)
-    present = {file.name: file.stat().st_size for file in folder.glob("*.safetensors")}
-    index = folder / "model.safetensors.index.json"
-    named = (
-        set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.exists() else set()
-    )
-    wanted = named or {"model.safetensors"}
+    wanted = {WEIGHT_FILES[0]}
+    for whole in WEIGHT_FILES:
+        index = folder / f"{whole}.index.json"
+        if (folder / whole).exists():
+            wanted = {whole}
+            break
+        if index.exists():
+            wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            break
+    present = {file: (folder / file).stat().st_size for file in wanted if (folder / file).exists()}
     return Base(name, stored=sum(present.values()), missing=tuple(sorted(wanted - present.keys())))
 
 
@@ -160,7 +167,7 @@ def _hub(config: Config) -> Hub | None:
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
     token = get_token() is not None
-    weights = ("model.safetensors", "model.safetensors.index.json")
+    weights = [file for whole in WEIGHT_FILES for file in (whole, f"{whole}.index.json")]
     cached = any(isinstance(try_to_load_from_cache(name, file, revision=revision), str) for file in weights)
     if cached or HF_HUB_OFFLINE:
         return Hub(cached, HF_HUB_OFFLINE, token)

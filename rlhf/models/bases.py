@@ -269,10 +269,10 @@ def stored_quantization(config: Any) -> str | None:
 
 
 def require_weights(config: Any, base: str) -> None:
-    """Require a file of weights in a folder.
+    """Require the files of weights in a folder.
 
     Raises:
-        ModelError: there is none.
+        ModelError: there are none, or some of those that the index names are missing.
     """
     folder = Path(base)
     files = [name for whole in WEIGHT_FILES for name in (whole, f"{whole}.index.json")]
@@ -281,6 +281,17 @@ def require_weights(config: Any, base: str) -> None:
         raise ModelError(
             f"The folder {base} has no weights: none of {', '.join(files)}.",
             allowed="a folder with config.json and weights",
+            fix="copy or download the model again",
+        )
+    whole = next((name for name in WEIGHT_FILES if (folder / f"{name}.index.json").exists()), None)
+    if whole is None or any((folder / name).exists() for name in WEIGHT_FILES):
+        return
+    index = json.loads((folder / f"{whole}.index.json").read_text("utf-8"))
+    shards = sorted(set(index["weight_map"].values()))
+    if missing := [shard for shard in shards if not (folder / shard).exists()]:
+        raise ModelError(
+            f"The folder {base} lacks {len(missing)} of its {len(shards)} files of weights; the first is "
+            f"{missing[0]}.",
             fix="copy or download the model again",
         )
 

@@ -147,6 +147,12 @@ def test_missing_weight_files(config: Callable[..., RewardConfig], tmp_path: Pat
     assert (run.base.stored, run.base.missing) == (5, ("model-00002-of-00002.safetensors",))
 
 
+def test_weights_in_torchs_format(config: Callable[..., RewardConfig], tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(b"12345")
+    run = quick_run(config(f"model.base={tmp_path}"))
+    assert (run.base.stored, run.base.missing) == (5, ())
+
+
 def test_data_that_is_missing_or_torn(config: Callable[..., RewardConfig], tmp_path: Path) -> None:
     torn = tmp_path / "ratings.jsonl.gz"
     torn.write_bytes(gzip.compress(b'{"prompt": "a"}\n' * 1000)[:-20])

@@ -221,6 +221,19 @@ def test_a_folder_without_weights_is_found_before_loading(copy: Path) -> None:
     assert "model.safetensors" in caught.value.found
 
 
+def test_a_missing_shard_is_found_before_loading(copy: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(copy)
+    (copy / "model.safetensors").unlink()
+    model.save_pretrained(copy, max_shard_size="20KB")
+    shards = sorted(copy.glob("model-*.safetensors"))
+    assert len(shards) > 1
+    assert examine(copy) == []
+    shards[-1].unlink()
+    with pytest.raises(ModelError) as caught:
+        examine(copy)
+    assert shards[-1].name in caught.value.found
+
+
 def test_a_check_downloads_no_weights_of_a_language_model(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
