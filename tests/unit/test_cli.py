@@ -78,9 +78,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         recipe = types.SimpleNamespace(**{name: runner(name), "dry_run": dry_run})
         monkeypatch.setattr(package, "recipe", recipe, raising=False)
         monkeypatch.setitem(sys.modules, f"{package.__name__}.recipe", recipe)
-        monkeypatch.setitem(
-            sys.modules, f"{package.__name__}.dry_run", types.SimpleNamespace(dry_run=dry_run)
-        )
+    monkeypatch.setitem(sys.modules, "policy.training.dry_run", types.SimpleNamespace(dry_run=dry_run))
     return noted
 
 
