@@ -36,6 +36,12 @@ def command(
         str,
         typer.Option(metavar="HOW", help="auto (the first that fits), one, ddp, fsdp or fsdp-offload."),
     ] = "auto",
+    host_memory: Annotated[
+        float | None,
+        typer.Option(
+            min=1.0, metavar="GIB", help="Memory of each machine, compared with what loading takes."
+        ),
+    ] = None,
     utilisation: Annotated[
         str,
         typer.Option(metavar="SHARE", help="Model FLOPs utilisation of training: 0.3, or a range."),
@@ -71,7 +77,7 @@ def command(
         if picture.suffix not in (".png", ".svg"):
             raise OutputError(f"--picture {picture}", allowed="a name that ends with .png or .svg")
     from rlhf.config.reading.either import load_either
-    from rlhf.plan.gpus import parse_gpus  # checks its arguments before torch is loaded
+    from rlhf.plan.gpus import GIB, parse_gpus  # checks its arguments before torch is loaded
 
     shares = _shares(utilisation)
     cluster = parse_gpus(gpus, price)
@@ -95,7 +101,8 @@ def command(
         Request(settings, cluster, start if parallel == "auto" else parallel, servers), tracer
     )
     assumed = Assumptions(shares, item_tokens, prompt_tokens, answer_tokens)
-    plan = make_plan(request, tracer, assumed, choose=parallel == "auto")
+    host = None if host_memory is None else int(host_memory * GIB)
+    plan = make_plan(request, tracer, assumed, choose=parallel == "auto", host=host)
     if picture is not None:
         report.draw(plan, picture)
     if as_json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rlhf.doctor import checks_machine as machine
+from rlhf.doctor import checks_memory as memory
 from rlhf.doctor import checks_run as run
 from rlhf.doctor.facts import Facts
 from rlhf.doctor.results import Check, Result
@@ -27,8 +28,8 @@ CHECKS: Mapping[str, Sequence[Check]] = {
         machine.processes,
         machine.bfloat16,
         machine.peers,
-        run.memory,
-        run.loading,
+        memory.memory,
+        memory.loading,
         machine.processor,
         machine.shared_memory,
         machine.open_files,
@@ -43,8 +44,8 @@ PREFLIGHT: Sequence[Check] = (
     machine.versions,
     machine.one_vllm,
     machine.vllm_four_bits,
-    run.memory,
-    run.loading,
+    memory.memory,
+    memory.loading,
     machine.processor,
     machine.shared_memory,
     run.output_disk,

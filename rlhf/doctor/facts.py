@@ -204,6 +204,8 @@ class Run:
     """Phases of the plan; none without a GPU."""
     gpus: str = ""
     """Value of `rlhf plan --gpus` for this machine."""
+    planned_host: int | None = None
+    """Bytes of the machine's memory that this plan needs; None without one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,10 +110,13 @@ def full_run(config: Config, say: Callable[[str], None], torch: Torch | Trouble 
 
 def _planned(
     config: Config, torch: Torch | Trouble | None, say: Callable[[str], None]
-) -> tuple[tuple[PlannedPhase, ...], str]:
-    """The plan's phases on this machine's GPUs, and the value of `--gpus`; empty without a GPU or a plan."""
+) -> tuple[tuple[PlannedPhase, ...], str, int | None]:
+    """The plan's phases on this machine's GPUs, the value of `--gpus`, and the host memory that it needs.
+
+    Empty without a GPU or a plan.
+    """
     if not isinstance(torch, Torch) or not torch.gpus or config.adapter is None:
-        return (), ""
+        return (), "", None
     from rlhf.plan.gpus import GIB, Cluster, Gpu
     from rlhf.plan.machine import plan_on
 
@@ -122,9 +125,11 @@ def _planned(
     say(f"Planning for {cluster}")
     planned = attempt(lambda: plan_on(config, cluster))
     if isinstance(planned, Trouble):
-        return (), ""
-    phases = tuple(PlannedPhase(phase.name, phase.total, phase.capacity, phase.trouble) for phase in planned)
-    return phases, f"{len(torch.gpus)}x{smallest.memory / GIB:.1f}GiB"
+        return (), "", None
+    phases = tuple(
+        PlannedPhase(phase.name, phase.total, phase.capacity, phase.trouble) for phase in planned[0]
+    )
+    return phases, f"{len(torch.gpus)}x{smallest.memory / GIB:.1f}GiB", planned[1].need
 
 
 def holds(output: Path) -> Literal["nothing", "a run", "something else"]:

@@ -15,7 +15,7 @@ from rlhf.distributed import processes
 from rlhf.plan.changes import best_strategy, single_changes
 from rlhf.plan.defaults import chosen
 from rlhf.plan.gpus import GIB, Cluster, Gpu
-from rlhf.plan.memory.loading import loading_phase
+from rlhf.plan.memory.loading import HostMemory, host_memory, loading_phase
 from rlhf.plan.memory.phases import Phase, Tracer, phases
 from rlhf.plan.memory.shapes import shape_of
 from rlhf.plan.request import Request, as_packed, changed
@@ -74,11 +74,15 @@ def fit_to_machine(config: Config) -> Config:
     return changed(fitted.config, "model.packing", config.model.packing)  # type: ignore[no-any-return]
 
 
-def plan_on(config: RewardConfig | PolicyConfig, cluster: Cluster) -> list[Phase]:
-    """The phases of a run on these GPUs, with the settings it would set and the first strategy that fits."""
+def plan_on(config: RewardConfig | PolicyConfig, cluster: Cluster) -> tuple[list[Phase], HostMemory]:
+    """The phases of a run on these GPUs, loading first, and the machine's memory that it needs.
+
+    With the settings that it would set, and the first strategy that fits.
+    """
     request, tracer = _request(config, cluster)
     request = best_strategy(replace(request, strategy="one" if cluster.count == 1 else "ddp"), tracer)
-    return phases(chosen(request, tracer)[0], tracer)
+    request, _ = chosen(request, tracer)
+    return [loading_phase(request, tracer), *phases(request, tracer)], host_memory(request, tracer)
 
 
 @contextmanager

@@ -104,13 +104,32 @@ def memory_table(planned: Sequence[Phase]) -> Table:
 
 
 def _verdict(plan: Plan) -> str:
+    """The tightest phase of a GPU and, if the machine's memory does not suffice, what of it is missing."""
     worst = tightest(plan.request, plan.phases)
+    if worst.fits and plan.loading is not None and not plan.loading.fits:
+        worst = plan.loading
     room = abs(worst.capacity - worst.total) / GIB
-    if plan.fits:
-        return f"It fits, with {room:.1f} GiB to spare in its tightest phase ({worst.name})."
-    if worst.total <= worst.capacity:
-        return "It does not run as it stands."
-    return f"It does not fit: {worst.name} is {room:.1f} GiB too large."
+    if not worst.fits:
+        too_large = f"It does not fit: {worst.name} is {room:.1f} GiB too large."
+        return too_large if worst.total > worst.capacity else "It does not run as it stands."
+    host = plan.host
+    if host is not None and host.available is not None and not host.fits:
+        what = "loading the base" if host.loading >= host.training else "training"
+        less = LESS_HOST_MEMORY[plan.request.strategy]
+        return (
+            f"It does not fit: {what} needs {gib(host.need)} GiB of host memory on each machine, which has "
+            f"{gib(host.available)}. {less}"
+        )
+    return f"It fits, with {room:.1f} GiB to spare in its tightest phase ({worst.name})."
+
+
+LESS_HOST_MEMORY = {
+    "one": "Less is needed with model.quantization=nf4, which loads straight to the GPU.",
+    "ddp": "Less is needed with --parallel fsdp, where one process reads the base, or with fewer GPUs.",
+    "fsdp": "Less is needed with fewer GPUs on each machine.",
+    "fsdp-offload": "Less is needed with --parallel fsdp, or with fewer GPUs on each machine.",
+}
+"""Strategy: the first thing to change where a machine's memory does not suffice."""
 
 
 def _change_table(changes: Sequence[Change]) -> Table:
@@ -187,18 +206,19 @@ def notes(plan: Plan) -> list[str]:
         lines.append(
             "`expo` is not supported under FSDP2: leave it out, and run `rlhf extrapolate` afterwards."
         )
-    if isinstance(plan.request.config, PolicyConfig) and plan.request.config.rollouts.sleep and plan.engine:
-        asleep = plan.engine.memory.weights * plan.request.cluster.per_node
-        lines.append(
-            f"Between rollouts vLLM's weights are in host memory: {gib(asleep)} GiB on each machine."
-        )
     if plan.loading is not None:
-        lines.append(
-            f"Loading takes up to {gib(plan.loading.total)} GiB of each GPU and {gib(plan.loading_bytes)} "
-            "GiB of host memory on each machine (rlhf doctor compares that with a machine)."
+        lines.append(f"Loading takes up to {gib(plan.loading.total)} GiB of each GPU.")
+    if plan.host is not None:
+        host = plan.host
+        known = (
+            f"of {gib(host.available)} GiB"
+            if host.available is not None
+            else "(--host-memory GIB compares it, rlhf doctor with a machine)"
         )
-    if plan.host_bytes:
-        lines.append(f"Offloaded to host memory: {gib(plan.host_bytes)} GiB on each machine.")
+        lines.append(
+            f"Host memory of each machine: {gib(host.loading)} GiB while loading, {gib(host.training)} GiB "
+            f"for offloaded shards and a sleeping engine, {known}; libraries not counted."
+        )
     return [
         *lines,
         "Traced from the real update without weights; CPU runs agree within 5 %. Not yet compared on a GPU.",
@@ -241,8 +261,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "rollout_gpus": str(request.servers) if request.servers else None,
         "rollout_parallel": plan.engine.parallel if plan.engine else None,
         "parallel": request.strategy,
-        "host_bytes": plan.host_bytes,
-        "loading_bytes": plan.loading_bytes,
+        "host": None if plan.host is None else {**vars(plan.host), "fits": plan.host.fits},
         "loading": None if plan.loading is None else _phase_json(plan.loading),
         "row_tokens": row_of(request.config).tokens,
         "chosen": dict(plan.chosen),

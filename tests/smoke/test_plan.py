@@ -26,6 +26,19 @@ def test_a_reward_run_on_one_gpu(plan: Rlhf, reward_config: Path, tmp_path: Path
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_machine_with_too_little_memory(plan: Rlhf, reward_config: Path) -> None:
+    """16 GB of weights in bfloat16, read by each process of one machine: 30 GiB of two."""
+    words = ("model.base=meta-llama/Llama-3.1-8B-Instruct", "model.dtype=bfloat16", "--gpus", "2xH100")
+    for memory, fits in (("20", False), ("40", True)):
+        result = plan(reward_config, *words, "--host-memory", memory)
+        assert result.exit_code == 0, result.output
+        assert ("It fits" in result.output) is fits
+        assert ("--parallel fsdp" in result.output) is not fits
+    data = json.loads(plan(reward_config, *words, "--json").stdout)
+    assert data["host"]["available"] is None
+    assert 27.5 < data["host"]["loading"] / 2**30 < 30
+
+
 def test_a_policy_run_as_json(plan: Rlhf, policy_config: Path, tmp_path: Path) -> None:
     result = plan(
         policy_config,

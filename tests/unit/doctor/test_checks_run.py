@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from rlhf.doctor import checks_memory as sizes
 from rlhf.doctor import checks_run as checks
 from rlhf.doctor.checks import CHECKS, examine, quick_examine
 from rlhf.doctor.facts import (
@@ -68,11 +69,11 @@ def test_every_fault_has_a_fix(healthy: Facts) -> None:
 
 
 def test_the_bytes_of_a_base() -> None:
-    assert checks.base_bytes(SHAPE, "bfloat16", "none") == 16_000_000_000
-    assert checks.base_bytes(SHAPE, "float32", "none") == 32_000_000_000
+    assert sizes.base_bytes(SHAPE, "bfloat16", "none") == 16_000_000_000
+    assert sizes.base_bytes(SHAPE, "float32", "none") == 32_000_000_000
     # 7e9 weights of half a byte, a byte for each 64 and four for each 64 x 256; the other 1e9 in bfloat16
     expected = 7e9 / 2 + 7e9 / 64 + 7e9 / 64 / 256 * 4 + 2e9
-    assert checks.base_bytes(SHAPE, "bfloat16", "nf4") == pytest.approx(expected)
+    assert sizes.base_bytes(SHAPE, "bfloat16", "nf4") == pytest.approx(expected)
 
 
 def test_the_checkpoints_counted_are_those_kept() -> None:
@@ -134,24 +135,22 @@ def test_the_tokenizer(healthy: Facts, only: Only) -> None:
 
 def test_weights_on_a_gpu(healthy: Facts, run_with: Callable[..., Run], reward_run: Run, only: Only) -> None:
     # 16 GB of weights: vLLM has 0.35 of the GPU, the trainer the rest.
-    assert only(checks.memory, healthy).verdict == "ok"  # 80 GiB: 28 for vLLM
+    assert only(sizes.memory, healthy).verdict == "ok"  # 80 GiB: 28 for vLLM
     small = with_gpu(healthy, 40 * GIB)  # 14 GiB for vLLM, and 14.9 are needed
-    line = only(checks.memory, small)
+    line = only(sizes.memory, small)
     assert line.verdict == "problem"
     assert "35% is vLLM's" in line.found
-    assert only(checks.memory, replace(small, run=reward_run)).verdict == "ok"
-    assert only(checks.memory, replace(with_gpu(healthy, 16 * GIB), run=reward_run)).verdict == "warning"
-    assert only(checks.memory, replace(with_gpu(healthy, 14 * GIB), run=reward_run)).verdict == "problem"
+    assert only(sizes.memory, replace(small, run=reward_run)).verdict == "ok"
+    assert only(sizes.memory, replace(with_gpu(healthy, 16 * GIB), run=reward_run)).verdict == "warning"
+    assert only(sizes.memory, replace(with_gpu(healthy, 14 * GIB), run=reward_run)).verdict == "problem"
     in_4_bits = run_with(model={"quantization": "nf4"})  # 5.2 GiB
-    assert only(checks.memory, replace(with_gpu(healthy, 24 * GIB), run=in_4_bits)).verdict == "ok"
+    assert only(sizes.memory, replace(with_gpu(healthy, 24 * GIB), run=in_4_bits)).verdict == "ok"
 
 
 def test_weights_that_several_cards_may_share(several: Facts, only: Only) -> None:
     assert isinstance(several.torch, Torch)
     small = tuple(replace(gpu, memory=24 * GIB) for gpu in several.torch.gpus)
-    assert (
-        only(checks.memory, replace(several, torch=replace(several.torch, gpus=small))).verdict == "warning"
-    )
+    assert only(sizes.memory, replace(several, torch=replace(several.torch, gpus=small))).verdict == "warning"
 
 
 @pytest.mark.parametrize(
@@ -165,7 +164,7 @@ def test_weights_without_a_card(
     host = replace(healthy.host, memory=memory * GIB)
     run = run_with(rollouts={"engine": engine})
     facts = replace(healthy, torch=Torch(None, None, (), None), host=host, run=run)
-    assert only(checks.memory, facts).verdict == verdict
+    assert only(sizes.memory, facts).verdict == verdict
 
 
 @pytest.mark.parametrize(
@@ -184,7 +183,7 @@ def test_memory_where_all_weights_are_trained(
 ) -> None:
     host = replace(healthy.host, memory=memory * GIB)
     run = run_with(rollouts={"engine": engine}, adapter=None)
-    line = only(checks.memory, replace(healthy, torch=Torch(None, None, (), None), host=host, run=run))
+    line = only(sizes.memory, replace(healthy, torch=Torch(None, None, (), None), host=host, run=run))
     assert line.verdict == verdict
     assert "trained, frozen, gradients and AdamW's two moments" in line.found
 
@@ -197,15 +196,15 @@ def test_a_gpu_where_all_weights_are_trained(
     facts = replace(healthy, torch=replace(healthy.torch, gpus=(gpu,)))
     for engine, verdict in (("transformers", "warning"), ("vllm", "problem")):  # vLLM takes its share
         run = run_with(rollouts={"engine": engine}, adapter=None)
-        assert only(checks.memory, replace(facts, run=run)).verdict == verdict
+        assert only(sizes.memory, replace(facts, run=run)).verdict == verdict
 
 
 def test_before_torch_is_asked_memory_is_judged_by_files(healthy: Facts, only: Only) -> None:
     unknown = replace(with_base(healthy, shape=None), torch=None)
-    assert list(checks.memory(unknown)) == []  # there is a GPU, of unknown size
+    assert list(sizes.memory(unknown)) == []  # there is a GPU, of unknown size
     no_gpu = replace(unknown, host=replace(unknown.host, nvidia=False, memory=29 * GIB))
-    assert only(checks.memory, no_gpu).verdict == "problem"  # 16 GB twice
-    assert list(checks.memory(with_base(no_gpu, stored=None))) == []
+    assert only(sizes.memory, no_gpu).verdict == "problem"  # 16 GB twice
+    assert list(sizes.memory(with_base(no_gpu, stored=None))) == []
 
 
 @pytest.mark.parametrize(
@@ -321,19 +320,30 @@ def test_loading_is_held_against_the_machines_memory(
 ) -> None:
     """8 billion parameters are 16 GB in bfloat16; each process without sharding reads its own."""
     eight = replace(healthy.host, processes=8)
-    line = only(checks.loading, replace(healthy, host=eight))
+    line = only(sizes.loading, replace(healthy, host=eight))
     assert (line.verdict, line.fix.split()[0]) == ("problem", "accelerate")  # 128 GB of 64 GiB
     sharded = replace(eight, sharded=True)
-    assert only(checks.loading, replace(healthy, host=sharded)).verdict == "ok"  # one reads
+    assert only(sizes.loading, replace(healthy, host=sharded)).verdict == "ok"  # one reads
     four_bits = run_with(model={"quantization": "nf4"})
-    assert list(checks.loading(replace(healthy, run=four_bits, host=eight))) == []  # straight to the GPU
-    assert only(checks.loading, replace(healthy, run=four_bits, host=sharded)).verdict == "ok"
+    assert list(sizes.loading(replace(healthy, run=four_bits, host=eight))) == []  # straight to the GPU
+    assert only(sizes.loading, replace(healthy, run=four_bits, host=sharded)).verdict == "ok"
 
 
 def test_with_a_plan_the_doctor_says_what_the_plan_says(healthy: Facts, policy_run: Run, only: Only) -> None:
     phases = (PlannedPhase("rollouts", 70 * GIB, 80 * GIB), PlannedPhase("update", 75 * GIB, 80 * GIB))
-    line = only(checks.memory, replace(healthy, run=replace(policy_run, planned=phases, gpus="1x80GiB")))
+    line = only(sizes.memory, replace(healthy, run=replace(policy_run, planned=phases, gpus="1x80GiB")))
     assert line.verdict == "ok" and line.found.startswith("update needs 75.0 GiB of 80.0 GiB")
     phases = (*phases, PlannedPhase("critic", 90 * GIB, 80 * GIB))
-    line = only(checks.memory, replace(healthy, run=replace(policy_run, planned=phases, gpus="1x80GiB")))
+    line = only(sizes.memory, replace(healthy, run=replace(policy_run, planned=phases, gpus="1x80GiB")))
     assert (line.verdict, line.fix) == ("problem", "rlhf plan CONFIG --gpus 1x80GiB")
+
+
+def test_with_a_plan_its_host_memory_counts(healthy: Facts, policy_run: Run, only: Only) -> None:
+    """Whatever this process's launcher says: a run is not started by the doctor."""
+    eight = replace(healthy, host=replace(healthy.host, processes=8))
+    planned = replace(policy_run, planned_host=healthy.host.memory, gpus="8x80GiB")
+    assert only(sizes.loading, replace(eight, run=planned)).verdict == "ok"
+    more = replace(planned, planned_host=healthy.host.memory + 1)
+    line = only(sizes.loading, replace(healthy, run=more))
+    assert line.verdict == "problem"
+    assert line.fix == "rlhf plan CONFIG --gpus 8x80GiB --host-memory 64"

@@ -6,13 +6,16 @@ from typing import Any
 
 import pytest
 
+from rlhf.config.policy import PolicyConfig
 from rlhf.config.reward import RewardConfig
+from rlhf.plan.estimate import make_plan
 from rlhf.plan.gpus import parse_gpus
-from rlhf.plan.memory.loading import loading_host_bytes, loading_phase
+from rlhf.plan.memory.engine import weight_bytes
+from rlhf.plan.memory.loading import host_memory, loading_phase
 from rlhf.plan.memory.phases import Tracer
 from rlhf.plan.memory.shapes import load_shape
 from rlhf.plan.memory.sharding import CONTEXT, NCCL
-from rlhf.plan.request import Request
+from rlhf.plan.request import Assumptions, Request, row_of
 
 TRACER = Tracer(load_shape("embedded"))
 SHAPE = TRACER.shape
@@ -63,9 +66,58 @@ def test_a_gpu_too_small_for_the_weights_does_not_fit() -> None:
     assert loading_phase(request("1x24GB", "one"), TRACER).fits
 
 
-def test_host_memory() -> None:
-    assert loading_host_bytes(request("4x24GB", "fsdp"), TRACER) == weights()
-    assert loading_host_bytes(request("4x24GB", "ddp"), TRACER) == 4 * weights()
+def loading_bytes(gpus: str, strategy: str, quantization: str = "none") -> int:
+    return host_memory(request(gpus, strategy, quantization), TRACER).loading
+
+
+def test_host_memory_while_loading() -> None:
+    assert loading_bytes("4x24GB", "fsdp") == weights()
+    assert loading_bytes("2x4x24GB", "fsdp") == weights()  # on each machine
+    assert loading_bytes("4x24GB", "ddp") == 4 * weights()
+    assert loading_bytes("2x4x24GB", "ddp") == 4 * weights()
+    assert loading_bytes("4x24GB", "fsdp-offload") == 2 * weights()
     quantized = weights(quantization="nf4")
-    assert loading_host_bytes(request("4x24GB", "fsdp", "nf4"), TRACER) == 4 * quantized
-    assert loading_host_bytes(request("1x24GB", "one", "nf4"), TRACER) == 0
+    assert loading_bytes("4x24GB", "fsdp", "nf4") == 4 * quantized
+    assert loading_bytes("1x24GB", "one", "nf4") == 0
+
+
+def test_host_memory_of_offloaded_shards() -> None:
+    """All of them, over the machines: weights, adapters, their gradients and two moments, in float32."""
+    traced = TRACER(row_of(request("4x24GB", "fsdp-offload").config)).peaks["update"].kinds
+    adapters = traced["adapters"]
+    stored = weights() + 4 * adapters
+    assert traced["gradients"] + traced["optimizer"] == 3 * adapters
+    host = host_memory(request("4x24GB", "fsdp-offload"), TRACER)
+    assert (host.training, host.need) == (stored, max(stored, 2 * weights()))
+    assert host_memory(request("2x4x24GB", "fsdp-offload"), TRACER).training == stored // 2
+    assert host_memory(request("4x24GB", "fsdp"), TRACER).training == 0
+
+
+def test_host_memory_of_a_sleeping_engine() -> None:
+    """An engine of each process on a machine keeps the base: SmolLM2's embedding is tied, so once."""
+    config = PolicyConfig.model_validate(
+        {
+            "output": "unused",
+            "model": {"base": "embedded"},
+            "reward": [{"function": "gold"}],
+            "data": {"prompts": [{"path": "demo"}], "max_prompt_tokens": 128},
+            "rollouts": {"engine": "vllm", "sleep": True, "max_new_tokens": 128},
+        }
+    )
+    awake = config.model_copy(update={"rollouts": config.rollouts.model_copy(update={"sleep": False})})
+    gpus = parse_gpus("2x24GB")
+    asleep = host_memory(Request(config, gpus, "ddp"), TRACER).training
+    matrices = 2 * weight_bytes(SHAPE, 2, "none")
+    adapter = TRACER(row_of(config)).peaks["update"].kinds["gradients"] // 2  # in bfloat16
+    assert asleep == matrices + 2 * adapter
+    assert host_memory(Request(awake, gpus, "ddp"), TRACER).training == 0
+
+
+def test_a_machine_with_too_little_memory_does_not_fit() -> None:
+    wanted = request("4x24GB", "ddp")
+    need = 4 * weights()
+    for available, fits in ((need, True), (need - 1, False), (None, True)):
+        plan = make_plan(wanted, TRACER, Assumptions(), choose=False, host=available)
+        assert plan.host is not None
+        assert plan.host.need == need
+        assert (plan.host.fits, plan.fits) == (fits, fits)
