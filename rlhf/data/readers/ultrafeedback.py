@@ -29,12 +29,12 @@ LEFT_OUT = "completions without a score are left out"
 
 def fits(row: Row) -> bool:
     """Whether a row has a list of completions with responses, and an instruction."""
-    return _are_completions(row.find(COMPLETIONS)) and row.find(_asked(row)) is not None
+    return _are_completions(_listed(row.find(COMPLETIONS))) and row.find(_asked(row)) is not None
 
 
 def has_annotations(row: Row) -> bool:
     """Whether a row fits and its first completion has ratings of aspects."""
-    return fits(row) and isinstance(row.find(COMPLETIONS)[0].get("annotations"), Mapping)
+    return fits(row) and isinstance(_completions(row)[0].get("annotations"), Mapping)
 
 
 def prompt(row: Row, source: DataSource) -> Prompt:
@@ -103,12 +103,21 @@ def _asked(row: Row) -> str:
 
 
 def _completions(row: Row) -> list[Mapping[str, Any]]:
-    value = row.get(COMPLETIONS)
+    value = _listed(row.get(COMPLETIONS))
     if isinstance(value, list) and not value:
         raise rules.UnusableRowError(FEW_SCORED)
     if not _are_completions(value):
         raise row.wrong_item(COMPLETIONS, SHAPE, _is_completion)
     return list(value)
+
+
+def _listed(value: Any) -> Any:
+    """The completions of an object of lists, as `datasets` may write them; any other value as it is."""
+    if not isinstance(value, Mapping) or not all(isinstance(items, list) for items in value.values()):
+        return value
+    if len({len(items) for items in value.values()}) != 1:
+        return value
+    return [dict(zip(value, items, strict=True)) for items in zip(*value.values(), strict=True)]
 
 
 def _score(item: Mapping[str, Any], name: str) -> float | None:

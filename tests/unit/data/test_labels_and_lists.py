@@ -134,6 +134,11 @@ def test_completions_make_the_pair_of_best_and_worst(
     assert load_prompts([DataSource(path=path)], seed=0)[0][0].messages == PROMPT
 
 
+def test_completions_as_an_object_of_lists(write_rows: Any) -> None:
+    rows = [{"prompt": "q", "completions": {"response": ["a", "b"], "overall_score": [2, 3]}}]
+    assert chosen_and_rejected(load(write_rows("rows.jsonl", rows))[0]) == [("b", "a")]
+
+
 def test_completions_without_a_preference_are_counted(write_rows: Any) -> None:
     rows = [
         {"instruction": "q", "completions": [completion("a", "3"), completion("b", "3")]},
