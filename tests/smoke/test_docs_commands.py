@@ -16,6 +16,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from rlhf import cli
+from rlhf.annotate.records import Submission
+from rlhf.annotate.store import Store
+from rlhf.annotate.tasks import Task
+from rlhf.core.records import HELPSTEER_ATTRIBUTES, Message
 from tests.unit.test_docs import BY_NAME, ROOT, command_lines
 
 pytestmark = pytest.mark.slow
@@ -47,6 +51,7 @@ SMALL = {
     "generate": ["--max-new-tokens", "4"],
     "compare": ["--max-new-tokens", "4", "--best-of", "1,2"],
     "chat": ["--max-new-tokens", "4"],
+    "push": ["--base", "OWNER/NAME"],
 }
 
 
@@ -75,6 +80,16 @@ def folder(
     turns = [{"role": "user", "content": "What is tea?"}, {"role": "assistant", "content": "A drink."}]
     for name in ("answers.jsonl", "in.jsonl"):
         (folder / name).write_text(json.dumps({"messages": turns}) + "\n")
+    (folder / "model_answer").mkdir()
+    store = Store(folder / "annotations.db")
+    store.add_tasks([Task((Message("user", f"What is tea? {n}"),), "A drink.", "A town.") for n in range(4)])
+    ratings = dict.fromkeys(HELPSTEER_ATTRIBUTES, 3)
+    submission = Submission(strength=-2, ratings_1=ratings, ratings_2=ratings, reason="It is a drink.")
+    for name in ("ana", "ben", "cy"):
+        store.add_annotator(name)
+        for number in store.tasks():
+            store.save(number, name, submission, final=True, seconds=1.0)
+    store.close()
     return folder
 
 
@@ -103,10 +118,12 @@ def test_commands_run(name: str, folder: Path, tiny_base: Path, monkeypatch: pyt
         if reason(words) is not None:
             continue
         words = [str(tiny_base) if word == "embedded" else word for word in words]
-        if words[0] in TRAINING and not {"--dry-run", "--explain"} & set(words):
-            words.append("--dry-run")
+        if words[0] in TRAINING and "--explain" not in words:
+            words[1] = words[1].replace("llama-3.1-8b", "demo")  # its base and data are on the Hub
+            words += ["--dry-run", "--output", "runs/planned"]
         for option in ("--output", "--copy"):
-            if option in words and (target := folder / words[words.index(option) + 1]).exists():
+            target = folder / words[words.index(option) + 1] if option in words else None
+            if target is not None and target.exists() and words[0] not in TRAINING:
                 shutil.rmtree(target) if target.is_dir() else target.unlink()
         result = run(*words, *SMALL.get(words[0], []))
         assert result.exit_code == 0, f"{name}: rlhf {' '.join(words)}\n{result.output}"

@@ -79,7 +79,7 @@ def test_the_wheel_works_without_the_repository(
     assert run("python", "-c", RUN).count(str(environment)) == 3
     assert "configs/policy/demo.yaml" in run("rlhf", "configs").split()
     assert "updates of" in run("rlhf", "train-reward", "configs/reward/demo.yaml", "--dry-run")
-    assert "rows" in run("rlhf", "inspect", "configs/reward/demo.yaml"), "the demo's data and tokenizer"
+    assert "Rows" in run("rlhf", "inspect", "configs/reward/demo.yaml"), "the demo's data and tokenizer"
     run("rlhf", "configs", "--copy", "mine")
     assert (tmp_path / "mine" / "reward" / "demo.yaml").is_file()
     run("python", "-c", PAGES)

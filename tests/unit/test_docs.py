@@ -41,6 +41,7 @@ NOT_CHECKED = {
     "done": "its end",
     "hf": "needs the Hub",
     "make": "the target's existence is checked",
+    "mkdir": "makes a folder for the next line",
     "mlflow": "a tracker's own command",
     "tensorboard": "a tracker's own command",
     "trackio": "a tracker's own command",
