@@ -104,6 +104,12 @@ def load_shape(base: str, revision: str | None = None) -> Any:
     except (OSError, ValueError, KeyError) as error:
         if file.exists():
             raise cannot_load(base, error) from error
+        if file.parent.is_dir():
+            raise ModelError(
+                f"The folder {base} has no config.json.",
+                allowed="a folder with config.json and weights",
+                fix="model.base=the folder of a model; or copy or download the model again",
+            ) from error
         raise ModelError(
             f"The shape of {base!r} is not known on this machine: there is no such folder, and the Hub's "
             f"cache has no config.json of it.{did_you_mean(base, PACKAGED)}",

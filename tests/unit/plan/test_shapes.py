@@ -34,6 +34,12 @@ def test_an_unknown_model_says_what_is_known() -> None:
     assert "meta-llama/Llama-3.1-70B-Instruct" in error.value.allowed
 
 
+def test_a_folder_without_a_config(tmp_path: Path) -> None:
+    with pytest.raises(ModelError) as caught:
+        load_shape(str(tmp_path))
+    assert caught.value.found == f"The folder {tmp_path} has no config.json."
+
+
 def test_a_torn_config_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "no-such-model"}))
     with pytest.raises(ModelError, match="model_type"):
