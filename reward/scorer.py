@@ -29,6 +29,7 @@ from rlhf.models.chat import Chat
 from rlhf.models.forwards import apply_head, last_states
 from rlhf.models.loading import REWARD, PeftModel, autocast, role
 from rlhf.models.trunk import load_trunk_of
+from rlhf.runs.gpu_memory import phase
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,7 @@ class Scorer:
         wrapped, head = adapter.attach(model, name)
         return cls(wrapped, head, chat, adapter, tokens_per_batch, name)
 
+    @phase("scoring")
     def score(self, conversations: Sequence[Conversation]) -> list[Score]:
         """Score conversations that end with the assistant's message.
 

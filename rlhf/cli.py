@@ -20,6 +20,7 @@ from rlhf.core.errors import ConfigError, RlhfError, StoppedError
 from rlhf.core.places import expand
 from rlhf.distributed.processes import destroy, lost_process, silence_other_ranks, wait_for_main
 from rlhf.runs.disk import file_system_error
+from rlhf.runs.gpu_memory import memory_error
 from rlhf.runs.signals import TerminatedError, end_cleanly_on_sigterm
 from rlhf.startup import prepare
 
@@ -51,7 +52,8 @@ class Commands(TyperGroup):
             _print_error("Stopped" if isinstance(error, StoppedError) else "Error", str(error))
             raise typer.Exit(error.exit_code) from None
         except Exception as error:
-            if (known := file_system_error(error) or lost_process(error)) is None:
+            known = file_system_error(error) or lost_process(error) or memory_error(error)
+            if known is None:
                 raise
             wait_for_main()
             _print_error("Error", str(known))

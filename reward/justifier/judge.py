@@ -18,6 +18,7 @@ from rlhf.core.records import Message
 from rlhf.models.chat import Chat
 from rlhf.models.loading import POLICY, PeftModel, autocast, base_of
 from rlhf.models.trunk import load_trunk_of
+from rlhf.runs.gpu_memory import phase
 
 CARD = "justifier.json"
 WRITING_FACTOR = 8
@@ -59,6 +60,7 @@ class LocalWriter:
         return [completions[place] for place in range(len(ids))]
 
     @torch.inference_mode()
+    @phase("rollouts")
     def _write(self, prompts: Sequence[Sequence[int]]) -> list[Completion]:
         started = time.perf_counter()
         longest, pad = max(map(len, prompts)), self.chat.pad_id

@@ -25,6 +25,7 @@ from rlhf.kernels.packing import Tree, pack
 from rlhf.kernels.packing_check import one_per_row
 from rlhf.models.loading import PeftModel, base_of
 from rlhf.runs.checkpoints import SafeCheckpoints
+from rlhf.runs.gpu_memory import phase
 from rlhf.tracking.recording import Record
 
 STAGE = "justifier"
@@ -63,6 +64,11 @@ class JustifierTrainer(DistributedTrainerMixin, SafeCheckpoints, SFTTrainer):
         )
         self.one_per_row = one_per_row(base_of(model))
         self.remove_callback(PrinterCallback)
+
+    @phase("update")
+    def training_step(self, *arguments: Any, **named: Any) -> Tensor:
+        """A micro-batch forward and backward, as transformers does it."""
+        return super().training_step(*arguments, **named)  # type: ignore[no-any-return]
 
     def compute_loss(
         self,

@@ -26,6 +26,7 @@ from rlhf.models.chat import Chat
 from rlhf.models.forwards import apply_head, last_states
 from rlhf.models.loading import REWARD, PeftModel, autocast, base_of, role
 from rlhf.models.trunk import load_trunk_of
+from rlhf.runs.gpu_memory import phase
 
 CARD = "principle.json"
 
@@ -116,6 +117,7 @@ class PrincipleScorer:
         other.principles = other.attributes = _checked(principles)
         return other
 
+    @phase("scoring")
     def score(self, conversations: Sequence[Conversation]) -> list[Score]:
         """Score conversations that end with the assistant's message by every principle.
 
@@ -134,6 +136,7 @@ class PrincipleScorer:
             for mean, score in zip(means, as_scores(scores_NA, self.principles), strict=True)
         ]
 
+    @phase("scoring")
     def score_each(self, asked: Sequence[tuple[Conversation, Sequence[str]]]) -> list[list[float]]:
         """The score of each conversation by each of its own principles, all in packed batches.
 

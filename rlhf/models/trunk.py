@@ -12,6 +12,7 @@ from rlhf.config.schema import ModelConfig
 from rlhf.distributed.sharding import is_requested
 from rlhf.kernels.fused import choose_layers
 from rlhf.models.loading import load_causal
+from rlhf.runs.gpu_memory import phase
 
 
 def load_configured(model: ModelConfig) -> PreTrainedModel:
@@ -25,6 +26,7 @@ def load_configured(model: ModelConfig) -> PreTrainedModel:
     )
 
 
+@phase("loading")
 def load_trunk_of(card: Mapping[str, Any], *, writes: bool = True) -> PreTrainedModel:
     """The causal base that an adapter was trained on, on the GPU if there is one, with its layers chosen.
 
@@ -45,6 +47,7 @@ def load_trunk_of(card: Mapping[str, Any], *, writes: bool = True) -> PreTrained
     return trunk
 
 
+@phase("loading")
 def load_trunk(model: ModelConfig) -> PreTrainedModel:
     """The causal base of an adapter without a head, on the GPU if there is one, with its layers chosen."""
     trunk = load_configured(model)

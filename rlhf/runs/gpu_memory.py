@@ -21,7 +21,7 @@ class GpuMemoryError(RunError):
         message = f"GPU memory ran out while {DESCRIPTIONS[phase]} (phase: {phase}). {cause.splitlines()[0]}"
         super().__init__(
             f"{message}\n{planned}".rstrip(),
-            fix=fix or "rlhf plan CONFIG --gpus NUMBER shows the memory of each phase and what to change",
+            fix=fix or FIRST_CHANGES[phase],
         )
 
 
@@ -35,8 +35,31 @@ DESCRIPTIONS = {
     "run": "running outside the phases of the plan",
 }
 """Phase: what the run does in it."""
+ROWS = "a smaller tokens_per_batch (train-justifier: micro_batch_size)"
+FIRST_CHANGES = {
+    "loading": "model.quantization=nf4, or stop other programs on the GPU (nvidia-smi)",
+    "rollouts": "fewer answers at once, or a smaller max_new_tokens",
+    "scoring": ROWS,
+    "update": f"model.gradient_checkpointing=true, then {ROWS}",
+    "validation": ROWS,
+    "head start": ROWS,
+    "run": f"{ROWS}, or stop other programs on the GPU (nvidia-smi)",
+}
+"""Phase: the first thing to change where there is no plan: `rlhf plan` takes the configs of train-reward and
+align-policy."""
 SIGNS = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """In the messages of CUDA, NCCL and cuBLAS, which allocate beside torch's allocator."""
+
+
+def memory_error(error: Exception, name: str = "run") -> GpuMemoryError | None:
+    """The error as that of a phase, if the GPU's memory ran out; else None.
+
+    torch's OutOfMemoryError is recognised by its name: torch is not imported for this.
+    """
+    if not isinstance(error, RuntimeError) or isinstance(error, GpuMemoryError):
+        return None
+    signs = any(sign in str(error) for sign in SIGNS)
+    return GpuMemoryError(name, str(error)) if signs or type(error).__name__ == "OutOfMemoryError" else None
 
 
 @contextmanager
@@ -51,8 +74,7 @@ def phase(name: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        # torch's OutOfMemoryError is recognised by its name: torch is not imported for this.
-        signs = any(sign in str(error) for sign in SIGNS)
-        if isinstance(error, GpuMemoryError) or not (type(error).__name__ == "OutOfMemoryError" or signs):
+        known = memory_error(error, name)
+        if known is None:
             raise
-        raise GpuMemoryError(name, str(error)) from error
+        raise known from error
