@@ -64,6 +64,10 @@ MARGIN_FIX = (
     "leave `strength` out, so that every pair counts as 1; or scale the column to 0..3; or correct this row"
 )
 HIGHEST = 4.0
+LABEL_FIX = (
+    "a truth value is no rating: where it says that a response is good, name the file under `preferences`, "
+    "with columns: {prompt: COLUMN, response: COLUMN, label: COLUMN}"
+)
 SCALE_FIX = (
     "if the scale is another one, set `scale: [lowest, highest]` (or `scale: row`) of this source; else "
     "correct the row"
@@ -164,7 +168,7 @@ def rating(row: Row, source: DataSource) -> Rating:
     )
     low, high = _scale(row, source)
     ratings = {
-        name: HIGHEST * (row.number(column, low, high, fix=SCALE_FIX) - low) / (high - low)
+        name: HIGHEST * (row.number(column, low, high, fix=_scale_fix(row, column)) - low) / (high - low)
         for name, column in _rated(row, source).items()
         if row.find(column) is not None
     }
@@ -321,6 +325,10 @@ def _scale(row: Row, source: DataSource) -> tuple[float, float]:
     ):
         raise rules.UnusableRowError(rules.SCALE_UNKNOWN)
     return value[0], value[1]
+
+
+def _scale_fix(row: Row, column: str) -> str:
+    return LABEL_FIX if isinstance(row.find(column), bool) else SCALE_FIX
 
 
 def _rated(row: Row, source: DataSource) -> dict[str, str]:

@@ -94,6 +94,14 @@ def test_a_label_that_is_no_truth_value_is_refused(write_rows: Any) -> None:
         load(path, columns={**columns, "winner": "label"})
 
 
+def test_a_label_is_no_rating_and_the_fix_works(write_rows: Any) -> None:
+    path = write_rows("rows.jsonl", LABELLED)
+    columns = {"prompt": "prompt", "response": "completion", "helpfulness": "label"}
+    with pytest.raises(DataError) as caught:
+        load_ratings([DataSource(path=path, columns=columns)], seed=0)
+    assert "`preferences`" in caught.value.fix and "label: COLUMN" in caught.value.fix
+
+
 def completion(response: str, *ratings: Any, **scores: Any) -> dict[str, Any]:
     names = ("helpfulness", "honesty", "instruction_following", "truthfulness")
     annotations = {name: {"Rating": rating} for name, rating in zip(names, ratings, strict=False)}
