@@ -50,7 +50,7 @@ def _page(name: str, status: str, module: str) -> Iterator[str]:
 def _described(name: str, value: Any) -> str:
     is_config = inspect.isclass(value) and issubclass(value, BaseModel)
     signature = "" if is_config else _signature(name, value)
-    return f"{signature}```text\n{inspect.getdoc(value)}\n```\n"
+    return f"{signature}``` {{ .text .docstring }}\n{inspect.getdoc(value)}\n```\n"
 
 
 class _Plain(str):

@@ -246,7 +246,12 @@ def flat(mapping: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(value, dict):
             rows.extend(flat(value, f"{prefix}{key}."))
         else:
-            rows.append(
-                (f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list) else str(value))
-            )
+            rows.append((f"{prefix}{key}", _as_yaml(value)))
     return rows
+
+
+def _as_yaml(value: Any) -> str:
+    """A value as its config spells it."""
+    if isinstance(value, list):
+        return ", ".join(map(_as_yaml, value)) or "[]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

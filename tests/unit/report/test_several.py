@@ -12,6 +12,7 @@ from rlhf.commands import report as command
 from rlhf.core.errors import DataError
 from rlhf.report.comparisons.several import differences, names_of, write_several
 from rlhf.report.files import read_run
+from rlhf.report.page import flat
 from rlhf.runs.folder import LOCK, in_use
 
 
@@ -61,3 +62,8 @@ def test_a_run_is_watched_until_its_process_ends(
     done = rlhf_command("report", "--watch", tmp_path)
     assert done.exit_code == 0, done.output
     assert seen == [True, True] and 'data-live=""' in page.read_text()
+
+
+def test_values_are_spelled_as_in_a_config() -> None:
+    rows = flat({"a": {"clip": None, "compat": True}, "b": [], "c": [1, None, "x"]})
+    assert rows == [("a.clip", "null"), ("a.compat", "true"), ("b", "[]"), ("c", "1, null, x")]
