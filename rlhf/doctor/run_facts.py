@@ -238,8 +238,8 @@ def _shape(config: Config) -> Shape:
 
     base, revision = config.model.base, config.model.revision
     bases.refuse_adapter(base, revision)
-    shape = load_shape(base, revision)
     attributes = config.attributes if isinstance(config, RewardConfig) else None
+    shape = load_shape(base, revision, classifier=attributes is not None)
     adapter = config.adapter
     notes = bases.examine(
         shape,

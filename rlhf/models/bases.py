@@ -196,7 +196,7 @@ def skeleton(config: Any, base: str, *, classifier: bool) -> PreTrainedModel:
             fix="model.base=another model; an encoder that scores can be the policy's reward: "
             "{classifier: FOLDER}",
         )
-    require_text_only(config, base)
+    require_text_only(config, base, classifier=classifier)
     if getattr(config, "alibi", False):
         raise no_sdpa(base, kind, "its positions are ALiBi biases")
     try:

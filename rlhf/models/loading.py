@@ -162,7 +162,7 @@ def _load(
     on_host: bool = False,
 ) -> tuple[PreTrainedModel, set[str]]:
     """A frozen model, and the names of weights missing from its files."""
-    require_text_only(config, base)
+    require_text_only(config, base, classifier=auto_class is AutoModelForSequenceClassification)
     dtype = announce_dtype(dtype)
     stored = stored_quantization(config)
     skipped = ["lm_head", HEAD]

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
 )
 
 from rlhf.core.errors import ModelError
@@ -119,8 +120,11 @@ def no_sdpa(base: str, kind: str, reason: str) -> ModelError:
     )
 
 
-def require_text_only(config: Any, base: str) -> None:
+def require_text_only(config: Any, base: str, *, classifier: bool) -> None:
     """Refuse a model of text and images: its adapter would be on its image layers, too.
+
+    Args:
+        classifier: it is to be a sequence classifier, not a language model.
 
     Raises:
         ModelError: it is one, with the command that writes its text model, if transformers has a class for
@@ -129,8 +133,9 @@ def require_text_only(config: Any, base: str) -> None:
     if not any(getattr(config, part, None) for part in ("vision_config", "audio_config")):
         return
     text = config.get_text_config()
-    language_model: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    if language_model is not None and language_model.config_class is type(text):
+    mapping: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING if classifier else MODEL_FOR_CAUSAL_LM_MAPPING
+    model_class = mapping.get(type(config), None)
+    if model_class is not None and model_class.config_class is type(text):
         return  # transformers loads its text model
     command = (
         'python -c "import transformers as t; '

@@ -77,16 +77,20 @@ def shape_of(config: RewardConfig | PolicyConfig) -> Any:
     base, revision = config.model.base, config.model.revision
     if Path(base).is_dir():
         bases.refuse_adapter(base, revision)
-    shape = load_shape(base, revision)
+    classifier = isinstance(config, RewardConfig)
+    shape = load_shape(base, revision, classifier=classifier)
     bases.require_quantization(shape, base, config.model.quantization)
-    model = bases.skeleton(shape, base, classifier=isinstance(config, RewardConfig))
+    model = bases.skeleton(shape, base, classifier=classifier)
     if isinstance(config, PolicyConfig):
         bases.require_plain_logits(model)
     return shape
 
 
-def load_shape(base: str, revision: str | None = None) -> Any:
+def load_shape(base: str, revision: str | None = None, *, classifier: bool = False) -> Any:
     """The transformers config of `model.base`: a folder, a name in the Hub's cache, or a packaged name.
+
+    Args:
+        classifier: it is to be a sequence classifier, not a language model.
 
     Raises:
         ModelError: it has no config.json on this machine, transformers does not support its model type, or it
@@ -116,5 +120,5 @@ def load_shape(base: str, revision: str | None = None) -> Any:
             allowed="a folder with a config.json, a model in the Hub's cache, or " + ", ".join(PACKAGED),
             fix=f"hf download {base} config.json   (a kilobyte), or model.base=FOLDER",
         ) from error
-    require_text_only(config, base)
+    require_text_only(config, base, classifier=classifier)
     return config.get_text_config()

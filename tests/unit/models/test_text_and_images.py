@@ -9,12 +9,13 @@ from pathlib import Path
 import architectures
 import pytest
 import torch
-from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Qwen2VLConfig
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Qwen2VLConfig, Qwen3_5Config
 
 from rlhf.core.errors import ModelError
 from rlhf.models import bases
 from rlhf.models.chat import Chat
 from rlhf.models.loading import load_causal
+from rlhf.models.loading_errors import require_text_only
 from rlhf.plan.memory.shapes import load_shape
 
 TEXT = {
@@ -91,6 +92,13 @@ def test_the_command_writes_its_text_model(
         )
         == []
     )
+
+
+def test_one_whose_text_model_transformers_loads_is_a_policys_base() -> None:
+    config = Qwen3_5Config()
+    require_text_only(config, "base", classifier=False)
+    with pytest.raises(ModelError, match="images"):  # its classifier has the image layers
+        require_text_only(config, "base", classifier=True)
 
 
 def test_one_without_a_text_class_names_no_command(tmp_path: Path) -> None:
