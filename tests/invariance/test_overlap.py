@@ -205,4 +205,4 @@ def test_a_server_that_ignores_the_adapter_is_found_out(
         server.answer = lambda adapter, request, answer=server.answer: answer(None, request)
     result = align.run(tmp_path / "run", servers, overlap)
     assert result.exit_code == 1
-    assert f"The engine samples from the reference at update {2 + overlap}" in result.output
+    assert f"reference at update {2 + overlap}" in result.output

@@ -72,7 +72,7 @@ def test_the_table(tmp_path: Path) -> None:
     for _ in range(2):  # twice is once
         summary.put_into(page, text)
     assert page.read_text() == f"before\n{summary.BEGIN}\n{text}{summary.END}\nafter\n"
-    with pytest.raises(SystemExit, match="run `make bench` first"):
+    with pytest.raises(SystemExit, match="make bench"):
         summary.results(tmp_path / "empty")
 
 
@@ -92,7 +92,7 @@ serve(side)
         assert [side.ask(number=number)["twice"] for number in (3, 4)] == [6, 8]
         assert side.ask(number=1)["peak"] >= side.ready["resident"] > 10 * 2**20
         pid = side.process.pid
-        with pytest.raises(SystemExit, match=r"(?s)the side any ended with code 1.*KeyError: 'number'"):
+        with pytest.raises(SystemExit, match=r"(?s)code 1.*KeyError: 'number'"):
             side.ask(wrong=1)
     assert not Path(f"/proc/{pid}/exe").exists()
     assert "libraries print what they like" in side.log.read_text()
