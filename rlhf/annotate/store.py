@@ -19,6 +19,16 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 
+from rlhf.annotate.database import (
+    ADJUDICATIONS,
+    ANNOTATIONS,
+    ANNOTATORS,
+    META,
+    TASKS,
+    location_of,
+    metadata,
+    open_engine,
+)
 from rlhf.annotate.records import Submission
 from rlhf.annotate.tasks import Task, as_messages
 from rlhf.core.errors import DataError, OutputError
@@ -26,45 +36,6 @@ from rlhf.core.errors import DataError, OutputError
 VERSION = "1"
 LEASE = 30 * 60.0
 """Seconds for which a task that an annotator opened counts as taken, if nothing is saved."""
-
-metadata = sa.MetaData()
-META = sa.Table(
-    "meta", metadata, sa.Column("key", sa.String(40), primary_key=True), sa.Column("value", sa.Text)
-)
-TASKS = sa.Table(
-    "tasks",
-    metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("key", sa.String(64), unique=True, nullable=False),
-    sa.Column("prompt", sa.JSON, nullable=False),
-    sa.Column("response_1", sa.Text, nullable=False),
-    sa.Column("response_2", sa.Text, nullable=False),
-)
-ANNOTATORS = sa.Table(
-    "annotators",
-    metadata,
-    sa.Column("name", sa.String(80), primary_key=True),
-    sa.Column("token_hash", sa.String(64), unique=True, nullable=False),
-    sa.Column("adjudicates", sa.Boolean, nullable=False),
-)
-ANNOTATIONS = sa.Table(
-    "annotations",
-    metadata,
-    sa.Column("task", sa.Integer, sa.ForeignKey("tasks.id"), primary_key=True),
-    sa.Column("annotator", sa.String(80), sa.ForeignKey("annotators.name"), primary_key=True),
-    sa.Column("final", sa.Boolean, nullable=False),
-    sa.Column("content", sa.JSON, nullable=False),
-    sa.Column("seconds", sa.Float, nullable=False),
-    sa.Column("updated", sa.Float, nullable=False),
-)
-ADJUDICATIONS = sa.Table(
-    "adjudications",
-    metadata,
-    sa.Column("task", sa.Integer, sa.ForeignKey("tasks.id"), primary_key=True),
-    sa.Column("annotator", sa.String(80), sa.ForeignKey("annotators.name"), nullable=False),
-    sa.Column("content", sa.JSON, nullable=False),
-    sa.Column("updated", sa.Float, nullable=False),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +69,8 @@ class Store:
     """
 
     def __init__(self, location: str | Path) -> None:
-        self.location = str(location)
-        is_url = "://" in self.location
-        self.engine = sa.create_engine(self.location if is_url else f"sqlite:///{self.location}")
-        if self.engine.dialect.name == "sqlite":
-            sa.event.listen(self.engine, "connect", _configure_sqlite)
+        self.engine = open_engine(str(location))
+        self.location = location_of(self.engine.url)
         self._claims = threading.Lock()
         try:
             metadata.create_all(self.engine)
@@ -333,10 +301,3 @@ def _annotation(row: Any) -> Annotation:
 
 def _hash(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
-
-
-def _configure_sqlite(connection: Any, _: Any) -> None:
-    cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000", "foreign_keys=ON"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()

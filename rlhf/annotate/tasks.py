@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from rlhf.config.schema import DataSource
 from rlhf.core.errors import DataError
-from rlhf.core.records import TOOLS, Conversation, Message
+from rlhf.core.records import TOOLS, Conversation, Message, is_unicode
 from rlhf.data.drops import DropReport
 from rlhf.data.readers.messages import read_responses
 from rlhf.data.rules import DUPLICATE, IDENTICAL_RESPONSES, UnusableRowError, with_fields
@@ -67,6 +67,13 @@ def read_tasks(path: str, report: DropReport | None = None) -> list[Task]:
         if task is None:
             report.drop(IDENTICAL_RESPONSES, row.place)
             continue
+        answers = (Message("assistant", task.response_1), Message("assistant", task.response_2))
+        if not is_unicode((*task.prompt, *answers)):
+            raise DataError(
+                f"{row.place}: a text holds half of a surrogate pair.",
+                allowed="text that UTF-8 can write",
+                fix="correct the row: a character was cut in two",
+            )
         if task.key in tasks:
             report.drop(DUPLICATE, row.place)
         tasks.setdefault(task.key, (distance, task))
@@ -117,7 +124,13 @@ def _task(row: Row) -> Task:
         prompt, _ = read_responses(row, "prompt")
         texts = list(responses)
     else:
-        names = next((pair for pair in COLUMNS if row.find(pair[0]) is not None), COLUMNS[0])
+        names = next((pair for pair in COLUMNS if row.find(pair[0]) is not None), None)
+        if names is None:
+            raise DataError(
+                f"{row.place}: no responses; the row has {', '.join(row.values) or 'no columns'}.",
+                allowed="a prompt, and response_1 and response_2, chosen and rejected, or responses of two",
+                fix="rename the columns of the file",
+            )
         prompt, texts = read_responses(row, "prompt", *names)
     if fields := {name for message in prompt for name in message.extra()} & CONTENT:
         raise UnusableRowError(with_fields(fields))

@@ -110,10 +110,10 @@ def serve(
         if name not in known:
             print(f"Token of {name}: {project.add_annotator(name, adjudicates=adjudicates)}")
     if not project.count_tasks() and live is None:
-        raise DataError(f"The store {store} has no tasks.", fix="rlhf annotate serve TASKS.jsonl")
+        raise DataError(f"The store {project.location} has no tasks.", fix="rlhf annotate serve TASKS.jsonl")
     if not project.annotators():
         raise ConfigError("No annotator can sign in yet.", fix="--annotator NAME")
-    print(f"{project.count_tasks()} tasks ({added} new), {per_task} annotators each, in {store}.")
+    print(f"{project.count_tasks()} tasks ({added} new), {per_task} annotators each, in {project.location}.")
     app = build_app(project, Settings(per_task), (lambda: live.waiting) if live else (lambda: False))
     with serving.bind(host, port) as bound:
         print(f"Open {serving.url_of(bound)} and sign in with a token.", flush=True)
@@ -121,7 +121,7 @@ def serve(
             print(f"Responses to {len(live.left)} prompts are sampled as they are needed.", flush=True)
             live.start(lambda: _print_end(live))
         serving.serve(app, bound)
-    print(f"Stopped; everything is saved in {store}.")
+    print(f"Stopped; everything is saved in {project.location}.")
     if live is not None:
         live.close()
         if live.failure is not None:
@@ -238,4 +238,4 @@ def import_(
                 known.add(name)
             project.save(numbers[task.key], name, submission, final=True, seconds=0.0)
             annotations += 1
-    print(f"Added {len(tasks)} tasks with {annotations} annotations to {store}.")
+    print(f"Added {len(tasks)} tasks with {annotations} annotations to {project.location}.")

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from rlhf.annotate import store as module
+from rlhf.annotate.database import location_of
 from rlhf.annotate.records import Submission
 from rlhf.annotate.store import Store
 from rlhf.annotate.tasks import read_tasks
-from rlhf.core.errors import DataError, OutputError
+from rlhf.core.errors import ConfigError, DataError, OutputError
 from rlhf.data.drops import DropReport
 from rlhf.data.rules import DUPLICATE, IDENTICAL_RESPONSES
 from tests.unit.annotate.conftest import submission, task
@@ -108,12 +110,26 @@ def test_files_that_are_no_store(tmp_path: Path, store: Store) -> None:
         Store(tmp_path / "no" / "folder.db")
 
 
+@pytest.mark.parametrize("location", ["nosuchdb://u:sesame@h/d", "postgresql+nodriver://u:sesame@h/d", "://"])
+def test_a_database_that_cannot_be_opened_keeps_its_password(location: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Store(location)
+    assert "sesame" not in str(caught.value)
+
+
+def test_a_location_is_named_without_its_password(tmp_path: Path) -> None:
+    assert Store(tmp_path / "a.db").location == str(tmp_path / "a.db")
+    url = sa.make_url("postgresql://u:sesame@host/d")
+    assert location_of(url) == "postgresql://u:***@host/d"
+
+
 @pytest.mark.parametrize(
     ("row", "words"),
     [
         ('{"prompt": "x", "responses": ["a"]}', "1 responses"),
         ('{"prompt": "x", "responses": ["a", "b", "c"]}', "3 responses"),
-        ('{"prompt": "x"}', "response_1"),
+        ('{"prompt": "x"}', "no responses"),
+        ('{"prompt": "x", "chosen": "\\ud83d", "rejected": "b"}', "surrogate"),
         ('{"prompt": "x", "response_1": "a", "response_2": "a"}', "the same"),
         ('{"prompt": "x", "response_1": "a", "response_2": " "}', "empty"),
     ],
