@@ -85,7 +85,7 @@ DOORS = {
     "vllm": ("policy.rollouts.vllm.*", "rlhf.doctor.probes"),
     "deepspeed": ("rlhf.distributed.zero",),
     "optuna": ("rlhf.search.*",),
-    "sqlalchemy": ("rlhf.search.storage", "rlhf.annotate.store"),
+    "sqlalchemy": ("rlhf.search.storage", "rlhf.annotate.store", "rlhf.annotate.database"),
 }
 """Vendor's library: the modules that may import it."""
 
