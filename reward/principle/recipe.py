@@ -16,7 +16,7 @@ from reward.principle.question import answer_head, answer_ids
 from reward.principle.scorer import CARD, PrincipleScorer, read_principle_model
 from reward.principle.trainer import PrincipleTrainer
 from reward.training.trainer import trainer_arguments
-from rlhf.adapters.start import start_from
+from rlhf.adapters.start import check_adapter, start_from
 from rlhf.config.principle import PrincipleConfig
 from rlhf.config.reward import StageConfig
 from rlhf.core.records import Conversation, Message, Principle
@@ -87,7 +87,9 @@ def load_chat(config: PrincipleConfig) -> Chat:
     chat = Chat.of(config.model)
     answer_ids(chat)
     if config.start is not None:
-        read_principle_model(Path(config.start)).check_template(chat)
+        start = read_principle_model(Path(config.start))
+        start.check_template(chat)
+        check_adapter(Path(config.start), start, config.adapter)
     return chat
 
 

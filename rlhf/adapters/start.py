@@ -39,14 +39,7 @@ def check_adapter(folder: Path, start: Adapter, adapter: AdapterConfig | None) -
         )
     there = {"adapter.rank": config.r, "adapter.alpha": float(config.lora_alpha)}
     here = {} if adapter is None else {"adapter.rank": adapter.rank, "adapter.alpha": float(adapter.alpha)}
-    beyond = [name for name in BEYOND_LORA if getattr(config, name)]
-    if beyond or isinstance(config.target_modules, str):
-        raise ModelError(
-            f"start: the adapter in {folder} has "
-            + (f"{beyond[0]}: layers of different kinds." if beyond else "a pattern as target_modules."),
-            allowed=f"a {start.kind} whose layers have one rank and scale, and are named in a list",
-            fix=f"merge it into its base, then use it as model.base: {merge_command(str(folder), folder)}",
-        )
+    _require_plain(folder, start)
     differing = [name for name in here if here[name] != there[name]]
     if differing:
         lines = [f"  {name}: {there[name]} there, {here[name]} here" for name in differing]
@@ -76,6 +69,7 @@ def start_from(
     Raises:
         ModelError: the adapters are incompatible; every difference is listed.
     """
+    _require_plain(folder, start)
     initial, trained = start.config, model.peft_config[POLICY]
     compared: dict[str, tuple[Any, Any]] = {
         "base": (start.card["fingerprint"], fingerprint(model.get_base_model())),
@@ -85,8 +79,8 @@ def start_from(
         "adapter.alpha": (float(initial.lora_alpha), float(trained.lora_alpha)),
         "adapter.targets": (_targets(initial), _targets(trained)),
     }
-    if initial.use_dora or initial.use_rslora:
-        compared["kind of adapter"] = ("DoRA or rsLoRA", "LoRA")
+    if initial.use_rslora:
+        compared["kind of adapter"] = ("rsLoRA", "LoRA")
     differences = [
         f"  {name}: {old} there, {new} here" for name, (old, new) in compared.items() if old != new
     ]
@@ -98,6 +92,18 @@ def start_from(
             fix="set these keys to the values there, or remove `start`",
         )
     set_weights(model, {**start.weights, **(beside or {})})
+
+
+def _require_plain(folder: Path, start: Adapter) -> None:
+    """Require one rank and scale for all layers of an adapter, and a list of their names."""
+    beyond = [name for name in BEYOND_LORA if getattr(start.config, name)]
+    if beyond or isinstance(start.config.target_modules, str):
+        raise ModelError(
+            f"start: the adapter in {folder} has "
+            + (f"{beyond[0]}: layers of different kinds." if beyond else "a pattern as target_modules."),
+            allowed=f"a {start.kind} whose layers have one rank and scale, and are named in a list",
+            fix=f"merge it into its base, then use it as model.base: {merge_command(str(folder), folder)}",
+        )
 
 
 def _targets(config: Any) -> Any:

@@ -173,6 +173,9 @@ def test_a_run_that_starts_from_another_one(config: Path, trained: Path, tmp_pat
     )
     with pytest.raises(ModelError):
         load_chat(dated)
+    with pytest.raises(ModelError) as caught:  # before a model is loaded
+        load_chat(load_config(config, PrincipleConfig, [*words, "adapter.rank=2"], tmp_path / "no"))
+    assert caught.value.fix == "adapter.rank=4"
 
 
 def test_a_killed_run_resumes(config: Path, trained: Path, tmp_path: Path) -> None:
