@@ -38,7 +38,7 @@ from reward.training.data import load_chat, load_records, split_of
 from rlhf.config.load import load_config
 from rlhf.config.reward import RewardConfig
 from rlhf.core.records import HELPSTEER_ATTRIBUTES, Preference, Rating
-from rlhf.data.load import load_comparisons
+from rlhf.data.comparisons import load_comparisons
 from rlhf.models.chat.same_prompts import SamePrompts
 from rlhf.runs.files import atomic_write_text
 
