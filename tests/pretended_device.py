@@ -7,11 +7,14 @@ device is registered once and for all. Nothing is computed: numbers are what oth
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 from bitsandbytes.nn import Linear4bit
@@ -21,16 +24,20 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers.integrations import flex_attention as vendor
 from transformers.integrations import replace_with_bnb_linear
 
 from policy.algorithms.ppo import PPO
 from policy.algorithms.protocol import Algorithm
 from policy.algorithms.reinforce import Reinforce
+from policy.dpo.trainer import PackedDPOTrainer
 from policy.rollouts.probe import EngineProbe
 from policy.training.critic import token_values
 from policy.update.forward import MicroBatch, measuring_passes, pack_groups, reference_logps, token_logps
 from policy.update.statistics import UpdateStatistics
 from policy.update.step import Update
+from reward.justifier.trainer import JustifierTrainer
+from reward.principle.trainer import PrincipleTrainer
 from reward.training.batches import Item, batches
 from reward.training.figures import sum_rows
 from reward.training.trainer import HybridRewardTrainer
@@ -38,8 +45,9 @@ from rlhf.config.algorithm import AlgorithmConfig, KLConfig
 from rlhf.config.reward import StageConfig
 from rlhf.config.rollouts import ImportanceConfig
 from rlhf.core.records import Rollout
-from rlhf.kernels import adapter_layers, layers
-from rlhf.kernels.packing import Tree
+from rlhf.kernels import adapter_layers, flex, layers, packing
+from rlhf.kernels.packed_batch import PackedBatch
+from rlhf.kernels.packing import Tree, pack
 from rlhf.models.forwards import enable_packed_logprobs, enable_packed_scores, enable_packed_values
 from rlhf.models.four_bits import nf4_settings, prepare
 from rlhf.models.loading import CRITIC, HEAD, PeftModel, autocast, lora_config, role, with_adapter
@@ -289,7 +297,98 @@ def ppo_row(dtype: str, quantization: str = "none", *, mistake: Callable[[Tensor
     return model
 
 
+def principle_row(dtype: str) -> PeftModel:
+    """As `reward_row`, with the loss of a principle model."""
+    model = build(AutoModelForSequenceClassification, dtype)
+    items = [
+        Item(Tree((5, 6, 7), ((8, 9), (10, 11, 12))), ((1.0,), (0.0,))),
+        Item(Tree((5,), ((4,),)), ((1.0,),)),
+    ]
+    trainer: Any = SimpleNamespace(args=SimpleNamespace(device=torch.device(DEVICE)))
+    place(model)
+    rows = []
+    for batch in batches(items, 1, pad_id=3):
+        with autocast(model.get_base_model()):
+            loss, figures = PrincipleTrainer._row_loss(trainer, model, batch, {"ratings": 3.0})
+        loss.backward()  # type: ignore[no-untyped-call]
+        rows.append(figures)
+    assert len(rows) == 2
+    sum_rows(rows)
+    return model
+
+
+def dpo_row(dtype: str) -> PeftModel:
+    """Both passes, loss and backward of two rows of pairs, as `PackedDPOTrainer`; figures."""
+    model = build(AutoModelForCausalLM, dtype)
+    place(model)
+    trainer: Any = SimpleNamespace(
+        args=SimpleNamespace(device=torch.device("cpu")),  # where the sums are reduced
+        accelerator=SimpleNamespace(unwrap_model=lambda wrapped: wrapped, reduce=lambda sums, **_: sums),
+        model=model,
+        beta=0.1,
+        kind="scaled",
+    )
+    trainer._rewards = functools.partial(PackedDPOTrainer._rewards, trainer)
+    pairs: Any = [SimpleNamespace(strength=2), SimpleNamespace(strength=1)]
+    rows = []
+    for row in pack_groups([group[:2] for group in ANSWERS], 1, 3, DEVICE):
+        with autocast(model.get_base_model()):
+            loss, sums = PackedDPOTrainer._row_loss(trainer, model, row, pairs, 2.0)
+        loss.backward()  # type: ignore[no-untyped-call]
+        rows.append(sums)
+    assert len(rows) == 2
+    PackedDPOTrainer._means(trainer, rows, 2.0)
+    return model
+
+
+def justifier_row(dtype: str) -> PeftModel:
+    """Forward and backward of two micro-batches, as `JustifierTrainer`."""
+    model = build(AutoModelForCausalLM, dtype)
+    place(model)
+    trainer: Any = SimpleNamespace(
+        args=SimpleNamespace(device=torch.device(DEVICE)), accelerator=SimpleNamespace(num_processes=1)
+    )
+    for trees in ([Tree((5, 6), ((7, 8, 9),))], [Tree((5,), ((6, 7),)), Tree((8,), ((9, 4),))]):
+        (packed,) = pack(trees, 10_000, pad_id=3)
+        with autocast(model.get_base_model()):
+            loss = JustifierTrainer.compute_loss(trainer, model, {"packed": packed}, num_items_in_batch=4)
+        loss.backward()
+    return model
+
+
+def flex_row() -> PeftModel:
+    """As `policy_row` with FlexAttention's masks; its kernel is replaced by a sum."""
+
+    def kernel(query: Tensor, key: Tensor, value: Tensor, **_: Any) -> Any:
+        return query + (key.sum() + value.sum()), SimpleNamespace(lse=query[..., 0])
+
+    masks: list[flex.FlexMasks] = []
+    make = flex.FlexMasks.__init__
+
+    def counted(self: flex.FlexMasks, batch: PackedBatch) -> None:
+        masks.append(self)
+        make(self, batch)
+
+    replaced: list[tuple[Any, str, Any]] = [
+        (flex, "is_usable", lambda device: True),
+        (flex, "SMALLEST_HEAD", 1),
+        (flex.FlexMasks, "__init__", counted),
+        (packing, "CPU_GRAIN", packing.GPU_GRAIN),
+        (vendor, "WrappedFlexAttention", lambda training: lambda: kernel),
+    ]
+    with ExitStack() as stack:
+        for owner, name, value in replaced:
+            stack.enter_context(mock.patch.object(owner, name, value))
+        model = policy_row("float32")
+    assert len(masks) == len(ANSWERS)  # one a row, for both passes and every layer
+    return model
+
+
 CASES: dict[str, Callable[[], PeftModel]] = {
+    "principle-bfloat16": lambda: principle_row("bfloat16"),
+    "dpo-bfloat16": lambda: dpo_row("bfloat16"),
+    "justifier-bfloat16": lambda: justifier_row("bfloat16"),
+    "flex-float32": flex_row,
     "reward-float32": lambda: reward_row("float32"),
     "reward-bfloat16": lambda: reward_row("bfloat16"),
     "reward-nf4": lambda: reward_row("bfloat16", "nf4"),

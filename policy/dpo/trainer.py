@@ -12,6 +12,7 @@ Shapes: B pairs of a row, N = 2B answers, M tokens of all answers.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -37,6 +38,7 @@ from rlhf.distributed.sharding import finish_kernels
 from rlhf.distributed.trainer_mixin import DistributedTrainerMixin, single_device, trainer_settings
 from rlhf.kernels import adapter_layers
 from rlhf.kernels.packing_check import decide_packing, one_per_row
+from rlhf.kernels.tensors import read_numbers, to_device
 from rlhf.models.forwards import enable_packed_logprobs
 from rlhf.models.loading import LoraConfig, base_of, upcast_trainable
 from rlhf.runs.checkpoints import SafeCheckpoints
@@ -154,7 +156,7 @@ class PackedDPOTrainer(DistributedTrainerMixin, SafeCheckpoints, DPOTrainer):
         """The row's part of the update's loss, and sums for the log, which stay on the device."""
         rewards_N = self._rewards(model, batch)
         members = members_of(batch, pairs)
-        strength_B = torch.tensor([float(pair.strength) for pair in members], device=rewards_N.device)
+        strength_B = to_device(torch.tensor([float(pair.strength) for pair in members]), rewards_N.device)
         loss = dpo(rewards_N, strength_B, self.kind, count)
         rewards_B2 = rewards_N.detach().reshape(-1, 2)
         margin_B = rewards_B2[:, 0] - rewards_B2[:, 1]
@@ -176,8 +178,9 @@ class PackedDPOTrainer(DistributedTrainerMixin, SafeCheckpoints, DPOTrainer):
     def _means(self, rows: Sequence[Sums], count: float) -> dict[str, float]:
         """The figures of metrics.jsonl out of the sums over an update and all processes."""
         names = (*MEANS, *TOTALS)
+        numbers = iter(read_numbers([row[name] for name in names for row in rows]))  # in one transfer
         local = torch.tensor(
-            [sum(float(row[name]) for row in rows) for name in names],
+            [sum(itertools.islice(numbers, len(rows))) for _ in names],
             dtype=torch.float64,
             device=self.args.device,
         )

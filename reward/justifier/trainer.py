@@ -6,7 +6,8 @@ Shapes: M target tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
@@ -62,7 +63,9 @@ class JustifierTrainer(DistributedTrainerMixin, SafeCheckpoints, SFTTrainer):
             processing_class=tokenizer,
             callbacks=list(callbacks),
         )
-        self.one_per_row = one_per_row(base_of(model))
+        self.data_collator = PackingCollator(
+            self.data_collator, self.processing_class.pad_token_id, one_per_row(base_of(model))
+        )
         self.remove_callback(PrinterCallback)
 
     @phase("update")
@@ -73,15 +76,14 @@ class JustifierTrainer(DistributedTrainerMixin, SafeCheckpoints, SFTTrainer):
     def compute_loss(
         self,
         model: Any,
-        inputs: dict[str, Tensor],
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """-sum_m log p(target_m) / target tokens of the update, of a micro-batch as one packed batch."""
         if return_outputs:
             raise NotImplementedError("the packed loss has no outputs")
-        packed = packed_examples(inputs, pad_id=self.processing_class.pad_token_id, alone=self.one_per_row)
-        packed = packed.to(self.args.device)
+        packed: PackedBatch = inputs["packed"].to(self.args.device)
         following = packed.next_tokens
         logps_M, _ = model(
             **packed_inputs(packed),
@@ -107,7 +109,21 @@ class JustifierTrainer(DistributedTrainerMixin, SafeCheckpoints, SFTTrainer):
         return SequentialSampler(self.train_dataset)
 
 
-def packed_examples(inputs: dict[str, Tensor], *, pad_id: int, alone: bool) -> PackedBatch:
+@dataclass(frozen=True)
+class PackingCollator:
+    """Adds the packed batch to a micro-batch while it is on the CPU: later its ids would be read back."""
+
+    collate: Callable[[list[dict[str, Any]]], dict[str, Any]]
+    pad_id: int
+    alone: bool
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """The tensors of `collate`, padded on the right, and `packed`."""
+        inputs = self.collate(examples)
+        return {**inputs, "packed": packed_examples(inputs, pad_id=self.pad_id, alone=self.alone)}
+
+
+def packed_examples(inputs: Mapping[str, Tensor], *, pad_id: int, alone: bool) -> PackedBatch:
     """A padded micro-batch as one packed batch whose `next_tokens` are the targets.
 
     Args:

@@ -16,7 +16,9 @@ def packed_inputs(batch: PackedBatch) -> dict[str, Any]:
     if batch.one_per_row:
         return {"input_ids": batch.ids_RT, "position_ids": batch.positions_RT}
     if flex.is_usable(batch.ids_RT.device):
-        masks = batch.cache.setdefault("flex", flex.FlexMasks(batch))
+        if "flex" not in batch.cache:
+            batch.cache["flex"] = flex.FlexMasks(batch)
+        masks = batch.cache["flex"]
         return {
             "input_ids": batch.ids_RT,
             "position_ids": batch.positions_RT,

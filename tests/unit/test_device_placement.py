@@ -16,8 +16,10 @@ ROOT = Path(__file__).parents[2]
 CASES = [
     f"{update}-{form}" for update in ("reward", "policy", "ppo") for form in ("float32", "bfloat16", "nf4")
 ]
-READS = {"reward": 1, "policy": 2, "ppo": 3}
-"""Reads of an update of two rows: figures or statistics; the engine's comparison; the critic's figures."""
+CASES += ["principle-bfloat16", "dpo-bfloat16", "justifier-bfloat16", "flex-float32"]
+READS = {"reward": 1, "policy": 2, "ppo": 3, "principle": 1, "dpo": 1, "justifier": 0, "flex": 2}
+"""Reads of an update of two rows: figures or statistics; the engine's comparison; the critic's figures. A
+justifier's loss is read by transformers."""
 MISTAKES = ("left-behind", "indexed-by-a-mask", "copied", "read")
 
 
