@@ -63,8 +63,9 @@ class JustifierTrainer(DistributedTrainerMixin, SafeCheckpoints, SFTTrainer):
             processing_class=tokenizer,
             callbacks=list(callbacks),
         )
-        self.data_collator = PackingCollator(
-            self.data_collator, self.processing_class.pad_token_id, one_per_row(base_of(model))
+        collate: Any = self.data_collator
+        self.data_collator: Any = PackingCollator(
+            collate, self.processing_class.pad_token_id, one_per_row(base_of(model))
         )
         self.remove_callback(PrinterCallback)
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.reward import RewardConfig
-from rlhf.core.errors import RlhfError
+from rlhf.core.errors import RlhfError, RunError
 from rlhf.distributed import processes
 from rlhf.plan.changes import best_strategy, single_changes
 from rlhf.plan.defaults import chosen
@@ -21,6 +23,8 @@ from rlhf.plan.memory.shapes import shape_of
 from rlhf.plan.request import Request, as_packed, changed
 from rlhf.runs.gpu_memory import GpuMemoryError, phase
 
+GPU_FILES = Path("/proc/driver/nvidia/gpus")
+"""The driver's list of GPUs."""
 CANNOT_PLAN = (RlhfError, RuntimeError, ValueError, TypeError, AttributeError, KeyError, NotImplementedError)
 """Raised by tracing for a base that is not on this machine, or whose code needs data: no reason to stop a
 run."""
@@ -53,14 +57,45 @@ def this_strategy() -> str:
     return "one" if processes.world_size() == 1 else "ddp"
 
 
+def require_usable_gpus() -> None:
+    """Refuse to run on the CPU of a machine whose GPUs torch, built for them, cannot use.
+
+    Raises:
+        RunError: the driver is too old for this build of torch, for example.
+    """
+    import torch
+
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if hidden or torch.version.cuda is None or torch.cuda.is_available() or not any(GPU_FILES.glob("*")):
+        return
+    reason = "torch gives no reason"
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+    raise RunError(
+        f"This machine has NVIDIA GPUs, of which torch for CUDA {torch.version.cuda} can use none: {reason}",
+        fix="install a newer driver, or a torch for an older CUDA (see `rlhf doctor`); to run on the CPU on "
+        "purpose: export CUDA_VISIBLE_DEVICES=",
+    )
+
+
 def fit_to_machine(config: Config) -> Config:
-    """The config with unset keys filled in for this machine's GPUs; prints them. Unchanged without a GPU."""
+    """The config with unset keys filled in for this machine's GPUs; prints them. Unchanged without a GPU.
+
+    Prints a warning where the plan expects that the run does not fit.
+
+    Raises:
+        RunError: there are GPUs, and torch can use none.
+    """
+    require_usable_gpus()
     cluster = this_cluster()
     if cluster is None or config.adapter is None:
         return config
     try:
         request, tracer = _request(config, cluster)
         fitted, taken = chosen(request, tracer)
+        too_large = _too_large(fitted, tracer)
     except CANNOT_PLAN as error:
         if processes.is_main():
             why = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -71,7 +106,23 @@ def fit_to_machine(config: Config) -> Config:
     if taken and processes.is_main():
         words = " ".join(f"{key}={value}" for key, value in taken.items())
         print(f"Set for {cluster} by the plan, as the config leaves them unset: {words}", flush=True)
+    if too_large and processes.is_main():
+        print(too_large, file=sys.stderr, flush=True)
     return changed(fitted.config, "model.packing", config.model.packing)  # type: ignore[no-any-return]
+
+
+def _too_large(request: Request, tracer: Tracer) -> str:
+    """A warning with the tightest phase and the first change; empty where every phase fits."""
+    planned = [loading_phase(request, tracer), *phases(request, tracer)]
+    worst = max(planned, key=lambda phase: (not phase.fits, phase.total - phase.capacity))
+    if worst.fits:
+        return ""
+    changes = single_changes(request, tracer)
+    first = changes[0].what if changes else "a larger GPU"
+    return (
+        f"Warning: the plan expects {worst.name} to take {worst.total / GIB:.1f} of "
+        f"{worst.capacity / GIB:.1f} GiB on {request.cluster}. First change: {first}."
+    )
 
 
 def plan_on(config: RewardConfig | PolicyConfig, cluster: Cluster) -> tuple[list[Phase], HostMemory]:

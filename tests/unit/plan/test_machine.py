@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from rlhf.config.reward import RewardConfig
+from rlhf.core.errors import RunError
 from rlhf.plan import machine
 from rlhf.plan.gpus import parse_gpus
 from rlhf.runs.gpu_memory import DESCRIPTIONS, GpuMemoryError, phase
@@ -35,6 +36,46 @@ def test_on_a_gpu_the_chosen_settings_are_printed(
     monkeypatch.setattr(machine, "this_cluster", lambda: parse_gpus("1x24GB"))
     assert machine.fit_to_machine(config).tokens_per_batch == 16_384
     assert "tokens_per_batch=16384" in capsys.readouterr().out
+
+
+def test_a_gpu_too_small_for_the_config_is_a_warning_with_the_first_change(
+    config: RewardConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The tiny model takes the CUDA context's GiB, more than a GPU of 1 GB has."""
+    monkeypatch.setattr(machine, "this_cluster", lambda: parse_gpus("1x1GB"))
+    machine.fit_to_machine(config)
+    warning = capsys.readouterr().err
+    assert "of 0.9 GiB on 1x1GB" in warning
+    assert "First change:" in warning
+    monkeypatch.setattr(machine, "this_cluster", lambda: parse_gpus("1x24GB"))
+    machine.fit_to_machine(config)
+    assert capsys.readouterr().err == ""
+
+
+def test_gpus_that_this_torch_cannot_use_stop_a_run(
+    config: RewardConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Else a driver too old for torch would let a large model train on the CPU."""
+    old = "The NVIDIA driver on your system is too old (found version 12040)."
+
+    def init() -> None:
+        raise RuntimeError(f"{old} Please update your GPU driver")
+
+    monkeypatch.setattr(torch.cuda, "init", init)
+    monkeypatch.setattr(machine, "GPU_FILES", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert machine.fit_to_machine(config) is config  # no GPU
+    (tmp_path / "0000:01:00.0").mkdir()
+    with pytest.raises(RunError) as caught:
+        machine.fit_to_machine(config)
+    assert old in caught.value.found
+    assert "CUDA_VISIBLE_DEVICES=" in caught.value.fix
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # on purpose
+    assert machine.fit_to_machine(config) is config
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(torch.version, "cuda", None)  # a build for CPUs
+    assert machine.fit_to_machine(config) is config
 
 
 def test_memory_that_runs_out_names_phase_plan_and_change(
