@@ -20,6 +20,8 @@ SECOND_SIDE = 0.05  # people lean to response 2 by this many steps
 CARELESS, INVALID = 0.03, 0.01  # shares of readings that mix up the sides, or call neither response valid
 UNRESOLVED = 0.3  # share of disagreements for which nobody else is asked
 
+QUOTED = 8  # words of a response in a reason
+
 SENSE: Mapping[str, float] = {"babble": 0.3, "mixed": 0.4, "repeat": 0.5, "partial": 0.8, "cut": 0.8}
 _TRUTH: Mapping[str, int] = {
     "babble": 0,
@@ -127,8 +129,17 @@ def _statement(strength: int) -> str:
 
 
 def _elaboration(first: Response, second: Response) -> str:
-    """A sentence about each response in their order, so that the reasons come before the verdict."""
-    return f"@Response 1 {_REASONS[first.kind]}. @Response 2 {_REASONS[second.kind]}."
+    """A sentence about each response in their order; it quotes the response's beginning, then judges it."""
+    sentences = [
+        f'@Response {number} ("{_beginning(response.text)}") {_REASONS[response.kind]}.'
+        for number, response in enumerate((first, second), 1)
+    ]
+    return " ".join(sentences)
+
+
+def _beginning(text: str) -> str:
+    words = text.split()
+    return " ".join(words[:QUOTED]) + ("..." if len(words) > QUOTED else "")
 
 
 def _justification(first: Response, second: Response, strength: int) -> str:
