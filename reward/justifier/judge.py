@@ -77,8 +77,15 @@ class LocalWriter:
                 pad_token_id=pad,
             )
         seconds = (time.perf_counter() - started) / len(prompts)
-        texts = [self.chat.decode(ids) for ids in written[:, longest:].tolist()]
-        return [Completion(text, len(ids), 0, seconds) for text, ids in zip(texts, prompts, strict=True)]
+        return [
+            Completion(self.chat.decode(answer), len(ids), self._length(answer), seconds)
+            for answer, ids in zip(written[:, longest:].tolist(), prompts, strict=True)
+        ]
+
+    def _length(self, answer: Sequence[int]) -> int:
+        """Tokens up to the first stop token, which is one of them."""
+        stops = self.chat.stop_ids
+        return next((place for place, token in enumerate(answer, 1) if token in stops), len(answer))
 
 
 def load_justifier(

@@ -177,6 +177,7 @@ def test_a_run_learns_and_is_a_judge(
     # An untrained model of two layers writes no verdict: every text is counted, and no score is made up.
     result = json.loads((trained / "eval.json").read_text())
     assert result["judge"]["unparsed"] == result["judge"]["requests"] == 4
+    assert 4 <= result["judge"]["completion_tokens"] <= 4 * 4  # max_new_tokens
     assert "overall" not in result
     assert all("lora_" in name for name in read_justifier(trained / "final").weights)
     pair = {"prompt": "q", "chosen": "a", "rejected": "b"}
