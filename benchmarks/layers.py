@@ -14,7 +14,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-import reward_training
+import reward_sides
 import samples
 from measuring import arguments, in_turns, line, parse, ratio, write_result
 
@@ -68,7 +68,7 @@ def main() -> None:
         "dtype": options.dtype,
         "longest": sizes["longest"],
     }
-    update = reward_training.ours({**shared, "pairs": pairs})
+    update = reward_sides.ours({**shared, "pairs": pairs})
     tokens = sum(len(ids) for pair in pairs for ids in pair)
 
     def rate(name: str) -> float:

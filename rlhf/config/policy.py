@@ -148,7 +148,7 @@ class PolicyConfig(RunConfig):
     def _no_dropout(self) -> Self:
         if self.adapter is not None and self.adapter.dropout:
             raise ValueError(
-                "adapter.dropout must be 0 for a policy: dropout adds noise to log-probabilities and to the "
-                "KL"
+                f"adapter.dropout is {self.adapter.dropout:g}, which adds noise to the log-probabilities and "
+                "the KL of a policy: set adapter.dropout=0"
             )
         return self

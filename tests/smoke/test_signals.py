@@ -27,9 +27,10 @@ def slow(*values: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    """What `rlhf.cli.main` sets for its process."""
+    """What `rlhf.cli.main` sets for its process; Python's SIGINT, which a shell's background job ignores."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     end_cleanly_on_sigterm()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
