@@ -17,12 +17,13 @@ from policy.evaluation.held_out import Answer, compare
 from policy.evaluation.run import Evaluation
 from policy.rewards.precheck import check_sources
 from policy.save import save_final
-from policy.training.build import build_trainer, check_base, load_chat
+from policy.training.build import build_trainer, load_chat
 from policy.training.prompt_data import PromptData, load_data, repeat_warnings
 from policy.training.roles import check_start
 from policy.training.trainer import PolicyTrainer
 from rlhf.config.policy import PolicyConfig
 from rlhf.distributed import processes, sharding
+from rlhf.models import bases
 from rlhf.models.chat import Chat
 from rlhf.models.checkpoint_folder import write_shell
 from rlhf.models.loading import base_of, fingerprint
@@ -93,7 +94,7 @@ def check_run(config: PolicyConfig, chat: Chat, data: PromptData, run: RunFolder
     Raises:
         UserError: one of them cannot be used.
     """
-    for line in check_base(config):
+    for line in bases.check(config.model, config.adapter):
         print(line)
     check_inputs(run, inputs_of(config, data.drops.digests))
     check_sources(config, chat, data.training + data.held_out)

@@ -20,7 +20,6 @@ from rlhf.distributed import sharding, zero
 from rlhf.distributed.trainer_mixin import draw_order
 from rlhf.kernels.fused import choose_layers
 from rlhf.kernels.packing_check import decide_packing
-from rlhf.models import bases
 from rlhf.models.bases import require_context
 from rlhf.models.chat import Chat
 from rlhf.models.loading import LoraConfig, base_of, fit_targets, load_causal, lora_config
@@ -41,15 +40,6 @@ def load_chat(config: PolicyConfig) -> Chat:
     model = config.model
     require_context(model.base, model.revision, model.max_length)
     return Chat.of(model)
-
-
-def check_base(config: PolicyConfig) -> list[str]:
-    """Check before weights are loaded that the base can be a policy; returns notes for the user.
-
-    Raises:
-        ModelError: it cannot be one.
-    """
-    return bases.check(config.model, config.adapter)
 
 
 @phase("loading")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from policy.rewards.precheck import check_sources
 from policy.rollouts.overlap import LAG
-from policy.training.build import check_base, load_chat
+from policy.training.build import load_chat
 from policy.training.describe import describe_algorithm, describe_rewards, describe_roles
 from policy.training.prompt_data import load_data, repeat_warnings
 from policy.training.roles import check_start
 from rlhf.config.policy import PolicyConfig
+from rlhf.models import bases
 from rlhf.tracking.callbacks import load_callbacks
 from rlhf.tracking.trackers import Trackers
 
@@ -23,7 +24,7 @@ def dry_run(config: PolicyConfig) -> list[str]:
     Trackers(config)  # raises where one is not installed
     chat = load_chat(config)
     data = load_data(config, chat)
-    notes = check_base(config)
+    notes = bases.check(config.model, config.adapter)
     check_sources(config, chat, data.training + data.held_out)
     check_start(config, chat)
     rollouts = config.rollouts

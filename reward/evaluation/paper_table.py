@@ -20,16 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reward.evaluation.benchmarks.benchmark import evaluate
-from reward.evaluation.judge_scorer import JudgeScorer
 from reward.evaluation.judging import write_result
-from reward.justifier.judge import load_justifier
+from reward.justifier.evaluation import judge_pairs
 from reward.scorer import Scorer
 from reward.training.data import load_chat, load_data
 from rlhf.config.reward import RewardConfig
 from rlhf.core.errors import DataError
 from rlhf.core.markdown import table
 from rlhf.core.statistics import bootstrap_grid_mean
-from rlhf.data.drops import DropReport
 from rlhf.report.comparisons.comparison import write_comparison
 from rlhf.runs.after import is_finished
 from rlhf.runs.files import atomic_write_text
@@ -143,15 +141,7 @@ def judge_justifier(config: RewardConfig, final: Path, folder: Path) -> None:
     A pair with an unread text stays among the rows, as a wrong one.
     """
     pairs = load_data(config, load_chat(config)).held_out
-    scorer = JudgeScorer(load_justifier(final))
-    drops = DropReport(read=len(pairs))
-    result, rows = dict[str, Any](), list[dict[str, Any]]()
-    try:
-        with Progress(len(pairs), "pair") as progress:
-            result, rows = evaluate(pairs, scorer, drops=drops, on_progress=progress.update)
-    except DataError:
-        if sum(drops.reasons.values()) < len(pairs):
-            raise  # another reason than texts without a verdict
+    result, rows = judge_pairs(final, pairs)
     read = {row["id"]: row for row in rows}
     every = [
         read.get(number)
@@ -164,8 +154,7 @@ def judge_justifier(config: RewardConfig, final: Path, folder: Path) -> None:
         }
         for number, pair in enumerate(pairs, 1)
     ]
-    figures = {"read": len(rows), "judge": dict(scorer.figures()), "drops": drops.as_dict()}
-    write_result(folder / "eval.json", {**result, **figures, "count": len(every)}, every)
+    write_result(folder / "eval.json", {**result, "read": len(rows), "count": len(every)}, every)
 
 
 def correct_RSP(
@@ -179,11 +168,11 @@ def correct_RSP(
     Raises:
         DataError: two runs were judged on different pairs.
     """
-    table: list[list[list[float]]] = []
+    correct: list[list[list[float]]] = []
     pairs: list[Any] | None = None
     longer: list[bool] = []
     for name in names:
-        table.append([])
+        correct.append([])
         for seed in seeds:
             rows = held_out_rows(folder / f"seed-{seed}" / name)
             run_pairs = [(row["subset"], row["length_chosen"], row["length_rejected"]) for row in rows]
@@ -195,8 +184,8 @@ def correct_RSP(
                 )
             pairs = run_pairs
             longer = [row["length_chosen"] > row["length_rejected"] for row in rows]
-            table[-1].append([float(row["correct"]) for row in rows])
-    return np.array(table), float(np.mean(longer))
+            correct[-1].append([float(row["correct"]) for row in rows])
+    return np.array(correct), float(np.mean(longer))
 
 
 def held_out_rows(run: Path) -> list[dict[str, Any]]:

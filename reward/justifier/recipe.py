@@ -12,15 +12,13 @@ from typing import Any
 from transformers import TrainerCallback
 
 from reward.adapter_card import adapter_card
-from reward.evaluation.benchmarks.benchmark import evaluate
-from reward.evaluation.judge_scorer import JudgeScorer
 from reward.justifier.data import JustifierData, load_data
-from reward.justifier.judge import CARD, load_justifier
+from reward.justifier.evaluation import judge_pairs
+from reward.justifier.judge import CARD
 from reward.justifier.trainer import JustifierTrainer, trainer_arguments
 from rlhf.config.justifier import JustifierConfig
-from rlhf.core.errors import ConfigError, DataError
+from rlhf.core.errors import ConfigError
 from rlhf.core.records import Comparison, Justification
-from rlhf.data.drops import DropReport
 from rlhf.distributed import processes, sharding
 from rlhf.distributed.schedule import steps_of
 from rlhf.distributed.trainer_mixin import draw_order
@@ -161,19 +159,11 @@ def save(config: JustifierConfig, model: PeftModel, chat: Chat, folder: Path) ->
 
 
 def judge_held_out(folder: Path, records: Sequence[Justification]) -> dict[str, Any]:
-    """The accuracy of its verdicts on held-out pairs, as `rlhf evaluate-reward` measures it; empty where none
-    is readable."""
+    """The result of `judge_pairs` on held-out pairs; empty without any."""
     if not records:
         return {}
-    scorer = JudgeScorer(load_justifier(folder))
-    pairs = [_comparison(record) for record in records]
-    drops = DropReport(read=len(pairs))
-    try:
-        with Progress(len(pairs), "pair") as progress:
-            result, _ = evaluate(pairs, scorer, drops=drops, on_progress=progress.update)
-    except DataError:
-        return {"judge": dict(scorer.figures()), "drops": drops.as_dict()}
-    return {**result, "judge": dict(scorer.figures()), "drops": drops.as_dict()}
+    result, _ = judge_pairs(folder, [_comparison(record) for record in records])
+    return result
 
 
 def _comparison(record: Justification) -> Comparison:

@@ -14,7 +14,6 @@ from rlhf.distributed.sharding import full_tensor
 from rlhf.distributed.trainer_mixin import draw_order
 from rlhf.kernels.fused import choose_layers
 from rlhf.kernels.packing_check import decide_packing
-from rlhf.models import bases
 from rlhf.models.chat import Chat
 from rlhf.models.forwards import enable_packed_scores
 from rlhf.models.loading import (
@@ -27,15 +26,6 @@ from rlhf.models.loading import (
 )
 from rlhf.runs.gpu_memory import phase
 from rlhf.runs.progress import Progress
-
-
-def check_base(config: RewardConfig) -> list[str]:
-    """Check the base before its weights are loaded; return notes for the user.
-
-    Raises:
-        ModelError: the base cannot be a reward model.
-    """
-    return bases.check(config.model, config.adapter, attributes=config.attributes)
 
 
 @phase("loading")

@@ -25,7 +25,7 @@ from reward.evaluation.after_training import evaluate_final
 from reward.evaluation.judging import write_result
 from reward.save import save_final
 from reward.training.batches import Item
-from reward.training.build import build_model, check_base
+from reward.training.build import build_model
 from reward.training.data import RewardData, items_of, load_chat, load_data
 from reward.training.expo import expo_apart, extrapolate_or_last, held_pairs
 from reward.training.stages import train_stages
@@ -34,6 +34,7 @@ from rlhf.config.reward import RewardConfig
 from rlhf.core.errors import ConfigError
 from rlhf.distributed import processes, sharding
 from rlhf.distributed.schedule import steps_of
+from rlhf.models import bases
 from rlhf.models.chat import Chat
 from rlhf.models.loading import fingerprint
 from rlhf.runs.after import AfterTraining
@@ -68,7 +69,7 @@ def train_reward(
         data = load_data(config, chat)
         print_lines([*chat.notes, *data.drops.lines()])
         run.write_json("drops.json", data.drops.as_dict())
-        print_lines(check_base(config))
+        print_lines(bases.check(config.model, config.adapter, attributes=config.attributes))
         check_start(config, chat)
         check_inputs(run, inputs_of(config, data.drops.digests))
         pairs = held_pairs(config, data)
@@ -143,7 +144,7 @@ def dry_run(config: RewardConfig) -> list[str]:
     chat = load_chat(config)
     check_start(config, chat)
     data = load_data(config, chat)
-    lines = [*data.drops.lines(), *check_base(config)]
+    lines = [*data.drops.lines(), *bases.check(config.model, config.adapter, attributes=config.attributes)]
     if config.start is not None:
         lines.append(f"starts with the adapter and the head of {config.start}")
     for stage in config.stages:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +102,12 @@ class Store:
         with self.engine.connect() as connection:
             person = sa.select(ANNOTATORS.c.token_hash).where(ANNOTATORS.c.name == name)
             token_hash = connection.execute(person).scalar()
-            secret = connection.execute(sa.select(META.c.value).where(META.c.key == "secret")).scalar_one()
-        return None if token_hash is None else f"{secret}{token_hash}"
+        return None if token_hash is None else f"{self._secret}{token_hash}"
+
+    @cached_property
+    def _secret(self) -> str:
+        with self.engine.connect() as connection:
+            return str(connection.execute(sa.select(META.c.value).where(META.c.key == "secret")).scalar_one())
 
     def add_tasks(self, tasks: Iterable[Task]) -> int:
         """Add the tasks that are not there yet; returns how many."""

@@ -21,4 +21,4 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 def _without_markup(text: str) -> str:
     """One line without HTML: names of sources come from files. Code spans stay as they are."""
     line = " ".join(text.splitlines())
-    return re.sub(r"`[^`]*`|<", lambda found: "&lt;" if found[0] == "<" else found[0], line)
+    return re.sub(r"`[^`]*`|<", lambda match: "&lt;" if match[0] == "<" else match[0], line)

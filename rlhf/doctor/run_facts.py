@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -35,6 +34,7 @@ from rlhf.doctor.facts import (
 from rlhf.doctor.machine_facts import disk
 from rlhf.doctor.probes import try_out
 from rlhf.doctor.server_facts import servers_of
+from rlhf.models.weight_files import FILES_OR_INDICES, WEIGHT_FILES, weight_files
 
 if TYPE_CHECKING:
     from rlhf.models.chat import Chat
@@ -42,9 +42,6 @@ if TYPE_CHECKING:
 FIRST_ROWS = 1000
 """Rows of each source that become records; a local file is read to its end, so that truncation is
 detected."""
-
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-"""As `rlhf.models.stored` has them, which imports torch."""
 
 T = TypeVar("T")
 Config = RewardConfig | PolicyConfig
@@ -145,15 +142,7 @@ def _files(name: str, folder: Path) -> Base:
     """
     if not folder.is_dir():
         return Base(name)
-    wanted = {WEIGHT_FILES[0]}
-    for whole in WEIGHT_FILES:
-        index = folder / f"{whole}.index.json"
-        if (folder / whole).exists():
-            wanted = {whole}
-            break
-        if index.exists():
-            wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            break
+    wanted = weight_files(folder) or {WEIGHT_FILES[0]}
     present = {file: (folder / file).stat().st_size for file in wanted if (folder / file).exists()}
     return Base(name, stored=sum(present.values()), missing=tuple(sorted(wanted - present.keys())))
 
@@ -172,8 +161,9 @@ def _hub(config: Config) -> Hub | None:
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
     token = get_token() is not None
-    weights = [file for whole in WEIGHT_FILES for file in (whole, f"{whole}.index.json")]
-    cached = any(isinstance(try_to_load_from_cache(name, file, revision=revision), str) for file in weights)
+    cached = any(
+        isinstance(try_to_load_from_cache(name, file, revision=revision), str) for file in FILES_OR_INDICES
+    )
     if cached or HF_HUB_OFFLINE:
         return Hub(cached, HF_HUB_OFFLINE, token)
     return Hub(cached, HF_HUB_OFFLINE, token, hub_answer(try_out("hub", name, revision or "", seconds=30)))

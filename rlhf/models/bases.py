@@ -30,8 +30,9 @@ from rlhf.models.loading_errors import (
     no_sdpa,
     require_text_only,
 )
-from rlhf.models.stored import HEAD, WEIGHT_FILES, file_of, stored_head, stored_rows
+from rlhf.models.stored import HEAD, file_of, stored_head, stored_rows
 from rlhf.models.targets import ALL_LINEAR, adapter_targets
+from rlhf.models.weight_files import FILES_OR_INDICES, weight_files
 
 ADAPTER_CONFIG = "adapter_config.json"
 CLASSIFIER = "ForSequenceClassification"
@@ -275,19 +276,14 @@ def require_weights(config: Any, base: str) -> None:
         ModelError: there are none, or some of those that the index names are missing.
     """
     folder = Path(base)
-    files = [name for whole in WEIGHT_FILES for name in (whole, f"{whole}.index.json")]
     named = getattr(config, "transformers_weights", None)  # a file of another name
-    if folder.is_dir() and named is None and not any((folder / name).exists() for name in files):
+    if folder.is_dir() and named is None and not any((folder / name).exists() for name in FILES_OR_INDICES):
         raise ModelError(
-            f"The folder {base} has no weights: none of {', '.join(files)}.",
+            f"The folder {base} has no weights: none of {', '.join(FILES_OR_INDICES)}.",
             allowed="a folder with config.json and weights",
             fix="copy or download the model again",
         )
-    whole = next((name for name in WEIGHT_FILES if (folder / f"{name}.index.json").exists()), None)
-    if whole is None or any((folder / name).exists() for name in WEIGHT_FILES):
-        return
-    index = json.loads((folder / f"{whole}.index.json").read_text("utf-8"))
-    shards = sorted(set(index["weight_map"].values()))
+    shards = sorted(weight_files(folder))
     if missing := [shard for shard in shards if not (folder / shard).exists()]:
         raise ModelError(
             f"The folder {base} lacks {len(missing)} of its {len(shards)} files of weights; the first is "

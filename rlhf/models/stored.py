@@ -12,10 +12,9 @@ from transformers.modeling_utils import load_state_dict
 from transformers.utils import cached_file
 
 from rlhf.models.loading_errors import LOADING_ERRORS, cannot_load
+from rlhf.models.weight_files import WEIGHT_FILES
 
 HEAD = "score"  # transformers' name of a sequence classifier's head
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-"""transformers' files of weights, in its order of preference; shards are listed in NAME.index.json."""
 
 
 @dataclass(frozen=True)

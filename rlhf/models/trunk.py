@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from rlhf.config.schema import ModelConfig
 from rlhf.distributed.sharding import is_requested
-from rlhf.kernels.fused import choose_layers
+from rlhf.kernels.fused import Wanted, choose_layers
 from rlhf.models.loading import load_causal
 from rlhf.runs.gpu_memory import phase
 
@@ -41,17 +41,19 @@ def load_trunk_of(card: Mapping[str, Any], *, writes: bool = True) -> PreTrained
         quantization=card["quantization"],
         writes=writes,
     )
-    if torch.cuda.is_available() and card["quantization"] == "none" and not is_requested():
-        trunk = trunk.to("cuda")
-    choose_layers(trunk, "auto")
-    return trunk
+    return _placed(trunk, card["quantization"], "auto")
 
 
 @phase("loading")
 def load_trunk(model: ModelConfig) -> PreTrainedModel:
     """The causal base of an adapter without a head, on the GPU if there is one, with its layers chosen."""
-    trunk = load_configured(model)
-    if torch.cuda.is_available() and model.quantization == "none":
+    return _placed(load_configured(model), model.quantization, model.fused_kernels)
+
+
+def _placed(trunk: PreTrainedModel, quantization: str, layers: Wanted) -> PreTrainedModel:
+    """The base on the GPU, unless it is there already (in 4 bits) or will be sharded, with its layers
+    chosen."""
+    if torch.cuda.is_available() and quantization == "none" and not is_requested():
         trunk = trunk.to("cuda")
-    choose_layers(trunk, model.fused_kernels)
+    choose_layers(trunk, layers)
     return trunk

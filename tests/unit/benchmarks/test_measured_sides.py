@@ -42,7 +42,6 @@ class InThisProcess:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tiny_base: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """Runs a benchmark as typed, with small sizes; returns what it wrote."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.chdir(tmp_path)
 
     def go(name: str, *words: str, **small: Any) -> dict[str, Any]:
@@ -121,7 +120,6 @@ def test_policy_memory(run: Callable[..., dict[str, Any]], monkeypatch: pytest.M
 def test_scaling_measures_under_the_autocast_of_a_run(
     monkeypatch: pytest.MonkeyPatch, tiny_base: Path
 ) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
     # Where bfloat16 is only emulated, too.
     monkeypatch.setattr("rlhf.distributed.trainer_mixin.effective_dtype", lambda dtype: dtype)
     trainer = importlib.import_module("scaling").idle_reward_trainer(str(tiny_base), "bfloat16", 8)
@@ -165,10 +163,9 @@ def test_layers(run: Callable[..., dict[str, Any]]) -> None:
     assert measured(result, "Speed of an update, PEFT's and transformers'") == 1
 
 
-def test_layers_are_bound_or_left_to_the_classes(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_are_bound_or_left_to_the_classes(tiny_base: Path) -> None:
     from rlhf.models.loading import load_causal, lora_config, with_adapter
 
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
     layers = importlib.import_module("layers")
     model = with_adapter(
         load_causal(str(tiny_base), revision=None, dtype="float32", quantization="none"),

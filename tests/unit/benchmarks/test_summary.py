@@ -12,11 +12,6 @@ import pytest
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 
 
-@pytest.fixture(autouse=True)
-def benchmarks_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-
-
 def module(name: str) -> Any:
     return importlib.import_module(name)
 

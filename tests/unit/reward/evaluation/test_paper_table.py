@@ -133,7 +133,7 @@ def test_a_pair_that_a_justifier_does_not_decide_is_wrong(
 
     config = JudgeConfig(url="http://localhost", model="m", form="justifier", pairing="all")
     judge = Judge(config, client=Scripted())
-    monkeypatch.setattr("reward.evaluation.paper_table.load_justifier", lambda _: judge)
+    monkeypatch.setattr("reward.justifier.evaluation.load_justifier", lambda _: judge)
     monkeypatch.setattr("reward.evaluation.paper_table.load_chat", lambda _: None)
     monkeypatch.setattr(
         "reward.evaluation.paper_table.load_data", lambda *_: RewardData([], [], pairs, DropReport())

@@ -15,6 +15,7 @@ from typer.testing import Result
 from reward.judge.forms import pair_request, read_pair
 from reward.judge.groups import scores_of
 from reward.justifier.data import FOR_TEST, IGNORED, example, load_data
+from reward.justifier.evaluation import judge_pairs
 from reward.justifier.judge import load_justifier, read_justifier
 from reward.justifier.recipe import train_justifier
 from reward.justifier.trainer import JustifierTrainer
@@ -24,8 +25,8 @@ from rlhf.config.justifier import JustifierConfig
 from rlhf.config.load import load_config
 from rlhf.config.reward import RewardConfig
 from rlhf.config.schema import DataSource
-from rlhf.core.errors import ModelError, RunError
-from rlhf.core.records import Justification, Message
+from rlhf.core.errors import DataError, ModelError, RunError
+from rlhf.core.records import Comparison, Justification, Message
 from rlhf.data.demo.dataset import demo_rows
 from rlhf.data.load import load_justifications
 from rlhf.data.rules import NO_JUSTIFICATION
@@ -247,6 +248,18 @@ def test_a_failed_evaluation_loses_neither_weights_nor_result(
     assert read_justifier(tmp_path / "run" / "final").weights
     (failure,) = json.loads((tmp_path / "run" / "eval.json").read_text())["failures"]
     assert failure["step"] == "the evaluation"
+
+
+def test_a_pair_beyond_the_context_is_an_error_and_not_an_unread_text(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise DataError("too long", fix="a shorter pair")
+
+    monkeypatch.setattr("reward.justifier.judge.require_length", refuse)
+    with pytest.raises(DataError) as caught:
+        judge_pairs(trained / "final", [Comparison(PROMPT, "A", "B", subset="s")])
+    assert caught.value.fix == "a shorter pair"
 
 
 @pytest.mark.parametrize("packing", ["true", "false"])
