@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,6 +34,11 @@ os.environ.update(
         "OMP_NUM_THREADS": "1",  # two threads are no faster for tiny models, and much slower on busy cores
     }
 )
+
+
+def pytest_configure() -> None:
+    """Give this process, and those that tests start, Python's SIGINT: a shell's background job ignores it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -27,10 +27,9 @@ def slow(*values: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    """What `rlhf.cli.main` sets for its process; Python's SIGINT, which a shell's background job ignores."""
+    """What `rlhf.cli.main` sets for its process."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     end_cleanly_on_sigterm()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
