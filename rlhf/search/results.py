@@ -26,13 +26,14 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
+from rlhf.config.reading.values import as_yaml
 from rlhf.config.search import SearchConfig
 from rlhf.core.errors import DataError
 from rlhf.report.html import asset, environment
 from rlhf.report.numbers import duration, short
 from rlhf.runs.files import HALF_WRITTEN, atomic_write_text
 from rlhf.search.attempt import command_words
-from rlhf.search.space import Space, as_yaml
+from rlhf.search.space import Space
 from rlhf.search.storage import REASON, trials_of
 
 RESULTS = "search.json"

@@ -20,13 +20,14 @@ from pathlib import Path
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from rlhf.config.reading.values import as_yaml
 from rlhf.config.search import SearchConfig
 from rlhf.core.errors import ConfigError, RunError
 from rlhf.runs.folder import check_is_run_folder, in_use
 from rlhf.runs.progress import Progress
 from rlhf.search import attempt, storage
 from rlhf.search.results import Results, draw, read_results, summary, trial_line, write_results
-from rlhf.search.space import Space, as_yaml, base_config, read_space
+from rlhf.search.space import Space, base_config, read_space
 from rlhf.search.storage import STORAGE_ERRORS, attempts, finished, trials_of
 
 TRIALS = "trials"

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from optuna.trial import Trial
 
 from rlhf.config.load import load_config
 from rlhf.config.policy import PolicyConfig
+from rlhf.config.reading.values import as_yaml
 from rlhf.config.reward import RewardConfig
 from rlhf.config.search import ParameterConfig, SearchConfig
 from rlhf.core.errors import ConfigError
@@ -102,12 +102,6 @@ def read_space(search: SearchConfig, place: Path) -> Space:
                 fix=f"parameters.{name}.step={max(1, round(key.step))}",
             )
     return Space(search.parameters, frozenset(integers))
-
-
-def as_yaml(value: Any) -> str:
-    """A value as YAML in one line, for the command line."""
-    text: str = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
-    return text.removesuffix("...\n").strip()
 
 
 def _stored(choice: Any) -> Stored:

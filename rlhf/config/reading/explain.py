@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticUndefined
 
+from rlhf.config.reading.values import as_yaml
 from rlhf.core.errors import EXCERPT, did_you_mean, excerpt
 
 Parts = tuple[str | int, ...]
@@ -83,7 +83,7 @@ def describe(schema: type[BaseModel]) -> str:
         elif isinstance(key.default, BaseModel):
             state = "optional"
         else:
-            state = f"default {_as_yaml(key.default)}"
+            state = f"default {as_yaml(key.default)}"
         if key.model is None:
             kind = plain(key.field.annotation, key.field.metadata)
         else:
@@ -171,7 +171,7 @@ def _fix(spot: _Spot, value: Any) -> str:
     default = spot.field.get_default(call_default_factory=True) if spot.field and spot.whole_field else None
     if default is None or default is PydanticUndefined or isinstance(default, BaseModel):
         return f"change '{key}'"
-    return f"change it; the default is {key}={_as_yaml(default)}"
+    return f"change it; the default is {key}={as_yaml(default)}"
 
 
 def _unknown_key(spot: _Spot, schema: type[BaseModel]) -> Problem:
@@ -275,8 +275,3 @@ def _short(value: Any) -> str:
     except (TypeError, ValueError):  # keys that are not strings, or a circular reference
         text = repr(value)
     return text if len(text) <= EXCERPT else excerpt(value)
-
-
-def _as_yaml(value: Any) -> str:
-    as_json = json.loads(json.dumps(value, default=str))
-    return yaml.safe_dump(as_json, default_flow_style=True, width=1000).removesuffix("...\n").strip()

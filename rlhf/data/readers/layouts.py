@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from rlhf.config.reading.values import as_yaml
 from rlhf.core.errors import ConfigError, DataError
 from rlhf.data.readers import ultrafeedback
 from rlhf.data.readers.encodings import looks_encoded
@@ -266,15 +267,13 @@ def table() -> list[str]:
 
 
 def pin(layout: Layout, row: Row, source: DataSource) -> str:
-    """The line of a config that names a layout instead of leaving it to its columns, with the source's other
-    keys."""
-    parts = [f"path: {source.path}"]
+    """The line of a config that names a layout instead of leaving it to its columns, with the other keys of
+    the source that differ from their defaults."""
+    keys = source.model_dump(mode="json", exclude_defaults=True, exclude={"columns"})
     if layout.format != "columns":
-        parts.append(f"format: {layout.format}")
-    if layout.encoding != "text" and source.encoding == "text":
-        parts.append(f"encoding: {layout.encoding}")
-    kept = source.model_dump(mode="json", exclude_unset=True, exclude={"path", "format", "columns"})
-    parts += [f"{name}: {value}" for name, value in kept.items()]
+        keys["format"] = layout.format
+    if source.encoding == "text" and layout.encoding != "text":
+        keys["encoding"] = layout.encoding
     if columns := layout.mapped(row):
-        parts.append("columns: {" + ", ".join(f"{name}: {column}" for name, column in columns.items()) + "}")
-    return "- {" + ", ".join(parts) + "}"
+        keys["columns"] = columns
+    return f"- {as_yaml(keys)}"

@@ -121,7 +121,7 @@ def test_a_dry_run_says_what_the_first_trial_will_be(
     config = write_search(trials=1)
     output = rlhf_command("search", config, "--dry-run")
     assert output.exit_code == 0 and not (tmp_path / "out").exists()
-    assert f"  {RATE}: {{high: 0.01, log: true, low: 1.0e-05}}\n" in output.stdout
+    assert f"  {RATE}: {{low: 1.0e-05, high: 0.01, log: true}}\n" in output.stdout
     assert "The study 'search' is new." in output.stdout
     announced = float(output.stdout.split(f"{RATE}=")[1].split()[0])
     rlhf_command("search", config)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from rlhf.config.schema import DataSource
 from rlhf.core.errors import ConfigError, DataError
@@ -108,12 +109,23 @@ def test_a_layout_of_preferences(write_rows: Any, name: str) -> None:
     (note,) = (note for note in report.notes if "pin it" in note)
     # The source in this note reads the same rows, and no layout is guessed.
     line = note.partition("pin it: - ")[2]
-    import yaml
-
     pinned = DataSource.model_validate(yaml.safe_load(line))
     again, quiet = load_preferences([pinned], seed=0, max_spread=2)
     assert again == [item] and not any("pin it" in note for note in quiet.notes)
     assert name in note
+
+
+def test_the_line_that_pins_a_layout_is_yaml_with_the_other_keys_of_the_source(write_rows: Any) -> None:
+    path = write_rows("a: b.jsonl", [{**PREFERENCES["SHP"], "id": "null"}])
+    source = DataSource(path=path, where={"id": ["null"]}, split="train: all")
+    written = DataSource.model_validate(source.model_dump())  # as in config.yaml: every key is set
+    for given in (source, written):
+        _, report = load_preferences([given], seed=0, max_spread=2)
+        (note,) = (note for note in report.notes if "pin it" in note)
+        (line,) = yaml.safe_load(note.partition("pin it: ")[2])
+        columns = line.pop("columns")
+        assert DataSource.model_validate(line) == source
+        assert columns["prompt"] == "history"
 
 
 @pytest.mark.parametrize("name", PROMPTS)
