@@ -137,7 +137,7 @@ def update(base: Path, kind: str, dtype: str, quantization: str) -> Iterator[dic
 
     from policy.update.forward import pack_groups, token_logps
     from rlhf.models.loading import autocast, base_of
-    from rlhf.plan.memory.passes import Row
+    from rlhf.plan.memory.passes import UpdateRow
     from rlhf.plan.memory.trace import trace
 
     model, answers = policy(base, dtype, quantization), groups(kind)[:1]
@@ -166,7 +166,7 @@ def update(base: Path, kind: str, dtype: str, quantization: str) -> Iterator[dic
     yield line(f"Update ({dtype}, {quantization})", rows * tokens / seconds, "tokens/s")
     planned = trace(
         AutoConfig.from_pretrained(base),
-        Row(
+        UpdateRow(
             command="align-policy",
             tokens=tokens,
             sequences=len(answers[0]),

@@ -23,7 +23,7 @@ NOT_A_PREFIX = "the template writes the prompt differently before an answer"
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class TokenizedPair:
     """The chosen and the rejected answer to one prompt, and the preference strength in {1, 2, 3}."""
 
     chosen: Rollout
@@ -41,8 +41,8 @@ class Pair:
 class DPOData:
     """Pairs to train on and to validate on, and what was left out."""
 
-    training: list[Pair]
-    validation: list[Pair]
+    training: list[TokenizedPair]
+    validation: list[TokenizedPair]
     drops: DropReport
 
 
@@ -75,7 +75,7 @@ def load_data(config: DPOConfig, chat: Chat) -> DPOData:
         }
         same.add([prompt.messages for prompt in prompts])
         excluded = {same.representative(prompt.messages) for prompt in prompts}
-    training, validation = list[Pair](), list[Pair]()
+    training, validation = list[TokenizedPair](), list[TokenizedPair]()
     for record, pair in zip(records, make_pairs(records, chat, config.model.max_length), strict=True):
         prompt = same.representative(record.prompt)
         if prompt in excluded:
@@ -94,7 +94,7 @@ def load_data(config: DPOConfig, chat: Chat) -> DPOData:
     return DPOData(training, validation, drops)
 
 
-def make_pairs(records: Sequence[Preference], chat: Chat, max_length: int) -> Iterator[Pair | str]:
+def make_pairs(records: Sequence[Preference], chat: Chat, max_length: int) -> Iterator[TokenizedPair | str]:
     """Each preference as a pair, or the reason why it cannot be used."""
     prompts = chat.prompts_ids([record.prompt for record in records])
     conversations = chat.conversations_ids(
@@ -113,7 +113,7 @@ def _pair(
     sides: Sequence[list[int] | RefusalError],
     chat: Chat,
     max_length: int,
-) -> Pair | str:
+) -> TokenizedPair | str:
     if isinstance(prompt, RefusalError):
         return prompt.reason
     answers = []
@@ -128,7 +128,7 @@ def _pair(
         answers.append(Rollout(tuple(prompt), completion, (), True, message.content))
     if answers[0].completion_ids == answers[1].completion_ids:
         return SAME_IDS
-    return Pair(answers[0], answers[1], abs(record.strength), record.source)
+    return TokenizedPair(answers[0], answers[1], abs(record.strength), record.source)
 
 
 def answer_ids(ids: Sequence[int], stop_ids: Sequence[int]) -> tuple[int, ...]:
@@ -140,7 +140,7 @@ def answer_ids(ids: Sequence[int], stop_ids: Sequence[int]) -> tuple[int, ...]:
     return tuple(ids[:end])
 
 
-def require_strengths(config: DPOConfig, pairs: Sequence[Pair]) -> None:
+def require_strengths(config: DPOConfig, pairs: Sequence[TokenizedPair]) -> None:
     """Check that the strengths differ, where the loss uses them.
 
     Raises:

@@ -13,7 +13,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from policy.dpo.card import save_policy, write_card
-from policy.dpo.data import DPOData, Pair, load_chat, load_data
+from policy.dpo.data import DPOData, TokenizedPair, load_chat, load_data
 from policy.dpo.trainer import PackedDPOTrainer, trainer_arguments
 from rlhf.config.dpo import DPOConfig
 from rlhf.core.statistics import wilson_interval
@@ -141,7 +141,7 @@ def build_trainer(
     )
 
 
-def evaluation(pairs: Sequence[Pair], margins: Sequence[float]) -> dict[str, Any]:
+def evaluation(pairs: Sequence[TokenizedPair], margins: Sequence[float]) -> dict[str, Any]:
     """The content of eval.json: how often the implicit reward prefers the chosen answer; a tie is wrong.
 
     Returns:

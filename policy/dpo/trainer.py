@@ -28,7 +28,7 @@ from transformers.trainer_callback import PrinterCallback, TrainerCallback
 from trl import DPOConfig as TRLDPOConfig
 from trl import DPOTrainer
 
-from policy.dpo.data import Pair
+from policy.dpo.data import TokenizedPair
 from policy.dpo.losses import dpo, implicit_rewards
 from policy.update.forward import MicroBatch, pack_groups, reference_logps, token_logps
 from rlhf.config.dpo import DPOLoss
@@ -43,7 +43,7 @@ from rlhf.models.forwards import enable_packed_logprobs
 from rlhf.models.loading import LoraConfig, base_of, upcast_trainable
 from rlhf.runs.checkpoints import SafeCheckpoints
 from rlhf.runs.gpu_memory import phase
-from rlhf.tracking.recording import Record
+from rlhf.tracking.recording import LogUpdate
 
 STAGE = "dpo"
 Sums = dict[str, Tensor | float]
@@ -78,11 +78,11 @@ class PackedDPOTrainer(DistributedTrainerMixin, SafeCheckpoints, DPOTrainer):
         *,
         loss: DPOLoss,
         packing: bool,
-        pairs: Sequence[Pair],
+        pairs: Sequence[TokenizedPair],
         order: Sequence[int],
-        validation: Sequence[Pair],
+        validation: Sequence[TokenizedPair],
         tokens_per_batch: int,
-        record: Record,
+        record: LogUpdate,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         self.pairs, self.validation, self.kind = pairs, validation, loss
@@ -111,7 +111,7 @@ class PackedDPOTrainer(DistributedTrainerMixin, SafeCheckpoints, DPOTrainer):
         """One update: forward and backward over each packed row of the pairs."""
         started = time.perf_counter()
         model.train()
-        pairs: list[Pair] = inputs["pairs"]
+        pairs: list[TokenizedPair] = inputs["pairs"]
         count = self._count(pairs)
         scale = self.accelerator.num_processes  # gradients are averaged over processes; our losses are sums
         rows, batches = list[Sums](), self._packed(pairs)
@@ -135,7 +135,7 @@ class PackedDPOTrainer(DistributedTrainerMixin, SafeCheckpoints, DPOTrainer):
                 fix="lower optimizer.learning_rate or beta, and look at the pairs of this update in the data",
             )
 
-    def _packed(self, pairs: Sequence[Pair]) -> list[MicroBatch]:
+    def _packed(self, pairs: Sequence[TokenizedPair]) -> list[MicroBatch]:
         return pack_groups(
             [pair.answers for pair in pairs],
             self.tokens_per_batch,
@@ -151,7 +151,7 @@ class PackedDPOTrainer(DistributedTrainerMixin, SafeCheckpoints, DPOTrainer):
         return implicit_rewards(logps_M, reference_M, answer_M, len(batch.answers), self.beta)
 
     def _row_loss(
-        self, model: Any, batch: MicroBatch, pairs: Sequence[Pair], count: float
+        self, model: Any, batch: MicroBatch, pairs: Sequence[TokenizedPair], count: float
     ) -> tuple[Tensor, Sums]:
         """The row's part of the update's loss, and sums for the log, which stay on the device."""
         rewards_N = self._rewards(model, batch)
@@ -170,7 +170,7 @@ class PackedDPOTrainer(DistributedTrainerMixin, SafeCheckpoints, DPOTrainer):
             "tokens/computed": batch.packed.computed_tokens,
         }
 
-    def _count(self, pairs: Sequence[Pair]) -> float:
+    def _count(self, pairs: Sequence[TokenizedPair]) -> float:
         """The pairs of the update over all processes."""
         local = torch.tensor(float(len(pairs)), device=self.args.device)
         return float(self.accelerator.reduce(local, reduction="sum"))
@@ -212,7 +212,7 @@ class PackedDPOTrainer(DistributedTrainerMixin, SafeCheckpoints, DPOTrainer):
         return metrics
 
     @torch.no_grad()
-    def margins(self, pairs: Sequence[Pair]) -> list[float]:
+    def margins(self, pairs: Sequence[TokenizedPair]) -> list[float]:
         """Implicit reward of the chosen answer minus that of the rejected one, for each pair.
 
         All processes must call; each computes all pairs.
@@ -248,7 +248,7 @@ MEANS = ("loss/total", "reward/chosen", "reward/rejected", "reward/margin", "rew
 TOTALS = ("tokens/useful", "tokens/computed")
 
 
-def members_of(batch: MicroBatch, pairs: Sequence[Pair]) -> list[Pair]:
+def members_of(batch: MicroBatch, pairs: Sequence[TokenizedPair]) -> list[TokenizedPair]:
     """The pairs of a row, in its order; answers 2k and 2k + 1 of an update are those of pair k."""
     return [pairs[place // 2] for place in batch.answers[::2]]
 

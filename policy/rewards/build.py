@@ -19,8 +19,7 @@ from reward.principle.question import question_tokens
 from reward.principle.scorer import PrincipleScorer
 from reward.scorer import Scorer
 from rlhf.config.policy import PolicyConfig
-from rlhf.config.rewards import GOLD, Kind, names_of
-from rlhf.config.rewards import Source as SourceConfig
+from rlhf.config.rewards import GOLD, RewardKind, RewardSourceConfig, names_of
 from rlhf.core.errors import ConfigError, ModelError
 from rlhf.distributed import processes
 from rlhf.models.chat import Chat
@@ -73,8 +72,8 @@ class RewardBuilder:
             [WeightedTerm(HELD_OUT, 1.0, self._make(source, HELD_OUT))], self.config.reward_shaping.missing
         )
 
-    def _make(self, source: SourceConfig, role: str) -> RewardTerm:
-        makers: Mapping[Kind, Callable[[SourceConfig, str], RewardTerm]] = {
+    def _make(self, source: RewardSourceConfig, role: str) -> RewardTerm:
+        makers: Mapping[RewardKind, Callable[[RewardSourceConfig, str], RewardTerm]] = {
             "adapter": self._adapter,
             "classifier": self._classifier,
             "server": lambda source, _: server(source),
@@ -85,16 +84,18 @@ class RewardBuilder:
         }
         return makers[source.kind](source, role)
 
-    def _ensemble(self, source: SourceConfig, role: str) -> RewardTerm:
+    def _ensemble(self, source: RewardSourceConfig, role: str) -> RewardTerm:
         ensemble = source.ensemble
         assert ensemble is not None  # by its kind
         members = [
-            self._adapter(SourceConfig(adapter=folder), role if not number else f"{role}_member_{number + 1}")
+            self._adapter(
+                RewardSourceConfig(adapter=folder), role if not number else f"{role}_member_{number + 1}"
+            )
             for number, folder in enumerate(ensemble.adapters)
         ]
         return EnsembleReward(members, ensemble.rule, ensemble.coefficient)
 
-    def _adapter(self, source: SourceConfig, role: str) -> RewardTerm:
+    def _adapter(self, source: RewardSourceConfig, role: str) -> RewardTerm:
         scorer = Scorer.share(
             source.place, self.model, self.chat, tokens_per_batch=self.config.tokens_per_batch, name=role
         )
@@ -102,11 +103,11 @@ class RewardBuilder:
         require_room(self.config, scorer.max_length)
         return ModelReward(scorer)
 
-    def _judge(self, source: SourceConfig, role: str) -> RewardTerm:
+    def _judge(self, source: RewardSourceConfig, role: str) -> RewardTerm:
         assert source.judge is not None  # by its kind
         return JudgeReward(source.judge, self.config.output / "judge" / f"{role}-{processes.rank()}.jsonl")
 
-    def _principle(self, source: SourceConfig, role: str) -> PrincipleReward:
+    def _principle(self, source: RewardSourceConfig, role: str) -> PrincipleReward:
         assert source.principle is not None  # by its kind
         scorer = PrincipleScorer.share(
             source.principle,
@@ -120,7 +121,7 @@ class RewardBuilder:
         require_room(self.config, scorer.max_length, question_tokens(self.chat, source.principles))
         return PrincipleReward(scorer)
 
-    def _classifier(self, source: SourceConfig, role: str) -> RewardTerm:
+    def _classifier(self, source: RewardSourceConfig, role: str) -> RewardTerm:
         try:
             scorer = load_scorer(
                 source.place, label=source.label, tokens_per_batch=self.config.tokens_per_batch
@@ -158,11 +159,11 @@ def require_room(config: PolicyConfig, context: int, question: int = 0) -> None:
         )
 
 
-def server(source: SourceConfig) -> ServerReward:
+def server(source: RewardSourceConfig) -> ServerReward:
     """The client of a config's reward server."""
     return ServerReward(source.place, token_env=source.token_env, timeout=source.timeout)
 
 
-def function(source: SourceConfig) -> FunctionReward | GoldReward:
+def function(source: RewardSourceConfig) -> FunctionReward | GoldReward:
     """The function of a config."""
     return GoldReward() if source.place == GOLD else FunctionReward(load_function(source.place), source.place)

@@ -14,8 +14,7 @@ from reward.principle.question import question_tokens
 from reward.principle.scorer import read_principle_model
 from rlhf.adapters.storage import RewardAdapter
 from rlhf.config.policy import PolicyConfig
-from rlhf.config.rewards import Kind
-from rlhf.config.rewards import Source as SourceConfig
+from rlhf.config.rewards import RewardKind, RewardSourceConfig
 from rlhf.core.errors import ConfigError, DataError, excerpt
 from rlhf.core.records import Prompt, Rollout
 from rlhf.data.checks import CONSTRAINTS
@@ -37,7 +36,7 @@ def check_sources(config: PolicyConfig, chat: Chat, prompts: Sequence[Prompt]) -
         UserError: a reward cannot be used.
     """
     held_out = [] if config.held_out_reward is None else [("held_out_reward", config.held_out_reward)]
-    checks: Mapping[Kind, Callable[[SourceConfig], None]] = {
+    checks: Mapping[RewardKind, Callable[[RewardSourceConfig], None]] = {
         "adapter": lambda source: _check_adapter(source, chat, config),
         "classifier": lambda source: _check_classifier(source),
         "server": lambda source: server(source).check(),
@@ -50,31 +49,31 @@ def check_sources(config: PolicyConfig, chat: Chat, prompts: Sequence[Prompt]) -
         checks[source.kind](source)
 
 
-def _check_adapter(source: SourceConfig, chat: Chat, config: PolicyConfig) -> None:
+def _check_adapter(source: RewardSourceConfig, chat: Chat, config: PolicyConfig) -> None:
     adapter = RewardAdapter.read(Path(source.place))
     adapter.lora.check_template(chat)
     require_room(config, adapter.card["max_length"])
 
 
-def _check_ensemble(source: SourceConfig, chat: Chat, config: PolicyConfig) -> None:
+def _check_ensemble(source: RewardSourceConfig, chat: Chat, config: PolicyConfig) -> None:
     assert source.ensemble is not None  # by its kind
     for folder in source.ensemble.adapters:
-        _check_adapter(SourceConfig(adapter=folder), chat, config)
+        _check_adapter(RewardSourceConfig(adapter=folder), chat, config)
 
 
-def _check_principle(source: SourceConfig, chat: Chat, config: PolicyConfig) -> None:
+def _check_principle(source: RewardSourceConfig, chat: Chat, config: PolicyConfig) -> None:
     assert source.principle is not None  # its kind says so
     adapter = read_principle_model(Path(source.principle))
     adapter.check_template(chat)
     require_room(config, adapter.card["max_length"], question_tokens(chat, source.principles))
 
 
-def _check_classifier(source: SourceConfig) -> None:
+def _check_classifier(source: RewardSourceConfig) -> None:
     resolve_base(source.place)
 
 
 def _check_function(
-    source: SourceConfig, config: PolicyConfig, chat: Chat, prompts: Sequence[Prompt]
+    source: RewardSourceConfig, config: PolicyConfig, chat: Chat, prompts: Sequence[Prompt]
 ) -> None:
     reward = function(source)
     if isinstance(reward, FunctionReward):
@@ -129,7 +128,7 @@ def _sample(chat: Chat, prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[R
     return repeated, rollouts
 
 
-def _check_judge(source: SourceConfig, config: PolicyConfig) -> None:
+def _check_judge(source: RewardSourceConfig, config: PolicyConfig) -> None:
     """Check that the server answers, and that a pairwise judge has two answers to compare, also in the
     evaluation."""
     judge = source.judge

@@ -8,7 +8,7 @@ BASE, BEST_OF = "base", "best-of-n"
 
 
 @dataclass(frozen=True, slots=True)
-class TableRow:
+class PolicyRow:
     """One row, with the paper's figures of Llama-3.1-70B-Instruct (arXiv 2410.01257, section 4)."""
 
     title: str
@@ -18,14 +18,14 @@ class TableRow:
     """Mean length of the answers to MT-Bench."""
 
 
-ROWS: dict[str, TableRow] = {
-    BASE: TableRow("The base", 55.7, 1728.6),
-    "dpo-regular": TableRow("DPO, regular", 52.8, 1502.2),
-    "dpo-margin": TableRow("DPO, margin", 52.6, 1496.6),
-    "dpo-scaled": TableRow("DPO, scaled", 52.9, 1514.8),
-    "ppo": TableRow("PPO", 58.6, 1842.8),
-    "reinforce": TableRow("REINFORCE", 85.0, 2199.8),
-    BEST_OF: TableRow("Best of n"),
+ROWS: dict[str, PolicyRow] = {
+    BASE: PolicyRow("The base", 55.7, 1728.6),
+    "dpo-regular": PolicyRow("DPO, regular", 52.8, 1502.2),
+    "dpo-margin": PolicyRow("DPO, margin", 52.6, 1496.6),
+    "dpo-scaled": PolicyRow("DPO, scaled", 52.9, 1514.8),
+    "ppo": PolicyRow("PPO", 58.6, 1842.8),
+    "reinforce": PolicyRow("REINFORCE", 85.0, 2199.8),
+    BEST_OF: PolicyRow("Best of n"),
 }
 """In the paper's order; the last one is not in the paper."""
 TRAINED = tuple(name for name in ROWS if name not in (BASE, BEST_OF))

@@ -62,7 +62,7 @@ from rlhf.models.forwards import enable_packed_logprobs
 from rlhf.models.loading import base_of, upcast_trainable
 from rlhf.runs.checkpoints import SafeCheckpoints, trainable_state
 from rlhf.runs.gpu_memory import phase
-from rlhf.tracking.recording import PolicyRecord
+from rlhf.tracking.recording import LogPolicyUpdate
 
 
 class PolicyTrainer(UpdateEpochs, SafeCheckpoints, RLOOTrainer):
@@ -102,7 +102,7 @@ class PolicyTrainer(UpdateEpochs, SafeCheckpoints, RLOOTrainer):
         algorithm: AlgorithmConfig,
         shaping: ShapingConfig,
         tokens_per_batch: int,
-        record: PolicyRecord,
+        record: LogPolicyUpdate,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         self.chat, self.prompts, self.order = chat, prompts, order

@@ -38,7 +38,7 @@ Shares = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class TableRow:
+class RewardRow:
     """One row of the table."""
 
     title: str
@@ -50,26 +50,26 @@ class TableRow:
     """The weak and the strong row that ExPO extrapolates; nothing is trained."""
 
 
-ROWS: dict[str, TableRow] = {
-    "regression-attributes": TableRow("Regression, all attributes", 92.4),
-    "regression-helpfulness": TableRow("Regression, helpfulness only", 93.0),
-    "bt-regular": TableRow("Bradley-Terry, regular", 91.5),
-    "bt-margin": TableRow("Bradley-Terry, margin", 91.5),
-    "bt-scaled": TableRow("Bradley-Terry, scaled", 92.7),
-    "helpfulness-bt-regular": TableRow("Helpfulness, then regular", 92.7, "regression-helpfulness"),
-    "helpfulness-bt-margin": TableRow("Helpfulness, then margin", 93.0, "regression-helpfulness"),
-    "helpfulness-bt-scaled": TableRow("Helpfulness, then scaled", 93.7, "regression-helpfulness"),
-    "helpfulness-bt-scaled-expo": TableRow(
+ROWS: dict[str, RewardRow] = {
+    "regression-attributes": RewardRow("Regression, all attributes", 92.4),
+    "regression-helpfulness": RewardRow("Regression, helpfulness only", 93.0),
+    "bt-regular": RewardRow("Bradley-Terry, regular", 91.5),
+    "bt-margin": RewardRow("Bradley-Terry, margin", 91.5),
+    "bt-scaled": RewardRow("Bradley-Terry, scaled", 92.7),
+    "helpfulness-bt-regular": RewardRow("Helpfulness, then regular", 92.7, "regression-helpfulness"),
+    "helpfulness-bt-margin": RewardRow("Helpfulness, then margin", 93.0, "regression-helpfulness"),
+    "helpfulness-bt-scaled": RewardRow("Helpfulness, then scaled", 93.7, "regression-helpfulness"),
+    "helpfulness-bt-scaled-expo": RewardRow(
         "Helpfulness, then scaled, ExPO",
         94.1,
         extrapolates=("regression-helpfulness", "helpfulness-bt-scaled"),
     ),
-    "hybrid": TableRow("Hybrid: regression and scaled at once", None),
+    "hybrid": RewardRow("Hybrid: regression and scaled at once", None),
 }
 """The recipes of `rlhf.config.recipes`, in the paper's order: a row comes after those it needs."""
 
 JUSTIFIER = "pairwise-justifier"
-ROWS_WITH_JUSTIFIER: dict[str, TableRow] = {**ROWS, JUSTIFIER: TableRow("Pairwise Justifier", 90.0)}
+ROWS_WITH_JUSTIFIER: dict[str, RewardRow] = {**ROWS, JUSTIFIER: RewardRow("Pairwise Justifier", 90.0)}
 """The paper's best variant of a justifier has 90.0."""
 
 

@@ -20,7 +20,7 @@ Scores = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class AnsweredPrompt:
     """A prompt and the answers of both systems."""
 
     prompt: Prompt
@@ -29,7 +29,7 @@ class Pair:
 
 
 def compare_systems(
-    pairs: Sequence[Pair],
+    pairs: Sequence[AnsweredPrompt],
     judges: Mapping[str, ScorerLike],
     *,
     sizes: Sequence[int],
@@ -87,7 +87,7 @@ def compare_systems(
 
 
 def _scores(
-    pairs: Sequence[Pair],
+    pairs: Sequence[AnsweredPrompt],
     scorer: ScorerLike,
     name: str,
     drops: DropReport,
@@ -116,18 +116,18 @@ def _ordinal(place: int) -> str:
     return f"{place + 1}."
 
 
-def _gold(pair: Pair) -> Scores:
+def _gold(pair: AnsweredPrompt) -> Scores:
     check = pair.prompt.check
     assert check is not None
     a, b = (tuple(gold_score(check, answer) for answer in answers) for answers in (pair.a, pair.b))
     return a, b
 
 
-def _matchup(pair: Pair, scores: Scores) -> Matchup:
+def _matchup(pair: AnsweredPrompt, scores: Scores) -> Matchup:
     return Matchup(*scores, tuple(map(len, pair.a)), tuple(map(len, pair.b)))
 
 
-def _row(pair: Pair, place: int, judged: Mapping[str, Mapping[int, Scores]]) -> dict[str, Any]:
+def _row(pair: AnsweredPrompt, place: int, judged: Mapping[str, Mapping[int, Scores]]) -> dict[str, Any]:
     """A prompt with every answer of both systems and its score by each judge."""
     systems = {
         system: [

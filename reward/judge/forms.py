@@ -22,7 +22,7 @@ JUSTIFIER = "justifier"
 """The form of a model trained by `rlhf train-justifier`."""
 
 
-class Verdict(NamedTuple):
+class JudgeVerdict(NamedTuple):
     """A comparison as the judge wrote it: both scores in 1..5, and the ranking in 1..6."""
 
     first: float
@@ -82,12 +82,12 @@ def justifier_request(prompt: Conversation, first: str, second: str) -> str:
     )
 
 
-def _justified(text: str) -> Verdict | None:
+def _justified(text: str) -> JudgeVerdict | None:
     """The strength -3..3 of the last statement as a ranking 1..6, between equal scores."""
     strength = read_verdict(text)
     if strength is None:
         return None
-    return Verdict(MIDDLE, MIDDLE, strength + RANKINGS // 2 + (strength < 0))
+    return JudgeVerdict(MIDDLE, MIDDLE, strength + RANKINGS // 2 + (strength < 0))
 
 
 def read_single(form: str, text: str, criteria: int) -> float | None:
@@ -100,7 +100,7 @@ def read_single(form: str, text: str, criteria: int) -> float | None:
     return _rubric(answer, criteria) if form == "rubric" else _SINGLE_READERS[form](answer)
 
 
-def read_pair(form: str, text: str) -> Verdict | None:
+def read_pair(form: str, text: str) -> JudgeVerdict | None:
     """The verdict in a judge's text on two responses, or None where the text holds none."""
     return _PAIR_READERS[form](_answer(text))
 
@@ -180,24 +180,24 @@ def _rubric(text: str, criteria: int) -> float | None:
     return sum(satisfied) / criteria if all(isinstance(value, bool) for value in satisfied) else None
 
 
-def _pair_boxed(text: str) -> Verdict | None:
+def _pair_boxed(text: str) -> JudgeVerdict | None:
     boxes = _boxed(text)
     if len(boxes) < 2:
         return None
     scores, ranking = _integers(boxes[-2], LOWEST, HIGHEST), _integers(boxes[-1], 1, RANKINGS)
     if scores is None or ranking is None or len(scores) != 2 or len(ranking) != 1:
         return None
-    return Verdict(float(scores[0]), float(scores[1]), ranking[0])
+    return JudgeVerdict(float(scores[0]), float(scores[1]), ranking[0])
 
 
-def _pair_json(text: str) -> Verdict | None:
+def _pair_json(text: str) -> JudgeVerdict | None:
     value = _last_object(text)
     scores, ranking = value.get("scores"), value.get("ranking")
     if not isinstance(scores, list) or len(scores) != 2 or not _is_integer(ranking, 1, RANKINGS):
         return None
     if not all(_is_integer(score, LOWEST, HIGHEST) for score in scores):
         return None
-    return Verdict(float(scores[0]), float(scores[1]), int(value["ranking"]))
+    return JudgeVerdict(float(scores[0]), float(scores[1]), int(value["ranking"]))
 
 
 _SINGLE_READERS: Mapping[str, Callable[[str], float | None]] = {
@@ -205,7 +205,7 @@ _SINGLE_READERS: Mapping[str, Callable[[str], float | None]] = {
     "json": _single_json,
     "yes-no": _yes_no,
 }
-_PAIR_READERS: Mapping[str, Callable[[str], Verdict | None]] = {
+_PAIR_READERS: Mapping[str, Callable[[str], JudgeVerdict | None]] = {
     "boxed": _pair_boxed,
     "json": _pair_json,
     JUSTIFIER: _justified,

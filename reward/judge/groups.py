@@ -10,14 +10,16 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from reward.judge.forms import RANKINGS, Verdict
+from reward.judge.forms import RANKINGS, JudgeVerdict
 
-Pair = tuple[int, int]
-Verdicts = Mapping[Pair, Verdict | None]
+IndexPair = tuple[int, int]
+Verdicts = Mapping[IndexPair, JudgeVerdict | None]
 """The verdicts on the pairs of one group; None where a text could not be read."""
 
 
-def comparisons(size: int, pairing: Literal["circle", "all"], orders: Literal["both", "one"]) -> list[Pair]:
+def comparisons(
+    size: int, pairing: Literal["circle", "all"], orders: Literal["both", "one"]
+) -> list[IndexPair]:
     """The pairs of places of a group that are shown to the judge, each as (first, second).
 
         circle  (0, 1), (1, 2), ..., (G - 1, 0); two responses make one pair
@@ -37,7 +39,7 @@ def comparisons(size: int, pairing: Literal["circle", "all"], orders: Literal["b
     return pairs + [(second, first) for first, second in pairs] if orders == "both" else pairs
 
 
-def scores_of(verdict: Verdict) -> tuple[float, float]:
+def scores_of(verdict: JudgeVerdict) -> tuple[float, float]:
     """Both scores of a comparison; where they are equal, the ranking decides by at most half a point each.
 
     s_1, s_2                          if s_1 != s_2

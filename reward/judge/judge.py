@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Protocol
 
 from reward.judge.client import Completion, JudgeClient
-from reward.judge.forms import Verdict, pair_request, read_pair, read_single, single_request
-from reward.judge.groups import Pair, Verdicts, comparisons, group_scores, position_bias
+from reward.judge.forms import JudgeVerdict, pair_request, read_pair, read_single, single_request
+from reward.judge.groups import IndexPair, Verdicts, comparisons, group_scores, position_bias
 from rlhf.config.judge import JudgeConfig
 from rlhf.core.records import Conversation
 
@@ -112,7 +112,7 @@ class Judge:
             ]
         )
         read = [read_pair(config.form, completion.text) for completion in completions]
-        verdicts, start = list[dict[Pair, Verdict | None]](), 0
+        verdicts, start = list[dict[IndexPair, JudgeVerdict | None]](), 0
         for group_pairs in pairs:
             verdicts.append(dict(zip(group_pairs, read[start : start + len(group_pairs)], strict=True)))
             start += len(group_pairs)

@@ -27,7 +27,7 @@ from rlhf.kernels.packing_check import one_per_row
 from rlhf.models.loading import PeftModel, base_of
 from rlhf.runs.checkpoints import SafeCheckpoints
 from rlhf.runs.gpu_memory import phase
-from rlhf.tracking.recording import Record
+from rlhf.tracking.recording import LogUpdate
 
 STAGE = "justifier"
 WHOLE = 2**31
@@ -52,7 +52,7 @@ class JustifierTrainer(DistributedTrainerMixin, SafeCheckpoints, SFTTrainer):
         *,
         examples: Sequence[Example],
         order: Sequence[int],
-        record: Record,
+        record: LogUpdate,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         self.record, self.stage_name, self.step_offset = record, STAGE, 0

@@ -23,7 +23,7 @@ from rlhf.models.loading import PeftModel
 from rlhf.runs import checkpoints
 from rlhf.runs.folder import RunFolder
 from rlhf.runs.progress import Progress
-from rlhf.tracking.recording import Record, recorder
+from rlhf.tracking.recording import LogUpdate, recorder
 from rlhf.tracking.session import last_checkpoint
 from rlhf.tracking.trackers import Trackers
 
@@ -88,7 +88,7 @@ def stage_trainer(
     *,
     steps: int,
     step_offset: int,
-    record: Record,
+    record: LogUpdate,
     callbacks: Sequence[TrainerCallback],
 ) -> HybridRewardTrainer:
     """The trainer of a stage.

@@ -36,7 +36,7 @@ from rlhf.models.forwards import packed_inputs
 from rlhf.models.loading import PeftModel
 from rlhf.runs.checkpoints import SafeCheckpoints, best_file, load_trainable, save_trainable
 from rlhf.runs.gpu_memory import phase
-from rlhf.tracking.recording import Record
+from rlhf.tracking.recording import LogUpdate
 
 REWARD_INDEX = 0  # the first attribute is the reward
 
@@ -73,7 +73,7 @@ class HybridRewardTrainer(DistributedTrainerMixin, SafeCheckpoints, RewardTraine
         validation: Sequence[Item],
         tokens_per_batch: int,
         step_offset: int,
-        record: Record,
+        record: LogUpdate,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         self.stage, self.items, self.validation = stage, items, validation

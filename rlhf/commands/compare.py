@@ -24,7 +24,7 @@ from rlhf.terminal.output import require_output_folder
 
 if TYPE_CHECKING:
     from policy.evaluation.contest import Bases, Drawing, Side
-    from reward.evaluation.systems import Pair
+    from reward.evaluation.systems import AnsweredPrompt
 
 CANDIDATE = (
     "a policy's `final` folder, a base (`embedded`, a folder, a Hugging Face name), or answers written "
@@ -177,9 +177,9 @@ def _pairs(
     samples: Sequence[int],
     least: int,
     drops: DropReport,
-) -> list[Pair]:
+) -> list[AnsweredPrompt]:
     from policy.evaluation.contest import answers_of, paired
-    from reward.evaluation.systems import Pair
+    from reward.evaluation.systems import AnsweredPrompt
 
     answered, left = [], list(prompts)
     for side, letter, count in zip(sides, "AB", samples, strict=True):
@@ -193,7 +193,7 @@ def _pairs(
                 "answer",
             )
         answered.append(answers)
-    return [Pair(*pair) for pair in paired(left, *answered, least_b=least)]
+    return [AnsweredPrompt(*pair) for pair in paired(left, *answered, least_b=least)]
 
 
 def _judges(reward: str, held_out: str | None, bases: Bases, form: str, label: str | None) -> dict[str, Any]:

@@ -18,11 +18,11 @@ from rlhf.config.reward import RewardConfig
 from rlhf.doctor import machine_facts as machine
 from rlhf.doctor.checks import examine
 from rlhf.doctor.facts import Facts
-from rlhf.doctor.results import Result, Verdict
+from rlhf.doctor.results import CheckStatus, Finding
 from rlhf.doctor.run_facts import full_run
 from rlhf.terminal.options import Output, Overrides
 
-COLOURS: Mapping[Verdict, str] = {
+COLOURS: Mapping[CheckStatus, str] = {
     "ok": "green",
     "warning": "yellow",
     "problem": "bold red",
@@ -75,7 +75,9 @@ def command(
         raise typer.Exit(1)
 
 
-def show(results: Mapping[str, Sequence[Result]], counts: Mapping[Verdict, int], console: Console) -> None:
+def show(
+    results: Mapping[str, Sequence[Finding]], counts: Mapping[CheckStatus, int], console: Console
+) -> None:
     """Print each group with one line per check, followed by its fix."""
     for group, lines in results.items():
         console.print(Text(group, "bold"))

@@ -47,11 +47,11 @@ def command(
       rlhf push runs/demo/policy me/my-policy --dry-run
       rlhf push runs/demo/policy me/my-policy --merged
     """
-    from rlhf.publish.staging import find_source, sizes, stage
+    from rlhf.publish.staging import find_model, sizes, stage
     from rlhf.publish.upload import check_name, push
 
     check_name(repo)
-    source = find_source(run)
+    source = find_model(run)
     with tempfile.TemporaryDirectory() as temporary:
         model, folder = source.model, Path(temporary) / "repository"
         folder.mkdir()

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from rlhf.config.reading.explain import Parts, Problem, dotted, problems
-from rlhf.config.reading.files import Source, line_of, parse, place_of, read_keys
+from rlhf.config.reading.files import ConfigFile, line_of, parse, place_of, read_keys
 from rlhf.core.errors import ConfigError, excerpt
 
 T = TypeVar("T", bound=BaseModel)
@@ -104,7 +104,7 @@ def _key_or_index(node: Any, name: str, parent: str, override: str) -> str | int
     return int(name)
 
 
-def _place(sources: Sequence[Source], parts: Parts, overridden: Sequence[Parts]) -> str:
+def _place(sources: Sequence[ConfigFile], parts: Parts, overridden: Sequence[Parts]) -> str:
     """Where a key was set: `command line` if by an override, else file and line."""
     if any(parts[: len(key)] == key for key in overridden):
         return "command line"

@@ -11,8 +11,8 @@ from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 from rlhf.config.judge import JudgeConfig
 from rlhf.config.schema import Count, CountOrZero, NonNegative, Number, Place, Positive, Strict
 
-Kind = Literal["adapter", "classifier", "server", "function", "judge", "ensemble", "principle"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+RewardKind = Literal["adapter", "classifier", "server", "function", "judge", "ensemble", "principle"]
+KINDS: tuple[RewardKind, ...] = get_args(RewardKind)
 GOLD = "gold"
 """The function of this name is built in: the gold score."""
 RESERVED = ("mean", "std", "shaped", "missing", "held_out", "held_out_agreement")
@@ -44,7 +44,7 @@ def is_header_safe(token: str) -> bool:
     return token.isascii() and token.isprintable() and " " not in token
 
 
-class Source(Strict):
+class RewardSourceConfig(Strict):
     """A source of rewards: exactly one of `adapter`, `classifier`, `server`, `function`, `judge`, `ensemble`
     and `principle`."""
 
@@ -105,7 +105,7 @@ class Source(Strict):
         return self
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> RewardKind:
         """The kind of source."""
         return next(kind for kind in KINDS if getattr(self, kind) is not None)
 
@@ -125,7 +125,7 @@ class Source(Strict):
         return f"{self.kind} {self.place}"
 
 
-class RewardSource(Source):
+class RewardSource(RewardSourceConfig):
     """One term of the sum of rewards."""
 
     weight: Number = 1.0
@@ -135,7 +135,7 @@ class RewardSource(Source):
     kind."""
 
 
-class HeldOutReward(Source):
+class HeldOutReward(RewardSourceConfig):
     """A source of rewards that the policy is not trained on."""
 
     every: Count = 1

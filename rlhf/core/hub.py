@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 from rlhf.core.places import is_explicit, missing_local
 
-Kind = Literal["model", "dataset"]
+RepoKind = Literal["model", "dataset"]
 TIMEOUT = 10
 """Seconds for the Hub's response."""
-MARKER_FILES: Mapping[Kind, str] = {"model": "config.json", "dataset": "README.md"}
+MARKER_FILES: Mapping[RepoKind, str] = {"model": "config.json", "dataset": "README.md"}
 """A file that every cached repository of a kind has."""
 
 
@@ -27,7 +27,7 @@ class Missing:
 
 
 @functools.cache
-def find_missing(name: str, kind: Kind, revision: str | None = None) -> Missing | None:
+def find_missing(name: str, kind: RepoKind, revision: str | None = None) -> Missing | None:
     """Why `name` is neither a local path nor on the Hub; None if it exists, or if the Hub's response is
     inconclusive.
 
@@ -70,7 +70,7 @@ def find_missing(name: str, kind: Kind, revision: str | None = None) -> Missing 
     return None
 
 
-def _is_cached(name: str, kind: Kind, revision: str | None) -> bool:
+def _is_cached(name: str, kind: RepoKind, revision: str | None) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
     if isinstance(try_to_load_from_cache(name, MARKER_FILES[kind], revision=revision, repo_type=kind), str):
@@ -82,7 +82,7 @@ def _is_cached(name: str, kind: Kind, revision: str | None) -> bool:
     return (Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")).exists()
 
 
-def _query(name: str, kind: Kind, revision: str | None) -> str:
+def _query(name: str, kind: RepoKind, revision: str | None) -> str:
     """The Hub's response to a single request: exists, gated, unknown, no revision, busy or unreachable."""
     import httpx
     from huggingface_hub import HfApi

@@ -29,7 +29,7 @@ from rlhf.data.sources.rows import DEMO, Row, read_rows
 
 Record = TypeVar("Record")
 Readers = Mapping[str, Callable[[Row, DataSource], Record | list[Record]]]
-Kind = Literal["ratings", "preferences", "prompts", "principles", "justifications"]
+RecordKind = Literal["ratings", "preferences", "prompts", "principles", "justifications"]
 CONTRADICTORY = "pairs of which the opposite is in the data, too (A over B and B over A)"
 
 
@@ -187,7 +187,7 @@ def _rating_key(rating: Rating) -> Hashable:
 
 
 def _load(
-    kind: Kind,
+    kind: RecordKind,
     sources: Sequence[DataSource],
     seed: int,
     readers: Readers[Record],
@@ -231,7 +231,7 @@ def _load(
     return loaded, report
 
 
-def _recognised(source: DataSource, kind: layouts.Kind, seed: int) -> tuple[DataSource, str]:
+def _recognised(source: DataSource, kind: layouts.MappedKind, seed: int) -> tuple[DataSource, str]:
     """The source with the column map of a public layout, where it has no map, and a note that says so."""
     if source.columns:
         return source, ""
@@ -244,7 +244,7 @@ def _recognised(source: DataSource, kind: layouts.Kind, seed: int) -> tuple[Data
     return recognised
 
 
-def _label(source: DataSource, kind: Kind) -> str:
+def _label(source: DataSource, kind: RecordKind) -> str:
     """The name of a source in a report: path, split and `where`."""
     split = "" if source.format == "columns" else f" ({source.split})"
     where = "; ".join(f"{column}: {', '.join(map(str, values))}" for column, values in source.where.items())
@@ -292,7 +292,7 @@ def read_records(
             yield record
 
 
-def _check_source(source: DataSource, kind: Kind, formats: Iterable[str]) -> None:
+def _check_source(source: DataSource, kind: RecordKind, formats: Iterable[str]) -> None:
     known = sorted(formats)
     if source.format not in known:
         raise ConfigError(
@@ -304,7 +304,7 @@ def _check_source(source: DataSource, kind: Kind, formats: Iterable[str]) -> Non
             fix=f"set `format: {next(name for name in known if name != 'columns')}`",
         )
     if source.format == "columns":
-        columns.check_columns(source, cast(layouts.Kind, kind))
+        columns.check_columns(source, cast(layouts.MappedKind, kind))
     elif source.columns:
         raise ConfigError(
             f"{source.path}: `columns` is given, but `format: {source.format}` fixes the columns"

@@ -8,7 +8,7 @@ from rlhf.doctor import checks_machine as machine
 from rlhf.doctor import checks_memory as memory
 from rlhf.doctor import checks_run as run
 from rlhf.doctor.facts import Facts
-from rlhf.doctor.results import Check, Result
+from rlhf.doctor.results import Check, Finding
 
 CHECKS: Mapping[str, Sequence[Check]] = {
     "Packages": (
@@ -53,13 +53,13 @@ PREFLIGHT: Sequence[Check] = (
 """Checks of files and package metadata, which take milliseconds; the run itself checks the config."""
 
 
-def examine(facts: Facts) -> dict[str, list[Result]]:
+def examine(facts: Facts) -> dict[str, list[Finding]]:
     """The results by group, without empty groups."""
     results = {group: [line for check in checks for line in check(facts)] for group, checks in CHECKS.items()}
     return {group: lines for group, lines in results.items() if lines}
 
 
-def quick_examine(facts: Facts) -> list[Result]:
+def quick_examine(facts: Facts) -> list[Finding]:
     """The warnings and problems of `PREFLIGHT`."""
     results = [line for check in PREFLIGHT for line in check(facts)]
     return [line for line in results if line.verdict in ("warning", "problem")]

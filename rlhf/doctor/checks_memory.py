@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from rlhf.doctor.checks_machine import gpu_count
 from rlhf.doctor.facts import GIB, Facts, Run, Shape, Torch
-from rlhf.doctor.results import Result, size
+from rlhf.doctor.results import Finding, size
 from rlhf.plan.memory import weights
 
 FLOAT32 = 4
@@ -20,7 +20,7 @@ def base_bytes(shape: Shape, dtype: str, quantization: str) -> int:
     return weights.base_bytes(shape.parameters, shape.linear, dtype, quantization)
 
 
-def memory(facts: Facts) -> Iterator[Result]:
+def memory(facts: Facts) -> Iterator[Finding]:
     """Whether the weights fit on a GPU or, without one, in memory."""
     if facts.run is None or (facts.torch is None and facts.host.nvidia):
         return
@@ -46,24 +46,24 @@ def memory(facts: Facts) -> Iterator[Result]:
     smaller = "an adapter" if trainer != base else "model.quantization=nf4"
     fix = f"a smaller base, {smaller}, or a larger machine"
     if need > available:
-        yield Result("Memory", "problem", found, fix)
+        yield Finding("Memory", "problem", found, fix)
     elif need > BUSY * available:
-        yield Result("Memory", "warning", f"{found}: little is left for the steps", fix)
+        yield Finding("Memory", "warning", f"{found}: little is left for the steps", fix)
     else:
-        yield Result("Memory", "ok", found)
+        yield Finding("Memory", "ok", found)
 
 
-def _planned(run: Run) -> Result:
+def _planned(run: Run) -> Finding:
     """The tightest phase of `rlhf plan` on these GPUs."""
     worst = max(run.planned, key=lambda phase: (bool(phase.trouble), phase.total - phase.memory))
     found = f"{worst.name} needs {size(worst.total)} of {size(worst.memory)} (rlhf plan)"
     if worst.trouble or worst.total > worst.memory:
         why = f": {worst.trouble}" if worst.trouble else ""
-        return Result("GPU memory", "problem", f"{found}{why}", f"rlhf plan CONFIG --gpus {run.gpus}")
-    return Result("GPU memory", "ok", found)
+        return Finding("GPU memory", "problem", f"{found}{why}", f"rlhf plan CONFIG --gpus {run.gpus}")
+    return Finding("GPU memory", "ok", found)
 
 
-def loading(facts: Facts) -> Iterator[Result]:
+def loading(facts: Facts) -> Iterator[Finding]:
     """Whether a run fits in host memory, on a machine with GPUs.
 
     By the plan; before a run, which makes no plan, by the launcher's settings.
@@ -86,21 +86,21 @@ def loading(facts: Facts) -> Iterator[Result]:
     found = f"loading takes up to {size(need)} in {processes}, {size(host.memory)} of memory"
     if need > host.memory:
         fix = "accelerate launch --config_file configs/launch/fsdp2.yaml, fewer processes, or more memory"
-        yield Result("Loading", "problem", found, fix)
+        yield Finding("Loading", "problem", found, fix)
     else:
-        yield Result("Loading", "ok", found)
+        yield Finding("Loading", "ok", found)
 
 
-def _planned_host(run: Run, need: int, memory: int) -> Result:
+def _planned_host(run: Run, need: int, memory: int) -> Finding:
     """The host memory of `rlhf plan` on these GPUs."""
     found = f"a run takes up to {size(need)} of {size(memory)} of memory (rlhf plan)"
     if need > memory:
         fix = f"rlhf plan CONFIG --gpus {run.gpus} --host-memory {memory // GIB}"
-        return Result("Loading", "problem", found, fix)
-    return Result("Loading", "ok", found)
+        return Finding("Loading", "problem", found, fix)
+    return Finding("Loading", "ok", found)
 
 
-def _gpu_memory(need: int, served: int, capacity: int, share: float, count: int) -> Result:
+def _gpu_memory(need: int, served: int, capacity: int, share: float, count: int) -> Finding:
     """Whether the weights of trainer and engine fit on one GPU; `rlhf plan` covers sharding."""
     trainer, engine = (1 - share) * capacity, share * capacity
     whole = f" ({ALL_TRAINED})" if need != served else ""
@@ -110,10 +110,10 @@ def _gpu_memory(need: int, served: int, capacity: int, share: float, count: int)
     fix = f"{'an adapter, FSDP2' if whole else 'model.quantization=nf4'}, or a larger GPU"
     if need > trainer or (share and served > engine):
         tight = "vLLM's copy does not fit" if share and served > engine else "the weights do not fit into one"
-        return Result("GPU memory", "problem" if count == 1 else "warning", f"{found}: {tight}", fix)
+        return Finding("GPU memory", "problem" if count == 1 else "warning", f"{found}: {tight}", fix)
     if need > BUSY * trainer or (share and served > 0.9 * engine):
-        return Result("GPU memory", "warning", f"{found}: little is left for the steps", fix)
-    return Result("GPU memory", "ok", found)
+        return Finding("GPU memory", "warning", f"{found}: little is left for the steps", fix)
+    return Finding("GPU memory", "ok", found)
 
 
 def _trainer(run: Run, base: int) -> int:

@@ -150,7 +150,7 @@ class Tokens:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class SourceFacts:
     """A data source; `read` is (first rows read, usable ones), None where they were not read."""
 
     name: str
@@ -197,7 +197,7 @@ class Run:
     cache: Disk
     base: Base
     tokens: Tokens | Trouble | None = None
-    sources: tuple[Source, ...] = ()
+    sources: tuple[SourceFacts, ...] = ()
     trained: tuple[Trained, ...] = ()
     servers: tuple[Served, ...] = ()
     planned: tuple[PlannedPhase, ...] = ()

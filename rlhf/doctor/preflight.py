@@ -11,11 +11,11 @@ from rlhf.core.errors import RunError
 from rlhf.doctor import machine_facts as machine
 from rlhf.doctor.checks import quick_examine
 from rlhf.doctor.facts import Facts
-from rlhf.doctor.results import Result
+from rlhf.doctor.results import Finding
 from rlhf.doctor.run_facts import quick_run
 
 
-def preflight(config: RewardConfig | PolicyConfig) -> list[Result]:
+def preflight(config: RewardConfig | PolicyConfig) -> list[Finding]:
     """Warnings and problems of this machine for a run; takes milliseconds and imports no torch."""
     return quick_examine(Facts(machine.packages(), machine.host(ask_driver=False), run=quick_run(config)))
 

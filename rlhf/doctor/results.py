@@ -8,20 +8,20 @@ from typing import Literal
 
 from rlhf.doctor.facts import GIB, MIB, Facts
 
-Verdict = Literal["ok", "warning", "problem", "not checked"]
+CheckStatus = Literal["ok", "warning", "problem", "not checked"]
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class Finding:
     """One line of the doctor's output."""
 
     name: str
-    verdict: Verdict
+    verdict: CheckStatus
     found: str
     fix: str = ""
 
 
-Check = Callable[[Facts], Iterator[Result]]
+Check = Callable[[Facts], Iterator[Finding]]
 """Facts to results; none where the check does not concern the run."""
 
 

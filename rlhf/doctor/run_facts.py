@@ -24,7 +24,7 @@ from rlhf.doctor.facts import (
     PlannedPhase,
     Run,
     Shape,
-    Source,
+    SourceFacts,
     Tokens,
     Torch,
     Trained,
@@ -90,7 +90,7 @@ def full_run(config: Config, say: Callable[[str], None], torch: Torch | Trouble 
     sources = []
     for name, source, load in _sources(config):
         say(f"Reading {name}")
-        sources.append(Source(name, _read(source, load)))
+        sources.append(SourceFacts(name, _read(source, load)))
     return Run(
         config,
         quick.output,

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rlhf.config.policy import PolicyConfig
-from rlhf.config.rewards import Source
+from rlhf.config.rewards import RewardSourceConfig
 from rlhf.plan.changes import LARGEST, Change
 from rlhf.plan.estimate import Plan
 from rlhf.plan.gpus import GIB, PRICES_OF
@@ -243,7 +243,7 @@ def _estimates(plan: Plan) -> list[str]:
     return [f"Estimates, neither traced nor measured: {'; '.join(estimates)}."]
 
 
-def _sources(request: Request) -> list[Source]:
+def _sources(request: Request) -> list[RewardSourceConfig]:
     """The sources of rewards, the held-out one included."""
     config = request.config
     if not isinstance(config, PolicyConfig):

@@ -11,7 +11,7 @@ from rlhf.config.schema import AdapterConfig
 from rlhf.core.errors import ConfigError
 from rlhf.kernels.packing import GPU_GRAIN
 from rlhf.plan.gpus import Cluster
-from rlhf.plan.memory.passes import Row
+from rlhf.plan.memory.passes import UpdateRow
 from rlhf.plan.memory.shapes import reason_by_shape
 
 Config = TypeVar("Config", bound=RewardConfig | PolicyConfig)
@@ -83,7 +83,7 @@ def longest_tree(config: RewardConfig | PolicyConfig) -> int:
     return sequences_of_item(config) * longest_sequence(config)
 
 
-def row_of(config: RewardConfig | PolicyConfig, *, grain: int = GPU_GRAIN) -> Row:
+def row_of(config: RewardConfig | PolicyConfig, *, grain: int = GPU_GRAIN) -> UpdateRow:
     """The largest batch of packed rows that a run of this config can make, see `rlhf.kernels.packing.pack`.
 
     Args:
@@ -105,10 +105,12 @@ def row_of(config: RewardConfig | PolicyConfig, *, grain: int = GPU_GRAIN) -> Ro
     if isinstance(config, RewardConfig):
         sequences = 2 * max(1, tokens // config.model.max_length) if model.packing else rows
         outputs = len(config.attributes)
-        return Row(command="train-reward", sequences=sequences, logprob_tokens=0, outputs=outputs, **shared)
+        return UpdateRow(
+            command="train-reward", sequences=sequences, logprob_tokens=0, outputs=outputs, **shared
+        )
     groups = max(1, tokens // longest_tree(config))
     answers = groups * config.rollouts.samples_per_prompt if model.packing else rows
-    return Row(
+    return UpdateRow(
         command="align-policy",
         sequences=answers,
         logprob_tokens=tokens if model.packing else rows * config.rollouts.max_new_tokens,

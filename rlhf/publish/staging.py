@@ -39,7 +39,7 @@ _PATH = re.compile(r"(?<![\w/:.])(?:~|\.{1,2})?/(?:[\w.~@+-]+/)+([\w.~@+-]+)")
 
 
 @dataclass(frozen=True)
-class Source:
+class PushedModel:
     """What a user names: a model folder, and the run it belongs to where there is one.
 
     Attributes:
@@ -56,7 +56,7 @@ class Source:
         return (self.model / ADAPTER).exists()
 
 
-def find_source(place: Path) -> Source:
+def find_model(place: Path) -> PushedModel:
     """A run folder, its `final/`, or an exported model.
 
     Raises:
@@ -74,10 +74,12 @@ def find_source(place: Path) -> Source:
             allowed="a run that is complete, its `final` folder, or an exported model",
             fix="complete the run with --resume" if is_run else "name the run folder",
         )
-    return Source(model, model.parent if (model.parent / "config.yaml").exists() else None)
+    return PushedModel(model, model.parent if (model.parent / "config.yaml").exists() else None)
 
 
-def stage(source: Source, model: Path, folder: Path, *, repo: str, base: str | None, samples: bool) -> None:
+def stage(
+    source: PushedModel, model: Path, folder: Path, *, repo: str, base: str | None, samples: bool
+) -> None:
     """Copy what is published of a model into an empty folder, as `repo` will hold it.
 
     Args:

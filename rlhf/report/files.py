@@ -13,8 +13,8 @@ import yaml
 from rlhf.core.errors import DataError
 from rlhf.report.numbers import finite
 
-Kind = Literal["reward", "policy", "dpo"]
-Row = dict[str, Any]
+RunKind = Literal["reward", "policy", "dpo"]
+JsonObject = dict[str, Any]
 FILES = ("config.yaml", "environment.json", "metrics.jsonl", "samples.jsonl", "eval.json")
 
 
@@ -23,14 +23,14 @@ class RunFiles:
     """The contents of a run folder; `notes` are sentences on what could not be read."""
 
     path: Path
-    kind: Kind
-    config: Row
-    environment: Row
-    metrics: list[Row]
-    samples: dict[int, list[Row]]
-    evaluation: Row
-    drops: Row
-    expo: Row = field(default_factory=dict)
+    kind: RunKind
+    config: JsonObject
+    environment: JsonObject
+    metrics: list[JsonObject]
+    samples: dict[int, list[JsonObject]]
+    evaluation: JsonObject
+    drops: JsonObject
+    expo: JsonObject = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def values(self, name: str) -> list[tuple[float, float]]:
@@ -87,7 +87,7 @@ def read_run(path: Path) -> RunFiles:
     )
 
 
-def _mapping(path: Path, notes: list[str]) -> Row:
+def _mapping(path: Path, notes: list[str]) -> JsonObject:
     if not path.is_file():
         return {}
     text = path.read_text(encoding="utf-8", errors="replace")
@@ -102,7 +102,7 @@ def _mapping(path: Path, notes: list[str]) -> Row:
     return {}
 
 
-def json_lines(path: Path, notes: list[str]) -> Iterator[Row]:
+def json_lines(path: Path, notes: list[str]) -> Iterator[JsonObject]:
     """The lines that are JSON objects with a step; the others are counted, with the first place."""
     bad: list[int] = []
     if path.is_file():
@@ -125,9 +125,9 @@ def json_lines(path: Path, notes: list[str]) -> Iterator[Row]:
         notes.append(f"{lines} left out (first at {path.name}:{bad[0]}).")
 
 
-def _metrics(path: Path, notes: list[str]) -> list[Row]:
+def _metrics(path: Path, notes: list[str]) -> list[JsonObject]:
     """One row per step: lines of a step are merged, and later ones replace earlier ones."""
-    steps: dict[float, Row] = {}
+    steps: dict[float, JsonObject] = {}
     broken: dict[str, list[float]] = {}
     for row in json_lines(path, notes):
         steps.setdefault(row["step"], {}).update(row)
@@ -140,10 +140,10 @@ def _metrics(path: Path, notes: list[str]) -> list[Row]:
     return [steps[step] for step in sorted(steps)]
 
 
-def _samples(path: Path, notes: list[str]) -> dict[int, list[Row]]:
+def _samples(path: Path, notes: list[str]) -> dict[int, list[JsonObject]]:
     """The answers of the first and the last step, as all of a long run would not fit on a page."""
-    first: list[Row] = []
-    last: list[Row] = []
+    first: list[JsonObject] = []
+    last: list[JsonObject] = []
     for row in json_lines(path, notes):
         if not first or row["step"] == first[0]["step"]:
             first.append(row)
@@ -154,7 +154,7 @@ def _samples(path: Path, notes: list[str]) -> dict[int, list[Row]]:
     return {int(rows[0]["step"]): rows for rows in (first, last) if rows}
 
 
-def _kind(path: Path, config: Row, evaluation: Row, metrics: list[Row]) -> Kind:
+def _kind(path: Path, config: JsonObject, evaluation: JsonObject, metrics: list[JsonObject]) -> RunKind:
     """The command that wrote this folder, by its config, else its evaluation, else its metrics' names."""
     if "beta" in config:
         return "dpo"

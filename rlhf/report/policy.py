@@ -61,7 +61,7 @@ class Side:
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class BeforeAfter:
     """A prompt, its answers before and after, and the change by which pairs are ranked (None: unknown)."""
 
     prompt: Sequence[tuple[str, str]]
@@ -81,22 +81,22 @@ def _direction(value: float) -> str:
     return "better" if value > 0 else "worse" if value < 0 else "same"
 
 
-def pairs(evaluation: Mapping[str, Any]) -> list[Pair]:
+def pairs(evaluation: Mapping[str, Any]) -> list[BeforeAfter]:
     """The answers before and after, largest gain first: by gold score if there is one, then by reward."""
     result = []
     for row in evaluation.get("answers") or []:
         before, after = row.get("before") or {}, row.get("after") or {}
         reward, gold = (_difference(before.get(name), after.get(name)) for name in ("reward", "gold"))
-        result.append(Pair(turns(row.get("prompt")), side(before), side(after), reward, gold))
+        result.append(BeforeAfter(turns(row.get("prompt")), side(before), side(after), reward, gold))
     return sorted(result, key=_rank)
 
 
-def _rank(pair: Pair) -> tuple[bool, float, bool, float]:
+def _rank(pair: BeforeAfter) -> tuple[bool, float, bool, float]:
     """The sort key of a pair: unknown changes are last."""
     return pair.gold is None, -(pair.gold or 0.0), pair.reward is None, -(pair.reward or 0.0)
 
 
-def tally(compared_pairs: Sequence[Pair]) -> dict[str, int]:
+def tally(compared_pairs: Sequence[BeforeAfter]) -> dict[str, int]:
     """Number of answers that became better, equal and worse: by gold score if any has one, else by reward."""
     name = "gold" if any(pair.gold is not None for pair in compared_pairs) else "reward"
     values = [value for pair in compared_pairs if (value := getattr(pair, name)) is not None]

@@ -29,7 +29,7 @@ class Bar:
 
 
 @dataclass(frozen=True, slots=True)
-class TableRow:
+class SubsetRow:
     """One row of the table, as text."""
 
     name: str
@@ -91,7 +91,7 @@ def _interval(given: Any, share: float, count: int | None) -> tuple[float, float
     return low, high
 
 
-def reward_table(evaluation: Mapping[str, Any]) -> list[tuple[str, list[TableRow]]]:
+def reward_table(evaluation: Mapping[str, Any]) -> list[tuple[str, list[SubsetRow]]]:
     """Titled groups of rows: all together, sections, subsets."""
     evaluation = as_comparisons(evaluation)
     everything, held_out = overall(evaluation), evaluation.get("held_out") or {}
@@ -130,13 +130,13 @@ def length_correlation(evaluation: Mapping[str, Any]) -> str:
     return "" if correlation is None else signed(correlation, 2)
 
 
-def _row(accuracy: Accuracy, *, total: bool) -> TableRow:
+def _row(accuracy: Accuracy, *, total: bool) -> SubsetRow:
     low, high = accuracy.interval or (None, None)
 
     def place(share: float | None) -> float | None:
         return None if share is None else round(BAR_LEFT + share * (BAR_RIGHT - BAR_LEFT), 1)
 
-    return TableRow(
+    return SubsetRow(
         name=accuracy.name,
         accuracy=percent(accuracy.share),
         interval="" if low is None or high is None else f"{fixed(100 * low, 1)}{DASH}{fixed(100 * high, 1)}",

@@ -25,8 +25,8 @@ GRACE_SECONDS = 30.0
 LAST_LINES, MAX_NAMES = 12, 40
 """Number of lines of a log, and of names, that a message has at most."""
 
-Row = Mapping[str, Any]
-Result = tuple[float, tuple[float, float] | None]
+MetricsRow = Mapping[str, Any]
+TrialResult = tuple[float, tuple[float, float] | None]
 """The value of a trial, with its 95 % interval if its evaluation has one."""
 
 
@@ -36,7 +36,7 @@ def command_words(search: SearchConfig, words: Sequence[str]) -> list[str]:
     return [*start, search.command, str(search.config), *search.overrides, *words]
 
 
-def run(command: Sequence[str], folder: Path, log: Path, prune: Callable[[Row], bool]) -> int | None:
+def run(command: Sequence[str], folder: Path, log: Path, prune: Callable[[MetricsRow], bool]) -> int | None:
     """Run a trial in a new process group, and append its output to `log`.
 
     Args:
@@ -85,7 +85,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def read_result(search: SearchConfig, folder: Path) -> Result | None:
+def read_result(search: SearchConfig, folder: Path) -> TrialResult | None:
     """A trial's value from its eval.json; None if there is no file, or the value is not finite.
 
     Raises:
@@ -116,7 +116,7 @@ def _check_known(key: str, metric: str, known: Collection[str], file: Path) -> N
         )
 
 
-def _numbers(mapping: Row, path: str = "") -> Iterator[tuple[str, Result | None]]:
+def _numbers(mapping: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, TrialResult | None]]:
     """Every number by its dotted path, with its interval; null is a number that was not finite."""
     for name, value in mapping.items():
         if isinstance(value, dict):

@@ -175,7 +175,7 @@ class Search:
             command.append("--resume")
         return attempt.run(command, folder, log, self._pruning(trial))
 
-    def _pruning(self, trial: Trial) -> Callable[[attempt.Row], bool]:
+    def _pruning(self, trial: Trial) -> Callable[[attempt.MetricsRow], bool]:
         """A function that reports a row of metrics to the pruner and returns whether to stop the trial."""
         config = self.config.pruning
         if config is None:
@@ -184,7 +184,7 @@ class Search:
         sign = 1.0 if config.direction == self.config.objective.direction else -1.0
         reported = set(self.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
 
-        def prune(row: attempt.Row) -> bool:
+        def prune(row: attempt.MetricsRow) -> bool:
             value, step = row.get(config.metric), row["step"]
             if not isinstance(value, int | float) or step in reported:
                 return False

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from rlhf.data.evaluation.benchmarks import M_REWARDBENCH_NAME
 
-Result = Mapping[str, Any]
+BenchmarkResult = Mapping[str, Any]
 
 _RULES = {
     "rewardbench": "RewardBench v1: sections weighted by its example counts, overall = mean of the four",
@@ -28,7 +28,7 @@ BASELINES = {"longest": "length_baseline", "shortest": "shortest_baseline"}
 _QUANTILES = {"p05": "5 %", "p25": "25 %", "median": "median", "p75": "75 %", "p95": "95 %"}
 
 
-def print_pairs(result: Result, console: Console) -> None:
+def print_pairs(result: BenchmarkResult, console: Console) -> None:
     """Print the result of `evaluate`: subsets, sections, overall, and notes."""
     _print_subsets(result, "pairs", BASELINES, console)
     _print_parts(result, console)
@@ -47,7 +47,7 @@ def print_pairs(result: Result, console: Console) -> None:
     )
 
 
-def print_rm_bench(result: Result, console: Console) -> None:
+def print_rm_bench(result: BenchmarkResult, console: Console) -> None:
     """Print the result of `evaluate_rm_bench`: domains by level, then the matrix
     of styles."""
     intervals = result["intervals"]
@@ -80,13 +80,13 @@ def print_rm_bench(result: Result, console: Console) -> None:
     _print_rule(result, console)
 
 
-def print_one_of_many(result: Result, console: Console) -> None:
+def print_one_of_many(result: BenchmarkResult, console: Console) -> None:
     """Print the result of `evaluate_choices`: subsets, overall, and the curve."""
     _print_subsets(result, "rows", {**BASELINES, "chance": "chance"}, console)
     _print_curve("Share of right answers among the picks of n", result["best_of_n"], console, percent=True)
 
 
-def print_rewardbench_2(result: Result, console: Console) -> None:
+def print_rewardbench_2(result: BenchmarkResult, console: Console) -> None:
     """Print the result of `evaluate_rewardbench_2`: subsets, overall, and the
     terms of Ties."""
     _print_subsets(result, "rows", BASELINES, console)
@@ -96,7 +96,7 @@ def print_rewardbench_2(result: Result, console: Console) -> None:
         console.print(f"Ties over {ties['count']} prompts: {shown}.", markup=False, soft_wrap=True)
 
 
-def print_best_of_n(result: Result, console: Console) -> None:
+def print_best_of_n(result: BenchmarkResult, console: Console) -> None:
     """Print the result of `evaluate_best_of_n`: the curve, and how often pairs are
     in order."""
     _print_curve("Mean true score of the answer picked out of n", result["best_of_n"], console)
@@ -113,7 +113,7 @@ def print_best_of_n(result: Result, console: Console) -> None:
         )
 
 
-PRINTERS: Mapping[str, Callable[[Result, Console], None]] = {
+PRINTERS: Mapping[str, Callable[[BenchmarkResult, Console], None]] = {
     "pairs": print_pairs,
     "rm-bench": print_rm_bench,
     "rewardbench-2": print_rewardbench_2,
@@ -123,7 +123,7 @@ PRINTERS: Mapping[str, Callable[[Result, Console], None]] = {
 """By the kind of benchmark, see `rlhf.data.evaluation.benchmarks`."""
 
 
-def print_overall(results: Mapping[str, Result], console: Console) -> None:
+def print_overall(results: Mapping[str, BenchmarkResult], console: Console) -> None:
     """One table with a line for each result on pairs, and notes; the rest is in the report."""
     if not results:
         return
@@ -139,7 +139,7 @@ def print_overall(results: Mapping[str, Result], console: Console) -> None:
         console.print(f"Note: {note}", markup=False, soft_wrap=True)
 
 
-def print_result(kind: str, result: Result, console: Console) -> None:
+def print_result(kind: str, result: BenchmarkResult, console: Console) -> None:
     """Print a result of this kind, notes, and the self-check."""
     PRINTERS[kind](result, console)
     for note in result["notes"]:
@@ -157,7 +157,7 @@ def print_result(kind: str, result: Result, console: Console) -> None:
     )
 
 
-def print_judge(figures: Result, console: Console) -> None:
+def print_judge(figures: BenchmarkResult, console: Console) -> None:
     """What a judge's texts cost, and how far the order of two answers decides."""
     console.print(
         f"Judge: {figures['requests']:.0f} texts, {figures['unparsed']:.0f} could not be read and are left "
@@ -189,7 +189,7 @@ def print_judge(figures: Result, console: Console) -> None:
         )
 
 
-def print_suite(suite: Result, console: Console) -> None:
+def print_suite(suite: BenchmarkResult, console: Console) -> None:
     """A line for each benchmark; then published scores, notes, and what is missing, and why."""
     table = _table("Scores in %, ties wrong", "benchmark")
     for header in ("items", "score", "95 % interval", "longest", "shortest"):
@@ -218,7 +218,7 @@ def print_suite(suite: Result, console: Console) -> None:
         console.print(f"Missing: {', '.join(_short(names))}: {reason}", markup=False, soft_wrap=True)
 
 
-def _print_published(results: Mapping[str, Result], console: Console) -> None:
+def _print_published(results: Mapping[str, BenchmarkResult], console: Console) -> None:
     """Scores of other models on the benchmarks that were evaluated."""
     rows = {name: result["published"] for name, result in results.items() if result["published"]}
     if not rows:
@@ -242,7 +242,9 @@ def _short(names: Sequence[str]) -> list[str]:
     return [*others, f"{M_REWARDBENCH_NAME}LANGUAGE ({len(languages)} languages)"]
 
 
-def _print_subsets(result: Result, unit: str, baselines: Mapping[str, str], console: Console) -> None:
+def _print_subsets(
+    result: BenchmarkResult, unit: str, baselines: Mapping[str, str], console: Console
+) -> None:
     """Subsets, sections and overall; `baselines`: a column's header and the key it shows."""
     table = _table("Accuracy in %, ties wrong", "subset")
     for header in (unit, "accuracy", "95 % interval", *baselines):
@@ -267,7 +269,7 @@ def _print_subsets(result: Result, unit: str, baselines: Mapping[str, str], cons
         console.print(f"{ties} of {result['count']} {unit} are ties, counted as wrong.", markup=False)
 
 
-def _print_parts(result: Result, console: Console) -> None:
+def _print_parts(result: BenchmarkResult, console: Console) -> None:
     """Accuracy by strength and by length, and the distribution of rewards."""
     table = _table("By strength of the preference, by length and by group", "pairs where")
     for header in ("pairs", "accuracy", "95 % interval"):
@@ -294,7 +296,9 @@ def _print_parts(result: Result, console: Console) -> None:
     console.print(rewards)
 
 
-def _print_curve(title: str, curve: Sequence[Result], console: Console, *, percent: bool = False) -> None:
+def _print_curve(
+    title: str, curve: Sequence[BenchmarkResult], console: Console, *, percent: bool = False
+) -> None:
     """One line an n; the gap is the one from a random pick to the best possible."""
     prompts = {row["prompts"] for row in curve}
     count = max(prompts)
@@ -325,7 +329,7 @@ def _table(title: str, first: str) -> Table:
     return table
 
 
-def _print_rule(result: Result, console: Console) -> None:
+def _print_rule(result: BenchmarkResult, console: Console) -> None:
     console.print(f"Rule: {_RULES[result['aggregation']]}.", markup=False, soft_wrap=True)
 
 

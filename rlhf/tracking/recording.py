@@ -9,13 +9,13 @@ from rlhf.runs.folder import RunFolder
 from rlhf.runs.progress import Progress
 from rlhf.tracking.trackers import Trackers
 
-Record = Callable[[int, Mapping[str, float | str]], None]
+LogUpdate = Callable[[int, Mapping[str, float | str]], None]
 """Receives the number and the figures of an update or a validation."""
-PolicyRecord = Callable[[int, Mapping[str, float], Sequence[Mapping[str, Any]]], None]
+LogPolicyUpdate = Callable[[int, Mapping[str, float], Sequence[Mapping[str, Any]]], None]
 """Receives the number, the figures and the sampled answers of an update."""
 
 
-def recorder(run: RunFolder, track: Trackers, progress: Progress) -> Record:
+def recorder(run: RunFolder, track: Trackers, progress: Progress) -> LogUpdate:
     """A function that writes figures to metrics.jsonl, the trackers and the progress line."""
     shown = {"loss": "loss/total", "accuracy": "reward/accuracy"}
 
@@ -30,7 +30,7 @@ def recorder(run: RunFolder, track: Trackers, progress: Progress) -> Record:
     return record
 
 
-def policy_recorder(run: RunFolder, track: Trackers | None, progress: Progress) -> PolicyRecord:
+def policy_recorder(run: RunFolder, track: Trackers | None, progress: Progress) -> LogPolicyUpdate:
     """A function that also writes answers, to samples.jsonl and the trackers."""
     shown = {"reward": "reward/mean", "gold": "gold/mean", "kl": "kl/mean", "tokens": "length/mean"}
 

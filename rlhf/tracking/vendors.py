@@ -20,7 +20,7 @@ PROJECT = "rlhf"
 """The project or experiment that runs belong to; a tracker's own environment variable wins."""
 SAMPLES = "samples"
 """The name of the table of samples."""
-Row = Mapping[str, str | int | float | bool | None]
+SampleRow = Mapping[str, str | int | float | bool | None]
 
 
 @dataclass
@@ -74,7 +74,7 @@ class Tracker(Protocol):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """End the run."""
 
-    def log_samples(self, step: int, rows: Sequence[Row]) -> None:
+    def log_samples(self, step: int, rows: Sequence[SampleRow]) -> None:
         """Send answers of an update as a table; all rows have the same keys."""
 
     def log_page(self, file: Path) -> None:
@@ -91,7 +91,7 @@ class Trackio(TrackioCallback):
         """Send the metrics under their own names."""
         self._trackio.log(dict(logs), step=state.global_step)
 
-    def log_samples(self, step: int, rows: Sequence[Row]) -> None:
+    def log_samples(self, step: int, rows: Sequence[SampleRow]) -> None:
         """Log a table."""
         table = self._trackio.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
         self._trackio.log({SAMPLES: table}, step=step)
@@ -137,7 +137,7 @@ class Wandb(WandbCallback):
         """Write what is buffered, and end the run."""
         self._wandb.finish()
 
-    def log_samples(self, step: int, rows: Sequence[Row]) -> None:
+    def log_samples(self, step: int, rows: Sequence[SampleRow]) -> None:
         """Log a table."""
         table = self._wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
         self._wandb.log({SAMPLES: table, "train/global_step": step})
@@ -165,7 +165,7 @@ class TensorBoard(TensorBoardCallback):
             self.tb_writer.add_scalar(name, value, state.global_step)
         self.tb_writer.flush()
 
-    def log_samples(self, step: int, rows: Sequence[Row]) -> None:
+    def log_samples(self, step: int, rows: Sequence[SampleRow]) -> None:
         """Write the rows as a Markdown table."""
         lines: list[Iterable[object]] = [rows[0], ["---"] * len(rows[0]), *(row.values() for row in rows)]
         table = "\n".join("|" + "|".join(_cell(value) for value in line) + "|" for line in lines)
@@ -207,7 +207,7 @@ class MLflow(MLflowCallback):
         if self._started or self._auto_end_run:
             self._ml_flow.end_run()
 
-    def log_samples(self, step: int, rows: Sequence[Row]) -> None:
+    def log_samples(self, step: int, rows: Sequence[SampleRow]) -> None:
         """Append to one table, with a column for the update."""
         columns = {"step": [step] * len(rows)} | {name: [row[name] for row in rows] for name in rows[0]}
         self._ml_flow.log_table(columns, artifact_file=f"{SAMPLES}.json")

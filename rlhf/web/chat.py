@@ -68,7 +68,7 @@ class Question(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**31)
 
 
-class Pair(BaseModel):
+class AnswerPair(BaseModel):
     """Two answers to keep for annotation."""
 
     messages: list[Turn] = Field(min_length=1, max_length=200)
@@ -123,7 +123,7 @@ def build_app(
         return StreamingResponse(lines, media_type="application/x-ndjson")
 
     @app.post("/api/pairs", dependencies=[Depends(signed_in)])
-    def keep_pair(pair: Pair) -> dict[str, bool]:
+    def keep_pair(pair: AnswerPair) -> dict[str, bool]:
         if keep is None:
             raise HTTPException(404, "Start `rlhf chat --web` with --store FILE to keep pairs.")
         return {"new": keep(_conversation(pair.messages), pair.first, pair.second)}

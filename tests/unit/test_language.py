@@ -108,3 +108,32 @@ def test_a_word_is_recognised_as_a_name_and_in_prose_but_not_inside_another(
     source: str, suffix: str, words: list[str]
 ) -> None:
     assert [word for _, word in faults(source, suffix)] == words
+
+
+def types_of(source: str) -> Iterator[str]:
+    """Names of the classes and type aliases that a module defines."""
+    for node in ast.parse(source).body:
+        match node:
+            case ast.ClassDef(name=name):
+                yield name
+            case ast.Assign(targets=[ast.Name(id=name)], value=value) if (
+                name[0].isupper() and not name.isupper()
+            ):
+                if not (isinstance(value, ast.Call) and ast.unparse(value.func) == "TypeVar"):
+                    yield name
+
+
+def test_no_name_of_a_type_has_three_meanings() -> None:
+    modules = [file for folder in ("rlhf", "reward", "policy") for file in (ROOT / folder).rglob("*.py")]
+    options = ROOT / "rlhf" / "commands"  # types of command-line options, which no other module imports
+    places: dict[str, list[str]] = {}
+    for file in modules:
+        if not file.is_relative_to(options):
+            for name in types_of(file.read_text(encoding="utf-8")):
+                places.setdefault(name, []).append(file.relative_to(ROOT).as_posix())
+    assert {name: files for name, files in places.items() if len(files) > 2} == {}
+
+
+def test_types_are_classes_and_aliases() -> None:
+    source = 'class Row: pass\nTable = list[Row]\nT = TypeVar("T")\nLIMIT = 3\nx = 1\nCount = TypeVar("Count")'
+    assert list(types_of(source)) == ["Row", "Table"]

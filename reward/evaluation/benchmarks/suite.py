@@ -13,13 +13,13 @@ from reward.evaluation.benchmarks.rewardbench_2 import evaluate_rewardbench_2
 from reward.evaluation.benchmarks.rm_bench import evaluate_rm_bench
 from reward.evaluation.judging import CHUNK, Progressed, Scorers
 from rlhf.core.errors import DataError, RlhfError
-from rlhf.data.evaluation.benchmarks import Kind, load_benchmark
+from rlhf.data.evaluation.benchmarks import BenchmarkKind, load_benchmark
 from rlhf.data.evaluation.suite import Member
 
-Result = dict[str, Any]
+BenchmarkResult = dict[str, Any]
 Rows = list[dict[str, Any]]
 
-EVALUATORS: Mapping[Kind, tuple[str, Callable[..., tuple[Result, Rows]]]] = {
+EVALUATORS: Mapping[BenchmarkKind, tuple[str, Callable[..., tuple[BenchmarkResult, Rows]]]] = {
     "pairs": ("pairs", evaluate),
     "rm-bench": ("items", evaluate_rm_bench),
     "rewardbench-2": ("rows", evaluate_rewardbench_2),
@@ -64,7 +64,7 @@ def evaluate_suite(
     chunk: int = CHUNK,
     started: Callable[[], None] = lambda: None,
     finished: Callable[[], Mapping[str, Any]] = dict,
-) -> tuple[Result, dict[str, str], list[str]]:
+) -> tuple[BenchmarkResult, dict[str, str], list[str]]:
     """Evaluate every member; one that fails does not end the others.
 
     Args:
@@ -76,7 +76,7 @@ def evaluate_suite(
         the benchmarks that could not be read, with the reason; and those of `missing` whose evaluation failed
         (an unusable score).
     """
-    results: Result = {}
+    results: BenchmarkResult = {}
     missing: dict[str, str] = {}
     failed: list[str] = []
     for member in members:

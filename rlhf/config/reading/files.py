@@ -27,14 +27,14 @@ MAX_NAMES = 12
 
 
 @dataclass(frozen=True)
-class Source:
+class ConfigFile:
     """One config file with its YAML nodes, which hold line numbers."""
 
     path: Path
     node: yaml.Node | None
 
 
-def read_keys(path: Path) -> tuple[Any, list[Source]]:
+def read_keys(path: Path) -> tuple[Any, list[ConfigFile]]:
     """The merged data of a file and all files it extends, and these files, the extending one first.
 
     Raises:
@@ -42,7 +42,7 @@ def read_keys(path: Path) -> tuple[Any, list[Source]]:
     """
     path = packaged(path)
     data, node = parse(_read(path), str(path))
-    sources = [Source(path, node)]
+    sources = [ConfigFile(path, node)]
     while isinstance(data, dict) and EXTENDS in data:
         name, last = data.pop(EXTENDS), sources[-1]
         where = f"{last.path}:{line_of(last.node, (EXTENDS,))[0]}: {EXTENDS}"
@@ -64,7 +64,7 @@ def read_keys(path: Path) -> tuple[Any, list[Source]]:
                 f"{', '.join(str(source.path) for source in sources)}",
             )
         under, node = parse(_read(base, where), str(base))
-        sources.append(Source(base, node))
+        sources.append(ConfigFile(base, node))
         if not isinstance(under, dict):
             raise ConfigError(
                 f"{where}: {name} is a YAML file without keys",
@@ -83,7 +83,7 @@ def packaged(path: Path) -> Path:
     return installed if installed.is_file() else path
 
 
-def place_of(sources: Sequence[Source], parts: Parts) -> tuple[str, bool]:
+def place_of(sources: Sequence[ConfigFile], parts: Parts) -> tuple[str, bool]:
     """`FILE:LINE` of a key, or of its nearest parent in the first file; and whether the key itself is
     there."""
     until_list = next((place + 1 for place, part in enumerate(parts) if isinstance(part, int)), len(parts))

@@ -21,9 +21,9 @@ from rlhf.data.demo.principles import principles_of
 from rlhf.data.demo.prompts import FAMILIES, Request, all_requests
 from rlhf.data.demo.responses import Response, respond
 
-Kind = Literal["helpsteer2", "helpsteer2-preference", "helpsteer3-principle", "prompts", "benchmark"]
+DemoKind = Literal["helpsteer2", "helpsteer2-preference", "helpsteer3-principle", "prompts", "benchmark"]
 Values = dict[str, Any]
-Pair = tuple[Response, Response]
+ResponsePair = tuple[Response, Response]
 
 SIZES: Mapping[str, int] = {
     "test prompts": 132,
@@ -32,7 +32,7 @@ SIZES: Mapping[str, int] = {
     "training pairs": 720,
     "training prompts": 600,
 }
-PARTS: Mapping[Kind, Mapping[str, str]] = {
+PARTS: Mapping[DemoKind, Mapping[str, str]] = {
     "helpsteer2": {"train": "training pairs", "validation": "validation pairs"},
     "helpsteer2-preference": {
         "train": "training pairs",
@@ -75,7 +75,7 @@ ADVERSARIAL: Mapping[str, tuple[str, ...]] = {
 FAMILY_ROUNDS = 14  # comparisons of each family; what is left of the slice is adversarial
 
 
-def demo_rows(kind: Kind, split: str, seed: int = 0) -> Iterator[Values]:
+def demo_rows(kind: DemoKind, split: str, seed: int = 0) -> Iterator[Values]:
     """Synthetic rows of one kind and split.
 
     Raises:
@@ -172,7 +172,7 @@ def _benchmark_rows(requests: Sequence[Request], part: str, seed: int) -> Iterat
         }
 
 
-def _pairs(requests: Sequence[Request], part: str, seed: int) -> Iterator[Pair]:
+def _pairs(requests: Sequence[Request], part: str, seed: int) -> Iterator[ResponsePair]:
     """Two different responses to each request."""
     rng = _stream(part, seed, "responses")
     for request in requests:
@@ -182,7 +182,7 @@ def _pairs(requests: Sequence[Request], part: str, seed: int) -> Iterator[Pair]:
         yield first, second
 
 
-def _comparison(request: Request, rng: random.Random, *, worse_is_longer: bool) -> Pair:
+def _comparison(request: Request, rng: random.Random, *, worse_is_longer: bool) -> ResponsePair:
     """Two responses that differ clearly, the longer one being the worse or the better."""
     while True:
         better, worse = _draw(request, rng), _draw(request, rng)
@@ -191,7 +191,7 @@ def _comparison(request: Request, rng: random.Random, *, worse_is_longer: bool) 
             return better, worse
 
 
-def _trap(request: Request, rng: random.Random, kinds: Sequence[str]) -> Pair:
+def _trap(request: Request, rng: random.Random, kinds: Sequence[str]) -> ResponsePair:
     while True:
         better, worse = respond(request, "good", rng), respond(request, rng.choice(kinds), rng)
         if _clearly(better, worse):
@@ -218,7 +218,7 @@ def _one_string(conversation: Conversation) -> str:
     return first.content + "".join(turns)
 
 
-_MAKERS: Mapping[Kind, Callable[[Sequence[Request], str, int], Iterator[Values]]] = {
+_MAKERS: Mapping[DemoKind, Callable[[Sequence[Request], str, int], Iterator[Values]]] = {
     "helpsteer2": _rating_rows,
     "helpsteer2-preference": _preference_rows,
     "helpsteer3-principle": _principle_rows,

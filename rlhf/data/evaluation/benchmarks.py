@@ -37,8 +37,8 @@ from rlhf.data.load import read_records, require_some
 from rlhf.data.readers.survey import survey
 from rlhf.data.sources.rows import DEMO, Row, read_rows
 
-Kind = Literal["pairs", "rm-bench", "rewardbench-2", "one-of-many", "best-of-n"]
-Schema = Literal["judgebench", "ppe", "best-of-k"] | Kind
+BenchmarkKind = Literal["pairs", "rm-bench", "rewardbench-2", "one-of-many", "best-of-n"]
+Schema = Literal["judgebench", "ppe", "best-of-k"] | BenchmarkKind
 """What a row looks like; several schemas make one kind."""
 
 RM_BENCH = DataSource(path="THU-KEG/RM-Bench", split="train")
@@ -71,7 +71,7 @@ M_REWARDBENCH_NAME = "m-rewardbench/"
 class Benchmark:
     """Items of one kind (Comparison, Choice or Candidates), and what was left out."""
 
-    kind: Kind
+    kind: BenchmarkKind
     items: Sequence[Any]
     drops: DropReport
 
@@ -97,7 +97,7 @@ def load_benchmark(path: str) -> Benchmark:
     items = list(read_records(rows, read, report, key=None, seen=set()))
     kind = KINDS.get(schema, schema)
     require_some(items, "comparisons" if kind == "pairs" else f"{kind} rows", [path], report)
-    return Benchmark(cast(Kind, kind), items, report)
+    return Benchmark(cast(BenchmarkKind, kind), items, report)
 
 
 def source_of(path: str) -> DataSource:
@@ -127,10 +127,10 @@ def schema_of(row: Row) -> Schema:
     return "pairs"
 
 
-def kind_of(row: Row) -> Kind:
+def kind_of(row: Row) -> BenchmarkKind:
     """The kind of benchmark a row belongs to, see the top of this file."""
     schema = schema_of(row)
-    return cast(Kind, KINDS.get(schema, schema))
+    return cast(BenchmarkKind, KINDS.get(schema, schema))
 
 
 READERS: Mapping[Schema, Callable[[Row], Any]] = {
@@ -145,7 +145,7 @@ READERS: Mapping[Schema, Callable[[Row], Any]] = {
 }
 
 
-KINDS: Mapping[Schema, Kind] = {"judgebench": "pairs", "ppe": "pairs", "best-of-k": "best-of-n"}
+KINDS: Mapping[Schema, BenchmarkKind] = {"judgebench": "pairs", "ppe": "pairs", "best-of-k": "best-of-n"}
 """The kind of a schema that has another name."""
 
 

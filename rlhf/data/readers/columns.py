@@ -18,7 +18,7 @@ from rlhf.core.records import HELPSTEER_ATTRIBUTES, Preference, Prompt, Rating
 from rlhf.data import rules
 from rlhf.data.checks import CONSTRAINTS
 from rlhf.data.pairs import strength_of
-from rlhf.data.readers.layouts import Kind
+from rlhf.data.readers.layouts import MappedKind
 from rlhf.data.readers.messages import read_answers, read_prompt
 from rlhf.data.readers.unpaired import LABEL
 from rlhf.data.readers.winners import MODEL_NAMES, winner_sign
@@ -27,7 +27,7 @@ from rlhf.data.sources.rows import JOIN, Row, is_number
 if TYPE_CHECKING:
     from rlhf.config.schema import DataSource
 
-FIELDS: Mapping[Kind, tuple[str, ...]] = {
+FIELDS: Mapping[MappedKind, tuple[str, ...]] = {
     "ratings": ("prompt", "response", "ratings", "scale", "source", "system", "tools"),
     "preferences": (
         "prompt",
@@ -74,7 +74,7 @@ SCALE_FIX = (
 )
 
 
-def check_columns(source: DataSource, kind: Kind) -> None:
+def check_columns(source: DataSource, kind: MappedKind) -> None:
     """Refuse a column map with a name that this kind of source does not have.
 
     Raises:
@@ -262,7 +262,7 @@ def winner_column(source: DataSource, row: Row) -> str | None:
     return None if column and JOIN in column else column
 
 
-def read_columns(row: Row, source: DataSource, kind: Kind) -> set[str]:
+def read_columns(row: Row, source: DataSource, kind: MappedKind) -> set[str]:
     """The columns of a row that make a rating or a preference, whether the row has them or not."""
     names: dict[str, str] = {name: _column(source, name) for name in ("prompt", "source", "system", "tools")}
     if kind == "ratings":

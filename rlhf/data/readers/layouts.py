@@ -21,7 +21,7 @@ from rlhf.data.sources.rows import Row
 if TYPE_CHECKING:
     from rlhf.config.schema import DataFormat, DataSource
 
-Kind = Literal["ratings", "preferences", "prompts"]
+MappedKind = Literal["ratings", "preferences", "prompts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Layout:
     """
 
     name: str
-    kind: Kind
+    kind: MappedKind
     columns: Mapping[str, str] = field(default_factory=dict)
     also: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
@@ -111,7 +111,7 @@ HELPSTEER3 = ("context", "response1", "response2", "overall_preference")
 PAIRS = _own("prompt", "chosen", "rejected")
 STRENGTHS = _own("prompt", "response_1", "response_2", "preference_strength")
 
-NEEDED: Mapping[Kind, tuple[frozenset[str], tuple[str, ...]]] = {
+NEEDED: Mapping[MappedKind, tuple[frozenset[str], tuple[str, ...]]] = {
     "ratings": (frozenset({"response"}), ("{prompt: COLUMN, response: COLUMN, helpfulness: COLUMN}",)),
     "preferences": (
         frozenset({"chosen", "response_1"}),
@@ -182,7 +182,7 @@ LAYOUTS: tuple[Layout, ...] = (
 )
 
 
-def recognise(row: Row, source: DataSource, kind: Kind) -> tuple[DataSource, str] | None:
+def recognise(row: Row, source: DataSource, kind: MappedKind) -> tuple[DataSource, str] | None:
     """The source with the column map of its layout, and a note that pins it; None if no layout fits.
 
     Raises:
@@ -218,7 +218,7 @@ def recognise(row: Row, source: DataSource, kind: Kind) -> tuple[DataSource, str
     return resolved, f"read as {layout.name}, by its columns; to pin it: {pin(layout, row, source)}"
 
 
-def require_our_columns(row: Row, source: DataSource, kind: Kind) -> None:
+def require_our_columns(row: Row, source: DataSource, kind: MappedKind) -> None:
     """Refuse a source without a column map whose first row has neither a layout's columns nor our own.
 
     Raises:

@@ -12,7 +12,7 @@ from rlhf.core.errors import DataError
 from rlhf.core.records import TOOLS
 from rlhf.data.readers import columns
 from rlhf.data.readers.encodings import looks_encoded, looks_rendered
-from rlhf.data.readers.layouts import Kind
+from rlhf.data.readers.layouts import MappedKind
 from rlhf.data.readers.messages import MEDIA_COLUMNS, SYSTEM_COLUMNS
 from rlhf.data.readers.winners import counterpart, end_of, first_index_of
 from rlhf.data.sources.rows import JOIN, Row, as_number
@@ -41,7 +41,7 @@ class Survey:
     notes: Counter[str] = field(default_factory=Counter)
 
 
-def survey(rows: Iterator[Row], source: DataSource, kind: Kind) -> Survey:
+def survey(rows: Iterator[Row], source: DataSource, kind: MappedKind) -> Survey:
     """Read the columns of a source of format `columns` before its records are made.
 
     Raises:
@@ -109,7 +109,7 @@ def _of_texts(encoded: Counter[tuple[str, str]], rendered: Counter[str], rows: i
     return notes
 
 
-def unread_columns(present: Iterable[str], first: Row, source: DataSource, kind: Kind) -> list[str]:
+def unread_columns(present: Iterable[str], first: Row, source: DataSource, kind: MappedKind) -> list[str]:
     """The columns of a source of ratings or preferences that nothing is made of.
 
     The other columns of prompts are all passed to reward functions.

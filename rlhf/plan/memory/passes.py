@@ -47,7 +47,7 @@ from rlhf.plan.memory.ledger import Ledger
 
 
 @dataclass(frozen=True)
-class Row:
+class UpdateRow:
     """One packed row of an update, or rows of one sequence, and the model they go through."""
 
     command: Literal["train-reward", "align-policy"]
@@ -75,7 +75,7 @@ class Row:
     """Whether a critic, an adapter with a head, is trained beside the policy."""
 
 
-def build(shape: Any, row: Row) -> tuple[PeftModel, nn.Module]:
+def build(shape: Any, row: UpdateRow) -> tuple[PeftModel, nn.Module]:
     """The model with adapters as `train-reward` or `align-policy` builds it, and the latter's reward head."""
     is_reward = row.command == "train-reward"
     targets = row.targets if isinstance(row.targets, str) else list(row.targets)
@@ -109,7 +109,7 @@ def build(shape: Any, row: Row) -> tuple[PeftModel, nn.Module]:
     return model, nn.Identity() if is_reward else head
 
 
-def _roles(row: Row) -> list[str]:
+def _roles(row: UpdateRow) -> list[str]:
     """Adapters beside the policy's own."""
     return [
         *(f"{REWARD}_{number}" for number in range(row.rewards)),
@@ -124,7 +124,7 @@ def _train(model: PeftModel, adapter: str, wanted: bool) -> None:
             parameter.requires_grad_(wanted)
 
 
-def packed_row(row: Row, *, on_gpu: bool) -> PackedBatch:
+def packed_row(row: UpdateRow, *, on_gpu: bool) -> PackedBatch:
     """A row of fake tensors. On a CPU, attention works on branches, here of equal length without a trunk."""
 
     def places() -> Tensor:
@@ -145,16 +145,18 @@ def packed_row(row: Row, *, on_gpu: bool) -> PackedBatch:
     )
 
 
-def _branches(row: Row) -> tuple[Span, ...]:
+def _branches(row: UpdateRow) -> tuple[Span, ...]:
     edges = [row.tokens * number // row.sequences for number in range(row.sequences + 1)]
     return tuple(Span(start, stop) for start, stop in itertools.pairwise(edges))
 
 
-def _last_tokens(row: Row) -> tuple[Tensor, Tensor]:
+def _last_tokens(row: UpdateRow) -> tuple[Tensor, Tensor]:
     return torch.empty(row.sequences, dtype=torch.long), torch.empty(row.sequences, dtype=torch.long)
 
 
-def _reward_passes(model: PeftModel, _: nn.Module, batch: PackedBatch, row: Row, ledger: Ledger) -> None:
+def _reward_passes(
+    model: PeftModel, _: nn.Module, batch: PackedBatch, row: UpdateRow, ledger: Ledger
+) -> None:
     """As `HybridRewardTrainer._row_loss`: scores, both losses, backward; and the same without gradient."""
 
     def scores() -> Tensor:
@@ -174,7 +176,9 @@ def _reward_passes(model: PeftModel, _: nn.Module, batch: PackedBatch, row: Row,
             loss.backward()  # type: ignore[no-untyped-call]
 
 
-def _policy_passes(model: PeftModel, head: nn.Module, batch: PackedBatch, row: Row, ledger: Ledger) -> None:
+def _policy_passes(
+    model: PeftModel, head: nn.Module, batch: PackedBatch, row: UpdateRow, ledger: Ledger
+) -> None:
     """As `PolicyTrainer.training_step`: scores, log-probabilities, then policy and critic, both passes."""
     base = model.get_base_model()
     if row.rewards:
@@ -217,7 +221,7 @@ def _policy_passes(model: PeftModel, head: nn.Module, batch: PackedBatch, row: R
                 loss.backward()  # type: ignore[no-untyped-call]
 
 
-PASSES: Mapping[str, Callable[[PeftModel, nn.Module, PackedBatch, Row, Ledger], None]] = {
+PASSES: Mapping[str, Callable[[PeftModel, nn.Module, PackedBatch, UpdateRow, Ledger], None]] = {
     "train-reward": _reward_passes,
     "align-policy": _policy_passes,
 }

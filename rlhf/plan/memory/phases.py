@@ -22,7 +22,7 @@ from rlhf.plan.memory.engine import (
     working_bytes,
 )
 from rlhf.plan.memory.ledger import ACTIVATIONS
-from rlhf.plan.memory.passes import Row
+from rlhf.plan.memory.passes import UpdateRow
 from rlhf.plan.memory.sharding import ALLOWANCE, BUFFERS, GATHERED, STRATEGIES, ModelFacts, allowance
 from rlhf.plan.memory.trace import ADAPTERS, GRADIENTS, OPTIMIZER, WEIGHTS, Trace, trace
 from rlhf.plan.request import Request, row_of
@@ -69,9 +69,9 @@ class Tracer:
 
     def __init__(self, shape: Any) -> None:
         self.shape = shape
-        self._traces: dict[Row, Trace] = {}
+        self._traces: dict[UpdateRow, Trace] = {}
 
-    def __call__(self, row: Row) -> Trace:
+    def __call__(self, row: UpdateRow) -> Trace:
         """The trace of a row."""
         if row not in self._traces:
             self._traces[row] = trace(self.shape, row)

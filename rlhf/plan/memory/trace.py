@@ -21,7 +21,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from rlhf.plan.memory.empty import tensors_of, without_data
 from rlhf.plan.memory.ledger import Ledger, Moment, Peak, add_four_bits
-from rlhf.plan.memory.passes import PASSES, Row, build, packed_row
+from rlhf.plan.memory.passes import PASSES, UpdateRow, build, packed_row
 
 WEIGHTS, ADAPTERS, GRADIENTS, OPTIMIZER = "weights", "adapters", "gradients", "optimizer"
 SHALLOW, DEEPER = 3, 4
@@ -46,7 +46,7 @@ class Trace:
     """Bytes of the scales of 4-bit weights, which are not sharded."""
 
 
-def trace(shape: Any, row: Row, *, on_gpu: bool = True, whole: bool = False) -> Trace:
+def trace(shape: Any, row: UpdateRow, *, on_gpu: bool = True, whole: bool = False) -> Trace:
     """Trace a row through a model of this shape.
 
     Args:
@@ -110,7 +110,7 @@ def _with_layers(shape: Any, layers: int) -> Any:
     return shallow
 
 
-def _run(shape: Any, row: Row, on_gpu: bool) -> _Raw:
+def _run(shape: Any, row: UpdateRow, on_gpu: bool) -> _Raw:
     """Build the model and run every pass once.
 
     Gradients and AdamW's moments exist from the start: the peak of any row but the first of the first update.

@@ -30,7 +30,7 @@ IGNORED = ("output",)
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class RunResult:
     """One run in the table of results."""
 
     name: str
@@ -105,7 +105,7 @@ def differences(runs: Sequence[RunFiles]) -> list[tuple[str, list[str]]]:
     return [(key, values) for key, values in rows if len(set(values)) > 1]
 
 
-def _result(run: RunFiles, name: str) -> Result:
+def _result(run: RunFiles, name: str) -> RunResult:
     is_policy = run.kind == "policy"
     verdict = policy_verdict(run.evaluation, run.metrics) if is_policy else reward_verdict(run.evaluation)
     figures = []
@@ -114,7 +114,7 @@ def _result(run: RunFiles, name: str) -> Result:
         figures.append(
             f"{fixed(difference.before, 2)} → {fixed(difference.after, 2)}" if difference else DASH
         )
-    return Result(name, f"{verdict.label}. {verdict.sentence}", f"{run.last_step:,}", figures)
+    return RunResult(name, f"{verdict.label}. {verdict.sentence}", f"{run.last_step:,}", figures)
 
 
 def _charts(runs: Sequence[RunFiles], names: Sequence[str]) -> tuple[list[Chart], list[Chart], list[str]]:

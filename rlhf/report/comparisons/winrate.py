@@ -19,11 +19,11 @@ JUDGES = {"reward": "the reward model", "held_out": "the held-out reward model",
 QUANTITIES = {"reward": "Reward", "held_out": "Held-out reward", "gold": "Gold score"}
 DOT, LINE = "#0068a8", "#c24f00"
 
-Result = Mapping[str, Any]
+ContestResult = Mapping[str, Any]
 Table = list[list[str]]
 
 
-def sentence(result: Result) -> str:
+def sentence(result: ContestResult) -> str:
     """The win rate by the reward model, as a sentence."""
     a, b = result["names"]
     rate = result["judges"]["reward"]["win_rate"]
@@ -38,7 +38,7 @@ def sentence(result: Result) -> str:
     return f"{a} {verdict}: {_share(rate)} of the comparisons by the reward model."
 
 
-def win_table(result: Result) -> Table:
+def win_table(result: ContestResult) -> Table:
     """Win rates by every judge, among answers of similar length, and at equal length."""
     a, b = result["names"]
     rows = [[f"{a} against {b}, {result['prompts']} prompts", "win rate", "95 % interval", "on"]]
@@ -74,7 +74,7 @@ def win_table(result: Result) -> Table:
     return rows
 
 
-def mean_table(result: Result) -> Table:
+def mean_table(result: ContestResult) -> Table:
     """Each judge's mean score and the mean length of both sides, and the paired difference."""
     a, b = result["names"]
     judges = result["judges"]
@@ -97,7 +97,7 @@ def mean_table(result: Result) -> Table:
     return rows
 
 
-def best_of_table(result: Result) -> Table:
+def best_of_table(result: ContestResult) -> Table:
     """The best of n answers of side B; empty if it was not requested."""
     curve = result.get("best_of") or []
     if not curve:
@@ -116,7 +116,7 @@ def best_of_table(result: Result) -> Table:
     return rows
 
 
-def notes(result: Result) -> list[str]:
+def notes(result: ContestResult) -> list[str]:
     """How the figures are computed, and their limits."""
     lines = [
         "At equal lengths: P(A wins) = sigmoid(c + s tanh(d / sd(d))) with d the difference of lengths "
@@ -133,7 +133,7 @@ def notes(result: Result) -> list[str]:
     return lines
 
 
-def examples(result: Result, rows: Sequence[Result]) -> list[dict[str, Any]]:
+def examples(result: ContestResult, rows: Sequence[ContestResult]) -> list[dict[str, Any]]:
     """The first answers to twelve prompts, evenly spaced from A's largest gain to its largest loss."""
     a, b = result["names"]
     ordered = sorted(rows, key=lambda row: row["b"][0]["reward"] - row["a"][0]["reward"])
@@ -149,7 +149,7 @@ def examples(result: Result, rows: Sequence[Result]) -> list[dict[str, Any]]:
     ]
 
 
-def write_page(folder: Path, result: Result, rows: Sequence[Result], name: str) -> Path:
+def write_page(folder: Path, result: ContestResult, rows: Sequence[ContestResult], name: str) -> Path:
     """Write `folder/report.html`, self-contained and without scripts, and its picture beside it; returns its
     path.
     """
@@ -176,7 +176,7 @@ def write_page(folder: Path, result: Result, rows: Sequence[Result], name: str) 
     return target
 
 
-def draw(result: Result, rows: Sequence[Result]) -> bytes:
+def draw(result: ContestResult, rows: Sequence[ContestResult]) -> bytes:
     """SVG: histogram of the reward difference per prompt, with the best of n for scale."""
     import matplotlib
 
@@ -194,7 +194,7 @@ def draw(result: Result, rows: Sequence[Result]) -> bytes:
     return out.getvalue()
 
 
-def _histogram(axes: Any, result: Result, rows: Sequence[Result]) -> None:
+def _histogram(axes: Any, result: ContestResult, rows: Sequence[ContestResult]) -> None:
     a, b = result["names"]
     differences = [_mean_reward(row["a"]) - _mean_reward(row["b"]) for row in rows]
     axes.hist(differences, bins=min(30, max(5, len(differences) // 4)), color=DOT, alpha=0.75)
@@ -203,7 +203,7 @@ def _histogram(axes: Any, result: Result, rows: Sequence[Result]) -> None:
     _style(axes, f"reward of {a} \N{MINUS SIGN} {b}, a prompt's mean", "prompts")
 
 
-def _yardstick(axes: Any, result: Result, curve: Sequence[Result]) -> None:
+def _yardstick(axes: Any, result: ContestResult, curve: Sequence[ContestResult]) -> None:
     a, b = result["names"]
     places = [point["kl_bound"] for point in curve]
     means = [point["reward"]["mean"] for point in curve]
@@ -232,11 +232,11 @@ def _style(axes: Any, title: str, label: str) -> None:
     style_axes(axes)
 
 
-def _mean_reward(answers: Sequence[Result]) -> float:
+def _mean_reward(answers: Sequence[ContestResult]) -> float:
     return float(sum(answer["reward"] for answer in answers) / len(answers))
 
 
-def _side(answer: Result) -> dict[str, Any]:
+def _side(answer: ContestResult) -> dict[str, Any]:
     facts = [
         (QUANTITIES[name].lower(), fixed(answer[name], 2))
         for name in QUANTITIES
@@ -246,11 +246,11 @@ def _side(answer: Result) -> dict[str, Any]:
     return {"text": answer["answer"], "finished": None, "facts": facts}
 
 
-def _share(rate: Result) -> str:
+def _share(rate: ContestResult) -> str:
     return f"{percent(rate['mean'])} ({_interval(rate)})" if rate["ci95"] else percent(rate["mean"])
 
 
-def _interval(rate: Result) -> str:
+def _interval(rate: ContestResult) -> str:
     """The interval of a share in per cent, or a dash."""
     ends = rate["ci95"]
     return f"{fixed(100 * ends[0], 1)} to {fixed(100 * ends[1], 1)}" if ends else DASH

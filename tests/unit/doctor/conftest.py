@@ -21,12 +21,12 @@ from rlhf.doctor.facts import (
     Packages,
     Run,
     Shape,
-    Source,
+    SourceFacts,
     Tokens,
     Torch,
     Trained,
 )
-from rlhf.doctor.results import Check, Result
+from rlhf.doctor.results import Check, Finding
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", 80 * GIB, 79 * GIB, bfloat16=True)
 POLICY = {"output": "runs/mine", "reward": "runs/reward/final", "data": {"prompts": [{"path": "demo"}]}}
@@ -88,7 +88,7 @@ def policy_run() -> Run:
             "embedded", Shape(8_000_000_000, 7_000_000_000, 40_000_000, 131_072), stored=16_000_000_000
         ),
         tokens=Tokens((), "<pad> (4)", False, ("<eos> (1)", "<eot> (9)"), dated=True, template_hash="a" * 64),
-        sources=(Source("data.prompts.0: demo", (600, 600)),),
+        sources=(SourceFacts("data.prompts.0: demo", (600, 600)),),
         trained=(
             Trained(
                 "reward",
@@ -129,10 +129,10 @@ def run_with(policy_run: Run) -> Callable[..., Run]:
 
 
 @pytest.fixture
-def only() -> Callable[[Check, Facts], Result]:
+def only() -> Callable[[Check, Facts], Finding]:
     """The one line of a check."""
 
-    def one(check: Check, facts: Facts) -> Result:
+    def one(check: Check, facts: Facts) -> Finding:
         (line,) = check(facts)
         return line
 

@@ -9,9 +9,9 @@ import pytest
 
 from rlhf.doctor import checks_machine as checks
 from rlhf.doctor.facts import GIB, MIB, Driver, Facts, Gpu, Run, Torch, Trouble
-from rlhf.doctor.results import Check, Result
+from rlhf.doctor.results import Check, Finding
 
-Only = Callable[[Check, Facts], Result]
+Only = Callable[[Check, Facts], Finding]
 OLD = Gpu("Tesla V100", 32 * GIB, 31 * GIB, bfloat16=False)
 
 

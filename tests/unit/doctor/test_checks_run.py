@@ -22,14 +22,14 @@ from rlhf.doctor.facts import (
     Run,
     Served,
     Shape,
-    Source,
+    SourceFacts,
     Tokens,
     Torch,
     Trouble,
 )
-from rlhf.doctor.results import Check, Result, size
+from rlhf.doctor.results import Check, Finding, size
 
-Only = Callable[[Check, Facts], Result]
+Only = Callable[[Check, Facts], Finding]
 SHAPE = Shape(parameters=8_000_000_000, linear=7_000_000_000, trained=40_000_000, context=131_072)
 
 
@@ -217,7 +217,7 @@ def test_before_torch_is_asked_memory_is_judged_by_files(healthy: Facts, only: O
     ],
 )
 def test_data(read: Any, verdict: str, healthy: Facts, only: Only) -> None:
-    facts = with_run(healthy, sources=(Source("data.prompts.0: x.jsonl", read),))
+    facts = with_run(healthy, sources=(SourceFacts("data.prompts.0: x.jsonl", read),))
     line = only(checks.sources, facts)
     assert line.verdict == verdict
     assert line.found.startswith("data.prompts.0: x.jsonl: ")
@@ -310,7 +310,7 @@ def test_rollout_servers(healthy: Facts, only: Only) -> None:
     assert only(checks.servers, facts).verdict == "ok"
     assert "4,096 tokens" in only(checks.servers, facts).found
     facts = with_run(healthy, servers=(lost,))
-    assert only(checks.servers, facts) == Result(
+    assert only(checks.servers, facts) == Finding(
         "Rollouts", "problem", "http://b:8000: no answer", "start it"
     )
 

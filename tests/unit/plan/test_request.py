@@ -16,7 +16,7 @@ from rlhf.core.records import Rollout
 from rlhf.kernels import packing
 from rlhf.kernels.packed_batch import PackedBatch
 from rlhf.kernels.packing import GPU_GRAIN, Tree
-from rlhf.plan.memory.passes import Row
+from rlhf.plan.memory.passes import UpdateRow
 from rlhf.plan.memory.shapes import load_shape, reason_by_shape
 from rlhf.plan.memory.trace import trace
 from rlhf.plan.request import as_packed, row_of
@@ -93,7 +93,7 @@ def test_no_batch_is_larger_than_planned_and_the_longest_item_fills_it(
     kind: str, packed: bool, budget: int
 ) -> None:
     config, make = KINDS[kind]
-    row: Row = row_of(config(budget, packing=packed))
+    row: UpdateRow = row_of(config(budget, packing=packed))
     for shortest in (1, 100):
         made = make(budget, shortest, packing=packed)
         cells = [batch.ids_RT.numel() for batch in made]

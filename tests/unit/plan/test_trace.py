@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from transformers import LlamaConfig
 
-from rlhf.plan.memory.passes import Row
+from rlhf.plan.memory.passes import UpdateRow
 from rlhf.plan.memory.phases import KINDS
 from rlhf.plan.memory.shapes import load_shape
 from rlhf.plan.memory.trace import trace
@@ -25,7 +25,7 @@ SMALL = LlamaConfig(
     pad_token_id=0,
 )
 ONE_LAYER = LlamaConfig(**{**SMALL.to_dict(), "num_hidden_layers": 1})
-REWARD = Row(
+REWARD = UpdateRow(
     command="train-reward",
     tokens=256,
     sequences=8,
@@ -63,7 +63,7 @@ ADAPTER_AFTER = 4 * ((128 + 128) + 2 * (128 + 256) + (256 + 128))
         replace(POLICY, dtype="float32", targets=("q_proj", "v_proj")),
     ],
 )
-def test_few_layers_carried_on_are_all_layers(row: Row) -> None:
+def test_few_layers_carried_on_are_all_layers(row: UpdateRow) -> None:
     carried_on, whole = trace(SMALL, row), trace(SMALL, row, whole=True)
     assert carried_on.flops == whole.flops
     for name, peak in whole.peaks.items():
@@ -179,7 +179,7 @@ def test_the_real_70b_update() -> None:
     ],
     ids=["reward", "policy in 4 bits"],
 )
-def test_the_real_70b_through_all_80_layers(row: Row) -> None:
+def test_the_real_70b_through_all_80_layers(row: UpdateRow) -> None:
     shape = load_shape("meta-llama/Llama-3.1-70B-Instruct")
     carried_on, whole = trace(shape, row), trace(shape, row, whole=True)
     assert shape.num_hidden_layers == 80

@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 
 from rlhf.core.errors import OutputError
 from rlhf.models.card import render_card
-from rlhf.publish.staging import find_source
+from rlhf.publish.staging import find_model
 from rlhf.publish.upload import check_name
 from tests.unit.publish.conftest import TOKEN, StandIn
 
@@ -213,7 +213,7 @@ def test_a_name_that_is_none(name: str) -> None:
 def test_a_folder_without_a_model(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("seed: 0\n")
     with pytest.raises(OutputError) as refused:
-        find_source(tmp_path)
+        find_model(tmp_path)
     assert "--resume" in refused.value.fix
     with pytest.raises(OutputError):
-        find_source(tmp_path / "missing")
+        find_model(tmp_path / "missing")

@@ -14,7 +14,7 @@ import pytest
 from rlhf.config.search import SearchConfig
 from rlhf.core.errors import ConfigError
 from rlhf.search import attempt
-from rlhf.search.attempt import Result, read_result
+from rlhf.search.attempt import TrialResult, read_result
 
 REWARD = {
     "overall": 0.8,
@@ -51,7 +51,7 @@ def search_config(metric: str, pruning: dict[str, str] | None = None) -> SearchC
     ],
 )
 def test_the_value_with_its_interval(
-    evaluation: object, metric: str, expected: Result | None, tmp_path: Path
+    evaluation: object, metric: str, expected: TrialResult | None, tmp_path: Path
 ) -> None:
     (tmp_path / "eval.json").write_text(json.dumps(evaluation))
     assert read_result(search_config(metric), tmp_path) == expected
@@ -74,7 +74,7 @@ def test_a_wrong_metric_lists_the_known_ones(tmp_path: Path) -> None:
     assert raised.value.allowed == "loss/total, step"
 
 
-def run_python(code: str, folder: Path, prune: Callable[[attempt.Row], bool]) -> int | None:
+def run_python(code: str, folder: Path, prune: Callable[[attempt.MetricsRow], bool]) -> int | None:
     return attempt.run([sys.executable, "-c", code], folder, folder / "log", prune)
 
 

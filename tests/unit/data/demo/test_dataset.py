@@ -16,7 +16,7 @@ from rlhf.core.errors import DataError
 from rlhf.core.records import HELPSTEER_ATTRIBUTES
 from rlhf.data.checks import gold_score, relevance, words_of
 from rlhf.data.demo.annotators import quality
-from rlhf.data.demo.dataset import PARTS, SIZES, Kind, demo_rows
+from rlhf.data.demo.dataset import PARTS, SIZES, DemoKind, demo_rows
 from rlhf.data.demo.prompts import FAMILIES, WORDINGS, all_requests
 from rlhf.data.demo.responses import MAKERS, respond
 from rlhf.data.demo.topics import TOPICS
@@ -30,7 +30,7 @@ def rows() -> dict[tuple[str, str], list[dict[str, Any]]]:
 
 
 def test_every_kind_has_rows_of_the_size_it_says(rows: Any) -> None:
-    assert set(PARTS) == set(get_args(Kind))
+    assert set(PARTS) == set(get_args(DemoKind))
     for kind, split in EVERY:
         responses = {"helpsteer2": 2, "helpsteer3-principle": 4}.get(kind, 1)
         assert len(rows[kind, split]) == responses * SIZES[PARTS[kind][split]]

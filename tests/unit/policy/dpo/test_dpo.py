@@ -14,7 +14,7 @@ from trl import DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from typer.testing import Result
 
-from policy.dpo.data import EXCLUDED, NOT_A_PREFIX, TOO_LONG, Pair, answer_ids, load_data, make_pairs
+from policy.dpo.data import EXCLUDED, NOT_A_PREFIX, TOO_LONG, TokenizedPair, answer_ids, load_data, make_pairs
 from policy.dpo.recipe import build_trainer, evaluation, load_chat, train_dpo
 from policy.dpo.trainer import PackedDPOTrainer
 from policy.shared_base import SharedBase
@@ -61,7 +61,7 @@ def trained(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def trainer_of(config: Path, tmp_path: Path, *overrides: str) -> tuple[PackedDPOTrainer, list[Pair]]:
+def trainer_of(config: Path, tmp_path: Path, *overrides: str) -> tuple[PackedDPOTrainer, list[TokenizedPair]]:
     """A trainer with a random adapter, and its training pairs."""
     from types import SimpleNamespace
 
@@ -137,7 +137,7 @@ def test_packing_changes_no_margin(config: Path, tmp_path: Path) -> None:
     alone = [trainer.margins([pair])[0] for pair in pairs[:6]]
     assert together == pytest.approx(alone, abs=1e-5)
     assert max(map(abs, together)) > 1e-3
-    swapped = [Pair(pair.rejected, pair.chosen, pair.strength, pair.source) for pair in pairs[:6]]
+    swapped = [TokenizedPair(pair.rejected, pair.chosen, pair.strength, pair.source) for pair in pairs[:6]]
     assert trainer.margins(swapped) == pytest.approx([-margin for margin in together], abs=1e-5)
 
 
@@ -174,7 +174,7 @@ def test_preferences_become_pairs(tiny_chat: Chat) -> None:
         Preference(PROMPT, "Same.", "Same.", 1),
     ]
     first, second, *others = make_pairs(records, tiny_chat, 200)
-    assert isinstance(first, Pair) and isinstance(second, Pair)
+    assert isinstance(first, TokenizedPair) and isinstance(second, TokenizedPair)
     assert (first.chosen, first.rejected, first.strength) == (second.chosen, second.rejected, 2)
     assert first.chosen.text == "Tea is a drink."
     assert list(first.chosen.prompt_ids) == tiny_chat.prompt_ids(PROMPT)
@@ -259,9 +259,9 @@ def test_settings_that_are_refused(config: Path, words: str) -> None:
 
 
 def test_the_evaluation_counts_ties_as_wrong() -> None:
-    def pair(chosen: str, rejected: str, source: str) -> Pair:
+    def pair(chosen: str, rejected: str, source: str) -> TokenizedPair:
         sides = [Rollout((1,), (2,), (), True, text) for text in (chosen, rejected)]
-        return Pair(sides[0], sides[1], 1, source)
+        return TokenizedPair(sides[0], sides[1], 1, source)
 
     pairs = [pair("longer", "x", "a"), pair("x", "longer", "a"), pair("y", "longer", "b")]
     result = evaluation(pairs, [0.5, 0.0, -1.0])

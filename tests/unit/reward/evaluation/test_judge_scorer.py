@@ -10,7 +10,7 @@ from reward.evaluation.benchmarks.benchmark import evaluate
 from reward.evaluation.benchmarks.choices import evaluate_best_of_n, evaluate_choices
 from reward.evaluation.judge_scorer import UNREAD, JudgeScorer
 from reward.judge.client import Completion, JudgeClient
-from reward.judge.forms import Verdict
+from reward.judge.forms import JudgeVerdict
 from reward.judge.groups import decision, votes
 from reward.judge.judge import Judge
 from rlhf.config.judge import JudgeConfig
@@ -44,12 +44,12 @@ def longer_is_better(first: str, second: str) -> str:
 
 
 def test_the_decision_is_the_sum_over_both_orders() -> None:
-    first, second = Verdict(5, 1, 1), Verdict(1, 2, 6)
+    first, second = JudgeVerdict(5, 1, 1), JudgeVerdict(1, 2, 6)
     assert decision({(0, 1): first, (1, 0): second}) == 1.0, "both orders prefer response 0"
     # By mean scores response 0 would win: 5 against 1, and 3 against 4. Each order prefers another one.
-    assert decision({(0, 1): first, (1, 0): Verdict(4, 3, 1)}) == 0.0
+    assert decision({(0, 1): first, (1, 0): JudgeVerdict(4, 3, 1)}) == 0.0
     assert decision({(0, 1): first, (1, 0): None}) is None
-    assert decision({(0, 1): Verdict(3, 3, 6)}) == -1.0, "between equal scores the ranking decides"
+    assert decision({(0, 1): JudgeVerdict(3, 3, 6)}) == -1.0, "between equal scores the ranking decides"
     assert votes({(0, 1): first, (1, 0): None}) == [1, None]
     assert votes({(1, 0): first}) == [-1]
 

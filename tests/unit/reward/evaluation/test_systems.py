@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from reward.evaluation.systems import Pair, compare_systems
+from reward.evaluation.systems import AnsweredPrompt, compare_systems
 from rlhf.core.errors import DataError
 from rlhf.core.records import Conversation, Message, Prompt
 from rlhf.data.checks import gold_score
@@ -33,8 +33,8 @@ class Counting:
 
 def pair(
     question: str, a: tuple[str, ...], b: tuple[str, ...], check: dict[str, object] | None = None
-) -> Pair:
-    return Pair(Prompt((Message("user", question),), check=check), a, b)
+) -> AnsweredPrompt:
+    return AnsweredPrompt(Prompt((Message("user", question),), check=check), a, b)
 
 
 PAIRS = [pair("one", ("++",), ("+", "---")), pair("two", ("",), ("+", "++"))]

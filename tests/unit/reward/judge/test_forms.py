@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from reward.judge.forms import Verdict, pair_request, read_pair, read_single, single_request
+from reward.judge.forms import JudgeVerdict, pair_request, read_pair, read_single, single_request
 from rlhf.core.records import Message
 
 PROMPT = (Message("system", "Be brief."), Message("user", "What is tea?"))
@@ -43,19 +43,19 @@ def test_one_response(form: str, text: str, score: float | None) -> None:
 @pytest.mark.parametrize(
     ("form", "text", "verdict"),
     [
-        ("boxed", "Scores: \\boxed{4, 2}\nRanking: \\boxed{1}", Verdict(4.0, 2.0, 1)),
+        ("boxed", "Scores: \\boxed{4, 2}\nRanking: \\boxed{1}", JudgeVerdict(4.0, 2.0, 1)),
         ("boxed", "Scores: \\boxed{4}\nRanking: \\boxed{1}", None),
         ("boxed", "Ranking: \\boxed{1}", None),
         ("boxed", "Scores: \\boxed{4, 2}\nRanking: \\boxed{7}", None),
         ("boxed", "Scores: \\boxed{0, 2}\nRanking: \\boxed{6}", None),
-        ("json", 'So: {"scores": [3, 3], "ranking": 6}', Verdict(3.0, 3.0, 6)),
+        ("json", 'So: {"scores": [3, 3], "ranking": 6}', JudgeVerdict(3.0, 3.0, 6)),
         ("json", '{"scores": [3, 3]}', None),
         ("json", '{"scores": [3, 9], "ranking": 6}', None),
         ("json", '{"scores": {"a": 1}, "ranking": 6}', None),
         ("json", "[3, 3, 6]", None),
     ],
 )
-def test_two_responses(form: str, text: str, verdict: Verdict | None) -> None:
+def test_two_responses(form: str, text: str, verdict: JudgeVerdict | None) -> None:
     assert read_pair(form, text) == verdict
 
 
