@@ -17,7 +17,7 @@ from policy.evaluation.held_out import Answer, compare
 from policy.evaluation.run import Evaluation
 from policy.rewards.precheck import check_sources
 from policy.save import save_final
-from policy.training.build import build_trainer, load_chat
+from policy.training.build import build_trainer
 from policy.training.prompt_data import PromptData, load_data, repeat_warnings
 from policy.training.roles import check_start
 from policy.training.trainer import PolicyTrainer
@@ -56,7 +56,7 @@ def align_policy(
     """
     steps = after or AfterTraining()
     with open_run(config, "align-policy", resume=resume, trackers=trackers) as (run, track, callbacks):
-        chat = load_chat(config)
+        chat = bases.load_chat(config.model)
         data = load_data(config, chat)
         report_data(config, chat, data, run)
         check_run(config, chat, data, run)

@@ -13,7 +13,6 @@ from rlhf.data.annotations import PAPER_SPREAD
 from rlhf.data.drops import DropReport
 from rlhf.data.load import load_preferences, load_prompts
 from rlhf.data.split import held_out
-from rlhf.models.bases import require_context
 from rlhf.models.chat import Chat
 from rlhf.models.chat.same_prompts import SAME_IDS, SamePrompts
 
@@ -44,16 +43,6 @@ class DPOData:
     training: list[TokenizedPair]
     validation: list[TokenizedPair]
     drops: DropReport
-
-
-def load_chat(config: DPOConfig) -> Chat:
-    """The base's tokenizer and chat template.
-
-    Raises:
-        UserError: there is no such base, or model.max_length exceeds its context.
-    """
-    require_context(config.model.base, config.model.revision, config.model.max_length)
-    return Chat.of(config.model)
 
 
 def load_data(config: DPOConfig, chat: Chat) -> DPOData:

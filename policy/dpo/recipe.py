@@ -13,7 +13,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from policy.dpo.card import save_policy, write_card
-from policy.dpo.data import DPOData, TokenizedPair, load_chat, load_data
+from policy.dpo.data import DPOData, TokenizedPair, load_data
 from policy.dpo.trainer import PackedDPOTrainer, trainer_arguments
 from rlhf.config.dpo import DPOConfig
 from rlhf.core.statistics import wilson_interval
@@ -57,7 +57,7 @@ def train_dpo(
     """
     steps = after or AfterTraining()
     with open_run(config, "train-dpo", resume=resume, trackers=trackers) as (run, track, callbacks):
-        chat = load_chat(config)
+        chat = bases.load_chat(config.model)
         notes = bases.check(config.model, config.adapter)
         data = load_data(config, chat)
         for line in (*chat.notes, *data.drops.lines(), *notes):
@@ -172,7 +172,7 @@ def dry_run(config: DPOConfig) -> list[str]:
     """What a run would do: the drop report, pairs and updates."""
     load_callbacks(config.callbacks)
     Trackers(config)  # checks that they are installed
-    chat, notes = load_chat(config), bases.check(config.model, config.adapter)
+    chat, notes = bases.load_chat(config.model), bases.check(config.model, config.adapter)
     data = load_data(config, chat)
     return [
         *data.drops.lines(),

@@ -19,7 +19,6 @@ from policy.rollouts.build import build_engine
 from policy.rollouts.protocol import seed_of
 from policy.table.equal_kl import next_scale
 from policy.table.rows import BASE
-from policy.training.build import load_chat
 from reward.evaluation.best_of_n import expected_pick, sizes_to
 from reward.evaluation.winrate import kl_bound, win_share
 from rlhf.adapters.attached import replace_trained
@@ -30,6 +29,7 @@ from rlhf.config.policy_table import TableEvaluation
 from rlhf.core.errors import DataError
 from rlhf.core.records import Prompt
 from rlhf.kernels.packing_check import decide_packing
+from rlhf.models import bases
 from rlhf.models.forwards import enable_packed_logprobs
 from rlhf.models.loading import lora_config, with_adapter
 from rlhf.models.trunk import load_trunk
@@ -55,7 +55,7 @@ class TableModel:
     def __init__(self, config: PolicyConfig, prompts: Sequence[Prompt], *, samples: int, seed: int) -> None:
         assert config.adapter is not None  # the table trains adapters only
         self.config, self.prompts, self.samples, self.seed = config, prompts, samples, seed
-        self.chat = load_chat(config)
+        self.chat = bases.load_chat(config.model)
         trunk = load_trunk(config.model)
         decide_packing(trunk, wanted=config.model.packing, logits=True)
         self.model = with_adapter(trunk, lora_config(**config.adapter.model_dump()))

@@ -13,12 +13,12 @@ from pydantic import BaseModel
 
 from policy.table.evaluate import TableModel, evaluate_seed
 from policy.table.rows import ROWS, TRAINED
-from policy.training.build import load_chat
 from policy.training.prompt_data import load_data
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.policy_table import DPO_ROWS, PolicyTableConfig, row_config
 from rlhf.core.records import Prompt
 from rlhf.data.evaluation.answer_files import read_prompts
+from rlhf.models import bases
 from rlhf.runs.after import is_finished
 from rlhf.runs.files import atomic_write_text
 from rlhf.runs.folder import CONFIG, check_is_run_folder, check_same_run
@@ -89,7 +89,7 @@ def write_prompts(table: PolicyTableConfig) -> dict[str, Path]:
     files = {name: table.output / "prompts" / f"{name}.jsonl" for name in ("training", "evaluation")}
     if not all(file.exists() for file in files.values()):
         config = split_config(table)
-        data = load_data(config, load_chat(config))
+        data = load_data(config, bases.load_chat(config.model))
         for line in (*data.drops.lines(), data.split_sentence()):
             print(line)
         files["training"].parent.mkdir(exist_ok=True)
@@ -138,7 +138,7 @@ def model_of(
 def plan_lines(table: PolicyTableConfig, seeds: Sequence[int]) -> list[str]:
     """What `--dry-run` prints: the prompts, and each row with its length."""
     config = split_config(table)
-    data = load_data(config, load_chat(config))
+    data = load_data(config, bases.load_chat(config.model))
     lines = [*data.drops.lines(), data.split_sentence()]
     for row in TRAINED:
         if row in DPO_ROWS:

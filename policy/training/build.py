@@ -20,7 +20,6 @@ from rlhf.distributed import sharding, zero
 from rlhf.distributed.trainer_mixin import draw_order
 from rlhf.kernels.fused import choose_layers
 from rlhf.kernels.packing_check import decide_packing
-from rlhf.models.bases import require_context
 from rlhf.models.chat import Chat
 from rlhf.models.loading import LoraConfig, base_of, fit_targets, load_causal, lora_config
 from rlhf.models.trunk import load_configured
@@ -29,17 +28,6 @@ from rlhf.runs.gpu_memory import phase
 from rlhf.runs.progress import Progress
 from rlhf.tracking.recording import policy_recorder
 from rlhf.tracking.trackers import Trackers
-
-
-def load_chat(config: PolicyConfig) -> Chat:
-    """The base's tokenizer and chat template.
-
-    Raises:
-        UserError: there is no such base, or model.max_length exceeds its context.
-    """
-    model = config.model
-    require_context(model.base, model.revision, model.max_length)
-    return Chat.of(model)
 
 
 @phase("loading")

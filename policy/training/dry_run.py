@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from policy.rewards.precheck import check_sources
 from policy.rollouts.overlap import LAG
-from policy.training.build import load_chat
 from policy.training.describe import describe_algorithm, describe_rewards, describe_roles
 from policy.training.prompt_data import load_data, repeat_warnings
 from policy.training.roles import check_start
@@ -22,7 +21,7 @@ def dry_run(config: PolicyConfig) -> list[str]:
     """
     load_callbacks(config.callbacks)
     Trackers(config)  # raises where one is not installed
-    chat = load_chat(config)
+    chat = bases.load_chat(config.model)
     data = load_data(config, chat)
     notes = bases.check(config.model, config.adapter)
     check_sources(config, chat, data.training + data.held_out)

@@ -24,7 +24,6 @@ from rlhf.distributed.schedule import steps_of
 from rlhf.distributed.trainer_mixin import draw_order
 from rlhf.kernels.packing_check import decide_packing
 from rlhf.models import bases
-from rlhf.models.bases import require_context
 from rlhf.models.card import CARD as README
 from rlhf.models.chat import Chat
 from rlhf.models.checkpoint_folder import write_shell
@@ -50,7 +49,7 @@ def train_justifier(config: JustifierConfig, *, resume: bool = False) -> dict[st
         RunError: training failed.
     """
     with open_run(config, "train-justifier", resume=resume) as (run, track, callbacks):
-        chat = load_chat(config)
+        chat = bases.load_chat(config.model)
         notes = bases.check(config.model, config.adapter)
         data = load_data(config, chat)
         for line in (*chat.notes, *data.drops.lines(), *notes):
@@ -118,16 +117,6 @@ def train(
     save(config, model, chat, run.final)
 
 
-def load_chat(config: JustifierConfig) -> Chat:
-    """The tokenizer and template of the base.
-
-    Raises:
-        UserError: there is no such base, or model.max_length is beyond its context.
-    """
-    require_context(config.model.base, config.model.revision, config.model.max_length)
-    return Chat.of(config.model)
-
-
 def build_model(config: JustifierConfig) -> PeftModel:
     """The base with a fresh adapter and packed log-probabilities.
 
@@ -178,7 +167,7 @@ def _comparison(record: Justification) -> Comparison:
 def dry_run(config: JustifierConfig) -> list[str]:
     """What a run would do: the drop report, examples and updates."""
     load_callbacks(config.callbacks)
-    chat, notes = load_chat(config), bases.check(config.model, config.adapter)
+    chat, notes = bases.load_chat(config.model), bases.check(config.model, config.adapter)
     data: JustifierData = load_data(config, chat)
     steps = steps_of(config, len(data.training))
     return [

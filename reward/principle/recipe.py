@@ -26,7 +26,6 @@ from rlhf.distributed.schedule import steps_of
 from rlhf.distributed.trainer_mixin import draw_order
 from rlhf.kernels.packing_check import decide_packing
 from rlhf.models import bases
-from rlhf.models.bases import require_context
 from rlhf.models.card import CARD as README
 from rlhf.models.chat import Chat
 from rlhf.models.checkpoint_folder import write_shell
@@ -83,8 +82,7 @@ def load_chat(config: PrincipleConfig) -> Chat:
         UserError: there is no such base, Yes and No begin alike, model.max_length is too large, or the start
             does not fit.
     """
-    require_context(config.model.base, config.model.revision, config.model.max_length)
-    chat = Chat.of(config.model)
+    chat = bases.load_chat(config.model)
     answer_ids(chat)
     if config.start is not None:
         start = read_principle_model(Path(config.start))

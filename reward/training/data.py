@@ -15,7 +15,7 @@ from rlhf.data.drops import DropReport
 from rlhf.data.load import join_ratings, load_preferences, load_ratings
 from rlhf.data.pairs import pair_rated
 from rlhf.data.split import held_out
-from rlhf.models.bases import require_context
+from rlhf.models import bases
 from rlhf.models.chat import Chat
 from rlhf.models.chat.control_tokens import SPELLED
 from rlhf.models.chat.same_prompts import SamePrompts
@@ -41,9 +41,7 @@ def load_chat(config: RewardConfig) -> Chat:
     Raises:
         UserError: there is no such base, or model.max_length is beyond its context.
     """
-    model = config.model
-    require_context(model.base, model.revision, model.max_length)
-    return Chat.of(model, reasoning=config.reasoning)
+    return bases.load_chat(config.model, reasoning=config.reasoning)
 
 
 def load_data(config: RewardConfig, chat: Chat) -> RewardData:

@@ -20,6 +20,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from rlhf.config.schema import AdapterConfig, ModelConfig
 from rlhf.core.errors import ConfigError, ModelError
+from rlhf.models.chat.chat import Chat
+from rlhf.models.chat.reasoning import Rule
 from rlhf.models.dropout import require_switchable
 from rlhf.models.embedded import resolve_base
 from rlhf.models.loading_errors import (
@@ -314,6 +316,16 @@ def require_plain_logits(model: PreTrainedModel) -> None:
 def tied(config: Any) -> bool:
     """Whether the input and output embeddings are tied."""
     return bool(getattr(config.get_text_config(), "tie_word_embeddings", False))
+
+
+def load_chat(model: ModelConfig, *, reasoning: Rule = "keep") -> Chat:
+    """The tokenizer and chat template of a base that is trained with rows of `model.max_length` tokens.
+
+    Raises:
+        UserError: there is no such base, or model.max_length exceeds its context.
+    """
+    require_context(model.base, model.revision, model.max_length)
+    return Chat.of(model, reasoning=reasoning)
 
 
 def require_context(base: str, revision: str | None, max_length: int) -> None:

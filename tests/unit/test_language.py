@@ -135,5 +135,5 @@ def test_no_name_of_a_type_has_three_meanings() -> None:
 
 
 def test_types_are_classes_and_aliases() -> None:
-    source = 'class Row: pass\nTable = list[Row]\nT = TypeVar("T")\nLIMIT = 3\nx = 1\nCount = TypeVar("Count")'
+    source = 'class Row: pass\nTable = list[Row]\nT = TypeVar("T")\nLIMIT = 3\nCount = TypeVar("Count")'
     assert list(types_of(source)) == ["Row", "Table"]

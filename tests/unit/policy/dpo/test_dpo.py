@@ -15,7 +15,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from typer.testing import Result
 
 from policy.dpo.data import EXCLUDED, NOT_A_PREFIX, TOO_LONG, TokenizedPair, answer_ids, load_data, make_pairs
-from policy.dpo.recipe import build_trainer, evaluation, load_chat, train_dpo
+from policy.dpo.recipe import build_trainer, evaluation, train_dpo
 from policy.dpo.trainer import PackedDPOTrainer
 from policy.shared_base import SharedBase
 from rlhf.adapters.storage import read_policy
@@ -24,6 +24,7 @@ from rlhf.config.load import load_config
 from rlhf.core.errors import ConfigError, DataError, ModelError, RunError
 from rlhf.core.records import Message, Preference, Rollout
 from rlhf.data.demo.dataset import demo_rows
+from rlhf.models import bases
 from rlhf.models.chat import Chat
 from rlhf.models.chat.same_prompts import SAME_IDS
 from rlhf.runs.checkpoints import MANIFEST
@@ -66,7 +67,7 @@ def trainer_of(config: Path, tmp_path: Path, *overrides: str) -> tuple[PackedDPO
     from types import SimpleNamespace
 
     settings = load_config(config, DPOConfig, overrides, tmp_path)
-    chat = load_chat(settings)
+    chat = bases.load_chat(settings.model)
     data = load_data(settings, chat)
     run: Any = SimpleNamespace(
         path=tmp_path,
@@ -200,7 +201,7 @@ def test_a_template_that_rewrites_the_prompt_is_counted(
 
 def test_prompts_of_an_evaluation_are_left_out(config: Path, tmp_path: Path) -> None:
     settings = load_config(config, DPOConfig, (), tmp_path)
-    chat = load_chat(settings)
+    chat = bases.load_chat(settings.model)
     everything = load_data(settings, chat)
     rows = [json.loads(line) for line in (config.parent / "rows.jsonl").read_text().splitlines()]
     excluded = tmp_path / "prompts.jsonl"
@@ -242,13 +243,15 @@ def test_losses_with_a_strength_refuse_data_without_one(config: Path, tmp_path: 
     with pytest.raises(ConfigError) as caught:
         train_dpo(settings)
     assert "loss=regular" in (caught.value.fix or "") and loss in caught.value.found
-    load_data(load_config(config, DPOConfig, [words[0], "loss=regular"], tmp_path), load_chat(settings))
+    load_data(
+        load_config(config, DPOConfig, [words[0], "loss=regular"], tmp_path), bases.load_chat(settings.model)
+    )
 
 
 def test_nothing_to_train_on(config: Path, tmp_path: Path) -> None:
     settings = load_config(config, DPOConfig, ["model.max_length=20"], tmp_path)
     with pytest.raises(DataError) as caught:
-        load_data(settings, load_chat(settings))
+        load_data(settings, bases.load_chat(settings.model))
     assert TOO_LONG in caught.value.found and "model.max_length" in (caught.value.fix or "")
 
 
