@@ -45,7 +45,7 @@ def compare_systems(
         judges: reward models by name; one is called `reward`.
         sizes: the n of best-of-n of side B's answers; none for no yardstick.
         drops: counts the prompts that are left out.
-        on_progress: hears how many prompts are scored, over all judges.
+        on_progress: receives the number of prompts scored, over all judges.
 
     Returns:
         The result, and a row a prompt with each answer's scores.
@@ -93,9 +93,8 @@ def _scores(
     drops: DropReport,
     on_progress: Callable[[int], None],
 ) -> dict[int, Scores]:
-    # What both sides say, or one says twice, is scored once: rounding, which depends on an answer's place in
-    # a batch, must
-    # not decide between equal texts.
+    # A text that occurs twice is scored once: rounding depends on an answer's place in a batch, and must not
+    # decide between equal texts.
     texts = [tuple(dict.fromkeys((*pair.a, *pair.b))) for pair in pairs]
     groups = [
         Group(pair.prompt.messages, answers, tuple(map(_ordinal, range(len(answers)))), f"judge {name}")

@@ -129,7 +129,9 @@ class PrincipleScorer:
         """
         if not conversations:
             return []
-        scores_NA = torch.tensor(self.score_each([(one, self.principles) for one in conversations]))
+        scores_NA = torch.tensor(
+            self.score_each([(conversation, self.principles) for conversation in conversations])
+        )
         means = [row.mean().item() for row in scores_NA]
         return [
             Score(mean, score.attributes)
@@ -137,16 +139,16 @@ class PrincipleScorer:
         ]
 
     @phase("scoring")
-    def score_each(self, asked: Sequence[tuple[Conversation, Sequence[str]]]) -> list[list[float]]:
+    def score_each(self, requests: Sequence[tuple[Conversation, Sequence[str]]]) -> list[list[float]]:
         """The score of each conversation by each of its own principles, all in packed batches.
 
         Raises:
             DataError: a conversation does not end with the assistant, or is too long with a question.
         """
-        if not asked:
+        if not requests:
             return []
-        trees = [self._tree(conversation, principles) for conversation, principles in asked]
-        scores: list[list[float]] = [[] for _ in asked]
+        trees = [self._tree(conversation, principles) for conversation, principles in requests]
+        scores: list[list[float]] = [[] for _ in requests]
         places, parts = list[int](), list[Tensor]()
         with role(self.model, self.name), inference_mode(self.model):
             packed = pack(

@@ -1,7 +1,5 @@
 """One run in several processes, started by `accelerate launch` or `torchrun`: rank, shards, collectives.
 
-Rank, sharding of rows, collectives.
-
 Every process runs the same command. Only the main process writes files and prints to the terminal. When a
 process fails, the launcher stops the others. torch is imported only if there is more than one process.
 """
@@ -30,7 +28,6 @@ MAIN_ERROR_GRACE = 5.0
 others."""
 DESTROY_PAUSE = 0.5
 """Seconds for gloo's threads to release the tensors of the last collective; they need milliseconds."""
-
 
 _heartbeats: list[heartbeat.Heartbeat | None] = []  # of this process, once it is in a group
 _replaced: list[TextIO] = []  # a stream without references closes its file descriptor

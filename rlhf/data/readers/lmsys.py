@@ -29,9 +29,9 @@ def preference(row: Row, source: DataSource) -> Preference:
         DataError: a column is missing or of the wrong type, or the lists differ in length.
         UnusableRowError: a tie, answers to different turns, or another rule says why.
     """
-    asked = _turns(row, PROMPT)
+    questions = _turns(row, PROMPT)
     strength = higher_sign(row, WINNER if row.find(TIE) is None else f"{WINNER}{JOIN}{TIE}")
-    (messages, first), (other, second) = (_answered(row, asked, column) for column in (FIRST, SECOND))
+    (messages, first), (other, second) = (_answered(row, questions, column) for column in (FIRST, SECOND))
     rules.require_same_turns(messages, other)
     rules.require_prompt(messages)
     rules.require_responses(first, second)
@@ -63,14 +63,14 @@ def _turns(row: Row, column: str, *, listed: bool = True) -> list[str]:
     return ["" if text is None else text for text in value]
 
 
-def _answered(row: Row, asked: list[str], column: str) -> tuple[Conversation, str]:
+def _answered(row: Row, questions: list[str], column: str) -> tuple[Conversation, str]:
     """The conversation before a model's last answer, and the answer."""
-    listed = not isinstance(row.find(PROMPT), str) or asked != [row.find(PROMPT)]
+    listed = not isinstance(row.find(PROMPT), str) or questions != [row.find(PROMPT)]
     answers = _turns(row, column, listed=listed)
-    if len(answers) != len(asked):
-        raise row.wrong(column, f"{len(asked)} answers, one for each turn of the column {PROMPT!r}")
-    turns = [Message("user", asked[0])]
-    for answer, question in zip(answers[:-1], asked[1:], strict=True):
+    if len(answers) != len(questions):
+        raise row.wrong(column, f"{len(questions)} answers, one for each turn of the column {PROMPT!r}")
+    turns = [Message("user", questions[0])]
+    for answer, question in zip(answers[:-1], questions[1:], strict=True):
         turns += [Message("assistant", answer), Message("user", question)]
     return tuple(turns), answers[-1]
 
