@@ -194,6 +194,12 @@ CURVES = (
         {"judge/order_agreement": "agreement"},
         {"share": True},
     ),
+    Curves(
+        "Spread of the ensemble",
+        "standard deviation over its reward models, points",
+        {"reward/spread": "spread"},
+        {"zero": True},
+    ),
     MISSING,
     Curves("Gold score", "mean, answers checked by code", {"gold/mean": "gold"}),
     Curves("KL per token", "nats, two estimates", {"kl/mean": "k1", "kl/k3_mean": "k3"}, {"levels": ZERO}),

@@ -9,6 +9,8 @@ from typing import Any, Literal
 from rlhf.report.numbers import decimals_for, finite, fixed, percent, signed
 
 Tone = Literal["good", "flat", "bad", "open"]
+SPREAD_GROWTH = 1.5
+"""Last over first quarter of an ensemble's spread, from which the report warns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +126,10 @@ def _verdict(evaluation: Mapping[str, Any]) -> Verdict:
 
 
 def judge_remarks(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Remarks on the training reward: agreement with the held-out reward, and a judge's position bias.
+    """Remarks on the training reward: agreement with the held-out reward, a judge's position bias, and an
+    ensemble whose members come to disagree.
 
-    Means over the updates that log the figure.
+    Means over the updates that log the figure; of the ensemble over its first and its last quarter.
     """
     remarks = []
     agreement = _mean_of(metrics, "reward/held_out_agreement")
@@ -142,7 +145,24 @@ def judge_remarks(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
         remarks.append(
             f"The judge gives the answer shown first {signed(bias, 2)} points more than the other{both}."
         )
-    return remarks
+    return [*remarks, *_spread_remark(metrics)]
+
+
+def _spread_remark(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A warning where the spread of an ensemble grew by half or more."""
+    spreads = [value for row in metrics if (value := finite(row.get("reward/spread"))) is not None]
+    part = len(spreads) // 4
+    if not part:
+        return []
+    first, last = sum(spreads[:part]) / part, sum(spreads[-part:]) / part
+    if last < SPREAD_GROWTH * first or last == first:
+        return []
+    places = decimals_for(last)
+    return [
+        f"The reward models of the ensemble disagree more than at the start: their standard deviation went "
+        f"from {fixed(first, places)} to {fixed(last, places)} points, a sign of over-optimisation. "
+        "A smaller KL, or fewer updates, keeps the policy where they agree."
+    ]
 
 
 def _mean_of(metrics: Sequence[Mapping[str, Any]], name: str) -> float | None:

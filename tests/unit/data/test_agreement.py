@@ -149,6 +149,26 @@ def test_a_source_gives_its_annotated_rows_alone(write_rows: Callable[..., str])
         list(annotated_pairs(source, seed=0))
 
 
+def test_helpsteer3_has_the_same_report(write_rows: Callable[..., str]) -> None:
+    def row(overall: int | None, *scores: int) -> dict[str, Any]:
+        individual = [{"score": score, "reasoning": "so"} for score in scores]
+        context = [{"role": "user", "content": "q"}]
+        pair = {"context": context, "response1": "a", "response2": "b", "overall_preference": overall}
+        return {**pair, "individual_preference": individual}
+
+    rows = [row(2, 2, 2, 3), row(None, -3, -3, -2), row(1, 3, -3, 0), {**row(1), "individual_preference": []}]
+    source = DataSource(path=write_rows("rows.jsonl", rows), format="helpsteer3")
+    report = agreement(annotated_pairs(source, seed=0), max_spread=2)
+    assert report is not None
+    # The fourth row has no annotations, the third spreads over 6; 7/3 and -8/3 are rounded.
+    assert (report.pairs, report.annotations, report.kept) == (3, 9, 2)
+    assert report.strengths == {-3: 1, 2: 1}
+    assert (report.compared, report.equal) == (2, 1)
+    people = [(2, 2, 3), (-3, -3, -2), (3, -3, 0)]
+    assert report.kappa_before["linear"] == weighted_kappa(people, "linear")
+    assert report.kappa_after["quadratic"] == weighted_kappa(people[:2], "quadratic")
+
+
 def test_the_demo_is_published_as_it_is_aggregated_but_for_disagreement() -> None:
     source = DataSource(path="demo", format="helpsteer2-preference")
     report = agreement(annotated_pairs(source, seed=0), max_spread=6)

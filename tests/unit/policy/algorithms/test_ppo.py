@@ -171,6 +171,9 @@ def test_the_share_of_clipped_tokens_is_a_mean_over_answers() -> None:
     logps[5] += 0.5  # the only token
     objective = algorithm.objective(logps, measured(), torch.ones(8, dtype=torch.double), 8.0)
     assert objective.figures == {"ratio/clipped_share": 0.5 + 1.0}
+    wider = ppo(unfinished="keep", clip=0.1, clip_high=1.0)  # e^0.5 is below 2
+    objective = wider.objective(logps, measured(), torch.ones(8, dtype=torch.double), 8.0)
+    assert objective.figures == {"ratio/clipped_share": 0.0}
 
 
 def test_the_denominator_is_what_counts() -> None:

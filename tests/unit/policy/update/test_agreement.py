@@ -53,3 +53,18 @@ def test_the_report_shows_means_over_the_updates() -> None:
     assert agreement.replace("\N{NO-BREAK SPACE}", " ").startswith("Reward and held-out reward order 75 %")
     assert "+0.50 points" in bias and "50" in bias
     assert judge_remarks([{"reward/mean": 1.0}]) == []
+
+
+@pytest.mark.parametrize(
+    ("spreads", "warned"),
+    [
+        ([1.0, 1.0, 3.0, 0.2, 1.0, 1.0, 1.4, 1.6], True),  # quarters of two: from 1.0 to 1.5
+        ([1.0, 1.0, 3.0, 0.2, 1.0, 1.0, 1.4, 1.5], False),
+        ([0.0, 9.0, 9.0, 0.0], False),
+        ([1.0, 2.0, 3.0], False),  # too few updates
+    ],
+)
+def test_an_ensemble_that_comes_to_disagree_is_a_warning(spreads: list[float], warned: bool) -> None:
+    remarks = judge_remarks([{"reward/spread": value} for value in spreads])
+    assert len(remarks) == warned
+    assert not warned or "from 1.0 to 1.5 points" in remarks[0]

@@ -78,6 +78,19 @@ def test_the_clipped_ratio_by_hand() -> None:
     assert weighted.item() == pytest.approx(-(2 * 2.4 - 3.0 + 0.5 * 1.0) / 4)
 
 
+@pytest.mark.parametrize("per_token", [False, True])
+def test_the_upper_bound_of_a_ratio_has_a_clip_of_its_own(per_token: bool) -> None:
+    old, answer, advantages = torch.full((4,), -1.0), torch.arange(4), torch.tensor([2.0, 2.0, -2.0, -2.0])
+    logps = old + torch.tensor([1.25, 1.5, 0.85, 0.5]).log()
+    # Bounds 0.8 and 1.28: 1.25 x 2 is within; 1.28 x 2; -0.85 x 2 is within; -0.8 x 2.
+    if per_token:
+        loss, clipped = clipped_token_ratio(logps, old, answer, advantages, 4, "token_mean", (0.2, 0.28), 4.0)
+    else:
+        loss, clipped = clipped_sequence_ratio(logps, old, answer, advantages, (0.2, 0.28), 4.0)
+    assert loss.item() == pytest.approx(-(2.5 + 2.56 - 1.7 - 1.6) / 4)
+    assert clipped.tolist() == [False, True, False, True]
+
+
 def test_the_ratio_is_of_whole_answers() -> None:
     old = torch.tensor([-1.0, -2.0, -3.0])
     logps = old + torch.tensor([0.1, -0.05, 0.02])
