@@ -19,7 +19,7 @@ from rlhf.config.dpo import DPOConfig
 from rlhf.core.statistics import wilson_interval
 from rlhf.distributed import processes, sharding
 from rlhf.distributed.schedule import steps_of
-from rlhf.distributed.trainer_mixin import draw_order
+from rlhf.distributed.trainer_mixin import draw_order, settings_of
 from rlhf.models import bases
 from rlhf.models.chat import Chat
 from rlhf.models.checkpoint_folder import write_shell
@@ -116,17 +116,13 @@ def build_trainer(
     return PackedDPOTrainer(
         model,
         trainer_arguments(
-            **config.optimizer.model_dump(),
+            **settings_of(config, config.optimizer),
             beta=config.beta,
             batch_size=config.batch_size,
             folder=str(run.checkpoints),
             steps=updates,
-            dtype=config.model.dtype,
-            seed=config.seed,
             validate_every=config.validate_every,
-            save_every=config.save_every,
             has_validation=bool(data.validation),
-            gradient_checkpointing=config.model.gradient_checkpointing,
         ),
         fit_targets(model, lora_config(**config.adapter.model_dump())),
         chat.trainers_tokenizer(),

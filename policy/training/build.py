@@ -17,7 +17,7 @@ from rlhf.config.policy import PolicyConfig
 from rlhf.core.errors import ConfigError
 from rlhf.core.records import Prompt
 from rlhf.distributed import sharding, zero
-from rlhf.distributed.trainer_mixin import draw_order
+from rlhf.distributed.trainer_mixin import draw_order, settings_of
 from rlhf.kernels.fused import choose_layers
 from rlhf.kernels.packing_check import decide_packing
 from rlhf.models.chat import Chat
@@ -67,13 +67,9 @@ def build_trainer(
         base,
         trainer_arguments(
             config.rollouts,
-            **config.optimizer.model_dump(),
+            **settings_of(config, config.optimizer),
             folder=str(run.checkpoints),
             steps=config.steps,
-            dtype=config.model.dtype,
-            seed=config.seed,
-            save_every=config.save_every,
-            gradient_checkpointing=config.model.gradient_checkpointing,
         ),
         adapter,
         chat,

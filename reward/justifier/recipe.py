@@ -21,7 +21,7 @@ from rlhf.core.errors import ConfigError
 from rlhf.core.records import Comparison, Justification
 from rlhf.distributed import processes, sharding
 from rlhf.distributed.schedule import steps_of
-from rlhf.distributed.trainer_mixin import draw_order
+from rlhf.distributed.trainer_mixin import draw_order, settings_of
 from rlhf.kernels.packing_check import decide_packing
 from rlhf.models import bases
 from rlhf.models.card import CARD as README
@@ -97,15 +97,11 @@ def train(
         trainer = JustifierTrainer(
             model,
             trainer_arguments(
-                **config.optimizer.model_dump(),
+                **settings_of(config, config.optimizer),
                 batch_size=config.batch_size,
                 micro_batch_size=config.micro_batch_size,
                 folder=str(run.checkpoints),
                 steps=steps,
-                dtype=config.model.dtype,
-                seed=config.seed,
-                save_every=config.save_every,
-                gradient_checkpointing=config.model.gradient_checkpointing,
             ),
             chat.trainers_tokenizer(),
             examples=data.training,

@@ -23,7 +23,7 @@ from rlhf.core.records import Conversation, Message, Principle
 from rlhf.core.statistics import wilson_interval
 from rlhf.distributed import processes, sharding
 from rlhf.distributed.schedule import steps_of
-from rlhf.distributed.trainer_mixin import draw_order
+from rlhf.distributed.trainer_mixin import draw_order, settings_of
 from rlhf.kernels.packing_check import decide_packing
 from rlhf.models import bases
 from rlhf.models.card import CARD as README
@@ -132,16 +132,12 @@ def train(
         trainer = PrincipleTrainer(
             model,
             trainer_arguments(
-                **config.optimizer.model_dump(),
+                **settings_of(config, config.optimizer),
                 batch_size=config.batch_size,
                 folder=str(run.checkpoints),
                 steps=steps,
-                dtype=config.model.dtype,
-                seed=config.seed,
                 evaluate_every=config.validate_every,
-                save_every=config.save_every,
                 has_validation=bool(data.validation),
-                gradient_checkpointing=config.model.gradient_checkpointing,
             ),
             chat.trainers_tokenizer(),
             stage=StageConfig(name=STAGE, regression_weight=1.0),

@@ -16,7 +16,7 @@ from reward.training.trainer import HybridRewardTrainer, trainer_arguments
 from rlhf.config.reward import START, RewardConfig
 from rlhf.distributed import sharding
 from rlhf.distributed.schedule import steps_of
-from rlhf.distributed.trainer_mixin import draw_order
+from rlhf.distributed.trainer_mixin import draw_order, settings_of
 from rlhf.models.chat import Chat
 from rlhf.models.checkpoint_folder import write_shell
 from rlhf.models.loading import PeftModel
@@ -99,16 +99,12 @@ def stage_trainer(
     """
     stage = config.stages[number]
     arguments = trainer_arguments(
-        **stage.optimizer.model_dump(),
+        **settings_of(config, stage.optimizer),
         batch_size=stage.batch_size,
         folder=str(run.checkpoints),
         steps=steps,
-        dtype=config.model.dtype,
-        seed=config.seed,
         evaluate_every=config.validate_every,
-        save_every=config.save_every,
         has_validation=bool(validation),
-        gradient_checkpointing=config.model.gradient_checkpointing,
     )
     return HybridRewardTrainer(
         model,

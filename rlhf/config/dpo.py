@@ -64,8 +64,6 @@ class DPOConfig(DPOTraining, RunConfig):
     """Token budget of one packed forward pass: bounds memory, changes no gradient."""
     validate_every: Count = 20
     """Updates between two validations."""
-    save_every: Count = 20
-    """Updates between two checkpoints."""
 
     @model_validator(mode="after")
     def _no_dropout(self) -> Self:

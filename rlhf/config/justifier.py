@@ -10,7 +10,6 @@ from rlhf.config.schema import (
     AdapterConfig,
     Count,
     DataSource,
-    ModelConfig,
     OptimizerConfig,
     Positive,
     RunConfig,
@@ -36,8 +35,6 @@ class JustifierDataConfig(Strict):
 class JustifierConfig(RunConfig):
     """A run that trains a model to write a justification and then a verdict on two responses."""
 
-    model: ModelConfig = ModelConfig()
-    """The frozen base."""
     adapter: AdapterConfig = AdapterConfig()
     """The adapter that is trained."""
     data: JustifierDataConfig
@@ -56,8 +53,6 @@ class JustifierConfig(RunConfig):
     """Longest justification that is written in evaluation."""
     evaluation_pairs: Count = 200
     """At most this many held-out pairs are judged at the end."""
-    save_every: Count = 20
-    """Updates between two checkpoints."""
 
     @model_validator(mode="after")
     def _batches_divide(self) -> Self:

@@ -79,8 +79,6 @@ class PolicyConfig(RunConfig):
     """AdamW."""
     steps: Count = 100
     """Number of updates."""
-    save_every: Count = 20
-    """Updates between two checkpoints."""
     tokens_per_batch: Count = 2048
     """Token budget of one packed forward pass; a prompt and its answers are never split."""
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -94,8 +94,6 @@ class PolicyTableConfig(RunConfig):
     """How answers are sampled, in training and in the evaluation."""
     tokens_per_batch: Count = 2048
     """Token budget of one packed forward pass."""
-    save_every: Count = 20
-    """Updates between two checkpoints."""
     evaluation: TableEvaluation = TableEvaluation()
     """The evaluation."""
 

@@ -10,7 +10,6 @@ from rlhf.config.schema import (
     AdapterConfig,
     Count,
     DataSource,
-    ModelConfig,
     OptimizerConfig,
     Place,
     Positive,
@@ -33,8 +32,6 @@ class PrincipleDataConfig(Strict):
 class PrincipleConfig(RunConfig):
     """A run that trains an adapter to say whether a response satisfies a principle."""
 
-    model: ModelConfig = ModelConfig()
-    """The frozen base."""
     adapter: AdapterConfig = AdapterConfig()
     """The adapter that is trained; there is no head."""
     data: PrincipleDataConfig
@@ -53,8 +50,6 @@ class PrincipleConfig(RunConfig):
     """Token budget of one packed forward pass: bounds memory, changes no gradient."""
     validate_every: Count = 20
     """Updates between two validations; the best one is kept."""
-    save_every: Count = 20
-    """Updates between two checkpoints."""
 
     @model_validator(mode="after")
     def _has_principles(self) -> Self:

@@ -13,7 +13,6 @@ from rlhf.config.schema import (
     Count,
     CountOrZero,
     DataSource,
-    ModelConfig,
     NonNegative,
     OptimizerConfig,
     Place,
@@ -101,8 +100,6 @@ class ExpoConfig(Strict):
 class RewardConfig(RunConfig):
     """A reward-model run."""
 
-    model: ModelConfig = ModelConfig()
-    """The frozen base."""
     adapter: AdapterConfig = AdapterConfig()
     """The reward model's LoRA adapter."""
     attributes: list[str] = Field(default_factory=lambda: list(HELPSTEER_ATTRIBUTES), min_length=1)
@@ -129,8 +126,6 @@ class RewardConfig(RunConfig):
     """Token budget of one packed forward pass: limits memory, changes no gradient."""
     validate_every: Count = 20
     """Updates between two validations; the best checkpoint is kept."""
-    save_every: Count = 20
-    """Updates between two checkpoints."""
     benchmark: Place | None = None
     """Benchmark that is scored at the end: a file with RewardBench's columns, `rewardbench`, or `demo`."""
 

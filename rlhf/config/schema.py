@@ -171,7 +171,7 @@ class OptimizerConfig(Strict):
 
 
 class RunConfig(Strict):
-    """Keys that every run has."""
+    """Keys that every training run has."""
 
     output: FilePath
     """The run folder; it must be new or empty, unless `--resume` is used."""
@@ -185,3 +185,7 @@ class RunConfig(Strict):
     callbacks: Annotated[list[str], BeforeValidator(_as_list)] = Field(default_factory=list)
     """Subclasses of transformers.TrainerCallback as `MODULE:CLASS`; modules in the current folder are found
     too."""
+    model: ModelConfig = ModelConfig()
+    """The frozen base."""
+    save_every: Count = 20
+    """Updates between two checkpoints."""

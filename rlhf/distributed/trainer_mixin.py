@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback, TrainingArguments
 
+from rlhf.config.schema import OptimizerConfig, RunConfig
 from rlhf.core.errors import DivergenceError
 from rlhf.core.formats import effective_dtype
 from rlhf.distributed import processes, zero
@@ -198,6 +199,17 @@ def single_device(arguments: Arguments) -> Arguments:
     # As transformers' Trainer sets it for a model on several GPUs.
     arguments._n_gpu = min(arguments.n_gpu, 1)  # noqa: SLF001
     return arguments
+
+
+def settings_of(config: RunConfig, optimizer: OptimizerConfig) -> dict[str, Any]:
+    """The keyword arguments of `trainer_settings` that a config holds."""
+    return {
+        **optimizer.model_dump(),
+        "dtype": config.model.dtype,
+        "seed": config.seed,
+        "save_every": config.save_every,
+        "gradient_checkpointing": config.model.gradient_checkpointing,
+    }
 
 
 def trainer_settings(
