@@ -159,6 +159,7 @@ def evaluate_reward(
         "data": data,
         "kind": benchmark.kind,
         **result,
+        "notes": [*benchmark.notes, *result["notes"]],
         **figures,
         "drops": drops.as_dict(),
     }

@@ -33,7 +33,7 @@ from reward.evaluation.judging import Options, Scorers, judge
 from rlhf.core.errors import DataError, DivergenceError
 from rlhf.core.records import Choice
 from rlhf.core.statistics import bootstrap_means, wilson_interval
-from rlhf.data.evaluation.benchmark_rows import REWARDBENCH_2_SUBSETS, TIES
+from rlhf.data.evaluation.benchmark_rows import REWARDBENCH_2_COUNTS, REWARDBENCH_2_SUBSETS, TIES
 
 REF, TIED = "ref", "tied"
 WEIGHTS = {"tied": 0.30, "ref": 0.30, "margin": 0.20, "hard_margin": 0.20, "bonus": 0.01}
@@ -187,7 +187,7 @@ def evaluate_rewardbench_2(
         "intervals": {"overall": overall_interval, "sections": {}},
         "aggregation": "rewardbench-2",
         "self_check": checked,
-        "notes": _notes(subsets, ties),
+        "notes": _notes(counts, ties),
     }
     rows = [
         {"id": item.id or entry.id, "subset": item.subset, **_split(item, entry.rewards)}
@@ -217,14 +217,26 @@ def _subset_scores(
     return {name: scores[name] for name in REWARDBENCH_2_SUBSETS if name in scores}, ties, by_subset
 
 
-def _notes(subsets: Mapping[str, float], ties: Mapping[str, Any] | None) -> list[str]:
+def _notes(counts: Mapping[str, int], ties: Mapping[str, Any] | None) -> list[str]:
+    """What keeps the scores from being RewardBench 2's.
+
+    Args:
+        counts: rows by subset.
+    """
     notes = []
-    missing = [name for name in REWARDBENCH_2_SUBSETS if name not in subsets]
+    missing = [name for name in REWARDBENCH_2_SUBSETS if name not in counts]
     if missing:
         notes.append(
             f"Without {', '.join(missing)}: the overall score is the mean of the subsets that are here, and "
             "not RewardBench 2's."
         )
+    parts = [
+        f"{name} {count} of {REWARDBENCH_2_COUNTS[name]}"
+        for name, count in counts.items()
+        if count != REWARDBENCH_2_COUNTS[name]
+    ]
+    if parts:
+        notes.append(f"Not all rows of RewardBench 2 were scored: {', '.join(parts)}.")
     if ties is not None and ties["unpaired"]:
         notes.append(
             f"Ties: {len(ties['unpaired'])} numbers have only one of their two rows, and count in the "

@@ -105,6 +105,7 @@ def evaluate_suite(
             "path": member.path,
             "headline": headline(benchmark.kind, result)._asdict(),
             **result,
+            "notes": [*benchmark.notes, *result["notes"]],
             **finished(),
             "published": [row._asdict() for row in published(member.name)],
             "drops": benchmark.drops.as_dict(),

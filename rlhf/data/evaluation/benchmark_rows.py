@@ -15,7 +15,16 @@ from rlhf.data.readers.winners import winner_sign
 from rlhf.data.sources.rows import CORRECT_ROW, Row, is_number
 
 TIES = "Ties"
-REWARDBENCH_2_SUBSETS = ("Factuality", "Focus", "Math", "Precise IF", "Safety", TIES)
+REWARDBENCH_2_COUNTS = {
+    "Factuality": 475,
+    "Focus": 495,
+    "Math": 183,
+    "Precise IF": 160,
+    "Safety": 450,
+    TIES: 102,
+}
+"""Rows of each subset."""
+REWARDBENCH_2_SUBSETS = tuple(REWARDBENCH_2_COUNTS)
 TIES_ID = re.compile(r"(ref|tied):\d+")
 RIGHT, WRONG = 1, 3
 """Answers in a row of RewardBench 2 outside Ties."""
@@ -26,6 +35,8 @@ JUDGEBENCH_SUBSETS = {
     "livecodebench": "coding",
 }
 """The beginning of JudgeBench's `source`, and what it is reported as."""
+JUDGEBENCH_PAIRS = {"gpt": 350, "claude": 270}
+"""Pairs of each split."""
 LABELS = {"A>B": ("response_A", "response_B"), "B>A": ("response_B", "response_A")}
 
 DOMAINS = ("chat", "math", "code", "safety-refuse", "safety-response")

@@ -15,14 +15,17 @@ A list of messages is one answer, not a list of answers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, cast
 
 from rlhf.config.schema import DataSource
+from rlhf.core.records import Comparison
 from rlhf.data.comparisons import REWARDBENCH, load_comparisons, pair_reader
 from rlhf.data.drops import DropReport
 from rlhf.data.evaluation.benchmark_rows import (
+    JUDGEBENCH_PAIRS,
+    JUDGEBENCH_SUBSETS,
     REWARDBENCH_2_SUBSETS,
     best_of_k,
     candidates,
@@ -69,11 +72,13 @@ M_REWARDBENCH_NAME = "m-rewardbench/"
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """Items of one kind (Comparison, Choice or Candidates), and what was left out."""
+    """Items of one kind (Comparison, Choice or Candidates), what was left out, and what the file lacks of the
+    published benchmark."""
 
     kind: BenchmarkKind
     items: Sequence[Any]
     drops: DropReport
+    notes: Sequence[str] = field(default_factory=tuple)
 
 
 def load_benchmark(path: str) -> Benchmark:
@@ -97,7 +102,19 @@ def load_benchmark(path: str) -> Benchmark:
     items = list(read_records(rows, read, report, key=None, seen=set()))
     kind = KINDS.get(schema, schema)
     require_some(items, "comparisons" if kind == "pairs" else f"{kind} rows", [path], report)
-    return Benchmark(cast(BenchmarkKind, kind), items, report)
+    notes = _judgebench_notes(items) if schema == "judgebench" else []
+    return Benchmark(cast(BenchmarkKind, kind), items, report, notes)
+
+
+def _judgebench_notes(items: Sequence[Comparison]) -> list[str]:
+    """A note where the pairs are not one whole split of JudgeBench."""
+    missing = [name for name in JUDGEBENCH_SUBSETS.values() if all(item.subset != name for item in items)]
+    if missing:
+        return [f"Without {', '.join(missing)}: the overall score is not JudgeBench's."]
+    if len(items) in JUDGEBENCH_PAIRS.values():
+        return []
+    sizes = " or ".join(f"{count} ({split})" for split, count in JUDGEBENCH_PAIRS.items())
+    return [f"{len(items)} pairs, where JudgeBench has {sizes}: the score is not that of a whole split."]
 
 
 def source_of(path: str) -> DataSource:

@@ -116,6 +116,8 @@ def test_one_table_and_one_file(rlhf: Rlhf, folder: Path) -> None:
     assert set(SUITE) <= benchmarks.keys() | written["missing"].keys()
     assert "Llama-3.3-Nemotron-70B-Reward" in result.stdout
     assert "Missing: broken.jsonl" in result.stdout
+    assert "judgebench: Without reasoning, math, coding" in result.stdout
+    assert benchmarks["judgebench"]["notes"][0].startswith("Without reasoning, math, coding")
     # No name is cut in a terminal of 80 columns, and the missing languages are counted.
     assert "m-rewardbench/ind_Latn" in result.stdout and "…" not in result.stdout
     assert "m-rewardbench/LANGUAGE (22 languages)" in result.stdout

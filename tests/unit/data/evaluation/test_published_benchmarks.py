@@ -50,6 +50,21 @@ def test_judgebench(tmp_path: Path) -> None:
     assert result.items == [Comparison(PROMPT, "b", "a", "math"), Comparison(PROMPT, "a", "b", "knowledge")]
 
 
+@pytest.mark.parametrize(
+    ("counts", "note"),
+    [
+        ({"mmlu-pro-law": 154, "livebench-reasoning": 98, "livebench-math": 56}, "Without coding"),
+        ({"mmlu-pro-law": 1, "livebench-reasoning": 1, "livebench-math": 1, "livecodebench": 1}, "350 (gpt)"),
+        ({"mmlu-pro-law": 154, "livebench-reasoning": 98, "livebench-math": 56, "livecodebench": 42}, None),
+    ],
+)
+def test_a_part_of_judgebench_is_called_so(tmp_path: Path, counts: dict[str, int], note: str | None) -> None:
+    rows = [{**JUDGEBENCH, "source": source} for source, count in counts.items() for _ in range(count)]
+    notes = load(tmp_path, *rows).notes
+    assert len(notes) == (note is not None)
+    assert note is None or note in notes[0]
+
+
 def test_ppe_drops_ties_and_keeps_the_language(tmp_path: Path) -> None:
     result = load(tmp_path, PPE, {**PPE, "winner": "model_b"}, {**PPE, "winner": "tie (bothbad)"})
     assert [(item.chosen, item.rejected, item.groups) for item in result.items] == [

@@ -120,7 +120,9 @@ def test_a_file_in_the_published_schema(tmp_path: Path) -> None:
     assert {name: part["accuracy"] for name, part in result["subsets"].items()} == {"Math": 0.5, "Ties": 0.8}
     assert result["overall"] == pytest.approx(0.65)
     assert [row.get("score") for row in rows] == [0.5, None, None]
-    assert "Factuality, Focus, Precise IF, Safety" in result["notes"][0]
+    missing, incomplete = result["notes"]
+    assert "Factuality, Focus, Precise IF, Safety" in missing
+    assert "Math 1 of 183, Ties 2 of 102" in incomplete
 
 
 @pytest.mark.parametrize(
