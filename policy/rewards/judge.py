@@ -8,7 +8,6 @@ from pathlib import Path
 from policy.rewards.protocol import Missing, group_sizes
 from reward.judge.judge import Judge, Responses
 from rlhf.config.judge import JudgeConfig
-from rlhf.core.errors import excerpt
 from rlhf.core.records import Prompt, Rollout
 
 
@@ -37,15 +36,15 @@ class JudgeReward:
             start += size
         judged = self.judge.judge(groups)
         self._figures = judged.figures
-        # A verdict stands at the end, so the excerpt shows the end as well.
-        missing = Missing(
-            f"the judge's text holds no {self.config.form} verdict: {excerpt(judged.unread)}",
-            f"if the text is cut off, raise judge.max_tokens above {self.config.max_tokens}; if it ends "
-            "with a "
-            "verdict of another form, set judge.form",
-        )
-        scores = [score for group in judged.scores for score in group]
-        return [missing if score is None else score for score in scores]
+        rewards = list[float | Missing]()
+        for scores, failures in zip(judged.scores, judged.failures, strict=True):
+            for score, failure in zip(scores, failures, strict=True):
+                if score is None:
+                    assert failure is not None
+                    rewards.append(Missing(failure.found, failure.fix))
+                else:
+                    rewards.append(score)
+        return rewards
 
     def figures(self) -> Mapping[str, float]:
         """Cost, latency and position bias of the last call, named as in metrics.jsonl."""

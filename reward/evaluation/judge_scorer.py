@@ -8,7 +8,7 @@ so that an answer wins where the orders agree, or one of them prefers none. A ju
 content has this right less often than half: the share of single votes for the better answer, `one_order`, is
 1/2 for it, whatever its bias towards a position. In larger groups, and where each
 answer is judged alone, the scores are the judge's own, see `reward.judge.groups`. A group is left out where a
-text on it could not be read and an answer is without a score, or a pair without the verdict of an order.
+request on it gave no verdict and an answer is without a score, or a pair without the verdict of an order.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from typing import Any, Protocol
 
 from reward.evaluation.judging import Group
 from reward.judge.groups import Verdicts, decision, position_bias, votes
-from reward.judge.judge import Judged, Responses
+from reward.judge.judge import UNREAD, Judged, Responses
 from rlhf.core.statistics import bootstrap_means
 
 SUMS = ("requests", "cached", "unparsed", "prompt_tokens", "completion_tokens", "dollars")
-UNREAD = "a text of the judge that could not be read"
 
 
 class GroupJudge(Protocol):
@@ -64,13 +63,15 @@ class JudgeScorer:
         self._verdicts += judged.verdicts
         scores: list[tuple[float, ...] | str] = []
         for place, values in enumerate(judged.scores):
+            failed = next((failure for failure in judged.failures[place] if failure), None)
+            reason = failed.reason if failed else UNREAD
             if len(values) == 2 and judged.verdicts:
                 decided = decision(judged.verdicts[place])
                 self._votes.append([vote for vote in votes(judged.verdicts[place]) if vote is not None])
-                scores.append(UNREAD if decided is None else (decided, 0.0 - decided))
+                scores.append(reason if decided is None else (decided, 0.0 - decided))
             else:
                 known = tuple(value for value in values if value is not None)
-                scores.append(known if len(known) == len(values) else UNREAD)
+                scores.append(known if len(known) == len(values) else reason)
         return scores
 
     def figures(self) -> Mapping[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,19 +25,25 @@ from rlhf.core.hosts import is_loopback
 
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504)
 """Status codes after which a request is sent again."""
+TOO_LONG = re.compile(
+    r"context.{0,3}(length|size|window)|maximum (model|sequence|input) length|too long", re.IGNORECASE
+)
+"""In the message of a status 400 or 413: the request is too long for the model, as vLLM, SGLang, llama.cpp
+and hosted servers write it."""
 LONGEST_WAIT = 60.0
 """Seconds; the most that a server's `Retry-After` is obeyed."""
 
 
 @dataclass(frozen=True)
 class Completion:
-    """The text of the server, with its tokens and time."""
+    """The text of the server, with its tokens and time; with `too_long` its refusal of so long a request."""
 
     text: str
     prompt_tokens: int = 0
     completion_tokens: int = 0
     seconds: float = 0.0
     cached: bool = False
+    too_long: bool = False
 
 
 class JudgeClient:
@@ -61,6 +68,8 @@ class JudgeClient:
     def complete(self, requests: Sequence[str]) -> list[Completion]:
         """One completion for each user turn, in their order; equal turns are sent once.
 
+        A refusal of a request that is too long is not cached: the server may get a longer context.
+
         Raises:
             RewardError: the server gave no completion for a request after all retries.
             ConfigError: the server refuses the token, or does not know the model.
@@ -78,11 +87,11 @@ class JudgeClient:
             finally:
                 for future in pending.values():
                     future.cancel()
-                self._remember({key: completion.text for key, completion in fresh.items()})
+                self._remember({key: entry.text for key, entry in fresh.items() if not entry.too_long})
         seen = set[str]()
         completions = []
         for key in keys:
-            new = key in fresh and key not in seen
+            new = key in fresh and (key not in seen or fresh[key].too_long)
             completions.append(fresh[key] if new else Completion(self._known[key], cached=True))
             seen.add(key)
         return completions
@@ -90,8 +99,11 @@ class JudgeClient:
     def check(self) -> None:
         """Make sure that the server is there, accepts the token and serves the model.
 
+        A server without a list of its models gets a short request.
+
         Raises:
             ConfigError: it does not.
+            RewardError: the short request fails.
         """
         config = self.config
         try:
@@ -102,11 +114,14 @@ class JudgeClient:
                 allowed="a running OpenAI-compatible server",
                 fix=f"start it (vllm serve {config.model}), or correct judge.url",
             ) from error
+        if response.status_code in (404, 405):
+            self._send("Reply with the word yes.")
+            return
         self._raise_if_final(response)
         try:
             served = [str(entry["id"]) for entry in response.json()["data"]]
         except (ValueError, LookupError, TypeError):
-            return  # some servers list no models; the first request will tell
+            return  # a list of another form, or a busy server; the first request will tell
         if served and config.model not in served:
             raise ConfigError(
                 f"The judge at {config.url} does not serve "
@@ -152,6 +167,8 @@ class JudgeClient:
             else:
                 if response.status_code == httpx.codes.OK:
                     return self._read(response, time.perf_counter() - started)
+                if response.status_code in (400, 413) and TOO_LONG.search(response.text):
+                    return Completion(response.text, too_long=True)
                 self._raise_if_final(response)
                 reason = f"status {response.status_code}: {excerpt(response.text)}"
                 wait = _retry_after(response, wait)
@@ -202,10 +219,15 @@ class JudgeClient:
                 allowed="the JSON of OpenAI's chat completions",
                 fix="check that judge.url is an OpenAI-compatible server",
             )
-        usage = content.get("usage") or {}
-        return Completion(
-            text, int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0), seconds
-        )
+        usage = content.get("usage")
+        prompt, written = (_count(usage, name) for name in ("prompt_tokens", "completion_tokens"))
+        return Completion(text, prompt, written, seconds)
+
+
+def _count(usage: Any, name: str) -> int:
+    """A count of tokens; 0 where the server reports none."""
+    value = usage.get(name) if isinstance(usage, dict) else None
+    return value if isinstance(value, int) else 0
 
 
 def _retry_after(response: httpx.Response, otherwise: float) -> float:

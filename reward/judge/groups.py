@@ -96,9 +96,9 @@ def votes(verdicts: Verdicts) -> list[int | None]:
 
 
 def decision(verdicts: Verdicts) -> float | None:
-    """The mean vote over both orders of a pair; None if one is unread."""
+    """The mean vote over both orders of a pair; None if one is unread, or the pair was not shown."""
     read = [vote for vote in votes(verdicts) if vote is not None]
-    return sum(read) / len(read) if len(read) == len(verdicts) else None
+    return sum(read) / len(read) if read and len(read) == len(verdicts) else None
 
 
 def _sign(x: float) -> int:

@@ -32,6 +32,8 @@ class JudgeConfig(Strict):
     criteria: list[str] = Field(default_factory=list)
     """Principles the response should fulfil. `yes-no` and `rubric` need at least one; the other forms show
     them."""
+    reasoning: Literal["keep", "strip", "refuse"] = "keep"
+    """What the judge sees of `<think>` parts of responses: all, nothing, or such responses are not judged."""
     temperature: NonNegative = 0.0
     """Sampling temperature of the judge."""
     max_tokens: Count = 1024

@@ -42,6 +42,9 @@ MAY_CHANGE = (
     *("tokens_per_batch", "micro_batch_size"),
     *("rollouts.gpu_memory_share", "rollouts.max_num_batched_tokens", "rollouts.sleep"),
     *("rollouts.servers*", "rollouts.token_env", "rollouts.adapter_folder", "rollouts.timeout"),
+    # How long a server is waited for, not what it answers.
+    *("*reward.*timeout", "*reward.*token_env", "*reward.*judge.concurrency", "*reward.*judge.retries"),
+    "*reward.*judge.dollars_per_million*",
 )
 """Config keys that may change on resume: length and place of a run, not what a step computes."""
 

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from rlhf.config.policy import PolicyConfig
 from rlhf.core.errors import ConfigError, DataError, OutputError
 from rlhf.runs import files as runs
 from rlhf.runs.files import atomic_folder, atomic_write_text
@@ -167,6 +168,26 @@ def test_a_resumed_run_may_not_change_other_keys(tmp_path: Path) -> None:
     assert all(value in caught.value.found for value in ("0.0001", "0.001", "0.98", "0.99", '"b"'))
     assert str(tmp_path / "config.yaml") in caught.value.fix
     assert (tmp_path / "config.yaml").read_text() == before
+
+
+def test_a_resumed_run_may_wait_longer_for_its_reward_servers(tmp_path: Path) -> None:
+    """This is what the error of a server that was too slow says to do."""
+
+    def config(waiting: dict[str, Any], judge: dict[str, Any]) -> PolicyConfig:
+        server = {"server": "http://h", **waiting}
+        first, other = ({"judge": {"url": "http://h", "model": m, **waiting, **judge}} for m in ("a", "b"))
+        data = {"prompts": [{"path": "demo"}]}
+        return PolicyConfig.model_validate(
+            {"output": tmp_path, "reward": [server, first], "held_out_reward": other, "data": data}
+        )
+
+    open_run(tmp_path, config({}, {})).close()
+    patient = {"concurrency": 2, "retries": 9, "dollars_per_million": [1, 2]}
+    open_run(tmp_path, config({"timeout": 600, "token_env": "OTHER"}, patient), resume=True).close()
+    with pytest.raises(ConfigError) as caught:
+        open_run(tmp_path, config({}, {"max_tokens": 9}), resume=True)
+    changed = set(re.findall(r"([\w.]+): was", caught.value.found))
+    assert changed == {"reward.1.judge.max_tokens", "held_out_reward.judge.max_tokens"}
 
 
 def test_a_key_newer_than_the_run_has_its_default(tmp_path: Path) -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
 from reward.evaluation.benchmarks.benchmark import evaluate
 from reward.evaluation.benchmarks.choices import evaluate_best_of_n, evaluate_choices
-from reward.evaluation.judge_scorer import UNREAD, JudgeScorer
+from reward.evaluation.judge_scorer import JudgeScorer
 from reward.judge.client import Completion, JudgeClient
 from reward.judge.forms import JudgeVerdict
 from reward.judge.groups import decision, votes
-from reward.judge.judge import Judge
+from reward.judge.judge import UNREAD, Judge
 from rlhf.config.judge import JudgeConfig
 from rlhf.core.errors import DataError
 from rlhf.core.records import Candidates, Choice, Comparison, Message
@@ -23,17 +24,17 @@ Reply = Callable[[str, str], str]
 
 
 @pytest.fixture
-def judge(monkeypatch: pytest.MonkeyPatch) -> Callable[[Reply], JudgeScorer]:
+def judge(monkeypatch: pytest.MonkeyPatch) -> Callable[..., JudgeScorer]:
     """A pairwise judge whose texts are a function of the two responses shown."""
 
-    def make(reply: Reply) -> JudgeScorer:
+    def make(reply: Reply, **settings: Any) -> JudgeScorer:
         def complete(self: JudgeClient, requests: Sequence[str]) -> list[Completion]:
             shown = [[part.split("\n[End")[0] for part in r.split("]\n")] for r in requests]
             return [Completion(reply(parts[3], parts[5]), 10, 2, 0.5) for parts in shown]
 
         monkeypatch.setattr(JudgeClient, "complete", complete)
-        config = JudgeConfig(url="http://127.0.0.1:9", model="m", pairing="all", dollars_per_million=(1, 10))
-        return JudgeScorer(Judge(config))
+        place = {"url": "http://127.0.0.1:9", "model": "m", "pairing": "all", "dollars_per_million": (1, 10)}
+        return JudgeScorer(Judge(JudgeConfig(**{**place, **settings})))
 
     return make
 
@@ -92,6 +93,20 @@ def test_an_unread_text_leaves_the_pair_out(judge: Callable[[Reply], JudgeScorer
     assert scorer.figures()["one_order"]["accuracy"] == (1.0 + 0.0) / 2
     with pytest.raises(DataError):
         evaluate(pairs, scorer)
+
+
+def test_pairs_with_reasoning_are_left_out_where_the_rule_refuses_it(
+    judge: Callable[..., JudgeScorer],
+) -> None:
+    pairs = [Comparison(PROMPT, "aaaa", "b", "s"), Comparison(PROMPT, "aa", "<think>?</think>b", "s")]
+    drops = DropReport(read=2)
+    scorer = judge(longer_is_better, reasoning="refuse")
+    result, _ = evaluate(pairs, scorer, drops=drops)
+    assert (result["count"], scorer.figures()["requests"], scorer.figures()["unparsed"]) == (1, 2, 0)
+    (reason,) = drops.reasons
+    assert "reasoning: refuse" in reason
+    stripped, rows = evaluate(pairs, judge(longer_is_better, reasoning="strip"))
+    assert (stripped["overall"], rows[1]["reward_chosen"]) == (1.0, 1.0)
 
 
 def test_a_judge_whose_texts_are_all_unread_is_one_error_with_the_reason(

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from reward.judge.client import JudgeClient
-from reward.judge.judge import Judge, Responses
+from reward.judge.judge import TOO_LONG, UNREAD, Judge, Responses
 from rlhf.config.judge import JudgeConfig
 from rlhf.core.errors import ConfigError, RewardError
 from rlhf.core.records import Message
@@ -24,11 +24,13 @@ PROMPT = (Message("user", "What is tea?"),)
 
 
 class Server(ThreadingHTTPServer):
-    """Answers each chat request with what `reply` returns: a text, or a status with headers."""
+    """Answers each chat request with what `reply` returns: a text, a status with headers and an error, or
+    the bytes of a whole body."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.reply: Callable[[str, int], Any] = lambda content, number: "\\boxed{3}"
+        self.models: Any = (200, {"data": [{"id": "judge"}]})
         self.requests: list[str] = []
         self.tokens: list[str | None] = []
         self.busiest = self.busy = 0
@@ -43,7 +45,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        self._send(200, {"data": [{"id": "judge"}]})
+        self._send(*self.server.models)
 
     def do_POST(self) -> None:
         content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][0]["content"]
@@ -56,8 +58,10 @@ class Handler(BaseHTTPRequestHandler):
         reply = self.server.reply(content, number)
         with self.server.lock:
             self.server.busy -= 1
-        if isinstance(reply, tuple):
-            self._send(reply[0], {"error": "no"}, reply[1])
+        if isinstance(reply, bytes):
+            self._send(200, reply)
+        elif isinstance(reply, tuple):
+            self._send(reply[0], {"error": reply[2] if len(reply) > 2 else "no"}, reply[1])
         else:
             usage = {"prompt_tokens": 10, "completion_tokens": 2}
             self._send(200, {"choices": [{"message": {"content": reply}}], "usage": usage})
@@ -67,7 +71,7 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in (headers or {}).items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(json.dumps(content).encode())
+        self.wfile.write(content if isinstance(content, bytes) else json.dumps(content).encode())
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -146,7 +150,79 @@ def test_garbled_text_is_no_score(server: Server) -> None:
     server.reply = lambda content, number: "I like it" if "[Response]\nbad" in content else "\\boxed{2}"
     judged = Judge(config(server)).judge([Responses(PROMPT, ["good", "bad"])])
     assert judged.scores == [[2.0, None]]
-    assert (judged.figures["judge/unparsed"], judged.unread) == (1, "I like it")
+    assert judged.figures["judge/unparsed"] == 1
+    ((good, bad),) = judged.failures
+    assert good is None and bad is not None
+    assert (bad.reason, "'I like it'" in bad.found, "judge.max_tokens" in bad.fix) == (UNREAD, True, True)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"<html>busy</html>",
+        b"",
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b'{"choices": []}',
+        b'{"choices": [{"text": "\\\\boxed{3}"}]}',
+        b'{"choices": [{"message": {"content": ["\\\\boxed{3}"]}}]}',
+    ],
+)
+def test_a_response_that_is_no_completion_ends_the_run(server: Server, body: bytes) -> None:
+    server.reply = lambda content, number: body
+    with pytest.raises(RewardError) as caught:
+        Judge(config(server)).judge([Responses(PROMPT, ["a"])])
+    assert (len(server.requests), TOKEN in str(caught.value)) == (1, False)
+
+
+@pytest.mark.parametrize("usage", ["null", "7", "[]", '{"prompt_tokens": "many", "completion_tokens": null}'])
+def test_a_server_that_counts_no_tokens_is_read(server: Server, usage: str) -> None:
+    text = f'{{"choices": [{{"message": {{"content": "\\\\boxed{{4}}"}}}}], "usage": {usage}}}'
+    server.reply = lambda content, number: text.encode()
+    judged = Judge(config(server)).judge([Responses(PROMPT, ["a"])])
+    assert (judged.scores, judged.figures["judge/prompt_tokens"]) == ([[4.0]], 0)
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (400, "This model's maximum context length is 64 tokens. However, you requested 99 tokens."),
+        (400, {"message": "The decoder prompt is longer than the maximum model length of 64."}),
+        (400, {"message": "no", "code": "context_length_exceeded"}),
+        (400, "the request exceeds the available context size"),
+        (413, "prompt is too long"),
+    ],
+)
+def test_a_response_too_long_for_the_server_is_no_score_and_the_others_have_theirs(
+    server: Server, tmp_path: Path, status: int, message: Any
+) -> None:
+    server.reply = lambda content, number: (status, {}, message) if "long" in content else "\\boxed{2}"
+    judge = Judge(config(server), tmp_path / "cache.jsonl")
+    judged = judge.judge([Responses(PROMPT, ["good", "long", "long"])])
+    assert judged.scores == [[2.0, None, None]]
+    assert [failure and failure.reason for failure in judged.failures[0]] == [None, TOO_LONG, TOO_LONG]
+    # With a longer context the server is asked again, and for nothing else.
+    server.reply = lambda content, number: "\\boxed{5}"
+    again = Judge(config(server), tmp_path / "cache.jsonl").judge([Responses(PROMPT, ["good", "long"])])
+    assert (again.scores, len(server.requests)) == ([[2.0, 5.0]], 3)
+
+
+@pytest.mark.parametrize("pairing", ["single", "all"])
+def test_the_rule_of_reasoning(server: Server, pairing: str) -> None:
+    responses = Responses(PROMPT, ["<think>why</think>abc", "a"])
+    server.reply = by_length
+    judged = Judge(config(server, pairing=pairing, reasoning="strip")).judge([responses])
+    assert judged.scores == [[3.0, 1.0]]
+    assert not any("why" in request for request in server.requests)
+    refused = Judge(config(server, pairing=pairing, reasoning="refuse")).judge([responses])
+    thought, other = refused.failures[0]
+    assert thought is not None and "reasoning: refuse" in thought.reason
+    assert refused.scores == [[None, None if pairing == "all" else 1.0]]
+    assert other == (thought if pairing == "all" else None), "nothing is left to compare it with"
+    assert (refused.figures["judge/unparsed"], judged.failures) == (0, [[None, None]])
+    Judge(config(server, pairing=pairing)).judge([responses])
+    assert any("<think>why</think>" in request for request in server.requests)
 
 
 def test_reasoning_that_used_up_the_tokens_is_no_score(server: Server) -> None:
@@ -166,12 +242,15 @@ def test_busy_and_broken_servers_are_asked_again(server: Server, monkeypatch: py
     assert waits == [7.0, 2.0]
 
 
-def test_a_server_that_stays_broken_ends_the_run(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("status", [429, 500])
+def test_a_server_that_stays_broken_ends_the_run(
+    server: Server, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
     monkeypatch.setattr("reward.judge.client.time.sleep", lambda seconds: None)
-    server.reply = lambda content, number: (500, {})
+    server.reply = lambda content, number: (status, {})
     with pytest.raises(RewardError) as caught:
         Judge(config(server)).judge([Responses(PROMPT, ["a"])])
-    assert (len(server.requests), "500" in caught.value.found) == (3, True)
+    assert (len(server.requests), str(status) in caught.value.found) == (3, True)
     assert TOKEN not in str(caught.value)
 
 
@@ -201,6 +280,19 @@ def test_requests_run_at_once(server: Server) -> None:
     server.reply = slow
     Judge(config(server, concurrency=4)).judge([Responses(PROMPT, [str(n) for n in range(12)])])
     assert 2 <= server.busiest <= 4
+
+
+def test_a_server_that_lists_no_models_gets_a_request(server: Server) -> None:
+    server.models = (404, {"error": "no such path"})
+    JudgeClient(config(server)).check()
+    assert len(server.requests) == 1
+    server.reply = lambda content, number: (404, {})
+    with pytest.raises(ConfigError):
+        JudgeClient(config(server)).check()
+    server.models = (401, {})
+    with pytest.raises(ConfigError) as caught:
+        JudgeClient(config(server)).check()
+    assert "RLHF_JUDGE_TOKEN" in caught.value.fix
 
 
 def test_a_check_before_the_run(server: Server) -> None:
