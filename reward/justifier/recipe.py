@@ -156,7 +156,12 @@ def _comparison(record: Justification) -> Comparison:
     if record.strength > 0:
         chosen, rejected = rejected, chosen
     return Comparison(
-        record.prompt, chosen, rejected, subset=record.source or "held out", strength=abs(record.strength)
+        record.prompt,
+        chosen,
+        rejected,
+        subset=record.source or "held out",
+        strength=abs(record.strength),
+        groups=record.groups,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from reward.adapter_card import adapter_card
+from reward.evaluation.benchmarks.breakdown import by_group, shares
 from reward.principle.items import FULFILMENT, PrincipleData, load_data
 from reward.principle.question import answer_head, answer_ids
 from reward.principle.scorer import CARD, PrincipleScorer, read_principle_model
@@ -20,7 +21,6 @@ from rlhf.adapters.start import check_adapter, start_from
 from rlhf.config.principle import PrincipleConfig
 from rlhf.config.reward import StageConfig
 from rlhf.core.records import Conversation, Message, Principle
-from rlhf.core.statistics import wilson_interval
 from rlhf.distributed import processes, sharding
 from rlhf.distributed.schedule import steps_of
 from rlhf.distributed.trainer_mixin import draw_order, settings_of
@@ -179,8 +179,9 @@ def evaluate(config: PrincipleConfig, folder: Path, records: Sequence[Principle]
     """How often the sign of the score says whether a principle is fulfilled, on held-out records.
 
     Returns:
-        `{"count", "accuracy", "ci95", "majority", "fulfilled": {"yes": shares, "no": shares}}`; `majority` is
-        what always giving the more frequent answer gets. Empty without records.
+        `{"count", "accuracy", "ci95", "majority", "fulfilled": {"yes": shares, "no": shares}, "groups":
+        {name: {value: shares}}}`; `majority` is what always giving the more frequent answer gets; groups are
+        those of the records, such as domain and language. Empty without records.
     """
     if not records:
         return {}
@@ -193,21 +194,21 @@ def evaluate(config: PrincipleConfig, folder: Path, records: Sequence[Principle]
     scores = scorer.score_each(
         [(response, [r.principle for r in members]) for response, members in by_response.items()]
     )
-    right: dict[bool, list[bool]] = {True: [], False: []}
-    for members, values in zip(by_response.values(), scores, strict=True):
-        for record, value in zip(members, values, strict=True):
-            right[record.fulfilled].append((value > 0) == record.fulfilled)
-    correct = [*right[True], *right[False]]
-    accuracy = sum(correct) / len(correct)
+    scored = [
+        (record, (value > 0) == record.fulfilled)
+        for members, values in zip(by_response.values(), scores, strict=True)
+        for record, value in zip(members, values, strict=True)
+    ]
+    correct = [right for _, right in scored]
+    sides = {
+        name: [right for record, right in scored if record.fulfilled == fulfilled]
+        for name, fulfilled in (("yes", True), ("no", False))
+    }
     return {
-        "count": len(correct),
-        "accuracy": accuracy,
-        "ci95": wilson_interval(accuracy, len(correct)),
-        "majority": max(map(len, right.values())) / len(correct),
-        "fulfilled": {
-            name: {"count": len(part), "accuracy": sum(part) / len(part) if part else None}
-            for name, part in (("yes", right[True]), ("no", right[False]))
-        },
+        **shares(correct),
+        "majority": max(map(len, sides.values())) / len(correct),
+        "fulfilled": {name: shares(part) for name, part in sides.items()},
+        "groups": by_group(correct, [record.groups for record, _ in scored]),
     }
 
 

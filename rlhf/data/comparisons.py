@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from rlhf.config.schema import DataSource
-from rlhf.core.errors import DataError
+from rlhf.core.errors import ConfigError, DataError
 from rlhf.core.records import Comparison, Preference
 from rlhf.data import rules
 from rlhf.data.annotations import PAPER_SPREAD
@@ -53,12 +53,19 @@ def pair_reader(source: DataSource, report: DropReport, read: Reader) -> tuple[I
         read: the reader of rows in RewardBench's columns, which the first row has or has not.
 
     Raises:
-        DataError: the columns are those of no layout, or a column of strengths holds an index.
+        DataError: the columns are those of no layout or of two, or a column of strengths holds an index.
     """
     first = next(read_rows(source, seed=0), None)
     if first is None:
         return [], read
-    recognised = layouts.recognise(first, source, "preferences")
+    try:
+        recognised = layouts.recognise(first, source, "preferences")
+    except ConfigError as error:  # a benchmark has no config in which to choose
+        raise DataError(
+            error.found,
+            allowed="the columns of one layout of docs/data.md",
+            fix="write a file without the columns of the other",
+        ) from None
     if _is_ours(first, recognised and recognised[0]):
         survey(read_rows(source, seed=0), source, "preferences")
         return read_rows(source, seed=0), read

@@ -32,6 +32,7 @@ def as_comparisons(evaluation: Mapping[str, Any]) -> Mapping[str, Any]:
             for key, name in (("yes", "fulfilled"), ("no", "not fulfilled"))
             if isinstance(sides.get(key), Mapping)
         },
+        "groups": evaluation.get("groups"),
     }
 
 

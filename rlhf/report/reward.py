@@ -104,8 +104,10 @@ def reward_table(evaluation: Mapping[str, Any]) -> list[tuple[str, list[SubsetRo
         ("Subsets", accuracies(evaluation.get("subsets"))),
         ("By length of the better answer", _lengths(evaluation)),
         ("By strength of the preference", _strengths(evaluation)),
+        *((f"By {name}", rows) for name, rows in _by_group(evaluation)),
         ("Held out from training, by source", accuracies(held_out.get("subsets"))),
         ("Held out, by strength of the preference", _strengths(held_out)),
+        *((f"Held out, by {name}", rows) for name, rows in _by_group(held_out)),
     ]
     return [(title, [_row(accuracy, total=not title) for accuracy in rows]) for title, rows in groups if rows]
 
@@ -122,6 +124,12 @@ def _strengths(evaluation: Mapping[str, Any]) -> list[Accuracy]:
     """One row per strength; none if all preferences are equally strong."""
     rows = accuracies(evaluation.get("strengths"))
     return rows if len(rows) > 1 else []
+
+
+def _by_group(evaluation: Mapping[str, Any]) -> list[tuple[str, list[Accuracy]]]:
+    """One row per value of a group, such as domain or language; none where all pairs have the same value."""
+    tables = [(name, accuracies(values)) for name, values in (evaluation.get("groups") or {}).items()]
+    return [(name, rows) for name, rows in tables if len(rows) > 1]
 
 
 def length_correlation(evaluation: Mapping[str, Any]) -> str:

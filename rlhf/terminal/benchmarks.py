@@ -208,6 +208,8 @@ def print_suite(suite: BenchmarkResult, console: Console) -> None:
         if result["drops"]["dropped"]:
             left_out = ", ".join(f"{d['count']} {why}" for why, d in result["drops"]["dropped"].items())
             console.print(f"{name}: left out: {left_out}", markup=False, soft_wrap=True)
+        for note in result["drops"].get("notes", {}):
+            console.print(f"{name}: {note}", markup=False, soft_wrap=True)
         if "judge" in result:
             console.print(f"{name}:", markup=False)
             print_judge(result["judge"], console)

@@ -63,6 +63,7 @@ def folder(tmp_path: Path) -> Path:
     write(tmp_path / "b/PPE-MBPP-Plus/test.jsonl", BEST_OF_K)
     write(tmp_path / "b/indonesian.jsonl", LANGUAGE)
     write(tmp_path / "b/mine.jsonl", {"prompt": "q", "chosen": "+", "rejected": "."})
+    write(tmp_path / "b/alpaca.jsonl", {"instruction": "q", "input": "", "chosen": "+", "rejected": "."})
     write(tmp_path / "b/broken.jsonl", {"prompt": "q"})
     (tmp_path / "b/README.md").write_text("x")
     return tmp_path
@@ -76,6 +77,7 @@ def test_files_are_recognised_by_their_columns(folder: Path) -> None:
         "judgebench-claude",
         "ppe-mbpp-plus",
         "m-rewardbench/ind_Latn",
+        "alpaca.jsonl",
         "broken.jsonl",
         "mine.jsonl",
     ]
@@ -116,6 +118,7 @@ def test_one_table_and_one_file(rlhf: Rlhf, folder: Path) -> None:
     assert set(SUITE) <= benchmarks.keys() | written["missing"].keys()
     assert "Llama-3.3-Nemotron-70B-Reward" in result.stdout
     assert "Missing: broken.jsonl" in result.stdout
+    assert "alpaca.jsonl: read as Alpaca pairs" in result.stdout
     assert "judgebench: Without reasoning, math, coding" in result.stdout
     assert benchmarks["judgebench"]["notes"][0].startswith("Without reasoning, math, coding")
     # No name is cut in a terminal of 80 columns, and the missing languages are counted.

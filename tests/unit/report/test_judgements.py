@@ -21,9 +21,14 @@ def test_a_principle_model_has_to_beat_the_more_frequent_answer(interval: list[f
         "ci95": interval,
         "majority": 0.7,
         "fulfilled": {"yes": {"count": 71, "accuracy": 0.9}, "no": {"count": 31, "accuracy": 0.6}},
+        "groups": {
+            "domain": {"code": {"count": 2, "accuracy": 0.5}, "stem": {"count": 100, "accuracy": 0.806}},
+            "language": {"english": {"count": 102, "accuracy": 0.8}},  # the same for all: no table
+        },
     }
     assert reward_verdict(found).label == label
-    (_, (total,)), (_, subsets) = reward_table(found)
+    (_, (total,)), (_, subsets), (title, domains) = reward_table(found)
+    assert (title, [row.name for row in domains]) == ("By domain", ["code", "stem"])
     assert total.interval == f"{100 * interval[0]:.1f}\N{EN DASH}{100 * interval[1]:.1f}"
     assert [(row.name, row.count) for row in subsets] == [("fulfilled", "71"), ("not fulfilled", "31")]
 

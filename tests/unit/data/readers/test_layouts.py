@@ -14,6 +14,7 @@ from rlhf.config.schema import DataSource
 from rlhf.core.errors import ConfigError, DataError
 from rlhf.core.records import Message
 from rlhf.data import rules
+from rlhf.data.evaluation.benchmarks import load_benchmark
 from rlhf.data.load import load_preferences, load_prompts, load_ratings
 from rlhf.data.readers.layouts import LAYOUTS, table
 
@@ -152,6 +153,14 @@ def test_columns_of_two_layouts_ask_with_both_lines(write_rows: Any) -> None:
         ConfigError, match="(?s)winner: labels.*chosen: chosen|chosen: chosen.*winner: labels"
     ):
         load_preferences([DataSource(path=path)], seed=0, max_spread=2)
+
+
+def test_a_benchmark_with_columns_of_two_layouts_is_no_guess_either(write_rows: Any) -> None:
+    path = write_rows("rows.jsonl", [{**PREFERENCES["SHP"], "prompt": "q", **PAIR}])
+    with pytest.raises(DataError) as caught:
+        load_benchmark(path)
+    assert "SHP" in caught.value.found and "chosen and rejected" in caught.value.found
+    assert "config" not in caught.value.allowed + caught.value.fix
 
 
 def test_the_words_of_feedback_are_ratings(write_rows: Any) -> None:

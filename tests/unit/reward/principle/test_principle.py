@@ -35,6 +35,7 @@ from rlhf.runs.checkpoints import MANIFEST
 PROMPT = (Message("user", "What is tea?"),)
 ANSWERED = (*PROMPT, Message("assistant", "Tea is a drink."))
 OTHER = (Message("user", "And milk?"), Message("assistant", "White."))
+OTHER_LANGUAGES = ["Die Antwort ist höflich.", "回答很简短。", "الإجابة قصيرة."]
 SHORT, POLITE = "The response is short.", "The response is polite and thanks the user."
 
 
@@ -99,12 +100,18 @@ def test_a_run_learns_and_leaves_a_plain_adapter(trained: Path) -> None:
         == max(counts.values()) / result["count"]
         == max(counts.values()) / sum(counts.values())
     )
+    for values in result["groups"].values():
+        assert sum(part["count"] for part in values.values()) == result["count"]
+        assert sum(part["count"] * part["accuracy"] for part in values.values()) == pytest.approx(
+            result["count"] * result["accuracy"]
+        )
+    assert result["groups"].keys() == {"domain", "language"}
     adapter = read_principle_model(trained / "final")
     assert all("lora_" in name for name in adapter.weights)
     assert adapter.config.modules_to_save is None
 
 
-@pytest.mark.parametrize("principles", [[SHORT], [SHORT, POLITE]])
+@pytest.mark.parametrize("principles", [[SHORT], [SHORT, POLITE], OTHER_LANGUAGES])
 def test_the_score_is_the_difference_of_two_logits(
     trained: Path, tiny_base: Path, principles: list[str]
 ) -> None:
@@ -209,11 +216,12 @@ def test_the_command_line(
     row = {"messages": [message.as_dict() for message in ANSWERED]}
     (tmp_path / "in.jsonl").write_text(json.dumps(row) + "\n")
     files = ["--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl"]
-    named = ["--principle", SHORT, "--principle", POLITE]
-    done = rlhf_command("score", trained / "final", *named, *files)
-    assert done.exit_code == 0, done.output
-    scored = json.loads((tmp_path / "out.jsonl").read_text())
-    assert set(scored["attributes"]) == {SHORT, POLITE}
+    for principles in ([SHORT, POLITE], OTHER_LANGUAGES):
+        named = [word for principle in principles for word in ("--principle", principle)]
+        done = rlhf_command("score", trained / "final", *named, *files)
+        assert done.exit_code == 0, done.output
+        scored = json.loads((tmp_path / "out.jsonl").read_text("utf-8"))
+        assert set(scored["attributes"]) == {*principles}
     for words in (
         [trained / "final"],
         [trained / "final", "--principle", " "],
