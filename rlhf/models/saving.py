@@ -15,13 +15,14 @@ from rlhf.runs.files import atomic_folder
 
 
 def base_facts(config: ModelConfig, model: Any, chat: Chat) -> dict[str, Any]:
-    """What identifies the base, its number format and its chat template."""
+    """What identifies the base, its number format, its layers and its chat template."""
     return {
         "base": config.base,
         "revision": config.revision,
         "fingerprint": fingerprint(base_of(model)),
         "dtype": config.dtype,
         "quantization": config.quantization,
+        "fast_layers": config.fast_layers,
         **chat.card(),
     }
 

@@ -39,6 +39,7 @@ def load_trunk_of(card: Mapping[str, Any], *, writes: bool = True) -> PreTrained
         revision=card["revision"],
         dtype=card["dtype"],
         quantization=card["quantization"],
+        fast_layers=card.get("fast_layers", True),
         writes=writes,
     )
     return _placed(trunk, card["quantization"], "auto")

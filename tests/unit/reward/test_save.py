@@ -44,6 +44,7 @@ def test_the_folder_holds_all_that_a_reward_model_needs(
         "revision": None,
         "dtype": "float32",
         "quantization": "none",
+        "fast_layers": True,
         "attributes": list(HELPSTEER_ATTRIBUTES),
         "trained_length": 256,
         "max_length": 512,  # of the base
