@@ -3,6 +3,7 @@ reason."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,18 @@ def test_every_shipped_config_has_a_schema() -> None:
     known = {file for schema in SCHEMAS for file in files_of(schema)}
     found = {file for file in CONFIGS.rglob("*.yaml") if file.relative_to(CONFIGS).parts[0] not in NOT_OURS}
     assert found == known
+
+
+@pytest.mark.parametrize(
+    "file", [file for file in sorted(CONFIGS.rglob("*.yaml")) if "../shared" in file.read_text("utf-8")]
+)
+def test_a_config_that_reads_files_elsewhere_says_how_to_make_them(file: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "real-data.md").read_text("utf-8")
+    assert "docs/real-data.md" in file.read_text("utf-8")
+    for name in re.findall(r": \.\./shared/data/([\w.]+)", file.read_text("utf-8")):
+        assert f"`{name}`" in page
+    for source in re.findall(r"source: \[(.*?)\]", file.read_text("utf-8")):
+        assert [name for name in source.split(", ") if f"`{name}`" not in page] == []
 
 
 def test_every_key_is_in_a_shipped_config_or_has_a_reason() -> None:
