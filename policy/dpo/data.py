@@ -57,7 +57,7 @@ def load_data(config: DPOConfig, chat: Chat) -> DPOData:
     same.add([record.prompt for record in records])
     excluded = set()
     if config.data.exclude:
-        prompts, report = load_prompts(config.data.exclude, seed=config.seed)
+        prompts, report = load_prompts(config.data.exclude)
         # A resumed run must leave out the same prompts.
         drops.digests |= {
             key.replace("data.prompts", "data.exclude"): digest for key, digest in report.digests.items()

@@ -52,7 +52,7 @@ def load_data(config: PolicyConfig, chat: Chat) -> PromptData:
             allowed=f"at most model.max_length = {config.model.max_length}",
             fix=f"model.max_length={longest} if the base's context allows it; else lower one of the two",
         )
-    prompts, drops = load_prompts(config.data.prompts, seed=config.seed)
+    prompts, drops = load_prompts(config.data.prompts)
     fitting, shortest_dropped = _filter(prompts, config.data.max_prompt_tokens, chat, drops)
     if spelled := sum(chat.spells_control_tokens(prompt.messages) for prompt in fitting):
         drops.notes[SPELLED] += spelled

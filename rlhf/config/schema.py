@@ -149,7 +149,8 @@ class DataSource(Strict):
     where: dict[str, list[str | int | float | bool]] = Field(default_factory=dict)
     """Keep only rows whose column (or `COLUMN.KEY`) has one of these values."""
     limit: Count | None = None
-    """Use at most this many rows, sampled with the run's seed before unusable rows are dropped."""
+    """Use at most this many rows, sampled before unusable rows are dropped: of prompts always the same ones,
+    else with the run's seed."""
 
 
 class OptimizerConfig(Strict):

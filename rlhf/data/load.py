@@ -125,7 +125,14 @@ def load_justifications(
     )
 
 
-def load_prompts(sources: Sequence[DataSource], *, seed: int) -> tuple[list[Prompt], DropReport]:
+PROMPT_SEED = 0
+"""Draws the rows of a source of prompts with a `limit`, whatever the run's seed: runs of several seeds hold
+out, or exclude, the same prompts."""
+
+
+def load_prompts(
+    sources: Sequence[DataSource], *, seed: int = PROMPT_SEED
+) -> tuple[list[Prompt], DropReport]:
     """Prompts, each once; every format has some.
 
     Raises:

@@ -265,7 +265,7 @@ def _sources(config: Config) -> list[tuple[str, DataSource, Callable[[DataSource
     seed = config.seed
     if isinstance(config, PolicyConfig):
         return [
-            (f"data.prompts.{number}: {source.path}", source, lambda s: load_prompts([s], seed=seed)[1])
+            (f"data.prompts.{number}: {source.path}", source, lambda s: load_prompts([s])[1])
             for number, source in enumerate(config.data.prompts)
         ]
     spread = config.data.max_spread

@@ -77,7 +77,7 @@ def inspect_policy(config: PolicyConfig) -> dict[str, Any]:
         DataError: a malformed row, or no usable prompts.
     """
     chat = Chat.of(config.model)
-    prompts, drops = load_prompts(config.data.prompts, seed=config.seed)
+    prompts, drops = load_prompts(config.data.prompts)
     sizes = _lengths(chat.prompts_ids(prompt.messages for prompt in prompts), len(prompts), "prompt")
     if spelled := sum(chat.spells_control_tokens(prompt.messages) for prompt in prompts):
         drops.notes[SPELLED] += spelled

@@ -53,6 +53,18 @@ def test_only_what_the_evaluation_uses_is_held_out_whatever_the_seed(
     assert len(held("evaluation.prompts=64")) == 10  # never more than a fifth
 
 
+def test_a_draw_of_prompts_is_the_same_whatever_the_seed(
+    policy_config: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    words = [f"data.prompts=[{{path: {prompts_file(tmp_path, 50)}, limit: 20}}]", "evaluation.prompts=4"]
+    chat = Chat.load(tiny_base)
+    first, other = (
+        load_data(load_config(policy_config, PolicyConfig, [*words, f"seed={seed}"]), chat) for seed in (0, 7)
+    )
+    assert (len(first.held_out), len(first.training)) == (4, 16)
+    assert (first.held_out, first.training) == (other.held_out, other.training)
+
+
 def test_a_single_prompt_cannot_be_split(policy_config: Path, tiny_base: Path, tmp_path: Path) -> None:
     words = [f"data.prompts.0.path={prompts_file(tmp_path, 1)}"]
     with pytest.raises(DataError) as caught:
