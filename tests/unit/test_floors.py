@@ -285,6 +285,30 @@ def test_light_modules_load_without_torch() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def attributes_set_on(source: str, pattern: str) -> list[int]:
+    """Lines that set an attribute of a name that matches."""
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.ctx, ast.Store)
+        and isinstance(node.value, ast.Name)
+        and re.search(pattern, node.value.id)
+    ]
+
+
+def test_trainers_are_built_complete() -> None:
+    assert attributes_set_on("trainer.rewards = x\nself.rewards = x\na, the_trainer.b = y", "trainer$") == [
+        1,
+        3,
+    ]
+    places = {
+        module: attributes_set_on(file.read_text(encoding="utf-8"), "trainer$")
+        for module, file in our_modules().items()
+    }
+    assert {module: lines for module, lines in places.items() if lines} == {}, "pass it to the constructor"
+
+
 def test_every_library_imported_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]

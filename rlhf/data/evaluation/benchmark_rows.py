@@ -61,13 +61,13 @@ def rewardbench_2(row: Row) -> Choice:
             f"{row.place}: RewardBench 2 has no subset "
             f"{subset!r}.{did_you_mean(subset, REWARDBENCH_2_SUBSETS)}",
             allowed=", ".join(REWARDBENCH_2_SUBSETS),
-            fix="correct the row; for lists of answers of your own, leave the column `id` out",
+            fix="correct the row; a file of your own has no column `id`, `num_correct` or `num_incorrect`",
         )
     item = choice(row)
     if subset == TIES and not TIES_ID.fullmatch(identity):
         raise row.wrong("id", "ref:N or tied:N, N being a number, in the subset Ties")
-    if identity.startswith("tied:") and len(item.chosen) < 2:
-        raise row.wrong("chosen", "two or more right answers in a row tied:N")
+    if subset == TIES and (len(item.chosen) > 1) != identity.startswith("tied:"):
+        raise row.wrong("chosen", "one right answer in a row ref:N, two or more in a row tied:N")
     for column, answers, wanted in (
         ("num_correct", item.chosen, RIGHT),
         ("num_incorrect", item.rejected, WRONG),

@@ -3,7 +3,7 @@
     `response_A`, `response_B`, `label`         pairs        JudgeBench, its sources as subsets
     `response_1`, `response_2`, `winner`        pairs        PPE's human preferences; ties are dropped
     `response_1` ... `response_32`, `scores`    best-of-n    PPE's best of K
-    `chosen` list, `id`, a subset of its own    rewardbench-2
+    `chosen` list, `id`, a subset of its own    rewardbench-2, as are `num_correct` and `num_incorrect`
     `responses`                                 best-of-n    answers to one prompt with their true `scores`
     `chosen`, `rejected` lists, and `domain`    rm-bench     RM-Bench: right and wrong answers in 3 styles
     `chosen`, `rejected` lists                  one-of-many  RewardBench 2: a right answer among wrong ones
@@ -139,8 +139,10 @@ def schema_of(row: Row) -> Schema:
     if _is_list_of_answers(row.find("chosen")) or _is_list_of_answers(row.find("rejected")):
         if row.find("domain") is not None:
             return "rm-bench"
-        published = row.find("id") is not None and row.find("subset") in REWARDBENCH_2_SUBSETS
-        return "rewardbench-2" if published else "one-of-many"
+        named = row.find("id") is not None and row.find("subset") in REWARDBENCH_2_SUBSETS
+        # A first row with a wrong id or subset must not change the rule of the file.
+        counted = {"num_correct", "num_incorrect"} <= row.values.keys()
+        return "rewardbench-2" if named or counted else "one-of-many"
     return "pairs"
 
 

@@ -93,6 +93,9 @@ def test_m_rewardbench_keeps_language_and_category(tmp_path: Path) -> None:
         ({**JUDGEBENCH, "source": "gsm8k"}, "source"),
         ({**PPE, "winner": "model_c"}, "winner"),
         ({**BEST, "scores": [True]}, "scores"),
+        ({**BEST, "scores": [float("nan")] + [False] * 11}, "scores.*nan"),
+        ({**BEST, "scores": [None] + [False] * 11}, "scores"),
+        ({**JUDGEBENCH, "label": None}, "label"),
         ({name: value for name, value in BEST.items() if name != "response_2"}, "response_1 to response_K"),
     ],
 )

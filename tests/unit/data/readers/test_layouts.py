@@ -185,6 +185,10 @@ def test_a_null_preference_of_helpsteer3_is_counted(write_rows: Any) -> None:
     path = write_rows("rows.jsonl", [row, {**row, "overall_preference": None}])
     items, report = load_preferences([DataSource(path=path, format="helpsteer3")], seed=0, max_spread=2)
     assert len(items) == 1 and report.reasons == {rules.NO_PREFERENCE: 1}
+    first = write_rows("first.jsonl", [{**row, "overall_preference": None}, row])
+    _, report = load_preferences([DataSource(path=first)], seed=0, max_spread=2)  # recognised by its columns
+    benchmark = load_benchmark(first)
+    assert report.reasons == benchmark.drops.reasons == {rules.NO_PREFERENCE: 1}
     raw = {**row, "individual_preference": [{"score": score, "reasoning": ""} for score in (-1, -2, -3)]}
     source = DataSource(path=write_rows("raw.jsonl", [raw]), format="helpsteer3", annotations="raw")
     assert load_preferences([source], seed=0, max_spread=2)[0][0].strength == -2

@@ -132,6 +132,8 @@ def test_a_file_in_the_published_schema(tmp_path: Path) -> None:
         ({"subset": "Ties"}, "ref:N or tied:N"),
         ({"subset": "Ties", "id": "other:1"}, "ref:N or tied:N"),
         ({"subset": "Ties", "id": "tied:1"}, "tied:N"),
+        ({"subset": "Ties", "id": "ref:1", "chosen": ["1", "2"], "num_correct": 2}, "ref:N"),
+        ({"subset": "Ties", "id": None}, "'id'"),
         ({"num_correct": 2}, "num_correct"),
         ({"chosen": ["1", "2"], "num_correct": 2}, "1 chosen.* 3 rejected"),
         ({"rejected": ["1"]}, "1 chosen.* 3 rejected"),
@@ -140,4 +142,8 @@ def test_a_file_in_the_published_schema(tmp_path: Path) -> None:
 def test_a_row_that_is_not_in_the_schema(tmp_path: Path, change: dict[str, object], message: str) -> None:
     path = write(tmp_path / "rb2.jsonl", MATH, {**MATH, **change})
     with pytest.raises(DataError, match=rf"(?s)rb2\.jsonl:2: .*{message}"):
+        load_benchmark(path)
+    # As the first row, too: it does not turn the file into one of another kind.
+    path = write(tmp_path / "first.jsonl", {**MATH, "num_incorrect": None, **change}, MATH)
+    with pytest.raises(DataError, match=rf"(?s)first\.jsonl:1: .*{message}"):
         load_benchmark(path)
