@@ -60,6 +60,8 @@ PLANNED = (
     Planned("reward/nemotron-70b-80gb", "1xH100"),
     Planned("reward/nemotron-70b-lora", "8xH100"),
     Planned("reward/nemotron-70b-lora", "4x8xH100"),
+    Planned("reward/helpsteer3-8b", "1xH100"),
+    Planned("reward/helpsteer3-70b", "8xH100"),
     Planned("policy/llama-3.1-8b-24gb", "1xRTX4090"),
     Planned("policy/llama-3.1-8b-24gb", "2xRTX4090"),
     Planned("policy/llama-3.1-8b-48gb", "1xL40S"),
