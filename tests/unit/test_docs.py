@@ -67,6 +67,17 @@ def test_prose_is_within_110_characters() -> None:
     assert long == []
 
 
+@pytest.mark.parametrize(
+    ("name", "limit", "tables"), [("README.md", 900, True), ("benchmarks/README.md", 500, False)]
+)
+def test_a_page_is_short(name: str, limit: int, tables: bool) -> None:
+    """As `wc -w` counts; of the benchmarks without tables and code."""
+    text = BY_NAME[name].read_text("utf-8")
+    if not tables:
+        text = "\n".join(line for _, line in prose(BY_NAME[name]) if not line.startswith("|"))
+    assert len(text.split()) <= limit
+
+
 def prose(page: Path) -> Iterator[tuple[int, str]]:
     """Lines outside fenced code, with their numbers."""
     fenced = False

@@ -41,22 +41,23 @@ FEATURES: dict[str, Callable[[PolicyConfig], object]] = {
     "full-fine-tuning": lambda config: config.adapter is None,
 }
 
+TEMPLATE = "properties of a base's chat template: docs/tokens.md"
 MODEL = "properties of a particular base, which the demo's defaults fit: docs/models.md"
 DATA = "properties of a particular data set: docs/data.md has an example of each"
 ENVIRONMENT = "properties of a machine or an account, not of an experiment"
 UNSET: dict[str, str] = {
     "model.revision": MODEL,
     "model.dtype": MODEL,
-    "model.template_date": MODEL,
-    "model.chat_template": MODEL,
-    "model.chat_template_kwargs": MODEL,
+    "model.template_date": TEMPLATE,
+    "model.chat_template": TEMPLATE,
+    "model.chat_template_kwargs": TEMPLATE,
     "model.fast_layers": "switched off only to compare with transformers' own layers",
     "model.fused_kernels": "switched off only to compare with transformers' own layers",
     "model.packing": "switched off only to compare with one sequence per row",
     "adapter.dropout": "0 for a policy; a regulariser for small sets of preferences",
     "adapter.targets": "the default fits every base; docs/models.md",
     "attributes": "set by a recipe, or by the data set",
-    "reasoning": "for reasoning models: docs/models.md",
+    "reasoning": "for reasoning models: docs/tokens.md",
     "start": "a second round of training",
     "seed": "set on the command line, as are several seeds of an experiment",
     "threads": ENVIRONMENT,
@@ -165,6 +166,17 @@ def test_a_config_that_reads_files_elsewhere_says_how_to_make_them(file: Path) -
         assert f"`{name}`" in page
     for source in re.findall(r"source: \[(.*?)\]", file.read_text("utf-8")):
         assert [name for name in source.split(", ") if f"`{name}`" not in page] == []
+
+
+def test_a_reason_that_names_a_page_is_on_it() -> None:
+    pages = {key: re.search(r"docs/[\w-]+\.md", reason) for key, reason in UNSET.items()}
+    root = Path(__file__).parents[3]
+    missing = [
+        f"{key}: {page[0]}"
+        for key, page in pages.items()
+        if page and key.rpartition(".")[2] not in (root / page[0]).read_text("utf-8")
+    ]
+    assert missing == []
 
 
 def test_every_key_is_in_a_shipped_config_or_has_a_reason() -> None:
