@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from transformers import PreTrainedModel
 
 from policy.rollouts.protocol import Sampling
@@ -22,11 +21,13 @@ from policy.rollouts.transformers_engine import TransformersEngine
 from reward.scorer import Score, Scorer
 from rlhf.adapters import attached
 from rlhf.adapters import storage as adapters
+from rlhf.config.schema import ModelConfig
 from rlhf.core.errors import DataError, ModelError, did_you_mean
 from rlhf.core.records import Conversation, Message, Rollout
 from rlhf.models.chat import Chat
 from rlhf.models.chat.template import DATE
-from rlhf.models.loading import PeftModel, load_causal, role
+from rlhf.models.loading import PeftModel, role
+from rlhf.models.trunk import load_trunk
 
 
 class SharedBase:
@@ -71,10 +72,8 @@ class SharedBase:
                 chat_template=chat_template,
                 chat_template_kwargs=chat_template_kwargs,
             )
-        model = load_causal(base, revision=revision, dtype=dtype, quantization=quantization)
-        if torch.cuda.is_available() and quantization == "none":
-            model = model.to("cuda")
-        return cls(model, chat)
+        config = ModelConfig(base=base, revision=revision, dtype=dtype, quantization=quantization)
+        return cls(load_trunk(config), chat)
 
     @property
     def context(self) -> int:

@@ -35,6 +35,7 @@ from rlhf.models.embedded import resolve_base
 from rlhf.models.forwards import apply_head
 from rlhf.models.loading import HEAD, quiet
 from rlhf.models.loading_errors import LOADING_ERRORS, cannot_load
+from rlhf.models.placement import require_usable_gpus
 from rlhf.models.stored import stored_head
 
 FORMS = ("auto", "ours", "classifier", "nemotron", "principle")
@@ -276,6 +277,7 @@ def _load_whole(
         ModelError: nothing can be loaded, or a weight, such as the head, is not in the file and would be
             random.
     """
+    require_usable_gpus()
     spread: dict[str, Any] = {}
     if torch.cuda.is_available():  # beside other processes on the GPU of this one, alone on all of them
         spread["device_map"] = {"": torch.cuda.current_device()} if processes.world_size() > 1 else "auto"

@@ -25,7 +25,7 @@ from rlhf.core.records import Rollout
 from rlhf.distributed.sharding import compute_device
 from rlhf.models.chat import Chat
 from rlhf.models.loading import PeftModel, base_of
-from rlhf.runs.gpu_memory import GpuMemoryError
+from rlhf.runs.gpu_memory import GpuMemoryError, memory_error
 
 BLOCK_TOKENS = 32
 """Tokens of a cache block."""
@@ -123,8 +123,8 @@ class PagedEngine:
             for request in requests
             if request not in outputs or not outputs[request].generated_tokens
         ]
-        if failed and "out of memory" in failed[0].lower():
-            raise GpuMemoryError("rollouts", failed[0])
+        if failed and (known := memory_error(RuntimeError(failed[0]), "rollouts")):
+            raise known
         if failed:
             raise EngineError(
                 f"transformers' continuous batching failed for {len(failed)} of {len(requests)} answers: "

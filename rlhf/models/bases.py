@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from rlhf.config.schema import AdapterConfig, ModelConfig
 from rlhf.core.errors import ConfigError, ModelError
+from rlhf.distributed import sharding
 from rlhf.models.chat.chat import Chat
 from rlhf.models.chat.reasoning import Rule
 from rlhf.models.dropout import require_switchable
@@ -167,6 +168,8 @@ def examine(
     # A check downloads the weights of a classifier, which decide the notes, but not of a language model.
     fetch = any(name.endswith(CLASSIFIER) for name in config.architectures or ())
     head = stored_head(config, base, revision, fetch=fetch)
+    if sharding.fsdp_is_requested():
+        sharding.require_layers(model)
     notes = []
     if attributes is None:
         require_plain_logits(model)

@@ -114,7 +114,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     """Write the model as a Hugging Face folder; the random generators stay unchanged."""
     import torch
 
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):  # the model is made on the CPU
         _write(gguf, folder)
 
 

@@ -1,4 +1,4 @@
-"""Load bases, adapters and heads, and switch between the roles on one base.
+"""Load bases, adapters and heads; `rlhf.models.roles` switches between the roles on one base.
 
 A *role* is the base with one adapter: `policy` samples, `reward` scores, `critic` predicts the reward. The
 *reference* is the base without an adapter or, if the policy started from an adapter, a frozen copy of that.
@@ -31,7 +31,7 @@ from transformers.utils import logging
 from rlhf.core.errors import ModelError
 from rlhf.core.formats import COMPUTE_DTYPE, announce_dtype, compute_dtype
 from rlhf.distributed.processes import broadcast_from_main, is_main
-from rlhf.distributed.sharding import compute_device, full_tensor, reshard, set_parameters
+from rlhf.distributed.sharding import compute_device, full_tensor, set_parameters
 from rlhf.kernels import adapter_layers, layers
 from rlhf.models import four_bits, placement
 from rlhf.models.bases import read_config, stored_quantization
@@ -45,6 +45,8 @@ from rlhf.models.loading_errors import (
     require_text_only,
     unused_weights,
 )
+from rlhf.models.roles import keep_trainable as keep_trainable
+from rlhf.models.roles import role as role
 from rlhf.models.stored import HEAD as HEAD
 from rlhf.models.stored import stored_head
 from rlhf.models.targets import adapter_targets
@@ -162,6 +164,7 @@ def _load(
     on_host: bool = False,
 ) -> tuple[PreTrainedModel, set[str]]:
     """A frozen model, and the names of weights missing from its files."""
+    placement.require_usable_gpus()
     require_text_only(config, base, classifier=auto_class is AutoModelForSequenceClassification)
     dtype = announce_dtype(dtype)
     stored = stored_quantization(config)
@@ -306,27 +309,6 @@ def autocast(model: PreTrainedModel) -> contextlib.AbstractContextManager[Any]:
     )
 
 
-@contextlib.contextmanager
-def role(model: PeftModel | PreTrainedModel, adapter: str | None) -> Iterator[None]:
-    """Activate an adapter, or none, within the block; trained parameters stay trainable."""
-    if not isinstance(model, PeftModel):  # it has no adapters
-        assert adapter is None
-        yield
-        return
-    if adapter is None:
-        with keep_trainable(model), model.disable_adapter():
-            yield
-        return
-    before = model.active_adapter
-    with keep_trainable(model):
-        model.set_adapter(adapter)
-    try:
-        yield
-    finally:
-        with keep_trainable(model):
-            model.set_adapter(before)
-
-
 def reference_role(model: PeftModel | PreTrainedModel) -> str | None:
     """The reference role: the adapter the policy started from, or None for the base."""
     return REFERENCE if isinstance(model, PeftModel) and REFERENCE in model.peft_config else None
@@ -335,16 +317,3 @@ def reference_role(model: PeftModel | PreTrainedModel) -> str | None:
 def base_of(model: PeftModel | PreTrainedModel) -> PreTrainedModel:
     """The model without its adapters."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
-@contextlib.contextmanager
-def keep_trainable(model: PeftModel) -> Iterator[None]:
-    """Restore `requires_grad` after the block: PEFT changes it when adapters are added or switched."""
-    reshard(model)
-    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    try:
-        yield
-    finally:
-        reshard(model)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in trainable)

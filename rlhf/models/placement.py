@@ -9,8 +9,10 @@ first rank allocate memory without writing to it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,10 +20,34 @@ from torch import Tensor
 from transformers import PreTrainedModel, modeling_utils
 from transformers.integrations.bitsandbytes import Bnb4bitQuantize
 
+from rlhf.core.errors import RunError
 from rlhf.distributed import sharding
 
 HOST = {"": "cpu"}
 """transformers' device map for CPU memory."""
+GPU_FILES = Path("/proc/driver/nvidia/gpus")
+"""The driver's list of GPUs."""
+
+
+def require_usable_gpus() -> None:
+    """Refuse to run on the CPU of a machine whose GPUs torch, built for them, cannot use.
+
+    Raises:
+        RunError: the driver is too old for this build of torch, for example.
+    """
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if hidden or torch.version.cuda is None or torch.cuda.is_available() or not any(GPU_FILES.glob("*")):
+        return
+    reason = "torch gives no reason"
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+    raise RunError(
+        f"This machine has NVIDIA GPUs, of which torch for CUDA {torch.version.cuda} can use none: {reason}",
+        fix="install a newer driver, or a torch for an older CUDA (see `rlhf doctor`); to run on the CPU on "
+        "purpose: export CUDA_VISIBLE_DEVICES=",
+    )
 
 
 @contextmanager

@@ -29,7 +29,8 @@ STEPS = ((70 * GIB, 8192), (30 * GIB, 4096), (0, 2048))
 
 
 def chosen(request: Request, tracer: Tracer) -> tuple[Request, Mapping[str, Any]]:
-    """The request with unset keys filled in, and these settings; unchanged and empty where nothing fits."""
+    """The request with unset keys filled in, and these settings; of an engine's step alone where nothing
+    fits."""
     set_keys = _set_keys(request.config)
     taken: dict[str, Any] = {}
     if isinstance(request.config, PolicyConfig) and "rollouts.max_num_batched_tokens" not in set_keys:
@@ -47,7 +48,7 @@ def chosen(request: Request, tracer: Tracer) -> tuple[Request, Mapping[str, Any]
                 return _with(request, taken), {
                     key: value for key, value in taken.items() if key not in set_keys
                 }
-    return request, {}
+    return request, taken
 
 
 def _budgets(request: Request) -> tuple[int, ...]:

@@ -7,13 +7,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import TypeVar
 
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.reward import RewardConfig
-from rlhf.core.errors import RlhfError, RunError
+from rlhf.core.errors import RlhfError
 from rlhf.distributed import processes
+from rlhf.models.placement import require_usable_gpus
 from rlhf.plan.changes import best_strategy, single_changes
 from rlhf.plan.defaults import chosen
 from rlhf.plan.gpus import GIB, Cluster, Gpu
@@ -23,8 +23,6 @@ from rlhf.plan.memory.shapes import shape_of
 from rlhf.plan.request import Request, as_packed, changed
 from rlhf.runs.gpu_memory import GpuMemoryError, phase
 
-GPU_FILES = Path("/proc/driver/nvidia/gpus")
-"""The driver's list of GPUs."""
 CANNOT_PLAN = (RlhfError, RuntimeError, ValueError, TypeError, AttributeError, KeyError, NotImplementedError)
 """Raised by tracing for a base that is not on this machine, or whose code needs data: no reason to stop a
 run."""
@@ -55,29 +53,6 @@ def this_strategy() -> str:
         offloads = os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true"
         return "fsdp-offload" if offloads else "fsdp"
     return "one" if processes.world_size() == 1 else "ddp"
-
-
-def require_usable_gpus() -> None:
-    """Refuse to run on the CPU of a machine whose GPUs torch, built for them, cannot use.
-
-    Raises:
-        RunError: the driver is too old for this build of torch, for example.
-    """
-    import torch
-
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    if hidden or torch.version.cuda is None or torch.cuda.is_available() or not any(GPU_FILES.glob("*")):
-        return
-    reason = "torch gives no reason"
-    try:
-        torch.cuda.init()  # type: ignore[no-untyped-call]
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-    raise RunError(
-        f"This machine has NVIDIA GPUs, of which torch for CUDA {torch.version.cuda} can use none: {reason}",
-        fix="install a newer driver, or a torch for an older CUDA (see `rlhf doctor`); to run on the CPU on "
-        "purpose: export CUDA_VISIBLE_DEVICES=",
-    )
 
 
 def fit_to_machine(config: Config) -> Config:

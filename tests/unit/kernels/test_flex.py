@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,10 +11,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.flex_attention import flex_attention
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.attention.flex_attention import create_mask, flex_attention
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.integrations import flex_attention as vendor
 
-from rlhf.kernels import attention, flex, inputs
+from rlhf.distributed.sharding import full_tensor
+from rlhf.kernels import attention, flex, inputs, layers
 from rlhf.kernels.flex import BLOCK, FlexMasks, mask_mod, seen_pairs
 from rlhf.kernels.last_layer import every_state
 from rlhf.kernels.packed_batch import PADDING, PackedBatch
@@ -182,3 +187,53 @@ def test_every_form_of_a_run_is_compiled(compiled: Any) -> None:
         attend(packed_rows(600, 3))
     assert compiled.frame_count == before
     assert len(modes) * 2 * 2 <= before <= len(modes) * 2 * 3 <= flex.COMPILED_FORMS
+
+
+@pytest.fixture
+def process_group() -> Iterator[DeviceMesh]:
+    """A process group of this process alone."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+def test_gradients_with_windows_checkpointing_and_fsdp2(
+    batch: PackedBatch, process_group: DeviceMesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four query heads on two key heads. The kernel is a stand-in that reads the BlockMask: FlexAttention's
+    own has no backward pass on a CPU."""
+    seen: list[Any] = []
+
+    def kernel(query: Tensor, key: Tensor, value: Tensor, *, block_mask: Any, scale: float, **_: Any) -> Any:
+        seen.append(block_mask)
+        rows, _, tokens, _ = query.shape
+        mask_R1TT = create_mask(block_mask.mask_mod, rows, 1, tokens, tokens, device="cpu")
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask_R1TT, scale=scale, enable_gqa=True
+        )
+
+    config = AutoConfig.for_model(
+        "mistral", vocab_size=260, hidden_size=64, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, sliding_window=40, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").train()
+    layers.enable(model)
+
+    def gradients() -> list[Tensor]:
+        model.zero_grad()
+        states_RTD = every_state(model.base_model, **inputs.packed_inputs(batch))
+        states_RTD[batch.tree_RT != PADDING].square().sum().backward()
+        return [full_tensor(parameter.grad) for parameter in model.base_model.parameters()]
+
+    expected = [gradient.clone() for gradient in gradients()]
+    monkeypatch.setattr(flex, "is_usable", lambda device: True)
+    monkeypatch.setattr(vendor, "WrappedFlexAttention", lambda training: lambda: kernel)
+    model.gradient_checkpointing_enable()
+    for layer in (*model.base_model.layers, model):
+        fully_shard(layer, mesh=process_group)
+    model(input_ids=batch.ids_RT[:, :4])  # makes the whole model FSDP's root
+    for ours, theirs in zip(gradients(), expected, strict=True):
+        assert (ours - theirs).norm() < 1e-4 * theirs.norm()
+    assert len(seen) == 2 * 2  # each layer forwards, and again for its backward pass
+    assert len({id(mask) for mask in seen}) == 1

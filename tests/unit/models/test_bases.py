@@ -14,6 +14,7 @@ import torch
 from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers.models.llama.modeling_llama import LlamaPreTrainedModel
 
 from rlhf.core.errors import ModelError
 from rlhf.models import bases, stored
@@ -40,6 +41,17 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
         return place if place.exists() else architectures.build(name, place)
 
     return made
+
+
+def test_a_base_that_fsdp2_cannot_shard(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before its weights are read, which takes minutes for 70B."""
+    monkeypatch.setattr(LlamaPreTrainedModel, "_no_split_modules", None)
+    examine(build("llama"))
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    with pytest.raises(ModelError) as caught:
+        examine(build("llama"))
+    assert "_no_split_modules" in caught.value.found
 
 
 def examine(

@@ -128,6 +128,45 @@ def test_a_failure_in_a_role_leaves_the_policy_on(
     assert torch.equal(logits(model), before) and trainable(model) == trained
 
 
+@pytest.mark.parametrize("adapter", [None, REWARD])
+def test_a_switch_reads_no_parameters(
+    tiny_base: Path, tiny_reward: Path, adapter: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A packed row switches roles, and walks over all parameters would take longer than the row on a GPU."""
+    model = policy(tiny_base)
+    RewardAdapter.read(tiny_reward).attach(model)
+
+    def walk(*_: Any, **__: Any) -> Any:
+        pytest.fail("a switch walks over the parameters")
+
+    for walking in ("named_parameters", "parameters"):
+        monkeypatch.setattr(torch.nn.Module, walking, walk)
+    with role(model, adapter):
+        pass
+
+
+def test_without_its_adapter_a_classifier_has_its_original_head(tiny_base: Path) -> None:
+    """As PEFT disables it; TRL's and PEFT's attributes of the active adapter are put back."""
+    base = load_classifier(
+        str(tiny_base), attributes=["a"], revision=None, dtype="float32", quantization="none", pad_id=0
+    )
+    model = with_adapter(base, lora_config(rank=4, alpha=8, dropout=0.0, targets="all-linear", head=True))
+    torch.nn.init.ones_(reward_head(model).weight)
+    before, active = logits(model), (model.active_adapter, model.base_model.active_adapter)
+    with torch.no_grad(), model.disable_adapter():
+        expected = model(IDS).logits
+    with role(model, None):
+        assert torch.equal(logits(model), expected)
+    assert not torch.equal(before, expected)
+    assert torch.equal(logits(model), before)
+    assert (model.active_adapter, model.base_model.active_adapter) == active
+
+
+def test_a_role_without_an_adapter(tiny_base: Path) -> None:
+    with pytest.raises(ValueError, match="critic"), role(policy(tiny_base), "critic"):
+        pass
+
+
 def test_a_base_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "nowhere1").mkdir()
     with pytest.raises(ModelError) as caught:

@@ -11,6 +11,8 @@ from bitsandbytes.nn import Linear4bit
 from transformers import modeling_utils
 from transformers.integrations.bitsandbytes import Bnb4bitQuantize
 
+from reward.load_scorer import load_scorer
+from rlhf.core.errors import RunError
 from rlhf.models import placement
 from rlhf.models.loading import load_causal
 
@@ -88,3 +90,18 @@ def test_a_rank_that_receives_its_weights_writes_none(
     rotary = model.model.rotary_emb.inv_freq
     assert torch.isfinite(rotary).all()
     assert rotary[0] == 1.0  # what is computed and not loaded is there
+
+
+def test_no_base_is_loaded_where_torch_can_use_none_of_the_gpus(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In any command: a driver too old for torch would let it compute on the CPU."""
+    (tmp_path / "0000:01:00.0").mkdir()
+    monkeypatch.setattr(placement, "GPU_FILES", tmp_path)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.raises(RunError) as caught:
+        load_causal(str(tiny_base), revision=None, dtype="float32", quantization="none")
+    assert "CUDA_VISIBLE_DEVICES=" in caught.value.fix
+    with pytest.raises(RunError):
+        load_scorer(tiny_base, form="nemotron")

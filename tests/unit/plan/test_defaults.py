@@ -71,3 +71,10 @@ def test_nothing_is_chosen_where_nothing_fits() -> None:
     fitted, taken = chosen(request(RewardConfig.model_validate(REWARD), "1x1GB"), TRACER)
     assert not taken
     assert fitted.config.tokens_per_batch == 1024
+
+
+def test_where_nothing_fits_the_engines_step_is_named_all_the_same() -> None:
+    """A run samples with it."""
+    fitted, taken = chosen(request(PolicyConfig.model_validate(POLICY), "1x1GB"), TRACER)
+    assert taken == {"rollouts.max_num_batched_tokens": 2048}
+    assert fitted.config.rollouts.max_num_batched_tokens == 2048

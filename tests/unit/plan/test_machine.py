@@ -9,6 +9,7 @@ import torch
 
 from rlhf.config.reward import RewardConfig
 from rlhf.core.errors import RunError
+from rlhf.models import placement
 from rlhf.plan import machine
 from rlhf.plan.gpus import parse_gpus
 from rlhf.runs.gpu_memory import DESCRIPTIONS, GpuMemoryError, phase
@@ -62,7 +63,7 @@ def test_gpus_that_this_torch_cannot_use_stop_a_run(
         raise RuntimeError(f"{old} Please update your GPU driver")
 
     monkeypatch.setattr(torch.cuda, "init", init)
-    monkeypatch.setattr(machine, "GPU_FILES", tmp_path)
+    monkeypatch.setattr(placement, "GPU_FILES", tmp_path)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     assert machine.fit_to_machine(config) is config  # no GPU

@@ -15,6 +15,7 @@ from reward.scorer import Scorer
 from rlhf.config.policy import PolicyConfig
 from rlhf.core.errors import DataError, ModelError
 from rlhf.core.records import Message
+from rlhf.models import trunk
 from rlhf.models.chat import Chat
 from rlhf.models.loading import PeftModel, load_causal, lora_config, with_adapter
 
@@ -24,6 +25,14 @@ ANSWERED = [
     (*ASKED, Message("assistant", text)) for text in ("A hot drink.", "I do not know", "Tea! Tea! Tea!")
 ]
 LENGTH = 8
+
+
+def test_a_gpu_gets_the_layers_of_a_training_run(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours are written for CPUs."""
+    chosen = list[tuple[Any, Any]]()
+    monkeypatch.setattr(trunk, "choose_layers", lambda *words: chosen.append(words))
+    base = SharedBase.load(str(tiny_base))
+    assert chosen == [(base._model, "auto")]
 
 
 def write_policy(

@@ -89,11 +89,12 @@ def test_greedy_answers_are_those_of_generate(tiny_chat: Chat, model: Any, promp
     assert [group[0].completion_ids for group in paged] == expected
 
 
+@pytest.mark.parametrize("message", ["CUDA out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED"])
 def test_an_answer_that_does_not_come_is_an_error(
-    tiny_chat: Chat, model: Any, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+    tiny_chat: Chat, model: Any, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch, message: str
 ) -> None:
     def fails(*_: Any, **__: Any) -> Any:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise RuntimeError(message)
 
     monkeypatch.setattr(model.get_base_model(), "forward", fails)
     model.train()
