@@ -3,12 +3,13 @@
 
     python benchmarks/gpu_bench.py --kind smol         # SmolLM2's shape
     python benchmarks/gpu_bench.py --kind 8b           # Llama-3.1-8B's shape, on 80 GB or more
+    python benchmarks/gpu_bench.py --kind smol 8b      # both, as far as the time suffices
     python benchmarks/gpu_bench.py --kind tiny         # tries the program itself, on a CPU
 
 Random weights, and texts of HelpSteer2's lengths, both made here. Results: `reward_training-KIND.json` and
-`policy_update-KIND.json`, with useful tokens/s, share of peak and memory added; the plan's figures are those
-of `gpu_check.py`. They are written after every part: what is measured is kept where time runs out. Logs of
-both sides are in `runs/gpu/logs`.
+`policy_update-KIND.json`, with useful tokens/s, share of peak, peak memory, and what `rlhf plan` predicts.
+They are written after every part: what is measured is kept where time runs out. Logs of both sides are in
+`runs/gpu/logs`.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ PARTS = {"reward_training": [], "policy_update": ["--engine", "transformers"]}
 
 
 def main() -> None:
-    """Run both; a failure of one is reported at the end."""
+    """Run both for each kind of base; a failure, or what no time was left for, is reported at the end."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kind", choices=SHAPES, default="smol")
+    parser.add_argument("--kind", nargs="+", choices=SHAPES, default=["smol"])
     parser.add_argument("--only", choices=PARTS, help="one of the two")
     parser.add_argument("--tokenizer", default="embedded", help="a folder with a tokenizer")
     parser.add_argument("--minutes", type=float, default=8.0, help="start no further part after so many")
@@ -43,22 +44,26 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/gpu"))
     options = parser.parse_args()
     until = time.monotonic() + 60 * options.minutes
-    base = make_base(options.kind, options.work / options.kind, options.tokenizer)
+    bases = {kind: make_base(kind, options.work / kind, options.tokenizer) for kind in options.kind}
     data = options.work / "data"
     if not (data / "preference").exists():
         with tempfile.TemporaryDirectory(dir=options.work) as folder:  # complete, or not there
             make_files(Path(folder), ROWS)
             shutil.copytree(folder, data)
-    failed = []
-    parts = [options.only] if options.only else list(PARTS)
-    for place, name in enumerate(parts):
+    failed, left_out = [], []
+    names = [options.only] if options.only else list(PARTS)
+    parts = [(name, kind) for name in names for kind in bases]
+    for place, (name, kind) in enumerate(parts):
         started = time.monotonic()
+        if place and started > until:
+            left_out.append(f"{name} {kind}")
+            continue
         left = (until - started) / 60 / (len(parts) - place)
         words = [
-            *("--output", options.work, "--base", base, "--data", data, "--dtype", "bfloat16"),
-            *("--minutes", max(0.0, left), "--result", options.output / f"{name}-{options.kind}.json"),
+            *("--output", options.work, "--base", bases[kind], "--data", data, "--dtype", "bfloat16"),
+            *("--minutes", max(0.0, left), "--result", options.output / f"{name}-{kind}.json"),
             *PARTS[name],
-            *(["--quick"] if options.kind == "tiny" else []),
+            *(["--quick"] if kind == "tiny" else []),
         ]
         script = Path(__file__).parent / f"{name}.py"
         done = subprocess.run(
@@ -66,9 +71,11 @@ def main() -> None:
             env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
             check=False,
         )
-        print(f"{name}: {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
+        print(f"{name} {kind}: {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
         if done.returncode:
-            failed.append(name)
+            failed.append(f"{name} {kind}")
+    if left_out:
+        print(f"No time was left for {', '.join(left_out)}: name one by --kind and --only.", flush=True)
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cost
 from measuring import CLOCKS, Handler, timed
 from samples import as_prompts, as_rollouts
 
@@ -142,6 +143,7 @@ def ours(options: Mapping[str, Any]) -> Handler:
             "grad_norm": [step_figures["optimizer/grad_norm"] for step_figures in figures],
             "length": [step_figures["length/mean"] for step_figures in figures],
             "stages": dict(stages.seconds),
+            "shape": vars(cost.Shape.of(trainer.model)),
         }
 
     return train

@@ -19,13 +19,16 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+import cost
 import policy_sides
+from beside_plan import plan_lines
 from measuring import (
     Side,
     arguments,
     fastest,
     in_turns,
     line,
+    matmul_peak,
     on_gpu,
     parse,
     ratio,
@@ -33,7 +36,9 @@ from measuring import (
     write_file,
     write_result,
 )
-from samples import groups
+from samples import as_rollouts, groups
+
+from rlhf.kernels.packing import Tree
 
 SIZES: dict[str, Any] = {
     "answers": 16,
@@ -120,7 +125,10 @@ def compare_updates(
             until=options.until,
         )
     tokens = [len(ids) for item in shared["given"] for ids in item["answers"]]
+    answers = {name: answers[best[name]] for name, (_, answers) in tried.items()}
+    config = policy_sides.our_config({**shared, "tokens_per_batch": best["ours"]})
     return {
+        "lines": work_lines(options, config, shared["given"], figures, answers),
         "seconds": figures,
         "best": best,
         "tried": {
@@ -130,6 +138,48 @@ def compare_updates(
         "same_work": same,
         "mean_answer": statistics.mean(tokens),
     }
+
+
+def work_lines(
+    options: argparse.Namespace,
+    config: Any,
+    given: Sequence[Mapping[str, Any]],
+    seconds: Mapping[str, Sequence[float]],
+    answers: Mapping[str, Mapping[str, Any]],
+) -> list[dict[str, Any]]:
+    """Useful tokens/s and share of the peak of both sides; on a GPU memory and the plan, too.
+
+    Args:
+        answers: of each side in its fastest setting.
+    """
+    from policy.update.forward import answer_tree, pack_groups
+    from rlhf.models.chat import Chat
+
+    rollouts = as_rollouts(given, Chat.load(options.base))
+    flat = [rollout for group in rollouts for rollout in group]
+    useful = sum(len(rollout.prompt_ids) + len(rollout.completion_ids) for rollout in flat)
+    sampled = sum(len(rollout.completion_ids) for rollout in flat)
+    shape, peak = cost.Shape(**answers["ours"]["shape"]), matmul_peak(options.clock, options.dtype)
+    trees = {
+        "ours": [answer_tree(group) for group in rollouts],
+        "trl": [Tree((), ((*rollout.prompt_ids, *rollout.completion_ids),)) for rollout in flat],
+    }
+    median = {name: statistics.median(seconds[name]) for name in SIDES}
+    lines = [line(f"Matrix products of this machine, {options.dtype}", peak, "GFLOP/s")]
+    for name, title in (("ours", "Ours"), ("trl", "TRL")):
+        share = cost.policy_update(shape, trees[name], sampled) / median[name] / 1e9 / peak
+        lines.append(line(title, useful / median[name], "useful tokens/s"))
+        lines.append(line(f"{title}: share of that peak, padding not counted", 100 * share, "%"))
+    if on_gpu():
+        rows = pack_groups(rollouts, config.tokens_per_batch, 0)
+        lines += plan_lines(
+            config,
+            computed=sum(row.packed.computed_tokens for row in rows),
+            gflops=peak,
+            seconds=median["ours"],
+            peaks={name: answers[name]["peak"] for name in SIDES},
+        )
+    return lines
 
 
 def compare_steps(
@@ -199,7 +249,10 @@ def main() -> None:
         "ours": GPU_BUDGETS if on_gpu() else BUDGETS,
         "trl": [size for size in (GPU_MICRO if on_gpu() else MICRO) if size <= sizes["answers"]],
     }
-    for group in sizes["group_sizes"]:
+    for place, group in enumerate(sizes["group_sizes"]):
+        if place and time.monotonic() > options.until:
+            lines.append(line(f"Policy update, G = {group}: speed beside TRL", None, note="no time was left"))
+            continue
         figures = compare_updates(options, sizes, group, settings)
         settings = {name: [item] for name, item in figures["best"].items()}
         details[f"update, G = {group}"] = figures
@@ -233,6 +286,7 @@ def update_lines(figures: Mapping[str, Any], group: int, answers: int) -> list[d
         line("TRL", statistics.median(seconds["trl"]), "s", note=f"{best['trl']} answers a micro-batch"),
         line("Same work: mean reward apart", same["reward"], most=0.1),
         line("Same work: gradient norm apart", 100 * same["grad_norm"], "%", most=10),
+        *figures["lines"],
     ]
 
 

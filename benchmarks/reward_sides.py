@@ -15,6 +15,7 @@ from rlhf.kernels.packing import Tree
 
 def our_config(options: Mapping[str, Any]) -> RewardConfig:
     """One output, pairs alone, plain Bradley-Terry."""
+    budget = {"tokens_per_batch": options["tokens_per_batch"]} if options.get("tokens_per_batch") else {}
     return RewardConfig.model_validate(
         {
             "output": "unused",
@@ -22,6 +23,7 @@ def our_config(options: Mapping[str, Any]) -> RewardConfig:
             "attributes": ["reward"],
             "data": {"preferences": [{"path": "demo", "format": "helpsteer2-preference"}]},
             "stages": [{"name": "pairs", "preference_weight": 1, "preference_loss": "regular"}],
+            **budget,
         }
     )
 

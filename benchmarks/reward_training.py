@@ -23,6 +23,7 @@ from typing import Any
 
 import cost
 import samples
+from beside_plan import plan_lines
 from measuring import (
     Side,
     arguments,
@@ -36,9 +37,10 @@ from measuring import (
     serve,
     write_file,
 )
-from reward_sides import SIDES
+from reward_sides import SIDES, our_config
 from tables import show
 
+from rlhf.kernels.packed_batch import PackedBatch
 from rlhf.kernels.packing import Tree, pack
 
 SIZES = {"limit": 2000, "longest": 512, "update": 16, "updates": 3, "rounds": 3, "exact_pairs": 3}
@@ -158,6 +160,15 @@ def rounds_of(
         ),
         *shares_of_peak(pairs, size, budget, answers, statistics.median(peaks), options.dtype),
     ]
+    if on_gpu():
+        config = our_config({**shared, "tokens_per_batch": budget})
+        lines += plan_lines(
+            config,
+            computed=sum(row.computed_tokens for row in packed_rows(pairs, size, budget)),
+            gflops=statistics.median(peaks),
+            seconds=statistics.median(answer["seconds"] for answer in answers["ours"]),
+            peaks={name: max(answer["peak"] for answer in answers[name]) for name in SIDES},
+        )
     details = {
         "sizes": sizes,
         "useful_tokens": useful,
@@ -201,12 +212,9 @@ def shares_of_peak(
 ) -> list[dict[str, Any]]:
     """The machine's peak, and what each side makes of it with the tokens it computes."""
     shape = cost.Shape(**answers["ours"][0]["shape"])
-    trees = [Tree.of_sequences(pair) for pair in pairs]
-    updates = (trees[first : first + size] for first in range(0, len(trees), size))
+    rows = packed_rows(pairs, size, budget)
     operations = {
-        "ours": sum(
-            cost.training(shape, pack(update, budget, pad_id=0), read=2 * size) for update in updates
-        ),
+        "ours": cost.training(shape, rows, read=2 * len(pairs)),
         "trl": cost.training(shape, (Tree((), (tuple(ids),)) for pair in pairs for ids in pair)),
     }
     share = {
@@ -218,6 +226,13 @@ def shares_of_peak(
         line("Ours: share of that peak", share["ours"], "%"),
         line("TRL: share of that peak, padding not counted", share["trl"], "%"),
     ]
+
+
+def packed_rows(pairs: Sequence[Sequence[Sequence[int]]], size: int, budget: int) -> list[PackedBatch]:
+    """Our side's rows of all updates, of `size` pairs each."""
+    trees = [Tree.of_sequences(pair) for pair in pairs]
+    updates = (trees[first : first + size] for first in range(0, len(trees), size))
+    return [row for update in updates for row in pack(update, budget, pad_id=0)]
 
 
 def exact_losses(

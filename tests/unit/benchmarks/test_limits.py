@@ -97,6 +97,70 @@ def test_a_part_of_the_check_that_fails_is_named_and_the_others_run(
     assert "bfloat16, nf4" in str(caught.value)
 
 
+def test_no_part_of_the_comparison_starts_after_the_time_limit_except_the_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench = module("gpu_bench")
+    started: list[str] = []
+
+    def run(words: list[str], **_: Any) -> argparse.Namespace:
+        started.append(next(word for word in words if word.endswith(".json")))
+        return argparse.Namespace(returncode=0)
+
+    monkeypatch.setattr(bench.subprocess, "run", run)
+    monkeypatch.setattr(bench, "make_base", lambda kind, *_: tmp_path / kind)
+    (tmp_path / "data" / "preference").mkdir(parents=True)
+    folders = ["--work", str(tmp_path), "--output", str(tmp_path)]
+    for minutes in ("9", "0"):
+        monkeypatch.setattr(
+            sys, "argv", ["gpu_bench", "--kind", "smol", "8b", "--minutes", minutes, *folders]
+        )
+        bench.main()
+    parts = [f"{name}-{kind}.json" for name in bench.PARTS for kind in ("smol", "8b")]
+    assert [Path(file).name for file in started] == [*parts, parts[0]]
+    assert "policy_update 8b" in capsys.readouterr().out
+
+
+def test_the_second_group_size_is_left_out_where_time_is_short(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    policy = module("policy_update")
+    figures = {
+        "seconds": {"ours": [1.0], "trl": [2.0]},
+        "best": {"ours": 1024, "trl": 4},
+        "same_work": {"reward": 0.0, "grad_norm": 0.0},
+        "lines": [],
+    }
+    monkeypatch.setattr(policy, "compare_updates", lambda *_: figures)
+    words = ["policy_update", "--quick", "--minutes", "0", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", words)
+    policy.main()
+    lines = json.loads((tmp_path / "policy_update.json").read_text())["lines"]
+    speeds = [line["measured"] for line in lines if "beside TRL" in line["what"]]
+    assert speeds == [2.0, None, None]  # G = 4, G = 8, the whole step
+
+
+def test_the_plan_stands_beside_what_was_measured(tiny_base: Path) -> None:
+    """Twice as many tokens take twice as long; memory does not depend on them."""
+    sides = module("reward_sides")
+    options = {"base": str(tiny_base), "dtype": "float32", "longest": 256, "tokens_per_batch": 1024}
+    config = sides.our_config(options)
+
+    def lines(computed: int) -> dict[str, dict[str, Any]]:
+        measured = {"gflops": 10.0, "seconds": 3.0, "peaks": {"ours": 2**30, "trl": 2**31}}
+        made = module("beside_plan").plan_lines(config, computed=computed, **measured)
+        return {line["what"]: line for line in made}
+
+    once, twice = lines(1024), lines(2048)
+    assert once["Peak memory beside TRL"]["measured"] == 0.5
+    assert once["Ours: time of these updates"]["measured"] == 3.0
+    time, memory = "Plan: time of these updates", "Plan: peak memory of ours"
+    assert twice[time]["measured"] == pytest.approx(2 * once[time]["measured"])
+    assert twice[memory] == once[memory]
+    weights = sum(file.stat().st_size for file in tiny_base.glob("*.safetensors")) / 2**30
+    assert once[memory]["measured"] > weights
+
+
 def test_both_gpu_programs_take_the_arguments_of_make_bench_gpu(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

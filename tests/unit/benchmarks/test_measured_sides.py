@@ -89,7 +89,12 @@ def test_rounding(run: Callable[..., dict[str, Any]]) -> None:
 
 
 @pytest.mark.slow
-def test_policy_update(run: Callable[..., dict[str, Any]]) -> None:
+def test_policy_update(run: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the lines of a GPU, and its sizes but for the small ones here."""
+    module = importlib.import_module("policy_update")
+    monkeypatch.setattr(module, "on_gpu", lambda: True)
+    monkeypatch.setattr(module, "GPU_SIZES", module.SIZES)
+    monkeypatch.setattr(module, "GPU_BUDGETS", (1024,))
     result = run(
         "policy_update",
         "--engine",
@@ -101,6 +106,10 @@ def test_policy_update(run: Callable[..., dict[str, Any]]) -> None:
     )
     assert measured(result, "mean reward apart") < 0.1
     assert measured(result, "gradient norm apart") < 10
+    useful = [line for line in result["lines"] if line["unit"] == "useful tokens/s"]
+    assert [line["what"] for line in useful] == ["Ours", "TRL"]
+    assert all(line["measured"] > 0 for line in useful)
+    assert measured(result, "Plan: peak memory of ours") > 0
     stages = result["details"]["step"]["stages"]
     assert set(stages) == {"generate", "forward", "backward", "sync", "other"}
     assert all(seconds > 0 for seconds in stages.values())
