@@ -98,7 +98,7 @@ lock:  ## resolve requirements/cpu.txt, gpu.txt and macos.txt anew from pyprojec
 	build/lock/bin/python -m pip install --quiet uv==0.13.9
 	cp requirements/cpu.txt requirements/gpu.txt requirements/macos.txt build/
 	$(RESOLVE) --extra cpu --extra zero3 --excludes requirements/cpu.without.txt --overrides requirements/cpu.override.txt -o build/cpu.txt
-	$(RESOLVE) --extra gpu -o build/gpu.txt
+	$(RESOLVE) --extra gpu --excludes requirements/gpu.without.txt -o build/gpu.txt
 	MACOSX_DEPLOYMENT_TARGET=14.0 $(COMPILE) --python-platform aarch64-apple-darwin -o build/macos.txt
 	@for name in cpu gpu macos; do \
 	  { grep '^#' requirements/$$name.txt; sed 's/^intel-.*/& ; platform_machine != "aarch64"/' build/$$name.txt; } > build/new.txt && mv build/new.txt requirements/$$name.txt; done

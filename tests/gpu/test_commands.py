@@ -51,7 +51,7 @@ def run(device: str, timeout: float) -> Run:
         done = subprocess.run(
             [sys.executable, "-m", *launcher, "rlhf.cli", *words],
             cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"},
+            env=os.environ | {"PYTHONPATH": _python_path(), "GLOO_SOCKET_IFNAME": "lo"},
             capture_output=True,
             text=True,
             timeout=timeout,
@@ -60,6 +60,11 @@ def run(device: str, timeout: float) -> Run:
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
     return start
+
+
+def _python_path() -> str:
+    """This folder, and what was on the path: wheels may be unpacked there."""
+    return os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
 
 
 def _launcher(launch: str, folder: Path, device: str) -> list[str]:

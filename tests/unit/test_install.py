@@ -51,3 +51,12 @@ def test_the_demo_on_macos_samples_with_transformers_and_says_so(
     assert f"--requirement requirements/{lock}.txt" in done.stdout
     assert ("rollouts.engine=transformers" in done.stdout) is (system == "Darwin")
     assert ("There is no vLLM for macOS" in done.stdout) is (system == "Darwin")
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_a_lock_lacks_what_its_file_leaves_out(name: str) -> None:
+    lines = (ROOT / "requirements" / f"{name}.without.txt").read_text("utf-8").splitlines()
+    left_out = {line for line in lines if line and not line.startswith("#")}
+    assert left_out
+    assert not left_out & pins(name).keys()
+    assert f"--excludes requirements/{name}.without.txt" in (ROOT / "Makefile").read_text("utf-8")
