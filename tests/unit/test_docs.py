@@ -34,6 +34,7 @@ LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)")
 
 NOT_CHECKED = {
     "accelerate": "needs several GPUs; its `-m rlhf.cli` part is checked",
+    "cp": "copies files for the lines after it",
     "curl": "needs a server that runs",
     "docker": "builds an image",
     "export": "sets a variable",

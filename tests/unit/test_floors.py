@@ -68,6 +68,7 @@ DOORS = {
     # The third keeps PEFT's layers from casting what autocast casts back.
     "peft": (
         "rlhf.models.loading",
+        "rlhf.models.roles",
         "rlhf.adapters.storage",
         "rlhf.adapters.attached",
         "rlhf.kernels.adapter_layers",
