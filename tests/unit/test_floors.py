@@ -65,7 +65,7 @@ ENTRANCES = {
 """(room, other room): the modules by which it may be entered."""
 
 DOORS = {
-    # The third keeps PEFT's layers from casting what autocast casts back.
+    # The last keeps PEFT's layers from casting what autocast casts back.
     "peft": (
         "rlhf.models.loading",
         "rlhf.models.roles",

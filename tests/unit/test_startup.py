@@ -51,3 +51,23 @@ def test_files_do_not_take_the_place_of_closed_streams(closed: str) -> None:
     )
     done = run_in_shell(code, closed)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, "expandable_segments:True None"),
+        ({"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, "max_split_size_mb:64 None"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, "None backend:native"),
+    ],
+)
+def test_gpu_memory_comes_in_segments_that_grow_unless_the_user_says_otherwise(
+    variables: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    done = run_in_shell(f"import os; print(*map(os.environ.get, {names}))", "")
+    assert done.stdout.strip() == expected

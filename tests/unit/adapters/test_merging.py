@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import architectures
 import pytest
@@ -8,6 +9,7 @@ import torch
 from peft import LoraConfig
 from transformers import AutoTokenizer
 
+from rlhf.adapters import merging
 from rlhf.adapters.merging import merge, require_format, verify
 from rlhf.adapters.storage import Adapter
 from rlhf.core.errors import DivergenceError, ModelError
@@ -75,3 +77,20 @@ def test_transposed_layers_do_not_depend_on_the_adapters_config(tmp_path: Path) 
     merged = merge(base, Adapter("policy", config, weights, {}), "float32")
     difference = merged.get_submodule(name).weight - other.get_submodule(name).weight
     assert torch.allclose(difference, (B @ A).T, atol=1e-5)
+
+
+def test_a_4_bit_base_is_dequantized_in_the_machines_memory(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In 16 bits it need not fit on the GPU that trained it."""
+    taken: list[bool] = []
+
+    def load(*words: Any, on_host: bool, **settings: Any) -> Any:
+        taken.append(on_host)
+        return load_causal(*words, on_host=on_host, **settings)
+
+    monkeypatch.setattr(merging, "load_causal", load)
+    card = {"base": str(tiny_base), "revision": None, "dtype": "float32", "quantization": "nf4"}
+    model = merging.load_as_trained(card, writes=True)
+    assert taken == [True]
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}

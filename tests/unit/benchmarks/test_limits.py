@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 
@@ -173,3 +174,14 @@ def test_both_gpu_programs_take_the_arguments_of_make_bench_gpu(
         with pytest.raises(SystemExit):
             program.main()
     assert taken == ["8b", "8b"], capsys.readouterr().err
+
+
+def test_a_gpus_clock_waits_and_its_memory_is_the_allocators(monkeypatch: pytest.MonkeyPatch) -> None:
+    measuring, calls = module("measuring"), list[str]()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: calls.append("waited"))
+    for name, size in (("memory_allocated", 1), ("max_memory_allocated", 2), ("max_memory_reserved", 3)):
+        monkeypatch.setattr(torch.cuda, name, lambda size=size: size)
+    assert measuring.wall_clock() > 0
+    assert calls == ["waited"]
+    assert measuring.memory() == {"resident": 1, "peak": 2, "reserved": 3}

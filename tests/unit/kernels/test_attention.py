@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -284,3 +285,18 @@ def test_blocks_skip_keys_that_no_query_attends_to() -> None:
         (256, (slice(0, 96), slice(256, 416))),
     ]
     assert second.spans == ((Span(0, 96), Span(96, 256, (slice(0, 96),)), Span(256, 416, (slice(0, 96),))),)
+
+
+def test_a_mask_on_a_gpu_excludes_cudnn() -> None:
+    """It builds a plan for every new row length."""
+    query: Any = SimpleNamespace(device=torch.device("cuda"))
+    mask_R1TT = torch.ones(1, 1, 2, 2, dtype=torch.bool)
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    for layer, mask, allowed in (
+        (query, mask_R1TT, False),
+        (query, None, True),
+        (mask_R1TT, mask_R1TT, True),
+    ):
+        with attention._without_cudnn(layer, mask):
+            assert torch.backends.cuda.cudnn_sdp_enabled() is allowed
+            assert torch.backends.cuda.mem_efficient_sdp_enabled()

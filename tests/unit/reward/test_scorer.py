@@ -4,17 +4,20 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from reward.scorer import Score, Scorer, score_each
+from reward.evaluation.after_training import evaluate_final
+from reward.scorer import Score, Scorer, default_budget, score_each
 from rlhf.core.errors import DataError, DivergenceError, ModelError
 from rlhf.core.records import HELPSTEER_ATTRIBUTES, Conversation, Message
 from rlhf.models.chat import Chat
 from rlhf.models.loading import load_causal
+from rlhf.runs.after import AfterTraining
 
 PROMPTS = ["Name a colour.", "What is the capital of France, and why?", "Count to three."]
 ANSWERS = ["Blue.", "One, two, three, four, five.", "I do not know.", "Paris " * 30]
@@ -219,3 +222,19 @@ def test_a_score_that_is_not_a_number_is_never_passed_on(
     with pytest.raises(DivergenceError, match="score of conversation 1 of 2") as caught:
         scorer.score(ALL[:2])
     assert caught.value.exit_code == 1
+
+
+def test_a_gpu_scores_with_longer_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert default_budget() == 1024
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert default_budget() == 8192
+
+
+def test_the_final_scoring_has_the_token_budget_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: dict[str, Any] = {}
+    monkeypatch.setattr(Scorer, "load", lambda _, **settings: taken.update(settings))
+    config: Any = SimpleNamespace(tokens_per_batch=16_384)
+    data: Any = SimpleNamespace(held_out=[])
+    run: Any = SimpleNamespace(final=Path("final"))
+    assert evaluate_final(config, data, run, AfterTraining()) == ({}, [])
+    assert taken == {"tokens_per_batch": 16_384}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -163,3 +164,16 @@ def test_every_prompt_is_drawn_once_before_any_is_drawn_again() -> None:
     assert sorted(order[:7]) == sorted(order[7:14]) == list(range(7))
     assert draw_order(7, 12, seed=0) == order[:12]  # more steps only add
     assert draw_order(7, 18, seed=1) != order
+
+
+def test_the_clock_stops_once_the_kernels_are_done(
+    policy_trainer: Callable[..., Any], groups: list[list[Rollout]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU the last backward pass is still in flight when Python returns from it."""
+    trainer = policy_trainer(PROMPTS, groups, REWARDS)
+    monkeypatch.setattr("policy.training.trainer.finish_kernels", lambda: time.sleep(20))
+    monkeypatch.setattr(time, "sleep", lambda seconds: waited.append(seconds))
+    waited: list[float] = []
+    now = time.perf_counter
+    monkeypatch.setattr(time, "perf_counter", lambda: now() + sum(waited))
+    assert update(trainer)["time/update"] > 20

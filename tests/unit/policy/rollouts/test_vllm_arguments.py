@@ -5,9 +5,11 @@ And what vLLM may not change in the trainer's process.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -58,7 +60,6 @@ def test_vllm_has_every_argument(on_gpu: bool) -> None:
     assert arguments["max_lora_rank"] == 16
 
 
-@needs_vllm
 @needs_vllm
 def test_the_lora_ranks_are_those_of_vllm() -> None:
     from vllm.config.lora import MaxLoRARanks
@@ -174,3 +175,40 @@ def test_adapters_that_vllm_does_not_support(adapter: LoraConfig, fix: str) -> N
 @pytest.mark.parametrize("adapter", [None, LoraConfig(r=512)])
 def test_adapters_that_vllm_supports(adapter: LoraConfig | None) -> None:
     Speaker("p", Path("f"), {}, adapter, None, 512, {}).check_engine("vllm")  # type: ignore[arg-type]
+
+
+class Stream:
+    """A stand-in for a CUDA stream, which records what it waits for."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.waited = name, list[str]()
+
+    def wait_stream(self, other: Stream) -> None:
+        self.waited.append(other.name)
+
+
+def test_the_trainer_keeps_its_stream_and_both_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bitsandbytes' kernels take no stream: a base loaded after the engine would be quantized on another."""
+    trainer, engine = Stream("trainer"), Stream("engine")
+    current: list[Any] = [trainer]
+
+    @contextlib.contextmanager
+    def within(stream: Stream) -> Iterator[None]:
+        current.append(stream)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: current[-1])
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: current.__setitem__(-1, stream))
+    monkeypatch.setattr(torch.cuda, "stream", within)
+    process = EngineProcess()
+    with process.starting():
+        torch.cuda.set_stream(engine)  # type: ignore[arg-type]
+    assert current == [trainer]
+    assert (trainer.waited, engine.waited) == (["engine"], [])
+    with process.working():
+        assert current[-1] is engine
+        assert engine.waited == ["trainer"]
+    assert current == [trainer]
+    assert trainer.waited == ["engine", "engine"]

@@ -7,7 +7,7 @@ import torch
 
 from policy.algorithms.protocol import MeasuredBatch
 from policy.update.per_token import shown_answers, with_tokens
-from policy.update.statistics import UpdateStatistics, peak_memory_gib
+from policy.update.statistics import UpdateStatistics, peak_memory_gib, reserved_memory
 from policy.update.step import check_update, start_bound
 from rlhf.core.errors import DivergenceError
 from rlhf.core.records import Message, Prompt, Rollout
@@ -199,3 +199,13 @@ def test_policy_and_reference_agree_to_the_rounding_of_their_format() -> None:
     with pytest.raises(DivergenceError):
         check_update(1, {"kl/abs_mean": 0.01})
     check_update(2, {"kl/abs_mean": 0.5})
+
+
+def test_a_gpu_logs_what_its_allocator_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fragments are part of it, and not of what was allocated."""
+    assert reserved_memory() == {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 2 * 2**30)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 3 * 2**30)
+    assert peak_memory_gib() == 2.0
+    assert reserved_memory() == {"memory/reserved_gib": 3.0}
