@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_models import SHAPES, make_base
-from measuring import forget_peak, line, memory, write_file
+from measuring import forget_peak, line, memory, wall_clock, write_file
 from tables import show
 
 LONG = {"prompt": (200, 600), "answers": 4, "answer": (100, 900), "groups": 2}
@@ -131,7 +131,8 @@ def token_logps_of(model: Any, row: Any) -> Any:
 
 
 def update(base: Path, kind: str, dtype: str, quantization: str) -> Iterator[dict[str, Any]]:
-    """An update of one row: time, tokens a second, and the GPU's peak beside the plan's."""
+    """An update of one row: time, tokens a second, the GPU's peak beside the plan's; and what a row of a new
+    length costs."""
     import torch
     from transformers import AutoConfig
 
@@ -140,28 +141,25 @@ def update(base: Path, kind: str, dtype: str, quantization: str) -> Iterator[dic
     from rlhf.plan.memory.passes import UpdateRow
     from rlhf.plan.memory.trace import trace
 
-    model, answers = policy(base, dtype, quantization), groups(kind)[:1]
+    model, every = policy(base, dtype, quantization), groups(kind)
+    answers = every[:1]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
     (row,) = pack_groups(answers, BUDGET, 0, device)
 
-    def step() -> None:
+    def step(of: Any) -> float:
+        """Seconds of an update."""
+        started = wall_clock()
         with autocast(base_of(model)):
-            values_M, _, _ = token_logps(model, row.packed)
+            values_M, _, _ = token_logps(model, of.packed)
         values_M.sum().backward()
         optimizer.step()
+        return wall_clock() - started
 
-    def synchronised() -> float:
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    step()
-    step()  # moments and gradients are there: the peak of any update but a run's first
+    step(row)
+    step(row)  # moments and gradients are there: the peak of any update but a run's first
     forget_peak()
-    started = synchronised()
-    step()
-    seconds = synchronised() - started
+    seconds = step(row)
     rows, tokens = row.packed.ids_RT.shape
     yield line(f"Update ({dtype}, {quantization})", rows * tokens / seconds, "tokens/s")
     planned = trace(
@@ -188,6 +186,11 @@ def update(base: Path, kind: str, dtype: str, quantization: str) -> Iterator[dic
         yield line(f"Reserved for it ({dtype}, {quantization})", held["reserved"] / 2**30, "GiB")
         off = abs(expected / held["peak"] - 1)
         yield line(f"Plan against peak ({dtype}, {quantization})", 100 * off, "%", most=5)
+    for place, others in (("second", every[1:]), ("third", every)):
+        for other in pack_groups(others, 2 * BUDGET, 0, device):
+            first, again = step(other), step(other)
+            what = f"First update of a {place} row length, beyond the next ({dtype}, {quantization})"
+            yield line(what, 1000 * (first - again), "ms")
 
 
 def main() -> None:
