@@ -15,13 +15,16 @@ They are written after every part: what is measured is kept where time runs out.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from gpu_models import SHAPES, make_base
 from read_and_tokenise import make_files
@@ -74,10 +77,30 @@ def main() -> None:
         print(f"{name} {kind}: {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
         if done.returncode:
             failed.append(f"{name} {kind}")
+    done_now = [part for part in parts if " ".join(part) not in (*failed, *left_out)]
+    files = [options.output / f"{name}-{kind}.json" for name, kind in done_now]
+    if row := status_row([json.loads(file.read_text("utf-8")) for file in files if file.exists()]):
+        print(f"For the status table of README.md:\n{row}", flush=True)
     if left_out:
         print(f"No time was left for {', '.join(left_out)}: name one by --kind and --only.", flush=True)
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
+
+
+def status_row(results: Sequence[Mapping[str, Any]]) -> str:
+    """A row with GPU, date, figures beside TRL's and command; empty without results."""
+    if not results:
+        return ""
+    figures = [
+        f"{Path(result['base']).name}: {line['what']} {line['measured']:.2g}{line['unit']}"
+        for result in results
+        for line in result["lines"]
+        if "beside TRL" in line["what"] and line["measured"] is not None
+    ]
+    first = results[0]
+    device = first["machine"].get("gpu", first["machine"]["processor"])
+    command = " ".join(["python", *sys.argv])
+    return f"| {device} | {first['environment']['started'][:10]}: {'; '.join(figures)} (`{command}`) |"
 
 
 if __name__ == "__main__":

@@ -122,6 +122,23 @@ def test_no_part_of_the_comparison_starts_after_the_time_limit_except_the_first(
     assert "policy_update 8b" in capsys.readouterr().out
 
 
+def test_a_row_for_the_status_table_has_gpu_date_figures_and_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = module("gpu_bench")
+    monkeypatch.setattr(sys, "argv", ["benchmarks/gpu_bench.py", "--kind", "8b"])
+    line = module("measuring").line
+    result = {
+        "base": "runs/gpu/8b",
+        "machine": {"gpu": "NVIDIA H200", "processor": "any"},
+        "environment": {"started": "2026-12-01T10:00:00"},
+        "lines": [line("Peak memory beside TRL", 0.5, "x"), line("Ours", 3.0), line("X beside TRL", None)],
+    }
+    assert bench.status_row([result]) == (
+        "| NVIDIA H200 | 2026-12-01: 8b: Peak memory beside TRL 0.5x "
+        "(`python benchmarks/gpu_bench.py --kind 8b`) |"
+    )
+    assert bench.status_row([]) == ""
+
+
 def test_the_second_group_size_is_left_out_where_time_is_short(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
