@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from rlhf.config.dpo import DPOConfig
 from rlhf.core.errors import ConfigError, DataError, RefusalError
@@ -23,12 +23,16 @@ NOT_A_PREFIX = "the template writes the prompt differently before an answer"
 
 @dataclass(frozen=True, slots=True)
 class TokenizedPair:
-    """The chosen and the rejected answer to one prompt, and the preference strength in {1, 2, 3}."""
+    """The chosen and the rejected answer to one prompt, and the preference strength in {1, 2, 3}.
+
+    `groups` are those by which results are broken down, such as domain and language.
+    """
 
     chosen: Rollout
     rejected: Rollout
     strength: int
     source: str
+    groups: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def answers(self) -> list[Rollout]:
@@ -117,7 +121,7 @@ def _pair(
         answers.append(Rollout(tuple(prompt), completion, (), True, message.content))
     if answers[0].completion_ids == answers[1].completion_ids:
         return SAME_IDS
-    return TokenizedPair(answers[0], answers[1], abs(record.strength), record.source)
+    return TokenizedPair(answers[0], answers[1], abs(record.strength), record.source, record.groups)
 
 
 def answer_ids(ids: Sequence[int], stop_ids: Sequence[int]) -> tuple[int, ...]:

@@ -15,8 +15,8 @@ from transformers import TrainerCallback
 from policy.dpo.card import save_policy, write_card
 from policy.dpo.data import DPOData, TokenizedPair, load_data
 from policy.dpo.trainer import PackedDPOTrainer, trainer_arguments
+from reward.evaluation.benchmarks.breakdown import by_group, shares
 from rlhf.config.dpo import DPOConfig
-from rlhf.core.statistics import wilson_interval
 from rlhf.distributed import processes, sharding
 from rlhf.distributed.schedule import steps_of
 from rlhf.distributed.trainer_mixin import draw_order, settings_of
@@ -141,24 +141,22 @@ def evaluation(pairs: Sequence[TokenizedPair], margins: Sequence[float]) -> dict
     """The content of eval.json: how often the implicit reward prefers the chosen answer; a tie is wrong.
 
     Returns:
-        `{"overall", "count", "intervals": {"overall"}, "subsets": {source: {"accuracy", "count"}},
-        "length_baseline", "margin"}`; empty without pairs. `length_baseline` is the share in which the chosen
-        answer has more characters.
+        `{"overall", "count", "intervals": {"overall"}, "subsets": {source: shares}, "groups": {name: {value:
+        shares}}, "length_baseline", "margin"}`; empty without pairs. `length_baseline` is the share in which
+        the chosen answer has more characters.
     """
     if not pairs:
         return {}
-    right: dict[str, list[bool]] = {}
-    for pair, margin in zip(pairs, margins, strict=True):
-        right.setdefault(pair.source or "held out", []).append(margin > 0)
-    overall = sum(map(sum, right.values())) / len(pairs)
+    correct = [margin > 0 for margin in margins]
+    overall = shares(correct)
+    sources = by_group(correct, [{"source": pair.source or "held out"} for pair in pairs])
     longer = sum(len(pair.chosen.text) > len(pair.rejected.text) for pair in pairs)
     return {
-        "overall": overall,
+        "overall": overall["accuracy"],
         "count": len(pairs),
-        "intervals": {"overall": wilson_interval(overall, len(pairs))},
-        "subsets": {
-            source: {"accuracy": sum(part) / len(part), "count": len(part)} for source, part in right.items()
-        },
+        "intervals": {"overall": overall["ci95"]},
+        "subsets": sources["source"],
+        "groups": by_group(correct, [pair.groups for pair in pairs]),
         "length_baseline": longer / len(pairs),
         "margin": sum(margins) / len(pairs),
     }

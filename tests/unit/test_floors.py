@@ -60,6 +60,7 @@ ENTRANCES = {
         "reward.losses",
         "reward.evaluation.winrate",
         "reward.evaluation.best_of_n",
+        "reward.evaluation.benchmarks.breakdown",
     )
 }  # a policy may follow anybody's reward model; DPO is Bradley-Terry on implicit rewards
 """(room, other room): the modules by which it may be entered."""

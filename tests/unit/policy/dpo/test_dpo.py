@@ -199,6 +199,12 @@ def test_a_template_that_rewrites_the_prompt_is_counted(
     assert list(make_pairs([Preference(PROMPT, "a", "b", 1)], tiny_chat, 200)) == [NOT_A_PREFIX]
 
 
+def test_pairs_keep_domain_and_language(tiny_chat: Chat) -> None:
+    groups = {"domain": "code", "language": "go"}
+    (pair,) = make_pairs([Preference(PROMPT, "a", "b", 1, groups=groups)], tiny_chat, 200)
+    assert isinstance(pair, TokenizedPair) and pair.groups == groups
+
+
 def test_prompts_of_an_evaluation_are_left_out(config: Path, tmp_path: Path) -> None:
     settings = load_config(config, DPOConfig, (), tmp_path)
     chat = bases.load_chat(settings.model)
@@ -264,12 +270,14 @@ def test_settings_that_are_refused(config: Path, words: str) -> None:
 def test_the_evaluation_counts_ties_as_wrong() -> None:
     def pair(chosen: str, rejected: str, source: str) -> TokenizedPair:
         sides = [Rollout((1,), (2,), (), True, text) for text in (chosen, rejected)]
-        return TokenizedPair(sides[0], sides[1], 1, source)
+        return TokenizedPair(sides[0], sides[1], 1, source, {"domain": f"domain of {source}"})
 
     pairs = [pair("longer", "x", "a"), pair("x", "longer", "a"), pair("y", "longer", "b")]
     result = evaluation(pairs, [0.5, 0.0, -1.0])
     assert result["overall"] == pytest.approx(1 / 3) == result["length_baseline"]
-    assert result["subsets"] == {"a": {"accuracy": 0.5, "count": 2}, "b": {"accuracy": 0.0, "count": 1}}
+    for part, prefix in ((result["subsets"], ""), (result["groups"]["domain"], "domain of ")):
+        figures = {name: (shares["accuracy"], shares["count"]) for name, shares in part.items()}
+        assert figures == {f"{prefix}a": (0.5, 2), f"{prefix}b": (0.0, 1)}
     assert evaluation([], []) == {}
 
 
