@@ -6,10 +6,10 @@
     python benchmarks/gpu_bench.py --kind smol 8b      # both, as far as the time suffices
     python benchmarks/gpu_bench.py --kind tiny         # tries the program itself, on a CPU
 
-Random weights, and texts of HelpSteer2's lengths, both made here. Results: `reward_training-KIND.json` and
-`policy_update-KIND.json`, with useful tokens/s, share of peak, peak memory, and what `rlhf plan` predicts.
-They are written after every part: what is measured is kept where time runs out. Logs of both sides are in
-`runs/gpu/logs`.
+Random weights, and texts of HelpSteer2's lengths, both made here; both sides have the allocator of a run.
+Results: `reward_training-KIND.json` and `policy_update-KIND.json`, with useful tokens/s, share of peak, peak
+memory, and what `rlhf plan` predicts. They are written after every part: what is measured is kept where time
+runs out. Logs of both sides are in `runs/gpu/logs`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from typing import Any
 
 from gpu_models import SHAPES, make_base
 from read_and_tokenise import make_files
+
+from rlhf.startup import ALLOCATOR
 
 ROWS = 8000
 PARTS = {"reward_training": [], "policy_update": ["--engine", "transformers"]}
@@ -71,7 +73,7 @@ def main() -> None:
         script = Path(__file__).parent / f"{name}.py"
         done = subprocess.run(
             [sys.executable, str(script), *map(str, words)],
-            env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
+            env={**ALLOCATOR, **os.environ, "TOKENIZERS_PARALLELISM": "false"},
             check=False,
         )
         print(f"{name} {kind}: {(time.monotonic() - started) / 60:.1f} minutes", flush=True)

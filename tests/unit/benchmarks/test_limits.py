@@ -104,7 +104,8 @@ def test_no_part_of_the_comparison_starts_after_the_time_limit_except_the_first(
     bench = module("gpu_bench")
     started: list[str] = []
 
-    def run(words: list[str], **_: Any) -> argparse.Namespace:
+    def run(words: list[str], *, env: dict[str, str], **_: Any) -> argparse.Namespace:
+        assert env["PYTORCH_ALLOC_CONF"]  # of a run
         started.append(next(word for word in words if word.endswith(".json")))
         return argparse.Namespace(returncode=0)
 
