@@ -22,10 +22,16 @@ from rlhf.core.formats import effective_dtype
 from rlhf.distributed import processes, sharding
 from rlhf.models.chat import Chat
 from rlhf.models.embedded import resolve_base
+from rlhf.runs.gpu_memory import phase
 
 
+@phase("rollouts")
 def build_engine(config: PolicyConfig, chat: Chat) -> RolloutEngine:
-    """The engine that `rollouts.engine` names."""
+    """The engine that `rollouts.engine` names.
+
+    Raises:
+        GpuMemoryError: vLLM's weights or its cache do not fit beside the trainer's.
+    """
     sampling = Sampling(config.rollouts.max_new_tokens, config.rollouts.temperature, chat.stop_ids)
     if config.rollouts.engine == "transformers":
         if uses_paged_cache(config):

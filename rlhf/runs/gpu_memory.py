@@ -27,7 +27,7 @@ class GpuMemoryError(RunError):
 
 DESCRIPTIONS = {
     "loading": "loading the models",
-    "rollouts": "sampling answers",
+    "rollouts": "sampling answers, or starting the engine that samples them",
     "scoring": "scoring answers",
     "update": "updating the model",
     "validation": "scoring held-out items",

@@ -117,8 +117,9 @@ def test_reward_training(trained: Callable[[str], Path], rows: Rows, quantizatio
         ("none", ["rollouts.continuous_batching=false"]),
         ("nf4", ["rollouts.continuous_batching=true"]),
         ("none", ["algorithm={name: ppo, critic: {learning_rate: 1.0e-3, warmup_steps: 1}}"]),
+        ("none", ["adapter=null", "optimizer.learning_rate=1.0e-4"]),
     ],
-    ids=["paged", "padded", "nf4", "ppo"],
+    ids=["paged", "padded", "nf4", "ppo", "whole"],
 )
 def test_alignment(
     run: Run, trained: Callable[[str], Path], gpu_base: Path, policy_config: Path, rows: Rows, tmp_path: Path,

@@ -28,7 +28,9 @@ def embedded_reward(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     chat = load_chat(config)
     model = build_model(config, chat)
-    torch.nn.init.normal_(reward_head(model).weight, std=0.05, generator=torch.Generator().manual_seed(0))
+    weight, generator = reward_head(model).weight, torch.Generator().manual_seed(0)
+    with torch.no_grad():  # drawn on the CPU, wherever the model is
+        weight.copy_(torch.empty(weight.shape).normal_(std=0.05, generator=generator))
     folder = tmp_path_factory.mktemp("reward") / "final"
     save_final(config, model, chat, folder)
     return folder

@@ -101,7 +101,8 @@ def test_it_loads_trains_and_merges(name: str, tmp_path: Path) -> None:
     trained = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
     with torch.no_grad():
         for parameter in trained:
-            parameter.normal_(0, 0.05, generator=torch.Generator().manual_seed(0))
+            drawn = torch.empty(parameter.shape).normal_(0, 0.05, generator=torch.Generator().manual_seed(0))
+            parameter.copy_(drawn)
     wrapped.train()(input_ids=IDS).logits.square().sum().backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in trained)
     with torch.no_grad():

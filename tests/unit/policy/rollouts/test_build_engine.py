@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from policy.rollouts.build import engine_settings, uses_paged_cache
+from policy.rollouts.build import build_engine, engine_settings, uses_paged_cache
 from rlhf.config.policy import PolicyConfig
 from rlhf.core.errors import ConfigError
+from rlhf.runs.gpu_memory import GpuMemoryError, phase
 
 
 def config(**rollouts: Any) -> PolicyConfig:
@@ -33,6 +35,19 @@ def test_an_engine_has_room_for_the_answers_of_its_process(
     assert settings.max_sequences == answers
     assert settings.max_model_len == 128
     assert settings.max_num_batched_tokens == 2048
+
+
+def test_memory_that_runs_out_while_the_engine_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan counts the engine in the rollouts, not in the loading of the base."""
+
+    def start(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("policy.rollouts.vllm.engine.VLLMEngine", start)
+    chat: Any = SimpleNamespace(stop_ids=(2,))
+    with pytest.raises(GpuMemoryError) as caught, phase("loading"):
+        build_engine(config(), chat)
+    assert caught.value.phase == "rollouts"
 
 
 def test_a_gpu_samples_by_a_paged_cache_unless_the_weights_are_sharded(
