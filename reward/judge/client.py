@@ -166,7 +166,9 @@ class JudgeClient:
                 reason = f"{type(error).__name__} {error}".strip()
             else:
                 if response.status_code == httpx.codes.OK:
-                    return self._read(response, time.perf_counter() - started)
+                    completion = _read(response, time.perf_counter() - started)
+                    if completion is not None:
+                        return completion
                 if response.status_code in (400, 413) and TOO_LONG.search(response.text):
                     return Completion(response.text, too_long=True)
                 self._raise_if_final(response)
@@ -178,8 +180,8 @@ class JudgeClient:
             f"The judge at {self.config.url} gave no completion in {self.config.retries + 1} attempts; the "
             "last one "
             f"ended with {reason}",
-            allowed="a running OpenAI-compatible server, an answer within judge.timeout = "
-            f"{self.config.timeout:g} s",
+            allowed="a running OpenAI-compatible server that answers with choices[0].message.content within "
+            f"judge.timeout = {self.config.timeout:g} s",
             fix="look at the server's log, then repeat the command (a run: with --resume); a slow judge "
             "needs a longer judge.timeout or a lower judge.concurrency",
         )
@@ -203,25 +205,21 @@ class JudgeClient:
                 f"{config.url.rstrip('/')}/v1/models",
             )
 
-    def _read(self, response: httpx.Response, seconds: float) -> Completion:
-        content: Any = {}
-        try:
-            content = response.json()
-            text = content["choices"][0]["message"]["content"]
-            if text is None:  # only reasoning was written, up to judge.max_tokens: a text without a verdict
-                text = ""
-        except (ValueError, LookupError, TypeError):
-            text = None
-        if not isinstance(text, str):
-            raise RewardError(
-                f"The judge at {self.config.url} sent a response without choices[0].message.content: "
-                f"{excerpt(response.text)}",
-                allowed="the JSON of OpenAI's chat completions",
-                fix="check that judge.url is an OpenAI-compatible server",
-            )
-        usage = content.get("usage")
-        prompt, written = (_count(usage, name) for name in ("prompt_tokens", "completion_tokens"))
-        return Completion(text, prompt, written, seconds)
+
+def _read(response: httpx.Response, seconds: float) -> Completion | None:
+    """The completion in a response; None if it is not the JSON of OpenAI's chat completions."""
+    try:
+        content = response.json()
+        text = content["choices"][0]["message"]["content"]
+    except (ValueError, LookupError, TypeError):
+        return None
+    if text is None:  # only reasoning was written, up to judge.max_tokens: a text without a verdict
+        text = ""
+    if not isinstance(text, str):
+        return None
+    usage = content.get("usage")
+    prompt, written = (_count(usage, name) for name in ("prompt_tokens", "completion_tokens"))
+    return Completion(text, prompt, written, seconds)
 
 
 def _count(usage: Any, name: str) -> int:

@@ -43,8 +43,8 @@ class JudgeConfig(Strict):
     timeout: Positive = 120.0
     """Seconds to wait for one response of the server."""
     retries: CountOrZero = 4
-    """Further attempts after a time-out, a lost connection or status 408, 429 or 5xx, after 1, 2, 4, ...
-    seconds."""
+    """Further attempts after a time-out, a lost connection, status 408, 429 or 5xx, or a response that is no
+    completion, after 1, 2, 4, ... seconds."""
     token_env: str = JUDGE_TOKEN_ENV
     """Environment variable with the server's token; unset or empty sends none."""
     dollars_per_million: tuple[NonNegative, NonNegative] = (0.0, 0.0)

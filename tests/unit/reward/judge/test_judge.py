@@ -103,11 +103,17 @@ def test_garbled_text_is_no_score(server: Server) -> None:
         b'{"choices": [{"message": {"content": ["\\\\boxed{3}"]}}]}',
     ],
 )
-def test_a_response_that_is_no_completion_ends_the_run(server: Server, body: bytes) -> None:
+def test_a_response_that_is_no_completion_is_asked_for_again_and_then_ends_the_run(
+    server: Server, monkeypatch: pytest.MonkeyPatch, body: bytes
+) -> None:
+    monkeypatch.setattr("reward.judge.client.time.sleep", lambda seconds: None)
+    server.reply = lambda content, number: body if number == 1 else "\\boxed{3}"
+    assert Judge(config(server)).judge([Responses(PROMPT, ["a"])]).scores == [[3.0]]
     server.reply = lambda content, number: body
     with pytest.raises(RewardError) as caught:
-        Judge(config(server)).judge([Responses(PROMPT, ["a"])])
-    assert (len(server.requests), TOKEN in str(caught.value)) == (1, False)
+        Judge(config(server)).judge([Responses(PROMPT, ["b"])])
+    assert (len(server.requests), TOKEN in str(caught.value)) == (2 + 3, False)
+    assert "choices[0].message.content" in caught.value.allowed
 
 
 @pytest.mark.parametrize("usage", ["null", "7", "[]", '{"prompt_tokens": "many", "completion_tokens": null}'])
