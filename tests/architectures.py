@@ -180,7 +180,7 @@ def build(name: str, folder: Path, *, scale: float = 0.2, **overrides: Any) -> P
     kind, settings = FAMILIES[name]
     common = {key: value for key, value in _COMMON.items() if key != "head_dim" or kind not in _NO_HEAD_DIM}
     config = AutoConfig.for_model(kind, **{**common, **settings, **overrides})
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         for parameter in model.parameters():

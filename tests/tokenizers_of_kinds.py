@@ -106,7 +106,7 @@ def write_base(folder: Path, tokenizer: Any, *, rows: int | None = None) -> Path
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=None,
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = LlamaForCausalLM(config)
     model.save_pretrained(folder)

@@ -62,7 +62,7 @@ def base(llama31_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         bos_token_id=128_000,
         eos_token_id=[128_001, 128_008, 128_009],
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = LlamaForCausalLM(config)
     model.generation_config = GenerationConfig.from_pretrained(llama31_tokenizer)

@@ -49,7 +49,7 @@ print("RESULT", json.dumps({
 def reward_model(tiny_base: Path, tmp_path: Path) -> Path:
     """A random reward model on a base with attention heads of 64 units, which vLLM's CPU kernels ask for."""
     config = LlamaConfig.from_pretrained(tiny_base, head_dim=64, num_attention_heads=2, num_key_value_heads=1)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
     AutoTokenizer.from_pretrained(tiny_base).save_pretrained(tmp_path / "base")
