@@ -25,6 +25,7 @@ from reward.principle.scorer import CARD as PRINCIPLE_CARD
 from reward.principle.scorer import PrincipleScorer
 from reward.scorer import Score, Scorer, as_scores, default_budget, require_length
 from rlhf.core.errors import ModelError, did_you_mean
+from rlhf.core.formats import require_bfloat16
 from rlhf.core.places import missing_local
 from rlhf.core.records import Conversation
 from rlhf.distributed import processes
@@ -278,6 +279,7 @@ def _load_whole(
             random.
     """
     require_usable_gpus()
+    require_bfloat16(str(getattr(config, "dtype", None)).removeprefix("torch.") if dtype == "auto" else dtype)
     spread: dict[str, Any] = {}
     if torch.cuda.is_available():  # beside other processes on the GPU of this one, alone on all of them
         spread["device_map"] = {"": torch.cuda.current_device()} if processes.world_size() > 1 else "auto"

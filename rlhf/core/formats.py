@@ -79,11 +79,11 @@ def require_bfloat16(dtype: str) -> None:
     major, minor = torch.cuda.get_device_capability()
     if major < 8:
         raise ModelError(
-            f"model.dtype is bfloat16, which {torch.cuda.get_device_name()} (compute capability "
+            f"The format is bfloat16, which {torch.cuda.get_device_name()} (compute capability "
             f"{major}.{minor}) lacks.",
             allowed="float32 on this GPU, or a GPU of compute capability 8.0 (Ampere) or later; float16 is "
             "not supported",
-            fix="model.dtype=float32",
+            fix="model.dtype=float32; without that key, on the CPU: export CUDA_VISIBLE_DEVICES=",
         )
 
 

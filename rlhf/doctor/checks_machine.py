@@ -180,8 +180,12 @@ def bfloat16(facts: Facts) -> Iterator[Finding]:
 
 
 def peers(facts: Facts) -> Iterator[Finding]:
-    """NCCL on several GPUs: whether it is there, peer access, and settings that make it slow."""
-    if not isinstance(facts.torch, Torch) or gpu_count(facts) < 2:
+    """NCCL; on several GPUs whether it is there, peer access, and settings that make it slow."""
+    if not isinstance(facts.torch, Torch) or not gpu_count(facts):
+        return
+    if gpu_count(facts) == 1:
+        if facts.torch.nccl is not None:
+            yield Finding("NCCL", "ok", f"NCCL {facts.torch.nccl}; one GPU needs it for FSDP2 alone")
         return
     slow = [
         f"{name}={value}"

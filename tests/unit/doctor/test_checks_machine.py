@@ -134,7 +134,9 @@ def test_gpus_without_bfloat16(healthy: Facts, run_with: Callable[..., Run], onl
 
 
 def test_nccl_matters_to_several_gpus(healthy: Facts, several: Facts, only: Only) -> None:
+    assert isinstance(healthy.torch, Torch)
     assert list(checks.peers(healthy)) == []
+    assert only(checks.peers, replace(healthy, torch=replace(healthy.torch, nccl="2.29.7"))).verdict == "ok"
     assert only(checks.peers, several).verdict == "ok"
 
 

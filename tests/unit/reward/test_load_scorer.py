@@ -322,6 +322,22 @@ def test_a_score_that_is_no_number(classifier: Path, copy: Callable[[Path], Path
         load_scorer(file.parent).score(ALL[:2])
 
 
+def test_a_classifier_in_bfloat16_on_a_gpu_without_it(
+    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """V100 and T4: its products would fail, or be emulated."""
+    folder = Path(shutil.copytree(classifier, tmp_path / "classifier"))
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"dtype": "bfloat16"}))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    with pytest.raises(ModelError) as caught:
+        load_scorer(folder)
+    assert "Tesla T4" in caught.value.found
+    assert "CUDA_VISIBLE_DEVICES=" in caught.value.fix
+
+
 @pytest.mark.parametrize(("processes", "place"), [(1, "auto"), (2, {"": 1})])
 def test_each_process_has_its_classifier_on_its_own_gpu(
     classifier: Path, monkeypatch: pytest.MonkeyPatch, processes: int, place: object
