@@ -32,6 +32,7 @@ from rlhf.distributed import processes
 from rlhf.kernels.precision import fits_in_float32, float32_products
 from rlhf.models.bases import read_config, require_plain_logits
 from rlhf.models.chat import Chat
+from rlhf.models.chat.reasoning import Rule
 from rlhf.models.embedded import resolve_base
 from rlhf.models.forwards import apply_head
 from rlhf.models.loading import HEAD, quiet
@@ -56,6 +57,7 @@ def load_scorer(
     dtype: str = "auto",
     tokens_per_batch: int | None = None,
     principles: Sequence[str] = (),
+    reasoning: Rule = "keep",
 ) -> Scorer | PlainScorer | PrincipleScorer:
     """A reward model that is ready to score.
 
@@ -70,6 +72,7 @@ def load_scorer(
         dtype: number format of a model that is not ours; `auto` is its own.
         tokens_per_batch: token budget of one forward pass, padding included; None is the device's usual one.
         principles: what a principle model scores by; other forms have none.
+        reasoning: the rule for reasoning of a model that is not ours; ours have their own.
 
     Raises:
         ModelError: no reward model of that form is there, its head is missing, or it has no chat template.
@@ -97,8 +100,14 @@ def load_scorer(
                 allowed="--label with a classifier of several outputs",
                 fix="leave --label out; `rlhf score` writes every attribute",
             )
+        if reasoning != "keep":
+            raise ModelError(
+                f"reasoning is {reasoning}, and {model} is a reward model of this project.",
+                allowed="the rule that it was trained with, in its reward.json",
+                fix="leave reasoning out",
+            )
         return Scorer.load(model, tokens_per_batch=tokens_per_batch)
-    chat = Chat.load(model, revision=revision)
+    chat = Chat.load(model, revision=revision).with_reasoning(reasoning)
     load = {"classifier": _classifier, "nemotron": _nemotron}[form]
     return load(str(model), chat, label, revision, dtype, tokens_per_batch or default_budget())
 

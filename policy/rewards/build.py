@@ -124,7 +124,10 @@ class RewardBuilder:
     def _classifier(self, source: RewardSourceConfig, role: str) -> RewardTerm:
         try:
             scorer = load_scorer(
-                source.place, label=source.label, tokens_per_batch=self.config.tokens_per_batch
+                source.place,
+                label=source.label,
+                reasoning=source.reasoning,
+                tokens_per_batch=self.config.tokens_per_batch,
             )
         except ModelError as error:
             raise ModelError(

@@ -22,6 +22,7 @@ SERVER_PROTOCOL = 1
 """Version of the JSON between `rlhf serve-reward` and its clients."""
 ONLY_WITH = (
     ("label", "classifier"),
+    ("reasoning", "classifier"),
     ("token_env", "server"),
     ("timeout", "server"),
     ("principles", "principle"),
@@ -70,6 +71,9 @@ class RewardSourceConfig(Strict):
     """Principle: what responses should satisfy, in words. Several are several rewards, each with `weight`."""
     label: str | None = None
     """Classifier with several outputs: the output that is the reward; null: the first."""
+    reasoning: Literal["keep", "strip", "refuse"] = "keep"
+    """Classifier: what it sees of `<think>` parts of answers: all, nothing, or such answers have no reward. A
+    reward model of this project has its own rule, a judge `judge.reasoning`."""
     token_env: str = TOKEN_ENV
     """Server: the environment variable with its token."""
     timeout: Positive = 120.0

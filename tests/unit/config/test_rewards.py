@@ -100,6 +100,7 @@ def test_what_the_log_calls_each() -> None:
         ("reward: {adapter: a, server: 'http://h:1'}\n", "reward.0: .*adapter and server"),
         ("reward: {weight: 1}\n", "reward.0: "),
         ("reward: {adapter: a, label: b}\n", "label .*classifier.* adapter"),
+        ("reward: {adapter: a, reasoning: strip}\n", "reasoning .*classifier.* adapter"),
         ("reward: {function: gold, timeout: 3}\n", "timeout .*server.* function"),
         (
             "reward: {server: 'localhost:8800'}\n",

@@ -24,7 +24,7 @@ from transformers import (
 
 from reward.load_scorer import PlainScorer, by_length, load_scorer
 from reward.scorer import Score, Scorer
-from rlhf.core.errors import DataError, DivergenceError, ModelError
+from rlhf.core.errors import DataError, DivergenceError, ModelError, RefusalError
 from rlhf.core.records import Conversation, Message
 
 PROMPTS = ["Name a colour.", "What is the capital of France, and why?", "Count to three."]
@@ -221,6 +221,22 @@ def test_batches_are_within_the_budget_and_hold_each_sequence_once() -> None:
     batches = list(by_length(sequences, budget=21))
     assert batches == [[1], [4], [2, 3, 0], [5]]  # 50; 20; 3 x 7; 1
     assert list(by_length([], budget=21)) == []
+
+
+def test_the_rule_of_reasoning(classifier: Path, tiny_reward: Path) -> None:
+    asked = Message("user", "Name a colour.")
+    plain, thought = (
+        (asked, Message("assistant", text)) for text in ("Blue.", "<think>The sky?</think>Blue.")
+    )
+    kept, stripped = load_scorer(classifier), load_scorer(classifier, reasoning="strip")
+    (score,) = kept.score([plain])
+    assert stripped.score([thought])[0].reward == pytest.approx(score.reward, abs=1e-6)
+    assert kept.score([thought])[0].reward != pytest.approx(score.reward, abs=1e-4)
+    with pytest.raises(RefusalError):
+        load_scorer(classifier, reasoning="refuse").score([thought])
+    with pytest.raises(ModelError) as caught:
+        load_scorer(tiny_reward, reasoning="strip")
+    assert "reward.json" in caught.value.allowed
 
 
 def test_no_conversations(classifier: Path) -> None:
