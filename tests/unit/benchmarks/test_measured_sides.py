@@ -70,8 +70,15 @@ def measured(result: Mapping[str, Any], words: str) -> float:
 
 
 @pytest.mark.slow
-def test_reward_training(run: Callable[..., dict[str, Any]]) -> None:
+def test_reward_training(run: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the lines of a GPU, and its sizes but for the small ones here."""
+    module = importlib.import_module("reward_training")
+    monkeypatch.setattr(module, "on_gpu", lambda: True)
+    monkeypatch.setattr(module, "GPU_SIZES", module.SIZES)
+    monkeypatch.setattr(module, "GPU_BUDGETS", (512,))
     result = run("reward_training", limit=40, update=2)
+    assert measured(result, "Plan: peak memory of ours") > 0
+    assert measured(result, "Plan: time of these updates") > 0
     assert measured(result, "Mean loss of a round's updates") < 1e-2  # the tiny model's scores are large
     assert measured(result, "Loss of an update, difference") < 1e-5
     first = [losses[0] for losses in result["details"]["losses"].values()]
