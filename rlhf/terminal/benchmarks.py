@@ -128,12 +128,12 @@ def print_overall(results: Mapping[str, BenchmarkResult], console: Console) -> N
     if not results:
         return
     table = _table("Accuracy in %, ties wrong", "")
-    for header in ("pairs", "accuracy", "95 % interval", "longer answer"):
+    for header in ("pairs", "accuracy", "95 % interval", "longer answer", "shorter"):
         table.add_column(header, justify="right")
     for name, result in results.items():
         interval = _interval(result["intervals"]["overall"])
-        shares = _percent(result["overall"]), interval, _percent(result["length_baseline"])
-        table.add_row(name, str(result["count"]), *shares)
+        lengths = [_percent(result[key]) for key in BASELINES.values()]
+        table.add_row(name, str(result["count"]), _percent(result["overall"]), interval, *lengths)
     console.print(table)
     for note in dict.fromkeys(note for result in results.values() for note in result["notes"]):
         console.print(f"Note: {note}", markup=False, soft_wrap=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import Result
 
 from reward.evaluation.benchmarks.published import PUBLISHED
@@ -15,6 +18,7 @@ from reward.judge.client import Completion, JudgeClient
 from rlhf.config.judge import JudgeConfig
 from rlhf.config.load import load_config
 from rlhf.data.evaluation.suite import SUITE, suite_members
+from rlhf.terminal.benchmarks import print_overall
 
 Rlhf = Callable[..., Result]
 ROOT = Path(__file__).parents[3]
@@ -190,6 +194,21 @@ def test_a_judge_on_one_benchmark_and_on_the_suite(rlhf: Rlhf, folder: Path) -> 
 
 def test_the_example_is_a_judge() -> None:
     assert load_config(ROOT / "configs/judge/vllm.yaml", JudgeConfig).pairing == "all"
+
+
+def test_the_table_at_the_end_of_a_run_has_both_baselines_of_length() -> None:
+    result = {
+        "overall": 0.75,
+        "count": 4,
+        "intervals": {"overall": [0.301, 0.954]},
+        "length_baseline": 0.26,
+        "shortest_baseline": 0.74,
+        "notes": [],
+    }
+    console = Console(width=80, record=True, file=io.StringIO())
+    print_overall({"held out": result}, console)
+    (row,) = (line for line in console.export_text().splitlines() if "held out" in line)
+    assert re.findall(r"[\d.]+", row) == ["4", "75.0", "30.1", "95.4", "26.0", "74.0"]
 
 
 def test_published_scores_have_a_benchmark_and_a_source() -> None:
