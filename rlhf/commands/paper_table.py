@@ -107,11 +107,22 @@ def run_command(*words: object) -> None:
         RunError: the command failed.
     """
     command = [str(word) for word in words]
-    code = subprocess.run([sys.executable, "-m", "rlhf.cli", *command], check=False).returncode
+    code = wait_for(subprocess.Popen([sys.executable, "-m", "rlhf.cli", *command]))
     if code:
         raise RunError(
             f"`rlhf {' '.join(command)}` ended with exit code {code}.", fix="see its message above"
         )
+
+
+def wait_for(process: subprocess.Popen[bytes]) -> int:
+    """The exit code of a process. If this one is interrupted, the other is terminated and waited for: a
+    training finishes its update and saves it, which `subprocess.run` would not let it do."""
+    try:
+        return process.wait()
+    except BaseException:  # Ctrl-C, which the other has received too, or SIGTERM
+        process.terminate()
+        process.wait()
+        raise
 
 
 def show(tables: Sequence[Sequence[Sequence[str]]]) -> None:
