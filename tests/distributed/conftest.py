@@ -141,6 +141,10 @@ KILLED_AT = {"reward": 6, "policy": 3}
 policy run, so that runs resume in the middle of a stage, with moments."""
 
 
+DDP_REST = ("ppo", "whole", *(f"resumed-{kind}" for kind in KILLED_AT))
+"""Jobs whose code DDP shares with one process, or with FSDP2."""
+
+
 @pytest.fixture(scope="session")
 def together(
     request: pytest.FixtureRequest,
@@ -150,16 +154,17 @@ def together(
 ) -> tuple[Path, list[dict[str, Outcome]]]:
     """The same runs in two processes, the killed ones resumed, and others killed.
 
-    Parametrised by strategy.
+    Parametrised by strategy; `ddp` stands for the first of its jobs, and `ddp-rest` for the others.
     """
     folder = tmp_path_factory.mktemp(request.param)
+    strategy, _, rest = request.param.partition("-")
     jobs: dict[str, dict[str, Any]] = {}
-    for kind in ("reward", "policy", "ppo", "whole", *(["qlora"] if request.param != "ddp" else [])):
+    for kind in ("reward", "policy", "ppo", "whole", *(["qlora"] if strategy != "ddp" else [])):
         jobs[kind] = {"words": words(kind, folder / kind)}
     for kind, step in KILLED_AT.items():
         shutil.copytree(alone / f"killed-{kind}", folder / f"resumed-{kind}")
         jobs[f"resumed-{kind}"] = {"words": [*words(kind, folder / f"resumed-{kind}"), "--resume"]}
-        if request.param != "ddp":  # DDP uses the same code as one process, and each job takes a minute
+        if strategy != "ddp":  # DDP uses the same code as one process, and each job takes a minute
             jobs[f"killed-{kind}"] = {"words": words(kind, folder / f"killed-{kind}"), "kill_at": step}
             jobs["sampled"] = {"words": words("policy", folder / "sampled", "steps=1"), "samples": True}
     jobs["signalled"] = {"words": words("policy", folder / "signalled"), "signal_at": [1, 1]}
@@ -167,4 +172,6 @@ def together(
     (folder / "occupied").mkdir()
     (folder / "occupied" / "notes.txt").write_text("")
     jobs["occupied"] = {"words": words("reward", folder / "occupied")}
-    return folder, launched(jobs, strategy=request.param, folder=folder)
+    if strategy == "ddp":
+        jobs = {name: job for name, job in jobs.items() if (name in DDP_REST) == bool(rest)}
+    return folder, launched(jobs, strategy=strategy, folder=folder)

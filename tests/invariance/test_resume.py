@@ -131,7 +131,7 @@ def unbroken_expo(reward_config: Path, tmp_path_factory: pytest.TempPathFactory)
     return folder
 
 
-@pytest.mark.parametrize("when", [*map(slow, ["in stage one", "in stage two"]), "in the search"])
+@pytest.mark.parametrize("when", ["in stage one", *map(slow, ["in stage two", "in the search"])])
 def test_reward_run_with_extrapolation(
     reward_config: Path,
     unbroken_expo: Path,
@@ -179,6 +179,7 @@ def test_policy_run(
     interrupted_and_resumed(kill_at, policy_words(policy_config, tmp_path / "run"), unbroken_policy)
 
 
+@pytest.mark.slow
 def test_policy_run_with_full_fine_tuning(
     policy_config: Path, kill_at: Callable[[int], pytest.MonkeyPatch], tmp_path: Path
 ) -> None:
@@ -189,6 +190,7 @@ def test_policy_run_with_full_fine_tuning(
     interrupted_and_resumed(kill_at, [*policy_words(policy_config, tmp_path / "run"), *overrides], unbroken)
 
 
+@pytest.mark.slow
 def test_policy_run_with_a_critic_that_started_from_another_policy(
     policy_config: Path,
     unbroken_policy: Path,

@@ -58,12 +58,15 @@ def killed_and_resumed(
             "steps=5",
         ],
         # A KL loss, and a budget that stops the run after the checkpoint.
-        [
-            "algorithm={unfinished: keep, "
-            "kl: {estimator: k2, placement: loss, target: 0.5, horizon: 12, budget: 0.05}}",
-            "optimizer.learning_rate=2.0e-3",
-            "steps=12",
-        ],
+        pytest.param(
+            [
+                "algorithm={unfinished: keep, "
+                "kl: {estimator: k2, placement: loss, target: 0.5, horizon: 12, budget: 0.05}}",
+                "optimizer.learning_rate=2.0e-3",
+                "steps=12",
+            ],
+            marks=pytest.mark.slow,
+        ),
         # Rewards normalised by all answers so far, and an adaptive coefficient.
         [
             "algorithm={name: rloo, unfinished: keep, kl: {target: 1.0e-3, horizon: 12}}",

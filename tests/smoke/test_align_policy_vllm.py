@@ -42,6 +42,7 @@ def updates(
     return [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_all_weights_reach_the_engine_at_every_sync(tmp_path: Path) -> None:
     sizes = {"samples_per_prompt": 3, "max_new_tokens": 8, "memory_gib": 0.1}
     rows = updates(tmp_path, 3e-4, sizes, reward={"function": "gold"}, adapter=None)

@@ -6,12 +6,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import yaml
 from typer.testing import Result
 
 Rlhf = Callable[..., Result]
 
 
+@pytest.mark.slow
 def test_two_trials_of_train_reward(rlhf_command: Rlhf, reward_config: Path, tmp_path: Path) -> None:
     file = tmp_path / "search.yaml"
     settings = {

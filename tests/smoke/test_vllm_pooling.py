@@ -73,6 +73,7 @@ def reward_model(tiny_base: Path, tmp_path: Path) -> Path:
     return tmp_path / "final"
 
 
+@pytest.mark.slow
 def test_vllm_gives_the_same_rewards(reward_model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     export_reward(reward_model, folder, TALKS, dtype="float32", reward_only=True)
