@@ -143,7 +143,7 @@ def test_the_first_update_is_the_same_ahead_or_not(unbroken: dict[int, tuple[Pat
     assert now[1]["loss/policy"] != ahead[1]["loss/policy"]
 
 
-@pytest.mark.parametrize("overlap", [0, 1])
+@pytest.mark.parametrize("overlap", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_resumed_run_is_the_unbroken_one_whatever_servers_it_has(
     align: Aligner,
     start_pair: Callable[[], Pair],

@@ -131,7 +131,8 @@ def unbroken_expo(reward_config: Path, tmp_path_factory: pytest.TempPathFactory)
     return folder
 
 
-@pytest.mark.parametrize("when", ["in stage one", *map(slow, ["in stage two", "in the search"])])
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["in stage one", "in stage two", "in the search"])
 def test_reward_run_with_extrapolation(
     reward_config: Path,
     unbroken_expo: Path,

@@ -68,12 +68,15 @@ def killed_and_resumed(
             marks=pytest.mark.slow,
         ),
         # Rewards normalised by all answers so far, and an adaptive coefficient.
-        [
-            "algorithm={name: rloo, unfinished: keep, kl: {target: 1.0e-3, horizon: 12}}",
-            "reward_shaping={normalise: running, clip: [-1, 1]}",
-            "held_out_reward={function: gold, every: 2}",
-            "steps=4",
-        ],
+        pytest.param(
+            [
+                "algorithm={name: rloo, unfinished: keep, kl: {target: 1.0e-3, horizon: 12}}",
+                "reward_shaping={normalise: running, clip: [-1, 1]}",
+                "held_out_reward={function: gold, every: 2}",
+                "steps=4",
+            ],
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["adaptive", "budget", "normalised"],
 )

@@ -236,7 +236,7 @@ def step(model: Any, optimizer: torch.optim.Optimizer) -> float:
     return float(norm)
 
 
-@pytest.mark.parametrize(("updates", "epochs"), [(3, 1), (2, 2)])
+@pytest.mark.parametrize(("updates", "epochs"), [pytest.param(3, 1, marks=pytest.mark.slow), (2, 2)])
 def test_rloo_is_trls_over_several_updates(
     policy_trainer: Callable[..., Any],
     tiny_base: Path,

@@ -38,8 +38,8 @@ class ShareOfGoodIds:
     "algorithm",
     [
         "{unfinished: keep}",
-        "{compat: true}",
-        "{name: rloo}",
+        pytest.param("{compat: true}", marks=pytest.mark.slow),
+        pytest.param("{name: rloo}", marks=pytest.mark.slow),
         "{name: ppo, unfinished: keep, critic: {learning_rate: 1.0e-2}}",
     ],
 )

@@ -136,6 +136,7 @@ def test_it_runs(run: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_run_that_is_not_there_is_one_clear_error(tmp_path: Path) -> None:
     notebook = read()
     nowhere = tmp_path / "nowhere"

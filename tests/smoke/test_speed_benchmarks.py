@@ -39,6 +39,7 @@ def test_the_made_up_rows_have_helpsteer2s_schema_and_proportions(tmp_path: Path
     assert statistics.mean(len(prompt) > 1 for prompt in prompts) == pytest.approx(0.29, abs=0.04)
 
 
+@pytest.mark.slow
 def test_reading_and_tokenising_is_measured_whole(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

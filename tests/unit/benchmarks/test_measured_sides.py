@@ -171,6 +171,7 @@ def test_rollouts(tmp_path: Path) -> None:
     assert all(rate > 0 for rates in result["details"]["tokens_per_second"].values() for rate in rates)
 
 
+@pytest.mark.slow
 def test_layers(run: Callable[..., dict[str, Any]]) -> None:
     result = run("layers", limit=8)
     rates = result["details"]["rates"]
