@@ -55,7 +55,7 @@ demo: $(STAMP)  ## train a reward model, align a policy with it, write the repor
 test: check  ## everything a change must pass: check, then the tests
 	$(BIN)/$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
-quick: $(STAMP)  ## pure functions, configs, errors and commands: about 90 seconds on 2 cores
+quick: $(STAMP)  ## pure functions, configs and errors: about a minute on 2 cores
 	$(BIN)/$(PYTEST) -q -m "not slow" $(QUICK) $(PYTEST_ARGS)
 
 bench: $(STAMP)  ## side by side with TRL: speed, memory, scaling (an hour on 2 idle cores with fast bfloat16, more than two without; BENCH_ARGS=--quick: minutes)
