@@ -45,8 +45,8 @@ def refused(path: Path | str, **options: Any) -> DataError:
 @pytest.mark.parametrize(
     ("name", "content", "better"),
     [
-        ("rows.jsonl", gzip.compress(TEXT.encode()), "rows.jsonl.gz"),
-        ("rows.jsonl.zst", gzip.compress(TEXT.encode()), "rows.jsonl.gz"),
+        ("rows.jsonl", gzip.compress(TEXT.encode(), mtime=0), "rows.jsonl.gz"),
+        ("rows.jsonl.zst", gzip.compress(TEXT.encode(), mtime=0), "rows.jsonl.gz"),
         ("rows.jsonl", zstd(), "rows.jsonl.zst"),
         ("rows.json", parquet(), "rows.parquet"),
         ("rows.csv", b"prompt\tchosen\trejected\nName a colour.\tBl\xc3\xbc.\tSeven.\n", "rows.tsv"),
