@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -259,12 +260,12 @@ def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
 
 
 @pytest.fixture
-def update(
+def trainer(
     config: RewardConfig, model: Any, items: list[Item], tiny_chat: Chat, tmp_path: Path
-) -> Callable[[list[Item], int], tuple[float, dict[str, Tensor]]]:
-    """Loss and gradients of one update."""
+) -> HybridRewardTrainer:
+    """The trainer of the first stage."""
     stage = config.stages[0]
-    trainer = HybridRewardTrainer(
+    return HybridRewardTrainer(
         model,
         trainer_arguments(
             **stage.optimizer.model_dump(),
@@ -288,12 +289,32 @@ def update(
         record=lambda *_: None,
     )
 
+
+@pytest.fixture
+def update(
+    trainer: HybridRewardTrainer, model: Any
+) -> Callable[[list[Item], int], tuple[float, dict[str, Tensor]]]:
+    """Loss and gradients of one update."""
+
     def run(batch: list[Item], budget: int) -> tuple[float, dict[str, Tensor]]:
         trainer.tokens_per_batch = budget
         loss = trainer.training_step(model, {"items": batch})
         return float(loss), gradients(model)
 
     return run
+
+
+def test_the_clock_stops_once_the_kernels_are_done(
+    trainer: HybridRewardTrainer, model: Any, items: list[Item], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU the last backward pass is still in flight when Python returns from it."""
+    waited: list[float] = []
+    now = time.perf_counter
+    monkeypatch.setattr("reward.training.trainer.finish_kernels", lambda: waited.append(20))
+    monkeypatch.setattr(time, "perf_counter", lambda: now() + sum(waited))
+    trainer.tokens_per_batch = 10_000
+    trainer.training_step(model, {"items": items})
+    assert trainer.figures["time/step"] > 20
 
 
 def test_the_gradient_is_that_of_the_definition(
