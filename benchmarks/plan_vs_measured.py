@@ -192,7 +192,8 @@ def compare_policy(
 def score_trees(scorer: Any, trees: Sequence[Tree], tokens: int) -> None:
     """What `Scorer.score` does once it has token ids."""
     from rlhf.kernels.packing import pack
-    from rlhf.models.loading import REWARD, role
+    from rlhf.models.loading import REWARD
+    from rlhf.models.roles import role
 
     with role(scorer.model, REWARD), torch.inference_mode():
         for batch in pack(trees, tokens, pad_id=scorer.chat.pad_id):

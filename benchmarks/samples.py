@@ -66,7 +66,7 @@ def groups(
     source = DataSource(path=path, where=where, limit=max(200, 20 * prompts))
     if data is not None and is_helpsteer(data):
         source = DataSource(path=str(data), format="helpsteer2-preference", limit=source.limit)
-    loaded, _ = load_prompts([source], seed=0)
+    loaded, _ = load_prompts([source])
     fitting = [p for p in loaded if len(chat.prompt_ids(p.messages)) <= longest_prompt][:prompts]
     texts = [
         text

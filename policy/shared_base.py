@@ -26,7 +26,8 @@ from rlhf.core.errors import DataError, ModelError, did_you_mean
 from rlhf.core.records import Conversation, Message, Rollout
 from rlhf.models.chat import Chat
 from rlhf.models.chat.template import DATE
-from rlhf.models.loading import PeftModel, role
+from rlhf.models.loading import PeftModel
+from rlhf.models.roles import role
 from rlhf.models.trunk import load_trunk
 
 

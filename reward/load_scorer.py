@@ -24,6 +24,7 @@ from reward.outputs import reward_output
 from reward.principle.scorer import CARD as PRINCIPLE_CARD
 from reward.principle.scorer import PrincipleScorer
 from reward.scorer import Score, Scorer, as_scores, default_budget, require_length
+from rlhf.config.schema import ReasoningRule
 from rlhf.core.errors import ModelError, did_you_mean
 from rlhf.core.formats import require_bfloat16
 from rlhf.core.places import missing_local
@@ -32,7 +33,6 @@ from rlhf.distributed import processes
 from rlhf.kernels.precision import fits_in_float32, float32_products
 from rlhf.models.bases import read_config, require_plain_logits
 from rlhf.models.chat import Chat
-from rlhf.models.chat.reasoning import Rule
 from rlhf.models.embedded import resolve_base
 from rlhf.models.forwards import apply_head
 from rlhf.models.loading import HEAD, quiet
@@ -57,7 +57,7 @@ def load_scorer(
     dtype: str = "auto",
     tokens_per_batch: int | None = None,
     principles: Sequence[str] = (),
-    reasoning: Rule = "keep",
+    reasoning: ReasoningRule = "keep",
 ) -> Scorer | PlainScorer | PrincipleScorer:
     """A reward model that is ready to score.
 

@@ -50,7 +50,8 @@ from rlhf.kernels.packed_batch import PackedBatch
 from rlhf.kernels.packing import Tree, pack
 from rlhf.models.forwards import enable_packed_logprobs, enable_packed_scores, enable_packed_values
 from rlhf.models.four_bits import nf4_settings, prepare
-from rlhf.models.loading import CRITIC, HEAD, PeftModel, autocast, lora_config, role, with_adapter
+from rlhf.models.loading import CRITIC, HEAD, PeftModel, autocast, lora_config, with_adapter
+from rlhf.models.roles import role
 from rlhf.plan.memory.empty import pack_weight
 
 DEVICE = "pretend:0"

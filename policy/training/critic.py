@@ -20,15 +20,8 @@ from rlhf.config.rewards import RewardSource
 from rlhf.kernels import adapter_layers
 from rlhf.kernels.packed_batch import PackedBatch
 from rlhf.models.forwards import enable_packed_values, packed_inputs
-from rlhf.models.loading import (
-    CRITIC,
-    VALUE_HEAD,
-    PeftModel,
-    fit_targets,
-    keep_trainable,
-    lora_config,
-    upcast_trainable,
-)
+from rlhf.models.loading import CRITIC, VALUE_HEAD, PeftModel, fit_targets, lora_config, upcast_trainable
+from rlhf.models.roles import keep_trainable
 
 
 def critic_start(config: PolicyConfig) -> RewardSource | None:

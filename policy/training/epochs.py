@@ -23,7 +23,8 @@ from policy.update.step import Update
 from rlhf.config.algorithm import CriticConfig
 from rlhf.distributed.sharding import is_fsdp, missing_passes
 from rlhf.distributed.trainer_mixin import DistributedTrainerMixin
-from rlhf.models.loading import CRITIC, role
+from rlhf.models.loading import CRITIC
+from rlhf.models.roles import role
 
 
 class UpdateEpochs(DistributedTrainerMixin):

@@ -18,7 +18,8 @@ from rlhf.core.records import Rollout
 from rlhf.kernels.packed_batch import PackedBatch
 from rlhf.kernels.packing import Tree, pack
 from rlhf.models.forwards import packed_inputs
-from rlhf.models.loading import CRITIC, PeftModel, autocast, base_of, reference_role, role
+from rlhf.models.loading import CRITIC, PeftModel, autocast, base_of, reference_role
+from rlhf.models.roles import role
 
 
 @dataclass(frozen=True)

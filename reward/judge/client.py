@@ -25,7 +25,7 @@ from rlhf.core.hosts import is_loopback
 
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504)
 """Status codes after which a request is sent again."""
-TOO_LONG = re.compile(
+CONTEXT_EXCEEDED = re.compile(
     r"context.{0,3}(length|size|window)|maximum (model|sequence|input) length|too long", re.IGNORECASE
 )
 """In the message of a status 400 or 413: the request is too long for the model, as vLLM, SGLang, llama.cpp
@@ -169,7 +169,7 @@ class JudgeClient:
                     completion = _read(response, time.perf_counter() - started)
                     if completion is not None:
                         return completion
-                if response.status_code in (400, 413) and TOO_LONG.search(response.text):
+                if response.status_code in (400, 413) and CONTEXT_EXCEEDED.search(response.text):
                     return Completion(response.text, too_long=True)
                 self._raise_if_final(response)
                 reason = f"status {response.status_code}: {excerpt(response.text)}"

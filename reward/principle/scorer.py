@@ -24,7 +24,8 @@ from rlhf.kernels.precision import fits_in_float32, float32_products
 from rlhf.kernels.tensors import to_cpu
 from rlhf.models.chat import Chat
 from rlhf.models.forwards import apply_head, last_states
-from rlhf.models.loading import REWARD, PeftModel, autocast, base_of, role
+from rlhf.models.loading import REWARD, PeftModel, autocast, base_of
+from rlhf.models.roles import role
 from rlhf.models.trunk import load_trunk_of
 from rlhf.runs.gpu_memory import phase
 

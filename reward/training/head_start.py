@@ -18,7 +18,8 @@ from reward.training.batches import Item, RewardBatch, batches
 from rlhf.distributed.sharding import compute_device
 from rlhf.kernels.packing_check import one_per_row
 from rlhf.models.forwards import last_states
-from rlhf.models.loading import PeftModel, autocast, role
+from rlhf.models.loading import PeftModel, autocast
+from rlhf.models.roles import role
 from rlhf.runs.gpu_memory import phase
 
 PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)

@@ -27,14 +27,8 @@ from rlhf.models.bases import adapter_as_model, merge_command
 from rlhf.models.chat import Chat
 from rlhf.models.chat.template import keys_to_set
 from rlhf.models.checkpoint_folder import model_folder
-from rlhf.models.loading import (
-    HEAD,
-    REWARD,
-    PeftModel,
-    base_of,
-    fingerprint,
-    keep_trainable,
-)
+from rlhf.models.loading import HEAD, REWARD, PeftModel, base_of, fingerprint
+from rlhf.models.roles import keep_trainable
 
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 WHOLE = "config.json"  # the file of a complete model

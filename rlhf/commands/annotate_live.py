@@ -37,7 +37,7 @@ def live_pairs(
     from rlhf.config.schema import DataSource
     from rlhf.data.load import load_prompts
 
-    rows, drops = load_prompts([DataSource(path=prompts)], seed=0)
+    rows, drops = load_prompts([DataSource(path=prompts)])
     print("\n".join(drops.lines()))
     speakers = [Speaker.read(policy) for policy in policies]
     for policy, speaker in zip(policies, speakers, strict=True):

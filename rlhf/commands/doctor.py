@@ -18,11 +18,11 @@ from rlhf.config.reward import RewardConfig
 from rlhf.doctor import machine_facts as machine
 from rlhf.doctor.checks import examine
 from rlhf.doctor.facts import Facts
-from rlhf.doctor.results import CheckStatus, Finding
+from rlhf.doctor.results import CheckVerdict, Finding
 from rlhf.doctor.run_facts import full_run
 from rlhf.terminal.options import Output, Overrides
 
-COLOURS: Mapping[CheckStatus, str] = {
+COLOURS: Mapping[CheckVerdict, str] = {
     "ok": "green",
     "warning": "yellow",
     "problem": "bold red",
@@ -76,7 +76,7 @@ def command(
 
 
 def show(
-    results: Mapping[str, Sequence[Finding]], counts: Mapping[CheckStatus, int], console: Console
+    results: Mapping[str, Sequence[Finding]], counts: Mapping[CheckVerdict, int], console: Console
 ) -> None:
     """Print each group with one line per check, followed by its fix."""
     for group, lines in results.items():

@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from rlhf.config.schema import Count, CountOrZero, NonNegative, Positive, Strict
+from rlhf.config.schema import Count, CountOrZero, NonNegative, Positive, ReasoningRule, Strict
 
 JUDGE_TOKEN_ENV = "RLHF_JUDGE_TOKEN"  # noqa: S105 - the name of a variable
 PAIRWISE_FORMS = ("boxed", "json", "justifier")
@@ -32,7 +32,7 @@ class JudgeConfig(Strict):
     criteria: list[str] = Field(default_factory=list)
     """Principles the response should fulfil. `yes-no` and `rubric` need at least one; the other forms show
     them."""
-    reasoning: Literal["keep", "strip", "refuse"] = "keep"
+    reasoning: ReasoningRule = "keep"
     """What the judge sees of `<think>` parts of responses: all, nothing, or such responses are not judged."""
     temperature: NonNegative = 0.0
     """Sampling temperature of the judge."""

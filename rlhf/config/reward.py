@@ -17,6 +17,7 @@ from rlhf.config.schema import (
     OptimizerConfig,
     Place,
     Positive,
+    ReasoningRule,
     RunConfig,
     Share,
     Strict,
@@ -104,7 +105,7 @@ class RewardConfig(RunConfig):
     """The reward model's LoRA adapter."""
     attributes: list[str] = Field(default_factory=lambda: list(HELPSTEER_ATTRIBUTES), min_length=1)
     """The head's outputs; the first is the reward."""
-    reasoning: Literal["keep", "strip", "refuse"] = "keep"
+    reasoning: ReasoningRule = "keep"
     """Reasoning in answers, between `<think>` and `</think>`: `keep` scores it, `strip` removes it first,
     `refuse` does not score such answers. Stored with the model and used wherever it scores."""
     data: RewardDataConfig

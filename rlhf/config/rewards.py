@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from rlhf.config.judge import JudgeConfig
-from rlhf.config.schema import Count, CountOrZero, NonNegative, Number, Place, Positive, Strict
+from rlhf.config.schema import Count, CountOrZero, NonNegative, Number, Place, Positive, ReasoningRule, Strict
 
 RewardKind = Literal["adapter", "classifier", "server", "function", "judge", "ensemble", "principle"]
 KINDS: tuple[RewardKind, ...] = get_args(RewardKind)
@@ -71,7 +71,7 @@ class RewardSourceConfig(Strict):
     """Principle: what responses should satisfy, in words. Several are several rewards, each with `weight`."""
     label: str | None = None
     """Classifier with several outputs: the output that is the reward; null: the first."""
-    reasoning: Literal["keep", "strip", "refuse"] = "keep"
+    reasoning: ReasoningRule = "keep"
     """Classifier: what it sees of `<think>` parts of answers: all, nothing, or such answers have no reward. A
     reward model of this project has its own rule, a judge `judge.reasoning`."""
     token_env: str = TOKEN_ENV

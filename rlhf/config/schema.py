@@ -49,6 +49,10 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
+ReasoningRule = Literal["keep", "strip", "refuse"]
+"""What a reward sees of `<think>` parts: all, nothing, or the response is refused."""
+
+
 class ModelConfig(Strict):
     """The frozen base model."""
 

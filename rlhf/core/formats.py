@@ -83,7 +83,7 @@ def require_bfloat16(dtype: str) -> None:
             f"{major}.{minor}) lacks.",
             allowed="float32 on this GPU, or a GPU of compute capability 8.0 (Ampere) or later; float16 is "
             "not supported",
-            fix="model.dtype=float32; without that key, on the CPU: export CUDA_VISIBLE_DEVICES=",
+            fix="model.dtype=float32; a command that has no such key: export CUDA_VISIBLE_DEVICES= (the CPU)",
         )
 
 

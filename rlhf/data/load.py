@@ -31,6 +31,9 @@ Record = TypeVar("Record")
 Readers = Mapping[str, Callable[[Row, DataSource], Record | list[Record]]]
 RecordKind = Literal["ratings", "preferences", "prompts", "principles", "justifications"]
 CONTRADICTORY = "pairs of which the opposite is in the data, too (A over B and B over A)"
+PROMPT_SEED = 0
+"""Draws the rows of a source of prompts with a `limit`, whatever the run's seed: runs of several seeds hold
+out, or exclude, the same prompts."""
 
 
 def load_ratings(
@@ -125,14 +128,7 @@ def load_justifications(
     )
 
 
-PROMPT_SEED = 0
-"""Draws the rows of a source of prompts with a `limit`, whatever the run's seed: runs of several seeds hold
-out, or exclude, the same prompts."""
-
-
-def load_prompts(
-    sources: Sequence[DataSource], *, seed: int = PROMPT_SEED
-) -> tuple[list[Prompt], DropReport]:
+def load_prompts(sources: Sequence[DataSource]) -> tuple[list[Prompt], DropReport]:
     """Prompts, each once; every format has some.
 
     Raises:
@@ -150,7 +146,7 @@ def load_prompts(
         "lmsys-55k": lmsys.prompt,
         "columns": columns.prompt,
     }
-    return _load("prompts", sources, seed, readers, lambda item: item.messages)
+    return _load("prompts", sources, PROMPT_SEED, readers, lambda item: item.messages)
 
 
 def join_ratings(

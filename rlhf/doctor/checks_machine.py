@@ -185,7 +185,7 @@ def peers(facts: Facts) -> Iterator[Finding]:
         return
     if gpu_count(facts) == 1:
         if facts.torch.nccl is not None:
-            yield Finding("NCCL", "ok", f"NCCL {facts.torch.nccl}; one GPU needs it for FSDP2 alone")
+            yield Finding("NCCL", "ok", f"NCCL {facts.torch.nccl}; on one GPU only FSDP2 needs it")
         return
     slow = [
         f"{name}={value}"

@@ -8,7 +8,7 @@ from typing import Literal
 
 from rlhf.doctor.facts import GIB, MIB, Facts
 
-CheckStatus = Literal["ok", "warning", "problem", "not checked"]
+CheckVerdict = Literal["ok", "warning", "problem", "not checked"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +16,7 @@ class Finding:
     """One line of the doctor's output."""
 
     name: str
-    verdict: CheckStatus
+    verdict: CheckVerdict
     found: str
     fix: str = ""
 

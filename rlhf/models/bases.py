@@ -18,11 +18,10 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from rlhf.config.schema import AdapterConfig, ModelConfig
+from rlhf.config.schema import AdapterConfig, ModelConfig, ReasoningRule
 from rlhf.core.errors import ConfigError, ModelError
 from rlhf.distributed import sharding
 from rlhf.models.chat.chat import Chat
-from rlhf.models.chat.reasoning import Rule
 from rlhf.models.dropout import require_switchable
 from rlhf.models.embedded import resolve_base
 from rlhf.models.loading_errors import (
@@ -321,7 +320,7 @@ def tied(config: Any) -> bool:
     return bool(getattr(config.get_text_config(), "tie_word_embeddings", False))
 
 
-def load_chat(model: ModelConfig, *, reasoning: Rule = "keep") -> Chat:
+def load_chat(model: ModelConfig, *, reasoning: ReasoningRule = "keep") -> Chat:
     """The tokenizer and chat template of a base that is trained with rows of `model.max_length` tokens.
 
     Raises:

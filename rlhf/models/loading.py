@@ -45,8 +45,6 @@ from rlhf.models.loading_errors import (
     require_text_only,
     unused_weights,
 )
-from rlhf.models.roles import keep_trainable as keep_trainable
-from rlhf.models.roles import role as role
 from rlhf.models.stored import HEAD as HEAD
 from rlhf.models.stored import stored_head
 from rlhf.models.targets import adapter_targets

@@ -1,8 +1,7 @@
 """Switch between the adapters on one base, which happens for every packed row.
 
-PEFT's own methods walk over all modules and set `requires_grad` of every parameter: 100 ms a switch for 32
-layers with three adapters, in which a GPU may run out of queued kernels. `role` changes the switches of the
-adapted layers only.
+PEFT's own methods walk over all modules and set `requires_grad` of every parameter, and meanwhile a GPU may
+run out of queued kernels. `role` changes the switches of the adapted layers only.
 """
 
 from __future__ import annotations

@@ -157,7 +157,7 @@ def print_result(kind: str, result: BenchmarkResult, console: Console) -> None:
     )
 
 
-def print_judge(figures: BenchmarkResult, console: Console) -> None:
+def print_judge(figures: Mapping[str, Any], console: Console) -> None:
     """What a judge's texts cost, and how far the order of two answers decides."""
     console.print(
         f"Judge: {figures['requests']:.0f} texts, {figures['unparsed']:.0f} could not be read and are left "
@@ -189,7 +189,7 @@ def print_judge(figures: BenchmarkResult, console: Console) -> None:
         )
 
 
-def print_suite(suite: BenchmarkResult, console: Console) -> None:
+def print_suite(suite: Mapping[str, Any], console: Console) -> None:
     """A line for each benchmark; then published scores, notes, and what is missing, and why."""
     table = _table("Scores in %, ties wrong", "benchmark")
     for header in ("items", "score", "95 % interval", "longest", "shortest"):
@@ -299,7 +299,7 @@ def _print_parts(result: BenchmarkResult, console: Console) -> None:
 
 
 def _print_curve(
-    title: str, curve: Sequence[BenchmarkResult], console: Console, *, percent: bool = False
+    title: str, curve: Sequence[Mapping[str, Any]], console: Console, *, percent: bool = False
 ) -> None:
     """One line an n; the gap is the one from a random pick to the best possible."""
     prompts = {row["prompts"] for row in curve}

@@ -132,7 +132,7 @@ ROWS: Mapping[str, tuple[dict[str, Any], Callable[[str], object]]] = {
     ),
     "prompts": (
         {"prompt": MESSAGES[:1], "check": {"family": "words"}, "source": "x"},
-        lambda path: load_prompts([source(path)], seed=0),
+        lambda path: load_prompts([source(path)]),
     ),
     "comparisons": (
         {"prompt": "P", "chosen": "A", "rejected": "B", "subset": "s", "section": "t"},

@@ -141,7 +141,7 @@ KILLED_AT = {"reward": 6, "policy": 3}
 policy run, so that runs resume in the middle of a stage, with moments."""
 
 
-DDP_REST = ("ppo", "whole", *(f"resumed-{kind}" for kind in KILLED_AT))
+REST_OF_DDP = ("ppo", "whole", *(f"resumed-{kind}" for kind in KILLED_AT))
 """Jobs whose code DDP shares with one process, or with FSDP2."""
 
 
@@ -173,5 +173,5 @@ def together(
     (folder / "occupied" / "notes.txt").write_text("")
     jobs["occupied"] = {"words": words("reward", folder / "occupied")}
     if strategy == "ddp":
-        jobs = {name: job for name, job in jobs.items() if (name in DDP_REST) == bool(rest)}
+        jobs = {name: job for name, job in jobs.items() if (name in REST_OF_DDP) == bool(rest)}
     return folder, launched(jobs, strategy=strategy, folder=folder)

@@ -62,7 +62,7 @@ def read_prompts(path: str) -> tuple[list[Prompt], DropReport]:
     evaluation = Path(path) / "eval.json"
     if path != DEMO and evaluation.is_file():
         return held_out_prompts(evaluation), DropReport()
-    return load_prompts([DataSource(path=path)], seed=0)
+    return load_prompts([DataSource(path=path)])
 
 
 def held_out_prompts(evaluation: Path) -> list[Prompt]:

@@ -111,7 +111,7 @@ def load_questions(
         )
     form = FORMATS[name]
     if form.read is None:
-        prompts, report = load_prompts([DataSource(path=path, columns=dict(columns or {}))], seed=0)
+        prompts, report = load_prompts([DataSource(path=path, columns=dict(columns or {}))])
         return [own_question(number, prompt) for number, prompt in enumerate(prompts, 1)], report
     if path == DEMO:
         raise DataError("`demo` holds prompts of this project.", allowed=f"a question file for {name}")

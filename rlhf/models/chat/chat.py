@@ -13,12 +13,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf.config.schema import ModelConfig
+from rlhf.config.schema import ModelConfig, ReasoningRule
 from rlhf.core.errors import DataError, ModelError, RefusalError
 from rlhf.core.records import Conversation, Message
 from rlhf.models.chat.control_tokens import ControlTokens
 from rlhf.models.chat.ids import find_ids, model_ids, special_ids
-from rlhf.models.chat.reasoning import Rule, apply_rule, prompt_opening, template_effects
+from rlhf.models.chat.reasoning import apply_rule, prompt_opening, template_effects
 from rlhf.models.chat.rendering import Renderer
 from rlhf.models.chat.template import DATE, ChatTemplate, check_options, choose_template
 from rlhf.models.chat.threads import ahead, each
@@ -60,7 +60,7 @@ class Chat:
         template_date: str = DATE,
         chat_template: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
-        reasoning: Rule = "keep",
+        reasoning: ReasoningRule = "keep",
     ) -> None:
         check_options(chat_template_kwargs or {}, tokenizer)
         text, name = choose_template(tokenizer, chat_template)
@@ -87,7 +87,7 @@ class Chat:
         template_date: str = DATE,
         chat_template: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
-        reasoning: Rule = "keep",
+        reasoning: ReasoningRule = "keep",
     ) -> Chat:
         """The chat of a model folder or Hugging Face name.
 
@@ -126,7 +126,7 @@ class Chat:
         )
 
     @classmethod
-    def of(cls, model: ModelConfig, *, reasoning: Rule = "keep") -> Chat:
+    def of(cls, model: ModelConfig, *, reasoning: ReasoningRule = "keep") -> Chat:
         """The chat of a configured base.
 
         Raises:
@@ -175,7 +175,7 @@ class Chat:
             "chat_template_kwargs": dict(self.template.kwargs),
         }
 
-    def with_reasoning(self, rule: Rule) -> Chat:
+    def with_reasoning(self, rule: ReasoningRule) -> Chat:
         """The same chat with another rule for reasoning, such as a reward model's."""
         other = copy.copy(self)
         other.reasoning = rule

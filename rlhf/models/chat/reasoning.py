@@ -13,15 +13,15 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from jinja2 import TemplateError
 
+from rlhf.config.schema import ReasoningRule
 from rlhf.core.errors import RefusalError
 from rlhf.core.records import Conversation, Message
 from rlhf.models.chat.control_tokens import REASONING_TAGS
 
-Rule = Literal["keep", "strip", "refuse"]
 OPEN, CLOSE = REASONING_TAGS
 FIELD = "reasoning_content"
 """The field of a message with reasoning outside of its content."""
@@ -29,7 +29,7 @@ CLOSED_PART = re.compile(f"{re.escape(OPEN)}.*?{re.escape(CLOSE)}\\s*", re.DOTAL
 REMOVES_LAST = "removes the reasoning of the answer that is scored"
 
 
-def apply_rule(conversation: Conversation, rule: Rule, opening: str) -> Conversation:
+def apply_rule(conversation: Conversation, rule: ReasoningRule, opening: str) -> Conversation:
     """The conversation that the reward model sees.
 
     Args:

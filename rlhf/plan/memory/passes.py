@@ -38,10 +38,10 @@ from rlhf.models.loading import (
     autocast,
     lora_config,
     reference_role,
-    role,
     upcast_trainable,
     with_adapter,
 )
+from rlhf.models.roles import role
 from rlhf.plan.memory.empty import empty_base
 from rlhf.plan.memory.ledger import Ledger
 

@@ -133,7 +133,7 @@ def notes(result: ContestResult) -> list[str]:
     return lines
 
 
-def examples(result: ContestResult, rows: Sequence[ContestResult]) -> list[dict[str, Any]]:
+def examples(result: ContestResult, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The first answers to twelve prompts, evenly spaced from A's largest gain to its largest loss."""
     a, b = result["names"]
     ordered = sorted(rows, key=lambda row: row["b"][0]["reward"] - row["a"][0]["reward"])
@@ -149,7 +149,7 @@ def examples(result: ContestResult, rows: Sequence[ContestResult]) -> list[dict[
     ]
 
 
-def write_page(folder: Path, result: ContestResult, rows: Sequence[ContestResult], name: str) -> Path:
+def write_page(folder: Path, result: ContestResult, rows: Sequence[Mapping[str, Any]], name: str) -> Path:
     """Write `folder/report.html`, self-contained and without scripts, and its picture beside it; returns its
     path.
     """
@@ -176,7 +176,7 @@ def write_page(folder: Path, result: ContestResult, rows: Sequence[ContestResult
     return target
 
 
-def draw(result: ContestResult, rows: Sequence[ContestResult]) -> bytes:
+def draw(result: ContestResult, rows: Sequence[Mapping[str, Any]]) -> bytes:
     """SVG: histogram of the reward difference per prompt, with the best of n for scale."""
     import matplotlib
 
@@ -194,7 +194,7 @@ def draw(result: ContestResult, rows: Sequence[ContestResult]) -> bytes:
     return out.getvalue()
 
 
-def _histogram(axes: Any, result: ContestResult, rows: Sequence[ContestResult]) -> None:
+def _histogram(axes: Any, result: ContestResult, rows: Sequence[Mapping[str, Any]]) -> None:
     a, b = result["names"]
     differences = [_mean_reward(row["a"]) - _mean_reward(row["b"]) for row in rows]
     axes.hist(differences, bins=min(30, max(5, len(differences) // 4)), color=DOT, alpha=0.75)
@@ -203,7 +203,7 @@ def _histogram(axes: Any, result: ContestResult, rows: Sequence[ContestResult]) 
     _style(axes, f"reward of {a} \N{MINUS SIGN} {b}, a prompt's mean", "prompts")
 
 
-def _yardstick(axes: Any, result: ContestResult, curve: Sequence[ContestResult]) -> None:
+def _yardstick(axes: Any, result: ContestResult, curve: Sequence[Mapping[str, Any]]) -> None:
     a, b = result["names"]
     places = [point["kl_bound"] for point in curve]
     means = [point["reward"]["mean"] for point in curve]
@@ -232,11 +232,11 @@ def _style(axes: Any, title: str, label: str) -> None:
     style_axes(axes)
 
 
-def _mean_reward(answers: Sequence[ContestResult]) -> float:
+def _mean_reward(answers: Sequence[Mapping[str, Any]]) -> float:
     return float(sum(answer["reward"] for answer in answers) / len(answers))
 
 
-def _side(answer: ContestResult) -> dict[str, Any]:
+def _side(answer: Mapping[str, Any]) -> dict[str, Any]:
     facts = [
         (QUANTITIES[name].lower(), fixed(answer[name], 2))
         for name in QUANTITIES
@@ -246,11 +246,11 @@ def _side(answer: ContestResult) -> dict[str, Any]:
     return {"text": answer["answer"], "finished": None, "facts": facts}
 
 
-def _share(rate: ContestResult) -> str:
+def _share(rate: Mapping[str, Any]) -> str:
     return f"{percent(rate['mean'])} ({_interval(rate)})" if rate["ci95"] else percent(rate["mean"])
 
 
-def _interval(rate: ContestResult) -> str:
+def _interval(rate: Mapping[str, Any]) -> str:
     """The interval of a share in per cent, or a dash."""
     ends = rate["ci95"]
     return f"{fixed(100 * ends[0], 1)} to {fixed(100 * ends[1], 1)}" if ends else DASH

@@ -24,7 +24,7 @@ PROMPT = (Message("user", "q"),)
 def test_sources_are_read_in_order_and_reported_together(write_rows: Callable[..., str]) -> None:
     first = write_rows("first.jsonl", [{"prompt": "a"}, {"prompt": ""}, {"prompt": "b"}])
     second = write_rows("second.jsonl.gz", [{"prompt": "b"}, {"prompt": "c"}])
-    prompts, report = load_prompts([DataSource(path=first), DataSource(path=second)], seed=0)
+    prompts, report = load_prompts([DataSource(path=first), DataSource(path=second)])
     assert [prompt.messages[0].content for prompt in prompts] == ["a", "b", "c"]
     assert (report.read, report.kept) == (5, 3)
     assert report.examples == {"blank prompt": [f"{first}:2"], "duplicate": [f"{second}:1"]}
@@ -46,7 +46,7 @@ def test_nothing_left_shows_why(write_rows: Callable[..., str]) -> None:
 
 def test_an_empty_file_has_nothing_left(write_rows: Callable[..., str]) -> None:
     with pytest.raises(DataError, match=r"rows\.jsonl:1: "):
-        load_prompts([DataSource(path=write_rows("rows.jsonl", []))], seed=0)
+        load_prompts([DataSource(path=write_rows("rows.jsonl", []))])
 
 
 def test_no_source_is_no_error() -> None:
@@ -145,7 +145,7 @@ def test_the_synthetic_ratings_join_the_synthetic_preferences(split: str) -> Non
 
 
 def test_the_synthetic_prompts_carry_checks_and_the_benchmark_sections() -> None:
-    prompts, report = load_prompts([DataSource(path="demo")], seed=0)
+    prompts, report = load_prompts([DataSource(path="demo")])
     assert report.read == report.kept == len(prompts)
     assert all(prompt.check and prompt.source.startswith("synthetic") for prompt in prompts)
     items, report = load_comparisons("demo")
@@ -155,7 +155,7 @@ def test_the_synthetic_prompts_carry_checks_and_the_benchmark_sections() -> None
 
 def test_an_unknown_split_of_the_synthetic_rows() -> None:
     with pytest.raises(DataError, match="'tset'"):
-        load_prompts([DataSource(path="demo", split="tset")], seed=0)
+        load_prompts([DataSource(path="demo", split="tset")])
 
 
 def test_a_digest_is_of_the_content_and_not_of_its_place() -> None:

@@ -50,7 +50,7 @@ def test_renamed_attributes(shared: Path) -> None:
 
 
 def test_prompts(shared: Path) -> None:
-    prompts, report = load_prompts([DataSource(path=str(shared / "prompts.jsonl.gz"))], seed=0)
+    prompts, report = load_prompts([DataSource(path=str(shared / "prompts.jsonl.gz"))])
     assert (report.read, len(prompts)) == (7_810, 7_810)
 
 

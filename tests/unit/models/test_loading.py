@@ -22,9 +22,9 @@ from rlhf.models.loading import (
     load_classifier,
     lora_config,
     reward_head,
-    role,
     with_adapter,
 )
+from rlhf.models.roles import role
 
 IDS = torch.tensor([[5, 6, 7, 8]])
 

@@ -179,7 +179,7 @@ def test_prompts_keep_source_and_check(write_rows: Callable[..., str]) -> None:
     path = write_rows(
         "rows.jsonl", [{"prompt": ASKED, "family": "sums", "check": {"is": 2}}, {"prompt": "q"}]
     )
-    prompts, _ = load_prompts([DataSource(path=path, columns={"source": "family"})], seed=0)
+    prompts, _ = load_prompts([DataSource(path=path, columns={"source": "family"})])
     assert prompts == [
         Prompt(PROMPT, source="sums", columns={"check": {"is": 2}}),
         Prompt((Message("user", "q"),), source=path),
@@ -191,7 +191,7 @@ def test_a_check_without_a_family_is_a_column_of_the_users(
     write_rows: Callable[..., str], check: Any
 ) -> None:
     path = write_rows("rows.jsonl", [{"prompt": "q", "check": check, "answer": "2"}])
-    (prompt,), _ = load_prompts([DataSource(path=path)], seed=0)
+    (prompt,), _ = load_prompts([DataSource(path=path)])
     assert prompt.check is None
     assert prompt.columns == {"check": check, "answer": "2"}
 
@@ -199,7 +199,7 @@ def test_a_check_without_a_family_is_a_column_of_the_users(
 def test_a_check_of_a_known_family_is_the_gold_scores(write_rows: Callable[..., str]) -> None:
     check = {"family": "words", "limit": 3, "key": "bread", "related": []}
     path = write_rows("rows.jsonl", [{"prompt": "q", "check": check}])
-    (prompt,), _ = load_prompts([DataSource(path=path)], seed=0)
+    (prompt,), _ = load_prompts([DataSource(path=path)])
     assert prompt.check == check
 
 

@@ -111,7 +111,7 @@ def test_a_split_that_is_not_there(folder: str) -> None:
 
 def test_prompts_of_either_file(folder: str) -> None:
     sources = [DataSource(path=folder, format=name) for name in ("helpsteer2", "helpsteer2-preference")]
-    prompts, report = load_prompts(sources, seed=0)
+    prompts, report = load_prompts(sources)
     assert [prompt.messages for prompt in prompts] == [(Message("user", "What is 1+1?"),)]
     assert report.reasons == {"duplicate": 3}
 

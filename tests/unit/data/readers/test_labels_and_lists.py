@@ -139,7 +139,7 @@ def test_completions_make_the_pair_of_best_and_worst(
     left_out = len(completions) == 3 and "N/A" in str(completions)
     assert (ultrafeedback.LEFT_OUT in report.notes) == left_out
     assert [(item.chosen, item.rejected) for item in load_benchmark(path).items] == [pair]
-    assert load_prompts([DataSource(path=path)], seed=0)[0][0].messages == PROMPT
+    assert load_prompts([DataSource(path=path)])[0][0].messages == PROMPT
 
 
 def test_completions_as_an_object_of_lists(write_rows: Any) -> None:
@@ -206,7 +206,7 @@ def test_one_hot_winners_are_winners(write_rows: Any) -> None:
         rules.EMPTY_RESPONSE: [f"{path}:7"],
     }
     assert len(load_benchmark(path).items) == 4
-    prompts, _ = load_prompts([DataSource(path=path)], seed=0)
+    prompts, _ = load_prompts([DataSource(path=path)])
     assert [item.messages[0].content for item in prompts] == ["text", "q", "list", "[3] text"]
 
 

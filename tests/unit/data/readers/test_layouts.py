@@ -132,7 +132,7 @@ def test_the_line_that_pins_a_layout_is_yaml_with_the_other_keys_of_the_source(w
 @pytest.mark.parametrize("name", PROMPTS)
 def test_a_layout_of_prompts(write_rows: Any, name: str) -> None:
     path = write_rows("rows.jsonl", [PROMPTS[name]])
-    (item,), _ = load_prompts([DataSource(path=path)], seed=0)
+    (item,), _ = load_prompts([DataSource(path=path)])
     assert item.messages == PROMPT
 
 

@@ -271,7 +271,7 @@ def test_reasoning_under_a_name_that_no_template_knows_is_counted(write_rows: An
 
 def test_a_column_that_an_argument_of_reward_functions_hides_is_noted(write_rows: Any) -> None:
     path = write_rows("rows.jsonl", [{"prompt": "q", "completions": "x", "answer": "y"}])
-    _, report = load_prompts([DataSource(path=path)], seed=0)
+    _, report = load_prompts([DataSource(path=path)])
     assert [note for note in report.notes if "'completions'" in note]
     assert not [note for note in report.notes if "'answer'" in note]
 

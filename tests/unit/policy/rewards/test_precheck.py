@@ -28,7 +28,7 @@ def config(tmp_path: Path) -> PolicyConfig:
 
 def test_the_demos_prompts_have_checks_of_known_families(tmp_path: Path) -> None:
     settings = config(tmp_path)
-    prompts, _ = load_prompts(settings.data.prompts, seed=0)
+    prompts, _ = load_prompts(settings.data.prompts)
     assert {prompt.check["family"] for prompt in prompts if prompt.check} <= CONSTRAINTS.keys()
     check_sources(settings, None, prompts)  # type: ignore[arg-type]
 

@@ -17,7 +17,8 @@ from reward.scorer import Scorer
 from rlhf.config.policy import PolicyConfig
 from rlhf.core.records import Conversation, Message, Rollout
 from rlhf.models.chat import Chat
-from rlhf.models.loading import CRITIC, PeftModel, load_causal, lora_config, role, with_adapter
+from rlhf.models.loading import CRITIC, PeftModel, load_causal, lora_config, with_adapter
+from rlhf.models.roles import role
 
 PROMPTS: list[Conversation] = [(Message("user", "Hi."),), (Message("user", "Name seven colours."),)]
 REWARDS = [1.0, 2.0, -1.0, 4.0]
