@@ -24,6 +24,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -207,9 +208,12 @@ def cell_config(cell: Cell, options: argparse.Namespace) -> tuple[RewardConfig, 
     if cell.pairs > counts["training"]:
         raise SystemExit(f"--pairs {cell.pairs}: the config has {counts['training']} training pairs")
     ratings = round(counts["ratings"] * cell.pairs / counts["training"])
+    rows: list[dict[str, Any]] = []
     for name, count in (("training", cell.pairs), ("ratings", ratings)):
-        lines = (data / f"{name}.jsonl").read_text("utf-8").splitlines()[:count]
-        atomic_write_text(data / f"{name}-{cell.pairs}.jsonl", "\n".join(lines) + "\n")
+        with (data / f"{name}.jsonl").open(encoding="utf-8") as lines:
+            rows = [json.loads(line) for line in islice(lines, count)]
+        write_rows(data / f"{name}-{cell.pairs}.jsonl", rows)
+    rated = {name for row in rows for name in row}  # a subset may lack an attribute that few sources have
     stage = {"optimizer": {"learning_rate": cell.rate, "warmup_steps": 5, "schedule": "cosine"}}
     base = yaml.safe_load(options.config.read_text("utf-8"))
     body = {
@@ -223,7 +227,9 @@ def cell_config(cell: Cell, options: argparse.Namespace) -> tuple[RewardConfig, 
             "ratings": [
                 {
                     "path": str(data / f"ratings-{cell.pairs}.jsonl"),
-                    "columns": {name: name for name in ("prompt", "response", *HELPSTEER_ATTRIBUTES)},
+                    "columns": {
+                        name: name for name in ("prompt", "response", *HELPSTEER_ATTRIBUTES) if name in rated
+                    },
                 }
             ],
         },

@@ -191,7 +191,8 @@ def correct_RSP(
 def held_out_rows(run: Path) -> list[dict[str, Any]]:
     """The judged held-out pairs of a run: the last ones of its eval_rows.jsonl."""
     evaluation = json.loads((run / "eval.json").read_text("utf-8"))
-    rows = [json.loads(line) for line in (run / "eval_rows.jsonl").read_text("utf-8").splitlines()]
+    with (run / "eval_rows.jsonl").open(encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
     return rows[-evaluation.get("held_out", evaluation)["count"] :]
 
 

@@ -89,5 +89,5 @@ def before_and_after(evaluation: Mapping[str, Any]) -> Table:
 
 def peak_of(run: Path) -> float:
     """Peak memory of the run's processes in GiB, from its metrics."""
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return max(float(json.loads(line).get("memory/peak_gib", 0.0)) for line in lines)
+    with (run / "metrics.jsonl").open(encoding="utf-8") as lines:
+        return max(float(json.loads(line).get("memory/peak_gib", 0.0)) for line in lines)

@@ -130,11 +130,12 @@ def write_samples(lines: Path, target: Path) -> None:
         DataError: a line is not JSON.
     """
     rows: list[dict[str, Any]] = []
-    for number, line in enumerate(lines.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise DataError(f"{lines}:{number} is not JSON: {error}", fix="take the line out") from None
+    with lines.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise DataError(f"{lines}:{number} is not JSON: {error}", fix="take the line out") from None
     names = dict.fromkeys(name for row in rows for name in row)
     columns = {name: [row.get(name) for row in rows] for name in names}
     pq.write_table(pa.table({name: _column(values) for name, values in columns.items()}), target)

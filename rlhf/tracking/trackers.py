@@ -172,8 +172,8 @@ def _last_step(metrics: Path) -> int:
     """The last update whose figures were written, and so sent; 0 in a new run."""
     if not metrics.exists():
         return 0
-    lines = metrics.read_text(encoding="utf-8").splitlines()
-    return max((int(json.loads(line)["step"]) for line in lines), default=0)
+    with metrics.open(encoding="utf-8") as lines:
+        return max((int(json.loads(line)["step"]) for line in lines), default=0)
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

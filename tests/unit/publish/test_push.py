@@ -58,13 +58,14 @@ def run(tmp_path: Path) -> Path:
         {
             "step": step,
             "prompt": [{"role": "user", "content": "Hi"}],
-            "answer": f"No {step}",
+            "answer": f"No\u2028{step}",  # a line separator, which is no end of a row
             "reward": step,
             "gold": gold,
         }
         for step, gold in ((1, None), (2, 0.5))
     ]
-    (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (folder / "samples.jsonl").write_text(lines, encoding="utf-8")
     return folder
 
 
@@ -95,7 +96,8 @@ def test_an_adapter_arrives_with_card_and_samples_in_a_private_repository(
     assert card.data.base_model == BASE
     assert f"folder = {REPO!r}" in card.text and "95 % interval" in card.text
     rows = pq.read_table(io.BytesIO(files["samples.parquet"])).to_pylist()
-    written = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    lines = (run / "samples.jsonl").read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    written = [json.loads(line) for line in lines]
     assert [row["answer"] for row in rows] == [row["answer"] for row in written]
     assert rows[0]["prompt"] == written[0]["prompt"]
     assert [row["gold"] for row in rows] == [None, 0.5]
