@@ -15,7 +15,6 @@ import csv
 import io
 import json
 import math
-import os
 import shlex
 import warnings
 from collections.abc import Callable
@@ -31,9 +30,9 @@ from rlhf.config.search import SearchConfig
 from rlhf.core.errors import DataError
 from rlhf.report.html import asset, environment
 from rlhf.report.numbers import duration, short
-from rlhf.runs.files import HALF_WRITTEN, atomic_write_text
+from rlhf.runs.files import atomic_write_text
 from rlhf.search.attempt import command_words
-from rlhf.search.space import Space
+from rlhf.search.space import Space, words_of
 from rlhf.search.storage import REASON, trials_of
 
 RESULTS = "search.json"
@@ -61,8 +60,7 @@ def read_results(config: SearchConfig, space: Space, study: optuna.Study) -> Res
     search = config.model_dump(mode="json", exclude={"storage"}, exclude_none=True)
     results: Results = {"search": search, "best": None, "train": None, "trials": trials}
     for best in ranked(results)[:1]:
-        words = [f"{name}={as_yaml(value)}" for name, value in best["parameters"].items()]
-        train = [*command_words(config, words), "--output", f"{config.output}-best"]
+        train = command_words(config, words_of(best["parameters"]), f"{config.output}-best")
         results |= {"best": best["number"], "train": shlex.join(train)}
     return results
 
@@ -127,35 +125,30 @@ def summary(results: Results) -> list[str]:
 
 
 def draw(study: optuna.Study, results: Results, folder: Path) -> None:
-    """Write search-*.png by Optuna: the value by trial, by each key, and the importance of keys."""
+    """Write search-*.svg by Optuna: the value by trial, by each key, and the importance of keys."""
     import matplotlib as mpl  # half a second to import
     from matplotlib import pyplot
     from optuna.visualization import matplotlib as plots
 
-    values = {trial["value"] for trial in ranked(results)}
-    if not values:
-        return
-    drawings: dict[str, Callable[..., object]] = {
-        "history": plots.plot_optimization_history,
-        "keys": partial(plots.plot_slice, params=list(results["search"]["parameters"])),
-    }
-    if len(values) >= IMPORTANCE_FROM:
-        drawings["importance"] = plots.plot_param_importances
+    values = len({trial["value"] for trial in ranked(results)})
+    drawings: list[tuple[str, Callable[..., object], int]] = [
+        ("history", plots.plot_optimization_history, 1),
+        ("keys", partial(plots.plot_slice, params=list(results["search"]["parameters"])), 1),
+        ("importance", plots.plot_param_importances, IMPORTANCE_FROM),
+    ]
     pyplot.switch_backend("agg")
-    for kind, plot in drawings.items():
-        unfinished = folder / f".search-{kind}.{os.getpid()}{HALF_WRITTEN}"
+    for name, plot in [(name, plot) for name, plot, needed in drawings if values >= needed]:
+        image = io.StringIO()
         with mpl.rc_context({"text.parse_math": False}), warnings.catch_warnings():  # a choice may contain $
             warnings.simplefilter("ignore")
             plot(study, target_name=results["search"]["objective"]["metric"])
-            pyplot.savefig(
-                unfinished, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None}
-            )
+            pyplot.savefig(image, format="svg", bbox_inches="tight", metadata={"Date": None})
             pyplot.close()
-        unfinished.replace(folder / f"search-{kind}.png")
+        atomic_write_text(folder / f"search-{name}.svg", image.getvalue())
 
 
-def write_page(folder: Path, output: Path | None = None) -> Path:
-    """Write one self-contained page on a search, to `folder/report.html` or to `output`.
+def load_results(folder: Path) -> Results:
+    """The results in a search's folder.
 
     Raises:
         DataError: search.json does not exist, or is not valid.
@@ -164,6 +157,16 @@ def write_page(folder: Path, output: Path | None = None) -> Path:
         results: Results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{folder / RESULTS} cannot be read: {error}", fix="run the search again") from None
+    return results
+
+
+def write_page(folder: Path, output: Path | None = None) -> Path:
+    """Write one self-contained page on a search, to `folder/report.html` or to `output`.
+
+    Raises:
+        DataError: search.json does not exist, or is not valid.
+    """
+    results = load_results(folder)
     templates = environment("rlhf.search")
     templates.filters.update(parameter=write_parameter, outcome=outcome)
     order = ranked(results)
@@ -175,7 +178,7 @@ def write_page(folder: Path, output: Path | None = None) -> Path:
         trials=[*order, *(trial for trial in results["trials"] if trial not in order)],
         summary=summary(results),
         took=duration(sum(trial["seconds"] for trial in results["trials"])),
-        plots=[base64.b64encode(file.read_bytes()).decode() for file in sorted(folder.glob("search-*.png"))],
+        plots=[base64.b64encode(file.read_bytes()).decode() for file in sorted(folder.glob("search-*.svg"))],
         style=asset("page.css"),
     )
     target = output or folder / "report.html"

@@ -23,16 +23,13 @@ SCHEMAS: dict[str, type[RewardConfig] | type[PolicyConfig]] = {
 }
 """The schema of each searched command."""
 
-Stored = str | int | float | bool | None
-"""Values that Optuna can store; a choice that is a list or a mapping is stored as JSON."""
-
 
 @dataclass(frozen=True, slots=True)
 class Space:
     """The searched keys.
 
     Attributes:
-        parameters: the range or choices of each key.
+        parameters: the range or choices of each key. Optuna stores a choice as JSON, as it may be a list.
         integers: the keys that are whole numbers in the schema, where 1.0 is loaded as 1.
     """
 
@@ -43,7 +40,7 @@ class Space:
         """Set a value for each key of a trial; values that the trial already has are kept."""
         for name, key in self.parameters.items():
             if key.choices is not None:
-                trial.suggest_categorical(name, [_stored(choice) for choice in key.choices])
+                trial.suggest_categorical(name, [json.dumps(choice) for choice in key.choices])
                 continue
             assert key.low is not None
             assert key.high is not None
@@ -52,17 +49,16 @@ class Space:
             else:
                 trial.suggest_float(name, key.low, key.high, step=key.step, log=key.log)
 
-    def values(self, stored: Mapping[str, Stored]) -> dict[str, Any]:
+    def values(self, stored: Mapping[str, Any]) -> dict[str, Any]:
         """The values of a trial as in a config."""
-        choices = {name: key.choices for name, key in self.parameters.items()}
         return {
-            name: next((choice for choice in choices.get(name) or () if _stored(choice) == value), value)
-            for name, value in stored.items()
+            name: json.loads(value) if isinstance(value, str) else value for name, value in stored.items()
         }
 
-    def words(self, stored: Mapping[str, Stored]) -> list[str]:
-        """The values as `key=value` overrides."""
-        return [f"{name}={as_yaml(value)}" for name, value in self.values(stored).items()]
+
+def words_of(values: Mapping[str, Any]) -> list[str]:
+    """The values of a trial as `key=value` overrides."""
+    return [f"{name}={as_yaml(value)}" for name, value in values.items()]
 
 
 def base_config(search: SearchConfig, words: Sequence[str] = ()) -> RewardConfig | PolicyConfig:
@@ -80,7 +76,7 @@ def base_config(search: SearchConfig, words: Sequence[str] = ()) -> RewardConfig
 
 
 def read_space(search: SearchConfig, place: Path) -> Space:
-    """The space of a search. Each end of a range and each choice is validated in the base config.
+    """The space of a search. Choices, both ends of a range and its first step are tried in the base config.
 
     Args:
         place: the path of the search's config, for errors.
@@ -90,34 +86,26 @@ def read_space(search: SearchConfig, place: Path) -> Space:
     """
     integers = set()
     for name, key in search.parameters.items():
-        ends = key.choices if key.choices is not None else [key.low, key.high]
-        loaded = [_load(search, name, value, place) for value in ends]
-        if key.choices is not None or not all(type(value) is int for value in loaded):
-            continue
-        integers.add(name)
-        if key.step is not None and not key.step.is_integer():
-            raise ConfigError(
-                f"{place}: parameters: {name}: found step {key.step:g}",
-                allowed="a whole step, as the key is a whole number",
-                fix=f"parameters.{name}.step={max(1, round(key.step))}",
-            )
+        if key.choices is not None:
+            tried = key.choices
+        else:
+            assert key.low is not None
+            tried = [key.low, key.high, key.low + (key.step or 0)]
+        loaded = [_load(search, name, value, place) for value in tried]
+        if key.choices is None and all(type(value) is int for value in loaded):
+            integers.add(name)
     return Space(search.parameters, frozenset(integers))
-
-
-def _stored(choice: Any) -> Stored:
-    return json.dumps(choice) if isinstance(choice, list | dict) else choice
 
 
 def _load(search: SearchConfig, name: str, value: Any, place: Path) -> Any:
     """The value of a key in the base config after an override with `value`, as for a trial."""
     try:
-        config = base_config(search, [f"{name}={as_yaml(value)}"])
+        node: Any = base_config(search, [f"{name}={as_yaml(value)}"]).model_dump(mode="json")
     except ConfigError as error:
         found = error.found.removeprefix("overrides: ")
         fix = error.fix or "change it here, or set the keys that it needs in `overrides`"
         tried = f"{place}: parameters: {name}, tried with {as_yaml(value)}"
         raise ConfigError(f"{tried}: {found}", allowed=error.allowed, fix=fix) from None
-    node: Any = config.model_dump(mode="json")
     for part in name.split("."):
         node = node[int(part) if isinstance(node, list) else part]
     return node

@@ -104,9 +104,3 @@ def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch: p
     begun = time.monotonic()
     assert run_python(code, tmp_path, lambda _: True) is None
     assert time.monotonic() - begun < 30
-
-
-def test_a_program_that_does_not_exist(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError) as raised:
-        attempt.run(["acclerate", "launch"], tmp_path, tmp_path / "log", lambda _: False)
-    assert raised.value.found.startswith("launch: 'acclerate'")

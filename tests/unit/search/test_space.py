@@ -15,7 +15,7 @@ from rlhf.config.load import load_config
 from rlhf.config.reward import RewardConfig
 from rlhf.config.search import SearchConfig
 from rlhf.core.errors import ConfigError
-from rlhf.search.space import Space, base_config, read_space
+from rlhf.search.space import Space, base_config, read_space, words_of
 
 Write = Callable[..., Path]
 
@@ -47,7 +47,7 @@ def test_the_schema_decides_which_keys_are_whole_numbers(space: Callable[..., Sp
         "adapter.rank": IntDistribution(2, 8, step=2),
         "stages.0.max_steps": IntDistribution(10, 40, log=True),
         "stages.0.regression_weight": FloatDistribution(0.0, 2.0),
-        "stages.0.preference_loss": CategoricalDistribution(["scaled", "margin"]),
+        "stages.0.preference_loss": CategoricalDistribution(['"scaled"', '"margin"']),
         "attributes": CategoricalDistribution(['["helpfulness"]', '["helpfulness", "verbosity"]']),
     }
 
@@ -64,9 +64,8 @@ def test_the_words_of_a_trial_set_just_its_values(space: Callable[..., Space], t
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=number))
         trial = study.ask()
         searched.propose(trial)
-        words = searched.words(trial.params)
-        config = load_config(tmp_path / "base.yaml", RewardConfig, words, tmp_path)
         values = searched.values(trial.params)
+        config = load_config(tmp_path / "base.yaml", RewardConfig, words_of(values), tmp_path)
         assert config.stages[0].optimizer.learning_rate == values["stages.0.optimizer.learning_rate"]
         assert config.attributes == values["attributes"] and isinstance(config.attributes, list)
         assert config.benchmark == values["benchmark"]
@@ -79,7 +78,7 @@ def test_the_words_of_a_trial_set_just_its_values(space: Callable[..., Space], t
         ("stages.1.epochs", {"low": 1, "high": 4}, "stages", ""),
         ("adapter.rank", {"low": 0, "high": 4}, "adapter.rank: found 0.0", "a whole number of at least 1"),
         ("adapter.rank", {"low": 1.5, "high": 4}, "adapter.rank: found 1.5", "a whole number"),
-        ("adapter.rank", {"low": 1, "high": 4, "step": 0.5}, "step 0.5", "a whole step"),
+        ("adapter.rank", {"low": 1, "high": 4, "step": 0.5}, "adapter.rank: found 1.5", "a whole number"),
         ("adapter.dropout", {"low": 0, "high": 2}, "adapter.dropout: found 2.0", "a number from 0 to 1"),
         ("stages.0.preference_loss", {"choices": ["scaled", "marginal"]}, '"marginal"', "one of"),
         ("stages.0.preference_loss", {"low": 1, "high": 2}, "stages.0.preference_loss: found 1.0", ""),
@@ -105,6 +104,12 @@ def test_a_bad_override_or_base_config(space: Callable[..., Space]) -> None:
     with pytest.raises(ConfigError) as raised:
         space({"adapter.rank": {"low": 1, "high": 4}}, config="nowhere.yaml")
     assert "nowhere.yaml" in raised.value.found
+
+
+def test_a_launcher_that_does_not_exist(space: Callable[..., Space]) -> None:
+    with pytest.raises(ConfigError) as raised:
+        space({"adapter.rank": {"low": 1, "high": 4}}, launch=["acclerate", "launch"])
+    assert "'acclerate'" in raised.value.found
 
 
 def test_the_shipped_searches_fit_their_configs() -> None:
