@@ -141,8 +141,12 @@ KILLED_AT = {"reward": 6, "policy": 3}
 policy run, so that runs resume in the middle of a stage, with moments."""
 
 
-REST_OF_DDP = ("ppo", "whole", *(f"resumed-{kind}" for kind in KILLED_AT))
-"""Jobs whose code DDP shares with one process, or with FSDP2."""
+REST = {
+    "ddp": ("ppo", "whole", *(f"resumed-{kind}" for kind in KILLED_AT)),
+    "fsdp2": ("resumed-reward", "killed-policy", "sampled"),
+}
+"""Jobs for the slow tests alone: for DDP those whose code it shares with one process or with FSDP2, for FSDP2
+the other half of the resumed runs."""
 
 
 @pytest.fixture(scope="session")
@@ -154,7 +158,8 @@ def together(
 ) -> tuple[Path, list[dict[str, Outcome]]]:
     """The same runs in two processes, the killed ones resumed, and others killed.
 
-    Parametrised by strategy; `ddp` stands for the first of its jobs, and `ddp-rest` for the others.
+    Parametrised by strategy; `ddp` and `fsdp2` stand for the first of their jobs, and `ddp-rest` and
+    `fsdp2-rest` for the others.
     """
     folder = tmp_path_factory.mktemp(request.param)
     strategy, _, rest = request.param.partition("-")
@@ -172,6 +177,6 @@ def together(
     (folder / "occupied").mkdir()
     (folder / "occupied" / "notes.txt").write_text("")
     jobs["occupied"] = {"words": words("reward", folder / "occupied")}
-    if strategy == "ddp":
-        jobs = {name: job for name, job in jobs.items() if (name in REST_OF_DDP) == bool(rest)}
+    if strategy in REST:
+        jobs = {name: job for name, job in jobs.items() if (name in REST[strategy]) == bool(rest)}
     return folder, launched(jobs, strategy=strategy, folder=folder)

@@ -11,10 +11,12 @@ import pytest
 from safetensors.torch import load_file
 
 Together = tuple[Path, list[dict[str, Mapping[str, Any]]]]
+Here = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 MEASURED = ("time/", "memory/", "engine/tokens_per_second")  # measured
 PACKED = ("tokens/computed",)  # shared prefixes depend on which trees are packed in a row
 ZERO3 = pytest.param("zero3", marks=pytest.mark.slow)
 DDP_REST = pytest.param("ddp-rest", marks=pytest.mark.slow)
+FSDP2_REST = pytest.param("fsdp2-rest", marks=pytest.mark.slow)
 EVERY = pytest.mark.parametrize("together", ["ddp", "fsdp2", ZERO3], indirect=True)
 SHARDED = pytest.mark.parametrize("together", ["fsdp2", ZERO3], indirect=True)
 REST = pytest.mark.parametrize("together", [DDP_REST, "fsdp2", ZERO3], indirect=True)
@@ -75,7 +77,7 @@ def assert_two_equal_one(together: Together, alone: Path, kind: str, close: floa
 
 @EVERY
 def test_a_signal_to_one_process_stops_both_after_the_same_update(
-    together: Together, alone: Path, here: Callable[[Mapping[str, Any]], Mapping[str, Any]], words: Any
+    together: Together, alone: Path, here: Here, words: Any
 ) -> None:
     folder, outcomes = together
     run = folder / "signalled"
@@ -147,22 +149,38 @@ def test_samples_contain_the_answers_of_all_processes_in_order(together: Togethe
             assert row[name] == pytest.approx(expected[name], rel=CLOSE, abs=CLOSE)
 
 
+@pytest.mark.parametrize("together", [DDP_REST, FSDP2_REST, ZERO3], indirect=True)
+def test_a_reward_run_killed_in_one_process_resumes_in_two(together: Together, alone: Path) -> None:
+    assert_resumed_in_two(together, alone, "reward")
+
+
 @REST
-@pytest.mark.parametrize("kind", ["reward", "policy"])
-def test_a_run_killed_in_one_process_resumes_in_two(together: Together, alone: Path, kind: str) -> None:
+def test_a_policy_run_killed_in_one_process_resumes_in_two(together: Together, alone: Path) -> None:
+    assert_resumed_in_two(together, alone, "policy")
+
+
+def assert_resumed_in_two(together: Together, alone: Path, kind: str) -> None:
     folder, outcomes = together
     assert [outcome[f"resumed-{kind}"]["exit"] for outcome in outcomes] == [0, 0]
     assert_same_run(folder / f"resumed-{kind}", alone / kind)
 
 
 @SHARDED
-@pytest.mark.parametrize("kind", ["reward", "policy"])
-def test_a_run_killed_in_two_processes_resumes_in_one(
-    together: Together,
-    alone: Path,
-    here: Callable[[Mapping[str, Any]], Mapping[str, Any]],
-    words: Callable[..., list[str]],
-    kind: str,
+def test_a_reward_run_killed_in_two_processes_resumes_in_one(
+    together: Together, alone: Path, here: Here, words: Callable[..., list[str]]
+) -> None:
+    assert_resumed_in_one(together, alone, here, words, "reward")
+
+
+@pytest.mark.parametrize("together", [FSDP2_REST, ZERO3], indirect=True)
+def test_a_policy_run_killed_in_two_processes_resumes_in_one(
+    together: Together, alone: Path, here: Here, words: Callable[..., list[str]]
+) -> None:
+    assert_resumed_in_one(together, alone, here, words, "policy")
+
+
+def assert_resumed_in_one(
+    together: Together, alone: Path, here: Here, words: Callable[..., list[str]], kind: str
 ) -> None:
     folder, outcomes = together
     assert [outcome[f"killed-{kind}"]["exit"] for outcome in outcomes] == ["killed", "killed"]
@@ -170,7 +188,7 @@ def test_a_run_killed_in_two_processes_resumes_in_one(
     assert_same_run(folder / f"killed-{kind}", alone / kind)
 
 
-@SHARDED
+@pytest.mark.parametrize("together", [FSDP2_REST, ZERO3], indirect=True)
 def test_answers_are_sampled_from_the_sharded_model(together: Together) -> None:
     folder, outcomes = together
     assert [outcome["sampled"]["exit"] for outcome in outcomes] == [0, 0]

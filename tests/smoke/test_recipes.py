@@ -54,6 +54,10 @@ def expo_run(recipe_config: Path, tmp_path_factory: pytest.TempPathFactory) -> t
     return run, result.stdout
 
 
+OF_THE_SAME_STAGES = ("bt-regular", "helpfulness-bt-regular", "helpfulness-bt-margin")
+"""Recipes that differ from another one, which every `make test` trains, only by the preference loss."""
+
+
 def updates(run: Path) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [row for row in rows if "loss/total" in row]
@@ -63,7 +67,14 @@ def reward_of(final: Path) -> float:
     return Scorer.load(final).score([CONVERSATION])[0].reward
 
 
-@pytest.mark.parametrize("recipe", [name for name, recipe in RECIPES.items() if not recipe.expo])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in OF_THE_SAME_STAGES else [])
+        for name, recipe in RECIPES.items()
+        if not recipe.expo
+    ],
+)
 def test_a_recipe_trains(rlhf_command: Rlhf, recipe_config: Path, tmp_path: Path, recipe: str) -> None:
     run = tmp_path / "run"
     result = rlhf_command("train-reward", recipe_config, f"recipe={recipe}", "--output", run)

@@ -135,7 +135,8 @@ def test_the_model_is_the_best_of_its_last_stage_and_scores(run: tuple[Path, str
 
 
 @pytest.mark.parametrize(
-    ("dtype", "quantization"), [("bfloat16", "none"), ("bfloat16", "nf4"), ("float32", "nf4")]
+    ("dtype", "quantization"),
+    [("bfloat16", "none"), ("bfloat16", "nf4"), pytest.param("float32", "nf4", marks=pytest.mark.slow)],
 )
 def test_other_number_formats(
     rlhf_command: Rlhf, reward_config: Path, tmp_path: Path, dtype: str, quantization: str
