@@ -194,6 +194,19 @@ def build(name: str, folder: Path, *, scale: float = 0.2, **overrides: Any) -> P
     return folder
 
 
+def build_to_chat(name: str, folder: Path, tokenizer_of: Path, **overrides: Any) -> Path:
+    """Like `build`, with two layers and the tokenizer and template of another model."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_of)
+    ids = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    settings = {"vocab_size": len(tokenizer), "max_position_embeddings": 512, "num_hidden_layers": 2}
+    build(name, folder, **{**settings, "layer_types": None, **ids, **overrides})
+    tokenizer.save_pretrained(folder)
+    (folder / "generation_config.json").write_text(json.dumps(ids))
+    return folder
+
+
 def write_tokenizer(folder: Path) -> None:
     """Save a tokenizer of single bytes and four special tokens, with a ChatML template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from resuming import Killed, assert_same_run, figures, killed_after
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
@@ -22,30 +23,10 @@ from rlhf import cli
 from rlhf.runs.folder import RunFolder
 
 Rlhf = Callable[..., Result]
-MEASURED = ("time/", "memory/", "engine/tokens_per_second")  # measured
 
 
 def slow(value: Any) -> Any:
     return pytest.param(value, marks=pytest.mark.slow)
-
-
-class Killed(BaseException):
-    """Simulates SIGKILL: no code catches it."""
-
-
-def figures(run: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without timings."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if not name.startswith(MEASURED)} for row in rows]
-
-
-def assert_same_run(run: Path, unbroken: Path) -> None:
-    assert figures(run) == figures(unbroken)
-    full = (run / "final" / "config.json").exists()
-    file = "model.safetensors" if full else "adapter_model.safetensors"
-    ours, theirs = (load_file(folder / "final" / file) for folder in (run, unbroken))
-    assert ours.keys() == theirs.keys()
-    assert all((ours[name] == theirs[name]).all() for name in ours)
 
 
 def start(words: list[str]) -> Result:
@@ -73,29 +54,9 @@ def unbroken_policy(policy_config: Path, tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
-@pytest.fixture
-def kill_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], pytest.MonkeyPatch]:
-    """The next run stops as if killed, after it has logged this update."""
-
-    def arm(step: int) -> pytest.MonkeyPatch:
-        log = RunFolder.metrics
-
-        def metrics(self: RunFolder, now: int, values: Any) -> None:
-            log(self, now, values)
-            if now == step:
-                raise Killed
-
-        monkeypatch.setattr(RunFolder, "metrics", metrics)
-        return monkeypatch
-
-    return arm
-
-
-def interrupt(kill_at: Callable[[int], pytest.MonkeyPatch], step: int, words: list[str]) -> None:
-    armed = kill_at(step)
-    with pytest.raises(Killed):
+def interrupt(step: int, words: list[str]) -> None:
+    with killed_after(step):
         start(words)
-    armed.undo()
 
 
 # Updates 1 to 5 are stage one, 6 to 9 stage two; checkpoints after 2, 4, 5 (the end of its stage), 7 and 9.
@@ -103,12 +64,11 @@ def interrupt(kill_at: Callable[[int], pytest.MonkeyPatch], step: int, words: li
 def test_reward_run(
     reward_config: Path,
     unbroken_reward: Path,
-    kill_at: Callable[[int], pytest.MonkeyPatch],
     tmp_path: Path,
     step: int,
 ) -> None:
     words = ["train-reward", str(reward_config), "--output", str(tmp_path / "run")]
-    interrupt(kill_at, step, words)
+    interrupt(step, words)
     assert not (tmp_path / "run" / "final").exists()
     assert figures(tmp_path / "run") == figures(unbroken_reward)[: len(figures(tmp_path / "run"))]
     result = start([*words, "--resume"])
@@ -136,7 +96,6 @@ def unbroken_expo(reward_config: Path, tmp_path_factory: pytest.TempPathFactory)
 def test_reward_run_with_extrapolation(
     reward_config: Path,
     unbroken_expo: Path,
-    kill_at: Callable[[int], pytest.MonkeyPatch],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     when: str,
@@ -160,7 +119,7 @@ def test_reward_run_with_extrapolation(
         monkeypatch.setattr(expo, "judge_pairs", judge)
         assert (run / "stages" / "pairs").exists() and not (run / "expo.json").exists()
     else:
-        interrupt(kill_at, {"in stage one": 3, "in stage two": 8}[when], words)
+        interrupt({"in stage one": 3, "in stage two": 8}[when], words)
     assert not (run / "final").exists()
     result = start([*words, "--resume"])
     assert result.exit_code == 0, result.output
@@ -174,28 +133,24 @@ def test_reward_run_with_extrapolation(
 def test_policy_run(
     policy_config: Path,
     unbroken_policy: Path,
-    kill_at: Callable[[int], pytest.MonkeyPatch],
     tmp_path: Path,
 ) -> None:
-    interrupted_and_resumed(kill_at, policy_words(policy_config, tmp_path / "run"), unbroken_policy)
+    interrupted_and_resumed(policy_words(policy_config, tmp_path / "run"), unbroken_policy)
 
 
 @pytest.mark.slow
-def test_policy_run_with_full_fine_tuning(
-    policy_config: Path, kill_at: Callable[[int], pytest.MonkeyPatch], tmp_path: Path
-) -> None:
+def test_policy_run_with_full_fine_tuning(policy_config: Path, tmp_path: Path) -> None:
     overrides = ["adapter=null", "optimizer.learning_rate=1.0e-3"]
     unbroken = tmp_path / "unbroken"
     result = start([*policy_words(policy_config, unbroken), *overrides])
     assert result.exit_code == 0, result.output
-    interrupted_and_resumed(kill_at, [*policy_words(policy_config, tmp_path / "run"), *overrides], unbroken)
+    interrupted_and_resumed([*policy_words(policy_config, tmp_path / "run"), *overrides], unbroken)
 
 
 @pytest.mark.slow
 def test_policy_run_with_a_critic_that_started_from_another_policy(
     policy_config: Path,
     unbroken_policy: Path,
-    kill_at: Callable[[int], pytest.MonkeyPatch],
     tmp_path: Path,
 ) -> None:
     """Adapter, head and moments of the critic, with two passes per update; the reference is loaded again."""
@@ -204,18 +159,16 @@ def test_policy_run_with_a_critic_that_started_from_another_policy(
     result = start([*policy_words(policy_config, unbroken), *overrides])
     assert result.exit_code == 0, result.output
     assert figures(unbroken)[0]["kl/abs_mean"] == 0.0
-    interrupted_and_resumed(kill_at, [*policy_words(policy_config, tmp_path / "run"), *overrides], unbroken)
+    interrupted_and_resumed([*policy_words(policy_config, tmp_path / "run"), *overrides], unbroken)
     trained = load_file(unbroken / "checkpoints" / "step-5" / "trainable.safetensors")
     resumed = load_file(tmp_path / "run" / "checkpoints" / "step-5" / "trainable.safetensors")
     assert sum(".critic." in name or "value_head" in name for name in trained) == 2 * 7 * 2 + 1
     assert all((trained[name] == resumed[name]).all() for name in trained)
 
 
-def interrupted_and_resumed(
-    kill_at: Callable[[int], pytest.MonkeyPatch], words: list[str], unbroken: Path
-) -> None:
+def interrupted_and_resumed(words: list[str], unbroken: Path) -> None:
     run = Path(words[words.index("--output") + 1])
-    interrupt(kill_at, 5, words)  # checkpoints after 2 and 4
+    interrupt(5, words)  # checkpoints after 2 and 4
     result = start([*words, "--resume"])
     assert result.exit_code == 0, result.output
     assert_same_run(run, unbroken)
@@ -234,11 +187,11 @@ def test_policy_run_that_resumes_with_more_updates(
 
 
 def test_a_corrupt_checkpoint_is_skipped_with_a_message(
-    policy_config: Path, unbroken_policy: Path, kill_at: Callable[[int], pytest.MonkeyPatch], tmp_path: Path
+    policy_config: Path, unbroken_policy: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     words = policy_words(policy_config, run)
-    interrupt(kill_at, 5, words)
+    interrupt(5, words)
     assert sorted(folder.name for folder in (run / "checkpoints").iterdir()) == ["model", "step-2", "step-4"]
     weights = run / "checkpoints" / "step-4" / "trainable.safetensors"
     content = bytearray(weights.read_bytes())
@@ -251,11 +204,11 @@ def test_a_corrupt_checkpoint_is_skipped_with_a_message(
 
 
 def test_without_a_complete_checkpoint_the_run_starts_again(
-    policy_config: Path, unbroken_policy: Path, kill_at: Callable[[int], pytest.MonkeyPatch], tmp_path: Path
+    policy_config: Path, unbroken_policy: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     words = policy_words(policy_config, run)
-    interrupt(kill_at, 3, words)
+    interrupt(3, words)
     (run / "checkpoints" / "step-2" / "manifest.json").unlink()
     result = start([*words, "--resume"])
     assert result.exit_code == 0, result.output
@@ -384,9 +337,7 @@ def test_a_signal_stops_a_reward_run_within_its_stage(
     assert_same_run(tmp_path / "run", unbroken_reward)
 
 
-def test_changed_prompts_are_refused_and_moved_ones_are_not(
-    policy_config: Path, kill_at: Callable[[int], pytest.MonkeyPatch], tmp_path: Path
-) -> None:
+def test_changed_prompts_are_refused_and_moved_ones_are_not(policy_config: Path, tmp_path: Path) -> None:
     def prompts(name: str, *extra: str) -> Path:
         file = tmp_path / name
         texts = [f"Say {number}." for number in range(20)] + list(extra)
@@ -396,7 +347,7 @@ def test_changed_prompts_are_refused_and_moved_ones_are_not(
     def words(file: Path) -> list[str]:
         return [*policy_words(policy_config, tmp_path / "run"), f"data.prompts=[{{path: {file}}}]"]
 
-    interrupt(kill_at, 3, words(prompts("prompts.jsonl")))
+    interrupt(3, words(prompts("prompts.jsonl")))
     before = figures(tmp_path / "run")
     prompts("prompts.jsonl", "Say something else.")
     refused = start([*words(tmp_path / "prompts.jsonl"), "--resume"])

@@ -4,26 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
+from resuming import figures, killed_after
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 from rlhf import cli
-from rlhf.runs.folder import RunFolder
-
-MEASURED = ("time/", "memory/", "engine/tokens_per_second")  # measured
-
-
-class Killed(BaseException):
-    """Simulates SIGKILL: no code catches it."""
-
-
-def figures(run: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without timings."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if not name.startswith(MEASURED)} for row in rows]
 
 
 def start(config: Path, run: Path, *words: str) -> Result:
@@ -31,21 +18,10 @@ def start(config: Path, run: Path, *words: str) -> Result:
     return CliRunner().invoke(cli.app, command, prog_name="rlhf")
 
 
-def killed_and_resumed(
-    monkeypatch: pytest.MonkeyPatch, config: Path, run: Path, *words: str, after: int
-) -> Result:
+def killed_and_resumed(config: Path, run: Path, *words: str, after: int) -> Result:
     """Stop a run as if killed, after it has logged this update, and resume it."""
-    log = RunFolder.metrics
-
-    def metrics(self: RunFolder, now: int, values: Any) -> None:
-        log(self, now, values)
-        if now == after:
-            raise Killed
-
-    with monkeypatch.context() as patched:
-        patched.setattr(RunFolder, "metrics", metrics)
-        with pytest.raises(Killed):
-            start(config, run, *words)
+    with killed_after(after):
+        start(config, run, *words)
     return start(config, run, *words, "--resume")
 
 
@@ -81,7 +57,7 @@ def killed_and_resumed(
     ids=["adaptive", "budget", "normalised"],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(
-    policy_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+    policy_config: Path, tmp_path: Path, words: list[str]
 ) -> None:
     unbroken, run = tmp_path / "unbroken", tmp_path / "run"
     result = start(policy_config, unbroken, *words)
@@ -89,7 +65,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     rows = figures(unbroken)
     coefficients = [row["kl/coefficient"] for row in rows]
     assert len(set(coefficients)) == len(rows) > 3  # a wrong one after resume would show
-    result = killed_and_resumed(monkeypatch, policy_config, run, *words, after=3)  # checkpoint after 2
+    result = killed_and_resumed(policy_config, run, *words, after=3)  # checkpoint after 2
     assert result.exit_code == 0, result.output
     assert figures(run) == rows
     assert (run / "eval.json").read_text() == (unbroken / "eval.json").read_text()

@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 import yaml
+from architectures import build_to_chat
+
+from rlhf.models.embedded import embedded_model
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed")
 
@@ -69,3 +72,24 @@ def test_engine_and_trainer_agree_at_every_sync(embedded_reward: Path, tmp_path:
     result = json.loads((tmp_path / "run" / "eval.json").read_text())
     assert result["before"]["kl"] == 0.0
     assert (tmp_path / "run" / "report.html").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["qwen3", "gemma3_text"])
+def test_they_agree_on_other_families(tmp_path: Path, family: str) -> None:
+    base = build_to_chat(family, tmp_path / "base", embedded_model(), hidden_size=128, head_dim=64, scale=0.1)
+    rewards = tmp_path / "rewards.py"
+    rewards.write_text(
+        "def odd(completion_ids, **kwargs):\n    return [sum(i % 2 for i in ids) for ids in completion_ids]\n"
+    )
+    rows = updates(
+        tmp_path,
+        1e-2,
+        {"samples_per_prompt": 4, "max_new_tokens": 16, "memory_gib": 0.25},
+        model={"base": str(base), "max_length": 256, "dtype": "float32"},
+        reward={"function": f"{rewards}:odd"},
+        adapter={"rank": 8, "alpha": 16},
+    )
+    for row in rows:
+        assert row["engine/logprob_difference"] < 1e-4
+    assert rows[1]["engine/reference_difference"] > 100 * rows[1]["engine/logprob_difference"]
