@@ -31,8 +31,7 @@ LOADED_AS: Mapping[str, Any] = {
     "template_date": DATE,
     "chat_template_kwargs": {},
 }
-"""How a base is loaded, as `SharedBase.load` takes it, where a policy's card does not say: older ones say
-less."""
+"""Arguments of `SharedBase.load` that are missing in a policy's card, as in those of older versions."""
 
 
 class Sample(Protocol):
@@ -56,8 +55,7 @@ class Speaker:
         adapter: PEFT's settings of the adapter; None for a plain base.
         chat: tokenizer and chat template.
         context: context length in tokens, prompt and answer together.
-        card: what a policy that was trained without an adapter says of its training; empty for an adapter, or
-            a base.
+        card: the training card of a policy that was trained without an adapter; else empty.
     """
 
     name: str

@@ -8,7 +8,7 @@ A policy exploits the errors of a single reward model; the pessimistic rules giv
 ensemble disagree. `reward/spread` in the log is the mean standard deviation over the members. A growing
 spread is a sign of over-optimisation: the policy leaves the region in which the members agree.
 
-RewardTerm: Coste et al., "Reward Model Ensembles Help Mitigate Overoptimization" (arXiv 2310.02743): mean,
+Source: Coste et al., "Reward Model Ensembles Help Mitigate Overoptimization" (arXiv 2310.02743): mean,
 worst-case and uncertainty-weighted optimisation (theirs subtracts c x variance).
 
 Shapes: K members, N answers.

@@ -64,7 +64,7 @@ BestOf = Annotated[
 ]
 Samples = Annotated[int, typer.Option(min=1, help="Answers of each candidate per prompt.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="Sampling temperature; 0 is greedy decoding.")]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="MaxNewTokens answer, in tokens.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 Folder = Annotated[
     Path | None,
     typer.Option(
