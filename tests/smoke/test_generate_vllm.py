@@ -14,7 +14,7 @@ pytestmark = [
 ]
 
 
-def test_a_folder_is_worn_as_a_synced_adapter_is(tmp_path: Path) -> None:
+def test_a_folder_samples_like_a_synced_adapter(tmp_path: Path) -> None:
     import torch
 
     from policy.rollouts.protocol import Sampling

@@ -20,11 +20,12 @@ FOLDERS = ("rlhf", "reward", "policy", "tests", "benchmarks", "notebooks", "docs
 SUFFIXES = (".py", ".md", ".yaml")
 
 NAMES = frozenset(
-    {"told", "said", "mine", "dealt", "wear", "wears", "wearing", "mend", "mends", "hang", "hung"}
+    {"told", "said", "mine", "dealt", "mend", "mends", "mended", "hang", "hung"}
+    | {"wear", "wears", "wearing", "worn"}
 )
 """No part of an identifier is one of these."""
 PROSE = re.compile(
-    r"\b(told|said|mend(s|ed|ing)?|slips|hung|wears?|wearing|practise|dealt|go(es|ing)? on|hang(s|ing)? on|"
+    r"\b(told|said|mend(s|ed|ing)?|slips|hung|wears?|wearing|worn|practise|dealt|go(es|ing)? on|hang(s|ing)? on|"
     r"by heart|speaks)\b",
     re.IGNORECASE,
 )

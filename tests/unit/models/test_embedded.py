@@ -28,7 +28,7 @@ def test_the_cache_can_be_moved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert embedded.cache_folder() == tmp_path / "models"
 
 
-def test_its_three_traps_are_mended() -> None:
+def test_its_three_traps_are_fixed() -> None:
     chat = Chat.load(embedded.embedded_model())
     tokenizer = chat.tokenizer
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")

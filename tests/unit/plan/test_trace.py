@@ -101,7 +101,7 @@ def test_a_critic_is_one_more_adapter_with_a_head_and_a_pass() -> None:
     assert ppo.flops["update"] - ppo.flops["critic"] == pytest.approx(vocabulary, rel=0.01)
 
 
-def test_adapters_that_are_only_worn_are_held_and_not_trained() -> None:
+def test_frozen_adapters_take_memory_for_weights_alone() -> None:
     plain = trace(ONE_LAYER, POLICY).peaks["update"].kinds
     more = trace(ONE_LAYER, replace(POLICY, rewards=2, reference=True)).peaks["update"].kinds
     assert more["adapters"] - plain["adapters"] == 2 * 4 * ADAPTER

@@ -178,14 +178,14 @@ def test_padding_batch_size_and_neighbours_change_no_score(
     assert torch.allclose(rows(list(scorer.score([ALL[place] for place in order]))), alone[order], atol=1e-4)
 
 
-def test_padding_that_ends_a_turn_is_mended(classifier: Path, copy: Callable[[Path], Path]) -> None:
+def test_padding_that_ends_a_turn_is_replaced(classifier: Path, copy: Callable[[Path], Path]) -> None:
     """transformers finds the last token by the padding id; with pad = eos = end of turn it is wrong."""
     folder = copy(classifier)
     set_config(folder, "tokenizer_config.json", pad_token="<|im_end|>")
     end = AutoTokenizer.from_pretrained(folder).pad_token_id
     set_config(folder, pad_token_id=end)
-    mended, plain = (rows(list(load_scorer(place).score(ALL))) for place in (folder, classifier))
-    assert torch.allclose(mended, plain, atol=1e-4)
+    replaced, plain = (rows(list(load_scorer(place).score(ALL))) for place in (folder, classifier))
+    assert torch.allclose(replaced, plain, atol=1e-4)
 
 
 def test_an_encoder_is_read_where_its_own_head_reads(tiny_base: Path, tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_policy_and_critic_share_no_weight(
     with role(model, CRITIC):
         token_values(model, row.packed).sum().backward()
     assert gradients(model) == (False, True)
-    assert model.active_adapter == "default"  # and the policy is worn again
+    assert model.active_adapter == "default"  # and the policy is active again
     assert all(parameter.requires_grad for part in split_parameters(model) for parameter in part)
 
 
@@ -266,7 +266,7 @@ def test_a_few_updates_teach_the_critic_what_comes(
 def test_gradients_are_the_same_where_activations_are_computed_twice(
     policy_trainer: Trainer, groups: list[list[Rollout]]
 ) -> None:
-    """The second time a layer computes, the role that it computed for must still be worn."""
+    """The second time a layer computes, the role that it computed for must still be active."""
     trainer = policy_trainer(PROMPTS, groups, REWARDS, PPO, "algorithm.epochs=1")
     result = []
     for _ in range(2):
