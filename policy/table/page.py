@@ -142,7 +142,7 @@ def write(folder: Path, summary: Mapping[str, Any]) -> Path:
         folder,
         title="The paper's policy table",
         lead=lead(summary),
-        picture=folder / "table.svg",
+        pictures=[folder / "table.svg"],
         tables=tables(summary),
         notes=notes(summary),
     )

@@ -299,7 +299,7 @@ def write(folder: Path, summary: Mapping[str, Any]) -> Path:
         folder,
         title="The paper's reward table",
         lead=lead(summary),
-        picture=folder / "table.svg",
+        pictures=[folder / "table.svg"],
         tables=dict(zip(("Accuracy", "What the paper says"), tables(summary), strict=True)),
     )
 

@@ -6,17 +6,16 @@ import base64
 import hashlib
 from importlib import resources
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 ROOM = "rlhf.report"
 
 
-def environment(package: str = ROOM) -> Environment:
-    """The templates of a package, and then those of this one."""
-    rooms = dict.fromkeys((package, ROOM))
+def environment() -> Environment:
+    """The templates of this package."""
     return Environment(
-        loader=ChoiceLoader([PackageLoader(room, "templates") for room in rooms]),
+        loader=PackageLoader(ROOM, "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

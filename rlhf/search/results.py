@@ -10,7 +10,6 @@ last update that was reported to the pruner.
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import json
@@ -28,7 +27,7 @@ from optuna.trial import TrialState
 from rlhf.config.reading.values import as_yaml
 from rlhf.config.search import SearchConfig
 from rlhf.core.errors import DataError
-from rlhf.report.html import asset, environment
+from rlhf.report.comparisons.comparison import write_comparison
 from rlhf.report.numbers import duration, short
 from rlhf.runs.files import atomic_write_text
 from rlhf.search.attempt import command_words
@@ -136,10 +135,11 @@ def draw(study: optuna.Study, results: Results, folder: Path) -> None:
         ("keys", partial(plots.plot_slice, params=list(results["search"]["parameters"])), 1),
         ("importance", plots.plot_param_importances, IMPORTANCE_FROM),
     ]
+    plain = "$" not in json.dumps(results["search"]["parameters"])  # else a choice would be read as TeX
     pyplot.switch_backend("agg")
     for name, plot in [(name, plot) for name, plot, needed in drawings if values >= needed]:
         image = io.StringIO()
-        with mpl.rc_context({"text.parse_math": False}), warnings.catch_warnings():  # a choice may contain $
+        with mpl.rc_context({"text.parse_math": plain}), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             plot(study, target_name=results["search"]["objective"]["metric"])
             pyplot.savefig(image, format="svg", bbox_inches="tight", metadata={"Date": None})
@@ -167,20 +167,19 @@ def write_page(folder: Path, output: Path | None = None) -> Path:
         DataError: search.json does not exist, or is not valid.
     """
     results = load_results(folder)
-    templates = environment("rlhf.search")
-    templates.filters.update(parameter=write_parameter, outcome=outcome)
-    order = ranked(results)
-    page = templates.get_template("search.html").render(
-        title="Search",
-        search=results["search"],
-        train=results["train"],
-        name="/".join(folder.resolve().parts[-2:]),
-        trials=[*order, *(trial for trial in results["trials"] if trial not in order)],
-        summary=summary(results),
-        took=duration(sum(trial["seconds"] for trial in results["trials"])),
-        plots=[base64.b64encode(file.read_bytes()).decode() for file in sorted(folder.glob("search-*.svg"))],
-        style=asset("page.css"),
+    search, order = results["search"], ranked(results)
+    metric = search["objective"]["metric"]
+    train = ["Train with the best values: " + results["train"]] if order else []
+    rows = [
+        [str(trial["number"]), outcome(trial)]
+        + [write_parameter(trial["parameters"].get(name)) for name in search["parameters"]]
+        for trial in [*order, *(trial for trial in results["trials"] if trial not in order)]
+    ]
+    return write_comparison(
+        folder,
+        title=f"Search over {search['command']} {search['config']}",
+        lead=[*summary(results), *train],
+        pictures=sorted(folder.glob("search-*.svg")),
+        tables={"Trials, best first": [["trial", metric, *search["parameters"]], *rows]},
+        output=output,
     )
-    target = output or folder / "report.html"
-    atomic_write_text(target, page)
-    return target

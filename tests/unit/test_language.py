@@ -25,8 +25,8 @@ NAMES = frozenset(
 )
 """No part of an identifier is one of these."""
 PROSE = re.compile(
-    r"\b(told|said|mend(s|ed|ing)?|slips|hung|wears?|wearing|worn|practise|dealt|go(es|ing)? on|hang(s|ing)? on|"
-    r"by heart|speaks)\b",
+    r"\b(told|said|mend(s|ed|ing)?|slips|hung|wears?|wearing|worn|practise|dealt|go(es|ing)? on|"
+    r"hang(s|ing)? on|by heart|speaks)\b",
     re.IGNORECASE,
 )
 """Neither a comment, a string nor a page contains one of these."""

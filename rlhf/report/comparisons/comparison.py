@@ -1,4 +1,4 @@
-"""Write the page of a comparison: a summary, a figure and tables."""
+"""Write the page of a comparison: a summary, figures and tables."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ def write_comparison(
     *,
     title: str,
     lead: Sequence[str],
-    picture: Path,
+    pictures: Sequence[Path],
     tables: Mapping[str, Sequence[Sequence[str]]],
     notes: Sequence[str] = (),
+    output: Path | None = None,
 ) -> Path:
-    """Write `folder/report.html`, self-contained and without scripts; returns its path.
+    """Write `folder/report.html`, or `output`, self-contained and without scripts; returns its path.
 
     Args:
         title: the heading of the page.
         lead: the result in sentences, the shortest first.
-        picture: an SVG file.
+        pictures: SVG files.
         tables: rows of cells by the table's title; the first row is the header.
-        notes: how the figures are computed, in sentences below the picture.
+        notes: how the figures are computed, in sentences below the pictures.
     """
     page = (
         environment()
@@ -35,12 +36,12 @@ def write_comparison(
             title=title,
             name="/".join(folder.resolve().parts[-2:]),
             lead=lead,
-            picture=base64.b64encode(picture.read_bytes()).decode(),
+            pictures=[base64.b64encode(picture.read_bytes()).decode() for picture in pictures],
             notes=notes,
             tables=[(heading, head, rows) for heading, (head, *rows) in tables.items()],
             style=asset("page.css"),
         )
     )
-    target = folder / "report.html"
+    target = output or folder / "report.html"
     atomic_write_text(target, page)
     return target

@@ -101,7 +101,7 @@ def write(folder: Path, summary: Summary, *, root: bool) -> Path:
         folder,
         title="Reward against KL",
         lead=lead(summary),
-        picture=folder / PICTURE,
+        pictures=[folder / PICTURE],
         tables=tables(summary),
         notes=notes(summary),
     )

@@ -13,7 +13,7 @@ def test_the_page_holds_all_it_needs_and_escapes_what_it_is_given(tmp_path: Path
         tmp_path,
         title="A & B",
         lead=["Short.", "Longer <b>."],
-        picture=picture,
+        pictures=[picture],
         tables={"One": [["name", "value"], ["<i>x</i>", "1"]], "Two": [["name"], ["y"]]},
     )
     text = page.read_text()
