@@ -134,6 +134,6 @@ def write_evaluation(
         comparison = steps.on_main("the comparison", work) or {}
     evaluation = comparison | {"stopped": stopped} | steps.as_dict()
     steps.on_main("eval.json", lambda: run.write_json("eval.json", evaluation))
-    if comparison and run.final.exists():
+    if comparison:
         card = partial(write_card, run.final, config, data.training, data.drops, comparison)
-        steps.on_main("the model card", card)
+        steps.on_main("the model card", card, needs=run.final)

@@ -93,8 +93,8 @@ def train_and_evaluate(
     steps.run("final/", lambda: save_policy(config, trainer.model, chat, run.final))
     margins = steps.run("the held-out pairs", lambda: trainer.margins(data.validation))
     result = {} if margins is None else evaluation(data.validation, margins)
-    if result and run.final.exists():
-        steps.on_main("the model card", lambda: write_card(config, run.final, result))
+    if result:
+        steps.on_main("the model card", lambda: write_card(config, run.final, result), needs=run.final)
     content = {**result, **steps.as_dict(), "training_drops": data.drops.as_dict()}
     steps.on_main("eval.json", lambda: run.write_json("eval.json", content))
 

@@ -33,7 +33,7 @@ def evaluate_final(
         scorer = Scorer.load(run.final, tokens_per_batch=config.tokens_per_batch)
         return scorer if processes.world_size() == 1 else ShardedScorer(scorer)
 
-    scorer = steps.run("loading final/", load)
+    scorer = steps.run("loading final/", load, needs=run.final)
     if scorer is None:
         return {}, []
     chunk = CHUNK * processes.world_size()

@@ -73,7 +73,8 @@ def train_justifier(config: JustifierConfig, *, resume: bool = False) -> dict[st
                 lambda: processes.from_main(lambda: judge_held_out(run.final, data.held_out)),
             )
             result = measured or {}
-            run.write_json("eval.json", {**result, **after.as_dict(), "training_drops": data.drops.as_dict()})
+            content = {**result, **after.as_dict(), "training_drops": data.drops.as_dict()}
+            after.on_main("eval.json", lambda: run.write_json("eval.json", content))
     return result
 
 

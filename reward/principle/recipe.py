@@ -71,7 +71,8 @@ def train_principle(config: PrincipleConfig, *, resume: bool = False) -> dict[st
                 lambda: processes.from_main(lambda: evaluate(config, run.final, data.held_out)),
             )
             result = measured or {}
-            run.write_json("eval.json", {**result, **after.as_dict(), "training_drops": data.drops.as_dict()})
+            content = {**result, **after.as_dict(), "training_drops": data.drops.as_dict()}
+            after.on_main("eval.json", lambda: run.write_json("eval.json", content))
     return result
 
 

@@ -48,7 +48,7 @@ def command(
     with AfterTraining() as after, Trackers(settings) as trackers:
         run = recipe.train_dpo(settings, resume=resume, after=after, trackers=trackers)
         after.on_main("the report", lambda: trackers.report(write_report(run)))
-        after.on_main("the summary", lambda: print_summary(run))
+        after.on_main("the summary", lambda: print_summary(run), needs=run / "eval.json")
 
 
 def print_summary(run: Path) -> None:

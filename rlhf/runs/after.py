@@ -1,8 +1,8 @@
 """The steps after training: a failed step is reported at the end, and the other steps still run.
 
 A run of many hours must not lose its evaluation, model card or report because an earlier check failed.
-Weights are written before the first of these steps. Each step runs even if others failed, unless it needs
-their results.
+Weights are written before the first of these steps. Each step runs even if others failed, unless it needs a
+file that one of them should have written.
 """
 
 from __future__ import annotations
@@ -61,10 +61,20 @@ class AfterTraining:
         self._saved, self._fix = saved, fix
         self._skip_collectives = False
 
-    def run(self, step: str, work: Callable[[], T]) -> T | None:
-        """Run a collective step, in all processes; return its result, or None if it failed."""
+    def run(self, step: str, work: Callable[[], T], *, needs: Path | None = None) -> T | None:
+        """Run a collective step, in all processes.
+
+        Args:
+            needs: a file or folder of an earlier step; if it is missing because a step failed, this one is
+                skipped.
+
+        Returns:
+            Its result; None if it failed or was skipped.
+        """
         if self._skip_collectives:
             self.failures.append(Failure(step, "skipped after the failure above"))
+            return None
+        if self._is_lost(needs):
             return None
         result = self._try(step, work)
         self._skip_collectives = (
@@ -72,12 +82,12 @@ class AfterTraining:
         )
         return result
 
-    def on_main(self, step: str, work: Callable[[], T]) -> T | None:
-        """Run a step in the main process only, without a collective.
+    def on_main(self, step: str, work: Callable[[], T], *, needs: Path | None = None) -> T | None:
+        """Like `run`, for a step in the main process only, without a collective."""
+        return None if not processes.is_main() or self._is_lost(needs) else self._try(step, work)
 
-        Return its result, or None if it failed.
-        """
-        return self._try(step, work) if processes.is_main() else None
+    def _is_lost(self, needs: Path | None) -> bool:
+        return needs is not None and bool(self.failures) and not needs.exists()
 
     def fail(self, step: str, reason: str) -> None:
         """Record a failure that a step reports without raising."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from rlhf.core.errors import ModelError, RunError
@@ -29,6 +31,17 @@ def test_every_step_runs_and_failures_are_raised_at_the_end(capsys: pytest.Captu
     assert "--resume" in caught.value.fix
     trace = capsys.readouterr().err  # a bug has a traceback, a user error has none
     assert "ValueError" in trace and "ModelError" not in trace
+
+
+def test_a_step_is_skipped_if_an_earlier_one_failed_to_write_what_it_needs(tmp_path: Path) -> None:
+    after, missing = AfterTraining(), tmp_path / "eval.json"
+    assert after.run("card", lambda: 1, needs=missing) == 1  # no step has failed: the work says what is wrong
+    after.fail("eval.json", "the disk is full")
+    assert after.run("summary", broken, needs=missing) is None
+    assert after.on_main("summary", broken, needs=missing) is None
+    assert [failure.step for failure in after.failures] == ["eval.json"]
+    missing.touch()
+    assert after.on_main("summary", lambda: 2, needs=missing) == 2
 
 
 def test_without_failures_nothing_is_raised_and_other_errors_pass() -> None:
