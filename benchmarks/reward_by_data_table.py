@@ -46,6 +46,8 @@ class Point:
     """Accuracy among the pairs of similar length."""
     similar_pairs: int
     sources: Mapping[str, float]
+    correct_SP: NDArray[np.float64]
+    """1 for each seed and pair that is judged right."""
 
 
 def correct(rows: Rows) -> NDArray[np.float64]:
@@ -97,7 +99,22 @@ def point(side: str, pairs: int, rates: Mapping[float, Sequence[Mapping[str, Any
         float(correct_SP[:, alike_P].mean()) if alike_P.any() else float("nan"),
         int(alike_P.sum()),
         {str(name): float(correct_SP[:, sources == name].mean()) for name in np.unique(sources)},
+        correct_SP,
     )
+
+
+def differences(result: Sequence[Point]) -> list[str]:
+    """Ours minus TRL's accuracy on the same test pairs, wherever both have a point; over common seeds."""
+    by_side = {(item.side, item.pairs): item.correct_SP for item in result}
+    lines = []
+    for side, pairs in by_side:
+        if side == "ours" and ("trl", pairs) in by_side:
+            seeds = min(len(by_side["ours", pairs]), len(by_side["trl", pairs]))
+            difference_SP = by_side["ours", pairs][:seeds] - by_side["trl", pairs][:seeds]
+            low, high = (100 * end for end in bootstrap_grid_mean(difference_SP, resamples=RESAMPLES))
+            mean = 100 * difference_SP.mean()
+            lines.append(f"ours minus TRL, {pairs:,} pairs: {mean:+.1f} ({low:+.1f} to {high:+.1f})")
+    return lines
 
 
 def table(result: Sequence[Point]) -> str:
@@ -163,6 +180,7 @@ def main() -> None:
     for item in result:
         shares = ", ".join(f"{name} {100 * share:.1f}" for name, share in item.sources.items())
         print(f"\n{item.side}, {item.pairs:,} pairs, by source: {shares}")
+    print("", *differences(result), sep="\n")
     baseline = float(longer(cells[0]["test"]["pairs"]).mean())
     print(f"\nThe longer answer: {100 * baseline:.1f} %")
     if options.picture:

@@ -53,3 +53,12 @@ def test_the_table_and_the_picture(by_data: Any, tmp_path: Path) -> None:
     assert "| ours | 1,000 | 0.0001 | 2 | 62.5 |" in by_data.table(result)
     by_data.draw(result, 0.5, tmp_path / "picture.svg")
     assert "<svg" in (tmp_path / "picture.svg").read_text("utf-8")
+
+
+def test_the_sides_are_compared_on_the_same_pairs_and_common_seeds(by_data: Any) -> None:
+    trl = [{**cell(1e-4, 0, 0.7, [1, -1, -1, 1]), "side": "trl"}]  # right: 1 and 4; ours, seed 0: 1 and 2
+    assert by_data.differences(by_data.points(CELLS)) == []
+    [line] = by_data.differences(by_data.points([*CELLS, *trl]))
+    assert line.startswith("ours minus TRL, 1,000 pairs: +0.0 (")
+    worse = [{**cell(1e-4, 0, 0.7, [-1, -1, -1, -1]), "side": "trl"}]
+    assert "+50.0 (" in by_data.differences(by_data.points([*CELLS, *worse]))[0]
