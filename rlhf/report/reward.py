@@ -252,6 +252,7 @@ def reward_charts(run: RunFiles) -> tuple[list[Chart], set[str]]:
 
     right = {"validation/accuracy": "held-out pairs", "reward/accuracy": "training pairs"}
     lost = {"validation/loss": "loss", "validation/mse": "squared error of the ratings"}
+    by_term = any(name in row for row in run.metrics for name in ("loss/regression", "loss/bt"))
     charts = [
         draw("Accuracy", "pairs judged right", right, share=True, levels=[Mark(0.5, "chance")]),
         draw(
@@ -262,6 +263,7 @@ def reward_charts(run: RunFiles) -> tuple[list[Chart], set[str]]:
         ),
         draw("Regression loss", "squared error of the ratings", {"loss/regression": "regression"}, zero=True),
         draw("Preference loss", "Bradley\N{EN DASH}Terry, nats", {"loss/bt": "preference"}, zero=True),
+        None if by_term else draw("Training loss", "", {"loss/total": "loss"}),
         draw("Validation loss", "on held-out rows", lost),
         draw("Learning rate", "", {"optimizer/lr": "learning rate"}, zero=True, exact=True),
     ]

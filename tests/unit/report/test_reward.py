@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -91,3 +92,12 @@ def test_stages_and_curves(reward_run: Path) -> None:
     ]
     assert {"loss/bt", "validation/accuracy", "stage"} <= shown
     assert charts[5].drawn[0].line.startswith("M")
+
+
+def test_a_run_without_the_terms_of_the_reward_model_shows_its_loss(tmp_path: Path) -> None:
+    """As of a principle model, a justifier and DPO."""
+    lines = [{"step": step, "stage": "justifier", "loss/total": 3.0 / step} for step in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    charts, shown = reward_charts(read_run(tmp_path))
+    assert [chart.title for chart in charts] == ["Training loss"]
+    assert "loss/total" in shown
