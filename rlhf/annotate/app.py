@@ -71,6 +71,85 @@ def person(request: Request) -> Annotator:
 Person = Annotated[Annotator, Depends(person)]
 
 
+@dataclass(frozen=True)
+class Project:
+    """The tasks of a store as one annotator sees them: responses by the side on which they are shown."""
+
+    store: Store
+    settings: Settings
+
+    def next_task(self, annotator: Annotator) -> int | None:
+        """The number of the next task; for an adjudicator a disputed one; None if none is left."""
+        if not annotator.adjudicates:
+            return self.store.claim(annotator.name, self.settings.per_task)
+        decided = self.store.adjudications()
+        for number, group in by_task(self.store.annotations()).items():
+            if number not in decided and is_disputed(group, self.settings.per_task):
+                return number
+        return None
+
+    def shown(self, number: int, annotator: Annotator) -> dict[str, Any]:
+        """A task and what was saved of it; for an adjudicator also the annotations of others, without names.
+
+        Raises:
+            HTTPException: 404, where there is no such task.
+        """
+        task = self.task(number)
+        swapped = is_swapped(number, annotator.name, self.settings.seed)
+        saved = self.store.saved(number, annotator.name)
+        others = self.store.annotations(task=number) if annotator.adjudicates else []
+
+        def by_side(submission: Submission) -> dict[str, Any]:
+            return (submission.swapped() if swapped else submission).model_dump()
+
+        return {
+            **_sides(task, swapped),
+            "number": number,
+            "attributes": HELPSTEER_ATTRIBUTES,
+            "strengths": STRENGTHS,
+            "submission": by_side(Submission() if saved is None else saved.submission),
+            "final": saved is not None and saved.final,
+            "seconds": 0.0 if saved is None else saved.seconds,
+            "others": [
+                {"annotator": f"annotator {place}", **by_side(other.submission)}
+                for place, other in enumerate(others, 1)
+            ],
+        }
+
+    def save(self, number: int, content: Saved, annotator: Annotator) -> None:
+        """Save a submission, or the decision of an adjudicator.
+
+        Raises:
+            HTTPException: 404, where there is no such task; 422, where a final submission is incomplete.
+        """
+        self.task(number)
+        if content.final and (missing := content.submission.missing(SIDES)):
+            raise HTTPException(422, f"Still missing: {'; '.join(missing)}.")
+        swapped = is_swapped(number, annotator.name, self.settings.seed)
+        submission = content.submission.swapped() if swapped else content.submission
+        if not annotator.adjudicates:
+            self.store.save(number, annotator.name, submission, final=content.final, seconds=content.seconds)
+        elif content.final:
+            self.store.adjudicate(number, annotator.name, submission)
+
+    def progress(self, annotator: Annotator) -> dict[str, Any]:
+        """Counts of all annotations, and of the annotator's own."""
+        annotations, adjudicated = self.store.annotations(), set(self.store.adjudications())
+        counts = progress(self.store.count_tasks(), annotations, self.settings.per_task, adjudicated)
+        return counts | {"own": sum(a.annotator == annotator.name for a in annotations)}
+
+    def task(self, number: int) -> Task:
+        """The task of a number.
+
+        Raises:
+            HTTPException: 404, where there is none.
+        """
+        task = self.store.task(number)
+        if task is None:
+            raise HTTPException(404, f"There is no task {number}.")
+        return task
+
+
 def build_app(store: Store, settings: Settings, waiting: Callable[[], bool] = lambda: False) -> FastAPI:
     """The application around a store.
 
@@ -79,13 +158,13 @@ def build_app(store: Store, settings: Settings, waiting: Callable[[], bool] = la
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.state.store = store
+    project = Project(store, settings)
     add_guard(app)
+    add_files(app, "rlhf.annotate", FILES)
 
     @app.exception_handler(SaveError)
     async def not_saved(_: Request, error: Exception) -> JSONResponse:
         return JSONResponse({"detail": f"Not saved: {getattr(error, 'orig', error)}"}, 507)
-
-    add_files(app, "rlhf.annotate", FILES)
 
     @app.post("/api/session")
     def sign_in(content: sessions.SignIn, response: Response) -> dict[str, Any]:
@@ -96,7 +175,7 @@ def build_app(store: Store, settings: Settings, waiting: Callable[[], bool] = la
             annotator.name, store.session_secret(annotator.name) or "", settings.session_hours
         )
         response.set_cookie(COOKIE, cookie, httponly=True, samesite="strict")
-        return {"name": annotator.name, "adjudicates": annotator.adjudicates}
+        return session(annotator)
 
     @app.delete("/api/session")
     def sign_out(response: Response) -> dict[str, bool]:
@@ -110,66 +189,21 @@ def build_app(store: Store, settings: Settings, waiting: Callable[[], bool] = la
     @app.get("/api/next")
     def next_task(annotator: Person) -> dict[str, Any]:
         more = waiting()  # asked first: a task that is added in between is then not missed
-        number = _next_dispute() if annotator.adjudicates else store.claim(annotator.name, settings.per_task)
-        if number is None:
-            return {"task": None, "waiting": more}
-        return {"task": _shown(number, annotator), "waiting": more}
+        number = project.next_task(annotator)
+        return {"task": None if number is None else project.shown(number, annotator), "waiting": more}
 
     @app.get("/api/tasks/{number}")
     def one_task(number: int, annotator: Person) -> dict[str, Any]:
-        return {"task": _shown(number, annotator)}
+        return {"task": project.shown(number, annotator)}
 
     @app.put("/api/tasks/{number}")
     def save(number: int, content: Saved, annotator: Person) -> dict[str, Any]:
-        if store.task(number) is None:
-            raise HTTPException(404, f"There is no task {number}.")
-        if content.final and (missing := content.submission.missing(SIDES)):
-            raise HTTPException(422, f"Still missing: {'; '.join(missing)}.")
-        swapped = is_swapped(number, annotator.name, settings.seed)
-        submission = content.submission.swapped() if swapped else content.submission
-        if not annotator.adjudicates:
-            store.save(number, annotator.name, submission, final=content.final, seconds=content.seconds)
-        elif content.final:
-            store.adjudicate(number, annotator.name, submission)
+        project.save(number, content, annotator)
         return {"saved": True, "final": content.final}
 
     @app.get("/api/progress")
     def whole_progress(annotator: Person) -> dict[str, Any]:
-        annotations, adjudicated = store.annotations(), set(store.adjudications())
-        counts = progress(store.count_tasks(), annotations, settings.per_task, adjudicated)
-        return counts | {"own": sum(a.annotator == annotator.name for a in annotations)}
-
-    def _next_dispute() -> int | None:
-        decided = store.adjudications()
-        for number, group in by_task(store.annotations()).items():
-            if number not in decided and is_disputed(group, settings.per_task):
-                return number
-        return None
-
-    def _shown(number: int, annotator: Annotator) -> dict[str, Any]:
-        task = store.task(number)
-        if task is None:
-            raise HTTPException(404, f"There is no task {number}.")
-        swapped = is_swapped(number, annotator.name, settings.seed)
-        saved = store.saved(number, annotator.name)
-        submission = Submission() if saved is None else saved.submission
-        others = store.annotations(task=number) if annotator.adjudicates else []
-        return {
-            **_sides(task, swapped),
-            "number": number,
-            "attributes": HELPSTEER_ATTRIBUTES,
-            "strengths": STRENGTHS,
-            "submission": (submission.swapped() if swapped else submission).model_dump(),
-            "final": saved is not None and saved.final,
-            "seconds": 0.0 if saved is None else saved.seconds,
-            "others": [
-                {
-                    "annotator": f"annotator {place}",
-                    **(a.submission.swapped() if swapped else a.submission).model_dump(),
-                }
-                for place, a in enumerate(others, 1)
-            ],
-        }
+        return project.progress(annotator)
 
     return app
 
