@@ -162,12 +162,11 @@ def write_page(folder: Path, result: ContestResult, rows: Sequence[Mapping[str, 
         .render(
             title="Comparison",
             name=name,
-            label=f"Judged by {result['reward']}",
-            sentence=sentence(result),
+            lead=[f"Judged by {result['reward']}", sentence(result)],
             tables=[(heading, table[0], table[1:]) for heading, table in tables.items() if table],
             notes=notes(result),
             examples=examples(result, rows),
-            picture=base64.b64encode(picture).decode(),
+            pictures=[base64.b64encode(picture).decode()],
             style=asset("page.css"),
         )
     )
