@@ -46,7 +46,7 @@ PLACEHOLDERS = {
     "RUN": "runs/demo/policy",
     "MODEL": "runs/demo/reward/final",
 }
-TRAINING = ("train-reward", "align-policy", "train-dpo", "train-principle")
+TRAINING = ("train-reward", "align-policy", "train-dpo", "train-principle", "search")
 SMALL = {
     "generate": ["--max-new-tokens", "4"],
     "compare": ["--max-new-tokens", "4", "--best-of", "1,2"],
