@@ -24,7 +24,7 @@ def command(
         list[Path],
         typer.Argument(
             metavar="RUN...",
-            help="Folders of `train-reward` or `align-policy` runs, finished or not; or one of a search.",
+            help="Run folders of the training commands, finished or not; or one folder of a search.",
         ),
     ],
     output: Annotated[
