@@ -65,7 +65,7 @@ class Cell:
 def main() -> None:
     """Split the data, then train and score each missing cell in a process of its own."""
     options = parse()
-    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / "cells").mkdir(parents=True, exist_ok=True)
     if not (options.output / "data" / "split.json").exists():
         write_split(load_config(options.config, RewardConfig), options.output / "data")
     if options.cell:
