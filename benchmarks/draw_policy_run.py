@@ -25,7 +25,8 @@ WINDOW = 10  # updates in the running mean
 
 def main(run: Path, picture: Path) -> None:
     """Draw one panel per metric: each update as a dot, and the running mean of ten updates."""
-    updates = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    with (run / "metrics.jsonl").open(encoding="utf-8") as lines:
+        updates = [json.loads(line) for line in lines]
     updates = [update for update in updates if "reward/mean" in update]
     steps = [update["step"] for update in updates]
     figure, panels = pyplot.subplots(1, len(PANELS), figsize=(9.6, 2.6), layout="constrained")

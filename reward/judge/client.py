@@ -239,10 +239,11 @@ def _retry_after(response: httpx.Response, otherwise: float) -> float:
 def _read_cache(file: Path) -> dict[str, str]:
     known: dict[str, str] = {}
     if file.exists():
-        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                entry = json.loads(line)
-                known[str(entry["key"])] = str(entry["text"])
-            except (ValueError, KeyError, TypeError):
-                continue
+        with file.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                try:
+                    entry = json.loads(line)
+                    known[str(entry["key"])] = str(entry["text"])
+                except (ValueError, KeyError, TypeError):
+                    continue
     return known

@@ -28,8 +28,7 @@ def command(
     dry_run: Annotated[
         bool,
         typer.Option(
-            "--dry-run",
-            help="Check the config, print the space, an example of a trial and the results so far, and exit.",
+            "--dry-run", help="Check the config, print the space, the state and the next trial, and exit."
         ),
     ] = False,
     _explain: Annotated[bool, explain_option(SearchConfig)] = False,

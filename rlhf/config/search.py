@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -102,15 +101,6 @@ class SearchConfig(Strict):
     `output`."""
     launch: list[str] = Field(default_factory=list)
     """Launcher before `-m rlhf.cli`, such as [accelerate, launch]; empty: this Python."""
-
-    @model_validator(mode="after")
-    def _launcher_exists(self) -> Self:
-        if self.launch and shutil.which(self.launch[0]) is None:
-            raise ValueError(
-                f"launch: there is no program {self.launch[0]!r}; install it, or leave `launch` out: this "
-                "Python is used"
-            )
-        return self
 
     @model_validator(mode="after")
     def _output_is_not_searched(self) -> Self:

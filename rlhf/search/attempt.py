@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from typing import Any
 from rlhf.config.search import SearchConfig
 from rlhf.core.errors import ConfigError, did_you_mean
 from rlhf.report.files import json_lines
-from rlhf.runs.files import leaves
 from rlhf.runs.folder import METRICS
 
 EVALUATION = "eval.json"
@@ -45,13 +44,23 @@ def run(command: Sequence[str], folder: Path, log: Path, prune: Callable[[Metric
 
     Returns:
         The exit code, negative after a signal; None if the trial was pruned.
+
+    Raises:
+        ConfigError: the program of `launch` cannot be started.
     """
     program = [sys.executable, "-m", "rlhf.cli", *command[1:]] if command[0] == "rlhf" else list(command)
     env = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with log.open("ab") as out:
-        process = subprocess.Popen(
-            program, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, env=env
-        )
+        try:
+            process = subprocess.Popen(
+                program, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, env=env
+            )
+        except OSError as error:
+            raise ConfigError(
+                f"launch: {program[0]!r} cannot be started: {error.strerror}",
+                allowed="a program and its options",
+                fix="install it, or correct `launch`; without `launch` this Python is used",
+            ) from None
     try:
         while True:
             code = process.poll()  # before reading: a finished process has written all its rows
@@ -84,21 +93,12 @@ def read_result(search: SearchConfig, folder: Path) -> TrialResult | None:
     """
     if not (folder / EVALUATION).exists():
         return None
-    evaluation = json.loads((folder / EVALUATION).read_text(encoding="utf-8"))
-    values = {key: json.loads(value) for key, value in leaves(evaluation)}  # null: it was not finite
-    numbers = {key: value for key, value in values.items() if value is None or type(value) in (int, float)}
-    metric = search.objective.metric
-    known = [key for key in numbers if not key.rpartition(".")[2].isdigit()]  # an interval's end is no metric
-    _check_known("objective.metric", metric, known, folder / EVALUATION)
+    values = dict(_numbers(json.loads((folder / EVALUATION).read_text(encoding="utf-8"))))
+    _check_known("objective.metric", search.objective.metric, values, folder / EVALUATION)
     if search.pruning is not None:
         metrics = {name for row in json_lines(folder / METRICS, []) for name in row}
         _check_known("pruning.metric", search.pruning.metric, sorted(metrics), folder / METRICS)
-    if numbers[metric] is None:
-        return None
-    name = metric.rpartition(".")[2]
-    interval = metric.removesuffix(name) + ("ci95" if name in ("mean", "accuracy") else f"intervals.{name}")
-    low, high = numbers.get(f"{interval}.0"), numbers.get(f"{interval}.1")
-    return float(numbers[metric]), None if low is None or high is None else (low, high)
+    return values[search.objective.metric]
 
 
 def last_lines(log: Path) -> str:
@@ -114,3 +114,17 @@ def _check_known(key: str, metric: str, known: Collection[str], file: Path) -> N
             allowed=", ".join(list(known)[:MAX_NAMES]),
             fix=f"change {key} and run the same command again; this trial's result is kept",
         )
+
+
+def _numbers(mapping: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, TrialResult | None]]:
+    """Every number by its dotted path, with its interval; null is a number that was not finite."""
+    for name, value in mapping.items():
+        if isinstance(value, dict):
+            yield from _numbers(value, f"{path}{name}.")
+        elif value is None:
+            yield f"{path}{name}", None
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            beside = name in ("mean", "accuracy")
+            interval = mapping.get("ci95") if beside else (mapping.get("intervals") or {}).get(name)
+            ends = tuple(interval) if isinstance(interval, list) and None not in interval else None
+            yield f"{path}{name}", (float(value), ends)

@@ -147,8 +147,8 @@ def draw(study: optuna.Study, results: Results, folder: Path) -> None:
         atomic_write_text(folder / f"search-{name}.svg", image.getvalue())
 
 
-def load_results(folder: Path) -> Results:
-    """The results in a search's folder.
+def write_page(folder: Path, output: Path | None = None) -> Path:
+    """Write one self-contained page on a search, to `folder/report.html` or to `output`.
 
     Raises:
         DataError: search.json does not exist, or is not valid.
@@ -157,16 +157,6 @@ def load_results(folder: Path) -> Results:
         results: Results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{folder / RESULTS} cannot be read: {error}", fix="run the search again") from None
-    return results
-
-
-def write_page(folder: Path, output: Path | None = None) -> Path:
-    """Write one self-contained page on a search, to `folder/report.html` or to `output`.
-
-    Raises:
-        DataError: search.json does not exist, or is not valid.
-    """
-    results = load_results(folder)
     search, order = results["search"], ranked(results)
     metric = search["objective"]["metric"]
     train = ["Train with the best values: " + results["train"]] if order else []

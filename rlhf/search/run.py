@@ -26,9 +26,9 @@ from rlhf.core.errors import ConfigError, RunError
 from rlhf.runs.folder import check_is_run_folder, in_use
 from rlhf.runs.progress import Progress
 from rlhf.search import attempt, storage
-from rlhf.search.results import RESULTS, Results, draw, load_results, summary, trial_line, write_results
+from rlhf.search.results import Results, draw, read_results, summary, trial_line, write_results
 from rlhf.search.space import Space, base_config, read_space, words_of
-from rlhf.search.storage import STORAGE_ERRORS, finished, trials_of
+from rlhf.search.storage import STORAGE_ERRORS, attempts, finished, trials_of
 
 TRIALS = "trials"
 REFUSED = 2
@@ -36,25 +36,31 @@ REFUSED = 2
 
 
 def plan(config: SearchConfig, place: Path) -> list[str]:
-    """The output of `--dry-run`: the space, an example of a trial, and the results so far in the output.
+    """The output of `--dry-run`: the space, the state of the study, and the next trial's command.
 
     Raises:
-        ConfigError: the config is invalid.
+        ConfigError: the config is invalid, or the storage cannot be used.
     """
     base_config(config)
-    read_space(config, place)
+    space, study, number = read_space(config, place), storage.existing_study(config), 0
     lines = [f"{config.trials} trials of {config.command}, over"]
-    first = {}
     for name, key in config.parameters.items():
         lines.append(f"  {name}: {as_yaml(key.model_dump(exclude_none=True, exclude_defaults=True))}")
-        first[name] = key.low if key.choices is None else key.choices[0]
-    example = attempt.command_words(config, words_of(first), f"{config.output}/{TRIALS}/0")
-    lines += ["A trial with the first values:", shlex.join(example)]
-    if not (config.output / RESULTS).exists():
-        return [*lines, f"{config.output} has no results yet."]
-    results = load_results(config.output)
-    done = len(results["trials"]) >= config.trials
-    return [*lines, *summary(results), *(["No further trial would start."] if done else [])]
+    copy = optuna.create_study(direction=config.objective.direction)  # in memory, with the same proposals
+    if study is None:
+        lines.append(f"The study {config.study!r} is new.")
+    else:
+        lines += [f"The study {config.study!r} exists.", *summary(read_results(config, space, study))]
+        if len(trials_of(study)) >= config.trials:
+            return [*lines, "No further trial would start."]
+        copy.add_trials([trial for trial in study.get_trials() if trial.state != TrialState.WAITING])
+        number = len(attempts(study))
+    copy.sampler = storage.sampler(config.seed, number)
+    trial = copy.ask()
+    space.propose(trial)
+    words = words_of(space.values(trial.params))
+    command = attempt.command_words(config, words, f"{config.output}/{TRIALS}/{number}")
+    return [*lines, "The next new trial:", shlex.join(command)]
 
 
 def run_search(config: SearchConfig, place: Path, say: Callable[[str], None]) -> Results:

@@ -76,7 +76,7 @@ def base_config(search: SearchConfig, words: Sequence[str] = ()) -> RewardConfig
 
 
 def read_space(search: SearchConfig, place: Path) -> Space:
-    """The space of a search. Choices, both ends of a range and its first step are tried in the base config.
+    """The space of a search. Each end of a range and each choice is validated in the base config.
 
     Args:
         place: the path of the search's config, for errors.
@@ -86,14 +86,17 @@ def read_space(search: SearchConfig, place: Path) -> Space:
     """
     integers = set()
     for name, key in search.parameters.items():
-        if key.choices is not None:
-            tried = key.choices
-        else:
-            assert key.low is not None
-            tried = [key.low, key.high, key.low + (key.step or 0)]
-        loaded = [_load(search, name, value, place) for value in tried]
-        if key.choices is None and all(type(value) is int for value in loaded):
-            integers.add(name)
+        ends = key.choices if key.choices is not None else [key.low, key.high]
+        loaded = [_load(search, name, value, place) for value in ends]
+        if key.choices is not None or not all(type(value) is int for value in loaded):
+            continue
+        integers.add(name)
+        if key.step is not None and not key.step.is_integer():
+            raise ConfigError(
+                f"{place}: parameters: {name}: found step {key.step:g}",
+                allowed="a whole step, as the key is a whole number",
+                fix=f"parameters.{name}.step={max(1, round(key.step))}",
+            )
     return Space(search.parameters, frozenset(integers))
 
 

@@ -12,9 +12,11 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import optuna
+import sqlalchemy
 from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import TPESampler
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
@@ -41,16 +43,16 @@ SECRET = re.compile(r"(?<=:)[^/:@]+(?=@)|(?<==)[^&]+")
 """A password or a query's value in a URL."""
 
 
-def trials_of(study: optuna.Study) -> dict[int, FrozenTrial]:
-    """The last attempt of each trial by number, without those that ended before they had values.
-
-    A retry has the number of the trial that it repeats.
-    """
+def attempts(study: optuna.Study) -> list[FrozenTrial]:
+    """The last attempt of every trial, by number; a retry has the number of the trial that it repeats."""
     trials = study.get_trials(deepcopy=False)
-    last = {trial.system_attrs.get(RETRY_OF, trial.number): trial for trial in trials}.values()
-    return {
-        number: trial for number, trial in enumerate(last) if trial.params or not trial.state.is_finished()
-    }
+    return list({trial.system_attrs.get(RETRY_OF, trial.number): trial for trial in trials}.values())
+
+
+def trials_of(study: optuna.Study) -> dict[int, FrozenTrial]:
+    """The last attempt of each trial by number, without those that ended before they had values."""
+    trials = enumerate(attempts(study))
+    return {number: trial for number, trial in trials if trial.params or not trial.state.is_finished()}
 
 
 def finished(study: optuna.Study) -> int:
@@ -82,7 +84,7 @@ def open_study(search: SearchConfig, base: Mapping[str, Any]) -> optuna.Study:
     """
     with _usable(search):
         storage = RDBStorage(
-            _url(search).replace("{", "{{").replace("}", "}}"),  # Optuna fills {SCHEMA_VERSION}
+            _template(search),
             engine_kwargs={"pool_pre_ping": True},  # a connection may be closed during a trial of hours
             heartbeat_interval=HEARTBEAT_SECONDS,
             grace_period=GRACE_SECONDS,
@@ -100,10 +102,22 @@ def open_study(search: SearchConfig, base: Mapping[str, Any]) -> optuna.Study:
     return study
 
 
-def reason(error: Exception, search: SearchConfig) -> str:
-    """The first line of the database's error, without the secrets of the URL."""
-    text = str(error.__cause__ or error).strip() or type(error).__name__
-    return hide_secrets(text.splitlines()[0], search)
+def existing_study(search: SearchConfig) -> optuna.Study | None:
+    """The study, or None if it does not exist; nothing is created.
+
+    Raises:
+        ConfigError: the storage cannot be used.
+    """
+    with _usable(search):
+        url = make_url(_url(search))
+        file = Path(url.database or "") if url.get_backend_name() == "sqlite" else None
+        if file and not file.exists() and (file.parent.is_dir() or search.storage is None):
+            return None  # connecting to SQLite would create it
+        if not sqlalchemy.inspect(sqlalchemy.create_engine(url)).has_table("studies"):
+            return None
+        storage = RDBStorage(_template(search), skip_table_creation=True)
+        names = optuna.get_all_study_names(storage)
+        return optuna.load_study(study_name=search.study, storage=storage) if search.study in names else None
 
 
 def hide_secrets(text: str, search: SearchConfig) -> str:
@@ -113,6 +127,12 @@ def hide_secrets(text: str, search: SearchConfig) -> str:
     for secret in filter(None, [*SECRET.findall(plain), *SECRET.findall(_url(search)), *variables]):
         text = text.replace(secret, "***")
     return text
+
+
+def reason(error: Exception, search: SearchConfig) -> str:
+    """The first line of the database's error, without the secrets of the URL."""
+    text = str(error.__cause__ or error).strip() or type(error).__name__
+    return hide_secrets(text.splitlines()[0], search)
 
 
 def _pruner(config: PruningConfig | None) -> BasePruner:
@@ -176,6 +196,14 @@ def _url(search: SearchConfig) -> str:
         file = str((search.output / "study.db").absolute())
         url = URL.create("sqlite", database=file, query={"timeout": str(BUSY_SECONDS)})
         return url.render_as_string(hide_password=False)
-    for name in set(VARIABLE.findall(search.storage)) - os.environ.keys():
-        raise ConfigError(f"storage: the environment variable {name} is not set", fix=f"export {name}=...")
+    for name in VARIABLE.findall(search.storage):
+        if name not in os.environ:
+            raise ConfigError(
+                f"storage: the environment variable {name} is not set", fix=f"export {name}=..."
+            )
     return VARIABLE.sub(lambda match: os.environ[match[1]], search.storage)
+
+
+def _template(search: SearchConfig) -> str:
+    """The URL with braces escaped, as Optuna fills `{SCHEMA_VERSION}`."""
+    return _url(search).replace("{", "{{").replace("}", "}}")

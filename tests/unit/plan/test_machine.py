@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -103,14 +104,15 @@ def test_memory_that_runs_out_names_phase_plan_and_change(
 def test_every_phase_has_a_plan_and_a_first_change(
     config: RewardConfig, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Which changes there are does not depend on the phase: the test above computes them."""
+    """The test above computes the changes, which do not depend on the phase."""
     monkeypatch.setattr(machine, "this_cluster", lambda: parse_gpus("1x1GB"))
-    monkeypatch.setattr(machine, "single_changes", lambda *_: [])
+    first = SimpleNamespace(what="model.quantization=nf4")
+    monkeypatch.setattr(machine, "single_changes", lambda *_: [first])
     with pytest.raises(GpuMemoryError) as caught, machine.explained(config), phase(name):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
     assert caught.value.phase == name
     assert "The plan expected" in caught.value.found
-    assert caught.value.fix
+    assert caught.value.fix == first.what
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,16 @@ REWARD = {
     "subsets": {"my.jsonl": {"accuracy": 0.6, "ci95": [0.4, 0.8], "count": 10}},
     "length_correlation": None,
     "aggregation": "pairs",
+    "by_strength": {"3": 0.9},
+    "bins": [{"low": 0.5, "accuracy": 0.4}],
 }
-POLICY = {"after": {"gold": 0.5}, "difference": {"gold": {"mean": 0.2, "ci95": [0.1, 0.3]}}, "prompts": 8}
+LISTED = {"answers": [{"reward": 1.0}] * 50}  # rows, which are no metrics
+POLICY = {
+    **LISTED,
+    "after": {"gold": 0.5},
+    "difference": {"gold": {"mean": 0.2, "ci95": [0.1, 0.3]}},
+    "prompts": 8,
+}
 
 
 def search_config(metric: str, pruning: dict[str, str] | None = None) -> SearchConfig:
@@ -45,6 +53,7 @@ def search_config(metric: str, pruning: dict[str, str] | None = None) -> SearchC
         (REWARD, "sections.chat", (0.75, None)),
         (REWARD, "subsets.my.jsonl.accuracy", (0.6, (0.4, 0.8))),
         (REWARD, "subsets.my.jsonl.count", (10.0, None)),
+        (REWARD, "by_strength.3", (0.9, None)),
         (REWARD, "length_correlation", None),  # null: it was not a finite number
         (POLICY, "difference.gold.mean", (0.2, (0.1, 0.3))),
         (POLICY, "after.gold", (0.5, None)),
@@ -104,3 +113,9 @@ def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch: p
     begun = time.monotonic()
     assert run_python(code, tmp_path, lambda _: True) is None
     assert time.monotonic() - begun < 30
+
+
+def test_a_program_that_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as raised:
+        attempt.run(["acclerate", "launch"], tmp_path, tmp_path / "log", lambda _: False)
+    assert raised.value.found.startswith("launch: 'acclerate'")

@@ -115,16 +115,17 @@ def test_the_same_command_again_starts_nothing_and_more_trials_continue(
     assert results(out)["trials"][:2] == first["trials"]
 
 
-def test_a_dry_run_shows_the_space_a_trial_and_the_results(
+def test_a_dry_run_says_what_the_first_trial_will_be(
     rlhf_command: Rlhf, write_search: Write, tmp_path: Path
 ) -> None:
     config = write_search(trials=1)
     output = rlhf_command("search", config, "--dry-run")
     assert output.exit_code == 0 and not (tmp_path / "out").exists()
     assert f"  {RATE}: {{low: 1.0e-05, high: 0.01, log: true}}\n" in output.stdout
-    assert f"{RATE}=1.0e-05 --output {tmp_path / 'out'}/trials/0" in output.stdout
-    assert f"{tmp_path / 'out'} has no results yet." in output.stdout
+    assert "The study 'search' is new." in output.stdout
+    announced = float(output.stdout.split(f"{RATE}=")[1].split()[0])
     rlhf_command("search", config)
+    assert results(tmp_path / "out")["trials"][0]["parameters"][RATE] == announced
     after = rlhf_command("search", config, "--dry-run").stdout
     assert "1 of 1 trials: 1 complete" in after and "No further trial would start." in after
 

@@ -78,7 +78,7 @@ def test_the_words_of_a_trial_set_just_its_values(space: Callable[..., Space], t
         ("stages.1.epochs", {"low": 1, "high": 4}, "stages", ""),
         ("adapter.rank", {"low": 0, "high": 4}, "adapter.rank: found 0.0", "a whole number of at least 1"),
         ("adapter.rank", {"low": 1.5, "high": 4}, "adapter.rank: found 1.5", "a whole number"),
-        ("adapter.rank", {"low": 1, "high": 4, "step": 0.5}, "adapter.rank: found 1.5", "a whole number"),
+        ("adapter.rank", {"low": 1, "high": 4, "step": 0.5}, "step 0.5", "a whole step"),
         ("adapter.dropout", {"low": 0, "high": 2}, "adapter.dropout: found 2.0", "a number from 0 to 1"),
         ("stages.0.preference_loss", {"choices": ["scaled", "marginal"]}, '"marginal"', "one of"),
         ("stages.0.preference_loss", {"low": 1, "high": 2}, "stages.0.preference_loss: found 1.0", ""),
@@ -104,12 +104,6 @@ def test_a_bad_override_or_base_config(space: Callable[..., Space]) -> None:
     with pytest.raises(ConfigError) as raised:
         space({"adapter.rank": {"low": 1, "high": 4}}, config="nowhere.yaml")
     assert "nowhere.yaml" in raised.value.found
-
-
-def test_a_launcher_that_does_not_exist(space: Callable[..., Space]) -> None:
-    with pytest.raises(ConfigError) as raised:
-        space({"adapter.rank": {"low": 1, "high": 4}}, launch=["acclerate", "launch"])
-    assert "'acclerate'" in raised.value.found
 
 
 def test_the_shipped_searches_fit_their_configs() -> None:

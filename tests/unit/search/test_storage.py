@@ -16,6 +16,8 @@ from rlhf.config.search import SearchConfig
 from rlhf.core.errors import ConfigError
 from rlhf.search.space import read_space
 from rlhf.search.storage import (
+    attempts,
+    existing_study,
     finished,
     hide_secrets,
     open_study,
@@ -65,11 +67,12 @@ def test_a_url_is_shown_without_its_secrets(
         ("postgresql://me:${NOT_SET_HERE}@host/db", "NOT_SET_HERE"),
     ],
 )
+@pytest.mark.parametrize("use", [lambda search_config: open_study(search_config, BASE), existing_study])
 def test_a_storage_that_cannot_be_used(
-    search_config: Callable[..., SearchConfig], url: str, message: str
+    search_config: Callable[..., SearchConfig], use: Callable[[SearchConfig], Any], url: str, message: str
 ) -> None:
     with pytest.raises(ConfigError) as raised:
-        open_study(search_config(storage=url), BASE)
+        use(search_config(storage=url))
     assert message in raised.value.found
     assert "hunter2" not in str(raised.value)
 
@@ -77,6 +80,16 @@ def test_a_storage_that_cannot_be_used(
 def test_a_secret_in_a_query_is_not_shown(search_config: Callable[..., SearchConfig], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"a\.db\?uri=\*\*\*: .*'\*\*\*'"):
         open_study(search_config(storage=f"sqlite:///{tmp_path}/a.db?uri=hunter2"), BASE)
+
+
+def test_looking_creates_nothing(search_config: Callable[..., SearchConfig], tmp_path: Path) -> None:
+    assert existing_study(search_config()) is None
+    assert list((tmp_path / "out").iterdir()) == []
+    assert existing_study(search_config(storage=f"sqlite:///{tmp_path}/elsewhere.db")) is None
+    assert not (tmp_path / "elsewhere.db").exists()
+    assert trials_of(open_study(search_config(study="another"), BASE)) == {}
+    assert existing_study(search_config()) is None
+    assert existing_study(search_config(study="another")) is not None
 
 
 def with_a_trial(search: SearchConfig, place: Path) -> optuna.Study:
@@ -89,7 +102,7 @@ def ask(study: optuna.Study, seed: int = 0) -> Trial:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that `ask` sends no heartbeat
         trial = study.ask()
-    study.sampler = sampler(seed, len(trials_of(study)) - 1)
+    study.sampler = sampler(seed, len(attempts(study)) - 1)
     return trial
 
 
