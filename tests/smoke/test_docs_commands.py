@@ -25,7 +25,8 @@ from tests.unit.test_docs import BY_NAME, ROOT, command_lines
 pytestmark = pytest.mark.slow
 
 NOT_EXECUTED = {
-    r"local-(pairs|prompts)|runs/algorithms|algorithms\.yaml": "needs data that is not in the repository",
+    r"local-(pairs|prompts)|runs/(by-data|algorithms)|algorithms\.yaml": "needs data that is not in the "
+    "repository",
     r"^(annotate serve|serve-reward|chat .* --web|report --watch)": "a server or a watch; `test_loop.py`, "
     "`test_annotate_browser.py`, `tests/unit/reward/test_server.py` and `test_report_browser.py` start them",
     r"push .*OWNER/NAME( --merged)?$": "needs the Hub: `tests/unit/publish/test_push.py` has a stand-in",
