@@ -9,8 +9,9 @@ shuffled order, with the same share of the ratings. Both sides train on the same
 rank and targets, for one epoch. Ours also learns from the ratings.
 
 A cell is one training run. Its file `cells/NAME.json` has every held-out score, so figures are computed
-without training again, and a second call trains only what is missing. `benchmarks/reward_by_data_table.py`
-makes the table and the picture.
+without training again, and a second call trains only what is missing; an interrupted cell goes on from its
+last checkpoint, and then has no training time. `benchmarks/reward_by_data_table.py` makes the table and the
+picture.
 """
 
 from __future__ import annotations
@@ -171,17 +172,15 @@ def run(cell: Cell, options: argparse.Namespace) -> None:
     config, path = cell_config(cell, options)
     if options.threads:
         torch.set_num_threads(options.threads)  # TRL's side; the config has it for ours
-    started, resumed = time.monotonic(), False
+    folder = options.output / "runs" / cell.name
+    started, resumed = time.monotonic(), folder.exists()
     if cell.side == "ours":
-        final = options.output / "runs" / cell.name
-        command = [sys.executable, "-m", "rlhf", "train-reward", str(path), "--output", str(final)]
-        resumed = final.exists()
+        command = [sys.executable, "-m", "rlhf", "train-reward", str(path), "--output", str(folder)]
         subprocess.run([*command, *(["--resume"] if resumed else [])], check=True)
-        scorer: ScorerLike = Scorer.load(final / "final")
-        chat = load_chat(config)
+        scorer: ScorerLike = Scorer.load(folder / "final")
     else:
         chat = load_chat(config)
-        model = train_with_trl(config, chat, batch=8, learning_rate=cell.rate, seed=cell.seed)
+        model = train_with_trl(config, chat, folder, batch=8, learning_rate=cell.rate, seed=cell.seed)
         scorer = PlainScorer(model, chat)
     seconds = time.monotonic() - started
     gc.collect()

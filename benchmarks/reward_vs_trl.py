@@ -24,6 +24,7 @@ from peft import LoraConfig
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForSequenceClassification
+from transformers.trainer_utils import get_last_checkpoint
 from trl import RewardConfig as TRLRewardConfig
 from trl import RewardTrainer
 
@@ -61,8 +62,13 @@ class PlainScorer:
         return scores
 
 
-def train_with_trl(config: RewardConfig, chat: Chat, *, batch: int, learning_rate: float, seed: int) -> Any:
-    """Train TRL's RewardTrainer on the config's pairs, and return its model."""
+def train_with_trl(
+    config: RewardConfig, chat: Chat, folder: Path, *, batch: int, learning_rate: float, seed: int
+) -> Any:
+    """Train TRL's RewardTrainer on the config's pairs, and return its model.
+
+    A call with the folder of an interrupted one goes on from its last checkpoint.
+    """
     data = load_data(config, chat)
     pairs = [item for item in data.training if item.strength]
     # The token ids of our run: TRL accepts tokenised pairs.
@@ -76,7 +82,7 @@ def train_with_trl(config: RewardConfig, chat: Chat, *, batch: int, learning_rat
         resolve_base(config.model.base), num_labels=1, dtype=getattr(torch, dtype)
     )
     arguments = TRLRewardConfig(
-        tempfile.mkdtemp(),
+        str(folder),
         per_device_train_batch_size=batch,
         num_train_epochs=1,
         learning_rate=learning_rate,
@@ -90,7 +96,9 @@ def train_with_trl(config: RewardConfig, chat: Chat, *, batch: int, learning_rat
         gradient_checkpointing=False,
         logging_steps=10,
         report_to="none",
-        save_strategy="no",
+        save_strategy="steps",
+        save_steps=25,
+        save_total_limit=1,
         seed=seed,
     )
     for row in rows:
@@ -108,7 +116,7 @@ def train_with_trl(config: RewardConfig, chat: Chat, *, batch: int, learning_rat
             modules_to_save=["score"],
         ),
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.exists() else None)
     return trainer.model.eval()
 
 
@@ -123,9 +131,15 @@ def main() -> None:
     arguments = parser.parse_args()
     config = load_config(arguments.config, RewardConfig)
     chat = load_chat(config)
-    model = train_with_trl(
-        config, chat, batch=arguments.batch, learning_rate=arguments.learning_rate, seed=arguments.seed
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        model = train_with_trl(
+            config,
+            chat,
+            Path(folder),
+            batch=arguments.batch,
+            learning_rate=arguments.learning_rate,
+            seed=arguments.seed,
+        )
     scorer = PlainScorer(model, chat)
     comparisons, drops = load_comparisons(str(config.benchmark))
     theirs = {**evaluate(comparisons, scorer, drops=drops)[0]}
