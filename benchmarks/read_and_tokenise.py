@@ -126,10 +126,9 @@ def main() -> None:
     seconds, gib = figures["seconds"], figures["peak_gib"]
     print(
         f"{figures['rows']:,} rows to {figures['items']:,} items of {figures['tokens']:,} tokens: "
-        f"{seconds:.1f} s "
-        f"({figures['seconds_imports']:.1f} s of them imports; {figures['seconds_processor']:.1f} s of "
-        f"processor time, "
-        f"which tells more than the clock on a busy machine), {gib:.2f} GiB at most"
+        f"{seconds:.1f} s ({figures['seconds_imports']:.1f} s of them imports; "
+        f"{figures['seconds_processor']:.1f} s of processor time, which tells more than the clock on a "
+        f"busy machine), {gib:.2f} GiB at most"
     )
     bounds = {"s": (seconds, MOST_SECONDS * arguments.rows / ROWS), "GiB": (gib, MOST_GIB)}
     for unit, (value, most) in bounds.items():

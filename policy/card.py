@@ -118,8 +118,8 @@ def _training(config: PolicyConfig) -> Iterator[str]:
     yield f"KL penalty: {kl.coefficient:g} x {kl.reduction} of {kl.estimator}, in the {kl.placement}"
     yield (
         f"Batches: {config.rollouts.prompts_per_step} prompts an update, "
-        f"{config.rollouts.samples_per_prompt} answers "
-        f"each, at most {config.rollouts.max_new_tokens} tokens"
+        f"{config.rollouts.samples_per_prompt} answers each, at most {config.rollouts.max_new_tokens} "
+        "tokens"
     )
     yield f"Learning rate: {config.optimizer.learning_rate:g}"
     if adapter is not None:

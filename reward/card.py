@@ -20,10 +20,9 @@ from rlhf.models.embedded import known_as
 from rlhf.runs.files import atomic_write_text
 
 PURPOSE = (
-    "Rewards compare answers to one prompt, not answers to different prompts. Intended for judging answers, "
-    "for picking the "
-    "best of several, and as the reward of a policy in training; not for decisions about people, nor as a "
-    "measure of truth."
+    "Rewards compare answers to one prompt, not answers to different prompts. Intended for judging "
+    "answers, for picking the best of several, and as the reward of a policy in training; not for "
+    "decisions about people, nor as a measure of truth."
 )
 
 

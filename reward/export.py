@@ -180,8 +180,7 @@ _WORDS = {
     "classifier": 'In vLLM: `vllm.LLM(folder, runner="pooling").classify(...)`; config.json keeps it from '
     "adding a sigmoid.",
     "nemotron": "The head lies in row 0 of the output embedding, as in NVIDIA's `…-Reward-HF`. Text "
-    "generated with this model "
-    "means nothing: one of its words is a reward.",
+    "generated with this model means nothing: one of its words is a reward.",
 }
 
 
@@ -204,8 +203,7 @@ def _card_text(
         code=_READING[form].format(folder=str(output)),
         sections={
             "Merge": f"{trained_on(card)}Before and after the merge, computed in float32, scores differ by "
-            f"at most {verification}, "
-            "as a share of max(1, largest score).",
+            f"at most {verification}, as a share of max(1, largest score).",
             "License": license_line(card["base"]),
         },
     )

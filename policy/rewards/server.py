@@ -125,8 +125,7 @@ class ServerReward:
             f"The reward server at {self.url} gave no answer to {path}: {reason}",
             allowed=f"a running `rlhf serve-reward`, an answer within {self.timeout:g} seconds",
             fix="start it there (rlhf serve-reward MODEL); continue an interrupted run with --resume, or "
-            "name another "
-            "address in a new run",
+            "name another address in a new run",
         )
 
     def _token(self) -> str:

@@ -109,7 +109,6 @@ class EngineProbe:
         if reference < NEARER * difference:
             raise EngineError(
                 f"The engine samples from the reference {when}: its log-probabilities are {reference:.2g} "
-                "from those of "
-                f"the reference, and {difference:.2g} from the policy's.",
+                f"from those of the reference, and {difference:.2g} from the policy's.",
                 fix="the policy did not reach the engine; look for its message above",
             )

@@ -122,8 +122,8 @@ class KLControl:
         )
         return (
             f"Stopped at update {self.stopped['update']}: the mean KL of an answer, "
-            f"{self.stopped['kl']:.3g} nats, exceeds "
-            f"algorithm.kl.budget = {self.stopped['budget']:g}; {what}."
+            f"{self.stopped['kl']:.3g} nats, exceeds algorithm.kl.budget = {self.stopped['budget']:g}; "
+            f"{what}."
         )
 
     def save(self, folder: Path) -> None:

@@ -186,8 +186,7 @@ def check_update(
             f"|log-ratio| is {figures['kl/abs_mean']:.2g}.",
             allowed=f"at most {bound:g}: their weights are still equal, so only rounding may differ",
             fix="model.fast_layers=false, which computes both by transformers' and PEFT's own layers "
-            "(please report "
-            "the base); if it still differs, model.packing=false",
+            "(please report the base); if it still differs, model.packing=false",
         )
 
 

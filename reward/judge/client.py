@@ -177,9 +177,8 @@ class JudgeClient:
             if attempt < self.config.retries:
                 time.sleep(wait)
         raise RewardError(
-            f"The judge at {self.config.url} gave no completion in {self.config.retries + 1} attempts; the "
-            "last one "
-            f"ended with {reason}",
+            f"The judge at {self.config.url} gave no completion in {self.config.retries + 1} attempts; "
+            f"the last one ended with {reason}",
             allowed="a running OpenAI-compatible server that answers with choices[0].message.content within "
             f"judge.timeout = {self.config.timeout:g} s",
             fix="look at the server's log, then repeat the command (a run: with --resume); a slow judge "

@@ -44,11 +44,9 @@ _SINGLE_ENDINGS = {
 }
 _PAIR_ENDINGS = {
     "boxed": "Reason briefly. Then end with two lines: Scores: \\boxed{s1, s2} and Ranking: \\boxed{r}, "
-    "where s1 and s2 "
-    f"are the scores of response 1 and 2, each {_SCORE}, and r is {_RANKING}.",
+    f"where s1 and s2 are the scores of response 1 and 2, each {_SCORE}, and r is {_RANKING}.",
     "json": 'Reason briefly. Then end with one JSON object: {"scores": [s1, s2], "ranking": r}, where s1 '
-    "and s2 are "
-    f"the scores of response 1 and 2, each {_SCORE}, and r is {_RANKING}.",
+    f"and s2 are the scores of response 1 and 2, each {_SCORE}, and r is {_RANKING}.",
 }
 
 

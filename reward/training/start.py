@@ -26,8 +26,7 @@ def check_start(config: RewardConfig, chat: Chat) -> None:
     if list(before.card["attributes"]) != config.attributes:
         raise ModelError(
             f"start: the reward model in {config.start} has the attributes "
-            f"{', '.join(before.card['attributes'])}, "
-            f"this run {', '.join(config.attributes)}.",
+            f"{', '.join(before.card['attributes'])}, this run {', '.join(config.attributes)}.",
             allowed="the same attributes in the same order",
             fix=f"attributes=[{','.join(before.card['attributes'])}]",
         )

@@ -116,8 +116,7 @@ def check_compatible(weak: Adapter | RewardAdapter, strong: Adapter | RewardAdap
         raise ModelError(
             "\n".join(["These two models cannot be extrapolated:", *differences]),
             allowed="two reward models with the same attributes in the same order, or two policies, with "
-            "the same base "
-            "and chat template",
+            "the same base and chat template",
             fix="use a model and one that was trained further from it",
         )
 

@@ -119,8 +119,7 @@ class Adapter:
         if actual != self.card["fingerprint"]:
             raise ModelError(
                 f"The {self.kind} was trained on {self.card['base']!r} (fingerprint "
-                f"{self.card['fingerprint']}), "
-                f"but this base is {base.config.name_or_path!r} ({actual}).",
+                f"{self.card['fingerprint']}), but this base is {base.config.name_or_path!r} ({actual}).",
                 allowed=f"a {self.kind} on the same base",
                 fix=f"set model.base={self.card['base']}, or train a {self.kind} on this base",
             )
@@ -192,8 +191,7 @@ def _refuse_weights_of_the_base(folder: Path, kind: str, weights: Mapping[str, T
             f"The adapter in {folder} replaces weights of the base ({others[0]}), which other roles share.",
             allowed=f"an adapter of LoRA layers{' and a head named score' if head else ''}",
             fix="train it without modules_to_save, trained biases or trained tokens; or merge it into its "
-            "base with PEFT's "
-            "merge_and_unload, and use the merged model as model.base",
+            "base with PEFT's merge_and_unload, and use the merged model as model.base",
         )
 
 

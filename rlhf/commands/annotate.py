@@ -204,8 +204,8 @@ def export(
     usable = sum(row["preference_strength"] != 0 for row in written.preferences)
     print(
         f"Wrote {len(written.preferences)} preferences ({usable} with a strength), {len(written.ratings)} "
-        "ratings on which "
-        f"annotators agree and {len(written.disagreements)} rows of all ratings to {output}."
+        f"ratings on which annotators agree and {len(written.disagreements)} rows of all ratings to "
+        f"{output}."
     )
     for reason, count in written.left_out.items():
         print(f"Dropped {count} annotations: {reason}.")

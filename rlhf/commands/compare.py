@@ -27,9 +27,8 @@ if TYPE_CHECKING:
     from reward.evaluation.systems import AnsweredPrompt
 
 CANDIDATE = (
-    "a policy's `final` folder, a base (`embedded`, a folder, a Hugging Face name), or answers written "
-    "by `rlhf "
-    "generate --format jsonl`"
+    "a policy's `final` folder, a base (`embedded`, a folder, a Hugging Face name), or answers written by "
+    "`rlhf generate --format jsonl`"
 )
 
 

@@ -35,10 +35,8 @@ Data = Annotated[
     typer.Option(
         metavar="FILE",
         help="`demo` (the default: synthetic, part of this project), `rewardbench`, `rewardbench-2`, "
-        "`rm-bench`, `judgebench`, "
-        "`ppe`, `ppe-math` and its like, `m-rewardbench/LANGUAGE` (from the hub), or a file (.jsonl, .json, "
-        ".parquet, .csv, "
-        "also .gz and .zst) in one of the forms above.",
+        "`rm-bench`, `judgebench`, `ppe`, `ppe-math` and its like, `m-rewardbench/LANGUAGE` (from the "
+        "hub), or a file (.jsonl, .json, .parquet, .csv, also .gz and .zst) in one of the forms above.",
     ),
 ]
 Output = Annotated[

@@ -96,8 +96,7 @@ def _reason(model: PreTrainedModel, wanted: bool) -> str | None:
             return None
         reason = (
             f"hidden states of a packed row differ by {difference:.2g} (relative) from those of its "
-            "sequences alone, "
-            "so a layer ignores the attention mask or the position ids"
+            "sequences alone, so a layer ignores the attention mask or the position ids"
         )
     difference = largest_difference(model, one_per_row=True)
     if not difference <= TOLERANCE:  # NaN too

@@ -73,8 +73,7 @@ def enable_packed_logprobs(model: PreTrainedModel, temperature: float) -> None:
         if sharded and weight_VD.requires_grad:  # gathered here, it would lose its gradient
             raise ModelError(
                 f"FSDP2 does not gather the head of {self.config.model_type} with its last norm, so it "
-                "cannot be "
-                "trained.",
+                "cannot be trained.",
                 fix="train an adapter, or use GPUs that hold all weights (configs/launch/ddp.yaml)",
             )
         weight_VD = full_tensor(weight_VD)

@@ -37,8 +37,7 @@ class StoredHead:
             return f"The base is a sequence classifier ({shown}). Training starts from its trained head."
         return (
             f"The base is a sequence classifier ({shown}). Its trained head is dropped, since the "
-            "attributes are "
-            f"{', '.join(attributes)}; a new head is trained."
+            f"attributes are {', '.join(attributes)}; a new head is trained."
         )
 
 

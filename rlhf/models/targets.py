@@ -66,8 +66,7 @@ def adapter_targets(model: PreTrainedModel, targets: str | Iterable[str]) -> str
     if refused := [name for name in wanted if name in inside and name not in names]:
         raise ModelError(
             f"adapter.targets: {', '.join(refused)} is in an expert block, whose adapters can neither be "
-            "exported nor "
-            "used by vLLM.",
+            "exported nor used by vLLM.",
             allowed=f"`{ALL_LINEAR}` (the layers outside expert blocks), or some of "
             f"{', '.join(sorted(names))}",
             fix=f"adapter.targets={ALL_LINEAR}",

@@ -132,9 +132,8 @@ def _before_evaluation(run: RunFiles, verdict: Verdict) -> Verdict:
         width = min(10, len(values) // 2)
         first, last = sum(values[:width]) / width, sum(values[-width:]) / width
         lines.append(
-            f"In training, the mean reward of the first {width} steps was {fixed(first, 2)}, that of "
-            f"the last {width} "
-            f"{fixed(last, 2)}; these are training prompts, so this is no evidence yet."
+            f"In training, the mean reward of the first {width} steps was {fixed(first, 2)}, that of the "
+            f"last {width} {fixed(last, 2)}; these are training prompts, so this is no evidence yet."
         )
     return Verdict(verdict.tone, verdict.label, verdict.sentence, lines)
 

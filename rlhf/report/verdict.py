@@ -100,9 +100,8 @@ def policy_verdict(evaluation: Mapping[str, Any], metrics: Sequence[Mapping[str,
     if not spread or any(spread):
         return verdict
     nothing = (
-        f"No group had a spread: in all {len(spread)} updates the answers to one prompt got equal "
-        "rewards, so every "
-        "advantage was 0. Use a reward that separates answers, harder or easier prompts, or more "
+        f"No group had a spread: in all {len(spread)} updates the answers to one prompt got equal rewards, "
+        "so every advantage was 0. Use a reward that separates answers, harder or easier prompts, or more "
         "samples_per_prompt."
     )
     return Verdict(verdict.tone, verdict.label, verdict.sentence, [nothing, *verdict.more])
@@ -136,8 +135,7 @@ def judge_remarks(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
     if agreement is not None:
         remarks.append(
             f"Reward and held-out reward order {percent(agreement, 0)} of the pairs of answers to one "
-            "prompt alike; "
-            "chance is 50."
+            "prompt alike; chance is 50."
         )
     bias, orders = _mean_of(metrics, "judge/position_bias"), _mean_of(metrics, "judge/order_agreement")
     if bias is not None:
@@ -191,10 +189,9 @@ def _by_gold(gold: Change, reward: Change | None, at: str) -> Verdict:
             "Warning: reward hacking",
             sentence,
             [
-                "The policy exploits the reward model at the cost of correct answers. "
-                "Read the worst answers below. Then raise the KL coefficient, stop earlier, or retrain "
-                "the reward "
-                "model on data that covers such answers."
+                "The policy exploits the reward model at the cost of correct answers. Read the worst "
+                "answers below. Then raise the KL coefficient, stop earlier, or retrain the reward model "
+                "on data that covers such answers."
             ],
         )
     if gold.fell:

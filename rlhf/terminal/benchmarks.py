@@ -107,8 +107,8 @@ def print_best_of_n(result: BenchmarkResult, console: Console) -> None:
     if pairs["accuracy"] is not None:
         console.print(
             "Of two answers to one prompt, the better one has the higher reward in "
-            f"{_percent(pairs['accuracy'])} % "
-            f"(95 % interval {_interval(pairs['ci95'])}, {pairs['prompts']} prompts, ties wrong).",
+            f"{_percent(pairs['accuracy'])} % (95 % interval {_interval(pairs['ci95'])}, "
+            f"{pairs['prompts']} prompts, ties wrong).",
             soft_wrap=True,
         )
 
@@ -167,9 +167,8 @@ def print_judge(figures: Mapping[str, Any], console: Console) -> None:
     )
     if figures["position_bias"] is not None:
         console.print(
-            f"Position bias {figures['position_bias']:+.3f} points for the answer shown first; both orders "
-            "agree on "
-            f"{_percent(figures['order_agreement'])} % of the pairs.",
+            f"Position bias {figures['position_bias']:+.3f} points for the answer shown first; both "
+            f"orders agree on {_percent(figures['order_agreement'])} % of the pairs.",
             markup=False,
             soft_wrap=True,
         )

@@ -121,8 +121,7 @@ class Trackers:
             reason = redacted(str(error).strip().partition("\n")[0])
             print(
                 f"Warning: the tracker {name} failed ({type(error).__name__}: {reason}). The run "
-                "continues without "
-                "it; metrics.jsonl and samples.jsonl hold everything.",
+                "continues without it; metrics.jsonl and samples.jsonl hold everything.",
                 file=sys.stderr,
                 flush=True,
             )

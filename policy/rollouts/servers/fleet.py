@@ -194,7 +194,7 @@ class Fleet:
             if before is None:
                 print(
                     f"Rollout server {server.url} is lost: {reason}. In use: {len(self.alive)} of "
-                    f"{len(self.servers)}. "
-                    "Its unfinished prompts go to the others; it is tried again at each update.",
+                    f"{len(self.servers)}. Its unfinished prompts go to the others; it is tried again at "
+                    "each update.",
                     flush=True,
                 )

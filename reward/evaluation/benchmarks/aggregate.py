@@ -127,8 +127,7 @@ def aggregation_rule(comparisons: Sequence[Comparison]) -> tuple[str, list[str],
     if bare and len(bare) < len(comparisons):
         raise DataError(
             f"{len(bare)} of {len(comparisons)} comparisons name no section, the first is number "
-            f"{bare[0] + 1} "
-            f"(subset {comparisons[bare[0]].subset!r}).",
+            f"{bare[0] + 1} (subset {comparisons[bare[0]].subset!r}).",
             allowed="a `section` on every row, or on none",
         )
     rule = "pairs" if bare else "sections"

@@ -156,15 +156,13 @@ def _notes(items: Sequence[Choice]) -> list[str]:
     notes = []
     if any(item.subset == TIES for item in items):
         notes.append(
-            "RewardBench 2 scores its subset Ties by a rule of its own, which needs the column `id` (ref:N, "
-            "tied:N): without "
-            "it the overall score is not the published one."
+            "RewardBench 2 scores its subset Ties by a rule of its own, which needs the column `id` "
+            "(ref:N, tied:N): without it the overall score is not the published one."
         )
     if all(len(item.chosen) == len(item.rejected) == 3 for item in items):
         notes.append(
             "Every row has three right and three wrong answers. If they are RM-Bench's, judge "
-            "total_dataset.json, whose "
-            "rows name their `domain`: it gives the matrix of styles."
+            "total_dataset.json, whose rows name their `domain`: it gives the matrix of styles."
         )
     return notes
 

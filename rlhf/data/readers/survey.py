@@ -138,8 +138,8 @@ def _check_strengths(strengths: set[float], source: DataSource, column: str, *, 
             "the number of a response, or strengths of which none prefers the first response",
             allowed="strengths from -3 to 3 of which some are negative",
             fix=f"where it is the number of the better response, write `winner: {column}` or rename it to "
-            "`winner`; where the second "
-            f"response is always the better one, write `chosen`, `rejected` and `strength: {column}`",
+            "`winner`; where the second response is always the better one, write `chosen`, `rejected` and "
+            f"`strength: {column}`",
         )
 
 

@@ -20,8 +20,7 @@ SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".arrow")
 COMPRESSED = (".gz", ".zst")
 READABLE = (
     "a file ending in .jsonl, .json, .csv, .tsv, .parquet or .arrow (also .gz and .zst), a folder of such "
-    "files or one "
-    "that `save_to_disk` wrote, or a pattern such as `data/*.jsonl`"
+    "files or one that `save_to_disk` wrote, or a pattern such as `data/*.jsonl`"
 )
 PARQUET_ROWS = 1024
 """Rows of a parquet file that are in memory as Python objects at a time."""

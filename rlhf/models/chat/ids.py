@@ -60,8 +60,7 @@ def find_ids(
     if not stops:
         raise ModelError(
             "Neither the generation config, the model's config, the tokenizer nor the template names a "
-            "token that "
-            "ends an answer.",
+            "token that ends an answer.",
             fix="set eos_token_id in the model's generation_config.json",
         )
     written = {token for ids in probes for token in ids if token in added}

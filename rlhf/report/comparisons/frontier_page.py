@@ -65,19 +65,16 @@ def lead(summary: Summary) -> list[str]:
 def notes(summary: Summary) -> list[str]:
     """How the figures are computed, and their limits."""
     lines = [
-        "A path is the running mean of a run's reward over that of its KL (k1, summed over an answer), "
-        "on training "
-        "prompts; a figure at a KL is taken where the path first reaches it. A diamond is a run's end "
-        "on held-out "
-        "prompts, with 95 % intervals. Intervals in the tables are 95 %, by Student's t over seeds: "
-        "with two or "
-        "three seeds they are wide."
+        "A path is the running mean of a run's reward over that of its KL (k1, summed over an answer), on "
+        "training prompts; a figure at a KL is taken where the path first reaches it. A diamond is a run's "
+        "end on held-out prompts, with 95 % intervals. Intervals in the tables are 95 %, by Student's t "
+        "over seeds: with two or three seeds they are wide."
     ]
     if summary["best_of"]:
         lines.append(
             "Best of n is drawn at log n \N{MINUS SIGN} (n \N{MINUS SIGN} 1) / n, an upper bound of "
-            "its KL, and was "
-            "measured on other prompts: compare it with the ends only where the prompts are the same."
+            "its KL, and was measured on other prompts: compare it with the ends only where the prompts "
+            "are the same."
         )
     return [*lines, *summary["notes"]]
 

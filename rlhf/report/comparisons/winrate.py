@@ -119,9 +119,9 @@ def best_of_table(result: ContestResult) -> Table:
 def notes(result: ContestResult) -> list[str]:
     """How the figures are computed, and their limits."""
     lines = [
-        "At equal lengths: P(A wins) = sigmoid(c + s tanh(d / sd(d))) with d the difference of lengths "
-        "in characters, "
-        "at d = 0. Similar to AlpacaEval's length-controlled win rate, but not comparable with its figures."
+        "At equal lengths: P(A wins) = sigmoid(c + s tanh(d / sd(d))) with d the difference of lengths in "
+        "characters, at d = 0. Similar to AlpacaEval's length-controlled win rate, but not comparable with "
+        "its figures."
     ]
     if result.get("best_of"):
         lines.append(
