@@ -9,7 +9,7 @@ shuffled order, with the same share of the ratings. Both sides train on the same
 rank and targets, for one epoch. Ours also learns from the ratings.
 
 A cell is one training run. Its file `cells/NAME.json` has every held-out score, so figures are computed
-without training again, and a second call trains only what is missing; an interrupted cell goes on from its
+without training again, and a second call trains only what is missing; an interrupted cell resumes from its
 last checkpoint, and then has no training time. `benchmarks/reward_by_data_table.py` makes the table and the
 picture.
 """

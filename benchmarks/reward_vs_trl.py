@@ -67,7 +67,7 @@ def train_with_trl(
 ) -> Any:
     """Train TRL's RewardTrainer on the config's pairs, and return its model.
 
-    A call with the folder of an interrupted one goes on from its last checkpoint.
+    A call with the folder of an interrupted one resumes from its last checkpoint.
     """
     data = load_data(config, chat)
     pairs = [item for item in data.training if item.strength]
