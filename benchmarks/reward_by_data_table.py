@@ -3,7 +3,8 @@
     python benchmarks/reward_by_data_table.py runs/by-data --picture docs/reward-by-data.svg
 
 For each side and number of pairs the learning rate is the one with the best mean accuracy on the validation
-pairs; all figures are of the test pairs. Intervals: 95 %, bootstrap over seeds and pairs at once.
+pairs; figures are of the test pairs, unless they name the validation. Intervals: 95 %, bootstrap over seeds
+and pairs at once.
 
 Shapes: S seeds, P held-out pairs.
 """
@@ -45,9 +46,17 @@ class Point:
     similar: float
     """Accuracy among the pairs of similar length."""
     similar_pairs: int
+    log_loss: float
+    """Mean of -log sigmoid(better - worse reward), in nats; log 2 = 0.693 for a model that knows nothing."""
+    calibration_error: float
+    """Expected calibration error of sigmoid(difference) as the probability of being right."""
+    benchmark: float
+    """Accuracy on the config's benchmark; NaN without one."""
     sources: Mapping[str, float]
     correct_SP: NDArray[np.float64]
-    """1 for each seed and pair that is judged right."""
+    """1 for each seed and test pair that is judged right."""
+    validation_SP: NDArray[np.float64]
+    """The same for the validation pairs."""
 
 
 def correct(rows: Rows) -> NDArray[np.float64]:
@@ -82,8 +91,9 @@ def point(side: str, pairs: int, rates: Mapping[float, Sequence[Mapping[str, Any
         return float(np.mean([cell["validation"]["accuracy"] for cell in rates[rate]]))
 
     rate = max(rates, key=validation)
-    rows = rates[rate][0]["test"]["pairs"]
-    correct_SP = np.stack([correct(cell["test"]["pairs"]) for cell in rates[rate]])
+    seeds = rates[rate]
+    rows = seeds[0]["test"]["pairs"]
+    correct_SP = np.stack([correct(cell["test"]["pairs"]) for cell in seeds])
     above_SP = correct_SP - longer(rows)
     alike_P = similar(rows)
     sources = np.array([row[0] for row in rows])
@@ -98,39 +108,52 @@ def point(side: str, pairs: int, rates: Mapping[float, Sequence[Mapping[str, Any
         bootstrap_grid_mean(above_SP, resamples=RESAMPLES),
         float(correct_SP[:, alike_P].mean()) if alike_P.any() else float("nan"),
         int(alike_P.sum()),
+        float(np.mean([cell["test"]["calibration"]["log_loss"] for cell in seeds])),
+        float(np.mean([cell["test"]["calibration"]["ece"] for cell in seeds])),
+        float(np.mean([cell["benchmark"]["accuracy"] if "benchmark" in cell else np.nan for cell in seeds])),
         {str(name): float(correct_SP[:, sources == name].mean()) for name in np.unique(sources)},
         correct_SP,
+        np.stack([correct(cell["validation"]["pairs"]) for cell in seeds]),
     )
 
 
 def differences(result: Sequence[Point]) -> list[str]:
-    """Ours minus TRL's accuracy on the same test pairs, wherever both have a point; over common seeds."""
-    by_side = {(item.side, item.pairs): item.correct_SP for item in result}
+    """Ours minus TRL's accuracy on the same pairs, wherever both have a point; over common seeds."""
+    by_side = {(item.side, item.pairs): item for item in result}
     lines = []
-    for side, pairs in by_side:
-        if side == "ours" and ("trl", pairs) in by_side:
-            seeds = min(len(by_side["ours", pairs]), len(by_side["trl", pairs]))
-            difference_SP = by_side["ours", pairs][:seeds] - by_side["trl", pairs][:seeds]
+    for (side, pairs), ours in by_side.items():
+        theirs = by_side.get(("trl", pairs))
+        if side != "ours" or theirs is None:
+            continue
+        seeds = min(ours.seeds, theirs.seeds)
+        for split, difference_SP in {
+            "test": ours.correct_SP[:seeds] - theirs.correct_SP[:seeds],
+            "validation": ours.validation_SP[:seeds] - theirs.validation_SP[:seeds],
+        }.items():
             low, high = (100 * end for end in bootstrap_grid_mean(difference_SP, resamples=RESAMPLES))
             mean = 100 * difference_SP.mean()
-            lines.append(f"ours minus TRL, {pairs:,} pairs: {mean:+.1f} ({low:+.1f} to {high:+.1f})")
+            lines.append(
+                f"ours minus TRL, {pairs:,} pairs, on {split} pairs: {mean:+.1f} ({low:+.1f} to {high:+.1f})"
+            )
     return lines
 
 
 def table(result: Sequence[Point]) -> str:
     """A Markdown table, in per cent."""
     lines = [
-        "| | pairs | learning rate | seeds | accuracy % | 95 % interval | minus longer answer "
-        "| 95 % interval | similar length % |",
-        "| --- | ---: | ---: | ---: | ---: | --- | ---: | --- | ---: |",
+        "| | pairs | learning rate | seeds | validation % | accuracy % | 95 % interval | minus longer answer "
+        "| 95 % interval | similar length % | log loss | calibration error | benchmark % |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | --- | ---: | --- | ---: | ---: | ---: | ---: |",
     ]
     for item in result:
         low, high = (100 * bound for bound in item.interval)
         below, above = (100 * bound for bound in item.above_longer_interval)
         lines.append(
-            f"| {item.side} | {item.pairs:,} | {item.rate:g} | {item.seeds} | {100 * item.accuracy:.1f} "
+            f"| {item.side} | {item.pairs:,} | {item.rate:g} | {item.seeds} "
+            f"| {100 * item.validation_SP.mean():.1f} | {100 * item.accuracy:.1f} "
             f"| {low:.1f} to {high:.1f} | {100 * item.above_longer:+.1f} | {below:+.1f} to {above:+.1f} "
-            f"| {100 * item.similar:.1f} of {item.similar_pairs} |"
+            f"| {100 * item.similar:.1f} of {item.similar_pairs} | {item.log_loss:.3f} "
+            f"| {item.calibration_error:.3f} | {100 * item.benchmark:.1f} |"
         )
     return "\n".join(lines)
 

@@ -45,12 +45,20 @@ def test_both_sides_are_trained_scored_and_compared(tiny_base: Path, tmp_path: P
         call("reward_by_data.py", *words, *side)
     table = call("reward_by_data_table.py", output, "--picture", tmp_path / "curve.svg")
     assert "| ours | 16 | 0.0001 | 1 |" in table and "| trl | 16 | 0.0001 | 1 |" in table
-    assert "ours minus TRL, 16 pairs:" in table
+    for split in ("test", "validation"):
+        assert f"ours minus TRL, 16 pairs, on {split} pairs:" in table
     assert "<svg" in (tmp_path / "curve.svg").read_text()
     cells = [json.loads(cell.read_text()) for cell in (output / "cells").iterdir()]
-    (ours, theirs) = [[row[0:1] + row[3:] for row in cell["test"]["pairs"]] for cell in cells]
+    ours, theirs = [[row[0:1] + row[3:] for row in cell["test"]["pairs"]] for cell in cells]
     assert ours == theirs and len(ours) == 6  # the same pairs in the same order
     assert call("reward_by_data.py", *words) == "ours-16-0.0001-seed0: done\n"
+
+    trl = output / "cells" / "trl-16-0.0001-seed0.json"
+    whole = json.loads(trl.read_text())
+    trl.unlink()  # as if it had been interrupted after its last checkpoint
+    call("reward_by_data.py", *words, "--trl")
+    resumed = json.loads(trl.read_text())
+    assert resumed["training_seconds"] is None and resumed["test"] == whole["test"]
 
 
 def call(script: str, *words: object) -> str:
