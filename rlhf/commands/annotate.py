@@ -224,7 +224,10 @@ def import_(
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{file} cannot be read as JSON: {error}") from error
+        raise DataError(
+            f"{file} cannot be read as JSON: {error}",
+            allowed="the JSON export of Label Studio or Argilla",
+        ) from error
     read = {"label-studio": exchange.from_label_studio, "argilla": exchange.from_argilla}[form]
     tasks, annotations = read(content), 0
     project = Store(store)

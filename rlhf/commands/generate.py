@@ -101,7 +101,10 @@ def command(
     questions, drops = load_questions(prompts, format_, {"prompt": prompt_column})
     form = FORMATS[format_]
     if samples > 1 and not form.several:
-        raise DataError(f"--samples {samples}: a file of {format_} holds one answer per question.")
+        raise DataError(
+            f"--samples {samples}: a file of {format_} holds one answer per question.",
+            allowed=f"--samples 1, or the format {' or '.join(n for n, f in FORMATS.items() if f.several)}",
+        )
     require_output_file(output)
     from policy.evaluation.speaker import Speaker  # torch loads only when the command runs
 

@@ -310,7 +310,8 @@ def _check_source(source: DataSource, kind: RecordKind, formats: Iterable[str]) 
         columns.check_columns(source, cast(layouts.MappedKind, kind))
     elif source.columns:
         raise ConfigError(
-            f"{source.path}: `columns` is given, but `format: {source.format}` fixes the columns"
+            f"{source.path}: `columns` is given, but `format: {source.format}` fixes the columns",
+            fix="remove `columns`, or set `format: columns`",
         )
 
 

@@ -261,7 +261,10 @@ def check_same_run(file: Path, config: BaseModel, dumped: Mapping[str, Any]) -> 
     try:
         stored = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ConfigError(f"{file} is not valid YAML: {error}") from None
+        raise ConfigError(
+            f"{file} is not valid YAML: {error}",
+            fix="restore the file as the run wrote it, or start a new run with another --output",
+        ) from None
     with suppress(ValidationError):  # keys newer than the run get their defaults
         stored = type(config).model_validate(stored).model_dump(mode="json")
     # Inputs may have moved: `check_inputs` compares their content.

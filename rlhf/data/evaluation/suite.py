@@ -119,7 +119,7 @@ def _name_of(path: str, shown: str) -> str:
     """
     row = next(read_rows(source_of(path), seed=0), None)
     if row is None:
-        raise DataError(f"{path} has no rows.")
+        raise DataError(f"{path} has no rows.", allowed="a benchmark file with at least one row")
     schema = schema_of(row)
     words = re.sub(r"[^a-z]+", "-", shown.lower())
     if schema == "best-of-k":

@@ -38,7 +38,10 @@ def csv_rows(path: Path, open_file: Callable[[Path], Any], *, delimiter: str) ->
             names = next(reader, [])
             _check_delimiter(path, names, delimiter)
             if len(set(names)) != len(names):
-                raise DataError(f"{path}:1: a column occurs twice in the header: {', '.join(names)}")
+                raise DataError(
+                    f"{path}:1: a column occurs twice in the header: {', '.join(names)}",
+                    fix=f"rename one of the columns {next(n for n in names if names.count(n) > 1)!r}",
+                )
             for cells in reader:
                 if not cells:
                     continue

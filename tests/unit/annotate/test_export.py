@@ -14,6 +14,7 @@ from rlhf.annotate.export import export_rows, joined_turns, write_export
 from rlhf.annotate.records import Submission
 from rlhf.annotate.store import Annotation, Store
 from rlhf.annotate.tasks import Task
+from rlhf.commands.annotate import import_
 from rlhf.config.schema import DataSource
 from rlhf.core.errors import DataError
 from rlhf.core.records import Message
@@ -158,3 +159,14 @@ def test_what_is_no_export_of_theirs(content: object) -> None:
     for read in (from_label_studio, from_argilla):
         with pytest.raises(DataError):
             read(content)
+
+
+def test_an_import_that_is_not_json_says_what_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "export.json").write_text("id,text\n")
+    with pytest.raises(DataError, match=r"export\.json cannot be read as JSON") as caught:
+        import_(Path("export.json"), "argilla", "annotations.db")
+    assert "Argilla" in caught.value.allowed
+    assert not (tmp_path / "annotations.db").exists()

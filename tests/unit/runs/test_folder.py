@@ -122,6 +122,14 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
     open_run(tmp_path, resume=True).close()  # the refused run released the lock
 
 
+def test_a_damaged_config_of_a_run_is_refused(tmp_path: Path) -> None:
+    open_run(tmp_path).close()
+    (tmp_path / "config.yaml").write_text("steps: [")
+    with pytest.raises(ConfigError, match=r"config\.yaml is not valid YAML") as caught:
+        open_run(tmp_path, resume=True)
+    assert "--output" in caught.value.fix
+
+
 @pytest.mark.parametrize("resume", [False, True])
 def test_nothing_is_written_into_a_folder_that_is_not_a_run_folder(tmp_path: Path, *, resume: bool) -> None:
     (tmp_path / "thesis.tex").touch()

@@ -109,7 +109,7 @@ def test_malformed_ratings(
         ({"columns": {"chosen": "a"}}, r"columns\.chosen: .*'chosen'"),
         ({"scale": (5, 1)}, r"scale: \[5\.0, 1\.0\]"),
         ({"format": "helpsteer2-preference"}, "ratings\n.*helpsteer2"),
-        ({"format": "helpsteer2", "columns": {"prompt": "q"}}, "columns"),
+        ({"format": "helpsteer2", "columns": {"prompt": "q"}}, "remove `columns`"),
         ({"path": "demo"}, "`format: helpsteer2`"),
     ],
 )

@@ -120,6 +120,12 @@ def test_a_semicolon_in_a_header_of_one_column(tmp_path: Path) -> None:
     assert "a semicolon" in refused(tmp_path / "rows.csv").found
 
 
+def test_a_column_that_occurs_twice_in_a_header(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("prompt,chosen,rejected,chosen\nq,a,b,c\n")
+    error = refused(tmp_path / "rows.csv")
+    assert error.found.endswith("prompt, chosen, rejected, chosen") and "'chosen'" in error.fix
+
+
 def test_shards_of_a_folder_are_all_read_or_the_missing_are_named(tmp_path: Path) -> None:
     for number in range(2):
         (tmp_path / f"train-{number:05d}-of-00002.jsonl").write_text(TEXT)
