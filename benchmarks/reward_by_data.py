@@ -241,7 +241,10 @@ def cell_config(cell: Cell, options: argparse.Namespace) -> tuple[RewardConfig, 
 
 
 def score(path: Path, scorer: ScorerLike, limit: int | None) -> dict[str, Any]:
-    """Accuracy, and the subset, rewards and lengths in characters of every pair, or of a fixed sample."""
+    """Accuracy, and the subset, rewards and lengths in characters of every pair, or of a fixed sample.
+
+    `prompts` numbers the pairs' prompts: pairs of one prompt are not independent.
+    """
     comparisons, drops = load_comparisons(str(path))
     if limit is not None and limit < len(comparisons):
         comparisons = random.Random(ORDER_SEED).sample(comparisons, limit)
@@ -249,6 +252,7 @@ def score(path: Path, scorer: ScorerLike, limit: int | None) -> dict[str, Any]:
     columns = ("subset", "reward_chosen", "reward_rejected", "length_chosen", "length_rejected")
     return {
         "accuracy": result["overall"],
+        "prompts": [row["prompt"] for row in rows],
         "calibration": result["calibration"],
         "pairs": [[row[column] for column in columns] for row in rows],
     }

@@ -4,7 +4,7 @@
 
 For each side and number of pairs the learning rate is the one with the best mean accuracy on the validation
 pairs; figures are of the test pairs, unless they name the validation. Intervals: 95 %, bootstrap over seeds
-and pairs at once.
+and prompts at once, since pairs of one prompt are not independent.
 
 Shapes: S seeds, P held-out pairs.
 """
@@ -55,8 +55,11 @@ class Point:
     sources: Mapping[str, float]
     correct_SP: NDArray[np.float64]
     """1 for each seed and test pair that is judged right."""
+    prompts_P: Sequence[int]
+    """The prompt of each test pair, by number."""
     validation_SP: NDArray[np.float64]
-    """The same for the validation pairs."""
+    """As `correct_SP`, for the validation pairs."""
+    validation_prompts_P: Sequence[int]
 
 
 def correct(rows: Rows) -> NDArray[np.float64]:
@@ -92,7 +95,8 @@ def point(side: str, pairs: int, rates: Mapping[float, Sequence[Mapping[str, Any
 
     rate = max(rates, key=validation)
     seeds = rates[rate]
-    rows = seeds[0]["test"]["pairs"]
+    test, held_out = seeds[0]["test"], seeds[0]["validation"]
+    rows = test["pairs"]
     correct_SP = np.stack([correct(cell["test"]["pairs"]) for cell in seeds])
     above_SP = correct_SP - longer(rows)
     alike_P = similar(rows)
@@ -103,9 +107,9 @@ def point(side: str, pairs: int, rates: Mapping[float, Sequence[Mapping[str, Any
         rate,
         len(correct_SP),
         float(correct_SP.mean()),
-        bootstrap_grid_mean(correct_SP, resamples=RESAMPLES),
+        bootstrap_grid_mean(correct_SP, test["prompts"], resamples=RESAMPLES),
         float(above_SP.mean()),
-        bootstrap_grid_mean(above_SP, resamples=RESAMPLES),
+        bootstrap_grid_mean(above_SP, test["prompts"], resamples=RESAMPLES),
         float(correct_SP[:, alike_P].mean()) if alike_P.any() else float("nan"),
         int(alike_P.sum()),
         float(np.mean([cell["test"]["calibration"]["log_loss"] for cell in seeds])),
@@ -113,7 +117,9 @@ def point(side: str, pairs: int, rates: Mapping[float, Sequence[Mapping[str, Any
         float(np.mean([cell["benchmark"]["accuracy"] if "benchmark" in cell else np.nan for cell in seeds])),
         {str(name): float(correct_SP[:, sources == name].mean()) for name in np.unique(sources)},
         correct_SP,
+        test["prompts"],
         np.stack([correct(cell["validation"]["pairs"]) for cell in seeds]),
+        held_out["prompts"],
     )
 
 
@@ -126,11 +132,14 @@ def differences(result: Sequence[Point]) -> list[str]:
         if side != "ours" or theirs is None:
             continue
         seeds = min(ours.seeds, theirs.seeds)
-        for split, difference_SP in {
-            "test": ours.correct_SP[:seeds] - theirs.correct_SP[:seeds],
-            "validation": ours.validation_SP[:seeds] - theirs.validation_SP[:seeds],
-        }.items():
-            low, high = (100 * end for end in bootstrap_grid_mean(difference_SP, resamples=RESAMPLES))
+        test_SP = ours.correct_SP[:seeds] - theirs.correct_SP[:seeds]
+        validation_SP = ours.validation_SP[:seeds] - theirs.validation_SP[:seeds]
+        for split, difference_SP, prompts_P in (
+            ("test", test_SP, ours.prompts_P),
+            ("validation", validation_SP, ours.validation_prompts_P),
+        ):
+            interval = bootstrap_grid_mean(difference_SP, prompts_P, resamples=RESAMPLES)
+            low, high = (100 * end for end in interval)
             mean = 100 * difference_SP.mean()
             lines.append(
                 f"ours minus TRL, {pairs:,} pairs, on {split} pairs: {mean:+.1f} ({low:+.1f} to {high:+.1f})"

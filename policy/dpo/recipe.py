@@ -147,16 +147,18 @@ def evaluation(pairs: Sequence[TokenizedPair], margins: Sequence[float]) -> dict
     """
     if not pairs:
         return {}
-    correct = [margin > 0 for margin in margins]
-    overall = shares(correct)
-    sources = by_group(correct, [{"source": pair.source or "held out"} for pair in pairs])
+    outcomes = [
+        (margin > 0, tuple(pair.chosen.prompt_ids)) for margin, pair in zip(margins, pairs, strict=True)
+    ]
+    overall = shares(outcomes)
+    sources = by_group(outcomes, [{"source": pair.source or "held out"} for pair in pairs])
     longer = sum(len(pair.chosen.text) > len(pair.rejected.text) for pair in pairs)
     return {
         "overall": overall["accuracy"],
         "count": len(pairs),
         "intervals": {"overall": overall["ci95"]},
         "subsets": sources["source"],
-        "groups": by_group(correct, [pair.groups for pair in pairs]),
+        "groups": by_group(outcomes, [pair.groups for pair in pairs]),
         "length_baseline": longer / len(pairs),
         "margin": sum(margins) / len(pairs),
     }

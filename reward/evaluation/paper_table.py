@@ -159,8 +159,9 @@ def judge_justifier(config: RewardConfig, final: Path, folder: Path) -> None:
 
 def correct_RSP(
     folder: Path, seeds: Sequence[int], names: Sequence[str] = tuple(ROWS)
-) -> tuple[Shares, float]:
-    """Right (1) or wrong (0) for every row, seed and held-out pair; and the accuracy of the longer answer.
+) -> tuple[Shares, float, list[int]]:
+    """Right (1) or wrong (0) for every row, seed and held-out pair; the accuracy of the longer answer; and
+    the number of each pair's prompt.
 
     Args:
         names: the rows, keys of `ROWS_WITH_JUSTIFIER`.
@@ -171,6 +172,7 @@ def correct_RSP(
     correct: list[list[list[float]]] = []
     pairs: list[Any] | None = None
     longer: list[bool] = []
+    prompts: list[int] = []
     for name in names:
         correct.append([])
         for seed in seeds:
@@ -183,9 +185,11 @@ def correct_RSP(
                     fix=f"delete {folder} and run the command again",
                 )
             pairs = run_pairs
+            # Rows of justifiers, and of earlier versions, do not number their prompts.
+            prompts = prompts or [row.get("prompt", number) for number, row in enumerate(rows)]
             longer = [row["length_chosen"] > row["length_rejected"] for row in rows]
             correct[-1].append([float(row["correct"]) for row in rows])
-    return np.array(correct), float(np.mean(longer))
+    return np.array(correct), float(np.mean(longer)), prompts
 
 
 def held_out_rows(run: Path) -> list[dict[str, Any]]:
@@ -197,7 +201,11 @@ def held_out_rows(run: Path) -> list[dict[str, Any]]:
 
 
 def summarise(
-    right_RSP: Shares, longer: float, seeds: Sequence[int], names: Sequence[str] = tuple(ROWS)
+    right_RSP: Shares,
+    longer: float,
+    prompts_P: Sequence[int],
+    seeds: Sequence[int],
+    names: Sequence[str] = tuple(ROWS),
 ) -> dict[str, Any]:
     """table.json: each row's accuracy with its interval, and what becomes of each of the paper's claims.
 
@@ -209,7 +217,7 @@ def summarise(
         name: {
             "title": ROWS_WITH_JUSTIFIER[name].title,
             "accuracy": float(right_RSP[index[name]].mean()),
-            "ci95": bootstrap_grid_mean(right_RSP[index[name]], resamples=RESAMPLES),
+            "ci95": bootstrap_grid_mean(right_RSP[index[name]], prompts_P, resamples=RESAMPLES),
             "seeds": [float(value) for value in right_RSP[index[name]].mean(axis=1)],
             "paper": ROWS_WITH_JUSTIFIER[name].paper,
         }
@@ -218,7 +226,7 @@ def summarise(
     claims = []
     for claim in CLAIMS:
         difference_SP = right_RSP[index[claim.better]] - right_RSP[index[claim.worse]]
-        low, high = bootstrap_grid_mean(difference_SP, resamples=RESAMPLES)
+        low, high = bootstrap_grid_mean(difference_SP, prompts_P, resamples=RESAMPLES)
         claims.append(
             {
                 "sentence": claim.sentence,

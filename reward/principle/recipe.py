@@ -200,16 +200,20 @@ def evaluate(config: PrincipleConfig, folder: Path, records: Sequence[Principle]
         for members, values in zip(by_response.values(), scores, strict=True)
         for record, value in zip(members, values, strict=True)
     ]
-    correct = [right for _, right in scored]
+    outcomes = [(right, record.prompt) for record, right in scored]
     sides = {
-        name: [right for record, right in scored if record.fulfilled == fulfilled]
+        name: [
+            outcome
+            for outcome, (record, _) in zip(outcomes, scored, strict=True)
+            if record.fulfilled == fulfilled
+        ]
         for name, fulfilled in (("yes", True), ("no", False))
     }
     return {
-        **shares(correct),
-        "majority": max(map(len, sides.values())) / len(correct),
+        **shares(outcomes),
+        "majority": max(map(len, sides.values())) / len(outcomes),
         "fulfilled": {name: shares(part) for name, part in sides.items()},
-        "groups": by_group(correct, [record.groups for record, _ in scored]),
+        "groups": by_group(outcomes, [record.groups for record, _ in scored]),
     }
 
 

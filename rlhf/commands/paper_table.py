@@ -92,8 +92,8 @@ def command(
         say=typer.echo,
     )
     names = list(paper_table.ROWS_WITH_JUSTIFIER if justifier else paper_table.ROWS)
-    right_RSP, longer = paper_table.correct_RSP(settings.output, chosen, names)
-    summary = paper_table.summarise(right_RSP, longer, chosen, names)
+    right_RSP, longer, prompts_P = paper_table.correct_RSP(settings.output, chosen, names)
+    summary = paper_table.summarise(right_RSP, longer, prompts_P, chosen, names)
     page = paper_table.write(settings.output, {**summary, "factor": factor})
     show(paper_table.tables(summary))
     typer.echo("\n".join(paper_table.lead(summary)))

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -33,8 +34,8 @@ def wilson_interval(share: float, count: float) -> Interval:
         centre = (p + z^2/2n) / (1 + z^2/n),   half width = z sqrt(p(1-p)/n + z^2/4n^2) / (1 + z^2/n),   z =
         1.96
 
-    For a weighted mean pass Kish's effective count, (sum w)^2 / sum w^2. (scipy's `proportion_ci` takes whole
-    counts only.)
+    For a weighted mean, or clustered trials, pass their `effective_count`. (scipy's `proportion_ci` takes
+    whole counts only.)
 
     Source: Wilson (1927), "Probable inference, the law of succession, and statistical inference".
     """
@@ -44,6 +45,38 @@ def wilson_interval(share: float, count: float) -> Interval:
     half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / scale
     # Rounding may push an end beyond 0, 1 or the share itself.
     return [min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))]
+
+
+def effective_count(
+    weights: Sequence[float], residuals: Sequence[float], clusters: Sequence[Hashable]
+) -> float:
+    """Number of independent trials that a weighted mean of clustered ones is worth.
+
+        n = (sum w)^2 / sum w^2 / max(1, deff)
+        deff = sum_c (sum_{i in c} w_i e_i)^2 / sum_i (w_i e_i)^2 * (C / (C - 1)) / (N / (N - 1))
+
+    Pairs that share a prompt are right or wrong together more often than others. The design effect deff is
+    the variance of the mean over C clusters in relation to that over N trials; 1 where every cluster has one
+    trial. It cannot be estimated from one cluster, nor without residuals: then a cluster counts as one trial.
+
+    Args:
+        weights: w, of each trial.
+        residuals: e, each trial's value minus the mean.
+        clusters: such as the prompt of each trial.
+
+    Source: Kish (1965), "Survey Sampling", sections 5.4 and 8.2.
+    """
+    size_C: dict[Hashable, float] = defaultdict(float)
+    sum_C: dict[Hashable, float] = defaultdict(float)
+    for weight, residual, cluster in zip(weights, residuals, clusters, strict=True):
+        size_C[cluster] += weight
+        sum_C[cluster] += weight * residual
+    total, C, N = math.fsum(weights), len(size_C), len(weights)
+    alone = math.fsum((w * e) ** 2 for w, e in zip(weights, residuals, strict=True))
+    if alone == 0 or C == 1:
+        return total**2 / math.fsum(size**2 for size in size_C.values())
+    effect = math.fsum(value**2 for value in sum_C.values()) / alone * (C / (C - 1)) / (N / (N - 1))
+    return total**2 / math.fsum(weight**2 for weight in weights) / max(1.0, effect)
 
 
 def mean_interval(values: Sequence[float]) -> Interval | None:
@@ -89,20 +122,30 @@ def bootstrap_means(
     return [percentile_interval(means_R) for means_R in means_RQ.T]
 
 
-def bootstrap_grid_mean(values_SP: Floats, *, resamples: int, seed: int = 0) -> Interval:
+def bootstrap_grid_mean(
+    values_SP: Floats, clusters_P: Sequence[Hashable] | None = None, *, resamples: int, seed: int = 0
+) -> Interval:
     """Two-way bootstrap interval of the mean of a grid, over its rows (seeds) and its columns (pairs) at
     once.
 
-    Each resample draws S rows and P columns with replacement and takes the mean over the drawn grid.
+    Each resample draws S rows and as many clusters of columns as there are, with replacement, and takes the
+    mean over the drawn grid.
+
+    Args:
+        clusters_P: the cluster of each column, such as its prompt; None: every column is its own.
 
     Source: Owen (2007), "The pigeonhole bootstrap", arXiv 0712.1111.
     """
     S, P = values_SP.shape
     generator = np.random.default_rng(seed)
+    numbers: dict[Hashable, int] = {}
+    cluster_P = np.array([numbers.setdefault(name, len(numbers)) for name in clusters_P or range(P)])
+    clusters = len(numbers)
     means_R = np.empty(resamples)
     for r in range(resamples):
-        rows_S, columns_P = generator.integers(0, S, S), generator.integers(0, P, P)
-        means_R[r] = values_SP[rows_S].mean(axis=0)[columns_P].mean()
+        rows_S = generator.integers(0, S, S)
+        drawn_P = np.bincount(generator.integers(0, clusters, clusters), minlength=clusters)[cluster_P]
+        means_R[r] = np.average(values_SP[rows_S].mean(axis=0), weights=drawn_P)
     return percentile_interval(means_R)
 
 

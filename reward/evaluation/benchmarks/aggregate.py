@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from rlhf.core.errors import DataError, did_you_mean
 from rlhf.core.records import Comparison
-from rlhf.core.statistics import wilson_interval
+from rlhf.core.statistics import effective_count, wilson_interval
 from rlhf.data.evaluation.suite import M_REWARDBENCH_LANGUAGES
 
 SECTIONS: dict[str, tuple[str, ...]] = {
@@ -157,20 +157,32 @@ def _is_translated(comparisons: Sequence[Comparison]) -> bool:
 
 
 def aggregate(
-    correct: Sequence[bool], sections: Sequence[str], weights: Sequence[float]
+    correct: Sequence[bool],
+    sections: Sequence[str],
+    weights: Sequence[float],
+    prompts: Sequence[Hashable],
 ) -> tuple[dict[str, float], float, dict[str, Any]]:
-    """Section scores, their plain mean, and `{"sections": {name: [low, high]}, "overall": [low, high]}`."""
-    parts: dict[str, list[tuple[float, bool]]] = {}
-    for right, section, weight in zip(correct, sections, weights, strict=True):
-        parts.setdefault(section, []).append((weight, right))
+    """Section scores, their plain mean, and `{"sections": {name: [low, high]}, "overall": [low, high]}`.
+
+    Pairs of one prompt are a cluster, see `effective_count`.
+    """
+    parts: dict[str, list[int]] = {}
+    for number, section in enumerate(sections):
+        parts.setdefault(section, []).append(number)
     scores, intervals = {}, {}
-    squares = 0.0  # sum of squared weights of all pairs in the overall score, whose weights sum to 1
-    for section, pairs in parts.items():
-        total = math.fsum(weight for weight, _ in pairs)
-        share_squares = math.fsum((weight / total) ** 2 for weight, _ in pairs)
+    share = [0.0] * len(correct)  # weights of all pairs in the overall score, whose sum is 1
+    residuals = [0.0] * len(correct)
+    for section, numbers in parts.items():
+        total = math.fsum(weights[i] for i in numbers)
         # Clamped, as rounding may give 1 + 1e-16 for a weighted mean of ones.
-        scores[section] = min(1.0, math.fsum(weight for weight, right in pairs if right) / total)
-        intervals[section] = wilson_interval(scores[section], 1 / share_squares)
-        squares += share_squares / len(parts) ** 2
+        scores[section] = min(1.0, math.fsum(weights[i] for i in numbers if correct[i]) / total)
+        for i in numbers:
+            share[i] = weights[i] / total / len(parts)
+            residuals[i] = correct[i] - scores[section]
+        count = effective_count(
+            [weights[i] for i in numbers], [residuals[i] for i in numbers], [prompts[i] for i in numbers]
+        )
+        intervals[section] = wilson_interval(scores[section], count)
     overall = math.fsum(scores.values()) / len(scores)
-    return scores, overall, {"sections": intervals, "overall": wilson_interval(overall, 1 / squares)}
+    count = effective_count(share, residuals, prompts)
+    return scores, overall, {"sections": intervals, "overall": wilson_interval(overall, count)}

@@ -24,16 +24,17 @@ from reward.evaluation.benchmarks.calibration import calibration
 from reward.evaluation.judging import Group, Options, Scored, Scorers, judge
 from reward.evaluation.self_check import TOLERANCE, ScoreLike, ScorerLike, self_check
 from rlhf.core.errors import DataError
-from rlhf.core.records import Comparison
+from rlhf.core.records import Comparison, Conversation
 
 __all__ = ["TOLERANCE", "ScoreLike", "ScorerLike", "evaluate", "rewardbench_scores", "self_check"]
 
 
 @dataclass(frozen=True, slots=True)
 class _Judged:
-    """One scored pair; `id` is its position among the comparisons, from 1."""
+    """One scored pair: `id` is its position among the comparisons, `prompt` the number of its prompt."""
 
     id: int
+    prompt: int
     subset: str
     reward_chosen: float
     reward_rejected: float
@@ -58,9 +59,9 @@ def evaluate(
         "shortest_baseline", "count", "intervals": {"sections": {name: [low, high]}, "overall": [low, high]},
         "length_correlation", "aggregation": the rule's name, "self_check": {...}, "notes": [sentences]}`, and
         over all pairs alike `"calibration"`, `"strengths"`, `"lengths"` and `"scores"` as
-        `calibration.py` and `breakdown.py` compute them. Intervals: 95 % Wilson, over Kish's effective count
-        where pairs weigh differently. A row: `{"id", "subset", "reward_chosen", "reward_rejected",
-        "correct", "length_chosen", "length_rejected"}`, lengths in characters, and
+        `calibration.py` and `breakdown.py` compute them. Intervals: 95 % Wilson, over the effective count
+        where pairs weigh differently or share prompts. A row: `{"id", "prompt", "subset", "reward_chosen",
+        "reward_rejected", "correct", "length_chosen", "length_rejected"}`, lengths in characters, and
         `"strength"` where it is known.
 
     Where the comparisons have groups, the result has `"groups": {name: {value: {"accuracy", "count",
@@ -81,17 +82,22 @@ def evaluate(
     )
     kept = [comparisons[entry.id - 1] for entry in scored]
     sections, weights = _same_rule(rule, comparisons, kept)
-    rows = [_judged(item, entry) for item, entry in zip(kept, scored, strict=True)]
+    numbers: dict[Conversation, int] = {}
+    rows = [
+        _judged(item, entry, numbers.setdefault(item.prompt, len(numbers) + 1))
+        for item, entry in zip(kept, scored, strict=True)
+    ]
     correct = [row.correct for row in rows]
     longer = [row.length_chosen > row.length_rejected for row in rows]
     shorter = [row.length_chosen < row.length_rejected for row in rows]
-    scores, overall, intervals = aggregate(correct, sections, weights)
+    prompts = [row.prompt for row in rows]
+    scores, overall, intervals = aggregate(correct, sections, weights, prompts)
     result = {
         "subsets": _subsets(rows),
         "sections": scores if rule != "pairs" else {},
         "overall": overall,
-        "length_baseline": aggregate(longer, sections, weights)[1],
-        "shortest_baseline": aggregate(shorter, sections, weights)[1],
+        "length_baseline": aggregate(longer, sections, weights, prompts)[1],
+        "shortest_baseline": aggregate(shorter, sections, weights, prompts)[1],
         "count": len(rows),
         "intervals": intervals if rule != "pairs" else {**intervals, "sections": {}},
         "length_correlation": _length_correlation(rows),
@@ -100,7 +106,7 @@ def evaluate(
         "notes": coverage(kept),
         **_details(rows),
     }
-    if groups := by_group(correct, [item.groups for item in kept]):
+    if groups := by_group(zip(correct, prompts, strict=True), [item.groups for item in kept]):
         result["groups"] = groups
     return result, [_row(row) for row in rows]
 
@@ -130,10 +136,11 @@ def _group(item: Comparison) -> Group:
     )
 
 
-def _judged(item: Comparison, scored: Scored) -> _Judged:
+def _judged(item: Comparison, scored: Scored, prompt: int) -> _Judged:
     chosen, rejected = scored.rewards
     return _Judged(
         scored.id,
+        prompt,
         item.subset,
         chosen,
         rejected,
@@ -149,13 +156,13 @@ def _row(row: _Judged) -> dict[str, Any]:
 
 
 def _details(rows: Sequence[_Judged]) -> dict[str, Any]:
-    correct = [row.correct for row in rows]
+    outcomes = [(row.correct, row.prompt) for row in rows]
     chosen, rejected = [row.reward_chosen for row in rows], [row.reward_rejected for row in rows]
     lengths = [row.length_chosen for row in rows], [row.length_rejected for row in rows]
     return {
         "calibration": calibration([good - bad for good, bad in zip(chosen, rejected, strict=True)]),
-        "strengths": by_strength(correct, [row.strength for row in rows]),
-        "lengths": by_length(correct, *lengths),
+        "strengths": by_strength(outcomes, [row.strength for row in rows]),
+        "lengths": by_length(outcomes, *lengths),
         "scores": score_distribution(chosen, rejected),
     }
 
@@ -166,7 +173,7 @@ def _subsets(rows: Sequence[_Judged]) -> dict[str, dict[str, Any]]:
         groups.setdefault(row.subset, []).append(row)
     return {
         subset: {
-            **shares([row.correct for row in group]),
+            **shares([(row.correct, row.prompt) for row in group]),
             "ties": sum(row.reward_chosen == row.reward_rejected for row in group),
             "length_baseline": sum(row.length_chosen > row.length_rejected for row in group) / len(group),
             "shortest_baseline": sum(row.length_chosen < row.length_rejected for row in group) / len(group),

@@ -2,51 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from rlhf.core.statistics import wilson_interval
+from rlhf.core.statistics import effective_count, wilson_interval
 
 HISTOGRAM_BINS = 24
 QUANTILES = {"min": 0.0, "p05": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
 
 
-def shares(correct: Sequence[bool]) -> dict[str, Any]:
+Outcome = tuple[bool, Hashable]
+"""Whether a pair is right, and its prompt: the pairs of one prompt are not independent."""
+
+
+def shares(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """`{"accuracy", "count", "ci95"}` of some pairs; accuracy and interval are None where there are none."""
-    if not correct:
+    if not outcomes:
         return {"accuracy": None, "count": 0, "ci95": None}
-    accuracy = sum(correct) / len(correct)
-    return {"accuracy": accuracy, "count": len(correct), "ci95": wilson_interval(accuracy, len(correct))}
+    count = len(outcomes)
+    accuracy = sum(right for right, _ in outcomes) / count
+    residuals = [right - accuracy for right, _ in outcomes]
+    worth = effective_count([1.0] * count, residuals, [prompt for _, prompt in outcomes])
+    return {"accuracy": accuracy, "count": count, "ci95": wilson_interval(accuracy, worth)}
 
 
-def by_strength(correct: Sequence[bool], strengths: Sequence[int | None]) -> dict[str, dict[str, Any]]:
+def by_strength(outcomes: Sequence[Outcome], strengths: Sequence[int | None]) -> dict[str, dict[str, Any]]:
     """`{"1": shares, "2": ..., "3": ...}` of the pairs whose strength is known, the weakest first."""
     known = sorted({strength for strength in strengths if strength is not None})
     return {
         str(level): shares(
-            [right for right, strength in zip(correct, strengths, strict=True) if strength == level]
+            [outcome for outcome, strength in zip(outcomes, strengths, strict=True) if strength == level]
         )
         for level in known
     }
 
 
 def by_group(
-    correct: Sequence[bool], groups: Sequence[Mapping[str, str]]
+    outcomes: Iterable[Outcome], groups: Iterable[Mapping[str, str]]
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """`{group: {value: shares}}`, as of HelpSteer3 domain and language, by the pairs that have the group."""
-    table: dict[str, dict[str, list[bool]]] = {}
-    for right, pair_groups in zip(correct, groups, strict=True):
+    table: dict[str, dict[str, list[Outcome]]] = {}
+    for outcome, pair_groups in zip(outcomes, groups, strict=True):
         for name, value in pair_groups.items():
-            table.setdefault(name, {}).setdefault(value, []).append(right)
+            table.setdefault(name, {}).setdefault(value, []).append(outcome)
     return {
         name: {value: shares(table[name][value]) for value in sorted(table[name])} for name in sorted(table)
     }
 
 
-def by_length(correct: Sequence[bool], chosen: Sequence[int], rejected: Sequence[int]) -> dict[str, Any]:
+def by_length(outcomes: Sequence[Outcome], chosen: Sequence[int], rejected: Sequence[int]) -> dict[str, Any]:
     """Accuracy where the better answer is the shorter, the longer, or of the same length, in characters.
 
         controlled = (accuracy where it is shorter + accuracy where it is longer) / 2
@@ -57,9 +64,9 @@ def by_length(correct: Sequence[bool], chosen: Sequence[int], rejected: Sequence
     Returns:
         `{"shorter": shares, "longer": shares, "same": shares, "controlled": x}`.
     """
-    groups: dict[str, list[bool]] = {"shorter": [], "longer": [], "same": []}
-    for right, better, worse in zip(correct, chosen, rejected, strict=True):
-        groups["shorter" if better < worse else "longer" if better > worse else "same"].append(right)
+    groups: dict[str, list[Outcome]] = {"shorter": [], "longer": [], "same": []}
+    for outcome, better, worse in zip(outcomes, chosen, rejected, strict=True):
+        groups["shorter" if better < worse else "longer" if better > worse else "same"].append(outcome)
     table: dict[str, Any] = {name: shares(group) for name, group in groups.items()}
     shorter, longer = table["shorter"]["accuracy"], table["longer"]["accuracy"]
     table["controlled"] = None if shorter is None or longer is None else (shorter + longer) / 2

@@ -103,7 +103,8 @@ def evaluate_choices(
     rows = [_row(item, entry) for item, entry in kept]
     subsets = {name: _subset(part) for name, part in _by_subset(kept, kept).items()}
     correct = [row["correct"] for row in rows]
-    _, overall, intervals = aggregate(correct, [item.subset for item, _ in kept], [1.0] * len(kept))
+    subset_of, prompts = [item.subset for item, _ in kept], [item.prompt for item, _ in kept]
+    _, overall, intervals = aggregate(correct, subset_of, [1.0] * len(kept), prompts)
     rated = [_right_or_wrong(item, entry) for item, entry in kept]
     result = {
         "subsets": subsets,
@@ -144,7 +145,9 @@ def _subset(part: Sequence[tuple[Choice, Scored]]) -> dict[str, Any]:
     longest = [max(map(len, item.chosen)) > max(map(len, item.rejected)) for item, _ in part]
     shortest = [min(map(len, item.chosen)) < min(map(len, item.rejected)) for item, _ in part]
     return {
-        **shares([right > wrong for right, wrong in ends]),
+        **shares(
+            [(right > wrong, item.prompt) for (right, wrong), (item, _) in zip(ends, part, strict=True)]
+        ),
         "ties": sum(right == wrong for right, wrong in ends),
         "length_baseline": sum(longest) / len(part),
         "shortest_baseline": sum(shortest) / len(part),

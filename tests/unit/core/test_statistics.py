@@ -15,6 +15,7 @@ from rlhf.core.statistics import (
     bootstrap_grid_mean,
     bootstrap_means,
     bootstrap_weights,
+    effective_count,
     fit_logistic,
     mean_interval,
     wilson_interval,
@@ -36,6 +37,35 @@ def test_all_right_has_a_lower_bound_and_none_right_an_upper_one() -> None:
     # Of n right out of n: low = n / (n + z^2).
     assert wilson_interval(1.0, 10) == [pytest.approx(10 / (10 + 1.959964**2)), 1.0]
     assert wilson_interval(0.0, 10) == [0.0, pytest.approx(1.959964**2 / (10 + 1.959964**2))]
+
+
+def test_trials_of_their_own_count_as_kish_says() -> None:
+    assert effective_count([1.0] * 4, [0.5, -0.5, 0.5, -0.5], range(4)) == 4
+    assert effective_count([3.0, 1.0], [0.5, -0.5], "ab") == pytest.approx(16 / 10)
+
+
+def test_copies_of_a_trial_count_once_and_opposites_never_more_than_alone() -> None:
+    residuals, clusters = np.repeat([0.5, -0.5], 300).tolist(), np.repeat(range(200), 3).tolist()
+    assert effective_count([1.0] * 600, residuals, clusters) == pytest.approx(200, rel=0.01)
+    assert effective_count([1.0] * 4, [0.5, -0.5, 0.5, -0.5], "aabb") == 4
+    assert effective_count([1.0] * 6, [0.0] * 6, "aaabbb") == pytest.approx(2)  # all right, or all wrong
+    assert effective_count([1.0] * 4, [0.5, -0.5, 0.5, -0.5], "aaaa") == 1
+
+
+def test_the_interval_of_clustered_trials_covers_as_often_as_it_says() -> None:
+    """40 prompts with 5 pairs each, right together with a probability that varies by prompt."""
+    draw = np.random.default_rng(0)
+    covered = {"clustered": 0, "independent": 0}
+    for _ in range(400):
+        chances = draw.beta(0.7, 0.3, size=40)  # mean 0.7
+        right = (draw.random((40, 5)) < chances[:, None]).ravel()
+        mean = float(right.mean())
+        count = effective_count([1.0] * 200, (right - mean).tolist(), np.repeat(range(40), 5).tolist())
+        for name, worth in (("clustered", count), ("independent", 200.0)):
+            low, high = wilson_interval(mean, worth)
+            covered[name] += low <= 0.7 <= high
+    assert 0.92 <= covered["clustered"] / 400 <= 0.98
+    assert covered["independent"] / 400 < 0.8
 
 
 def test_a_mean_of_few_values_has_students_interval() -> None:
@@ -108,6 +138,11 @@ def test_the_grid_bootstrap_counts_pairs_and_seeds() -> None:
     assert low == pytest.approx(mean - half, abs=0.006) and high == pytest.approx(mean + half, abs=0.006)
     uneven_SP = np.concatenate([np.ones((1, 400)), np.zeros((1, 400))])
     assert bootstrap_grid_mean(uneven_SP, resamples=10_000) == [0.0, 1.0]  # two seeds, opposite results
+    # Four copies of each of 100 columns are worth 100: twice the half width.
+    copies_SP, copied = np.repeat(alike_SP[:, :100], 4, axis=1), np.repeat(range(100), 4).tolist()
+    assert bootstrap_grid_mean(copies_SP, copied, resamples=10_000) == pytest.approx(
+        bootstrap_grid_mean(alike_SP[:, :100], resamples=10_000), abs=1e-9
+    )
 
 
 @pytest.mark.parametrize("ridge", [0.1, 2.0])

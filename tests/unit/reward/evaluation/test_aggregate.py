@@ -16,6 +16,7 @@ from reward.evaluation.benchmarks.aggregate import (
 )
 from rlhf.core.errors import DataError
 from rlhf.core.records import Comparison, Message
+from rlhf.core.statistics import wilson_interval
 
 
 def test_the_counts_are_those_of_rewardbench() -> None:
@@ -51,7 +52,8 @@ def test_a_language_of_m_rewardbench_has_its_own_weights() -> None:
         for name in EXAMPLE_COUNTS
     ]
     rule, sections, weights = aggregation_rule(pairs)
-    scores, *_ = aggregate([pair.subset == "mt-bench-med" for pair in pairs], sections, weights)
+    correct = [pair.subset == "mt-bench-med" for pair in pairs]
+    scores, *_ = aggregate(correct, sections, weights, [pair.subset for pair in pairs])
     assert rule == "m-rewardbench"
     assert scores["Chat"] == pytest.approx(38 / (79 + 79 + 76 + 24 + 38))
 
@@ -73,3 +75,13 @@ def test_missing_subsets_are_named() -> None:
 def test_an_accuracy_that_is_no_share_is_refused(accuracy: float) -> None:
     with pytest.raises(DataError, match=f"'hep-go'.* {accuracy}"):
         rewardbench_scores({**dict.fromkeys(EXAMPLE_COUNTS, 1.0), "hep-go": accuracy})
+
+
+def test_a_prompt_in_two_sections_is_one_trial_of_the_overall_score() -> None:
+    correct, sections = [True, False, True, False], ["a", "a", "b", "b"]
+    _, overall, apart = aggregate(correct, sections, [1.0] * 4, range(4))
+    assert overall == 0.5 and apart["overall"] == wilson_interval(0.5, 4)
+    _, _, shared = aggregate(correct, sections, [1.0] * 4, [0, 1, 0, 1])
+    assert shared["sections"] == apart["sections"]
+    # Two prompts with two pairs each: a design effect of 2 (2 / 1) / (4 / 3) = 3.
+    assert shared["overall"] == pytest.approx(wilson_interval(0.5, 4 / 3))

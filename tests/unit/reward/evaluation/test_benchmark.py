@@ -7,7 +7,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given
@@ -42,7 +42,9 @@ class TextScorer:
 
 
 def pair(chosen: str, rejected: str, subset: str = "one", section: str = "") -> Comparison:
-    return Comparison(PROMPT, chosen, rejected, subset, section)
+    """A pair with a prompt of its own."""
+    prompt = (Message("user", f"Which one, {chosen} or {rejected}?"),)
+    return Comparison(prompt, chosen, rejected, subset, section)
 
 
 def test_rows_sections_and_baseline_by_hand() -> None:
@@ -57,6 +59,7 @@ def test_rows_sections_and_baseline_by_hand() -> None:
     result, rows = evaluate(comparisons, TextScorer(lambda text: text.count("+")))
     assert rows[2] == {
         "id": 3,
+        "prompt": 3,
         "subset": "a",
         "reward_chosen": 1.0,
         "reward_rejected": 1.0,
@@ -80,6 +83,15 @@ def test_rows_sections_and_baseline_by_hand() -> None:
     assert result["intervals"]["sections"]["Left"] == pytest.approx(wilson_interval(0.5, 4))
     # Pairs weigh 1/8, four times, and 1/2 in the overall score: 1 / (4/64 + 1/4) = 3.2 effective pairs.
     assert result["intervals"]["overall"] == pytest.approx(wilson_interval(0.75, 3.2))
+
+
+def test_pairs_of_one_prompt_are_not_independent() -> None:
+    plus, dots = pair("+", "."), pair(".", "+")
+    same = [replace(item, prompt=PROMPT) for item in (plus, dots, plus, dots)]
+    result, rows = evaluate(same, TextScorer(lambda text: text.count("+")))
+    assert [row["prompt"] for row in rows] == [1, 1, 1, 1]
+    one = pytest.approx(wilson_interval(0.5, 1))
+    assert result["intervals"]["overall"] == one and result["subsets"]["one"]["ci95"] == one
 
 
 def test_the_details_by_hand() -> None:
@@ -126,7 +138,7 @@ def test_half_of_rewardbench_is_called_so(subsets: list[str], notes: list[str]) 
 
 
 def test_without_sections_the_overall_is_the_mean_over_pairs() -> None:
-    comparisons = [pair("++", "+", "a"), pair("++", "+", "a"), pair("+", "++", "b")]
+    comparisons = [pair("++", "+", "a"), pair("+++", "+", "a"), pair("+", "++", "b")]
     result, _ = evaluate(comparisons, TextScorer(lambda text: text.count("+")))
     assert result["sections"] == {} and result["intervals"]["sections"] == {}
     assert (result["overall"], result["aggregation"]) == (2 / 3, "pairs")

@@ -78,10 +78,11 @@ def test_rows_are_trained_in_an_order_in_which_each_finds_what_it_starts_from(tm
 def test_only_held_out_rows_count_and_all_runs_share_their_pairs(tmp_path: Path) -> None:
     for name in ROWS:
         write_run(tmp_path / "seed-0" / name, [True, name == "hybrid", False], benchmark=2, length=2)
-    right_RSP, longer = correct_RSP(tmp_path, [0])
+    right_RSP, longer, prompts_P = correct_RSP(tmp_path, [0])
     assert right_RSP.shape == (len(ROWS), 1, 3)
     assert right_RSP[list(ROWS).index("hybrid")].tolist() == [[1.0, 1.0, 0.0]]
     assert right_RSP[0].tolist() == [[1.0, 0.0, 0.0]]
+    assert prompts_P == [0, 1, 2]  # rows without numbers of prompts: each pair has its own
     assert longer == pytest.approx(1 / 3)  # lengths 2 against 1, 2 and 3
     other = tmp_path / "other" / "seed-0"
     for name in ROWS:
@@ -108,8 +109,8 @@ def test_the_justifier_has_a_row_where_it_is_given(tmp_path: Path) -> None:
     train_table(tmp_path, [0], train=unused, extrapolate=unused, justify=justify, say=lines.append)
     assert seeds == [0] and len(lines) == len(ROWS) + 1
     names = list(ROWS_WITH_JUSTIFIER)
-    right_RSP, longer = correct_RSP(tmp_path, [0], names)
-    summary = summarise(right_RSP, longer, [0], names)
+    right_RSP, longer, prompts_P = correct_RSP(tmp_path, [0], names)
+    summary = summarise(right_RSP, longer, prompts_P, [0], names)
     assert summary["rows"][JUSTIFIER]["paper"] == 90.0
     assert summary["rows"][JUSTIFIER]["accuracy"] == 0.5
     assert right_RSP[-1].tolist() == [[0.0, 1.0]]
@@ -154,20 +155,23 @@ def test_a_claim_holds_fails_or_stays_open_by_its_paired_interval() -> None:
     right_RSP[index["bt-regular"], :, :10] = 1
     right_RSP[index["bt-margin"], :, 1:51] = 1  # one pair won, one lost
     right_RSP[index["helpfulness-bt-scaled"], :, :10] = 1
-    summary = summarise(right_RSP, 0.4, [0, 1])
+    summary = summarise(right_RSP, 0.4, range(right_RSP.shape[2]), [0, 1])
     claims = {claim["sentence"]: claim for claim in summary["claims"]}
     assert claims["Scaled beats regular"]["verdict"] == "holds"
     assert claims["Scaled beats regular"]["difference"] == pytest.approx(0.4)
     assert claims["Scaled beats regular"]["paper"] == pytest.approx(92.7 - 91.5)
     assert claims["Scaled beats margin"]["verdict"] == "open"
     assert claims["A start from helpfulness beats a fresh one"]["verdict"] == "does not hold"
+    two_prompts = summarise(right_RSP, 0.4, [pair // 50 for pair in range(100)], [0, 1])["claims"]
+    (scaled,) = [claim for claim in two_prompts if claim["sentence"] == "Scaled beats regular"]
+    assert scaled["verdict"] == "open" and scaled["difference"] == pytest.approx(0.4)
     assert {claim.better for claim in CLAIMS} | {claim.worse for claim in CLAIMS} <= ROWS.keys()
 
 
 def test_the_table_and_the_picture_say_the_same(tmp_path: Path) -> None:
     right_RSP = np.zeros((len(ROWS), 1, 8))
     right_RSP[list(ROWS).index("hybrid"), :, :6] = 1
-    summary = summarise(right_RSP, 0.625, [0])
+    summary = summarise(right_RSP, 0.625, range(right_RSP.shape[2]), [0])
     text = markdown(summary)
     assert "| Hybrid: regression and scaled at once | 75.0 |" in text
     assert "| The longer answer | 62.5 |" in text
