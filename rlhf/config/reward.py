@@ -122,7 +122,7 @@ class RewardConfig(RunConfig):
     """Weight extrapolation (ExPO) at the end; `final/` is then the extrapolated model."""
     head_start: CountOrZero = 1024
     """Items on which the head is fitted before training, by ridge regression on the frozen base; not done
-    with 0 or with `start`. It helps where ratings are clean; where they are noisy, try 0 too."""
+    with 0 or with `start`. It helps in short runs on clean ratings (docs/real-data.md)."""
     tokens_per_batch: Count = 1024
     """Token budget of one packed forward pass: limits memory, changes no gradient."""
     validate_every: Count = 20
