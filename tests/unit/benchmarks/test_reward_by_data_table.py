@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ def by_data() -> Any:
     return importlib.import_module("reward_by_data_table")
 
 
-def cell(rate: float, seed: int, validation: float, rewards: list[float]) -> dict[str, Any]:
-    """Four pairs: the better answer scores `rewards`, the other 0; lengths 100 and 95, 50, 200, 100."""
+def cell(
+    rate: float, seed: int, validation: float, rewards: list[float], *, benchmark: bool = True
+) -> dict[str, Any]:
+    """Four test pairs of three prompts: the better answer scores `rewards`, the other 0; lengths 100 and 95,
+    50, 200, 100. The first two are the validation pairs too."""
     lengths = [(100, 95), (100, 50), (100, 200), (100, 100)]
     pairs = [
         [source, reward, 0.0, *length]
@@ -26,8 +30,13 @@ def cell(rate: float, seed: int, validation: float, rewards: list[float]) -> dic
         "pairs": 1000,
         "rate": rate,
         "seed": seed,
-        "validation": {"accuracy": validation},
-        "test": {"pairs": pairs},
+        "validation": {"accuracy": validation, "pairs": pairs[:2], "prompts": [1, 2]},
+        "test": {
+            "pairs": pairs,
+            "prompts": [1, 2, 3, 3],
+            "calibration": {"log_loss": 0.6 + seed / 10, "ece": 0.1},
+        },
+        **({"benchmark": {"accuracy": 0.4}} if benchmark else {}),
     }
 
 
@@ -46,11 +55,27 @@ def test_the_rate_is_chosen_on_validation_and_figures_are_of_the_test_pairs(by_d
     assert (point.similar, point.similar_pairs) == (pytest.approx(2 / 4), 2)  # pairs 1 and 4
     assert point.sources == {"a": 1.0, "b": pytest.approx(1 / 4)}
     assert point.interval[0] <= point.accuracy <= point.interval[1]
+    assert (point.log_loss, point.calibration_error) == (pytest.approx(0.65), pytest.approx(0.1))
+    assert point.benchmark == pytest.approx(0.4)
+    [without] = by_data.points([cell(1e-4, 0, 0.7, [1, 1, 1, 1], benchmark=False)])
+    assert math.isnan(without.benchmark)
+
+
+def test_intervals_draw_prompts(by_data: Any) -> None:
+    """Right in every pair of one prompt and in none of the other: a draw of prompts has 0, 1/2 or 1."""
+    result = cell(1e-4, 0, 0.7, [1, 1, -1, -1])
+    result["test"]["prompts"] = [1, 1, 2, 2]
+    [point] = by_data.points([result])
+    assert point.interval == [0.0, 1.0]
+    result["test"]["prompts"] = [1, 2, 1, 2]
+    [point] = by_data.points([result])
+    assert point.interval == [0.5, 0.5]
 
 
 def test_the_table_and_the_picture(by_data: Any, tmp_path: Path) -> None:
     result = by_data.points(CELLS)
-    assert "| ours | 1,000 | 0.0001 | 2 | 62.5 |" in by_data.table(result)
+    assert "| ours | 1,000 | 0.0001 | 2 | 100.0 | 62.5 |" in by_data.table(result)
+    assert by_data.table(result).endswith("| 0.650 | 0.100 | 40.0 |")
     by_data.draw(result, 0.5, tmp_path / "picture.svg")
     assert "<svg" in (tmp_path / "picture.svg").read_text("utf-8")
 
@@ -58,7 +83,9 @@ def test_the_table_and_the_picture(by_data: Any, tmp_path: Path) -> None:
 def test_the_sides_are_compared_on_the_same_pairs_and_common_seeds(by_data: Any) -> None:
     trl = [{**cell(1e-4, 0, 0.7, [1, -1, -1, 1]), "side": "trl"}]  # right: 1 and 4; ours, seed 0: 1 and 2
     assert by_data.differences(by_data.points(CELLS)) == []
-    [line] = by_data.differences(by_data.points([*CELLS, *trl]))
-    assert line.startswith("ours minus TRL, 1,000 pairs: +0.0 (")
+    test, validation = by_data.differences(by_data.points([*CELLS, *trl]))
+    assert test.startswith("ours minus TRL, 1,000 pairs, on test pairs: +0.0 (")
+    # Validation: both of ours are right, one of TRL's.
+    assert validation.startswith("ours minus TRL, 1,000 pairs, on validation pairs: +50.0 (")
     worse = [{**cell(1e-4, 0, 0.7, [-1, -1, -1, -1]), "side": "trl"}]
     assert "+50.0 (" in by_data.differences(by_data.points([*CELLS, *worse]))[0]
