@@ -147,9 +147,7 @@ def evaluation(pairs: Sequence[TokenizedPair], margins: Sequence[float]) -> dict
     """
     if not pairs:
         return {}
-    outcomes = [
-        (margin > 0, tuple(pair.chosen.prompt_ids)) for margin, pair in zip(margins, pairs, strict=True)
-    ]
+    outcomes = [(margin > 0, pair.chosen.prompt_ids) for margin, pair in zip(margins, pairs, strict=True)]
     overall = shares(outcomes)
     sources = by_group(outcomes, [{"source": pair.source or "held out"} for pair in pairs])
     longer = sum(len(pair.chosen.text) > len(pair.rejected.text) for pair in pairs)

@@ -50,7 +50,7 @@ def wilson_interval(share: float, count: float) -> Interval:
 def effective_count(
     weights: Sequence[float], residuals: Sequence[float], clusters: Sequence[Hashable]
 ) -> float:
-    """Number of independent trials that a weighted mean of clustered ones is worth.
+    """Effective sample size of a weighted mean over clustered trials.
 
         n = (sum w)^2 / sum w^2 / max(1, deff)
         deff = sum_c (sum_{i in c} w_i e_i)^2 / sum_i (w_i e_i)^2 * (C / (C - 1)) / (N / (N - 1))
@@ -123,7 +123,7 @@ def bootstrap_means(
 
 
 def bootstrap_grid_mean(
-    values_SP: Floats, clusters_P: Sequence[Hashable] | None = None, *, resamples: int, seed: int = 0
+    values_SP: Floats, clusters_P: Sequence[int] | None = None, *, resamples: int, seed: int = 0
 ) -> Interval:
     """Two-way bootstrap interval of the mean of a grid, over its rows (seeds) and its columns (pairs) at
     once.
@@ -138,9 +138,8 @@ def bootstrap_grid_mean(
     """
     S, P = values_SP.shape
     generator = np.random.default_rng(seed)
-    numbers: dict[Hashable, int] = {}
-    cluster_P = np.array([numbers.setdefault(name, len(numbers)) for name in clusters_P or range(P)])
-    clusters = len(numbers)
+    names, cluster_P = np.unique(range(P) if clusters_P is None else clusters_P, return_inverse=True)
+    clusters = len(names)
     means_R = np.empty(resamples)
     for r in range(resamples):
         rows_S = generator.integers(0, S, S)

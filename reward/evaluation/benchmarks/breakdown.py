@@ -25,8 +25,8 @@ def shares(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     count = len(outcomes)
     accuracy = sum(right for right, _ in outcomes) / count
     residuals = [right - accuracy for right, _ in outcomes]
-    worth = effective_count([1.0] * count, residuals, [prompt for _, prompt in outcomes])
-    return {"accuracy": accuracy, "count": count, "ci95": wilson_interval(accuracy, worth)}
+    effective = effective_count([1.0] * count, residuals, [prompt for _, prompt in outcomes])
+    return {"accuracy": accuracy, "count": count, "ci95": wilson_interval(accuracy, effective)}
 
 
 def by_strength(outcomes: Sequence[Outcome], strengths: Sequence[int | None]) -> dict[str, dict[str, Any]]:
