@@ -15,13 +15,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from reward.evaluation.judging import Group
 from reward.judge.groups import Verdicts, decision, position_bias, votes
 from reward.judge.judge import UNREAD, Judged, Responses
-from rlhf.core.statistics import bootstrap_means
+from rlhf.core.statistics import bootstrap_weights
 
 SUMS = ("requests", "cached", "unparsed", "prompt_tokens", "completion_tokens", "dollars")
 
@@ -45,7 +48,7 @@ class JudgeScorer:
         self._sums: Counter[str] = Counter()
         self._seconds = 0.0
         self._verdicts: list[Verdicts] = []
-        self._votes: list[list[int]] = []  # those that were read, on each pair
+        self._votes: list[tuple[list[int], Hashable]] = []  # those that were read on each pair; its prompt
 
     def score_groups(self, groups: Sequence[Group]) -> list[tuple[float, ...] | str]:
         """The scores of each group's answers, or why it has none.
@@ -67,7 +70,8 @@ class JudgeScorer:
             reason = failed.reason if failed else UNREAD
             if len(values) == 2 and judged.verdicts:
                 decided = decision(judged.verdicts[place])
-                self._votes.append([vote for vote in votes(judged.verdicts[place]) if vote is not None])
+                read = [vote for vote in votes(judged.verdicts[place]) if vote is not None]
+                self._votes.append((read, groups[place].prompt))
                 scores.append(reason if decided is None else (decided, 0.0 - decided))
             else:
                 known = tuple(value for value in values if value is not None)
@@ -80,7 +84,8 @@ class JudgeScorer:
         `position_bias` and `order_agreement`, see `reward.judge.groups`. Where the first answer of each pair
         is the better one, as in benchmarks of pairs:
 
-            one_order          `{"accuracy", "ci95"}`: the mean over pairs of (1 + vote) / 2; chance is 1/2
+            one_order          `{"accuracy", "ci95"}`: the mean over pairs of (1 + vote) / 2; chance is 1/2.
+                               The bootstrap draws prompts
             unread_as_no_vote  the share of all pairs with votes above 0 in sum, an unread text being no vote,
                                as JudgeBench's own code counts it
         """
@@ -91,16 +96,22 @@ class JudgeScorer:
             "seconds": self._seconds / sent if sent else 0.0,
             "position_bias": None if math.isnan(bias) else bias,
             "order_agreement": None if math.isnan(agreement) else agreement,
-            "one_order": _one_order([read for read in self._votes if read]),
-            "unread_as_no_vote": sum(sum(read) > 0 for read in self._votes) / len(self._votes)
+            "one_order": _one_order([(read, prompt) for read, prompt in self._votes if read]),
+            "unread_as_no_vote": sum(sum(read) > 0 for read, _ in self._votes) / len(self._votes)
             if self._votes
             else None,
         }
 
 
-def _one_order(votes_of_pairs: Sequence[Sequence[int]]) -> dict[str, Any] | None:
+def _one_order(votes_of_pairs: Sequence[tuple[Sequence[int], Hashable]]) -> dict[str, Any] | None:
     if not votes_of_pairs:
         return None
-    shares = [sum(1 + vote for vote in read) / (2 * len(read)) for read in votes_of_pairs]
-    (interval,) = bootstrap_means([[[share] for share in shares]])
-    return {"accuracy": math.fsum(shares) / len(shares), "ci95": interval}
+    share_P = np.array([sum(1 + vote for vote in read) / (2 * len(read)) for read, _ in votes_of_pairs])
+    numbers: dict[Hashable, int] = {}
+    cluster_P = np.array([numbers.setdefault(prompt, len(numbers)) for _, prompt in votes_of_pairs])
+
+    def accuracy(drawn_C: npt.NDArray[np.float64]) -> float:
+        return float(np.average(share_P, weights=drawn_C[cluster_P]))
+
+    interval = bootstrap_weights(accuracy, len(numbers)) if len(numbers) > 1 else None
+    return {"accuracy": float(share_P.mean()), "ci95": interval}

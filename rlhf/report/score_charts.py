@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-from rlhf.core.statistics import wilson_interval
 from rlhf.report.drawing.charts import BOTTOM, LEFT, RIGHT, TOP, Chart, Drawn, Mark, hover
 from rlhf.report.drawing.scales import Scale, bounds, round_ticks
 from rlhf.report.numbers import DASH, finite, fixed, percent, short, tick_labels
@@ -25,16 +24,16 @@ def reliability(calibration: Mapping[str, Any]) -> Chart | None:
     """Accuracy by confidence sigmoid(|margin|); a calibrated model is on the diagonal.
 
     Args:
-        calibration: `{"ece", "bins": [{"low", "high", "count", "confidence", "accuracy"}]}`.
+        calibration: `{"ece", "bins": [{"low", "high", "count", "confidence", "accuracy", "ci95"}]}`.
     """
     ece = finite(calibration.get("ece"))
     bins = [bucket for bucket in calibration.get("bins") or [] if bucket.get("count")]
     if ece is None or not bins:
         return None
-    ends = {bucket["confidence"]: wilson_interval(bucket["accuracy"], bucket["count"]) for bucket in bins}
-    lowest = min(low for low, _ in ends.values())
-    x, y = Scale(SURE, 1.02, LEFT, RIGHT), Scale(min(0.4, lowest), 1.02, BOTTOM, TOP)
+    ends = {bucket["confidence"]: bucket["ci95"] for bucket in bins if bucket.get("ci95")}
     points = [(bucket["confidence"], bucket["accuracy"]) for bucket in bins]
+    lowest = min([0.4, *(low for low, _ in ends.values()), *(accuracy for _, accuracy in points)])
+    x, y = Scale(SURE, 1.02, LEFT, RIGHT), Scale(lowest, 1.02, BOTTOM, TOP)
     ranges = [f"{fixed(100 * bucket['low'], 0)}{DASH}{percent(bucket['high'], 0)}" for bucket in bins]
     labels = {
         bucket["confidence"]: f"{text}, {bucket['count']:,} pairs"

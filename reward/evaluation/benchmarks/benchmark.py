@@ -160,7 +160,9 @@ def _details(rows: Sequence[_Judged]) -> dict[str, Any]:
     chosen, rejected = [row.reward_chosen for row in rows], [row.reward_rejected for row in rows]
     lengths = [row.length_chosen for row in rows], [row.length_rejected for row in rows]
     return {
-        "calibration": calibration([good - bad for good, bad in zip(chosen, rejected, strict=True)]),
+        "calibration": calibration(
+            [good - bad for good, bad in zip(chosen, rejected, strict=True)], [row.prompt for row in rows]
+        ),
         "strengths": by_strength(outcomes, [row.strength for row in rows]),
         "lengths": by_length(outcomes, *lengths),
         "scores": score_distribution(chosen, rejected),

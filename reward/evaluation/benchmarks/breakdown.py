@@ -14,8 +14,8 @@ HISTOGRAM_BINS = 24
 QUANTILES = {"min": 0.0, "p05": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
 
 
-Outcome = tuple[bool, Hashable]
-"""Whether a pair is right, and its prompt: the pairs of one prompt are not independent."""
+Outcome = tuple[float, Hashable]
+"""1 for a right pair or 0 for a wrong one, and its prompt: pairs of one prompt are not independent."""
 
 
 def shares(outcomes: Sequence[Outcome]) -> dict[str, Any]:

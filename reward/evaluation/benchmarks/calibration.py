@@ -8,14 +8,18 @@ to ratings alone are no log-odds.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
+
+from reward.evaluation.benchmarks.breakdown import Outcome, shares
 
 BINS = 10
 """Bins of equal width between a confidence of 0.5 and one of 1."""
 
 
-def calibration(margins: Sequence[float], bins: int = BINS) -> dict[str, Any]:
+def calibration(
+    margins: Sequence[float], prompts: Sequence[Hashable] | None = None, *, bins: int = BINS
+) -> dict[str, Any]:
     """Reliability, expected calibration error, Brier score and log loss of margins `chosen - rejected`.
 
     Which answer of a pair comes first says nothing, so both orders count: the model prefers one answer with
@@ -29,31 +33,36 @@ def calibration(margins: Sequence[float], bins: int = BINS) -> dict[str, Any]:
     right_b and c_b are the share of right pairs and the mean confidence of the n_b pairs in a bin, low <= c <
     high (the last bin holds 1 too). A coin has Brier score 1/4 and log loss log 2 = 0.693 nats.
 
+    Args:
+        prompts: the prompt of each pair, for the bins' intervals, see `effective_count`; None: all differ.
+
     Returns:
-        `{"ece", "brier", "log_loss", "bins": [{"low", "high", "count", "confidence", "accuracy"}, ...]}`; an
-        empty bin has neither `confidence` nor `accuracy` (None).
+        `{"ece", "brier", "log_loss", "bins": [{"low", "high", "confidence", "accuracy", "count", "ci95"},
+        ...]}`; an empty bin has a count of 0 and None for the rest.
 
     Source: Guo et al. (2017), "On Calibration of Modern Neural Networks", equation 3; Brier (1950).
     """
     confidences: list[list[float]] = [[] for _ in range(bins)]
-    rights: list[list[float]] = [[] for _ in range(bins)]
-    for margin in margins:
+    outcomes: list[list[Outcome]] = [[] for _ in range(bins)]
+    for margin, prompt in zip(margins, prompts or range(len(margins)), strict=True):
         confidence = 1 / (1 + math.exp(-abs(margin)))
         place = min(bins - 1, int((confidence - 0.5) * 2 * bins))
         confidences[place].append(confidence)
-        rights[place].append(0.5 if margin == 0 else float(margin > 0))
+        outcomes[place].append((0.5 if margin == 0 else float(margin > 0), prompt))
     table = [
         {
             "low": 0.5 + place / (2 * bins),
             "high": 0.5 + (place + 1) / (2 * bins),
-            "count": len(members),
             "confidence": math.fsum(members) / len(members) if members else None,
-            "accuracy": math.fsum(rights[place]) / len(members) if members else None,
+            **shares(outcomes[place]),
         }
         for place, members in enumerate(confidences)
     ]
     count = len(margins)
-    gaps = (abs(math.fsum(r) - math.fsum(c)) for r, c in zip(rights, confidences, strict=True))
+    gaps = (
+        abs(math.fsum(right for right, _ in members) - math.fsum(sure))
+        for members, sure in zip(outcomes, confidences, strict=True)
+    )
     return {
         "ece": math.fsum(gaps) / count,
         "brier": math.fsum(_wrong(margin) ** 2 for margin in margins) / count,

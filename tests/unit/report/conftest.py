@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from rlhf.core.statistics import wilson_interval
+
 Row = dict[str, Any]
 
 SUMS = "Add {a} and {b}. Answer with the number alone."
@@ -239,6 +241,7 @@ def reliability_bins() -> list[Row]:
             "count": count,
             "confidence": 0.525 + i / 20 if count else None,
             "accuracy": 0.56 + i / 40 if count else None,
+            "ci95": wilson_interval(0.56 + i / 40, count) if count else None,
         }
         for i, count in enumerate(counts)
     ]

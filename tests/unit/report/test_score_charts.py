@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rlhf.core.statistics import wilson_interval
 from rlhf.report.drawing.charts import BOTTOM, LEFT, RIGHT
 from rlhf.report.files import read_run
 from rlhf.report.page import render
@@ -14,9 +13,9 @@ from rlhf.report.reward import reward_table
 from rlhf.report.score_charts import histogram, reliability, score_charts
 
 BINS = [
-    {"low": 0.5, "high": 0.55, "count": 30, "confidence": 0.52, "accuracy": 0.6},
-    {"low": 0.55, "high": 0.6, "count": 0, "confidence": None, "accuracy": None},
-    {"low": 0.6, "high": 0.65, "count": 10, "confidence": 0.62, "accuracy": 0.5},
+    {"low": 0.5, "high": 0.55, "count": 30, "confidence": 0.52, "accuracy": 0.6, "ci95": [0.42, 0.75]},
+    {"low": 0.55, "high": 0.6, "count": 0, "confidence": None, "accuracy": None, "ci95": None},
+    {"low": 0.6, "high": 0.65, "count": 10, "confidence": 0.62, "accuracy": 0.5, "ci95": [0.24, 0.76]},
 ]
 CALIBRATION = {"ece": 0.0936, "brier": 0.2, "log_loss": 0.6, "bins": BINS}
 SCORES = {
@@ -41,7 +40,9 @@ def test_the_reliability_diagram() -> None:
     first, second = chart.hover["rows"][0]["py"]
     assert first < second < BOTTOM
     assert chart.strips.count("M") == 2
-    assert wilson_interval(0.5, 10)[0] < 0.4  # the axis begins below 40 % to show it
+    # The axis begins at 24 %, the lower end of the second strip, not at 40 %.
+    lowest = float(chart.strips.split("M")[2].split(" ")[1].split("V")[0])
+    assert lowest == BOTTOM
 
 
 def test_the_histogram() -> None:

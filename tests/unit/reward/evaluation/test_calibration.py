@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reward.evaluation.benchmarks.calibration import calibration
+from rlhf.core.statistics import wilson_interval
 
 THREE_TO_ONE = math.log(3)  # sigmoid = 3/4
 
@@ -28,6 +29,17 @@ def test_the_error_is_the_gap_weighted_by_the_bins_counts() -> None:
     # Three pairs sure to 3/4 and all right: gap 1/4; one sure to 9/10 and wrong: gap 9/10.
     result = calibration([THREE_TO_ONE] * 3 + [-math.log(9)])
     assert result["ece"] == pytest.approx((3 * 0.25 + 0.9) / 4)
+
+
+def test_the_interval_of_a_bin_counts_a_prompt_once_where_its_pairs_agree() -> None:
+    margins = [THREE_TO_ONE] * 20 + [-THREE_TO_ONE] * 20
+    (alone,) = [row for row in calibration(margins)["bins"] if row["count"]]
+    assert alone["ci95"] == wilson_interval(0.5, 40)
+    # Four prompts of ten pairs, of which two have all right and two all wrong. Design effect: the sums of the
+    # clusters are +-5, so 4 x 25 / (40 / 4) = 10, times 4 / 3, over 40 / 39.
+    (clustered,) = [row for row in calibration(margins, [i // 10 for i in range(40)])["bins"] if row["count"]]
+    assert clustered["ci95"] == pytest.approx(wilson_interval(0.5, 40 / (10 * 4 / 3 * 39 / 40)))
+    assert (clustered["count"], clustered["accuracy"]) == (40, 0.5)
 
 
 def test_the_sign_decides_who_is_right() -> None:
@@ -50,7 +62,7 @@ def test_huge_margins_do_not_overflow() -> None:
 
 @given(st.lists(st.floats(-20, 20), min_size=1, max_size=30), st.integers(1, 20))
 def test_every_pair_is_in_the_bin_of_its_confidence(margins: list[float], bins: int) -> None:
-    result = calibration(margins, bins)
+    result = calibration(margins, bins=bins)
     assert sum(row["count"] for row in result["bins"]) == len(margins)
     assert result["bins"][0]["low"] == 0.5 and result["bins"][-1]["high"] == 1
     for row in result["bins"]:
@@ -61,4 +73,4 @@ def test_every_pair_is_in_the_bin_of_its_confidence(margins: list[float], bins: 
     # With one bin, the error is that of the means.
     sure = sum(1 / (1 + math.exp(-abs(margin))) for margin in margins) / len(margins)
     right = sum(0.5 if margin == 0 else margin > 0 for margin in margins) / len(margins)
-    assert calibration(margins, 1)["ece"] == pytest.approx(abs(right - sure))
+    assert calibration(margins, bins=1)["ece"] == pytest.approx(abs(right - sure))

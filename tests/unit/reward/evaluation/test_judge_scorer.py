@@ -81,6 +81,25 @@ def test_a_judge_that_always_prefers_the_first_has_no_right_pair(
     assert scorer.figures()["one_order"] == {"accuracy": 0.5, "ci95": None}, "a position alone is chance"
 
 
+def test_the_interval_of_single_verdicts_draws_prompts(judge: Callable[[Reply], JudgeScorer]) -> None:
+    """Pairs of one prompt that agree with each other count once, so that the interval is wider."""
+
+    def width(prompts: int) -> float:
+        scorer = judge(longer_is_better)
+        sides = [("aaaa", "b"), ("a", "bbb")]  # right, wrong
+        pairs = [
+            Comparison((Message("user", str(number % prompts)),), *sides[number % 2], "s")
+            for number in range(40)
+        ]
+        evaluate(pairs, scorer)
+        low, high = scorer.figures()["one_order"]["ci95"]
+        return float(high - low)
+
+    # The standard deviation of a mean of 40 is 0.079, that of 4 prompts each all right or all wrong 0.25.
+    assert width(40) == pytest.approx(2 * 1.96 * 0.079, rel=0.15)
+    assert width(4) == pytest.approx(1.0, abs=0.01), "both ends: all four right, all four wrong"
+
+
 def test_an_unread_text_leaves_the_pair_out(judge: Callable[[Reply], JudgeScorer]) -> None:
     pairs = [Comparison(PROMPT, "aaaa", "b", "s"), Comparison(PROMPT, "aa", "??", "s")]
     scorer = judge(lambda first, second: "hm" if first == "??" else longer_is_better(first, second))
