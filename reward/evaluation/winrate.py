@@ -131,6 +131,31 @@ def kl_bound(n: int) -> float:
     return math.log(n) - (n - 1) / n
 
 
+def reward_limit(rewards: Sequence[Sequence[float]], kl: float) -> float | None:
+    """The highest mean reward of any policy at this KL, in nats, to the model that drew the answers.
+
+        limit = mean + s sqrt(2 KL)
+
+    The policy of highest reward at a KL is pi exp(r / beta) / Z. Where the rewards of a prompt's answers are
+    normal with the variance s_p^2, it adds s_p^2 / beta to their mean, at a KL of s_p^2 / (2 beta^2). s^2 is
+    the mean of s_p^2 over prompts. The best of n has 91 to 93 % of this gain at its `kl_bound` for n = 2 to
+    64. Rewards with a heavier upper tail than the normal allow more.
+
+    Args:
+        rewards: of each prompt's answers.
+
+    Returns:
+        None where a prompt has a single answer.
+
+    Source: the policy is equation 4 of Rafailov et al. (2023), arXiv 2305.18290.
+    """
+    if min(map(len, rewards)) < 2:
+        return None
+    mean = np.mean([np.mean(of_prompt) for of_prompt in rewards])
+    variance = np.mean([np.var(of_prompt, ddof=1) for of_prompt in rewards])
+    return float(mean + np.sqrt(variance * 2 * kl))
+
+
 def best_of_curve(
     picked_by: Sequence[Sequence[float]],
     judged_by: Mapping[str, Sequence[Sequence[float]]],
@@ -144,7 +169,8 @@ def best_of_curve(
         sizes: the n.
 
     Returns:
-        `[{"n", "kl_bound", NAME: {"mean", "ci95"}, ...}, ...]`.
+        `[{"n", "kl_bound", "limit", NAME: {"mean", "ci95"}, ...}, ...]`; `limit` is the `reward_limit` at the
+        bound.
     """
     curve = []
     for n in sizes:
@@ -158,7 +184,8 @@ def best_of_curve(
             name: {"mean": mean, "ci95": interval}
             for name, mean, interval in zip(judged_by, means, intervals, strict=True)
         }
-        curve.append({"n": n, "kl_bound": kl_bound(n), **figures})
+        kl = kl_bound(n)
+        curve.append({"n": n, "kl_bound": kl, "limit": reward_limit(picked_by, kl), **figures})
     return curve
 
 

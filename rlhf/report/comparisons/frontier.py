@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -29,6 +30,7 @@ QUANTITIES = {"reward": "reward/mean", "held_out": "reward/held_out", "gold": "g
 """Quantities drawn against the KL: name in eval.json -> name in metrics.jsonl."""
 NOT_COMPARED = (*MAY_CHANGE, "seed", "evaluation.*")
 """Config keys in which the runs of a group may differ."""
+BEST_OF, LIMIT = "best of n", "limit"
 
 Curve = list[tuple[float, float]]
 """(KL, value) by update."""
@@ -191,7 +193,8 @@ def at_equal_kl(
     """By group and KL: `{"kl", "mean", "ci95" over seeds, "values", "of"}`; `mean` is None where no run
     reached it.
 
-    `best of n` is the baseline at the bound of its KL, on the prompts of its own evaluation.
+    `best of n` is the baseline at the bound of its KL, on the prompts of its own evaluation; `limit` the
+    highest reward of any policy there, see `reward.evaluation.winrate.reward_limit`.
     """
     table: dict[str, list[dict[str, Any]]] = {}
     for group in dict.fromkeys(track.group for track in tracks):
@@ -203,8 +206,22 @@ def at_equal_kl(
         ]
     points = [(point["kl_bound"], point[quantity]["mean"]) for point in curve if quantity in point]
     if points:
-        table["best of n"] = [_over_seeds(level, [first_reached(points, level)]) for level in levels]
+        table[BEST_OF] = [_over_seeds(level, [first_reached(points, level)]) for level in levels]
+    if quantity == "reward" and limits_of(curve):
+        table[LIMIT] = [_over_seeds(level, [limit_at(curve, level)]) for level in levels]
     return table
+
+
+def limits_of(curve: Sequence[Mapping[str, Any]]) -> Curve:
+    """The limit of the reward over the square root of the KL, in which it is linear."""
+    return [
+        (math.sqrt(point["kl_bound"]), point["limit"]) for point in curve if point.get("limit") is not None
+    ]
+
+
+def limit_at(curve: Sequence[Mapping[str, Any]], kl: float) -> float | None:
+    """The limit of the reward at a KL; None beyond the largest n."""
+    return first_reached(limits_of(curve), math.sqrt(kl))
 
 
 def _over_seeds(kl: float, values: Iterable[float | None]) -> dict[str, Any]:
@@ -222,7 +239,8 @@ def _over_seeds(kl: float, values: Iterable[float | None]) -> dict[str, Any]:
 def ends(tracks: Sequence[Track], curve: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """By group, the held-out figures and their gains: mean and interval over seeds.
 
-    `best_of_n` is the reward of the best-of-n baseline at the group's mean KL.
+    `best_of_n` and `limit` are the reward of the best-of-n baseline and that of the best policy at the
+    group's mean KL.
     """
     by_group = {}
     for group in dict.fromkeys(track.group for track in tracks):
@@ -242,6 +260,7 @@ def ends(tracks: Sequence[Track], curve: Sequence[Mapping[str, Any]]) -> dict[st
         }
         points = [(point["kl_bound"], point["reward"]["mean"]) for point in curve]
         figures["best_of_n"] = first_reached(points, figures["kl"]["mean"])
+        figures["limit"] = limit_at(curve, max(0.0, figures["kl"]["mean"]))
         by_group[group] = {"runs": len(members), **figures}
     return by_group
 

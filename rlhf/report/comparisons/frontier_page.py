@@ -12,6 +12,7 @@ import numpy as np
 
 from rlhf.core.markdown import table
 from rlhf.report.comparisons.comparison import write_comparison
+from rlhf.report.comparisons.frontier import limits_of
 from rlhf.report.drawing.plots import INK, SOFT, style_axes
 from rlhf.report.numbers import DASH, decimals_for, fixed, signed
 from rlhf.runs.files import atomic_write_text
@@ -74,7 +75,8 @@ def notes(summary: Summary) -> list[str]:
         lines.append(
             "Best of n is drawn at log n \N{MINUS SIGN} (n \N{MINUS SIGN} 1) / n, an upper bound of "
             "its KL, and was measured on other prompts: compare it with the ends only where the prompts "
-            "are the same."
+            "are the same. The limit is the highest mean reward of any policy at a KL, if the rewards of a "
+            "prompt's answers are normally distributed."
         )
     return [*lines, *summary["notes"]]
 
@@ -165,6 +167,11 @@ def _panel(axes: Any, summary: Summary, name: str, colors: Mapping[str, str], *,
             markersize=3.5,
             label="best of n, at its largest KL",
         )
+        if name == "reward" and limits_of(curve):
+            roots, limits = np.array(limits_of(curve)).T
+            fine = np.linspace(roots[0], roots[-1], 50)
+            label = "the highest reward of any policy, if rewards are normal"
+            axes.plot(fine**2, np.interp(fine, roots, limits), ":", color=SOFT, linewidth=1.2, label=label)
         for point in curve:
             axes.annotate(
                 f"{point['n']}",
@@ -220,6 +227,7 @@ def _ends(groups: Mapping[str, Any]) -> Table:
         *(word for name in known for word in (TITLES[name].lower(), "gain")),
         "length",
         "best of n there",
+        "limit there",
     ]
     rows = [head]
     for group, group_end in groups.items():
@@ -227,7 +235,9 @@ def _ends(groups: Mapping[str, Any]) -> Table:
         for name in known:
             cells += [_mean(group_end[name]), _mean(group_end[f"{name}_gain"], sign=True)]
         cells.append(_mean(group_end["length"]) if "length" in group_end else DASH)
-        cells.append(DASH if group_end["best_of_n"] is None else fixed(group_end["best_of_n"], 2))
+        cells += [
+            DASH if group_end[name] is None else fixed(group_end[name], 2) for name in ("best_of_n", "limit")
+        ]
         rows.append(cells)
     return rows
 

@@ -103,10 +103,12 @@ def best_of_table(result: ContestResult) -> Table:
     if not curve:
         return []
     known = [name for name in QUANTITIES if name in curve[0]]
-    head = [f"best of n of {result['names'][1]}, picked by reward", "KL at most"]
+    head = [f"best of n of {result['names'][1]}, picked by reward", "KL at most", "limit of the reward"]
     rows = [head + [word for name in known for word in (QUANTITIES[name].lower(), "95 % interval")]]
     for point in curve:
         cells = [f"{point['n']}", fixed(point["kl_bound"], 2)]
+        limit = point["limit"]
+        cells.append(DASH if limit is None else fixed(limit, 2))
         for name in known:
             decimals = 3 if name == "gold" else 2
             ends = point[name]["ci95"]
@@ -126,7 +128,8 @@ def notes(result: ContestResult) -> list[str]:
     if result.get("best_of"):
         lines.append(
             "The best of n is at most log n \N{MINUS SIGN} (n \N{MINUS SIGN} 1) / n nats from the "
-            "model that sampled the n answers."
+            "model that sampled the n answers. The limit is the highest mean reward of any policy at that "
+            "KL, if the rewards of a prompt's answers are normally distributed."
         )
     if result["judges"]["reward"]["prompts"] < 30:
         lines.append("Fewer than 30 prompts: the intervals are rough.")

@@ -166,7 +166,23 @@ def test_ends_have_gains_and_the_yardstick_at_their_kl(tmp_path: Path) -> None:
     assert result["reward"]["values"] == pytest.approx([4.0, 3.4])
     assert result["reward_gain"]["values"] == pytest.approx([2.0, 1.4])
     assert result["best_of_n"] == pytest.approx(2.9 + 0.6 * (1.2 - 0.6) / 1.2)
+    assert result["limit"] is None, "a file of an earlier version has no limits"
     assert "gold" not in result  # null in eval.json
+
+
+def test_the_limit_of_the_reward_is_linear_in_the_square_root_of_the_kl(tmp_path: Path) -> None:
+    curve = [{**point, "limit": 2.0 + 1.5 * point["kl_bound"] ** 0.5} for point in CURVE]
+    tracks = read_tracks([make_run(tmp_path / "a", kl=(0.0, 1.44))])
+    (result,) = ends(tracks, curve).values()
+    assert result["limit"] == pytest.approx(2.0 + 1.5 * 1.2)
+    summary = summarise(tracks, curve, [0.36, 1.0, 9.0])
+    first, one, nine = summary["at_equal_kl"]["reward"]["limit"]
+    assert (first["mean"], one["mean"]) == (pytest.approx(2.9), pytest.approx(3.5))
+    assert nine["mean"] is None, "beyond the largest n"
+    assert "limit there" in markdown(summary) and "the highest mean reward of any policy" in markdown(summary)
+    write(tmp_path / "out", summary, root=False)
+    legend = "the highest reward of any policy, if rewards are normal"
+    assert legend in (tmp_path / "out" / "frontier.svg").read_text()
 
 
 def test_long_runs_are_smoothed(tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from reward.evaluation.winrate import (
     RIDGE,
@@ -13,6 +15,7 @@ from reward.evaluation.winrate import (
     kl_bound,
     length_controlled,
     like_length,
+    reward_limit,
     versus,
     win_share,
 )
@@ -110,3 +113,40 @@ def test_the_best_of_n_curve_picks_by_reward_and_scores_by_every_judge() -> None
     assert three["gold"]["mean"] == pytest.approx((0.1 + 0.4) / 2)  # answers that tie share their mean
     assert two["gold"]["mean"] == pytest.approx(((0.5 + 0.1 + 0.1) / 3 + 0.4) / 2)
     assert [first["n"], two["n"]] == [1, 2] and two["kl_bound"] == kl_bound(2)
+    assert [first["limit"], two["limit"]] == [reward_limit(rewards, kl_bound(n)) for n in (1, 2)]
+
+
+def test_the_limit_of_the_reward_by_hand() -> None:
+    # Variances 1 (of 1, 2, 3) and 0, so s^2 = 1/2; means 2 and 4. sqrt(1/2 * 2 * 4) = 2.
+    rewards = [[1.0, 3.0, 2.0], [4.0, 4.0]]
+    assert reward_limit(rewards, 0.0) == pytest.approx(3.0)
+    assert reward_limit(rewards, 4.0) == pytest.approx(3.0 + 2.0)
+    assert reward_limit([[1.0], [2.0, 3.0]], 1.0) is None
+
+
+@pytest.mark.parametrize("beta", [0.7, 1.0, 2.5])
+def test_the_limit_is_the_reward_of_the_optimal_policy(beta: float) -> None:
+    """exp(r / beta) tilts two prompts' normal rewards, on a fine grid; its mean and its KL are summed."""
+    reward_G = np.linspace(-12, 12, 4001)
+    gains, kls = [], []
+    for spread in (1.0, 0.5):
+        base_G = np.exp(-((reward_G / spread) ** 2) / 2)
+        base_G /= base_G.sum()
+        best_G = base_G * np.exp(reward_G / beta)
+        best_G /= best_G.sum()
+        gains.append(float((best_G * reward_G).sum()))
+        kls.append(float((best_G * reward_G).sum() / beta - np.log((base_G * np.exp(reward_G / beta)).sum())))
+    # Two answers at +-spread / sqrt(2) have that spread, by the unbiased estimate, and a mean of 0.
+    answers = [[-spread / 2**0.5, spread / 2**0.5] for spread in (1.0, 0.5)]
+    limit = reward_limit(answers, sum(kls) / 2)
+    assert limit == pytest.approx(sum(gains) / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize(("n", "share"), [(2, 0.908), (4, 0.912), (16, 0.922), (64, 0.930)])
+def test_little_is_left_to_gain_over_the_best_of_n(n: int, share: float) -> None:
+    """The expected largest of n standard normals, by quadrature, in relation to the limit at its bound."""
+    x_G = np.linspace(-9, 9, 20001)
+    density_G = stats.norm.pdf(x_G) * n * stats.norm.cdf(x_G) ** (n - 1)
+    best = float((x_G * density_G).sum() * (x_G[1] - x_G[0]))
+    limit = reward_limit([[-(0.5**0.5), 0.5**0.5]], kl_bound(n))
+    assert limit is not None and best / limit == pytest.approx(share, abs=0.001)
