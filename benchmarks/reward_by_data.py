@@ -243,17 +243,19 @@ def cell_config(cell: Cell, options: argparse.Namespace) -> tuple[RewardConfig, 
 def score(path: Path, scorer: ScorerLike, limit: int | None) -> dict[str, Any]:
     """Accuracy, and the subset, rewards and lengths in characters of every pair, or of a fixed sample.
 
-    `prompts` numbers the pairs' prompts: pairs of one prompt are not independent.
+    `rows` are the pairs' places in the file. `prompts` numbers their prompts: pairs of one prompt are not
+    independent.
     """
     comparisons, drops = load_comparisons(str(path))
+    places = list(range(len(comparisons)))
     if limit is not None and limit < len(comparisons):
-        comparisons = random.Random(ORDER_SEED).sample(comparisons, limit)
-    result, rows = evaluate(comparisons, scorer, drops=drops)
+        places = random.Random(ORDER_SEED).sample(places, limit)
+    result, rows = evaluate([comparisons[place] for place in places], scorer, drops=drops)
     columns = ("subset", "reward_chosen", "reward_rejected", "length_chosen", "length_rejected")
     return {
         "accuracy": result["overall"],
+        "rows": [places[row["id"] - 1] for row in rows],
         "prompts": [row["prompt"] for row in rows],
-        "calibration": result["calibration"],
         "pairs": [[row[column] for column in columns] for row in rows],
     }
 

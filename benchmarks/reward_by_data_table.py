@@ -3,8 +3,9 @@
     python benchmarks/reward_by_data_table.py runs/by-data --picture docs/reward-by-data.svg
 
 For each side and number of pairs the learning rate is the one with the best mean accuracy on the validation
-pairs; figures are of the test pairs, unless they name the validation. Intervals: 95 %, bootstrap over seeds
-and prompts at once, since pairs of one prompt are not independent.
+pairs; figures are of the test pairs, unless they name the validation, and only of pairs that every cell has
+(`--held-out` may differ). Intervals: 95 %, bootstrap over seeds and prompts at once, since pairs of one
+prompt are not independent.
 
 Shapes: S seeds, P held-out pairs.
 """
@@ -22,11 +23,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from reward.evaluation.benchmarks.calibration import calibration
 from rlhf.core.statistics import Interval, bootstrap_grid_mean
 
 RESAMPLES = 10_000
 SIMILAR = 0.1
 """Largest relative difference of two lengths that still counts as equally long."""
+SPLITS = ("validation", "test", "benchmark")
 Rows = list[list[Any]]
 
 
@@ -77,12 +80,30 @@ def similar(rows: Rows) -> NDArray[np.bool_]:
     return np.array([abs(row[3] - row[4]) <= SIMILAR * max(row[3], row[4]) for row in rows])
 
 
+def margins(rows: Rows) -> list[float]:
+    """The reward of the better answer minus that of the other."""
+    return [chosen - rejected for _, chosen, rejected, *_ in rows]
+
+
+def on_common_pairs(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The cells with the held-out pairs that all of them have, in the order of the file."""
+    kept: list[dict[str, Any]] = [dict(cell) for cell in cells]
+    for split in SPLITS if "benchmark" in cells[0] else SPLITS[:2]:
+        common = sorted(set.intersection(*(set(cell[split]["rows"]) for cell in cells)))
+        for cell in kept:
+            place = {row: index for index, row in enumerate(cell[split]["rows"])}
+            cell[split] = {
+                name: [cell[split][name][place[row]] for row in common] for name in ("pairs", "prompts")
+            }
+    return kept
+
+
 def points(cells: Sequence[Mapping[str, Any]]) -> list[Point]:
     """One point for each side and number of pairs, in that order."""
     by_rate: dict[tuple[str, int], dict[float, list[Mapping[str, Any]]]] = defaultdict(
         lambda: defaultdict(list)
     )
-    for cell in cells:
+    for cell in on_common_pairs(cells):
         by_rate[cell["side"], cell["pairs"]][cell["rate"]].append(cell)
     return [point(side, pairs, rates) for (side, pairs), rates in sorted(by_rate.items())]
 
@@ -91,13 +112,14 @@ def point(side: str, pairs: int, rates: Mapping[float, Sequence[Mapping[str, Any
     """The figures of the rate that is best on the validation pairs."""
 
     def validation(rate: float) -> float:
-        return float(np.mean([cell["validation"]["accuracy"] for cell in rates[rate]]))
+        return float(np.mean([correct(cell["validation"]["pairs"]).mean() for cell in rates[rate]]))
 
     rate = max(rates, key=validation)
     seeds = rates[rate]
     test, held_out = seeds[0]["test"], seeds[0]["validation"]
     rows = test["pairs"]
     correct_SP = np.stack([correct(cell["test"]["pairs"]) for cell in seeds])
+    calibrations = [calibration(margins(cell["test"]["pairs"])) for cell in seeds]
     above_SP = correct_SP - longer(rows)
     alike_P = similar(rows)
     sources = np.array([row[0] for row in rows])
@@ -112,9 +134,11 @@ def point(side: str, pairs: int, rates: Mapping[float, Sequence[Mapping[str, Any
         bootstrap_grid_mean(above_SP, test["prompts"], resamples=RESAMPLES),
         float(correct_SP[:, alike_P].mean()) if alike_P.any() else float("nan"),
         int(alike_P.sum()),
-        float(np.mean([cell["test"]["calibration"]["log_loss"] for cell in seeds])),
-        float(np.mean([cell["test"]["calibration"]["ece"] for cell in seeds])),
-        float(np.mean([cell["benchmark"]["accuracy"] if "benchmark" in cell else np.nan for cell in seeds])),
+        float(np.mean([of_seed["log_loss"] for of_seed in calibrations])),
+        float(np.mean([of_seed["ece"] for of_seed in calibrations])),
+        float(np.mean([correct(cell["benchmark"]["pairs"]) for cell in seeds]))
+        if "benchmark" in seeds[0]
+        else float("nan"),
         {str(name): float(correct_SP[:, sources == name].mean()) for name in np.unique(sources)},
         correct_SP,
         test["prompts"],
@@ -208,12 +232,13 @@ def main() -> None:
         parser.error(f"{options.output}/cells has no results; run benchmarks/reward_by_data.py first")
     cells = [json.loads(file.read_text("utf-8")) for file in files]
     result = points(cells)
+    print(f"{len(result[0].prompts_P):,} test and {len(result[0].validation_prompts_P):,} validation pairs")
     print(table(result))
     for item in result:
         shares = ", ".join(f"{name} {100 * share:.1f}" for name, share in item.sources.items())
         print(f"\n{item.side}, {item.pairs:,} pairs, by source: {shares}")
     print("", *differences(result), sep="\n")
-    baseline = float(longer(cells[0]["test"]["pairs"]).mean())
+    baseline = float(longer(on_common_pairs(cells)[0]["test"]["pairs"]).mean())
     print(f"\nThe longer answer: {100 * baseline:.1f} %")
     if options.picture:
         draw(result, baseline, options.picture)

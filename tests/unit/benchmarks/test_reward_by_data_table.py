@@ -15,9 +15,7 @@ def by_data() -> Any:
     return importlib.import_module("reward_by_data_table")
 
 
-def cell(
-    rate: float, seed: int, validation: float, rewards: list[float], *, benchmark: bool = True
-) -> dict[str, Any]:
+def cell(rate: float, seed: int, rewards: list[float], *, benchmark: bool = True) -> dict[str, Any]:
     """Four test pairs of three prompts: the better answer scores `rewards`, the other 0; lengths 100 and 95,
     50, 200, 100. The first two are the validation pairs too."""
     lengths = [(100, 95), (100, 50), (100, 200), (100, 100)]
@@ -30,20 +28,16 @@ def cell(
         "pairs": 1000,
         "rate": rate,
         "seed": seed,
-        "validation": {"accuracy": validation, "pairs": pairs[:2], "prompts": [1, 2]},
-        "test": {
-            "pairs": pairs,
-            "prompts": [1, 2, 3, 3],
-            "calibration": {"log_loss": 0.6 + seed / 10, "ece": 0.1},
-        },
-        **({"benchmark": {"accuracy": 0.4}} if benchmark else {}),
+        "validation": {"pairs": pairs[:2], "prompts": [1, 2], "rows": [0, 1]},
+        "test": {"pairs": pairs, "prompts": [1, 2, 3, 3], "rows": [0, 1, 2, 3]},
+        **({"benchmark": {"pairs": pairs[2:], "prompts": [1, 2], "rows": [0, 1]}} if benchmark else {}),
     }
 
 
 CELLS = [
-    cell(1e-4, 0, 0.7, [1, 1, -1, 0]),  # right: 2 of 4, a tie is wrong
-    cell(1e-4, 1, 0.7, [1, 1, 1, -1]),  # right: 3 of 4
-    cell(3e-4, 0, 0.6, [1, 1, 1, 1]),  # worse on the validation pairs, so not shown
+    cell(1e-4, 0, [1, 1, -1, 0]),  # right: 2 of 4, a tie is wrong
+    cell(1e-4, 1, [1, 1, 1, -1]),  # right: 3 of 4
+    cell(3e-4, 0, [1, -1, 1, 1]),  # worse on the validation pairs, so not shown
 ]
 
 
@@ -55,15 +49,20 @@ def test_the_rate_is_chosen_on_validation_and_figures_are_of_the_test_pairs(by_d
     assert (point.similar, point.similar_pairs) == (pytest.approx(2 / 4), 2)  # pairs 1 and 4
     assert point.sources == {"a": 1.0, "b": pytest.approx(1 / 4)}
     assert point.interval[0] <= point.accuracy <= point.interval[1]
-    assert (point.log_loss, point.calibration_error) == (pytest.approx(0.65), pytest.approx(0.1))
-    assert point.benchmark == pytest.approx(0.4)
-    [without] = by_data.points([cell(1e-4, 0, 0.7, [1, 1, 1, 1], benchmark=False)])
+    # Confidence sigmoid(1), or 1/2 for the tie. Log loss log(1 + e^-1) where right, 1 more where wrong.
+    sure, right, coin = 1 / (1 + math.exp(-1)), math.log(1 + math.exp(-1)), math.log(2)
+    losses = [(2 * right + right + 1 + coin) / 4, (3 * right + right + 1) / 4]
+    assert point.log_loss == pytest.approx(sum(losses) / 2)
+    errors = [3 / 4 * abs(2 / 3 - sure), abs(3 / 4 - sure)]
+    assert point.calibration_error == pytest.approx(sum(errors) / 2)
+    assert point.benchmark == pytest.approx(1 / 4)  # the last two pairs, of two seeds
+    [without] = by_data.points([cell(1e-4, 0, [1, 1, 1, 1], benchmark=False)])
     assert math.isnan(without.benchmark)
 
 
 def test_intervals_draw_prompts(by_data: Any) -> None:
     """Right in every pair of one prompt and in none of the other: a draw of prompts has 0, 1/2 or 1."""
-    result = cell(1e-4, 0, 0.7, [1, 1, -1, -1])
+    result = cell(1e-4, 0, [1, 1, -1, -1])
     result["test"]["prompts"] = [1, 1, 2, 2]
     [point] = by_data.points([result])
     assert point.interval == [0.0, 1.0]
@@ -72,20 +71,31 @@ def test_intervals_draw_prompts(by_data: Any) -> None:
     assert point.interval == [0.5, 0.5]
 
 
+def test_figures_are_of_the_pairs_that_every_cell_has(by_data: Any) -> None:
+    """A cell that was scored on fewer pairs, in another order, leaves only those for both."""
+    whole, part = cell(1e-4, 0, [1, 1, -1, 0]), cell(1e-4, 1, [1, 1, 1, -1])
+    test = part["test"]
+    for name in ("pairs", "prompts", "rows"):
+        test[name] = [test[name][place] for place in (3, 1)]
+    [point] = by_data.points([whole, part])
+    assert point.correct_SP.tolist() == [[1.0, 0.0], [1.0, 0.0]], "pairs 2 and 4, in the order of the file"
+    assert len(point.prompts_P) == 2 and point.validation_SP.shape == (2, 2)
+
+
 def test_the_table_and_the_picture(by_data: Any, tmp_path: Path) -> None:
     result = by_data.points(CELLS)
     assert "| ours | 1,000 | 0.0001 | 2 | 100.0 | 62.5 |" in by_data.table(result)
-    assert by_data.table(result).endswith("| 0.650 | 0.100 | 40.0 |")
+    assert by_data.table(result).endswith("| 0.611 | 0.034 | 25.0 |")
     by_data.draw(result, 0.5, tmp_path / "picture.svg")
     assert "<svg" in (tmp_path / "picture.svg").read_text("utf-8")
 
 
 def test_the_sides_are_compared_on_the_same_pairs_and_common_seeds(by_data: Any) -> None:
-    trl = [{**cell(1e-4, 0, 0.7, [1, -1, -1, 1]), "side": "trl"}]  # right: 1 and 4; ours, seed 0: 1 and 2
+    trl = [{**cell(1e-4, 0, [1, -1, -1, 1]), "side": "trl"}]  # right: 1 and 4; ours, seed 0: 1 and 2
     assert by_data.differences(by_data.points(CELLS)) == []
     test, validation = by_data.differences(by_data.points([*CELLS, *trl]))
     assert test.startswith("ours minus TRL, 1,000 pairs, on test pairs: +0.0 (")
     # Validation: both of ours are right, one of TRL's.
     assert validation.startswith("ours minus TRL, 1,000 pairs, on validation pairs: +50.0 (")
-    worse = [{**cell(1e-4, 0, 0.7, [-1, -1, -1, -1]), "side": "trl"}]
+    worse = [{**cell(1e-4, 0, [-1, -1, -1, -1]), "side": "trl"}]
     assert "+50.0 (" in by_data.differences(by_data.points([*CELLS, *worse]))[0]
