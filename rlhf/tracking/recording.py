@@ -32,7 +32,7 @@ def recorder(run: RunFolder, track: Trackers, progress: Progress) -> LogUpdate:
 
 def policy_recorder(run: RunFolder, track: Trackers | None, progress: Progress) -> LogPolicyUpdate:
     """A function that also writes answers, to samples.jsonl and the trackers."""
-    shown = {"reward": "reward/mean", "gold": "gold/mean", "kl": "kl/mean", "tokens": "length/mean"}
+    shown = {"reward": "reward/mean", "gold": "gold/mean", "kl": "kl/sum", "tokens": "length/mean"}
 
     def record(step: int, figures: Mapping[str, float], samples: Sequence[Mapping[str, Any]]) -> None:
         run.metrics(step, figures)
