@@ -29,7 +29,7 @@ from rlhf.models.checkpoint_folder import write_shell
 from rlhf.models.loading import base_of, fingerprint
 from rlhf.runs.after import AfterTraining
 from rlhf.runs.folder import RunFolder
-from rlhf.runs.inputs import Input, check_inputs, inputs_of
+from rlhf.runs.inputs import check_base, check_inputs, inputs_of
 from rlhf.runs.progress import close_live_lines
 from rlhf.tracking.session import last_checkpoint, open_run
 from rlhf.tracking.trackers import Trackers
@@ -62,7 +62,7 @@ def align_policy(
         check_run(config, chat, data, run)
         sharding.configure_loading(config.model.quantization)
         trainer = build_trainer(config, chat, data.training, run, track, callbacks=callbacks)
-        check_inputs(run, {"model.base": Input(config.model.base, fingerprint(base_of(trainer.reference)))})
+        check_base(run, config.model.base, fingerprint(base_of(trainer.reference)))
 
         evaluation = Evaluation(config, trainer, data.held_out)
         before = evaluation.answers()

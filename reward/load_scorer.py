@@ -23,9 +23,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from reward.outputs import reward_output
 from reward.principle.scorer import CARD as PRINCIPLE_CARD
 from reward.principle.scorer import PrincipleScorer
-from reward.scorer import Score, Scorer, as_scores, default_budget, require_length
+from reward.scorer import Score, Scorer, as_scores, default_budget, fault_of, require_length
 from rlhf.config.schema import ReasoningRule
-from rlhf.core.errors import ModelError, did_you_mean
+from rlhf.core.errors import DataError, ModelError, did_you_mean
 from rlhf.core.formats import require_bfloat16
 from rlhf.core.places import missing_local
 from rlhf.core.records import Conversation
@@ -170,6 +170,10 @@ class PlainScorer:
         self.attributes, self._reward, self._read = tuple(attributes), reward, read
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.max_length: int = context or chat.tokenizer.model_max_length
+
+    def fault(self, conversation: Conversation) -> DataError | None:
+        """Why a conversation cannot be scored, or None."""
+        return fault_of(self.chat, conversation, self.max_length)
 
     def in_float32(self) -> AbstractContextManager[None] | None:
         """A context in which scores are computed in float32; None where the memory may not allow it."""

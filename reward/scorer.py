@@ -6,11 +6,11 @@ head to a loaded one, so that policy, reference and reward share one copy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 
 from rlhf.adapters.storage import RewardAdapter
 from rlhf.core.errors import DataError, DivergenceError, RlhfError
-from rlhf.core.records import Conversation
-from rlhf.distributed.sharding import compute_device, inference_mode, lockstep
+from rlhf.core.records import Conversation, Message
+from rlhf.distributed.sharding import compute_device, inference_mode, is_sharded, lockstep
 from rlhf.kernels.packed_batch import PackedBatch
 from rlhf.kernels.packing import Tree, pack
 from rlhf.kernels.packing_check import decide_packing, one_per_row
@@ -136,6 +136,10 @@ class Scorer:
         scores_NA[places] = torch.cat(to_cpu(parts))  # read once: every read waits for the GPU
         return as_scores(scores_NA, self.attributes)
 
+    def fault(self, conversation: Conversation) -> DataError | None:
+        """Why a conversation cannot be scored, or None."""
+        return fault_of(self.chat, conversation, self.max_length)
+
     def in_float32(self) -> AbstractContextManager[None] | None:
         """A context in which scores are computed in float32; None where the memory may not allow it."""
         return float32_products(self.model) if fits_in_float32(self.model) else None
@@ -152,6 +156,8 @@ def default_budget() -> int:
 
 
 S = TypeVar("S")
+FILLER = (Message("user", "a"), Message("assistant", "b"))
+"""Scored, and not used, by a process without anything to score."""
 
 
 def score_each(
@@ -172,6 +178,36 @@ def score_each(
     return [*score_each(score, conversations[:middle]), *score_each(score, conversations[middle:])]
 
 
+class FaultFinder(Protocol):
+    """A scorer that can tell before a pass which conversations it cannot score."""
+
+    model: Any
+
+    def fault(self, conversation: Conversation) -> DataError | None:
+        """Why it cannot score the conversation, or None."""
+        ...
+
+    def score(self, conversations: Sequence[Conversation]) -> list[Score]:
+        """The scores of conversations without a fault."""
+        ...
+
+
+def score_in_step(scorer: FaultFinder, conversations: Sequence[Conversation]) -> list[Score | RlhfError]:
+    """`score_each` for processes that may share sharded weights, which must all run equally many passes.
+
+    Conversations at fault are found before the first pass; the others are scored in one call.
+
+    Raises:
+        DivergenceError: the weights are sharded, and a score is not a finite number.
+    """
+    faults = [scorer.fault(conversation) for conversation in conversations]
+    good = [each for each, fault in zip(conversations, faults, strict=True) if fault is None]
+    together = is_sharded(scorer.model)
+    found = scorer.score(good or [FILLER]) if together else score_each(scorer.score, good)
+    scores: Iterator[Score | RlhfError] = iter(found)
+    return [next(scores) if fault is None else fault for fault in faults]
+
+
 def require_length(sequences: Sequence[Sequence[int]], longest: int) -> None:
     """Check that every conversation fits into the context.
 
@@ -185,6 +221,15 @@ def require_length(sequences: Sequence[Sequence[int]], longest: int) -> None:
                 allowed=f"at most {longest}, the context of the reward model's base",
                 fix="shorten it",
             )
+
+
+def fault_of(chat: Chat, conversation: Conversation, longest: int) -> DataError | None:
+    """Why a conversation cannot be encoded, or does not fit into the context; or None."""
+    try:
+        require_length([chat.conversation_ids(conversation)], longest)
+    except DataError as error:
+        return error
+    return None
 
 
 def as_scores(scores_NA: Tensor, attributes: Sequence[str], reward: int = 0) -> list[Score]:

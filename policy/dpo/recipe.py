@@ -28,7 +28,7 @@ from rlhf.models.trunk import load_trunk
 from rlhf.runs.after import AfterTraining
 from rlhf.runs.folder import RunFolder
 from rlhf.runs.gpu_memory import phase
-from rlhf.runs.inputs import Input, check_inputs, inputs_of
+from rlhf.runs.inputs import check_base, check_inputs, inputs_of
 from rlhf.runs.progress import Progress
 from rlhf.tracking.callbacks import load_callbacks
 from rlhf.tracking.recording import recorder
@@ -111,7 +111,7 @@ def build_trainer(
 ) -> PackedDPOTrainer:
     """Load the base and build the trainer around it."""
     model = load_trunk(config.model)
-    check_inputs(run, {"model.base": Input(config.model.base, fingerprint(model))})
+    check_base(run, config.model.base, fingerprint(model))
     updates = steps_of(config, len(data.training))
     return PackedDPOTrainer(
         model,

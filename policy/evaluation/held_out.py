@@ -21,6 +21,7 @@ from policy.update.losses import engine_logps
 from policy.update.statistics import gold_scores
 from rlhf.core.records import Prompt, Rollout
 from rlhf.core.statistics import bootstrap_means
+from rlhf.distributed import processes
 from rlhf.distributed.sharding import compute_device, lockstep
 from rlhf.kernels.packing_check import one_per_row
 from rlhf.kernels.tensors import segment_sum
@@ -95,7 +96,7 @@ def answer_prompts(
 
 def _rewards(rewards: Rewards, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[float | None]:
     result = rewards.of(prompts, rollouts)
-    if not any(result.known):
+    if not any(processes.all_gather(any(result.known))):  # a rank's own prompts may have none
         raise result.no_rewards_error()
     return [reward if known else None for reward, known in zip(result.rewards, result.known, strict=True)]
 

@@ -29,6 +29,7 @@ class Evaluation:
 
         Raises:
             EngineError: log-probabilities of engine and trainer differ by more than rollouts.logprob_bound.
+            RewardError: no answer on any rank has a reward.
         """
         samples = self.config.evaluation.samples
         print(f"Answering {len(self.prompts)} held-out prompts, {samples} times each.", flush=True)

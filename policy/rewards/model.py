@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from policy.rewards.protocol import Missing
 from reward.load_scorer import PlainScorer
 from reward.principle.scorer import PrincipleScorer
-from reward.scorer import Scorer, score_each
+from reward.scorer import Scorer, score_in_step
 from rlhf.core.errors import RlhfError
 from rlhf.core.records import Conversation, Message, Prompt, Rollout
 
@@ -20,7 +20,7 @@ class ModelReward:
 
     def of(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[float | Missing]:
         """The reward of each answer; adjacent answers to one prompt share the prompt's computation."""
-        scores = score_each(self.scorer.score, conversations_of(prompts, rollouts))
+        scores = score_in_step(self.scorer, conversations_of(prompts, rollouts))
         return [
             Missing(score.found, score.fix) if isinstance(score, RlhfError) else float(score.reward)
             for score in scores

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from policy.rewards.model import conversations_of
 from policy.rewards.protocol import Missing, RewardTerm
 from reward.principle.scorer import PrincipleScorer
-from reward.scorer import Score, score_each
+from reward.scorer import Score, score_in_step
 from rlhf.core.errors import RlhfError
 from rlhf.core.records import Prompt, Rollout
 
@@ -40,7 +40,7 @@ class PrincipleReward:
     def scores(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> Sequence[Score | RlhfError]:
         """The scores of each answer by every principle; the same list of answers is scored once."""
         if rollouts is not self._answers:
-            self._scores = score_each(self.scorer.score, conversations_of(prompts, rollouts))
+            self._scores = score_in_step(self.scorer, conversations_of(prompts, rollouts))
             self._answers = rollouts
         return self._scores
 

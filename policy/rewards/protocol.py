@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+from reward.judge.judge import SUMMED
 from rlhf.core.errors import RewardError
 from rlhf.core.records import Prompt, Rollout
 
@@ -18,6 +19,17 @@ class Missing:
 
     reason: str
     fix: str = field(default="", compare=False)
+
+
+def merged_figures(reported: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Figures of several terms: counts and costs summed, others averaged over the terms that have them."""
+    names = dict.fromkeys(name for figures in reported for name in figures)
+    merged = {}
+    for name in names:
+        values = [figures[name] for figures in reported if name in figures]
+        total = math.fsum(values)
+        merged[name] = total if name in SUMMED else total / len(values)
+    return merged
 
 
 def group_sizes(prompts: Sequence[Prompt]) -> list[int]:

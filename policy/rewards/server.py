@@ -8,7 +8,6 @@ followed.
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 import weakref
@@ -23,6 +22,7 @@ from rlhf.config.rewards import SERVER_PROTOCOL, is_header_safe
 from rlhf.core.errors import ConfigError, RewardError, RlhfError, excerpt
 from rlhf.core.hosts import is_loopback
 from rlhf.core.records import Conversation, Prompt, Rollout
+from rlhf.data.sources.rows import is_number
 
 CHUNK = 64
 """Conversations in one request."""
@@ -173,8 +173,7 @@ def _reward(score: Any) -> float | Missing:
     if isinstance(score, Mapping) and "error" in score:
         return Missing(str(score["error"]), "see the output of the reward server")
     reward = score.get("reward") if isinstance(score, Mapping) else None
-    is_number = isinstance(reward, int | float) and not isinstance(reward, bool) and math.isfinite(reward)
-    if is_number:
+    if is_number(reward):
         return float(reward)  # type: ignore[arg-type]
     return Missing(
         f"the server sent {excerpt(score, reward)} in place of a score",

@@ -12,12 +12,19 @@ group first, so that no term dominates by its scale. Source: GDPO (arXiv 2601.05
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, pstdev
 from typing import Literal
 
-from policy.rewards.protocol import Missing, Reporting, RewardResult, RewardTerm, group_sizes
+from policy.rewards.protocol import (
+    Missing,
+    Reporting,
+    RewardResult,
+    RewardTerm,
+    group_sizes,
+    merged_figures,
+)
 from rlhf.core.errors import RewardError, excerpt
 from rlhf.core.records import Prompt, Rollout
 
@@ -60,11 +67,11 @@ class WeightedRewards:
         reasons = dict[int, str]()
         fixes = dict[int, str]()
         columns: dict[str, list[float]] = {}
-        figures: dict[str, float] = {}
+        reported: list[Mapping[str, float]] = []
         for weighted in self.terms:
             rewards = weighted.term.of(prompts, rollouts)
             if isinstance(weighted.term, Reporting):
-                figures |= weighted.term.figures()
+                reported.append(weighted.term.figures())
             columns[weighted.name] = [
                 math.nan if isinstance(reward, Missing) else reward for reward in rewards
             ]
@@ -82,7 +89,7 @@ class WeightedRewards:
             _sum(counted, len(rollouts)),
             columns if len(columns) > 1 else {},
             reasons,
-            figures,
+            merged_figures(reported),
             _sum(normalised, len(rollouts)) if self.normalise_each else None,
         )
 

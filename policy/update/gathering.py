@@ -5,22 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from policy.rollouts.probe import EngineProbe
+from policy.update.sampling import HELD_OUT
 from policy.update.statistics import UpdateStatistics
+from reward.judge import judge
 from rlhf.distributed import processes
 
 SUMMED = (
     "engine/tokens_per_second",
     "engine/retried_prompts",
-    "judge/requests",
-    "judge/cached",
-    "judge/unparsed",
-    "judge/prompt_tokens",
-    "judge/completion_tokens",
-    "judge/dollars",
     "reward/groups_skipped",
+    *judge.SUMMED,
 )
 """Figures that are summed over ranks."""
-AVERAGED = ("judge/seconds", "judge/position_bias", "judge/order_agreement")
+AVERAGED = ("judge/seconds", "judge/position_bias", "judge/order_agreement", "reward/spread")
 """Figures that are averaged over the ranks that have them."""
 
 
@@ -47,12 +44,13 @@ def merge_figures(by_rank: Sequence[Mapping[str, float]]) -> dict[str, float]:
     figures = dict[str, float]()
     for name in dict.fromkeys(name for rank_figures in by_rank for name in rank_figures):
         values = [rank_figures[name] for rank_figures in by_rank if name in rank_figures]
+        kind = name.removeprefix(f"{HELD_OUT}/")
         if name.startswith("time/"):
             figures[name] = max(values)
-        elif name in SUMMED:
+        elif kind in SUMMED:
             figures[name] = sum(values)
         else:
-            figures[name] = sum(values) / len(values) if name in AVERAGED else values[0]
+            figures[name] = sum(values) / len(values) if kind in AVERAGED else values[0]
     return figures
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel
 
@@ -89,13 +89,16 @@ def score_rollouts(
         held_out: a second reward, for the log.
     """
     started = time.perf_counter()
-    repeated = [prompt for prompt, group in zip(prompts, batch.groups, strict=True) for _ in group]
+    repeated = list[Prompt]()
+    for prompt, group in zip(prompts, batch.groups, strict=True):
+        repeated += [replace(prompt)] * len(group)  # a copy: two draws of one prompt are two groups
     rollouts = [rollout for group in batch.groups for rollout in group]
     result = rewards.of(repeated, rollouts)
     held_out_result = None if held_out is None else held_out.of(repeated, rollouts)
+    held_out_figures = {} if held_out_result is None else held_out_result.figures
     times = {
         **batch.figures,
-        **({} if held_out_result is None else held_out_result.figures),
+        **{f"{HELD_OUT}/{name}": value for name, value in held_out_figures.items()},
         **result.figures,
         "time/score": time.perf_counter() - started,
     }

@@ -23,10 +23,10 @@ import numpy.typing as npt
 
 from reward.evaluation.judging import Group
 from reward.judge.groups import Verdicts, decision, position_bias, votes
-from reward.judge.judge import UNREAD, Judged, Responses
+from reward.judge.judge import SUMMED, UNREAD, Judged, Responses
 from rlhf.core.statistics import bootstrap_weights
 
-SUMS = ("requests", "cached", "unparsed", "prompt_tokens", "completion_tokens", "dollars")
+SUMS = tuple(name.removeprefix("judge/") for name in SUMMED)
 
 
 class GroupJudge(Protocol):

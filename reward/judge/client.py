@@ -51,7 +51,7 @@ class JudgeClient:
 
     Args:
         cache: a JSON Lines file of completions by a hash of the request; None keeps them in memory only. A
-            line that a killed run left unfinished is ignored.
+            line that a killed run left unfinished is removed.
     """
 
     def __init__(self, config: JudgeConfig, cache: Path | None = None) -> None:
@@ -68,7 +68,8 @@ class JudgeClient:
     def complete(self, requests: Sequence[str]) -> list[Completion]:
         """One completion for each user turn, in their order; equal turns are sent once.
 
-        A refusal of a request that is too long is not cached: the server may get a longer context.
+        A refusal of a request that is too long is not cached: the server may get a longer context. Where a
+        request fails, the completions of others that have arrived are.
 
         Raises:
             RewardError: the server gave no completion for a request after all retries.
@@ -87,7 +88,13 @@ class JudgeClient:
             finally:
                 for future in pending.values():
                     future.cancel()
-                self._remember({key: entry.text for key, entry in fresh.items() if not entry.too_long})
+                pool.shutdown()
+                arrived = [
+                    (key, future.result())
+                    for key, future in pending.items()
+                    if not future.cancelled() and future.exception() is None
+                ]
+                self._remember({key: entry.text for key, entry in arrived if not entry.too_long})
         seen = set[str]()
         completions = []
         for key in keys:
@@ -160,7 +167,9 @@ class JudgeClient:
             wait = float(2**attempt)
             try:
                 response = self._http.post(
-                    "/v1/chat/completions", json=self._body(request), headers=self._headers()
+                    "/v1/chat/completions",
+                    content=json.dumps(self._body(request)).encode(),  # ASCII: any text can be sent
+                    headers={"Content-Type": "application/json", **self._headers()},
                 )
             except httpx.HTTPError as error:
                 reason = f"{type(error).__name__} {error}".strip()
@@ -237,12 +246,18 @@ def _retry_after(response: httpx.Response, otherwise: float) -> float:
 
 def _read_cache(file: Path) -> dict[str, str]:
     known: dict[str, str] = {}
-    if file.exists():
-        with file.open(encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                try:
-                    entry = json.loads(line)
-                    known[str(entry["key"])] = str(entry["text"])
-                except (ValueError, KeyError, TypeError):
-                    continue
+    if not file.exists():
+        return known
+    with file.open("r+b") as lines:
+        whole = 0
+        for line in lines:
+            if not line.endswith(b"\n"):
+                lines.truncate(whole)  # or the next completion would be appended to it, and be lost too
+                break
+            whole += len(line)
+            try:
+                entry = json.loads(line)
+                known[str(entry["key"])] = str(entry["text"])
+            except (ValueError, KeyError, TypeError):
+                continue
     return known

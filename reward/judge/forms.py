@@ -132,7 +132,7 @@ def _boxed(text: str) -> list[str]:
 def _integers(text: str, lowest: int, highest: int) -> list[int] | None:
     """Whole numbers of a comma-separated list, or None where one of them is none or lies outside."""
     parts = [part.strip() for part in text.split(",")]
-    if not all(re.fullmatch(r"\d+", part) for part in parts):
+    if not all(re.fullmatch(r"\d{1,9}", part) for part in parts):  # int() refuses thousands of digits
         return None
     numbers = [int(part) for part in parts]
     return numbers if all(lowest <= number <= highest for number in numbers) else None

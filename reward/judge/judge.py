@@ -19,6 +19,11 @@ from rlhf.models.chat.reasoning import apply_rule
 
 UNREAD = "a text of the judge that could not be read"
 TOO_LONG = "too long for the judge's server"
+SUMMED = tuple(
+    f"judge/{name}"
+    for name in ("requests", "cached", "unparsed", "prompt_tokens", "completion_tokens", "dollars")
+)
+"""Figures that are summed over judges and processes; of the others the mean is taken."""
 Value = TypeVar("Value")
 
 

@@ -33,7 +33,7 @@ from rlhf.models.saving import base_facts, write_adapter_folder
 from rlhf.models.trunk import load_trunk
 from rlhf.runs.after import AfterTraining
 from rlhf.runs.folder import RunFolder
-from rlhf.runs.inputs import Input, check_inputs, inputs_of
+from rlhf.runs.inputs import check_base, check_inputs, inputs_of
 from rlhf.runs.progress import Progress
 from rlhf.tracking.callbacks import load_callbacks
 from rlhf.tracking.recording import recorder
@@ -91,7 +91,7 @@ def train(
     """Train, and leave the adapter in `final/`."""
     checkpoint = last_checkpoint(run, track, resume=resume)
     model = build_model(config)
-    check_inputs(run, {"model.base": Input(config.model.base, fingerprint(model.get_base_model()))})
+    check_base(run, config.model.base, fingerprint(model.get_base_model()))
     write_shell(run.checkpoints, lambda folder: save(config, model, chat, folder))
     steps = steps_of(config, len(data.training))
     with Progress(steps, "update") as progress:

@@ -36,7 +36,7 @@ from rlhf.models.trunk import load_trunk
 from rlhf.runs.after import AfterTraining
 from rlhf.runs.folder import RunFolder
 from rlhf.runs.gpu_memory import phase
-from rlhf.runs.inputs import Input, check_inputs, inputs_of
+from rlhf.runs.inputs import check_base, check_inputs, inputs_of
 from rlhf.runs.progress import Progress
 from rlhf.tracking.callbacks import load_callbacks
 from rlhf.tracking.recording import recorder
@@ -124,7 +124,7 @@ def train(
     """Train, and leave the best adapter in `final/`."""
     checkpoint = last_checkpoint(run, track, resume=resume)
     model = build_model(config, chat)
-    check_inputs(run, {"model.base": Input(config.model.base, fingerprint(model.get_base_model()))})
+    check_base(run, config.model.base, fingerprint(model.get_base_model()))
     write_shell(run.checkpoints, lambda folder: save(config, model, chat, folder))
     steps = steps_of(config, len(data.training))
     labels = {"id2label": {0: FULFILMENT}, "label2id": {FULFILMENT: 0}}

@@ -178,6 +178,14 @@ class PrincipleScorer:
         require_length(sequences, self.max_length)
         return Tree.of_sequences(sequences)
 
+    def fault(self, conversation: Conversation) -> DataError | None:
+        """Why a conversation cannot be scored by the principles, or None."""
+        try:
+            self._tree(conversation, self.principles)
+        except DataError as error:
+            return error
+        return None
+
     def in_float32(self) -> AbstractContextManager[None] | None:
         """A context in which scores are computed in float32; None where the memory may not allow it."""
         return float32_products(self.model) if fits_in_float32(self.model) else None

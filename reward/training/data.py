@@ -11,6 +11,7 @@ from rlhf.config.reward import RewardConfig, StageConfig
 from rlhf.core.errors import DataError
 from rlhf.core.records import Comparison, Conversation, Preference, Rating
 from rlhf.data.comparisons import as_comparison, load_comparisons
+from rlhf.data.digests import digest_of
 from rlhf.data.drops import DropReport
 from rlhf.data.load import join_ratings, load_preferences, load_ratings
 from rlhf.data.pairs import pair_rated
@@ -114,7 +115,9 @@ def load_records(
         ratings, report = load_ratings(config.data.ratings, seed=config.seed, max_spread=spread)
         drops = drops.merge(report)
     if config.benchmark:
-        benchmark = [item.prompt for item in load_comparisons(config.benchmark)[0]]
+        comparisons, _ = load_comparisons(config.benchmark)
+        drops.digests["benchmark"] = digest_of(comparisons)  # a resumed run must leave out the same prompts
+        benchmark = [item.prompt for item in comparisons]
         same.add([*benchmark, *_prompts(preferences, ratings)])
         benchmark_prompts = set(map(same.representative, benchmark))
         preferences = _without(benchmark_prompts, preferences, same, drops)

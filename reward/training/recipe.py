@@ -39,7 +39,7 @@ from rlhf.models.chat import Chat
 from rlhf.models.loading import fingerprint
 from rlhf.runs.after import AfterTraining
 from rlhf.runs.folder import RunFolder
-from rlhf.runs.inputs import Input, check_inputs, inputs_of
+from rlhf.runs.inputs import check_base, check_inputs, inputs_of
 from rlhf.tracking.callbacks import load_callbacks
 from rlhf.tracking.session import open_run
 from rlhf.tracking.trackers import Trackers
@@ -101,7 +101,7 @@ def train_and_save(
 ) -> None:
     """Train all stages and write `final/`; nothing keeps the base after this."""
     model = build_model(config, chat)
-    check_inputs(run, {"model.base": Input(config.model.base, fingerprint(model.get_base_model()))})
+    check_base(run, config.model.base, fingerprint(model.get_base_model()))
     train_stages(config, data, model, chat, run, track, resume=resume, callbacks=callbacks)
     made_of = extrapolate_or_last(config, pairs, model, chat, run, steps)
     steps.run("final/", lambda: save_final(config, model, chat, run.final, extrapolated=made_of))

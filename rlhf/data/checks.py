@@ -28,6 +28,7 @@ from typing import Any
 from rlhf.core.errors import DataError
 
 Check = Mapping[str, Any]
+Fields = Mapping[str, Callable[[Any], bool]]
 
 SLACK = 2.0  # credit for brevity is gone at (1 + SLACK) times the allowed words
 UNMET = 0.2  # what is left where a required beginning, word or bullet is missing
@@ -49,6 +50,14 @@ def gold_score(check: Check, answer: str) -> float:
     if constraint is None:
         raise DataError(f"a check of the family {check.get('family')!r}", allowed=", ".join(CONSTRAINTS))
     return math.sqrt(constraint(check, answer) * relevance(check, answer)) * _form(check, answer)
+
+
+def check_fault(check: Check) -> str | None:
+    """The field for which a check of a known family cannot be computed, or None."""
+    for name, fits in {**_COMMON, **_OF_FAMILY.get(str(check.get("family")), {})}.items():
+        if not fits(check.get(name)):
+            return name
+    return None
 
 
 def words_of(text: str) -> list[str]:
@@ -142,4 +151,24 @@ CONSTRAINTS: Mapping[str, Callable[[Check, str], float]] = {
     "opening": _opening,
     "include": _include,
     "list": _list,
+}
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(map(_is_text, value))
+
+
+_COMMON: Fields = {"key": _is_text, "related": _are_texts, "request": _is_text, "limit": _is_count}
+_OF_FAMILY: Mapping[str, Fields] = {
+    "opening": {"start": lambda value: _is_text(value) and bool(words_of(value))},
+    "include": {"wanted": lambda value: _are_texts(value) and bool(value)},
+    "list": {"count": _is_count},
 }

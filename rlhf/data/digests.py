@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 
@@ -17,7 +17,8 @@ def digest_of(records: Iterable[Any]) -> str:
     """
     digest = hashlib.sha256()
     for record in records:
-        digest.update(json.dumps(_filled(replace(record, source="")), sort_keys=True).encode())
+        content = {name: value for name, value in _filled(record).items() if name != "source"}
+        digest.update(json.dumps(content, sort_keys=True).encode())
     return digest.hexdigest()[:16]
 
 

@@ -28,6 +28,7 @@ PATHS = (
     *("start", "reward", "reward.*.adapter", "reward.*.classifier", "reward.*.function"),
     "reward.*.principle",
     *("reward.*.ensemble.adapters.*", "held_out_reward", "held_out_reward.*"),
+    "model.chat_template",
 )
 """Config keys that may name a file or folder that results depend on; data is hashed by its records."""
 
@@ -44,12 +45,17 @@ def path_inputs(config: Mapping[str, Any]) -> dict[str, Input]:
     inputs = {}
     for key, text in leaves(config):
         value = json.loads(text)
-        if isinstance(value, str) and any(fnmatch.fnmatchcase(key, pattern) for pattern in PATHS):
-            file, _, _ = value.rpartition(":")  # FILE.py:NAME
-            path = next((p for p in (Path(value), Path(file)) if str(p) != "." and p.exists()), None)
-            if path is not None:
-                inputs[key] = Input(value, digest_of_path(path))
+        if isinstance(value, str) and _may_be_a_path(key):
+            file, _, name = value.rpartition(":")  # FILE.py:NAME
+            if Path(value).exists():
+                inputs[key] = Input(value, digest_of_path(Path(value)))
+            elif file and Path(file).exists():
+                inputs[key] = Input(value, f"{digest_of_path(Path(file))}:{name}")
     return inputs
+
+
+def _may_be_a_path(key: str) -> bool:
+    return any(fnmatch.fnmatchcase(key, pattern) for pattern in PATHS)
 
 
 def inputs_of(config: BaseModel, digests: Mapping[str, str]) -> dict[str, Input]:
@@ -94,13 +100,27 @@ def _update(digest: Any, file: Path) -> None:
 def check_inputs(run: RunFolder, inputs: Mapping[str, Input]) -> None:
     """Record the inputs of a run; on resume, compare them with the recorded ones.
 
-    Raises:
-        ConfigError: the content of an input has changed.
-    """
+    Args:
+        inputs: all but the base.
 
+    Raises:
+        ConfigError: the content of an input has changed, or an input is no file or folder any more.
+    """
+    _check(run, inputs, whole=True)
+
+
+def check_base(run: RunFolder, base: str, fingerprint: str) -> None:
+    """`check_inputs` of the base, whose weights are known only when it is loaded."""
+    _check(run, {"model.base": Input(base, fingerprint)}, whole=False)
+
+
+def _check(run: RunFolder, inputs: Mapping[str, Input], *, whole: bool) -> None:
     def check() -> None:
         recorded = {key: Input(*entry) for key, entry in read_inputs(run.path).items()}
-        changed = [
+        # `check_same_run` leaves recorded keys to this function: one without content to compare is another.
+        gone = [key for key in recorded if whole and key not in inputs and _may_be_a_path(key)]
+        changed = [f"  {key}: no file or folder here (was {recorded[key].path})" for key in gone]
+        changed += [
             f"  {key}: {now.path}" + ("" if now.path == before.path else f" (was {before.path})")
             for key, now in inputs.items()
             if (before := recorded.get(key)) is not None and before.digest != now.digest

@@ -131,7 +131,11 @@ ROWS: Mapping[str, tuple[dict[str, Any], Callable[[str], object]]] = {
         ),
     ),
     "prompts": (
-        {"prompt": MESSAGES[:1], "check": {"family": "words"}, "source": "x"},
+        {
+            "prompt": MESSAGES[:1],
+            "check": {"family": "words", "limit": 5, "key": "tea", "related": [], "request": "x"},
+            "source": "x",
+        },
         lambda path: load_prompts([source(path)]),
     ),
     "comparisons": (

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from rlhf.core.errors import ConfigError, did_you_mean
 from rlhf.core.records import HELPSTEER_ATTRIBUTES, Preference, Prompt, Rating
 from rlhf.data import rules
-from rlhf.data.checks import CONSTRAINTS
+from rlhf.data.checks import CONSTRAINTS, check_fault
 from rlhf.data.pairs import strength_of
 from rlhf.data.readers.layouts import MappedKind
 from rlhf.data.readers.messages import read_answers, read_prompt
@@ -129,6 +129,11 @@ def prompt(row: Row, source: DataSource) -> Prompt:
     column = _column(source, "check")
     check = row.find(column)
     known = isinstance(check, dict) and str(check.get("family")) in CONSTRAINTS
+    if known and (fault := check_fault(check)):
+        row.noted.add(
+            f"column {column!r} is a column of its own, not a gold check: {fault!r} is missing or unusable"
+        )
+        known = False
     names = {_column(source, name) for name in FIELDS["prompts"] if name != "check"}
     others = {name: value for name, value in row.values.items() if name not in names}
     if "check" in source.columns:

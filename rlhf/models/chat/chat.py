@@ -248,8 +248,12 @@ class Chat:
         return self._render_many(prompts, add_generation_prompt=True)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of an answer without special tokens."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        """The text of an answer without special tokens, and without ids that end an answer.
+
+        A tokenizer may have the template's end of a turn as an added token that is not special.
+        """
+        kept = [token for token in ids if token not in self.stop_ids]
+        return str(self.tokenizer.decode(kept, skip_special_tokens=True))
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """The text of each token, special tokens included; incomplete UTF-8 as the vocabulary spells it."""

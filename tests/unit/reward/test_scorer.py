@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from reward.evaluation.after_training import evaluate_final
-from reward.scorer import Score, Scorer, default_budget, score_each
+from reward.scorer import Score, Scorer, as_scores, default_budget, score_each, score_in_step
 from rlhf.core.errors import DataError, DivergenceError, ModelError
 from rlhf.core.records import HELPSTEER_ATTRIBUTES, Conversation, Message
 from rlhf.models.chat import Chat
@@ -145,6 +147,53 @@ def test_what_cannot_be_scored_spoils_no_other() -> None:
     calls.clear()
     assert score_each(score, [1, 2, 3]) == ["1", "2", "3"] and calls == [3]  # type: ignore[arg-type,list-item]
     assert score_each(score, []) == [] and calls == [3]  # type: ignore[arg-type]
+
+
+class Counting:
+    """Counts its calls of `score`; conversations of one turn are at fault, a text of `nan` diverges."""
+
+    def __init__(self) -> None:
+        self.model, self.calls = nn.Linear(1, 1), list[int]()
+
+    def fault(self, conversation: Conversation) -> DataError | None:
+        return DataError("too short") if len(conversation) < 2 else None
+
+    def score(self, conversations: Sequence[Conversation]) -> list[Score]:
+        self.calls.append(len(conversations))
+        rows = [[math.nan if each[-1].content == "nan" else 1.0] for each in conversations]
+        return as_scores(torch.tensor(rows), ["r"])
+
+
+@pytest.mark.parametrize("good", [0, 2])
+def test_sharded_weights_are_used_in_one_call_whatever_is_at_fault(
+    good: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Further calls, or none at all, would leave the other processes waiting in a pass."""
+    monkeypatch.setattr("reward.scorer.is_sharded", lambda model: True)
+    scorer, at_fault = Counting(), (Message("user", "q"),)
+    whole = (*at_fault, Message("assistant", "a"))
+    result = score_in_step(scorer, [at_fault, *[whole] * good, at_fault])
+    assert [str(result[0]), str(result[-1])] == ["too short"] * 2
+    assert result[1:-1] == [Score(1.0, {"r": 1.0})] * good
+    assert scorer.calls == [max(good, 1)]
+    with pytest.raises(DivergenceError):
+        score_in_step(scorer, [(*at_fault, Message("assistant", "nan")), whole])
+
+
+def test_weights_of_ones_own_are_used_again_for_a_score_that_is_not_finite() -> None:
+    scorer, question = Counting(), Message("user", "q")
+    first, second = score_in_step(
+        scorer, [(question, Message("assistant", "nan")), (question, Message("assistant", "a"))]
+    )
+    assert isinstance(first, DivergenceError) and second == Score(1.0, {"r": 1.0})
+    assert scorer.calls == [2, 1, 1]
+
+
+def test_a_scorer_finds_a_fault_before_a_pass(tiny_reward: Path) -> None:
+    scorer = Scorer.load(tiny_reward)
+    assert scorer.fault(ALL[0]) is None
+    assert "has" in str(scorer.fault((Message("user", "x " * 5000), Message("assistant", "y"))))
+    assert scorer.fault(ALL[0][:-1]) is not None, "does not end with the assistant"
 
 
 def test_plain_transformers_and_peft_give_the_same_scores(

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from rlhf.core.errors import ConfigError
 from rlhf.runs import inputs as module
 from rlhf.runs.folder import RunFolder
-from rlhf.runs.inputs import check_inputs, digest_of_path, inputs_of
+from rlhf.runs.inputs import check_base, check_inputs, digest_of_path, inputs_of
 
 
 class Source(BaseModel):
@@ -84,6 +84,60 @@ def test_the_digest_of_a_function_is_that_of_its_file(tmp_path: Path) -> None:
     assert (key, before.path) == ("reward.0.function", f"{file}:length")
     file.write_text("def length(): return 1\n")
     assert module.path_inputs(settings)[key].digest != before.digest
+
+
+class Rewarded(BaseModel):
+    output: Path = Path("runs/x")
+    start: str | None = None
+    reward: list[dict[str, str]]
+
+
+def reopen(folder: Path, config: Rewarded, *, resume: bool) -> None:
+    with RunFolder.create(folder, config, resume=resume, command="align-policy") as run:
+        check_inputs(run, inputs_of(config, {}))
+        run.metrics(1, {})
+
+
+@pytest.mark.parametrize(
+    ("source", "another", "named"),
+    [
+        ({"function": "{0}/f.py:a"}, {"function": "{0}/f.py:b"}, "f.py:b (was"),
+        ({"function": "{0}/f.py:a"}, {"function": "module:a"}, "no file or folder here (was"),
+        ({"classifier": "{0}/one"}, {"classifier": "org/other"}, "no file or folder here (was"),
+    ],
+)
+def test_another_reward_is_refused_also_where_there_is_no_content_to_compare(
+    tmp_path: Path, source: dict[str, str], another: dict[str, str], named: str
+) -> None:
+    (tmp_path / "f.py").write_text("def a(): ...\ndef b(): ...\n")
+    write_reward(tmp_path / "one", b"weights")
+
+    def rewarded(reward: dict[str, str]) -> Rewarded:
+        return Rewarded(reward=[{key: value.format(tmp_path) for key, value in reward.items()}])
+
+    reopen(tmp_path / "run", rewarded(source), resume=False)
+    reopen(tmp_path / "run", rewarded(source), resume=True)
+    with pytest.raises(ConfigError) as caught:
+        reopen(tmp_path / "run", rewarded(another), resume=True)
+    assert "reward.0." in caught.value.found and named in caught.value.found
+
+
+def test_a_start_that_is_left_out_is_refused(tmp_path: Path) -> None:
+    start = write_reward(tmp_path / "policy", b"weights")
+    reopen(tmp_path / "run", Rewarded(start=str(start), reward=[{}]), resume=False)
+    with pytest.raises(ConfigError, match="start: no file or folder here"):
+        reopen(tmp_path / "run", Rewarded(reward=[{}]), resume=True)
+
+
+def test_the_base_is_compared_by_itself(tmp_path: Path) -> None:
+    start = write_reward(tmp_path / "policy", b"weights")
+    settings = Rewarded(start=str(start), reward=[{}])
+    reopen(tmp_path / "run", settings, resume=False)
+    with RunFolder.create(tmp_path / "run", settings, resume=True, command="align-policy") as run:
+        check_base(run, "org/base", "weights")
+        check_base(run, "elsewhere/base", "weights")
+        with pytest.raises(ConfigError, match=r"model.base: org/base \(was elsewhere/base\)"):
+            check_base(run, "org/base", "other weights")
 
 
 def test_the_digest_of_a_large_file_covers_its_size_and_ends(

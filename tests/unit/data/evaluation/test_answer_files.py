@@ -12,11 +12,12 @@ from rlhf.core.records import Message
 from rlhf.data.evaluation.answer_files import is_answer_file, read_answers, read_prompts
 
 WriteRows = Callable[[str, Iterable[Mapping[str, Any]]], str]
+CHECK = {"family": "words", "limit": 5, "key": "tea", "related": ["leaf"], "request": "About tea."}
 
 
 def test_answers_are_read_once_a_prompt(write_rows: WriteRows) -> None:
     rows = [
-        {"prompt": "Why?", "answers": ["Because.", ""], "check": {"family": "words"}, "source": "mine"},
+        {"prompt": "Why?", "answers": ["Because.", ""], "check": CHECK, "source": "mine"},
         {"prompt": [{"role": "user", "content": "Why?"}], "answers": ["Again."]},
         {"prompt": " ", "answers": ["To nothing."]},
     ]
@@ -24,7 +25,7 @@ def test_answers_are_read_once_a_prompt(write_rows: WriteRows) -> None:
     assert [(item.prompt.messages, item.answers) for item in result] == [
         ((Message("user", "Why?"),), ("Because.", ""))
     ]
-    assert result[0].prompt.check == {"family": "words"} and result[0].prompt.source == "mine"
+    assert result[0].prompt.check == CHECK and result[0].prompt.source == "mine"
     assert dict(drops.reasons) == {"duplicate": 1, "blank prompt": 1}
 
 
@@ -35,6 +36,7 @@ def test_answers_are_read_once_a_prompt(write_rows: WriteRows) -> None:
         ({"prompt": "x", "answers": []}, "'answers'"),
         ({"prompt": "x", "answers": [1]}, "'answers', item 1 of 1"),
         ({"prompt": "x", "answers": ["y"], "check": "words"}, "'check'"),
+        ({"prompt": "x", "answers": ["y"], "check": {**CHECK, "limit": 0}}, "'check'"),
     ],
 )
 def test_rows_of_another_shape(row: Mapping[str, Any], message: str, write_rows: WriteRows) -> None:

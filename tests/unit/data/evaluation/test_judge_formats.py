@@ -128,7 +128,7 @@ def test_alpaca_eval_is_one_array_and_keeps_questions_asked_twice(tmp_path: Path
 
 
 def test_prompts_of_our_own_come_back_with_their_answers(write_rows: WriteRows) -> None:
-    check = {"family": "words", "limit": 7}
+    check = {"family": "words", "limit": 7, "key": "tea", "related": [], "request": "Why?"}
     system = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
     rows = [{"ask": "Why?", "source": "mine"}, {"ask": system, "check": check}]
     file = write_rows("prompts.jsonl", rows)

@@ -15,6 +15,8 @@ from rlhf.data.pairs import pair_rated
 
 ASKED = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 1+1?"}]
 PROMPT = (Message("system", "Be brief."), Message("user", "What is 1+1?"))
+TEA = {"key": "tea", "related": ["leaf"], "request": "About tea.", "limit": 5}
+CHECK = {"family": "words", **TEA}
 
 
 def answer(text: str) -> list[dict[str, str]]:
@@ -186,6 +188,28 @@ def test_prompts_keep_source_and_check(write_rows: Callable[..., str]) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("check", "fault"),
+    [
+        ({"family": "words", "limit": 5}, "key"),
+        ({"family": "words", **TEA, "limit": 0}, "limit"),
+        ({"family": "words", **TEA, "limit": True}, "limit"),
+        ({"family": "list", **TEA, "count": 0}, "count"),
+        ({"family": "include", **TEA, "wanted": []}, "wanted"),
+        ({"family": "opening", **TEA, "start": "..."}, "start"),
+        ({"family": "sentence", **TEA, "related": "leaf"}, "related"),
+    ],
+)
+def test_a_check_that_cannot_be_computed_is_a_column_and_noted(
+    write_rows: Callable[..., str], check: dict[str, Any], fault: str
+) -> None:
+    path = write_rows("rows.jsonl", [{"prompt": "q", "check": check}, {"prompt": "r", "check": CHECK}])
+    (first, second), drops = load_prompts([DataSource(path=path)])
+    assert (first.check, first.columns) == (None, {"check": check})
+    assert second.check == CHECK
+    assert any(f"not a gold check: {fault!r} is missing or unusable" in line for line in drops.lines())
+
+
 @pytest.mark.parametrize("check", ["two", 2, {"answer": "2"}])
 def test_a_check_without_a_family_is_a_column_of_the_users(
     write_rows: Callable[..., str], check: Any
@@ -197,10 +221,9 @@ def test_a_check_without_a_family_is_a_column_of_the_users(
 
 
 def test_a_check_of_a_known_family_is_the_gold_scores(write_rows: Callable[..., str]) -> None:
-    check = {"family": "words", "limit": 3, "key": "bread", "related": []}
-    path = write_rows("rows.jsonl", [{"prompt": "q", "check": check}])
+    path = write_rows("rows.jsonl", [{"prompt": "q", "check": CHECK}])
     (prompt,), _ = load_prompts([DataSource(path=path)])
-    assert prompt.check == check
+    assert prompt.check == CHECK
 
 
 def call(argument: int, **fields: Any) -> list[dict[str, Any]]:

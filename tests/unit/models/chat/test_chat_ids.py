@@ -55,6 +55,14 @@ def test_what_is_saved_gives_the_ids_that_were_trained_on(kind: str, pad: bool, 
         assert again.tokenizer.pad_token == chat.tokenizer.pad_token
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_text_of_an_answer_has_no_end_of_a_turn_even_where_it_is_not_special(kind: str) -> None:
+    chat = Chat(make_tokenizer(**KINDS[kind]))
+    text = chat.decode(chat.prompt_ids(CONVERSATION[:1])[-3:])
+    for stop in chat.stop_ids:
+        assert chat.decode([*chat.prompt_ids(CONVERSATION[:1])[-3:], stop]) == text
+
+
 def test_padding_beyond_the_embedding_is_passed_over() -> None:
     tokenizer = make_tokenizer(**KINDS["gpt2, one special"])
     rows = len(tokenizer)

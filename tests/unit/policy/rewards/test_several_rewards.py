@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from policy.rewards.ensemble import EnsembleReward, combined
-from policy.rewards.protocol import Missing, RewardResult
+from policy.rewards.protocol import Missing, RewardResult, group_sizes
 from policy.rewards.shaping import Shaping
 from policy.rewards.weighted import EPSILON, WeightedRewards, WeightedTerm, group_normalised
+from policy.update.sampling import RolloutBatch, score_rollouts
 from rlhf.config.rewards import ShapingConfig
 from rlhf.core.records import Message, Prompt, Rollout
 
@@ -85,3 +86,44 @@ def test_without_the_setting_there_is_no_second_sum() -> None:
     result = WeightedRewards([WeightedTerm("a", 1.0, Fixed(1.0))], "error").of(FOUR[:1], ROLLOUTS[:1])
     assert isinstance(result, RewardResult)
     assert result.decoupled is None
+
+
+class Reported(Fixed):
+    def __init__(self, **figures: float) -> None:
+        super().__init__(0.0)
+        self.reported = {f"judge/{name}": value for name, value in figures.items()}
+
+    def figures(self) -> dict[str, float]:
+        return self.reported
+
+
+def test_counts_and_costs_of_several_judges_are_summed_and_rates_averaged() -> None:
+    first = Reported(requests=40, dollars=5.0, position_bias=0.25)
+    second = Reported(requests=2, dollars=0.01, seconds=3.0)
+    terms = [WeightedTerm("a", 1.0, first), WeightedTerm("b", 1.0, second)]
+    figures = WeightedRewards(terms, "error").of(FOUR[:1], ROLLOUTS[:1]).figures
+    assert figures == {
+        "judge/requests": 42,
+        "judge/dollars": pytest.approx(5.01),
+        "judge/position_bias": 0.25,
+        "judge/seconds": 3.0,
+    }
+
+
+def test_two_draws_of_one_prompt_are_two_groups() -> None:
+    """At the seam of two passes over the prompts the same one may be drawn twice in a row."""
+    terms = [WeightedTerm("a", 1.0, Fixed(0.0, 1.0, 10.0, 11.0))]
+    held_out = WeightedRewards([WeightedTerm("h", 1.0, Reported4(dollars=2.0))], "error")
+    batch = RolloutBatch([ROLLOUTS[:2], ROLLOUTS[2:]], {})
+    experience = score_rollouts(
+        batch, [PROMPTS[0], PROMPTS[0]], WeightedRewards(terms, "error", normalise_each=True), held_out
+    )
+    assert group_sizes(experience.prompts) == [2, 2] and experience.prompts == [PROMPTS[0]] * 4
+    scale = 0.5 / (0.5 + EPSILON)
+    assert experience.result.decoupled == pytest.approx([-scale, scale, -scale, scale])
+    assert experience.times["held_out/judge/dollars"] == 2.0 and "judge/dollars" not in experience.times
+
+
+class Reported4(Reported):
+    def of(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[float | Missing]:
+        return [0.0] * len(rollouts)

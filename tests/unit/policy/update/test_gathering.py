@@ -5,7 +5,7 @@ import torch
 
 from policy.algorithms.protocol import MeasuredBatch
 from policy.rollouts.probe import EngineProbe
-from policy.update.gathering import merge_probes, merge_statistics
+from policy.update.gathering import merge_figures, merge_probes, merge_statistics
 from policy.update.statistics import UpdateStatistics
 from rlhf.core.records import Rollout
 
@@ -77,3 +77,16 @@ def test_probes_are_of_all_answers() -> None:
     figures = whole.figures()
     assert figures["engine/logprob_difference"] == pytest.approx((0.5 + 0.0 + 3.0) / 3)
     assert figures["engine/logprob_difference_max"] == pytest.approx(3.0)
+
+
+def test_figures_of_the_ranks() -> None:
+    ranks = [
+        {"time/score": 2.0, "judge/dollars": 1.0, "held_out/judge/dollars": 0.5, "reward/spread": 0.1},
+        {"time/score": 3.0, "judge/dollars": 2.0, "held_out/judge/dollars": 0.25, "reward/spread": 0.9},
+    ]
+    assert merge_figures(ranks) == {
+        "time/score": 3.0,
+        "judge/dollars": 3.0,
+        "held_out/judge/dollars": 0.75,
+        "reward/spread": 0.5,
+    }

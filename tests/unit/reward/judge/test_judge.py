@@ -56,6 +56,35 @@ def test_single_responses_cost_and_cache(server: Server, tmp_path: Path) -> None
         file.write('{"key": "torn')
     again = Judge(settings, tmp_path / "cache.jsonl").judge(groups)
     assert (again.scores, len(server.requests)) == (judged.scores, 3), "a second process asks nothing again"
+    more = Responses(PROMPT, ["ab", "abcde"])
+    Judge(settings, tmp_path / "cache.jsonl").judge([more])
+    last = Judge(settings, tmp_path / "cache.jsonl").judge([more])
+    assert (last.scores, len(server.requests)) == ([[2.0, 5.0]], 5), "the torn line spoils no later one"
+
+
+def test_what_arrived_before_a_failure_is_kept(server: Server, tmp_path: Path) -> None:
+    """The first request fails; the others, which were sent at the same time, are not paid for again."""
+
+    def reply(content: str, number: int) -> Any:
+        time.sleep(0.3 if "[Response]\nbad" in content else 0)
+        return (500, {}) if "[Response]\nbad" in content else "\\boxed{2}"
+
+    server.reply = reply
+    answers = [Responses(PROMPT, ["bad", "a", "b", "c"])]
+    settings = config(server, retries=0, concurrency=4)
+    with pytest.raises(RewardError):
+        Judge(settings, tmp_path / "cache.jsonl").judge(answers)
+    server.reply = lambda content, number: "\\boxed{4}"
+    again = Judge(settings, tmp_path / "cache.jsonl").judge(answers)
+    assert again.scores == [[4.0, 2.0, 2.0, 2.0]]
+
+
+def test_any_text_can_be_sent(server: Server) -> None:
+    """Half of a surrogate pair, as a row of JSON may have it, cannot be encoded as UTF-8."""
+    server.reply = lambda content, number: "\\boxed{3}"
+    assert Judge(config(server)).judge([Responses(PROMPT, ["half \ud83d"])]).scores == [[3.0]]
+    (request,) = server.requests
+    assert "half \\ud83d" in repr(request)
 
 
 @pytest.mark.parametrize("pairing", ["circle", "all"])

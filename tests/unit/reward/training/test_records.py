@@ -88,6 +88,22 @@ def test_pairs_of_ratings_alone_count_each_rating_once(configured: Configured, t
     assert (data.drops.sources["rated pairs"].read, data.drops.sources["rated pairs"].kept) == (4, 3)
 
 
+def test_the_benchmark_is_an_input_of_the_run(
+    configured: Configured, tiny_chat: Chat, tmp_path: Path
+) -> None:
+    """It decides which rows are left out: with another one a resumed run would have other items."""
+    config = configured([], [("q1", "a", "b", 3), ("q3", "c", "d", 1)])
+
+    def digest(prompt: str, file: str) -> str:
+        row = {"prompt": prompt, "chosen": "a", "rejected": "b", "subset": "s"}
+        (tmp_path / file).write_text(json.dumps(row) + "\n")
+        with_benchmark = config.model_copy(update={"benchmark": str(tmp_path / file)})
+        _, _, drops = load_records(with_benchmark, SamePrompts(tiny_chat))
+        return drops.digests["benchmark"]
+
+    assert digest("q1", "one.jsonl") == digest("q1", "elsewhere.jsonl") != digest("q3", "one.jsonl")
+
+
 def test_a_preference_of_people_comes_before_one_made_of_ratings(
     configured: Configured, tiny_chat: Chat
 ) -> None:
