@@ -44,7 +44,8 @@ $(STAMP):
 
 ENGINE := $(if $(filter macos,$(BACKEND)),rollouts.engine=transformers)
 demo: $(STAMP)  ## train a reward model, align a policy with it, write the reports (9 to 35 minutes on 2 cores)
-	@if [ -e runs/demo ]; then echo "Replacing runs/demo, the demo of an earlier time."; rm -rf runs/demo; fi
+	@for run in runs/demo/reward runs/demo/policy; do \
+	  if [ -e $$run ]; then echo "Replacing $$run, of an earlier demo."; rm -rf $$run; fi; done
 	$(BIN)/rlhf train-reward configs/reward/demo.yaml --output runs/demo/reward
 	$(if $(filter macos,$(BACKEND)),@echo "There is no vLLM for macOS: transformers samples the answers.")
 	$(BIN)/rlhf align-policy configs/policy/demo.yaml --output runs/demo/policy $(ENGINE)
@@ -116,6 +117,6 @@ check-locks:  ## each pinned version has a wheel: Linux x86-64 and aarch64, macO
 	@MACOSX_DEPLOYMENT_TARGET=14.0 $(UV_CHECK) requirements/macos.txt --no-deps --python-version 3.11 --python-platform aarch64-apple-darwin
 	@echo "macos.txt: Python 3.11, macOS arm64"
 
-clean:  ## remove caches and what the demo made; .venv stays (delete it by hand)
-	rm -rf build runs/demo .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+clean:  ## remove caches and what `make demo` made; .venv stays (delete it by hand)
+	rm -rf build runs/demo/reward runs/demo/policy .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

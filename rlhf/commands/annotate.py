@@ -171,7 +171,9 @@ def status(
 @command.command()
 def export(
     store: StoreArgument,
-    output: Annotated[Path, typer.Argument(help="A new folder; with another --form a new JSON file.")],
+    output: Annotated[
+        Path, typer.Argument(help="A new or empty folder; with another --form a new JSON file.")
+    ],
     form: Annotated[
         Literal["helpsteer2", "label-studio", "argilla"], typer.Option(help="Format of the output.")
     ] = "helpsteer2",

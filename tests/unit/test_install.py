@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,17 @@ def test_intels_libraries_are_not_for_aarch64() -> None:
     lines = (ROOT / "requirements" / "cpu.txt").read_text("utf-8").splitlines()
     intel = [line for line in lines if line.startswith("intel-")]
     assert intel and all(line.endswith('; platform_machine != "aarch64"') for line in intel)
+
+
+def test_the_wheel_has_every_config() -> None:
+    """A package of data is named in pyproject.toml folder by folder."""
+    packaged = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    found = set[Path]()
+    for package, patterns in packaged.items():
+        if package.startswith("rlhf.configs"):
+            folder = ROOT.joinpath("configs", *package.split(".")[2:])
+            found |= {file for pattern in patterns for file in folder.glob(pattern)}
+    assert found == {file for file in (ROOT / "configs").rglob("*") if file.is_file()}
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

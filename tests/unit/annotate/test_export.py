@@ -16,7 +16,7 @@ from rlhf.annotate.store import Annotation, Store
 from rlhf.annotate.tasks import Task
 from rlhf.commands.annotate import import_
 from rlhf.config.schema import DataSource
-from rlhf.core.errors import DataError
+from rlhf.core.errors import DataError, OutputError
 from rlhf.core.records import Message
 from rlhf.data.load import load_preferences, load_ratings
 from rlhf.data.readers.helpsteer import split_turns
@@ -64,6 +64,15 @@ def test_files_are_read_unchanged_by_training(annotated: Store, tmp_path: Path) 
         [DataSource(path=folder, format="helpsteer2", split="disagreements")], seed=0, max_spread=2
     )
     assert len(everyone) == len(ratings) == 6
+
+
+def test_a_folder_with_files_is_left_as_it_is(annotated: Store, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(OutputError, match="exists already"):
+        write_export(annotated, tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+    with pytest.raises(OutputError, match="exists already"):
+        write_export(annotated, tmp_path / "thesis.txt")
 
 
 def test_turns_are_joined_as_helpsteer_has_them() -> None:
