@@ -186,7 +186,7 @@ class RunConfig(Strict):
     """CPU threads of torch; 0: torch's default."""
     track: Annotated[list[TrackerName], BeforeValidator(_as_list)] = Field(default_factory=list)
     """Experiment trackers: a name or a list, see docs/tracking.md. Data stays on this machine unless the
-    tracker's own environment variables say otherwise. Needs `pip install 'rlhf[track]'`."""
+    tracker's own environment variables say otherwise. Its package must be installed."""
     callbacks: Annotated[list[str], BeforeValidator(_as_list)] = Field(default_factory=list)
     """Subclasses of transformers.TrainerCallback as `MODULE:CLASS`; modules in the current folder are found
     too."""

@@ -146,7 +146,7 @@ def _check_installed(key: str, name: str) -> None:
             f"{key} is {name}, and the package {module} is not installed.",
             allowed=", ".join(n for n, (m, _) in VENDORS.items() if importlib.util.find_spec(m))
             or "[]: none is",
-            fix=f"pip install {package}, or all four: pip install 'rlhf[track]'; or leave out {key}",
+            fix=f"pip install {package}, or leave out {key}",
         )
 
 

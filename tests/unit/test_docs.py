@@ -37,6 +37,7 @@ NOT_CHECKED = {
     "cp": "copies files for the lines after it",
     "curl": "needs a server that runs",
     "docker": "builds an image",
+    "echo": "writes a file for the next line",
     "export": "sets a variable",
     "for": "a loop over lines that are checked",
     "done": "its end",
@@ -51,6 +52,8 @@ NOT_CHECKED = {
     "python": "the script's existence is checked",
     "sbatch": "needs a cluster",
     "sky": "needs a cloud account",
+    "source": "activates the environment",
+    "until": "waits for a server",
     "vllm": "needs vLLM on a GPU",
     "VAR": "an assignment",
 }
