@@ -20,6 +20,7 @@ class Server(ThreadingHTTPServer):
         self.reply: Callable[[str, int], Any] = lambda content, number: "\\boxed{3}"
         self.models: Any = (200, {"data": [{"id": "judge"}]})
         self.requests: list[str] = []
+        self.bodies: list[dict[str, Any]] = []
         self.tokens: list[str | None] = []
         self.busiest = self.busy = 0
         self.lock = threading.Lock()
@@ -36,8 +37,10 @@ class Handler(BaseHTTPRequestHandler):
         self._send(*self.server.models)
 
     def do_POST(self) -> None:
-        content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][0]["content"]
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        content = body["messages"][0]["content"]
         with self.server.lock:
+            self.server.bodies.append(body)
             self.server.requests.append(content)
             self.server.tokens.append(self.headers.get("Authorization"))
             number = len(self.server.requests)

@@ -148,6 +148,7 @@ class JudgeClient:
             "messages": [{"role": "user", "content": request}],
             "temperature": config.temperature,
             "max_tokens": config.max_tokens,
+            **config.extra_body,
         }
 
     def _key(self, request: str) -> str:

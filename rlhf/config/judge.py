@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,8 @@ from rlhf.config.schema import Count, CountOrZero, NonNegative, Positive, Reason
 JUDGE_TOKEN_ENV = "RLHF_JUDGE_TOKEN"  # noqa: S105 - the name of a variable
 PAIRWISE_FORMS = ("boxed", "json", "justifier")
 """Forms in which a judge can compare two responses."""
+OWN_FIELDS = frozenset(("model", "messages", "temperature", "max_tokens", "n", "stream"))
+"""Fields of a request that other keys set, or that would change the form of its answer."""
 
 
 class JudgeConfig(Strict):
@@ -38,6 +40,8 @@ class JudgeConfig(Strict):
     """Sampling temperature of the judge."""
     max_tokens: Count = 1024
     """Longest text the judge may write, its reasoning included."""
+    extra_body: dict[str, Any] = Field(default_factory=dict)
+    """Further fields of each request, such as `chat_template_kwargs: {enable_thinking: false}`."""
     concurrency: Count = 16
     """Requests in flight at once."""
     timeout: Positive = 120.0
@@ -67,6 +71,10 @@ class JudgeConfig(Strict):
         if self.form == "justifier" and (self.pairing == "single" or self.criteria):
             raise ValueError(
                 "form justifier compares two responses without criteria; write pairing: circle or all"
+            )
+        if taken := sorted(self.extra_body.keys() & OWN_FIELDS):
+            raise ValueError(
+                f"extra_body: {', '.join(taken)} cannot be set there; any other field of the server can"
             )
         if any(not criterion.strip() for criterion in self.criteria):
             raise ValueError("criteria: one criterion is empty; remove it")

@@ -241,6 +241,15 @@ def test_refusals_are_not_repeated(server: Server, status: int) -> None:
     assert len(server.requests) == 1
 
 
+def test_further_fields_are_sent_and_are_part_of_the_cached_request(server: Server, tmp_path: Path) -> None:
+    off = {"chat_template_kwargs": {"enable_thinking": False}}
+    for extra_body in (off, off, {}):
+        settings = config(server, extra_body=extra_body)
+        Judge(settings, tmp_path / "cache.jsonl").judge([Responses(PROMPT, ["a"])])
+    with_it, without = server.bodies
+    assert with_it == {**without, **off} and "chat_template_kwargs" not in without
+
+
 def test_requests_run_at_once(server: Server) -> None:
     def slow(content: str, number: int) -> str:
         time.sleep(0.05)
@@ -282,6 +291,7 @@ def test_a_check_before_the_run(server: Server) -> None:
         {"form": "yes-no", "criteria": ["x"], "pairing": "all"},
         {"criteria": [" "]},
         {"max_tokens": 0},
+        {"extra_body": {"stream": True}},
     ],
 )
 def test_settings_that_cannot_work(settings: dict[str, Any]) -> None:
