@@ -53,6 +53,9 @@ def reward_model(base: str, output: Path, quantization: str = "none") -> Path:
             if parameter.requires_grad:
                 parameter.copy_(torch.empty(parameter.shape).normal_(0, 0.02, generator=generator))
     save_final(config, model, chat, folder)
+    del model
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # this process lives on beside those that are measured
     return folder.resolve()
 
 

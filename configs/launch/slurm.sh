@@ -40,10 +40,11 @@ for ((node = TRAINING; node < SLURM_JOB_NUM_NODES; node++)); do
   for ((gpu = 0; gpu < GPUS; gpu += SHARDS)); do
     PORT=$((8000 + gpu / SHARDS))
     URLS+=("http://${NODES[node]}:$PORT")
-    CUDA_VISIBLE_DEVICES=$(seq -s, "$gpu" $((gpu + SHARDS - 1))) VLLM_ALLOW_RUNTIME_LORA_UPDATING=True \
-      VLLM_API_KEY=$RLHF_ROLLOUT_TOKEN \
+    # The step's own environment: srun sets CUDA_VISIBLE_DEVICES to all GPUs of the job.
+    VLLM_ALLOW_RUNTIME_LORA_UPDATING=True VLLM_API_KEY=$RLHF_ROLLOUT_TOKEN \
       srun --overlap --nodes=1 --ntasks=1 --nodelist="${NODES[node]}" --export=ALL \
-      vllm serve "$BASE" --port "$PORT" --tensor-parallel-size "$SHARDS" \
+      env CUDA_VISIBLE_DEVICES="$(seq -s, "$gpu" $((gpu + SHARDS - 1)))" \
+      vllm serve "$BASE" --port "$PORT" --tensor-parallel-size "$SHARDS" --gpu-memory-utilization 0.9 \
       --enable-lora --max-lora-rank 32 --max-model-len 4096 \
       > "rlhf-$SLURM_JOB_ID-server-${NODES[node]}-$PORT.log" 2>&1 &
   done

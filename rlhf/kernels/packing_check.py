@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 
 from rlhf.core.errors import ModelError
 from rlhf.distributed import processes
+from rlhf.distributed.sharding import compute_device
 from rlhf.kernels import adapter_layers
 from rlhf.kernels.attention import PACKED
 from rlhf.kernels.inputs import packed_inputs
@@ -32,6 +33,7 @@ from rlhf.kernels.last_layer import every_state
 from rlhf.kernels.packed_batch import PackedBatch
 from rlhf.kernels.packing import Tree, pack
 from rlhf.kernels.precision import layers_in_float32
+from rlhf.kernels.stand_in import small_copy
 
 DECISION = "rlhf_one_per_row"
 """Attribute of a checked model: whether it needs one sequence per row."""
@@ -52,6 +54,8 @@ LOGITS_TOLERANCE = 1e-3
 def decide_packing(model: PreTrainedModel, *, wanted: bool = True, logits: bool = False) -> None:
     """Check a model once, before it is sharded, and store the decision on it; a collective call.
 
+    A model that waits in host memory to be sharded over GPUs is measured by a small one of its kind there.
+
     Args:
         wanted: `model.packing` of the config; False: one sequence per row, without checking packed rows.
         logits: log-probabilities will be computed from hidden states and head, which is checked too.
@@ -65,10 +69,14 @@ def decide_packing(model: PreTrainedModel, *, wanted: bool = True, logits: bool 
     _scale_by_row(model)
 
     def examine() -> str | None:
-        require_no_noise(model)
+        device, measured = compute_device(model), model
+        if model.device.type != device.type:
+            measured = small_copy(model, device)
+            _scale_by_row(measured)
+        require_no_noise(measured)
         if logits:
-            require_logits_of_the_head(model)
-        return _reason(model, wanted)
+            require_logits_of_the_head(measured)
+        return _reason(measured, wanted)
 
     reason = processes.from_main(examine)
     setattr(model, DECISION, reason is not None)

@@ -57,6 +57,8 @@ def enable_packed_logprobs(model: PreTrainedModel, temperature: float) -> None:
     require_plain_logits(model)
     original = model.forward
 
+    # `generate` computes only the last logits if `logits_to_keep` is in the signature.
+    @functools.wraps(getattr(original, "__func__", original))
     def forward(
         self: Any,
         *args: Any,
@@ -76,7 +78,9 @@ def enable_packed_logprobs(model: PreTrainedModel, temperature: float) -> None:
                 "cannot be trained.",
                 fix="train an adapter, or use GPUs that hold all weights (configs/launch/ddp.yaml)",
             )
-        weight_VD = full_tensor(weight_VD)
+        weight_VD = full_tensor(weight_VD).to(
+            hidden_MD.device
+        )  # offloaded shards are gathered in host memory
         return token_logprobs(hidden_MD, weight_VD, ids_M, temperature, entropy=entropy)
 
     model.forward = types.MethodType(forward, model)
@@ -87,6 +91,7 @@ def enable_packed_values(model: PreTrainedModel, head: nn.Linear) -> None:
     model.add_module(VALUE_HEAD, head)
     original = model.forward
 
+    @functools.wraps(getattr(original, "__func__", original))
     def forward(self: Any, *args: Any, value_at: tuple[Tensor, Tensor] | None = None, **kwargs: Any) -> Any:
         if value_at is None:
             return original(*args, **kwargs)

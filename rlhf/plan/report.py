@@ -234,7 +234,11 @@ def _estimates(plan: Plan) -> list[str]:
         f"{FRAGMENTS:.0%} of activations for fragmentation",
     ]
     if plan.engine is not None and plan.engine.paged:
-        estimates.append(f"a cache in {PAGED_SHARE:.0%} of the free memory, as transformers sizes it")
+        estimates += [
+            f"a cache in {PAGED_SHARE:.0%} of the free memory, as transformers sizes it",
+            "rollouts with flash attention, where each answer reads its own cache (with SDPA each reads all "
+            "caches, which may be several times slower)",
+        ]
     elif plan.engine is not None:
         estimates += [
             f"{gib(GRAPHS)} GiB CUDA graphs of vLLM",

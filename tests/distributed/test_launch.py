@@ -63,6 +63,40 @@ def test_the_scripts_are_bash() -> None:
         assert (result.returncode, result.stderr) == (0, "")
 
 
+FAKE_COMMANDS = {
+    # A step of Slurm sees all GPUs of the job on its node, whatever the caller's environment.
+    "srun": 'export CUDA_VISIBLE_DEVICES=0,1,2,3,4,5,6,7; while [[ $1 == --* ]]; do shift; done; exec "$@"',
+    "scontrol": "printf 'a\\nb\\nc\\nd\\n'",
+    "vllm": 'echo "$CUDA_VISIBLE_DEVICES port ${4}" >> servers.txt',
+    "curl": "exit 0",
+    "accelerate": "exit 0",
+}
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+def test_each_server_of_a_node_gets_its_own_gpus(tmp_path: Path) -> None:
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "activate").touch()
+    for name, script in FAKE_COMMANDS.items():
+        file = tmp_path / "commands" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f"#!/bin/bash\n{script}\n")
+        file.chmod(0o755)
+    job = {"SLURM_JOB_NODELIST": "a,b,c,d", "SLURM_JOB_NUM_NODES": "4", "SLURM_JOB_ID": "1"}
+    result = subprocess.run(
+        ["bash", FOLDER / "slurm.sh"],
+        cwd=tmp_path,
+        env={"PATH": f"{tmp_path / 'commands'}:{os.environ['PATH']}", "RLHF_ROLLOUT_TOKEN": "t", **job},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    servers = sorted((tmp_path / "servers.txt").read_text().splitlines())
+    assert servers == ["0,1,2,3 port 8000"] * 2 + ["4,5,6,7 port 8001"] * 2
+
+
 def test_the_scripts_use_options_of_accelerate_launch() -> None:
     """Every option of `accelerate launch` in the scripts exists."""
     known = {option for action in launch_command_parser()._actions for option in action.option_strings}

@@ -25,6 +25,7 @@ from rlhf.kernels.packing_check import (
     one_per_row,
     reason_by_kind,
 )
+from rlhf.kernels.stand_in import small_copy
 from rlhf.models.dropout import switch_off
 
 ALONE = {
@@ -99,6 +100,9 @@ def test_rows_give_what_the_sequences_give_alone(name: str, built: Callable[[str
     layers.enable(model)
     decide_packing(model)
     assert one_per_row(model) == (name in ALONE)
+    small = small_copy(model, torch.device("cpu"))
+    decide_packing(small)
+    assert one_per_row(small) == (name in ALONE), "a base that waits to be sharded is measured by this one"
     assert table_row(name, model) in DOCUMENT.read_text(encoding="utf-8")
     trees = forest()
     (batch,) = pack(trees, 10_000, pad_id=3, one_per_row=one_per_row(model))

@@ -38,7 +38,8 @@ PASSES = {"validation": "scoring", "log-probabilities": "measuring"}
 """Phase: the name of its pass in a trace, where the two differ."""
 
 SERVER_SHARE = 0.9
-"""Share of its GPUs' memory that a rollout server takes: vLLM's default."""
+"""Share of its GPUs' memory that a rollout server takes, as docs/servers.md and slurm.sh start it; vLLM's
+default is 0.92."""
 
 
 @dataclass(frozen=True)
