@@ -20,6 +20,7 @@ from rlhf.runs.files import atomic_write_text
 TITLES = {"reward": "Reward", "held_out": "Held-out reward model", "gold": "Gold score"}
 COLORS = ("#0068a8", "#c24f00", "#00795c", "#a8417f", "#6b6252", "#c49a00", "#4b5a72", "#8a2020")
 PICTURE = "frontier.svg"
+AT_THE_END = "At the end, on held-out prompts"
 
 Summary = Mapping[str, Any]
 Table = list[list[str]]
@@ -34,7 +35,7 @@ def tables(summary: Summary) -> dict[str, Table]:
         rows = [[group, *(_level(level, decimals) for level in levels)] for group, levels in groups.items()]
         tables_by_title[f"{TITLES[name]} at equal KL"] = [head, *rows]
     if summary["ends"]:
-        tables_by_title["At the end, on held-out prompts"] = _ends(summary["ends"])
+        tables_by_title[AT_THE_END] = _ends(summary["ends"])
     tables_by_title["Runs"] = [
         ["run", "group", "seed", "updates", "KL at the end"],
         *(
@@ -271,5 +272,10 @@ def _last(run: Mapping[str, Any]) -> str:
 
 
 def printed(summary: Summary) -> Sequence[Table]:
-    """The tables for the terminal: all except the list of runs."""
-    return [table for heading, table in tables(summary).items() if heading != "Runs"]
+    """The tables for the terminal: all except the list of runs; the ends with a row a figure, to be
+    narrow."""
+    titled = tables(summary)
+    del titled["Runs"]
+    if AT_THE_END in titled:
+        titled[AT_THE_END] = [list(cells) for cells in zip(*titled[AT_THE_END], strict=True)]
+    return list(titled.values())

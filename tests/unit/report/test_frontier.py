@@ -22,7 +22,7 @@ from rlhf.report.comparisons.frontier import (
     read_tracks,
     summarise,
 )
-from rlhf.report.comparisons.frontier_page import lead, markdown, write
+from rlhf.report.comparisons.frontier_page import lead, markdown, printed, write
 from rlhf.report.files import read_run
 
 KL_05 = {"coefficient": 0.05, "estimator": "k1", "reduction": "sum"}
@@ -222,6 +222,9 @@ def test_the_files_that_are_written(tmp_path: Path) -> None:
     assert text == markdown(summarise(tracks, CURVE, [1.0]))
     assert "| reward where the KL first was | 1 |" in text and "| rloo, KL 0.05 x sum k1 | 3.500 (" in text
     assert "Reward at equal KL" in page.read_text()
+    *_, ends_by_figure = printed(summarise(tracks, CURVE, [1.0]))
+    assert [cells[0] for cells in ends_by_figure[:4]] == ["", "runs", "KL", "reward"]
+    assert ends_by_figure[0][1] == "rloo, KL 0.05 x sum k1" and ends_by_figure[1][1] == "2"
 
 
 def test_the_same_seed_twice_is_reported(tmp_path: Path) -> None:
