@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from rlhf.core.errors import ConfigError
+
 
 def command(
     run: Annotated[
@@ -17,6 +19,12 @@ def command(
     repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The repository on the Hub.")],
     merged: Annotated[
         bool, typer.Option("--merged", help="Merge the adapter into its base first, as `rlhf export` does.")
+    ] = False,
+    reward_only: Annotated[
+        bool,
+        typer.Option(
+            "--reward-only", help="With --merged: one output, the reward, as TRL and RewardBench expect."
+        ),
     ] = False,
     dtype: Annotated[str, typer.Option(help="With --merged: bfloat16, float16 or float32.")] = "bfloat16",
     base: Annotated[
@@ -52,6 +60,12 @@ def command(
 
     check_name(repo)
     source = find_model(run)
+    if reward_only and not (merged and source.is_adapter):
+        raise ConfigError(
+            "--reward-only changes the outputs of a model that is merged here.",
+            allowed="with --merged, and an adapter",
+            fix="add --merged; or rlhf export RUN/final --output FOLDER --reward-only, and push FOLDER",
+        )
     with tempfile.TemporaryDirectory() as temporary:
         model, folder = source.model, Path(temporary) / "repository"
         folder.mkdir()
@@ -59,7 +73,7 @@ def command(
             from rlhf.commands.export import export
 
             model = Path(temporary) / "merged"
-            typer.echo(export(source.model, model, None, dtype, reward_only=False, tolerance=None))
+            typer.echo(export(source.model, model, None, dtype, reward_only=reward_only, tolerance=None))
         stage(source, model, folder, repo=repo, base=base, samples=samples)
         files = sizes(folder)
         width = max(map(len, files))

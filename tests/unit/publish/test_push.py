@@ -73,12 +73,14 @@ def run(tmp_path: Path) -> Path:
 def merged(monkeypatch: pytest.MonkeyPatch) -> None:
     """In place of the merge, which tests/smoke/test_export.py tries: a folder as it leaves one."""
 
-    def export(model: Path, output: Path, form: object, dtype: str, **_: object) -> str:
+    def export(
+        model: Path, output: Path, form: object, dtype: str, *, reward_only: bool, tolerance: object
+    ) -> str:
         output.mkdir()
         (output / "model.safetensors").write_bytes(WEIGHTS["model.safetensors"])
         (output / "config.json").write_text(json.dumps({"_name_or_path": str(output)}))
         (output / "README.md").write_text(card_of(output, "transformers"))
-        return f"merged in {dtype}"
+        return f"merged in {dtype}{', with one output' if reward_only else ''}"
 
     monkeypatch.setattr("rlhf.commands.export.export", export)
 
@@ -153,6 +155,16 @@ def test_a_merged_model_needs_no_base(run: Path, hub: StandIn, rlhf_command: Cal
     card = ModelCard(hub.repos[REPO]["README.md"].decode())
     assert card.data.library_name == "transformers" and f"{REPO!r}" in card.text
     assert "/tmp/" not in str(card)
+
+
+@pytest.mark.usefixtures("merged", "hub")
+def test_a_merged_model_may_have_the_reward_as_its_only_output(
+    run: Path, rlhf_command: Callable[..., Any]
+) -> None:
+    done = rlhf_command("push", run, REPO, "--merged", "--reward-only", "--dry-run")
+    assert done.exit_code == 0 and "merged in bfloat16, with one output" in done.output
+    refused = rlhf_command("push", run, REPO, "--reward-only", "--dry-run")
+    assert refused.exit_code == 2 and "add --merged" in refused.output
 
 
 def test_an_adapter_on_a_local_base_is_refused(
