@@ -140,6 +140,16 @@ def test_the_base_is_compared_by_itself(tmp_path: Path) -> None:
             check_base(run, "org/base", "other weights")
 
 
+def test_a_chat_template_that_is_a_file_is_an_input(tmp_path: Path) -> None:
+    file = tmp_path / "template.jinja"
+    file.write_text("{{ messages }}")
+    first = module.path_inputs({"model": {"chat_template": str(file)}})
+    file.write_text("{{ messages }}!")
+    second = module.path_inputs({"model": {"chat_template": str(file)}})
+    assert first.keys() == second.keys() == {"model.chat_template"} and first != second
+    assert module.path_inputs({"model": {"chat_template": "{{ messages }}"}}) == {}
+
+
 def test_the_digest_of_a_large_file_covers_its_size_and_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

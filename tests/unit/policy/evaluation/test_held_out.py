@@ -181,7 +181,9 @@ class Fixed:
         return RewardResult(self.rewards, missing={0: "it is ill"})
 
 
-def test_rewards_that_are_missing_in_an_evaluation(model: Any, tiny_chat: Chat) -> None:
+def test_rewards_that_are_missing_in_an_evaluation(
+    model: Any, tiny_chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = TransformersEngine(Sampling(3, 1.0, tiny_chat.stop_ids), tiny_chat)
     nan = float("nan")
 
@@ -193,3 +195,6 @@ def test_rewards_that_are_missing_in_an_evaluation(model: Any, tiny_chat: Chat) 
     assert [item.held_out for item in ask(Fixed(1.0, 2.0), Fixed(-1.0, nan))] == [-1.0, None]
     with pytest.raises(RewardError, match="it is ill"):
         ask(Fixed(nan, nan))
+    # Where another rank's prompts have rewards, those of this one may have none.
+    monkeypatch.setattr("policy.evaluation.held_out.processes.all_gather", lambda known: [known, True])
+    assert [item.reward for item in ask(Fixed(nan, nan))] == [None, None]
