@@ -6,7 +6,7 @@ head to a loaded one, so that policy, reference and reward share one copy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,16 +195,17 @@ class FaultFinder(Protocol):
 def score_in_step(scorer: FaultFinder, conversations: Sequence[Conversation]) -> list[Score | RlhfError]:
     """`score_each` for processes that may share sharded weights, which must all run equally many passes.
 
-    Conversations at fault are found before the first pass; the others are scored in one call.
+    Where weights are sharded, conversations at fault are found before the first pass, and the others are
+    scored in one call.
 
     Raises:
         DivergenceError: the weights are sharded, and a score is not a finite number.
     """
+    if not is_sharded(scorer.model):
+        return score_each(scorer.score, conversations)
     faults = [scorer.fault(conversation) for conversation in conversations]
     good = [each for each, fault in zip(conversations, faults, strict=True) if fault is None]
-    together = is_sharded(scorer.model)
-    found = scorer.score(good or [FILLER]) if together else score_each(scorer.score, good)
-    scores: Iterator[Score | RlhfError] = iter(found)
+    scores = iter(scorer.score(good or [FILLER]))
     return [next(scores) if fault is None else fault for fault in faults]
 
 

@@ -22,7 +22,6 @@ from rlhf.annotate.agreement import agreed_ratings, agreed_strength
 from rlhf.annotate.records import Submission
 from rlhf.annotate.store import Annotation, Store, by_task
 from rlhf.annotate.tasks import Task
-from rlhf.core.errors import OutputError
 from rlhf.core.records import HELPSTEER_ATTRIBUTES, Conversation
 from rlhf.data.annotations import (
     NEITHER_VALID,
@@ -100,15 +99,7 @@ def export_rows(
 
 
 def write_export(store: Store, folder: Path, *, max_spread: int = PAPER_SPREAD, fewest: int = 3) -> Export:
-    """Write all three files, whole or not at all.
-
-    Raises:
-        OutputError: the folder is there and not empty.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(
-            f"{folder} exists already.", allowed="a new or an empty folder", fix="name another folder"
-        )
+    """Write all three files, whole or not at all, in place of a folder that is there."""
     rows = export_rows(
         store.tasks(), store.annotations(), store.adjudications(), max_spread=max_spread, fewest=fewest
     )

@@ -10,6 +10,7 @@ import typer
 
 from rlhf.core.errors import ConfigError, DataError, OutputError, RunError
 from rlhf.runs.files import atomic_write_text
+from rlhf.terminal.output import require_output_folder
 
 if TYPE_CHECKING:
     from rlhf.annotate.live import LivePairs
@@ -193,6 +194,8 @@ def export(
     from rlhf.annotate.export import write_export
     from rlhf.annotate.store import opened
 
+    if form == "helpsteer2":
+        require_output_folder(output, "OUTPUT")
     with opened(store) as project:
         if form != "helpsteer2":
             if output.exists():

@@ -53,8 +53,11 @@ def gold_score(check: Check, answer: str) -> float:
 
 
 def check_fault(check: Check) -> str | None:
-    """The field for which a check of a known family cannot be computed, or None."""
-    for name, fits in {**_COMMON, **_OF_FAMILY.get(str(check.get("family")), {})}.items():
+    """The first field for which the gold score cannot be computed, or None."""
+    family = check.get("family")
+    if not isinstance(family, str) or family not in CONSTRAINTS:
+        return "family"
+    for name, fits in {**_COMMON, **_OF_FAMILY.get(family, {})}.items():
         if not fits(check.get(name)):
             return name
     return None

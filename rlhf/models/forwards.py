@@ -78,9 +78,8 @@ def enable_packed_logprobs(model: PreTrainedModel, temperature: float) -> None:
                 "cannot be trained.",
                 fix="train an adapter, or use GPUs that hold all weights (configs/launch/ddp.yaml)",
             )
-        weight_VD = full_tensor(weight_VD).to(
-            hidden_MD.device
-        )  # offloaded shards are gathered in host memory
+        # Offloaded shards are gathered in host memory.
+        weight_VD = full_tensor(weight_VD).to(hidden_MD.device)
         return token_logprobs(hidden_MD, weight_VD, ids_M, temperature, entropy=entropy)
 
     model.forward = types.MethodType(forward, model)

@@ -117,7 +117,7 @@ def check_base(run: RunFolder, base: str, fingerprint: str) -> None:
 def _check(run: RunFolder, inputs: Mapping[str, Input], *, whole: bool) -> None:
     def check() -> None:
         recorded = {key: Input(*entry) for key, entry in read_inputs(run.path).items()}
-        # `check_same_run` leaves recorded keys to this function: one without content to compare is another.
+        # `check_same_run` does not compare recorded keys. One that has no content now was changed.
         gone = [key for key in recorded if whole and key not in inputs and _may_be_a_path(key)]
         changed = [f"  {key}: no file or folder here (was {recorded[key].path})" for key in gone]
         changed += [

@@ -27,7 +27,7 @@ def require_output_file(path: Path) -> None:
         )
 
 
-def require_output_folder(path: Path) -> None:
+def require_output_folder(path: Path, option: str = "--output") -> None:
     """Check that a folder can be created at a path.
 
     Raises:
@@ -35,8 +35,8 @@ def require_output_folder(path: Path) -> None:
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise OutputError(
-            f"--output {path} exists already.", allowed="a new or an empty folder", fix="another --output"
+            f"{option} {path} exists already.", allowed="a new or an empty folder", fix=f"another {option}"
         )
     around = next(parent for parent in path.absolute().parents if parent.exists())
     if not around.is_dir() or not os.access(around, os.W_OK):
-        raise OutputError(f"--output {path}: {around} is not a writable folder.", fix="another --output")
+        raise OutputError(f"{option} {path}: {around} is not a writable folder.", fix=f"another {option}")

@@ -10,7 +10,7 @@ from typing import Any
 from rlhf.core.errors import DataError
 from rlhf.core.records import Prompt
 from rlhf.data import rules
-from rlhf.data.checks import CONSTRAINTS, check_fault
+from rlhf.data.checks import check_fault
 from rlhf.data.drops import DropReport
 from rlhf.data.load import load_prompts, read_records, require_some
 from rlhf.data.readers.messages import read_prompt
@@ -97,9 +97,7 @@ def _answered(row: Row) -> Answered:
     prompt, answers, check = read_prompt(row, "prompt"), row.get("answers"), row.find("check")
     if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
         raise row.wrong_item("answers", "a list of one or more texts", lambda answer: isinstance(answer, str))
-    if check is not None and (
-        not isinstance(check, dict) or check.get("family") not in CONSTRAINTS or check_fault(check)
-    ):
+    if check is not None and (not isinstance(check, dict) or check_fault(check)):
         raise row.wrong("check", "a dictionary with the check of an answer, as `rlhf generate` writes it")
     rules.require_prompt(prompt)
     source = row.find("source")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from rlhf.core.errors import ConfigError, did_you_mean
 from rlhf.core.records import HELPSTEER_ATTRIBUTES, Preference, Prompt, Rating
 from rlhf.data import rules
-from rlhf.data.checks import CONSTRAINTS, check_fault
+from rlhf.data.checks import check_fault
 from rlhf.data.pairs import strength_of
 from rlhf.data.readers.layouts import MappedKind
 from rlhf.data.readers.messages import read_answers, read_prompt
@@ -128,12 +128,11 @@ def prompt(row: Row, source: DataSource) -> Prompt:
     """
     column = _column(source, "check")
     check = row.find(column)
-    known = isinstance(check, dict) and str(check.get("family")) in CONSTRAINTS
-    if known and (fault := check_fault(check)):
+    fault = check_fault(check) if isinstance(check, dict) else "family"
+    if fault not in (None, "family"):
         row.noted.add(
             f"column {column!r} is a column of its own, not a gold check: {fault!r} is missing or unusable"
         )
-        known = False
     names = {_column(source, name) for name in FIELDS["prompts"] if name != "check"}
     others = {name: value for name, value in row.values.items() if name not in names}
     if "check" in source.columns:
@@ -150,7 +149,7 @@ def prompt(row: Row, source: DataSource) -> Prompt:
         f"column {name!r} is not passed to reward functions: an argument of theirs has its name"
         for name in sorted(HIDDEN & others.keys())
     )
-    return Prompt(messages, source=_origin(row, source), check=check if known else None, columns=others)
+    return Prompt(messages, source=_origin(row, source), check=None if fault else check, columns=others)
 
 
 def rating(row: Row, source: DataSource) -> Rating:

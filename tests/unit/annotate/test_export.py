@@ -14,7 +14,7 @@ from rlhf.annotate.export import export_rows, joined_turns, write_export
 from rlhf.annotate.records import Submission
 from rlhf.annotate.store import Annotation, Store
 from rlhf.annotate.tasks import Task
-from rlhf.commands.annotate import import_
+from rlhf.commands.annotate import export, import_
 from rlhf.config.schema import DataSource
 from rlhf.core.errors import DataError, OutputError
 from rlhf.core.records import Message
@@ -66,13 +66,12 @@ def test_files_are_read_unchanged_by_training(annotated: Store, tmp_path: Path) 
     assert len(everyone) == len(ratings) == 6
 
 
-def test_a_folder_with_files_is_left_as_it_is(annotated: Store, tmp_path: Path) -> None:
+def test_a_folder_with_files_is_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(OutputError, match="exists already"):
-        write_export(annotated, tmp_path)
+    for output in (tmp_path, tmp_path / "thesis.txt"):
+        with pytest.raises(OutputError, match=f"OUTPUT {output} exists already"):
+            export("annotations.db", output)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
-    with pytest.raises(OutputError, match="exists already"):
-        write_export(annotated, tmp_path / "thesis.txt")
 
 
 def test_turns_are_joined_as_helpsteer_has_them() -> None:

@@ -37,6 +37,7 @@ def test_answers_are_read_once_a_prompt(write_rows: WriteRows) -> None:
         ({"prompt": "x", "answers": [1]}, "'answers', item 1 of 1"),
         ({"prompt": "x", "answers": ["y"], "check": "words"}, "'check'"),
         ({"prompt": "x", "answers": ["y"], "check": {**CHECK, "limit": 0}}, "'check'"),
+        ({"prompt": "x", "answers": ["y"], "check": {**CHECK, "family": ["words"]}}, "'check'"),
     ],
 )
 def test_rows_of_another_shape(row: Mapping[str, Any], message: str, write_rows: WriteRows) -> None:

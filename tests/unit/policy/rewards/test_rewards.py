@@ -80,20 +80,17 @@ def test_a_missing_reward_ends_the_run_where_it_is_an_error() -> None:
 
 
 class PlusCounter:
-    """Scores by the number of "+"; a conversation that holds "too long" is at fault."""
+    """Scores by the number of "+"; fails where a conversation holds "too long"."""
 
     model = None
 
     def __init__(self) -> None:
         self.calls: list[int] = []
 
-    def fault(self, conversation: Conversation) -> DataError | None:
-        if "too long" in conversation[-1].content:
-            return DataError("it has 900 tokens", allowed="at most 512")
-        return None
-
     def score(self, conversations: Sequence[Conversation]) -> list[Score]:
         self.calls.append(len(conversations))
+        if any("too long" in conversation[-1].content for conversation in conversations):
+            raise DataError("it has 900 tokens", allowed="at most 512")
         assert all(
             conversation[-1].role == "assistant" and conversation[0].role == "system"
             for conversation in conversations
@@ -112,7 +109,7 @@ def test_an_answer_that_cannot_be_scored_spoils_no_other() -> None:
         3.0,
         0.0,
     ]
-    assert scorer.calls == [4], "the others together, once"
+    assert scorer.calls[0] == 5  # together, as long as that works
 
 
 def function(settings: Any) -> FunctionReward:
