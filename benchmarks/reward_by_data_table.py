@@ -17,6 +17,7 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,12 @@ class Point:
     validation_SP: NDArray[np.float64]
     """As `correct_SP`, for the validation pairs."""
     validation_prompts_P: Sequence[int]
+    log_loss_SP: NDArray[np.float64]
+    """-log sigmoid(better - worse reward) of each seed and test pair."""
+    prefers_longer: float
+    """Share of the test pairs of unequal length whose longer answer has the higher reward."""
+    right_where_shorter: float
+    """Accuracy among the pairs whose better answer is not the longer one."""
 
 
 def correct(rows: Rows) -> NDArray[np.float64]:
@@ -83,6 +90,12 @@ def similar(rows: Rows) -> NDArray[np.bool_]:
 def margins(rows: Rows) -> list[float]:
     """The reward of the better answer minus that of the other."""
     return [chosen - rejected for _, chosen, rejected, *_ in rows]
+
+
+def prefers_longer(rows: Rows) -> float:
+    """Share of the pairs of unequal length whose longer answer has the higher reward."""
+    unequal = [row for row in rows if row[3] != row[4]]
+    return float(np.mean([(row[1] > row[2]) == (row[3] > row[4]) for row in unequal]))
 
 
 def on_common_pairs(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -144,7 +157,29 @@ def point(side: str, pairs: int, rates: Mapping[float, Sequence[Mapping[str, Any
         test["prompts"],
         np.stack([correct(cell["validation"]["pairs"]) for cell in seeds]),
         held_out["prompts"],
+        np.stack([np.logaddexp(0, -np.array(margins(cell["test"]["pairs"]))) for cell in seeds]),
+        float(np.mean([prefers_longer(cell["test"]["pairs"]) for cell in seeds])),
+        float(correct_SP[:, longer(rows) == 0].mean()),
     )
+
+
+def growth(result: Sequence[Point]) -> list[str]:
+    """What more pairs change in accuracy and log loss on the test pairs, for each side; means over seeds."""
+    lines = []
+    for fewer, more in pairwise(result):
+        if fewer.side != more.side:
+            continue
+        for what, scale, before_SP, after_SP in (
+            ("accuracy", 100, fewer.correct_SP, more.correct_SP),
+            ("log loss", 1, fewer.log_loss_SP, more.log_loss_SP),
+        ):
+            change_P = scale * (after_SP.mean(axis=0) - before_SP.mean(axis=0))
+            low, high = bootstrap_grid_mean(change_P[None], more.prompts_P, resamples=RESAMPLES)
+            lines.append(
+                f"{more.side}, {more.pairs:,} pairs less {fewer.pairs:,}: {what} {change_P.mean():+.3f} "
+                f"({low:+.3f} to {high:+.3f})"
+            )
+    return lines
 
 
 def differences(result: Sequence[Point]) -> list[str]:
@@ -237,7 +272,11 @@ def main() -> None:
     for item in result:
         shares = ", ".join(f"{name} {100 * share:.1f}" for name, share in item.sources.items())
         print(f"\n{item.side}, {item.pairs:,} pairs, by source: {shares}")
-    print("", *differences(result), sep="\n")
+        print(
+            f"prefers the longer answer in {100 * item.prefers_longer:.1f} % of the pairs; right in "
+            f"{100 * item.right_where_shorter:.1f} % of those whose better answer is not the longer one"
+        )
+    print("", *differences(result), *growth(result), sep="\n")
     baseline = float(longer(on_common_pairs(cells)[0]["test"]["pairs"]).mean())
     print(f"\nThe longer answer: {100 * baseline:.1f} %")
     if options.picture:

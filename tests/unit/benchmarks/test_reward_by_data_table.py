@@ -71,6 +71,19 @@ def test_intervals_draw_prompts(by_data: Any) -> None:
     assert point.interval == [0.5, 0.5]
 
 
+def test_reliance_on_length_and_what_more_pairs_change(by_data: Any) -> None:
+    """Longer answers: of pairs 1 and 2 the better one, of pair 3 the worse; pair 4 has equal lengths."""
+    few, many = cell(1e-4, 0, [1, -1, -1, 1]), {**cell(1e-4, 0, [1, 1, -1, 1]), "pairs": 4000}
+    fewer, more = by_data.points([few, many])
+    assert (fewer.prefers_longer, more.prefers_longer) == (pytest.approx(2 / 3), 1.0)
+    assert (fewer.right_where_shorter, more.right_where_shorter) == (1 / 2, 1 / 2)
+    accuracy, loss = by_data.growth([fewer, more])
+    assert accuracy.startswith("ours, 4,000 pairs less 1,000: accuracy +25.000 (")
+    # Pair 2 is wrong by 1 before and right by 1 after: its loss falls by log((1 + e) / (1 + 1/e)) = 1.
+    assert loss.startswith("ours, 4,000 pairs less 1,000: log loss -0.250 (")
+    assert by_data.growth([fewer]) == []
+
+
 def test_figures_are_of_the_pairs_that_every_cell_has(by_data: Any) -> None:
     """A cell that was scored on fewer pairs, in another order, leaves only those for both."""
     whole, part = cell(1e-4, 0, [1, 1, -1, 0]), cell(1e-4, 1, [1, 1, 1, -1])
