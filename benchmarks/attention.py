@@ -20,9 +20,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from rlhf.kernels.inputs import packed_inputs
 from rlhf.kernels.packed_batch import PackedBatch
 from rlhf.kernels.packing import Tree, pack
-from rlhf.models.forwards import enable_packed_scores, packed_inputs
+from rlhf.models.forwards import enable_packed_scores
 from rlhf.models.loading import autocast, load_classifier, lora_config, with_adapter
 
 Shape = tuple[tuple[tuple[int, tuple[int, ...]], ...], int]

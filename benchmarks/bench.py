@@ -1,10 +1,10 @@
 """All benchmarks one after another, and the table of targets against figures: `make bench`.
 
-    python benchmarks/bench.py                     # an hour on 2 idle cores with fast bfloat16 products,
-        more than two without
-    python benchmarks/bench.py --quick             # small sizes: whether everything runs
+    python benchmarks/bench.py
+    python benchmarks/bench.py --quick      # small sizes: whether everything runs
 
-Run it on an idle machine. A benchmark that fails is named at the end; the others still run.
+The first takes an hour on 2 idle cores with fast bfloat16 products, and more than two without. Run it on an
+idle machine. A benchmark that fails is named at the end; the others still run.
 """
 
 from __future__ import annotations

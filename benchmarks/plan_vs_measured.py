@@ -1,7 +1,6 @@
 """What `rlhf plan` predicts beside what the real trainers take, on this machine's CPU.
 
-    python benchmarks/plan_vs_measured.py                      # the embedded model: bf16, fp32 and NF4,
-        both commands
+    python benchmarks/plan_vs_measured.py      # the embedded model in bf16, fp32 and NF4, both commands
     python benchmarks/plan_vs_measured.py --base FOLDER --tokens 512
 
 Predicted: a trace of tensors without data (`rlhf.plan.memory.trace`). Measured: the real trainer's
@@ -107,7 +106,8 @@ def compare_reward(
     )
     chat = Chat.load(base)
     model = build_model(config, chat)
-    items = [Item(Tree((), (ids(tokens // 2), ids(tokens // 2))), ((None,) * 5,) * 2, 2) for _ in range(ROWS)]
+    unrated = (None,) * len(config.attributes)
+    items = [Item(Tree((), (ids(tokens // 2), ids(tokens // 2))), (unrated,) * 2, 2) for _ in range(ROWS)]
     trainer = reward_trainer(config, model, chat, items, order=range(ROWS), validation=items)
     weights = weights_of(model)
     update = peak_of_step(trainer)
@@ -192,7 +192,7 @@ def compare_policy(
 def score_trees(scorer: Any, trees: Sequence[Tree], tokens: int) -> None:
     """What `Scorer.score` does once it has token ids."""
     from rlhf.kernels.packing import pack
-    from rlhf.models.loading import REWARD
+    from rlhf.models.names import REWARD
     from rlhf.models.roles import role
 
     with role(scorer.model, REWARD), torch.inference_mode():

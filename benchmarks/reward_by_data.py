@@ -2,11 +2,13 @@
 
     python benchmarks/reward_by_data.py configs/reward/by-data.yaml --pairs 1000 4000 --seeds 2
     python benchmarks/reward_by_data.py configs/reward/by-data.yaml --trl --pairs 1000 --rates 1e-4 3e-4
+    python benchmarks/reward_by_data.py configs/reward/by-data.yaml --pairs 1000 --recipe bt-scaled
 
 The pairs of the config are split once, by a hash of the prompt: `test_share` for the figures,
 `validation_share` to choose a learning rate, the rest for training. Subsets are nested: the first N of one
 shuffled order, with the same share of the ratings. Both sides train on the same token ids with the same base,
-rank and targets, for one epoch. Ours also learns from the ratings.
+rank and targets, for one epoch. Ours also learns from the ratings: at once with the pairs, or before them
+by a recipe such as helpfulness-bt-scaled, each for one epoch.
 
 A cell is one training run. Its file `cells/NAME.json` has every held-out score, so figures are computed
 without training again, and a second call trains only what is missing; an interrupted cell resumes from its
@@ -33,11 +35,13 @@ import torch
 import yaml
 from reward_vs_trl import PlainScorer, train_with_trl
 
-from reward.evaluation.benchmarks.benchmark import ScorerLike, evaluate
+from reward.evaluation.benchmarks.benchmark import evaluate
+from reward.evaluation.self_check import ScorerLike
 from reward.scorer import Scorer
 from reward.training.batches import faults
 from reward.training.data import load_chat, load_records, split_of
 from rlhf.config.load import load_config
+from rlhf.config.recipes import RECIPES
 from rlhf.config.reward import RewardConfig
 from rlhf.core.records import HELPSTEER_ATTRIBUTES, Preference, Rating
 from rlhf.data.comparisons import load_comparisons
@@ -53,6 +57,7 @@ class Cell:
     """One training run."""
 
     side: str
+    """`ours`, `trl`, or the name of a recipe."""
     pairs: int
     rate: float
     seed: int
@@ -73,7 +78,7 @@ def main() -> None:
         side, pairs, rate, seed = options.cell.split(",")
         run(Cell(side, int(pairs), float(rate), int(seed)), options)
         return
-    side = "trl" if options.trl else "ours"
+    side = "trl" if options.trl else options.recipe or "ours"
     cells = [
         Cell(side, pairs, rate, seed)
         for pairs in options.pairs
@@ -99,7 +104,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-4], help="peak learning rates")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--held-out", type=int, help="score at most this many pairs of each split")
-    parser.add_argument("--trl", action="store_true", help="train with TRL's RewardTrainer")
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument("--trl", action="store_true", help="train with TRL's RewardTrainer")
+    other.add_argument("--recipe", choices=RECIPES, help="train by a recipe, not by the config's stage")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's default")
     parser.add_argument("--cell", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -174,7 +181,7 @@ def run(cell: Cell, options: argparse.Namespace) -> None:
         torch.set_num_threads(options.threads)  # TRL's side; the config has it for ours
     folder = options.output / "runs" / cell.name
     started, resumed = time.monotonic(), folder.exists()
-    if cell.side == "ours":
+    if cell.side != "trl":
         command = [sys.executable, "-m", "rlhf", "train-reward", str(path), "--output", str(folder)]
         subprocess.run([*command, *(["--resume"] if resumed else [])], check=True)
         scorer: ScorerLike = Scorer.load(folder / "final")
@@ -233,6 +240,8 @@ def cell_config(cell: Cell, options: argparse.Namespace) -> tuple[RewardConfig, 
             ],
         },
     }
+    if cell.side in RECIPES:
+        body["recipe"] = cell.side
     body.pop("benchmark", None)
     path = options.output / "configs" / f"{cell.name}.yaml"
     path.parent.mkdir(exist_ok=True)

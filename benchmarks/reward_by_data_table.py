@@ -4,7 +4,7 @@
 
 For each side and number of pairs the learning rate is the one with the best mean accuracy on the validation
 pairs; figures are of the test pairs, unless they name the validation, and only of pairs that every cell has
-(`--held-out` may differ). Intervals: 95 %, bootstrap over seeds and prompts at once, since pairs of one
+(`--held-out` may differ). Intervals: 95 %, with the variances over seeds and over prompts, since pairs of one
 prompt are not independent.
 
 Shapes: S seeds, P held-out pairs.
@@ -17,7 +17,7 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reward.evaluation.benchmarks.calibration import calibration
-from rlhf.core.statistics import Interval, bootstrap_grid_mean
+from rlhf.core.statistics import Interval, grid_mean_interval
 
-RESAMPLES = 10_000
 SIMILAR = 0.1
 """Largest relative difference of two lengths that still counts as equally long."""
 SPLITS = ("validation", "test", "benchmark")
+OURS, TRL = "ours", "trl"
+LABELS = {OURS: "this project", TRL: "TRL's RewardTrainer"}
+"""Sides in the picture; a recipe has its own name."""
+COLOURS = ("#1f4e96", "#b3541e", "#3f7d44", "#7a4f9a")
 Rows = list[list[Any]]
 
 
@@ -142,9 +145,9 @@ def point(side: str, pairs: int, rates: Mapping[float, Sequence[Mapping[str, Any
         rate,
         len(correct_SP),
         float(correct_SP.mean()),
-        bootstrap_grid_mean(correct_SP, test["prompts"], resamples=RESAMPLES),
+        grid_mean_interval(correct_SP, test["prompts"], bounds=(0.0, 1.0)),
         float(above_SP.mean()),
-        bootstrap_grid_mean(above_SP, test["prompts"], resamples=RESAMPLES),
+        grid_mean_interval(above_SP, test["prompts"], bounds=(-1.0, 1.0)),
         float(correct_SP[:, alike_P].mean()) if alike_P.any() else float("nan"),
         int(alike_P.sum()),
         float(np.mean([of_seed["log_loss"] for of_seed in calibrations])),
@@ -164,7 +167,7 @@ def point(side: str, pairs: int, rates: Mapping[float, Sequence[Mapping[str, Any
 
 
 def growth(result: Sequence[Point]) -> list[str]:
-    """What more pairs change in accuracy and log loss on the test pairs, for each side; means over seeds."""
+    """What more pairs change in accuracy and log loss on the test pairs, for each side; over common seeds."""
     lines = []
     for fewer, more in pairwise(result):
         if fewer.side != more.side:
@@ -173,35 +176,36 @@ def growth(result: Sequence[Point]) -> list[str]:
             ("accuracy", 100, fewer.correct_SP, more.correct_SP),
             ("log loss", 1, fewer.log_loss_SP, more.log_loss_SP),
         ):
-            change_P = scale * (after_SP.mean(axis=0) - before_SP.mean(axis=0))
-            low, high = bootstrap_grid_mean(change_P[None], more.prompts_P, resamples=RESAMPLES)
+            seeds = min(fewer.seeds, more.seeds)
+            change_SP = scale * (after_SP[:seeds] - before_SP[:seeds])
+            low, high = grid_mean_interval(change_SP, more.prompts_P)
             lines.append(
-                f"{more.side}, {more.pairs:,} pairs less {fewer.pairs:,}: {what} {change_P.mean():+.3f} "
+                f"{more.side}, {more.pairs:,} pairs less {fewer.pairs:,}: {what} {change_SP.mean():+.3f} "
                 f"({low:+.3f} to {high:+.3f})"
             )
     return lines
 
 
 def differences(result: Sequence[Point]) -> list[str]:
-    """Ours minus TRL's accuracy on the same pairs, wherever both have a point; over common seeds."""
-    by_side = {(item.side, item.pairs): item for item in result}
+    """Ours minus another side's accuracy on the same pairs, wherever both have a point; over common seeds."""
+    ours_by_pairs = {item.pairs: item for item in result if item.side == OURS}
     lines = []
-    for (side, pairs), ours in by_side.items():
-        theirs = by_side.get(("trl", pairs))
-        if side != "ours" or theirs is None:
+    for other in result:
+        ours = ours_by_pairs.get(other.pairs)
+        if other.side == OURS or ours is None:
             continue
-        seeds = min(ours.seeds, theirs.seeds)
-        test_SP = ours.correct_SP[:seeds] - theirs.correct_SP[:seeds]
-        validation_SP = ours.validation_SP[:seeds] - theirs.validation_SP[:seeds]
+        seeds = min(ours.seeds, other.seeds)
+        test_SP = ours.correct_SP[:seeds] - other.correct_SP[:seeds]
+        validation_SP = ours.validation_SP[:seeds] - other.validation_SP[:seeds]
         for split, difference_SP, prompts_P in (
             ("test", test_SP, ours.prompts_P),
             ("validation", validation_SP, ours.validation_prompts_P),
         ):
-            interval = bootstrap_grid_mean(difference_SP, prompts_P, resamples=RESAMPLES)
+            interval = grid_mean_interval(difference_SP, prompts_P, bounds=(-1.0, 1.0))
             low, high = (100 * end for end in interval)
-            mean = 100 * difference_SP.mean()
             lines.append(
-                f"ours minus TRL, {pairs:,} pairs, on {split} pairs: {mean:+.1f} ({low:+.1f} to {high:+.1f})"
+                f"ours minus {other.side}, {other.pairs:,} pairs, on {split} pairs: "
+                f"{100 * difference_SP.mean():+.1f} ({low:+.1f} to {high:+.1f})"
             )
     return lines
 
@@ -234,7 +238,8 @@ def draw(result: Sequence[Point], baseline: float, picture: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6, 3.4), layout="constrained")
-    for side, colour in (("ours", "#1f4e96"), ("trl", "#b3541e")):
+    sides = sorted({item.side for item in result}, key=lambda side: (side != OURS, side != TRL, side))
+    for side, colour in zip(sides, cycle(COLOURS)):
         line = [item for item in result if item.side == side]
         values = np.array([item.accuracy for item in line])
         bounds = np.array([item.interval for item in line]).reshape(-1, 2)
@@ -245,7 +250,7 @@ def draw(result: Sequence[Point], baseline: float, picture: Path) -> None:
             color=colour,
             marker="o",
             capsize=3,
-            label="this project" if side == "ours" else "TRL's RewardTrainer",
+            label=LABELS.get(side, side),
         )
     axes.axhline(100 * baseline, color="#888888", linestyle="--", label="the longer answer")
     axes.set_xscale("log")

@@ -1,8 +1,8 @@
 """Reward training beside TRL's RewardTrainer: useful tokens a second, loss and memory, on the same pairs in
 the same updates.
 
-    python benchmarks/reward_training.py                    # real pairs of ../shared/data, or --data
-        FOLDER; else the demo's
+    python benchmarks/reward_training.py
+    python benchmarks/reward_training.py --data FOLDER
     python benchmarks/reward_training.py --quick
 
 Useful tokens are those that a run without padding and without sharing would process. The updates are

@@ -37,8 +37,8 @@ def ours(options: Mapping[str, Any]) -> Handler:
     import torch
 
     from reward.training.build import build_model
+    from rlhf.kernels.inputs import packed_inputs
     from rlhf.models.chat import Chat
-    from rlhf.models.forwards import packed_inputs
     from rlhf.models.loading import autocast
 
     chat = Chat.load(options["base"])

@@ -32,7 +32,7 @@ from rich.table import Table
 from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging
 
-from reward.evaluation.benchmarks.benchmark import TOLERANCE
+from reward.evaluation.self_check import TOLERANCE
 from reward.scorer import Scorer
 from rlhf.adapters.storage import RewardAdapter
 from rlhf.core.records import Conversation, Message

@@ -64,7 +64,7 @@ def reduced(graph: Graph) -> Graph:
 def svg(heights: Mapping[str, int], graph: Graph) -> str:
     """The picture: one row for each floor, the highest at the top."""
     rows = sorted(set(heights.values()), reverse=True)
-    label = {room: "rlhf: cli, commands, doctor" if room == "rlhf" else room for room in heights}
+    label = {room: "rlhf: cli, commands" if room == "rlhf" else room for room in heights}
     boxes: dict[str, tuple[float, float, float]] = {}
     for number, floor in enumerate(rows):
         rooms = sorted(room for room, height in heights.items() if height == floor)

@@ -27,7 +27,8 @@ from rlhf.models.card import CARD, license_line, render_card
 from rlhf.models.chat import Chat
 from rlhf.models.dropout import config_with_own_noise
 from rlhf.models.embedded import resolve_base
-from rlhf.models.loading import POLICY, PeftModel, load_causal
+from rlhf.models.loading import PeftModel, load_causal
+from rlhf.models.names import POLICY
 from rlhf.runs.files import atomic_folder
 
 SAMPLING_KEYS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")

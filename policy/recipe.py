@@ -14,7 +14,7 @@ from typing import Any
 
 from policy.card import write_card
 from policy.evaluation.held_out import Answer, compare
-from policy.evaluation.run import Evaluation
+from policy.evaluation.run import held_out_answers
 from policy.rewards.precheck import check_sources
 from policy.save import save_final
 from policy.training.build import build_trainer
@@ -64,15 +64,14 @@ def align_policy(
         trainer = build_trainer(config, chat, data.training, run, track, callbacks=callbacks)
         check_base(run, config.model.base, fingerprint(base_of(trainer.reference)))
 
-        evaluation = Evaluation(config, trainer, data.held_out)
-        before = evaluation.answers()
+        before = held_out_answers(config, trainer, data.held_out)
         checkpoint = last_checkpoint(run, track, resume=resume)
         write_shell(run.checkpoints, lambda folder: save_final(config, trainer.model, chat, folder))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
         stopped = steps.run("the best weights", lambda: restore_best(trainer))
         steps.run("final/", lambda: save_final(config, trainer.model, chat, run.final))
-        answers = steps.run("the held-out prompts", evaluation.answers)
+        answers = steps.run("the held-out prompts", lambda: held_out_answers(config, trainer, data.held_out))
         write_evaluation(config, data, run, steps, before, answers, stopped)
     if after is None:
         steps.finish()

@@ -20,8 +20,8 @@ from rlhf.models.card import CARD
 from rlhf.models.chat import Chat
 from rlhf.models.dropout import CONFIGURED_NOISE
 from rlhf.models.embedded import resolve_base
-from rlhf.models.loading import POLICY, TRAINED_WHOLE
-from rlhf.models.saving import base_facts
+from rlhf.models.names import TRAINED_WHOLE
+from rlhf.models.saving import base_facts, write_adapter_folder
 from rlhf.runs import checkpoints
 from rlhf.runs.files import atomic_folder
 
@@ -31,20 +31,24 @@ SET_BY_TRAINER = ("use_cache", "bos_token_id", "eos_token_id", "pad_token_id")
 
 def save_final(config: PolicyConfig, model: Any, chat: Chat, final: Path) -> None:
     """Write policy, tokenizer and model card; the folder gets its name only when complete."""
-    weights = checkpoints.trainable_state(model, everywhere=False)
     card = {
         **base_facts(config.model, model, chat),
         "start": config.start,
         "reward": config.model_dump(mode="json")["reward"],
     }
+    if config.adapter is not None:
+        write_adapter_folder(
+            final,
+            model,
+            chat,
+            lambda: {"policy.json": json.dumps(card, indent=1), CARD: card_text(config, final)},
+        )
+        return
+    weights = checkpoints.trainable_state(model, everywhere=False)
 
     def write() -> None:
         with atomic_folder(final) as folder:
-            if config.adapter is None:
-                _write_whole(model, weights, card, chat, folder)
-            else:
-                model.save_pretrained(str(folder), selected_adapters=[POLICY], state_dict=weights)
-                (folder / "policy.json").write_text(json.dumps(card, indent=1), encoding="utf-8")
+            _write_whole(model, weights, card, chat, folder)
             chat.save_tokenizer(folder)
             (folder / CARD).write_text(card_text(config, final), encoding="utf-8")
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, GenerationConfig, PreTrainedModel
 
 from reward.card import PURPOSE
-from reward.evaluation.benchmarks.benchmark import ScoreLike
+from reward.evaluation.self_check import ScoreLike
 from reward.load_scorer import REWARD_ID, load_scorer
 from reward.scorer import Scorer
 from rlhf.adapters.merging import (
@@ -37,7 +37,7 @@ from rlhf.models.bases import require_plain_logits
 from rlhf.models.card import CARD, license_line, render_card
 from rlhf.models.chat import Chat
 from rlhf.models.dropout import config_with_own_noise
-from rlhf.models.loading import HEAD
+from rlhf.models.names import HEAD
 from rlhf.runs.files import atomic_folder
 
 EXPORT_FORMS = ("classifier", "nemotron")
@@ -80,7 +80,7 @@ def export_reward(
     before = scorer.score(conversations)
     outputs = list(scorer.attributes[: 1 if reward_only or form == "nemotron" else None])
     merged = merge(scorer.model.unload(), adapter.lora, dtype)
-    head_AD = adapter.head_AD[: len(outputs)].to(merged.dtype)
+    head_AD = adapter.trained_head_AD[: len(outputs)].to(merged.dtype)
     plain = (
         nemotron(merged, head_AD, chat) if form == "nemotron" else classifier(merged, head_AD, outputs, chat)
     )

@@ -11,6 +11,7 @@ Shapes: N conversations, T tokens, D hidden units, A outputs.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -20,14 +21,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
+from reward.form import FORMS, check_options, find_form, set_outputs
 from reward.outputs import reward_output
-from reward.principle.scorer import CARD as PRINCIPLE_CARD
 from reward.principle.scorer import PrincipleScorer
 from reward.scorer import Score, Scorer, as_scores, default_budget, fault_of, require_length
 from rlhf.config.schema import ReasoningRule
 from rlhf.core.errors import DataError, ModelError, did_you_mean
 from rlhf.core.formats import require_bfloat16
-from rlhf.core.places import missing_local
 from rlhf.core.records import Conversation
 from rlhf.distributed import processes
 from rlhf.kernels.precision import fits_in_float32, float32_products
@@ -35,12 +35,12 @@ from rlhf.models.bases import read_config, require_plain_logits
 from rlhf.models.chat import Chat
 from rlhf.models.embedded import resolve_base
 from rlhf.models.forwards import apply_head
-from rlhf.models.loading import HEAD, quiet
+from rlhf.models.loading import quiet
 from rlhf.models.loading_errors import LOADING_ERRORS, cannot_load
+from rlhf.models.names import HEAD
 from rlhf.models.placement import require_usable_gpus
 from rlhf.models.stored import stored_head
 
-FORMS = ("auto", "ours", "classifier", "nemotron", "principle")
 REWARD_ID = 0
 """The vocabulary id whose logit is the reward, in NVIDIA's form."""
 
@@ -84,63 +84,15 @@ def load_scorer(
             fix="--form auto",
         )
     if form == "auto":
-        form = _find_form(model, revision)
+        form = find_form(model, revision)
+    check_options(form, model, label, principles, reasoning)
     if form == "principle":
-        return PrincipleScorer.load(model, _principles(model, principles), tokens_per_batch=tokens_per_batch)
-    if principles:
-        raise ModelError(
-            f"--principle: {model} is a reward model of the form {form}, which scores without principles.",
-            allowed="--principle with the final/ folder of a `rlhf train-principle` run",
-            fix="leave --principle out, or name a principle model",
-        )
+        return PrincipleScorer.load(model, principles, tokens_per_batch=tokens_per_batch)
     if form == "ours":
-        if label is not None:
-            raise ModelError(
-                f"--label {label}: a reward model of this project has its reward as first attribute.",
-                allowed="--label with a classifier of several outputs",
-                fix="leave --label out; `rlhf score` writes every attribute",
-            )
-        if reasoning != "keep":
-            raise ModelError(
-                f"reasoning is {reasoning}, and {model} is a reward model of this project.",
-                allowed="the rule that it was trained with, in its reward.json",
-                fix="leave reasoning out",
-            )
         return Scorer.load(model, tokens_per_batch=tokens_per_batch)
     chat = Chat.load(model, revision=revision).with_reasoning(reasoning)
     load = {"classifier": _classifier, "nemotron": _nemotron}[form]
     return load(str(model), chat, label, revision, dtype, tokens_per_batch or default_budget())
-
-
-def _principles(model: str | Path, principles: Sequence[str]) -> Sequence[str]:
-    if not principles:
-        raise ModelError(
-            f"{model} scores by principles, and none is given.",
-            allowed="one principle or more, in words",
-            fix=f'rlhf score {model} --principle "The response is at most one sentence." ...',
-        )
-    return principles
-
-
-def _find_form(model: str | Path, revision: str | None) -> str:
-    folder = Path(model)
-    if str(model).count("/") > 1 and not folder.exists():  # a Hugging Face name has one
-        raise ModelError(f"There is no folder {model}: {missing_local(str(model))}", fix="correct the path")
-    if (folder / PRINCIPLE_CARD).exists():
-        return "principle"
-    if (folder / "reward.json").exists() or (folder.is_dir() and not (folder / "config.json").exists()):
-        return "ours"  # of a folder that holds no model at all, its reader says what is missing
-    config = read_config(str(model), revision)
-    names = list(config.architectures or ())
-    is_classifier = any(name.endswith("ForSequenceClassification") for name in names)
-    if is_classifier or stored_head(config, str(model), revision):
-        return "classifier"
-    raise ModelError(
-        f"{model} is {', '.join(names) or 'a model of no named architecture'}: a reward head is not to be "
-        "seen.",
-        allowed="a reward model of this project, a …ForSequenceClassification, or NVIDIA's …-Reward-HF",
-        fix="--form nemotron, if its reward is the logit of vocabulary id 0; else name a reward model",
-    )
 
 
 def _architectures(model: str | Path, revision: str | None) -> list[str]:
@@ -231,13 +183,11 @@ def _classifier(
     path: str, chat: Chat, label: str | None, revision: str | None, dtype: str, tokens_per_batch: int
 ) -> PlainScorer:
     config = read_config(path, revision)
-    if (stored := stored_head(config, path, revision)) and stored.outputs != config.num_labels:
-        config.num_labels = stored.outputs  # a config without labels has two by default
+    names = set_outputs(config, stored_head(config, path, revision))
     model = _load_whole(AutoModelForSequenceClassification, path, revision, dtype, config=config)
-    names = [str(model.config.id2label[place]) for place in range(model.config.num_labels)]
-    if names == ["LABEL_0"]:  # the name transformers gives what has none
-        names = ["reward"]
     reward = reward_output(path, names, label, problem_type=model.config.problem_type)
+    if len(names) > 1:
+        print(f"The reward is the output {names[reward]!r} of {path} ({', '.join(names)}).", file=sys.stderr)
     head = getattr(model, HEAD, None)
     if isinstance(head, nn.Module):
         head.float()

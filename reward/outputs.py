@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from rlhf.core.errors import ModelError, did_you_mean
@@ -26,14 +25,16 @@ CLASSES = GOOD + BAD
 
 
 def reward_output(path: str, names: Sequence[str], label: str | None, *, problem_type: str | None) -> int:
-    """The index of the output that is the reward; with several outputs its name is printed.
+    """The index of the output that is the reward.
 
     Raises:
         ModelError: no output has this label; or there is no label, and the outputs are classes.
     """
     if label is not None and label not in names:
         raise ModelError(
-            f"{path} has no output {label!r}.{did_you_mean(label, names)}", allowed=", ".join(names)
+            f"{path} has no output {label!r}.{did_you_mean(label, names)}",
+            allowed=", ".join(names),
+            fix=f"--label {names[0]}, or `label: {names[0]}` beside `classifier` in a config",
         )
     classes = [name for name in names if name.lower() in CLASSES or name.startswith("LABEL_")]
     if label is None and len(names) > 1 and classes and problem_type != "regression":
@@ -43,10 +44,7 @@ def reward_output(path: str, names: Sequence[str], label: str | None, *, problem
             allowed=", ".join(names),
             fix=f"--label NAME, or `label: NAME` beside `classifier` in a config; probably {_likely(names)}",
         )
-    place = 0 if label is None else names.index(label)
-    if len(names) > 1:
-        print(f"The reward is the output {names[place]!r} of {path} ({', '.join(names)}).", file=sys.stderr)
-    return place
+    return 0 if label is None else names.index(label)
 
 
 def _likely(names: Sequence[str]) -> str:

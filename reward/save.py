@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from reward.card import card_text
@@ -19,11 +19,13 @@ def save_final(
     model: PeftModel,
     chat: Chat,
     final: Path,
+    untrained: Sequence[str] = (),
     extrapolated: Mapping[str, object] | None = None,
 ) -> None:
     """Write the folder atomically; all processes must call.
 
     Args:
+        untrained: attributes that nothing has trained; readers leave their scores out.
         extrapolated: the models and the factor that ExPO combined, if it did.
     """
     card = {
@@ -34,7 +36,9 @@ def save_final(
         "max_length": model.config.get_text_config().max_position_embeddings,
         "pad_id": chat.scoring_pad_id,
         "reasoning": chat.reasoning,
-    } | ({"extrapolated": extrapolated} if extrapolated else {})
+        **({"untrained": list(untrained)} if untrained else {}),
+        **({"extrapolated": extrapolated} if extrapolated else {}),
+    }
     write_adapter_folder(
         final,
         model,

@@ -1,4 +1,4 @@
-"""Score conversations with a reward model. `policy/` imports `reward/` by this module and by `load_scorer`.
+"""Score conversations with a reward model.
 
 A reward model is an adapter and a head on a causal base. A scorer loads its own base, or attaches adapter and
 head to a loaded one, so that policy, reference and reward share one copy.
@@ -27,7 +27,8 @@ from rlhf.kernels.precision import fits_in_float32, float32_products
 from rlhf.kernels.tensors import to_cpu
 from rlhf.models.chat import Chat
 from rlhf.models.forwards import apply_head, last_states
-from rlhf.models.loading import REWARD, PeftModel, autocast
+from rlhf.models.loading import PeftModel, autocast
+from rlhf.models.names import REWARD
 from rlhf.models.roles import role
 from rlhf.models.trunk import load_trunk_of
 from rlhf.runs.gpu_memory import phase
@@ -45,7 +46,7 @@ class Scorer:
     """A reward model that is ready to score. Made by `load` (own base) or `share` (a loaded base).
 
     Attributes:
-        attributes: names of the head's outputs; the first is the reward.
+        attributes: names of the trained outputs; the first is the reward.
         chat: tokenizer and chat template of the training.
     """
 
@@ -64,7 +65,7 @@ class Scorer:
         self.name = name
         self.base = model.get_base_model()
         decide_packing(self.base, wanted=adapter.card.get("packing", True))
-        self.attributes: tuple[str, ...] = tuple(adapter.card["attributes"])
+        self.attributes: tuple[str, ...] = tuple(adapter.attributes)
         self.max_length: int = adapter.card["max_length"]
 
     @classmethod
@@ -77,8 +78,8 @@ class Scorer:
         folder = Path(path)
         adapter = RewardAdapter.read(folder)
         card = adapter.card
-        base = load_trunk_of(card, writes=False)
         chat = Chat.beside(folder, card)
+        base = load_trunk_of(card, writes=False)
         adapter.lora.check_template(chat)
         model, head = adapter.attach(base)
         return cls(model, head, chat, adapter, tokens_per_batch)

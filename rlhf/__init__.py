@@ -10,8 +10,7 @@ import sys
 
 if sys.argv[:1] == ["-m"] and not sys.flags.safe_path:
     # With `python -m rlhf` the current folder comes first on sys.path, where a user's `policy.py` or
-    # `random.py` would
-    # shadow a module of this project or of Python. It is moved to the end.
+    # `random.py` would shadow a module of this project or of Python. It is moved to the end.
     sys.path.append(sys.path.pop(0))
 
 import importlib

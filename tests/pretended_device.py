@@ -32,8 +32,14 @@ from policy.algorithms.protocol import Algorithm
 from policy.algorithms.reinforce import Reinforce
 from policy.dpo.trainer import PackedDPOTrainer
 from policy.rollouts.probe import EngineProbe
-from policy.training.critic import token_values
-from policy.update.forward import MicroBatch, measuring_passes, pack_groups, reference_logps, token_logps
+from policy.update.forward import (
+    MicroBatch,
+    measuring_passes,
+    pack_groups,
+    reference_logps,
+    token_logps,
+    token_values,
+)
 from policy.update.statistics import UpdateStatistics
 from policy.update.step import Update
 from reward.justifier.trainer import JustifierTrainer
@@ -50,7 +56,8 @@ from rlhf.kernels.packed_batch import PackedBatch
 from rlhf.kernels.packing import Tree, pack
 from rlhf.models.forwards import enable_packed_logprobs, enable_packed_scores, enable_packed_values
 from rlhf.models.four_bits import nf4_settings, prepare
-from rlhf.models.loading import CRITIC, HEAD, PeftModel, autocast, lora_config, with_adapter
+from rlhf.models.loading import PeftModel, autocast, lora_config, with_adapter
+from rlhf.models.names import CRITIC, HEAD
 from rlhf.models.roles import role
 from rlhf.plan.memory.empty import pack_weight
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from policy.card import adapter_code
+from policy.training.describe import reference_words
 from rlhf.config.dpo import DPOConfig
 from rlhf.core.markdown import bullets
-from rlhf.models.card import CARD, license_line, render_card
+from rlhf.models.card import CARD, license_line, render_card, source_line
 from rlhf.models.chat import Chat
 from rlhf.models.loading import PeftModel
 from rlhf.models.saving import base_facts, write_adapter_folder
@@ -27,7 +28,7 @@ def save_policy(config: DPOConfig, model: PeftModel, chat: Chat, folder: Path) -
     """Write adapter, tokenizer and cards under their final name only when whole; all processes must call."""
     card = {
         **base_facts(config.model, model, chat),
-        "start": None,
+        "start": config.start,
         "method": "dpo",
         "loss": config.loss,
         "beta": config.beta,
@@ -64,12 +65,13 @@ def card_text(config: DPOConfig, final: Path, evaluation: Mapping[str, Any] | No
             "Training": bullets(
                 [
                     f"Loss: {FORMS[config.loss]}, beta {config.beta:g}; D is the difference of the "
-                    "log-ratios to the base, m the preference strength",
+                    "log-ratios to the reference, m the preference strength",
+                    f"Reference: {reference_words(config.start)}",
                     f"Batches: {config.batch_size} pairs; learning rate: {config.optimizer.learning_rate:g}",
                     f"LoRA of rank {adapter.rank}, alpha {adapter.alpha:g}, on {adapter.targets}",
                 ]
             ),
-            "Data": bullets(f"{source.path} ({source.format}, {source.split})" for source in sources),
+            "Data": bullets(map(source_line, sources)),
             "Figures": figures,
             "License": license_line(config.model.base),
         },

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rlhf.config.dpo import DPOConfig
-from rlhf.core.errors import ConfigError, DataError, RefusalError
+from rlhf.core.errors import ConfigError, RefusalError
 from rlhf.core.records import Preference, Rollout
 from rlhf.data.annotations import PAPER_SPREAD
-from rlhf.data.drops import DropReport
+from rlhf.data.drops import DropReport, nothing_left, place_of
 from rlhf.data.load import load_preferences, load_prompts
 from rlhf.data.split import held_out
 from rlhf.models.chat import Chat
@@ -72,17 +72,15 @@ def load_data(config: DPOConfig, chat: Chat) -> DPOData:
     for record, pair in zip(records, make_pairs(records, chat, config.model.max_length), strict=True):
         prompt = same.representative(record.prompt)
         if prompt in excluded:
-            drops.drop(EXCLUDED, record.source or "a row")
+            drops.drop(EXCLUDED, place_of(record))
         elif isinstance(pair, str):
-            drops.drop(pair, record.source or "a row")
+            drops.drop(pair, place_of(record))
         else:
             validates = held_out(prompt, config.data.validation_share, "validation")
             (validation if validates else training).append(pair)
     if not training:
-        raise DataError(
-            "There is nothing to train on.\n" + "\n".join(drops.lines()),
-            fix="look at the drop report above; raise model.max_length or widen data.preferences",
-        )
+        held = {"data.validation_share": len(validation)}
+        raise nothing_left("There is nothing to train on.", drops, "data.preferences", held)
     require_strengths(config, training)
     return DPOData(training, validation, drops)
 

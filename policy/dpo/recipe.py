@@ -15,11 +15,11 @@ from transformers import TrainerCallback
 from policy.dpo.card import save_policy, write_card
 from policy.dpo.data import DPOData, TokenizedPair, load_data
 from policy.dpo.trainer import PackedDPOTrainer, trainer_arguments
+from policy.training.describe import reference_words
+from policy.training.roles import attach_start, check_start
 from reward.evaluation.benchmarks.breakdown import by_group, shares
 from rlhf.config.dpo import DPOConfig
 from rlhf.distributed import processes, sharding
-from rlhf.distributed.schedule import steps_of
-from rlhf.distributed.trainer_mixin import draw_order, settings_of
 from rlhf.models import bases
 from rlhf.models.chat import Chat
 from rlhf.models.checkpoint_folder import write_shell
@@ -30,10 +30,11 @@ from rlhf.runs.folder import RunFolder
 from rlhf.runs.gpu_memory import phase
 from rlhf.runs.inputs import check_base, check_inputs, inputs_of
 from rlhf.runs.progress import Progress
-from rlhf.tracking.callbacks import load_callbacks
 from rlhf.tracking.recording import recorder
-from rlhf.tracking.session import last_checkpoint, open_run
+from rlhf.tracking.session import check_session, last_checkpoint, open_run
 from rlhf.tracking.trackers import Trackers
+from rlhf.training.arguments import settings_of
+from rlhf.training.schedule import draw_order, steps_of
 
 
 def train_dpo(
@@ -64,6 +65,7 @@ def train_dpo(
             print(line)
         run.write_json("drops.json", data.drops.as_dict())
         check_inputs(run, inputs_of(config, data.drops.digests))
+        check_start(config, chat)
         processes.per_rank(config.batch_size, "batch_size")
         sharding.refuse("train-dpo")
         train_and_evaluate(config, data, chat, run, steps, track, callbacks, resume=resume)
@@ -113,7 +115,7 @@ def build_trainer(
     model = load_trunk(config.model)
     check_base(run, config.model.base, fingerprint(model))
     updates = steps_of(config, len(data.training))
-    return PackedDPOTrainer(
+    trainer = PackedDPOTrainer(
         model,
         trainer_arguments(
             **settings_of(config, config.optimizer),
@@ -135,6 +137,8 @@ def build_trainer(
         record=recorder(run, track, progress),
         callbacks=callbacks,
     )
+    attach_start(config, trainer.model, chat)
+    return trainer
 
 
 def evaluation(pairs: Sequence[TokenizedPair], margins: Sequence[float]) -> dict[str, Any]:
@@ -164,9 +168,9 @@ def evaluation(pairs: Sequence[TokenizedPair], margins: Sequence[float]) -> dict
 
 def dry_run(config: DPOConfig) -> list[str]:
     """What a run would do: the drop report, pairs and updates."""
-    load_callbacks(config.callbacks)
-    Trackers(config)  # checks that they are installed
+    check_session(config)
     chat, notes = bases.load_chat(config.model), bases.check(config.model, config.adapter)
+    check_start(config, chat)
     data = load_data(config, chat)
     return [
         *data.drops.lines(),
@@ -174,4 +178,5 @@ def dry_run(config: DPOConfig) -> list[str]:
         f"{len(data.training):,} pairs, {len(data.validation):,} held out; "
         f"{steps_of(config, len(data.training))} updates of {config.batch_size} at "
         f"{config.optimizer.learning_rate:g}; {config.loss} DPO with beta {config.beta:g}",
+        f"Reference: {reference_words(config.start)}",
     ]

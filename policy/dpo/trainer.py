@@ -15,16 +15,14 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor
-from torch.utils.data import SequentialSampler
 from transformers import PreTrainedModel
-from transformers.trainer_callback import PrinterCallback, TrainerCallback
+from transformers.trainer_callback import TrainerCallback
 from trl import DPOConfig as TRLDPOConfig
 from trl import DPOTrainer
 
@@ -35,7 +33,6 @@ from rlhf.config.dpo import DPOLoss
 from rlhf.core.errors import DivergenceError
 from rlhf.distributed import processes
 from rlhf.distributed.sharding import finish_kernels
-from rlhf.distributed.trainer_mixin import DistributedTrainerMixin, single_device, trainer_settings
 from rlhf.kernels import adapter_layers
 from rlhf.kernels.packing_check import decide_packing, one_per_row
 from rlhf.kernels.tensors import read_numbers, to_device
@@ -44,13 +41,15 @@ from rlhf.models.loading import LoraConfig, base_of, upcast_trainable
 from rlhf.runs.checkpoints import SafeCheckpoints
 from rlhf.runs.gpu_memory import phase
 from rlhf.tracking.recording import LogUpdate
+from rlhf.training.arguments import single_device, trainer_settings
+from rlhf.training.mixin import TrainerMixin
 
 STAGE = "dpo"
 Sums = dict[str, Tensor | float]
 """Sums over the pairs of a row, on the device."""
 
 
-class PackedDPOTrainer(DistributedTrainerMixin, SafeCheckpoints, DPOTrainer):
+class PackedDPOTrainer(TrainerMixin, SafeCheckpoints, DPOTrainer):
     """Trains a fresh adapter on pairs.
 
     Args:
@@ -99,7 +98,6 @@ class PackedDPOTrainer(DistributedTrainerMixin, SafeCheckpoints, DPOTrainer):
             peft_config=adapter,
             callbacks=list(callbacks),
         )
-        self.remove_callback(PrinterCallback)
         trunk = base_of(self.model)
         decide_packing(trunk, wanted=packing, logits=True)
         enable_packed_logprobs(trunk, temperature=1.0)
@@ -116,8 +114,7 @@ class PackedDPOTrainer(DistributedTrainerMixin, SafeCheckpoints, DPOTrainer):
         scale = self.accelerator.num_processes  # gradients are averaged over processes; our losses are sums
         rows, batches = list[Sums](), self._packed(pairs)
         for number, batch in enumerate(batches):
-            last = number == len(batches) - 1
-            with nullcontext() if last else self.accelerator.no_sync(model):
+            with self.accumulate(model, last=number == len(batches) - 1):
                 with self.compute_loss_context_manager():
                     loss, sums = self._row_loss(model, batch, pairs, count)
                 self.backward(loss * scale)
@@ -226,21 +223,6 @@ class PackedDPOTrainer(DistributedTrainerMixin, SafeCheckpoints, DPOTrainer):
                 margins[place // 2] = margin
         self.model.train()
         return margins
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Record the figures of an update; transformers' summary at the end of training is left out."""
-        if "loss" in logs:
-            optimizer = {"optimizer/lr": logs["learning_rate"], "optimizer/grad_norm": logs["grad_norm"]}
-            figures: Mapping[str, float | str] = {**self.figures, **optimizer}
-            self.record(self.state.global_step, figures)
-            self.notify(figures)
-
-    # `policy.dpo.data` has tokenized the pairs already.
-    def _prepare_dataset(self, dataset: Dataset, *_: object, **__: object) -> Dataset:
-        return dataset
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
-        return SequentialSampler(self.train_dataset)
 
 
 MEANS = ("loss/total", "reward/chosen", "reward/rejected", "reward/margin", "reward/accuracy")

@@ -18,6 +18,7 @@ from rlhf.core.records import Conversation, Prompt
 from rlhf.data.drops import DropReport
 from rlhf.data.evaluation.answer_files import Answered, is_answer_file, read_answers
 from rlhf.data.evaluation.judge_formats import own_question
+from rlhf.models.checkpoint_folder import model_folder
 
 AnswersByPrompt = Mapping[Conversation, tuple[str, ...]]
 """A system's answers by prompt."""
@@ -88,7 +89,7 @@ class Bases:
 
     def judge(self, reward: str) -> SharedBase | None:
         """A loaded base with the reward model attached, if it was trained on one of them; else None."""
-        if (Path(reward) / "reward.json").exists():
+        if (model_folder(reward) / "reward.json").exists():
             for base in self._loaded.values():
                 with suppress(ModelError):  # another base or template
                     base.add_reward(reward)

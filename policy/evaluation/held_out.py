@@ -142,7 +142,8 @@ def compare(
 ) -> dict[str, Any]:
     """eval.json: means before and after, and the paired difference with its 95 % interval.
 
-    Differences are paired by prompt, and the interval is the percentile bootstrap over prompts.
+    Differences are paired by prompt, and the interval is the percentile bootstrap over prompts; None for a
+    single prompt.
     """
     has_held_out = any(answer.held_out is not None for group in before for answer in group)
     names = (*FIGURES, HELD_OUT) if has_held_out else FIGURES
@@ -192,7 +193,7 @@ def _difference(
         return None
     mean = float(differences_P.mean())
     (interval,) = bootstrap_means([differences_P[:, None]], resamples=RESAMPLES, seed=seed)
-    return {"mean": mean, "ci95": interval or [mean, mean]}
+    return {"mean": mean, "ci95": interval}
 
 
 def _as_dict(answer: Answer, *, has_held_out: bool) -> Mapping[str, Any]:

@@ -17,45 +17,41 @@ from rlhf.distributed import processes
 from rlhf.runs.gpu_memory import phase
 
 
-class Evaluation:
-    """Samples and scores the held-out prompts with a run's trainer."""
+@phase("rollouts")
+def held_out_answers(
+    config: PolicyConfig, trainer: PolicyTrainer, prompts: Sequence[Prompt]
+) -> list[list[Answer]]:
+    """Answers of the current policy to the held-out prompts.
 
-    def __init__(self, config: PolicyConfig, trainer: PolicyTrainer, prompts: Sequence[Prompt]) -> None:
-        self.config, self.trainer, self.prompts = config, trainer, prompts
+    The prompts are sharded over ranks where there are enough.
 
-    @phase("rollouts")
-    def answers(self) -> list[list[Answer]]:
-        """Answers of the current policy; the prompts are sharded over ranks where there are enough.
-
-        Raises:
-            EngineError: log-probabilities of engine and trainer differ by more than rollouts.logprob_bound.
-            RewardError: no answer on any rank has a reward.
-        """
-        samples = self.config.evaluation.samples
-        print(f"Answering {len(self.prompts)} held-out prompts, {samples} times each.", flush=True)
-        importance = self.config.rollouts.importance_sampling or ImportanceConfig()
-        probe = EngineProbe(importance.level, importance.cap)
-        sharded = processes.world_size() <= len(self.prompts)
-        local = answer_prompts(
-            self.trainer.model,
-            self.trainer.reference,
-            self.trainer.engine,
-            self.trainer.rewards,
-            self.trainer.chat,
-            processes.shard(self.prompts) if sharded else self.prompts,
-            samples=self.config.evaluation.samples,
-            seed=seed_of(self.config.seed, -1) + processes.rank(),
-            tokens_per_batch=self.config.tokens_per_batch,
-            held_out=self.trainer.held_out,
-            probe=probe,
-        )
-        gather_probes(probe).check(self.config.rollouts.logprob_bound, "on the held-out prompts")
-        answers = (
-            processes.unshard(processes.all_gather(local))
-            if sharded
-            else processes.broadcast_from_main(local)
-        )
-        rewards = [answer.reward for group in answers for answer in group]
-        if missing := rewards.count(None):
-            print(f"{missing} of {len(rewards)} answers have no reward and are left out.", flush=True)
-        return answers
+    Raises:
+        EngineError: log-probabilities of engine and trainer differ by more than rollouts.logprob_bound.
+        RewardError: no answer on any rank has a reward.
+    """
+    samples = config.evaluation.samples
+    print(f"Answering {len(prompts)} held-out prompts, {samples} times each.", flush=True)
+    importance = config.rollouts.importance_sampling or ImportanceConfig()
+    probe = EngineProbe(importance.level, importance.cap)
+    sharded = processes.world_size() <= len(prompts)
+    local = answer_prompts(
+        trainer.model,
+        trainer.reference,
+        trainer.engine,
+        trainer.rewards,
+        trainer.chat,
+        processes.shard(prompts) if sharded else prompts,
+        samples=samples,
+        seed=seed_of(config.seed, -1) + processes.rank(),
+        tokens_per_batch=config.tokens_per_batch,
+        held_out=trainer.held_out,
+        probe=probe,
+    )
+    gather_probes(probe).check(config.rollouts.logprob_bound, "on the held-out prompts")
+    answers = (
+        processes.unshard(processes.all_gather(local)) if sharded else processes.broadcast_from_main(local)
+    )
+    rewards = [answer.reward for group in answers for answer in group]
+    if missing := rewards.count(None):
+        print(f"{missing} of {len(rewards)} answers have no reward and are left out.", flush=True)
+    return answers

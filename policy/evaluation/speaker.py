@@ -20,8 +20,9 @@ from rlhf.models.bases import read_config
 from rlhf.models.chat import Chat
 from rlhf.models.chat.template import DATE
 from rlhf.models.checkpoint_folder import model_folder
-from rlhf.models.embedded import resolve_base
-from rlhf.models.loading import TRAINED_WHOLE, LoraConfig
+from rlhf.models.embedded import absolute_base, resolve_base
+from rlhf.models.loading import LoraConfig
+from rlhf.models.names import TRAINED_WHOLE
 
 ENGINES = ("vllm", "transformers")
 LOADED_AS: Mapping[str, Any] = {
@@ -77,7 +78,7 @@ class Speaker:
         card: Mapping[str, Any] = {}
         if folder.is_dir() and not (folder / "config.json").exists():
             adapter = read_policy(folder)
-            model = {"base": adapter.card["base"]}
+            model: dict[str, Any] = {"base": absolute_base(adapter.card["base"])}
             model |= {key: adapter.card.get(key, value) for key, value in LOADED_AS.items()}
             chat = Chat.beside(folder, model)
             adapter.check_template(chat)
@@ -85,7 +86,7 @@ class Speaker:
         else:
             _require_there(policy)
             card = _whole_card(folder)
-            model = {"base": str(folder), **LOADED_AS}
+            model = {"base": absolute_base(str(folder)), **LOADED_AS}
             pinned = ("template_date", "chat_template_kwargs")
             model |= {key: card[key] for key in ("dtype", *pinned) if key in card}
             chat, settings, place = Chat.load(folder, **{key: model[key] for key in pinned}), None, None

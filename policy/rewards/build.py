@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 from transformers import PreTrainedModel
 
 from policy.rewards.ensemble import EnsembleReward
-from policy.rewards.function import FunctionReward, GoldReward, load_function
+from policy.rewards.function import FunctionReward, GoldReward
+from policy.rewards.function_file import load_function
 from policy.rewards.judge import JudgeReward
 from policy.rewards.model import ModelReward
 from policy.rewards.principle import PrincipleReward
@@ -23,7 +25,8 @@ from rlhf.config.rewards import GOLD, RewardKind, RewardSourceConfig, names_of
 from rlhf.core.errors import ConfigError, ModelError
 from rlhf.distributed import processes
 from rlhf.models.chat import Chat
-from rlhf.models.loading import REWARD, PeftModel
+from rlhf.models.loading import PeftModel
+from rlhf.models.names import REWARD
 
 HELD_OUT = "held_out"
 CLOSING_TOKENS = 8
@@ -122,22 +125,29 @@ class RewardBuilder:
         return PrincipleReward(scorer)
 
     def _classifier(self, source: RewardSourceConfig, role: str) -> RewardTerm:
-        try:
+        with naming(source):
             scorer = load_scorer(
                 source.place,
                 label=source.label,
                 reasoning=source.reasoning,
                 tokens_per_batch=self.config.tokens_per_batch,
             )
-        except ModelError as error:
-            raise ModelError(
-                f"The reward {source.words()}: {error.found}",
-                allowed=error.allowed
-                or "a folder or Hugging Face name of an AutoModelForSequenceClassification with a chat "
-                "template, or a final/ folder of `rlhf train-reward`",
-                fix=error.fix or "try it: rlhf score MODEL --input FILE.jsonl --output FILE.jsonl",
-            ) from error
         return ModelReward(scorer)
+
+
+@contextmanager
+def naming(source: RewardSourceConfig) -> Iterator[None]:
+    """Name the reward in errors of the classifier that it is."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(
+            f"The reward {source.words()}: {error.found}",
+            allowed=error.allowed
+            or "a folder or Hugging Face name of an AutoModelForSequenceClassification with a chat "
+            "template, or a final/ folder of `rlhf train-reward`",
+            fix=error.fix or "try it: rlhf score MODEL --input FILE.jsonl --output FILE.jsonl",
+        ) from error
 
 
 def require_room(config: PolicyConfig, context: int, question: int = 0) -> None:

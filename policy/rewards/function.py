@@ -1,8 +1,8 @@
 """Rewards by a Python function with TRL's signature, and by the gold score of a prompt's check.
 
     f(prompts=[messages, ...], completions=[[{"role": "assistant", "content": answer}], ...],
-    completion_ids=[ids, ...],
-      source=[name, ...], check=[check or None, ...], COLUMN=[value, ...], ...) -> [number or None, ...]
+      completion_ids=[ids, ...], source=[name, ...], check=[check or None, ...],
+      COLUMN=[value, ...], ...) -> [number or None, ...]
 
 Each list has one element per answer and is passed by keyword; a function names what it needs and takes the
 rest as `**kwargs`. Every other column of a prompt's row is passed under its name, such as `answer`, unless
@@ -21,7 +21,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from policy.rewards.function_file import as_from_its_folder, definition_of, user_line
-from policy.rewards.function_file import load_function as load_function
 from policy.rewards.protocol import Missing
 from rlhf.core.errors import ConfigError, RewardError, did_you_mean, excerpt, shorten
 from rlhf.core.records import Prompt, Rollout

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from policy.rewards.build import function, require_room, server
+from policy.rewards.build import function, naming, require_room, server
 from policy.rewards.function import FunctionReward
+from reward.form import check_scorer
 from reward.judge.client import JudgeClient
 from reward.principle.question import question_tokens
 from reward.principle.scorer import read_principle_model
@@ -19,7 +20,6 @@ from rlhf.core.errors import ConfigError, DataError, excerpt
 from rlhf.core.records import Prompt, Rollout
 from rlhf.data.checks import CONSTRAINTS
 from rlhf.models.chat import Chat
-from rlhf.models.embedded import resolve_base
 
 SAMPLE_ANSWERS = ("A sample answer.", "Another, which is a little longer.")
 SAMPLE_PROMPTS = 4
@@ -69,7 +69,8 @@ def _check_principle(source: RewardSourceConfig, chat: Chat, config: PolicyConfi
 
 
 def _check_classifier(source: RewardSourceConfig) -> None:
-    resolve_base(source.place)
+    with naming(source):
+        check_scorer(source.place, label=source.label, reasoning=source.reasoning)
 
 
 def _check_function(

@@ -1,9 +1,12 @@
 """Reward shaping: normalisation, clipping and a length penalty, in this order.
 
-    z_n = (R_n - mean) / (std + 1e-4)        `batch`: over the update's answers; `running`: over all answers
-    so far, these included z_n = sum over sources k of w_k (r_kn - mean_k) / (std_k + 1e-4)        `each`:
-    over the answers to one prompt c_n = min(max(z_n, low), high) S_n = c_n - per_token x max(0, L_n - above)
+    z_n = (R_n - mean) / (std + 1e-4)                                  `batch` and `running`
+    z_n = sum over sources k of w_k (r_kn - mean_k) / (std_k + 1e-4)   `each`
+    c_n = min(max(z_n, low), high)
+    S_n = c_n - per_token x max(0, L_n - above)
 
+Mean and standard deviation are over the update's answers (`batch`), over all answers so far, these included
+(`running`), or over the answers to one prompt (`each`).
 Answers without a reward are in no mean and stay without one. Log and evaluation use the unshaped reward R.
 
 Shapes: N answers of an update on one rank.

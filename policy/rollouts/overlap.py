@@ -29,7 +29,8 @@ from policy.update.step import Update
 from rlhf.core.records import Rollout
 from rlhf.distributed import processes
 from rlhf.distributed.sharding import set_parameters
-from rlhf.models.loading import POLICY, PeftModel
+from rlhf.models.loading import PeftModel
+from rlhf.models.names import POLICY
 from rlhf.runs.checkpoints import trainable_state
 
 LAG = (

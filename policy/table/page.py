@@ -116,7 +116,7 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
     """Definitions of the figures."""
     return [
         "Win rate: every answer against every one of the base's, by the held-out reward; a tie counts half. "
-        "Intervals: 95 %, bootstrap over seeds and prompts.",
+        "Intervals: 95 %, Student's t with the variances over seeds and over prompts.",
         "At equal KL: the adapter is scaled until its KL is near the wanted one, and the figures are "
         "interpolated between the scales around it. The intervals leave out the uncertainty of the KL.",
         f"Best of n picks by the reward among {summary['best_of']} answers of the base. Its KL is the upper "

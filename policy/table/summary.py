@@ -6,6 +6,7 @@ Shapes: S seeds, P prompts.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ from policy.table.equal_kl import Point, as_point, at_kl
 from policy.table.evaluate import evaluation_file
 from policy.table.rows import BASE, BEST_OF, CLAIMS, ROWS, TRAINED
 from rlhf.config.policy_table import TableEvaluation
-from rlhf.core.statistics import Floats, bootstrap_grid_mean
+from rlhf.core.statistics import Floats, claim_verdict, grid_mean_interval
 
-RESAMPLES = 2000
+UNBOUNDED = (-math.inf, math.inf)
 Paths = Mapping[str, Sequence[Sequence[Point]]]
 """The points of each row by seed; the base is the first point of every row."""
 
@@ -95,7 +96,10 @@ def _row(points: Sequence[Point | None], base: Sequence[Point]) -> dict[str, Any
         "reached": len(reached),
         "scale": [point.scale for point, _ in reached],
         "kl": float(np.mean([point.kl for point, _ in reached])),
-        **{name: interval_of(values_SP) for name, values_SP in figures.items()},
+        **{
+            name: interval_of(values_SP, bounds=(0.0, 1.0) if name == "win" else UNBOUNDED)
+            for name, values_SP in figures.items()
+        },
         "gain": {name: interval_of(figures[name] - before[name]) for name in names if name != "win"},
     }
 
@@ -103,24 +107,21 @@ def _row(points: Sequence[Point | None], base: Sequence[Point]) -> dict[str, Any
 def compare(
     better: Sequence[Point | None], worse: Sequence[Point | None], name: str
 ) -> dict[str, Any] | None:
-    """The paired difference of two rows over the seeds that both reached; None without such seeds.
-
-    It holds where its interval lies above zero, does not hold where it lies below, and is open otherwise.
-    """
+    """The paired difference of two rows over the seeds that both reached, and whether the first is better;
+    None without such seeds."""
     pairs = [(a, b) for a, b in zip(better, worse, strict=True) if a is not None and b is not None]
     if not pairs:
         return None
-    difference = interval_of(_stack([a for a, _ in pairs], name) - _stack([b for _, b in pairs], name))
-    low, high = difference["ci95"]
-    verdict = "holds" if low > 0 else "does not hold" if high < 0 else "open"
-    return {**difference, "seeds": len(pairs), "verdict": verdict}
+    difference_SP = _stack([a for a, _ in pairs], name) - _stack([b for _, b in pairs], name)
+    difference = interval_of(difference_SP, bounds=(-1.0, 1.0) if name == "win" else UNBOUNDED)
+    return {**difference, "seeds": len(pairs), "verdict": claim_verdict(*difference["ci95"])}
 
 
-def interval_of(values_SP: Floats) -> dict[str, Any]:
-    """Mean, two-way bootstrap interval over seeds and prompts, and the mean of each seed."""
+def interval_of(values_SP: Floats, bounds: tuple[float, float] = UNBOUNDED) -> dict[str, Any]:
+    """Mean, its interval over seeds and prompts, and the mean of each seed."""
     return {
         "mean": float(values_SP.mean()),
-        "ci95": bootstrap_grid_mean(values_SP, resamples=RESAMPLES),
+        "ci95": grid_mean_interval(values_SP, bounds=bounds),
         "seeds": [float(value) for value in values_SP.mean(axis=1)],
     }
 

@@ -17,7 +17,6 @@ from rlhf.config.policy import PolicyConfig
 from rlhf.core.errors import ConfigError
 from rlhf.core.records import Prompt
 from rlhf.distributed import sharding, zero
-from rlhf.distributed.trainer_mixin import draw_order, settings_of
 from rlhf.kernels.fused import choose_layers
 from rlhf.kernels.packing_check import decide_packing
 from rlhf.models.chat import Chat
@@ -28,6 +27,8 @@ from rlhf.runs.gpu_memory import phase
 from rlhf.runs.progress import Progress
 from rlhf.tracking.recording import policy_recorder
 from rlhf.tracking.trackers import Trackers
+from rlhf.training.arguments import settings_of
+from rlhf.training.schedule import draw_order
 
 
 @phase("loading")

@@ -9,18 +9,17 @@ Shapes: A attributes of the reward model, D hidden units, M tokens of all answer
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rlhf.adapters.storage import RewardAdapter
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.rewards import RewardSource
 from rlhf.kernels import adapter_layers
-from rlhf.kernels.packed_batch import PackedBatch
-from rlhf.models.forwards import enable_packed_values, packed_inputs
-from rlhf.models.loading import CRITIC, VALUE_HEAD, PeftModel, fit_targets, lora_config, upcast_trainable
+from rlhf.models.forwards import enable_packed_values
+from rlhf.models.loading import PeftModel, fit_targets, lora_config, upcast_trainable
+from rlhf.models.names import CRITIC, VALUE_HEAD
 from rlhf.models.roles import keep_trainable
 
 
@@ -82,12 +81,3 @@ def add_critic_group(
 
 def _is_critic(name: str) -> bool:
     return bool({CRITIC, VALUE_HEAD} & set(name.split(".")))
-
-
-def token_values(model: Any, packed: PackedBatch) -> Tensor:
-    """values_M: the value before each token of the answers in a packed row, with the critic's adapter active.
-
-    Read at the preceding token, as log-probabilities are.
-    """
-    values_M: Tensor = model(**packed_inputs(packed), value_at=packed.next_tokens.index)
-    return values_M

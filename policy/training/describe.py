@@ -26,9 +26,13 @@ def describe_algorithm(algorithm: AlgorithmConfig, longest: int) -> list[str]:
     kl = algorithm.kl
     length, nats = max(1, longest // 2), EXAMPLE_KL
     beta = trl_beta(kl.coefficient, kl.estimator, kl.reduction, length, nats)
-    formula = "coefficient"
-    if kl.reduction == "mean":
-        formula += f" / L, for answers of L = {length} tokens (half of rollouts.max_new_tokens)"
+    power = -1 if kl.reduction == "mean" else 0
+    if kl.placement == "loss" and algorithm.reduction != "sequence_sum":
+        # The KL is a mean over answers, beside a policy loss that is a mean over tokens.
+        beta, power = beta * length, power + 1
+    formula = f"coefficient{('', ' x L', ' / L')[power]}"
+    if power:
+        formula += f", for answers of L = {length} tokens (half of rollouts.max_new_tokens)"
     if kl.estimator == "abs":
         formula += (
             f", x 2 / sqrt(pi k), the mean of |d| over that of d, for a KL of k = {nats:g} nats a token"
@@ -78,11 +82,7 @@ def describe_rewards(config: PolicyConfig) -> list[str]:
 
 def describe_roles(config: PolicyConfig) -> list[str]:
     """Lines on the reference and, where there is one, the critic."""
-    reference = (
-        "the base"
-        if config.start is None
-        else f"a frozen copy of {config.start}, from which the policy starts"
-    )
+    reference = reference_words(config.start)
     if config.adapter is None:
         reference = "a frozen copy of the base; all weights of the policy are trained, kept in float32"
     lines = [f"Reference: {reference}"]
@@ -101,6 +101,11 @@ def describe_roles(config: PolicyConfig) -> list[str]:
             f"Epochs per update: {algorithm.epochs}, each with an optimizer step of policy and critic",
         ]
     return lines
+
+
+def reference_words(start: str | None) -> str:
+    """The reference of a policy with an adapter."""
+    return "the base" if start is None else f"a frozen copy of {start}, from which the policy starts"
 
 
 def reward_words(config: PolicyConfig) -> str:

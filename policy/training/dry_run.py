@@ -9,8 +9,7 @@ from policy.training.prompt_data import load_data, repeat_warnings
 from policy.training.roles import check_start
 from rlhf.config.policy import PolicyConfig
 from rlhf.models import bases
-from rlhf.tracking.callbacks import load_callbacks
-from rlhf.tracking.trackers import Trackers
+from rlhf.tracking.session import check_session
 
 
 def dry_run(config: PolicyConfig) -> list[str]:
@@ -19,22 +18,21 @@ def dry_run(config: PolicyConfig) -> list[str]:
     Raises:
         UserError: the run would fail.
     """
-    load_callbacks(config.callbacks)
-    Trackers(config)  # raises where one is not installed
+    check_session(config)
     chat = bases.load_chat(config.model)
     data = load_data(config, chat)
     notes = bases.check(config.model, config.adapter)
     check_sources(config, chat, data.training + data.held_out)
     check_start(config, chat)
     rollouts = config.rollouts
-    answers = rollouts.prompts_per_step * rollouts.samples_per_prompt
     return [
         *data.drops.lines(),
         *repeat_warnings(config, len(data.training)),
         *notes,
         data.split_sentence(),
         f"{config.steps} updates of {rollouts.prompts_per_step} prompts x {rollouts.samples_per_prompt} "
-        f"answers = {answers} answers of at most {rollouts.max_new_tokens} tokens, by {rollouts.engine}",
+        f"answers = {rollouts.answers} answers of at most {rollouts.max_new_tokens} tokens, by "
+        f"{rollouts.engine}",
         *([LAG] if rollouts.overlap else []),
         *describe_rewards(config),
         *describe_algorithm(config.algorithm, rollouts.max_new_tokens),

@@ -10,24 +10,30 @@ Shapes: N answers, M tokens of the answers of a micro-batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from policy.algorithms.protocol import Algorithm
-from policy.training.critic import add_critic_group, split_parameters, token_values
-from policy.update.forward import MicroBatch, dummy_passes, measuring_passes, reference_logps, token_logps
+from policy.training.critic import add_critic_group, split_parameters
+from policy.update.forward import (
+    MicroBatch,
+    dummy_passes,
+    measuring_passes,
+    reference_logps,
+    token_logps,
+    token_values,
+)
 from policy.update.step import Update
 from rlhf.config.algorithm import CriticConfig
-from rlhf.distributed.sharding import is_fsdp, missing_passes
-from rlhf.distributed.trainer_mixin import DistributedTrainerMixin
-from rlhf.models.loading import CRITIC
+from rlhf.distributed.sharding import missing_passes
+from rlhf.models.names import CRITIC
 from rlhf.models.roles import role
+from rlhf.training.mixin import TrainerMixin
 
 
-class UpdateEpochs(DistributedTrainerMixin):
+class UpdateEpochs(TrainerMixin):
     """Runs the epochs of an update; mixed into transformers' Trainer, whose attributes and methods it uses.
 
     Attributes:
@@ -92,7 +98,7 @@ class UpdateEpochs(DistributedTrainerMixin):
         """The first epoch without a critic: each micro-batch is measured by the pass that is
         differentiated."""
         for index, micro_batch in enumerate(micro_batches):
-            with self._accumulate(model, last=index == len(micro_batches) - 1):
+            with self.accumulate(model, last=index == len(micro_batches) - 1):
                 with self.compute_loss_context_manager():
                     logps_M, entropy_M, answer_M = token_logps(model, micro_batch.packed)
                     reference_M = reference_logps(*self._reference_pair(model), micro_batch)
@@ -105,12 +111,12 @@ class UpdateEpochs(DistributedTrainerMixin):
         """An epoch over measured micro-batches, with the critic's loss where there is a critic."""
         for index, micro_batch in enumerate(micro_batches):
             last = index == len(micro_batches) - 1
-            with self._accumulate(model, last=last):
+            with self.accumulate(model, last=last):
                 with self.compute_loss_context_manager():
                     logps_M, _, _ = token_logps(model, micro_batch.packed)
                 self._backward_sum(update.policy_loss(index, micro_batch, logps_M))
             if self.algorithm.critic is not None:
-                with self._accumulate(model, last=last), role(self.model, CRITIC):
+                with self.accumulate(model, last=last), role(self.model, CRITIC):
                     with self.compute_loss_context_manager():
                         values_M = token_values(model, micro_batch.packed)
                     self._backward_sum(update.value_loss(index, values_M))
@@ -118,7 +124,7 @@ class UpdateEpochs(DistributedTrainerMixin):
     def _dummy_passes(self, model: Any, micro_batch: MicroBatch, count: int, *, reference: bool) -> None:
         """Passes without effect: other ranks have `count` more micro-batches of a sharded model."""
         for _ in range(count):
-            with self._accumulate(model, last=False), self.compute_loss_context_manager():
+            with self.accumulate(model, last=False), self.compute_loss_context_manager():
                 dummy_passes(
                     model,
                     self.model,
@@ -131,14 +137,6 @@ class UpdateEpochs(DistributedTrainerMixin):
     def _reference_pair(self, model: Any) -> tuple[Any, Any]:
         """The reference as it is called (wrapped), and as its roles are switched (unwrapped)."""
         return (model if self.frozen is None else self.frozen), self.reference
-
-    def _accumulate(self, model: Any, *, last: bool) -> AbstractContextManager[Any]:
-        """Accumulate gradients locally and synchronise in an epoch's last pass.
-
-        Under FSDP with all weights trained, every pass synchronises: unsharded gradients would not fit.
-        """
-        too_large = self.frozen is not None and is_fsdp(model)
-        return nullcontext() if last or too_large else self.accelerator.no_sync(model)
 
     def _backward_sum(self, loss: Tensor) -> None:
         """Backward of a micro-batch's share: ranks average gradients, and shares are summed."""

@@ -31,8 +31,7 @@ def adapt_coefficient(coefficient: float, kl: float, target: float, horizon: flo
         answers: of the update.
 
     Source: Ziegler et al. (arXiv 1909.08593), section 2.2, with horizon = answers / K_beta; as the
-        `AdaptiveKLController`
-    of lm-human-preferences and of TRL's former PPOTrainer.
+    `AdaptiveKLController` of lm-human-preferences and of TRL's former PPOTrainer.
     """
     error = min(max(kl / target - 1, -MAX_ERROR), MAX_ERROR)
     return coefficient * (1 + error * answers / horizon)

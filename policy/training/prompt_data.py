@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rlhf.config.policy import PolicyConfig
 from rlhf.core.errors import ConfigError, DataError, RefusalError
 from rlhf.core.records import Prompt
-from rlhf.data.drops import DropReport
+from rlhf.data.drops import DropReport, place_of
 from rlhf.data.load import load_prompts
 from rlhf.data.split import fraction
 from rlhf.models.chat import Chat
@@ -79,12 +79,12 @@ def _filter(
     seen: set[bytes] = set()
     for prompt, ids in zip(prompts, chat.prompts_ids(prompt.messages for prompt in prompts), strict=True):
         if isinstance(ids, RefusalError):
-            drops.drop(ids.reason, prompt.source or "a prompt")
+            drops.drop(ids.reason, place_of(prompt))
         elif len(ids) > max_tokens:
-            drops.drop(TOO_LONG, prompt.source or "a prompt")
+            drops.drop(TOO_LONG, place_of(prompt))
             shortest_dropped = min(shortest_dropped or len(ids), len(ids))
         elif (digest := digest_of(ids)) in seen:
-            drops.drop(SAME_PROMPT, prompt.source or "a prompt")
+            drops.drop(SAME_PROMPT, place_of(prompt))
         else:
             seen.add(digest)
             fitting.append(prompt)

@@ -11,9 +11,11 @@ from policy.rewards.protocol import Rewards
 from policy.training.critic import attach_critic
 from rlhf.adapters.start import check_adapter, start_from
 from rlhf.adapters.storage import read_policy
+from rlhf.config.dpo import DPOConfig
 from rlhf.config.policy import PolicyConfig
 from rlhf.models.chat import Chat
-from rlhf.models.loading import REFERENCE, PeftModel
+from rlhf.models.loading import PeftModel
+from rlhf.models.names import REFERENCE
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Roles:
     """The frozen copy of the base, where all weights are trained; reward adapters may have wrapped it."""
 
 
-def check_start(config: PolicyConfig, chat: Chat) -> None:
+def check_start(config: PolicyConfig | DPOConfig, chat: Chat) -> None:
     """Check before a model is loaded that `start` is a policy.
 
     Raises:
@@ -39,8 +41,8 @@ def check_start(config: PolicyConfig, chat: Chat) -> None:
         start.check_template(chat)
 
 
-def attach_roles(config: PolicyConfig, model: PeftModel, chat: Chat) -> None:
-    """Attach reference and critic to the base, where the config has them, and start the policy from `start`.
+def attach_start(config: PolicyConfig | DPOConfig, model: PeftModel, chat: Chat) -> None:
+    """Start the policy from `start`, if there is one, and attach a frozen copy of it as the reference.
 
     Raises:
         ModelError: `start` is not a policy that training can start from.
@@ -50,5 +52,10 @@ def attach_roles(config: PolicyConfig, model: PeftModel, chat: Chat) -> None:
         start = read_policy(folder)
         start_from(folder, start, model, chat)
         start.attach(model, REFERENCE)
+
+
+def attach_roles(config: PolicyConfig, model: PeftModel, chat: Chat) -> None:
+    """Attach reference and critic to the base, where the config has them, see `attach_start`."""
+    attach_start(config, model, chat)
     if config.algorithm.critic is not None:
         attach_critic(model, config)

@@ -22,8 +22,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
-from torch.utils.data import SequentialSampler
-from transformers.trainer_callback import PrinterCallback, TrainerCallback
+from transformers.trainer_callback import TrainerCallback
 from trl import RLOOConfig, RLOOTrainer
 
 from policy.algorithms import ALGORITHMS
@@ -34,35 +33,31 @@ from policy.rollouts.protocol import RolloutEngine, seed_of
 from policy.training.epochs import UpdateEpochs
 from policy.training.kl_control import KLControl
 from policy.training.roles import Roles
-from policy.update.advantages import skip_flat_groups
+from policy.update.advantages import flat_groups, skip_flat_groups
 from policy.update.forward import pack_groups, token_logps
-from policy.update.gathering import gather_probes, gather_statistics, reduce_times
+from policy.update.gathering import gather_probes, gather_statistics, reduce_figures
 from policy.update.per_token import with_tokens
 from policy.update.sampling import HELD_OUT, Experience, RolloutBatch, sample_rollouts, score_rollouts
-from policy.update.statistics import (
-    UpdateStatistics,
-    gold_scores,
-    order_agreement,
-    spread_share,
-)
+from policy.update.statistics import UpdateStatistics, gold_scores, memory_figures, order_agreement
 from policy.update.step import Update, check_update, divergence_error, start_bound
 from rlhf.config.algorithm import AlgorithmConfig
 from rlhf.config.rewards import ShapingConfig
 from rlhf.config.rollouts import ImportanceConfig, RolloutConfig
 from rlhf.core.errors import DivergenceError
 from rlhf.core.formats import compute_dtype
-from rlhf.core.records import Prompt
+from rlhf.core.records import Prompt, Rollout
 from rlhf.distributed import processes
 from rlhf.distributed.sharding import finish_kernels, is_requested, reshard
-from rlhf.distributed.trainer_mixin import single_device, trainer_settings
 from rlhf.kernels import adapter_layers
 from rlhf.kernels.packing_check import one_per_row
 from rlhf.models.chat import Chat
 from rlhf.models.forwards import enable_packed_logprobs
 from rlhf.models.loading import base_of, upcast_trainable
+from rlhf.report.verdict import counted_remark
 from rlhf.runs.checkpoints import SafeCheckpoints, trainable_state
 from rlhf.runs.gpu_memory import phase
 from rlhf.tracking.recording import LogPolicyUpdate
+from rlhf.training.arguments import single_device, trainer_settings
 
 
 class PolicyTrainer(UpdateEpochs, SafeCheckpoints, RLOOTrainer):
@@ -130,7 +125,6 @@ class PolicyTrainer(UpdateEpochs, SafeCheckpoints, RLOOTrainer):
             peft_config=adapter,
             callbacks=list(callbacks),
         )
-        self.remove_callback(PrinterCallback)
         for trunk in {base_of(model) for model in (self.model, frozen) if model is not None}:
             enable_packed_logprobs(trunk, rollouts.temperature)
         upcast_trainable(self.model)
@@ -177,21 +171,16 @@ class PolicyTrainer(UpdateEpochs, SafeCheckpoints, RLOOTrainer):
         has."""
         model.train()
         experience = self._prepare_inputs(inputs)
+        waited = processes.wait_for_all()
         started = time.perf_counter()
         self.raw_rewards = experience.result.rewards
         lengths = [len(rollout.completion_ids) for rollout in experience.rollouts]
         shaped = self.shaping.of(experience.result, lengths)
         rewards_N, skipped = torch.tensor(shaped), {}
         if self.settings.flat_groups == "skip":
-            finished = [rollout.finished for rollout in experience.rollouts]
-            rewards_N, count = skip_flat_groups(
-                rewards_N,
-                torch.tensor(finished),
-                self.num_generations,
-                self.settings.unfinished,
-                self.settings.unfinished_reward,
-            )
-            skipped = {"reward/groups_skipped": float(count)}
+            flat_P = self._flat_groups(shaped, experience.rollouts)
+            rewards_N = skip_flat_groups(rewards_N, flat_P)
+            skipped = {"reward/groups_skipped": float(flat_P.sum())}
         micro_batches = pack_groups(
             experience.groups,
             self.tokens_per_batch,
@@ -199,7 +188,7 @@ class PolicyTrainer(UpdateEpochs, SafeCheckpoints, RLOOTrainer):
             self.args.device,
             one_per_row=one_per_row(base_of(self.model)),
         )
-        update = self._new_update(experience, shaped, ~torch.isnan(rewards_N))
+        update, counted_share = self._new_update(experience, shaped, ~torch.isnan(rewards_N))
         self.run_epochs(model, micro_batches, rewards_N, update)
         if self.overlap is not None:
             with torch.no_grad(), self.compute_loss_context_manager():
@@ -208,26 +197,31 @@ class PolicyTrainer(UpdateEpochs, SafeCheckpoints, RLOOTrainer):
                 )
             reshard(self.model)  # the optimizer changes the shards
         finish_kernels()
-        times = {**experience.times, **skipped, "time/update": time.perf_counter() - started}
-        self._finish(experience.prompts, update, times)
+        times = {**experience.times, "time/update": time.perf_counter() - started}
+        # Of this rank, waiting for others included: the maxima of the phases may be of different ranks.
+        step = waited + sum(value for name, value in times.items() if name.startswith("time/"))
+        figures = {"reward/counted_share": counted_share, "time/step": step, **memory_figures()}
+        self._finish(experience.prompts, update, {**times, **skipped, **figures})
         return torch.tensor(self.figures["loss/policy"], device=self.args.device)
 
-    def _new_update(self, experience: Experience, shaped: Sequence[float], takes_part_N: Tensor) -> Update:
-        """The update with its denominators over all ranks.
+    def _new_update(
+        self, experience: Experience, shaped: Sequence[float], takes_part_N: Tensor
+    ) -> tuple[Update, float]:
+        """The update with its denominators over all ranks, and the share of all answers that are counted.
 
         Args:
             takes_part_N: mask of the answers with a reward, without those of skipped groups.
         """
         result, rollouts = experience.result, experience.rollouts
-        taking_part = [rollout for rollout, mask in zip(rollouts, takes_part_N.tolist(), strict=True) if mask]
+        training_on = [rollout for rollout, mask in zip(rollouts, takes_part_N.tolist(), strict=True) if mask]
         local = torch.tensor(
-            [self.algorithm.denominator(taking_part), sum(self.algorithm.counted(taking_part))],
+            [self.algorithm.denominator(training_on), sum(self.algorithm.counted(training_on))],
             device=self.args.device,
         )
         denominator, counted = self.accelerator.reduce(local, "sum").tolist()
         importance = self.rollouts.importance_sampling
         logged = importance or ImportanceConfig()
-        return Update(
+        update = Update(
             self.algorithm,
             self.kl,
             self.kl_control.coefficient,
@@ -245,6 +239,7 @@ class PolicyTrainer(UpdateEpochs, SafeCheckpoints, RLOOTrainer):
             EngineProbe(logged.level, logged.cap),
             lambda tensor: self.accelerator.reduce(tensor, "sum"),
         )
+        return update, counted / (len(rollouts) * self.accelerator.num_processes)
 
     def diverged(self, norm: float) -> DivergenceError:
         """The error for a gradient whose norm is not finite, which names rewards that are too large."""
@@ -252,15 +247,32 @@ class PolicyTrainer(UpdateEpochs, SafeCheckpoints, RLOOTrainer):
             f"The gradient's norm is {norm}", self.state.global_step + 1, self.raw_rewards
         )
 
-    def _finish(self, prompts: Sequence[Prompt], update: Update, times: Mapping[str, float]) -> None:
-        """Check the update, and keep its figures and answers for the log."""
+    def _flat_groups(self, shaped: Sequence[float], rollouts: Sequence[Rollout]) -> Tensor:
+        """flat_P, see `flat_groups`."""
+        return flat_groups(
+            torch.tensor(shaped),
+            torch.tensor([rollout.finished for rollout in rollouts]),
+            self.num_generations,
+            self.settings.unfinished,
+            self.settings.unfinished_reward,
+        )
+
+    def _finish(self, prompts: Sequence[Prompt], update: Update, local: Mapping[str, float]) -> None:
+        """Check the update, and keep its figures and answers for the log.
+
+        Args:
+            local: times and other figures of this rank.
+        """
         statistics, probe = gather_statistics(update.statistics), gather_probes(update.probe)
-        number, times = self.state.global_step + 1, reduce_times(times)
+        number, measured = self.state.global_step + 1, reduce_figures(local)
         prompts = [prompt for rank_prompts in processes.all_gather(list(prompts)) for prompt in rank_prompts]
         figures = statistics.figures(update.coefficient) | update.figures() | probe.figures()
         bound = start_bound(compute_dtype(base_of(self.model)), on_gpu=self.args.device.type == "cuda")
         check_update(number, figures, bound, rewards=statistics.rewards)
-        figures["reward/groups_with_spread"] = spread_share(statistics.rewards, self.num_generations)
+        shaped = statistics.columns.get("shaped", statistics.rewards)
+        figures["reward/groups_with_spread"] = 1 - float(
+            self._flat_groups(shaped, statistics.rollouts).float().mean()
+        )
         if (held_out := statistics.columns.get(HELD_OUT)) is not None:
             agreement = order_agreement(statistics.rewards, held_out, self.num_generations)
             figures.update({} if agreement is None else {"reward/held_out_agreement": agreement})
@@ -269,8 +281,10 @@ class PolicyTrainer(UpdateEpochs, SafeCheckpoints, RLOOTrainer):
         if known := [gold for gold in golds if gold is not None]:
             figures["gold/mean"] = sum(known) / len(known)
         self._observe(number, figures, len(golds))
-        step_time = sum(value for name, value in times.items() if name.startswith("time/"))
-        self.figures = {**figures, **times, "time/step": step_time}
+        self.figures = {**figures, **measured}
+        if number == 1:
+            for line in counted_remark([self.figures]):
+                print(f"Warning: {line}", flush=True)
         rows = statistics.samples(number, prompts, golds)
         self.samples = with_tokens(rows, statistics.rollouts, statistics.tokens, self.chat.pieces)
 
@@ -309,16 +323,9 @@ class PolicyTrainer(UpdateEpochs, SafeCheckpoints, RLOOTrainer):
     def _stateful(self) -> list[Any]:
         return [self.kl_control, self.shaping, *([] if self.overlap is None else [self.overlap])]
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Pass an update's figures to `record`; transformers' final summary is left out."""
-        if "loss" in logs:
-            optimizer = {"optimizer/lr": logs["learning_rate"], "optimizer/grad_norm": logs["grad_norm"]}
-            figures = {**self.figures, **optimizer}
-            self.record(self.state.global_step, figures, self.samples)
-            self.notify(figures)
-
-    def _get_train_sampler(self, dataset: Dataset | None = None) -> Any:
-        return SequentialSampler(self.train_dataset)
+    def record_update(self, step: int, figures: Mapping[str, float | str]) -> None:
+        """Pass an update's figures and its answers to `record`."""
+        self.record(step, figures, self.samples)
 
 
 def _unused_reward(*_: object, **__: object) -> list[float]:
@@ -329,7 +336,7 @@ def _unused_reward(*_: object, **__: object) -> list[float]:
 def trainer_arguments(rollouts: RolloutConfig, **settings: Any) -> RLOOConfig:
     """The run's settings as an RLOOConfig; `settings` are those of `trainer_settings`."""
     arguments = RLOOConfig(
-        **trainer_settings(batch_size=rollouts.prompts_per_step * rollouts.samples_per_prompt, **settings),
+        **trainer_settings(batch_size=rollouts.answers, **settings),
         num_generations=rollouts.samples_per_prompt,
         steps_per_generation=1,
         max_completion_length=rollouts.max_new_tokens,

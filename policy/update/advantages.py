@@ -31,32 +31,36 @@ def apply_unfinished_rule(
     return rewards_N, torch.ones_like(finished_N)
 
 
-def skip_flat_groups(
+def flat_groups(
     rewards_N: Tensor,
     finished_N: Tensor,
     group_size: int,
     rule: Unfinished,
     unfinished_reward: float | None,
-) -> tuple[Tensor, int]:
-    """Rewards with NaN in groups whose counted rewards are all equal, and the number of these groups.
+) -> Tensor:
+    """flat_P: whether the counted rewards of a group are all equal, under the rule for unfinished answers.
 
-    An answer whose reward is NaN takes part in no loss and no denominator. Without a KL penalty the
-    advantages of such a group are 0; with one they are differences of KL alone. Rewards are compared under
-    the rule for unfinished answers; a group without counted answers is skipped too.
+    A group without counted answers is flat too. With a leave-one-out baseline and no KL penalty the
+    advantages of a flat group are 0; with a penalty they are differences of KL alone.
 
     Args:
-        rewards_N: in whole groups; NaN where an answer has no reward.
-
-    Source: the filter of DAPO's dynamic sampling (arXiv 2503.14476, section 3.2); nothing is sampled again.
+        rewards_N: after shaping, in whole groups; NaN where an answer has no reward.
     """
     compared_N, counted_N = apply_unfinished_rule(rewards_N, finished_N, rule, unfinished_reward)
     counted_PG = (counted_N & ~torch.isnan(rewards_N)).view(-1, group_size)
     compared_PG = compared_N.view(-1, group_size)
     highest_P = compared_PG.masked_fill(~counted_PG, -math.inf).amax(dim=1)
     lowest_P = compared_PG.masked_fill(~counted_PG, math.inf).amin(dim=1)
-    flat_P = highest_P <= lowest_P
-    masked_PG = rewards_N.view(-1, group_size).masked_fill(flat_P[:, None], math.nan)
-    return masked_PG.flatten(), int(flat_P.sum())
+    return highest_P <= lowest_P
+
+
+def skip_flat_groups(rewards_N: Tensor, flat_P: Tensor) -> Tensor:
+    """Rewards with NaN in flat groups: such answers take part in no loss and no denominator.
+
+    Source: the filter of DAPO's dynamic sampling (arXiv 2503.14476, section 3.2); nothing is sampled again.
+    """
+    masked_PG = rewards_N.view(len(flat_P), -1).masked_fill(flat_P[:, None], math.nan)
+    return masked_PG.flatten()
 
 
 def leave_one_out(rewards_PG: Tensor, counted_PG: Tensor) -> Tensor:

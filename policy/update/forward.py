@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from policy.training.critic import token_values
 from rlhf.core.records import Rollout
+from rlhf.kernels.inputs import packed_inputs
 from rlhf.kernels.packed_batch import PackedBatch
 from rlhf.kernels.packing import Tree, pack
-from rlhf.models.forwards import packed_inputs
-from rlhf.models.loading import CRITIC, PeftModel, autocast, base_of, reference_role
+from rlhf.models.loading import PeftModel, autocast, base_of, reference_role
+from rlhf.models.names import CRITIC
 from rlhf.models.roles import role
 
 
@@ -81,6 +81,15 @@ def token_logps(model: Any, packed: PackedBatch, *, entropy: bool = True) -> tup
         **packed_inputs(packed), predict=(*following.index, following.ids_M), entropy=entropy
     )
     return logps_M, entropy_M, following.branch_M
+
+
+def token_values(model: Any, packed: PackedBatch) -> Tensor:
+    """values_M: the value before each token of the answers in a packed row, with the critic's adapter active.
+
+    Read at the preceding token, as log-probabilities are.
+    """
+    values_M: Tensor = model(**packed_inputs(packed), value_at=packed.next_tokens.index)
+    return values_M
 
 
 def reference_logps(model: Any, unwrapped: PeftModel | PreTrainedModel, micro_batch: MicroBatch) -> Tensor:

@@ -31,13 +31,13 @@ def gather_probes(local: EngineProbe) -> EngineProbe:
     return merge_probes(processes.all_gather(local.read()))
 
 
-def reduce_times(local: Mapping[str, float]) -> dict[str, float]:
+def reduce_figures(local: Mapping[str, float]) -> dict[str, float]:
     """Figures of all ranks, see `merge_figures`."""
     return merge_figures(processes.all_gather(local))
 
 
 def merge_figures(by_rank: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The maximum of times, the sum of `SUMMED`, the mean of `AVERAGED`.
+    """The maximum of times and memory, the sum of `SUMMED`, the mean of `AVERAGED`.
 
     Of others the first rank's value that has one.
     """
@@ -45,7 +45,7 @@ def merge_figures(by_rank: Sequence[Mapping[str, float]]) -> dict[str, float]:
     for name in dict.fromkeys(name for rank_figures in by_rank for name in rank_figures):
         values = [rank_figures[name] for rank_figures in by_rank if name in rank_figures]
         kind = name.removeprefix(f"{HELD_OUT}/")
-        if name.startswith("time/"):
+        if name.startswith(("time/", "memory/")):
             figures[name] = max(values)
         elif kind in SUMMED:
             figures[name] = sum(values)

@@ -65,8 +65,7 @@ def reinforce(
         weights_M: importance weights; constants.
 
     Source: NeMo-Aligner's `megatron_gpt_reinforce_actor.py` (sequence_mean, since its micro-batches hold one
-        answer);
-    arXiv 2402.14740 (sequence_sum).
+    answer); arXiv 2402.14740 (sequence_sum).
     """
     weighted_M = logps_M if weights_M is None else weights_M.detach() * logps_M
     logp_N = _REDUCE[reduction](weighted_M, answer_M, len(advantages_N))

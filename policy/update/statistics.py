@@ -180,8 +180,6 @@ class UpdateStatistics:
             "length/reward_correlation": _correlation(lengths[known], rewards[known]),
             "policy/entropy": torch.cat(self.entropies).mean().item(),
             "advantage/std": torch.cat(self.advantages).std(correction=0).item(),
-            "memory/peak_gib": peak_memory_gib(),
-            **reserved_memory(),
         }
         for estimator, (mean, total) in KL_NAMES.items():
             figures[mean] = kl_of_tokens(log_ratio, estimator).mean().item()
@@ -219,20 +217,17 @@ def _correlation(a: Tensor, b: Tensor) -> float:
     return float(torch.corrcoef(torch.stack([a, b]))[0, 1])
 
 
-def peak_memory_gib() -> float:
-    """Peak memory in GiB: of the GPU, else of this process, an in-process engine included."""
+def memory_figures() -> dict[str, float]:
+    """Peak memory of this process in GiB: of its GPU, also with fragments, else an in-process engine
+    included."""
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
+        return {
+            "memory/peak_gib": torch.cuda.max_memory_allocated() / 2**30,
+            "memory/reserved_gib": torch.cuda.max_memory_reserved() / 2**30,
+        }
     # Linux counts in KiB, macOS in bytes.
     unit = 1 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-
-
-def reserved_memory() -> dict[str, float]:
-    """Peak memory that torch's allocator reserved on a GPU, fragments included; empty on a CPU."""
-    if not torch.cuda.is_available():
-        return {}
-    return {"memory/reserved_gib": torch.cuda.max_memory_reserved() / 2**30}
+    return {"memory/peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30}
 
 
 def gold_scores(prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[float | None]:
@@ -241,18 +236,6 @@ def gold_scores(prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[
         None if prompt.check is None else gold_score(prompt.check, rollout.text)
         for prompt, rollout in zip(prompts, rollouts, strict=True)
     ]
-
-
-def spread_share(rewards: Sequence[float], group: int) -> float:
-    """Share of groups whose rewards are not all equal; the rewards of the others give no gradient.
-
-    Args:
-        rewards: before shaping, in whole groups.
-        group: answers of a group.
-    """
-    groups = [rewards[start : start + group] for start in range(0, len(rewards), group)]
-    known = [[reward for reward in rewards if math.isfinite(reward)] for rewards in groups]
-    return sum(len(set(rewards)) > 1 for rewards in known) / len(groups)
 
 
 def order_agreement(rewards: Sequence[float], others: Sequence[float], group: int) -> float | None:

@@ -201,10 +201,11 @@ def divergence_error(what: str, update: int, rewards: Sequence[float]) -> Diverg
         return DivergenceError(
             f"{what} at update {update}: its rewards range from {min(known):.3g} to {max(known):.3g}.",
             allowed=f"rewards whose squares float32 can sum; up to {LARGE_REWARD:g} is safe",
-            fix="return smaller rewards, or clip them: reward_shaping.clip=[-1e6,1e6]",
+            fix="return smaller rewards, or clip them in a new run: reward_shaping.clip=[-1e6,1e6]",
         )
     return DivergenceError(
         f"{what} at update {update}.",
         allowed="a finite number",
-        fix="lower optimizer.learning_rate; samples.jsonl holds the answers of the updates before",
+        fix="lower optimizer.learning_rate in a new run; samples.jsonl holds the answers of the updates "
+        "before",
     )

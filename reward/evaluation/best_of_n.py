@@ -49,52 +49,63 @@ def expected_pick(rewards: Sequence[float], scores: Sequence[float], n: int) -> 
 def best_of_n_curve(rated: Sequence[Rated]) -> list[dict[str, Any]]:
     """The mean true score of the picks for n = 1, 2, 4, 8, ..., and for the largest number of answers.
 
-    Each n takes the prompts with at least n answers, `prompts` of them. Over the same prompts: `random`, the
-    mean score, and `oracle`, the best of n by the true score itself. Where all lengths are known, also
-    `longest` and `shortest`, the score of picking by length.
+    Each n takes the prompts with at least n answers.
+
+    Returns:
+        `[{"n", **figures}, ...]`, with the figures of `best_of_all`.
+    """
+    return [
+        {"n": n, **_picks([(item, n) for item in rated if len(item.rewards) >= n])}
+        for n in sizes_to(max(len(item.rewards) for item in rated))
+    ]
+
+
+def best_of_all(rated: Sequence[Rated]) -> dict[str, Any]:
+    """The mean true score of the pick among all answers of each prompt, however many it has.
+
+    Over the same prompts: `random`, the mean score, and `oracle`, the best answer by the true score itself.
+    Where all lengths are known, also `longest` and `shortest`, the score of picking by length.
 
         gain = score - random,   share = gain / (oracle - random), None where all answers are equally good
 
     Returns:
-        `[{"n", "prompts", "score", "ci95", "random", "oracle", "gain", "gain_ci95", "share"}, ...]`, each
-        mean over prompts; intervals by bootstrap over prompts, None for a single one.
+        `{"prompts", "score", "ci95", "random", "oracle", "gain", "gain_ci95", "share"}`, each mean over
+        prompts; intervals by bootstrap over prompts, None for a single one.
     """
-    curve = []
-    for n in sizes_to(max(len(item.rewards) for item in rated)):
-        rows = [
-            (
-                expected_pick(item.rewards, item.scores, n),
-                math.fsum(item.scores) / len(item.scores),
-                expected_pick(item.scores, item.scores, n),
-            )
-            for item in rated
-            if len(item.rewards) >= n
-        ]
-        length_picks = [
-            (
-                expected_pick(item.lengths, item.scores, n),
-                expected_pick([-length for length in item.lengths], item.scores, n),
-            )
-            for item in rated
-            if len(item.rewards) >= n and item.lengths
-        ]
-        score, random, oracle = (math.fsum(column) / len(rows) for column in zip(*rows, strict=True))
-        score_interval, gain_interval = bootstrap_means([[(pick, pick - chance) for pick, chance, _ in rows]])
-        curve.append(
-            {
-                "n": n,
-                "prompts": len(rows),
-                "score": score,
-                "ci95": score_interval,
-                "random": random,
-                "oracle": oracle,
-                "gain": score - random,
-                "gain_ci95": gain_interval,
-                "share": (score - random) / (oracle - random) if oracle > random else None,
-                **_length_baselines(length_picks, len(rows)),
-            }
+    return _picks([(item, len(item.rewards)) for item in rated])
+
+
+def _picks(items: Sequence[tuple[Rated, int]]) -> dict[str, Any]:
+    """The figures of `best_of_all`, with n answers of each prompt."""
+    rows = [
+        (
+            expected_pick(item.rewards, item.scores, n),
+            math.fsum(item.scores) / len(item.scores),
+            expected_pick(item.scores, item.scores, n),
         )
-    return curve
+        for item, n in items
+    ]
+    length_picks = [
+        (
+            expected_pick(item.lengths, item.scores, n),
+            expected_pick([-length for length in item.lengths], item.scores, n),
+        )
+        for item, n in items
+        if item.lengths
+    ]
+    score, random, oracle = (math.fsum(column) / len(rows) for column in zip(*rows, strict=True))
+    score_interval, gain_interval = bootstrap_means([[(pick, pick - chance) for pick, chance, _ in rows]])
+    return {
+        "prompts": len(rows),
+        "score": score,
+        "ci95": score_interval,
+        "random": random,
+        "oracle": oracle,
+        "gain": score - random,
+        "gain_ci95": gain_interval,
+        "share": (score - random) / (oracle - random) if oracle > random else None,
+        **_length_baselines(length_picks, len(rows)),
+    }
 
 
 def _length_baselines(picks: Sequence[tuple[float, float]], prompts: int) -> dict[str, float]:

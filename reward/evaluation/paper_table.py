@@ -27,13 +27,12 @@ from reward.training.data import load_chat, load_data
 from rlhf.config.reward import RewardConfig
 from rlhf.core.errors import DataError
 from rlhf.core.markdown import table
-from rlhf.core.statistics import bootstrap_grid_mean
+from rlhf.core.statistics import claim_verdict, grid_mean_interval
 from rlhf.report.comparisons.comparison import write_comparison
 from rlhf.runs.after import is_finished
 from rlhf.runs.files import atomic_write_text
 from rlhf.runs.progress import Progress
 
-RESAMPLES = 10_000
 Shares = NDArray[np.float64]
 
 
@@ -207,17 +206,13 @@ def summarise(
     seeds: Sequence[int],
     names: Sequence[str] = tuple(ROWS),
 ) -> dict[str, Any]:
-    """table.json: each row's accuracy with its interval, and what becomes of each of the paper's claims.
-
-    A claim holds where the interval of the paired difference lies above zero, fails where it lies below, and
-    is open otherwise.
-    """
+    """table.json: each row's accuracy with its interval, and what becomes of each of the paper's claims."""
     index = {name: number for number, name in enumerate(names)}
     rows = {
         name: {
             "title": ROWS_WITH_JUSTIFIER[name].title,
             "accuracy": float(right_RSP[index[name]].mean()),
-            "ci95": bootstrap_grid_mean(right_RSP[index[name]], prompts_P, resamples=RESAMPLES),
+            "ci95": grid_mean_interval(right_RSP[index[name]], prompts_P, bounds=(0.0, 1.0)),
             "seeds": [float(value) for value in right_RSP[index[name]].mean(axis=1)],
             "paper": ROWS_WITH_JUSTIFIER[name].paper,
         }
@@ -226,13 +221,13 @@ def summarise(
     claims = []
     for claim in CLAIMS:
         difference_SP = right_RSP[index[claim.better]] - right_RSP[index[claim.worse]]
-        low, high = bootstrap_grid_mean(difference_SP, prompts_P, resamples=RESAMPLES)
+        low, high = grid_mean_interval(difference_SP, prompts_P, bounds=(-1.0, 1.0))
         claims.append(
             {
                 "sentence": claim.sentence,
                 "difference": float(difference_SP.mean()),
                 "ci95": (low, high),
-                "verdict": "holds" if low > 0 else "does not hold" if high < 0 else "open",
+                "verdict": claim_verdict(low, high),
                 "paper": _paper_difference(claim),
             }
         )

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from reward.judge.forms import justifier_request
 from reward.training.batches import TOO_LONG
 from rlhf.config.justifier import JustifierConfig
-from rlhf.core.errors import DataError, RefusalError
+from rlhf.core.errors import RefusalError
 from rlhf.core.records import Justification, Message
-from rlhf.data.drops import DropReport
+from rlhf.data.drops import DropReport, nothing_left, place_of
 from rlhf.data.load import load_justifications
 from rlhf.data.split import held_out
 from rlhf.models.chat import Chat
@@ -68,21 +68,19 @@ def load_data(config: JustifierConfig, chat: Chat) -> JustifierData:
         try:
             made = example(record, chat)
         except RefusalError as error:
-            drops.drop(error.reason, record.source)
+            drops.drop(error.reason, place_of(record))
             continue
         if len(made.input_ids) > config.model.max_length:
-            drops.drop(TOO_LONG, record.source)
+            drops.drop(TOO_LONG, place_of(record))
         elif held_out(prompt := same.representative(record.prompt), config.data.test_share, "test"):
-            drops.drop(FOR_TEST, record.source)
+            drops.drop(FOR_TEST, place_of(record))
         elif held_out(prompt, config.data.validation_share, "validation"):
             held.append(record)
         else:
             training.append(made)
     if not training:
-        raise DataError(
-            "There is nothing to train on.\n" + "\n".join(drops.lines()),
-            fix="look at the drop report above; raise model.max_length or widen data.justifications",
-        )
+        withheld = {"data.validation_share": len(held)}
+        raise nothing_left("There is nothing to train on.", drops, "data.justifications", withheld)
     return JustifierData(training, held[: config.evaluation_pairs], drops)
 
 

@@ -16,7 +16,8 @@ from rlhf.adapters.storage import Adapter
 from rlhf.config.judge import JudgeConfig
 from rlhf.core.records import Message
 from rlhf.models.chat import Chat
-from rlhf.models.loading import POLICY, PeftModel, autocast, base_of
+from rlhf.models.loading import PeftModel, autocast, base_of
+from rlhf.models.names import POLICY
 from rlhf.models.trunk import load_trunk_of
 from rlhf.runs.gpu_memory import phase
 
@@ -98,8 +99,8 @@ def load_justifier(
     """
     adapter = read_justifier(folder)
     card = adapter.card
-    base = load_trunk_of(card)
     chat = Chat.beside(folder, card)
+    base = load_trunk_of(card)
     adapter.check_template(chat)
     writer = LocalWriter(
         adapter.attach(base, POLICY),

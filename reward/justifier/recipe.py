@@ -20,8 +20,6 @@ from rlhf.config.justifier import JustifierConfig
 from rlhf.core.errors import ConfigError
 from rlhf.core.records import Comparison, Justification
 from rlhf.distributed import processes, sharding
-from rlhf.distributed.schedule import steps_of
-from rlhf.distributed.trainer_mixin import draw_order, settings_of
 from rlhf.kernels.packing_check import decide_packing
 from rlhf.models import bases
 from rlhf.models.card import CARD as README
@@ -35,10 +33,11 @@ from rlhf.runs.after import AfterTraining
 from rlhf.runs.folder import RunFolder
 from rlhf.runs.inputs import check_base, check_inputs, inputs_of
 from rlhf.runs.progress import Progress
-from rlhf.tracking.callbacks import load_callbacks
 from rlhf.tracking.recording import recorder
-from rlhf.tracking.session import last_checkpoint, open_run
+from rlhf.tracking.session import check_session, last_checkpoint, open_run
 from rlhf.tracking.trackers import Trackers
+from rlhf.training.arguments import settings_of
+from rlhf.training.schedule import draw_order, steps_of
 
 
 def train_justifier(config: JustifierConfig, *, resume: bool = False) -> dict[str, Any]:
@@ -168,7 +167,7 @@ def _comparison(record: Justification) -> Comparison:
 
 def dry_run(config: JustifierConfig) -> list[str]:
     """What a run would do: the drop report, examples and updates."""
-    load_callbacks(config.callbacks)
+    check_session(config)
     chat, notes = bases.load_chat(config.model), bases.check(config.model, config.adapter)
     data: JustifierData = load_data(config, chat)
     steps = steps_of(config, len(data.training))

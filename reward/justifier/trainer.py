@@ -6,20 +6,18 @@ Shapes: M target tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
 from torch import Tensor
-from torch.utils.data import SequentialSampler
 from transformers import TrainerCallback
-from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from reward.justifier.data import IGNORED, Example, columns
 from rlhf.distributed import processes
-from rlhf.distributed.trainer_mixin import DistributedTrainerMixin, single_device, trainer_settings
 from rlhf.kernels.inputs import packed_inputs
 from rlhf.kernels.packed_batch import PackedBatch
 from rlhf.kernels.packing import Tree, pack
@@ -28,13 +26,15 @@ from rlhf.models.loading import PeftModel, base_of
 from rlhf.runs.checkpoints import SafeCheckpoints
 from rlhf.runs.gpu_memory import phase
 from rlhf.tracking.recording import LogUpdate
+from rlhf.training.arguments import single_device, trainer_settings
+from rlhf.training.mixin import TrainerMixin
 
 STAGE = "justifier"
 WHOLE = 2**31
 """A token budget that keeps a micro-batch in one packed batch."""
 
 
-class JustifierTrainer(DistributedTrainerMixin, SafeCheckpoints, SFTTrainer):
+class JustifierTrainer(TrainerMixin, SafeCheckpoints, SFTTrainer):
     """Cross-entropy on the target's tokens, averaged over all target tokens of an update.
 
     Replaces SFTTrainer's `compute_loss`: on a CPU, TRL applies the output embedding to padding and to the
@@ -67,7 +67,6 @@ class JustifierTrainer(DistributedTrainerMixin, SafeCheckpoints, SFTTrainer):
         self.data_collator: Any = PackingCollator(
             collate, self.processing_class.pad_token_id, one_per_row(base_of(model))
         )
-        self.remove_callback(PrinterCallback)
 
     @phase("update")
     def training_step(self, *arguments: Any, **named: Any) -> Tensor:
@@ -96,18 +95,9 @@ class JustifierTrainer(DistributedTrainerMixin, SafeCheckpoints, SFTTrainer):
         return -logps_M.sum() * scale / (len(logps_M) if num_items_in_batch is None else num_items_in_batch)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Pass an update's figures on; the closing summary of transformers is left out."""
-        if "loss" in logs:
-            figures: dict[str, float | str] = {
-                "stage": STAGE,
-                "loss/total": logs["loss"],
-                "optimizer/lr": logs["learning_rate"],
-                "optimizer/grad_norm": logs["grad_norm"],
-            }
-            self.record(self.state.global_step, figures)
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
-        return SequentialSampler(self.train_dataset)
+        """Record an update's figures; its loss is transformers' own."""
+        self.figures = {"stage": STAGE, "loss/total": logs.get("loss", math.nan)}
+        super().log(logs, start_time)
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from reward.principle.question import question
 from reward.training.batches import TOO_LONG, Item
 from rlhf.config.principle import PrincipleConfig
-from rlhf.core.errors import DataError, RefusalError
+from rlhf.core.errors import RefusalError
 from rlhf.core.records import Conversation, Message, Principle
-from rlhf.data.drops import DropReport
+from rlhf.data.drops import DropReport, nothing_left, place_of
 from rlhf.data.load import load_principles
 from rlhf.data.split import held_out
 from rlhf.kernels.packing import Tree
@@ -49,10 +49,8 @@ def load_data(config: PrincipleConfig, chat: Chat) -> PrincipleData:
     training, _ = make_items(sides[False], chat, max_length=longest, report=drops)
     validation, kept = make_items(sides[True], chat, max_length=longest, report=drops)
     if not training:
-        raise DataError(
-            "There is nothing to train on.\n" + "\n".join(drops.lines()),
-            fix="look at the drop report above; raise model.max_length or widen data.principles",
-        )
+        held = {"data.validation_share": len(kept)}
+        raise nothing_left("There is nothing to train on.", drops, "data.principles", held)
     return PrincipleData(training, validation, kept, drops)
 
 
@@ -74,9 +72,8 @@ def make_items(
         usable = list[tuple[list[int], Principle]]()
         for record, ids in zip(members, itertools.islice(sequences, len(members)), strict=True):
             if isinstance(ids, RefusalError) or len(ids) > max_length:
-                report.drop(
-                    ids.reason if isinstance(ids, RefusalError) else TOO_LONG, record.source or "a row"
-                )
+                reason = ids.reason if isinstance(ids, RefusalError) else TOO_LONG
+                report.drop(reason, place_of(record))
             else:
                 usable.append((ids, record))
         if usable:

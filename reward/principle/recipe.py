@@ -22,15 +22,14 @@ from rlhf.config.principle import PrincipleConfig
 from rlhf.config.reward import StageConfig
 from rlhf.core.records import Conversation, Message, Principle
 from rlhf.distributed import processes, sharding
-from rlhf.distributed.schedule import steps_of
-from rlhf.distributed.trainer_mixin import draw_order, settings_of
 from rlhf.kernels.packing_check import decide_packing
 from rlhf.models import bases
 from rlhf.models.card import CARD as README
 from rlhf.models.chat import Chat
 from rlhf.models.checkpoint_folder import write_shell
 from rlhf.models.forwards import enable_packed_scores
-from rlhf.models.loading import HEAD, PeftModel, fingerprint, lora_config, with_adapter
+from rlhf.models.loading import PeftModel, fingerprint, lora_config, with_adapter
+from rlhf.models.names import HEAD
 from rlhf.models.saving import base_facts, write_adapter_folder
 from rlhf.models.trunk import load_trunk
 from rlhf.runs.after import AfterTraining
@@ -38,10 +37,11 @@ from rlhf.runs.folder import RunFolder
 from rlhf.runs.gpu_memory import phase
 from rlhf.runs.inputs import check_base, check_inputs, inputs_of
 from rlhf.runs.progress import Progress
-from rlhf.tracking.callbacks import load_callbacks
 from rlhf.tracking.recording import recorder
-from rlhf.tracking.session import last_checkpoint, open_run
+from rlhf.tracking.session import check_session, last_checkpoint, open_run
 from rlhf.tracking.trackers import Trackers
+from rlhf.training.arguments import settings_of
+from rlhf.training.schedule import draw_order, steps_of
 
 STAGE = "principle"
 
@@ -219,7 +219,7 @@ def evaluate(config: PrincipleConfig, folder: Path, records: Sequence[Principle]
 
 def dry_run(config: PrincipleConfig) -> list[str]:
     """What a run would do: the drop report, items and updates."""
-    load_callbacks(config.callbacks)
+    check_session(config)
     chat, notes = load_chat(config), bases.check(config.model, config.adapter)
     data = load_data(config, chat)
     steps = steps_of(config, len(data.training))

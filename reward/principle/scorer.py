@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -24,7 +23,8 @@ from rlhf.kernels.precision import fits_in_float32, float32_products
 from rlhf.kernels.tensors import to_cpu
 from rlhf.models.chat import Chat
 from rlhf.models.forwards import apply_head, last_states
-from rlhf.models.loading import REWARD, PeftModel, autocast, base_of
+from rlhf.models.loading import PeftModel, autocast, base_of
+from rlhf.models.names import REWARD
 from rlhf.models.roles import role
 from rlhf.models.trunk import load_trunk_of
 from rlhf.runs.gpu_memory import phase
@@ -82,8 +82,8 @@ class PrincipleScorer:
         folder = Path(path)
         adapter = read_principle_model(folder)
         card = adapter.card
-        base = load_trunk_of(card)
         chat = Chat.beside(folder, card)
+        base = load_trunk_of(card)
         adapter.check_template(chat)
         return cls(adapter.attach(base, REWARD), chat, adapter, principles, tokens_per_batch, REWARD)
 
@@ -107,16 +107,6 @@ class PrincipleScorer:
         adapter = read_principle_model(Path(path))
         adapter.check_template(chat)
         return cls(adapter.attach(model, name), chat, adapter, principles, tokens_per_batch, name)
-
-    def with_principles(self, principles: Sequence[str]) -> PrincipleScorer:
-        """The same model with other principles.
-
-        Raises:
-            ConfigError: a principle is empty or repeated, or there is none.
-        """
-        other = copy.copy(self)
-        other.principles = other.attributes = _checked(principles)
-        return other
 
     @phase("scoring")
     def score(self, conversations: Sequence[Conversation]) -> list[Score]:

@@ -11,8 +11,8 @@ from reward.losses import fulfilment
 from reward.training.batches import RewardBatch
 from reward.training.figures import RowFigures, common_figures
 from reward.training.trainer import HybridRewardTrainer
+from rlhf.kernels.inputs import packed_inputs
 from rlhf.kernels.tensors import to_device
-from rlhf.models.forwards import packed_inputs
 
 
 class PrincipleTrainer(HybridRewardTrainer):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rlhf.core.errors import RefusalError
 from rlhf.core.records import Conversation, Preference, Rating
-from rlhf.data.drops import DropReport
+from rlhf.data.drops import DropReport, place_of
 from rlhf.kernels.packed_batch import PackedBatch
 from rlhf.kernels.packing import Tree, pack
 from rlhf.models.chat import Chat
@@ -66,19 +66,21 @@ def make_items(
     sequences = chat.conversations_ids(_conversations(preferences, ratings))
     kept: list[Item] = []
 
-    def add(targets: tuple[tuple[float | None, ...], ...], strength: int, source: str) -> None:
+    def add(
+        record: Preference | Rating, targets: tuple[tuple[float | None, ...], ...], strength: int = 0
+    ) -> None:
         sides = _usable(itertools.islice(sequences, len(targets)), max_length)
         if isinstance(sides, str):
             for _ in range(_rows(targets, strength)):
-                report.drop(sides, source or "a row")
+                report.drop(sides, place_of(record))
         else:
-            kept.append(Item(Tree.of_sequences(sides), targets, strength, source))
+            kept.append(Item(Tree.of_sequences(sides), targets, strength, record.source))
 
     for preference in preferences:
         targets = (_row(preference.ratings_1, attributes), _row(preference.ratings_2, attributes))
-        add(targets, preference.strength, preference.source)
+        add(preference, targets, preference.strength)
     for rating in ratings:
-        add((_row(rating.ratings, attributes),), 0, rating.source)
+        add(rating, (_row(rating.ratings, attributes),))
     return kept
 
 

@@ -9,10 +9,7 @@ import torch
 from reward.training.batches import Item
 from reward.training.head_start import fit_head
 from rlhf.config.reward import RewardConfig
-from rlhf.distributed import sharding
 from rlhf.distributed.sharding import full_tensor
-from rlhf.distributed.trainer_mixin import draw_order
-from rlhf.kernels.fused import choose_layers
 from rlhf.kernels.packing_check import decide_packing
 from rlhf.models.chat import Chat
 from rlhf.models.forwards import enable_packed_scores
@@ -24,8 +21,10 @@ from rlhf.models.loading import (
     set_head,
     with_adapter,
 )
+from rlhf.models.trunk import placed
 from rlhf.runs.gpu_memory import phase
 from rlhf.runs.progress import Progress
+from rlhf.training.schedule import draw_order
 
 
 @phase("loading")
@@ -40,9 +39,7 @@ def build_model(config: RewardConfig, chat: Chat) -> PeftModel:
         pad_id=chat.pad_id,
         fast_layers=config.model.fast_layers,
     )
-    if torch.cuda.is_available() and config.model.quantization == "none" and not sharding.is_requested():
-        model = model.to("cuda")
-    choose_layers(model, config.model.fused_kernels)
+    model = placed(model, config.model.quantization, config.model.fused_kernels)
     decide_packing(model, wanted=config.model.packing)
     enable_packed_scores(model)
     return with_adapter(model, lora_config(**config.adapter.model_dump(), head=True))

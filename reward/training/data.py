@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from reward.training.batches import Item, faults, make_items, singles
+from reward.training.start import trained_before
 from rlhf.config.reward import RewardConfig, StageConfig
 from rlhf.core.errors import DataError
 from rlhf.core.records import Comparison, Conversation, Preference, Rating
 from rlhf.data.comparisons import as_comparison, load_comparisons
 from rlhf.data.digests import digest_of
-from rlhf.data.drops import DropReport
+from rlhf.data.drops import DropReport, nothing_left, place_of
 from rlhf.data.load import join_ratings, load_preferences, load_ratings
 from rlhf.data.pairs import pair_rated
 from rlhf.data.split import held_out
@@ -34,6 +35,8 @@ class RewardData:
     held_out: list[Comparison]
     """The pairs of the test prompts as comparisons, by source; without test prompts those of `validation`."""
     drops: DropReport
+    untrained: Sequence[str] = ()
+    """Attributes that no stage, and no stage of `start`, trains."""
 
 
 def load_chat(config: RewardConfig) -> Chat:
@@ -49,40 +52,76 @@ def load_data(config: RewardConfig, chat: Chat) -> RewardData:
     """Rows of all sources as items, split by a hash of the prompt.
 
     Raises:
-        DataError: nothing is left for a stage.
+        DataError: nothing is left for a stage, or nothing trains the reward.
+        ModelError: `start` is not a reward model.
     """
     same = SamePrompts(chat)
     preferences, ratings, drops = load_records(config, same)
     same.add(_prompts(preferences, ratings))
 
-    def side(name: str) -> list[Item]:
+    def side(name: str, report: DropReport) -> list[Item]:
         return make_items(
             [p for p in preferences if split_of(p, config, same) == name],
             [r for r in ratings if split_of(r, config, same) == name],
             chat,
             attributes=config.attributes,
             max_length=config.model.max_length,
-            report=drops,
+            report=report,
         )
 
     judged = "test" if config.data.test_share else "validation"
     pairs = []
     held = [p for p in preferences if split_of(p, config, same) == judged]
     for p, reason in zip(held, faults(held, chat, config.model.max_length), strict=True):
-        source = p.source or "held out"
         if reason is None:
-            pairs.append(as_comparison(p, source))
+            pairs.append(as_comparison(p, p.source or "held out"))
         elif judged == "test":  # the pairs of `validation` are counted where their items are made
-            drops.drop(reason, source)
+            drops.drop(reason, place_of(p))
     note_control_tokens(preferences, ratings, chat, drops)
-    data = RewardData(side("training"), side("validation"), pairs, drops)
+    data = RewardData(side("training", drops), side("validation", drops), pairs, drops)
     for stage in config.stages:
         if not items_of(stage, data.training):
-            raise DataError(
-                f"Stage {stage.name!r} has nothing to learn from.\n" + "\n".join(drops.lines()),
-                fix="look at the drop report above; raise model.max_length or widen data",
-            )
-    return data
+            withheld = {
+                "data.test_share": len(items_of(stage, side("test", DropReport()))),
+                "data.validation_share": len(items_of(stage, data.validation)),
+            }
+            raise nothing_left(f"Stage {stage.name!r} has nothing to learn from.", drops, "data", withheld)
+    trained = {*trained_attributes(config, data.training), *trained_before(config)}
+    if config.attributes[0] not in trained:
+        names = [name for name in config.attributes if name in trained]
+        raise DataError(
+            f"No row rates {config.attributes[0]}, the first attribute, which is the reward.",
+            allowed=f"an attribute that is rated, first: {', '.join(names)}",
+            fix=f"attributes=[{','.join(names)}]",
+        )
+    return replace(data, untrained=[name for name in config.attributes if name not in trained])
+
+
+def trained_attributes(config: RewardConfig, items: Sequence[Item]) -> set[str]:
+    """The attributes that the stages train: the rated ones, and the first by pairs."""
+    trained = set[str]()
+    for stage in config.stages:
+        if stage.preference_weight:
+            trained.add(config.attributes[0])
+        if stage.regression_weight:
+            rows = [row for item in items for row in item.ratings]
+            trained |= {
+                name
+                for index, name in enumerate(config.attributes)
+                if any(row[index] is not None for row in rows)
+            }
+    return trained
+
+
+def untrained_lines(config: RewardConfig, data: RewardData) -> list[str]:
+    """A note on attributes that nothing trains."""
+    if not data.untrained:
+        return []
+    trained = ",".join(name for name in config.attributes if name not in data.untrained)
+    return [
+        f"Note: no row rates {', '.join(data.untrained)}: nothing trains them, and the model gives no scores "
+        f"of them. For a head without them: attributes=[{trained}]"
+    ]
 
 
 def split_of(record: Preference | Rating, config: RewardConfig, same: SamePrompts) -> str:
@@ -163,7 +202,7 @@ def _without(
     kept = []
     for record in records:
         if same.representative(record.prompt) in benchmark:
-            drops.drop(IN_BENCHMARK, record.source or "a row")
+            drops.drop(IN_BENCHMARK, place_of(record))
         else:
             kept.append(record)
     return kept

@@ -24,9 +24,9 @@ from rlhf.adapters.storage import RewardAdapter
 from rlhf.config.reward import ExpoConfig, RewardConfig
 from rlhf.core.errors import DataError
 from rlhf.distributed.sharding import compute_device
+from rlhf.kernels.inputs import packed_inputs
 from rlhf.kernels.packing_check import one_per_row
 from rlhf.models.chat import Chat
-from rlhf.models.forwards import packed_inputs
 from rlhf.models.loading import PeftModel, autocast
 from rlhf.runs.after import AfterTraining
 from rlhf.runs.checkpoints import best_file, load_trainable
@@ -121,12 +121,15 @@ def extrapolate_stages(
     model: PeftModel,
     chat: Chat,
     run: RunFolder,
+    untrained: Sequence[str] = (),
 ) -> dict[str, object]:
     """Choose the factor and load the extrapolated weights into the model.
 
     Leaves expo.json and, in `stages/`, the weak and the strong model. Returns what `final/` is made of.
     """
-    weak, strong = (_keep_stage(name, config, model, chat, run) for name in (expo.weak, expo.strong))
+    weak, strong = (
+        _keep_stage(name, config, model, chat, run, untrained) for name in (expo.weak, expo.strong)
+    )
 
     def apply_factor(factor: float, rank: int | None = None) -> Extrapolation:
         made = extrapolate(weak, strong, factor, rank)
@@ -166,15 +169,19 @@ def extrapolate_or_last(
     chat: Chat,
     run: RunFolder,
     steps: AfterTraining,
+    untrained: Sequence[str] = (),
 ) -> dict[str, object] | None:
     """Extrapolate where the config has `expo`; return the record of it, or None.
 
     Where it fails, the model keeps the weights of the last stage.
+
+    Args:
+        untrained: attributes that no stage trains.
     """
     expo = config.expo
     if expo is None:
         return None
-    record = steps.run("ExPO", lambda: extrapolate_stages(config, expo, pairs, model, chat, run))
+    record = steps.run("ExPO", lambda: extrapolate_stages(config, expo, pairs, model, chat, run, untrained))
     if record is None:
         last = best_file(run.checkpoints, config.stages[-1].name)
         steps.run("the last stage's weights", lambda: load_trainable(model, last))
@@ -182,14 +189,19 @@ def extrapolate_or_last(
 
 
 def _keep_stage(
-    name: str, config: RewardConfig, model: PeftModel, chat: Chat, run: RunFolder
+    name: str,
+    config: RewardConfig,
+    model: PeftModel,
+    chat: Chat,
+    run: RunFolder,
+    untrained: Sequence[str],
 ) -> RewardAdapter:
     """The model as a stage left it, kept in a folder of its own."""
     load_trainable(model, best_file(run.checkpoints, name))
     names = [stage.name for stage in config.stages]
     trained = config.stages[: names.index(name) + 1] if name in names else []
     folder = run.path / STAGES / name
-    save_final(config.model_copy(update={"stages": trained}), model, chat, folder)
+    save_final(config.model_copy(update={"stages": trained}), model, chat, folder, untrained)
     return RewardAdapter.read(folder)
 
 

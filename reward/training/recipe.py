@@ -26,23 +26,23 @@ from reward.evaluation.judging import write_result
 from reward.save import save_final
 from reward.training.batches import Item
 from reward.training.build import build_model
-from reward.training.data import RewardData, items_of, load_chat, load_data
+from reward.training.data import RewardData, items_of, load_chat, load_data, untrained_lines
+from reward.training.describe import objective_words
 from reward.training.expo import expo_apart, extrapolate_or_last, held_pairs
 from reward.training.stages import train_stages
 from reward.training.start import check_start
 from rlhf.config.reward import RewardConfig
 from rlhf.core.errors import ConfigError
 from rlhf.distributed import processes, sharding
-from rlhf.distributed.schedule import steps_of
 from rlhf.models import bases
 from rlhf.models.chat import Chat
 from rlhf.models.loading import fingerprint
 from rlhf.runs.after import AfterTraining
 from rlhf.runs.folder import RunFolder
 from rlhf.runs.inputs import check_base, check_inputs, inputs_of
-from rlhf.tracking.callbacks import load_callbacks
-from rlhf.tracking.session import open_run
+from rlhf.tracking.session import check_session, open_run
 from rlhf.tracking.trackers import Trackers
+from rlhf.training.schedule import steps_of
 
 
 def train_reward(
@@ -69,6 +69,7 @@ def train_reward(
         data = load_data(config, chat)
         print_lines([*chat.notes, *data.drops.lines()])
         run.write_json("drops.json", data.drops.as_dict())
+        print_lines(untrained_lines(config, data))
         print_lines(bases.check(config.model, config.adapter, attributes=config.attributes))
         check_start(config, chat)
         check_inputs(run, inputs_of(config, data.drops.digests))
@@ -103,8 +104,8 @@ def train_and_save(
     model = build_model(config, chat)
     check_base(run, config.model.base, fingerprint(model.get_base_model()))
     train_stages(config, data, model, chat, run, track, resume=resume, callbacks=callbacks)
-    made_of = extrapolate_or_last(config, pairs, model, chat, run, steps)
-    steps.run("final/", lambda: save_final(config, model, chat, run.final, extrapolated=made_of))
+    made_of = extrapolate_or_last(config, pairs, model, chat, run, steps, data.untrained)
+    steps.run("final/", lambda: save_final(config, model, chat, run.final, data.untrained, made_of))
 
 
 def print_lines(lines: Sequence[str]) -> None:
@@ -139,27 +140,20 @@ def check_processes(config: RewardConfig) -> None:
 
 def dry_run(config: RewardConfig) -> list[str]:
     """A description of the run, without training: the drop report, and each stage's items and updates."""
-    load_callbacks(config.callbacks)
-    Trackers(config)  # checks that they are installed
+    check_session(config)
     chat = load_chat(config)
     check_start(config, chat)
     data = load_data(config, chat)
-    lines = [*data.drops.lines(), *bases.check(config.model, config.adapter, attributes=config.attributes)]
+    lines = [*data.drops.lines(), *untrained_lines(config, data)]
+    lines += bases.check(config.model, config.adapter, attributes=config.attributes)
     if config.start is not None:
         lines.append(f"starts with the adapter and the head of {config.start}")
     for stage in config.stages:
         items = items_of(stage, data.training)
-        terms = {
-            "regression": stage.regression_weight,
-            f"{stage.preference_loss} BT": stage.preference_weight,
-        }
-        if stage.centering_weight:
-            terms["centring"] = stage.centering_weight
-        objective = " + ".join(f"{weight:g} x {name}" for name, weight in terms.items() if weight)
         lines.append(
-            f"stage {stage.name}: {objective}; {len(items)} items, {len(items_of(stage, data.validation))} "
-            f"held out; {steps_of(stage, len(items))} updates of {stage.batch_size} at "
-            f"{stage.optimizer.learning_rate:g}"
+            f"stage {stage.name}: {objective_words(stage)}; {len(items)} items, "
+            f"{len(items_of(stage, data.validation))} held out; {steps_of(stage, len(items))} updates of "
+            f"{stage.batch_size} at {stage.optimizer.learning_rate:g}"
         )
     if config.expo is not None:
         lines.append(

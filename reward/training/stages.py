@@ -15,8 +15,6 @@ from reward.training.start import start_from
 from reward.training.trainer import HybridRewardTrainer, trainer_arguments
 from rlhf.config.reward import START, RewardConfig
 from rlhf.distributed import sharding
-from rlhf.distributed.schedule import steps_of
-from rlhf.distributed.trainer_mixin import draw_order, settings_of
 from rlhf.models.chat import Chat
 from rlhf.models.checkpoint_folder import write_shell
 from rlhf.models.loading import PeftModel
@@ -26,6 +24,8 @@ from rlhf.runs.progress import Progress
 from rlhf.tracking.recording import LogUpdate, recorder
 from rlhf.tracking.session import last_checkpoint
 from rlhf.tracking.trackers import Trackers
+from rlhf.training.arguments import settings_of
+from rlhf.training.schedule import draw_order, steps_of
 
 
 def train_stages(
@@ -53,7 +53,7 @@ def train_stages(
     sharding.shard(model)
     if checkpoint is None and config.start is None and config.head_start:
         start_head(config, items[config.stages[0].name], model, chat)
-    write_shell(run.checkpoints, lambda folder: save_final(config, model, chat, folder))
+    write_shell(run.checkpoints, lambda folder: save_final(config, model, chat, folder, data.untrained))
     first = stage_number(config, checkpoint)
     with Progress(sum(steps.values()), "update") as progress:
         for number, stage in enumerate(config.stages):

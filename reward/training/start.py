@@ -32,6 +32,15 @@ def check_start(config: RewardConfig, chat: Chat) -> None:
         )
 
 
+def trained_before(config: RewardConfig) -> list[str]:
+    """The outputs of the `start` model that were trained; none without `start`.
+
+    Raises:
+        ModelError: it is not a reward model.
+    """
+    return [] if config.start is None else RewardAdapter.read(Path(config.start)).attributes
+
+
 def start_from(folder: Path, config: RewardConfig, model: PeftModel, chat: Chat) -> None:
     """Give a fresh reward model the weights of the one in a folder.
 

@@ -10,15 +10,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor
-from torch.utils.data import SequentialSampler
-from transformers.trainer_callback import PrinterCallback, TrainerCallback
+from transformers.trainer_callback import TrainerCallback
 from trl import RewardConfig as TRLRewardConfig
 from trl import RewardTrainer
 
@@ -29,19 +27,20 @@ from rlhf.config.reward import StageConfig
 from rlhf.core.errors import DivergenceError
 from rlhf.distributed import processes
 from rlhf.distributed.sharding import finish_kernels, lockstep
-from rlhf.distributed.trainer_mixin import DistributedTrainerMixin, single_device, trainer_settings
+from rlhf.kernels.inputs import packed_inputs
 from rlhf.kernels.packing_check import one_per_row
 from rlhf.kernels.tensors import to_device
-from rlhf.models.forwards import packed_inputs
 from rlhf.models.loading import PeftModel
 from rlhf.runs.checkpoints import SafeCheckpoints, best_file, load_trainable, save_trainable
 from rlhf.runs.gpu_memory import phase
 from rlhf.tracking.recording import LogUpdate
+from rlhf.training.arguments import single_device, trainer_settings
+from rlhf.training.mixin import TrainerMixin
 
 REWARD_INDEX = 0  # the first attribute is the reward
 
 
-class HybridRewardTrainer(DistributedTrainerMixin, SafeCheckpoints, RewardTrainer):
+class HybridRewardTrainer(TrainerMixin, SafeCheckpoints, RewardTrainer):
     """One stage of reward training.
 
     Args:
@@ -96,7 +95,6 @@ class HybridRewardTrainer(DistributedTrainerMixin, SafeCheckpoints, RewardTraine
         del model.is_loaded_in_4bit
         model.config.id2label = labels
         model.config.label2id = {name: index for index, name in labels.items()}
-        self.remove_callback(PrinterCallback)
 
     @phase("update")
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: object = None) -> Tensor:
@@ -111,8 +109,7 @@ class HybridRewardTrainer(DistributedTrainerMixin, SafeCheckpoints, RewardTraine
         rows: list[RowFigures] = []
         passes = list(lockstep(self._packed(items), model))
         for number, (batch, counted) in enumerate(passes):
-            synchronise = number == len(passes) - 1
-            with nullcontext() if synchronise else self.accelerator.no_sync(model):
+            with self.accumulate(model, last=number == len(passes) - 1):
                 with self.compute_loss_context_manager():
                     loss, figures = self._row_loss(model, batch, counts)
                 self.backward(loss * scale * counted)
@@ -241,22 +238,6 @@ class HybridRewardTrainer(DistributedTrainerMixin, SafeCheckpoints, RewardTraine
             load_trainable(trained, best)
         else:
             save_trainable(trained, best)
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Record the figures of an update; transformers' summary at the end of training is left out."""
-        if "loss" not in logs:
-            return
-        optimizer = {"optimizer/lr": logs["learning_rate"], "optimizer/grad_norm": logs["grad_norm"]}
-        figures = {**self.figures, **optimizer}
-        self.record(self.step_offset + self.state.global_step, figures)
-        self.notify(figures)
-
-    # `reward.training.batches` has tokenized the items already.
-    def _prepare_dataset(self, dataset: Dataset, *_: object, **__: object) -> Dataset:
-        return dataset
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Iterator[int]:
-        return SequentialSampler(self.train_dataset)  # type: ignore[return-value]
 
 
 def trainer_arguments(*, evaluate_every: int, has_validation: bool, **settings: Any) -> TRLRewardConfig:

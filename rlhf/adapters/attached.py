@@ -11,7 +11,8 @@ from torch import Tensor
 from rlhf.adapters.lowrank import Factors, Update, padded, rank_of, weighted_sum
 from rlhf.core.errors import ModelError
 from rlhf.kernels import adapter_layers
-from rlhf.models.loading import POLICY, PeftModel, reward_head, upcast_trainable
+from rlhf.models.loading import PeftModel, reward_head, upcast_trainable
+from rlhf.models.names import POLICY
 from rlhf.models.roles import keep_trainable
 
 

@@ -12,9 +12,10 @@ from rlhf.adapters.attached import set_weights
 from rlhf.adapters.storage import BEYOND_LORA, Adapter
 from rlhf.config.schema import AdapterConfig
 from rlhf.core.errors import ModelError
-from rlhf.models.bases import merge_command
 from rlhf.models.chat import Chat
-from rlhf.models.loading import POLICY, PeftModel, fingerprint
+from rlhf.models.folders import merge_command
+from rlhf.models.loading import PeftModel, fingerprint
+from rlhf.models.names import POLICY
 
 
 def check_adapter(folder: Path, start: Adapter, adapter: AdapterConfig | None) -> None:
@@ -30,7 +31,9 @@ def check_adapter(folder: Path, start: Adapter, adapter: AdapterConfig | None) -
     config = start.config
     if config.use_dora or config.use_rslora:
         merge = (
-            merge_command(str(folder), folder) if config.use_dora else f"rlhf export {folder} --output MERGED"
+            merge_command(str(folder), start.folder or folder)
+            if config.use_dora
+            else f"rlhf export {folder} --output MERGED"
         )
         raise ModelError(
             f"start: the adapter in {folder} is a {'DoRA' if config.use_dora else 'rsLoRA'}.",
@@ -102,7 +105,8 @@ def _require_plain(folder: Path, start: Adapter) -> None:
             f"start: the adapter in {folder} has "
             + (f"{beyond[0]}: layers of different kinds." if beyond else "a pattern as target_modules."),
             allowed=f"a {start.kind} whose layers have one rank and scale, and are named in a list",
-            fix=f"merge it into its base, then use it as model.base: {merge_command(str(folder), folder)}",
+            fix="merge it into its base, then use it as model.base: "
+            + merge_command(str(folder), start.folder or folder),
         )
 
 

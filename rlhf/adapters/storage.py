@@ -22,16 +22,17 @@ from transformers import PreTrainedModel
 from rlhf.adapters.attached import delete_if_present
 from rlhf.adapters.lowrank import Factors, Update, padded, rank_of
 from rlhf.core.errors import ModelError
+from rlhf.core.hub import ADAPTER_CONFIG
 from rlhf.kernels import adapter_layers
-from rlhf.models.bases import adapter_as_model, merge_command
 from rlhf.models.chat import Chat
 from rlhf.models.chat.template import keys_to_set
 from rlhf.models.checkpoint_folder import model_folder
-from rlhf.models.loading import HEAD, REWARD, PeftModel, base_of, fingerprint
+from rlhf.models.folders import WHOLE, content_and_use, merge_command, why_absent
+from rlhf.models.loading import PeftModel, base_of, fingerprint
+from rlhf.models.names import HEAD, REWARD
 from rlhf.models.roles import keep_trainable
 
-ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-WHOLE = "config.json"  # the file of a complete model
+ADAPTER_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 """PEFT's prefix of every weight's name."""
 HEAD_WEIGHT = f"{PREFIX}{HEAD}.weight"
@@ -68,20 +69,10 @@ class Adapter:
         Raises:
             ModelError: it is missing, contains something else, or a file is corrupt.
         """
-        folder = model_folder(folder)
+        shown, folder = str(folder), model_folder(folder)
         for name in ("", ADAPTER_CONFIG, ADAPTER_FILE, card):
             if not (folder / name).exists():
-                if name == card:
-                    raise adapter_as_model(str(folder), folder)
-                reason = f"{name} is missing" if name else "there is no such folder"
-                final = folder / "final"
-                if (folder / WHOLE).exists():
-                    reason += "; it is a complete model, which can be a model.base"
-                raise ModelError(
-                    f"{folder} is not a {kind} of this project: {reason}.",
-                    allowed=f"the final/ folder of a `rlhf {command}` run",
-                    fix=f"use {final}" if final.exists() else f"rlhf {command} CONFIG.yaml",
-                )
+                raise _not_a(kind, shown, folder, missing=name, card=card, command=command)
         try:
             weights = load_file(folder / ADAPTER_FILE)
             fields = json.loads((folder / card).read_text("utf-8"))
@@ -171,6 +162,25 @@ class Adapter:
         }
 
 
+def _not_a(kind: str, name: str, folder: Path, *, missing: str, card: str, command: str) -> ModelError:
+    """The error for a folder that is no `kind`, with the key or command that takes what it contains."""
+    final, other = folder / "final", content_and_use(name, folder)
+    reason, fix = f"{missing} is missing", f"rlhf {command} CONFIG.yaml"
+    if not missing:
+        reason, correction = why_absent(name)
+        fix = f"{correction}; or train one: {fix}"
+    if final.exists():
+        fix = f"use {final}"
+    elif other is not None and not (folder / card).exists():
+        content, fix = other
+        reason += f"; it is {content}"
+    return ModelError(
+        f"{name} is not a {kind} of this project: {reason}.",
+        allowed=f"the final/ folder of a `rlhf {command}` run, or OWNER/NAME of one on the Hub",
+        fix=fix,
+    )
+
+
 def _refuse_weights_of_the_base(folder: Path, kind: str, weights: Mapping[str, Tensor]) -> None:
     """Require an adapter of LoRA layers and, for a reward model, a head.
 
@@ -219,6 +229,18 @@ class RewardAdapter:
         """
         return self.lora.card
 
+    @property
+    def attributes(self) -> list[str]:
+        """The outputs that were trained; the first is the reward."""
+        untrained = self.card.get("untrained", ())
+        return [name for name in self.card["attributes"] if name not in untrained]
+
+    @property
+    def trained_head_AD(self) -> Tensor:
+        """The rows of the head that give `attributes`."""
+        names = self.card["attributes"]
+        return self.head_AD[[names.index(name) for name in self.attributes]]
+
     @classmethod
     def read(cls, folder: Path) -> RewardAdapter:
         """Read a folder.
@@ -246,14 +268,16 @@ class RewardAdapter:
         return cls(replace(adapter, weights=weights), head.float())
 
     def attach(self, model: PreTrainedModel | PeftModel, name: str = REWARD) -> tuple[PeftModel, nn.Linear]:
-        """Attach the adapter to a causal base as the frozen role `name`; return the model and the head.
+        """Attach the adapter to a causal base as the frozen role `name`; return the model and a head with the
+        outputs that were trained.
 
         Raises:
             ModelError: the adapter was trained on another base.
         """
         wrapped = self.lora.attach(model, name)
-        head = nn.Linear(self.head_AD.shape[1], self.head_AD.shape[0], bias=False, device=wrapped.device)
-        head.weight = nn.Parameter(self.head_AD.to(wrapped.device), requires_grad=False)
+        rows_AD = self.trained_head_AD
+        head = nn.Linear(rows_AD.shape[1], rows_AD.shape[0], bias=False, device=wrapped.device)
+        head.weight = nn.Parameter(rows_AD.to(wrapped.device), requires_grad=False)
         return wrapped, head
 
 
@@ -263,13 +287,15 @@ def read_role(folder: Path) -> RewardAdapter | Adapter:
     Raises:
         ModelError: it is neither, or a file is corrupt.
     """
-    folder = model_folder(folder)
+    shown, folder = str(folder), model_folder(folder)
     if (folder / "reward.json").exists():
         return RewardAdapter.read(folder)
     if (folder / "policy.json").exists():
         return read_policy(folder)
-    final = folder / "final"
-    fix = f"use {final}" if final.exists() else "check the path"
+    final, other, reason = folder / "final", content_and_use(shown, folder), ""
+    fix = f"use {final}" if final.exists() else other[1] if other else "check the path"
+    if not folder.exists():
+        reason, fix = why_absent(shown)
     if any((folder / card).exists() for card in ("principle.json", "justifier.json")):
         fix = (
             "none needed: it is a plain PEFT adapter without a head, which vLLM and transformers load as it "
@@ -278,8 +304,8 @@ def read_role(folder: Path) -> RewardAdapter | Adapter:
     if (folder / WHOLE).exists():
         fix = "none needed: it is a complete model already"
     raise ModelError(
-        f"{folder} is neither a reward model nor a policy of this project.",
-        allowed="the final/ folder of a `train-reward` or `align-policy` run",
+        f"{shown} is neither a reward model nor a policy of this project{reason and ': '}{reason}.",
+        allowed="the final/ folder of a `train-reward` or `align-policy` run, or OWNER/NAME on the Hub",
         fix=fix,
     )
 

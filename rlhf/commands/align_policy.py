@@ -19,7 +19,7 @@ from rlhf.report.files import read_run
 from rlhf.report.page import REPORT
 from rlhf.report.verdict import change, policy_verdict
 from rlhf.runs.after import AfterTraining
-from rlhf.runs.output_folder import check_output
+from rlhf.terminal.dry_run import print_dry_run
 from rlhf.terminal.options import Config, DryRun, Output, Overrides, Resume, explain_option
 
 
@@ -43,10 +43,9 @@ def command(
     """
     settings = load_config(config, PolicyConfig, overrides or (), output)
     if dry_run:
-        from policy.training.dry_run import dry_run as check_run  # torch loads only when the command runs
+        from policy.training.dry_run import dry_run as describe  # torch loads only when the command runs
 
-        for line in [*check_output(settings.output, settings, resume=resume), *check_run(settings)]:
-            typer.echo(line)
+        print_dry_run(settings, describe, resume=resume)
         return
     from policy.recipe import align_policy as align
 

@@ -11,10 +11,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from reward.evaluation.benchmarks.benchmark import TOLERANCE
 from reward.evaluation.benchmarks.suite import EVALUATORS, evaluate_suite
 from reward.evaluation.judge_scorer import JudgeScorer
 from reward.evaluation.judging import CHUNK, Scorers, write_result
+from reward.evaluation.self_check import TOLERANCE
 from reward.judge.client import JudgeClient
 from reward.judge.forms import JUSTIFIER
 from reward.judge.judge import Judge

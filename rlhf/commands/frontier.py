@@ -54,7 +54,8 @@ def command(
       rlhf compare embedded embedded --prompts runs/a --reward runs/r/final --best-of 1,4,16 --output runs/b
       rlhf frontier runs/rloo-* --best-of runs/b/compare.json --kl 1,2,5,10 --output runs/frontier
     """
-    from rlhf.report.comparisons.frontier import read_best_of, read_tracks, summarise
+    from rlhf.report.comparisons.best_of import mismatches, read_best_of
+    from rlhf.report.comparisons.frontier import read_runs, summarise, tracks_of
     from rlhf.report.comparisons.frontier_page import lead, notes, printed, write
 
     levels = _levels(kl)
@@ -62,7 +63,10 @@ def command(
         next(path for path in (output.absolute(), *output.absolute().parents) if path.exists()), os.W_OK
     ):
         raise OutputError(f"--output {output} is not a writable folder.", fix="name another folder")
-    summary = summarise(read_tracks(runs), read_best_of(best_of) if best_of else [], levels)
+    files = read_runs(runs)
+    baseline = read_best_of(best_of) if best_of else None
+    remarks = mismatches(baseline, files) if baseline else []
+    summary = summarise(tracks_of(files), baseline.curve if baseline else [], levels, remarks)
     console = Console(highlight=False)
     for table in printed(summary):
         print_table(table, console)

@@ -15,17 +15,23 @@ from typing import IO, Annotated, Any
 import typer
 from rich.console import Console
 
-from reward.evaluation.benchmarks.benchmark import ScoreLike, ScorerLike
+from reward.evaluation.self_check import ScoreLike, ScorerLike
 from rlhf.core.errors import DataError, DivergenceError, OutputError
 from rlhf.core.records import Conversation
-from rlhf.data.readers.messages import read_prompt
+from rlhf.data.readers.messages import read_answers, read_prompt
+from rlhf.data.rules import UnusableRowError
 from rlhf.data.sources.files import file_rows, missing_path
 from rlhf.data.sources.rows import CORRECT_ROW, Row
 from rlhf.runs.progress import Progress
 from rlhf.terminal.options import Form, Label, TokensPerBatch
 from rlhf.terminal.output import require_output_file
 
-_SHAPE = '{"messages": [{"role": "user", "content": "..."}, ..., {"role": "assistant", "content": "..."}]}'
+_SHAPE = (
+    '{"messages": [{"role": "user", "content": "..."}, ..., {"role": "assistant", "content": "..."}]}, or '
+    '{"prompt": ..., "response": ...}'
+)
+_ANSWERS = ("response", "completion")
+"""Columns of an answer; the second is TRL's."""
 Principles = Annotated[
     list[str] | None,
     typer.Option(
@@ -35,6 +41,7 @@ Principles = Annotated[
         "mean.",
     ),
 ]
+_JSON = "text, finite numbers, true, false, null, lists and objects"
 _CHUNK = 64  # lines held in memory at a time
 
 
@@ -47,11 +54,15 @@ def score(
     ],
     input_: Annotated[
         Path,
-        typer.Option("--input", metavar="FILE", help="One JSON object a line with `messages`; .jsonl[.gz]."),
+        typer.Option(
+            "--input",
+            metavar="FILE",
+            help="Rows with `messages`, or `prompt` and `response`; .jsonl, .json, .csv, .parquet, ...",
+        ),
     ],
     output: Annotated[
         Path,
-        typer.Option(metavar="FILE", help="The output file; compressed if its name ends in .gz."),
+        typer.Option(metavar="FILE", help="The JSON Lines to write; compressed if its name ends in .gz."),
     ],
     form: Form = "auto",
     label: Label = None,
@@ -60,10 +71,10 @@ def score(
 ) -> None:
     """Score every conversation of a file with a reward model.
 
-    Each input line {"messages": [...]} ends with an assistant message. It is written with all its keys plus
-    "reward" (a number) and "attributes" (a number per attribute of the model); existing keys of these names
-    are replaced. All lines are checked before the first is scored, and the output is written only when it is
-    complete.
+    A row has "messages" that end with the assistant's, or a "prompt" and its "response" or "completion" (text
+    or messages). It is written as a JSON line with all its keys plus "reward" (a number) and "attributes" (a
+    number per attribute of the model); existing keys of these names are replaced. All rows are checked before
+    the first is scored, and the output is written only when it is complete.
 
     With a principle model, "attributes" has the score of each --principle.
 
@@ -94,32 +105,41 @@ def score(
 
 
 def read_conversations(path: Path) -> Iterator[tuple[Row, Conversation]]:
-    """Stream the conversations of a JSONL file with their rows; blank lines are skipped.
+    """Stream the conversations of a file with their rows; blank lines are skipped.
 
     Raises:
-        DataError: the file cannot be read, or a line is not `{"messages": [...]}` ending with the assistant.
+        DataError: the file cannot be read, or a row has no conversation that ends with the assistant.
     """
-    if not path.name.endswith((".jsonl", ".jsonl.gz")):
-        raise DataError(
-            f"{path} does not have the name of a JSON Lines file.", allowed="FILE.jsonl or FILE.jsonl.gz"
-        )
     if not path.exists():
         raise missing_path(path)
     for place, values in file_rows(path):
-        if not isinstance(values, dict) or not isinstance(values.get("messages"), list):
-            raise DataError(f"{place}: not an object with a list `messages`", allowed=_SHAPE)
+        if not isinstance(values, dict):
+            raise DataError(f"{place}: not an object", allowed=_SHAPE)
         row = Row(place, values)
         if row.repeats_a_key:
             raise DataError(f"{place}: a key occurs twice", allowed="each key once", fix=CORRECT_ROW)
-        conversation = read_prompt(row, "messages")
+        try:
+            conversation = _conversation(row)
+        except UnusableRowError as error:
+            raise DataError(f"{place}: the row {error}", allowed=_SHAPE) from error
         if not conversation or conversation[-1].role != "assistant":
             last = f"ends with the {conversation[-1].role}'s message" if conversation else "is empty"
             raise DataError(f"{place}: the conversation {last}", allowed=_SHAPE)
         try:
             json.dumps(values, allow_nan=False)
-        except ValueError as error:
-            raise DataError(f"{place}: NaN or Infinity", allowed="numbers that JSON has") from error
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{place}: a value that JSON does not have ({error})", allowed=_JSON) from error
         yield row, conversation
+
+
+def _conversation(row: Row) -> Conversation:
+    if row.find("messages") is not None:
+        return read_prompt(row, "messages")
+    column = next((name for name in _ANSWERS if row.find(name) is not None), None)
+    if column is None:
+        raise DataError(f"{row.place}: no `messages`, `response` or `completion`", allowed=_SHAPE)
+    prompt, (answer,) = read_answers(row, "prompt", column)
+    return (*prompt, answer)
 
 
 def _scored(chunk: Sequence[tuple[Row, Conversation]], scorer: ScorerLike) -> Iterator[dict[str, Any]]:

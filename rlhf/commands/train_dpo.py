@@ -14,6 +14,7 @@ from rlhf.report import write_report
 from rlhf.report.page import REPORT
 from rlhf.report.reward import IMPLICIT, reward_verdict
 from rlhf.runs.after import AfterTraining
+from rlhf.terminal.dry_run import print_dry_run
 from rlhf.terminal.options import Config, DryRun, Output, Overrides, Resume, explain_option
 
 
@@ -40,8 +41,7 @@ def command(
     from policy.dpo import recipe  # torch loads only when the command runs
 
     if dry_run:
-        for line in recipe.dry_run(settings):
-            typer.echo(line)
+        print_dry_run(settings, recipe.dry_run, resume=resume)
         return
     from rlhf.tracking.trackers import Trackers
 

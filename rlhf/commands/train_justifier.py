@@ -9,8 +9,8 @@ from rich.console import Console
 
 from rlhf.config.justifier import JustifierConfig
 from rlhf.config.load import load_config
-from rlhf.runs.output_folder import check_output
 from rlhf.terminal.benchmarks import print_judge
+from rlhf.terminal.dry_run import print_dry_run
 from rlhf.terminal.options import Config, DryRun, Output, Overrides, Resume, explain_option
 
 
@@ -37,8 +37,7 @@ def command(
     from reward.justifier import recipe  # torch loads only when the command runs
 
     if dry_run:
-        for line in [*check_output(settings.output, settings, resume=resume), *recipe.dry_run(settings)]:
-            typer.echo(line)
+        print_dry_run(settings, recipe.dry_run, resume=resume)
         return
     result = recipe.train_justifier(settings, resume=resume)
     if "overall" in result:

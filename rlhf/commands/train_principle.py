@@ -8,7 +8,7 @@ import typer
 
 from rlhf.config.load import load_config
 from rlhf.config.principle import PrincipleConfig
-from rlhf.runs.output_folder import check_output
+from rlhf.terminal.dry_run import print_dry_run
 from rlhf.terminal.options import Config, DryRun, Output, Overrides, Resume, explain_option
 
 
@@ -35,8 +35,7 @@ def command(
     from reward.principle import recipe  # torch loads only when the command runs
 
     if dry_run:
-        for line in [*check_output(settings.output, settings, resume=resume), *recipe.dry_run(settings)]:
-            typer.echo(line)
+        print_dry_run(settings, recipe.dry_run, resume=resume)
         return
     result = recipe.train_principle(settings, resume=resume)
     if result:

@@ -16,8 +16,8 @@ from rlhf.report import write_report
 from rlhf.report.page import REPORT
 from rlhf.report.reward import reward_verdict
 from rlhf.runs.after import AfterTraining
-from rlhf.runs.output_folder import check_output
 from rlhf.terminal.benchmarks import print_overall
+from rlhf.terminal.dry_run import print_dry_run
 from rlhf.terminal.options import Config, DryRun, Output, Overrides, Resume, explain_option
 
 
@@ -44,8 +44,7 @@ def command(
     from reward.training import recipe
 
     if dry_run:
-        for line in [*check_output(settings.output, settings, resume=resume), *recipe.dry_run(settings)]:
-            typer.echo(line)
+        print_dry_run(settings, recipe.dry_run, resume=resume)
         return
     require_fit(settings)
     from rlhf.plan.machine import explained, fit_to_machine

@@ -20,8 +20,10 @@ class KLConfig(Strict):
     """Over the tokens of an answer: TRL sums, NeMo-Aligner takes the mean (of `abs`). Equal coefficients
     differ in effect by a factor of the answer's length. `rloo`, `ppo`: sum."""
     placement: Literal["reward", "loss"] = "reward"
-    """`reward`: subtracted from the reward, without a gradient; `loss`: a term of the loss. In the loss only
-    k2 has the gradient of KL(policy, reference); k3 has that of the reverse KL, k1 none."""
+    """`reward`: subtracted from the reward, without a gradient; `loss`: a term of the loss, a mean over
+    answers. In the loss only k2 has the gradient of KL(policy, reference); k3 has that of the reverse KL, k1
+    none. With `token_mean` and `sequence_mean`, which average over tokens, a coefficient in the loss weighs
+    as much as one in the reward times the length of an answer."""
     coefficient: NonNegative = 0.01
     """Reward per unit of KL; with `target`, the initial value. `rloo`: 0.05."""
     target: Positive | None = None
@@ -88,7 +90,7 @@ class AlgorithmConfig(Strict):
     """Reward of an unfinished answer with `unfinished: penalty`."""
     flat_groups: Literal["keep", "skip"] = "keep"
     """Groups whose shaped rewards are all equal: `skip` leaves them out of the update
-    (`reward/groups_skipped`)."""
+    (`reward/groups_skipped`). `ppo`: keep."""
 
     @model_validator(mode="before")
     @classmethod
@@ -118,6 +120,11 @@ class AlgorithmConfig(Strict):
             raise ValueError("clip_high needs name: rloo or ppo")
         if (self.name == "ppo") != (self.critic is not None):
             raise ValueError("critic is required with name: ppo, and not allowed otherwise")
+        if self.critic is not None and self.flat_groups == "skip":
+            raise ValueError(
+                "flat_groups: skip is not allowed with name: ppo, whose baseline is the critic: there equal "
+                "rewards in a group carry a signal"
+            )
         if self.name == "rloo" and self.reduction != "sequence_sum":
             raise ValueError("name: rloo needs reduction: sequence_sum, as its ratio is per answer")
         if self.name == "reinforce" and self.epochs > 1:

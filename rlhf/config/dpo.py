@@ -12,6 +12,7 @@ from rlhf.config.schema import (
     Count,
     DataSource,
     ModelConfig,
+    Place,
     Positive,
     RunConfig,
     Share,
@@ -52,9 +53,13 @@ class DPOConfig(DPOTraining, RunConfig):
     """A run of direct preference optimisation: a policy from preferences, without a reward model."""
 
     model: ModelConfig = ModelConfig()
-    """The frozen base; it is also the reference."""
+    """The frozen base; it is the reference unless `start` is set."""
     adapter: AdapterConfig = AdapterConfig()
     """The policy's LoRA adapter."""
+    start: Place | None = None
+    """Start from a policy (the `final/` folder of `train-dpo` or `align-policy`) with the same base, template
+    and adapter settings; a frozen copy of it is the reference. null: a new adapter, and the base is the
+    reference."""
     data: DPODataConfig
     """The preferences."""
     loss: DPOLoss = "regular"

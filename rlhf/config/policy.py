@@ -95,6 +95,16 @@ class PolicyConfig(RunConfig):
         return self
 
     @model_validator(mode="after")
+    def _horizon_fits(self) -> Self:
+        answers = self.rollouts.answers
+        if self.algorithm.kl.target is not None and self.algorithm.kl.horizon < answers:
+            raise ValueError(
+                f"algorithm.kl.horizon is {self.algorithm.kl.horizon:g}, below the {answers} answers of an "
+                f"update, so that the coefficient would jump: raise it to {answers} or more"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _rewards_apart(self) -> Self:
         check_names(self.reward)
         held_out = self.held_out_reward

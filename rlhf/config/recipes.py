@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from rlhf.config.attributes import REWARD_ALONE
 from rlhf.core.errors import did_you_mean
 from rlhf.core.records import HELPSTEER_ATTRIBUTES
 
@@ -31,7 +32,6 @@ RecipeName = Literal[
 ]
 
 REGRESSION, PREFERENCE, HYBRID = "regression", "preference", "hybrid"
-REWARD_ALONE = ("helpfulness",)
 
 
 @dataclass(frozen=True, slots=True)

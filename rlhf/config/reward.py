@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from rlhf.config import recipes
+from rlhf.config import attributes, recipes
 from rlhf.config.recipes import RecipeName
 from rlhf.config.schema import (
     AdapterConfig,
@@ -104,7 +104,8 @@ class RewardConfig(RunConfig):
     adapter: AdapterConfig = AdapterConfig()
     """The reward model's LoRA adapter."""
     attributes: list[str] = Field(default_factory=lambda: list(HELPSTEER_ATTRIBUTES), min_length=1)
-    """The head's outputs; the first is the reward."""
+    """The head's outputs; the first is the reward. Without `data.ratings` the default is `helpfulness` alone,
+    or the outputs of `start`."""
     reasoning: ReasoningRule = "keep"
     """Reasoning in answers, between `<think>` and `</think>`: `keep` scores it, `strip` removes it first,
     `refuse` does not score such answers. Stored with the model and used wherever it scores."""
@@ -132,8 +133,8 @@ class RewardConfig(RunConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_recipe(cls, data: Any) -> Any:
-        return recipes.fill(data) if isinstance(data, dict) else data
+    def _fill_defaults(cls, data: Any) -> Any:
+        return attributes.fill(recipes.fill(data)) if isinstance(data, dict) else data
 
     @model_validator(mode="after")
     def _pick_stages(self) -> Self:

@@ -82,6 +82,11 @@ class RolloutConfig(Strict):
     importance_sampling: Annotated[ImportanceConfig | None, BeforeValidator(_off)] = None
     """Correct the mismatch between engine and trainer; `off` (null) only logs the weights."""
 
+    @property
+    def answers(self) -> int:
+        """Answers of an update, over all processes."""
+        return self.prompts_per_step * self.samples_per_prompt
+
     @model_validator(mode="after")
     def _servers_fit(self) -> Self:
         if (self.engine == "servers") != bool(self.servers):
@@ -93,6 +98,11 @@ class RolloutConfig(Strict):
             changed = [key for key in ONLY_WITH_SERVERS if getattr(self, key) != fields[key].default]
             if changed:
                 raise ValueError(f"{changed[0]} needs engine: servers")
+        if self.engine != "transformers" and not 0.01 <= self.temperature <= 2:
+            raise ValueError(
+                f"temperature is {self.temperature:g}, and vLLM samples at 0.01 to 2: change it, or set "
+                "engine: transformers"
+            )
         if self.continuous_batching is not None and self.engine != "transformers":
             raise ValueError("continuous_batching needs engine: transformers")
         if self.sleep and self.engine != "vllm":

@@ -4,10 +4,12 @@
     ├── UserError              the input is at fault: exit code 2, one message, no stack trace
     │   ├── ConfigError        a config file, or `key=value` on the command line
     │   ├── DataError          a row, a file or a data set
+    │   │   └── RefusalError   a conversation that cannot be tokenized
     │   ├── ModelError         a model, tokenizer, adapter or head that does not fit
     │   └── OutputError        an output folder that cannot be used
     └── RunError               valid input, but the run failed: exit code 1
         ├── StoppedError       stopped by a signal, after an update: exit code 128 + the signal's number
+        ├── GpuMemoryError     the GPU's memory is full (`rlhf.runs.gpu_memory`)
         ├── EngineError        the rollout engine returned nothing, or disagrees with the trainer
         ├── RewardError        an answer's reward could not be computed
         └── DivergenceError    a loss, reward or KL that is not finite, or is out of bounds

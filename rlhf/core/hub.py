@@ -1,10 +1,12 @@
-"""Checks in seconds whether a model or data set exists: a typo must not cost a minute of the Hub's
-retries."""
+"""Models of this project on the Hub, and checks in seconds whether a model or data set exists.
+
+A typo must not cost a minute of the Hub's retries.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +16,28 @@ from rlhf.core.places import is_explicit, missing_local
 RepoKind = Literal["model", "dataset"]
 TIMEOUT = 10
 """Seconds for the Hub's response."""
-MARKER_FILES: Mapping[RepoKind, str] = {"model": "config.json", "dataset": "README.md"}
-"""A file that every cached repository of a kind has."""
+ADAPTER_CONFIG = "adapter_config.json"
+CARDS = ("reward.json", "policy.json", "principle.json", "justifier.json")
+"""Cards of this project's models; each is beside an adapter."""
+NEEDED = (
+    *CARDS,
+    ADAPTER_CONFIG,
+    "adapter_model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+)
+"""Files of a repository that are downloaded to use a model of this project."""
+MARKER_FILES: Mapping[RepoKind, Sequence[str]] = {
+    "model": ("config.json", ADAPTER_CONFIG),
+    "dataset": ("README.md",),
+}
+"""Files of which every cached repository of a kind has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +46,48 @@ class Missing:
 
     found: str
     fix: str
+
+
+@functools.cache
+def pushed_model(name: str) -> Path | None:
+    """The folder in the Hub's cache of a model of this project that `rlhf push` uploaded; downloaded once.
+
+    None for a local path, and for a repository that holds no adapter of this project.
+
+    Args:
+        name: OWNER/NAME, or OWNER/NAME@REVISION.
+    """
+    repository, revision = split_revision(name)
+    if "/" not in repository or is_explicit(repository) or Path(name).exists():
+        return None
+    if find_missing(repository, "model", revision):
+        return None
+    import httpx
+    from huggingface_hub import snapshot_download, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    def download(*files: str) -> Path:
+        load = functools.partial(snapshot_download, repository, revision=revision, allow_patterns=list(files))
+        try:
+            return Path(load())
+        except (httpx.TransportError, OfflineModeIsEnabled):  # of a commit, although it is in the cache
+            return Path(load(local_files_only=True))
+
+    if isinstance(try_to_load_from_cache(repository, "config.json", revision=revision), str):
+        return None  # a complete model; without a request
+    try:
+        folder = download(ADAPTER_CONFIG, *CARDS)
+        if not (folder / ADAPTER_CONFIG).exists() or not any((folder / card).exists() for card in CARDS):
+            return None
+        return download(*NEEDED)
+    except (HfHubHTTPError, LocalEntryNotFoundError):  # the caller's own loading reports it
+        return None
+
+
+def split_revision(name: str) -> tuple[str, str | None]:
+    """OWNER/NAME and REVISION of OWNER/NAME@REVISION; without `@`, the name and None."""
+    repository, _, revision = name.partition("@")
+    return repository, revision or None
 
 
 @functools.cache
@@ -73,7 +137,10 @@ def find_missing(name: str, kind: RepoKind, revision: str | None = None) -> Miss
 def _is_cached(name: str, kind: RepoKind, revision: str | None) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
-    if isinstance(try_to_load_from_cache(name, MARKER_FILES[kind], revision=revision, repo_type=kind), str):
+    files = (
+        try_to_load_from_cache(name, file, revision=revision, repo_type=kind) for file in MARKER_FILES[kind]
+    )
+    if any(isinstance(file, str) for file in files):
         return True
     if kind == "model":
         return False

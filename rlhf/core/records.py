@@ -64,7 +64,8 @@ class Rating:
     """A response with attribute ratings on the scale 0 to 4; an absent attribute is not rated.
 
     `groups` are the groups by which results are broken down, such as domain and language; `fields` are those
-    of the response's message, see `Message`.
+    of the response's message, see `Message`. `place` is the row it was read from, `file:line`, as in every
+    record of training data; it names the row in a drop report and is no part of the content.
     """
 
     prompt: Conversation
@@ -73,6 +74,7 @@ class Rating:
     source: str = ""
     groups: Mapping[str, str] = field(default_factory=dict)
     fields: str = ""
+    place: str = field(default="", compare=False)
 
     @property
     def message(self) -> Message:
@@ -99,6 +101,7 @@ class Preference:
     groups: Mapping[str, str] = field(default_factory=dict)
     fields_1: str = ""
     fields_2: str = ""
+    place: str = field(default="", compare=False)
 
     @property
     def messages(self) -> tuple[Message, Message]:
@@ -139,6 +142,7 @@ class Principle:
     fulfilled: bool
     source: str = ""
     groups: Mapping[str, str] = field(default_factory=dict)
+    place: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +158,7 @@ class Justification:
     strength: int
     source: str = ""
     groups: Mapping[str, str] = field(default_factory=dict)
+    place: str = field(default="", compare=False)
 
     @property
     def text(self) -> str:
@@ -173,6 +178,7 @@ class Prompt:
     source: str = ""
     check: Mapping[str, Any] | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
+    place: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,8 +31,8 @@ BATCH_VALUES = 4_000_000
 def wilson_interval(share: float, count: float) -> Interval:
     """Wilson score interval of a share observed in `count` trials.
 
-        centre = (p + z^2/2n) / (1 + z^2/n),   half width = z sqrt(p(1-p)/n + z^2/4n^2) / (1 + z^2/n),   z =
-        1.96
+        centre = (p + z^2/2n) / (1 + z^2/n)
+        half width = z sqrt(p(1-p)/n + z^2/4n^2) / (1 + z^2/n),   z = 1.96
 
     For a weighted mean, or clustered trials, pass their `effective_count`. (scipy's `proportion_ci` takes
     whole counts only.)
@@ -79,6 +79,63 @@ def effective_count(
     return total**2 / math.fsum(weight**2 for weight in weights) / max(1.0, effect)
 
 
+def stratified_count(weights: Sequence[float], shares: Sequence[float], counts: Sequence[float]) -> float:
+    """Effective sample size of a weighted mean of shares, each observed in its own number of trials.
+
+        n = m (1 - m) / sum_h w_h^2 q_h (1 - q_h) / n_h
+        m = sum_h w_h q_h,   q_h = (p_h n_h + 1/2) / (n_h + 1)
+
+    The size at which a single share would have the variance of the mean; n_1 where there is one stratum. The
+    variance takes q, the mean of the posterior of Jeffreys' prior, in place of p: a few trials that are all
+    right still leave their share uncertain.
+
+    Args:
+        weights: w, of each stratum, of sum 1.
+        shares: p, of each stratum.
+        counts: n, the (effective) number of trials of each stratum.
+
+    Source: Cochran (1977), "Sampling Techniques", chapter 5, on the variance of a stratified mean.
+    """
+    smooth = [(share * count + 0.5) / (count + 1) for share, count in zip(shares, counts, strict=True)]
+    mean = math.fsum(weight * share for weight, share in zip(weights, smooth, strict=True))
+    variance = math.fsum(
+        weight**2 * share * (1 - share) / count
+        for weight, share, count in zip(weights, smooth, counts, strict=True)
+    )
+    return mean * (1 - mean) / variance
+
+
+def overlap_effect(
+    weights: Sequence[float],
+    residuals: Sequence[float],
+    clusters: Sequence[Hashable],
+    strata: Sequence[Hashable],
+) -> float:
+    """Design effect of clusters that have trials in several strata; at least 1, and 1 where none has.
+
+        max(1, sum_c (sum_{i in c} w_i e_i)^2 / sum_c sum_h (sum_{i in c, h} w_i e_i)^2)
+
+    The variance of a weighted mean in relation to that of independent strata. Without residuals, all are 1.
+    """
+    if not any(weight * residual for weight, residual in zip(weights, residuals, strict=True)):
+        residuals = [1.0] * len(residuals)
+    sum_C: dict[Hashable, float] = defaultdict(float)
+    sum_CH: dict[Hashable, float] = defaultdict(float)
+    for weight, residual, cluster, stratum in zip(weights, residuals, clusters, strata, strict=True):
+        sum_C[cluster] += weight * residual
+        sum_CH[cluster, stratum] += weight * residual
+    apart = math.fsum(value**2 for value in sum_CH.values())
+    return max(1.0, math.fsum(value**2 for value in sum_C.values()) / apart) if apart else 1.0
+
+
+def claim_verdict(low: float, high: float) -> str:
+    """What an interval of a difference says of the claim that it is positive.
+
+    It holds where the interval lies above zero, does not hold where it lies below, and is open otherwise.
+    """
+    return "holds" if low > 0 else "does not hold" if high < 0 else "open"
+
+
 def mean_interval(values: Sequence[float]) -> Interval | None:
     """Student's t interval of a mean over independent values, such as seeds; None for a single value.
 
@@ -122,30 +179,46 @@ def bootstrap_means(
     return [percentile_interval(means_R) for means_R in means_RQ.T]
 
 
-def bootstrap_grid_mean(
-    values_SP: Floats, clusters_P: Sequence[int] | None = None, *, resamples: int, seed: int = 0
+def grid_mean_interval(
+    values_SP: Floats,
+    clusters_P: Sequence[int] | None = None,
+    *,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> Interval:
-    """Two-way bootstrap interval of the mean of a grid, over its rows (seeds) and its columns (pairs) at
-    once.
+    """Interval of the mean of a grid, over its rows (seeds) and its columns (pairs) at once.
 
-    Each resample draws S rows and as many clusters of columns as there are, with replacement, and takes the
-    mean over the drawn grid.
+        mean +- t sqrt(V_S + V_C)
+        degrees of freedom of t: (V_S + V_C)^2 / (V_S^2 / (S - 1) + V_C^2 / (C - 1))
+        V_S = variance of the means of the S rows / S
+        V_C = C / (C - 1) x sum over clusters c of (sum over columns p in c of (mean_p - mean))^2 / P^2
+
+    The noise of a single value is in both variances, so that the interval is rather too wide than too narrow.
+    A two-way bootstrap has (S - 1) / S of the rows' variance and normal tails: too narrow for a few rows that
+    differ. A single row leaves the columns alone, a single cluster the rows; with one of each the interval is
+    the mean.
 
     Args:
         clusters_P: the cluster of each column, such as its prompt; None: every column is its own.
+        bounds: the least and the largest mean there can be, such as 0 and 1 of a share.
 
-    Source: Owen (2007), "The pigeonhole bootstrap", arXiv 0712.1111.
+    Source: Satterthwaite (1946), "An approximate distribution of estimates of variance components"; Owen
+    (2007), arXiv 0712.1111, for the sum of both variances.
     """
     S, P = values_SP.shape
-    generator = np.random.default_rng(seed)
+    mean, columns_P = float(values_SP.mean()), values_SP.mean(axis=0)
     names, cluster_P = np.unique(range(P) if clusters_P is None else clusters_P, return_inverse=True)
-    clusters = len(names)
-    means_R = np.empty(resamples)
-    for r in range(resamples):
-        rows_S = generator.integers(0, S, S)
-        drawn_P = np.bincount(generator.integers(0, clusters, clusters), minlength=clusters)[cluster_P]
-        means_R[r] = np.average(values_SP[rows_S].mean(axis=0), weights=drawn_P)
-    return percentile_interval(means_R)
+    parts = []
+    if S > 1:
+        parts.append((float(values_SP.mean(axis=1).var(ddof=1)) / S, S - 1))
+    if (C := len(names)) > 1:
+        sums_C = np.bincount(cluster_P, weights=columns_P - mean)
+        parts.append((C / (C - 1) * float(sums_C @ sums_C) / P**2, C - 1))
+    variance = math.fsum(part for part, _ in parts)
+    if variance == 0:
+        return [mean, mean]
+    freedom = variance**2 / math.fsum(part**2 / free for part, free in parts)
+    half = float(stats.t.ppf(TAILS[1], freedom)) * math.sqrt(variance)
+    return [max(bounds[0], mean - half), min(bounds[1], mean + half)]
 
 
 def bootstrap_weights(

@@ -10,14 +10,14 @@ from typing import Any
 
 
 def digest_of(records: Iterable[Any]) -> str:
-    """A hash of records in their order, wherever they were read from.
+    """A hash of records in their order, wherever they were read from: `source` and `place` do not count.
 
     Fields that are empty do not count: a field that a later version adds changes no digest of records without
     it.
     """
     digest = hashlib.sha256()
     for record in records:
-        content = {name: value for name, value in _filled(record).items() if name != "source"}
+        content = {name: value for name, value in _filled(record).items() if name not in ("source", "place")}
         digest.update(json.dumps(content, sort_keys=True).encode())
     return digest.hexdigest()[:16]
 

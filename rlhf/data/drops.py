@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
+
+from rlhf.core.errors import DataError
+
+if TYPE_CHECKING:
+    from rlhf.core.records import Justification, Preference, Principle, Prompt, Rating
 
 EXAMPLES = 3
 """Places remembered for each reason."""
@@ -33,7 +39,7 @@ class DropReport:
         """Count one dropped row."""
         self.reasons[reason] += 1
         places = self.examples.setdefault(reason, [])
-        if len(places) < EXAMPLES:
+        if len(places) < EXAMPLES and place not in places:
             places.append(place)
 
     def merge(self, other: DropReport) -> Self:
@@ -41,7 +47,7 @@ class DropReport:
         self.read += other.read
         self.reasons.update(other.reasons)
         for reason, places in other.examples.items():
-            self.examples[reason] = (self.examples.get(reason, []) + places)[:EXAMPLES]
+            self.examples[reason] = list(dict.fromkeys(self.examples.get(reason, []) + places))[:EXAMPLES]
         self.notes.update(other.notes)
         self.digests.update(other.digests)
         for name, part in other.sources.items():
@@ -73,6 +79,28 @@ class DropReport:
             "dropped": dropped,
             **({"notes": dict(self.notes.most_common())} if self.notes else {}),
         }
+
+
+def place_of(record: Rating | Preference | Principle | Justification | Prompt) -> str:
+    """Where a record stands, for a drop report: its row; its source where it was not read from a file."""
+    return record.place or record.source or "a record without a place"
+
+
+def nothing_left(found: str, drops: DropReport, sources: str, held_out: Mapping[str, int]) -> DataError:
+    """The error for data of which no row is left to train on.
+
+    Args:
+        sources: the config key of the data.
+        held_out: usable rows that are held out, by the config key of their share.
+    """
+    withheld = {key: count for key, count in held_out.items() if count}
+    lines = [f"  {count:>7,}  held out by {key}" for key, count in withheld.items()]
+    if withheld:
+        shares = " ".join(f"{key}=0" for key in withheld)
+        fix = f"{shares} to train on the rows that are held out; or add rows to {sources}"
+    else:
+        fix = f"look at the drop report above; raise model.max_length or widen {sources}"
+    return DataError("\n".join([found, *drops.lines(), *lines]), fix=fix)
 
 
 def drops_line(drops: DropReport) -> str:

@@ -28,6 +28,7 @@ from rlhf.data.readers.unpaired import paired_or_plain_rows
 from rlhf.data.sources.rows import DEMO, Row, read_rows
 
 Record = TypeVar("Record")
+TrainingRecord = TypeVar("TrainingRecord", bound=Rating | Preference | Principle | Justification | Prompt)
 Readers = Mapping[str, Callable[[Row, DataSource], Record | list[Record]]]
 RecordKind = Literal["ratings", "preferences", "prompts", "principles", "justifications"]
 CONTRADICTORY = "pairs of which the opposite is in the data, too (A over B and B over A)"
@@ -193,12 +194,12 @@ def _load(
     kind: RecordKind,
     sources: Sequence[DataSource],
     seed: int,
-    readers: Readers[Record],
-    key: Callable[[Record], Hashable],
-) -> tuple[list[Record], DropReport]:
+    readers: Readers[TrainingRecord],
+    key: Callable[[TrainingRecord], Hashable],
+) -> tuple[list[TrainingRecord], DropReport]:
     for source in sources:
         _check_source(source, kind, readers)
-    report, loaded, seen = DropReport(), list[Record](), set[Hashable]()
+    report, loaded, seen = DropReport(), list[TrainingRecord](), set[Hashable]()
     for place, source in enumerate(sources):
         source_report = DropReport()
         label = _label(source, kind)
@@ -221,7 +222,7 @@ def _load(
             source_report.notes.update(facts.notes)
             if facts.first_index is not None:
                 indexed = partial(columns.preference, first_index=facts.first_index)
-                read = _bind(cast(Callable[[Row, DataSource], Record], indexed), source)
+                read = _bind(cast(Callable[[Row, DataSource], TrainingRecord], indexed), source)
         rows = paired_or_plain_rows(source, seed=seed, report=source_report)
         records = list(read_records(rows, read, source_report, key=key, seen=seen))
         if kind == "ratings" and (records or source_report.reasons[rules.NO_RATING]):
@@ -255,9 +256,15 @@ def _label(source: DataSource, kind: RecordKind) -> str:
 
 
 def _bind(
-    reader: Callable[[Row, DataSource], Record | list[Record]], source: DataSource
-) -> Callable[[Row], Record | list[Record]]:
-    return lambda row: reader(row, source)
+    reader: Callable[[Row, DataSource], TrainingRecord | list[TrainingRecord]], source: DataSource
+) -> Callable[[Row], list[TrainingRecord]]:
+    """The reader of one source, which notes in each record the row that it is read from."""
+
+    def read(row: Row) -> list[TrainingRecord]:
+        made = reader(row, source)
+        return [replace(item, place=row.place) for item in (made if isinstance(made, list) else [made])]
+
+    return read
 
 
 def read_records(

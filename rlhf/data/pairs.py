@@ -12,12 +12,11 @@ from collections.abc import Mapping, Sequence
 
 from rlhf.core.records import Conversation, Message, Preference, Rating
 from rlhf.data import rules
-from rlhf.data.drops import DropReport
+from rlhf.data.drops import DropReport, place_of
 
 WEAKEST, STRONGEST = 1, 3
 PREFERRED_ALREADY = "rated pair that has a preference already"
 SOURCE = "rated pairs"
-SHOWN = 40  # characters of a prompt, in the place of a pair that is not made
 
 
 def pair_rated(
@@ -41,7 +40,7 @@ def pair_rated(
     for prompt, rated in _by_prompt(ratings, attribute).items():
         for (first, ratings_1), (second, ratings_2) in itertools.combinations(rated.items(), 2):
             source = f"{ratings_1[0].source}: {SOURCE}" if ratings_1[0].source else SOURCE
-            place = f"{source}, {prompt[-1].content[:SHOWN]!r}"
+            place = f"{place_of(ratings_1[0])} and {place_of(ratings_2[0])}"
             report.read += 1
             difference = _mean(ratings_2, attribute) - _mean(ratings_1, attribute)
             if (prompt, frozenset((first, second))) in known:
@@ -64,6 +63,7 @@ def pair_rated(
                     source=source,
                     fields_1=first.fields,
                     fields_2=second.fields,
+                    place=place,
                 )
             )
     return made, DropReport(sources={SOURCE: report}).merge(report)

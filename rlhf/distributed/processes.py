@@ -209,6 +209,15 @@ def all_gather(value: T) -> list[T]:
     return list(gather_object([value]))
 
 
+def wait_for_all() -> float:
+    """Wait until all processes are here; returns the seconds waited, 0 in one process."""
+    if world_size() == 1:
+        return 0.0
+    arrived = time.perf_counter()
+    all_gather(None)
+    return time.perf_counter() - arrived
+
+
 def gather_results(work: Callable[[], T]) -> list[T]:
     """Call `work` in every process and gather the results.
 

@@ -302,15 +302,21 @@ def _read(source: DataSource, load: Callable[[DataSource], DropReport]) -> tuple
 
 def _trained(config: Config) -> Sequence[Trained]:
     """The reward models that a policy is trained with, or that a reward run starts from."""
+    base = config.model.base
     if isinstance(config, PolicyConfig):
-        return [_trained_in(key, folder) for key, folder in config.reward_folders]
-    return () if config.start is None else (_trained_in("start", config.start),)
+        return [_trained_in(key, folder, base) for key, folder in config.reward_folders]
+    return () if config.start is None else (_trained_in("start", config.start, base),)
 
 
-def _trained_in(key: TrainedKey, folder: str) -> Trained:
+def _trained_in(key: TrainedKey, folder: str, base: str) -> Trained:
+    """The model in a folder; a base that is the config's has the config's spelling."""
     from rlhf.adapters.storage import RewardAdapter
+    from rlhf.models.embedded import absolute_base
 
     read = attempt(lambda: RewardAdapter.read(Path(folder)))
     if isinstance(read, Trouble):
         return Trained(key, folder, read)
-    return Trained(key, folder, {name: str(value) for name, value in read.card.items()})
+    card = {name: str(value) for name, value in read.card.items()}
+    if absolute_base(card["base"]) == absolute_base(base):
+        card["base"] = base
+    return Trained(key, folder, card)

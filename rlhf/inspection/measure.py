@@ -15,7 +15,7 @@ from rlhf.config.schema import DataSource, ModelConfig
 from rlhf.core.errors import RefusalError
 from rlhf.core.records import Conversation, Preference, Prompt, Rating
 from rlhf.data.agreement import agreement, annotated_pairs, annotated_ratings, rating_agreement
-from rlhf.data.drops import DropReport
+from rlhf.data.drops import DropReport, place_of
 from rlhf.data.lengths import lengths_of
 from rlhf.data.load import load_prompts
 from rlhf.models.chat import Chat
@@ -85,7 +85,7 @@ def inspect_policy(config: PolicyConfig) -> dict[str, Any]:
     sized = []
     for prompt, size in zip(prompts, sizes, strict=True):
         if size in seen:
-            drops.drop(SAME_PROMPT, prompt.source or "a prompt")
+            drops.drop(SAME_PROMPT, place_of(prompt))
         else:
             seen.add(size)
             sized.append((prompt, (size,)))
@@ -160,9 +160,9 @@ def _with_lengths(
     for record, sizes in measured:
         refusal = next((size for size in sizes if isinstance(size, RefusalError)), None)
         if refusal:
-            drops.drop(refusal.reason, record.source or "a row")
+            drops.drop(refusal.reason, place_of(record))
         elif len(set(sizes)) < len(sizes):
-            drops.drop(SAME_IDS, record.source or "a row")
+            drops.drop(SAME_IDS, place_of(record))
         else:
             taken.append((record, tuple(size.length for size in sizes if isinstance(size, Size))))
     return taken

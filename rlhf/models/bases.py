@@ -7,23 +7,23 @@ the loaded model.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from rlhf.config.schema import AdapterConfig, ModelConfig, ReasoningRule
 from rlhf.core.errors import ConfigError, ModelError
+from rlhf.core.hub import ADAPTER_CONFIG
 from rlhf.distributed import sharding
 from rlhf.models.chat.chat import Chat
 from rlhf.models.dropout import require_switchable
 from rlhf.models.embedded import resolve_base
+from rlhf.models.folders import adapter_as_model
 from rlhf.models.loading_errors import (
     IN_DOCS,
     LOADING_ERRORS,
@@ -32,16 +32,12 @@ from rlhf.models.loading_errors import (
     no_sdpa,
     require_text_only,
 )
-from rlhf.models.stored import HEAD, file_of, stored_head, stored_rows
+from rlhf.models.names import HEAD
+from rlhf.models.stored import file_of, stored_head, stored_rows
 from rlhf.models.targets import ALL_LINEAR, adapter_targets
 from rlhf.models.weight_files import FILES_OR_INDICES, weight_files
 
-ADAPTER_CONFIG = "adapter_config.json"
 CLASSIFIER = "ForSequenceClassification"
-UNMERGEABLE = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT")
-"""Types of PEFT's adapters that are not changes of weights."""
-KINDS = {"LORA": "LoRA"}
-"""Types of PEFT's adapters that are usually written otherwise."""
 LOGIT_SETTINGS = (
     "final_logit_softcapping",
     "logits_soft_cap",
@@ -76,52 +72,6 @@ def refuse_adapter(base: str, revision: str | None) -> None:
     file = file_of(base, revision, ADAPTER_CONFIG)
     if file is not None:
         raise adapter_as_model(base, Path(file).parent)
-
-
-def adapter_as_model(name: str, folder: Path) -> ModelError:
-    """The error for an adapter used as a model, with the command that merges it."""
-    settings = json.loads((folder / ADAPTER_CONFIG).read_text("utf-8"))
-    adapter_base = settings.get("base_model_name_or_path") or "an unnamed model"
-    kind = settings.get("peft_type") or "LORA"
-    cards = [folder / card for card in ("reward.json", "policy.json") if (folder / card).exists()]
-    if cards:
-        adapter_base = json.loads(cards[0].read_text("utf-8")).get("base", adapter_base)
-        fix = f"model.base={adapter_base} start={name}, or merge it: rlhf export {name} --output MERGED"
-    elif kind in UNMERGEABLE:
-        fix = f"another model: an adapter of the kind {kind} adds tokens, and cannot be merged into weights"
-    else:
-        fix = f"merge it, then use MERGED: {merge_command(name, folder)}"
-    return ModelError(
-        f"{name} is a {KINDS.get(kind, kind)} adapter of {adapter_base}, not a complete model.",
-        allowed="a folder or Hugging Face name of a complete model",
-        fix=fix,
-    )
-
-
-def merge_command(name: str, folder: Path) -> str:
-    """The command that merges an adapter of PEFT into its base, and writes both to the folder MERGED."""
-    settings = json.loads((folder / ADAPTER_CONFIG).read_text("utf-8"))
-    is_classifier = settings.get("task_type") == "SEQ_CLS"
-    kind = "SequenceClassification" if is_classifier else "CausalLM"
-    labels = f", num_labels={_adapter_outputs(folder)}" if is_classifier else ""
-    has_tokenizer = (folder / "tokenizer_config.json").exists()
-    tokenizer = name if has_tokenizer else settings.get("base_model_name_or_path") or "BASE"
-    return (
-        f'python -c "import peft, transformers; peft.AutoPeftModelFor{kind}.from_pretrained({name!r}{labels})'
-        ".merge_and_unload().save_pretrained('MERGED'); transformers.AutoTokenizer.from_pretrained("
-        f"{tokenizer!r}).save_pretrained('MERGED')\""
-    )
-
-
-def _adapter_outputs(folder: Path) -> int | str:
-    """The number of outputs of an adapter's head; `N` if its file cannot be read."""
-    file = folder / "adapter_model.safetensors"
-    if not file.exists():
-        return "N"
-    weights: Any = safe_open(file, framework="pt")
-    with weights:
-        heads = [name for name in weights.keys() if name.endswith(f"{HEAD}.weight")]  # noqa: SIM118
-        return int(weights.get_slice(heads[0]).get_shape()[0]) if heads else "N"
 
 
 def check(

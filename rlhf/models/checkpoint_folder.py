@@ -1,4 +1,4 @@
-"""Load a checkpoint of a run as a model, so that commands accept `checkpoints/step-N` like `final/`.
+"""The folder of a model: `final/`, a checkpoint of a run, or the cached files of a model on the Hub.
 
 A checkpoint contains only trained weights. The other files of `final/` (card, adapter config, tokenizer) do
 not change in a run and are written once, to `checkpoints/model`. The two are combined in a temporary folder.
@@ -18,8 +18,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rlhf.core.errors import ModelError
+from rlhf.core.hub import pushed_model
 from rlhf.distributed import processes
-from rlhf.models.loading import POLICY, TRAINED_WHOLE
+from rlhf.models.names import POLICY, TRAINED_WHOLE
 from rlhf.runs.checkpoints import MANIFEST, WEIGHTS, file_digest, is_complete
 
 SHELL = "model"
@@ -43,13 +44,18 @@ def write_shell(checkpoints: Path, write_final: Callable[[Path], None]) -> None:
 
 
 def model_folder(path: str | Path) -> Path:
-    """The folder of a model; for a checkpoint, a temporary folder with its model.
+    """The folder of a model.
+
+    For a checkpoint it is a temporary folder with its model, for the Hub name of a pushed adapter the folder
+    of its files in the cache.
 
     Raises:
         ModelError: the checkpoint is corrupt, or the files that checkpoints share are missing.
     """
     folder = Path(path)
-    return _assembled(folder.absolute()) if (folder / WEIGHTS).exists() else folder
+    if (folder / WEIGHTS).exists():
+        return _assembled(folder.absolute())
+    return pushed_model(str(path)) or folder
 
 
 @functools.cache

@@ -68,7 +68,7 @@ def embedded_model() -> Path:
 
 
 def resolve_base(base: str, revision: str | None = None) -> str:
-    """The folder or Hugging Face name of a base; `embedded` is converted on first use.
+    """The absolute path or Hugging Face name of a base; `embedded` is converted on first use.
 
     Raises:
         ModelError: the folder does not exist, and neither the Hub nor its cache has the name.
@@ -81,12 +81,19 @@ def resolve_base(base: str, revision: str | None = None) -> str:
             allowed="`embedded`, a folder with config.json and safetensors weights, or a Hugging Face name",
             fix=missing.fix,
         )
-    return base
+    return absolute_base(base)
+
+
+def absolute_base(base: str) -> str:
+    """A base as cards name it: a folder by its absolute path, since a card is read from any directory."""
+    if base == "embedded" or not Path(base).exists():
+        return base
+    return os.path.abspath(base)  # noqa: PTH100  # pathlib's keeps `..`
 
 
 def known_as(base: str) -> str:
     """The name of a base on model cards."""
-    return HUB_NAME if base == "embedded" else base
+    return HUB_NAME if base == "embedded" else absolute_base(base)
 
 
 def _gguf_file() -> Path:

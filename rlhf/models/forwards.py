@@ -16,12 +16,13 @@ from transformers import PreTrainedModel
 
 from rlhf.core.errors import ModelError
 from rlhf.distributed.sharding import full_tensor, through_root
-from rlhf.kernels.inputs import packed_inputs as packed_inputs
+from rlhf.kernels.inputs import packed_inputs
 from rlhf.kernels.last_layer import read_states
 from rlhf.kernels.logprobs import token_logprobs
 from rlhf.kernels.packed_batch import PackedBatch
 from rlhf.models.bases import require_plain_logits
-from rlhf.models.loading import HEAD, VALUE_HEAD, PeftModel
+from rlhf.models.loading import PeftModel
+from rlhf.models.names import HEAD, VALUE_HEAD
 
 
 def last_states(model: PeftModel, batch: PackedBatch) -> Tensor:

@@ -45,16 +45,9 @@ from rlhf.models.loading_errors import (
     require_text_only,
     unused_weights,
 )
-from rlhf.models.stored import HEAD as HEAD
+from rlhf.models.names import HEAD, REFERENCE, TRAINED_WHOLE
 from rlhf.models.stored import stored_head
 from rlhf.models.targets import adapter_targets
-
-POLICY = "default"  # TRL's name of the trained adapter
-REWARD = "reward"
-CRITIC = "critic"
-REFERENCE = "reference"
-TRAINED_WHOLE = "rlhf_policy"  # the key of the card in config.json after full fine-tuning
-VALUE_HEAD = "value_head"  # the critic's, trained and saved with its base
 
 
 def load_causal(
@@ -122,8 +115,8 @@ def load_classifier(
 ) -> PreTrainedModel:
     """The base as transformers' sequence classifier, with one output per attribute.
 
-    The base's head is used if it fits (`bases.StoredHead.fits`). Otherwise the head starts at zero: initially
-    all responses have the same score, so the first Bradley-Terry loss is log 2 on any base.
+    The base's head is used if it fits (`stored.StoredHead.fits`). Otherwise the head starts at zero: all
+    responses then have the same score, and the first Bradley-Terry loss is log 2 on any base.
 
     Raises:
         ModelError: transformers cannot load the base, or weights are missing.

@@ -12,9 +12,8 @@ from transformers.modeling_utils import load_state_dict
 from transformers.utils import cached_file
 
 from rlhf.models.loading_errors import LOADING_ERRORS, cannot_load
+from rlhf.models.names import HEAD
 from rlhf.models.weight_files import WEIGHT_FILES
-
-HEAD = "score"  # transformers' name of a sequence classifier's head
 
 
 @dataclass(frozen=True)
@@ -35,9 +34,10 @@ class StoredHead:
         shown = f"{self.outputs} output{'s' if self.outputs > 1 else ''}: {', '.join(self.names)}"
         if self.fits(attributes):
             return f"The base is a sequence classifier ({shown}). Training starts from its trained head."
+        keeps = f" To keep it: attributes=[{attributes[0]}]" if self.outputs == 1 else ""
         return (
             f"The base is a sequence classifier ({shown}). Its trained head is dropped, since the "
-            f"attributes are {', '.join(attributes)}; a new head is trained."
+            f"attributes are {', '.join(attributes)}; a new head is trained.{keeps}"
         )
 
 

@@ -42,17 +42,17 @@ def load_trunk_of(card: Mapping[str, Any], *, writes: bool = True) -> PreTrained
         fast_layers=card.get("fast_layers", True),
         writes=writes,
     )
-    return _placed(trunk, card["quantization"], "auto")
+    return placed(trunk, card["quantization"], "auto")
 
 
 @phase("loading")
 def load_trunk(model: ModelConfig) -> PreTrainedModel:
     """The causal base of an adapter without a head, on the GPU if there is one, with its layers chosen."""
-    return _placed(load_configured(model), model.quantization, model.fused_kernels)
+    return placed(load_configured(model), model.quantization, model.fused_kernels)
 
 
-def _placed(trunk: PreTrainedModel, quantization: str, layers: Wanted) -> PreTrainedModel:
-    """The base on the GPU, unless it is there already (in 4 bits) or will be sharded, with its layers
+def placed(trunk: PreTrainedModel, quantization: str, layers: Wanted) -> PreTrainedModel:
+    """A base on the GPU, unless it is there already (in 4 bits) or will be sharded, with its layers
     chosen."""
     if torch.cuda.is_available() and quantization == "none" and not is_requested():
         trunk = trunk.to("cuda")

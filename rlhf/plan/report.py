@@ -22,7 +22,7 @@ from rlhf.plan.memory.phases import (
 )
 from rlhf.plan.memory.sharding import CONTEXT, FRAGMENTS, NCCL
 from rlhf.plan.request import Request, longest_tree, row_of
-from rlhf.plan.speed import Bill, assumptions, between
+from rlhf.plan.speed import ROLLOUTS_ASSUMED, Bill, assumptions, between
 
 STRATEGY_NAMES = {
     "one": "one GPU",
@@ -184,7 +184,7 @@ def _bill_line(plan: Plan) -> str:
     )
     engine = ""
     if total.at_once is not None:
-        name = "Rollouts" if plan.engine is not None and plan.engine.paged else "vLLM"
+        name = "vLLM" if total.sampler == "vllm" else "Rollouts"
         engine = f" {name}: {total.at_once} full-length answers at once on {total.parallel} GPU(s)."
     assert total.hours is not None
     assert total.most_hours is not None
@@ -194,9 +194,7 @@ def _bill_line(plan: Plan) -> str:
 def notes(plan: Plan) -> list[str]:
     """Assumptions, and memory that a trace does not see."""
     assumed = assumptions(plan.request, plan.assumed)
-    lines = (
-        [f"Assumed: {assumed['lengths']}; {assumed['utilisation']}; {assumed['links']}."] if plan.bill else []
-    )
+    lines = [f"Assumed: {'; '.join(assumed.values())}."] if plan.bill else []
     classifiers = [source.place for source in _sources(plan.request) if source.kind == "classifier"]
     if classifiers:
         lines.append(
@@ -234,16 +232,15 @@ def _estimates(plan: Plan) -> list[str]:
         f"{FRAGMENTS:.0%} of activations for fragmentation",
     ]
     if plan.engine is not None and plan.engine.paged:
-        estimates += [
-            f"a cache in {PAGED_SHARE:.0%} of the free memory, as transformers sizes it",
-            "rollouts with flash attention, where each answer reads its own cache (with SDPA each reads all "
-            "caches, which may be several times slower)",
-        ]
+        estimates.append(f"a cache in {PAGED_SHARE:.0%} of the free memory, as transformers sizes it")
     elif plan.engine is not None:
         estimates += [
             f"{gib(GRAPHS)} GiB CUDA graphs of vLLM",
             f"{gib(plan.engine.memory.working - GRAPHS)} GiB activations of vLLM, which profiles them",
         ]
+    sampler = plan.bill.sampler if plan.bill is not None else None
+    if sampler is not None and sampler in ROLLOUTS_ASSUMED:
+        estimates.append(ROLLOUTS_ASSUMED[sampler])
     return [f"Estimates, neither traced nor measured: {'; '.join(estimates)}."]
 
 

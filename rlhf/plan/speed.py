@@ -2,34 +2,36 @@
 
     seconds of a phase  = max(FLOPs / (peak x utilisation), bytes gathered / link)
 
-For a decoding step of the engine see `rlhf.plan.memory.engine`.
+For a decoding step see `rlhf.plan.memory.engine`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from rlhf.config.policy import PolicyConfig
-from rlhf.config.reward import RewardConfig, StageConfig
-from rlhf.config.schema import DataSource
+from rlhf.config.reward import RewardConfig
 from rlhf.plan.gpus import NODE_LINK, PCIE
-from rlhf.plan.memory.engine import decode_seconds, weight_bytes
-from rlhf.plan.memory.phases import PASSES, Engine, Tracer, engine_of, model_facts
+from rlhf.plan.memory.engine import decode_seconds, token_bytes, weight_bytes
+from rlhf.plan.memory.phases import PASSES, Engine, Tracer, adapter_bytes, engine_of, itemsize, model_facts
 from rlhf.plan.memory.sharding import moved_bytes
 from rlhf.plan.memory.trace import WEIGHTS
 from rlhf.plan.request import Assumptions, Request, row_of
-
-KNOWN_ROWS = {
-    ("nvidia/HelpSteer2", "helpsteer2"): 20_324,
-    ("nvidia/HelpSteer2", "helpsteer2-preference"): 6_766,
-}
-"""(Data set, format): items of the training split, as the recipes use it (NeMo-Aligner's documentation)."""
-
+from rlhf.plan.work import joins, work
 
 FOUR_BIT_ROLLOUTS = (2.0, 1.5)
 """Sampling time of a 4-bit base relative to bfloat16, worst and best case (QeRL, arXiv 2510.11696)."""
+Sampler = Literal["vllm", "paged", "padded"]
+"""vLLM, transformers' continuous batching, or its `generate` on a padded batch."""
+ROLLOUTS_ASSUMED: Mapping[Sampler, str] = {
+    "paged": "rollouts with flash attention, where each answer reads its own cache (with SDPA each reads all "
+    "caches, which may be several times slower)",
+    "padded": "rollouts by `generate` until the longest answer of a batch ends (at best the mean, at worst "
+    "rollouts.max_new_tokens), without the time to launch kernels, which may be several times as long",
+}
+"""What the hours of rollouts assume."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class Bill:
     """Answers that one engine samples concurrently."""
     parallel: int = 1
     """GPUs of one engine."""
+    sampler: Sampler | None = None
+    """What samples; None for a reward model."""
 
 
 def bill(request: Request, tracer: Tracer, assumed: Assumptions) -> Bill | None:
@@ -70,52 +74,46 @@ def bill(request: Request, tracer: Tracer, assumed: Assumptions) -> Bill | None:
     if request.cluster.gpu.tflops is None or (request.servers and request.servers.gpu.tflops is None):
         return None
     config = request.config
-    if isinstance(config, RewardConfig):
-        tokens, updates = _reward_work(config, assumed)
-        items = {"update": tokens, "validation": _validation_tokens(config, assumed)}
-    else:
-        tokens, updates = _policy_tokens(config, assumed), config.steps
-        trained = tokens * config.algorithm.epochs
-        items = {
-            "scoring": tokens * len(config.reward_folders),
-            "log-probabilities": tokens,
-            "update": trained,
-            "critic": trained if config.algorithm.critic else 0,
-        }
+    items, updates = work(config, assumed)
     counted = updates or 1000
     engine = engine_of(request, tracer)
     seconds: dict[str, list[float]] = {}
-    answered = 0.0
-    for utilisation, slower in zip(assumed.utilisation, FOUR_BIT_ROLLOUTS, strict=True):
-        if isinstance(config, PolicyConfig) and engine is not None:
-            taken, answered = _rollout_seconds(config, tracer, engine, assumed, utilisation)
-            four_bits = slower if config.model.quantization == "nf4" else 1.0
-            seconds.setdefault("rollouts", []).append(taken * four_bits)
-        for name, phase_tokens in items.items():
-            if phase_tokens:
-                taken = _seconds(request, tracer, utilisation, name, phase_tokens)
-                seconds.setdefault(name, []).append(taken)
-    tokens_of = {"rollouts": answered, **items}
+    for worst, utilisation in zip((True, False), assumed.utilisation, strict=True):
+        for name, tokens in items.items():
+            if name == "rollouts":
+                taken = _rollout_seconds(request, tracer, engine, assumed, utilisation, worst=worst)
+            else:
+                taken = _seconds(request, tracer, utilisation, name, tokens)
+            seconds.setdefault(name, []).append(taken)
     speeds = [
-        Speed(name, tokens_of[name] / best, counted * best / 3600, counted * worst / 3600)
-        for name, (worst, best) in seconds.items()
+        Speed(name, items[name] / least, counted * least / 3600, counted * most / 3600)
+        for name, (most, least) in seconds.items()
     ]
     prices = [(cluster.count, cluster.gpu.price) for cluster in (request.cluster, request.servers) if cluster]
     known = all(price is not None for _, price in prices)
     rate = sum(count * (price or 0.0) for count, price in prices) if known else None
-    best = _hours(config, [speed.hours for speed in speeds])
-    worst = _hours(config, [speed.most_hours for speed in speeds])
+    least = _hours(config, [speed.hours for speed in speeds])
+    most = _hours(config, [speed.most_hours for speed in speeds])
     return Bill(
         phases=speeds,
         updates=updates,
-        hours=best,
-        dollars=None if rate is None else best * rate,
-        most_hours=worst,
-        most_dollars=None if rate is None else worst * rate,
+        hours=least,
+        dollars=None if rate is None else least * rate,
+        most_hours=most,
+        most_dollars=None if rate is None else most * rate,
         per="the run" if updates else "1,000 updates",
         at_once=engine.memory.at_once if engine else None,
         parallel=engine.parallel if engine else 1,
+        sampler=_sampler(config, engine),
     )
+
+
+def _sampler(config: RewardConfig | PolicyConfig, engine: Engine | None) -> Sampler | None:
+    if isinstance(config, RewardConfig):
+        return None
+    if engine is None:
+        return "padded"
+    return "paged" if engine.paged else "vllm"
 
 
 def _hours(config: RewardConfig | PolicyConfig, times: Sequence[float]) -> float:
@@ -133,69 +131,60 @@ def _seconds(request: Request, tracer: Tracer, utilisation: float, name: str, to
     assert cluster.gpu.tflops is not None
     rows = tokens / cluster.count / row.tokens
     computing = rows * traced.flops[traced_pass] / (cluster.gpu.tflops * 1e12 * utilisation)
-    gathers = {"update": 3 if row.checkpointing else 2, "measuring": 3 if row.critic else 1}
-    passes = gathers.get("update" if name == "critic" else traced_pass, 1)
-    weights = traced.peaks[traced_pass].kinds[WEIGHTS]
-    moved = moved_bytes(request.strategy, model_facts(request, tracer), weights, cluster.count, passes)
-    link = min(cluster.link, PCIE) if request.strategy == "fsdp-offload" else cluster.link
+    # A backward pass gathers a layer once, also where it recomputes it (torch's `FSDPState._pre_forward`).
+    gathers = {"update": 2, "critic": 2, "measuring": 3 if row.critic else 1}
     # A GPU with less than a row still gathers all weights; a validation is spread over many updates.
     passes_over = rows if name == "validation" else max(1.0, rows)
-    return max(computing, passes_over * moved / (link * 1e9))
+    return max(computing, passes_over * _gather_seconds(request, tracer, gathers.get(traced_pass, 1)))
 
 
-def _reward_work(config: RewardConfig, assumed: Assumptions) -> tuple[float, int | None]:
-    """Mean tokens of an update, and updates of all stages; None where the size of a data set is not known."""
-    steps = [_steps(config, stage) for stage in config.stages]
-    known = [count for count in steps if count is not None]
-    updates = sum(known) if len(known) == len(steps) else None
-    weights = known if updates else [1] * len(config.stages)
-    items = sum(stage.batch_size * w for stage, w in zip(config.stages, weights, strict=True)) / sum(weights)
-    return items * assumed.item(config), updates
-
-
-def _validation_tokens(config: RewardConfig, assumed: Assumptions) -> float:
-    """Held-out tokens of a validation per update; data sets of unknown size count 0."""
-    sources = [*config.data.ratings, *config.data.preferences]
-    rows = sum(_rows(source) or 0 for source in sources) / max(1, len(config.stages))
-    return rows * config.data.validation_share * assumed.item(config) / config.validate_every
-
-
-def _steps(config: RewardConfig, stage: StageConfig) -> int | None:
-    """Updates of a stage; None where neither `max_steps` nor the sizes of the data sets are known."""
-    sources = [
-        *(config.data.ratings if stage.regression_weight else ()),
-        *(config.data.preferences if stage.preference_weight else ()),
-    ]
-    rows = [_rows(source) for source in sources]
-    if any(count is None for count in rows):
-        return stage.max_steps
-    items = sum(count or 0 for count in rows) * (1 - config.data.validation_share)
-    steps = math.ceil(items * stage.epochs / stage.batch_size)
-    return min(steps, stage.max_steps) if stage.max_steps else steps
-
-
-def _rows(source: DataSource) -> int | None:
-    known = KNOWN_ROWS.get((source.path, source.format))
-    return source.limit if known is None else min(known, source.limit or known)
-
-
-def _policy_tokens(config: PolicyConfig, assumed: Assumptions) -> float:
-    """Tokens of an update: each prompt once, and its answers; without packing the prompt with each answer."""
-    prompt, answer = assumed.lengths(config)
-    rollouts = config.rollouts
-    prompts = 1 if config.model.packing else rollouts.samples_per_prompt
-    return rollouts.prompts_per_step * (prompts * prompt + rollouts.samples_per_prompt * answer)
+def _gather_seconds(request: Request, tracer: Tracer, passes: int) -> float:
+    """Seconds in which a GPU receives the weights of `passes` passes; 0 where they are not sharded."""
+    cluster, weights = request.cluster, tracer(row_of(request.config)).peaks["update"].kinds[WEIGHTS]
+    moved = moved_bytes(request.strategy, model_facts(request, tracer), weights, cluster.count, passes)
+    link = min(cluster.link, PCIE) if request.strategy == "fsdp-offload" else cluster.link
+    return moved / (link * 1e9)
 
 
 def _rollout_seconds(
-    config: PolicyConfig, tracer: Tracer, engine: Engine, assumed: Assumptions, utilisation: float
-) -> tuple[float, float]:
-    """Seconds of an update's rollouts, and their sampled tokens.
+    request: Request,
+    tracer: Tracer,
+    engine: Engine | None,
+    assumed: Assumptions,
+    utilisation: float,
+    *,
+    worst: bool,
+) -> float:
+    """Seconds of an update's rollouts."""
+    config = request.config
+    assert isinstance(config, PolicyConfig)
+    slower = 1.0
+    if config.model.quantization == "nf4":
+        slower = FOUR_BIT_ROLLOUTS[0] if worst else FOUR_BIT_ROLLOUTS[1]
+    if engine is not None:
+        return _engine_seconds(config, tracer, engine, assumed.lengths(config), utilisation, slower)
+    # The longest prompt and the longest answer of a padded batch set the length of all.
+    longest = (config.data.max_prompt_tokens, config.rollouts.max_new_tokens)
+    lengths = longest if worst else assumed.lengths(config)
+    return _padded_seconds(request, config, tracer, lengths, utilisation, slower)
 
-    Prefill, then decoding in turns of as many answers as fit into the cache.
+
+def _engine_seconds(
+    config: PolicyConfig,
+    tracer: Tracer,
+    engine: Engine,
+    lengths: tuple[int, int],
+    utilisation: float,
+    slower: float,
+) -> float:
+    """Prefill, then decoding in turns of as many answers as fit into the cache.
+
+    Args:
+        lengths: mean tokens of a prompt and of an answer.
+        slower: sampling time relative to an unquantized base.
     """
-    prompt, answer = assumed.lengths(config)
-    answers = config.rollouts.prompts_per_step * config.rollouts.samples_per_prompt
+    prompt, answer = lengths
+    answers = config.rollouts.answers
     gpu = engine.cluster.gpu
     # vLLM admits sequences by the blocks they fill, so their mean length counts, not the maximum.
     fitting = engine.memory.cache // (engine.memory.token_bytes * (prompt + answer))
@@ -206,7 +195,8 @@ def _rollout_seconds(
     parameters = weight_bytes(tracer.shape, 1, "none")
     turns = max(1.0, answers / together)
     step = decode_seconds(
-        engine.memory,
+        weights=parameters * itemsize(config) // engine.parallel + adapter_bytes(config, tracer),
+        token_bytes=engine.memory.token_bytes,
         sequences=min(answers, together) // engine.replicas or 1,
         context=prompt + answer / 2,
         bandwidth=gpu.bandwidth * 1e9,
@@ -216,7 +206,44 @@ def _rollout_seconds(
     reading = 2 * parameters * config.rollouts.prompts_per_step * prompt / (flops * engine.replicas)
     # In sleep mode the engine's weights move to host memory after rollouts, and back before the next.
     moving = 2 * engine.memory.weights / (PCIE * 1e9) if config.rollouts.sleep else 0.0
-    return reading + turns * answer * step + moving, answers * answer
+    return slower * (reading + turns * answer * step) + moving
+
+
+def _padded_seconds(
+    request: Request,
+    config: PolicyConfig,
+    tracer: Tracer,
+    lengths: tuple[int, int],
+    utilisation: float,
+    slower: float,
+) -> float:
+    """transformers' `generate`: a pass over the prompt of every answer, then a step for each token.
+
+    Under FSDP2 the pass and each step gather all weights.
+
+    Args:
+        lengths: tokens of every prompt and of every answer, padding included.
+        slower: sampling time relative to an unquantized base.
+    """
+    prompt, answer = lengths
+    rollouts, gpu = config.rollouts, request.cluster.gpu
+    answers = max(1, rollouts.answers // request.cluster.count)
+    assert gpu.tflops is not None
+    assert gpu.bandwidth is not None
+    flops = gpu.tflops * 1e12 * utilisation
+    parameters = weight_bytes(tracer.shape, 1, "none")
+    step = decode_seconds(
+        weights=parameters * itemsize(config) + adapter_bytes(config, tracer),
+        token_bytes=token_bytes(tracer.shape, itemsize(config)),
+        sequences=answers,
+        context=prompt + answer / 2,
+        bandwidth=gpu.bandwidth * 1e9,
+        flops=flops,
+        parameters=parameters,
+    )
+    reading = 2 * parameters * answers * prompt / flops
+    gathering = _gather_seconds(request, tracer, 1)
+    return max(slower * reading, gathering) + answer * max(slower * step, gathering)
 
 
 def percent(range_: tuple[float, float]) -> str:
@@ -241,8 +268,10 @@ def assumptions(request: Request, assumed: Assumptions) -> Mapping[str, str]:
             *assumed.lengths(config)
         )
     )
+    joined = {"responses": "ratings and pairs of the same responses, two a prompt"} if joins(config) else {}
     return {
         "lengths": lengths,
+        **joined,
         "utilisation": (
             f"{percent(assumed.utilisation)} of the data sheet's peak, recomputation included (--utilisation)"
         ),

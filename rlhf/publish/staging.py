@@ -20,16 +20,16 @@ import pyarrow.parquet as pq
 from huggingface_hub import ModelCard
 
 from rlhf.core.errors import DataError, ModelError, OutputError
+from rlhf.core.hub import ADAPTER_CONFIG, CARDS
 from rlhf.models.card import CARD, is_hub_name
 from rlhf.models.embedded import known_as
 from rlhf.runs.folder import SAMPLES
 
 PUBLISHED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model", CARD)
 """Names of files of a model folder that are uploaded; any other stays."""
-ADAPTER = "adapter_config.json"
 BASE_KEYS = {
-    **dict.fromkeys(("reward.json", "policy.json", "principle.json", "justifier.json"), "base"),
-    ADAPTER: "base_model_name_or_path",
+    **dict.fromkeys(CARDS, "base"),
+    ADAPTER_CONFIG: "base_model_name_or_path",
 }
 """JSON files that name the base, and the key; the first that exists counts."""
 VOCABULARIES = ("tokenizer.json", "vocab.json", "added_tokens.json", "special_tokens_map.json")
@@ -53,7 +53,7 @@ class PushedModel:
     @property
     def is_adapter(self) -> bool:
         """Whether the weights need a base."""
-        return (self.model / ADAPTER).exists()
+        return (self.model / ADAPTER_CONFIG).exists()
 
 
 def find_model(place: Path) -> PushedModel:
@@ -100,7 +100,7 @@ def stage(
                 shutil.copyfile(file, folder / file.name)
     trained_on = _trained_on(source.model)
     name = base or (known_as(trained_on) if trained_on else None)
-    if trained_on and base is None and (folder / ADAPTER).exists() and not is_hub_name(str(name)):
+    if trained_on and base is None and (folder / ADAPTER_CONFIG).exists() and not is_hub_name(str(name)):
         raise ModelError(
             f"The adapter's base is a local folder, {trained_on}: nobody else could load it.",
             allowed="an adapter on a base of the Hub, or a merged model",
@@ -179,11 +179,11 @@ def _public_card(text: str, repo: str, local: set[str], trained_on: str | None, 
 
 
 def _without_paths(value: Any) -> Any:
-    """A JSON value in which a string that is an existing absolute path is its last part."""
+    """A JSON value in which a string that is an absolute path is its last part."""
     if isinstance(value, dict):
         return {name: _without_paths(item) for name, item in value.items()}
     if isinstance(value, list):
         return [_without_paths(item) for item in value]
     if isinstance(value, str) and value.startswith("/") and len(value) < 4096 and "\n" not in value:
-        return Path(value).name if Path(value).exists() else value
+        return Path(value).name if _PATH.fullmatch(value) or Path(value).exists() else value
     return value

@@ -171,6 +171,8 @@ def _base(run: RunFiles) -> list[tuple[str, str]]:
     base = (run.config.get("model") or {}).get("base")
     rank = (run.config.get("adapter") or {}).get("rank")
     facts = [("Base", str(base))] if base else []
+    if start := run.config.get("start"):
+        facts.append(("Started from", str(start)))
     return [*facts, ("Adapter", f"LoRA, rank {rank}")] if rank else facts
 
 

@@ -11,6 +11,8 @@ from rlhf.report.numbers import decimals_for, finite, fixed, percent, signed
 Tone = Literal["good", "flat", "bad", "open"]
 SPREAD_GROWTH = 1.5
 """Last over first quarter of an ensemble's spread, from which the report warns."""
+FEW_COUNTED = 0.5
+"""Share of the answers that take part in training, below which the report warns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,20 +93,37 @@ def policy_verdict(evaluation: Mapping[str, Any], metrics: Sequence[Mapping[str,
     """The verdict on a policy, by the gold score if there is one, else by the rewards.
 
     Args:
-        metrics: rows of the updates; a remark is added if the answers of every prompt had equal rewards.
+        metrics: rows of the updates; remarks are added where they gave the reward no gradient.
     """
     verdict = _verdict(evaluation)
-    verdict = replace(verdict, more=[*verdict.more, *judge_remarks(metrics)])
-    shares = [finite(row.get("reward/groups_with_spread")) for row in metrics]
+    more = [*counted_remark(metrics), *_flat_remark(metrics), *verdict.more, *judge_remarks(metrics)]
+    return replace(verdict, more=more)
+
+
+def counted_remark(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A warning where most answers take no part in training."""
+    counted, finished = _mean_of(metrics, "reward/counted_share"), _mean_of(metrics, "length/finished_share")
+    if counted is None or finished is None or counted >= FEW_COUNTED:
+        return []
+    return [
+        f"{percent(1 - counted, 0)} of the sampled answers take no part in training: they are cut off "
+        "(algorithm.unfinished: drop), have no reward, or their group is skipped. "
+        f"{percent(finished, 0)} end before rollouts.max_new_tokens; where these are few, raise it, and look "
+        "whether answers end with the base's turn end."
+    ]
+
+
+def _flat_remark(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A warning where no group had a spread; a critic's advantages do not need one."""
+    shares = [finite(row.get("reward/groups_with_spread")) for row in metrics if "loss/value" not in row]
     spread = [share for share in shares if share is not None]
     if not spread or any(spread):
-        return verdict
-    nothing = (
-        f"No group had a spread: in all {len(spread)} updates the answers to one prompt got equal rewards, "
-        "so every advantage was 0. Use a reward that separates answers, harder or easier prompts, or more "
-        "samples_per_prompt."
-    )
-    return Verdict(verdict.tone, verdict.label, verdict.sentence, [nothing, *verdict.more])
+        return []
+    return [
+        f"No group had a spread: in all {len(spread)} updates the counted answers to one prompt had equal "
+        "rewards after shaping, so that the reward had no part in the gradient. Use a reward that separates "
+        "answers, harder or easier prompts, or more samples_per_prompt."
+    ]
 
 
 def _verdict(evaluation: Mapping[str, Any]) -> Verdict:

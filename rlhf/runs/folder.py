@@ -45,6 +45,8 @@ MAY_CHANGE = (
     # How long a server is waited for, not what it answers.
     *("*reward.*timeout", "*reward.*token_env", "*reward.*judge.concurrency", "*reward.*judge.retries"),
     "*reward.*judge.dollars_per_million*",
+    # An answer without a reward ends a run; this setting lets it continue.
+    "reward_shaping.missing",
 )
 """Config keys that may change on resume: length and place of a run, not what a step computes."""
 
@@ -87,6 +89,8 @@ class RunFolder:
         try:
             if occupied(path) and not resume:
                 raise _not_empty(path)
+            if resume and not run.resumed:
+                print(no_run_note(path))
             run._open(config, command)
         except BaseException:
             run.close()
@@ -179,6 +183,11 @@ class RunFolder:
 def occupied(path: Path) -> bool:
     """Whether a folder contains anything except the lock and unfinished files."""
     return any(entry.name != LOCK and not entry.name.endswith(HALF_WRITTEN) for entry in path.iterdir())
+
+
+def no_run_note(path: Path) -> str:
+    """The note on `--resume` of a folder without a run, as in the first attempt of a batch job."""
+    return f"Note: {path} holds no run to resume: a new run starts."
 
 
 def _not_empty(path: Path) -> OutputError:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from rlhf.core.errors import ConfigError
+from rlhf.core.hub import pushed_model
 from rlhf.distributed import processes
 from rlhf.runs.files import leaves
 from rlhf.runs.folder import INPUTS, RunFolder
@@ -31,6 +32,8 @@ PATHS = (
     "model.chat_template",
 )
 """Config keys that may name a file or folder that results depend on; data is hashed by its records."""
+CODE = "reward.*.function"
+"""The user's code: a fault in it may be corrected in the middle of a run."""
 
 
 class Input(NamedTuple):
@@ -41,7 +44,7 @@ class Input(NamedTuple):
 
 
 def path_inputs(config: Mapping[str, Any]) -> dict[str, Input]:
-    """The files and folders that a config names under `PATHS`, by dotted key."""
+    """The files, folders and models on the Hub that a config names under `PATHS`, by dotted key."""
     inputs = {}
     for key, text in leaves(config):
         value = json.loads(text)
@@ -51,6 +54,8 @@ def path_inputs(config: Mapping[str, Any]) -> dict[str, Input]:
                 inputs[key] = Input(value, digest_of_path(Path(value)))
             elif file and Path(file).exists():
                 inputs[key] = Input(value, f"{digest_of_path(Path(file))}:{name}")
+            elif pushed := pushed_model(value):
+                inputs[key] = Input(value, digest_of_path(pushed))
     return inputs
 
 
@@ -104,9 +109,15 @@ def check_inputs(run: RunFolder, inputs: Mapping[str, Input]) -> None:
         inputs: all but the base.
 
     Raises:
-        ConfigError: the content of an input has changed, or an input is no file or folder any more.
+        ConfigError: the content of an input other than `CODE` has changed, or an input is no file or folder
+            any more.
     """
     _check(run, inputs, whole=True)
+
+
+def _name_of(function: Input) -> str:
+    """NAME of FILE.py:NAME."""
+    return function.path.rpartition(":")[2]
 
 
 def check_base(run: RunFolder, base: str, fingerprint: str) -> None:
@@ -120,11 +131,16 @@ def _check(run: RunFolder, inputs: Mapping[str, Input], *, whole: bool) -> None:
         # `check_same_run` does not compare recorded keys. One that has no content now was changed.
         gone = [key for key in recorded if whole and key not in inputs and _may_be_a_path(key)]
         changed = [f"  {key}: no file or folder here (was {recorded[key].path})" for key in gone]
-        changed += [
-            f"  {key}: {now.path}" + ("" if now.path == before.path else f" (was {before.path})")
-            for key, now in inputs.items()
-            if (before := recorded.get(key)) is not None and before.digest != now.digest
-        ]
+        for key, now in inputs.items():
+            before = recorded.get(key)
+            if before is None or before.digest == now.digest:
+                continue
+            if fnmatch.fnmatchcase(key, CODE) and _name_of(before) == _name_of(now):
+                print(f"Note: {now.path} ({key}) has changed since the run was started.", flush=True)
+                continue
+            changed.append(
+                f"  {key}: {now.path}" + ("" if now.path == before.path else f" (was {before.path})")
+            )
         if changed:
             raise ConfigError(
                 "\n".join([f"Inputs of {run.path} have changed since the run was started:", *changed]),

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from rlhf.core.errors import OutputError
-from rlhf.runs.folder import CONFIG, check_same_run, in_use, occupied
+from rlhf.runs.folder import CONFIG, check_same_run, in_use, no_run_note, occupied
 
 
 def check_output(path: Path, config: BaseModel, *, resume: bool) -> list[str]:
@@ -27,7 +27,7 @@ def check_output(path: Path, config: BaseModel, *, resume: bool) -> list[str]:
             fix="another --output",
         )
     if not path.is_dir() or not occupied(path):
-        return []
+        return [no_run_note(path)] if resume else []
     if not resume:
         return [f"Note: the output folder {path} is not empty: add --resume, or name another --output."]
     if not (path / CONFIG).exists():

@@ -18,14 +18,8 @@ from rlhf.runs.files import leaves
 TEXT = (
     *("model.dtype", "model.quantization", "adapter.targets", "recipe"),
     *("stages.*.name", "stages.*.preference_loss", "*.schedule", "attributes.*"),
-    *(
-        "algorithm.name",
-        "algorithm.reduction",
-        "algorithm.unfinished",
-        "algorithm.kl.*",
-        "algorithm.baseline",
-    ),
-    *("rollouts.engine", "rollouts.importance_sampling.level", "rollouts.importance_sampling.mode"),
+    *("algorithm.name", "algorithm.reduction", "algorithm.unfinished", "algorithm.kl.*"),
+    *("rollouts.engine", "rollouts.importance_sampling.level"),
     *("data.*.format", "data.*.split", "data.*.annotations"),
 )
 """Keys whose text is sent. All are names out of closed lists, or names of attributes, stages and splits."""

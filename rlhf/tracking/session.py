@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from rlhf.config.schema import RunConfig
 from rlhf.runs import checkpoints
 from rlhf.runs.folder import RunFolder
 from rlhf.tracking.callbacks import load_callbacks
-from rlhf.tracking.trackers import Trackers, tracking
+from rlhf.tracking.trackers import Trackers
 
 
 class Session(NamedTuple):
@@ -36,6 +36,16 @@ def last_checkpoint(run: RunFolder, track: Trackers, *, resume: bool) -> Path | 
     return checkpoint
 
 
+def check_session(config: RunConfig) -> None:
+    """Check what `open_run` will load.
+
+    Raises:
+        ConfigError: a callback cannot be loaded, or a tracker is not installed.
+    """
+    load_callbacks(config.callbacks)
+    Trackers(config)
+
+
 @contextmanager
 def open_run(
     config: RunConfig, command: str, *, resume: bool, trackers: Trackers | None = None
@@ -55,6 +65,6 @@ def open_run(
     set_seed(config.seed)
     with (
         RunFolder.create(config.output, config, resume=resume, command=command) as run,
-        tracking(trackers, config) as track,
+        nullcontext(trackers) if trackers else Trackers(config) as track,
     ):
         yield Session(run, track, callbacks)

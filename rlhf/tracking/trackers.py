@@ -127,17 +127,6 @@ class Trackers:
             )
 
 
-@contextmanager
-def tracking(trackers: Trackers | None, config: RunConfig) -> Iterator[Trackers]:
-    """The caller's trackers, which it closes itself; without any, the run's own, closed at the end of the
-    block."""
-    if trackers is not None:
-        yield trackers
-        return
-    with Trackers(config) as trackers:
-        yield trackers
-
-
 def _check_installed(key: str, name: str) -> None:
     module = VENDORS[name][0]
     if importlib.util.find_spec(module) is None:

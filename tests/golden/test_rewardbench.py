@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from reward.evaluation.benchmarks.benchmark import rewardbench_scores
+from reward.evaluation.benchmarks.aggregate import (
+    EXAMPLE_COUNTS,
+    aggregate,
+    aggregation_rule,
+)
+from rlhf.core.records import Comparison, Message
 
 # nvidia/Llama-3.1-Nemotron-70B-Reward. Provenance: allenai/reward-bench-results,
 # eval-set/nvidia/Llama-3.1-Nemotron-70B-Reward.json, revision c5b835b.
@@ -35,15 +40,31 @@ SUBSETS = {
 }
 
 
-def test_sections_and_overall_equal_the_published_ones() -> None:
-    scores = rewardbench_scores(SUBSETS)
+@pytest.fixture(scope="module")
+def scores() -> tuple[dict[str, float], float]:
+    """Section scores and the overall score of as many right and wrong pairs as the published shares say."""
+    pairs, correct = [], []
+    for subset, accuracy in SUBSETS.items():
+        right = round(accuracy * EXAMPLE_COUNTS[subset])
+        assert right / EXAMPLE_COUNTS[subset] == pytest.approx(accuracy)
+        pairs += [Comparison((Message("user", "q"),), "a", "b", subset)] * EXAMPLE_COUNTS[subset]
+        correct += [True] * right + [False] * (EXAMPLE_COUNTS[subset] - right)
+    rule, sections, weights = aggregation_rule(pairs)
+    assert rule == "rewardbench"
+    by_section, overall, _ = aggregate(correct, sections, weights, range(len(pairs)))
+    return by_section, overall
+
+
+def test_sections_and_overall_equal_the_published_ones(scores: tuple[dict[str, float], float]) -> None:
+    sections, overall = scores
     expected = {"Chat": 0.9748603, "Chat Hard": 0.8574561, "Safety": 0.9513514, "Reasoning": 0.9806911}
-    assert scores["sections"] == pytest.approx(expected, abs=1e-6)
-    assert scores["overall"] == pytest.approx(0.9410897, abs=1e-6)
+    assert sections == pytest.approx(expected, abs=1e-6)
+    assert overall == pytest.approx(0.9410897, abs=1e-6)
 
 
-def test_they_print_as_the_published_row() -> None:
+def test_they_print_as_the_published_row(scores: tuple[dict[str, float], float]) -> None:
     # As published with the model: overall, chat, chat hard, safety, reasoning.
-    scores = rewardbench_scores(SUBSETS)
-    printed = [f"{100 * x:.1f}" for x in (scores["overall"], *scores["sections"].values())]
+    sections, overall = scores
+    order = ("Chat", "Chat Hard", "Safety", "Reasoning")
+    printed = [f"{100 * x:.1f}" for x in (overall, *(sections[name] for name in order))]
     assert printed == ["94.1", "97.5", "85.7", "95.1", "98.1"]

@@ -22,10 +22,11 @@ from rlhf.config.reward import RewardConfig
 from rlhf.core.records import Message, Preference, Rating
 from rlhf.data.drops import DropReport
 from rlhf.kernels import attention
+from rlhf.kernels.inputs import packed_inputs
 from rlhf.kernels.packed_batch import SHARED, PackedBatch, Span
 from rlhf.kernels.packing import pack
 from rlhf.models.chat import Chat
-from rlhf.models.forwards import apply_head, packed_inputs
+from rlhf.models.forwards import apply_head
 from rlhf.models.loading import reward_head
 
 BUDGETS = (1, 64, 256, 4096)

@@ -77,17 +77,17 @@ def test_a_policy_outlives_its_evaluation(
     rlhf_command: Rlhf, policy_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     """The engine fails at the second evaluation, after training."""
-    from policy.evaluation.run import Evaluation
+    from policy import recipe
 
-    answers, calls = Evaluation.answers, list[int]()
+    answers, calls = recipe.held_out_answers, list[int]()
 
-    def failing(self: Evaluation) -> object:
+    def failing(*arguments: Any) -> object:
         calls.append(1)
         if len(calls) > 1:
             raise error
-        return answers(self)
+        return answers(*arguments)
 
-    monkeypatch.setattr(Evaluation, "answers", failing)
+    monkeypatch.setattr(recipe, "held_out_answers", failing)
     run = tmp_path / "run"
     result = rlhf_command("align-policy", policy_config, "steps=1", "--output", run)
     assert result.exit_code == 1, result.output

@@ -27,7 +27,7 @@ EVERY_UPDATE = {
     "kl/charged", "kl/coefficient", "length/mean", "length/finished_share", "length/reward_correlation",
     "loss/policy", "policy/entropy", "advantage/std", "optimizer/lr", "optimizer/grad_norm",
     "engine/tokens_per_second", "time/step", "time/rollout", "reward/groups_with_spread", "time/sync",
-    "time/score", "time/update", "memory/peak_gib",
+    "time/score", "time/update", "memory/peak_gib", "reward/counted_share",
 }  # fmt: skip
 FROM_THE_ENGINE = {"engine/logprob_difference", "engine/logprob_difference_max"}
 

@@ -143,7 +143,7 @@ def test_prompts_that_are_all_too_long(refused: Callable[..., str]) -> None:
     shortest = re.search(r"data\.max_prompt_tokens=(\d+) or more", message)
     assert shortest is not None
     assert int(shortest[1]) > 5
-    assert "60 longer than data.max_prompt_tokens: synthetic: " in message
+    assert "60 longer than data.max_prompt_tokens: demo prompts (train): row " in message
 
 
 def test_responses_that_are_all_too_long(refused: Callable[..., str]) -> None:

@@ -16,7 +16,7 @@ from rlhf import cli
 from rlhf.adapters.storage import read_policy
 from rlhf.core.errors import ModelError
 from rlhf.models.checkpoint_folder import model_folder
-from rlhf.models.loading import TRAINED_WHOLE
+from rlhf.models.names import TRAINED_WHOLE
 
 Rlhf = Callable[..., Result]
 

@@ -30,6 +30,7 @@ NOT_EXECUTED = {
     r"^(annotate serve|serve-reward|chat .* --web|report --watch)": "a server or a watch; `test_loop.py`, "
     "`test_annotate_browser.py`, `tests/unit/reward/test_server.py` and `test_report_browser.py` start them",
     r"push .*OWNER/NAME( --merged)?$": "needs the Hub: `tests/unit/publish/test_push.py` has a stand-in",
+    r"(score|chat|reward=) ?OWNER/NAME": "needs a pushed model: `test_hub_cache.py`",
     r"--(judge|suite|data)|justifier": "needs benchmarks or a judge: `tests/unit/reward/evaluation`",
     r"paper-table|policy-table": "trains for hours: `test_recipes.py` and `test_policy_table.py`, small",
     r"adapter=null|rollouts\.servers|reward=\{server": "needs a model or servers beyond this machine's",

@@ -146,9 +146,6 @@ def test_a_run_that_is_not_there_is_one_clear_error(tmp_path: Path) -> None:
     [failed] = [cell for cell in code_cells(notebook) if any(o.output_type == "error" for o in cell.outputs)]
     assert failed.id == "load"
     [error] = [output for output in failed.outputs if output.output_type == "error"]
-    assert error.traceback == [
-        f"ModelError: {nowhere}/reward/final is not a reward model of this project: there is no such "
-        "folder.\n"
-        "Allowed: the final/ folder of a `rlhf train-reward` run\n"
-        "Do this: rlhf train-reward CONFIG.yaml"
-    ]
+    [message] = error.traceback
+    assert message.startswith(f"ModelError: {nowhere}/reward/final is not a reward model")
+    assert message.endswith("rlhf train-reward CONFIG.yaml")

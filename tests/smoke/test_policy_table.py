@@ -64,7 +64,6 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         assert result.exit_code == 0, result.output
 
     monkeypatch.setattr("rlhf.commands.policy_table.run_command", run)
-    monkeypatch.setattr("policy.table.summary.RESAMPLES", 50)
     return ran
 
 

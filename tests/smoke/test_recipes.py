@@ -242,7 +242,7 @@ def test_a_dry_run_tells_of_start_and_expo(
     result = rlhf_command("train-reward", recipe_config, *words, "--dry-run")
     assert result.exit_code == 0, result.output
     assert str(helpfulness) in result.stdout
-    assert "stage preference: 1 x scaled BT + 0.01 x centring;" in result.stdout
+    assert "stage preference: 1 x scaled Bradley-Terry + 0.01 x centring;" in result.stdout
     assert "then ExPO from start to preference, its factor chosen on" in result.stdout
 
 

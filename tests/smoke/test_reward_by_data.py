@@ -41,16 +41,20 @@ def test_both_sides_are_trained_scored_and_compared(tiny_base: Path, tmp_path: P
     file, output = tmp_path / "config.yaml", tmp_path / "by-data"
     file.write_text(yaml.safe_dump(config))
     words = [file, "--output", output, "--pairs", 16, "--held-out", 6, "--threads", 1]
-    for side in ([], ["--trl"]):
+    recipe = "helpfulness-bt-scaled"
+    for side in ([], ["--trl"], ["--recipe", recipe]):
         call("reward_by_data.py", *words, *side)
     table = call("reward_by_data_table.py", output, "--picture", tmp_path / "curve.svg")
     assert "| ours | 16 | 0.0001 | 1 |" in table and "| trl | 16 | 0.0001 | 1 |" in table
     for split in ("test", "validation"):
-        assert f"ours minus TRL, 16 pairs, on {split} pairs:" in table
+        for side in ("trl", recipe):
+            assert f"ours minus {side}, 16 pairs, on {split} pairs:" in table
+    resolved = yaml.safe_load((output / "runs" / f"{recipe}-16-0.0001-seed0" / "config.yaml").read_text())
+    assert [stage["name"] for stage in resolved["stages"]] == ["regression", "preference"]
     assert "<svg" in (tmp_path / "curve.svg").read_text()
     cells = [json.loads(cell.read_text()) for cell in (output / "cells").iterdir()]
-    ours, theirs = [[row[0:1] + row[3:] for row in cell["test"]["pairs"]] for cell in cells]
-    assert ours == theirs and len(ours) == 6  # the same pairs in the same order
+    ours, theirs, by_recipe = [[row[0:1] + row[3:] for row in cell["test"]["pairs"]] for cell in cells]
+    assert ours == theirs == by_recipe and len(ours) == 6  # the same pairs in the same order
     assert call("reward_by_data.py", *words) == "ours-16-0.0001-seed0: done\n"
 
     trl = output / "cells" / "trl-16-0.0001-seed0.json"

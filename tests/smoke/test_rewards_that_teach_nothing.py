@@ -51,6 +51,17 @@ def test_groups_without_spread_are_named(
     assert "No group had a spread" in (tmp_path / "run" / "report.html").read_text()
 
 
+def test_answers_that_are_all_cut_off_are_named(
+    rlhf_command: Rlhf, policy_config: Path, tmp_path: Path
+) -> None:
+    words = ["algorithm.unfinished=drop", "rollouts.max_new_tokens=1", "--output", tmp_path / "run"]
+    result = rlhf_command("align-policy", policy_config, *words)
+    assert result.exit_code == 0, result.output
+    printed = " ".join(result.stdout.split())
+    assert printed.count("of the sampled answers take no part in training") == 2  # update 1, and the verdict
+    assert "Warning: " in printed and "No group had a spread" in printed
+
+
 def test_prompts_that_repeat_within_an_update_are_a_warning(
     rlhf_command: Rlhf, policy_config: Path, functions: Path
 ) -> None:

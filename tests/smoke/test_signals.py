@@ -42,10 +42,10 @@ def remains(folder: Path) -> list[Path]:
 @pytest.mark.parametrize(
     ("command", "step", "call", "number", "code"),
     [
-        ("align-policy", "policy.recipe:Evaluation.answers", 2, signal.SIGTERM, 143),
+        ("align-policy", "policy.recipe:held_out_answers", 2, signal.SIGTERM, 143),
         ("train-reward", "reward.training.recipe:evaluate_final", 1, signal.SIGINT, 130),
         slow("align-policy", "policy.recipe:load_data", 1, signal.SIGTERM, 143),
-        slow("align-policy", "policy.recipe:Evaluation.answers", 1, signal.SIGINT, 130),
+        slow("align-policy", "policy.recipe:held_out_answers", 1, signal.SIGINT, 130),
         slow("align-policy", "rlhf.commands.align_policy:write_report", 1, signal.SIGINT, 130),
         slow("train-reward", "reward.training.recipe:load_data", 1, signal.SIGTERM, 143),
         slow("train-reward", "rlhf.commands.train_reward:write_report", 1, signal.SIGTERM, 143),
@@ -80,10 +80,7 @@ def test_a_signal_at(
 def send_before(step: str, call: int, number: int, patch: pytest.MonkeyPatch) -> None:
     """Send this process a signal before the given call of a function `MODULE:NAME`."""
     module, _, name = step.partition(":")
-    owner: Any = importlib.import_module(module)
-    *classes, name = name.split(".")
-    for part in classes:
-        owner = getattr(owner, part)
+    owner = importlib.import_module(module)
     function, calls = getattr(owner, name), []
 
     def sending(*values: Any, **named: Any) -> Any:

@@ -181,5 +181,8 @@ def test_a_dry_run_counts_and_leaves_nothing(rlhf_command: Rlhf, reward_config: 
     assert result.exit_code == 0, result.output
     assert "120 rows read" in result.stdout
     assert "stage ratings: 1 x regression;" in result.stdout
-    assert "stage pairs: 1 x scaled BT;" in result.stdout and "4 updates of 4 at 0.0001" in result.stdout
+    assert (
+        "stage pairs: 1 x scaled Bradley-Terry;" in result.stdout
+        and "4 updates of 4 at 0.0001" in result.stdout
+    )
     assert not (tmp_path / "run").exists()

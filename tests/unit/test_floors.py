@@ -35,8 +35,7 @@ FLOORS = {
     "rlhf.tracking": 3,
     "rlhf.models": 4,
     "rlhf.adapters": 5,
-    # The trainers' mix-in is about processes, and needs models.
-    "rlhf.distributed.trainer_mixin": 5,
+    "rlhf.training": 5,
     "rlhf.data": 3,
     "rlhf.report": 3,
     "rlhf.publish": 5,
@@ -46,7 +45,8 @@ FLOORS = {
     "reward": 6,
     "policy": 7,
     "rlhf.plan": 8,
-    "rlhf": 9,
+    "rlhf.doctor": 9,
+    "rlhf": 10,
 }
 """Height of each room; a module imports its own room and lower floors. What else lies in `rlhf` is the
 roof."""
@@ -54,6 +54,7 @@ roof."""
 ENTRANCES = {
     ("policy", "reward"): (
         "reward.scorer",
+        "reward.form",
         "reward.load_scorer",
         "reward.judge",
         "reward.principle",
@@ -225,14 +226,14 @@ def test_imports_keep_to_the_floors_and_doors() -> None:
         (
             "policy.recipe",
             "from reward import trainer",
-            "policy enters reward by reward.scorer and reward.load_scorer and reward.judge and "
-            "reward.principle and reward.losses",
+            "policy enters reward by reward.scorer and reward.form and reward.load_scorer and "
+            "reward.judge and reward.principle and reward.losses",
         ),
         (
             "policy.recipe",
             "import reward.training.batches",
-            "policy enters reward by reward.scorer and reward.load_scorer and reward.judge and "
-            "reward.principle and reward.losses",
+            "policy enters reward by reward.scorer and reward.form and reward.load_scorer and "
+            "reward.judge and reward.principle and reward.losses",
         ),
         (
             "reward.training.trainer",

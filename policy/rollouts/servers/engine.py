@@ -30,7 +30,8 @@ from rlhf.core.errors import EngineError
 from rlhf.core.records import Rollout
 from rlhf.distributed import processes
 from rlhf.models.chat import Chat
-from rlhf.models.loading import POLICY, PeftModel
+from rlhf.models.loading import PeftModel
+from rlhf.models.names import POLICY
 from rlhf.runs.checkpoints import trainable_state
 
 MAX_IN_FLIGHT = 256

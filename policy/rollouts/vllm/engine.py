@@ -2,7 +2,7 @@
 
 vLLM holds its own copy of the base and receives only the adapter, as a new LoRA request after each update:
 megabytes in place of the whole model, and exact on a 4-bit base, where a merge would round the update away.
-For a policy that is trained without an adapter it receives all weights (`vllm_weights.py`).
+For a policy that is trained without an adapter it receives all weights (`weights.py`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from rlhf.core.errors import EngineError, ModelError
 from rlhf.core.records import Rollout
 from rlhf.distributed.sharding import reshard
 from rlhf.models.chat import Chat
-from rlhf.models.loading import POLICY, PeftModel
+from rlhf.models.loading import PeftModel
+from rlhf.models.names import POLICY
 from rlhf.runs.checkpoints import trainable_state
 
 

@@ -16,12 +16,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
-from rlhf.core.errors import DataError, did_you_mean
+from rlhf.core.errors import DataError
 from rlhf.core.records import Comparison
-from rlhf.core.statistics import effective_count, wilson_interval
+from rlhf.core.statistics import (
+    Interval,
+    effective_count,
+    overlap_effect,
+    stratified_count,
+    wilson_interval,
+)
 from rlhf.data.evaluation.suite import M_REWARDBENCH_LANGUAGES
 
 SECTIONS: dict[str, tuple[str, ...]] = {
@@ -67,41 +73,6 @@ REWARDBENCH_PAIRS = 2985
 """The pairs of RewardBench's `filtered` split."""
 
 _SECTION_OF = {subset: section for section, subsets in SECTIONS.items() for subset in subsets}
-
-
-def rewardbench_scores(subset_accuracy: Mapping[str, float]) -> dict[str, Any]:
-    """RewardBench v1's section scores and overall score from the accuracies of all its 23 subsets.
-
-    section = sum(accuracy * count) / sum(count) with `EXAMPLE_COUNTS`; overall = mean of the four sections
-    ("score without prior sets").
-
-    Returns:
-        `{"sections": {name: x}, "overall": x}`, on the scale of the accuracies.
-
-    Raises:
-        DataError: a subset is unknown, missing, or its accuracy is not in 0..1.
-    """
-    for subset, accuracy in subset_accuracy.items():
-        if subset not in EXAMPLE_COUNTS:
-            raise DataError(
-                f"RewardBench has no subset {subset!r}.{did_you_mean(subset, EXAMPLE_COUNTS)}",
-                allowed=", ".join(EXAMPLE_COUNTS),
-            )
-        if not 0 <= accuracy <= 1:
-            raise DataError(f"The accuracy of subset {subset!r} is {accuracy}.", allowed="a share in 0..1")
-    missing = [subset for subset in EXAMPLE_COUNTS if subset not in subset_accuracy]
-    if missing:
-        raise DataError(
-            f"{len(missing)} of RewardBench's {len(EXAMPLE_COUNTS)} subsets are missing: "
-            f"{', '.join(missing)}.",
-            allowed="all subsets; a part of RewardBench has no RewardBench score",
-            fix="evaluate the whole `filtered` split",
-        )
-    sections = {}
-    for section, subsets in SECTIONS.items():
-        total = math.fsum(subset_accuracy[subset] * EXAMPLE_COUNTS[subset] for subset in subsets)
-        sections[section] = total / sum(EXAMPLE_COUNTS[subset] for subset in subsets)
-    return {"sections": sections, "overall": math.fsum(sections.values()) / len(sections)}
 
 
 def aggregation_rule(comparisons: Sequence[Comparison]) -> tuple[str, list[str], list[float]]:
@@ -164,25 +135,55 @@ def aggregate(
 ) -> tuple[dict[str, float], float, dict[str, Any]]:
     """Section scores, their plain mean, and `{"sections": {name: [low, high]}, "overall": [low, high]}`.
 
-    Pairs of one prompt are a cluster, see `effective_count`.
+    Intervals: Wilson's, with an effective number of pairs. Pairs of one section and of equal weight are a
+    stratum (`stratified_count`); pairs of one prompt are a cluster (`effective_count`, `overlap_effect`).
     """
     parts: dict[str, list[int]] = {}
     for number, section in enumerate(sections):
         parts.setdefault(section, []).append(number)
     scores, intervals = {}, {}
     share = [0.0] * len(correct)  # weights of all pairs in the overall score, whose sum is 1
-    residuals = [0.0] * len(correct)
     for section, numbers in parts.items():
         total = math.fsum(weights[i] for i in numbers)
         # Clamped, as rounding may give 1 + 1e-16 for a weighted mean of ones.
         scores[section] = min(1.0, math.fsum(weights[i] for i in numbers if correct[i]) / total)
         for i in numbers:
             share[i] = weights[i] / total / len(parts)
-            residuals[i] = correct[i] - scores[section]
-        count = effective_count(
-            [weights[i] for i in numbers], [residuals[i] for i in numbers], [prompts[i] for i in numbers]
-        )
-        intervals[section] = wilson_interval(scores[section], count)
+    strata = list(zip(sections, weights, strict=True))
+    for section, numbers in parts.items():
+        intervals[section] = _interval(scores[section], numbers, correct, strata, share, prompts)
     overall = math.fsum(scores.values()) / len(scores)
-    count = effective_count(share, residuals, prompts)
-    return scores, overall, {"sections": intervals, "overall": wilson_interval(overall, count)}
+    whole = _interval(overall, range(len(correct)), correct, strata, share, prompts)
+    return scores, overall, {"sections": intervals, "overall": whole}
+
+
+def _interval(
+    score: float,
+    numbers: Sequence[int],
+    correct: Sequence[bool],
+    strata: Sequence[Hashable],
+    share: Sequence[float],
+    prompts: Sequence[Hashable],
+) -> Interval:
+    """Wilson's interval of the score of some pairs, by their numbers; `share` are their relative weights."""
+    parts: dict[Hashable, list[int]] = {}
+    for i in numbers:
+        parts.setdefault(strata[i], []).append(i)
+    total = math.fsum(share[i] for i in numbers)
+    weights, means, counts = [], [], []
+    residual: dict[int, float] = {}
+    for part in parts.values():
+        mean = sum(correct[i] for i in part) / len(part)
+        residual |= {i: correct[i] - mean for i in part}
+        weights.append(math.fsum(share[i] for i in part) / total)
+        means.append(mean)
+        counts.append(
+            effective_count([1.0] * len(part), [residual[i] for i in part], [prompts[i] for i in part])
+        )
+    overlap = overlap_effect(
+        [share[i] for i in numbers],
+        [residual[i] for i in numbers],
+        [prompts[i] for i in numbers],
+        [strata[i] for i in numbers],
+    )
+    return wilson_interval(score, stratified_count(weights, means, counts) / overlap)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Unpack
 
-from reward.evaluation.benchmarks.aggregate import aggregate, aggregation_rule, coverage, rewardbench_scores
+from reward.evaluation.benchmarks.aggregate import aggregate, aggregation_rule, coverage
 from reward.evaluation.benchmarks.breakdown import (
     by_group,
     by_length,
@@ -22,11 +22,8 @@ from reward.evaluation.benchmarks.breakdown import (
 )
 from reward.evaluation.benchmarks.calibration import calibration
 from reward.evaluation.judging import Group, Options, Scored, Scorers, judge
-from reward.evaluation.self_check import TOLERANCE, ScoreLike, ScorerLike, self_check
 from rlhf.core.errors import DataError
 from rlhf.core.records import Comparison, Conversation
-
-__all__ = ["TOLERANCE", "ScoreLike", "ScorerLike", "evaluate", "rewardbench_scores", "self_check"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, Unpack
 
 from reward.evaluation.benchmarks.aggregate import aggregate
 from reward.evaluation.benchmarks.breakdown import shares
-from reward.evaluation.best_of_n import Rated, best_of_n_curve, pair_accuracy
+from reward.evaluation.best_of_n import Rated, best_of_all, best_of_n_curve, pair_accuracy
 from reward.evaluation.judging import Group, Options, Scored, Scorers, judge
 from rlhf.core.errors import DataError
 from rlhf.core.records import Candidates, Choice
@@ -25,8 +25,8 @@ def evaluate_best_of_n(
     """The quality of the picked answers; the options are those of `reward.evaluation.judging.judge`.
 
     Returns:
-        The result and its rows. Result: `{"best_of_n": curve, "pair_accuracy": {...}, "subsets": {name:
-        {"count", "best_of_n", "pair_accuracy"}}, "count", "self_check", "notes"}`, see
+        The result and its rows. Result: `{"best_of_n": curve, "best_of_all": {...}, "pair_accuracy": {...},
+        "subsets": {name: {"count", "best_of_n", "pair_accuracy"}}, "count", "self_check", "notes"}`, see
         `reward.evaluation.best_of_n`. There is no `overall`, since the scale of the scores is the file's own.
         A row: `{"id", "subset", "rewards", "scores", "pick"}`; `pick` is the index of the highest reward.
 
@@ -59,6 +59,7 @@ def evaluate_best_of_n(
     }
     result = {
         "best_of_n": best_of_n_curve(rated),
+        "best_of_all": best_of_all(rated),
         "pair_accuracy": pair_accuracy(rated),
         "subsets": subsets,
         "count": len(kept),

@@ -39,10 +39,10 @@ class Headline(NamedTuple):
 
 
 def headline(kind: str, result: Mapping[str, Any]) -> Headline:
-    """The overall score; of best-of-n the mean true score of the pick among all answers."""
+    """The overall score; of best-of-n the mean true score of the pick among all answers of each prompt."""
     if kind == "best-of-n":
-        last = result["best_of_n"][-1]
-        return Headline(last["score"], last["ci95"], last.get("longest"), last.get("shortest"))
+        picks = result["best_of_all"]
+        return Headline(picks["score"], picks["ci95"], picks.get("longest"), picks.get("shortest"))
     return Headline(
         result["overall"],
         result["intervals"]["overall"],

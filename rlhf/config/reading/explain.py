@@ -168,10 +168,32 @@ def _fix(spot: _Spot, value: Any) -> str:
     close = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1)
     if close:
         return f"{key}={close[0]}"
+    if (item := _as_item(spot.annotation, value)) is not None:
+        return f"'{key}={as_yaml(item)}'" if spot.whole_field else f"write {as_yaml(item)} for '{key}'"
     default = spot.field.get_default(call_default_factory=True) if spot.field and spot.whole_field else None
     if default is None or default is PydanticUndefined or isinstance(default, BaseModel):
         return f"change '{key}'"
     return f"change it; the default is {key}={as_yaml(default)}"
+
+
+def _as_item(annotation: Any, value: Any) -> Any:
+    """A value in the list, or under the one required key, that its type asks for; None if that does not fit.
+
+    `a.jsonl` is `[{path: a.jsonl}]` for a list of data sources.
+    """
+    inner, _ = _without_null(annotation, ())
+    if get_origin(inner) is list and not isinstance(value, list):
+        member = get_args(inner)[0]
+        if _is_model(member) and isinstance(value, dict):
+            return [value]
+        if _is_model(member) or not isinstance(value, str):
+            item = _as_item(member, value)
+            return None if item is None else [item]
+        return [value] if str in _members(member) else None
+    if _is_model(inner) and isinstance(value, str):
+        required = [name for name, field in inner.model_fields.items() if field.is_required()]
+        return {required[0]: value} if len(required) == 1 else None
+    return None
 
 
 def _unknown_key(spot: _Spot, schema: type[BaseModel]) -> Problem:

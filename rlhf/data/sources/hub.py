@@ -44,7 +44,7 @@ def hub_rows(
             f"{reason}{near and f'; {near}'}",
             allowed="`demo`, a local file or folder, or the name and split of a data set the Hub can serve",
             fix=f"where the Hub can be reached, `hf download {name} --repo-type dataset --local-dir FOLDER`; "
-            "then set `path: FOLDER`",
+            "then FOLDER in its place: as the source's `path`, `benchmark`, or --data",
         ) from error
     where = "/".join(filter(None, (name, config_name, data_dir)))
     return ((f"{where} ({split}): row {number}", dict(row)) for number, row in enumerate(table, start=1))

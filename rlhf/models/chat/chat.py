@@ -15,6 +15,7 @@ from typing import Any
 
 from rlhf.config.schema import ModelConfig, ReasoningRule
 from rlhf.core.errors import DataError, ModelError, RefusalError
+from rlhf.core.hub import CARDS
 from rlhf.core.records import Conversation, Message
 from rlhf.models.chat.control_tokens import ControlTokens
 from rlhf.models.chat.ids import find_ids, model_ids, special_ids
@@ -153,10 +154,14 @@ class Chat:
         try:
             resolve_base(card["base"], card.get("revision"))
         except ModelError as error:
+            fix = error.fix
+            if folder.is_dir():
+                name = next((name for name in CARDS if (folder / name).exists()), "its card")
+                fix += f"; or write the base's path as `base` into {folder / name}"
             raise ModelError(
-                f"The base {card['base']!r} of the adapter in {folder} could not be found: {error.found}",
+                f"The base of {folder}, {card['base']!r}, could not be found: {error.found}",
                 allowed=error.allowed,
-                fix="restore the base, or change `base` in the adapter's reward.json or policy.json",
+                fix=fix,
             ) from error
         return cls.load(
             card["base"],

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from transformers.integrations import replace_with_bnb_linear
 
 from rlhf.kernels import layers
-from rlhf.models.loading import HEAD
+from rlhf.models.names import HEAD
 
 BLOCK, NESTED_BLOCK = 64, 256  # weights that share a scale, and scales that share one; bitsandbytes' defaults
 

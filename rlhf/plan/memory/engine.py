@@ -36,6 +36,7 @@ class EngineMemory:
     """Memory of the engine on one GPU, in bytes."""
 
     weights: int
+    """The engine's own; 0 where it samples with the trainer's."""
     working: int
     """Activations of the largest step, logits of the sampler, captured graphs."""
     cache: int
@@ -122,15 +123,24 @@ def paged_memory(
 
 
 def decode_seconds(
-    memory: EngineMemory, *, sequences: int, context: float, bandwidth: float, flops: float, parameters: float
+    *,
+    weights: int,
+    token_bytes: int,
+    sequences: int,
+    context: float,
+    bandwidth: float,
+    flops: float,
+    parameters: float,
 ) -> float:
     """Seconds of one decoding step of `sequences` tokens: the larger of memory traffic and matrix products.
 
     Args:
+        weights: bytes of a GPU's share of the base and its adapter.
+        token_bytes: bytes of the cache of one token on a GPU.
         context: mean tokens in the cache of a sequence.
         bandwidth: bytes a second of one GPU.
         flops: operations a second of the engine's GPUs, utilisation included.
         parameters: of the base.
     """
-    read = memory.weights + sequences * context * memory.token_bytes
+    read = weights + sequences * context * token_bytes
     return max(read / (bandwidth * CACHED_SHARE), 2 * parameters * sequences / flops)

@@ -54,7 +54,7 @@ def asleep_bytes(request: Request, tracer: Tracer) -> int:
     if not isinstance(config, PolicyConfig) or not config.rollouts.sleep or request.servers is not None:
         return 0
     engine = engine_of(request, tracer)
-    return 0 if engine is None or engine.paged else engine.memory.weights * request.cluster.per_node
+    return 0 if engine is None else engine.memory.weights * request.cluster.per_node
 
 
 def loading_phase(request: Request, tracer: Tracer) -> Phase:

@@ -16,11 +16,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from policy.training.critic import token_values
-from policy.update.forward import token_logps
+from policy.update.forward import token_logps, token_values
 from policy.update.losses import clipped_value_loss, kl_of_answers, reinforce
 from reward.losses import bradley_terry, regression
 from rlhf.kernels import adapter_layers
+from rlhf.kernels.inputs import packed_inputs
 from rlhf.kernels.last_layer import read_states
 from rlhf.kernels.packed_batch import NextTokens, PackedBatch, Span
 from rlhf.models.forwards import (
@@ -28,12 +28,8 @@ from rlhf.models.forwards import (
     enable_packed_logprobs,
     enable_packed_scores,
     enable_packed_values,
-    packed_inputs,
 )
 from rlhf.models.loading import (
-    CRITIC,
-    REFERENCE,
-    REWARD,
     PeftModel,
     autocast,
     lora_config,
@@ -41,6 +37,7 @@ from rlhf.models.loading import (
     upcast_trainable,
     with_adapter,
 )
+from rlhf.models.names import CRITIC, REFERENCE, REWARD
 from rlhf.models.roles import role
 from rlhf.plan.memory.empty import empty_base
 from rlhf.plan.memory.ledger import Ledger

@@ -159,9 +159,7 @@ def _rollouts(request: Request, tracer: Tracer, engine: Engine | None) -> Phase:
         if kind in (WEIGHTS, ADAPTERS, OPTIMIZER)
     }
     if engine is None:  # transformers' padded generate, on the trainer's weights
-        answers = (
-            config.rollouts.prompts_per_step * config.rollouts.samples_per_prompt // request.cluster.count
-        )
+        answers = config.rollouts.answers // request.cluster.count
         width = config.data.max_prompt_tokens + config.rollouts.max_new_tokens
         cache = max(1, answers) * width * token_bytes(tracer.shape, itemsize(config))
         prompt = config.data.max_prompt_tokens
@@ -170,7 +168,7 @@ def _rollouts(request: Request, tracer: Tracer, engine: Engine | None) -> Phase:
         )
         return _phase(request, tracer, "rollouts", resident, {CACHE: cache})
     memory = engine.memory
-    used = {ENGINE: memory.working + (0 if engine.paged else memory.weights), CACHE: memory.cache}
+    used = {ENGINE: memory.working + memory.weights, CACHE: memory.cache}
     if engine.paged and not memory.at_once:
         need = config.data.max_prompt_tokens + config.rollouts.max_new_tokens
         trouble = f"the cache that fits beside the weights cannot hold one sequence of {need} tokens"
@@ -208,10 +206,9 @@ def engine_of(request: Request, tracer: Tracer) -> Engine | None:
     if request.servers is not None:
         batched = LARGE_SERVER_TOKENS if where.gpu.memory >= LARGE else SERVER_TOKENS
     share = SERVER_SHARE if request.servers else config.rollouts.gpu_memory_share
-    answers = config.rollouts.prompts_per_step * config.rollouts.samples_per_prompt
+    answers = config.rollouts.answers
     bytes_each = itemsize(config)
-    trained = tracer(row_of(config)).peaks["update"].kinds[GRADIENTS] * bytes_each // 4
-    adapter = trained // (2 if config.algorithm.critic else 1)
+    adapter = adapter_bytes(config, tracer)
 
     def engine_with(parallel: int) -> Engine:
         sequences = max(1, answers * parallel // where.count)
@@ -250,11 +247,17 @@ def _paged(request: Request, config: PolicyConfig, tracer: Tracer) -> Engine | N
         tracer.shape,
         free=gpu.memory - resident - allowance(0, count),
         dtype_bytes=itemsize(config),
-        sequences=max(1, config.rollouts.prompts_per_step * config.rollouts.samples_per_prompt // count),
+        sequences=max(1, config.rollouts.answers // count),
         max_model_len=config.data.max_prompt_tokens + config.rollouts.max_new_tokens,
         batched_tokens=config.rollouts.max_num_batched_tokens,
     )
-    return Engine(replace(memory, weights=resident), request.cluster, 1, paged=True)
+    return Engine(memory, request.cluster, 1, paged=True)
+
+
+def adapter_bytes(config: PolicyConfig, tracer: Tracer) -> int:
+    """Bytes of the policy's adapter in the format of the base."""
+    trained = tracer(row_of(config)).peaks["update"].kinds[GRADIENTS] * itemsize(config) // 4
+    return trained // (2 if config.algorithm.critic else 1)
 
 
 def itemsize(config: RewardConfig | PolicyConfig) -> int:

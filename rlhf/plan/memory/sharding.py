@@ -50,8 +50,9 @@ def fsdp(kinds: Mapping[str, int], facts: ModelFacts, n: int) -> dict[str, int]:
     """1/n of weights, adapters, gradients and moments; unsharded: two layers, embedding and head.
 
     Of the two layers one is computed and the next one is prefetched. Scales of 4-bit weights are not
-    parameters, so FSDP leaves them unsharded. Source: torch `fully_shard` on each decoder layer and on the
-    root, as accelerate's TRANSFORMER_BASED_WRAP does.
+    parameters, so FSDP leaves them unsharded. Every pass averages its gradients, so none are kept whole, see
+    `TrainerMixin.accumulate`. Source: torch `fully_shard` on each decoder layer and on the root, as
+    accelerate's TRANSFORMER_BASED_WRAP does.
     """
     scales = facts.trace.scale_bytes
     weights = kinds[WEIGHTS] - scales

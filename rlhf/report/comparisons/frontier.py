@@ -7,7 +7,6 @@ evaluation on held-out prompts. Runs form a group if their configs differ only i
 from __future__ import annotations
 
 import fnmatch
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -74,11 +73,11 @@ def first_reached(path: Sequence[tuple[float, float]], kl: float) -> float | Non
     return None
 
 
-def read_tracks(folders: Sequence[Path]) -> list[Track]:
-    """The paths and ends of the runs, in the given order.
+def read_runs(folders: Sequence[Path]) -> list[RunFiles]:
+    """The runs, in the given order.
 
     Raises:
-        DataError: a folder is not a policy run, or has no KL and reward yet.
+        DataError: a folder is not a policy run.
     """
     runs = [read_run(folder) for folder in folders]
     for run in runs:
@@ -87,6 +86,15 @@ def read_tracks(folders: Sequence[Path]) -> list[Track]:
                 f"{run.path} is not the run of an RL algorithm.",
                 allowed="folders of `rlhf align-policy` runs",
             )
+    return runs
+
+
+def tracks_of(runs: Sequence[RunFiles]) -> list[Track]:
+    """The paths and ends of the runs, in the given order.
+
+    Raises:
+        DataError: a run has no KL and reward yet.
+    """
     return [_track(run, group) for run, group in zip(runs, groups_of(runs), strict=True)]
 
 
@@ -159,22 +167,6 @@ def _algorithm(config: Mapping[str, Any]) -> str:
     name = str(algorithm.get("name", "")) + (" (compat)" if algorithm.get("compat") else "")
     steered = f", target {kl['target']:g}" if finite(kl.get("target")) is not None else ""
     return f"{name}, KL {kl.get('coefficient')} x {kl.get('reduction')} {kl.get('estimator')}{steered}"
-
-
-def read_best_of(file: Path) -> list[dict[str, Any]]:
-    """The best-of-n curve of a `rlhf compare --best-of` result.
-
-    Raises:
-        DataError: the file does not exist, or has no such curve.
-    """
-    try:
-        curve = json.loads(file.read_text(encoding="utf-8"))["best_of"]
-        return [{**point, "n": int(point["n"]), "kl_bound": float(point["kl_bound"])} for point in curve]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{file} holds no best-of-n curve ({type(error).__name__}: {error}).",
-            allowed="compare.json in the --output of `rlhf compare ... --best-of 1,2,4,8,16`",
-        ) from error
 
 
 def levels_of(tracks: Sequence[Track]) -> list[float]:
@@ -270,9 +262,12 @@ def _summary(values: Sequence[float]) -> dict[str, Any]:
 
 
 def summarise(
-    tracks: Sequence[Track], curve: Sequence[Mapping[str, Any]], levels: Sequence[float] | None = None
+    tracks: Sequence[Track],
+    curve: Sequence[Mapping[str, Any]],
+    levels: Sequence[float] | None = None,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Content of frontier.json: runs with paths and ends, and groups at equal KL and at their ends."""
+    """Content of frontier.json: runs with paths and ends, groups at equal KL and at their ends, and notes."""
     shown = sorted(set(levels)) if levels else levels_of(tracks)
     tables = {name: at_equal_kl(tracks, curve, name, shown) for name in QUANTITIES}
     present = {name for track in tracks for name in track.paths}
@@ -293,7 +288,7 @@ def summarise(
             }
             for track in tracks
         ],
-        "notes": _notes(tracks),
+        "notes": [*notes, *_notes(tracks)],
     }
 
 

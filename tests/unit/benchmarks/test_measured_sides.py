@@ -137,7 +137,7 @@ def test_scaling_measures_under_the_autocast_of_a_run(
     monkeypatch: pytest.MonkeyPatch, tiny_base: Path
 ) -> None:
     # Where bfloat16 is only emulated, too.
-    monkeypatch.setattr("rlhf.distributed.trainer_mixin.effective_dtype", lambda dtype: dtype)
+    monkeypatch.setattr("rlhf.training.arguments.effective_dtype", lambda dtype: dtype)
     trainer = importlib.import_module("scaling").idle_reward_trainer(str(tiny_base), "bfloat16", 8)
     norm, seen = trainer.model.get_base_model().model.norm, list[bool]()
     norm.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))

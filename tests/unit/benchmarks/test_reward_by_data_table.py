@@ -107,8 +107,11 @@ def test_the_sides_are_compared_on_the_same_pairs_and_common_seeds(by_data: Any)
     trl = [{**cell(1e-4, 0, [1, -1, -1, 1]), "side": "trl"}]  # right: 1 and 4; ours, seed 0: 1 and 2
     assert by_data.differences(by_data.points(CELLS)) == []
     test, validation = by_data.differences(by_data.points([*CELLS, *trl]))
-    assert test.startswith("ours minus TRL, 1,000 pairs, on test pairs: +0.0 (")
+    assert test.startswith("ours minus trl, 1,000 pairs, on test pairs: +0.0 (")
     # Validation: both of ours are right, one of TRL's.
-    assert validation.startswith("ours minus TRL, 1,000 pairs, on validation pairs: +50.0 (")
+    assert validation.startswith("ours minus trl, 1,000 pairs, on validation pairs: +50.0 (")
     worse = [{**cell(1e-4, 0, [-1, -1, -1, -1]), "side": "trl"}]
     assert "+50.0 (" in by_data.differences(by_data.points([*CELLS, *worse]))[0]
+    recipe = {**worse[0], "side": "bt-scaled"}
+    lines = by_data.differences(by_data.points([*CELLS, *worse, recipe]))
+    assert [line.split(",")[0] for line in lines] == ["ours minus bt-scaled"] * 2 + ["ours minus trl"] * 2

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
+from pyarrow import csv, parquet
 from typer.testing import Result
 
 from rlhf.core.errors import RefusalError
@@ -69,16 +71,55 @@ def test_compressed_files_in_and_out(rlhf: Rlhf, tmp_path: Path) -> None:
         assert [json.loads(text)["reward"] for text in file] == [3.0]
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet", "json"])
+@pytest.mark.usefixtures("scorer")
+def test_other_kinds_of_files(rlhf: Rlhf, tmp_path: Path, kind: str) -> None:
+    table = pa.table({"prompt": ["Well?", "So?"], "completion": ["++", "+"], "id": [7, 8]})
+    if kind == "parquet":
+        parquet.write_table(table, tmp_path / "in.parquet")
+    elif kind == "csv":
+        csv.write_csv(table, tmp_path / "in.csv")
+    else:
+        (tmp_path / "in.json").write_text(json.dumps(table.to_pylist()))
+    result = rlhf("score", "model", "--input", f"in.{kind}", "--output", "out.jsonl")
+    assert result.exit_code == 0, result.output
+    rows = read(tmp_path / "out.jsonl")
+    assert [(row["prompt"], int(row["id"]), row["reward"]) for row in rows] == [
+        ("Well?", 7, 2.0),
+        ("So?", 8, 1.0),
+    ]
+
+
+@pytest.mark.usefixtures("scorer")
+def test_a_prompt_and_its_response_are_a_conversation(rlhf: Rlhf, tmp_path: Path) -> None:
+    turns = line("+")["messages"]
+    rows = [
+        {"prompt": "Well?", "response": "+"},
+        {"prompt": turns[:1], "completion": turns[1:]},  # TRL's conversational form
+        {"system": "Be kind.", "prompt": "Well?", "response": "+"},
+    ]
+    write(tmp_path / "in.jsonl", rows)
+    assert rlhf("score", "model", "--input", "in.jsonl", "--output", "out.jsonl").exit_code == 0
+    scored = read(tmp_path / "out.jsonl")
+    assert [(row["reward"], row["attributes"]["turns"]) for row in scored] == [
+        (1.0, 2.0),
+        (1.0, 2.0),
+        (1.0, 3.0),
+    ]
+
+
 BAD_LINES = {
     '{"messages": [': "in.jsonl:2:",
-    '["messages"]': "`messages`",
+    '["messages"]': "not an object",
     '{"prompt": "x"}': "`messages`",
-    '{"messages": "x"}': "`messages`",
+    '{"messages": "x"}': "user",  # a string is a turn of the user
+    '{"response": "x"}': "'prompt'",
+    '{"prompt": "x", "response": "y", "image": "z.png"}': "image",
     '{"messages": []}': "empty",
     '{"messages": [{"role": "user", "content": "x"}]}': "user",
     '{"messages": [{"role": "bot", "content": "x"}]}': "'messages'",
     '{"messages": [{"role": "assistant", "content": 3}]}': "'messages'",
-    json.dumps(line("+", weight=float("nan"))): "NaN",
+    json.dumps(line("+", weight=float("nan"))): "JSON",
 }
 
 

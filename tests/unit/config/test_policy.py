@@ -130,6 +130,9 @@ def load(folder: Path, *words: str) -> PolicyConfig:
         (["algorithm.name=rloo", "algorithm.reduction=token_mean"], "rloo.* sequence_sum"),
         (["algorithm.epochs=2"], "reinforce.* epochs: 1"),
         (["algorithm.kl.target=3", "algorithm.kl.coefficient=0"], "kl.target.* kl.coefficient"),
+        (["algorithm.name=ppo", "algorithm.flat_groups=skip"], "flat_groups: skip.* ppo"),
+        # 16 x 4 answers an update: with a horizon of 13 or less the coefficient could become negative.
+        (["algorithm.kl.target=3", "algorithm.kl.horizon=63"], "algorithm.kl.horizon.* 64"),
         (["algorithm.unfinished=penalty"], "unfinished_reward.* penalty"),
         (["algorithm.name=rlo"], "'reinforce', 'rloo', 'ppo'"),
         (["algorithm=3"], "algorithm: .*3"),

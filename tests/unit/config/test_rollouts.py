@@ -26,6 +26,10 @@ def test_addresses(url: str, stored: str) -> None:
     assert RolloutConfig(engine="servers", servers=[url]).servers == [stored]
 
 
+def test_transformers_samples_at_any_temperature() -> None:
+    assert RolloutConfig(engine="transformers", temperature=2.5).temperature == 2.5
+
+
 def test_ahead_with_what_corrects_it() -> None:
     config = RolloutConfig(
         engine="servers", servers=[URL], overlap=1, importance_sampling=ImportanceConfig(level="sequence")
@@ -45,6 +49,8 @@ def test_ahead_with_what_corrects_it() -> None:
             {"engine": "servers", "servers": ["http://host?api_key=secret"]},
             "environment",
         ),
+        ({"temperature": 2.5}, "0.01 to 2"),
+        ({"temperature": 0.005}, "0.01 to 2"),
         ({"overlap": 1}, "overlap .*engine: servers"),
         ({"timeout": 5}, "timeout .*engine: servers"),
         ({"token_env": "TOKEN"}, "token_env .*engine: servers"),

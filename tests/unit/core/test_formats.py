@@ -10,8 +10,8 @@ import torch
 
 from rlhf.core import formats
 from rlhf.core.errors import ModelError
-from rlhf.distributed.trainer_mixin import trainer_settings
 from rlhf.models.loading import autocast, load_causal
+from rlhf.training.arguments import trainer_settings
 
 
 @pytest.fixture(params=[True, False], ids=["emulated", "multiplied"])

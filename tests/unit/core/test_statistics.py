@@ -10,14 +10,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from rlhf.core.statistics import (
-    bootstrap_grid_mean,
     bootstrap_means,
     bootstrap_weights,
+    claim_verdict,
     effective_count,
     fit_logistic,
+    grid_mean_interval,
     mean_interval,
+    overlap_effect,
+    stratified_count,
     wilson_interval,
 )
 
@@ -66,6 +70,54 @@ def test_the_interval_of_clustered_trials_covers_as_often_as_it_says() -> None:
             covered[name] += low <= 0.7 <= high
     assert 0.92 <= covered["clustered"] / 400 <= 0.98
     assert covered["independent"] / 400 < 0.8
+
+
+def test_a_mean_of_strata_has_the_variance_of_its_strata() -> None:
+    assert stratified_count([1.0], [0.8], [50.0]) == pytest.approx(50)
+    assert stratified_count([0.5, 0.5], [0.7, 0.7], [30.0, 30.0]) == pytest.approx(60)
+    # q = (5 + 1/2) / 11 = 1/2 and (10 + 1/2) / 11 = 21/22, of ten trials each.
+    variance = (0.5**2 * 0.25 + 0.5**2 * 21 / 22**2) / 10
+    mean = (1 / 2 + 21 / 22) / 2
+    assert stratified_count([0.5, 0.5], [0.5, 1.0], [10, 10]) == pytest.approx(mean * (1 - mean) / variance)
+
+
+@pytest.mark.parametrize(
+    ("chances", "sizes"),
+    [
+        ([0.5, 0.98, 0.98, 0.98], [20, 300, 300, 300]),
+        ([0.97, 0.6, 0.6, 0.6], [30, 300, 300, 300]),
+        ([0.7, 0.7, 0.7, 0.7], [100, 100, 100, 100]),
+    ],
+)
+def test_the_interval_of_a_mean_of_strata_covers_as_often_as_it_says(
+    chances: list[float], sizes: list[int]
+) -> None:
+    """Strata of unequal size and accuracy: a count by weights alone would cover 86 % and 99.8 %."""
+    draw, covered = np.random.default_rng(0), 0
+    for _ in range(2000):
+        shares = (draw.binomial(sizes, chances) / sizes).tolist()
+        low, high = wilson_interval(sum(shares) / 4, stratified_count([0.25] * 4, shares, sizes))
+        covered += low <= sum(chances) / 4 <= high
+    assert 0.92 <= covered / 2000 <= 0.97
+
+
+def test_a_cluster_in_two_strata_is_one_trial_of_both() -> None:
+    residuals, strata = [0.5, -0.5, 0.5, -0.5], "aabb"
+    assert overlap_effect([0.25] * 4, residuals, [1, 2, 3, 4], strata) == 1
+    assert overlap_effect([0.25] * 4, residuals, [1, 2, 1, 2], strata) == 2  # copies
+    assert overlap_effect([0.25] * 4, residuals, [1, 2, 2, 1], strata) == 1  # opposites: never less
+    assert overlap_effect([0.25] * 4, [0.0] * 4, [1, 2, 1, 2], strata) == 2  # all right
+    assert overlap_effect([0.25] * 4, residuals, [1, 1, 2, 2], strata) == 1  # a cluster of one stratum
+
+
+@pytest.mark.parametrize(
+    ("interval", "verdict"),
+    [((0.1, 0.2), "holds"), ((-0.2, -0.1), "does not hold"), ((-0.1, 0.2), "open"), ((0.0, 0.2), "open")],
+)
+def test_a_claim_is_open_unless_its_interval_leaves_zero_out(
+    interval: tuple[float, float], verdict: str
+) -> None:
+    assert claim_verdict(*interval) == verdict
 
 
 def test_a_mean_of_few_values_has_students_interval() -> None:
@@ -128,21 +180,40 @@ def test_resamples_without_a_value_are_left_out() -> None:
     assert (low, high) == (0.0, 1.0)
 
 
-def test_the_grid_bootstrap_counts_pairs_and_seeds() -> None:
+def test_the_interval_of_a_grid_counts_pairs_and_seeds() -> None:
     generator = np.random.default_rng(1)
     alike_SP = np.tile(generator.integers(0, 2, 400).astype(float), (3, 1))
-    low, high = bootstrap_grid_mean(alike_SP, resamples=10_000)
     mean = alike_SP.mean()
-    # Seeds that agree leave the pairs alone: 1.96 sqrt(p (1 - p) / P) on either side.
-    half = 1.96 * np.sqrt(mean * (1 - mean) / 400)
-    assert low == pytest.approx(mean - half, abs=0.006) and high == pytest.approx(mean + half, abs=0.006)
+    # Seeds that agree leave the pairs alone, of sample variance p (1 - p) P / (P - 1).
+    half = stats.t.ppf(0.975, 399) * np.sqrt(mean * (1 - mean) / 399)
+    assert grid_mean_interval(alike_SP) == pytest.approx([mean - half, mean + half])
+    assert grid_mean_interval(alike_SP[:1]) == pytest.approx([mean - half, mean + half])
     uneven_SP = np.concatenate([np.ones((1, 400)), np.zeros((1, 400))])
-    assert bootstrap_grid_mean(uneven_SP, resamples=10_000) == [0.0, 1.0]  # two seeds, opposite results
-    # Four copies of each of 100 columns are worth 100: twice the half width.
+    # Two seeds with opposite results: t = 12.706 of one degree of freedom, times a standard error of 1/2.
+    assert grid_mean_interval(uneven_SP) == pytest.approx([0.5 - 6.3531, 0.5 + 6.3531], abs=1e-4)
+    assert grid_mean_interval(uneven_SP, bounds=(0.0, 1.0)) == [0.0, 1.0]
+    assert grid_mean_interval(uneven_SP[:1]) == [1.0, 1.0]
+    # Rows (0, 1, 2, 3) and (2, 3, 4, 5): V_S = 2 / 2 and V_C = (5 / 3) / 4, of 1 and 3 degrees of freedom.
+    grid_SP = np.array([[0.0, 1, 2, 3], [2, 3, 4, 5]])
+    variance = 1 + 5 / 12
+    half = stats.t.ppf(0.975, variance**2 / (1 + (5 / 12) ** 2 / 3)) * np.sqrt(variance)
+    assert grid_mean_interval(grid_SP) == pytest.approx([2.5 - half, 2.5 + half])
+    # Four copies of each of 100 columns are worth 100.
     copies_SP, copied = np.repeat(alike_SP[:, :100], 4, axis=1), np.repeat(range(100), 4).tolist()
-    assert bootstrap_grid_mean(copies_SP, copied, resamples=10_000) == pytest.approx(
-        bootstrap_grid_mean(alike_SP[:, :100], resamples=10_000), abs=1e-9
-    )
+    assert grid_mean_interval(copies_SP, copied) == pytest.approx(grid_mean_interval(alike_SP[:, :100]))
+
+
+@pytest.mark.parametrize(("seeds", "spread"), [(3, 0.0), (3, 0.1), (2, 0.05)])
+def test_the_interval_of_a_grid_covers_as_often_as_it_says(seeds: int, spread: float) -> None:
+    """96 pairs, judged by seeds that differ by `spread`. The two-way bootstrap covers 84 % of the second."""
+    draw, covered, runs = np.random.default_rng(0), 0, 1000
+    for _ in range(runs):
+        grid_SP = (
+            draw.normal(0, spread, (seeds, 1)) + draw.normal(0, 0.1, 96) + draw.normal(0, 0.3, (seeds, 96))
+        )
+        low, high = grid_mean_interval(grid_SP)
+        covered += low <= 0 <= high
+    assert covered / runs >= 0.91
 
 
 @pytest.mark.parametrize("ridge", [0.1, 2.0])

@@ -30,6 +30,13 @@ def test_three_places_are_shown_and_all_are_counted() -> None:
     }
 
 
+def test_a_place_is_shown_once() -> None:
+    # A pair takes the ratings of its two responses with it: three rows, one place.
+    result = report(9, ("long", "a:1"), ("long", "a:1"), ("long", "a:1"), ("long", "a:2"))
+    assert (result.reasons, result.examples) == ({"long": 4}, {"long": ["a:1", "a:2"]})
+    assert result.merge(report(1, ("long", "a:2"))).examples == {"long": ["a:1", "a:2"]}
+
+
 def test_merging_adds_up() -> None:
     first = report(10, ("tie", "a:1"), ("tie", "a:2"))
     second = report(5, ("tie", "b:1"), ("tie", "b:2"), ("blank", "b:3"))

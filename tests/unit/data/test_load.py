@@ -32,6 +32,19 @@ def test_sources_are_read_in_order_and_reported_together(write_rows: Callable[..
     assert apart == {f"prompts of {first}": (3, 2), f"prompts of {second}": (2, 1)}
 
 
+def test_a_record_knows_its_row_which_is_no_part_of_its_content(write_rows: Callable[..., str]) -> None:
+    rows = [
+        {"prompt": "a", "response": "b", "ratings": {"helpfulness": n}, "source": "people"} for n in (1, 2)
+    ]
+    first, second = write_rows("first.jsonl", rows), write_rows("second.jsonl", rows)
+    (ratings, report), (again, other) = (
+        load_ratings([DataSource(path=path)], seed=0) for path in (first, second)
+    )
+    assert [rating.place for rating in ratings] == [f"{first}:1", f"{first}:2"]
+    assert [rating.source for rating in ratings] == ["people", "people"]
+    assert (ratings, report.digests) == (again, other.digests)
+
+
 def test_nothing_left_shows_why(write_rows: Callable[..., str]) -> None:
     tie = {"prompt": "q", "response_1": "1", "response_2": "2", "preference_strength": 0}
     path = write_rows("rows.jsonl", [tie, {**tie, "response_1": ""}])

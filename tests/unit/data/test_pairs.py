@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -29,15 +30,17 @@ def test_the_strength_is_the_rounded_difference_from_1_to_3(difference: float, s
 
 def test_the_higher_rated_response_is_preferred_and_ties_are_counted() -> None:
     ratings = [rated("a", 4), rated("b", 2), rated("x", 1, OTHER), rated("c", 2), rated("y", 4, OTHER)]
+    ratings = [replace(rating, place=f"f:{line}") for line, rating in enumerate(ratings, 1)]
     pairs, report = pair_rated(ratings, "helpfulness")
     assert [(p.prompt, p.chosen, p.rejected, p.strength) for p in pairs] == [
         (PROMPT, "a", "b", -2),
         (PROMPT, "a", "c", -2),
         (OTHER, "y", "x", 3),
     ]
+    assert [pair.place for pair in pairs] == ["f:1 and f:2", "f:1 and f:4", "f:3 and f:5"]
     assert all(pair.source == "f: rated pairs" for pair in pairs)
     assert (report.read, report.kept, report.reasons) == (4, 3, {"tie (strength 0)": 1})
-    assert report.examples == {"tie (strength 0)": ["f: rated pairs, 'q'"]}
+    assert report.examples == {"tie (strength 0)": ["f:2 and f:4"]}
     assert {name: part.kept for name, part in report.sources.items()} == {"rated pairs": 3}
 
 

@@ -162,3 +162,7 @@ def test_the_command_line_shows_it_without_a_trace(
     assert caught.value.code == 1
     shown = capsys.readouterr().err
     assert "Connection reset by peer" in shown and "Traceback" not in shown
+
+
+def test_one_process_waits_for_nobody() -> None:
+    assert processes.wait_for_all() == 0.0

@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 
 from rlhf.core.errors import ConfigError, ModelError
 from rlhf.distributed import sharding
-from rlhf.distributed.trainer_mixin import single_device
+from rlhf.training.arguments import single_device
 
 
 @pytest.mark.parametrize(("use_fsdp", "version", "expected"), [("true", "2", True), ("false", "2", False)])

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from rlhf.kernels import attention
 from rlhf.kernels.attention import Block, blocks_of, blockwise_attention
+from rlhf.kernels.inputs import packed_inputs
 from rlhf.kernels.packed_batch import PADDING, SHARED, PackedBatch, Span
 from rlhf.kernels.packing import Tree, pack
-from rlhf.models.forwards import packed_inputs
 
 HEADS, KEY_HEADS, UNITS = 4, 2, 8
 few = settings(max_examples=40, deadline=None)

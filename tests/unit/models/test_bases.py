@@ -147,7 +147,8 @@ def test_an_adapter_is_not_a_base(build: Build, tmp_path: Path, task: str) -> No
     (tmp_path / "policy.json").write_text(json.dumps({"base": "the-base"}))
     with pytest.raises(ModelError) as caught:
         bases.read_config(str(tmp_path), None)
-    assert f"model.base=the-base start={tmp_path}" in caught.value.fix
+    fix = caught.value.fix or ""
+    assert f"start={tmp_path}" in fix and "model.base=the-base" in fix
 
 
 def classifier_of(base: Path, folder: Path, labels: list[str]) -> Path:
@@ -333,3 +334,11 @@ def test_experts_get_no_adapter(build: Build, name: str) -> None:
             examine(folder, targets=["o_proj", inside])
         assert caught.value.fix == "adapter.targets=all-linear"
     assert examine(folder, targets=["o_proj"]) == []
+
+
+def test_the_note_on_a_dropped_head_says_how_to_keep_it() -> None:
+    five, single = ["helpfulness", "wit"], stored.StoredHead(("LABEL_0",), 1)
+    assert "attributes=[helpfulness]" in single.note(five)
+    assert "attributes=" not in single.note(["helpfulness"])  # it is kept
+    classes = stored.StoredHead(("rejected", "chosen"), 2)
+    assert "attributes=[" not in classes.note(five)  # the first would be the reward

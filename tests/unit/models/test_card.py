@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from rlhf.models.card import is_hub_name, license_of, render_card
+from rlhf.config.schema import DataSource
+from rlhf.models.card import is_hub_name, license_of, render_card, source_line
 
 
 def test_metadata_and_sections(tmp_path: Path) -> None:
@@ -51,6 +52,15 @@ def test_the_license_of_a_folder_is_that_of_its_card(
     if readme is not None:
         (tmp_path / "README.md").write_text(readme)
     assert license_of(str(tmp_path)) == expected
+
+
+def test_a_source_is_named_with_its_license_and_whether_it_is_synthetic() -> None:
+    helpsteer = DataSource(path="nvidia/HelpSteer2", format="helpsteer2")
+    assert source_line(helpsteer) == "nvidia/HelpSteer2 (helpsteer2, train); cc-by-4.0"
+    assert source_line(DataSource(path="demo", format="helpsteer2")).startswith(
+        "demo (helpsteer2, train); **synthetic**"
+    )
+    assert source_line(DataSource(path="a.jsonl")) == "a.jsonl (columns, train)"
 
 
 def test_the_license_of_a_name() -> None:

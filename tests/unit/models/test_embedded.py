@@ -17,6 +17,18 @@ from rlhf.models.chat import Chat
 from rlhf.models.loading import load_causal
 
 
+def test_cards_name_a_folder_by_its_absolute_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "models" / "base").mkdir(parents=True)
+    (tmp_path / "embedded").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for written in ("models/base", "./models/base", "models/../models/base", str(tmp_path / "models/base")):
+        assert embedded.absolute_base(written) == str(tmp_path / "models" / "base")
+        assert embedded.resolve_base(written) == str(tmp_path / "models" / "base")
+    assert embedded.absolute_base("embedded") == "embedded"
+    assert embedded.absolute_base("org/base") == "org/base"
+    assert embedded.known_as("org/base") == "org/base"
+
+
 def test_it_is_converted_once_and_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = embedded.embedded_model()
     monkeypatch.setattr(embedded, "_convert", lambda *_: pytest.fail("converted again"))

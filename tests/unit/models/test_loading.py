@@ -13,9 +13,6 @@ from rlhf.adapters.storage import RewardAdapter
 from rlhf.core.errors import ModelError
 from rlhf.models.forwards import enable_packed_scores
 from rlhf.models.loading import (
-    HEAD,
-    POLICY,
-    REWARD,
     PeftModel,
     fingerprint,
     load_causal,
@@ -24,6 +21,7 @@ from rlhf.models.loading import (
     reward_head,
     with_adapter,
 )
+from rlhf.models.names import HEAD, POLICY, REWARD
 from rlhf.models.roles import role
 
 IDS = torch.tensor([[5, 6, 7, 8]])

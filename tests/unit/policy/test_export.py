@@ -98,7 +98,7 @@ def test_an_adapter_that_was_lost_leaves_nothing(
 
 
 def test_not_a_policy(tiny_reward: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="LoRA adapter"):
+    with pytest.raises(ModelError, match="it is a reward model"):
         export_policy(tiny_reward, tmp_path / "out", TALKS)
 
 

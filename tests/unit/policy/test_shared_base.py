@@ -257,9 +257,9 @@ def test_the_run_folder_and_the_wrong_kind(base: SharedBase, final: Path, tiny_r
     with pytest.raises(ModelError) as caught:
         base.add_policy(final.parent)
     assert caught.value.fix == f"use {final}"
-    with pytest.raises(ModelError, match="LoRA adapter"):
+    with pytest.raises(ModelError, match="it is a reward model"):
         base.add_policy(tiny_reward)
-    with pytest.raises(ModelError, match="LoRA adapter"):
+    with pytest.raises(ModelError, match="it is a policy"):
         base.add_reward(final)
 
 

@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 
 from rlhf.core.errors import OutputError
 from rlhf.models.card import render_card
-from rlhf.publish.staging import find_model
+from rlhf.publish.staging import _without_paths, find_model
 from rlhf.publish.upload import check_name
 from tests.unit.publish.conftest import TOKEN, StandIn
 
@@ -231,3 +231,8 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
     assert "--resume" in refused.value.fix
     with pytest.raises(OutputError):
         find_model(tmp_path / "missing")
+
+
+def test_a_path_that_is_gone_is_not_published_either() -> None:
+    card = {"rlhf_policy": {"base": "/home/someone/models/base"}, "template": "/no_think", "text": "a /b/c"}
+    assert _without_paths(card) == card | {"rlhf_policy": {"base": "base"}}

@@ -12,15 +12,17 @@ import pytest
 import yaml
 
 from rlhf.core.errors import DataError
+from rlhf.report.comparisons.best_of import BestOf, mismatches, read_best_of
 from rlhf.report.comparisons.frontier import (
+    Track,
     at_equal_kl,
     ends,
     first_reached,
     groups_of,
     levels_of,
-    read_best_of,
-    read_tracks,
+    read_runs,
     summarise,
+    tracks_of,
 )
 from rlhf.report.comparisons.frontier_page import lead, markdown, printed, write
 from rlhf.report.files import read_run
@@ -76,6 +78,10 @@ def make_run(
             values["stopped"] = {"sentence": stopped}
         (folder / "eval.json").write_text(json.dumps(values))
     return folder
+
+
+def read_tracks(folders: Sequence[Path]) -> list[Track]:
+    return tracks_of(read_runs(folders))
 
 
 CURVE = [
@@ -238,6 +244,32 @@ def test_a_file_without_a_best_of_curve(tmp_path: Path, content: str) -> None:
     file.write_text(content)
     with pytest.raises(DataError, match=str(file)):
         read_best_of(file)
+
+
+def test_a_baseline_of_another_model_or_reward_is_noted(tmp_path: Path) -> None:
+    """The runs' reference is the base, then a start; their reward runs/reward/final, then two sources."""
+    base, started, summed = (
+        read_run(make_run(tmp_path / name, extra={"model": {"base": "embedded"}, **extra}))
+        for name, extra in {
+            "base": {},
+            "started": {"start": "runs/first/final"},
+            "summed": {
+                "reward": [{"adapter": "runs/reward/final", "weight": 0.5}, {"function": "rewards.py:short"}]
+            },
+        }.items()
+    )
+    file = tmp_path / "compare.json"
+    content = {"b": "embedded", "reward": str(Path("runs/reward/final").resolve()), "best_of": CURVE}
+    file.write_text(json.dumps(content))
+    assert mismatches(read_best_of(file), [base]) == []
+    (line,) = mismatches(read_best_of(file), [base, started])
+    assert "embedded" in line and "runs/first/final" in line
+    (line,) = mismatches(read_best_of(file), [base, summed])
+    assert "0.5 x runs/reward/final + rewards.py:short" in line
+    other = BestOf(file, CURVE, sampled="runs/first/final", reward="runs/other/final")
+    assert len(mismatches(other, [base, base])) == 2
+    notes = summarise(tracks_of([base]), CURVE, [1.0], mismatches(other, [base]))["notes"]
+    assert sum("runs/other/final" in note for note in notes) == 1
 
 
 def test_folders_that_are_no_runs_of_a_policy(tmp_path: Path) -> None:

@@ -63,6 +63,13 @@ def test_every_curve_of_a_policy_is_there(policy_run: Path) -> None:
     assert '<span class="name">kl/abs_mean</span>' in page, "every other metric has its curve too"
 
 
+def test_the_header_names_the_start(policy_run: Path) -> None:
+    assert "Started from" not in text_of(policy_run)
+    with (policy_run / "config.yaml").open("a") as file:
+        file.write("start: runs/first/final\n")
+    assert "runs/first/final" in re.findall(r"Started from.*?</d[dl]>", text_of(policy_run), re.DOTALL)[0]
+
+
 def test_a_critic_has_its_curves(policy_run: Path) -> None:
     file = policy_run / "metrics.jsonl"
     critic = {

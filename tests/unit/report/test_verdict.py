@@ -103,3 +103,22 @@ def test_an_interval_that_touches_zero_includes_it() -> None:
     assert result is not None
     assert not result.rose
     assert not result.fell
+
+
+def remarks(**row: float) -> str:
+    same = evaluation(reward=(1, 1, -0.1, 0.1), kl=KL, length=LENGTH)
+    return " ".join(policy_verdict(same, [row, row]).more)
+
+
+def test_updates_in_which_the_reward_gave_no_gradient_are_named() -> None:
+    assert "No group had a spread" in remarks(**{"reward/groups_with_spread": 0.0})
+    assert "No group had a spread" not in remarks(**{"reward/groups_with_spread": 0.5})
+    # A critic's advantages need no spread.
+    assert "No group had a spread" not in remarks(**{"reward/groups_with_spread": 0.0, "loss/value": 0.1})
+
+
+def test_answers_that_take_no_part_are_named() -> None:
+    few = remarks(**{"reward/counted_share": 0.2, "length/finished_share": 0.2})
+    assert f"80{S}% of the sampled answers take no part" in few and f"20{S}% end before" in few
+    # Cut-off answers that are kept take part.
+    assert "take no part" not in remarks(**{"reward/counted_share": 1.0, "length/finished_share": 0.2})

@@ -88,6 +88,19 @@ def test_the_reward_alone_loads_as_trl_loads_it(exported: dict[str, Path], befor
         assert torch.allclose(model.eval()(**batch).logits[:, 0], before[:, 0], atol=1e-4)
 
 
+def test_outputs_that_were_not_trained_are_left_out(
+    tiny_reward: Path, before: torch.Tensor, tmp_path: Path
+) -> None:
+    final = Path(shutil.copytree(tiny_reward, tmp_path / "final"))
+    card = json.loads((final / "reward.json").read_text())
+    (final / "reward.json").write_text(json.dumps({**card, "untrained": ["correctness"]}))
+    export_reward(final, tmp_path / "plain", TALKS, dtype="float32")
+    exported = load_scorer(tmp_path / "plain", form="classifier", dtype="float32")
+    names = [name for name in HELPSTEER_ATTRIBUTES if name != "correctness"]
+    assert list(exported.attributes) == names
+    assert torch.allclose(values(exported.score(TALKS)), before[:, [0, 2, 3, 4]], atol=1e-4)
+
+
 def test_nemotrons_form_by_the_call_of_nvidias_card(exported: dict[str, Path], before: torch.Tensor) -> None:
     model = AutoModelForCausalLM.from_pretrained(exported["nemotron"]).eval()
     tokenizer = AutoTokenizer.from_pretrained(exported["nemotron"])

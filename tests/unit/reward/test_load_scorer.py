@@ -379,3 +379,9 @@ def test_each_process_has_its_classifier_on_its_own_gpu(
     with pytest.raises(ModelError):
         load_scorer(classifier)
     assert asked["device_map"] == place
+
+
+def test_an_unknown_revision_is_named() -> None:
+    with pytest.raises(ModelError) as refused:
+        load_scorer("me/my-reward@nope")
+    assert "'nope'" in refused.value.found

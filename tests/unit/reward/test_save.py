@@ -1,15 +1,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
+from policy.evaluation.speaker import Speaker
+from reward.load_scorer import load_scorer
 from reward.save import save_final
 from reward.training.build import build_model
 from rlhf.config.reward import RewardConfig
-from rlhf.core.records import HELPSTEER_ATTRIBUTES
+from rlhf.core.errors import ModelError
+from rlhf.core.records import HELPSTEER_ATTRIBUTES, Message
+from rlhf.doctor.facts import Trouble
+from rlhf.doctor.run_facts import _trained_in
 from rlhf.models.chat import Chat
 
 
@@ -63,6 +69,18 @@ def test_the_folder_holds_all_that_a_reward_model_needs(
     assert json.loads((tiny_reward / "adapter_config.json").read_text())["task_type"] == "SEQ_CLS"
 
 
+def test_untrained_outputs_are_in_the_card_of_the_model(
+    tiny_base: Path, tiny_chat: Chat, tmp_path: Path
+) -> None:
+    settings = config(tiny_base)
+    save_final(settings, build_model(settings, tiny_chat), tiny_chat, tmp_path / "final", ["verbosity"])
+    card = json.loads((tmp_path / "final" / "reward.json").read_text())
+    assert (len(card["attributes"]), card["untrained"]) == (5, ["verbosity"])
+    text = (tmp_path / "final" / "README.md").read_text()
+    assert "verbosity" not in text and "complexity" in text
+    assert "num_labels=5" in text  # the head's rows in the file
+
+
 def test_a_failure_leaves_no_folder(
     tiny_base: Path, tiny_chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,3 +103,36 @@ def test_an_older_folder_is_replaced_as_a_whole(tiny_base: Path, tiny_chat: Chat
     save_final(settings, build_model(settings, tiny_chat), tiny_chat, tmp_path / "final")
     assert not (tmp_path / "final" / "stale.safetensors").exists()
     assert (tmp_path / "final" / "reward.json").exists()
+
+
+def test_a_model_on_a_relative_base_is_used_from_any_directory(
+    tiny_base: Path, tiny_chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_base.parent)
+    folder = tmp_path / "final"
+    settings = config(Path(tiny_base.name))
+    save_final(settings, build_model(settings, tiny_chat), tiny_chat, folder)
+    named = {
+        json.loads((folder / "reward.json").read_text())["base"],
+        json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"],
+    }
+    assert named == {str(tiny_base)}
+    assert repr(str(tiny_base)) in (folder / "README.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    [score] = load_scorer("final").score([(Message("user", "Hi."), Message("assistant", "Yes."))])
+    assert score.reward == 0  # a new head is zero
+    monkeypatch.chdir(tiny_base.parent)
+    trained = _trained_in("start", str(folder), tiny_base.name)
+    assert not isinstance(trained.card, Trouble)
+    assert trained.card["base"] == tiny_base.name  # the config's name of the same folder
+    assert Speaker.read(tiny_base.name).model["base"] == str(tiny_base)
+
+
+def test_a_base_that_is_gone_is_named_with_its_model(tiny_reward: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_reward, tmp_path / "final"))
+    card = json.loads((folder / "reward.json").read_text()) | {"base": "/gone/base"}
+    (folder / "reward.json").write_text(json.dumps(card))
+    with pytest.raises(ModelError) as caught:
+        load_scorer(folder)
+    assert caught.value.found.startswith(f"The base of {folder}, '/gone/base', ")
+    assert str(folder / "reward.json") in caught.value.fix

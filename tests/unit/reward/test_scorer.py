@@ -59,6 +59,16 @@ def test_the_first_attribute_is_the_reward(scorer: Scorer) -> None:
     assert scorer.score([]) == []
 
 
+def test_outputs_that_were_not_trained_have_no_scores(final: Path, alone: torch.Tensor) -> None:
+    card = json.loads((final / "reward.json").read_text())
+    (final / "reward.json").write_text(json.dumps({**card, "untrained": ["correctness", "verbosity"]}))
+    scorer = Scorer.load(final)
+    assert scorer.attributes == ("helpfulness", "coherence", "complexity")
+    scores = scorer.score(ALL)
+    assert torch.allclose(values(scores), alone[:, [0, 2, 3]], atol=1e-4)
+    assert [score.reward for score in scores] == pytest.approx(alone[:, 0].tolist(), abs=1e-4)
+
+
 def test_scores_are_far_apart(alone: torch.Tensor) -> None:
     """Or the tests below could not fail."""
     distance = (alone[:, None] - alone[None]).abs().amax(dim=2)

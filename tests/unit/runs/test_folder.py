@@ -144,9 +144,13 @@ def test_a_file_is_not_a_folder(tmp_path: Path) -> None:
         open_run(tmp_path / "run")
 
 
-def test_resume_without_a_run_starts_one(tmp_path: Path) -> None:
+def test_resume_without_a_run_starts_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with open_run(tmp_path / "new", resume=True) as run:
         assert not run.resumed
+    assert str(tmp_path / "new") in capsys.readouterr().out  # a note: a typo must not look like a resumed run
+    with open_run(tmp_path / "new", resume=True) as run:
+        assert run.resumed
+    assert capsys.readouterr().out == ""
 
 
 def test_resume_keeps_the_first_start_and_adds_the_second(tmp_path: Path) -> None:

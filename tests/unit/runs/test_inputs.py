@@ -98,6 +98,18 @@ def reopen(folder: Path, config: Rewarded, *, resume: bool) -> None:
         run.metrics(1, {})
 
 
+def test_a_reward_function_may_be_corrected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "f.py"
+    file.write_text("def a(**_): return 1 / 0\n")
+    config = Rewarded(reward=[{"function": f"{file}:a"}])
+    reopen(tmp_path / "run", config, resume=False)
+    file.write_text("def a(**_): return [0.0]\n")
+    reopen(tmp_path / "run", config, resume=True)
+    assert f"{file}:a (reward.0.function) has changed" in capsys.readouterr().out
+    reopen(tmp_path / "run", config, resume=True)
+    assert "has changed" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("source", "another", "named"),
     [

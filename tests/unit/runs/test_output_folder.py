@@ -20,6 +20,8 @@ class Config(BaseModel):
 
 def test_a_folder_that_can_be_made_is_not_made(tmp_path: Path) -> None:
     assert check_output(tmp_path / "a" / "b", Config(), resume=False) == []
+    (note,) = check_output(tmp_path / "a" / "b", Config(), resume=True)
+    assert str(tmp_path / "a" / "b") in note
     assert not (tmp_path / "a").exists()
 
 

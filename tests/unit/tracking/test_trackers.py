@@ -14,7 +14,8 @@ from rlhf.config.policy import PolicyConfig
 from rlhf.core.errors import ConfigError
 from rlhf.distributed import processes
 from rlhf.runs.folder import RunFolder
-from rlhf.tracking.trackers import SAMPLE_CHARACTERS, SAMPLE_ROWS, Trackers, tracking
+from rlhf.tracking.session import open_run
+from rlhf.tracking.trackers import SAMPLE_CHARACTERS, SAMPLE_ROWS, Trackers
 from tests.unit.tracking.fakes import Recorder, fake_trackio, fake_wandb
 
 
@@ -161,13 +162,12 @@ def test_no_tracker_writes_nothing(tmp_path: Path) -> None:
 
 def test_trackers_of_the_caller_stay_open(trackio: Recorder, tmp_path: Path) -> None:
     config = config_of(tmp_path, "trackio")
-    with run_of(config) as run:
-        trackers = Trackers(config)
-        with tracking(trackers, config) as track:
-            track.open(run)
-        assert trackio.of("finish") == []
-        trackers.close()
-        assert len(trackio.of("finish")) == 1
+    trackers = Trackers(config)
+    with open_run(config, "train-reward", resume=False, trackers=trackers) as (run, track, _):
+        track.open(run)
+    assert trackio.of("finish") == []
+    trackers.close()
+    assert len(trackio.of("finish")) == 1
 
 
 def test_a_resumed_run_may_add_a_tracker(trackio: Recorder, tmp_path: Path) -> None:

@@ -6,10 +6,14 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field
 
+from rlhf.config.load import load_config
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.reading.explain import describe, keys, plain
 from rlhf.config.reward import RewardConfig
 from rlhf.config.schema import Strict
+from rlhf.core.errors import ConfigError
+
+CONFIGS = Path(__file__).parents[4] / "configs"
 
 
 class Inner(Strict):
@@ -28,6 +32,23 @@ class Outer(Strict):
     """Set here, not in its class."""
     name: str | None = None
     """A name."""
+
+
+@pytest.mark.parametrize(
+    ("typed", "fix"),
+    [
+        ("data.preferences=a.jsonl", "'data.preferences=[{path: a.jsonl}]'"),
+        ("data.preferences={path: a.jsonl, limit: 3}", "'data.preferences=[{path: a.jsonl, limit: 3}]'"),
+        ("data.preferences=[a.jsonl]", "write {path: a.jsonl} for 'data.preferences.0'"),
+        ("attributes=wit", "'attributes=[wit]'"),
+        ("data.preferences=3", "change it; the default is data.preferences=[]"),
+        ("model=embedded", "change 'model'"),
+    ],
+)
+def test_the_fix_of_a_value_that_is_no_list(typed: str, fix: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(CONFIGS / "reward" / "local-pairs.yaml", RewardConfig, [typed])
+    assert caught.value.fix == fix
 
 
 @pytest.mark.parametrize(

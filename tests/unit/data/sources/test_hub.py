@@ -81,6 +81,7 @@ def test_a_failure_says_how_to_use_a_local_copy(monkeypatch: pytest.MonkeyPatch,
     message = str(caught.value)
     assert str(failure) in message
     assert "hf download org/name --repo-type dataset --local-dir FOLDER" in message
+    assert "--data" in (caught.value.fix or "") and "`path`" in (caught.value.fix or "")
     assert caught.value.exit_code == 2
 
 

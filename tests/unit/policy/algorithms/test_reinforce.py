@@ -13,7 +13,7 @@ from policy.rewards.protocol import RewardResult
 from policy.update.forward import answer_tree, pack_groups, token_logps
 from rlhf.core.errors import DivergenceError, EngineError, RewardError
 from rlhf.core.records import Conversation, Message, Prompt, Rollout
-from rlhf.distributed.trainer_mixin import draw_order
+from rlhf.training.schedule import draw_order
 
 PROMPTS: list[Conversation] = [(Message("user", "Hi."),), (Message("user", "Name seven colours."),)]
 REWARDS = [1.0, 2.0, -1.0, 4.0]

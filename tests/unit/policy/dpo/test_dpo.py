@@ -14,6 +14,7 @@ from trl import DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from typer.testing import Result
 
+from policy.dpo.card import card_text
 from policy.dpo.data import EXCLUDED, NOT_A_PREFIX, TOO_LONG, TokenizedPair, answer_ids, load_data, make_pairs
 from policy.dpo.recipe import build_trainer, evaluation, train_dpo
 from policy.dpo.trainer import PackedDPOTrainer
@@ -132,6 +133,12 @@ def gradients(trainer: PackedDPOTrainer) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in named if p.requires_grad and p.grad is not None}
 
 
+def test_the_card_marks_synthetic_data(config: Path, tmp_path: Path) -> None:
+    words = ["data.preferences=[{path: demo, format: helpsteer2-preference}]"]
+    settings = load_config(config, DPOConfig, words, tmp_path)
+    assert "- demo (helpsteer2-preference, train); **synthetic**" in card_text(settings, tmp_path)
+
+
 def test_packing_changes_no_margin(config: Path, tmp_path: Path) -> None:
     trainer, pairs = trainer_of(config, tmp_path)
     together = trainer.margins(pairs[:6])
@@ -150,6 +157,32 @@ def test_a_killed_run_resumes(config: Path, trained: Path, tmp_path: Path) -> No
     train_dpo(settings, resume=True)
     first, again = (read_policy(run / "final").weights for run in (trained, tmp_path / "run"))
     assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_a_second_round_starts_from_a_policy_which_is_its_reference(
+    config: Path, trained: Path, tiny_reward: Path, rlhf_command: Callable[..., Result], tmp_path: Path
+) -> None:
+    words = [f"start={trained / 'final'}", "max_steps=4", "save_every=2"]
+    settings = load_config(config, DPOConfig, words, tmp_path / "run")
+    train_dpo(settings)
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    margins = [row["reward/margin"] for row in rows if "reward/margin" in row]
+    assert margins[0] == pytest.approx(0, abs=1e-5), "the policy is its reference, which is not the base"
+    assert any(abs(margin) > 1e-3 for margin in margins[1:])
+    first, second = (read_policy(run / "final") for run in (trained, tmp_path / "run"))
+    assert second.card["start"] == str(trained / "final")
+    assert first.weights.keys() == second.weights.keys(), "the reference is not saved"
+    moved = [(second.weights[name] - first.weights[name]).abs().max().item() for name in first.weights]
+    assert 0 < max(moved) < 0.1, "four updates from there, not six from nothing"
+    for folder in (tmp_path / "run/checkpoints").glob("step-4"):
+        (folder / MANIFEST).unlink()
+    train_dpo(settings, resume=True)
+    again = read_policy(tmp_path / "run/final").weights
+    assert all(torch.equal(second.weights[name], again[name]) for name in again)
+    dry = rlhf_command("train-dpo", config, words[0], "--dry-run")
+    assert f"a frozen copy of {trained / 'final'}" in " ".join(dry.stdout.split())
+    refused = rlhf_command("train-dpo", config, f"start={tiny_reward}", "--dry-run")
+    assert (refused.exit_code, "Traceback" in refused.output) == (2, False), refused.output
 
 
 def test_a_failed_evaluation_loses_neither_weights_nor_result(
@@ -214,6 +247,7 @@ def test_prompts_of_an_evaluation_are_left_out(config: Path, tmp_path: Path) -> 
     excluded.write_text(json.dumps({"prompt": rows[0]["prompt"]}) + "\n")
     less = load_data(load_config(config, DPOConfig, [f"data.exclude=[{{path: {excluded}}}]"], tmp_path), chat)
     assert less.drops.reasons[EXCLUDED] >= 1
+    assert "rows.jsonl:" in less.drops.examples[EXCLUDED][0]
     before, after = (len(data.training) + len(data.validation) for data in (everything, less))
     assert after == before - less.drops.reasons[EXCLUDED]
     texts = {chat.decode(pair.chosen.prompt_ids) for pair in (*less.training, *less.validation)}
@@ -259,6 +293,10 @@ def test_nothing_to_train_on(config: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         load_data(settings, bases.load_chat(settings.model))
     assert TOO_LONG in caught.value.found and "model.max_length" in (caught.value.fix or "")
+    held = load_config(config, DPOConfig, ["data.validation_share=1"], tmp_path)
+    with pytest.raises(DataError) as caught:
+        load_data(held, bases.load_chat(held.model))
+    assert (caught.value.fix or "").startswith("data.validation_share=0 ")
 
 
 @pytest.mark.parametrize("words", ["beta=0", "loss=hinge", "adapter.dropout=0.1", "batch_size=0", "gamma=1"])
@@ -292,6 +330,8 @@ def test_the_command_line(
     assert (again.exit_code, "Traceback" in again.output) == (2, False)
     dry = rlhf_command("train-dpo", config, "--dry-run")
     assert dry.exit_code == 0 and "6 updates of 4" in dry.output
+    taken = rlhf_command("train-dpo", config, "--dry-run", "--output", tmp_path / "run")
+    assert taken.exit_code == 0 and "is not empty" in taken.output
     base = SharedBase.load(str(tiny_base), dtype="float32")
     base.add_policy(tmp_path / "run/final")
     assert base.answer(["What is tea?"], policy="policy", max_new_tokens=3)

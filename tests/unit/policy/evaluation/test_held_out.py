@@ -22,6 +22,7 @@ from rlhf.data.demo.dataset import demo_rows
 from rlhf.models.chat import Chat
 from rlhf.models.forwards import enable_packed_logprobs
 from rlhf.models.loading import load_causal, lora_config, with_adapter
+from rlhf.report.verdict import policy_verdict
 
 PROMPTS = [Prompt((Message("user", f"Q{n}"),), source="here") for n in range(6)]
 
@@ -47,6 +48,13 @@ def test_a_constant_difference_is_certain_and_has_its_sign(by: float) -> None:
     difference = compare(PROMPTS, BEFORE, shifted(by), seed=0)["difference"]["reward"]
     assert difference["mean"] == pytest.approx(by)
     assert difference["ci95"] == pytest.approx([by, by])
+
+
+def test_a_single_prompt_has_no_interval_and_so_no_verdict() -> None:
+    result = compare(PROMPTS[:1], BEFORE[:1], shifted(0.75)[:1], seed=0)
+    assert result["difference"]["reward"] == {"mean": 0.75, "ci95": None}
+    verdict = policy_verdict({**result, "after": result["after"] | {"gold": None}})
+    assert (verdict.tone, verdict.label) == ("open", "No verdict")
 
 
 def test_means_by_hand() -> None:
@@ -76,7 +84,7 @@ def test_gold_where_answers_can_be_checked() -> None:
     better = [[answer(gold=None)] * 2, [answer(gold=1.0), answer(gold=1.0)]]
     result = compare(PROMPTS[:2], mixed, better, seed=0)
     assert (result["before"]["gold"], result["after"]["gold"]) == (0.5, 1.0)
-    assert result["difference"]["gold"] == {"mean": 0.5, "ci95": [0.5, 0.5]}
+    assert result["difference"]["gold"] == {"mean": 0.5, "ci95": None}  # of one prompt
 
 
 def test_gold_where_none_can() -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from policy.rewards.function import FunctionReward, GoldReward, load_function
+from policy.rewards.function import FunctionReward, GoldReward
+from policy.rewards.function_file import load_function
 from policy.rewards.model import ModelReward
 from policy.rewards.protocol import Missing, RewardResult
 from policy.rewards.weighted import WeightedRewards, WeightedTerm

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from policy.rewards.function import FunctionReward, load_function
+from policy.rewards.function import FunctionReward
+from policy.rewards.function_file import load_function
 from policy.rewards.protocol import Missing
 from rlhf.core.errors import ConfigError, RewardError
 from rlhf.core.records import Message, Prompt, Rollout

@@ -23,11 +23,6 @@ WINS = {"dpo-regular": 0.55, "dpo-margin": 0.5, "dpo-scaled": 0.56, "ppo": 0.6, 
 """Win rate of each row as trained, at 2 nats; PPO ends at 0.2."""
 
 
-@pytest.fixture(autouse=True)
-def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("policy.table.summary.RESAMPLES", 200)
-
-
 def figures(win: float, seed: int) -> dict[str, list[float]]:
     noise = np.random.default_rng(seed).normal(0, 0.02, P)
     values = (win + noise).tolist()

@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from policy.training.critic import attach_critic, critic_start, split_parameters, token_values
-from policy.update.forward import pack_groups, token_logps
+from policy.training.critic import attach_critic, critic_start, split_parameters
+from policy.update.forward import pack_groups, token_logps, token_values
 from reward.scorer import Scorer
 from rlhf.config.policy import PolicyConfig
 from rlhf.core.records import Conversation, Message, Rollout
 from rlhf.models.chat import Chat
-from rlhf.models.loading import CRITIC, PeftModel, load_causal, lora_config, with_adapter
+from rlhf.models.loading import PeftModel, load_causal, lora_config, with_adapter
+from rlhf.models.names import CRITIC
 from rlhf.models.roles import role
 
 PROMPTS: list[Conversation] = [(Message("user", "Hi."),), (Message("user", "Name seven colours."),)]

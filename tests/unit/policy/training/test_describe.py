@@ -30,6 +30,25 @@ def test_rloo_is_in_trls_convention_already() -> None:
     assert lines(name="rloo")[2].endswith("beta = 0.05 = coefficient")
 
 
+@pytest.mark.parametrize(
+    ("reduction", "kl_reduction", "beta", "formula"),
+    [
+        # The penalty is a mean over answers, the policy's loss over tokens: 50 times as strong.
+        ("token_mean", "sum", 0.1 * 50, "coefficient x L"),
+        ("sequence_mean", "sum", 0.1 * 50, "coefficient x L"),
+        ("sequence_sum", "sum", 0.1, "coefficient"),
+        ("token_mean", "mean", 0.1, "coefficient"),
+        ("sequence_sum", "mean", 0.1 / 50, "coefficient / L"),
+    ],
+)
+def test_a_penalty_in_the_loss_is_compared_with_the_loss_beside_it(
+    reduction: str, kl_reduction: str, beta: float, formula: str
+) -> None:
+    kl = {"estimator": "k2", "reduction": kl_reduction, "placement": "loss", "coefficient": 0.1}
+    line = lines(reduction=reduction, kl=kl)[2]
+    assert line.partition(", for")[0].endswith(f"beta = {beta:.3g} = {formula}")
+
+
 def test_ppo_charges_the_kl_token_by_token() -> None:
     assert lines(name="ppo")[:2] == [
         "Algorithm: ppo; loss: token_mean; unfinished answers: drop",

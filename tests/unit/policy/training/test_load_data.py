@@ -24,6 +24,7 @@ def test_prompts_that_the_template_refuses_are_dropped_and_counted(
     data = load_data(config, Chat.load(refusing_base))
     reason = "refused by the chat template: No war"
     assert data.drops.reasons == {reason: 10}
+    assert data.drops.examples == {reason: [f"{file}:1", f"{file}:5", f"{file}:9"]}
     assert (data.drops.read, data.drops.kept) == (40, 30)
     assert not any("war" in prompt.messages[0].content for prompt in (*data.training, *data.held_out))
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from policy.update.advantages import Unfinished, skip_flat_groups
+from policy.update.advantages import Unfinished, flat_groups, skip_flat_groups
 from rlhf.core.records import Message, Rollout
 
 NAN = math.nan
@@ -32,10 +33,10 @@ PROMPTS = [(Message("user", f"Question {n}?"),) for n in range(2)]
 def test_flat_groups_by_hand(
     rewards: list[float], finished: list[bool], rule: Unfinished, flat: list[bool]
 ) -> None:
-    masked, skipped = skip_flat_groups(torch.tensor(rewards), torch.tensor(finished), 2, rule, -1.0)
+    flat_P = flat_groups(torch.tensor(rewards), torch.tensor(finished), 2, rule, -1.0)
+    assert flat_P.tolist() == flat
     expected = [NAN if flat[place // 2] else reward for place, reward in enumerate(rewards)]
-    assert masked.tolist() == pytest.approx(expected, nan_ok=True)
-    assert skipped == sum(flat)
+    assert skip_flat_groups(torch.tensor(rewards), flat_P).tolist() == pytest.approx(expected, nan_ok=True)
 
 
 def rollout(chat: Any, prompt: int, ids: tuple[int, ...]) -> Rollout:
@@ -56,7 +57,6 @@ def update(trainer: Any, answers: int) -> tuple[dict[str, float], dict[str, Tens
         "{unfinished: keep, kl: {estimator: k1, reduction: sum, coefficient: 0.5}",
         "{unfinished: keep, kl: {estimator: k2, reduction: sum, placement: loss, coefficient: 0.5}",
         "{name: rloo",
-        "{name: ppo, epochs: 1",
     ],
 )
 def test_a_skipped_group_might_as_well_not_have_been_sampled(
@@ -79,7 +79,22 @@ def test_a_skipped_group_might_as_well_not_have_been_sampled(
     assert figures["reward/groups_skipped"] == 1
     assert "reward/groups_skipped" not in kept
     assert figures["reward/mean"] == kept["reward/mean"] == pytest.approx(9 / 4)  # logged over all answers
-    assert figures["reward/groups_with_spread"] == 0.5
+    assert figures["reward/groups_with_spread"] == figures["reward/counted_share"] == 0.5
+    assert kept["reward/counted_share"] == 1
+
+
+def test_a_spread_is_that_of_counted_answers_after_shaping(
+    policy_trainer: Callable[..., Any], tiny_chat: Any
+) -> None:
+    """Rewards 1 and 2 in both groups: clipped to 1 they are equal, and one finished answer has no spread."""
+    whole, cut = rollout(tiny_chat, 0, (301,)), replace(rollout(tiny_chat, 0, (301, 302)), finished=False)
+    for words, groups, spread in (
+        (["algorithm.unfinished=keep"], [[whole, whole], [whole, whole]], 1.0),
+        (["reward_shaping={clip: [0, 1]}"], [[whole, whole], [whole, whole]], 0.0),
+        (["algorithm.unfinished=drop"], [[whole, whole], [whole, cut]], 0.5),
+    ):
+        figures, _ = update(policy_trainer(PROMPTS, groups, [1.0, 2.0, 1.0, 2.0], *words), 4)
+        assert figures["reward/groups_with_spread"] == spread, words
 
 
 def test_an_update_of_flat_groups_alone_changes_nothing(

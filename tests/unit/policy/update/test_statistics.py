@@ -7,7 +7,7 @@ import torch
 
 from policy.algorithms.protocol import MeasuredBatch
 from policy.update.per_token import shown_answers, with_tokens
-from policy.update.statistics import UpdateStatistics, peak_memory_gib, reserved_memory
+from policy.update.statistics import UpdateStatistics, memory_figures
 from policy.update.step import check_update, start_bound
 from rlhf.core.errors import DivergenceError
 from rlhf.core.records import Message, Prompt, Rollout
@@ -66,8 +66,6 @@ def statistics(rollouts: list[Rollout] = ROLLOUTS, epochs: int = 1) -> UpdateSta
 def test_figures_by_hand() -> None:
     ratios = [0.5, -0.5, 1.0, 1.0, 1.0, -3.0]
     figures = statistics().figures(coefficient=0.5)
-    memory = figures.pop("memory/peak_gib")
-    assert 0 < memory < 1000
     # Lengths 2, 1, 3 and rewards 1, 0, 5: deviations (0, -1, 1) and (-1, -2, 3).
     correlation = (2 + 3) / math.sqrt(2 * 14)
     advantages = [-1.0, -3.0, 4.0]
@@ -162,10 +160,10 @@ def test_shown_answers_cover_the_range_of_rewards() -> None:
 
 
 def test_peak_memory_only_grows() -> None:
-    before = peak_memory_gib()
+    (before,) = memory_figures().values()
     held = torch.ones(64 * 2**20)
-    assert before <= peak_memory_gib()
-    assert peak_memory_gib() > 0.2 and len(held)
+    (after,) = memory_figures().values()
+    assert before <= after and 0.2 < after < 1000 and len(held)
 
 
 def test_missing_rewards_and_further_columns() -> None:
@@ -203,9 +201,8 @@ def test_policy_and_reference_agree_to_the_rounding_of_their_format() -> None:
 
 def test_a_gpu_logs_what_its_allocator_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fragments are part of it, and not of what was allocated."""
-    assert reserved_memory() == {}
+    assert memory_figures().keys() == {"memory/peak_gib"}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 2 * 2**30)
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 3 * 2**30)
-    assert peak_memory_gib() == 2.0
-    assert reserved_memory() == {"memory/reserved_gib": 3.0}
+    assert memory_figures() == {"memory/peak_gib": 2.0, "memory/reserved_gib": 3.0}

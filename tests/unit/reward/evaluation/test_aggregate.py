@@ -12,9 +12,7 @@ from reward.evaluation.benchmarks.aggregate import (
     SECTIONS,
     aggregate,
     aggregation_rule,
-    rewardbench_scores,
 )
-from rlhf.core.errors import DataError
 from rlhf.core.records import Comparison, Message
 from rlhf.core.statistics import wilson_interval
 
@@ -36,11 +34,13 @@ def test_the_counts_are_those_of_rewardbench() -> None:
 
 def test_a_section_is_weighted_by_counts_and_the_overall_is_not() -> None:
     # Only math-prm is right: Reasoning = 984 / (984 + 6 * 164) = 1/2, the other sections 0, overall 1/8.
-    scores = rewardbench_scores({name: float(name == "math-prm") for name in EXAMPLE_COUNTS})
-    assert scores == {
-        "sections": {"Chat": 0.0, "Chat Hard": 0.0, "Safety": 0.0, "Reasoning": 0.5},
-        "overall": 0.125,
-    }
+    pairs = [Comparison((Message("user", "q"),), "a", "b", name) for name in EXAMPLE_COUNTS]
+    rule, sections, weights = aggregation_rule(pairs)
+    correct = [pair.subset == "math-prm" for pair in pairs]
+    scores, overall, _ = aggregate(correct, sections, weights, range(len(pairs)))
+    assert rule == "rewardbench"
+    assert scores == {"Chat": 0.0, "Chat Hard": 0.0, "Safety": 0.0, "Reasoning": 0.5}
+    assert overall == 0.125
 
 
 def test_a_language_of_m_rewardbench_has_its_own_weights() -> None:
@@ -58,30 +58,35 @@ def test_a_language_of_m_rewardbench_has_its_own_weights() -> None:
     assert scores["Chat"] == pytest.approx(38 / (79 + 79 + 76 + 24 + 38))
 
 
-def test_an_unknown_subset_is_named_with_the_nearest_known_one() -> None:
-    accuracies = dict.fromkeys(EXAMPLE_COUNTS, 1.0)
-    with pytest.raises(DataError, match="'math-prn'.* 'math-prm'") as caught:
-        rewardbench_scores({**accuracies, "math-prn": 1.0})
-    assert all(name in caught.value.allowed for name in EXAMPLE_COUNTS)
-
-
-def test_missing_subsets_are_named() -> None:
-    accuracies = {name: 1.0 for name in EXAMPLE_COUNTS if name not in ("hep-go", "donotanswer")}
-    with pytest.raises(DataError, match="donotanswer, hep-go"):
-        rewardbench_scores(accuracies)
-
-
-@pytest.mark.parametrize("accuracy", [97.5, -0.1, math.nan])
-def test_an_accuracy_that_is_no_share_is_refused(accuracy: float) -> None:
-    with pytest.raises(DataError, match=f"'hep-go'.* {accuracy}"):
-        rewardbench_scores({**dict.fromkeys(EXAMPLE_COUNTS, 1.0), "hep-go": accuracy})
-
-
 def test_a_prompt_in_two_sections_is_one_trial_of_the_overall_score() -> None:
     correct, sections = [True, False, True, False], ["a", "a", "b", "b"]
     _, overall, apart = aggregate(correct, sections, [1.0] * 4, range(4))
     assert overall == 0.5 and apart["overall"] == wilson_interval(0.5, 4)
     _, _, shared = aggregate(correct, sections, [1.0] * 4, [0, 1, 0, 1])
     assert shared["sections"] == apart["sections"]
-    # Two prompts with two pairs each: a design effect of 2 (2 / 1) / (4 / 3) = 3.
-    assert shared["overall"] == pytest.approx(wilson_interval(0.5, 4 / 3))
+    # The second section repeats the first: it adds nothing.
+    assert shared["overall"] == pytest.approx(shared["sections"]["a"])
+
+
+def test_a_small_section_that_is_uncertain_makes_the_overall_score_so() -> None:
+    """4 sections: 10 of 20 right, and 294 of 300 in each of three."""
+    correct, sections = [True] * 10 + [False] * 10, ["small"] * 20
+    for name in "abc":
+        correct += [True] * 294 + [False] * 6
+        sections += [name] * 300
+    _, overall, intervals = aggregate(correct, sections, [1.0] * 920, range(920))
+    assert overall == pytest.approx((0.5 + 3 * 0.98) / 4)
+    low, high = intervals["overall"]
+    # The standard error of the small section's score, over 4, is nearly all of the whole.
+    assert (high - low) / 2 == pytest.approx(
+        1.96 * math.sqrt(0.25 / 20 + 3 * 0.98 * 0.02 / 300) / 4, rel=0.06
+    )
+
+
+def test_subsets_of_unequal_weight_are_strata_of_their_section() -> None:
+    """The pairs of b, half of the section, are all right: only a's variance counts."""
+    correct, weights = [True, False] * 50 + [True] * 900, [9.0] * 100 + [1.0] * 900
+    scores, _, intervals = aggregate(correct, ["s"] * 1000, weights, range(1000))
+    assert scores == {"s": 0.75}
+    low, high = intervals["sections"]["s"]
+    assert (high - low) / 2 == pytest.approx(1.96 * math.sqrt(0.25 / 100) / 2, rel=0.03)

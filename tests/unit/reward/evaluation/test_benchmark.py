@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reward.evaluation.benchmarks.aggregate import EXAMPLE_COUNTS, REWARDBENCH_PAIRS, rewardbench_scores
-from reward.evaluation.benchmarks.benchmark import evaluate, self_check
+from reward.evaluation.benchmarks.aggregate import EXAMPLE_COUNTS, REWARDBENCH_PAIRS, SECTIONS
+from reward.evaluation.benchmarks.benchmark import evaluate
+from reward.evaluation.self_check import self_check
 from rlhf.core.errors import DataError, DivergenceError, ModelError, RefusalError
 from rlhf.core.records import Comparison, Conversation, Message
 from rlhf.core.statistics import wilson_interval
@@ -81,8 +82,9 @@ def test_rows_sections_and_baseline_by_hand() -> None:
     # Differences of reward 1 -1 0 1 1, of length 1 -1 2 1 -3: (1 + 1 + 0 + 1 - 3) / ... = 0.
     assert result["length_correlation"] == 0
     assert result["intervals"]["sections"]["Left"] == pytest.approx(wilson_interval(0.5, 4))
-    # Pairs weigh 1/8, four times, and 1/2 in the overall score: 1 / (4/64 + 1/4) = 3.2 effective pairs.
-    assert result["intervals"]["overall"] == pytest.approx(wilson_interval(0.75, 3.2))
+    # Left has q = (2 + 1/2) / 5 = 1/2, Right (1 + 1/2) / 2 = 3/4: a variance of (1/4 / 4 + 3/16) / 4 = 1/16
+    # about 5/8: (5/8)(3/8) 16 = 3.75 effective pairs.
+    assert result["intervals"]["overall"] == pytest.approx(wilson_interval(0.75, 3.75))
 
 
 def test_pairs_of_one_prompt_are_not_independent() -> None:
@@ -153,11 +155,16 @@ def test_a_file_of_rewardbenchs_subsets_follows_rewardbenchs_rule() -> None:
         for j in range(1 + i % 3)
     ]
     result, _ = evaluate(comparisons, TextScorer(len))
-    expected = rewardbench_scores({name: row["accuracy"] for name, row in result["subsets"].items()})
+    expected = {
+        section: sum(result["subsets"][name]["accuracy"] * EXAMPLE_COUNTS[name] for name in subsets)
+        / sum(EXAMPLE_COUNTS[name] for name in subsets)
+        for section, subsets in SECTIONS.items()
+    }
+    overall = sum(expected.values()) / 4
     assert result["aggregation"] == "rewardbench"
-    assert result["sections"] == pytest.approx(expected["sections"])
-    assert result["overall"] == pytest.approx(expected["overall"])
-    assert result["length_baseline"] == pytest.approx(expected["overall"])  # this scorer is the baseline
+    assert result["sections"] == pytest.approx(expected)
+    assert result["overall"] == pytest.approx(overall)
+    assert result["length_baseline"] == pytest.approx(overall)  # this scorer is the baseline
 
 
 def test_sections_on_some_rows_only_are_refused() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reward.evaluation.best_of_n import Rated, best_of_n_curve, expected_pick, pair_accuracy
+from reward.evaluation.best_of_n import Rated, best_of_all, best_of_n_curve, expected_pick, pair_accuracy
 
 ANSWERS = st.lists(st.tuples(st.integers(0, 3), st.integers(-5, 5)), min_size=1, max_size=7)
 
@@ -63,6 +63,21 @@ def test_the_curve() -> None:
     assert two["gain"] == pytest.approx(19 / 6 - 5 / 2)
     assert two["share"] == pytest.approx((19 / 6 - 15 / 6) / (25 / 6 - 15 / 6))
     assert (three["random"], three["ci95"], three["gain_ci95"]) == (3.0, None, None)
+
+
+def test_the_pick_among_all_answers_counts_every_prompt() -> None:
+    """One prompt of 51 has twice the answers: it alone has the largest n of the curve."""
+    right, wrong = (
+        Rated((1.0, 2.0, 3.0, 4.0), (0.0, 0.0, 0.0, 1.0)),
+        Rated((8.0, *range(7)), (0.0,) * 7 + (1.0,)),
+    )
+    rated = [right] * 50 + [wrong]
+    assert (best_of_n_curve(rated)[-1]["prompts"], best_of_n_curve(rated)[-1]["score"]) == (1, 0.0)
+    figures = best_of_all(rated)
+    assert (figures["prompts"], figures["score"], figures["oracle"]) == (51, 50 / 51, 1.0)
+    assert figures["random"] == pytest.approx((50 / 4 + 1 / 8) / 51)
+    low, high = figures["ci95"]
+    assert 0.9 < low < high == 1.0
 
 
 def test_a_flipped_model_loses_what_the_right_one_gains() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from reward.evaluation.benchmarks.choices import evaluate_best_of_n, evaluate_choices
 from reward.evaluation.benchmarks.rm_bench import evaluate_rm_bench
+from reward.evaluation.benchmarks.suite import headline
 from rlhf.core.errors import DataError, DivergenceError
 from rlhf.core.records import Candidates, Choice, Conversation, Message
 from rlhf.data.drops import DropReport
@@ -100,6 +101,9 @@ def test_picks_by_hand() -> None:
     assert result["subsets"]["b"]["best_of_n"][-1]["score"] == 4
     assert result["pair_accuracy"]["accuracy"] == pytest.approx((1 / 3 + 1) / 2)
     assert "overall" not in result
+    # The picks among all answers have the scores 3 and 4; always the longest is the same pick here.
+    figures = headline("best-of-n", result)
+    assert (figures.score, figures.longest, figures.shortest) == (3.5, 3.5, 2.5)
 
 
 def test_a_row_too_long_is_left_out_with_all_its_answers() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -139,6 +140,13 @@ def test_test_prompts_are_those_of_a_reward_model_and_are_left_out(
     data = load_data(justifier, tiny_chat)
     tested = {pair.prompt for pair in load_reward_data(reward, tiny_chat).held_out}
     assert tested and data.drops.reasons[FOR_TEST] >= len(tested)
+    assert all(place.startswith(f"{source['path']}:") for place in data.drops.examples[FOR_TEST])
+    nothing = justifier.model_copy(
+        update={"data": justifier.data.model_copy(update={"validation_share": 1.0})}
+    )
+    with pytest.raises(DataError) as caught:
+        load_data(nothing, tiny_chat)
+    assert (caught.value.fix or "").startswith("data.validation_share=0 ")
     assert data.held_out and not tested & {record.prompt for record in data.held_out}
     assert len(data.training) + len(data.held_out) + sum(data.drops.reasons.values()) == len(rows)
 
@@ -198,6 +206,17 @@ def test_micro_batches_change_no_loss(trained: Path, tmp_path: Path) -> None:
         for run in (tmp_path / "run", trained)
     )
     assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+def test_callbacks_receive_the_loss_of_transformers() -> None:
+    trainer: Any = JustifierTrainer.__new__(JustifierTrainer)
+    trainer.record, passed = lambda *_: None, []
+    trainer.step_offset, trainer.state = 0, SimpleNamespace(global_step=1)
+    trainer.args = trainer.control = None
+    trainer.callback_handler = SimpleNamespace(on_log=lambda *values: passed.append(values[-1]))
+    trainer.log({"loss": 0.4, "learning_rate": 1e-4, "grad_norm": 2.0})
+    trainer.log({"train_runtime": 1.0})
+    assert [figures["loss/total"] for figures in passed] == [0.4]
 
 
 def test_other_commands_know_the_run(

@@ -18,14 +18,14 @@ from policy.rewards.protocol import Missing
 from policy.rewards.weighted import WeightedRewards, WeightedTerm
 from reward.load_scorer import load_scorer
 from reward.losses import fulfilment
-from reward.principle.items import make_items
+from reward.principle.items import load_data, make_items
 from reward.principle.question import answer_ids, question, question_tokens
 from reward.principle.recipe import load_chat, train_principle
 from reward.principle.scorer import PrincipleScorer, read_principle_model
 from rlhf.config.load import load_config
 from rlhf.config.policy import PolicyConfig
 from rlhf.config.principle import PrincipleConfig
-from rlhf.core.errors import ConfigError, ModelError, RunError
+from rlhf.core.errors import ConfigError, DataError, ModelError, RunError
 from rlhf.core.records import Message, Principle, Prompt, Rollout
 from rlhf.data.demo.dataset import demo_rows
 from rlhf.data.drops import DropReport
@@ -137,8 +137,9 @@ def test_conversations_with_principles_of_their_own_are_scored_as_alone(trained:
     scorer = PrincipleScorer.load(trained / "final", [SHORT])
     asked = [(ANSWERED, [SHORT, POLITE]), (OTHER, [POLITE]), (ANSWERED, [POLITE])]
     scores = scorer.score_each(asked)
+    by_one = {text: PrincipleScorer.load(trained / "final", [text]) for text in (SHORT, POLITE)}
     alone = [
-        [scorer.with_principles([principle]).score([conversation])[0].reward for principle in principles]
+        [by_one[principle].score([conversation])[0].reward for principle in principles]
         for conversation, principles in asked
     ]
     assert [len(values) for values in scores] == [2, 1, 1]
@@ -151,13 +152,21 @@ def test_principles_of_a_response_share_their_beginning(tiny_chat: Chat) -> None
         Principle(PROMPT, "Tea is a drink.", SHORT, True),
         Principle(PROMPT, "Tea.", SHORT, True),
         Principle(PROMPT, "Tea is a drink.", POLITE, False),
-        Principle(PROMPT, "long " * 400, POLITE, False, "a file"),
+        Principle(PROMPT, "long " * 400, POLITE, False, "a source", place="rows.jsonl:4"),
     ]
     report = DropReport()
     items, kept = make_items(records, tiny_chat, max_length=200, report=report)
     assert [item.ratings for item in items] == [((1.0,), (0.0,)), ((1.0,),)]
     assert len(items[0].tree.trunk) > len(tiny_chat.prompt_ids(PROMPT))
     assert (kept, report.reasons.total()) == ([records[0], records[2], records[1]], 1)
+    assert list(report.examples.values()) == [["rows.jsonl:4"]]
+
+
+def test_rows_that_are_all_held_out_are_named_with_their_share(config: Path, tmp_path: Path) -> None:
+    settings = load_config(config, PrincipleConfig, ["data.validation_share=1"], tmp_path)
+    with pytest.raises(DataError) as caught:
+        load_data(settings, load_chat(settings))
+    assert (caught.value.fix or "").startswith("data.validation_share=0 ")
 
 
 def test_the_question(tiny_chat: Chat) -> None:
@@ -273,7 +282,7 @@ def test_several_principles_are_several_rewards(trained: Path) -> None:
     scores = whole([(*PROMPT, Message("assistant", rollout.text)) for rollout in rollouts])
     assert result.columns["principle.1"] == pytest.approx([s.attributes[SHORT] for s in scores], abs=1e-4)
     assert result.rewards == pytest.approx([2 * sum(s.attributes.values()) for s in scores], abs=1e-3)
-    assert list(PrincipleReward(scorer.with_principles([SHORT])).columns("kind")) == ["kind"]
+    assert list(PrincipleReward(PrincipleScorer.load(trained / "final", [SHORT])).columns("kind")) == ["kind"]
     too_long = [Rollout((1,), (5,), (), True, "word " * 600)]
     assert isinstance(PrincipleReward(scorer).of(prompts[:1], too_long)[0], Missing)
 

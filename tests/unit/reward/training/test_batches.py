@@ -58,7 +58,7 @@ def test_what_is_too_long_is_dropped_and_counted(tiny_chat: Chat) -> None:
     assert len(kept) == 1
     # The pair's own row, and the rows of the ratings that were joined to it.
     rows = 1 + bool(long.ratings_1) + bool(long.ratings_2)
-    assert (report.reasons, report.examples) == ({TOO_LONG: rows}, {TOO_LONG: ["here"] * rows})
+    assert (report.reasons, report.examples) == ({TOO_LONG: rows}, {TOO_LONG: ["here"]})
     assert list(faults([preference(1), long], tiny_chat, length)) == [None, TOO_LONG]
     assert list(faults([preference(1)], tiny_chat, length - 1)) == [TOO_LONG]
     assert items([preference(1)], [], tiny_chat, length - 1) == []
@@ -80,7 +80,7 @@ def test_what_the_template_refuses_is_dropped_and_counted(refusing_base: Path) -
     assert [(item.strength, item.source) for item in kept] == [(1, "here"), (0, "there")]
     reason = "refused by the chat template: System role not supported"
     assert report.reasons == {reason: 3 + 1}  # a pair with two ratings, and a rating
-    assert report.examples == {reason: ["here"] * 3}
+    assert report.examples == {reason: ["here", "there"]}
     assert list(faults([refused, preference(1)], chat, 200)) == [reason, None]
 
 

@@ -7,15 +7,14 @@ from typing import Any
 import pytest
 
 from reward.training.batches import TOO_LONG, Item
-from reward.training.data import IN_BENCHMARK, items_of, load_data
+from reward.training.data import IN_BENCHMARK, items_of, load_data, trained_attributes, untrained_lines
 from rlhf.config.reward import RewardConfig, StageConfig
 from rlhf.core.errors import DataError
 from rlhf.core.records import Message
 from rlhf.data.split import held_out
-from rlhf.distributed.schedule import steps_of
-from rlhf.distributed.trainer_mixin import draw_order
 from rlhf.kernels.packing import Tree
 from rlhf.models.chat import Chat
+from rlhf.training.schedule import draw_order, steps_of
 
 TREE = Tree((1,), ((2,),))
 PAIR = Item(Tree((1,), ((2,), (3,))), ((None,), (None,)), 2)
@@ -79,6 +78,8 @@ def test_sides_are_decided_by_the_prompt_and_the_benchmark_is_kept_out(
 ) -> None:
     data = load_data(config, tiny_chat)
     assert data.drops.reasons == {IN_BENCHMARK: 3}
+    path = config.data.preferences[0].path
+    assert data.drops.examples == {IN_BENCHMARK: [f"{path}:1", f"{path}:2", f"{path}:3"]}
     assert len(data.training) + len(data.validation) == 57
     prompts = [(Message("user", f"Question {n}?"),) for n in range(3, 60)]
     held = [prompt for prompt in prompts if held_out(prompt, 0.3, "validation")]
@@ -118,3 +119,59 @@ def test_test_pairs_that_are_too_long_are_counted(config: RewardConfig, tiny_cha
     settings = config.model_copy(update={"data": everything, "model": shorter})
     with pytest.raises(DataError, match=TOO_LONG):
         load_data(settings, tiny_chat)  # nothing is left to learn from, and the message holds the drop report
+
+
+@pytest.mark.parametrize("share", ["validation_share", "test_share"])
+def test_rows_that_are_all_held_out_are_named_with_their_share(
+    config: RewardConfig, tiny_chat: Chat, share: str
+) -> None:
+    shares = {"validation_share": 0.0, "test_share": 0.0} | {share: 1.0}
+    everything = config.data.model_copy(update=shares)
+    with pytest.raises(DataError) as caught:
+        load_data(config.model_copy(update={"data": everything}), tiny_chat)
+    assert f"57  held out by data.{share}" in caught.value.found
+    assert (caught.value.fix or "").startswith(f"data.{share}=0 ")
+
+
+def test_attributes_that_no_row_rates_are_untrained(config: RewardConfig, tiny_chat: Chat) -> None:
+    assert list(load_data(config, tiny_chat).untrained) == []  # the reward alone, which pairs train
+    wider = config.model_copy(update={"attributes": ["helpfulness", "wit"]})
+    data = load_data(wider, tiny_chat)
+    assert list(data.untrained) == ["wit"]
+    (note,) = untrained_lines(wider, data)
+    assert "wit" in note and "attributes=[helpfulness]" in note
+    assert untrained_lines(config, load_data(config, tiny_chat)) == []
+
+
+def test_stages_train_what_their_terms_reach(config: RewardConfig) -> None:
+    two = config.model_copy(update={"attributes": ["helpfulness", "wit"]})
+    rated = Item(TREE, ((None, 1.0),))
+
+    def trained(*weights: tuple[float, float]) -> set[str]:
+        stages = [
+            stage(name=str(number), regression_weight=regression, preference_weight=preference)
+            for number, (regression, preference) in enumerate(weights)
+        ]
+        return trained_attributes(two.model_copy(update={"stages": stages}), [rated, PAIR])
+
+    assert trained((1, 0)) == {"wit"}
+    assert trained((0, 1)) == {"helpfulness"}  # ratings are there, and no term uses them
+    assert trained((1, 0), (0, 1)) == {"helpfulness", "wit"}
+
+
+def test_a_reward_that_nothing_trains_is_refused(
+    config: RewardConfig, tmp_path: Path, tiny_chat: Chat
+) -> None:
+    rows = [{"prompt": f"Question {n}?", "response": "yes", "ratings": {"wit": n % 5}} for n in range(9)]
+    (tmp_path / "rated.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = RewardConfig.model_validate(
+        {
+            **config.model_dump(mode="json", exclude={"benchmark"}),
+            "data": {"ratings": [{"path": str(tmp_path / "rated.jsonl")}], "validation_share": 0},
+            "stages": [{"name": "ratings", "regression_weight": 1}],
+            "attributes": ["helpfulness", "wit"],
+        }
+    )
+    with pytest.raises(DataError) as caught:
+        load_data(settings, tiny_chat)
+    assert caught.value.fix == "attributes=[wit]"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-from rlhf.distributed.schedule import learning_rate_factor
+from rlhf.training.schedule import learning_rate_factor
 
 
 @pytest.mark.parametrize("schedule", ["constant_with_warmup", "linear", "cosine"])

@@ -1,8 +1,9 @@
-"""The number of updates, and the learning rate's factor at each."""
+"""The number of updates, the items of each, and the learning rate's factor."""
 
 from __future__ import annotations
 
 import math
+import random
 from typing import Protocol
 
 
@@ -50,3 +51,12 @@ def steps_of(passes: Passes, items: int) -> int:
     """Updates of a stage or run: whole batches in its epochs, at least one, at most max_steps."""
     steps = max(1, int(passes.epochs * items / passes.batch_size))
     return min(steps, passes.max_steps) if passes.max_steps else steps
+
+
+def draw_order(items: int, draws: int, seed: int) -> list[int]:
+    """The item of each draw: consecutive shuffled passes over all items."""
+    generator = random.Random(seed)
+    order: list[int] = []
+    while len(order) < draws:
+        order += generator.sample(range(items), items)
+    return order[:draws]

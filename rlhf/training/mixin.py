@@ -1,6 +1,7 @@
-"""TrainingArguments and Trainer overrides that both trainers share.
+"""Overrides of transformers' Trainer that all trainers of this project share.
 
-One batch of the Trainer is one update.
+One batch of the Trainer is one update, except in `train-justifier`, whose micro-batches transformers
+accumulates.
 """
 
 from __future__ import annotations
@@ -8,34 +9,41 @@ from __future__ import annotations
 import functools
 import math
 import os
-import random
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import SequentialSampler
 from transformers import TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
 
-from rlhf.config.schema import OptimizerConfig, RunConfig
 from rlhf.core.errors import DivergenceError
-from rlhf.core.formats import effective_dtype
 from rlhf.distributed import processes, zero
-from rlhf.distributed.schedule import learning_rate_factor
 from rlhf.distributed.sharding import enable_fsdp_on_cpu, fsdp_is_requested, is_fsdp, is_sharded, reshard
 from rlhf.models.loading import autocast, base_of
 from rlhf.runs.signals import StopRequest, stopped
+from rlhf.training.schedule import learning_rate_factor
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 
-class DistributedTrainerMixin:
-    """Overrides of transformers' Trainer for several processes.
+class TrainerMixin:
+    """Overrides of transformers' Trainer: batches in a fixed order, figures, several processes.
 
     A mix-in, before the Trainer in the base classes.
+
+    Attributes:
+        figures: of the current update, without the optimizer's.
+        record: receives the figures of each update.
+        step_offset: updates before this trainer's first.
     """
 
+    figures: Mapping[str, float | str]
+    record: Callable[..., None]
+    train_dataset: Any
     model: Any
     model_wrapped: Any
     accelerator: Any
@@ -47,6 +55,18 @@ class DistributedTrainerMixin:
     is_fsdp_enabled: bool
     is_deepspeed_enabled: bool
     optimizer: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.remove_callback(PrinterCallback)  # type: ignore[attr-defined]
+
+    # Rows are tokenized before the Trainer sees them, and in the order of `draw_order`, so that a resumed run
+    # needs no sampler state.
+    def _prepare_dataset(self, dataset: Any, *_: object, **__: object) -> Any:
+        return dataset
+
+    def _get_train_sampler(self, *_: object, **__: object) -> Any:
+        return SequentialSampler(self.train_dataset)
 
     def create_accelerator_and_postprocess(self) -> None:
         """Create the accelerator, with FSDP2 on CPUs too."""
@@ -109,6 +129,14 @@ class DistributedTrainerMixin:
         else:
             self.accelerator.backward(loss)
 
+    def accumulate(self, model: Any, *, last: bool) -> AbstractContextManager[Any]:
+        """The context of one of an update's passes: only the last one averages gradients over processes.
+
+        FSDP averages in every pass. Until it does, each process holds the gradients of all shards, and
+        those of an adapter are few beside the weights that a pass gathers.
+        """
+        return nullcontext() if last or is_fsdp(model) else self.accelerator.no_sync(model)
+
     def _clip_grad_norm(self, model: Any) -> Any:
         """Clip the gradient.
 
@@ -119,10 +147,21 @@ class DistributedTrainerMixin:
         self.require_finite(norm)
         return norm
 
-    def notify(self, figures: Mapping[str, float | str]) -> None:
-        """Pass an update's figures to the callbacks' `on_log`, as transformers does with its own."""
-        logs = dict(figures)
-        self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Record an update's figures, and pass them to the callbacks' `on_log`.
+
+        transformers' summary at the end of training is left out.
+        """
+        if "loss" not in logs:
+            return
+        optimizer = {"optimizer/lr": logs["learning_rate"], "optimizer/grad_norm": logs["grad_norm"]}
+        figures = {**self.figures, **optimizer}
+        self.record_update(self.step_offset + self.state.global_step, figures)
+        self.control = self.callback_handler.on_log(self.args, self.state, self.control, figures)
+
+    def record_update(self, step: int, figures: Mapping[str, float | str]) -> None:
+        """Pass an update's figures to `record`."""
+        self.record(step, figures)
 
     def require_finite(self, norm: Any) -> None:
         """Require a finite gradient norm: clipping would turn the gradient into zeros or NaN.
@@ -138,7 +177,7 @@ class DistributedTrainerMixin:
         return DivergenceError(
             f"The gradient's norm is {norm} at update {self.state.global_step + 1}.",
             allowed="a finite number",
-            fix="lower the optimizer's learning_rate; the weights of the last checkpoint are sound: --resume",
+            fix="lower the optimizer's learning_rate, in a new run with another --output",
         )
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -192,89 +231,3 @@ class _StopCallback(TrainerCallback):
     def on_step_end(self, args: object, state: object, control: Any, **_: object) -> None:
         if self.signal_on_any_rank():
             control.should_save = control.should_training_stop = True
-
-
-def single_device(arguments: Arguments) -> Arguments:
-    """Restrict the arguments to one GPU per process, even if more are visible: TRL refuses DataParallel."""
-    # As transformers' Trainer sets it for a model on several GPUs.
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # noqa: SLF001
-    return arguments
-
-
-def settings_of(config: RunConfig, optimizer: OptimizerConfig) -> dict[str, Any]:
-    """The keyword arguments of `trainer_settings` that a config holds."""
-    return {
-        **optimizer.model_dump(),
-        "dtype": config.model.dtype,
-        "seed": config.seed,
-        "save_every": config.save_every,
-        "gradient_checkpointing": config.model.gradient_checkpointing,
-    }
-
-
-def trainer_settings(
-    *,
-    folder: str,
-    steps: int,
-    batch_size: int,
-    dtype: str,
-    seed: int,
-    save_every: int,
-    gradient_checkpointing: bool,
-    learning_rate: float,
-    schedule: str,
-    warmup_steps: int,
-    weight_decay: float,
-    betas: tuple[float, float],
-    max_grad_norm: float,
-) -> dict[str, Any]:
-    """Keyword arguments of transformers' TrainingArguments.
-
-    Args:
-        folder: the folder of checkpoints.
-        steps: the number of updates.
-        batch_size: items per update over all processes; a multiple of the world size, see
-            `processes.per_rank`.
-        dtype: of the base, from the config; adapters and heads stay in float32.
-    """
-    zero.select_accelerator()  # before the Trainer, which imports DeepSpeed if it is installed
-    cpu, backend = processes.device_and_backend()
-    bfloat16 = effective_dtype(dtype) == "bfloat16"
-    return {
-        "output_dir": folder,
-        "max_steps": steps,
-        "per_device_train_batch_size": batch_size // processes.world_size(),
-        "learning_rate": learning_rate,
-        "lr_scheduler_type": {"constant": "constant_with_warmup"}.get(schedule, schedule),
-        "warmup_steps": warmup_steps,
-        "weight_decay": weight_decay,
-        "adam_beta1": betas[0],
-        "adam_beta2": betas[1],
-        "max_grad_norm": max_grad_norm,
-        "bf16": bfloat16 and not zero.is_requested(),  # DeepSpeed's engine does its own autocast
-        "use_cpu": cpu,
-        "ddp_backend": backend,
-        "gradient_checkpointing": gradient_checkpointing,
-        "save_strategy": "steps",
-        "save_steps": save_every,
-        "logging_steps": 1,
-        "logging_nan_inf_filter": False,  # a non-finite loss stops the run
-        "seed": seed,
-        "report_to": "none",
-        "remove_unused_columns": False,
-        "disable_tqdm": True,
-        "disable_dropout": False,  # the config sets the adapter's dropout
-        "dataloader_pin_memory": False,
-        "ddp_find_unused_parameters": False,  # every pass uses all trained parameters
-        "ddp_broadcast_buffers": False,  # they are constants, and processes run unequal numbers of passes
-        "ddp_timeout": int(processes.TIMEOUT.total_seconds()),
-    }
-
-
-def draw_order(items: int, draws: int, seed: int) -> list[int]:
-    """The item of each draw: consecutive shuffled passes over all items."""
-    generator = random.Random(seed)
-    order: list[int] = []
-    while len(order) < draws:
-        order += generator.sample(range(items), items)
-    return order[:draws]

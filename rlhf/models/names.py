@@ -1,0 +1,13 @@
+"""Names of adapters, heads and keys in model files."""
+
+POLICY = "default"
+"""TRL's name of the trained adapter."""
+REWARD = "reward"
+CRITIC = "critic"
+REFERENCE = "reference"
+HEAD = "score"
+"""transformers' name of a sequence classifier's head."""
+VALUE_HEAD = "value_head"
+"""The critic's head, trained and saved with its base."""
+TRAINED_WHOLE = "rlhf_policy"
+"""The key of the card in config.json after full fine-tuning."""

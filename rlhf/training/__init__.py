@@ -1,0 +1,1 @@
+"""What all trainers share: their arguments, schedules and overrides of transformers' Trainer."""
