@@ -265,8 +265,13 @@ def score(path: Path, scorer: ScorerLike, limit: int | None) -> dict[str, Any]:
         "accuracy": result["overall"],
         "rows": [places[row["id"] - 1] for row in rows],
         "prompts": [row["prompt"] for row in rows],
-        "pairs": [[row[column] for column in columns] for row in rows],
+        "pairs": [[_short(row[column]) for column in columns] for row in rows],
     }
+
+
+def _short(value: Any) -> Any:
+    """A reward with six decimals, so that files are small enough to keep; other values unchanged."""
+    return round(value, 6) if isinstance(value, float) else value
 
 
 if __name__ == "__main__":

@@ -45,6 +45,8 @@ class Point:
     pairs: int
     rate: float
     seeds: int
+    minutes: float
+    """Mean time of training on one machine; NaN if a run was interrupted."""
     accuracy: float
     interval: Interval
     above_longer: float
@@ -116,12 +118,15 @@ def on_common_pairs(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def points(cells: Sequence[Mapping[str, Any]]) -> list[Point]:
     """One point for each side and number of pairs, in that order."""
-    by_rate: dict[tuple[str, int], dict[float, list[Mapping[str, Any]]]] = defaultdict(
-        lambda: defaultdict(list)
-    )
+    return [point(side, pairs, rates) for (side, pairs), rates in grouped(cells)]
+
+
+def grouped(cells: Sequence[Mapping[str, Any]]) -> list[tuple[tuple[str, int], dict[float, list[Any]]]]:
+    """The cells of each side and number of pairs, by learning rate, with the pairs that all cells have."""
+    groups: dict[tuple[str, int], dict[float, list[Any]]] = defaultdict(lambda: defaultdict(list))
     for cell in on_common_pairs(cells):
-        by_rate[cell["side"], cell["pairs"]][cell["rate"]].append(cell)
-    return [point(side, pairs, rates) for (side, pairs), rates in sorted(by_rate.items())]
+        groups[cell["side"], cell["pairs"]][cell["rate"]].append(cell)
+    return sorted(groups.items())
 
 
 def point(side: str, pairs: int, rates: Mapping[float, Sequence[Mapping[str, Any]]]) -> Point:
@@ -144,6 +149,7 @@ def point(side: str, pairs: int, rates: Mapping[float, Sequence[Mapping[str, Any
         pairs,
         rate,
         len(correct_SP),
+        float(np.mean([cell["training_seconds"] or np.nan for cell in seeds])) / 60,
         float(correct_SP.mean()),
         grid_mean_interval(correct_SP, test["prompts"], bounds=(0.0, 1.0)),
         float(above_SP.mean()),
@@ -164,6 +170,20 @@ def point(side: str, pairs: int, rates: Mapping[float, Sequence[Mapping[str, Any
         float(np.mean([prefers_longer(cell["test"]["pairs"]) for cell in seeds])),
         float(correct_SP[:, longer(rows) == 0].mean()),
     )
+
+
+def by_rate(cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What each learning rate gives, for a side and number of pairs with several; means over seeds."""
+    lines = []
+    for (side, pairs), of_rates in grouped(cells):
+        for rate, seeds in sorted(of_rates.items()) if len(of_rates) > 1 else ():
+            item = point(side, pairs, {rate: seeds})
+            lines.append(
+                f"{side}, {pairs:,} pairs, rate {rate:g}, {item.seeds} seeds: validation "
+                f"{100 * item.validation_SP.mean():.1f} %, test {100 * item.accuracy:.1f} %, log loss "
+                f"{item.log_loss:.3f}"
+            )
+    return lines
 
 
 def growth(result: Sequence[Point]) -> list[str]:
@@ -213,15 +233,17 @@ def differences(result: Sequence[Point]) -> list[str]:
 def table(result: Sequence[Point]) -> str:
     """A Markdown table, in per cent."""
     lines = [
-        "| | pairs | learning rate | seeds | validation % | accuracy % | 95 % interval | minus longer answer "
-        "| 95 % interval | similar length % | log loss | calibration error | benchmark % |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | --- | ---: | --- | ---: | ---: | ---: | ---: |",
+        "| | pairs | learning rate | seeds | minutes | validation % | accuracy % | 95 % interval "
+        "| minus longer answer | 95 % interval | similar length % | log loss | calibration error "
+        "| benchmark % |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: | --- | ---: | ---: | ---: | ---: |",
     ]
     for item in result:
         low, high = (100 * bound for bound in item.interval)
         below, above = (100 * bound for bound in item.above_longer_interval)
+        minutes = "" if np.isnan(item.minutes) else f"{item.minutes:.0f}"
         lines.append(
-            f"| {item.side} | {item.pairs:,} | {item.rate:g} | {item.seeds} "
+            f"| {item.side} | {item.pairs:,} | {item.rate:g} | {item.seeds} | {minutes} "
             f"| {100 * item.validation_SP.mean():.1f} | {100 * item.accuracy:.1f} "
             f"| {low:.1f} to {high:.1f} | {100 * item.above_longer:+.1f} | {below:+.1f} to {above:+.1f} "
             f"| {100 * item.similar:.1f} of {item.similar_pairs} | {item.log_loss:.3f} "
@@ -281,7 +303,7 @@ def main() -> None:
             f"prefers the longer answer in {100 * item.prefers_longer:.1f} % of the pairs; right in "
             f"{100 * item.right_where_shorter:.1f} % of those whose better answer is not the longer one"
         )
-    print("", *differences(result), *growth(result), sep="\n")
+    print("", *by_rate(cells), "", *differences(result), *growth(result), sep="\n")
     baseline = float(longer(on_common_pairs(cells)[0]["test"]["pairs"]).mean())
     print(f"\nThe longer answer: {100 * baseline:.1f} %")
     if options.picture:

@@ -28,6 +28,7 @@ def cell(rate: float, seed: int, rewards: list[float], *, benchmark: bool = True
         "pairs": 1000,
         "rate": rate,
         "seed": seed,
+        "training_seconds": 60 * (seed + 1),
         "validation": {"pairs": pairs[:2], "prompts": [1, 2], "rows": [0, 1]},
         "test": {"pairs": pairs, "prompts": [1, 2, 3, 3], "rows": [0, 1, 2, 3]},
         **({"benchmark": {"pairs": pairs[2:], "prompts": [1, 2], "rows": [0, 1]}} if benchmark else {}),
@@ -58,6 +59,15 @@ def test_the_rate_is_chosen_on_validation_and_figures_are_of_the_test_pairs(by_d
     assert point.benchmark == pytest.approx(1 / 4)  # the last two pairs, of two seeds
     [without] = by_data.points([cell(1e-4, 0, [1, 1, 1, 1], benchmark=False)])
     assert math.isnan(without.benchmark)
+
+
+def test_every_learning_rate_has_a_line_where_there_are_several(by_data: Any) -> None:
+    first, second = by_data.by_rate(CELLS)
+    assert first.startswith(
+        "ours, 1,000 pairs, rate 0.0001, 2 seeds: validation 100.0 %, test 62.5 %, log loss"
+    )
+    assert second.startswith("ours, 1,000 pairs, rate 0.0003, 1 seeds: validation 50.0 %, test 75.0 %, log")
+    assert by_data.by_rate(CELLS[:2]) == []
 
 
 def test_intervals_draw_prompts(by_data: Any) -> None:
@@ -97,7 +107,9 @@ def test_figures_are_of_the_pairs_that_every_cell_has(by_data: Any) -> None:
 
 def test_the_table_and_the_picture(by_data: Any, tmp_path: Path) -> None:
     result = by_data.points(CELLS)
-    assert "| ours | 1,000 | 0.0001 | 2 | 100.0 | 62.5 |" in by_data.table(result)
+    assert "| ours | 1,000 | 0.0001 | 2 | 2 | 100.0 | 62.5 |" in by_data.table(result), "1 and 2 minutes"
+    resumed = {**CELLS[0], "training_seconds": None}  # an interrupted run has no training time
+    assert "| ours | 1,000 | 0.0001 | 1 |  | 100.0 |" in by_data.table(by_data.points([resumed]))
     assert by_data.table(result).endswith("| 0.611 | 0.034 | 25.0 |")
     by_data.draw(result, 0.5, tmp_path / "picture.svg")
     assert "<svg" in (tmp_path / "picture.svg").read_text("utf-8")

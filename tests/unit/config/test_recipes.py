@@ -77,8 +77,8 @@ def test_a_recipe_decides_losses_outputs_and_expo(recipe: str) -> None:
 
 def test_settings_come_from_the_file_and_then_from_nemo_aligner() -> None:
     first, second = config("helpfulness-bt-scaled").stages
-    assert (first.epochs, first.batch_size, first.optimizer.learning_rate) == (3, 128, 2e-6)
-    assert (second.epochs, second.batch_size, second.optimizer.learning_rate) == (1, 7, 1e-6)
+    assert (first.epochs, first.batch_size, first.optimizer.learning_rate) == (3, 128, 2e-5)
+    assert (second.epochs, second.batch_size, second.optimizer.learning_rate) == (1, 7, 1e-5)
     assert (first.optimizer.schedule, second.optimizer.schedule) == ("constant", "cosine")
     (hybrid,) = config("hybrid").stages
     assert hybrid.batch_size == 7  # without settings of its own, those of the preferences
@@ -97,11 +97,15 @@ def test_a_file_with_a_hybrid_stage_alone_gives_its_settings_to_the_stages_of_a_
 
 
 @pytest.mark.parametrize("recipe", EXPECTED)
-def test_without_settings_there_are_nemo_aligners(recipe: str) -> None:
+def test_without_settings_there_are_nemo_aligners_with_rates_for_an_adapter(recipe: str) -> None:
     bare = {key: value for key, value in FILE.items() if key not in ("stages", "expo")}
     loaded = RewardConfig.model_validate({**bare, "recipe": recipe})
     batch = {"regression": 128, "preference": 64, "hybrid": 64}
-    assert [stage.batch_size for stage in loaded.stages] == [batch[stage[0]] for stage in EXPECTED[recipe][0]]
+    names = [stage[0] for stage in EXPECTED[recipe][0]]
+    assert [stage.batch_size for stage in loaded.stages] == [batch[name] for name in names]
+    # NeMo-Aligner's learning rates, 2e-6 and 1e-6, train all weights. An adapter takes ten times as much.
+    rates = {"regression": 2e-5, "preference": 1e-5, "hybrid": 1e-5}
+    assert [stage.optimizer.learning_rate for stage in loaded.stages] == [rates[name] for name in names]
 
 
 @pytest.mark.parametrize("start", [None, "runs/helpfulness/final"])
