@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from rlhf.annotate.agreement import is_disputed, progress
 from rlhf.annotate.records import STRENGTHS, Submission
-from rlhf.annotate.store import Annotator, SaveError, Store, by_task
+from rlhf.annotate.store import Annotation, Annotator, ChangedElsewhereError, SaveError, Store, by_task
 from rlhf.annotate.tasks import Task
 from rlhf.core.records import HELPSTEER_ATTRIBUTES
 from rlhf.web import sessions
@@ -24,7 +24,8 @@ FILES = {
     "/annotate.js": ("annotate.js", "text/javascript"),
     "/annotate.css": ("annotate.css", "text/css"),
 }
-COOKIE = "rlhf_annotate"
+LARGEST_NUMBER = 2**31 - 1
+"""Of a task, in any database."""
 SIDES = ("left response", "right response")
 
 
@@ -47,11 +48,18 @@ class Saved(BaseModel):
     submission: Submission
     final: bool = False
     seconds: float = Field(default=0.0, ge=0, le=86_400)
+    version: float | None = None
+    """The version that the page showed, 0 where nothing was saved; None replaces any."""
 
 
 def is_swapped(task: int, annotator: str, seed: int) -> bool:
     """Whether response 2 is shown on the left: random, and the same whenever a person sees a task."""
     return hashlib.sha256(f"{seed}/{task}/{annotator}".encode()).digest()[0] % 2 == 1
+
+
+def cookie_of(store: Store) -> str:
+    """The session cookie's name. A browser shares cookies between the ports of a host, so projects differ."""
+    return f"rlhf_annotate_{store.project}"
 
 
 def person(request: Request) -> Annotator:
@@ -61,7 +69,7 @@ def person(request: Request) -> Annotator:
         HTTPException: 401, where there is none, or it is forged or expired.
     """
     store: Store = request.app.state.store
-    name = sessions.name_of(request.cookies.get(COOKIE, ""), store.session_secret)
+    name = sessions.name_of(request.cookies.get(cookie_of(store), ""), store.session_secret)
     annotator = None if name is None else store.annotator(name)
     if annotator is None:
         raise HTTPException(401, "Sign in again; what you wrote is kept in this browser.")
@@ -96,7 +104,7 @@ class Project:
         """
         task = self.task(number)
         swapped = is_swapped(number, annotator.name, self.settings.seed)
-        saved = self.store.saved(number, annotator.name)
+        saved = self._saved(number, annotator)
         others = self.store.annotations(task=number) if annotator.adjudicates else []
 
         def by_side(submission: Submission) -> dict[str, Any]:
@@ -110,27 +118,50 @@ class Project:
             "submission": by_side(Submission() if saved is None else saved.submission),
             "final": saved is not None and saved.final,
             "seconds": 0.0 if saved is None else saved.seconds,
+            "version": 0.0 if saved is None else saved.version,
             "others": [
                 {"annotator": f"annotator {place}", **by_side(other.submission)}
                 for place, other in enumerate(others, 1)
             ],
         }
 
-    def save(self, number: int, content: Saved, annotator: Annotator) -> None:
-        """Save a submission, or the decision of an adjudicator.
+    def save(self, number: int, content: Saved, annotator: Annotator) -> float | None:
+        """Save a submission, or the decision of an adjudicator; returns the version, or None for a draft in
+        place of a final one, which stays.
 
         Raises:
-            HTTPException: 404, where there is no such task; 422, where a final submission is incomplete.
+            HTTPException: 404, where there is no such task; 409, where another version was saved since; 422,
+                where a final submission is incomplete.
         """
         self.task(number)
         if content.final and (missing := content.submission.missing(SIDES)):
             raise HTTPException(422, f"Still missing: {'; '.join(missing)}.")
         swapped = is_swapped(number, annotator.name, self.settings.seed)
         submission = content.submission.swapped() if swapped else content.submission
+        try:
+            if annotator.adjudicates and content.final:
+                return self.store.adjudicate(number, annotator.name, submission, version=content.version)
+            if annotator.adjudicates and self.store.decision(number) is not None:
+                return None
+            return self.store.save(
+                number,
+                annotator.name,
+                submission,
+                final=content.final,
+                seconds=content.seconds,
+                version=content.version,
+            )
+        except ChangedElsewhereError:
+            raise HTTPException(
+                409, "This task was changed in another window. Its last version is shown."
+            ) from None
+
+    def _saved(self, number: int, annotator: Annotator) -> Annotation | None:
+        """What a person sees as theirs: of an adjudicator the decision of the task, or their draft of one."""
+        own = self.store.saved(number, annotator.name)
         if not annotator.adjudicates:
-            self.store.save(number, annotator.name, submission, final=content.final, seconds=content.seconds)
-        elif content.final:
-            self.store.adjudicate(number, annotator.name, submission)
+            return own
+        return self.store.decision(number) or (None if own is None or own.final else own)
 
     def progress(self, annotator: Annotator) -> dict[str, Any]:
         """Counts of all annotations, and of the annotator's own."""
@@ -144,7 +175,7 @@ class Project:
         Raises:
             HTTPException: 404, where there is none.
         """
-        task = self.store.task(number)
+        task = self.store.task(number) if 0 < number <= LARGEST_NUMBER else None
         if task is None:
             raise HTTPException(404, f"There is no task {number}.")
         return task
@@ -174,17 +205,17 @@ def build_app(store: Store, settings: Settings, waiting: Callable[[], bool] = la
         cookie = sessions.sign(
             annotator.name, store.session_secret(annotator.name) or "", settings.session_hours
         )
-        response.set_cookie(COOKIE, cookie, httponly=True, samesite="strict")
+        response.set_cookie(cookie_of(store), cookie, httponly=True, samesite="strict")
         return session(annotator)
 
     @app.delete("/api/session")
     def sign_out(response: Response) -> dict[str, bool]:
-        response.delete_cookie(COOKIE)
+        response.delete_cookie(cookie_of(store))
         return {"ok": True}
 
     @app.get("/api/session")
     def session(annotator: Person) -> dict[str, Any]:
-        return {"name": annotator.name, "adjudicates": annotator.adjudicates}
+        return {"name": annotator.name, "adjudicates": annotator.adjudicates, "project": store.project}
 
     @app.get("/api/next")
     def next_task(annotator: Person) -> dict[str, Any]:
@@ -198,8 +229,7 @@ def build_app(store: Store, settings: Settings, waiting: Callable[[], bool] = la
 
     @app.put("/api/tasks/{number}")
     def save(number: int, content: Saved, annotator: Person) -> dict[str, Any]:
-        project.save(number, content, annotator)
-        return {"saved": True, "final": content.final}
+        return {"version": project.save(number, content, annotator)}
 
     @app.get("/api/progress")
     def whole_progress(annotator: Person) -> dict[str, Any]:

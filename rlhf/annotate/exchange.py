@@ -8,14 +8,14 @@ Argilla: the JSON of `Dataset.records.to_json`; a question `preference` with val
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from rlhf.annotate.records import Submission
+from rlhf.annotate.records import STRENGTHS, Submission
 from rlhf.annotate.store import Annotation, by_task
-from rlhf.annotate.tasks import Task
+from rlhf.annotate.tasks import Task, as_messages, check_task
 from rlhf.core.errors import DataError
-from rlhf.core.records import Conversation, Message
 from rlhf.data.annotations import NEITHER_VALID
 
 SIDES = (("response_1", "response_2"), ("answer1", "answer2"), ("text1", "text2"), ("chosen", "rejected"))
@@ -48,12 +48,14 @@ def from_label_studio(content: Any) -> list[tuple[Task, list[tuple[str, Submissi
     """
     tasks = []
     for number, item in enumerate(_list(content, "Label Studio"), 1):
-        task = _task(item.get("data"), f"task {number}")
-        submissions = [
-            (str(annotation.get("completed_by", "imported")), submission)
-            for annotation in item.get("annotations", [])
-            if (submission := _read_label_studio_result(annotation.get("result", []))) is not None
-        ]
+        place = f"task {number}"
+        task = _task(item.get("data"), place)
+        with _export_of("Label Studio", place):
+            submissions = [
+                (_annotator(annotation.get("completed_by")), submission)
+                for annotation in item.get("annotations") or []
+                if (submission := _read_label_studio_result(annotation.get("result") or [], place))
+            ]
         tasks.append((task, submissions))
     return tasks
 
@@ -92,19 +94,16 @@ def from_argilla(content: Any) -> list[tuple[Task, list[tuple[str, Submission]]]
     for number, record in enumerate(_list(content, "Argilla"), 1):
         place = f"record {number}"
         task = _task(record.get("fields"), place)
-        responses = record.get("responses") or {}
-        reasons = {str(r.get("user_id")): str(r.get("value") or "") for r in responses.get("reason", [])}
-        submissions = []
-        for response in responses.get("preference", []):
-            user = str(response.get("user_id"))
-            try:
-                submission = Submission(strength=int(response["value"]), reason=reasons.get(user, ""))
-            except (ValueError, TypeError, KeyError) as error:
-                raise DataError(
-                    f"{place}: the preference {response.get('value')!r} of {user} is no strength.",
-                    allowed=f"-3, -2, -1, 1, 2, 3, or {NEITHER_VALID} for neither valid",
-                ) from error
-            submissions.append((user, submission))
+        with _export_of("Argilla", place):
+            responses = record.get("responses") or {}
+            reasons = {
+                str(r.get("user_id")): str(r.get("value") or "") for r in responses.get("reason") or []
+            }
+            submissions = [
+                (user, Submission(strength=_strength(r.get("value"), place), reason=reasons.get(user, "")))
+                for r in responses.get("preference") or []
+                for user in [str(r.get("user_id"))]
+            ]
         tasks.append((task, submissions))
     return tasks
 
@@ -127,17 +126,46 @@ def _label_studio_result(submission: Submission) -> list[dict[str, Any]]:
     return [*result, {"from_name": "strength", "to_name": "prompt", "type": "choices", "value": degree}]
 
 
-def _read_label_studio_result(result: Sequence[Mapping[str, Any]]) -> Submission | None:
+def _read_label_studio_result(result: Sequence[Mapping[str, Any]], place: str) -> Submission | None:
     strength, reason = None, ""
     for part in result:
         value = part.get("value", {})
         if part.get("type") == "pairwise" and strength is None:
             strength = {"left": LEFT, "right": RIGHT}.get(str(value.get("selected")))
         if part.get("from_name") == "strength" and value.get("choices"):
-            strength = int(value["choices"][0])
+            strength = _strength(value["choices"][0], place)
         if part.get("type") == "textarea":
             reason = "\n".join(map(str, value.get("text", [])))
     return None if strength is None else Submission(strength=strength, reason=reason)
+
+
+def _strength(value: Any, place: str) -> int:
+    by_text = {str(strength): strength for strength in (*STRENGTHS, NEITHER_VALID)}
+    if (strength := by_text.get(str(value).strip())) is None:
+        raise DataError(
+            f"{place}: the preference {value!r} is no strength.",
+            allowed=f"{', '.join(by_text)} ({NEITHER_VALID}: neither is valid)",
+        )
+    return strength
+
+
+def _annotator(value: Any) -> str:
+    """The name of who annotated: a number, a name, or Label Studio's object of a person."""
+    if isinstance(value, dict):
+        value = value.get("email") or value.get("username") or value.get("id")
+    return "imported" if value is None else str(value)
+
+
+@contextmanager
+def _export_of(tool: str, place: str) -> Iterator[None]:
+    """Errors of reading values of other types or rules than the tool exports, as an error with the place."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{place}: its annotations are not as {tool} exports them: {str(error).splitlines()[0]}",
+            allowed=f"the JSON export of {tool}, unchanged",
+        ) from error
 
 
 def _list(content: Any, tool: str) -> list[Mapping[str, Any]]:
@@ -155,9 +183,19 @@ def _task(fields: Any, place: str) -> Task:
             allowed="a prompt and two responses, named " + " or ".join("/".join(pair) for pair in SIDES),
         )
     prompt = fields["prompt"]
-    messages: Conversation
+    texts = [fields[name] for name in names]
     if isinstance(prompt, str):
-        messages = (Message("user", prompt),)
-    else:
-        messages = tuple(Message(m["role"], m["content"]) for m in prompt)
-    return Task(messages, str(fields[names[0]]), str(fields[names[1]]))
+        prompt = [{"role": "user", "content": prompt}]
+    if not isinstance(prompt, list) or not all(_is_message(part) for part in prompt):
+        raise DataError(
+            f"{place}: the prompt is no text.", allowed="a string, or messages with role and content"
+        )
+    if not all(isinstance(text, str) for text in texts):
+        raise DataError(f"{place}: {' or '.join(names)} is no text.", allowed="two strings")
+    task = Task(as_messages(prompt), *texts)
+    check_task(task, place)
+    return task
+
+
+def _is_message(part: Any) -> bool:
+    return isinstance(part, dict) and all(isinstance(part.get(name), str) for name in ("role", "content"))

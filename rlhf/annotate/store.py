@@ -56,6 +56,12 @@ class Annotation:
     final: bool
     submission: Submission
     seconds: float
+    version: float = 0.0
+    """When it was saved, in seconds since 1970."""
+
+
+class ChangedElsewhereError(Exception):
+    """What is saved now was saved after the version that a change is based on."""
 
 
 class Store:
@@ -94,6 +100,11 @@ class Store:
                 fix="export it with the version of rlhf that wrote it, or start a new store with --store",
             )
 
+    @cached_property
+    def project(self) -> str:
+        """An identifier of this store, which is no secret."""
+        return _hash(f"project {self._secret}")[:12]
+
     def session_secret(self, name: str) -> str | None:
         """The key that a person's session cookies are signed with; None where there is no such person.
 
@@ -113,10 +124,10 @@ class Store:
         """Add the tasks that are not there yet; returns how many."""
         with self.engine.begin() as connection:
             known = set(connection.execute(sa.select(TASKS.c.key)).scalars())
+            new = {task.key: task for task in tasks if task.key not in known}
             rows = [
-                {"key": t.key, "prompt": t.messages, "response_1": t.response_1, "response_2": t.response_2}
-                for t in tasks
-                if t.key not in known
+                {"key": key, "prompt": t.messages, "response_1": t.response_1, "response_2": t.response_2}
+                for key, t in new.items()
             ]
             if rows:
                 connection.execute(sa.insert(TASKS), rows)
@@ -229,22 +240,38 @@ class Store:
                 connection.execute(sa.insert(ANNOTATIONS).values(**row, content={}, updated=now))
             return number
 
-    def save(self, task: int, annotator: str, submission: Submission, *, final: bool, seconds: float) -> None:
-        """Save a draft or a final annotation; the same one twice changes nothing, and a draft never replaces
-        a final one."""
-        values = {
-            "content": submission.model_dump(),
-            "final": final,
-            "seconds": seconds,
-            "updated": time.time(),
-        }
+    def save(
+        self,
+        task: int,
+        annotator: str,
+        submission: Submission,
+        *,
+        final: bool,
+        seconds: float,
+        version: float | None = None,
+    ) -> float | None:
+        """Save a draft or a final annotation; returns its version, or None for a draft in place of a final
+        one, which stays.
+
+        Args:
+            version: the version that was changed, 0 where there was none; None replaces any.
+
+        Raises:
+            ChangedElsewhereError: another version with other content was saved since.
+        """
+        content, now = submission.model_dump(), time.time()
+        values = {"content": content, "final": final, "seconds": seconds, "updated": now}
         is_own = (ANNOTATIONS.c.task == task) & (ANNOTATIONS.c.annotator == annotator)
         with self._claims, self.engine.begin() as connection:
-            row = connection.execute(sa.select(ANNOTATIONS.c.final).where(is_own)).first()
+            row = connection.execute(sa.select(ANNOTATIONS).where(is_own)).first()
+            _expect_version(row, version, content)
             if row is None:
                 connection.execute(sa.insert(ANNOTATIONS).values(task=task, annotator=annotator, **values))
             elif final or not row.final:
                 connection.execute(sa.update(ANNOTATIONS).where(is_own).values(**values))
+            else:
+                return None
+        return now
 
     def saved(self, task: int, annotator: str) -> Annotation | None:
         """What a person saved of a task."""
@@ -253,15 +280,35 @@ class Store:
             row = connection.execute(sa.select(ANNOTATIONS).where(is_own)).first()
         return None if row is None else _annotation(row)
 
-    def adjudicate(self, task: int, annotator: str, submission: Submission) -> None:
-        """Save the adjudicator's decision."""
-        values = {"annotator": annotator, "content": submission.model_dump(), "updated": time.time()}
-        with self.engine.begin() as connection:
-            changed = connection.execute(
-                sa.update(ADJUDICATIONS).where(ADJUDICATIONS.c.task == task).values(**values)
-            )
-            if not changed.rowcount:
+    def adjudicate(
+        self, task: int, annotator: str, submission: Submission, *, version: float | None = None
+    ) -> float:
+        """Save the adjudicator's decision; returns its version.
+
+        Raises:
+            ChangedElsewhereError: see `save`.
+        """
+        content, now = submission.model_dump(), time.time()
+        values = {"annotator": annotator, "content": content, "updated": now}
+        with self._claims, self.engine.begin() as connection:
+            row = connection.execute(sa.select(ADJUDICATIONS).where(ADJUDICATIONS.c.task == task)).first()
+            if row is None:
                 connection.execute(sa.insert(ADJUDICATIONS).values(task=task, **values))
+            else:
+                _expect_version(row, version, content)
+                connection.execute(
+                    sa.update(ADJUDICATIONS).where(ADJUDICATIONS.c.task == task).values(**values)
+                )
+        return now
+
+    def decision(self, task: int) -> Annotation | None:
+        """The adjudicator's decision of a task, and who took it."""
+        with self.engine.connect() as connection:
+            row = connection.execute(sa.select(ADJUDICATIONS).where(ADJUDICATIONS.c.task == task)).first()
+        if row is None:
+            return None
+        submission = Submission.model_validate(row.content)
+        return Annotation(task, row.annotator, True, submission, 0.0, row.updated)
 
     def close(self) -> None:
         """Close the connections."""
@@ -301,7 +348,14 @@ SaveError = SQLAlchemyError
 
 def _annotation(row: Any) -> Annotation:
     submission = Submission.model_validate(row.content or {})
-    return Annotation(row.task, row.annotator, row.final, submission, row.seconds)
+    return Annotation(row.task, row.annotator, row.final, submission, row.seconds, row.updated)
+
+
+def _expect_version(row: Any, version: float | None, content: dict[str, Any]) -> None:
+    """Refuse to replace a row by a change of another version; the same content again is no change."""
+    if version is None or row is None or row.updated == version or row.content == content:
+        return
+    raise ChangedElsewhereError
 
 
 def _hash(token: str) -> str:

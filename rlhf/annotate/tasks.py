@@ -67,19 +67,36 @@ def read_tasks(path: str, report: DropReport | None = None) -> list[Task]:
         if task is None:
             report.drop(IDENTICAL_RESPONSES, row.place)
             continue
-        answers = (Message("assistant", task.response_1), Message("assistant", task.response_2))
-        if not is_unicode((*task.prompt, *answers)):
-            raise DataError(
-                f"{row.place}: a text holds half of a surrogate pair.",
-                allowed="text that UTF-8 can write",
-                fix="correct the row: a character was cut in two",
-            )
+        check_task(task, row.place)
         if task.key in tasks:
             report.drop(DUPLICATE, row.place)
         tasks.setdefault(task.key, (distance, task))
     if not tasks:
         raise DataError(f"{path} holds no tasks.", allowed="rows of a prompt and two responses")
     return [task for _, task in sorted(tasks.values(), key=lambda entry: entry[0])]
+
+
+def check_task(task: Task, place: str) -> None:
+    """Refuse a task that nobody can annotate.
+
+    Raises:
+        DataError: the prompt or a response is empty, the responses are the same, or a text cannot be stored.
+    """
+    responses = (task.response_1, task.response_2)
+    if not task.prompt or any(not text.strip() for text in responses):
+        raise DataError(f"{place}: the prompt or a response is empty.", allowed="a prompt and two responses")
+    if task.response_1 == task.response_2:
+        raise DataError(
+            f"{place}: both responses are the same.",
+            allowed="two different responses",
+            fix="leave out such rows: nobody can prefer one of them",
+        )
+    if not is_unicode((*task.prompt, *(Message("assistant", text) for text in responses))):
+        raise DataError(
+            f"{place}: a text holds half of a surrogate pair.",
+            allowed="text that UTF-8 can write",
+            fix="correct the row: a character was cut in two",
+        )
 
 
 def as_messages(prompt: Iterable[dict[str, str]]) -> Conversation:
@@ -134,14 +151,4 @@ def _task(row: Row) -> Task:
         prompt, texts = read_responses(row, "prompt", *names)
     if fields := {name for message in prompt for name in message.extra()} & CONTENT:
         raise UnusableRowError(with_fields(fields))
-    if not prompt or any(not text.strip() for text in texts):
-        raise DataError(
-            f"{row.place}: the prompt or a response is empty.", allowed="a prompt and two responses"
-        )
-    if texts[0] == texts[1]:
-        raise DataError(
-            f"{row.place}: both responses are the same.",
-            allowed="two different responses",
-            fix="leave out such rows: nobody can prefer one of them",
-        )
     return Task(prompt, texts[0], texts[1])

@@ -234,16 +234,23 @@ def import_(
             allowed="the JSON export of Label Studio or Argilla",
         ) from error
     read = {"label-studio": exchange.from_label_studio, "argilla": exchange.from_argilla}[form]
-    tasks, annotations = read(content), 0
+    tasks = read(content)
     project = Store(store)
-    project.add_tasks([task for task, _ in tasks])
+    new = project.add_tasks([task for task, _ in tasks])
     numbers = {task.key: number for number, task in project.tasks().items()}
     known = {person.name for person in project.annotators()}
+    annotations = kept = 0
     for task, submissions in tasks:
         for name, submission in submissions:
             if name not in known:
                 project.add_annotator(name)
                 known.add(name)
+            saved = project.saved(numbers[task.key], name)
+            if saved is not None and saved.final:
+                kept += 1
+                continue
             project.save(numbers[task.key], name, submission, final=True, seconds=0.0)
             annotations += 1
-    print(f"Added {len(tasks)} tasks with {annotations} annotations to {project.location}.")
+    print(f"Added {new} tasks and {annotations} annotations to {project.location}.")
+    if kept:
+        print(f"Kept {kept} annotations of the store: the same person had annotated the same task.")

@@ -1,8 +1,8 @@
 """The files of a Hub repository, prepared in a folder: weights, a card that loads them from the Hub, and
 samples.
 
-Nothing local is published: paths in the card and in JSON files lose their folders, and the base gets its name
-on the Hub.
+Nothing local is published: paths in the card and in JSON files lose their folders, addresses of servers and
+the settings of requests to them are left out, and the base gets its name on the Hub.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from huggingface_hub import ModelCard
 
+from rlhf.config.rewards import KINDS
 from rlhf.core.errors import DataError, ModelError, OutputError
 from rlhf.core.hub import ADAPTER_CONFIG, CARDS
 from rlhf.models.card import CARD, is_hub_name
 from rlhf.models.embedded import known_as
+from rlhf.models.names import TRAINED_WHOLE
 from rlhf.runs.folder import SAMPLES
 
 PUBLISHED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model", CARD)
@@ -35,6 +37,11 @@ BASE_KEYS = {
 VOCABULARIES = ("tokenizer.json", "vocab.json", "added_tokens.json", "special_tokens_map.json")
 """JSON files whose text is tokens, never paths: they are copied byte for byte."""
 SAMPLES_FILE = "samples.parquet"
+PRIVATE_COLUMNS = frozenset({"missing"})
+"""Columns of samples.jsonl that stay: why a reward is missing, in words that name servers and files."""
+SERVER = "a server"
+"""In place of an address."""
+OUTSIDE = ("/", "~/", "../")
 _PATH = re.compile(r"(?<![\w/:.])(?:~|\.{1,2})?/(?:[\w.~@+-]+/)+([\w.~@+-]+)")
 
 
@@ -108,23 +115,31 @@ def stage(
         )
     hub_base = name if name is not None and is_hub_name(name) else None
     local = {str(source.model), str(source.model.absolute()), str(model), str(model.absolute())}
+    addresses: set[str] = set()
     for file in folder.glob("*.json"):
         if file.name in VOCABULARIES:
             continue
         content = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(content, dict) and (key := BASE_KEYS.get(file.name)) in content:
-            content[key] = hub_base or Path(str(name)).name
+        if isinstance(content, dict):
+            if (key := BASE_KEYS.get(file.name)) in content:
+                content[key] = hub_base or Path(str(name)).name
+            for facts in (content, content.get(TRAINED_WHOLE)):
+                if isinstance(facts, dict) and isinstance(rewards := facts.get("reward"), list):
+                    addresses |= _addresses(rewards)
+                    facts["reward"] = [_public_reward(reward) for reward in rewards]
         file.write_text(json.dumps(_without_paths(content), indent=2, ensure_ascii=False) + "\n", "utf-8")
     if (folder / CARD).exists():
         text = (folder / CARD).read_text(encoding="utf-8")
+        for address in sorted(addresses, key=len, reverse=True):
+            text = text.replace(address, SERVER)
         (folder / CARD).write_text(_public_card(text, repo, local, trained_on, hub_base), "utf-8")
     if samples and source.run is not None and (source.run / SAMPLES).exists():
         write_samples(source.run / SAMPLES, folder / SAMPLES_FILE)
 
 
 def write_samples(lines: Path, target: Path) -> None:
-    """samples.jsonl as parquet, with the columns of all rows; nested values as they are, prompts as lists of
-    messages.
+    """samples.jsonl as parquet, with the columns of all rows but `PRIVATE_COLUMNS`; nested values as they
+    are, prompts as lists of messages.
 
     Raises:
         DataError: a line is not JSON.
@@ -136,7 +151,7 @@ def write_samples(lines: Path, target: Path) -> None:
                 rows.append(json.loads(line))
             except ValueError as error:
                 raise DataError(f"{lines}:{number} is not JSON: {error}", fix="take the line out") from None
-    names = dict.fromkeys(name for row in rows for name in row)
+    names = dict.fromkeys(name for row in rows for name in row if name not in PRIVATE_COLUMNS)
     columns = {name: [row.get(name) for row in rows] for name in names}
     pq.write_table(pa.table({name: _column(values) for name, values in columns.items()}), target)
 
@@ -178,12 +193,44 @@ def _public_card(text: str, repo: str, local: set[str], trained_on: str | None, 
     return _PATH.sub(r"\1", text)
 
 
+def _addresses(rewards: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The addresses of servers in a policy's rewards."""
+    found = {reward.get("server") for reward in rewards}
+    found |= {(reward.get("judge") or {}).get("url") for reward in rewards}
+    return {str(address) for address in found if address}
+
+
+def _public_reward(reward: Mapping[str, Any]) -> dict[str, Any]:
+    """What a reward is, its weight and its name: no address, no folder, no text or setting of a request."""
+    shown: dict[str, Any] = {}
+    for key, value in reward.items():
+        if value in (None, []) or key not in ("name", "weight", "principles", *KINDS):
+            continue
+        if key == "server":
+            shown[key] = SERVER
+        elif key == "judge":
+            shown[key] = {"model": _last_part(str(value["model"]))}
+        elif key == "ensemble":
+            shown[key] = {
+                "rule": value["rule"],
+                "adapters": [_last_part(str(place)) for place in value["adapters"]],
+            }
+        else:
+            shown[key] = _last_part(value) if key in KINDS else value
+    return shown
+
+
+def _last_part(place: str) -> str:
+    """The end of a path, `FILE.py:NAME` included; a name on the Hub as it is."""
+    return place if is_hub_name(place) else Path(place).name
+
+
 def _without_paths(value: Any) -> Any:
-    """A JSON value in which a string that is an absolute path is its last part."""
+    """A JSON value in which a string that is a path outside the current folder is its last part."""
     if isinstance(value, dict):
         return {name: _without_paths(item) for name, item in value.items()}
     if isinstance(value, list):
         return [_without_paths(item) for item in value]
-    if isinstance(value, str) and value.startswith("/") and len(value) < 4096 and "\n" not in value:
+    if isinstance(value, str) and value.startswith(OUTSIDE) and len(value) < 4096 and "\n" not in value:
         return Path(value).name if _PATH.fullmatch(value) or Path(value).exists() else value
     return value

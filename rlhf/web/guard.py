@@ -32,6 +32,8 @@ def add_guard(app: FastAPI) -> None:
         length = request.headers.get("content-length", "0")
         if request.method != "GET" and request.headers.get("content-type", "") != "application/json":
             response: Response = JSONResponse({"detail": "JSON is expected"}, 415)
+        elif "transfer-encoding" in request.headers:  # of a length that is not known in advance
+            response = JSONResponse({"detail": "a Content-Length is expected"}, 411)
         elif not length.isdigit() or int(length) > LARGEST_BODY:
             response = JSONResponse({"detail": "too long"}, 413)
         else:

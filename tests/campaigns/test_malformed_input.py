@@ -64,6 +64,31 @@ RATING = {
     "response": "R",
     **dict.fromkeys(["helpfulness", "correctness", "coherence", "complexity", "verbosity"], 3),
 }
+FIELDS = {"prompt": MESSAGES[:1], "response_1": "A", "response_2": "B"}
+LABEL_STUDIO = [
+    {
+        "data": FIELDS,
+        "annotations": [
+            {
+                "completed_by": 1,
+                "result": [
+                    {"from_name": "preference", "type": "pairwise", "value": {"selected": "left"}},
+                    {"from_name": "strength", "type": "choices", "value": {"choices": ["-3"]}},
+                    {"from_name": "reason", "type": "textarea", "value": {"text": ["x"]}},
+                ],
+            }
+        ],
+    }
+]
+ARGILLA = [
+    {
+        "fields": FIELDS,
+        "responses": {
+            "preference": [{"value": 2, "user_id": "ana"}],
+            "reason": [{"value": "x", "user_id": "ana"}],
+        },
+    }
+]
 MARKS = [{"strength": n, "justification": "x"} for n in (1, 2, 2)]
 
 
@@ -264,6 +289,13 @@ def test_exports_of_other_tools(content: Any) -> None:
     for read in (from_label_studio, from_argilla):
         for given_content in (content, [content], [{"data": content}], [{"fields": content}]):
             expect_our_errors(lambda read=read, given_content=given_content: read(given_content))
+
+
+@FUZZ
+@given(mutated(LABEL_STUDIO), mutated(ARGILLA))
+def test_damaged_exports_of_other_tools(label_studio: Any, argilla: Any) -> None:
+    expect_our_errors(lambda: from_label_studio(label_studio))
+    expect_our_errors(lambda: from_argilla(argilla))
 
 
 def expect_our_errors(read: Callable[[], object]) -> None:

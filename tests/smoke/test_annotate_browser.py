@@ -17,7 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from rlhf.annotate.records import Submission
 from rlhf.annotate.store import Store
+from rlhf.core.records import HELPSTEER_ATTRIBUTES
 from tests.browser import BROWSER, NO_BROWSER, Browser, Page
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)
@@ -194,6 +196,109 @@ def test_a_missing_part_is_named_and_the_keyboard_suffices(server: Server, tmp_p
         page.wait("document.getElementById('done').textContent === 'Not saved: full'")
         page.js("window.fetch = window.real; next()")
         page.wait("!document.getElementById('task').hidden")
+
+
+REASON = "document.getElementById('reason').value"
+STATUS = "document.getElementById('status').textContent"
+
+
+def write(page: Page, text: str) -> None:
+    """Type at the end of the reason, and leave it, so that digits are preferences again."""
+    page.js("document.getElementById('reason').focus()")
+    page.type(text)
+    page.js("document.activeElement.blur()")
+
+
+def test_two_windows_of_one_person(server: Server, tmp_path: Path) -> None:
+    """The last version is not overwritten by a window that shows an older one."""
+    with Browser(tmp_path / "profile") as browser:
+        laptop, phone = browser.page(server.url), browser.page(server.url)
+        enter(laptop, server.tokens["ana"])
+        write(laptop, "from the laptop")
+        laptop.wait(f"{STATUS} === 'Saved.'")
+        enter(phone, server.tokens["ana"])
+        assert phone.js(REASON) == "from the laptop"
+        write(phone, ", and the phone")
+        phone.wait(f"{STATUS} === 'Saved.'")
+        write(laptop, "!")
+        laptop.wait(f"{STATUS}.startsWith('This task was changed in another window')")
+        assert laptop.js(REASON) == "from the laptop, and the phone"
+        write(laptop, " And the laptop.")
+        laptop.wait(f"{STATUS} === 'Saved.'")
+        laptop.send("Page.reload")
+        laptop.wait("!document.getElementById('task').hidden")
+        assert laptop.js(REASON) == "from the laptop, and the phone And the laptop."
+        annotate(laptop, "2", " Done.")
+        laptop.js("document.getElementById('back').click()")
+        laptop.wait("task.number === 1")
+        write(laptop, " A change")
+        laptop.wait(f"{STATUS} === 'Submit to replace your earlier answer.'")
+        laptop.send("Page.reload")
+        laptop.wait("!document.getElementById('task').hidden && task.number !== 1")
+    [saved] = Store(server.store).annotations()
+    assert saved.submission.reason == "from the laptop, and the phone And the laptop. Done."
+
+
+def test_an_answer_that_did_not_arrive_is_no_conflict(server: Server, tmp_path: Path) -> None:
+    """The server saved a draft and the connection broke: what was typed since is saved, not discarded."""
+    with Browser(tmp_path / "profile") as browser:
+        page = browser.page(server.url)
+        enter(page, server.tokens["ana"])
+        page.js(
+            "window.real = window.fetch; window.fetch = async (path, options) => {"
+            " const answer = await real(path, options);"
+            " if (options.method === 'PUT') throw new TypeError('Failed to fetch'); return answer; }"
+        )
+        write(page, "saved")
+        page.wait(f"{STATUS}.startsWith('No connection')")
+        page.js("window.fetch = window.real")
+        write(page, ", and more")
+        page.wait(f"{STATUS} === 'Saved.'")
+        assert page.js(REASON) == "saved, and more"
+    saved = Store(server.store).saved(1, "ana")
+    assert saved is not None
+    assert saved.submission.reason == "saved, and more"
+
+
+def test_a_draft_stays_in_its_project(server: Server, tmp_path: Path) -> None:
+    """Another project on the same address has tasks of the same numbers."""
+    with Browser(tmp_path / "profile") as browser:
+        page = browser.page(server.url)
+        enter(page, server.tokens["ana"])
+        server.kill()
+        write(page, "of the first project")
+        page.wait(f"{STATUS}.startsWith('No connection')")
+        (first := server.store).rename(first.with_suffix(".first"))
+        for rest in first.parent.glob(f"{first.name}-*"):
+            rest.unlink()
+        server.start()
+        page.send("Page.reload")
+        enter(page, server.tokens["ana"])
+        assert (page.js("task.number"), page.js(REASON)) == (1, "")
+
+
+def test_an_adjudicator_sees_the_decision_again(server: Server, tmp_path: Path) -> None:
+    store = Store(server.store)
+    for name, strength in (("ana", -3), ("ben", 3)):
+        ratings = dict.fromkeys(HELPSTEER_ATTRIBUTES, 2)
+        mark = Submission(strength=strength, ratings_1=ratings, ratings_2=ratings, reason=name)
+        for number in (1, 2):
+            store.save(number, name, mark, final=True, seconds=1)
+    token = store.add_annotator("dora", adjudicates=True)
+    with Browser(tmp_path / "profile") as browser:
+        page = browser.page(server.url)
+        enter(page, token)
+        write(page, "half of a decision")
+        page.wait(f"{STATUS} === 'Saved.'")
+        elsewhere = browser.page(server.url)
+        enter(elsewhere, token)
+        assert elsewhere.js(REASON) == "half of a decision"
+        annotate(page, "2", ", whole")
+        page.js("document.getElementById('back').click()")
+        page.wait("task.number === 1")
+        assert page.js(REASON) == "half of a decision, whole"
+        assert page.js("document.querySelectorAll('input:checked').length") == 11
+    assert list(store.adjudications()) == [1]
 
 
 @pytest.mark.slow

@@ -4,11 +4,12 @@ const $ = (id) => document.getElementById(id);
 const NEITHER = -100;
 const WORDS = { "-3": "Left is much better", "-2": "Left is better", "-1": "Left is slightly better",
                 "1": "Right is slightly better", "2": "Right is better", "3": "Right is much better" };
-let task = null, started = 0, timer = null, saving = Promise.resolve(), last = null, changed = false, again = null;
+let task = null, started = 0, timer = null, saving = Promise.resolve(), last = null, changed = false, again = null, project = "";
 
 async function api(method, path, body) {
   const response = await fetch(path, { method, headers: { "Content-Type": "application/json" },
-                                       body: body === undefined ? undefined : JSON.stringify(body) });
+                                       body: body === undefined ? undefined : JSON.stringify(body) })
+    .catch(() => { throw new Error("No connection to the server."); });
   const content = await response.json().catch(() => ({}));
   if (response.ok) return content;
   const error = new Error(typeof content.detail === "string" ? content.detail : "The server refused what was sent.");
@@ -32,8 +33,8 @@ function say(text, bad = false) {
   $("status").className = bad ? "bad" : "";
 }
 
-// --- drafts: in the server after a second, and in this browser at once -------------------------------------------------
-const local = (number) => `rlhf-annotate-${$("name").textContent}-${number}`;
+// --- drafts: in the server after a second, and in this browser until it has them ---------------------------------------
+const local = (number) => `rlhf-annotate-${project}-${$("name").textContent}-${number}`;
 
 function submission() {
   const picked = document.querySelector("input[name=strength]:checked");
@@ -44,7 +45,8 @@ function submission() {
 }
 
 function keepLocally() {
-  try { localStorage.setItem(local(task.number), JSON.stringify(submission())); } catch { /* private mode: the server has it */ }
+  const draft = { version: task.version, sent: task.sent, submission: submission() };
+  try { localStorage.setItem(local(task.number), JSON.stringify(draft)); } catch { /* private mode: the server has it */ }
 }
 
 function change() {
@@ -55,19 +57,47 @@ function change() {
   timer = setTimeout(() => save(false), 600);
 }
 
+const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);
+
 function save(final) {
   clearTimeout(timer);
-  const number = task.number, body = { submission: submission(), final, seconds: task.seconds + (Date.now() - started) / 1000 };
+  const saved = task, content = submission(), seconds = task.seconds + (Date.now() - started) / 1000;
+  const put = () => api("PUT", `/api/tasks/${saved.number}`, { submission: content, final, seconds, version: saved.version });
   saving = saving.catch(() => {}).then(async () => {
-    await api("PUT", `/api/tasks/${number}`, body);
-    if (task && task.number === number) changed = false;
-    try { if (final) localStorage.removeItem(local(number)); } catch { /* see above */ }
+    const { version } = await put().catch(async (error) => {
+      if (error.status !== 409 || !saved.sent) throw error;
+      const now = (await api("GET", `/api/tasks/${saved.number}`)).task;  // saved, but the answer to that did not arrive
+      if (!same(now.submission, saved.sent)) throw error;
+      saved.version = now.version;
+      return put();
+    }).catch((error) => { if (!error.status) unconfirmed(saved, content); throw error; });
+    if (version === null) return false;
+    saved.version = version;
+    saved.sent = null;
+    const isLast = task !== saved || same(submission(), content);
+    if (isLast) changed = false;
+    try { if (isLast || final) localStorage.removeItem(local(saved.number)); } catch { /* see above */ }
+    return true;
   });
-  return saving.then(() => { say(final ? "Submitted." : "Saved."); return true; }, (error) => {
+  return saving.then((kept) => {
+    say(final ? "Submitted." : kept ? "Saved." : "Submit to replace your earlier answer.");
+    return true;
+  }, async (error) => {
     if (error.status === 401) signIn(error.message);
+    else if (error.status === 409) { await reload(saved.number); say(error.message, true); }
     else say(error.status ? error.message : "No connection. Your text is kept in this browser.", true);
     return false;
   });
+}
+
+function unconfirmed(saved, content) {  // the server may have this content, or not
+  saved.sent = content;
+  if (task === saved) keepLocally();
+}
+
+async function reload(number) {
+  try { localStorage.removeItem(local(number)); } catch { /* see above */ }
+  present((await api("GET", `/api/tasks/${number}`)).task);
 }
 
 // --- a task ------------------------------------------------------------------------------------------------------------
@@ -90,11 +120,11 @@ function ratings(side, saved) {
 }
 
 function present(next) {
-  task = next; started = Date.now(); changed = false;
+  task = next; task.sent = null; started = Date.now(); changed = false;
   let saved = task.submission;
   try {
-    const kept = localStorage.getItem(local(task.number));
-    if (kept && !task.final) saved = JSON.parse(kept);
+    const kept = JSON.parse(localStorage.getItem(local(task.number)));
+    if (kept && (kept.version === task.version || same(kept.sent, saved))) saved = kept.submission;
   } catch { /* nothing kept */ }
   $("prompt").replaceChildren(...task.prompt.map((message) => {
     const box = element("div");  // the direction is the content's own, not that of the role's word
@@ -174,6 +204,7 @@ function signIn(why = "") {
 }
 
 async function enter(person) {
+  project = person.project;
   $("name").textContent = person.name + (person.adjudicates ? " (adjudicator)" : "");
   $("who").hidden = false;
   await next();
@@ -188,7 +219,7 @@ $("sign-in").addEventListener("submit", async (event) => {
   } catch (error) { signIn(error.message); }
 });
 $("sign-out").addEventListener("click", async () => {
-  await fetch("/api/session", { method: "DELETE", headers: { "Content-Type": "application/json" } });
+  try { await api("DELETE", "/api/session"); } catch (error) { return say(error.message, true); }
   signIn("Signed out.");
 });
 let submitting = false;  // a second click or key while the first one travels is not for the next task
@@ -200,7 +231,7 @@ $("answer").addEventListener("submit", async (event) => {
 });
 $("back").addEventListener("click", async () => {
   if (changed) await save(false);
-  present((await api("GET", `/api/tasks/${last}`)).task);
+  try { present((await api("GET", `/api/tasks/${last}`)).task); } catch (error) { say(error.message, true); }
 });
 for (const id of ["answer", "ratings-left", "ratings-right"]) $(id).addEventListener("input", change);
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
-from rlhf.annotate.app import COOKIE, Settings, build_app, is_swapped
+from rlhf.annotate.app import Settings, build_app, cookie_of, is_swapped
 from rlhf.annotate.store import Store
 from rlhf.core.records import HELPSTEER_ATTRIBUTES
 from rlhf.web import sessions
@@ -94,7 +95,7 @@ def test_strangers_learn_nothing(store: Store) -> None:
     expired, good = sessions.sign("ana", secret, hours=-1), sessions.sign("ana", secret)
 
     def status(cookie: str) -> int:
-        headers = {b"Cookie": f"{COOKIE}={cookie}".encode("latin-1")}
+        headers = {b"Cookie": f"{cookie_of(store)}={cookie}".encode("latin-1")}
         return client.get("/api/next", headers=headers).status_code  # type: ignore[arg-type]
 
     assert {status(cookie) for cookie in (*forged, expired)} == {401}
@@ -119,6 +120,8 @@ def test_forms_of_other_sites_and_long_bodies_are_refused(store: Store) -> None:
     assert client.put("/api/tasks/1", content=json.dumps(body()), headers=plain).status_code == 415
     long = body(reason="x" * 300_000)
     assert client.put("/api/tasks/1", json=long).status_code == 413
+    pieces = client.put("/api/tasks/1", content=(b"[" for _ in range(3)), headers=JSON)
+    assert pieces.status_code == 411, "a body without a length could be of any"
     assert client.get("/").headers["content-security-policy"].startswith("default-src 'self'")
     cookie = (
         client.post("/api/session", json={"token": store.add_annotator("ben")}).headers["set-cookie"].lower()
@@ -142,6 +145,59 @@ def test_an_adjudicator_sees_what_is_disputed_and_decides(store: Store) -> None:
     assert decided == (-1 if is_swapped(1, "dora", 0) else 1)
     assert client.get("/api/next").json()["task"] is None
     assert len(store.annotations()) == 6, "a decision is no annotation"
+
+
+def test_a_change_of_another_window_is_not_overwritten(store: Store) -> None:
+    client = signed_in(store, "ana")
+    version = client.get("/api/next").json()["task"]["version"]
+
+    def put(reason: str, version: float, *, final: bool = False) -> Any:
+        return client.put("/api/tasks/1", json=body(reason=reason, final=final) | {"version": version})
+
+    first = put("first window", version)
+    assert first.status_code == 200
+    assert put("second window", version).status_code == 409
+    assert put("second window", version, final=True).status_code == 409
+    assert store.saved(1, "ana").submission.reason == "first window"  # type: ignore[union-attr]
+    assert put("first window", version).status_code == 200, "a request that is sent again changes nothing"
+    latest = client.get("/api/tasks/1").json()["task"]["version"]
+    assert put("second window", latest, final=True).status_code == 200
+    final = client.get("/api/tasks/1").json()["task"]["version"]
+    draft = put("a draft does not replace it", final)
+    assert (draft.status_code, draft.json()) == (200, {"version": None})
+    assert store.saved(1, "ana").submission.reason == "second window"  # type: ignore[union-attr]
+
+
+def test_an_adjudicator_has_drafts_and_sees_decisions_again(store: Store) -> None:
+    for name, strength in (("ana", -3), ("ben", 3), ("cy", 1)):
+        store.add_annotator(name)
+        store.save(1, name, submission(strength), final=True, seconds=1)
+    client = signed_in(store, "dora", adjudicates=True)
+    assert client.put("/api/tasks/1", json=body(reason="half a", final=False)).json()["version"] > 0
+    task = client.get("/api/next").json()["task"]
+    assert (task["submission"]["reason"], task["final"]) == ("half a", False)
+    assert store.adjudications() == {}
+    assert len(store.annotations()) == 3, "a draft is no annotation"
+    assert client.put("/api/tasks/1", json=body(reason="Decided.")).status_code == 200
+    task = client.get("/api/tasks/1").json()["task"]
+    assert (task["submission"]["reason"], task["final"]) == ("Decided.", True)
+    assert client.put("/api/tasks/1", json=body(reason="later", final=False)).json() == {"version": None}
+    stale = body(reason="from another window") | {"version": task["version"] - 1}
+    assert client.put("/api/tasks/1", json=stale).status_code == 409
+    assert store.adjudications()[1].reason == "Decided."
+
+
+def test_a_number_that_no_task_can_have(store: Store) -> None:
+    client = signed_in(store, "ana")
+    assert {client.get(f"/api/tasks/{n}").status_code for n in (0, -1, 4, 10**30)} == {404}
+
+
+def test_two_projects_on_one_host_keep_their_sessions(store: Store, tmp_path: Path) -> None:
+    """Browsers send the cookies of all ports of a host to each of them."""
+    other = Store(tmp_path / "other.db")
+    assert cookie_of(other) != cookie_of(store) == cookie_of(Store(tmp_path / "a.db"))
+    session = signed_in(store, "ana").get("/api/session").json()
+    assert session == {"name": "ana", "adjudicates": False, "project": store.project}
 
 
 def test_a_failed_save_is_an_error_on_the_page(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -167,6 +168,70 @@ def test_what_is_no_export_of_theirs(content: object) -> None:
     for read in (from_label_studio, from_argilla):
         with pytest.raises(DataError):
             read(content)
+
+
+FIELDS = {"prompt": "P", "response_1": "a", "response_2": "b"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "annotations", "found"),
+    [
+        ({"prompt": [{"role": "user"}]}, [], "the prompt is no text"),
+        ({"prompt": 3}, [], "the prompt is no text"),
+        ({"response_2": None}, [], "response_1 or response_2 is no text"),
+        ({"response_2": "a"}, [], "both responses are the same"),
+        ({"response_2": "\ud83d"}, [], "half of a surrogate pair"),
+        ({}, ["good"], "the preference 'good' is no strength"),
+        ({}, [7], "the preference 7 is no strength"),
+        ({}, [True], "the preference True is no strength"),
+        ({}, [1.5], "the preference 1.5 is no strength"),
+    ],
+)
+def test_values_that_no_export_has(fields: dict[str, Any], annotations: list[Any], found: str) -> None:
+    degrees = [{"from_name": "strength", "value": {"choices": [value]}} for value in annotations]
+    label_studio = [{"data": FIELDS | fields, "annotations": [{"result": [degree]} for degree in degrees]}]
+    argilla = [{"fields": FIELDS | fields, "responses": {"preference": [{"value": v} for v in annotations]}}]
+    for read, content, place in (
+        (from_label_studio, label_studio, "task"),
+        (from_argilla, argilla, "record"),
+    ):
+        with pytest.raises(DataError, match=f"{place} 1: ") as caught:
+            read(content)
+        assert found in caught.value.found
+    with pytest.raises(DataError, match="task 1: its annotations are not as Label Studio exports them"):
+        from_label_studio([{"data": FIELDS, "annotations": [3]}])
+    with pytest.raises(DataError, match="record 1: its annotations are not as Argilla exports them"):
+        from_argilla([{"fields": FIELDS, "responses": {"preference": ["x"]}}])
+
+
+def test_null_in_place_of_no_annotations_and_people_as_objects() -> None:
+    assert [rows for _, rows in from_label_studio([{"data": FIELDS, "annotations": None}])] == [[]]
+    assert [rows for _, rows in from_argilla([{"fields": FIELDS, "responses": {"preference": None}}])] == [[]]
+    result = [{"type": "pairwise", "value": {"selected": "right"}}]
+    people = [{"id": 4, "email": "ana@example.org"}, {"id": 5}, 6, None]
+    content = [{"data": FIELDS, "annotations": [{"completed_by": p, "result": result} for p in people]}]
+    ((_, rows),) = from_label_studio(content)
+    assert [name for name, _ in rows] == ["ana@example.org", "5", "6", "imported"]
+
+
+def test_an_import_keeps_what_people_annotated_here(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(tmp_path / "a.db")
+    record = {"fields": FIELDS, "responses": {"preference": [{"value": 1, "user_id": "ana"}]}}
+    store.add_tasks([from_argilla([record])[0][0]])
+    store.add_annotator("ana")
+    store.save(1, "ana", submission(-3), final=True, seconds=9)
+    file = tmp_path / "export.json"
+    ben = {**record, "responses": {"preference": [{"value": 2, "user_id": "ben"}]}}
+    file.write_text(json.dumps([record, ben]))
+    import_(file, "argilla", str(tmp_path / "a.db"))
+    printed = capsys.readouterr().out
+    assert "Added 0 tasks and 1 annotations" in printed
+    assert "Kept 1 annotations of the store" in printed
+    assert {a.annotator: a.submission.strength for a in store.annotations()} == {"ana": -3, "ben": 2}
+    import_(file, "argilla", str(tmp_path / "new.db"))  # a task that is twice in a file is one task
+    assert "Added 1 tasks and 2 annotations" in capsys.readouterr().out
 
 
 def test_an_import_that_is_not_json_says_what_is_read(

@@ -11,9 +11,12 @@ from typing import Any, Literal
 import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import ModelCard
+from pydantic import TypeAdapter
 
+from rlhf.config.rewards import RewardSource
 from rlhf.core.errors import OutputError
 from rlhf.models.card import render_card
+from rlhf.models.names import TRAINED_WHOLE
 from rlhf.publish.staging import _without_paths, find_model
 from rlhf.publish.upload import check_name
 from tests.unit.publish.conftest import TOKEN, StandIn
@@ -116,6 +119,56 @@ def test_nothing_local_and_no_token_is_published_or_printed(
         assert "/tmp/" not in text and str(run) not in text, name
     assert TOKEN not in done.output + "".join(texts.values())
     assert not {"config.yaml", "environment.json", ".lock"} & hub.repos[REPO].keys()
+
+
+PRIVATE = ("10.1.2.3", "corp.internal", "/home/", "secret-project", "sk-live", "Falcon")
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_rewards_are_published_without_addresses_folders_and_requests(
+    run: Path, hub: StandIn, rlhf_command: Callable[..., Any], *, whole: bool
+) -> None:
+    criteria = ["It names our product Falcon."]
+    judge = {"url": "http://10.1.2.3:8001", "model": "q/judge", "form": "rubric", "criteria": criteria}
+    rewards = TypeAdapter(list[RewardSource]).validate_python(
+        [
+            {"adapter": "../secret-project/reward/final"},
+            {"function": "/home/ann/private/rewards.py:brevity", "weight": 0.5},
+            {"server": "http://reward.corp.internal:8800", "name": "tone"},
+            {"judge": judge | {"extra_body": {"api_key": "sk-live-1234"}}},
+            {"ensemble": {"adapters": ["/home/ann/a", "owner/b"]}},
+        ]
+    )
+    final = run / "final"
+    facts = {"base": LOCAL_BASE, "reward": [reward.model_dump(mode="json") for reward in rewards]}
+    if whole:
+        (final / "config.json").write_text(json.dumps({"model_type": "llama", TRAINED_WHOLE: facts}))
+    else:
+        (final / "policy.json").write_text(json.dumps(facts))
+    card = final / "README.md"
+    card.write_text(card.read_text() + "Reward: `" + " + ".join(r.words() for r in rewards) + "`\n")
+    row = {"step": 1, "prompt": [], "answer": "x", "reward": None, "missing": "http://10.1.2.3:8001 is down"}
+    (run / "samples.jsonl").write_text(json.dumps(row) + "\n")
+    done = rlhf_command("push", run, REPO, "--base", BASE)
+    assert done.exit_code == 0, done.output
+    files = hub.repos[REPO]
+    for name, data in files.items():
+        assert not any(word.encode() in data for word in PRIVATE), name
+    published = json.loads(files["config.json"])[TRAINED_WHOLE] if whole else json.loads(files["policy.json"])
+    assert published["reward"] == [
+        {"adapter": "final", "weight": 1.0},
+        {"function": "rewards.py:brevity", "weight": 0.5},
+        {"server": "a server", "weight": 1.0, "name": "tone"},
+        {"judge": {"model": "q/judge"}, "weight": 1.0},
+        {"ensemble": {"rule": "lower-bound", "adapters": ["a", "owner/b"]}, "weight": 1.0},
+    ]
+    assert "judge q/judge at a server" in files["README.md"].decode()
+    assert pq.read_table(io.BytesIO(files["samples.parquet"])).column_names == [
+        "step",
+        "prompt",
+        "answer",
+        "reward",
+    ]
 
 
 def test_a_repository_that_exists_needs_update(
