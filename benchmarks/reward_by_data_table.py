@@ -17,7 +17,7 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle, pairwise
+from itertools import combinations, cycle, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,8 @@ SIMILAR = 0.1
 """Largest relative difference of two lengths that still counts as equally long."""
 SPLITS = ("validation", "test", "benchmark")
 OURS, TRL = "ours", "trl"
-LABELS = {OURS: "this project", TRL: "TRL's RewardTrainer"}
-"""Sides in the picture; a recipe has its own name."""
+LABELS = {OURS: "hybrid", TRL: "TRL's RewardTrainer"}
+"""Sides in words; a recipe has its own name."""
 COLOURS = ("#1f4e96", "#b3541e", "#3f7d44", "#7a4f9a")
 Rows = list[list[Any]]
 
@@ -179,7 +179,7 @@ def by_rate(cells: Sequence[Mapping[str, Any]]) -> list[str]:
         for rate, seeds in sorted(of_rates.items()) if len(of_rates) > 1 else ():
             item = point(side, pairs, {rate: seeds})
             lines.append(
-                f"{side}, {pairs:,} pairs, rate {rate:g}, {item.seeds} seeds: validation "
+                f"{_label(side)}, {pairs:,} pairs, rate {rate:g}, {item.seeds} seeds: validation "
                 f"{100 * item.validation_SP.mean():.1f} %, test {100 * item.accuracy:.1f} %, log loss "
                 f"{item.log_loss:.3f}"
             )
@@ -197,37 +197,47 @@ def growth(result: Sequence[Point]) -> list[str]:
             ("log loss", 1, fewer.log_loss_SP, more.log_loss_SP),
         ):
             seeds = min(fewer.seeds, more.seeds)
-            change_SP = scale * (after_SP[:seeds] - before_SP[:seeds])
-            low, high = grid_mean_interval(change_SP, more.prompts_P)
-            lines.append(
-                f"{more.side}, {more.pairs:,} pairs less {fewer.pairs:,}: {what} {change_SP.mean():+.3f} "
-                f"({low:+.3f} to {high:+.3f})"
-            )
+            change = _change(scale * (after_SP[:seeds] - before_SP[:seeds]), more.prompts_P)
+            sizes = f"{more.pairs:,} pairs less {fewer.pairs:,}, {seeds} seeds"
+            lines.append(f"{_label(more.side)}, {sizes}: {what} {change}")
     return lines
 
 
 def differences(result: Sequence[Point]) -> list[str]:
-    """Ours minus another side's accuracy on the same pairs, wherever both have a point; over common seeds."""
-    ours_by_pairs = {item.pairs: item for item in result if item.side == OURS}
+    """What one side has more than another on the same pairs, for every two sides; over common seeds."""
     lines = []
-    for other in result:
-        ours = ours_by_pairs.get(other.pairs)
-        if other.side == OURS or ours is None:
+    for one, other in combinations(sorted(result, key=lambda item: _place(item.side)), 2):
+        if one.pairs != other.pairs:
             continue
-        seeds = min(ours.seeds, other.seeds)
-        test_SP = ours.correct_SP[:seeds] - other.correct_SP[:seeds]
-        validation_SP = ours.validation_SP[:seeds] - other.validation_SP[:seeds]
-        for split, difference_SP, prompts_P in (
-            ("test", test_SP, ours.prompts_P),
-            ("validation", validation_SP, ours.validation_prompts_P),
+        seeds = min(one.seeds, other.seeds)
+        lines.append(f"{_label(one.side)} minus {_label(other.side)}, {one.pairs:,} pairs, {seeds} seeds:")
+        for what, scale, one_SP, other_SP, prompts_P in (
+            ("accuracy on test pairs", 100, one.correct_SP, other.correct_SP, one.prompts_P),
+            (
+                "accuracy on validation pairs",
+                100,
+                one.validation_SP,
+                other.validation_SP,
+                one.validation_prompts_P,
+            ),
+            ("log loss on test pairs", 1, one.log_loss_SP, other.log_loss_SP, one.prompts_P),
         ):
-            interval = grid_mean_interval(difference_SP, prompts_P, bounds=(-1.0, 1.0))
-            low, high = (100 * end for end in interval)
-            lines.append(
-                f"ours minus {other.side}, {other.pairs:,} pairs, on {split} pairs: "
-                f"{100 * difference_SP.mean():+.1f} ({low:+.1f} to {high:+.1f})"
-            )
+            lines.append(f"  {what} {_change(scale * (one_SP[:seeds] - other_SP[:seeds]), prompts_P)}")
     return lines
+
+
+def _change(difference_SP: NDArray[np.float64], prompts_P: Sequence[int]) -> str:
+    low, high = grid_mean_interval(difference_SP, prompts_P)
+    return f"{difference_SP.mean():+.3f} ({low:+.3f} to {high:+.3f})"
+
+
+def _label(side: str) -> str:
+    return LABELS.get(side, side)
+
+
+def _place(side: str) -> tuple[bool, bool, str]:
+    """Order of the sides: hybrid, recipes by name, TRL's."""
+    return side == TRL, side != OURS, side
 
 
 def table(result: Sequence[Point]) -> str:
@@ -238,12 +248,12 @@ def table(result: Sequence[Point]) -> str:
         "| benchmark % |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: | --- | ---: | ---: | ---: | ---: |",
     ]
-    for item in result:
+    for item in sorted(result, key=lambda item: (item.pairs, _place(item.side))):
         low, high = (100 * bound for bound in item.interval)
         below, above = (100 * bound for bound in item.above_longer_interval)
         minutes = "" if np.isnan(item.minutes) else f"{item.minutes:.0f}"
         lines.append(
-            f"| {item.side} | {item.pairs:,} | {item.rate:g} | {item.seeds} | {minutes} "
+            f"| {_label(item.side)} | {item.pairs:,} | {item.rate:g} | {item.seeds} | {minutes} "
             f"| {100 * item.validation_SP.mean():.1f} | {100 * item.accuracy:.1f} "
             f"| {low:.1f} to {high:.1f} | {100 * item.above_longer:+.1f} | {below:+.1f} to {above:+.1f} "
             f"| {100 * item.similar:.1f} of {item.similar_pairs} | {item.log_loss:.3f} "
@@ -260,7 +270,7 @@ def draw(result: Sequence[Point], baseline: float, picture: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6, 3.4), layout="constrained")
-    sides = sorted({item.side for item in result}, key=lambda side: (side != OURS, side != TRL, side))
+    sides = sorted({item.side for item in result}, key=_place)
     for side, colour in zip(sides, cycle(COLOURS)):
         line = [item for item in result if item.side == side]
         values = np.array([item.accuracy for item in line])
@@ -272,7 +282,7 @@ def draw(result: Sequence[Point], baseline: float, picture: Path) -> None:
             color=colour,
             marker="o",
             capsize=3,
-            label=LABELS.get(side, side),
+            label=_label(side),
         )
     axes.axhline(100 * baseline, color="#888888", linestyle="--", label="the longer answer")
     axes.set_xscale("log")
@@ -298,7 +308,7 @@ def main() -> None:
     print(table(result))
     for item in result:
         shares = ", ".join(f"{name} {100 * share:.1f}" for name, share in item.sources.items())
-        print(f"\n{item.side}, {item.pairs:,} pairs, by source: {shares}")
+        print(f"\n{_label(item.side)}, {item.pairs:,} pairs, by source: {shares}")
         print(
             f"prefers the longer answer in {100 * item.prefers_longer:.1f} % of the pairs; right in "
             f"{100 * item.right_where_shorter:.1f} % of those whose better answer is not the longer one"

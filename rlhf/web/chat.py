@@ -27,7 +27,6 @@ FILES = {
     "/chat.js": ("chat.js", "text/javascript"),
     "/chat.css": ("chat.css", "text/css"),
 }
-COOKIE = "rlhf_chat"
 LONGEST_TURN = 50_000
 
 
@@ -83,7 +82,7 @@ def signed_in(request: Request) -> None:
         HTTPException: 401 otherwise.
     """
     secret: str = request.app.state.secret
-    if sessions.name_of(request.cookies.get(COOKIE, ""), lambda _: secret) is None:
+    if sessions.name_of(request.cookies.get(request.app.state.cookie, ""), lambda _: secret) is None:
         raise HTTPException(401, "Sign in with the token that `rlhf chat` printed.")
 
 
@@ -98,6 +97,7 @@ def build_app(
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.state.secret = secrets.token_hex(32)
+    app.state.cookie = f"rlhf_chat_{secrets.token_hex(4)}"  # a browser shares cookies between ports of a host
     one_at_a_time = threading.Lock()  # a base switches its adapter by name
     add_guard(app)
     add_files(app, "rlhf.web", FILES)
@@ -107,7 +107,7 @@ def build_app(
         if not secrets.compare_digest(content.token.strip().encode(), token.encode()):
             raise HTTPException(401, "This is not the token.")
         cookie = sessions.sign("chat", app.state.secret)
-        response.set_cookie(COOKIE, cookie, httponly=True, samesite="strict")
+        response.set_cookie(app.state.cookie, cookie, httponly=True, samesite="strict")
         return _state()
 
     @app.get("/api/session", dependencies=[Depends(signed_in)])

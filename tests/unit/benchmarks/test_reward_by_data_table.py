@@ -64,9 +64,9 @@ def test_the_rate_is_chosen_on_validation_and_figures_are_of_the_test_pairs(by_d
 def test_every_learning_rate_has_a_line_where_there_are_several(by_data: Any) -> None:
     first, second = by_data.by_rate(CELLS)
     assert first.startswith(
-        "ours, 1,000 pairs, rate 0.0001, 2 seeds: validation 100.0 %, test 62.5 %, log loss"
+        "hybrid, 1,000 pairs, rate 0.0001, 2 seeds: validation 100.0 %, test 62.5 %, log loss"
     )
-    assert second.startswith("ours, 1,000 pairs, rate 0.0003, 1 seeds: validation 50.0 %, test 75.0 %, log")
+    assert second.startswith("hybrid, 1,000 pairs, rate 0.0003, 1 seeds: validation 50.0 %, test 75.0 %, log")
     assert by_data.by_rate(CELLS[:2]) == []
 
 
@@ -88,9 +88,9 @@ def test_reliance_on_length_and_what_more_pairs_change(by_data: Any) -> None:
     assert (fewer.prefers_longer, more.prefers_longer) == (pytest.approx(2 / 3), 1.0)
     assert (fewer.right_where_shorter, more.right_where_shorter) == (1 / 2, 1 / 2)
     accuracy, loss = by_data.growth([fewer, more])
-    assert accuracy.startswith("ours, 4,000 pairs less 1,000: accuracy +25.000 (")
+    assert accuracy.startswith("hybrid, 4,000 pairs less 1,000, 1 seeds: accuracy +25.000 (")
     # Pair 2 is wrong by 1 before and right by 1 after: its loss falls by log((1 + e) / (1 + 1/e)) = 1.
-    assert loss.startswith("ours, 4,000 pairs less 1,000: log loss -0.250 (")
+    assert loss.startswith("hybrid, 4,000 pairs less 1,000, 1 seeds: log loss -0.250 (")
     assert by_data.growth([fewer]) == []
 
 
@@ -107,9 +107,9 @@ def test_figures_are_of_the_pairs_that_every_cell_has(by_data: Any) -> None:
 
 def test_the_table_and_the_picture(by_data: Any, tmp_path: Path) -> None:
     result = by_data.points(CELLS)
-    assert "| ours | 1,000 | 0.0001 | 2 | 2 | 100.0 | 62.5 |" in by_data.table(result), "1 and 2 minutes"
+    assert "| hybrid | 1,000 | 0.0001 | 2 | 2 | 100.0 | 62.5 |" in by_data.table(result), "1 and 2 minutes"
     resumed = {**CELLS[0], "training_seconds": None}  # an interrupted run has no training time
-    assert "| ours | 1,000 | 0.0001 | 1 |  | 100.0 |" in by_data.table(by_data.points([resumed]))
+    assert "| hybrid | 1,000 | 0.0001 | 1 |  | 100.0 |" in by_data.table(by_data.points([resumed]))
     assert by_data.table(result).endswith("| 0.611 | 0.034 | 25.0 |")
     by_data.draw(result, 0.5, tmp_path / "picture.svg")
     assert "<svg" in (tmp_path / "picture.svg").read_text("utf-8")
@@ -118,12 +118,22 @@ def test_the_table_and_the_picture(by_data: Any, tmp_path: Path) -> None:
 def test_the_sides_are_compared_on_the_same_pairs_and_common_seeds(by_data: Any) -> None:
     trl = [{**cell(1e-4, 0, [1, -1, -1, 1]), "side": "trl"}]  # right: 1 and 4; ours, seed 0: 1 and 2
     assert by_data.differences(by_data.points(CELLS)) == []
-    test, validation = by_data.differences(by_data.points([*CELLS, *trl]))
-    assert test.startswith("ours minus trl, 1,000 pairs, on test pairs: +0.0 (")
+    title, test, validation, loss = by_data.differences(by_data.points([*CELLS, *trl]))
+    assert title == "hybrid minus TRL's RewardTrainer, 1,000 pairs, 1 seeds:"
+    assert test.startswith("  accuracy on test pairs +0.000 (")
     # Validation: both of ours are right, one of TRL's.
-    assert validation.startswith("ours minus trl, 1,000 pairs, on validation pairs: +50.0 (")
+    assert validation.startswith("  accuracy on validation pairs +50.000 (")
+    # Margins 1, 1, -1, 0 and 1, -1, -1, 1. Being wrong by 1 costs 1 more; a tie costs log 2.
+    right = math.log(1 + math.exp(-1))
+    assert loss.startswith(f"  log loss on test pairs {(math.log(2) - 1 - right) / 4:+.3f} (")
     worse = [{**cell(1e-4, 0, [-1, -1, -1, -1]), "side": "trl"}]
-    assert "+50.0 (" in by_data.differences(by_data.points([*CELLS, *worse]))[0]
+    assert "+50.000 (" in by_data.differences(by_data.points([*CELLS, *worse]))[1]
     recipe = {**worse[0], "side": "bt-scaled"}
-    lines = by_data.differences(by_data.points([*CELLS, *worse, recipe]))
-    assert [line.split(",")[0] for line in lines] == ["ours minus bt-scaled"] * 2 + ["ours minus trl"] * 2
+    titles = [
+        line for line in by_data.differences(by_data.points([*CELLS, *worse, recipe])) if "minus" in line
+    ]
+    assert [line.split(",")[0] for line in titles] == [
+        "hybrid minus bt-scaled",
+        "hybrid minus TRL's RewardTrainer",
+        "bt-scaled minus TRL's RewardTrainer",
+    ]

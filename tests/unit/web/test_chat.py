@@ -76,6 +76,14 @@ def test_strangers_and_wrong_turns_are_refused() -> None:
     assert client.post("/api/answer", content="{}", headers={"Content-Type": "text/plain"}).status_code == 415
 
 
+def test_two_chats_on_one_host_keep_their_sessions() -> None:
+    """Browsers send the cookies of all ports of a host to each of them."""
+    first, second = client_of(Scripted()), client_of(Scripted())
+    second.cookies.update(first.cookies)
+    assert len(second.cookies) == 2
+    assert second.get("/api/session").status_code == 200
+
+
 def test_a_pair_is_kept_once() -> None:
     kept: set[tuple[Conversation, str, str]] = set()
 
