@@ -15,6 +15,11 @@ PAIRWISE_FORMS = ("boxed", "json", "justifier")
 OWN_FIELDS = frozenset(("model", "messages", "temperature", "max_tokens", "n", "stream"))
 """Fields of a request that other keys set, or that would change the form of its answer."""
 
+SECRET_FIELDS = frozenset(
+    ("api_key", "apikey", "api-key", "authorization", "access_token", "token", "secret", "password")
+)
+"""Fields whose values would be secrets in the config of a run, its log and its model card."""
+
 
 class JudgeConfig(Strict):
     """An OpenAI-compatible chat server that judges responses."""
@@ -75,6 +80,11 @@ class JudgeConfig(Strict):
         if taken := sorted(self.extra_body.keys() & OWN_FIELDS):
             raise ValueError(
                 f"extra_body: {', '.join(taken)} cannot be set there; any other field of the server can"
+            )
+        if secret := sorted(name for name in self.extra_body if name.lower() in SECRET_FIELDS):
+            raise ValueError(
+                f"extra_body: {', '.join(secret)} would be stored in the run; put the server's token into "
+                f"${self.token_env}"
             )
         if any(not criterion.strip() for criterion in self.criteria):
             raise ValueError("criteria: one criterion is empty; remove it")

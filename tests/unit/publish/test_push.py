@@ -135,7 +135,7 @@ def test_rewards_are_published_without_addresses_folders_and_requests(
             {"adapter": "../secret-project/reward/final"},
             {"function": "/home/ann/private/rewards.py:brevity", "weight": 0.5},
             {"server": "http://reward.corp.internal:8800", "name": "tone"},
-            {"judge": judge | {"extra_body": {"api_key": "sk-live-1234"}}},
+            {"judge": judge | {"extra_body": {"user": "sk-live-1234"}}},
             {"ensemble": {"adapters": ["/home/ann/a", "owner/b"]}},
         ]
     )

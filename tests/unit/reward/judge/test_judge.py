@@ -292,6 +292,7 @@ def test_a_check_before_the_run(server: Server) -> None:
         {"criteria": [" "]},
         {"max_tokens": 0},
         {"extra_body": {"stream": True}},
+        {"extra_body": {"API_KEY": "sk-1234"}},
     ],
 )
 def test_settings_that_cannot_work(settings: dict[str, Any]) -> None:
