@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlhf.annotate.store import Annotation, by_task
+from rlhf.annotate.records import Annotation, by_task
 from rlhf.data import rules
 from rlhf.data.agreement import kappas
 from rlhf.data.annotations import (

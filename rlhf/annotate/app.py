@@ -12,8 +12,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from rlhf.annotate.agreement import is_disputed, progress
-from rlhf.annotate.records import STRENGTHS, Submission
-from rlhf.annotate.store import Annotation, Annotator, ChangedElsewhereError, SaveError, Store, by_task
+from rlhf.annotate.records import STRENGTHS, Annotation, Annotator, Submission, by_task
+from rlhf.annotate.store import ChangedElsewhereError, SaveError, Store
 from rlhf.annotate.tasks import Task
 from rlhf.core.records import HELPSTEER_ATTRIBUTES
 from rlhf.web import sessions

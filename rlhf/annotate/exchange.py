@@ -12,8 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rlhf.annotate.records import STRENGTHS, Submission
-from rlhf.annotate.store import Annotation, by_task
+from rlhf.annotate.records import STRENGTHS, Annotation, Submission, by_task
 from rlhf.annotate.tasks import Task, as_messages, check_task
 from rlhf.core.errors import DataError
 from rlhf.data.annotations import NEITHER_VALID

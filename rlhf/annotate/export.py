@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.annotate.agreement import agreed_ratings, agreed_strength
-from rlhf.annotate.records import Submission
-from rlhf.annotate.store import Annotation, Store, by_task
+from rlhf.annotate.records import Annotation, Submission, by_task
+from rlhf.annotate.store import Store
 from rlhf.annotate.tasks import Task
 from rlhf.core.records import HELPSTEER_ATTRIBUTES, Conversation
 from rlhf.data.annotations import (

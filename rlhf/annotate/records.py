@@ -1,7 +1,9 @@
-"""What an annotator submits, and whether it is complete."""
+"""Annotators, what they submit, and whether it is complete."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -61,3 +63,32 @@ class Submission(BaseModel):
         return Submission(
             strength=strength, ratings_1=self.ratings_2, ratings_2=self.ratings_1, reason=self.reason
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Annotator:
+    """A person with a token."""
+
+    name: str
+    adjudicates: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """What one annotator saved of one task."""
+
+    task: int
+    annotator: str
+    final: bool
+    submission: Submission
+    seconds: float
+    version: float = 0.0
+    """When it was saved, in seconds since 1970."""
+
+
+def by_task(annotations: Sequence[Annotation]) -> dict[int, list[Annotation]]:
+    """Annotations of each task, in their order."""
+    tasks: dict[int, list[Annotation]] = {}
+    for annotation in annotations:
+        tasks.setdefault(annotation.task, []).append(annotation)
+    return tasks

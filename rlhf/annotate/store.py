@@ -10,9 +10,8 @@ import hashlib
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,34 +29,13 @@ from rlhf.annotate.database import (
     metadata,
     open_engine,
 )
-from rlhf.annotate.records import Submission
+from rlhf.annotate.records import Annotation, Annotator, Submission
 from rlhf.annotate.tasks import Task, as_messages
 from rlhf.core.errors import DataError, OutputError
 
 VERSION = "1"
 LEASE = 30 * 60.0
 """Seconds for which a task that an annotator opened counts as taken, if nothing is saved."""
-
-
-@dataclass(frozen=True, slots=True)
-class Annotator:
-    """A person with a token."""
-
-    name: str
-    adjudicates: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Annotation:
-    """What one annotator saved of one task."""
-
-    task: int
-    annotator: str
-    final: bool
-    submission: Submission
-    seconds: float
-    version: float = 0.0
-    """When it was saved, in seconds since 1970."""
 
 
 class ChangedElsewhereError(Exception):
@@ -332,14 +310,6 @@ def opened(location: str | Path) -> Iterator[Store]:
         yield store
     finally:
         store.close()
-
-
-def by_task(annotations: Sequence[Annotation]) -> dict[int, list[Annotation]]:
-    """Annotations of each task, in their order."""
-    tasks: dict[int, list[Annotation]] = {}
-    for annotation in annotations:
-        tasks.setdefault(annotation.task, []).append(annotation)
-    return tasks
 
 
 SaveError = SQLAlchemyError

@@ -12,8 +12,8 @@ import pytest
 from rlhf.annotate.agreement import is_disputed, progress
 from rlhf.annotate.exchange import from_argilla, from_label_studio, to_argilla, to_label_studio
 from rlhf.annotate.export import export_rows, joined_turns, write_export
-from rlhf.annotate.records import Submission
-from rlhf.annotate.store import Annotation, Store
+from rlhf.annotate.records import Annotation, Submission
+from rlhf.annotate.store import Store
 from rlhf.annotate.tasks import Task
 from rlhf.commands.annotate import export, import_
 from rlhf.config.schema import DataSource
