@@ -49,7 +49,7 @@ def export_policy(
     output: Path,
     conversations: Sequence[Conversation],
     *,
-    dtype: str = "bfloat16",
+    dtype: str | None = None,
     tolerance: float | None = None,
 ) -> Verification:
     """Write a policy as plain weights, under its name only when it gives every token the probability it had
@@ -59,7 +59,7 @@ def export_policy(
         policy: the `final/` folder of an `align-policy` run.
         output: the folder to write.
         conversations: texts whose tokens' log-probabilities are compared before and after.
-        dtype: number format of the weights.
+        dtype: number format of the weights; None: the one the model was trained in.
         tolerance: how far the log-probabilities of a conversation may move, in the mean of absolute
             differences over its tokens, in nats; by default what rounding explains.
 
@@ -67,9 +67,10 @@ def export_policy(
         ModelError: no policy there, or it cannot be written in this format.
         DivergenceError: the log-probabilities differ; nothing is left behind.
     """
-    require_format(dtype)
     adapter = read_policy(policy)
     card = adapter.card
+    dtype = dtype or str(card["dtype"])
+    require_format(dtype)
     chat = Chat.beside(policy, card)
     adapter.check_template(chat)
     adapted = adapter.attach(load_as_trained(card, writes=True), POLICY).eval()

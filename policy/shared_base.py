@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -42,6 +43,7 @@ class SharedBase:
         self.chat = chat
         self._model: PreTrainedModel | PeftModel = model.eval()
         self._scorer: Scorer | None = None
+        self._dtype: str | None = None
         self._roles: dict[str, str] = {}  # name of a policy -> adapter name in PEFT
 
     @classmethod
@@ -74,7 +76,9 @@ class SharedBase:
                 chat_template_kwargs=chat_template_kwargs,
             )
         config = ModelConfig(base=base, revision=revision, dtype=dtype, quantization=quantization)
-        return cls(load_trunk(config), chat)
+        shared = cls(load_trunk(config), chat)
+        shared._dtype = dtype
+        return shared
 
     @property
     def context(self) -> int:
@@ -95,6 +99,7 @@ class SharedBase:
         """
         self._scorer = Scorer.share(folder, self._model, self.chat)
         self._model = self._scorer.model.eval()
+        self._compare_format(folder, self._scorer.trained_dtype)
 
     def add_policy(self, folder: str | Path, name: str = "policy") -> None:
         """Attach a policy, in place of one of the same name: `final/` of an `align-policy` run.
@@ -107,6 +112,7 @@ class SharedBase:
         role_name = self._role_name(name)
         self._model = adapter.attach(self._model, role_name).eval()
         self._roles[name] = role_name
+        self._compare_format(folder, adapter.card["dtype"])
 
     def blend(self, name: str, weights: Mapping[str, float]) -> None:
         """Add a policy whose weight update is exactly the weighted sum of those of other policies.
@@ -225,6 +231,15 @@ class SharedBase:
                 f"No policy {name!r} is attached to this base.{did_you_mean(name, self.policies)}",
                 allowed=", ".join(map(repr, self.policies)) or "none yet",
                 fix=f'base.add_policy("runs/demo/policy/final", name={name!r})',
+            )
+
+    def _compare_format(self, folder: str | Path, trained: str) -> None:
+        """Warn of rounding errors that the model's training did not have."""
+        if (self._dtype, trained) == ("bfloat16", "float32"):
+            warnings.warn(
+                f"{folder} was trained in float32, and the base is in bfloat16: results differ by rounding. "
+                "SharedBase.load(..., dtype='float32') gives those of the training.",
+                stacklevel=3,
             )
 
     def _role_name(self, policy: str) -> str:

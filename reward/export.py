@@ -49,7 +49,7 @@ def export_reward(
     conversations: Sequence[Conversation],
     *,
     form: str = "classifier",
-    dtype: str = "bfloat16",
+    dtype: str | None = None,
     reward_only: bool = False,
     tolerance: float | None = None,
 ) -> Verification:
@@ -60,7 +60,7 @@ def export_reward(
         output: the folder to write.
         conversations: what is scored before and after.
         form: `classifier` or `nemotron`.
-        dtype: number format of the weights.
+        dtype: number format of the weights; None: the one the model was trained in.
         reward_only: leave out the attributes behind the first, which is the reward.
         tolerance: how far a score may move, as a share of max(1, largest score); by default what rounding
             explains.
@@ -72,8 +72,9 @@ def export_reward(
     if form not in EXPORT_FORMS:
         known = ", ".join(EXPORT_FORMS)
         raise ModelError(f"--form {form} is not known.{did_you_mean(form, EXPORT_FORMS)}", allowed=known)
-    require_format(dtype)
     adapter = RewardAdapter.read(model)
+    dtype = dtype or str(adapter.card["dtype"])
+    require_format(dtype)
     chat = Chat.beside(model, adapter.card)
     scorer = Scorer.share(model, load_as_trained(adapter.card, writes=False), chat)
     conversations = usable(conversations, chat, scorer.max_length)
@@ -88,7 +89,8 @@ def export_reward(
         plain.save_pretrained(folder)
         chat.save_tokenizer(folder, pad=form == "classifier")
         del scorer, merged, plain  # not two models at a time
-        after = load_scorer(folder, form=form, dtype="float32").score(conversations)
+        label = outputs[0] if form == "classifier" and len(outputs) > 1 else None
+        after = load_scorer(folder, form=form, dtype="float32", label=label).score(conversations)
         differences = score_differences(before, after, outputs)
         verification = verify("scores", differences, TOLERANCES[dtype] if tolerance is None else tolerance)
         (folder / CARD).write_text(

@@ -186,7 +186,7 @@ def _classifier(
     names = set_outputs(config, stored_head(config, path, revision))
     model = _load_whole(AutoModelForSequenceClassification, path, revision, dtype, config=config)
     reward = reward_output(path, names, label, problem_type=model.config.problem_type)
-    if len(names) > 1:
+    if len(names) > 1 and label is None:
         print(f"The reward is the output {names[reward]!r} of {path} ({', '.join(names)}).", file=sys.stderr)
     head = getattr(model, HEAD, None)
     if isinstance(head, nn.Module):

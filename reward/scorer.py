@@ -67,6 +67,7 @@ class Scorer:
         decide_packing(self.base, wanted=adapter.card.get("packing", True))
         self.attributes: tuple[str, ...] = tuple(adapter.attributes)
         self.max_length: int = adapter.card["max_length"]
+        self.trained_dtype: str = adapter.card["dtype"]
 
     @classmethod
     def load(cls, path: str | Path, *, tokens_per_batch: int | None = None) -> Scorer:

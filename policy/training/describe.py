@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from policy.training.critic import critic_start
 from policy.update.losses import trl_beta
+from rlhf.adapters.storage import RewardAdapter
 from rlhf.config.algorithm import AlgorithmConfig
 from rlhf.config.policy import PolicyConfig
+from rlhf.models.embedded import known_as
 
 EXAMPLE_KL = 0.05
 """KL per token, in nats, at which `abs` is converted to k1: their ratio depends on it."""
@@ -77,6 +81,25 @@ def describe_rewards(config: PolicyConfig) -> list[str]:
         lines.append(
             f"Held-out reward: {config.held_out_reward.words()}, before and after training, and at {when}"
         )
+    return lines
+
+
+def other_bases(config: PolicyConfig) -> list[str]:
+    """A note on each reward model whose card names another base than the config.
+
+    The run compares the weights, which may be the same in two places.
+    """
+    sources = [*config.reward, *([] if config.held_out_reward is None else [config.held_out_reward])]
+    folders = [source.adapter for source in sources if source.adapter is not None]
+    folders += [folder for source in sources if source.ensemble for folder in source.ensemble.adapters]
+    lines = []
+    for folder in dict.fromkeys(folders):
+        base = RewardAdapter.read(Path(folder)).card["base"]
+        if known_as(base) != known_as(config.model.base):
+            lines.append(
+                f"Note: {folder} was trained on {base}, and model.base is {config.model.base}: the run stops "
+                "if their weights differ"
+            )
     return lines
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from policy.rewards.precheck import check_sources
 from policy.rollouts.overlap import LAG
-from policy.training.describe import describe_algorithm, describe_rewards, describe_roles
+from policy.training.describe import describe_algorithm, describe_rewards, describe_roles, other_bases
 from policy.training.prompt_data import load_data, repeat_warnings
 from policy.training.roles import check_start
 from rlhf.config.policy import PolicyConfig
@@ -35,6 +35,7 @@ def dry_run(config: PolicyConfig) -> list[str]:
         f"{rollouts.engine}",
         *([LAG] if rollouts.overlap else []),
         *describe_rewards(config),
+        *other_bases(config),
         *describe_algorithm(config.algorithm, rollouts.max_new_tokens),
         *describe_roles(config),
     ]

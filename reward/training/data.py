@@ -9,7 +9,7 @@ from typing import TypeVar
 from reward.training.batches import Item, faults, make_items, singles
 from reward.training.start import trained_before
 from rlhf.config.reward import RewardConfig, StageConfig
-from rlhf.core.errors import DataError
+from rlhf.core.errors import DataError, did_you_mean
 from rlhf.core.records import Comparison, Conversation, Preference, Rating
 from rlhf.data.comparisons import as_comparison, load_comparisons
 from rlhf.data.digests import digest_of
@@ -78,6 +78,7 @@ def load_data(config: RewardConfig, chat: Chat) -> RewardData:
         elif judged == "test":  # the pairs of `validation` are counted where their items are made
             drops.drop(reason, place_of(p))
     note_control_tokens(preferences, ratings, chat, drops)
+    _require_known_attribute(config, preferences, ratings)
     data = RewardData(side("training", drops), side("validation", drops), pairs, drops)
     for stage in config.stages:
         if not items_of(stage, data.training):
@@ -95,6 +96,24 @@ def load_data(config: RewardConfig, chat: Chat) -> RewardData:
             fix=f"attributes=[{','.join(names)}]",
         )
     return replace(data, untrained=[name for name in config.attributes if name not in trained])
+
+
+def _require_known_attribute(
+    config: RewardConfig, preferences: Sequence[Preference], ratings: Sequence[Rating]
+) -> None:
+    """Refuse to train on ratings of which the head has no attribute: a misspelt column, most likely."""
+    sets = [rating.ratings for rating in ratings]
+    sets += [of_one for pair in preferences for of_one in (pair.ratings_1, pair.ratings_2)]
+    rated = list(dict.fromkeys(name for of_one in sets for name in of_one))
+    regression = any(stage.regression_weight for stage in config.stages)
+    if not regression or not rated or set(rated) & set(config.attributes):
+        return
+    near = "".join(did_you_mean(name, config.attributes) for name in rated[:1])
+    raise DataError(
+        f"The ratings are of {', '.join(rated)}; the head has no output for any of them.{near}",
+        allowed=f"attributes of the config: {', '.join(config.attributes)}",
+        fix=f"rename the columns of the ratings, or attributes=[{','.join(rated)}]",
+    )
 
 
 def trained_attributes(config: RewardConfig, items: Sequence[Item]) -> set[str]:

@@ -34,8 +34,12 @@ def command(
         ),
     ] = None,
     dtype: Annotated[
-        str, typer.Option(help="Number format of the weights: bfloat16, float16 or float32.")
-    ] = "bfloat16",
+        str | None,
+        typer.Option(
+            help="Number format of the weights: bfloat16, float16 or float32; default: the one the model was "
+            "trained in."
+        ),
+    ] = None,
     reward_only: Annotated[
         bool,
         typer.Option("--reward-only", help="One output, the reward: what TRL and RewardBench expect."),
@@ -70,13 +74,20 @@ def command(
 
 
 def export(
-    model: Path, output: Path, form: str | None, dtype: str, *, reward_only: bool, tolerance: float | None
+    model: Path,
+    output: Path,
+    form: str | None,
+    dtype: str | None,
+    *,
+    reward_only: bool,
+    tolerance: float | None,
 ) -> str:
     """Export a model; returns a sentence with the largest difference."""
     from rlhf.adapters.merging import require_format
     from rlhf.adapters.storage import RewardAdapter, read_role  # torch loads only when the command runs
 
-    require_format(dtype)
+    if dtype is not None:
+        require_format(dtype)
     if isinstance(read_role(model), RewardAdapter):
         from reward.export import export_reward
 

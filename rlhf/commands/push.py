@@ -26,7 +26,12 @@ def command(
             "--reward-only", help="With --merged: one output, the reward, as TRL and RewardBench expect."
         ),
     ] = False,
-    dtype: Annotated[str, typer.Option(help="With --merged: bfloat16, float16 or float32.")] = "bfloat16",
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="With --merged: bfloat16, float16 or float32; default: the format the model was trained in."
+        ),
+    ] = None,
     base: Annotated[
         str | None,
         typer.Option(

@@ -19,6 +19,7 @@ DUPLICATE = "duplicate"
 NO_PREFERENCE = "no overall preference (null)"
 NO_PRINCIPLE = "empty principle"
 REPEATED_KEY = "a key occurs twice in the row"
+NO_ANSWER = "the conversation does not end with the assistant's answer"
 DIFFERENT_TURNS = "responses to different conversations: the turns before them differ"
 
 
@@ -50,6 +51,12 @@ def require_prompt(prompt: Conversation) -> None:
         raise UnusableRowError(UNANSWERABLE_PROMPT)
     if not prompt[-1].content.strip():
         raise UnusableRowError(BLANK_PROMPT)
+
+
+def require_answer(messages: Conversation) -> None:
+    """The last of several turns must be the assistant's."""
+    if len(messages) > 1 and messages[-1].role != "assistant":
+        raise UnusableRowError(NO_ANSWER)
 
 
 def require_same_turns(first: Conversation, second: Conversation) -> None:

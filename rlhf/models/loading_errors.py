@@ -81,6 +81,15 @@ def cannot_load(base: str, error: Exception) -> ModelError:
         )
     if isinstance(error, ImportError):
         return ModelError(f"{base!r} needs a package that is not installed: {first}", allowed=whole)
+    if folder.is_dir() and not (folder / "config.json").exists():
+        is_run = (folder / "final").is_dir()
+        return ModelError(
+            f"{base} is no model: it has no config.json.",
+            allowed=whole,
+            fix=f"name the base model; {folder / 'final'} is a model of this project, for `start` or `reward`"
+            if is_run
+            else "name the folder that holds config.json and the weights",
+        )
     if folder.is_dir():
         return ModelError(
             f"The files of {base} cannot be loaded: {first}",

@@ -17,9 +17,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, cast
 
 from rlhf.config.schema import DataSource
+from rlhf.core.errors import DataError, did_you_mean
 from rlhf.core.records import Comparison
 from rlhf.data.comparisons import REWARDBENCH, load_comparisons, pair_reader
 from rlhf.data.drops import DropReport
@@ -123,7 +125,19 @@ def source_of(path: str) -> DataSource:
         return NAMED[path]
     if path.startswith(M_REWARDBENCH_NAME):
         return M_REWARDBENCH.model_copy(update={"config_name": path.removeprefix(M_REWARDBENCH_NAME)})
+    if near := did_you_mean(path, [*NAMED, DEMO]) if _is_word(path) else "":
+        raise DataError(
+            f"There is no benchmark {path!r}, and no such file.{near}",
+            allowed=f"{', '.join([DEMO, *(name for name in NAMED if '/' not in name)])}, "
+            f"{M_REWARDBENCH_NAME}LANGUAGE, a file, or the name of a data set on the Hub",
+            fix="use one of these names, or the path of a file",
+        )
     return REWARDBENCH.model_copy(update={"path": path})
+
+
+def _is_word(path: str) -> bool:
+    """Whether this is neither a path nor a name on the Hub."""
+    return "/" not in path and not Path(path).suffix and not Path(path).exists()
 
 
 def schema_of(row: Row) -> Schema:

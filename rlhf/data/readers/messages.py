@@ -107,6 +107,9 @@ def read_answers(
         prompt = _prompt(row, prompt_column, encoding, plain=encoding == "json" and bool(whole))
     conversations = {column: _conversation(row, column, value) for column, value in whole.items()}
     earlier = [conversation[:-1] for conversation in conversations.values() if len(conversation) > 1]
+    if prompt is None:
+        for conversation in conversations.values():
+            rules.require_answer(conversation)
     for other in earlier[1:]:
         rules.require_same_turns(earlier[0], other)
     before = earlier[0] if earlier else None

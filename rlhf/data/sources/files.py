@@ -18,9 +18,9 @@ from rlhf.data.sources.tables import csv_rows
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".arrow")
 COMPRESSED = (".gz", ".zst")
+FILES = "a file ending in .jsonl, .json, .csv, .tsv, .parquet or .arrow (also .gz and .zst)"
 READABLE = (
-    "a file ending in .jsonl, .json, .csv, .tsv, .parquet or .arrow (also .gz and .zst), a folder of such "
-    "files or one that `save_to_disk` wrote, or a pattern such as `data/*.jsonl`"
+    f"{FILES}, a folder of such files or one that `save_to_disk` wrote, or a pattern such as `data/*.jsonl`"
 )
 PARQUET_ROWS = 1024
 """Rows of a parquet file that are in memory as Python objects at a time."""
@@ -37,8 +37,21 @@ def file_rows(path: Path) -> Iterator[tuple[str, Any]]:
         DataError: another kind of file, or one that is not whole, cannot be read or cannot be parsed.
     """
     suffix = _suffix(path)
+    if path.is_dir():
+        names = sorted(file.name for file in path.iterdir() if _suffix(file) in SUFFIXES)
+        raise DataError(
+            f"{path} is a folder; one file is expected here.",
+            allowed=FILES,
+            fix=f"name a file in it: {', '.join(names[:8])}" if names else "name a file",
+        )
     if suffix not in SUFFIXES:
-        raise DataError(f"{path} ends in {path.suffix!r}", allowed=READABLE)
+        raise DataError(
+            f"{path} ends in {path.suffix!r}",
+            allowed=READABLE,
+            fix=f"rename it to {path.with_suffix(path.suffix.lower()).name}"
+            if _suffix(path.with_suffix(path.suffix.lower())) in SUFFIXES
+            else "write it as JSON Lines: one object a line, in a file that ends in .jsonl",
+        )
     check_contents(path)
     if suffix in (".csv", ".tsv"):
         return csv_rows(path, _open, delimiter="," if suffix == ".csv" else "\t")

@@ -173,6 +173,14 @@ def test_a_base_that_is_not_there(tmp_path: Path) -> None:
     assert "nowhere1" in caught.value.found
 
 
+def test_a_run_folder_in_place_of_a_base(tmp_path: Path) -> None:
+    (tmp_path / "run" / "final").mkdir(parents=True)
+    for folder, fix in (("run", "is a model of this project, for `start` or `reward`"), ("", "holds config")):
+        with pytest.raises(ModelError, match="has no config.json") as caught:
+            load_causal(str(tmp_path / folder), revision=None, dtype="float32", quantization="none")
+        assert fix in caught.value.fix
+
+
 def test_targets_that_the_model_does_not_have(tiny_base: Path) -> None:
     config = lora_config(rank=4, alpha=8, dropout=0.0, targets=["q_proj", "v_porj"])
     with pytest.raises(ModelError, match="v_porj.* 'v_proj'") as caught:

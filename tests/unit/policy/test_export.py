@@ -72,7 +72,8 @@ def test_it_comes_with_tokenizer_and_generation_config(final: Path, tiny_chat: C
     assert Chat.load(tmp_path / "out").template_hash == tiny_chat.template_hash
     assert AutoTokenizer.from_pretrained(tmp_path / "out").pad_token_id == tiny_chat.pad_id
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert config["dtype"] == "bfloat16" and config["architectures"] == ["LlamaForCausalLM"]
+    assert config["dtype"] == "float32", "the format the policy was trained in"
+    assert config["architectures"] == ["LlamaForCausalLM"]
     (block,) = re.findall(r"```python\n(.*?)```", (tmp_path / "out" / "README.md").read_text(), re.DOTALL)
     result: dict[str, Any] = {}
     exec(block.replace("max_new_tokens=64", "max_new_tokens=2"), result)

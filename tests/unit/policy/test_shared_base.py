@@ -35,6 +35,15 @@ def test_a_gpu_gets_the_layers_of_a_training_run(tiny_base: Path, monkeypatch: p
     assert chosen == [(base._model, "auto")]
 
 
+def test_another_number_format_than_that_of_the_training_is_a_warning(
+    tiny_base: Path, tiny_reward: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    SharedBase.load(str(tiny_base), dtype="float32").add_reward(tiny_reward)
+    assert not [warning for warning in recwarn if "was trained in" in str(warning.message)]
+    with pytest.warns(UserWarning, match="was trained in float32, and the base is in bfloat16"):
+        SharedBase.load(str(tiny_base)).add_reward(tiny_reward)
+
+
 def write_policy(
     folder: Path,
     base: Path,

@@ -21,6 +21,7 @@ from reward.scorer import Score, Scorer
 from rlhf.adapters.storage import Adapter
 from rlhf.core.errors import DivergenceError, ModelError
 from rlhf.core.records import HELPSTEER_ATTRIBUTES, Message
+from rlhf.runs.files import HALF_WRITTEN
 
 TALKS = [
     (Message("user", prompt), Message("assistant", answer))
@@ -56,6 +57,17 @@ def exported(tiny_reward: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
         result = export_reward(tiny_reward, folder / name, TALKS, dtype="float32", **options)
         assert result.largest < 1e-4 and result.count == len(TALKS)
     return {name: folder / name for name in forms}
+
+
+def test_the_format_is_that_of_the_training_and_no_hidden_folder_is_named(
+    tiny_reward: Path, before: torch.Tensor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """tiny_reward was trained in float32, and has several outputs."""
+    result = export_reward(tiny_reward, tmp_path / "out", TALKS)
+    assert result.largest < 1e-4
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float32"
+    assert torch.allclose(values(load_scorer(tmp_path / "out").score(TALKS)), before, atol=1e-4)
+    assert HALF_WRITTEN not in "".join(capsys.readouterr())
 
 
 def test_a_classifier_scores_alone_and_in_a_padded_batch(

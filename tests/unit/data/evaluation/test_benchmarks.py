@@ -60,6 +60,17 @@ def test_a_json_array_reads_the_same(tmp_path: Path) -> None:
     assert load_benchmark(str(tmp_path / "all.json")).kind == "rm-bench"
 
 
+@pytest.mark.parametrize(
+    ("word", "name"),
+    [("rewardbench2", "rewardbench-2"), ("rm_bench", "rm-bench"), ("judge-bench", "judgebench")],
+)
+def test_a_misspelt_name_is_no_data_set_of_the_hub(word: str, name: str) -> None:
+    with pytest.raises(DataError) as caught:
+        load_benchmark(word)
+    assert f"Did you mean {name!r}?" in caught.value.found
+    assert "ppe-math" in caught.value.allowed
+
+
 def test_names_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str]] = []
 

@@ -253,6 +253,17 @@ def test_half_of_a_one_hot_winner_is_no_index_and_the_fix_works(write_rows: Any)
     assert load(write_rows("two.jsonl", annotators), columns={**COLUMNS, "winner": "index_1"})[0]
 
 
+def test_conversations_that_end_with_the_user_are_dropped_by_that_reason(write_rows: Any) -> None:
+    rows = [
+        {"chosen": conversation("q", "A", "thanks"), "rejected": conversation("q", "B", "thanks")},
+        {"chosen": conversation("q", "A"), "rejected": conversation("q", "B")},
+    ]
+    path = write_rows("rows.jsonl", rows)
+    items, report = load(path)
+    assert chosen_and_rejected(items) == [("A", "B")]
+    assert report.examples == {rules.NO_ANSWER: [f"{path}:1"]}
+
+
 def conversation(*texts: str) -> list[dict[str, str]]:
     return [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)]
 

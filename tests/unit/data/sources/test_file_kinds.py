@@ -13,6 +13,7 @@ from rlhf.config.schema import DataSource
 from rlhf.core.errors import DataError
 from rlhf.data import rules
 from rlhf.data.load import load_preferences
+from rlhf.data.sources.files import file_rows
 from rlhf.data.sources.rows import read_rows
 
 ROWS = [
@@ -79,6 +80,19 @@ def test_a_folder_that_save_to_disk_wrote(tmp_path: Path) -> None:
     assert read(tmp_path / "splits", split="test") == ROWS[1:]
     with pytest.raises(DataError, match="train, test"):
         read(tmp_path / "splits", split="validation")
+
+
+def test_a_folder_or_another_ending_where_one_file_is_expected(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("")
+    for name, found, fix in (
+        ("", "is a folder; one file is expected", "name a file in it: a.jsonl"),
+        ("rows.JSONL", "ends in '.JSONL'", "rename it to rows.jsonl"),
+        ("rows.txt", "ends in '.txt'", "write it as JSON Lines"),
+    ):
+        with pytest.raises(DataError) as caught:
+            file_rows(tmp_path / name)
+        assert found in caught.value.found and fix in caught.value.fix
+        assert not name or "folder of such files" in caught.value.allowed
 
 
 def test_a_pattern_reads_its_files_in_order(tmp_path: Path) -> None:

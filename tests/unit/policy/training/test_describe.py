@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from policy.training.describe import describe_algorithm, describe_roles
+from policy.training.describe import describe_algorithm, describe_roles, other_bases
 from rlhf.config.algorithm import AlgorithmConfig
 from rlhf.config.policy import PolicyConfig
 
@@ -99,3 +100,14 @@ def test_a_gradient_that_is_not_the_kls_is_noted(estimator: str, noted: bool) ->
     settings = lines(kl={"estimator": estimator, "placement": "loss"})
     assert any(line.startswith(f"Note: in the loss, {estimator} has ") for line in settings) == noted
     assert not any("Note" in line for line in lines(kl={"estimator": estimator}))
+
+
+def test_reward_models_whose_cards_name_another_base(tiny_base: Path, tiny_reward: Path) -> None:
+    def notes(base: str) -> list[str]:
+        body = {"output": "x", "model": {"base": base}, "data": {"prompts": [{"path": "demo"}]}}
+        reward = [str(tiny_reward), {"ensemble": {"adapters": [str(tiny_reward)] * 2}}, {"function": "gold"}]
+        return other_bases(PolicyConfig.model_validate({**body, "reward": reward}))
+
+    assert notes(str(tiny_base)) == []
+    (note,) = notes("embedded")
+    assert f"{tiny_reward} was trained on {tiny_base}, and model.base is embedded" in note

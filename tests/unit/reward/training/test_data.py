@@ -9,6 +9,7 @@ import pytest
 from reward.training.batches import TOO_LONG, Item
 from reward.training.data import IN_BENCHMARK, items_of, load_data, trained_attributes, untrained_lines
 from rlhf.config.reward import RewardConfig, StageConfig
+from rlhf.config.schema import DataSource
 from rlhf.core.errors import DataError
 from rlhf.core.records import Message
 from rlhf.data.split import held_out
@@ -141,6 +142,23 @@ def test_attributes_that_no_row_rates_are_untrained(config: RewardConfig, tiny_c
     (note,) = untrained_lines(wider, data)
     assert "wit" in note and "attributes=[helpfulness]" in note
     assert untrained_lines(config, load_data(config, tiny_chat)) == []
+
+
+def test_ratings_of_an_attribute_that_the_head_lacks(
+    config: RewardConfig, tmp_path: Path, tiny_chat: Chat
+) -> None:
+    rows = [{"prompt": f"Question {n}?", "response": "yes", "helpfullness": n % 5} for n in range(9)]
+    (tmp_path / "rated.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = {"prompt": "prompt", "response": "response", "helpfullness": "helpfullness"}
+    source = {"path": str(tmp_path / "rated.jsonl"), "columns": columns}
+    data = config.data.model_copy(update={"ratings": [DataSource.model_validate(source)]})
+    rated = config.model_copy(update={"data": data})
+    load_data(rated, tiny_chat)  # of no use for the stage, which learns from pairs
+    hybrid = [stage(regression_weight=1, preference_weight=1)]
+    with pytest.raises(DataError) as caught:
+        load_data(rated.model_copy(update={"stages": hybrid}), tiny_chat)
+    assert "The ratings are of helpfullness" in caught.value.found
+    assert "Did you mean 'helpfulness'?" in caught.value.found
 
 
 def test_stages_train_what_their_terms_reach(config: RewardConfig) -> None:
