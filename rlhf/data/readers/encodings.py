@@ -16,6 +16,9 @@ TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
 MARKUP = re.compile(r"<\|im_start\|>|<\|start_header_id\|>|\[INST\]|<start_of_turn>|<\|(user|assistant)\|>")
 """Markup that the chat templates of common models write before a turn."""
 
+PYTHON = re.compile(r"\s*\[\s*\{\s*'")
+"""A list of dictionaries as Python prints it; numpy's, which `Dataset.to_csv` writes, has no commas."""
+
 
 def looks_encoded(value: Any) -> str | None:
     """The encoding that a string seems to have beside plain text: `json`, `transcript`, or None."""
@@ -46,7 +49,10 @@ def decoded(row: Row, column: str, encoding: str, *, plain: bool = False) -> Any
                 f"{row.place}: column {column!r} is not valid JSON ({error.msg} at character {error.pos}): "
                 f"{shorten(value, error.pos)}",
                 allowed=allowed,
-                fix="correct the JSON there, or set `encoding: text` if these are plain texts",
+                fix="this is Python's text of objects: write the rows as JSON Lines or Parquet, "
+                "such as with `to_json` of a data set"
+                if PYTHON.match(value)
+                else "correct the JSON there, or set `encoding: text` if these are plain texts",
             ) from None
         if not isinstance(decoded, list):
             raise row.wrong(column, allowed)

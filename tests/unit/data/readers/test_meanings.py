@@ -218,6 +218,16 @@ def test_encoded_messages_beside_a_plain_prompt(write_rows: Any, write: Any) -> 
         assert (item.prompt, item.chosen) == (PROMPT, "good")
 
 
+def test_messages_as_numpy_prints_them_are_named(write_rows: Any) -> None:
+    """What `Dataset.to_csv` writes: as plain text it would be trained on."""
+    broken = "[{'content': 'q', 'role': 'user'}\n {'content': 'good', 'role': 'assistant'}]"
+    row = {"prompt": "q", "chosen": broken, "rejected": broken.replace("good", "bad")}
+    error = refused(write_rows("rows.jsonl", [row]), encoding="json")
+    assert "to_json" in error.fix and "encoding: text" not in error.fix
+    row = {"prompt": "q", "chosen": '[{"role": "user"', "rejected": "b"}
+    assert "encoding: text" in refused(write_rows("rows.jsonl", [row]), encoding="json").fix
+
+
 def test_encoded_conversations_without_a_prompt_name_their_encoding(write_rows: Any) -> None:
     row = {"good": json.dumps(turns("q", "good")), "bad": json.dumps(turns("q", "bad"))}
     path, columns = write_rows("rows.jsonl", [row]), {"chosen": "good", "rejected": "bad"}
