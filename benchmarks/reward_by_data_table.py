@@ -34,6 +34,8 @@ OURS, TRL = "ours", "trl"
 LABELS = {OURS: "hybrid", TRL: "TRL's RewardTrainer"}
 """Sides in words; a recipe has its own name."""
 COLOURS = ("#1f4e96", "#b3541e", "#3f7d44", "#7a4f9a")
+BESIDE = 1.06
+"""Factor between the places of two sides, so that their intervals do not cover each other."""
 Rows = list[list[Any]]
 
 
@@ -62,6 +64,9 @@ class Point:
     benchmark: float
     """Accuracy on the config's benchmark; NaN without one."""
     sources: Mapping[str, float]
+    """Accuracy by source."""
+    sources_above_longer: Mapping[str, tuple[float, Interval]]
+    """As `above_longer` and its interval, by source."""
     correct_SP: NDArray[np.float64]
     """1 for each seed and test pair that is judged right."""
     prompts_P: Sequence[int]
@@ -162,6 +167,7 @@ def point(side: str, pairs: int, rates: Mapping[float, Sequence[Mapping[str, Any
         if "benchmark" in seeds[0]
         else float("nan"),
         {str(name): float(correct_SP[:, sources == name].mean()) for name in np.unique(sources)},
+        {str(name): _mean(above_SP, test["prompts"], sources == name) for name in np.unique(sources)},
         correct_SP,
         test["prompts"],
         np.stack([correct(cell["validation"]["pairs"]) for cell in seeds]),
@@ -184,6 +190,13 @@ def by_rate(cells: Sequence[Mapping[str, Any]]) -> list[str]:
                 f"{item.log_loss:.3f}"
             )
     return lines
+
+
+def _mean(values_SP: NDArray[np.float64], prompts_P: Sequence[int], chosen_P: Any) -> tuple[float, Interval]:
+    """The mean over the chosen pairs, and its interval."""
+    prompts = np.array(prompts_P)[chosen_P].tolist()
+    chosen_SP = values_SP[:, chosen_P]
+    return float(chosen_SP.mean()), grid_mean_interval(chosen_SP, prompts, bounds=(-1.0, 1.0))
 
 
 def growth(result: Sequence[Point]) -> list[str]:
@@ -271,12 +284,13 @@ def draw(result: Sequence[Point], baseline: float, picture: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(6, 3.4), layout="constrained")
     sides = sorted({item.side for item in result}, key=_place)
-    for side, colour in zip(sides, cycle(COLOURS)):
+    for place, (side, colour) in enumerate(zip(sides, cycle(COLOURS))):
+        aside = BESIDE ** (place - (len(sides) - 1) / 2)
         line = [item for item in result if item.side == side]
         values = np.array([item.accuracy for item in line])
         bounds = np.array([item.interval for item in line]).reshape(-1, 2)
         axes.errorbar(
-            [item.pairs for item in line],
+            [aside * item.pairs for item in line],
             100 * values,
             yerr=100 * np.stack([values - bounds[:, 0], bounds[:, 1] - values]),
             color=colour,
@@ -286,6 +300,9 @@ def draw(result: Sequence[Point], baseline: float, picture: Path) -> None:
         )
     axes.axhline(100 * baseline, color="#888888", linestyle="--", label="the longer answer")
     axes.set_xscale("log")
+    sizes = sorted({item.pairs for item in result})
+    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axes.minorticks_off()
     axes.set_xlabel("training pairs")
     axes.set_ylabel("held-out accuracy, %")
     axes.legend(fontsize=8)
@@ -307,8 +324,11 @@ def main() -> None:
     print(f"{len(result[0].prompts_P):,} test and {len(result[0].validation_prompts_P):,} validation pairs")
     print(table(result))
     for item in result:
-        shares = ", ".join(f"{name} {100 * share:.1f}" for name, share in item.sources.items())
-        print(f"\n{_label(item.side)}, {item.pairs:,} pairs, by source: {shares}")
+        print(f"\n{_label(item.side)}, {item.pairs:,} pairs, by source, and minus the longer answer:")
+        for name, share in item.sources.items():
+            above, bounds = item.sources_above_longer[name]
+            low, high = (100 * bound for bound in bounds)
+            print(f"  {name} {100 * share:.1f}: {100 * above:+.1f} ({low:+.1f} to {high:+.1f})")
         print(
             f"prefers the longer answer in {100 * item.prefers_longer:.1f} % of the pairs; right in "
             f"{100 * item.right_where_shorter:.1f} % of those whose better answer is not the longer one"

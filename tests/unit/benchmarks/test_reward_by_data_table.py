@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,11 @@ def test_the_rate_is_chosen_on_validation_and_figures_are_of_the_test_pairs(by_d
     assert point.above_longer == pytest.approx(5 / 8 - 2 / 4)  # the longer answer is better in 2 of 4
     assert (point.similar, point.similar_pairs) == (pytest.approx(2 / 4), 2)  # pairs 1 and 4
     assert point.sources == {"a": 1.0, "b": pytest.approx(1 / 4)}
+    # The longer answer is right in both pairs of a, and in none of b.
+    assert {name: above for name, (above, _) in point.sources_above_longer.items()} == {
+        "a": 0.0,
+        "b": pytest.approx(1 / 4),
+    }
     assert point.interval[0] <= point.accuracy <= point.interval[1]
     # Confidence sigmoid(1), or 1/2 for the tie. Log loss log(1 + e^-1) where right, 1 more where wrong.
     sure, right, coin = 1 / (1 + math.exp(-1)), math.log(1 + math.exp(-1)), math.log(2)
@@ -137,3 +143,11 @@ def test_the_sides_are_compared_on_the_same_pairs_and_common_seeds(by_data: Any)
         "hybrid minus TRL's RewardTrainer",
         "bt-scaled minus TRL's RewardTrainer",
     ]
+
+
+def test_the_page_has_the_figures_of_the_cells_in_the_repository(by_data: Any) -> None:
+    root = Path(__file__).parents[3]
+    files = sorted((root / "benchmarks" / "by-data" / "cells").glob("*.json"))
+    cells = [json.loads(file.read_text("utf-8")) for file in files]
+    page = (root / "docs" / "real-data.md").read_text("utf-8")
+    assert by_data.table(by_data.points(cells)) in page
