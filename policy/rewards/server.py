@@ -107,7 +107,7 @@ class ServerReward:
                 response = self._http.request(method, self.url + path, content=body, headers=headers)
             except httpx.TimeoutException:
                 reason = f"no answer within {self.timeout:g} seconds"
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:  # no connection, or an answer that cannot be decoded
                 reason = str(error) or type(error).__name__
             else:
                 if response.status_code in (401, 403):
@@ -158,7 +158,7 @@ class ServerReward:
 def _json_object(response: httpx.Response) -> dict[str, Any] | None:
     try:
         content = response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
 

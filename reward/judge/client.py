@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import time
@@ -127,7 +128,7 @@ class JudgeClient:
         self._raise_if_final(response)
         try:
             served = [str(entry["id"]) for entry in response.json()["data"]]
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             return  # a list of another form, or a busy server; the first request will tell
         if served and config.model not in served:
             raise ConfigError(
@@ -220,7 +221,7 @@ def _read(response: httpx.Response, seconds: float) -> Completion | None:
     try:
         content = response.json()
         text = content["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return None
     if text is None:  # only reasoning was written, up to judge.max_tokens: a text without a verdict
         text = ""
@@ -240,9 +241,10 @@ def _count(usage: Any, name: str) -> int:
 def _retry_after(response: httpx.Response, otherwise: float) -> float:
     """Seconds to wait before the next attempt."""
     try:
-        return min(max(float(response.headers["Retry-After"]), 0.0), LONGEST_WAIT)
+        seconds = float(response.headers["Retry-After"])
     except (KeyError, ValueError):
         return otherwise
+    return min(max(seconds, 0.0), LONGEST_WAIT) if math.isfinite(seconds) else otherwise
 
 
 def _read_cache(file: Path) -> dict[str, str]:

@@ -26,6 +26,8 @@ FILES = {
 }
 LARGEST_NUMBER = 2**31 - 1
 """Of a task, in any database."""
+LONGEST_SECONDS = 86_400.0
+"""Time on one task that is counted: a page may stay open for days."""
 SIDES = ("left response", "right response")
 
 
@@ -47,7 +49,7 @@ class Saved(BaseModel):
 
     submission: Submission
     final: bool = False
-    seconds: float = Field(default=0.0, ge=0, le=86_400)
+    seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     version: float | None = None
     """The version that the page showed, 0 where nothing was saved; None replaces any."""
 
@@ -148,7 +150,7 @@ class Project:
                 annotator.name,
                 submission,
                 final=content.final,
-                seconds=content.seconds,
+                seconds=min(content.seconds, LONGEST_SECONDS),
                 version=content.version,
             )
         except ChangedElsewhereError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from typing import Any
 
 import sqlalchemy as sa
@@ -66,8 +68,16 @@ def open_engine(location: str) -> sa.Engine:
             fix="pip install the package, or name a file with --store",
         ) from error
     if engine.dialect.name == "sqlite":
+        _make_private(engine.url.database)
         sa.event.listen(engine, "connect", _configure_sqlite)
     return engine
+
+
+def _make_private(file: str | None) -> None:
+    """Create a new SQLite file for its owner alone: it holds what sessions are signed with."""
+    with contextlib.suppress(OSError):  # it exists, or the connection reports the error
+        if file and file != ":memory:":
+            os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
 
 def location_of(url: sa.URL) -> str:

@@ -42,6 +42,8 @@ def to_label_studio(tasks: Mapping[int, Task], annotations: Sequence[Annotation]
 def from_label_studio(content: Any) -> list[tuple[Task, list[tuple[str, Submission]]]]:
     """Tasks, each with the annotators' submissions; a choice without a degree has strength 2.
 
+    Annotations that were skipped there (`was_cancelled`), or without a choice, are left out.
+
     Raises:
         DataError: not a pairwise project's JSON.
     """
@@ -53,6 +55,7 @@ def from_label_studio(content: Any) -> list[tuple[Task, list[tuple[str, Submissi
             submissions = [
                 (_annotator(annotation.get("completed_by")), submission)
                 for annotation in item.get("annotations") or []
+                if not annotation.get("was_cancelled")
                 if (submission := _read_label_studio_result(annotation.get("result") or [], place))
             ]
         tasks.append((task, submissions))

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.annotate.agreement import agreed_ratings, agreed_strength
-from rlhf.annotate.records import Annotation, Submission, by_task
+from rlhf.annotate.records import Annotation, Submission, by_task, is_complete
 from rlhf.annotate.store import Store
 from rlhf.annotate.tasks import Task
 from rlhf.core.records import HELPSTEER_ATTRIBUTES, Conversation
@@ -29,11 +29,11 @@ from rlhf.data.annotations import (
     most_similar_annotators,
 )
 from rlhf.data.readers.helpsteer import TURN
-from rlhf.data.split import held_out
 from rlhf.runs.files import atomic_folder
 
-VALIDATION_SHARE = 0.05
-"""Share of the prompts in split `val`, as in HelpSteer2-Preference."""
+PARTIAL = "ratings of a response without some of the attributes, beside `neither is valid`"
+SPLIT = "train"
+"""The split of all preferences: `rlhf train-reward` holds prompts out itself, of ratings and pairs alike."""
 
 
 @dataclass(frozen=True)
@@ -82,16 +82,19 @@ def export_rows(
             reason = "a prompt that HelpSteer2's format cannot hold (system turn or separator)"
             result.left_out[reason] = result.left_out.get(reason, 0) + len(group)
             continue
-        split = "val" if held_out(task.prompt, VALIDATION_SHARE, "annotate") else "train"
         decision = adjudications.get(number)
-        result.preferences.append(_preference(prompt, split, task, group, decision, max_spread, fewest))
+        result.preferences.append(_preference(prompt, task, group, decision, max_spread, fewest))
         for which, response in (("ratings_1", task.response_1), ("ratings_2", task.response_2)):
-            rated = [ratings for a in group if (ratings := getattr(a.submission, which))]
+            rated = [ratings for a in group if is_complete(ratings := getattr(a.submission, which))]
+            partial = sum(0 < len(getattr(a.submission, which)) < len(HELPSTEER_ATTRIBUTES) for a in group)
+            if partial:
+                result.left_out[PARTIAL] = result.left_out.get(PARTIAL, 0) + partial
             people = {name: [ratings[name] for ratings in rated] for name in HELPSTEER_ATTRIBUTES}
             if not rated:
                 continue
             result.disagreements.append({"prompt": prompt, "response": response, **people})
-            rating = getattr(decision, which, None) or agreed_ratings(people, max_spread, fewest)
+            decided = getattr(decision, which, {})
+            rating = decided if is_complete(decided) else agreed_ratings(people, max_spread, fewest)
             if not isinstance(rating, str):
                 whole = {name: int(rating[name]) for name in HELPSTEER_ATTRIBUTES}
                 result.ratings.append({"prompt": prompt, "response": response, **whole})
@@ -112,7 +115,6 @@ def write_export(store: Store, folder: Path, *, max_spread: int = PAPER_SPREAD, 
 
 def _preference(
     prompt: str,
-    split: str,
     task: Task,
     group: Sequence[Annotation],
     decision: Submission | None,
@@ -131,7 +133,7 @@ def _preference(
         strength, reason = decision.strength or 0, decision.reason
         strength = 0 if strength == NEITHER_VALID else strength
     return {
-        "split": split,
+        "split": SPLIT,
         "prompt": prompt,
         "response_1": task.response_1,
         "response_2": task.response_2,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Self
 
@@ -17,6 +17,11 @@ HIGHEST_RATING = 4
 LONGEST_REASON = 20_000
 
 Rating = Annotated[int, Field(ge=0, le=HIGHEST_RATING)]
+
+
+def is_complete(ratings: Mapping[str, int]) -> bool:
+    """Whether every attribute of a response is rated."""
+    return all(name in ratings for name in HELPSTEER_ATTRIBUTES)
 
 
 class Submission(BaseModel):

@@ -107,7 +107,11 @@ def serve(
         raise ConfigError("--prompts is for responses that are sampled live.", fix="--policy FOLDER")
     known = {person.name for person in project.annotators()}
     people = [(name, False) for name in annotator or []] + [(name, True) for name in adjudicator or []]
-    for name, adjudicates in people:
+    if both := sorted({*(annotator or [])} & {*(adjudicator or [])}):
+        raise ConfigError(
+            f"{', '.join(both)}: both --annotator and --adjudicator.", fix="one of the two, or another name"
+        )
+    for name, adjudicates in dict.fromkeys(people):
         if name not in known:
             print(f"Token of {name}: {project.add_annotator(name, adjudicates=adjudicates)}")
     if not project.count_tasks() and live is None:
@@ -117,6 +121,7 @@ def serve(
     print(f"{project.count_tasks()} tasks ({added} new), {per_task} annotators each, in {project.location}.")
     app = build_app(project, Settings(per_task), (lambda: live.waiting) if live else (lambda: False))
     with serving.bind(host, port) as bound:
+        bound.listen(serving.BACKLOG)
         print(f"Open {serving.url_of(bound)} and sign in with a token.", flush=True)
         if live is not None:
             print(f"Responses to {len(live.left)} prompts are sampled as they are needed.", flush=True)
@@ -201,9 +206,16 @@ def export(
             if output.exists():
                 raise OutputError(f"{output} exists already.", fix="name a new file")
             write = {"label-studio": exchange.to_label_studio, "argilla": exchange.to_argilla}[form]
-            rows = write(project.tasks(), project.annotations())
+            annotations, decisions = project.annotations(), project.adjudications()
+            rows = write(project.tasks(), annotations)
             atomic_write_text(output, json.dumps(rows, ensure_ascii=False, indent=1))
-            print(f"Wrote {len(rows)} tasks to {output}.")
+            print(f"Wrote {len(rows)} tasks with {len(annotations)} annotations to {output}.")
+            rated = sum(bool(a.submission.ratings_1 or a.submission.ratings_2) for a in annotations)
+            if rated or decisions:
+                print(
+                    f"Left out, for which this form has no place: the ratings of {rated} annotations and "
+                    f"{len(decisions)} decisions of adjudicators."
+                )
             return
         written = write_export(project, output, max_spread=max_spread, fewest=fewest)
     usable = sum(row["preference_strength"] != 0 for row in written.preferences)

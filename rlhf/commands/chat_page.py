@@ -49,6 +49,7 @@ def serve(speaker: PageSpeaker, *, host: str, port: int, store: str | None) -> N
     token = secrets.token_urlsafe(24)
     app = build_app(speaker, token, None if store is None else _keeper(store))
     with serving.bind(host, port) as bound:
+        bound.listen(serving.BACKLOG)
         print(f"Token: {token}")
         print(f"Open {serving.url_of(bound)} and sign in with the token. Ctrl-C ends.", flush=True)
         serving.serve(app, bound)
@@ -56,10 +57,16 @@ def serve(speaker: PageSpeaker, *, host: str, port: int, store: str | None) -> N
 
 def _keeper(location: str) -> Callable[[Conversation, str, str], bool]:
     from rlhf.annotate.store import Store
-    from rlhf.annotate.tasks import Task
+    from rlhf.annotate.tasks import Task, check_task
 
     store = Store(location)
-    return lambda prompt, first, second: store.add_tasks([Task(prompt, first, second)]) == 1
+
+    def keep(prompt: Conversation, first: str, second: str) -> bool:
+        task = Task(prompt, first, second)
+        check_task(task, "the pair")
+        return store.add_tasks([task]) == 1
+
+    return keep
 
 
 def _streamer(tokenizer: Any, on_text: Callable[[str], None]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
@@ -61,6 +62,7 @@ class JudgeConfig(Strict):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
+        urlsplit(self.url)  # a ValueError of its own where an IPv6 address is not closed
         if not re.fullmatch(r"https?://[^?#@\s]+", self.url):
             raise ValueError(
                 f"url: found {self.url!r}; write http://HOST:PORT, and put a token into ${self.token_env}"

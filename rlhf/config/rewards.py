@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self, get_args
+from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
@@ -99,6 +100,7 @@ class RewardSourceConfig(Strict):
             )
         if len(set(self.principles)) < len(self.principles):
             raise ValueError("principles: one of them is there twice; remove it")
+        urlsplit(self.server or "")  # a ValueError of its own where an IPv6 address is not closed
         if self.server is not None and not re.fullmatch(r"https?://[^?#@\s]+", self.server):
             raise ValueError(
                 f"server: found {self.server!r}; write http://HOST:PORT, and put the token into "

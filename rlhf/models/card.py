@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -87,10 +88,13 @@ def license_line(base: str) -> str:
     return f"License: {name}, from the base. The licenses of the base and of the data apply to this model."
 
 
+HUB_NAME = re.compile(r"[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+")
+
+
 def is_hub_name(name: str) -> bool:
     """Whether a data source has the form of a Hub data set: OWNER/NAME, and no such file here."""
-    owner, _, rest = name.partition("/")
-    return bool(owner.strip(".~")) and bool(rest) and "/" not in rest and not Path(name).exists()
+    owner = name.partition("/")[0]
+    return bool(HUB_NAME.fullmatch(name)) and bool(owner.strip(".")) and not Path(name).exists()
 
 
 def base_literal(base: str) -> str:

@@ -10,19 +10,20 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 from huggingface_hub import ModelCard
 
 from rlhf.config.rewards import KINDS
 from rlhf.core.errors import DataError, ModelError, OutputError
 from rlhf.core.hub import ADAPTER_CONFIG, CARDS
-from rlhf.models.card import CARD, is_hub_name
+from rlhf.models.card import CARD, base_literal, is_hub_name
 from rlhf.models.embedded import known_as
 from rlhf.models.names import TRAINED_WHOLE
 from rlhf.runs.folder import SAMPLES
@@ -39,6 +40,24 @@ VOCABULARIES = ("tokenizer.json", "vocab.json", "added_tokens.json", "special_to
 SAMPLES_FILE = "samples.parquet"
 PRIVATE_COLUMNS = frozenset({"missing"})
 """Columns of samples.jsonl that stay: why a reward is missing, in words that name servers and files."""
+PLACES = frozenset(
+    [
+        "path",
+        "start",
+        "output",
+        "reward",
+        "held_out_reward",
+        "adapter",
+        "adapters",
+        "classifier",
+        "function",
+        "principle",
+        "benchmark",
+        "chat_template",
+        "model",
+    ]
+)
+"""Keys of a config whose texts are paths, or names on the Hub."""
 SERVER = "a server"
 """In place of an address."""
 OUTSIDE = ("/", "~/", "../")
@@ -116,6 +135,7 @@ def stage(
     hub_base = name if name is not None and is_hub_name(name) else None
     local = {str(source.model), str(source.model.absolute()), str(model), str(model.absolute())}
     addresses: set[str] = set()
+    places = _local_places(source.run)
     for file in folder.glob("*.json"):
         if file.name in VOCABULARIES:
             continue
@@ -127,11 +147,16 @@ def stage(
                 if isinstance(facts, dict) and isinstance(rewards := facts.get("reward"), list):
                     addresses |= _addresses(rewards)
                     facts["reward"] = [_public_reward(reward) for reward in rewards]
-        file.write_text(json.dumps(_without_paths(content), indent=2, ensure_ascii=False) + "\n", "utf-8")
+        public = _without_paths(content, places)
+        file.write_text(json.dumps(public, indent=2, ensure_ascii=False) + "\n", "utf-8")
     if (folder / CARD).exists():
         text = (folder / CARD).read_text(encoding="utf-8")
         for address in sorted(addresses, key=len, reverse=True):
             text = text.replace(address, SERVER)
+        if trained_on == "embedded" and hub_base:
+            text = text.replace(base_literal("embedded"), repr(hub_base))
+        for place in sorted(places, key=len, reverse=True):
+            text = text.replace(place, _last_part(place))
         (folder / CARD).write_text(_public_card(text, repo, local, trained_on, hub_base), "utf-8")
     if samples and source.run is not None and (source.run / SAMPLES).exists():
         write_samples(source.run / SAMPLES, folder / SAMPLES_FILE)
@@ -193,6 +218,22 @@ def _public_card(text: str, repo: str, local: set[str], trained_on: str | None, 
     return _PATH.sub(r"\1", text)
 
 
+def _local_places(run: Path | None) -> set[str]:
+    """The paths in the config of a run: data, models, functions; names on the Hub are none."""
+    found, waiting = set[str](), list[tuple[str, Any]]()
+    if run is not None:
+        waiting.append(("", yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))))
+    while waiting:
+        key, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += value.items()
+        elif isinstance(value, list):
+            waiting += [(key, item) for item in value]
+        elif key in PLACES and isinstance(value, str) and "/" in value and not is_hub_name(value):
+            found.add(value)
+    return found
+
+
 def _addresses(rewards: Sequence[Mapping[str, Any]]) -> set[str]:
     """The addresses of servers in a policy's rewards."""
     found = {reward.get("server") for reward in rewards}
@@ -225,12 +266,15 @@ def _last_part(place: str) -> str:
     return place if is_hub_name(place) else Path(place).name
 
 
-def _without_paths(value: Any) -> Any:
-    """A JSON value in which a string that is a path outside the current folder is its last part."""
+def _without_paths(value: Any, places: Collection[str] = ()) -> Any:
+    """A JSON value in which a string that is one of `places`, or a path outside the current folder, is its
+    last part."""
     if isinstance(value, dict):
-        return {name: _without_paths(item) for name, item in value.items()}
+        return {name: _without_paths(item, places) for name, item in value.items()}
     if isinstance(value, list):
-        return [_without_paths(item) for item in value]
+        return [_without_paths(item, places) for item in value]
+    if isinstance(value, str) and value in places:
+        return _last_part(value)
     if isinstance(value, str) and value.startswith(OUTSIDE) and len(value) < 4096 and "\n" not in value:
         return Path(value).name if _PATH.fullmatch(value) or Path(value).exists() else value
     return value

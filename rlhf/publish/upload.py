@@ -75,6 +75,12 @@ def push(
         raise UserError(
             "HF_HUB_OFFLINE is set: nothing is uploaded.", fix="unset HF_HUB_OFFLINE, or --dry-run"
         ) from None
+    except ValueError as error:  # huggingface_hub's, for metadata that the Hub refuses
+        raise RunError(
+            f"The Hub refuses the head of the model card: {' '.join(str(error).split())}",
+            fix="correct the head of README.md in the model's folder, then type the command again with "
+            f"--update: {repo} exists now",
+        ) from None
     except (httpx.TransportError, OSError) as error:
         raise RunError(
             f"The Hub at {api.endpoint} cannot be reached ({type(error).__name__}).",

@@ -17,7 +17,7 @@ from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
-from rlhf.core.errors import RlhfError
+from rlhf.core.errors import DataError, RlhfError
 from rlhf.core.records import Conversation, Message
 from rlhf.web import sessions
 from rlhf.web.guard import add_files, add_guard
@@ -126,7 +126,10 @@ def build_app(
     def keep_pair(pair: AnswerPair) -> dict[str, bool]:
         if keep is None:
             raise HTTPException(404, "Start `rlhf chat --web` with --store FILE to keep pairs.")
-        return {"new": keep(_conversation(pair.messages), pair.first, pair.second)}
+        try:
+            return {"new": keep(_conversation(pair.messages), pair.first, pair.second)}
+        except DataError as error:
+            raise HTTPException(422, error.found) from None
 
     def _state() -> dict[str, Any]:
         return {"names": list(speaker.names), "keeps": keep is not None}

@@ -7,14 +7,15 @@ import hashlib
 import hmac
 import time
 from collections.abc import Callable
+from typing import Annotated
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 
 class SignIn(BaseModel):
     """A token; it travels in the body, never in an address."""
 
-    token: str
+    token: Annotated[str, Field(pattern=r"^[ -~]*$", max_length=200)]
 
 
 HOURS = 12.0

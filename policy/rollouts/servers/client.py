@@ -114,7 +114,7 @@ class Server:
         text = self._request(method, path, body, seconds)
         try:
             response = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ServerError(f"{path} returned no JSON, but {_short(text)!r}", 200) from None
         if not isinstance(response, dict):
             raise ServerError(f"{path} returned {_short(text)!r}", 200)
@@ -128,7 +128,7 @@ class Server:
             raise ServerError(f"no connection within {CONNECT_SECONDS:g} s") from None
         except httpx.TimeoutException:
             raise ServerError(f"no answer within {seconds:g} s", timed_out=True) from None
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:  # no connection, or an answer that cannot be decoded
             raise ServerError(str(error).rstrip(".") or type(error).__name__) from None
         if not response.is_success:
             raise ServerError(f"{response.status_code}: {_message(response.text)}", response.status_code)
@@ -139,7 +139,7 @@ def _message(text: str) -> str:
     """The message of an error response: vLLM's `error.message` or `error`, or FastAPI's `detail`."""
     try:
         content = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return _short(text)
     if not isinstance(content, dict):
         return _short(text)

@@ -20,6 +20,10 @@ PYTHON = re.compile(r"\s*\[\s*\{\s*'")
 """A list of dictionaries as Python prints it; numpy's, which `Dataset.to_csv` writes, has no commas."""
 
 
+class UnreadableNumberError(Exception):
+    """A JSON text with an integer of thousands of digits."""
+
+
 def looks_encoded(value: Any) -> str | None:
     """The encoding that a string seems to have beside plain text: `json`, `transcript`, or None."""
     if not isinstance(value, str):
@@ -44,6 +48,13 @@ def decoded(row: Row, column: str, encoding: str, *, plain: bool = False) -> Any
         allowed = "a JSON list of messages (`encoding: json`)"
         try:
             decoded = _list_of(value)
+        except (RecursionError, UnreadableNumberError) as error:
+            reason = "nested too deeply" if isinstance(error, RecursionError) else "a number that is too long"
+            raise DataError(
+                f"{row.place}: column {column!r} cannot be read: {reason}",
+                allowed=allowed,
+                fix="correct the JSON there, or delete the row",
+            ) from None
         except json.JSONDecodeError as error:
             raise DataError(
                 f"{row.place}: column {column!r} is not valid JSON ({error.msg} at character {error.pos}): "
@@ -71,12 +82,16 @@ def _list_of(text: str) -> Any:
 
     Raises:
         JSONDecodeError: neither.
+        UnreadableNumberError: a number is too long.
+        RecursionError: it is nested too deeply.
     """
     try:
         return json.loads(text)
     except json.JSONDecodeError:
         try:
             return ast.literal_eval(text.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             pass
         raise
+    except ValueError as error:  # of an integer with thousands of digits
+        raise UnreadableNumberError from error

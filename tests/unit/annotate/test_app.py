@@ -187,6 +187,18 @@ def test_an_adjudicator_has_drafts_and_sees_decisions_again(store: Store) -> Non
     assert store.adjudications()[1].reason == "Decided."
 
 
+def test_a_page_that_was_open_for_days_still_saves(store: Store) -> None:
+    client = signed_in(store, "ana")
+    assert client.put("/api/tasks/1", json=body() | {"seconds": 900_000}).status_code == 200
+    assert store.saved(1, "ana").seconds == 86_400  # type: ignore[union-attr]
+
+
+def test_a_token_that_no_header_could_hold(store: Store) -> None:
+    client = TestClient(build_app(store, Settings()))
+    sent = client.post("/api/session", content=b'{"token": "\\ud83d"}', headers=JSON)
+    assert sent.status_code == 422
+
+
 def test_a_number_that_no_task_can_have(store: Store) -> None:
     client = signed_in(store, "ana")
     assert {client.get(f"/api/tasks/{n}").status_code for n in (0, -1, 4, 10**30)} == {404}

@@ -170,6 +170,32 @@ def test_what_is_no_export_of_theirs(content: object) -> None:
             read(content)
 
 
+def test_half_rated_responses_beside_neither_is_valid(store: Store) -> None:
+    """The page asks for no ratings then, and keeps those that were clicked before."""
+    partial = Submission(strength=-100, ratings_1={"helpfulness": 1}, reason="Both are wrong.")
+    for name, mark in (
+        ("ana", partial),
+        ("ben", submission(2)),
+        ("cy", submission(2)),
+        ("dan", submission(2)),
+    ):
+        store.add_annotator(name)
+        store.save(1, name, mark, final=True, seconds=1)
+    rows = export_rows(store.tasks(), store.annotations(), {1: partial})
+    assert [len(row["helpfulness"]) for row in rows.disagreements] == [3, 3]
+    assert [row["helpfulness"] for row in rows.ratings] == [3, 4]
+    assert list(rows.left_out.values()) == [1]
+
+
+def test_annotations_that_were_skipped_in_label_studio_are_none() -> None:
+    result = [{"type": "pairwise", "value": {"selected": "left"}}]
+    content = [
+        {"data": FIELDS, "annotations": [{"was_cancelled": True, "result": result}, {"result": result}]}
+    ]
+    ((_, rows),) = from_label_studio(content)
+    assert len(rows) == 1
+
+
 FIELDS = {"prompt": "P", "response_1": "a", "response_2": "b"}
 
 
@@ -212,6 +238,15 @@ def test_null_in_place_of_no_annotations_and_people_as_objects() -> None:
     content = [{"data": FIELDS, "annotations": [{"completed_by": p, "result": result} for p in people]}]
     ((_, rows),) = from_label_studio(content)
     assert [name for name, _ in rows] == ["ana@example.org", "5", "6", "imported"]
+
+
+def test_what_another_tools_form_has_no_place_for_is_counted(
+    annotated: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export(annotated.location, tmp_path / "out.json", form="argilla")  # type: ignore[arg-type]
+    printed = capsys.readouterr().out
+    assert "Wrote 3 tasks with 9 annotations" in printed
+    assert "the ratings of 9 annotations and 1 decisions of adjudicators" in printed
 
 
 def test_an_import_keeps_what_people_annotated_here(

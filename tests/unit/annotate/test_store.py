@@ -193,3 +193,10 @@ def test_what_the_page_does_not_show_is_refused(tmp_path: Path, side: str) -> No
     with pytest.raises(DataError) as caught:
         read_tasks(path)
     assert f"{path}:1" in caught.value.found and "tool_calls" in caught.value.found
+
+
+def test_a_new_store_is_its_owners_alone(tmp_path: Path) -> None:
+    """It holds what sessions are signed with."""
+    store = Store(tmp_path / "private.db")
+    store.add_tasks([task("tea")])
+    assert {file.stat().st_mode & 0o077 for file in tmp_path.glob("private.db*")} == {0}

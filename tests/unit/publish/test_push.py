@@ -10,15 +10,17 @@ from typing import Any, Literal
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from huggingface_hub import ModelCard
 from pydantic import TypeAdapter
 
 from rlhf.config.rewards import RewardSource
-from rlhf.core.errors import OutputError
-from rlhf.models.card import render_card
+from rlhf.core.errors import OutputError, RunError
+from rlhf.models.card import base_literal, is_hub_name, render_card
+from rlhf.models.embedded import known_as
 from rlhf.models.names import TRAINED_WHOLE
-from rlhf.publish.staging import _without_paths, find_model
-from rlhf.publish.upload import check_name
+from rlhf.publish.staging import PushedModel, _without_paths, find_model, stage
+from rlhf.publish.upload import check_name, push
 from tests.unit.publish.conftest import TOKEN, StandIn
 
 REPO = "me/policy"
@@ -77,7 +79,7 @@ def merged(monkeypatch: pytest.MonkeyPatch) -> None:
     """In place of the merge, which tests/smoke/test_export.py tries: a folder as it leaves one."""
 
     def export(
-        model: Path, output: Path, form: object, dtype: str, *, reward_only: bool, tolerance: object
+        model: Path, output: Path, form: object, dtype: str | None, *, reward_only: bool, tolerance: object
     ) -> str:
         output.mkdir()
         (output / "model.safetensors").write_bytes(WEIGHTS["model.safetensors"])
@@ -171,6 +173,73 @@ def test_rewards_are_published_without_addresses_folders_and_requests(
     ]
 
 
+def test_relative_paths_of_the_config_lose_their_folders(
+    run: Path, hub: StandIn, rlhf_command: Callable[..., Any]
+) -> None:
+    paths = ["clients/acme/pairs.jsonl", "/home/ann/My Documents/acme/more.jsonl", "acme/*.jsonl"]
+    config = {
+        "start": "runs/acme-merger/dpo/final",
+        "data": {"prompts": [{"path": path} for path in [*paths, "nvidia/HelpSteer2"]]},
+        "reward": [{"function": "clients/acme/rewards.py:tone"}],
+    }
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    final = run / "final"
+    (final / "policy.json").write_text(json.dumps({"base": LOCAL_BASE, "start": config["start"]}))
+    lines = [*paths, "nvidia/HelpSteer2", f"begun from {config['start']}", "clients/acme/rewards.py:tone"]
+    card = final / "README.md"
+    card.write_text(card.read_text() + "".join(f"- {line}\n" for line in lines))
+    assert rlhf_command("push", run, REPO, "--base", BASE).exit_code == 0
+    texts = {name: data.decode() for name, data in hub.repos[REPO].items() if name.endswith((".json", ".md"))}
+    for name, text in texts.items():
+        assert "acme" not in text and "My Documents" not in text, name
+    for line in (
+        "- pairs.jsonl",
+        "- *.jsonl",
+        "- nvidia/HelpSteer2",
+        "begun from final",
+        "- rewards.py:tone",
+    ):
+        assert line in texts["README.md"]
+
+
+def test_the_card_of_the_embedded_base_names_it_on_the_hub(tmp_path: Path) -> None:
+    model, staged = tmp_path / "final", tmp_path / "staged"
+    for folder in (model, staged):
+        folder.mkdir()
+    (model / "policy.json").write_text(json.dumps({"base": "embedded"}))
+    (model / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "embedded"}))
+    card = render_card(
+        base="embedded", task="text-generation", library="peft", title="t", summary="s",
+        code=f"base = {base_literal('embedded')}", datasets=[], sections={},
+    )  # fmt: skip
+    (model / "README.md").write_text(card)
+    stage(PushedModel(model, None), model, staged, repo=REPO, base=None, samples=False)
+    assert f"base = {known_as('embedded')!r}\n" in (staged / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["data/*.jsonl", "my data/x", "../x", "a/b/c", "x"])
+def test_what_is_no_name_of_the_hub(name: str) -> None:
+    assert not is_hub_name(name)
+    assert is_hub_name("nvidia/HelpSteer2")
+
+
+def test_a_card_that_the_hub_refuses_is_a_message(tmp_path: Path) -> None:
+    class Refusing:
+        endpoint = "hub"
+
+        def repo_exists(self, repo: str) -> bool:
+            return False
+
+        def create_repo(self, repo: str, *, private: bool) -> None: ...
+
+        def create_commit(self, *_: Any, **__: Any) -> None:
+            raise ValueError('Invalid metadata in README.md.\n- "datasets[0]" is wrong')
+
+    with pytest.raises(RunError, match="refuses the head of the model card") as caught:
+        push(tmp_path, REPO, private=True, update=False, message="m", api=Refusing())  # type: ignore[arg-type]
+    assert "--update" in caught.value.fix
+
+
 def test_a_repository_that_exists_needs_update(
     run: Path, hub: StandIn, rlhf_command: Callable[..., Any]
 ) -> None:
@@ -215,7 +284,9 @@ def test_a_merged_model_may_have_the_reward_as_its_only_output(
     run: Path, rlhf_command: Callable[..., Any]
 ) -> None:
     done = rlhf_command("push", run, REPO, "--merged", "--reward-only", "--dry-run")
-    assert done.exit_code == 0 and "merged in bfloat16, with one output" in done.output
+    assert done.exit_code == 0 and "merged in None, with one output" in done.output, (
+        "the format of the training"
+    )
     refused = rlhf_command("push", run, REPO, "--reward-only", "--dry-run")
     assert refused.exit_code == 2 and "add --merged" in refused.output
 

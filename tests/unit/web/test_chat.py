@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
 
+from rlhf.commands.chat_page import _keeper
 from rlhf.core.errors import DataError
 from rlhf.core.records import Conversation
 from rlhf.web.chat import Answer, build_app
@@ -97,6 +99,14 @@ def test_a_pair_is_kept_once() -> None:
     pair.pop("seed")
     assert [client.post("/api/pairs", json=pair).json()["new"] for _ in range(2)] == [True, False]
     assert client_of(Scripted()).post("/api/pairs", json=pair).status_code == 404
+
+
+def test_a_pair_that_nobody_can_annotate_is_refused(tmp_path: Path) -> None:
+    client = client_of(Scripted(), _keeper(str(tmp_path / "a.db")))
+    turns = [{"role": "user", "content": "Q"}]
+    for first, second, status in (("", "b", 422), ("same", "same", 422), ("a", "b", 200)):
+        sent = client.post("/api/pairs", json={"messages": turns, "first": first, "second": second})
+        assert sent.status_code == status, sent.text
 
 
 @pytest.mark.parametrize("path", ["/", "/chat.js", "/chat.css"])

@@ -228,6 +228,21 @@ def test_messages_as_numpy_prints_them_are_named(write_rows: Any) -> None:
     assert "encoding: text" in refused(write_rows("rows.jsonl", [row]), encoding="json").fix
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('[{[]: 1}, "role"]', "not valid JSON"),
+        ('[{"role": ' + "[" * 100_000, "nested too deeply"),
+        ('[{"role": "user", "content": ' + "1" * 5_000 + "}]", "a number that is too long"),
+    ],
+)
+def test_encoded_text_that_cannot_be_read_names_its_place(write_rows: Any, text: str, found: str) -> None:
+    error = refused(
+        write_rows("rows.jsonl", [{"prompt": text, "chosen": "a", "rejected": "b"}]), encoding="json"
+    )
+    assert found in error.found and "rows.jsonl:1" in error.found
+
+
 def test_encoded_conversations_without_a_prompt_name_their_encoding(write_rows: Any) -> None:
     row = {"good": json.dumps(turns("q", "good")), "bad": json.dumps(turns("q", "bad"))}
     path, columns = write_rows("rows.jsonl", [row]), {"chosen": "good", "rejected": "bad"}
