@@ -177,6 +177,10 @@ def test_a_missing_part_is_named_and_the_keyboard_suffices(server: Server, tmp_p
         page.wait("document.getElementById('status').className === 'bad'")
         assert "coherence, complexity, verbosity of the right response" in page.text()
         page.js("document.querySelector('.ratings input').focus()")
+        page.key("6")
+        assert page.js("document.querySelector('input[name=strength]:checked').value") == "-3", (
+            "no rating is 6"
+        )
         for _ in range(10):  # digits rate, Tab goes to the next attribute
             page.key("4")
             page.key("Tab")

@@ -155,6 +155,7 @@ function present(next) {
   say("");
   show("progress", "task");
   window.scrollTo(0, 0);
+  $("task").inert = false;
   $("prompt-title").setAttribute("tabindex", "-1");
   $("prompt-title").focus({ preventScroll: true });
 }
@@ -226,8 +227,14 @@ let submitting = false;  // a second click or key while the first one travels is
 $("answer").addEventListener("submit", async (event) => {
   event.preventDefault();
   if (submitting) return;
-  submitting = true;
-  try { if (await save(true)) { last = task.number; await next(); } } finally { submitting = false; }
+  const focused = document.activeElement;
+  submitting = $("task").inert = true;  // what would be typed now is neither of this task nor of the next one
+  let done = false;
+  try {
+    done = await save(true);
+    if (done) { last = task.number; await next(); }
+  } finally { submitting = $("task").inert = false; }
+  if (!done) focused.focus();
 });
 $("back").addEventListener("click", async () => {
   if (changed) await save(false);
@@ -236,10 +243,12 @@ $("back").addEventListener("click", async () => {
 for (const id of ["answer", "ratings-left", "ratings-right"]) $(id).addEventListener("input", change);
 
 document.addEventListener("keydown", (event) => {
-  if (!task || $("task").hidden) return;
+  if (!task || $("task").hidden || submitting) return;
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); $("answer").requestSubmit(); return; }
   if (event.ctrlKey || event.metaKey || event.altKey || /^(TEXTAREA|INPUT)$/.test(event.target.tagName) && event.target.type !== "radio") return;
-  if (event.target.name && event.target.name.includes("-") && /^[0-4]$/.test(event.key)) {
+  const rating = event.target.name && event.target.name.includes("-");
+  if (rating && /^[56]$/.test(event.key)) return;  // no rating, and not meant as a preference
+  if (rating && /^[0-4]$/.test(event.key)) {
     const pick = document.querySelector(`input[name="${CSS.escape(event.target.name)}"][value="${event.key}"]`);
     pick.checked = true; pick.focus(); change(); return;
   }
