@@ -45,10 +45,10 @@ def test_both_sides_are_trained_scored_and_compared(tiny_base: Path, tmp_path: P
     for side in ([], ["--trl"], ["--recipe", recipe]):
         call("reward_by_data.py", *words, *side)
     table = call("reward_by_data_table.py", output, "--picture", tmp_path / "curve.svg")
-    assert "| ours | 16 | 0.0001 | 1 |" in table and "| trl | 16 | 0.0001 | 1 |" in table
-    for split in ("test", "validation"):
-        for side in ("trl", recipe):
-            assert f"ours minus {side}, 16 pairs, on {split} pairs:" in table
+    for side in ("hybrid", recipe, "TRL's RewardTrainer"):
+        assert f"| {side} | 16 | 0.0001 | 1 |" in table
+    for side in (recipe, "TRL's RewardTrainer"):
+        assert f"hybrid minus {side}, 16 pairs, 1 seeds:" in table
     resolved = yaml.safe_load((output / "runs" / f"{recipe}-16-0.0001-seed0" / "config.yaml").read_text())
     assert [stage["name"] for stage in resolved["stages"]] == ["regression", "preference"]
     assert "<svg" in (tmp_path / "curve.svg").read_text()
