@@ -25,7 +25,7 @@ TEXT = (
 """Keys whose text is sent. All are names out of closed lists, or names of attributes, stages and splits."""
 FOLDER_OR_NAME = ("model.base", "data.*.path")
 """Keys of which a Hugging Face name is sent whole, and of a local path only the last part."""
-NEVER = ("*_kwargs*", "data.*.where*", "data.*.columns*")
+NEVER = ("*_kwargs*", "*extra_body*", "data.*.where*", "data.*.columns*")
 """Keys that hold the user's own content, of any type."""
 _SECRET_NAME = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 

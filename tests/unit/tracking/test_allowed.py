@@ -25,6 +25,7 @@ POLICY = {
             "weight": 0.5,
         },
         {"function": "/home/alice/reward.py:score", "name": "code"},
+        {"judge": {"url": "http://alice", "model": "m", "extra_body": {"account": 4711}}, "name": "judge"},
     ],
     "data": {"prompts": [{"path": "/home/alice/alice.jsonl", "where": {"owner": ["alice"]}}]},
     "rollouts": {
@@ -43,6 +44,7 @@ def test_numbers_and_choices_are_sent_and_nothing_of_the_machine_or_its_people()
     assert sent["rollouts.engine"] == "servers"
     assert sent["model.base"] == "base-8b"
     assert sent["reward.0.weight"] == 0.5
+    assert not [key for key in sent if "extra_body" in key]
     everything = str(sent).replace("alice.jsonl", "")  # the name of a data file is sent, without its folder
     for private in ("alice", "TOKEN", "http", "/home", "1234"):
         assert private not in everything
