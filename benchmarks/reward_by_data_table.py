@@ -34,8 +34,8 @@ OURS, TRL = "ours", "trl"
 LABELS = {OURS: "hybrid", TRL: "TRL's RewardTrainer"}
 """Sides in words; a recipe has its own name."""
 COLOURS = ("#1f4e96", "#b3541e", "#3f7d44", "#7a4f9a")
-BESIDE = 1.06
-"""Factor between the places of two sides, so that their intervals do not cover each other."""
+DODGE = 1.06
+"""Factor between the x positions of two sides, so that their intervals do not overlap."""
 Rows = list[list[Any]]
 
 
@@ -167,7 +167,10 @@ def point(side: str, pairs: int, rates: Mapping[float, Sequence[Mapping[str, Any
         if "benchmark" in seeds[0]
         else float("nan"),
         {str(name): float(correct_SP[:, sources == name].mean()) for name in np.unique(sources)},
-        {str(name): _mean(above_SP, test["prompts"], sources == name) for name in np.unique(sources)},
+        {
+            str(name): _mean_and_interval(above_SP, test["prompts"], sources == name)
+            for name in np.unique(sources)
+        },
         correct_SP,
         test["prompts"],
         np.stack([correct(cell["validation"]["pairs"]) for cell in seeds]),
@@ -192,7 +195,9 @@ def by_rate(cells: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _mean(values_SP: NDArray[np.float64], prompts_P: Sequence[int], chosen_P: Any) -> tuple[float, Interval]:
+def _mean_and_interval(
+    values_SP: NDArray[np.float64], prompts_P: Sequence[int], chosen_P: Any
+) -> tuple[float, Interval]:
     """The mean over the chosen pairs, and its interval."""
     prompts = np.array(prompts_P)[chosen_P].tolist()
     chosen_SP = values_SP[:, chosen_P]
@@ -285,12 +290,12 @@ def draw(result: Sequence[Point], baseline: float, picture: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(6, 3.4), layout="constrained")
     sides = sorted({item.side for item in result}, key=_place)
     for place, (side, colour) in enumerate(zip(sides, cycle(COLOURS))):
-        aside = BESIDE ** (place - (len(sides) - 1) / 2)
+        dodge = DODGE ** (place - (len(sides) - 1) / 2)
         line = [item for item in result if item.side == side]
         values = np.array([item.accuracy for item in line])
         bounds = np.array([item.interval for item in line]).reshape(-1, 2)
         axes.errorbar(
-            [aside * item.pairs for item in line],
+            [dodge * item.pairs for item in line],
             100 * values,
             yerr=100 * np.stack([values - bounds[:, 0], bounds[:, 1] - values]),
             color=colour,

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from transformers import PreTrainedModel
 
 from policy.rollouts.protocol import Sampling
@@ -43,7 +44,6 @@ class SharedBase:
         self.chat = chat
         self._model: PreTrainedModel | PeftModel = model.eval()
         self._scorer: Scorer | None = None
-        self._dtype: str | None = None
         self._roles: dict[str, str] = {}  # name of a policy -> adapter name in PEFT
 
     @classmethod
@@ -76,9 +76,7 @@ class SharedBase:
                 chat_template_kwargs=chat_template_kwargs,
             )
         config = ModelConfig(base=base, revision=revision, dtype=dtype, quantization=quantization)
-        shared = cls(load_trunk(config), chat)
-        shared._dtype = dtype
-        return shared
+        return cls(load_trunk(config), chat)
 
     @property
     def context(self) -> int:
@@ -235,7 +233,7 @@ class SharedBase:
 
     def _compare_format(self, folder: str | Path, trained: str) -> None:
         """Warn of rounding errors that the model's training did not have."""
-        if (self._dtype, trained) == ("bfloat16", "float32"):
+        if trained == "float32" and self._model.dtype == torch.bfloat16:
             warnings.warn(
                 f"{folder} was trained in float32, and the base is in bfloat16: results differ by rounding. "
                 "SharedBase.load(..., dtype='float32') gives those of the training.",

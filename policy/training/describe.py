@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from policy.training.critic import critic_start
 from policy.update.losses import trl_beta
-from rlhf.adapters.storage import RewardAdapter
 from rlhf.config.algorithm import AlgorithmConfig
 from rlhf.config.policy import PolicyConfig
 from rlhf.models.embedded import known_as
@@ -94,7 +94,7 @@ def other_bases(config: PolicyConfig) -> list[str]:
     folders += [folder for source in sources if source.ensemble for folder in source.ensemble.adapters]
     lines = []
     for folder in dict.fromkeys(folders):
-        base = RewardAdapter.read(Path(folder)).card["base"]
+        base = json.loads((Path(folder) / "reward.json").read_text("utf-8"))["base"]
         if known_as(base) != known_as(config.model.base):
             lines.append(
                 f"Note: {folder} was trained on {base}, and model.base is {config.model.base}: the run stops "

@@ -145,7 +145,7 @@ def _strength(value: Any, place: str) -> int:
     by_text = {str(strength): strength for strength in (*STRENGTHS, NEITHER_VALID)}
     if (strength := by_text.get(str(value).strip())) is None:
         raise DataError(
-            f"{place}: the preference {value!r} is no strength.",
+            f"{place}: the preference {value!r} is not a valid strength.",
             allowed=f"{', '.join(by_text)} ({NEITHER_VALID}: neither is valid)",
         )
     return strength
@@ -190,10 +190,10 @@ def _task(fields: Any, place: str) -> Task:
         prompt = [{"role": "user", "content": prompt}]
     if not isinstance(prompt, list) or not all(_is_message(part) for part in prompt):
         raise DataError(
-            f"{place}: the prompt is no text.", allowed="a string, or messages with role and content"
+            f"{place}: the prompt is not text.", allowed="a string, or messages with role and content"
         )
     if not all(isinstance(text, str) for text in texts):
-        raise DataError(f"{place}: {' or '.join(names)} is no text.", allowed="two strings")
+        raise DataError(f"{place}: {' or '.join(names)} is not text.", allowed="two strings")
     task = Task(as_messages(prompt), *texts)
     check_task(task, place)
     return task

@@ -85,9 +85,9 @@ def export_rows(
         decision = adjudications.get(number)
         result.preferences.append(_preference(prompt, task, group, decision, max_spread, fewest))
         for which, response in (("ratings_1", task.response_1), ("ratings_2", task.response_2)):
-            rated = [ratings for a in group if is_complete(ratings := getattr(a.submission, which))]
-            partial = sum(0 < len(getattr(a.submission, which)) < len(HELPSTEER_ATTRIBUTES) for a in group)
-            if partial:
+            given = [ratings for a in group if (ratings := getattr(a.submission, which))]
+            rated = [ratings for ratings in given if is_complete(ratings)]
+            if partial := len(given) - len(rated):
                 result.left_out[PARTIAL] = result.left_out.get(PARTIAL, 0) + partial
             people = {name: [ratings[name] for ratings in rated] for name in HELPSTEER_ATTRIBUTES}
             if not rated:

@@ -213,7 +213,7 @@ def export(
             rated = sum(bool(a.submission.ratings_1 or a.submission.ratings_2) for a in annotations)
             if rated or decisions:
                 print(
-                    f"Left out, for which this form has no place: the ratings of {rated} annotations and "
+                    f"Not part of this format, so left out: the ratings of {rated} annotations and "
                     f"{len(decisions)} decisions of adjudicators."
                 )
             return

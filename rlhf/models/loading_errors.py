@@ -84,7 +84,7 @@ def cannot_load(base: str, error: Exception) -> ModelError:
     if folder.is_dir() and not (folder / "config.json").exists():
         is_run = (folder / "final").is_dir()
         return ModelError(
-            f"{base} is no model: it has no config.json.",
+            f"{base} is not a model: it has no config.json.",
             allowed=whole,
             fix=f"name the base model; {folder / 'final'} is a model of this project, for `start` or `reward`"
             if is_run

@@ -61,6 +61,7 @@ PLACES = frozenset(
 SERVER = "a server"
 """In place of an address."""
 OUTSIDE = ("/", "~/", "../")
+"""Beginnings of a path that leads out of the current folder."""
 _PATH = re.compile(r"(?<![\w/:.])(?:~|\.{1,2})?/(?:[\w.~@+-]+/)+([\w.~@+-]+)")
 
 
@@ -147,16 +148,14 @@ def stage(
                 if isinstance(facts, dict) and isinstance(rewards := facts.get("reward"), list):
                     addresses |= _addresses(rewards)
                     facts["reward"] = [_public_reward(reward) for reward in rewards]
-        public = _without_paths(content, places)
-        file.write_text(json.dumps(public, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        content = _without_paths(content, places)
+        file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
     if (folder / CARD).exists():
         text = (folder / CARD).read_text(encoding="utf-8")
-        for address in sorted(addresses, key=len, reverse=True):
-            text = text.replace(address, SERVER)
+        public = dict.fromkeys(addresses, SERVER) | {place: _last_part(place) for place in places}
         if trained_on == "embedded" and hub_base:
-            text = text.replace(base_literal("embedded"), repr(hub_base))
-        for place in sorted(places, key=len, reverse=True):
-            text = text.replace(place, _last_part(place))
+            public[base_literal("embedded")] = repr(hub_base)
+        text = _replaced(text, public)
         (folder / CARD).write_text(_public_card(text, repo, local, trained_on, hub_base), "utf-8")
     if samples and source.run is not None and (source.run / SAMPLES).exists():
         write_samples(source.run / SAMPLES, folder / SAMPLES_FILE)
@@ -211,11 +210,17 @@ def _public_card(text: str, repo: str, local: set[str], trained_on: str | None, 
     if card.data.base_model != base and (base or not is_hub_name(str(card.data.base_model))):
         card.data.base_model = base
     text = str(card)
-    for path in sorted(local, key=len, reverse=True):
-        text = text.replace(f"{path!r}", f"{repo!r}")
+    text = _replaced(text, {f"{path!r}": f"{repo!r}" for path in local})
     if trained_on and base:
         text = text.replace(trained_on, base) if "/" in trained_on else text
     return _PATH.sub(r"\1", text)
+
+
+def _replaced(text: str, public: Mapping[str, str]) -> str:
+    """The text with each key replaced by its value; longer keys first, since one may contain another."""
+    for private in sorted(public, key=len, reverse=True):
+        text = text.replace(private, public[private])
+    return text
 
 
 def _local_places(run: Path | None) -> set[str]:

@@ -77,9 +77,9 @@ def push(
         ) from None
     except ValueError as error:  # huggingface_hub's, for metadata that the Hub refuses
         raise RunError(
-            f"The Hub refuses the head of the model card: {' '.join(str(error).split())}",
-            fix="correct the head of README.md in the model's folder, then type the command again with "
-            f"--update: {repo} exists now",
+            f"The Hub refuses the metadata of the model card: {' '.join(str(error).split())}",
+            fix="correct the YAML header of README.md in the model's folder, then type the command again "
+            f"with --update: {repo} exists now",
         ) from None
     except (httpx.TransportError, OSError) as error:
         raise RunError(

@@ -228,7 +228,7 @@ $("answer").addEventListener("submit", async (event) => {
   event.preventDefault();
   if (submitting) return;
   const focused = document.activeElement;
-  submitting = $("task").inert = true;  // what would be typed now is neither of this task nor of the next one
+  submitting = $("task").inert = true;  // anything typed now would be lost
   let done = false;
   try {
     done = await save(true);
@@ -247,7 +247,7 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); $("answer").requestSubmit(); return; }
   if (event.ctrlKey || event.metaKey || event.altKey || /^(TEXTAREA|INPUT)$/.test(event.target.tagName) && event.target.type !== "radio") return;
   const rating = event.target.name && event.target.name.includes("-");
-  if (rating && /^[56]$/.test(event.key)) return;  // no rating, and not meant as a preference
+  if (rating && /^[56]$/.test(event.key)) return;  // not a rating, and not meant as a preference
   if (rating && /^[0-4]$/.test(event.key)) {
     const pick = document.querySelector(`input[name="${CSS.escape(event.target.name)}"][value="${event.key}"]`);
     pick.checked = true; pick.focus(); change(); return;

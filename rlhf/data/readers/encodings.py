@@ -20,10 +20,6 @@ PYTHON = re.compile(r"\s*\[\s*\{\s*'")
 """A list of dictionaries as Python prints it; numpy's, which `Dataset.to_csv` writes, has no commas."""
 
 
-class UnreadableNumberError(Exception):
-    """A JSON text with an integer of thousands of digits."""
-
-
 def looks_encoded(value: Any) -> str | None:
     """The encoding that a string seems to have beside plain text: `json`, `transcript`, or None."""
     if not isinstance(value, str):
@@ -48,22 +44,22 @@ def decoded(row: Row, column: str, encoding: str, *, plain: bool = False) -> Any
         allowed = "a JSON list of messages (`encoding: json`)"
         try:
             decoded = _list_of(value)
-        except (RecursionError, UnreadableNumberError) as error:
-            reason = "nested too deeply" if isinstance(error, RecursionError) else "a number that is too long"
-            raise DataError(
-                f"{row.place}: column {column!r} cannot be read: {reason}",
-                allowed=allowed,
-                fix="correct the JSON there, or delete the row",
-            ) from None
         except json.JSONDecodeError as error:
             raise DataError(
                 f"{row.place}: column {column!r} is not valid JSON ({error.msg} at character {error.pos}): "
                 f"{shorten(value, error.pos)}",
                 allowed=allowed,
-                fix="this is Python's text of objects: write the rows as JSON Lines or Parquet, "
-                "such as with `to_json` of a data set"
+                fix="this is the repr of Python objects: write the rows as JSON Lines or Parquet, such as "
+                "with `Dataset.to_json`"
                 if PYTHON.match(value)
                 else "correct the JSON there, or set `encoding: text` if these are plain texts",
+            ) from None
+        except (RecursionError, ValueError) as error:
+            reason = "nested too deeply" if isinstance(error, RecursionError) else "a number that is too long"
+            raise DataError(
+                f"{row.place}: column {column!r} cannot be read: {reason}",
+                allowed=allowed,
+                fix="correct the JSON there, or delete the row",
             ) from None
         if not isinstance(decoded, list):
             raise row.wrong(column, allowed)
@@ -82,7 +78,7 @@ def _list_of(text: str) -> Any:
 
     Raises:
         JSONDecodeError: neither.
-        UnreadableNumberError: a number is too long.
+        ValueError: an integer has thousands of digits.
         RecursionError: it is nested too deeply.
     """
     try:
@@ -93,5 +89,3 @@ def _list_of(text: str) -> Any:
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             pass
         raise
-    except ValueError as error:  # of an integer with thousands of digits
-        raise UnreadableNumberError from error

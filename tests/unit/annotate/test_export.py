@@ -202,15 +202,15 @@ FIELDS = {"prompt": "P", "response_1": "a", "response_2": "b"}
 @pytest.mark.parametrize(
     ("fields", "annotations", "found"),
     [
-        ({"prompt": [{"role": "user"}]}, [], "the prompt is no text"),
-        ({"prompt": 3}, [], "the prompt is no text"),
-        ({"response_2": None}, [], "response_1 or response_2 is no text"),
+        ({"prompt": [{"role": "user"}]}, [], "the prompt is not text"),
+        ({"prompt": 3}, [], "the prompt is not text"),
+        ({"response_2": None}, [], "response_1 or response_2 is not text"),
         ({"response_2": "a"}, [], "both responses are the same"),
         ({"response_2": "\ud83d"}, [], "half of a surrogate pair"),
-        ({}, ["good"], "the preference 'good' is no strength"),
-        ({}, [7], "the preference 7 is no strength"),
-        ({}, [True], "the preference True is no strength"),
-        ({}, [1.5], "the preference 1.5 is no strength"),
+        ({}, ["good"], "the preference 'good' is not a valid strength"),
+        ({}, [7], "the preference 7 is not a valid strength"),
+        ({}, [True], "the preference True is not a valid strength"),
+        ({}, [1.5], "the preference 1.5 is not a valid strength"),
     ],
 )
 def test_values_that_no_export_has(fields: dict[str, Any], annotations: list[Any], found: str) -> None:

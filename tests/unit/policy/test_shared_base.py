@@ -13,6 +13,7 @@ from policy.save import save_final
 from policy.shared_base import SharedBase
 from reward.scorer import Scorer
 from rlhf.config.policy import PolicyConfig
+from rlhf.core import formats
 from rlhf.core.errors import DataError, ModelError
 from rlhf.core.records import Message
 from rlhf.models import trunk
@@ -35,13 +36,23 @@ def test_a_gpu_gets_the_layers_of_a_training_run(tiny_base: Path, monkeypatch: p
     assert chosen == [(base._model, "auto")]
 
 
-def test_another_number_format_than_that_of_the_training_is_a_warning(
-    tiny_base: Path, tiny_reward: Path, recwarn: pytest.WarningsRecorder
+@pytest.mark.parametrize("emulated", [False, True])
+def test_a_base_with_larger_rounding_errors_than_the_training_is_a_warning(
+    emulated: bool,
+    tiny_base: Path,
+    tiny_reward: Path,
+    recwarn: pytest.WarningsRecorder,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """tiny_reward was trained in float32. Where bfloat16 is emulated, the base is in float32, too."""
+    monkeypatch.setattr(formats, "slow_bfloat16", lambda: emulated)
     SharedBase.load(str(tiny_base), dtype="float32").add_reward(tiny_reward)
-    assert not [warning for warning in recwarn if "was trained in" in str(warning.message)]
-    with pytest.warns(UserWarning, match="was trained in float32, and the base is in bfloat16"):
+    if emulated:
         SharedBase.load(str(tiny_base)).add_reward(tiny_reward)
+    assert not [warning for warning in recwarn if "was trained in" in str(warning.message)]
+    if not emulated:
+        with pytest.warns(UserWarning, match="was trained in float32, and the base is in bfloat16"):
+            SharedBase.load(str(tiny_base)).add_reward(tiny_reward)
 
 
 def write_policy(

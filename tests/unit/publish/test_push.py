@@ -235,7 +235,7 @@ def test_a_card_that_the_hub_refuses_is_a_message(tmp_path: Path) -> None:
         def create_commit(self, *_: Any, **__: Any) -> None:
             raise ValueError('Invalid metadata in README.md.\n- "datasets[0]" is wrong')
 
-    with pytest.raises(RunError, match="refuses the head of the model card") as caught:
+    with pytest.raises(RunError, match="refuses the metadata of the model card") as caught:
         push(tmp_path, REPO, private=True, update=False, message="m", api=Refusing())  # type: ignore[arg-type]
     assert "--update" in caught.value.fix
 
